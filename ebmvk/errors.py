@@ -1,0 +1,64 @@
+"""Errors people can act on: what happened, why it is likely, and one thing to try.
+
+Every error that bad input or a failing machine can cause is an `EbmvkError`. Commands print it in three lines
+and end with `exit_status`; nothing else catches it on the way.
+"""
+
+from __future__ import annotations
+
+
+class EbmvkError(Exception):
+    """Base of all typed errors.
+
+    Args:
+        what: what happened, naming the flag, file or tensor and its value.
+        hint: one thing to try, as an imperative sentence.
+        why: the likely cause, where it is not obvious from `what`.
+    """
+
+    exit_status = 2
+
+    def __init__(self, what: str, *, hint: str, why: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return "\n".join([self.what, *([f"  why: {self.why}"] if self.why else []), f"  try: {self.hint}"])
+
+
+class ConfigError(EbmvkError):
+    """A flag, a configuration file or a key in it is unknown, contradictory or out of range."""
+
+
+class DataError(EbmvkError):
+    """A corpus or tokenizer is missing, empty, binary, not UTF-8 or too short."""
+
+
+class CheckpointError(EbmvkError):
+    """A checkpoint is missing, truncated, corrupt, or of another configuration."""
+
+
+class StorageError(EbmvkError):
+    """Writing failed: the disk is full, the folder is read-only. What was there before is intact."""
+
+
+class ArgumentError(EbmvkError, ValueError):
+    """An operation got an argument of the wrong shape, dtype or device, or with values it must not have."""
+
+
+class DeviceError(EbmvkError):
+    """No usable device, or the device failed."""
+
+
+class OutOfMemory(DeviceError):
+    """An allocation on the device failed. Sizes are in the message."""
+
+
+class DeviceLost(DeviceError):
+    """The device was lost or hung. No result of the failed submission is ever returned."""
+
+
+class NonFinite(EbmvkError):
+    """A loss, gradient or result is NaN or infinite; the first bad tensor is named."""
