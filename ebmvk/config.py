@@ -1,72 +1,311 @@
 """Configuration: frozen dataclasses, `--size` as the one dial, TOML in and out.
 
-Precedence: size < TOML file < flags. Names are those of the original system where it had one.
+Precedence: size < TOML file < flags. Names are those of the original system where it had one. The comment beside a
+field is its help text on the command line; `knob` adds its range and whether `--resume` may change it.
 """
+
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from ebmvk.errors import ConfigError
 
 Size = Literal["nano", "tiny", "small", "base"]
+SIZES: tuple[Size, ...] = get_args(Size)
+Source = Literal["default", "size", "file", "flag", "derived"]
+
+
+def knob(default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False) -> Any:
+    """A field with its inclusive range; `resume` says that a resumed run may change it."""
+    return field(default=default, metadata={"low": low, "high": high, "resume": resume})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    size: Size = "nano"  # The one dial: derives every value that is not given.
+    device: str = knob("auto", resume=True)  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    seed: int = knob(42, low=0, high=2**63 - 1)  # Seed of everything random.
+    deterministic: bool = knob(False, resume=True)  # Bit-for-bit repeatable: torch's deterministic algorithms only.
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: str = "builtin"
-    data_dir: Path | None = None
-    vocab_size: int = 2048
-    seq_length: int = 128
+    dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
+    data_dir: Path | None = None  # Folder of local data sets; EBMVK_DATA_DIR when not given.
+    vocab_size: int = knob(2048, low=258)  # Tokens of the byte-level BPE.
+    seq_length: int = knob(128, low=2)  # Tokens per training window.
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: Literal["ebm"] = "ebm"
-    latent_dim: int = 256
-    n_layers: int = 4
-    n_heads: int = 4
-    ffn_dim: int = 1024
-    context_local: int = 12
-    context_medium: int = 64
-    context_global: int = 128
-    moe_experts: int = 4
-    moe_active: int = 2
-    hidden_dim: int = 512
-    dropout: float = 0.1
-    use_geometric: bool = True
-    use_compositional: bool = True
+    model: Literal["ebm"] = "ebm"  # Which model.
+    latent_dim: int = knob(256, low=2)  # Dimension d of the sphere's ambient space.
+    n_layers: int = knob(4, low=1)  # Layers of the trunk.
+    n_heads: int = knob(4, low=1)  # Attention heads; divides latent_dim.
+    ffn_dim: int = knob(1024, low=1)  # Width of the trunk's feed-forward part.
+    context_local: int = knob(12, low=1)  # Attention window of the local scale, tokens.
+    context_medium: int = knob(64, low=1)  # Window of the medium scale.
+    context_global: int = knob(128, low=1)  # Window of the global scale.
+    moe_experts: int = knob(4, low=1)  # Experts of the decoder.
+    moe_active: int = knob(2, low=1)  # Experts active per position.
+    hidden_dim: int = knob(512, low=1)  # Width of one expert.
+    dropout: float = knob(0.1, low=0.0, high=0.95)  # Dropout in the trunk.
+    use_geometric: bool = True  # The geometric energy term.
+    use_compositional: bool = True  # The compositional energy term.
 
 
 @dataclass(frozen=True)
 class LangevinConfig:
-    knn_k: int = 64
-    langevin_steps: int = 200
-    langevin_levels: int = 10
-    langevin_dt: float | None = None
-    langevin_gamma: float | None = None
-    langevin_T: float = 1.0
-    kappa: float | None = None
+    knn_k: int = knob(64, low=1, resume=True)  # Candidates of the latent law.
+    langevin_steps: int = knob(200, low=1, resume=True)  # Integrator steps over all levels.
+    langevin_levels: int = knob(10, low=1, resume=True)  # Annealing levels.
+    langevin_dt: float | None = knob(None, low=1e-9, resume=True)  # Step size; derived per level when not given.
+    langevin_gamma: float | None = knob(None, low=0.0, resume=True)  # Friction; sqrt(kappa) per level when not given.
+    langevin_T: float = knob(1.0, low=1e-6, resume=True)  # Temperature of the chains; 1 is the model's own law.
+    kappa: float | None = knob(None, low=1e-6, resume=True)  # Final concentration; derived when not given.
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    steps: int = 1000
-    epochs: float | None = None
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    warmup_steps: int = 100
-    lambda_lex: float = 0.5
-    lambda_denoise: float = 0.1
-    lambda_spread: float = 0.01
-    moe_balance: float = 0.01
-    moe_z: float = 1e-3
+    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
+    epochs: float | None = knob(None, low=1e-9, resume=True)  # Passes over the training split, instead of steps.
+    batch_size: int = knob(32, low=1, resume=True)  # Windows per step.
+    learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
+    weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
+    grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
+    warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.
+    precision: Literal["float32", "bfloat16"] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
+    lambda_lex: float = knob(0.5, low=0.0)  # Weight of the lexical cross-entropy.
+    lambda_denoise: float = knob(0.1, low=0.0)  # Weight of denoising.
+    lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
+    moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
+    moe_z: float = knob(1e-3, low=0.0)  # Weight of the router's z loss.
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    log_every: int = knob(20, low=1, resume=True)  # Steps between printed lines; metrics.jsonl has every step.
+    eval_every: int = knob(200, low=1, resume=True)  # Steps between evaluations on a part of validation.
+    eval_tokens: int = knob(20_000, low=2, resume=True)  # Tokens of that part.
+    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints.
+    keep_last: int = knob(3, low=1, resume=True)  # Checkpoints kept; the best one is never deleted.
+    sample_tokens: int = knob(40, low=0, resume=True)  # Tokens of the sample written at each evaluation; 0 for none.
 
 
 @dataclass(frozen=True)
 class Config:
+    run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     langevin: LangevinConfig = field(default_factory=LangevinConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def flag(key: str) -> str:
+    """'seq_length' or 'data.seq_length' → '--seq-length'."""
+    return "--" + key.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def items(config: Config) -> Iterator[tuple[str, str, Any]]:
+    """(section, name, value) of every field, in order."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        for entry in dataclasses.fields(part):
+            yield section.name, entry.name, getattr(part, entry.name)
+
+
+SECTION_OF: dict[str, str] = {name: section for section, name, _ in items(Config())}
+
+
+def _entry(name: str) -> dataclasses.Field[Any]:
+    section = type(getattr(Config(), SECTION_OF[name]))
+    return next(entry for entry in dataclasses.fields(section) if entry.name == name)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None where nothing is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)), None)
+
+
+def replace(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with the named fields (of any section) replaced."""
+    parts = {section: {n: v for n, v in values.items() if SECTION_OF[n] == section} for section in SECTION_OF.values()}
+    return dataclasses.replace(
+        config, **{s: dataclasses.replace(getattr(config, s), **changed) for s, changed in parts.items() if changed}
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Flat {field: value} of a configuration file; unknown sections, unknown keys and wrong types are rejected.
+
+    Raises:
+        ConfigError: naming the file, the key and its value, with the nearest known name.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: no such file", hint="check the path, or leave --config away") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"--config {path}: cannot be read as TOML", why=str(error), hint="compare it with a run's config.toml"
+        ) from None
+    values: dict[str, Any] = {}
+    for section, table in tables.items():
+        names = [n for n, s in SECTION_OF.items() if s == section]
+        if not names or not isinstance(table, dict):
+            raise _unknown(path, section, set(SECTION_OF.values()))
+        for name, value in table.items():
+            if name not in names:
+                raise _unknown(path, f"{section}.{name}", [f"{section}.{n}" for n in names])
+            values[name] = _coerce(name, value, f"{path}: {section}.{name}")
+    return values
+
+
+def _unknown(path: Path, key: str, known: Iterable[str]) -> ConfigError:
+    close = nearest(key, known)
+    hint = f"write '{close}'" if close else f"known here: {', '.join(sorted(known))}"
+    return ConfigError(f"{path}: unknown key '{key}'", why="a misspelt key would be ignored", hint=hint)
+
+
+def _coerce(name: str, value: Any, where: str) -> Any:
+    """`value` as the type of field `name`; a TOML integer is fine where a float is wanted, nothing else converts."""
+    hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif option is Path and isinstance(value, str):
+            return Path(value)
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif type(value) is option:
+            return value
+    wanted = " or ".join(_words(option) for option in options if option is not type(None))
+    raise ConfigError(f"{where} = {value!r}: not {wanted}", hint=f"give {wanted}, or leave the key away")
+
+
+def _words(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return "one of " + ", ".join(map(str, get_args(option)))
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}[option]
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> str:
+    """The configuration as TOML; unset (None) values are left out, sources stand as comments beside their values."""
+    lines: list[str] = []
+    current = ""
+    for section, name, value in items(config):
+        if section != current:
+            lines += [*([""] if lines else []), f"[{section}]"]
+            current = section
+        if value is not None:
+            comment = f"  # {sources[name]}" if sources and name in sources else ""
+            lines.append(f"{name} = {_toml(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in text) + '"'
+
+
+def from_toml(path: Path) -> Config:
+    """A complete configuration from a file written by `write_toml`; fields it leaves out have their defaults."""
+    return replace(Config(), read_toml(path))
+
+
+# ---- checking ------------------------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> Config:
+    """The configuration itself when every value is in range and no two contradict each other.
+
+    Raises:
+        ConfigError: naming the flag, its value and the bound or the other flag.
+    """
+    for _, name, value in items(config):
+        _check_range(name, value)
+    model, data, langevin = config.model, config.data, config.langevin
+    _require(
+        model.latent_dim % (2 * model.n_heads) == 0,
+        f"--latent-dim {model.latent_dim} is not a multiple of 2 x --n-heads {model.n_heads}",
+        f"take --latent-dim {2 * model.n_heads * max(1, round(model.latent_dim / (2 * model.n_heads)))}",
+    )
+    _require(
+        model.moe_active <= model.moe_experts,
+        f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
+        f"take --moe-active {model.moe_experts} or less",
+    )
+    _require(
+        model.context_local <= model.context_medium <= model.context_global,
+        f"--context-local {model.context_local}, --context-medium {model.context_medium}, "
+        f"--context-global {model.context_global} do not widen",
+        "order them local <= medium <= global",
+    )
+    _require(
+        langevin.knn_k < data.vocab_size,
+        f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
+        f"take --knn-k {data.vocab_size - 1} or less",
+    )
+    _require(
+        langevin.langevin_levels <= langevin.langevin_steps,
+        f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
+        f"take --langevin-levels {langevin.langevin_steps} or less: a level needs a step",
+    )
+    return config
+
+
+def _check_range(name: str, value: Any) -> None:
+    bounds = _entry(name).metadata
+    low, high = bounds.get("low"), bounds.get("high")
+    if value is None or (low is None and high is None):
+        return
+    _require(math.isfinite(value), f"{flag(name)} {value} is not finite", "give a finite number")
+    _require(low is None or value >= low, f"{flag(name)} {value} is below {low}", f"take {low} or more")
+    _require(high is None or value <= high, f"{flag(name)} {value} is above {high}", f"take {high} or less")
+
+
+def _require(condition: bool, what: str, hint: str) -> None:
+    if not condition:
+        raise ConfigError(what, hint=hint)
+
+
+def check_resume(old: Config, new: Config) -> None:
+    """Only learning rate, batch size, length, device, sampling and logging may change when a run is resumed.
+
+    Raises:
+        ConfigError: naming the first key that may not, and both values.
+    """
+    before = {name: value for _, name, value in items(old)}
+    for section, name, value in items(new):
+        # Where the data lies may change: the same text is proved by its digest, which the checkpoint holds.
+        if value != before[name] and not _entry(name).metadata.get("resume") and name != "data_dir":
+            raise ConfigError(
+                f"--resume: {section}.{name} is {value!r} now but was {before[name]!r}",
+                why="a run can't change its model, data or objective half way",
+                hint=f"leave {flag(name)} away, or start a new run with another --run-dir",
+            )
