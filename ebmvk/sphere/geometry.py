@@ -1,0 +1,82 @@
+"""Geometry of the unit sphere S^{d-1} in torch (model section 1).
+
+Every function works on the last axis, broadcasts over the others, keeps the dtype and device, and has finite gradients
+everywhere, including at u = 0 and y = x, where plain formulas divide zero by zero. Points are unit rows and tangent
+vectors are orthogonal to them; neither is checked here (`projx` and `proju` make them so).
+
+At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u, which is the
+limit along no direction in particular but is finite and tangent. Near them the direction of `logmap` is lost to rounding
+at a distance from -x of about the dtype's epsilon, while its length stays right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this squared angle three Taylor terms are exact to float64 rounding: the next is (1e-3)^4 / 8! relative.
+_SMALL = 1e-3
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def _safe_sqrt(square: Tensor) -> Tensor:
+    """sqrt with gradient 0, not infinity, at 0: the second `where` alone would still propagate NaN."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
+def _chords(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared chords |x-y|^2 and |x+y|^2, keeping the last axis."""
+    minus, plus = x - y, x + y
+    return _dot(minus, minus), _dot(plus, plus)
+
+
+def projx(x: Tensor) -> Tensor:
+    """Nearest point of the sphere, x / |x|. x: (..., d). The zero vector, which has none, stays zero."""
+    return x / _safe_sqrt(_dot(x, x)).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def proju(x: Tensor, u: Tensor) -> Tensor:
+    """Tangent part of u at x, (I - x x^T) u. x, u: (..., d)."""
+    return u - _dot(x, u) * x
+
+
+def dist(x: Tensor, y: Tensor) -> Tensor:
+    """Geodesic distance in radians, 2 atan2(|x-y|, |x+y|): (...). Accurate at both ends, where acos is not."""
+    minus, plus = _chords(x, y)
+    return 2 * torch.atan2(_safe_sqrt(minus), _safe_sqrt(plus)).squeeze(-1)
+
+
+def expmap(x: Tensor, u: Tensor) -> Tensor:
+    """Geodesic from x along u for unit time, cos|u| x + sin|u|/|u| u. x, u: (..., d), u tangent at x."""
+    square = _dot(u, u)
+    small = square < _SMALL
+    angle = torch.where(small, 1.0, square).sqrt()
+    cos = torch.where(small, 1 - square / 2 * (1 - square / 12 * (1 - square / 30)), angle.cos())
+    sinc = torch.where(small, 1 - square / 6 * (1 - square / 20 * (1 - square / 42)), angle.sin() / angle)
+    return cos * x + sinc * u
+
+
+def logmap(x: Tensor, y: Tensor) -> Tensor:
+    """Tangent vector at x whose geodesic reaches y: dist(x, y) P_x y / |P_x y|. x, y: (..., d); 0 at y = -x."""
+    minus, plus = _chords(x, y)
+    # P_x (y - x) = P_x y, without the cancellation that y - (x.y) x has near y = x.
+    tangent = proju(x, y - x)
+    small = minus < _SMALL
+    # theta / sin(theta) as a series in sin^2(theta/2) = |x-y|^2 / 4.
+    s = minus / 4
+    near = 1 + s * (2 / 3 + s * (8 / 15 + s * (16 / 35 + s * 128 / 315)))
+    sine = _safe_sqrt(_dot(tangent, tangent)).clamp_min(torch.finfo(x.dtype).tiny)
+    angle = 2 * torch.atan2(torch.where(small, 1.0, minus).sqrt(), _safe_sqrt(plus))
+    return torch.where(small, near, angle / torch.where(small, 1.0, sine)) * tangent
+
+
+def transp(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+    """Parallel transport of u from x to y along the minimal geodesic, an isometry. x, y, u: (..., d), u tangent at x."""
+    plus = x + y
+    # 1 + x.y = |x+y|^2 / 2 keeps its relative accuracy near antipodes.
+    half = (_dot(plus, plus) / 2).clamp_min(torch.finfo(x.dtype).tiny)
+    return u - _dot(y, u) / half * plus
