@@ -1,0 +1,7 @@
+"""`python -m ebmvk`: the same as the `ebmvk` program."""
+
+import sys
+
+from ebmvk.cli import main
+
+sys.exit(main())

@@ -1,0 +1,163 @@
+"""The commands: one parser for all of them, typed errors, exit status 2, no traceback.
+
+Nothing heavy is imported here, so that --help answers at once; each command imports torch when it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from ebmvk import __version__
+from ebmvk.config import nearest
+from ebmvk.errors import ConfigError, EbmvkError
+
+COMMANDS = {
+    "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
+    "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
+    "generate": "write text by annealed Langevin sampling, or by exact sampling",
+}
+ALIASES = {"--lr": "--learning-rate"}
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `ebmvk` program: dispatches to a command and returns its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0] in COMMANDS:
+        command = importlib.import_module(f"ebmvk.{args[0]}")
+        status: int = command.main(args[1:])
+        return status
+    return run(lambda: _top_level(args))
+
+
+def _top_level(args: list[str]) -> int:
+    if args[:1] == ["--version"]:
+        print(f"ebmvk {__version__}")
+        return 0
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
+        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
+        return 0
+    close = nearest(args[0], COMMANDS)
+    raise ConfigError(
+        f"ebmvk {args[0]}: no such command",
+        hint=f"did you mean 'ebmvk {close}'?" if close else f"take one of {', '.join(COMMANDS)}",
+    )
+
+
+def run(body: Callable[[], int]) -> int:
+    """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
+    try:
+        return body()
+    except EbmvkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+        return 1
+
+
+def parse(kind: type[T], args: Sequence[str], *, command: str, known: Sequence[str], default: T | None = None) -> T:
+    """Parse flat flags into the dataclass `kind` with tyro.
+
+    Args:
+        known: every flag of the command, to suggest the nearest one to a misspelt flag.
+        default: values of the flags that are not given; they are what --help shows.
+
+    Raises:
+        ConfigError: for an unknown flag, a missing or a bad value.
+        SystemExit: status 0, after --help.
+    """
+    check_flags(args, known, command)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=list(args),
+                prog=f"ebmvk {command}",
+                description=COMMANDS[command].capitalize() + ".",
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
+
+
+def _first_line(boxed: str) -> str:
+    """The message of tyro's framed error text, up to its rule, in one line."""
+    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
+    message = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))]
+    return " ".join(" ".join(message).split()) or boxed.strip()
+
+
+def check_flags(args: Sequence[str], known: Sequence[str], command: str) -> None:
+    """Reject the first unknown or repeated flag, with the nearest known one."""
+    seen: set[str] = set()
+    for name in flags_in(args):
+        if name not in known and name not in ("-h", "--help"):
+            close = nearest(name, known)
+            raise ConfigError(
+                f"unknown flag {name}",
+                why=f"`ebmvk {command}` has no such flag",
+                hint=f"did you mean {close}?" if close else f"see `ebmvk {command} --help`",
+            )
+        key = name.replace("--no-", "--", 1) if name.replace("--no-", "--", 1) in known else name
+        if key in seen:
+            raise ConfigError(f"{name} is given twice", hint="give it once")
+        seen.add(key)
+
+
+def flags_in(args: Sequence[str]) -> list[str]:
+    """The flags among the arguments, in their long spelling with hyphens, without '=value'."""
+    names = [arg.split("=", 1)[0] for arg in args if arg.startswith("-") and not _is_number(arg)]
+    names = ["--" + name[2:].replace("_", "-") if name.startswith("--") else name for name in names]
+    return [ALIASES.get(name, name) for name in names]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def value_of(args: Sequence[str], name: str) -> str | None:
+    """The value given for one flag, before the full parse; None when absent."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
+    """Give `name` the value `value` where it stands alone: at the end, or before another flag."""
+    out = list(args)
+    for i, arg in enumerate(args):
+        if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            out[i] = f"{name}={value}"
+    return out
+
+
+def known_flags(fields: dict[str, Any]) -> list[str]:
+    """Every spelling of the flags of {field: default value}; booleans have a --no- form."""
+    names = ["--" + name.replace("_", "-") for name in fields]
+    negations = ["--no-" + name.replace("_", "-") for name, value in fields.items() if isinstance(value, bool)]
+    return names + negations + [short for short, long in ALIASES.items() if long in names]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
