@@ -1,0 +1,143 @@
+"""The trigram to beat: interpolated modified Kneser–Ney over the same token ids.
+
+Chen and Goodman (1998), "An empirical study of smoothing techniques for language modeling", section 4.1.6: three
+discounts per order from the counts of counts, lower orders over continuation counts, the lowest mixed with 1/V.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ebmvk.errors import ArgumentError, DataError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One order: discounted counts by n-gram key, total and back-off mass by context key (keys sorted)."""
+
+    keys: Ints
+    discounted: Floats
+    contexts: Ints
+    totals: Floats
+    left_over: Floats
+
+    def probability(self, key: Ints, context: Ints, lower: Floats) -> Floats:
+        """(discounted count + left-over · lower) / total where the context is known, else the lower order."""
+        at, known = _find(self.contexts, context)
+        gram_at, gram_known = _find(self.keys, key)
+        count = np.where(gram_known, self.discounted[gram_at], 0.0)
+        mixed: Floats = np.where(known, (count + self.left_over[at] * lower) / self.totals[at], lower)
+        return mixed
+
+
+class KneserNey:
+    """A fitted trigram model: `fit`, then `nats` of other ids."""
+
+    def __init__(self, vocab_size: int, unigram: Floats, bigram: _Order, trigram: _Order) -> None:
+        self._vocab = vocab_size
+        self._unigram, self._bigram, self._trigram = unigram, bigram, trigram
+
+    def probabilities(self, first: Ints, second: Ints, third: Ints) -> Floats:
+        """p(third | first, second), elementwise over arrays of one shape."""
+        pair, context = second * self._vocab + third, first * self._vocab + second
+        lower = self._bigram.probability(pair, second, self._unigram[third])
+        return self._trigram.probability(context * self._vocab + third, context, lower)
+
+    def token_nats(self, ids: npt.NDArray[np.integer]) -> Floats:
+        """(n−1,) −log p of every token but the first; the second has one token of context."""
+        stream = _checked(ids, self._vocab, minimum=2)
+        a, b, c = stream[:-2], stream[1:-1], stream[2:]
+        second = self._bigram.probability(
+            stream[:1] * self._vocab + stream[1:2], stream[:1], self._unigram[stream[1:2]]
+        )
+        nats: Floats = -np.log(np.concatenate([second, self.probabilities(a, b, c)]))
+        return nats
+
+    def nats(self, ids: npt.NDArray[np.integer]) -> float:
+        """Total −log p of every token but the first."""
+        return float(self.token_nats(ids).sum())
+
+
+def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
+    """Fit to a stream of ids.
+
+    Args:
+        ids: (n,) integers in 0 … vocab_size − 1, n ≥ 3.
+        vocab_size: V ≤ 2,000,000, so that V³ fits 63 bits.
+
+    Raises:
+        DataError: fewer than three tokens. ArgumentError: ids or vocab_size out of range.
+    """
+    if not 1 <= vocab_size <= 2_000_000:
+        raise ArgumentError(f"vocab_size {vocab_size} is not within 1 … 2,000,000", hint="use a smaller vocabulary")
+    stream = _checked(ids, vocab_size, minimum=3)
+    trigrams, counts = np.unique(
+        (stream[:-2] * vocab_size + stream[1:-1]) * vocab_size + stream[2:], return_counts=True
+    )
+    # Below the highest order a gram counts the different tokens seen before it, not its occurrences.
+    bigrams, continuations = np.unique(trigrams % (vocab_size * vocab_size), return_counts=True)
+    unigrams, before = np.unique(bigrams % vocab_size, return_counts=True)
+    lowest = _order(unigrams, before, vocab_size)
+    every = np.arange(vocab_size)
+    unigram = lowest.probability(every, np.zeros_like(every), np.full(vocab_size, 1.0 / vocab_size))
+    return KneserNey(
+        vocab_size, unigram, _order(bigrams, continuations, vocab_size), _order(trigrams, counts, vocab_size)
+    )
+
+
+def bits_per_byte(nats: float, byte_count: int) -> float:
+    """Nats of a whole text to bits per byte of it."""
+    if byte_count < 1:
+        raise DataError(f"bits per byte of {byte_count} bytes", hint="give a text that is not empty")
+    return nats / math.log(2.0) / byte_count
+
+
+def _order(keys: Ints, counts: Ints, vocab_size: int) -> _Order:
+    discount = _discounts(counts)[np.minimum(counts, 3)]
+    contexts, index = np.unique(keys // vocab_size, return_inverse=True)
+    return _Order(
+        keys=keys,
+        discounted=counts - discount,
+        contexts=contexts,
+        totals=np.bincount(index, weights=counts.astype(np.float64)).astype(np.float64),
+        left_over=np.bincount(index, weights=discount).astype(np.float64),
+    )
+
+
+def _discounts(counts: Ints) -> Floats:
+    """(4,) discounts of counts 0, 1, 2 and ≥ 3.
+
+    The closed form needs n-grams seen once, twice, thrice and four times, and D_c within (0, c]; a text too small or
+    too regular for that gets the absolute discount n1 / (n1 + 2 n2), or ½ where even that is not inside (0, 1).
+    """
+    n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
+    single = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
+    if min(n1, n2, n3, n4) > 0:
+        three = np.array([0.0, 1 - 2 * single * n2 / n1, 2 - 3 * single * n3 / n2, 3 - 4 * single * n4 / n3])
+        if all(0 < three[c] <= c for c in (1, 2, 3)):
+            return three
+    return np.array([0.0, single, single, single])
+
+
+def _find(table: Ints, keys: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return at, table[at] == keys
+
+
+def _checked(ids: npt.NDArray[np.integer], vocab_size: int, *, minimum: int) -> Ints:
+    stream = np.asarray(ids).astype(np.int64)
+    if len(stream) < minimum:
+        raise DataError(f"an n-gram model of {len(stream)} tokens needs at least {minimum}", hint="give a longer text")
+    if stream.min() < 0 or stream.max() >= vocab_size:
+        raise ArgumentError(
+            f"ids run from {stream.min()} to {stream.max()}, outside 0 … {vocab_size - 1}",
+            hint="use the tokenizer the vocabulary size belongs to",
+        )
+    return stream

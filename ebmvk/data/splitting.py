@@ -1,0 +1,45 @@
+"""Text into documents, and documents into splits. Nothing is lost: the documents, joined, are the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+# A line of its own between documents (the separator itself is dropped).
+SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
+# A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J = " is a piece of a
+# formula that only looks like a heading. The blank line before the heading belongs to the article.
+WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)", re.MULTILINE)
+
+
+def at_separators(text: str) -> list[str]:
+    """Documents between lines `<|doc|>` (or `<|endoftext|>`); a text without such lines is one document."""
+    return [document for document in SEPARATOR.split(text) if document.strip()]
+
+
+def wikitext_articles(text: str) -> list[str]:
+    """The articles of a WikiText split; text before the first heading, if any, is a document too."""
+    starts = [match.start() for match in WIKITEXT_HEADING.finditer(text)]
+    bounds = sorted({0, *starts, len(text)})
+    return [text[a:b] for a, b in pairwise(bounds)]
+
+
+def hold_out(documents: Sequence[str], fraction: float = 0.1) -> tuple[list[str], list[str]]:
+    """Split off the last `fraction` of the characters, in whole documents where they allow it.
+
+    Few or very uneven documents can make the nearest whole-document cut hold out less than half or more than double the
+    fraction; then the document at the cut is divided by characters: `text[: int(0.9 * len(text))]`, as nanoGPT does.
+    """
+    total = sum(map(len, documents))
+    target = int((1 - fraction) * total)
+    ends = list(accumulate(map(len, documents)))
+    inner = ends[:-1]
+    if inner:
+        cut = min(range(len(inner)), key=lambda i: abs(inner[i] - target))
+        if fraction / 2 <= 1 - inner[cut] / total <= fraction * 2:
+            return list(documents[: cut + 1]), list(documents[cut + 1 :])
+    at = next(i for i, end in enumerate(ends) if end >= target)
+    inside = target - (ends[at] - len(documents[at]))
+    parts = documents[at][:inside], documents[at][inside:]
+    return [*documents[:at], *filter(None, parts[:1])], [*filter(None, parts[1:]), *documents[at + 1 :]]

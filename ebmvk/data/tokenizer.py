@@ -1,0 +1,159 @@
+"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`.
+
+Word-level text (WikiText) is cut at its blanks, and a token carries the blank before it: no token crosses a border of
+words, and " \\n", the end of a line, is one token and one word. Other text is cut at words, numbers and punctuation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as _Bpe
+
+from ebmvk.data.datasets import Corpus
+from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
+
+Ids = npt.NDArray[np.int32]
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+BYTES = 256
+BLANK = "\u0120"  # the byte-level alphabet's letter for a blank
+
+WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
+TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Ids run from 0 to vocab_size − 1: bytes first, then merges, `<unk>`, end-of-text. `<unk>` written in a text is
+    one token (in word-level text together with the blank before it); the end-of-text token cannot be written in a text:
+    it stands at the start of each document, where `encode_documents` puts it.
+    """
+
+    def __init__(self, bpe: _Bpe) -> None:
+        eos = bpe.token_to_id(END_OF_TEXT)
+        self.word_level = bpe.token_to_id(" " + UNKNOWN) is not None
+        unk = bpe.token_to_id(" " + UNKNOWN if self.word_level else UNKNOWN)
+        if eos is None or unk is None:
+            raise DataError(
+                f"the tokenizer has no {UNKNOWN if unk is None else END_OF_TEXT} token",
+                hint="use the tokenizer.json that ebmvk wrote",
+            )
+        # So that "<|endoftext|>" written in a text stays text.
+        bpe.encode_special_tokens = True
+        self._bpe = bpe
+        self.eos_id: int = eos
+        self.unk_id: int = unk
+        self.vocab_size: int = bpe.get_vocab_size()
+        self._byte_lengths = np.array([self._byte_length(i) for i in range(self.vocab_size)], dtype=np.int64)
+
+    def _byte_length(self, token_id: int) -> int:
+        if token_id == self.eos_id:
+            return 0
+        return len(self._bpe.id_to_token(token_id) or "")  # one letter of the alphabet a byte; <unk> is ASCII
+
+    def encode(self, text: str) -> Ids:
+        """(n,) int32 ids with no end-of-text token; `decode` gives exactly `text` back.
+
+        Raises:
+            ArgumentError: the text holds half of a surrogate pair, which is no Unicode text.
+        """
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: list[str]) -> list[Ids]:
+        """`encode` of each text, on all cores."""
+        try:
+            encodings = self._bpe.encode_batch_fast(texts)
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"text holds the lone surrogate {error.object[error.start]!r} at {error.start}",
+                hint="decode the text from its bytes as UTF-8",
+            ) from error
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_prompt(self, text: str) -> Ids:
+        """End-of-text, then the text as the start of a document (word-level text starts with a blank)."""
+        text = " " + text if self.word_level and text and not text.startswith(" ") else text
+        return np.concatenate([np.array([self.eos_id], dtype=np.int32), self.encode(text)])
+
+    def decode(self, ids: Iterable[int] | Ids) -> str:
+        """The text of ids; end-of-text tokens leave nothing, bytes that are no UTF-8 give U+FFFD."""
+        return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def count_bytes(self, ids: Ids) -> int:
+        """UTF-8 bytes that ids stand for; end-of-text stands for none."""
+        return int(self._byte_lengths[ids].sum())
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json, whole or not at all. Raises StorageError."""
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(self._bpe.to_str(), encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StorageError(
+                f"{path} cannot be written: {error.strerror or error}", hint="free some space"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read what `save` wrote. Raises DataError if it is missing or no tokenizer."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
+        try:
+            bpe = _Bpe.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
+            ) from error
+        return cls(bpe)
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
+    """Train on the training split. The same text gives the same tokenizer, token for token.
+
+    Args:
+        corpus: its `train` documents are read, and `word_level` chooses where text is cut.
+        vocab_size: all tokens together, at least 258 (bytes, `<unk>`, end-of-text); a short text can give fewer.
+
+    Raises:
+        ConfigError: vocab_size is too small.
+    """
+    if vocab_size < BYTES + 2:
+        raise ConfigError(
+            f"--vocab-size {vocab_size} is too small", hint=f"give at least {BYTES + 2}: bytes and two more"
+        )
+    bpe = _Bpe(models.BPE())
+    pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
+    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    unknown = " " + UNKNOWN if corpus.word_level else UNKNOWN
+    bpe.train_from_iterator(_without(unknown, corpus.documents("train")), trainer)
+    bpe.add_tokens([AddedToken(unknown, normalized=False)])
+    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    return Tokenizer(bpe)
+
+
+def _without(unknown: str, documents: Iterable[str]) -> Iterator[str]:
+    """Training must not spend merges on the letters of `<unk>`, which is a token of its own."""
+    for document in documents:
+        yield from document.split(unknown)
