@@ -1,0 +1,33 @@
+"""The engine: one table of operations (`api`), several backends, one oracle.
+
+| module | what is in it |
+|---|---|
+| `api` | the table: `Backend`, `Points`, `Schedule` and the results |
+| `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
+| `reference` | every operation in plain torch: the float64 oracle, and the path on CUDA |
+| `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
+| `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
+| `autograd` | `energy(...)`, differentiable, forward on any backend |
+| `philox` | counter-based random numbers, the same on every backend |
+| `checks`, `counting` | argument checks; calls and seconds per operation |
+
+Importing this package loads no extension; `select` does.
+"""
+
+from __future__ import annotations
+
+from ebmvk.engine.api import Backend, EnergyScore, LangevinDiagnostics, LangevinResult, OpCount, Points, Schedule, TopK
+from ebmvk.engine.select import explain, select
+
+__all__ = [
+    "Backend",
+    "EnergyScore",
+    "LangevinDiagnostics",
+    "LangevinResult",
+    "OpCount",
+    "Points",
+    "Schedule",
+    "TopK",
+    "explain",
+    "select",
+]

@@ -1,0 +1,99 @@
+"""The latent energy as a differentiable function, with the forward pass on any backend."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ebmvk.engine.api import Backend, Points
+
+_CHUNK = 1 << 24
+
+
+def energy(
+    backend: Backend,
+    x: Tensor,
+    points_tensor: Tensor,
+    ids: Tensor,
+    logw: Tensor,
+    kappa: Tensor,
+    log_background: Tensor,
+    *,
+    points: Points | None = None,
+) -> Tensor:
+    """E(x) (B,), differentiable once in x, points_tensor, logw, kappa and log_background.
+
+    With responsibilities rho (model section 6): dE/dx = -sum_j rho_j kappa_j mu_j (not projected: the gradient in
+    the embedding space), dE/dmu_j = -rho_j kappa_j x, dE/dlogw_j = -rho_j, dE/dkappa_j = -rho_j mu_j.x,
+    dE/dlog_background = -rho_rest.
+
+    Args:
+        x: (B, d) unit rows.
+        points_tensor: (N, d) unit rows, float.
+        ids: (B, K) int64.
+        logw, kappa: (B, K). log_background: (B,).
+        points: `backend.points(points_tensor)` if it is at hand already; made here otherwise.
+
+    Raises:
+        ArgumentError: as `Backend.energy_score`.
+    """
+    arguments = (backend, points, x, points_tensor, ids, logw, kappa, log_background)
+    return cast(Tensor, _Energy.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _Energy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: Backend,
+        points: Points | None,
+        x: Tensor,
+        points_tensor: Tensor,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+    ) -> Tensor:
+        handle = points if points is not None else backend.points(points_tensor)
+        out = backend.energy_score(x, handle, ids, logw, kappa, log_background)
+        rho, background, value = (t.to(x) for t in (out.responsibilities, out.background, out.energy))
+        ctx.save_for_backward(x, points_tensor, ids, kappa, rho, background)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mu, ids, kappa, rho, background = ctx.saved_tensors
+        _, _, need_x, need_mu, _, need_logw, need_kappa, need_background = ctx.needs_input_grad
+        weighted = -grad[:, None] * rho
+        pull = weighted * kappa
+        return (
+            None,
+            None,
+            functional.embedding_bag(ids, mu, per_sample_weights=pull, mode="sum") if need_x else None,
+            _scatter(pull, x, ids, mu) if need_mu else None,
+            None,
+            weighted if need_logw else None,
+            weighted * _dots(x, ids, mu) if need_kappa else None,
+            -grad * background if need_background else None,
+        )
+
+
+def _scatter(pull: Tensor, x: Tensor, ids: Tensor, mu: Tensor) -> Tensor:
+    """sum over (b, j) of pull_bj x_b into row ids_bj, some columns at a time: (B, K, d) need not fit in memory."""
+    total = torch.zeros_like(mu)
+    for j in _columns(ids, mu):
+        total.index_add_(0, ids[:, j].reshape(-1), (pull[:, j, None] * x[:, None]).flatten(0, 1))
+    return total
+
+
+def _dots(x: Tensor, ids: Tensor, mu: Tensor) -> Tensor:
+    return torch.cat([torch.einsum("bkd,bd->bk", mu[ids[:, j]], x) for j in _columns(ids, mu)], dim=1)
+
+
+def _columns(ids: Tensor, mu: Tensor) -> list[slice]:
+    width = max(1, _CHUNK // max(1, ids.shape[0] * mu.shape[1]))
+    return [slice(j, j + width) for j in range(0, ids.shape[1], width)]

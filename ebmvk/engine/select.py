@@ -1,0 +1,93 @@
+"""From `--device` to a backend. Automatic choices come with a reason; explicit ones hold or fail, never fall back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ebmvk.engine.api import Backend
+from ebmvk.errors import ArgumentError, DeviceError
+
+Kind = Literal["cpu", "cuda", "vulkan", "reference"]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    kind: Kind
+    index: int | None
+    reason: str
+
+
+def select(device: str = "auto") -> Backend:
+    """Open the backend for `device`.
+
+    Args:
+        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has it, else a Vulkan
+            device that is not a CPU in disguise (such as lavapipe, which is for tests), else the CPU kernels.
+
+    Raises:
+        ArgumentError: `device` is none of these.
+        DeviceError: the device asked for cannot be had; the message says why.
+    """
+    choice = _choose(device)
+    if choice.kind == "cpu":
+        from ebmvk.engine.cpu import Cpu
+
+        return Cpu()
+    if choice.kind == "vulkan":
+        from ebmvk.engine.vulkan import Vulkan
+
+        return Vulkan(choice.index)
+    from ebmvk.engine.reference import Reference
+
+    return Reference("cuda" if choice.kind == "cuda" else "cpu")
+
+
+def explain(device: str = "auto") -> str:
+    """One line: what `select(device)` opens, and why. Raises as `select` does for a name it does not know."""
+    choice = _choose(device)
+    name = choice.kind if choice.index is None else f"{choice.kind}:{choice.index}"
+    return f"{name}: {choice.reason}"
+
+
+def _choose(device: str) -> _Choice:
+    kind, _, number = device.partition(":")
+    if kind == "vulkan" and (not number or number.isdecimal()) and not device.endswith(":"):
+        return _Choice("vulkan", int(number) if number else None, "asked for")
+    match device:
+        case "auto":
+            return _automatic()
+        case "cpu":
+            return _Choice("cpu", None, "asked for")
+        case "cuda":
+            return _Choice("cuda", None, "asked for; the engine runs its torch path there")
+        case "reference":
+            return _Choice("reference", None, "asked for; plain torch on the CPU")
+    raise ArgumentError(
+        f"--device {device!r} is not known", hint="use auto, cpu, cuda, vulkan, vulkan:<index> or reference"
+    )
+
+
+def _automatic() -> _Choice:
+    if torch.cuda.is_available():
+        return _Choice("cuda", None, f"torch has CUDA ({torch.cuda.get_device_name()})")
+    index, found = _vulkan_accelerator()
+    if index is not None:
+        return _Choice("vulkan", index, f"no CUDA; Vulkan has {found}")
+    return _Choice("cpu", None, f"no CUDA; {found}")
+
+
+def _vulkan_accelerator() -> tuple[int | None, str]:
+    """Index and name of the first Vulkan device that is not of type CPU; (None, the reason) if there is none."""
+    try:
+        from ebmvk.engine import vulkan
+
+        devices = vulkan.devices()
+    except (ImportError, DeviceError) as error:
+        return None, f"no Vulkan ({str(error).splitlines()[0]})"
+    for device in devices:
+        if device.type != "cpu":
+            return device.index, f"{device.name}"
+    return None, "no Vulkan device other than a CPU in disguise" if devices else "no Vulkan device"
