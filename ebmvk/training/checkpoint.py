@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, written beside and renamed, so that a kill or a full disk loses nothing.
 
 A run folder holds checkpoints/step-N/ (model.safetensors, state.safetensors, state.json) and two small files beside
-it, `latest` and `best`, that name one of them. state.json is written last and carries the size and SHA-256 of the other two, so a
-folder with a valid state.json is complete.
+it, `latest` and `best`, that name one of them. state.json is written last and carries the size and SHA-256 of the
+other two, so a folder with a valid state.json is complete.
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+"""Everything a run works on, built from its configuration or read back from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebmvk.config import Config, from_toml, items, write_toml
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.data.windows import TokenStream
+from ebmvk.engine import Backend, explain, select
+from ebmvk.errors import CheckpointError, ConfigError, DeviceError
+from ebmvk.model.ebm import EnergyModel
+from ebmvk.training import checkpoint
+from ebmvk.training.checkpoint import Checkpoint
+
+CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE = "config.toml", "tokenizer.json", "metrics.jsonl"
+SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
+
+
+@dataclass(frozen=True)
+class Device:
+    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for people."""
+
+    backend: Backend
+    torch: torch.device
+    reason: str
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained model, ready to use: what `evaluate` and `generate` need."""
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    model: EnergyModel
+    checkpoint: Checkpoint
+
+
+def open_device(name: str) -> Device:
+    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is torch on CUDA.
+
+    Raises:
+        DeviceError, ArgumentError: as `ebmvk.engine.select`.
+    """
+    reason = explain(name)
+    backend = select(name)
+    kind = "cuda" if reason.startswith("cuda") else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
+    return Device(backend, torch.device(kind), f"{reason} ({backend.device})")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of all of torch's randomness in one step: resuming needs no generator's state."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
+
+
+def set_deterministic(config: Config) -> None:
+    """With --deterministic, let torch use only algorithms that repeat bit for bit."""
+    if config.run.deterministic:
+        # cuBLAS reads it when its first handle is made; without it torch refuses matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.run.deterministic)
+
+
+def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> EnergyModel:
+    """A model with seeded weights and the training split's unigram frequencies."""
+    torch.manual_seed(step_seed(config.run.seed, -1))
+    model = EnergyModel(config.model, tokenizer.vocab_size)
+    model.start_from_counts(torch.bincount(torch.from_numpy(train.tokens).long(), minlength=tokenizer.vocab_size))
+    return model
+
+
+def digest(stream: TokenStream) -> str:
+    """SHA-256 of a stream's ids: the same text through the same tokenizer."""
+    return hashlib.sha256(stream.tokens.tobytes()).hexdigest()
+
+
+def create_run(folder: Path, config: Config, corpus: Corpus, sources: dict[str, Any]) -> Tokenizer:
+    """Make the folder of a new run: config.toml and tokenizer.json.
+
+    Raises:
+        ConfigError: the folder already holds a run.
+    """
+    if (folder / CONFIG_FILE).exists() or checkpoint.step_folders(folder):
+        raise ConfigError(
+            f"--run-dir {folder} already holds a run",
+            why="a new run there would mix its files with the old one's",
+            hint=f"continue it with --resume --run-dir {folder}, or take another folder",
+        )
+    tokenizer = train_tokenizer(corpus, config.data.vocab_size)
+    save_config(folder, config, sources)
+    tokenizer.save(folder / TOKENIZER_FILE)
+    return tokenizer
+
+
+def save_config(folder: Path, config: Config, sources: dict[str, Any]) -> None:
+    """Write the resolved configuration, each value with where it came from."""
+    checkpoint.write_atomic(folder / CONFIG_FILE, write_toml(config, sources).encode())
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run folder. Raises CheckpointError where there is none."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is missing",
+            hint="give a run folder that `ebmvk train` wrote, with its config.toml",
+        )
+    return from_toml(folder / CONFIG_FILE)
+
+
+def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+    """(run folder, verified checkpoint) of a checkpoint argument; of a run folder, its newest usable checkpoint."""
+    folder, at = checkpoint.locate(path, flag)
+    if path.resolve() == at:
+        return folder, checkpoint.load(at)
+    return folder, checkpoint.newest_complete(folder, say)
+
+
+def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
+    """Read a trained model back, verified.
+
+    Raises:
+        CheckpointError: missing, corrupt, or not of the configuration in the run's config.toml.
+    """
+    folder, found = find(path, flag, say)
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    check_same_model(found, config, tokenizer)
+    model = EnergyModel(config.model, tokenizer.vocab_size)
+    checkpoint.restore(model, found)
+    return OpenRun(folder, config, tokenizer, model.eval(), found)
+
+
+def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint says about its model, JSON-able."""
+    return dataclasses.asdict(config.model) | {"tokens": tokenizer.vocab_size}
+
+
+def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError naming the first key on which checkpoint and config.toml disagree, and both values."""
+    saved, now = found.state.get("model"), model_record(config, tokenizer)
+    for key, value in now.items():
+        if not isinstance(saved, dict) or saved.get(key) != value:
+            was = saved.get(key) if isinstance(saved, dict) else None
+            raise CheckpointError(
+                f"{found.path}: model.{key} was {was!r} when it was saved, the run's config.toml says {value!r}",
+                why="the checkpoint belongs to another configuration",
+                hint="put back the config.toml and tokenizer.json that this checkpoint was trained with",
+            )
+
+
+def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{key: (old, new)} of two configurations."""
+    before = {name: value for _, name, value in items(old)}
+    return {name: (before[name], value) for _, name, value in items(new) if before[name] != value}
