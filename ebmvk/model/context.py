@@ -1,0 +1,134 @@
+"""Causal trunk with three scales: sliding-window attention whose window widens with depth (model section 4).
+
+The trunk's layers fall into three parts. The first sees `context_local` tokens, the second `context_medium`, the last
+`context_global`; after each part a head reads one unit context vector off the residual stream. Positions are rotary, and
+no distance within a window exceeds the window, so sequences longer than those of training need nothing new.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.dropout import dropout
+from ebmvk.sphere.geometry import projx
+
+SCALES = 3
+
+
+def layer_scales(n_layers: int) -> list[int]:
+    """Scale (0 local, 1 medium, 2 global) of each layer, rising with depth; the last layer is always global."""
+    return [SCALES - 1 - (n_layers - 1 - layer) * SCALES // n_layers for layer in range(n_layers)]
+
+
+@lru_cache(maxsize=32)
+def _window_bias(length: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T, T): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere."""
+    with torch.inference_mode(False):
+        age = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_((age < 0) | (age >= window), -math.inf)
+
+
+@lru_cache(maxsize=32)
+def _rotations(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}: windows are short, so the base is too."""
+    with torch.inference_mode(False):
+        frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (x_i, x_{i+dim/2}) by position. x: (B, H, T, dim)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """sqrt(d) projx(x), without parameters: the matrix that follows would absorb a scale."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Attention(nn.Module):
+    """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
+
+    Written as two matrix products around a softmax: torch's fused CPU kernel is three times slower in bfloat16.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads) ** 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d) -> (B, T, d)."""
+        batch, length, dim = x.shape
+        shape = (batch, length, 3, self.heads, dim // self.heads)
+        q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
+        cos, sin = _rotations(length, dim // self.heads, x.dtype, x.device)
+        q = _rotate(projx(q.to(x.dtype)), cos, sin) * self.temperature
+        k = _rotate(projx(k.to(x.dtype)), cos, sin) * self.temperature
+        scores = q @ k.transpose(-1, -2)
+        weights = torch.softmax(scores + _window_bias(length, self.window, scores.dtype, x.device), dim=-1)
+        mixed: Tensor = (weights @ v.to(weights.dtype)).transpose(1, 2).reshape(batch, length, dim)
+        projected: Tensor = self.out(mixed)
+        return projected
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward with squared ReLU. Both start at zero, so depth costs nothing at first."""
+
+    def __init__(self, config: ModelConfig, window: int) -> None:
+        super().__init__()
+        self.attention = Attention(config.latent_dim, config.n_heads, window)
+        self.up = nn.Linear(config.latent_dim, config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.latent_dim, bias=False)
+        nn.init.zeros_(self.down.weight)
+        self.rate = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d) -> (B, T, d)."""
+        x = x + dropout(self.attention(rms_norm(x)), self.rate, self.training)
+        hidden = F.relu(self.up(rms_norm(x))).square()
+        return x + dropout(self.down(hidden), self.rate, self.training)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Unit rows (B, T, d): the state h and the contexts of the three scales."""
+
+    state: Tensor
+    local: Tensor
+    medium: Tensor
+    global_: Tensor
+
+
+class ContextTrunk(nn.Module):
+    """Unit token vectors (B, T, d) to the state and the three context vectors."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        windows = (config.context_local, config.context_medium, config.context_global)
+        self.scales = layer_scales(config.n_layers)
+        self.blocks = nn.ModuleList(Block(config, windows[scale]) for scale in self.scales)
+        self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in windows)
+        self.rate = config.dropout
+
+    def forward(self, tokens: Tensor) -> Scales:
+        """tokens: (B, T, d) unit rows."""
+        x = rms_norm(dropout(tokens, self.rate, self.training))
+        streams = [x] * SCALES
+        for scale, block in zip(self.scales, self.blocks, strict=True):
+            x = block(x)
+            streams[scale] = x
+        contexts = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, streams, strict=True)]
+        return Scales(projx(x), *contexts)

@@ -1,0 +1,168 @@
+"""Composition in a tangent space and the mixture-of-experts decoder (model section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.context import Scales
+from ebmvk.sphere.geometry import expmap, proju, projx
+
+
+def midpoint_and_log(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """p = projx(a + b) and log_p(a), for unit a, b: (..., d).
+
+    p is the midpoint of the geodesic, so log_p(a) = (theta/2) (a-b)/|a-b| and log_p(b) = -log_p(a): one closed form
+    instead of two logarithms. Where a + b vanishes p is a, and the half-angle pi/2 along a - b has no tangent part left.
+    """
+    total, difference = a + b, a - b
+    plus = (total * total).sum(-1, keepdim=True)
+    minus = (difference * difference).sum(-1, keepdim=True)
+    tiny = torch.finfo(a.dtype).eps ** 2
+    antipodal, equal = plus <= tiny, minus <= tiny
+    length = torch.where(antipodal, 1.0, plus).sqrt()
+    chord = torch.where(equal, 1.0, minus).sqrt()
+    p = torch.where(antipodal, a, total / length)
+    # At b = a: atan2(|a-b|, |a+b|) / |a-b| -> 1/|a+b|.
+    factor = torch.where(equal, 1 / length, torch.atan2(chord, length) / chord)
+    return p, torch.where(antipodal, 0.0, factor * difference)
+
+
+class Composition(nn.Module):
+    """comp(a, b) = exp_p(net[log_p a, log_p b]), p = projx(a + b).
+
+    The two logarithms are opposite (see `midpoint_and_log`), so the network reads the first: any first layer on the
+    pair is a layer on one of them. It starts at zero, where comp(a, b) is the midpoint.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, dim // 2)
+        self.outer = nn.Linear(dim // 2, dim, bias=False)
+        nn.init.zeros_(self.outer.weight)
+        self.gain = math.sqrt(dim)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """a, b: (..., d) unit rows -> (..., d) unit rows."""
+        p, u = midpoint_and_log(a, b)
+        v = self.outer(F.gelu(self.inner(u * self.gain))).to(a.dtype) / self.gain
+        return projx(expmap(p, proju(p, v)))
+
+
+class _Permute(torch.autograd.Function):
+    """x[order] for a permutation; the backward gathers by the inverse, where autograd's own would scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.inverse), None, None
+
+
+def _permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    result: Tensor = _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _weighted(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """sum_j weights[:, j] terms[j], in the order of j. weights: (N, J); terms: (N, output)."""
+    total = weights[:, :1] * terms[0]
+    for j, term in enumerate(terms[1:], start=1):
+        total = total + weights[:, j : j + 1] * term
+    return total
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Expert choice of N rows: weights (N, A) sum to 1, experts (N, A) int64, logits (N, E) float."""
+
+    weights: Tensor
+    experts: Tensor
+    logits: Tensor
+
+    def losses(self) -> dict[str, Tensor]:
+        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021); z: mean logsumexp^2 (Zoph et al. 2022)."""
+        n_experts = self.logits.shape[-1]
+        share = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.logits.dtype) / self.experts.numel()
+        balance = n_experts * (share * torch.softmax(self.logits, -1).mean(0)).sum()
+        return {"moe_balance": balance, "moe_z": torch.logsumexp(self.logits, -1).square().mean()}
+
+
+class MixtureOfExperts(nn.Module):
+    """Top-A of E two-layer experts (N, input) -> (N, output), each A rows weighted by a softmax over the chosen.
+
+    Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every expert on every row
+    and weights by zero what was not chosen: a group's size depends on other tokens, and a matrix product's rounding may
+    depend on the group's size, so only the dense form keeps a token's bits independent of what comes after it.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, experts: int, active: int) -> None:
+        super().__init__()
+        self.experts, self.active = experts, active
+        self.router = nn.Linear(input_dim, experts, bias=False)
+        self.up = nn.ModuleList(nn.Linear(input_dim, hidden_dim, bias=False) for _ in range(experts))
+        self.down = nn.ModuleList(nn.Linear(hidden_dim, output_dim, bias=False) for _ in range(experts))
+        nn.init.zeros_(self.router.weight)
+        for down in self.down:
+            nn.init.zeros_(down.weight)  # type: ignore[arg-type]
+
+    def route(self, x: Tensor) -> Routing:
+        """x: (N, input). Outside autocast: routing decides discretely, so it gets full precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.router(x)
+        top = torch.topk(logits, self.active, dim=-1)
+        return Routing(torch.softmax(top.values, -1), top.indices, logits)
+
+    def expert(self, index: int, x: Tensor) -> Tensor:
+        """x: (n, input) -> (n, output) through one expert."""
+        y: Tensor = self.down[index](F.relu(self.up[index](x)).square())
+        return y
+
+    def grouped(self, x: Tensor, routing: Routing) -> Tensor:
+        """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
+        # Copy-major: row a N + n is the a-th choice of row n, so that the copies are slices.
+        chosen = routing.experts.t().flatten()
+        order = torch.argsort(chosen, stable=True)
+        inverse = torch.argsort(order)
+        sizes = torch.bincount(chosen, minlength=self.experts).tolist()
+        groups = _permute(x.repeat(self.active, 1), order, inverse).split(sizes)
+        done = torch.cat([self.expert(i, group) for i, group in enumerate(groups)])
+        copies = _permute(done, inverse, order).split(len(x))
+        return _weighted(routing.weights, copies)
+
+    def dense(self, x: Tensor, routing: Routing) -> Tensor:
+        """Every expert on every row: what a row gets depends on that row alone. x: (N, input) -> (N, output)."""
+        weight = torch.zeros_like(routing.logits).scatter(-1, routing.experts, routing.weights)
+        return _weighted(weight, [self.expert(i, x) for i in range(self.experts)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """x: (N, input) -> (N, output) and the routing, for its losses."""
+        routing = self.route(x)
+        return (self.grouped if self.training else self.dense)(x, routing), routing
+
+
+class Decoder(nn.Module):
+    """h-hat = projx(h + MoE([h; c_l; c_m; c_g])): the state as the point that is compared with the tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.latent_dim
+        self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
+        self.gain = math.sqrt(d)
+
+    def forward(self, scales: Scales) -> tuple[Tensor, Routing]:
+        """(B, T, d) rows -> unit rows (B, T, d) and the routing of the B T rows."""
+        h = scales.state
+        rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1).flatten(0, -2)
+        moved, routing = self.moe(rows * self.gain)
+        return projx(h + moved.view(h.shape) / self.gain), routing

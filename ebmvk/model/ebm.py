@@ -1,0 +1,102 @@
+"""The energy model: tied unit token embeddings, trunk, decoder, energy; an exact token law (model sections 3 to 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.errors import ConfigError
+from ebmvk.model.context import ContextTrunk, Scales
+from ebmvk.model.decoder import Composition, Decoder
+from ebmvk.model.energy import QueryTerms, TokenEnergy
+from ebmvk.sphere.geometry import projx
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the model makes of every prefix. query: (B, T, d), with log p(v|c) = query.mu_v + b_v - log Z. h: the point
+    h_hat; local, medium, global_, composed: unit rows (B, T, d). aux: scalar losses by name."""
+
+    query: Tensor
+    h: Tensor
+    local: Tensor
+    medium: Tensor
+    global_: Tensor
+    composed: Tensor
+    terms: QueryTerms
+    aux: dict[str, Tensor]
+
+
+class EnergyModel(nn.Module):
+    """p(v|c) = softmax(query(c).mu_v + b_v) over the vocabulary, with the tokens' unit vectors mu_v on both sides.
+
+    Raises:
+        ConfigError: sizes that contradict each other.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        _check(config)
+        self.config, self.vocab_size = config, vocab_size
+        # Rows of about unit length, so that a step of the optimiser turns them about as far as it moves them.
+        self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.trunk = ContextTrunk(config)
+        self.composition = Composition(config.latent_dim)
+        self.decoder = Decoder(config)
+        self.energy = TokenEnergy(config)
+
+    def embeddings(self) -> Tensor:
+        """mu: (V, d) unit rows."""
+        return projx(self.points)
+
+    @torch.no_grad()
+    def start_from_counts(self, counts: Tensor) -> None:
+        """Sets the bias to log unigram frequencies, smoothed by one. counts: (V,) tokens of the training split."""
+        frequency = counts.to(torch.float64) + 1
+        self.bias.copy_((frequency / frequency.mean()).log())
+
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
+        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
+        mu = self.embeddings() if embeddings is None else embeddings
+        scales = self.trunk(F.embedding(tokens, mu))
+        return self._context(scales)
+
+    def _context(self, scales: Scales) -> Context:
+        composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
+        point, routing = self.decoder(scales)
+        terms = self.energy.terms(point, scales, composed)
+        aux = routing.losses()
+        return Context(terms.total(), point, scales.local, scales.medium, scales.global_, composed, terms, aux)
+
+    def logits(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
+        """-E(v|c): (B, T, V)."""
+        return F.linear(context.query, self.embeddings() if embeddings is None else embeddings, self.bias)
+
+    def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
+        """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""
+        return torch.log_softmax(self.logits(context, embeddings), dim=-1)
+
+
+def _check(config: ModelConfig) -> None:
+    if config.latent_dim % config.n_heads or (config.latent_dim // config.n_heads) % 2:
+        raise ConfigError(
+            f"--n-heads {config.n_heads} does not divide --latent-dim {config.latent_dim} into even parts",
+            hint=f"use --n-heads {next(h for h in (8, 4, 2, 1) if config.latent_dim % (2 * h) == 0 or h == 1)}",
+        )
+    if not config.context_local <= config.context_medium <= config.context_global:
+        raise ConfigError(
+            f"--context-local {config.context_local}, --context-medium {config.context_medium} and --context-global "
+            f"{config.context_global} are not in rising order",
+            hint="give windows that widen with depth, for example 12, 64, 128",
+        )
+    if not 1 <= config.moe_active <= config.moe_experts:
+        raise ConfigError(
+            f"--moe-active {config.moe_active} is more than --moe-experts {config.moe_experts}",
+            hint=f"use --moe-active {min(2, config.moe_experts)}",
+        )

@@ -1,0 +1,60 @@
+"""The three energy terms of a token, folded into one query (model section 5).
+
+    E(v|c) = -s mu_v.h_hat - b_v  -  lambda_geo sum_l lambda_l mu_v.c_l  -  lambda_comp mu_v.comp(c_l, c_m, c_g)
+
+Each term is linear in mu_v, so all three are one inner product with a query; `TokenEnergy.terms` keeps them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.context import SCALES, Scales
+
+
+@dataclass(frozen=True)
+class QueryTerms:
+    """Queries (B, T, d) of the terms; a term that is switched off is None. Their sum is the query."""
+
+    splat: Tensor
+    geometric: Tensor | None
+    compositional: Tensor | None
+
+    def total(self) -> Tensor:
+        query = self.splat
+        for term in (self.geometric, self.compositional):
+            query = query if term is None else query + term
+        return query
+
+
+class TokenEnergy(nn.Module):
+    """Learned scale s, weights of the terms and of the scales."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        # Random unit vectors have inner products of about 1/sqrt(d): this scale gives logits of unit variance.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.latent_dim) / 2))
+        small = math.sqrt(config.latent_dim) / 8
+        self.lambda_geo = nn.Parameter(torch.tensor(small)) if config.use_geometric else None
+        self.scale_logits = nn.Parameter(torch.zeros(SCALES)) if config.use_geometric else None
+        self.lambda_comp = nn.Parameter(torch.tensor(small)) if config.use_compositional else None
+
+    @property
+    def scale(self) -> Tensor:
+        """s > 0."""
+        return self.log_scale.exp()
+
+    def terms(self, point: Tensor, scales: Scales, composed: Tensor) -> QueryTerms:
+        """point h_hat, composed: (B, T, d) unit rows."""
+        geometric = compositional = None
+        if self.lambda_geo is not None and self.scale_logits is not None:
+            weight = self.lambda_geo * torch.softmax(self.scale_logits, -1)
+            geometric = weight[0] * scales.local + weight[1] * scales.medium + weight[2] * scales.global_
+        if self.lambda_comp is not None:
+            compositional = self.lambda_comp * composed
+        return QueryTerms(self.scale * point, geometric, compositional)
