@@ -1,0 +1,184 @@
+"""One self-contained page about a run: it needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from ebmvk.report.metrics import History, Row, read_metrics
+from ebmvk.report.plots import Curve, line_plot, smooth, thin
+
+SAMPLE_CHARACTERS = 6000
+
+
+def write_report(run: Path, target: Path) -> Path:
+    """Write the report of a run folder (metrics.jsonl, config.toml, samples.txt) to `target`.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    history = read_metrics(run / "metrics.jsonl")
+    samples = run / "samples.txt"
+    text = samples.read_text(encoding="utf-8", errors="replace") if samples.is_file() else ""
+    environment = Environment(
+        loader=PackageLoader("ebmvk.report", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=run.name,
+        history=history,
+        status=status(history),
+        tiles=list(_tiles(history)),
+        plots=list(_plots(history)),
+        figures=_figures(history),
+        parts=history.steps[-1]["parts"] if history.steps else {},
+        samples=text[-SAMPLE_CHARACTERS:],
+        config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
+        facts=_facts(history),
+    )
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def status(history: History) -> str:
+    """Finished, or where it stands."""
+    total = history.facts.get("steps", 0)
+    return f"finished, {history.step:,} steps" if history.end else f"stopped at step {history.step:,} of {total:,}"
+
+
+def _last_validation(history: History) -> tuple[Row | None, str]:
+    """The figures to show first: of the whole validation split if there are, else of its evaluated part."""
+    if history.end:
+        return history.end["validation"], "whole validation split"
+    return (history.evals[-1]["validation"], "part of validation") if history.evals else (None, "")
+
+
+def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
+    """(value, name, note) of the few figures that matter most."""
+    found, where = _last_validation(history)
+    if found:
+        note = where
+        if history.end:
+            base = history.end["trigram"]["bits_per_byte"]
+            change = 100 * (1 - found["bits_per_byte"] / base)
+            note = f"{abs(change):.1f} % {'below' if change >= 0 else 'above'} the trigram's {base:.3f}"
+        yield f"{found['bits_per_byte']:.3f}", "bits per byte", note
+        yield f"{found['ppl_token']:,.1f}", "perplexity per token", f"{found['tokens']:,} tokens, exact"
+        if found["ppl_word"] is not None:
+            yield f"{found['ppl_word']:,.1f}", "perplexity per word", f"{found['words']:,} words"
+    if history.facts:
+        yield f"{history.facts['parameters'] / 1e6:.2f} M", "parameters", f"{history.facts['vocabulary']:,} tokens"
+    if history.steps:
+        seconds = sum(row["seconds"] for row in history.steps)
+        tokens = history.steps[-1]["tokens"]
+        yield f"{seconds / 60:.1f} min", "training", f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f} per second"
+
+
+def _plots(history: History) -> Iterator[tuple[str, str, str]]:
+    """(title, explanation, svg) of every curve there is data for."""
+    steps, loss = _series(history.steps, "loss")
+    if steps:
+        x, y = thin(steps, smooth(loss, max(1, len(loss) // 40)))
+        curves = [Curve("each step", *thin(steps, loss), faint=True), Curve("smoothed", x, y)]
+        yield _plot("Training loss", "nats; the objective with all its parts", curves, ylabel="loss")
+    base = {"trigram": history.end["trigram"]["ppl_token"]} if history.end else {}
+    x, y = _series(history.evals, "validation", "ppl_token")
+    if x:
+        words = _series(history.evals, "validation", "ppl_word")
+        curves = [Curve("per token", x, y, dots=True)]
+        curves += [Curve("per word", *words, dots=True, colour=1)] if words[0] else []
+        note = "exact, on a part of validation"
+        note += "; the dashed line is the trigram's, per token, on the whole split" if base else ""
+        yield _plot("Perplexity", note, curves, ylabel="perplexity", log=True, lines=base)
+    energies = [Curve("of tokens, E(v|c)", *_series(history.evals, "validation", "nats_per_token"), dots=True)]
+    latent = _series(history.evals, "langevin", "energy")
+    energies += [Curve("of Langevin states, E(x|c)", *latent, dots=True, colour=1)] if latent[0] else []
+    if energies[0].x:
+        note = "mean energy on validation: of the true next tokens, and of states where the chains end"
+        yield _plot("Energy", note, energies, ylabel="nats")
+    yield from _part_plots(history)
+    x, y = _series(history.evals, "langevin", "kinetic_temperature")
+    if x:
+        note = "mean |v|² / (d−1) right after the noise; the law asks for the dashed line"
+        target = {"target": float(history.evals[-1]["langevin"]["temperature"])}
+        curves = [Curve("kinetic temperature", x, y, dots=True)]
+        yield _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target)
+    x, y = _series(history.steps, "grad_norm")
+    if x:
+        curves = [Curve("gradient norm", *thin(x, y))]
+        yield _plot("Gradient norm", "before clipping", curves, ylabel="norm", log=min(y) > 0)
+
+
+def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
+    """Score matching by noise level, and the parts of the loss."""
+    levels = [level["kappa"] for level in history.evals[-1].get("score_matching", [])] if history.evals else []
+    if levels:
+        curves = [Curve(f"κ = {kappa:.0f}", *_level(history, i), dots=True, colour=i) for i, kappa in enumerate(levels)]
+        note = "relative squared error of the score, by noise level; predicting no score at all gets 1"
+        yield _plot("Score matching", note, curves, ylabel="L_κ", lines={"zero score": 1.0})
+    names = dict.fromkeys(name for row in history.steps for name in row["parts"])
+    curves = []
+    for name in names:
+        x, y = _series(history.steps, "parts", name)
+        curves.append(Curve(name, *thin(x, smooth(y, max(1, len(y) // 40))), colour=len(curves)))
+    if curves:
+        yield _plot("Parts of the loss", "before their weights, smoothed", curves, ylabel="nats")
+
+
+def _level(history: History, index: int) -> tuple[list[float], list[float]]:
+    rows = [row for row in history.evals if len(row.get("score_matching", [])) > index]
+    return [float(row["step"]) for row in rows], [float(row["score_matching"][index]["loss"]) for row in rows]
+
+
+def _plot(title: str, note: str, curves: list[Curve], **how: Any) -> tuple[str, str, str]:
+    return title, note, line_plot(title, curves, **how)
+
+
+def _series(rows: list[Row], *keys: str) -> tuple[list[float], list[float]]:
+    """Steps and values at a path of keys, where there is one."""
+    x, y = [], []
+    for row in rows:
+        value: Any = row
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            x.append(float(row["step"]))
+            y.append(float(value))
+    return x, y
+
+
+def _figures(history: History) -> list[tuple[str, Row]]:
+    """Rows of the table of exact figures."""
+    rows: list[tuple[str, Row]] = []
+    if history.end:
+        rows += [("this model", history.end["validation"]), ("Kneser–Ney trigram, same tokens", history.end["trigram"])]
+    if history.best:
+        rows.append(
+            (f"best evaluation (step {history.best['step']:,}, part of validation)", history.best["validation"])
+        )
+    return rows
+
+
+def _facts(history: History) -> list[tuple[str, str]]:
+    """What the run ran on."""
+    facts = history.facts
+    if not facts:
+        return []
+    text = facts["text"]["train"]
+    lines = [
+        ("corpus", facts["corpus"]["reason"]),
+        ("training text", f"{text['tokens']:,} tokens, {text['words']:,} words, {text['bytes']:,} bytes"),
+        ("engine", facts["device"]),
+        ("trunk", f"torch {facts['torch']} on {facts['torch_device']}, {facts['threads']} threads"),
+        ("platform", facts["platform"]),
+        ("ebmvk", facts["ebmvk"]),
+        ("begun", facts["time"]),
+    ]
+    return lines + ([("restarts", str(history.restarts))] if history.restarts else [])

@@ -1,0 +1,140 @@
+"""Curves as inline SVG that takes its colours from the page, so one picture serves light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+# Drawn in these colours, which nothing else in the picture has, then replaced by the page's own variables.
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+INK, GRID = "#0a0b0c", "#0a0b0d"
+COLOURS = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)} | {
+    INK: "var(--ink-soft)",
+    GRID: "var(--rule)",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line. `faint`: the raw values behind a smoothed line; `dots`: few points, each one marked."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    faint: bool = False
+    dots: bool = False
+    dashed: bool = False
+    colour: int = 0
+
+
+def smooth(values: Sequence[float], span: int) -> list[float]:
+    """Exponential moving average with the start's bias removed; span: about how many values it remembers."""
+    keep, total, weight, out = 1.0 - 1.0 / max(1, span), 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return out
+
+
+def thin(x: Sequence[float], y: Sequence[float], points: int = 600) -> tuple[list[float], list[float]]:
+    """At most `points` points, each the mean of a stretch: a long run must not make a long picture."""
+    if len(x) <= points:
+        return list(x), list(y)
+    parts = np.array_split(np.arange(len(x)), points)
+    return [float(np.mean(np.take(x, part))) for part in parts], [float(np.mean(np.take(y, part))) for part in parts]
+
+
+def line_plot(
+    name: str, curves: Sequence[Curve], *, ylabel: str, log: bool = False, lines: Mapping[str, float] | None = None
+) -> str:
+    """An <svg> element.
+
+    Args:
+        name: of the picture, for readers that can't see it; also keeps its ids apart from the other pictures'.
+        lines: horizontal reference lines, by label.
+    """
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.4, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for curve in curves:
+            _draw(axes, curve)
+        for label, value in (lines or {}).items():
+            axes.axhline(value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-2, 4),
+                textcoords="offset points", ha="right", fontsize=9.5,
+            )  # fmt: skip
+        _axes(axes, ylabel, log)
+        if sum(not curve.faint for curve in curves) > 1:
+            axes.legend(loc="best", fontsize=9.5, labelcolor=INK)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), name)
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    axes.plot(
+        np.asarray(curve.x, dtype=float),
+        np.asarray(curve.y, dtype=float),
+        label=None if curve.faint else curve.label,
+        color=SERIES[curve.colour % len(SERIES)],
+        alpha=0.28 if curve.faint else 1.0,
+        linewidth=1.0 if curve.faint else 1.8,
+        linestyle=(0, (5, 2)) if curve.dashed else "-",
+        marker="o" if curve.dots else None,
+        markersize=4.0,
+    )
+
+
+def _axes(axes: Axes, ylabel: str, log: bool) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(visible=False, axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(which="both", length=0)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.01)
+
+
+def _inline(svg: str, name: str) -> str:
+    """The <svg> element alone, scaling with the page, in the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every picture, and used by none
+    for colour, variable in COLOURS.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg \1 role="img" aria-label="{name}">', svg, count=1)

@@ -1,0 +1,152 @@
+"""`ebmvk train`, `python -m ebmvk.train`: text in, a run folder with checkpoints, metrics, samples and a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ebmvk import cli
+from ebmvk.config import SIZES, Config, Size, Source, check, check_resume, from_toml, items, nearest, read_toml, replace
+from ebmvk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmvk.training.run import Job
+
+RUNS = Path("runs")
+NEWEST = "newest"
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    settings: Config
+    run_dir: Path | None = None  # Folder of the run; runs/DATASET-SIZE-TIME when not given.
+    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
+    stop_after: int | None = None  # Save and stop after this many steps of this call.
+    config: Path | None = None  # Settings from a TOML file; flags win over it.
+    quiet: bool = False  # Print errors and the paths of the results only.
+
+
+FLAGS = cli.known_flags(
+    {name: value for _, name, value in items(Config())}
+    | {f.name: f.default for f in dataclasses.fields(TrainCommand) if f.name != "settings"}
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved)."""
+    args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
+    return cli.run(lambda: _train(args))
+
+
+def _train(args: list[str]) -> int:
+    """Parse, decide what to train, train it."""
+    cli.check_flags(args, FLAGS, "train")
+    base, file = _defaults(args)
+    command = cli.parse(TrainCommand, args, command="train", known=FLAGS, default=TrainCommand(base))
+    if command.stop_after is not None and command.stop_after < 1:
+        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    from ebmvk.training.run import execute
+
+    given = _given(args, command.settings)
+    job = _resumed(command, file, given) if command.resume else _new(command, file, given)
+    return execute(job, quiet=command.quiet, stop_after=command.stop_after)
+
+
+# ---- what to train: size < file < flags ----------------------------------------------------------------------------
+
+
+def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """The configuration that --help shows and flags change: of the run to resume, or of --size; with the file."""
+    path = cli.value_of(args, "--config")
+    file = read_toml(Path(path)) if path else {}
+    resume = cli.value_of(args, "--resume")
+    if resume:
+        config = from_toml(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0] / "config.toml")
+    else:
+        config = _sized(cli.value_of(args, "--size") or file.get("size", "nano"), None)
+    return replace(config, file), file
+
+
+def _sized(size: str, train_bytes: int | None) -> Config:
+    from ebmvk.presets import derive
+
+    if size not in SIZES:
+        close = nearest(size, SIZES)
+        hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
+        raise ConfigError(f"--size {size}: no such size", hint=hint)
+    known: Size = next(name for name in SIZES if name == size)
+    return replace(Config(), {**derive(known, train_bytes), "size": known})
+
+
+def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
+    """{field: value} of the settings that flags gave."""
+    names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in cli.flags_in(args)}
+    return {name: value for _, name, value in items(settings) if name.lower() in names}
+
+
+def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
+    from ebmvk.data.datasets import resolve
+    from ebmvk.training.run import Job
+
+    size = command.settings.run.size
+    corpus = resolve(command.settings.data.dataset, command.settings.data.data_dir)
+    nominal, derived = _sized(size, None), _sized(size, corpus.bytes("train"))
+    sources: dict[str, Source] = {
+        name: "size" if value == before else "derived"
+        for (_, name, value), (_, _, before) in zip(items(derived), items(nominal), strict=True)
+    }
+    sources |= dict.fromkeys(file, "file") | dict.fromkeys(given, "flag")
+    if {"steps", "epochs"} <= set(given):
+        raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
+    overrides = {**file, **given}
+    if "steps" in given and "epochs" not in given:
+        overrides["epochs"] = None
+    config = check(replace(derived, overrides))
+    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
+    return Job(config, sources, folder, corpus)
+
+
+def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint folder or None for the newest usable) that --resume and --run-dir mean."""
+    from ebmvk.training.checkpoint import locate
+
+    if resume != NEWEST:
+        folder, at = locate(Path(resume), "--resume")
+        if run_dir and Path(run_dir).resolve() != folder:
+            raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
+        return folder, at if Path(resume).resolve() == at else None
+    if run_dir:
+        return locate(Path(run_dir), "--run-dir")[0], None
+    runs = [path.parent for path in RUNS.glob("*/config.toml")]
+    if not runs:
+        raise ConfigError(f"--resume: there is no run in {RUNS}/", hint="name one: --resume PATH")
+    return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
+
+
+def _resumed(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
+    from ebmvk.data.datasets import resolve
+    from ebmvk.training.run import Job
+
+    folder, at = _resume_folder(command.resume or NEWEST, str(command.run_dir) if command.run_dir else None)
+    old = from_toml(folder / "config.toml")
+    overrides = {**file, **given}
+    if "steps" in overrides and "epochs" not in overrides:
+        overrides["epochs"] = None
+    config = check(replace(old, overrides))
+    check_resume(old, config)
+    sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
+    corpus = resolve(config.data.dataset, config.data.data_dir)
+    return Job(config, sources | dict.fromkeys(given, "flag"), folder, corpus, at or folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

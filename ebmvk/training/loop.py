@@ -1,0 +1,258 @@
+"""The training loop. A step is a pure function of the weights, the optimiser's state and (seed, step)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ebmvk.config import Config
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import Batches, TokenStream
+from ebmvk.engine import Backend
+from ebmvk.errors import CheckpointError, NonFinite
+from ebmvk.model.ebm import EnergyModel
+from ebmvk.training import checkpoint, optim
+from ebmvk.training.checkpoint import Checkpoint
+from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
+from ebmvk.training.losses import objective
+from ebmvk.training.monitor import Monitor
+from ebmvk.training.workspace import Device, digest, model_record, step_seed
+
+Outcome = Literal["finished", "stopped", "interrupted"]
+Probe = Callable[[int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: what a checkpoint stores beside weights and optimiser.
+
+    step: steps done; windows, tokens: seen so far; seconds: spent in steps; best_*: of the evaluation subset.
+    """
+
+    step: int = 0
+    windows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_nats: float | None = None
+
+
+@dataclass(frozen=True)
+class Streams:
+    train: TokenStream
+    validation: TokenStream
+
+
+class Trainer:
+    """One run in one process.
+
+    Args:
+        folder: the run folder, which has its config.toml and tokenizer.json.
+        probe: called at each evaluation with the step; what it returns joins the metrics (sampling health).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        model: EnergyModel,
+        tokenizer: Tokenizer,
+        streams: Streams,
+        device: Device,
+        monitor: Monitor,
+        probe: Probe,
+    ) -> None:
+        self.config, self.folder, self.tokenizer, self.streams = config, folder, tokenizer, streams
+        self.model = model.to(device.torch).train()
+        self.device, self.monitor, self.probe = device, monitor, probe
+        self.optimizer = optim.build(self.model, config.training)
+        self.batches = Batches(
+            streams.train, config.training.batch_size, config.data.seq_length, step_seed(config.run.seed, -2)
+        )
+        self.progress = Progress()
+        self._first_batch = 0
+
+    # ---- resuming --------------------------------------------------------------------------------------------------
+
+    def restore(self, found: Checkpoint) -> None:
+        """Continue from a checkpoint of this configuration.
+
+        Raises:
+            CheckpointError: it does not fit the model, the optimiser or the text.
+        """
+        saved = found.state
+        if saved.get("train") != digest(self.streams.train):
+            raise CheckpointError(
+                f"{found.path}: --dataset {self.config.data.dataset} is not the text this run was trained on",
+                why="the files changed, or another version of them was found",
+                hint="bring the old text back, or start a new run with another --run-dir",
+            )
+        checkpoint.restore(self.model, found)
+        try:
+            self.progress = Progress(**saved["progress"])
+            self.optimizer.load_state_dict(found.optimizer)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{found.path}: its state is not that of a training run ({error})", hint="use an older checkpoint"
+            ) from None
+        # With another batch size the position in the text is kept, to within one batch.
+        self._first_batch = self.progress.windows // self.config.training.batch_size - self.progress.step
+        if self.config.run.deterministic:
+            torch.set_num_threads(int(saved.get("threads", torch.get_num_threads())))
+
+    def save(self) -> Path:
+        """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones."""
+        state = {
+            "progress": dataclasses.asdict(self.progress),
+            "model": model_record(self.config, self.tokenizer),
+            "train": digest(self.streams.train),
+            "threads": torch.get_num_threads(),
+        }
+        path = checkpoint.save(self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state)
+        if self.progress.best_step == self.progress.step:
+            checkpoint.point(self.folder, "best", path.name)
+        checkpoint.prune(self.folder, self.config.logging.keep_last)
+        return path
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, stop_after: int | None = None) -> Outcome:
+        """Train to the configured step; stop earlier after `stop_after` steps, or when interrupted, with a checkpoint.
+
+        Raises:
+            NonFinite: before the weights are touched. StorageError: the previous checkpoint is intact.
+        """
+        total, first = self.config.training.steps, self.progress.step
+        outcome: Outcome = "finished"
+        with _interruption() as interrupted:
+            while self.progress.step < total and outcome == "finished":
+                self._step()
+                done = self.progress.step
+                improved = (done % self.config.logging.eval_every == 0 or done == total) and self._evaluate()
+                if interrupted():
+                    outcome = "interrupted"
+                elif stop_after is not None and done - first >= stop_after and done < total:
+                    outcome = "stopped"
+                if improved or outcome != "finished" or done == total or done % self.config.logging.save_every == 0:
+                    self.save()
+        return outcome
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        step, config = self.progress.step, self.config
+        torch.manual_seed(step_seed(config.run.seed, step))
+        tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+            losses = objective(self.model, tokens, self.device.backend, config, seed=config.run.seed, step=step)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        parts = {name: float(value) for name, value in losses.parts.items()}
+        self._refuse_non_finite(losses.total, parts)
+        lr = optim.lr_at(step, config.training)
+        norm = self.optimizer.step(lr)
+        seconds = time.perf_counter() - began
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=step + 1,
+            windows=self.progress.windows + len(tokens),
+            tokens=self.progress.tokens + tokens.shape[0] * (tokens.shape[1] - 1),
+            seconds=self.progress.seconds + seconds,
+        )
+        rate = tokens.shape[0] * (tokens.shape[1] - 1) / seconds
+        values = {"loss": float(losses.total), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
+        counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
+        self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
+
+    def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float]) -> None:
+        """Raise NonFinite naming the first bad loss or gradient, before the optimiser sees it."""
+        step = self.progress.step + 1
+        bad = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
+        if bad is None and not bool(torch.isfinite(total)):
+            bad = "the loss"
+        if bad is None:
+            grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([grad for _, grad in grads])
+            if not bool(torch.isfinite(norm)):
+                names = [name for name, grad in grads if not bool(torch.isfinite(grad).all())]
+                bad = f"the gradient of '{names[0]}'" if names else "the norm of all gradients"
+        if bad:
+            raise NonFinite(
+                f"step {step}: {bad} is not finite; the weights are as they were after step {step - 1}",
+                why="the learning rate is too high for this model, or the precision too low",
+                hint=f"continue with --resume --run-dir {self.folder} --lr {self.config.training.learning_rate / 2:g}",
+            )
+
+    # ---- evaluating ------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> bool:
+        """Exact likelihood of a part of validation, and the probe; True if it is the best so far."""
+        part = self.streams.validation.take(self.config.logging.eval_tokens + 1)
+        found = self._likelihood(part)
+        step, best = self.progress.step, self.progress.best_nats
+        improved = best is None or found.nats_per_token < best
+        if improved:
+            self.progress = dataclasses.replace(self.progress, best_step=step, best_nats=found.nats_per_token)
+        health = self.probe(step)
+        counts = counts_record(self.device.backend)
+        self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **health})
+        self.monitor.say(f"step {step}: validation part, {_figures(found)}{'  (best)' if improved else ''}")
+        return improved
+
+    def _likelihood(self, stream: TokenStream) -> Likelihood:
+        context = self.config.data.seq_length
+        size = text_size(stream, self.tokenizer)
+        return likelihood(self.model, stream, size, context=context, stride=context, device=self.device.torch)
+
+    def finish(self) -> None:
+        """The whole validation split, exactly, and the trigram on the same tokens."""
+        validation = self.streams.validation
+        found = self._likelihood(validation)
+        size = text_size(validation, self.tokenizer)
+        base = trigram(self.streams.train, validation, size, self.tokenizer.vocab_size)
+        counts = counts_record(self.device.backend)
+        record = {"validation": found.record(), "trigram": base.record(), "counts": counts}
+        self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
+        self.monitor.say(f"validation, all of it: {_figures(found)}")
+        self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
+
+
+def _figures(found: Likelihood) -> str:
+    word = f"{found.ppl_word:.2f} per word, " if found.ppl_word is not None else ""
+    return (
+        f"perplexity {found.ppl_token:.2f} per token, {word}{found.bits_per_byte:.4f} bits per byte "
+        f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
+    )
+
+
+def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
+    """The engine's operation counts so far, JSON-able."""
+    return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
+    caught: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,156 @@
+"""One run from a job: set up or restored, trained, evaluated, reported."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+from platform import platform
+
+import torch
+
+import ebmvk
+from ebmvk.config import Config, Source, items
+from ebmvk.config import replace as replace_values
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import Batches, TokenStream, encode_split
+from ebmvk.decoding.probe import Probe
+from ebmvk.report.html import write_report
+from ebmvk.training import checkpoint
+from ebmvk.training.evaluation import text_size
+from ebmvk.training.loop import Outcome, Streams, Trainer
+from ebmvk.training.monitor import Monitor
+from ebmvk.training.workspace import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    TOKENIZER_FILE,
+    Device,
+    check_same_model,
+    create_run,
+    find,
+    new_model,
+    open_device,
+    save_config,
+    set_deterministic,
+)
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration with the source of each value, the run's folder, and what to continue from (None: a new run)."""
+
+    config: Config
+    sources: dict[str, Source]
+    folder: Path
+    corpus: Corpus
+    resume: Path | None = None
+
+
+def execute(job: Job, *, quiet: bool, stop_after: int | None) -> int:
+    """Train `job` and return the exit status; the run folder has everything else.
+
+    Raises:
+        EbmvkError: of any kind; what was saved before is intact.
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)  # noqa: T201
+
+    say(f"run folder  {job.folder}\ncorpus      {job.corpus.reason}")
+    device = open_device(job.config.run.device)
+    say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
+    set_deterministic(job.config)
+    found = find(job.resume, "--resume", say)[1] if job.resume else None
+    tokenizer = _tokenizer(job)
+    streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
+    job = _with_steps(job, streams.train)
+    for line in _settings(job):
+        say(line)
+    model = new_model(job.config, tokenizer, streams.train)
+    probe = Probe(job.config, model, tokenizer, device, job.folder / SAMPLES_FILE)
+    total, done = job.config.training.steps, found.step if found else 0
+    save_config(job.folder, job.config, dict(job.sources))
+    with Monitor(job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done) as monitor:
+        trainer = Trainer(job.config, job.folder, model, tokenizer, streams, device, monitor, probe)
+        if found:
+            check_same_model(found, job.config, tokenizer)
+            trainer.restore(found)
+            for path in checkpoint.supersede(job.folder, found.step):
+                monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
+        monitor.record("resume" if found else "start", done, _facts(job, trainer, device))
+        outcome = trainer.run(stop_after)
+        if outcome == "finished":
+            trainer.finish()
+    return _close(job, trainer, outcome)
+
+
+def _tokenizer(job: Job) -> Tokenizer:
+    """Of the run that is resumed, or trained for the new one, whose folder is made here."""
+    if job.resume:
+        return Tokenizer.load(job.folder / TOKENIZER_FILE)
+    return create_run(job.folder, job.config, job.corpus, dict(job.sources))
+
+
+def _with_steps(job: Job, train: TokenStream) -> Job:
+    """Epochs become steps; a warm-up that nobody asked for fits into a short run."""
+    config, sources = job.config, dict(job.sources)
+    batches = Batches(train, config.training.batch_size, config.data.seq_length, config.run.seed)
+    if config.training.epochs is not None:
+        steps = max(1, ceil(config.training.epochs * batches.steps_per_epoch))
+        config, sources["steps"] = replace_values(config, {"steps": steps}), "derived"
+    short = max(1, config.training.steps // 10)
+    if not job.resume and sources.get("warmup_steps") not in ("file", "flag") and config.training.warmup_steps > short:
+        config, sources["warmup_steps"] = replace_values(config, {"warmup_steps": short}), "derived"
+    return replace(job, config=config, sources=sources)
+
+
+def _settings(job: Job) -> Iterator[str]:
+    """Every value and where it came from, a line per section."""
+    for section, entries in groupby(items(job.config), key=lambda item: item[0]):
+        shown = [
+            f"{name} {value} [{job.sources.get(name, 'default')}]" for _, name, value in entries if value is not None
+        ]
+        yield f"{section:<12}{', '.join(shown)}"
+
+
+def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
+    """What stays the same for the whole run, for the metrics and the report."""
+    train, validation = trainer.streams.train, trainer.streams.validation
+    sizes = {"train": text_size(train, trainer.tokenizer), "validation": text_size(validation, trainer.tokenizer)}
+    return {
+        "ebmvk": ebmvk.__version__,
+        "torch": torch.__version__,
+        "platform": platform(),
+        "threads": torch.get_num_threads(),
+        "device": device.reason,
+        "torch_device": str(device.torch),
+        "corpus": {"name": job.corpus.name, "reason": job.corpus.reason},
+        "text": {split: vars(size) for split, size in sizes.items()},
+        "vocabulary": trainer.tokenizer.vocab_size,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "steps": job.config.training.steps,
+        "steps_per_epoch": trainer.batches.steps_per_epoch,
+    }
+
+
+def _close(job: Job, trainer: Trainer, outcome: Outcome) -> int:
+    """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
+    report = write_report(
+        job.folder / METRICS_FILE, job.folder / CONFIG_FILE, job.folder / SAMPLES_FILE, job.folder / REPORT_FILE
+    )
+    lines = [f"run folder  {job.folder}", f"report      {report}"]
+    if outcome != "finished":
+        command = f"python -m ebmvk.train --resume --run-dir {shlex.quote(str(job.folder))}"
+        lines += [f"saved       step {trainer.progress.step} of {job.config.training.steps}", f"continue    {command}"]
+    print("\n".join(lines), flush=True)  # noqa: T201
+    return INTERRUPTED if outcome == "interrupted" else 0
