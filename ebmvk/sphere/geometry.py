@@ -4,9 +4,9 @@ Every function works on the last axis, broadcasts over the others, keeps the dty
 everywhere, including at u = 0 and y = x, where plain formulas divide zero by zero. Points are unit rows and tangent
 vectors are orthogonal to them; neither is checked here (`projx` and `proju` make them so).
 
-At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u, which is the
-limit along no direction in particular but is finite and tangent. Near them the direction of `logmap` is lost to rounding
-at a distance from -x of about the dtype's epsilon, while its length stays right.
+At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u, which is
+finite and tangent but the limit along no direction. Within about the dtype's epsilon of -x the direction of `logmap` is
+lost to rounding, while its length stays right.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def logmap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    """Parallel transport of u from x to y along the minimal geodesic, an isometry. x, y, u: (..., d), u tangent at x."""
+    """Parallel transport of u from x to y on the minimal geodesic, an isometry. x, y, u: (..., d), u tangent at x."""
     plus = x + y
     # 1 + x.y = |x+y|^2 / 2 keeps its relative accuracy near antipodes.
     half = (_dot(plus, plus) / 2).clamp_min(torch.finfo(x.dtype).tiny)

@@ -166,11 +166,11 @@ def sigma_to_kappa(sigma: float, d: int) -> float:
     if not 0 < sigma < math.inf:
         raise ArgumentError(f"sigma = {sigma} is outside (0, inf)", hint="pass a positive noise level such as 0.1")
     cosine = 1 / math.sqrt(1 + sigma * sigma * (d - 1))
-    return inverse_mean_cosine(torch.tensor(cosine, dtype=torch.float64), d).item()
+    return float(inverse_mean_cosine(torch.tensor(cosine, dtype=torch.float64), d))
 
 
 def kappa_critical(d: int, entropy: Tensor) -> Tensor:
-    """sqrt(2 d H): the concentration beyond which the modes of a mixture of entropy H nats separate (model section 7)."""
+    """sqrt(2 d H): beyond it the modes of a mixture of entropy H nats separate (model section 7). entropy: (...)."""
     return torch.sqrt(2 * d * entropy.clamp_min(0))
 
 

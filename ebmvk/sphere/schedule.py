@@ -1,0 +1,96 @@
+"""Annealing schedules of the latent Langevin sampler (model section 7).
+
+Modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H); above it no local chain moves
+mass between them, so mixture weights have to be right before. Hence levels rise evenly from kappa_c/5 to 1.4 kappa_c,
+where most states already belong to one mode while chains still mix, and stop there. They may: decoding is exact at
+every kappa, so a last kappa far above kappa_c adds nothing but error. (A jump from 2 to 5.5 kappa_c in one level throws
+half of the chains out of every mode into the background: total variation 0.5.) A larger `kappa_max` is reached by
+geometric levels from there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine.api import Schedule
+from ebmvk.errors import ArgumentError
+from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
+
+FIRST = 0.2  # first level over kappa_c
+LAST = 1.4  # last level over kappa_c, unless kappa_max says otherwise
+ARC = 0.15  # radians a chain moves per step: h sqrt((d-1) T)
+STIFFNESS = 0.3  # h sqrt(kappa)
+
+
+def annealed_schedule(
+    d: int,
+    entropy: Tensor,
+    *,
+    levels: int = 10,
+    steps: int = 200,
+    kappa_max: float | None = None,
+    temperature: float = 1.0,
+    step_size: float | None = None,
+    gamma: float | None = None,
+) -> Schedule:
+    """Levels of concentration for each chain, for candidates of kappa_j = 1 and weights log p_j.
+
+    Args:
+        entropy: (B,) nats, of the mixture that the chain samples.
+        levels, steps: number of levels, and of integrator steps over all of them (the later levels take what is over).
+        kappa_max: concentration of the last level, for all chains; 1.4 kappa_c of each chain by default.
+        temperature: of the velocities; hotter chains take shorter steps.
+        step_size, gamma: the sketch's explicit dt and friction at every level, in place of the rules
+            h sqrt((d-1)T) <= 0.15, h sqrt(kappa) <= 0.3 and gamma = sqrt(kappa). They are taken as they are.
+
+    Returns:
+        (B, levels) float32 tensors; the last kappa of a chain is `kappa_scale[:, -1]`.
+
+    Raises:
+        ArgumentError: levels < 1, steps < levels, or a value that is not positive and finite.
+    """
+    _check(levels, steps, kappa_max=kappa_max, temperature=temperature, step_size=step_size, gamma=gamma)
+    kappa = _levels(kappa_critical(d, entropy.detach().to(torch.float64)), levels, kappa_max)
+    h = torch.minimum(torch.full_like(kappa, ARC / math.sqrt((d - 1) * temperature)), STIFFNESS / kappa.sqrt())
+    if step_size is not None:
+        h = torch.full_like(kappa, step_size)
+    friction = kappa.sqrt() if gamma is None else torch.full_like(kappa, gamma)
+    counts = tuple(steps // levels + (level >= levels - steps % levels) for level in range(levels))
+    kappa, shift, h, friction = (t.to(torch.float32) for t in (kappa, log_c_ratio(kappa, d), h, friction))
+    return Schedule(kappa_scale=kappa, logw_shift=shift, step_size=h, gamma=friction, steps=counts)
+
+
+def _levels(critical: Tensor, levels: int, kappa_max: float | None) -> Tensor:
+    """(B, levels). Even steps up to LAST kappa_c; what kappa_max asks for above that, in three tenths of the levels."""
+    critical = critical[:, None]
+    top = LAST * critical if kappa_max is None else torch.full_like(critical, kappa_max)
+    beyond = top > LAST * critical
+    even = FIRST * critical + (torch.minimum(top, LAST * critical) - FIRST * critical) * _ramp(levels, critical)
+    if levels == 1:
+        return top
+    high = min(max(1, round(0.3 * levels)), levels - 1)
+    low = levels - high
+    rise = FIRST * critical + (LAST - FIRST) * critical * _ramp(low, critical)
+    # Chains without entropy have kappa_c = 0: their geometric levels start from the top itself.
+    base = torch.where(critical > 0, LAST * critical, top)
+    climb = base * (top / base.clamp_min(1e-30)) ** (torch.arange(1, high + 1, device=critical.device) / high)
+    return torch.where(beyond, torch.cat((rise, climb), dim=1), even)
+
+
+def _ramp(n: int, like: Tensor) -> Tensor:
+    """n even steps from 0 to 1, ending at 1 (also for n = 1)."""
+    ramp = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
+    return ramp if n > 1 else torch.ones_like(ramp)
+
+
+def _check(levels: int, steps: int, **positive: float | None) -> None:
+    if levels < 1 or steps < levels:
+        raise ArgumentError(
+            f"langevin levels = {levels}, steps = {steps}", hint="use at least one level and one step per level"
+        )
+    for name, value in positive.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ArgumentError(f"{name} = {value} is not positive and finite", hint=f"pass a positive {name}")
