@@ -23,7 +23,6 @@ Ids = npt.NDArray[np.int32]
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
 BYTES = 256
-BLANK = "\u0120"  # the byte-level alphabet's letter for a blank
 
 WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
 TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
@@ -71,11 +70,8 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         try:
             encodings = self._bpe.encode_batch_fast(texts)
-        except UnicodeEncodeError as error:
-            raise ArgumentError(
-                f"text holds the lone surrogate {error.object[error.start]!r} at {error.start}",
-                hint="decode the text from its bytes as UTF-8",
-            ) from error
+        except TypeError as error:  # the library's word for text that has no UTF-8
+            raise _lone_surrogate(texts) from error
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_prompt(self, text: str) -> Ids:
@@ -117,6 +113,13 @@ class Tokenizer:
                 f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
             ) from error
         return cls(bpe)
+
+
+def _lone_surrogate(texts: list[str]) -> ArgumentError:
+    text, at = next((text, at) for text in texts for at, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+    return ArgumentError(
+        f"text holds the lone surrogate {text[at]!r} at {at}", hint="decode the text from its bytes as UTF-8"
+    )
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:

@@ -1,0 +1,8 @@
+"""For all tests: the same examples each time, and no deadline, since machines are shared and first calls are slow."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("ebmvk", deadline=None, derandomize=True)
+settings.load_profile("ebmvk")

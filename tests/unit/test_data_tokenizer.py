@@ -1,0 +1,116 @@
+"""The tokenizer loses nothing, is the same every time, and keeps to the borders of words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebmvk.data.datasets import Corpus, count_words, resolve
+from ebmvk.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
+
+WORDS = (
+    " \n = Lobster = \n \n The <unk> lobster , known as the common lobster , weighs 6 @.@ 5 kg . \n"
+    " The lobster <unk> and the common lobster weighs 7 kg , not 6 @.@ 5 kg . \n"
+)
+WORD_LEVEL = Corpus("words", "test", {"train": [WORDS * 5], "validation": [WORDS]}, word_level=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(resolve("builtin"), 1024)
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer() -> Tokenizer:
+    return train_tokenizer(WORD_LEVEL, 320)
+
+
+@given(text=st.text())
+@pytest.mark.parametrize("kind", ["tokenizer", "word_tokenizer"])
+def test_any_text_comes_back_whole(kind: str, text: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    for whole in (text, f"a {text}<unk> <unk>{text}  {END_OF_TEXT}\r\n\t{text}"):
+        ids = tokenizer.encode(whole)
+        assert ids.dtype == np.int32
+        assert tokenizer.decode(ids) == whole
+        assert tokenizer.count_bytes(ids) == len(whole.encode())
+        assert tokenizer.eos_id not in ids
+
+
+def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    again = train_tokenizer(resolve("builtin"), 1024)
+    tokenizer.save(tmp_path / "a.json")
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    loaded = Tokenizer.load(tmp_path / "a.json")
+    text = "The <unk> statement" + END_OF_TEXT
+    assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert loaded.vocab_size == tokenizer.vocab_size == 1024
+    assert (loaded.eos_id, loaded.unk_id, loaded.word_level) == (tokenizer.eos_id, tokenizer.unk_id, False)
+
+
+def test_unk_is_one_token_everywhere(tokenizer: Tokenizer, word_tokenizer: Tokenizer) -> None:
+    for each in (tokenizer, word_tokenizer):
+        ids = each.encode(" the <unk> of <unk> <unk> . \n")
+        assert (ids == each.unk_id).sum() == 3
+    # Word level: the token carries its blank, so that a word is one token here.
+    assert [word_tokenizer.decode([i]) for i in word_tokenizer.encode(" <unk> \n")] == [" <unk>", " \n"]
+
+
+def test_no_token_crosses_a_border_of_words(word_tokenizer: Tokenizer) -> None:
+    pieces = [word_tokenizer.decode([i]) for i in word_tokenizer.encode(WORDS)]
+    assert all(" " not in piece[1:] for piece in pieces)
+    # Each word and each end of line begins with its blank: that many tokens begin words.
+    assert sum(piece.startswith(" ") for piece in pieces) == count_words(WORDS, word_level=True)
+    assert " lobster" in pieces
+
+
+def test_a_prompt_is_the_start_of_a_document(tokenizer: Tokenizer, word_tokenizer: Tokenizer) -> None:
+    for each, text in ((tokenizer, "The if"), (word_tokenizer, " The lobster")):
+        ids = each.encode_prompt(text.strip())
+        assert ids[0] == each.eos_id
+        assert each.decode(ids) == text
+    assert word_tokenizer.encode_prompt("").tolist() == [word_tokenizer.eos_id]
+
+
+def test_vocabulary_sizes(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("x" * 50).max() < tokenizer.vocab_size
+    smallest = train_tokenizer(WORD_LEVEL, 258)
+    assert smallest.vocab_size == 258
+    assert train_tokenizer(WORD_LEVEL, 10_000).vocab_size < 400  # the text has no more pairs to merge
+    with pytest.raises(ConfigError, match="--vocab-size 257"):
+        train_tokenizer(WORD_LEVEL, 257)
+
+
+def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ArgumentError, match="surrogate"):
+        tokenizer.encode("half \ud800 a pair")
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokenizer.load(tmp_path / "missing.json")
+    (tmp_path / "bad.json").write_text('{"version": "1.0"')
+    with pytest.raises(DataError, match="is no tokenizer"):
+        Tokenizer.load(tmp_path / "bad.json")
+    (tmp_path / "other.json").write_text(
+        '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+    )
+    with pytest.raises(DataError, match="has no <unk> token"):
+        Tokenizer.load(tmp_path / "other.json")
+    with pytest.raises(StorageError, match="cannot be written"):
+        tokenizer.save(tmp_path / "missing" / "tokenizer.json")
+
+
+def test_wikitext_2_takes_under_one_and_a_quarter_tokens_a_word() -> None:
+    if "EBMVK_DATA_DIR" not in os.environ:
+        pytest.skip("EBMVK_DATA_DIR is not set")
+    corpus = resolve("wikitext-2")
+    tokenizer = train_tokenizer(corpus, 8192)
+    ids = np.concatenate(tokenizer.encode_many(corpus.documents("validation")))
+    assert tokenizer.decode(ids) == "".join(corpus.documents("validation"))
+    assert (ids == tokenizer.unk_id).sum() == 11_718
+    assert len(ids) / corpus.words("validation") < 1.25  # 1.183 measured

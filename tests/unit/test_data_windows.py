@@ -1,0 +1,88 @@
+"""Training visits each window once an epoch, whatever the step it starts from; evaluation scores each token once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.tokenizer import train_tokenizer
+from ebmvk.data.windows import Batches, TokenStream, encode_split, evaluation_windows
+from ebmvk.errors import ArgumentError, DataError
+
+
+def stream_of(n: int) -> TokenStream:
+    return TokenStream("test/train", np.arange(n, dtype=np.int32), np.array([0]))
+
+
+def test_documents_are_led_by_end_of_text() -> None:
+    corpus = Corpus("c", "test", {"train": ["one two", "three", "four five six"]})
+    tokenizer = train_tokenizer(corpus, 258)
+    stream = encode_split(corpus, "train", tokenizer)
+    assert stream.tokens.dtype == np.int32
+    assert np.flatnonzero(stream.tokens == tokenizer.eos_id).tolist() == stream.starts.tolist() == [0, 8, 14]
+    assert tokenizer.decode(stream.tokens) == "one twothreefour five six"
+    assert tokenizer.count_bytes(stream.tokens) == corpus.bytes("train")
+    assert stream.take(14).starts.tolist() == [0, 8]
+    assert len(stream.take(14)) == 14
+
+
+@given(st.integers(2, 400), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**63))
+def test_each_epoch_visits_each_window_once(n: int, batch_size: int, length: int, seed: int) -> None:
+    if n < length + 1:
+        with pytest.raises(DataError, match=f"{n} tokens, fewer than one window of {length + 1}"):
+            Batches(stream_of(n), batch_size, length, seed)
+        return
+    batches = Batches(stream_of(n), batch_size, length, seed)
+    windows = n // length
+    assert batches.steps_per_epoch == -(-windows // batch_size)
+    epochs = 3
+    rows = torch.cat([batches.batch(step) for step in range(-(-epochs * windows // batch_size))])
+    assert rows.dtype == torch.int64
+    assert rows.shape[1] == length + 1
+    # Neighbours in a window are neighbours on the ring of tokens.
+    assert torch.equal(rows[:, 1:], (rows[:, :-1] + 1) % n)
+    for epoch in range(epochs):
+        targets = rows[epoch * windows : (epoch + 1) * windows, 1:].flatten()
+        assert len(targets.unique()) == len(targets) == windows * length
+
+
+def test_batches_are_a_function_of_seed_and_step_alone() -> None:
+    forward = Batches(stream_of(1000), 4, 16, seed=3)
+    steps = list(range(60))
+    backward = Batches(stream_of(1000), 4, 16, seed=3)
+    expected = {step: backward.batch(step) for step in reversed(steps)}
+    assert all(torch.equal(forward.batch(step), expected[step]) for step in steps)
+    assert not torch.equal(forward.batch(0), Batches(stream_of(1000), 4, 16, seed=4).batch(0))
+    # Another offset each epoch: else the same borders would cut the same contexts for ever.
+    first, second = (sorted(forward.batch(s)[:, 0].tolist()) for s in (0, forward.steps_per_epoch))
+    assert {x % 16 for x in first} != {x % 16 for x in second}
+
+
+@given(st.integers(2, 300), st.integers(1, 50), st.data())
+def test_each_token_but_the_first_is_scored_once_with_context(n: int, context: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, context))
+    scored = []
+    for tokens, first in evaluation_windows(stream_of(n), context, stride):
+        assert 2 <= len(tokens) <= context + 1
+        targets = tokens[1:]
+        for index in range(first, len(targets)):
+            target = int(targets[index])
+            scored.append(target)
+            assert index + 1 >= min(target, context - stride + 1)
+        assert torch.equal(tokens[1:], tokens[:-1] + 1)
+    assert scored == list(range(1, n))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ArgumentError, match="--stride 9"):
+        next(evaluation_windows(stream_of(20), 8, 9))
+    with pytest.raises(ArgumentError, match="--stride 0"):
+        next(evaluation_windows(stream_of(20), 8, 0))
+    with pytest.raises(DataError, match="none to predict"):
+        next(evaluation_windows(stream_of(1), 8, 8))
+    with pytest.raises(ArgumentError, match="--batch-size 0"):
+        Batches(stream_of(20), 0, 4, 0)
