@@ -1,7 +1,7 @@
 """Causal trunk with three scales: sliding-window attention whose window widens with depth (model section 4).
 
 The trunk's layers fall into three parts. The first sees `context_local` tokens, the second `context_medium`, the last
-`context_global`; after each part a head reads one unit context vector off the residual stream. Positions are rotary, and
+`context_global`; after each part a head reads one unit context vector off the residual stream. Positions are rotary and
 no distance within a window exceeds the window, so sequences longer than those of training need nothing new.
 """
 
@@ -32,7 +32,9 @@ def _window_bias(length: int, window: int, dtype: torch.dtype, device: torch.dev
     """(T, T): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere."""
     with torch.inference_mode(False):
         age = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_((age < 0) | (age >= window), -math.inf)
+        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
+            (age < 0) | (age >= window), -math.inf
+        )
 
 
 @lru_cache(maxsize=32)
@@ -120,7 +122,10 @@ class ContextTrunk(nn.Module):
         windows = (config.context_local, config.context_medium, config.context_global)
         self.scales = layer_scales(config.n_layers)
         self.blocks = nn.ModuleList(Block(config, windows[scale]) for scale in self.scales)
-        self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in windows)
+        # The state has a head of its own: read off directly, it would start at the last token and predict repetition.
+        self.heads = nn.ModuleList(
+            nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(SCALES + 1)
+        )
         self.rate = config.dropout
 
     def forward(self, tokens: Tensor) -> Scales:
@@ -130,5 +135,6 @@ class ContextTrunk(nn.Module):
         for scale, block in zip(self.scales, self.blocks, strict=True):
             x = block(x)
             streams[scale] = x
-        contexts = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, streams, strict=True)]
-        return Scales(projx(x), *contexts)
+        return Scales(
+            *(projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, [x, *streams], strict=True))
+        )

@@ -20,7 +20,7 @@ def midpoint_and_log(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """p = projx(a + b) and log_p(a), for unit a, b: (..., d).
 
     p is the midpoint of the geodesic, so log_p(a) = (theta/2) (a-b)/|a-b| and log_p(b) = -log_p(a): one closed form
-    instead of two logarithms. Where a + b vanishes p is a, and the half-angle pi/2 along a - b has no tangent part left.
+    instead of two logarithms. Where a + b vanishes p is a and no direction is shortest: the tangent vector is 0.
     """
     total, difference = a + b, a - b
     plus = (total * total).sum(-1, keepdim=True)
@@ -135,9 +135,9 @@ class MixtureOfExperts(nn.Module):
         order = torch.argsort(chosen, stable=True)
         inverse = torch.argsort(order)
         sizes = torch.bincount(chosen, minlength=self.experts).tolist()
-        groups = _permute(x.repeat(self.active, 1), order, inverse).split(sizes)
+        groups = torch.split(_permute(x.repeat(self.active, 1), order, inverse), sizes)
         done = torch.cat([self.expert(i, group) for i, group in enumerate(groups)])
-        copies = _permute(done, inverse, order).split(len(x))
+        copies = torch.split(_permute(done, inverse, order), len(x))
         return _weighted(routing.weights, copies)
 
     def dense(self, x: Tensor, routing: Routing) -> Tensor:

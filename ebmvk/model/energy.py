@@ -37,9 +37,10 @@ class TokenEnergy(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Random unit vectors have inner products of about 1/sqrt(d): this scale gives logits of unit variance.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.latent_dim) / 2))
-        small = math.sqrt(config.latent_dim) / 8
+        # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance 1/4: an untrained
+        # model starts near the unigram law in its bias, which training otherwise spends a hundred steps returning to.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.latent_dim) / 2 - math.log(2)))
+        small = math.sqrt(config.latent_dim) / 16
         self.lambda_geo = nn.Parameter(torch.tensor(small)) if config.use_geometric else None
         self.scale_logits = nn.Parameter(torch.zeros(SCALES)) if config.use_geometric else None
         self.lambda_comp = nn.Parameter(torch.tensor(small)) if config.use_compositional else None

@@ -12,8 +12,9 @@ from ebmvk.config import TrainingConfig
 from ebmvk.errors import CheckpointError
 
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
-EMBEDDING_RATE = 1.0
-SCALAR_RATE = 2.0
+EMBEDDING_RATE = 3.0
+SCALAR_RATE = 5.0
+ROUTER_RATE = 0.5
 FINAL_RATE = 0.0
 
 
@@ -31,15 +32,25 @@ def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and name != "points" and not name.endswith("router.weight")
 
 
+def _rate(name: str, parameter: nn.Parameter) -> float:
+    """Multiple of the learning rate of a parameter that AdamW moves."""
+    if name.endswith("router.weight"):
+        return ROUTER_RATE
+    return EMBEDDING_RATE if parameter.ndim == 2 else SCALAR_RATE
+
+
 class Optimizer:
     """Muon and AdamW behind one `step`. State is kept by parameter name, as tensors only."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         hidden = {name for name, p in named.items() if _is_hidden_matrix(name, p)}
-        scalars = [p for name, p in named.items() if name not in hidden and p.ndim != 2]
-        tables = [p for name, p in named.items() if name not in hidden and p.ndim == 2]
-        self.names = {p: name for name, p in named.items()}
+        rest = {name: p for name, p in named.items() if name not in hidden}
+        groups = [
+            {"params": [p for name, p in rest.items() if _rate(name, p) == rate], "rate": rate}
+            for rate in sorted({_rate(name, p) for name, p in rest.items()})
+        ]
+        self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
         self.muon = torch.optim.Muon(
             [named[name] for name in sorted(hidden)],
@@ -48,7 +59,7 @@ class Optimizer:
             adjust_lr_fn="match_rms_adamw",
         )
         self.adam = torch.optim.AdamW(
-            [{"params": tables, "rate": EMBEDDING_RATE}, {"params": scalars, "rate": SCALAR_RATE}],
+            groups,
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=0.0,
@@ -66,7 +77,7 @@ class Optimizer:
         for optimizer in (self.muon, self.adam):
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
