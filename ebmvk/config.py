@@ -22,6 +22,7 @@ from ebmvk.errors import ConfigError
 
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
+Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 Source = Literal["default", "size", "file", "flag", "derived"]
 
 
@@ -41,7 +42,7 @@ class RunConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
-    data_dir: Path | None = None  # Folder of local data sets; EBMVK_DATA_DIR when not given.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     vocab_size: int = knob(2048, low=258)  # Tokens of the byte-level BPE.
     seq_length: int = knob(128, low=2)  # Tokens per training window.
 
@@ -69,16 +70,16 @@ class LangevinConfig:
     knn_k: int = knob(64, low=1, resume=True)  # Candidates of the latent law.
     langevin_steps: int = knob(200, low=1, resume=True)  # Integrator steps over all levels.
     langevin_levels: int = knob(10, low=1, resume=True)  # Annealing levels.
-    langevin_dt: float | None = knob(None, low=1e-9, resume=True)  # Step size; derived per level when not given.
-    langevin_gamma: float | None = knob(None, low=0.0, resume=True)  # Friction; sqrt(kappa) per level when not given.
+    langevin_dt: Number = knob(None, low=1e-9, resume=True)  # Step size; by rule if not given.
+    langevin_gamma: Number = knob(None, low=0.0, resume=True)  # Friction; by rule if not given.
     langevin_T: float = knob(1.0, low=1e-6, resume=True)  # Temperature of the chains; 1 is the model's own law.
-    kappa: float | None = knob(None, low=1e-6, resume=True)  # Final concentration; derived when not given.
+    kappa: Number = knob(None, low=1e-6, resume=True)  # Last concentration; by rule if not given.
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
-    epochs: float | None = knob(None, low=1e-9, resume=True)  # Passes over the training split, instead of steps.
+    epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
     batch_size: int = knob(32, low=1, resume=True)  # Windows per step.
     learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.

@@ -25,18 +25,27 @@ NEWEST = "newest"
 
 
 @dataclass(frozen=True)
-class TrainCommand:
-    settings: Config
-    run_dir: Path | None = None  # Folder of the run; runs/DATASET-SIZE-TIME when not given.
+class TrainCommand(Config):
+    """The settings and what concerns this call only."""
+
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # The run's folder; runs/DATASET-SIZE-TIME.
     resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
-    stop_after: int | None = None  # Save and stop after this many steps of this call.
-    config: Path | None = None  # Settings from a TOML file; flags win over it.
+    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
     quiet: bool = False  # Print errors and the paths of the results only.
 
+    @property
+    def settings(self) -> Config:
+        return Config(**{section.name: getattr(self, section.name) for section in dataclasses.fields(Config)})
 
+
+OWN = [
+    entry
+    for entry in dataclasses.fields(TrainCommand)
+    if entry.name not in {s.name for s in dataclasses.fields(Config)}
+]
 FLAGS = cli.known_flags(
-    {name: value for _, name, value in items(Config())}
-    | {f.name: f.default for f in dataclasses.fields(TrainCommand) if f.name != "settings"}
+    {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
 )
 
 
@@ -50,7 +59,7 @@ def _train(args: list[str]) -> int:
     """Parse, decide what to train, train it."""
     cli.check_flags(args, FLAGS, "train")
     base, file = _defaults(args)
-    command = cli.parse(TrainCommand, args, command="train", known=FLAGS, default=TrainCommand(base))
+    command = cli.parse(TrainCommand, args, command="train", known=FLAGS, default=TrainCommand(**vars(base)))
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
     from ebmvk.training.run import execute
@@ -71,11 +80,12 @@ def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     if resume:
         config = from_toml(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0] / "config.toml")
     else:
-        config = _sized(cli.value_of(args, "--size") or file.get("size", "nano"), None)
+        config = replace(Config(), _sized(cli.value_of(args, "--size") or file.get("size", "nano"), None))
     return replace(config, file), file
 
 
-def _sized(size: str, train_bytes: int | None) -> Config:
+def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
+    """{field: value} that --size stands for, with a training text of so many bytes (None: not known yet)."""
     from ebmvk.presets import derive
 
     if size not in SIZES:
@@ -83,7 +93,7 @@ def _sized(size: str, train_bytes: int | None) -> Config:
         hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
         raise ConfigError(f"--size {size}: no such size", hint=hint)
     known: Size = next(name for name in SIZES if name == size)
-    return replace(Config(), {**derive(known, train_bytes), "size": known})
+    return {**derive(known, train_bytes), "size": known}
 
 
 def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
@@ -100,16 +110,16 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> 
     corpus = resolve(command.settings.data.dataset, command.settings.data.data_dir)
     nominal, derived = _sized(size, None), _sized(size, corpus.bytes("train"))
     sources: dict[str, Source] = {
-        name: "size" if value == before else "derived"
-        for (_, name, value), (_, _, before) in zip(items(derived), items(nominal), strict=True)
+        name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
     }
-    sources |= dict.fromkeys(file, "file") | dict.fromkeys(given, "flag")
+    sources.update(dict.fromkeys(file, "file"))
+    sources.update(dict.fromkeys(given, "flag"))
     if {"steps", "epochs"} <= set(given):
         raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
     overrides = {**file, **given}
     if "steps" in given and "epochs" not in given:
         overrides["epochs"] = None
-    config = check(replace(derived, overrides))
+    config = check(replace(Config(), {**derived, **overrides}))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
     return Job(config, sources, folder, corpus)
@@ -117,7 +127,7 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
     """(run folder, checkpoint folder or None for the newest usable) that --resume and --run-dir mean."""
-    from ebmvk.training.checkpoint import locate
+    from ebmvk.training.checkpoint import locate, step_folders
 
     if resume != NEWEST:
         folder, at = locate(Path(resume), "--resume")
@@ -126,9 +136,9 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
         return folder, at if Path(resume).resolve() == at else None
     if run_dir:
         return locate(Path(run_dir), "--run-dir")[0], None
-    runs = [path.parent for path in RUNS.glob("*/config.toml")]
+    runs = [path.parent for path in RUNS.glob("*/config.toml") if step_folders(path.parent)]
     if not runs:
-        raise ConfigError(f"--resume: there is no run in {RUNS}/", hint="name one: --resume PATH")
+        raise ConfigError(f"--resume: there is no run with a checkpoint in {RUNS}/", hint="name one: --resume PATH")
     return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
 
 
@@ -145,7 +155,8 @@ def _resumed(command: TrainCommand, file: dict[str, Any], given: dict[str, Any])
     check_resume(old, config)
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
     corpus = resolve(config.data.dataset, config.data.data_dir)
-    return Job(config, sources | dict.fromkeys(given, "flag"), folder, corpus, at or folder)
+    sources.update(dict.fromkeys(given, "flag"))
+    return Job(config, sources, folder, corpus, at or folder)
 
 
 if __name__ == "__main__":

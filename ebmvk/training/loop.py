@@ -25,9 +25,11 @@ from ebmvk.model.ebm import EnergyModel
 from ebmvk.training import checkpoint, optim
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
-from ebmvk.training.losses import objective
+from ebmvk.training.losses import ScoreMatching, objective, score_matching
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.workspace import Device, digest, model_record, step_seed
+
+SCORED_TOKENS = 512  # of validation, for the score-matching figures
 
 Outcome = Literal["finished", "stopped", "interrupted"]
 Probe = Callable[[int], Mapping[str, Any]]
@@ -82,6 +84,8 @@ class Trainer:
         )
         self.progress = Progress()
         self._first_batch = 0
+        self._unigram = torch.bincount(torch.from_numpy(streams.train.tokens).long(), minlength=tokenizer.vocab_size)
+        self._unigram = self._unigram.float() / len(streams.train)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
@@ -170,7 +174,7 @@ class Trainer:
             seconds=self.progress.seconds + seconds,
         )
         rate = tokens.shape[0] * (tokens.shape[1] - 1) / seconds
-        values = {"loss": float(losses.total), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
+        values = {"loss": float(losses.total.detach()), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
         counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
 
@@ -205,9 +209,28 @@ class Trainer:
             self.progress = dataclasses.replace(self.progress, best_step=step, best_nats=found.nats_per_token)
         health = self.probe(step)
         counts = counts_record(self.device.backend)
-        self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **health})
+        levels = {"score_matching": [vars(level) for level in self._score_matching(part)]}
+        self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
         self.monitor.say(f"step {step}: validation part, {_figures(found)}{'  (best)' if improved else ''}")
         return improved
+
+    def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
+        """L_kappa per noise level on the first tokens of validation, dropout off."""
+        length = min(self.config.data.seq_length, len(stream) - 1)
+        rows = max(1, min(SCORED_TOKENS, len(stream) - 1) // length)
+        tokens = torch.from_numpy(stream.tokens[: rows * length + 1].astype("int64"))
+        windows = torch.stack([tokens[i * length : (i + 1) * length + 1] for i in range(rows)]).to(self.device.torch)
+        self.model.eval()
+        found = score_matching(
+            self.model,
+            windows,
+            self.device.backend,
+            self._unigram.to(self.device.torch),
+            k=self.config.langevin.knn_k,
+            seed=self.config.run.seed,
+        )
+        self.model.train()
+        return found
 
     def _likelihood(self, stream: TokenStream) -> Likelihood:
         context = self.config.data.seq_length

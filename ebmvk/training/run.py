@@ -16,26 +16,23 @@ import ebmvk
 from ebmvk.config import Config, Source, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus
-from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
-from ebmvk.report.html import write_report
 from ebmvk.training import checkpoint
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.workspace import (
-    CONFIG_FILE,
-    METRICS_FILE,
     REPORT_FILE,
     SAMPLES_FILE,
     TOKENIZER_FILE,
     Device,
     check_same_model,
-    create_run,
     find,
     new_model,
     open_device,
+    refuse_existing,
     save_config,
     set_deterministic,
 )
@@ -71,15 +68,23 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> int:
     say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
     set_deterministic(job.config)
     found = find(job.resume, "--resume", say)[1] if job.resume else None
-    tokenizer = _tokenizer(job)
+    if not job.resume:
+        refuse_existing(job.folder)
+    tokenizer = (
+        Tokenizer.load(job.folder / TOKENIZER_FILE)
+        if job.resume
+        else train_tokenizer(job.corpus, job.config.data.vocab_size)
+    )
     streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
     job = _with_steps(job, streams.train)
     for line in _settings(job):
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
-    probe = Probe(job.config, model, tokenizer, device, job.folder / SAMPLES_FILE)
+    probe = Probe(job.config, model, tokenizer, device.backend, job.folder / SAMPLES_FILE)
     total, done = job.config.training.steps, found.step if found else 0
-    save_config(job.folder, job.config, dict(job.sources))
+    save_config(job.folder, job.config, job.sources)
+    if not job.resume:
+        tokenizer.save(job.folder / TOKENIZER_FILE)
     with Monitor(job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done) as monitor:
         trainer = Trainer(job.config, job.folder, model, tokenizer, streams, device, monitor, probe)
         if found:
@@ -92,13 +97,6 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> int:
         if outcome == "finished":
             trainer.finish()
     return _close(job, trainer, outcome)
-
-
-def _tokenizer(job: Job) -> Tokenizer:
-    """Of the run that is resumed, or trained for the new one, whose folder is made here."""
-    if job.resume:
-        return Tokenizer.load(job.folder / TOKENIZER_FILE)
-    return create_run(job.folder, job.config, job.corpus, dict(job.sources))
 
 
 def _with_steps(job: Job, train: TokenStream) -> Job:
@@ -145,9 +143,9 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
 
 def _close(job: Job, trainer: Trainer, outcome: Outcome) -> int:
     """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
-    report = write_report(
-        job.folder / METRICS_FILE, job.folder / CONFIG_FILE, job.folder / SAMPLES_FILE, job.folder / REPORT_FILE
-    )
+    from ebmvk.report.html import write_report  # matplotlib takes a while to import
+
+    report = write_report(job.folder, job.folder / REPORT_FILE)
     lines = [f"run folder  {job.folder}", f"report      {report}"]
     if outcome != "finished":
         command = f"python -m ebmvk.train --resume --run-dir {shlex.quote(str(job.folder))}"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ebmvk.config import Config, from_toml, items, write_toml
-from ebmvk.data.datasets import Corpus
-from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.config import Config, Source, from_toml, write_toml
+from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
@@ -22,7 +21,7 @@ from ebmvk.model.ebm import EnergyModel
 from ebmvk.training import checkpoint
 from ebmvk.training.checkpoint import Checkpoint
 
-CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE = "config.toml", "tokenizer.json", "metrics.jsonl"
+CONFIG_FILE, TOKENIZER_FILE = "config.toml", "tokenizer.json"
 SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
 
 
@@ -86,25 +85,17 @@ def digest(stream: TokenStream) -> str:
     return hashlib.sha256(stream.tokens.tobytes()).hexdigest()
 
 
-def create_run(folder: Path, config: Config, corpus: Corpus, sources: dict[str, Any]) -> Tokenizer:
-    """Make the folder of a new run: config.toml and tokenizer.json.
-
-    Raises:
-        ConfigError: the folder already holds a run.
-    """
+def refuse_existing(folder: Path) -> None:
+    """Raises ConfigError when the folder of a new run already holds one."""
     if (folder / CONFIG_FILE).exists() or checkpoint.step_folders(folder):
         raise ConfigError(
             f"--run-dir {folder} already holds a run",
             why="a new run there would mix its files with the old one's",
             hint=f"continue it with --resume --run-dir {folder}, or take another folder",
         )
-    tokenizer = train_tokenizer(corpus, config.data.vocab_size)
-    save_config(folder, config, sources)
-    tokenizer.save(folder / TOKENIZER_FILE)
-    return tokenizer
 
 
-def save_config(folder: Path, config: Config, sources: dict[str, Any]) -> None:
+def save_config(folder: Path, config: Config, sources: Mapping[str, Source]) -> None:
     """Write the resolved configuration, each value with where it came from."""
     checkpoint.write_atomic(folder / CONFIG_FILE, write_toml(config, sources).encode())
 
@@ -158,9 +149,3 @@ def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) ->
                 why="the checkpoint belongs to another configuration",
                 hint="put back the config.toml and tokenizer.json that this checkpoint was trained with",
             )
-
-
-def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """{key: (old, new)} of two configurations."""
-    before = {name: value for _, name, value in items(old)}
-    return {name: (before[name], value) for _, name, value in items(new) if before[name] != value}

@@ -1,0 +1,175 @@
+"""Text, token by token: context → latent law → annealed Langevin → Bayes decoder (model sections 6 and 7).
+
+With `langevin` a token is decoded from the state of a chain alone; with `exact` it is drawn from p(v|c). At temperature
+1 the two have the same law, the one whose perplexity is reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ebmvk.config import LangevinConfig
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.engine import Backend, LangevinDiagnostics, Points
+from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.latent import LatentLaw
+
+Sampler = Literal["langevin", "exact"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to generate.
+
+    temperature: of the token law, p(v|c)^(1/T) normalised; both samplers use the law so changed. The temperature of the
+        chains is a different one: `LangevinConfig.langevin_T`.
+    seed: with the row and the position it fixes every draw.
+    context: most tokens the model is shown.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    sampler: Sampler = "langevin"
+    seed: int = 42
+    context: int = 128
+
+
+@dataclass(frozen=True)
+class Generated:
+    """prompt and tokens: ids without the leading end-of-text; ended: the model wrote end-of-text itself."""
+
+    prompt: list[int]
+    tokens: list[int]
+    ended: bool
+
+
+@dataclass
+class SamplingHealth:
+    """Langevin diagnostics over all chains of a generation; `tangency` is the largest, the others are means."""
+
+    chains: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    tangency: float = 0.0
+
+    def add(self, found: LangevinDiagnostics) -> None:
+        self.chains += len(found.energy)
+        for name in ("energy", "kinetic_temperature", "energy_error", "acceptance"):
+            self.sums[name] = self.sums.get(name, 0.0) + float(getattr(found, name).double().sum())
+        self.tangency = max(self.tangency, float(found.tangency.max()))
+
+    def record(self) -> dict[str, float]:
+        """Means per chain, JSON-able; empty when no chain ran."""
+        means = {name: total / self.chains for name, total in self.sums.items()}
+        return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
+
+
+class Generator:
+    """Generates with one model on one backend. The model is put into evaluation mode while it works."""
+
+    def __init__(self, model: EnergyModel, tokenizer: Tokenizer, backend: Backend, langevin: LangevinConfig) -> None:
+        self.model, self.tokenizer, self.backend, self.langevin = model, tokenizer, backend, langevin
+        self.health = SamplingHealth()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], how: Decoding, on_token: Callable[[int, int], None] | None = None
+    ) -> list[Generated]:
+        """Continue each prompt until end-of-text or `max_tokens`.
+
+        Args:
+            prompts: each starts a document; an empty one asks for a document from its beginning.
+            on_token: called with (row, token) as tokens come.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        mu = self.model.embeddings()
+        points = self.backend.points(mu)
+        rows = [[int(i) for i in self.tokenizer.encode_prompt(prompt)] for prompt in prompts]
+        starts = [len(row) for row in rows]
+        active = list(range(len(rows)))
+        for position in range(how.max_tokens):
+            if not active:
+                break
+            found = self._next([rows[i][-how.context :] for i in active], active, mu, points, how, position)
+            for i, token in zip(active, found, strict=True):
+                rows[i].append(token)
+                if on_token and token != self.tokenizer.eos_id:
+                    on_token(i, token)
+            active = [i for i in active if rows[i][-1] != self.tokenizer.eos_id]
+        self.model.train(was_training)
+        return [self._generated(row, start) for row, start in zip(rows, starts, strict=True)]
+
+    def _generated(self, row: list[int], start: int) -> Generated:
+        tokens = row[start:]
+        ended = bool(tokens) and tokens[-1] == self.tokenizer.eos_id
+        return Generated(row[1:start], tokens[:-1] if ended else tokens, ended)
+
+    def _next(
+        self, contexts: list[list[int]], chains: list[int], mu: Tensor, points: Points, how: Decoding, position: int
+    ) -> list[int]:
+        """The next token of each context. Row i's draws depend on its own number and the position, not on the batch."""
+        log_p = self._law(contexts, mu, how.temperature)
+        tokens = []
+        # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
+        for first, block in _blocks(chains):
+            part = log_p[block]
+            if how.sampler == "exact":
+                tokens += _inverse_cdf(part, [_uniform(how.seed, position, first + i) for i in range(len(part))])
+            else:
+                tokens += self._langevin(part, points, _seed(how.seed, position), first)
+        return tokens
+
+    def _law(self, contexts: list[list[int]], mu: Tensor, temperature: float) -> Tensor:
+        """log p(v|c)^(1/T), normalised: (rows, V). Padding stands after the last token, where causality hides it."""
+        length = max(map(len, contexts))
+        ids = torch.tensor([row + [self.tokenizer.eos_id] * (length - len(row)) for row in contexts], device=mu.device)
+        context = self.model(ids, mu)
+        log_p = self.model.log_p_lex(context, mu)
+        last = torch.tensor([len(row) - 1 for row in contexts], device=mu.device)
+        return torch.log_softmax(log_p[torch.arange(len(contexts), device=mu.device), last] / temperature, -1)
+
+    def _langevin(self, log_p: Tensor, points: Points, seed: int, first_chain: int) -> list[int]:
+        settings = self.langevin
+        law = LatentLaw.from_log_probs(self.backend, points, log_p, settings.knn_k)
+        sample = law.langevin(
+            seed=seed,
+            levels=settings.langevin_levels,
+            steps=settings.langevin_steps,
+            kappa=settings.kappa,
+            temperature=settings.langevin_T,
+            step_size=settings.langevin_dt,
+            gamma=settings.langevin_gamma,
+            first_chain=first_chain,
+        )
+        self.health.add(sample.diagnostics)
+        # Another seed than the chain's: the decoder's draws must know nothing of how x came about.
+        decoded = law.decode(sample.x, sample.kappa, log_p, seed=_seed(seed, -1), first_chain=first_chain)
+        return [int(token) for token in decoded]
+
+
+def _blocks(chains: list[int]) -> list[tuple[int, slice]]:
+    """Runs of consecutive numbers as (first number, their places)."""
+    starts = [i for i in range(len(chains)) if i == 0 or chains[i] != chains[i - 1] + 1]
+    return [(chains[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(chains)], strict=True)]
+
+
+def _seed(seed: int, position: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"generate/{seed}/{position}".encode(), digest_size=7).digest(), "little")
+
+
+def _uniform(seed: int, position: int, row: int) -> float:
+    """In [0, 1), from 53 bits."""
+    return (_seed(_seed(seed, position), row) >> 3) / 2.0**53
+
+
+def _inverse_cdf(log_p: Tensor, uniforms: list[float]) -> list[int]:
+    """One token per row of (rows, V) log-probabilities, in float64."""
+    cumulative = log_p.double().exp().cumsum(-1)
+    u = torch.tensor(uniforms, dtype=torch.float64, device=log_p.device)[:, None] * cumulative[:, -1:]
+    return [int(token) for token in torch.searchsorted(cumulative, u, right=True).clamp_max(log_p.shape[1] - 1)]

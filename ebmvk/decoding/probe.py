@@ -1,0 +1,34 @@
+"""A look at what a training run would write: a few samples, and the health of the chains that made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ebmvk.config import Config
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.engine import Backend
+from ebmvk.model.ebm import EnergyModel
+
+SAMPLES = 2
+
+
+class Probe:
+    """Called with a step: appends samples to `path` and returns {'langevin': diagnostics}, or {} when switched off."""
+
+    def __init__(self, config: Config, model: EnergyModel, tokenizer: Tokenizer, backend: Backend, path: Path) -> None:
+        self.config, self.model, self.tokenizer, self.backend, self.path = config, model, tokenizer, backend, path
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        config = self.config
+        if config.logging.sample_tokens == 0:
+            return {}
+        generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
+        how = Decoding(config.logging.sample_tokens, seed=config.run.seed, context=config.data.seq_length)
+        found = generator.generate([""] * SAMPLES, how)
+        with self.path.open("a", encoding="utf-8") as file:
+            for number, sample in enumerate(found, start=1):
+                text = self.tokenizer.decode(sample.tokens).strip("\n")
+                file.write(f"--- step {step}, sample {number}, Langevin, temperature 1, seed {how.seed}\n{text}\n\n")
+        return {"langevin": generator.health.record() | {"temperature": config.langevin.langevin_T}}

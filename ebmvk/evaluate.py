@@ -1,0 +1,105 @@
+"""`ebmvk evaluate`, `python -m ebmvk.evaluate`: the exact likelihood of a text under a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ebmvk import cli
+from ebmvk.config import Config
+from ebmvk.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
+    limit: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # Only the first TOKENS.
+    context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
+    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    json: bool = False  # Print one JSON object instead of lines.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _evaluate(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS)))
+
+
+def _evaluate(command: EvaluateCommand) -> int:
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.training.evaluation import likelihood, text_size
+    from ebmvk.training.workspace import open_device, open_run
+
+    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    context, stride = _window(command, run.config)
+    device = open_device(command.device)
+    corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    stream = encode_split(corpus, command.split, run.tokenizer)
+    stream = stream.take(command.limit + 1) if command.limit else stream
+    model = run.model.to(device.torch)
+    size = text_size(stream, run.tokenizer)
+    found = likelihood(model, stream, size, context=context, stride=stride, device=device.torch)
+    record: dict[str, Any] = {
+        "checkpoint": str(run.checkpoint.path),
+        "step": run.checkpoint.step,
+        "dataset": corpus.name,
+        "split": command.split,
+        "whole_split": command.limit is None,
+        "memory": "none",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_tokens": run.checkpoint.state["progress"]["tokens"],
+        "seed": run.config.run.seed,
+        **found.record(),
+    }
+    if command.json:
+        print(json.dumps(record))
+    else:
+        _print(record, corpus.reason, device.reason)
+    return 0
+
+
+def _window(command: EvaluateCommand, config: Config) -> tuple[int, int]:
+    """(context, stride), checked before anything slow."""
+    if command.limit is not None and command.limit < 1:
+        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
+    context = config.data.seq_length if command.context is None else command.context
+    if context < 1:
+        raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
+    stride = max(1, context // 2) if command.stride is None else command.stride
+    if not 1 <= stride <= context:
+        raise ConfigError(
+            f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {max(1, context // 2)}"
+        )
+    return context, stride
+
+
+def _print(record: dict[str, Any], corpus: str, device: str) -> None:
+    part = "whole split" if record["whole_split"] else "its beginning"
+    word = "no words" if record["ppl_word"] is None else f"{record['ppl_word']:.3f}   ({record['words']:,} words)"
+    print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
+    print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
+    print(f"device                {device}")
+    print(f"nats per token        {record['nats_per_token']:.5f}   ({record['tokens']:,} tokens, exact)")
+    print(f"perplexity per token  {record['ppl_token']:.3f}")
+    print(f"perplexity per word   {word}")
+    print(f"bits per byte         {record['bits_per_byte']:.5f}   ({record['bytes']:,} bytes)")
+    print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
