@@ -20,6 +20,7 @@ from ebmvk.model.dropout import dropout
 from ebmvk.sphere.geometry import projx
 
 SCALES = 3
+MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
 
 
 def layer_scales(n_layers: int) -> list[int]:
@@ -28,13 +29,15 @@ def layer_scales(n_layers: int) -> list[int]:
 
 
 @lru_cache(maxsize=32)
-def _window_bias(length: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(T, T): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere."""
+def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere.
+
+    The block's own tokens are the last of the `reach` keys.
+    """
     with torch.inference_mode(False):
-        age = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-        return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
-            (age < 0) | (age >= window), -math.inf
-        )
+        age = torch.arange(block, device=device)[:, None] - torch.arange(reach, device=device) + (reach - block)
+        allowed = (age >= 0) & (age < window)
+        return torch.zeros(block, reach, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
 
 
 @lru_cache(maxsize=32)
@@ -57,10 +60,31 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
+def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention over the last `window` tokens, in blocks that see themselves and the block before.
+
+    q, k: (B, H, T, dim), v: (B, H, T, dim) -> (B, H, T, dim). Two matrix products around a softmax: torch's fused CPU
+    kernel is three times slower in bfloat16, and knows no windows.
+    """
+    length = q.shape[-2]
+    block = max(window, MIN_BLOCK)
+    if length <= block + block // 2:
+        scores = q @ k.transpose(-1, -2)
+        return torch.softmax(scores + _window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
+    # Zeros before the first block: keys of zeros there would get weight, so the first block masks them.
+    tail = -length % block
+    q, k, v = (F.pad(x, (0, 0, 0, tail)).unflatten(-2, (-1, block)) for x in (q, k, v))
+    k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], dim=-2) for x in (k, v))
+    scores = q @ k.transpose(-1, -2)
+    bias = _window_bias(block, 2 * block, window, scores.dtype, q.device).repeat(q.shape[-3], 1, 1)
+    bias[0, :, :block] = -math.inf
+    return (torch.softmax(scores + bias, dim=-1) @ v).flatten(-3, -2)[..., :length, :]
+
+
 class Attention(nn.Module):
     """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
 
-    Written as two matrix products around a softmax: torch's fused CPU kernel is three times slower in bfloat16.
+    Half of each key is that of the token before, so that one layer can look for "what followed this token last time".
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -69,20 +93,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads) ** 0.5))
+        # Unit queries and keys times this: scores start within +- sqrt(dim of a head).
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d) -> (B, T, d)."""
         batch, length, dim = x.shape
-        shape = (batch, length, 3, self.heads, dim // self.heads)
-        q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
-        cos, sin = _rotations(length, dim // self.heads, x.dtype, x.device)
-        q = _rotate(projx(q.to(x.dtype)), cos, sin) * self.temperature
-        k = _rotate(projx(k.to(x.dtype)), cos, sin) * self.temperature
-        scores = q @ k.transpose(-1, -2)
-        weights = torch.softmax(scores + _window_bias(length, self.window, scores.dtype, x.device), dim=-1)
-        mixed: Tensor = (weights @ v.to(weights.dtype)).transpose(1, 2).reshape(batch, length, dim)
-        projected: Tensor = self.out(mixed)
+        width = dim // self.heads
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
+        cos, sin = _rotations(length, width, x.dtype, x.device)
+        root = math.sqrt(width)
+        q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
+        k = _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root
+        mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
+        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
         return projected
 
 

@@ -56,21 +56,25 @@ class Composition(nn.Module):
         return projx(expmap(p, proju(p, v)))
 
 
-class _Permute(torch.autograd.Function):
-    """x[order] for a permutation; the backward gathers by the inverse, where autograd's own would scatter."""
+class _Dispatch(torch.autograd.Function):
+    """Rows order % N of x (N, D), for a permutation of A N copies; the backward gathers, where autograd's scatters."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.inverse = inverse
-        return x.index_select(0, order)
+        ctx.inverse, ctx.rows = inverse, len(x)
+        return x.index_select(0, order % len(x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0].index_select(0, ctx.inverse), None, None
+        copies = torch.split(grads[0].index_select(0, ctx.inverse), ctx.rows)
+        total = copies[0]
+        for copy in copies[1:]:
+            total = total + copy
+        return total, None, None
 
 
-def _permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    result: Tensor = _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+def _dispatch(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    result: Tensor = _Dispatch.apply(x, order, inverse)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -130,14 +134,16 @@ class MixtureOfExperts(nn.Module):
 
     def grouped(self, x: Tensor, routing: Routing) -> Tensor:
         """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # before the copies, not after
         # Copy-major: row a N + n is the a-th choice of row n, so that the copies are slices.
         chosen = routing.experts.t().flatten()
         order = torch.argsort(chosen, stable=True)
         inverse = torch.argsort(order)
         sizes = torch.bincount(chosen, minlength=self.experts).tolist()
-        groups = torch.split(_permute(x.repeat(self.active, 1), order, inverse), sizes)
+        groups = torch.split(_dispatch(x, order, inverse), sizes)
         done = torch.cat([self.expert(i, group) for i, group in enumerate(groups)])
-        copies = torch.split(_permute(done, inverse, order), len(x))
+        copies = torch.split(_dispatch(done, inverse, order), len(x))
         return _weighted(routing.weights, copies)
 
     def dense(self, x: Tensor, routing: Routing) -> Tensor:

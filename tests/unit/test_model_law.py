@@ -1,0 +1,188 @@
+"""The token law is normalised, causal bit for bit, and the sum of its switched terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ebmvk.config import ModelConfig
+from ebmvk.errors import ConfigError
+from ebmvk.model.context import layer_scales
+from ebmvk.model.ebm import EnergyModel
+
+SMALL = ModelConfig(
+    latent_dim=32, n_layers=3, n_heads=2, ffn_dim=48, context_local=3, context_medium=9, context_global=40,
+    hidden_dim=24, dropout=0.2,
+)  # fmt: skip
+VOCABULARY = 61
+
+
+def build(config: ModelConfig = SMALL, seed: int = 0) -> EnergyModel:
+    """A model whose zero-initialised matrices are random too, so that every part takes effect."""
+    torch.manual_seed(seed)
+    model = EnergyModel(config, VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def tokens(length: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 48, 49, 97, 130])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_probabilities_sum_to_one(length: int, scale: float) -> None:
+    model = build()
+    with torch.no_grad():
+        model.energy.log_scale.fill_(math.log(scale))
+        total = model.log_p_lex(model(tokens(length))).double().exp().sum(-1)
+    # float32 log-softmax over 61 tokens: rounding of a few 1e-7 per term.
+    assert (total - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("length", [8, 33, 64, 80, 127])
+def test_permuting_future_tokens_changes_no_bit(length: int) -> None:
+    """Every output at t < cut, several cuts: a future token may neither be read nor change the arithmetic."""
+    model = build()
+    row = tokens(length, batch=3)
+    with torch.no_grad():
+        before = model(row)
+        for cut in (1, length // 3, length // 2, length - 1):
+            generator = torch.Generator().manual_seed(cut)
+            changed = row.clone()
+            changed[:, cut:] = row[:, cut:][:, torch.randperm(length - cut, generator=generator)]
+            changed[:, -1] = (row[:, -1] + 1) % VOCABULARY
+            after = model(changed)
+            assert not torch.equal(before.query, after.query)
+            for name in ("query", "h", "local", "medium", "global_", "composed"):
+                assert torch.equal(getattr(before, name)[:, :cut], getattr(after, name)[:, :cut]), (name, cut)
+            logits = model.logits(before)[:, :cut], model.logits(after)[:, :cut]
+            assert torch.equal(*logits)
+
+
+def test_causal_bit_for_bit_at_the_size_used() -> None:
+    """Real shapes take other matrix kernels than small ones; 2 x 128 rows and 4 experts as in `--size tiny`."""
+    torch.manual_seed(1)
+    model = EnergyModel(ModelConfig(), VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.eval()
+    row = tokens(128)
+    changed = row.clone()
+    changed[:, 70:] = tokens(58, seed=9)
+    with torch.no_grad():
+        assert torch.equal(model(row).query[:, :70], model(changed).query[:, :70])
+
+
+def test_training_mode_is_causal_up_to_rounding() -> None:
+    model = build(dataclasses.replace(SMALL, dropout=0.0)).train()
+    row, cut = tokens(64), 40
+    changed = row.clone()
+    changed[:, cut:] = tokens(24, seed=5)
+    # Expert groups have other sizes: float32 rounding may differ, information may not flow.
+    torch.testing.assert_close(model(row).query[:, :cut], model(changed).query[:, :cut], rtol=1e-5, atol=1e-5)
+
+
+def test_context_is_limited_by_the_windows() -> None:
+    """The state sees at most the sum of the layers' windows back, and does see the far end of the last one."""
+    model = build(dataclasses.replace(SMALL, context_local=2, context_medium=3, context_global=4))
+    row = tokens(40, batch=1)
+    reach = (2 - 1) + (3 - 1) + (4 - 1) + model.config.n_layers  # one more token per layer through the shifted keys
+    changed = row.clone()
+    changed[:, 0] = (row[:, 0] + 1) % VOCABULARY
+    with torch.no_grad():
+        moved = (model(row).query != model(changed).query).any(-1).squeeze(0)
+    assert moved[0]
+    assert moved[6]
+    assert not moved[reach + 1 :].any()
+
+
+def test_windows_widen_with_depth() -> None:
+    for layers in range(3, 13):
+        scales = layer_scales(layers)
+        assert scales == sorted(scales)
+        assert set(scales) == {0, 1, 2}
+    assert layer_scales(1) == [2]
+    assert layer_scales(4) == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("geometric", [True, False])
+@pytest.mark.parametrize("compositional", [True, False])
+def test_energy_is_the_sum_of_the_terms_switched_on(geometric: bool, compositional: bool) -> None:
+    config = dataclasses.replace(SMALL, use_geometric=geometric, use_compositional=compositional)
+    model = build(config).double()
+    with torch.no_grad():
+        context, mu = model(tokens(20)), model.embeddings()
+        energy = -model.energy.scale * context.h @ mu.T - model.bias
+        if geometric:
+            weights = torch.softmax(model.energy.scale_logits, -1)
+            scales = (context.local, context.medium, context.global_)
+            for weight, scale in zip(weights, scales, strict=True):
+                energy = energy - model.energy.lambda_geo * weight * (scale @ mu.T)
+        if compositional:
+            energy = energy - model.energy.lambda_comp * (context.composed @ mu.T)
+    assert (context.terms.geometric is not None) == geometric
+    assert (context.terms.compositional is not None) == compositional
+    torch.testing.assert_close(model.logits(context), -energy, rtol=1e-12, atol=1e-12)
+    names = {name for name, _ in model.named_parameters()}
+    assert ("energy.lambda_geo" in names) == geometric
+    assert ("energy.lambda_comp" in names) == compositional
+
+
+def test_every_output_is_a_unit_row() -> None:
+    model = build()
+    with torch.no_grad():
+        context = model(tokens(50))
+        rows = [context.h, context.local, context.medium, context.global_, context.composed, model.embeddings()]
+    for row in rows:
+        assert (row.norm(dim=-1) - 1).abs().max() < 1e-6  # a few float32 roundings of a sum of 32 squares
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_every_parameter(training: bool) -> None:
+    model = build().train(training)
+    context = model(tokens(50))
+    (model.log_p_lex(context)[..., 0].sum() + sum(context.aux.values())).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_float32_agrees_with_float64() -> None:
+    model, row = build(), tokens(70)
+    with torch.no_grad():
+        narrow = model.log_p_lex(model(row))
+        wide = model.double().log_p_lex(model(row))
+    assert wide.dtype == torch.float64
+    # Float32 through 3 layers: relative 1e-6 per operation on logits of size 10.
+    assert (narrow - wide).abs().max() < 2e-4
+
+
+def test_start_from_counts_gives_the_unigram_law() -> None:
+    model = EnergyModel(SMALL, VOCABULARY)
+    counts = torch.arange(VOCABULARY)
+    model.start_from_counts(counts)
+    expected = (counts + 1).double() / (counts + 1).sum()
+    torch.testing.assert_close(torch.softmax(model.bias, -1), expected.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"n_heads": 3}, "--n-heads"),
+        ({"latent_dim": 6, "n_heads": 2}, "--n-heads"),
+        ({"context_local": 10}, "--context-local"),
+        ({"moe_active": 5}, "--moe-active"),
+    ],
+)
+def test_contradictory_sizes_name_the_flag(changes: dict[str, int], flag: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        EnergyModel(dataclasses.replace(SMALL, **changes), VOCABULARY)
+    assert flag in raised.value.what
+    assert raised.value.hint

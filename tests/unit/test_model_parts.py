@@ -1,0 +1,131 @@
+"""Experts, composition, banded attention and dropout against plain forms of themselves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ebmvk.model.context import _banded_attention
+from ebmvk.model.decoder import Composition, MixtureOfExperts, midpoint_and_log
+from ebmvk.model.dropout import dropout
+from ebmvk.sphere.geometry import dist, logmap, projx
+
+
+def experts(n_experts: int, active: int) -> MixtureOfExperts:
+    torch.manual_seed(n_experts)
+    moe = MixtureOfExperts(10, 7, 5, n_experts, active).double()
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return moe
+
+
+def loop(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
+    """The definition, row by row."""
+    rows = []
+    for row in x:
+        logits = moe.router.weight @ row
+        chosen = sorted(range(moe.experts), key=lambda e: -float(logits[e].detach()))[: moe.active]
+        weights = torch.softmax(logits[chosen], -1)
+        outputs = [moe.down[e].weight @ torch.relu(moe.up[e].weight @ row) ** 2 for e in chosen]
+        rows.append(sum(w * y for w, y in zip(weights, outputs, strict=True)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("n_experts", "active"), [(1, 1), (4, 2), (5, 3), (8, 1), (3, 3)])
+@pytest.mark.parametrize("rows", [1, 2, 37])
+@pytest.mark.parametrize("training", [True, False])
+def test_grouped_and_dense_experts_are_the_loop(n_experts: int, active: int, rows: int, training: bool) -> None:
+    moe = experts(n_experts, active).train(training)
+    x = torch.randn(rows, 10, dtype=torch.float64, requires_grad=True)
+    y, _routing = moe(x)
+    expected = loop(moe, x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(y)
+    parameters = [x, *moe.parameters()]
+    found = torch.autograd.grad((y * direction).sum(), parameters, retain_graph=True, allow_unused=True)
+    wanted = torch.autograd.grad((expected * direction).sum(), parameters, allow_unused=True)
+    for a, b, parameter in zip(found, wanted, parameters, strict=True):
+        zero = torch.zeros_like(parameter)
+        torch.testing.assert_close(zero if a is None else a, zero if b is None else b, rtol=1e-9, atol=1e-9)
+
+
+def test_balance_is_one_when_even_and_grows_when_collapsed() -> None:
+    moe = MixtureOfExperts(6, 4, 6, 4, 2)
+    even = moe.route(torch.randn(2000, 6)).losses()
+    assert float(even["moe_balance"]) == pytest.approx(1.0, abs=1e-5)  # equal probabilities, whatever was chosen
+    assert float(even["moe_z"]) == pytest.approx(math.log(4) ** 2, rel=1e-5)
+    with torch.no_grad():
+        moe.router.weight[0] = 5.0
+    assert float(moe.route(torch.rand(2000, 6)).losses()["moe_balance"]) > 1.9  # one of two choices: 4 (1/2) 1
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return projx(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("d", [2, 3, 32, 257])
+def test_midpoint_and_log_agree_with_the_geometry(d: int) -> None:
+    a, b = unit(50, d, seed=1), unit(50, d, seed=2)
+    p, u = midpoint_and_log(a, b)
+    torch.testing.assert_close(p, projx(a + b))
+    torch.testing.assert_close(u, logmap(p, a), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(-u, logmap(p, b), rtol=1e-6, atol=1e-9)
+
+
+def test_composition_is_the_midpoint_at_first_and_stays_on_the_sphere() -> None:
+    torch.manual_seed(3)
+    comp = Composition(16).double()
+    a, b = unit(40, 16, seed=3), unit(40, 16, seed=4)
+    torch.testing.assert_close(comp(a, b), projx(a + b))
+    torch.nn.init.normal_(comp.outer.weight, std=3.0)
+    c = comp(a, b)
+    torch.testing.assert_close(c.norm(dim=-1), torch.ones(40, dtype=torch.float64))
+    assert dist(c, projx(a + b)).min() > 1e-3  # it is now more than a mean
+    assert not torch.allclose(c, comp(b, a))  # order counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_composition_is_finite_where_the_midpoint_is_not_unique(dtype: torch.dtype) -> None:
+    comp = Composition(8).to(dtype)
+    torch.nn.init.normal_(comp.outer.weight)
+    a = unit(5, 8).to(dtype).requires_grad_()
+    for b in (a.detach(), -a.detach(), projx(-a.detach() + 1e-6)):
+        c = comp(a, b)
+        (gradient,) = torch.autograd.grad(c.sum(), a)
+        assert bool(c.isfinite().all())
+        assert bool(gradient.isfinite().all())
+        torch.testing.assert_close(c.norm(dim=-1), torch.ones(5, dtype=dtype))
+
+
+@pytest.mark.parametrize("length", [1, 5, 31, 32, 33, 48, 49, 64, 100, 129])
+@pytest.mark.parametrize("window", [1, 2, 12, 32, 40, 64])
+def test_banded_attention_is_masked_attention(length: int, window: int) -> None:
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(2, 3, length, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    age = torch.arange(length)[:, None] - torch.arange(length)
+    scores = (q @ k.transpose(-1, -2)).masked_fill((age < 0) | (age >= window), -math.inf)
+    expected = torch.softmax(scores, -1) @ v
+    found = _banded_attention(q, k, v, window)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(found)
+    wanted = torch.autograd.grad((expected * direction).sum(), (q, k, v))
+    for a, b in zip(torch.autograd.grad((found * direction).sum(), (q, k, v)), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
+    torch.manual_seed(0)
+    n = 400_003  # not a multiple of the eight bytes of a word
+    y = dropout(torch.ones(n), rate, True)
+    effective = round(256 * rate) / 256
+    # Five standard deviations of a binomial share, and of the mean that follows from it.
+    slack = 5 * math.sqrt(effective * (1 - effective) / n)
+    assert abs(float((y == 0).float().mean()) - effective) < slack
+    assert abs(float(y.double().mean()) - 1) < slack / (1 - effective)
+    lag = (y[:-1] == 0).double() * (y[1:] == 0).double()
+    assert abs(float(lag.mean()) - effective**2) < 5 * effective / math.sqrt(n)  # neighbouring bytes are independent
+    assert torch.equal(dropout(torch.ones(9), rate, False), torch.ones(9))

@@ -1,0 +1,201 @@
+"""The objective and the optimiser: against plain forms, through the engine, and across a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ebmvk.config import Config, ModelConfig, TrainingConfig
+from ebmvk.engine.reference import Reference
+from ebmvk.errors import CheckpointError
+from ebmvk.model.ebm import EnergyModel
+from ebmvk.sphere.vmf import sample_vmf
+from ebmvk.training import cross_entropy, losses, optim
+from ebmvk.training.cross_entropy import linear_cross_entropy
+
+MODEL = ModelConfig(
+    latent_dim=16, n_layers=3, n_heads=2, ffn_dim=24, context_local=3, context_medium=5, context_global=9,
+    hidden_dim=12, dropout=0.0,
+)  # fmt: skip
+CONFIG = Config(model=MODEL, training=TrainingConfig(steps=60, learning_rate=1e-2, warmup_steps=5))
+VOCABULARY = 40
+
+
+def model() -> EnergyModel:
+    torch.manual_seed(0)
+    return EnergyModel(MODEL, VOCABULARY)
+
+
+def batch(seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (4, 13), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_linear_cross_entropy_is_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 5 * 23)  # chunks of 5 rows, the last one incomplete
+    torch.manual_seed(rows)
+    shapes = (rows, 6), (23, 6), (23,)
+    query, points, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    targets = torch.randint(23, (rows,))
+    expected = F.cross_entropy(F.linear(query, points, bias), targets)
+    found = linear_cross_entropy(query, points, bias, targets)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(3 * expected, (query, points, bias))
+    for a, b in zip(torch.autograd.grad(3 * found, (query, points, bias)), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bfloat16_cross_entropy_is_close_and_its_gradient_points_the_same_way() -> None:
+    torch.manual_seed(0)
+    query, points = torch.randn(300, 32) * 2, F.normalize(torch.randn(500, 32), dim=-1)
+    query.requires_grad_()
+    targets, bias = torch.randint(500, (300,)), torch.zeros(500)
+    exact = linear_cross_entropy(query, points, bias, targets)
+    narrow = linear_cross_entropy(query, points, bias, targets, torch.bfloat16)
+    assert abs(float(exact - narrow)) < 5e-3  # 300 rows, each to 2^-8 relative in p
+    a, b = (torch.autograd.grad(loss, query)[0].flatten() for loss in (exact, narrow))
+    assert F.cosine_similarity(a, b, dim=0) > 0.999
+
+
+def test_objective_is_the_weighted_sum_of_its_parts_and_a_function_of_seed_and_step() -> None:
+    net, weights = model(), CONFIG.training
+    first = losses.objective(net, batch(), Reference(), CONFIG, seed=3, step=5)
+    parts = {name: float(value) for name, value in first.parts.items()}
+    expected = (
+        parts["ce"]
+        + weights.lambda_denoise * parts["denoise"]
+        + weights.lambda_spread * parts["spread"]
+        + weights.moe_balance * parts["moe_balance"]
+        + weights.moe_z * parts["moe_z"]
+    )
+    assert float(first.total.detach()) == pytest.approx(expected, rel=1e-6)
+    again = losses.objective(net, batch(), Reference(), CONFIG, seed=3, step=5)
+    assert torch.equal(first.total, again.total)
+    for other in ({"seed": 4, "step": 5}, {"seed": 3, "step": 6}):
+        assert losses.objective(net, batch(), Reference(), CONFIG, **other).parts["denoise"] != first.parts["denoise"]
+    ce = F.cross_entropy(net.logits(net(batch()[:, :-1])).flatten(0, 1), batch()[:, 1:].flatten())
+    assert parts["ce"] == pytest.approx(float(ce.detach()), rel=1e-5)
+
+
+def test_switched_off_losses_are_not_computed() -> None:
+    off = dataclasses.replace(CONFIG.training, lambda_denoise=0.0, lambda_spread=0.0)
+    backend = Reference()
+    found = losses.objective(model(), batch(), backend, dataclasses.replace(CONFIG, training=off), seed=0, step=0)
+    assert set(found.parts) == {"ce", "moe_balance", "moe_z"}
+    assert not backend.counts()
+
+
+def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """(found, exact -log p(v|x,c) over the whole vocabulary), both differentiable in the last tensor's graph."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(2)
+    mu = F.normalize(torch.randn(VOCABULARY, 16, dtype=torch.float64), dim=-1).requires_grad_()
+    query, bias = torch.randn(rows, 16, dtype=torch.float64) * 4, torch.randn(VOCABULARY, dtype=torch.float64)
+    targets = torch.randint(VOCABULARY, (rows,))
+    level = torch.full((rows,), kappa, dtype=torch.float64)
+    x = sample_vmf(mu.detach()[targets], level, generator=torch.Generator().manual_seed(1))
+    found = losses.denoising(Reference(), query, mu, bias, targets, k=k, generator=generator, kappa=level)
+    exact = F.cross_entropy(query @ mu.T + bias + kappa * x @ mu.T, targets)
+    return torch.stack([found, exact]), mu
+
+
+@pytest.mark.parametrize("kappa", [0.0, 5.0, 60.0])
+def test_denoising_with_all_candidates_is_the_exact_posterior(kappa: float) -> None:
+    values, mu = _denoising(kappa, VOCABULARY)
+    # The background keeps epsilon = 2e-16 of float64, relative to the uniform density: at kappa 60 nothing to notice.
+    torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-9)
+    found, exact = (torch.autograd.grad(value, mu, retain_graph=True)[0] for value in values)
+    torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-9)
+
+
+def test_denoising_at_kappa_zero_is_the_language_model_loss_for_any_k() -> None:
+    values, _ = _denoising(0.0, 7)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-9)
+
+
+def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None:
+    net = model().eval()
+    unigram = torch.full((VOCABULARY,), 1 / VOCABULARY)
+    found = losses.score_matching(net, batch(), Reference(), unigram, k=VOCABULARY, seed=0)
+    assert [level.kappa for level in found] == sorted(level.kappa for level in found)
+    # The uniform law over 40 tokens has a score of almost zero at low kappa, and knows its token at high kappa.
+    assert found[0].unigram_loss == pytest.approx(1.0, abs=0.1)
+    assert found[-1].unigram_loss < 0.2
+    with torch.no_grad():
+        net.bias[batch()[0, 1]] += 50.0  # a law that knows the answer
+    one = batch()[:1, :2]
+    sure = losses.score_matching(net, one, Reference(), unigram, k=VOCABULARY, seed=0)
+    assert max(level.loss for level in sure) < 1e-6
+
+
+def test_spread_is_lower_for_points_apart() -> None:
+    together = F.normalize(torch.ones(30, 8) + 0.01 * torch.randn(30, 8), dim=-1)
+    apart = F.normalize(torch.randn(30, 8), dim=-1)
+    values = [float(losses.spread(mu, torch.Generator().manual_seed(0))) for mu in (apart, together)]
+    assert values[0] < values[1]
+
+
+def train(net: EnergyModel, optimizer: optim.Optimizer, first: int, last: int) -> list[float]:
+    history = []
+    for step in range(first, last):
+        optimizer.zero_grad()
+        found = losses.objective(net, batch(step % 2), Reference(), CONFIG, seed=1, step=step)
+        found.total.backward()
+        optimizer.step(optim.lr_at(step, CONFIG.training))
+        history.append(float(found.parts["ce"]))
+    return history
+
+
+def test_training_learns_and_a_restart_changes_no_bit() -> None:
+    net = model()
+    optimizer = optim.build(net, CONFIG.training)
+    history = train(net, optimizer, 0, 30)
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    state = {name: value.clone() for name, value in optimizer.state_dict().items()}
+    history += train(net, optimizer, 30, 60)
+    assert history[-1] < history[0] / 4  # two batches to learn by heart
+
+    other = model()
+    other.load_state_dict(weights)
+    resumed = optim.build(other, CONFIG.training)
+    resumed.load_state_dict(state)
+    assert train(other, resumed, 30, 60) == history[30:]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_state_of_another_model_is_refused() -> None:
+    net = model()
+    optimizer = optim.build(net, CONFIG.training)
+    train(net, optimizer, 0, 1)
+    state = optimizer.state_dict()
+    for wrong in ({"no.such/exp_avg": torch.zeros(1)}, {"points/exp_avg": torch.zeros(3, 3)}):
+        with pytest.raises(CheckpointError):
+            optim.build(model(), CONFIG.training).load_state_dict({**state, **wrong})
+
+
+def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> None:
+    net = model()
+    optimizer = optim.build(net, CONFIG.training)
+    muon = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
+    adam = {id(p) for group in optimizer.adam.param_groups for p in group["params"]}
+    assert not muon & adam
+    assert muon | adam == {id(p) for p in net.parameters()}
+    assert id(net.points) in adam
+    assert id(net.decoder.moe.router.weight) in adam
+    assert id(net.trunk.blocks[0].up.weight) in muon
+
+
+def test_schedule_warms_up_peaks_and_ends_at_zero() -> None:
+    config = TrainingConfig(steps=100, warmup_steps=10, learning_rate=0.5)
+    rates = [optim.lr_at(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    assert math.isfinite(optim.lr_at(10**9, config))
