@@ -1,0 +1,198 @@
+// ebmvk._cpu: the CPU kernels as Python functions on NumPy arrays. Values were checked in ebmvk/engine/checks.py; what
+// is checked again here is what memory safety rests on.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu_energy.h"
+#include "cpu_langevin.h"
+#include "cpu_sphere.h"
+#include "cpu_target.h"
+#include "cpu_topk.h"
+#include "thread_pool.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ids = py::array_t<int64_t, py::array::c_style>;
+
+template <class Array>
+void Expect(const Array& array, std::vector<size_t> shape, const char* name) {
+  bool fits = static_cast<size_t>(array.ndim()) == shape.size();
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = static_cast<size_t>(array.shape(static_cast<int>(i))) == shape[i];
+  if (!fits) throw std::invalid_argument(std::string(name) + " has the wrong shape");
+}
+
+size_t Size(const py::array& array, int axis) {
+  if (array.ndim() <= axis) throw std::invalid_argument("an array has too few dimensions");
+  return static_cast<size_t>(array.shape(axis));
+}
+
+Floats NewFloats(std::vector<size_t> shape) { return Floats(std::move(shape)); }
+
+ebmvk::CandidateLists Lists(const Floats& x, const Floats& points, const Ids& ids, const Floats& logw,
+                            const Floats& kappa, const Floats& log_background) {
+  const size_t rows = Size(x, 0), d = Size(x, 1), k = Size(ids, 1), n = Size(points, 0);
+  Expect(points, {n, d}, "points");
+  Expect(ids, {rows, k}, "ids");
+  Expect(logw, {rows, k}, "logw");
+  Expect(kappa, {rows, k}, "kappa");
+  Expect(log_background, {rows}, "log_background");
+  for (size_t i = 0; i < rows * k; ++i) {
+    if (ids.data()[i] < 0 || static_cast<size_t>(ids.data()[i]) >= n) throw std::out_of_range("ids");
+  }
+  return {rows, k, d, points.data(), ids.data(), logw.data(), kappa.data(), log_background.data()};
+}
+
+py::tuple TopK(const Floats& queries, const Floats& points, size_t k, const std::optional<Floats>& scale,
+               const std::optional<Floats>& bias) {
+  const size_t rows = Size(queries, 0), d = Size(queries, 1), n = Size(points, 0);
+  Expect(points, {n, d}, "points");
+  if (scale) Expect(*scale, {n}, "scale");
+  if (bias) Expect(*bias, {n}, "bias");
+  if (k < 1 || k > n || n >= (size_t{1} << 32)) throw std::invalid_argument("k");
+  Floats scores = NewFloats({rows, k});
+  Ids ids(std::vector<size_t>{rows, k});
+  const ebmvk::TopKProblem problem{rows,          n,
+                                   d,             k,
+                                   queries.data(), points.data(),
+                                   scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
+  float* scores_data = scores.mutable_data();
+  int64_t* ids_data = ids.mutable_data();
+  {
+    py::gil_scoped_release release;
+    ebmvk::TopK(problem, scores_data, ids_data);
+  }
+  return py::make_tuple(scores, ids);
+}
+
+py::tuple EnergyScore(const Floats& x, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
+                      const Floats& log_background) {
+  const ebmvk::CandidateLists lists = Lists(x, points, ids, logw, kappa, log_background);
+  Floats energy = NewFloats({lists.rows}), score = NewFloats({lists.rows, lists.d});
+  Floats rho = NewFloats({lists.rows, lists.k}), background = NewFloats({lists.rows});
+  const ebmvk::EnergyScoreOut out{energy.mutable_data(), score.mutable_data(), rho.mutable_data(),
+                                  background.mutable_data()};
+  const float* at = x.data();
+  {
+    py::gil_scoped_release release;
+    ebmvk::EnergyScore(lists, at, out);
+  }
+  return py::make_tuple(energy, score, rho, background);
+}
+
+// levels: (L or rows * L, 4) = kappa_scale, logw_shift, step_size, gamma; steps (L).
+std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_t>& steps, size_t rows, bool per_chain) {
+  const size_t count = (per_chain ? rows : 1) * steps.size();
+  Expect(levels, {count, 4}, "levels");
+  std::vector<ebmvk::Level> list(count);
+  for (size_t i = 0; i < count; ++i) {
+    const float* v = levels.data() + 4 * i;
+    list[i] = {v[0], v[1], v[2], v[3], steps[i % steps.size()]};
+  }
+  return list;
+}
+
+// x, v: changed in place.
+py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
+                   const Floats& log_background, const Floats& levels, const std::vector<uint32_t>& steps,
+                   bool per_chain, uint64_t seed, uint32_t first_step, uint32_t first_chain, double temperature) {
+  const ebmvk::CandidateLists lists = Lists(x, points, ids, logw, kappa, log_background);
+  Expect(v, {lists.rows, lists.d}, "v");
+  const std::vector<ebmvk::Level> list = Levels(levels, steps, lists.rows, per_chain);
+  Floats energy = NewFloats({lists.rows}), kinetic = NewFloats({lists.rows});
+  Floats error = NewFloats({lists.rows}), tangency = NewFloats({lists.rows});
+  const ebmvk::LangevinParams params{list.data(), steps.size(), per_chain, seed, first_step, first_chain, temperature};
+  const ebmvk::LangevinState state{x.mutable_data(),       v.mutable_data(),     energy.mutable_data(),
+                                   kinetic.mutable_data(), error.mutable_data(), tangency.mutable_data()};
+  {
+    py::gil_scoped_release release;
+    ebmvk::Langevin(lists, params, state);
+  }
+  return py::make_tuple(energy, kinetic, error, tangency);
+}
+
+Floats Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
+               size_t d) {
+  Floats out = NewFloats({steps, chains, d});
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  ebmvk::Normals(seed, first_step, steps, first_chain, chains, stream, d, data);
+  return out;
+}
+
+template <class Op>
+Floats Unary(const Op& op, const Floats& x) {
+  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
+  Floats out = NewFloats({shape.rows, shape.d});
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  op(shape, x.data(), data);
+  return out;
+}
+
+template <class Op>
+Floats Binary(const Op& op, const Floats& x, const Floats& y) {
+  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
+  Expect(y, {shape.rows, shape.d}, "the second argument");
+  Floats out = NewFloats({shape.rows, shape.d});
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  op(shape, x.data(), y.data(), data);
+  return out;
+}
+
+Floats Transp(const Floats& x, const Floats& y, const Floats& u) {
+  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
+  Expect(y, {shape.rows, shape.d}, "y");
+  Expect(u, {shape.rows, shape.d}, "u");
+  Floats out = NewFloats({shape.rows, shape.d});
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  ebmvk::Transp(shape, x.data(), y.data(), u.data(), data);
+  return out;
+}
+
+Floats Dist(const Floats& x, const Floats& y) {
+  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
+  Expect(y, {shape.rows, shape.d}, "y");
+  Floats out = NewFloats({shape.rows});
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  ebmvk::Dist(shape, x.data(), y.data(), data);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of ebmvk; use them through ebmvk.engine.cpu.";
+  // noconvert: an array of another dtype or layout is a mistake, not something to copy in silence.
+  const auto arg = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));
+  m.def("proju", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Proju, x, u); }, arg("x"), arg("u"));
+  m.def("expmap", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Expmap, x, u); }, arg("x"), arg("u"));
+  m.def("logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
+  m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
+  m.def("dist", Dist, arg("x"), arg("y"));
+  m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"));
+  m.def("energy_score", EnergyScore, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
+        arg("log_background"));
+  m.def("langevin", Langevin, arg("x"), arg("v"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
+        arg("log_background"), arg("levels"), py::arg("steps"), py::arg("per_chain"), py::arg("seed"),
+        py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"));
+  m.def("normals", Normals, py::arg("seed"), py::arg("first_step"), py::arg("steps"), py::arg("first_chain"),
+        py::arg("chains"), py::arg("stream"), py::arg("d"));
+  m.def("threads", [] { return ebmvk::SharedPool().threads(); });
+  m.def("set_threads", ebmvk::SetThreads, py::arg("threads"));
+  m.def("targets", ebmvk::Targets);
+  m.def("target", ebmvk::Target);
+  m.def("use_target", ebmvk::UseTarget, py::arg("name"));
+}

@@ -1,0 +1,43 @@
+#include "cpu_scratch.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace ebmvk {
+
+AlignedFloats AllocateFloats(size_t count) {
+  auto* memory = static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64}));
+  std::fill_n(memory, count, 0.0f);
+  return AlignedFloats(memory);
+}
+
+GatherSpace::GatherSpace(size_t k, size_t d) {
+  Gathered& g = gathered_;
+  g.k = RoundUp(k, 8);
+  g.n = RoundUp(d, 32);
+  // An odd number of cache lines from row to row: with a power of two, eight rows would share the sets of one.
+  g.stride = RoundUp(g.n, 32) + 16;
+  // The last block of logits may be read a whole vector past its end.
+  const size_t list = RoundUp(g.k, 16) + 16;
+  memory_ = AllocateFloats(g.k * g.stride + 3 * list);
+  g.rows = memory_.get();
+  g.logw = g.rows + g.k * g.stride;
+  g.kappa = g.logw + list;
+  g.logits = g.kappa + list;
+  std::fill(g.logw + k, g.logw + list, -std::numeric_limits<float>::infinity());
+}
+
+Gathered& GatherSpace::Gather(const CandidateLists& lists, size_t row) {
+  Gathered& g = gathered_;
+  const int64_t* ids = lists.ids + row * lists.k;
+  for (size_t j = 0; j < lists.k; ++j) {
+    std::memcpy(g.rows + j * g.stride, lists.points + static_cast<size_t>(ids[j]) * lists.d, lists.d * sizeof(float));
+  }
+  std::copy_n(lists.logw + row * lists.k, lists.k, g.logw);
+  std::copy_n(lists.kappa + row * lists.k, lists.k, g.kappa);
+  g.log_background = lists.log_background[row];
+  return g;
+}
+
+}  // namespace ebmvk

@@ -1,0 +1,45 @@
+// Memory that a thread of the pool works in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "cpu_energy.h"
+
+namespace ebmvk {
+
+inline size_t RoundUp(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+struct AlignedFree {
+  void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
+};
+using AlignedFloats = std::unique_ptr<float[], AlignedFree>;
+
+// Throws std::bad_alloc. Zeroed, so that padding is.
+AlignedFloats AllocateFloats(size_t count);
+
+// The candidates of one state in contiguous memory: k rows of n floats, padded with zeros (rows: log weight -inf).
+struct Gathered {
+  size_t k, n, stride;  // k a multiple of 8, n of 32
+  float* rows;          // (k, stride)
+  float* logw;          // (k), as are the next two
+  float* kappa;
+  float* logits;
+  float log_background;
+};
+
+// Owns the arrays of one Gathered for lists of one shape.
+class GatherSpace {
+ public:
+  GatherSpace(size_t k, size_t d);
+  // Copies the candidates of `row` in; call again for the next row.
+  Gathered& Gather(const CandidateLists& lists, size_t row);
+
+ private:
+  AlignedFloats memory_;
+  Gathered gathered_;
+};
+
+}  // namespace ebmvk

@@ -1,0 +1,37 @@
+// A few threads that work off numbered tasks. Not OpenMP: torch and faiss each bring a runtime of their own already.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+namespace ebmvk {
+
+class ThreadPool {
+ public:
+  // task: 0 .. tasks-1, each exactly once; thread: 0 .. threads()-1, one task at a time per thread, ascending.
+  using Work = std::function<void(size_t task, size_t thread)>;
+
+  // threads 0: one per processor this process may run on.
+  explicit ThreadPool(size_t threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  size_t threads() const { return threads_; }
+
+  // Blocks until all tasks are done; the caller works too. Calls from several threads take turns. The first exception
+  // of a task is rethrown here, and tasks not yet begun are dropped. Starts its threads again after fork().
+  void Run(size_t tasks, const Work& work);
+
+ private:
+  struct State;
+  size_t threads_;
+  std::unique_ptr<State> state_;
+};
+
+// The pool that the operations share. SetThreads replaces it and must not be called while one of them runs.
+ThreadPool& SharedPool();
+void SetThreads(size_t threads);
+
+}  // namespace ebmvk

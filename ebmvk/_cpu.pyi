@@ -1,0 +1,53 @@
+"""CPU kernels; use them through `ebmvk.engine.cpu`, which checks arguments. Arrays are C-contiguous."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+_Ids = NDArray[np.int64]
+
+def projx(x: _Floats) -> _Floats: ...
+def proju(x: _Floats, u: _Floats) -> _Floats: ...
+def expmap(x: _Floats, u: _Floats) -> _Floats: ...
+def logmap(x: _Floats, y: _Floats) -> _Floats: ...
+def transp(x: _Floats, y: _Floats, u: _Floats) -> _Floats: ...
+def dist(x: _Floats, y: _Floats) -> _Floats: ...
+def topk(
+    queries: _Floats, points: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
+) -> tuple[_Floats, _Ids]: ...
+def energy_score(
+    x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
+) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    """energy, score, responsibilities, background."""
+
+def langevin(
+    x: _Floats,
+    v: _Floats,
+    points: _Floats,
+    ids: _Ids,
+    logw: _Floats,
+    kappa: _Floats,
+    log_background: _Floats,
+    levels: _Floats,
+    steps: list[int],
+    per_chain: bool,
+    seed: int,
+    first_step: int,
+    first_chain: int,
+    temperature: float,
+) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale, logw_shift, step_size, gamma.
+    Returns energy, kinetic_temperature, energy_error, tangency."""
+
+def normals(
+    seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int
+) -> _Floats:
+    """(steps, chains, d), as the chains of `langevin` draw them."""
+
+def threads() -> int: ...
+def set_threads(threads: int) -> None: ...
+def targets() -> list[str]:
+    """Instruction sets compiled in that this processor has, best first."""
+
+def target() -> str: ...
+def use_target(name: str) -> None: ...

@@ -1,0 +1,215 @@
+"""The operations as SIMD kernels on a thread pool (extension `ebmvk._cpu`).
+
+Results do not depend on the number of threads or on how a batch is split; they may differ in the last bits between
+instruction sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine import checks
+from ebmvk.engine.api import (
+    EnergyScore,
+    LangevinDiagnostics,
+    LangevinResult,
+    OpCount,
+    Points,
+    Schedule,
+    TopK,
+)
+from ebmvk.engine.counting import Counter
+from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CpuPoints:
+    """Rows (N, d) float32, a copy."""
+
+    def __init__(self, points: Tensor) -> None:
+        checks.points(checks.NATIVE, points)
+        self.rows = points.detach().clone()
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.shape[0])
+
+    @property
+    def d(self) -> int:
+        return int(self.rows.shape[1])
+
+    def update(self, points: Tensor) -> None:
+        checks.points(checks.NATIVE, points, like=(self.n, self.d))
+        self.rows.copy_(points.detach())
+
+
+class Cpu:
+    """All processors this process may use. Takes contiguous float32 tensors on the CPU.
+
+    Raises:
+        DeviceError: the extension is not built.
+    """
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        try:
+            from ebmvk import _cpu
+        except ImportError as error:
+            raise DeviceError(
+                "the CPU kernels (ebmvk._cpu) cannot be loaded",
+                why=str(error),
+                hint="run `pip install .` in the project folder; it needs a C++17 compiler",
+            ) from error
+        self._ops = _cpu
+        self._counter = Counter()
+
+    @property
+    def device(self) -> str:
+        threads = self._ops.threads()
+        return f"CPU, {self._ops.target()} kernels, {threads} thread{'s' if threads > 1 else ''}"
+
+    def counts(self) -> Mapping[str, OpCount]:
+        return self._counter.snapshot()
+
+    def points(self, points: Tensor) -> CpuPoints:
+        return CpuPoints(points)
+
+    @contextmanager
+    def _run(self, op: str) -> Iterator[None]:
+        try:
+            with self._counter.measure(op):
+                yield
+        except MemoryError as error:
+            raise OutOfMemory(f"{op} ran out of memory on the CPU", hint="use smaller batches") from error
+
+    def projx(self, x: Tensor) -> Tensor:
+        checks.projx(checks.NATIVE, x)
+        with self._run("projx"):
+            return _tensor(self._ops.projx(_array(x)))
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        with self._run("proju"):
+            return _tensor(self._ops.proju(_array(x), _array(u)))
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        with self._run("expmap"):
+            return _tensor(self._ops.expmap(_array(x), _array(u)))
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        with self._run("logmap"):
+            return _tensor(self._ops.logmap(_array(x), _array(y)))
+
+    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        with self._run("transp"):
+            return _tensor(self._ops.transp(_array(x), _array(y), _array(u)))
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        with self._run("dist"):
+            return _tensor(self._ops.dist(_array(x), _array(y)))
+
+    def topk(
+        self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
+    ) -> TopK:
+        own = _own(points)
+        checks.topk(checks.NATIVE, queries, own.n, own.d, k, scale, bias)
+        with self._run("topk"):
+            scores, ids = self._ops.topk(
+                _array(queries),
+                _array(own.rows),
+                k,
+                None if scale is None else _array(scale),
+                None if bias is None else _array(bias),
+            )
+            return TopK(_tensor(scores), _tensor(ids))
+
+    def energy_score(
+        self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
+    ) -> EnergyScore:
+        own = _own(points)
+        checks.candidates(checks.NATIVE, x, own.n, own.d, ids, logw, kappa, log_background)
+        with self._run("energy_score"):
+            arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background))
+            return EnergyScore(*map(_tensor, self._ops.energy_score(*arrays)))
+
+    def langevin(
+        self,
+        x: Tensor,
+        v: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        schedule: Schedule,
+        *,
+        seed: int,
+        first_step: int = 0,
+        first_chain: int = 0,
+        temperature: float = 1.0,
+    ) -> LangevinResult:
+        own = _own(points)
+        checks.langevin(
+            checks.NATIVE,
+            *(x, v, own.n, own.d, ids, logw, kappa, log_background),
+            *(schedule, seed, first_step, first_chain, temperature),
+        )
+        levels, per_chain = _levels(schedule, x.shape[0])
+        with self._run("langevin"):
+            x, v = x.detach().clone(), v.detach().clone()
+            energy, kinetic, error, tangency = self._ops.langevin(
+                *map(_array, (x, v, own.rows, ids, logw, kappa, log_background, levels)),
+                list(schedule.steps),
+                per_chain,
+                seed,
+                first_step,
+                first_chain,
+                temperature,
+            )
+        diagnostics = LangevinDiagnostics(
+            energy=_tensor(energy),
+            kinetic_temperature=_tensor(kinetic),
+            energy_error=_tensor(error),
+            acceptance=torch.ones(x.shape[0]),
+            tangency=_tensor(tangency),
+        )
+        return LangevinResult(x, v, diagnostics)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().numpy()  # type: ignore[no-any-return, unused-ignore]
+
+
+def _tensor(array: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array)
+
+
+def _own(points: Points) -> CpuPoints:
+    if not isinstance(points, CpuPoints):
+        raise ArgumentError(
+            f"points is a {type(points).__name__} of another backend", hint="make it with this backend's points()"
+        )
+    return points
+
+
+def _levels(schedule: Schedule, rows: int) -> tuple[Tensor, bool]:
+    """The four settings of each level side by side: (L, 4) if all chains share them, else (B * L, 4)."""
+    tensors = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
+    per_chain = any(tensor.dim() == 2 for tensor in tensors)
+    if per_chain:
+        tensors = tuple(tensor.expand(rows, len(schedule.steps)) for tensor in tensors)
+    return torch.stack(tensors, dim=-1).reshape(-1, 4), per_chain
