@@ -73,7 +73,8 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         return torch.softmax(scores + _window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
     # Zeros before the first block: keys of zeros there would get weight, so the first block masks them.
     tail = -length % block
-    q, k, v = (F.pad(x, (0, 0, 0, tail)).unflatten(-2, (-1, block)) for x in (q, k, v))
+    shape = (*q.shape[:-2], -1, block, q.shape[-1])
+    q, k, v = (F.pad(x, (0, 0, 0, tail)).reshape(shape) for x in (q, k, v))
     k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], dim=-2) for x in (k, v))
     scores = q @ k.transpose(-1, -2)
     bias = _window_bias(block, 2 * block, window, scores.dtype, q.device).repeat(q.shape[-3], 1, 1)
@@ -84,7 +85,8 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 class Attention(nn.Module):
     """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
 
-    Half of each key is that of the token before, so that one layer can look for "what followed this token last time".
+    In half of the heads each token carries the key of the token before it, so that one layer can look for "what
+    followed this token the last time".
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -104,6 +106,8 @@ class Attention(nn.Module):
         cos, sin = _rotations(length, width, x.dtype, x.device)
         root = math.sqrt(width)
         q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
+        early, own = k.tensor_split([self.heads // 2], dim=1)
+        k = torch.cat([F.pad(early, (0, 0, 1, -1)), own], dim=1)
         k = _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root
         mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
         projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))

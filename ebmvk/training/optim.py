@@ -12,7 +12,7 @@ from ebmvk.config import TrainingConfig
 from ebmvk.errors import CheckpointError
 
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
-EMBEDDING_RATE = 3.0
+EMBEDDING_RATE = 5.0
 SCALAR_RATE = 5.0
 ROUTER_RATE = 0.1
 FINAL_RATE = 0.0

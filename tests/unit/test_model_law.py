@@ -150,7 +150,8 @@ def test_gradients_reach_every_parameter(training: bool) -> None:
     context = model(tokens(50))
     (model.log_p_lex(context)[..., 0].sum() + sum(context.aux.values())).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
         assert parameter.grad.abs().max() > 0, name
 
 

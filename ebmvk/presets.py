@@ -1,0 +1,138 @@
+"""What `--size` stands for: one table, and the few values that also follow from how much text there is.
+
+`base` is the configuration of the system this project implements, by its own names and values; what that left open
+(layers, heads, feed-forward width) is filled in. The smaller sizes are tuned on WikiText-2's validation split.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ebmvk.config import Size
+
+_SHARED: dict[str, object] = {
+    "moe_experts": 4,
+    "moe_active": 2,
+    "knn_k": 64,
+    "langevin_steps": 200,
+    "langevin_levels": 10,
+    "langevin_T": 1.0,
+    "weight_decay": 0.01,
+    "grad_clip": 1.0,
+}
+
+PRESETS: dict[Size, dict[str, object]] = {
+    "nano": {
+        **_SHARED,
+        "vocab_size": 1024,
+        "seq_length": 64,
+        "latent_dim": 64,
+        "n_layers": 3,
+        "n_heads": 2,
+        "ffn_dim": 256,
+        "hidden_dim": 64,
+        "context_local": 8,
+        "context_medium": 24,
+        "context_global": 64,
+        "dropout": 0.0,
+        "batch_size": 16,
+        "steps": 300,
+        "learning_rate": 4e-3,
+        "warmup_steps": 20,
+    },
+    "tiny": {
+        **_SHARED,
+        "vocab_size": 8192,
+        "seq_length": 256,
+        "latent_dim": 256,
+        "n_layers": 4,
+        "n_heads": 4,
+        "ffn_dim": 1024,
+        "hidden_dim": 256,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 128,
+        "dropout": 0.0,
+        "batch_size": 16,
+        "steps": 1000,
+        "learning_rate": 4e-3,
+        "warmup_steps": 50,
+    },
+    "small": {
+        **_SHARED,
+        "vocab_size": 16384,
+        "seq_length": 256,
+        "latent_dim": 384,
+        "n_layers": 6,
+        "n_heads": 6,
+        "ffn_dim": 1536,
+        "hidden_dim": 512,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 256,
+        "dropout": 0.1,
+        "batch_size": 32,
+        "steps": 4000,
+        "learning_rate": 3e-3,
+        "warmup_steps": 100,
+    },
+    "base": {
+        **_SHARED,
+        "vocab_size": 50257,
+        "seq_length": 32,
+        "latent_dim": 640,
+        "n_layers": 6,
+        "n_heads": 10,
+        "ffn_dim": 2560,
+        "hidden_dim": 1024,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 512,
+        "dropout": 0.1,
+        "batch_size": 32,
+        "epochs": 10.0,
+        "learning_rate": 1e-4,
+        "warmup_steps": 100,
+    },
+}
+
+PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary and steps stand
+FEWEST_TOKENS = 512
+BYTES_PER_TOKEN = 3.6  # roughly, of English under such a vocabulary
+MOST_EPOCHS = 16.0  # of a text that is repeated, with the dropout below
+REPEATED_DROPOUT = 0.3
+
+
+def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
+    """{field: value} of a size for a training text of so many bytes; None where the text is not known yet.
+
+    Less text means fewer tokens to learn (with the square root of the text, as vocabularies grow: Heaps' law), fewer
+    steps (no more than `MOST_EPOCHS` passes) and dropout. `base` keeps the values it is defined by.
+    """
+    values = {**PRESETS[size], "precision": fast_precision()}
+    if train_bytes is None or train_bytes >= PLENTY_BYTES or size == "base":
+        return values
+    share = math.sqrt(train_bytes / PLENTY_BYTES)
+    vocabulary = _int(values["vocab_size"])
+    values["vocab_size"] = max(min(FEWEST_TOKENS, vocabulary), 256 * round(vocabulary * share / 256))
+    per_step = _int(values["batch_size"]) * _int(values["seq_length"])
+    epochs = _int(values["steps"]) * per_step * BYTES_PER_TOKEN / train_bytes
+    if epochs > MOST_EPOCHS:
+        values["steps"] = max(1, round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / per_step))
+    if epochs > 3:
+        values["dropout"] = REPEATED_DROPOUT
+    return values
+
+
+def fast_precision() -> str:
+    """bfloat16 where the processor multiplies it natively, else float32, which emulated bfloat16 is slower than."""
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if native or torch.cuda.is_available() else "float32"
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
