@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from ebmvk.config import Size
 
 _SHARED: dict[str, object] = {
@@ -111,8 +109,11 @@ def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
     Less text means fewer tokens to learn (with the square root of the text, as vocabularies grow: Heaps' law), fewer
     steps (no more than `MOST_EPOCHS` passes) and dropout. `base` keeps the values it is defined by.
     """
-    values = {**PRESETS[size], "precision": fast_precision()}
-    if train_bytes is None or train_bytes >= PLENTY_BYTES or size == "base":
+    values = dict(PRESETS[size])
+    if train_bytes is None:
+        return values
+    values["precision"] = fast_precision()
+    if train_bytes >= PLENTY_BYTES or size == "base":
         return values
     share = math.sqrt(train_bytes / PLENTY_BYTES)
     vocabulary = _int(values["vocab_size"])
@@ -128,6 +129,8 @@ def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
 
 def fast_precision() -> str:
     """bfloat16 where the processor multiplies it natively, else float32, which emulated bfloat16 is slower than."""
+    import torch  # here, so that --help answers without it
+
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native or torch.cuda.is_available() else "float32"

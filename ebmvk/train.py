@@ -102,6 +102,14 @@ def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
     return {name: value for _, name, value in items(settings) if name.lower() in names}
 
 
+def _overrides(file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Flags over the file; whoever says steps last takes back the epochs said before."""
+    if {"steps", "epochs"} <= set(given):
+        raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
+    in_steps = "steps" in given or ("steps" in file and not {"epochs"} & {*file, *given})
+    return {**file, **({"epochs": None} if in_steps else {}), **given}
+
+
 def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
@@ -114,12 +122,7 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> 
     }
     sources.update(dict.fromkeys(file, "file"))
     sources.update(dict.fromkeys(given, "flag"))
-    if {"steps", "epochs"} <= set(given):
-        raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
-    overrides = {**file, **given}
-    if "steps" in given and "epochs" not in given:
-        overrides["epochs"] = None
-    config = check(replace(Config(), {**derived, **overrides}))
+    config = check(replace(Config(), {**derived, **_overrides(file, given)}))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
     return Job(config, sources, folder, corpus)
@@ -148,10 +151,7 @@ def _resumed(command: TrainCommand, file: dict[str, Any], given: dict[str, Any])
 
     folder, at = _resume_folder(command.resume or NEWEST, str(command.run_dir) if command.run_dir else None)
     old = from_toml(folder / "config.toml")
-    overrides = {**file, **given}
-    if "steps" in overrides and "epochs" not in overrides:
-        overrides["epochs"] = None
-    config = check(replace(old, overrides))
+    config = check(replace(old, _overrides(file, given)))
     check_resume(old, config)
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
     corpus = resolve(config.data.dataset, config.data.data_dir)

@@ -1,0 +1,146 @@
+"""A made-up corpus and a model small enough to train in a second, run through the real commands in this process.
+
+EBMVK_TEST_DEVICE runs them on another device than `cpu`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY = """
+[data]
+vocab_size = 300
+seq_length = 16
+[model]
+latent_dim = 32
+n_layers = 3
+n_heads = 2
+ffn_dim = 32
+context_local = 4
+context_medium = 8
+context_global = 16
+hidden_dim = 32
+[langevin]
+knn_k = 8
+langevin_steps = 8
+langevin_levels = 4
+[training]
+steps = 8
+batch_size = 4
+warmup_steps = 2
+[logging]
+log_every = 2
+eval_every = 4
+eval_tokens = 150
+save_every = 4
+sample_tokens = 2
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+def made_up_text(sentences: int = 220, seed: int = 7) -> str:
+    """Documents of a tiny language, so that there is something to learn."""
+    rng = random.Random(seed)
+    who, does, what = (
+        ["the cat", "a dog", "the old king", "she"],
+        ["sees", "likes", "paints"],
+        ["a house", "fish", "it"],
+    )
+    lines = [f"{rng.choice(who)} {rng.choice(does)} {rng.choice(what)}." for _ in range(sentences)]
+    return "\n\n".join(" ".join(lines[i : i + 5]).capitalize() for i in range(0, sentences, 5))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return os.environ.get("EBMVK_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "made-up.txt"
+    path.write_text(made_up_text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run a command in this process: ebmvk("train", "--steps", 3) → status and output."""
+
+    def call(command: str, *args: Any) -> Said:
+        capfd.readouterr()
+        try:
+            status = importlib.import_module(f"ebmvk.{command}").main([str(arg) for arg in args])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        said = capfd.readouterr()
+        return Said(status, said.out, said.err)
+
+    yield call
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def train(ebmvk: Command, tiny: Path, text: Path, device: str) -> Command:
+    """Train the tiny model on the made-up text into a run folder: train(folder, "--steps", 3); must succeed."""
+
+    def call(folder: Path, *args: Any) -> Said:
+        resumed = any(str(arg).startswith("--resume") for arg in args)
+        start = () if resumed else ("--dataset", text, "--config", tiny)
+        said = ebmvk("train", "--run-dir", folder, "--device", device, *start, *args)
+        assert said.status == 0, said.err
+        return said
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
+    """One finished run, to be read only."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    main = importlib.import_module("ebmvk.train").main
+    args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet"]
+    assert main([str(arg) for arg in args]) == 0
+    return folder
+
+
+def rows(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The metrics rows of one kind."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]

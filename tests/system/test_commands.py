@@ -1,0 +1,233 @@
+"""The commands from end to end, and the surface they promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ebmvk as package
+from ebmvk import cli, evaluate, generate, train
+from ebmvk.data.datasets import resolve
+from ebmvk.data.windows import encode_split
+from ebmvk.errors import DeviceError
+from ebmvk.training.workspace import open_run
+
+from .conftest import Command, rows
+
+SURFACE = {
+    "train": """
+        --size --device --seed --deterministic --no-deterministic --dataset --data-dir --vocab-size --seq-length --model
+        --latent-dim --n-layers --n-heads --ffn-dim --context-local --context-medium --context-global --moe-experts
+        --moe-active --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional
+        --no-use-compositional --knn-k --langevin-steps --langevin-levels --langevin-dt --langevin-gamma --langevin-T
+        --kappa --steps --epochs --batch-size --learning-rate --lr --weight-decay --grad-clip --warmup-steps
+        --precision --lambda-lex --lambda-denoise --lambda-spread --moe-balance --moe-z --log-every --eval-every
+        --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet
+        --no-quiet""",
+    "evaluate": """
+        --checkpoint --dataset --data-dir --split --limit --context --stride --device --json --no-json""",
+    "generate": """
+        --checkpoint --prompt --max-tokens --temperature --sampler --seed --device --quiet --no-quiet""",
+}
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_command_surface_is_what_was_promised(command: str) -> None:
+    module = {"train": train, "evaluate": evaluate, "generate": generate}[command]
+    assert sorted(module.FLAGS) == sorted(SURFACE[command].split())
+    assert set(cli.COMMANDS) == set(SURFACE)
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_help_shows_every_flag(command: str, ebmvk: Command) -> None:
+    said = ebmvk(command, "--help")
+    assert said.status == 0
+    assert [flag for flag in SURFACE[command].split() if flag not in said.out] == []
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, ebmvk.train\ntry: ebmvk.train.main(['--help'])\n"
+        "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"ebmvk {package.__version__}"
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"] == package.__version__
+
+
+def test_train_leaves_a_complete_run_folder(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        "config.toml", "tokenizer.json", "checkpoints", "latest", "best", "metrics.jsonl", "samples.txt", "report.html",
+    }  # fmt: skip
+    for name in ("latest", "best"):
+        folder = trained / (trained / name).read_text(encoding="ascii").strip()
+        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "state.safetensors", "state.json"}
+
+
+def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Path) -> None:
+    steps, evals, ends = rows(trained, "step"), rows(trained, "eval"), rows(trained, "end")
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["step"] for row in evals] == [4, 8]
+    assert len(ends) == 1
+    for row in steps:
+        assert math.isfinite(row["loss"])
+        assert row["parts"]["ce"] > 0
+        assert row["tokens_per_second"] > 0
+        assert row["time"].endswith("+00:00")
+    for row in evals:
+        validation = row["validation"]
+        assert validation["ppl_token"] == pytest.approx(math.exp(validation["nats"] / validation["tokens"]))
+        assert (validation["context"], validation["stride"]) == (16, 16)
+        assert {level["kappa"] > 0 for level in row["score_matching"]} == {True}
+        assert row["langevin"]["chains"] == 4
+        assert all(row["counts"][op]["calls"] > 0 for op in ("topk", "energy_score", "langevin"))
+
+
+def test_training_learns(train: Command, tmp_path: Path) -> None:
+    train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0)
+    loss = [row["parts"]["ce"] for row in rows(tmp_path / "run", "step")]
+    # From the unigram entropy of its letters, the made-up language falls by far more than the noise of a batch.
+    assert sum(loss[-5:]) / 5 < 0.75 * sum(loss[:5]) / 5
+
+
+def test_evaluate_agrees_with_one_token_at_a_time(ebmvk: Command, trained: Path, text: Path, device: str) -> None:
+    """An independent, slow computation of the same number: each token from its own forward pass."""
+    args = ("--checkpoint", trained, "--limit", 40, "--context", 8, "--stride", 1, "--device", device, "--json")
+    said = ebmvk("evaluate", *args)
+    assert said.status == 0, said.err
+    found = json.loads(said.out)
+    run = open_run(trained, "--checkpoint", print)
+    tokens = torch.from_numpy(encode_split(resolve(str(text)), "validation", run.tokenizer).tokens[:41]).long()
+    nats = 0.0
+    with torch.no_grad():
+        for t in range(1, 41):
+            seen = tokens[max(0, t - 8) : t][None]
+            nats -= float(run.model.log_p_lex(run.model(seen))[0, -1, tokens[t]])
+    assert (found["tokens"], found["context"], found["stride"]) == (40, 8, 1)
+    assert found["nats"] == pytest.approx(nats, rel=1e-5)  # float32 log-probabilities, other batch shapes
+    spelled = run.tokenizer.decode(tokens[1:])
+    assert found["bytes"] == len(spelled.encode())
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"], rel=1e-5)
+
+
+def test_evaluate_prints_context_and_stride(ebmvk: Command, trained: Path, device: str) -> None:
+    said = ebmvk("evaluate", "--checkpoint", trained, "--limit", 30, "--stride", 4, "--device", device)
+    assert "context, stride       16, 4" in said.out
+    assert "perplexity per word" in said.out
+
+
+def test_generate_repeats_with_its_seed_and_row_by_row(ebmvk: Command, trained: Path, device: str) -> None:
+    def texts(*args: Any) -> str:
+        said = ebmvk("generate", "--checkpoint", trained, "--max-tokens", 6, "--device", device, "--quiet", *args)
+        assert said.status == 0, said.err
+        return said.out
+
+    for sampler in ("langevin", "exact"):
+        one = texts("--sampler", sampler, "--prompt", "The cat")
+        assert one.startswith("The cat")
+        assert texts("--sampler", sampler, "--prompt", "The cat") == one
+        assert texts("--sampler", sampler, "--prompt", "The cat", "--seed", 1) != one
+        # The first of two prompts gets the chains it gets alone.
+        assert texts("--sampler", sampler, "--prompt", "The cat", "She").startswith(one)
+
+
+def test_generate_at_low_temperature_takes_the_likeliest_token(ebmvk: Command, trained: Path, device: str) -> None:
+    args = ("--max-tokens", 4, "--temperature", 0.01, "--device", device, "--quiet", "--prompt", "The cat")
+    sampled = {
+        ebmvk("generate", "--checkpoint", trained, "--sampler", "exact", "--seed", seed, *args).out for seed in (1, 2)
+    }
+    assert len(sampled) == 1
+    run = open_run(trained, "--checkpoint", print)
+    ids = [int(i) for i in run.tokenizer.encode_prompt("The cat")]
+    for _ in range(4):
+        with torch.no_grad():
+            ids.append(int(run.model.log_p_lex(run.model(torch.tensor([ids])))[0, -1].argmax()))
+    assert sampled == {run.tokenizer.decode(ids).strip("\n") + "\n"}
+
+
+class _Page(HTMLParser):
+    """Collects what could reach the network or run, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_is_one_file_with_curves_and_the_trigram(trained: Path) -> None:
+    page = _Page()
+    source = (trained / "report.html").read_text(encoding="utf-8")
+    page.feed(source)
+    assert page.tags.count("svg") >= 5
+    assert "script" not in page.tags
+    assert [link for link in page.links if not link.startswith(("#", "data:,"))] == []
+    assert "http" not in source
+    for words in (
+        "Training loss",
+        "Perplexity",
+        "Energy",
+        "Score matching",
+        "trigram",
+        "langevin_steps",
+        "energy_score",
+    ):
+        assert words in page.text
+    end = rows(trained, "end")[0]
+    assert f"{end['trigram']['bits_per_byte']:.4f}" in page.text
+    assert f"{end['validation']['bits_per_byte']:.4f}" in page.text
+
+
+def test_builtin_text_at_nano(ebmvk: Command, tmp_path: Path, device: str) -> None:
+    run = tmp_path / "run"
+    size = ("--size", "nano", "--steps", 2, "--batch-size", 2, "--eval-tokens", 200, "--sample-tokens", 1)
+    said = ebmvk("train", *size, "--device", device, "--run-dir", run, "--stop-after", 1)
+    assert said.status == 0, said.err
+    assert "documentation topics" in said.out
+    assert "python -m ebmvk.train --resume --run-dir" in said.out
+    said = ebmvk("evaluate", "--checkpoint", run, "--split", "test", "--limit", 50, "--device", device, "--json")
+    assert json.loads(said.out)["split"] == "test"
+    assert ebmvk("generate", "--checkpoint", run, "--max-tokens", 2, "--device", device).status == 0
+
+
+def _vulkan_missing() -> str | None:
+    """Why there is no Vulkan here, or None."""
+    from ebmvk.engine import select
+
+    try:
+        select("vulkan")
+    except DeviceError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path) -> None:
+    if reason := _vulkan_missing():
+        pytest.skip(f"no Vulkan device: {reason}")
+    run = tmp_path / "run"
+    said = ebmvk("train", "--device", "vulkan", "--config", tiny, "--dataset", text, "--run-dir", run, "--steps", 2)
+    assert said.status == 0, said.err
+    counts = rows(run, "end")[0]["counts"]
+    assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
+    assert "vulkan" in rows(run, "start")[0]["device"]
