@@ -24,6 +24,7 @@ from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 _STREAM_START = philox.STREAM_FREE
 _STREAM_CHOICE = philox.STREAM_FREE + 1
 _STREAM_REST = philox.STREAM_FREE + 2
+_STREAM_EXACT = philox.STREAM_FREE + 3  # apart from the decoder's: with one seed for both, x and token would share u
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class LatentLaw:
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
         """x (B, d) drawn from p_kappa exactly: a component, then a vMF (or uniform) point. embeddings: (V, d)."""
         weights = torch.cat((self.logp, self.log_rest[:, None]), dim=1)
-        choice = _draw(weights.exp(), self._uniform(_STREAM_CHOICE, seed, first_chain))
+        choice = _draw(weights.exp(), self._uniform(_STREAM_EXACT, seed, first_chain))
         rest = choice == self.ids.shape[1]
         token = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
         level = torch.where(rest, 0.0, self._kappa(kappa))

@@ -5,8 +5,8 @@ everywhere, including at u = 0 and y = x, where plain formulas divide zero by ze
 vectors are orthogonal to them; neither is checked here (`projx` and `proju` make them so).
 
 At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u, which is
-finite and tangent but the limit along no direction. Within about the dtype's epsilon of -x the direction of `logmap` is
-lost to rounding, while its length stays right.
+finite and tangent but the limit along no direction. Within the dtype's epsilon of -x the direction of `logmap` is
+lost to rounding, and gradients are bounded by about 1/epsilon instead of growing without end.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def logmap(x: Tensor, y: Tensor) -> Tensor:
     # theta / sin(theta) as a series in sin^2(theta/2) = |x-y|^2 / 4.
     s = minus / 4
     near = 1 + s * (2 / 3 + s * (8 / 15 + s * (16 / 35 + s * 128 / 315)))
-    sine = _safe_sqrt(_dot(tangent, tangent)).clamp_min(torch.finfo(x.dtype).tiny)
+    sine = _safe_sqrt(_dot(tangent, tangent)).clamp_min(torch.finfo(x.dtype).eps)
     angle = 2 * torch.atan2(torch.where(small, 1.0, minus).sqrt(), _safe_sqrt(plus))
     return torch.where(small, near, angle / torch.where(small, 1.0, sine)) * tangent
 
@@ -78,5 +78,5 @@ def transp(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
     """Parallel transport of u from x to y on the minimal geodesic, an isometry. x, y, u: (..., d), u tangent at x."""
     plus = x + y
     # 1 + x.y = |x+y|^2 / 2 keeps its relative accuracy near antipodes.
-    half = (_dot(plus, plus) / 2).clamp_min(torch.finfo(x.dtype).tiny)
+    half = (_dot(plus, plus) / 2).clamp_min(torch.finfo(x.dtype).eps ** 2)
     return u - _dot(y, u) / half * plus

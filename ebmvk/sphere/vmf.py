@@ -171,7 +171,7 @@ def sigma_to_kappa(sigma: float, d: int) -> float:
 
 def kappa_critical(d: int, entropy: Tensor) -> Tensor:
     """sqrt(2 d H): beyond it the modes of a mixture of entropy H nats separate (model section 7). entropy: (...)."""
-    return torch.sqrt(2 * d * entropy.clamp_min(0))
+    return (2 * d * entropy.clamp_min(0)).sqrt()
 
 
 def generator_of(generator: torch.Generator | None, seed: int | None, device: torch.device) -> torch.Generator:
@@ -197,7 +197,7 @@ def sample_vmf(
     deficit = _sample_deficit(level, d, rng).unsqueeze(-1)
     noise = torch.randn(n, d, dtype=torch.float64, device=mu.device, generator=rng)
     tangent = noise - (noise * mean).sum(-1, keepdim=True) * mean
-    tangent = tangent / tangent.norm(dim=-1, keepdim=True)
+    tangent = tangent / torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
     return ((1 - deficit) * mean + torch.sqrt(deficit * (2 - deficit)) * tangent).to(mu.dtype)
 
 
@@ -211,7 +211,7 @@ def _sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
     while len(todo):
         # Beta((d-1)/2, (d-1)/2) is the law of (1 + first coordinate)/2 of a uniform point of S^{d-1}.
         g = torch.randn(len(todo), d, dtype=torch.float64, device=kappa.device, generator=rng)
-        z = (1 + g[:, 0] / g.norm(dim=-1)) / 2
+        z = (1 + g[:, 0] / torch.linalg.vector_norm(g, dim=-1)) / 2
         u = torch.rand(len(todo), dtype=torch.float64, device=kappa.device, generator=rng)
         bt = b[todo]
         fall = 2 * bt * z / (1 - (1 - bt) * z)

@@ -1,0 +1,33 @@
+"""Backends for the laws: each law runs on every backend that this machine has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ebmvk import engine
+from ebmvk.engine.api import Backend
+from ebmvk.errors import DeviceError
+
+
+@pytest.fixture(scope="session", params=["reference", "cpu", "vulkan"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return open_backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Backend:
+    return open_backend("cpu")
+
+
+def open_backend(name: str) -> Backend:
+    try:
+        return engine.select(name)
+    except DeviceError as error:
+        pytest.skip(f"no {name} backend here: {error.what}")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small tensors: more threads only wait for each other."""
+    torch.set_num_threads(1)
