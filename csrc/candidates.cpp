@@ -1,0 +1,79 @@
+#include "candidates.h"
+
+#include "vulkan_errors.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace ebmvk {
+
+std::vector<std::uint32_t> energy_constants(Engine &engine, std::uint32_t quads, std::uint32_t k) {
+  const auto group = engine.row_group(quads);
+  const auto per_invocation = (quads + group - 1) / group;
+  const auto places = power_of_two(std::max(k, 32u));
+  const std::uint64_t shared = std::uint64_t{16} * group * per_invocation + std::uint64_t{20} * places + 32 * group;
+  const auto limit = engine.device().capabilities().max_shared_bytes;
+  if (shared > limit)
+    throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(4 * quads) + " dimensions need " +
+                      std::to_string(shared) + " bytes of workgroup memory: the device has " + std::to_string(limit));
+  return {per_invocation, places};
+}
+
+std::uint32_t energy_capacity(Engine &engine, const Points &points, std::uint64_t wanted, std::uint32_t k) {
+  const auto &device = engine.device();
+  const std::uint64_t row = std::uint64_t{16} * points.quads();
+  std::uint64_t fit = std::min<std::uint64_t>({device.capabilities().max_groups, device.storage_range() / row,
+                                               device.storage_range() / (std::uint64_t{4} * k)});
+  if (points.shards() > 1) fit = std::min(fit, device.storage_range() / (row * k));
+  if (fit == 0)
+    throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(points.d()) +
+                      " dimensions do not fit one binding of " + std::to_string(device.storage_range()) + " bytes");
+  std::uint32_t capacity = power_of_two(std::min(wanted, fit));
+  return capacity > fit ? capacity / 2 : capacity;
+}
+
+Candidates::Candidates(Engine &engine, const Points &points, std::uint32_t capacity, std::uint32_t k)
+    : named(engine.device(), capacity, k, k, Buffer::Kind::upload),
+      logw(engine.device(), capacity, k, k, Buffer::Kind::upload),
+      kappa(engine.device(), capacity, k, k, Buffer::Kind::upload),
+      background(engine.device(), capacity, 1, 1, Buffer::Kind::upload),
+      points_(points),
+      capacity_(capacity),
+      k_(k) {
+  if (points.shards() == 1) return;
+  const std::uint64_t count = std::uint64_t{capacity} * k;
+  gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, std::uint64_t{16} * points.quads()));
+  positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
+  auto *first = positions_.on_host().as<std::uint32_t>();
+  std::iota(first, first + count, 0u);
+}
+
+View Candidates::rows() const { return points_.shards() == 1 ? points_.shard(0) : View(gathered_); }
+
+View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : positions_.on_device(); }
+
+void Candidates::write(const EnergyArguments &in, std::uint64_t begin, std::uint64_t rows) {
+  auto *to = named.on_host().as<std::uint32_t>();
+  const auto *from = in.ids + begin * in.k;
+  for (std::uint64_t i = 0; i < rows * in.k; ++i) to[i] = static_cast<std::uint32_t>(from[i]);
+  logw.write(in.logw + begin * in.k, rows);
+  kappa.write(in.kappa + begin * in.k, rows);
+  background.write(in.background + begin, rows);
+}
+
+void Candidates::record(Engine &engine, Program &program, const Buffer &params) {
+  for (const auto *table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
+  if (points_.shards() == 1) return;
+  program.copy(positions_.on_host(), positions_.on_device());
+  const auto &pipeline = engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {});
+  const auto across = engine.device().capabilities().max_groups;
+  const std::uint64_t count = std::uint64_t{capacity_} * k_;
+  const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));
+  const auto y = static_cast<std::uint32_t>((count + x - 1) / x);
+  for (std::uint32_t shard = 0; shard < points_.shards(); ++shard) {
+    const kernels::Gather push{points_.quads(), k_, points_.shard_begin(shard), points_.shard_end(shard)};
+    program.kernel(pipeline, {params, named.on_device(), points_.shard(shard), gathered_}, push, x, y);
+  }
+}
+
+}  // namespace ebmvk

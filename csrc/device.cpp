@@ -1,0 +1,371 @@
+#include "device.h"
+
+#include "vulkan_errors.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+#include <utility>
+#include <unistd.h>
+
+VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
+
+namespace ebmvk {
+namespace {
+
+constexpr const char *kValidationLayer = "VK_LAYER_KHRONOS_validation";
+
+// The loader is opened at run time, so that this module can be imported where it is missing. It stays open.
+void load_vulkan() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    try {
+      static vk::DynamicLoader loader;
+      VULKAN_HPP_DEFAULT_DISPATCHER.init(loader.getProcAddress<PFN_vkGetInstanceProcAddr>("vkGetInstanceProcAddr"));
+    } catch (const std::runtime_error &) {
+      throw Unavailable("the Vulkan loader (libvulkan.so.1) is not installed");
+    }
+  });
+}
+
+// Instance functions reached through one instance serve every instance: the loader tells them apart by their handles.
+void load_functions(vk::Instance instance) {
+  static std::once_flag once;
+  std::call_once(once, [&] { VULKAN_HPP_DEFAULT_DISPATCHER.init(instance); });
+}
+
+std::string type_name(vk::PhysicalDeviceType type) {
+  switch (type) {
+    case vk::PhysicalDeviceType::eCpu: return "cpu";
+    case vk::PhysicalDeviceType::eIntegratedGpu: return "integrated";
+    case vk::PhysicalDeviceType::eDiscreteGpu: return "discrete";
+    case vk::PhysicalDeviceType::eVirtualGpu: return "virtual";
+    default: return "other";
+  }
+}
+
+std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties &memory) {
+  std::uint64_t largest = 0;
+  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
+    if (memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal)
+      largest = std::max<std::uint64_t>(largest, memory.memoryHeaps[i].size);
+  return largest;
+}
+
+// Family of a queue that computes, one that does nothing else where there is one; -1 where there is none.
+int compute_family(vk::PhysicalDevice device) {
+  const auto families = device.getQueueFamilyProperties();
+  int found = -1;
+  for (std::size_t i = 0; i < families.size(); ++i) {
+    if (!(families[i].queueFlags & vk::QueueFlagBits::eCompute)) continue;
+    if (!(families[i].queueFlags & vk::QueueFlagBits::eGraphics)) return static_cast<int>(i);
+    if (found < 0) found = static_cast<int>(i);
+  }
+  return found;
+}
+
+Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
+  Capabilities out;
+  out.index = index;
+  const auto base = device.getProperties();
+  out.name = base.deviceName.data();
+  out.type = type_name(base.deviceType);
+  out.api_version = base.apiVersion;
+  out.memory_bytes = largest_local_heap(device.getMemoryProperties());
+  out.max_storage_range = base.limits.maxStorageBufferRange;
+  out.max_groups = base.limits.maxComputeWorkGroupCount[0];
+  out.max_group_size = std::min(base.limits.maxComputeWorkGroupInvocations, base.limits.maxComputeWorkGroupSize[0]);
+  out.max_shared_bytes = base.limits.maxComputeSharedMemorySize;
+  if (base.apiVersion < VK_API_VERSION_1_2) {
+    out.missing = "it offers Vulkan " + std::to_string(VK_API_VERSION_MAJOR(base.apiVersion)) + "." +
+                  std::to_string(VK_API_VERSION_MINOR(base.apiVersion)) + ", and 1.2 is needed";
+    return out;
+  }
+  const auto properties = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
+                                                vk::PhysicalDeviceSubgroupProperties>();
+  const auto &driver = properties.get<vk::PhysicalDeviceDriverProperties>();
+  const auto &subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
+  out.driver = std::string(driver.driverName.data()) + " " + driver.driverInfo.data();
+  out.subgroup_size = subgroup.subgroupSize;
+  out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
+                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
+  const auto features =
+      device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features, vk::PhysicalDeviceVulkan12Features>();
+  out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&
+                features.get<vk::PhysicalDeviceVulkan12Features>().shaderFloat16;
+  if (base.apiVersion >= VK_API_VERSION_1_3) {
+    const auto newer = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan13Features>();
+    const auto sizes = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceVulkan13Properties>();
+    const auto &control = newer.get<vk::PhysicalDeviceVulkan13Features>();
+    out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
+                           (sizes.get<vk::PhysicalDeviceVulkan13Properties>().requiredSubgroupSizeStages &
+                            vk::ShaderStageFlagBits::eCompute);
+  }
+  if (compute_family(device) < 0) out.missing = "it has no queue that computes";
+  return out;
+}
+
+vk::Instance make_instance(bool validate) {
+  load_vulkan();
+  const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
+  std::vector<const char *> layers;
+  std::vector<const char *> extensions;
+  const vk::ValidationFeatureEnableEXT synchronisation[] = {vk::ValidationFeatureEnableEXT::eSynchronizationValidation};
+  const vk::ValidationFeaturesEXT checks(synchronisation);
+  vk::InstanceCreateInfo info({}, &application);
+  if (validate) {
+    const auto known = vk::enumerateInstanceLayerProperties();
+    if (std::none_of(known.begin(), known.end(),
+                     [](const auto &layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
+      throw Unavailable("validation was asked for, and the layer VK_LAYER_KHRONOS_validation is not installed");
+    layers.push_back(kValidationLayer);
+    extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
+    info.setPNext(&checks);
+  }
+  const auto offered = vk::enumerateInstanceExtensionProperties();
+  for (const auto &extension : offered)  // MoltenVK is listed only to those who ask for portability
+    if (std::string(extension.extensionName.data()) == VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME) {
+      extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
+      info.flags |= vk::InstanceCreateFlagBits::eEnumeratePortabilityKHR;
+    }
+  info.setPEnabledLayerNames(layers);
+  info.setPEnabledExtensionNames(extensions);
+  try {
+    const auto instance = vk::createInstance(info);
+    load_functions(instance);
+    return instance;
+  } catch (const vk::SystemError &error) {
+    throw Unavailable(std::string("no Vulkan instance could be made: ") + error.what());
+  }
+}
+
+std::string megabytes(std::uint64_t bytes) { return std::to_string((bytes + (1u << 20) - 1) >> 20) + " MiB"; }
+
+}  // namespace
+
+VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
+                                    const VkDebugUtilsMessengerCallbackDataEXT *data, void *user) {
+  auto &device = *static_cast<Device *>(user);
+  const std::lock_guard<std::mutex> lock(device.messages_mutex_);
+  device.messages_.emplace_back(data->pMessage);
+  return VK_FALSE;
+}
+
+std::vector<Capabilities> Device::list() {
+  const auto instance = make_instance(false);
+  std::vector<Capabilities> out;
+  try {
+    for (const auto &device : instance.enumeratePhysicalDevices())
+      out.push_back(describe(device, static_cast<std::uint32_t>(out.size())));
+  } catch (const vk::SystemError &) {  // a loader without any driver
+  }
+  instance.destroy();
+  return out;
+}
+
+Device::Device(std::uint32_t index, const Options &options) : options_(options) {
+  capabilities_.index = index;
+  try {
+    create_instance();
+    create_device();
+    load_pipeline_cache();
+    fence_ = device_->createFence({});
+  } catch (const vk::SystemError &error) {
+    destroy();
+    throw Unavailable("Vulkan device " + std::to_string(index) + " could not be opened: " + error.what());
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+Device::~Device() { destroy(); }
+
+void Device::destroy() noexcept {
+  if (hung_) return;
+  try {
+    if (device_ && *device_) {
+      if (lost_.empty()) {
+        save_pipeline_cache();
+        device_->waitIdle();
+      }
+      device_->destroy(fence_);
+      device_->destroy(cache_);
+      device_->destroy();
+    }
+    if (messenger_) {
+      const auto destroyer = reinterpret_cast<PFN_vkDestroyDebugUtilsMessengerEXT>(
+          instance_.getProcAddr("vkDestroyDebugUtilsMessengerEXT"));
+      if (destroyer) destroyer(instance_, messenger_, nullptr);
+    }
+    if (instance_) instance_.destroy();
+  } catch (...) {  // a device that is lost while it is being closed has nothing more to give back
+  }
+}
+
+void Device::create_instance() {
+  instance_ = make_instance(options_.validate);
+  if (!options_.validate) return;
+  const auto creator =
+      reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));
+  const vk::DebugUtilsMessengerCreateInfoEXT info(
+      {}, vk::DebugUtilsMessageSeverityFlagBitsEXT::eError | vk::DebugUtilsMessageSeverityFlagBitsEXT::eWarning,
+      vk::DebugUtilsMessageTypeFlagBitsEXT::eValidation | vk::DebugUtilsMessageTypeFlagBitsEXT::ePerformance,
+      collect_message, this);
+  const VkDebugUtilsMessengerCreateInfoEXT &plain = info;
+  VkDebugUtilsMessengerEXT messenger = VK_NULL_HANDLE;
+  if (creator && creator(instance_, &plain, nullptr, &messenger) == VK_SUCCESS) messenger_ = messenger;
+}
+
+void Device::create_device() {
+  const auto devices = instance_.enumeratePhysicalDevices();
+  const auto index = capabilities_.index;
+  if (index >= devices.size())
+    throw Unavailable("there is no Vulkan device " + std::to_string(index) + ": " + std::to_string(devices.size()) +
+                      " found");
+  physical_ = std::make_shared<vk::PhysicalDevice>(devices[index]);
+  capabilities_ = describe(*physical_, index);
+  if (!capabilities_.missing.empty())
+    throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
+                      ") can't be used: " + capabilities_.missing);
+  memory_ = physical_->getMemoryProperties();
+  queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
+
+  const float priority = 1.0f;
+  const vk::DeviceQueueCreateInfo queue({}, queue_family_, 1, &priority);
+  vk::PhysicalDeviceVulkan13Features features13;
+  features13.subgroupSizeControl = features13.computeFullSubgroups = capabilities_.subgroup_control;
+  vk::PhysicalDeviceVulkan12Features features12;
+  features12.shaderFloat16 = capabilities_.float16;
+  vk::PhysicalDeviceVulkan11Features features11;
+  features11.storageBuffer16BitAccess = capabilities_.float16;
+  features11.pNext = &features12;
+  if (capabilities_.api_version >= VK_API_VERSION_1_3) features12.pNext = &features13;
+
+  std::vector<const char *> extensions;
+  for (const auto &extension : physical_->enumerateDeviceExtensionProperties())
+    if (std::string(extension.extensionName.data()) == "VK_KHR_portability_subset")
+      extensions.push_back("VK_KHR_portability_subset");
+  vk::DeviceCreateInfo info({}, queue, {}, extensions);
+  info.setPNext(&features11);
+  device_ = std::make_shared<vk::Device>(physical_->createDevice(info));
+  queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
+}
+
+std::uint64_t Device::storage_range() const {
+  const auto limit = capabilities_.max_storage_range;
+  return options_.shard_bytes ? std::min(options_.shard_bytes, limit) : limit;
+}
+
+std::vector<std::string> Device::take_messages() {
+  const std::lock_guard<std::mutex> lock(messages_mutex_);
+  return std::exchange(messages_, {});
+}
+
+vk::DeviceMemory Device::allocate(const vk::MemoryRequirements &requirements, vk::MemoryPropertyFlags needed,
+                                  vk::MemoryPropertyFlags wanted) {
+  std::uint32_t type = memory_.memoryTypeCount;
+  for (const auto flags : {wanted | needed, needed}) {
+    for (std::uint32_t i = 0; i < memory_.memoryTypeCount && type == memory_.memoryTypeCount; ++i)
+      if ((requirements.memoryTypeBits >> i & 1u) && (memory_.memoryTypes[i].propertyFlags & flags) == flags) type = i;
+  }
+  const auto explain = [&](const char *reason) {
+    return OutOfMemory(capabilities_.name + ": " + reason + " allocating " + megabytes(requirements.size) + ", with " +
+                       megabytes(allocated_) + " in use here and a heap of " + megabytes(capabilities_.memory_bytes));
+  };
+  if (type == memory_.memoryTypeCount) throw explain("no memory type fits,");
+  if (options_.memory_limit && allocated_ + requirements.size > options_.memory_limit)
+    throw explain("the memory limit is reached");
+  try {
+    if (strikes(Fault::allocation)) throw vk::OutOfDeviceMemoryError("injected");
+    const auto memory = device_->allocateMemory({requirements.size, type});
+    allocated_ += requirements.size;
+    return memory;
+  } catch (const vk::OutOfDeviceMemoryError &) {
+    throw explain("out of device memory");
+  } catch (const vk::OutOfHostMemoryError &) {
+    throw explain("out of host memory");
+  } catch (const vk::TooManyObjectsError &) {
+    throw explain("too many allocations");
+  }
+}
+
+void Device::release(vk::DeviceMemory memory, std::uint64_t bytes) {
+  device_->freeMemory(memory);
+  allocated_ -= bytes;
+}
+
+void Device::wait() {
+  // An empty submission: its fence is signalled after everything submitted before it. Ours rather than Kompute's, which
+  // drops the result of the wait and destroys the fence of a submission that is still running.
+  try {
+    if (strikes(Fault::lost)) throw vk::DeviceLostError("injected");
+    queue_->submit(vk::ArrayProxy<const vk::SubmitInfo>(), fence_);
+    const auto patience = static_cast<std::uint64_t>(options_.timeout_seconds * 1e9);
+    const auto result = strikes(Fault::hung) ? vk::Result::eTimeout : device_->waitForFences(fence_, VK_TRUE, patience);
+    if (result == vk::Result::eTimeout) {
+      hung_ = true;
+      lose("did not answer within " + std::to_string(static_cast<int>(options_.timeout_seconds)) + " s");
+    }
+    device_->resetFences(fence_);
+  } catch (const vk::DeviceLostError &) {
+    lose("was lost: the driver reset it");
+  } catch (const vk::SystemError &error) {
+    lose(std::string("failed: ") + error.what());
+  }
+}
+
+void Device::require_alive() const {
+  if (!lost_.empty()) throw DeviceLost(lost_);
+}
+
+void Device::lose(const std::string &reason) {
+  lost_ = "Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name + ") " + reason;
+  throw DeviceLost(lost_);
+}
+
+bool Device::strikes(Fault fault) {
+  if (fault_ != fault || fault == Fault::none) return false;
+  fault_ = Fault::none;
+  return true;
+}
+
+std::string Device::cache_path() const {
+  if (options_.cache_dir.empty()) return {};
+  const auto properties = physical_->getProperties();
+  std::string id;
+  for (const auto byte : properties.pipelineCacheUUID) {
+    constexpr char digits[] = "0123456789abcdef";
+    id += digits[byte >> 4];
+    id += digits[byte & 15];
+  }
+  return (std::filesystem::path(options_.cache_dir) / ("pipelines-" + id + ".bin")).string();
+}
+
+void Device::load_pipeline_cache() {
+  std::vector<char> data;
+  if (std::ifstream file(cache_path(), std::ios::binary); file)
+    data.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+  // Drivers check the header and ignore what is not theirs; a damaged file costs a recompilation.
+  cache_ = device_->createPipelineCache({{}, data.size(), data.data()});
+}
+
+void Device::save_pipeline_cache() const {
+  const auto path = cache_path();
+  if (path.empty() || !cache_) return;
+  std::error_code ignored;  // a cache that can't be written is slower next time, and no error
+  std::filesystem::create_directories(options_.cache_dir, ignored);
+  const auto data = device_->getPipelineCacheData(cache_);
+  const auto part = path + "." + std::to_string(::getpid());
+  {
+    std::ofstream file(part, std::ios::binary);
+    file.write(reinterpret_cast<const char *>(data.data()), static_cast<std::streamsize>(data.size()));
+    if (!file) return;
+  }
+  std::filesystem::rename(part, path, ignored);
+}
+
+}  // namespace ebmvk

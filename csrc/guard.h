@@ -1,0 +1,17 @@
+// Guard bands and poison, for tests: a kernel that writes outside its buffers, or leaves part of a result unwritten, is
+// seen. Only with Options::guard.
+#pragma once
+
+#include "device.h"
+
+#include <string>
+
+namespace ebmvk {
+
+// Fills the whole of a new device buffer, guard bands included, with Buffer::kPoison.
+void poison(Device &device, vk::Buffer buffer, std::uint64_t bytes);
+
+// Empty where all guard bands of the device's live buffers are whole; else which one is not.
+std::string damaged_guards(Device &device);
+
+}  // namespace ebmvk

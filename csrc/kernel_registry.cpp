@@ -1,0 +1,87 @@
+#include "kernel_registry.h"
+
+#include "vulkan_errors.h"
+
+#include <stdexcept>
+
+namespace ebmvk {
+
+KernelRegistry::~KernelRegistry() {
+  if (device_.hung()) return;
+  for (auto &[key, pipeline] : pipelines_) {
+    device_.handle().destroy(pipeline.handle);
+    device_.handle().destroy(pipeline.layout);
+    device_.handle().destroy(pipeline.set_layout);
+  }
+}
+
+const KernelSource &KernelRegistry::choose(const std::string &name, std::uint32_t group) const {
+  const auto &device = device_.capabilities();
+  const bool subgroups = device.subgroup_arithmetic && !device_.options().portable && device.subgroup_size > 0 &&
+                         group % device.subgroup_size == 0;
+  const KernelSource *portable = nullptr;
+  for (const auto &source : kernel_table()) {
+    if (name != source.name) continue;
+    if (source.variant == Variant::subgroup && subgroups) return source;
+    if (source.variant == Variant::portable) portable = &source;
+  }
+  if (!portable) throw std::logic_error("no kernel is called " + name);
+  return *portable;
+}
+
+const Pipeline &KernelRegistry::get(const std::string &name, std::uint32_t group,
+                                    const std::vector<std::uint32_t> &constants) {
+  Key key{name, group, constants};
+  if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
+  Pipeline pipeline;
+  pipeline.source = &choose(name, group);
+  pipeline.group = pipeline.source->group ? pipeline.source->group : group;
+  if (pipeline.group > device_.capabilities().max_group_size)
+    throw Unsupported("a workgroup of " + std::to_string(pipeline.group) + " for " + name + ": the device allows " +
+                      std::to_string(device_.capabilities().max_group_size));
+  if (constants.size() != pipeline.source->specialise)
+    throw std::logic_error("wrong number of specialisation constants for " + name);
+  build(pipeline, constants);
+  return pipelines_.emplace(std::move(key), pipeline).first->second;
+}
+
+void KernelRegistry::build(Pipeline &pipeline, const std::vector<std::uint32_t> &constants) {
+  const auto &device = device_.handle();
+  const auto &source = *pipeline.source;
+
+  std::vector<vk::DescriptorSetLayoutBinding> bindings;
+  for (std::uint32_t i = 0; i < source.access.size(); ++i)
+    bindings.emplace_back(i, vk::DescriptorType::eStorageBuffer, 1, vk::ShaderStageFlagBits::eCompute);
+  pipeline.set_layout = device.createDescriptorSetLayout({{}, bindings});
+  const vk::PushConstantRange push(vk::ShaderStageFlagBits::eCompute, 0, source.push_bytes);
+  vk::PipelineLayoutCreateInfo layout({}, pipeline.set_layout);
+  if (source.push_bytes) layout.setPushConstantRanges(push);
+  pipeline.layout = device.createPipelineLayout(layout);
+
+  // Constant 0 is the workgroup's size; a kernel that fixes it has no such constant, and the entry is ignored.
+  std::vector<std::uint32_t> values{pipeline.group};
+  values.insert(values.end(), constants.begin(), constants.end());
+  std::vector<vk::SpecializationMapEntry> entries;
+  for (std::uint32_t i = 0; i < values.size(); ++i) entries.emplace_back(i, 4 * i, 4);
+  const vk::SpecializationInfo special(static_cast<std::uint32_t>(entries.size()), entries.data(), 4 * values.size(),
+                                       values.data());
+
+  const auto shader = device.createShaderModule({{}, source.bytes, source.code});
+  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, shader, "main", &special);
+  const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(device_.capabilities().subgroup_size);
+  if (source.variant == Variant::subgroup && device_.capabilities().subgroup_control) {
+    stage.flags = vk::PipelineShaderStageCreateFlagBits::eRequireFullSubgroups;
+    stage.pNext = &size;
+  }
+  try {
+    pipeline.handle = device.createComputePipeline(device_.pipeline_cache(), {{}, stage, pipeline.layout}).value;
+    device.destroy(shader);
+  } catch (const vk::SystemError &error) {
+    device.destroy(shader);
+    device.destroy(pipeline.layout);
+    device.destroy(pipeline.set_layout);
+    throw OutOfMemory(std::string("kernel ") + source.name + " could not be compiled for the device: " + error.what());
+  }
+}
+
+}  // namespace ebmvk

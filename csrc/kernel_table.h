@@ -1,0 +1,26 @@
+// The compiled shaders and what the manifest states of them; the table itself is generated.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace ebmvk {
+
+enum class Access { read, write, update };
+enum class Variant { subgroup, portable };
+
+struct KernelSource {
+  const char *name;
+  Variant variant;
+  const std::uint32_t *code;
+  std::size_t bytes;
+  std::vector<Access> access;  // per binding
+  std::uint32_t push_bytes;
+  std::uint32_t specialise;  // how many specialisation constants, not counting the workgroup's size
+  std::uint32_t group;       // workgroup size where the kernel fixes it, else 0
+};
+
+const std::vector<KernelSource> &kernel_table();
+
+}  // namespace ebmvk

@@ -1,0 +1,121 @@
+# The Vulkan engine, `_vulkan`: headers, shader compiler and Kompute's sources are looked for; what is missing is named.
+
+set(KOMPUTE_VERSION 0.9.0)
+set(KOMPUTE_SHA256 98e583dc6e9731ff6d7a3e3317817e4d93f7b2945929619e29a56325db279949)
+set(KOMPUTE_SOURCE_DIR "" CACHE PATH "Unpacked sources of Kompute ${KOMPUTE_VERSION}; empty: pip fetches the sdist kp")
+
+# Says what is missing and how to get it; ends the build where EBMVK_VULKAN=ON.
+function(ebmvk_vulkan_missing what how)
+  if(EBMVK_VULKAN STREQUAL "ON")
+    message(FATAL_ERROR "ebmvk: EBMVK_VULKAN=ON, and ${what} is missing. ${how}")
+  endif()
+  message(WARNING "ebmvk: built without the Vulkan engine: ${what} is missing. ${how}")
+endfunction()
+
+# Sets kompute_src to the folder with Kompute's C++ sources, or to NOTFOUND.
+function(ebmvk_find_kompute)
+  set(kompute_src NOTFOUND PARENT_SCOPE)
+  if(KOMPUTE_SOURCE_DIR)
+    set(root "${KOMPUTE_SOURCE_DIR}")
+  else()
+    set(root "${PROJECT_BINARY_DIR}/kompute/kp-${KOMPUTE_VERSION}")
+    if(NOT EXISTS "${root}/src/Sequence.cpp")
+      set(folder "${PROJECT_BINARY_DIR}/kompute")
+      file(MAKE_DIRECTORY "${folder}")
+      file(WRITE "${folder}/requirements.txt" "kp==${KOMPUTE_VERSION} --hash=sha256:${KOMPUTE_SHA256}\n")
+      execute_process(
+        COMMAND "${Python_EXECUTABLE}" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all:
+          --no-build-isolation --require-hashes --dest "${folder}" -r "${folder}/requirements.txt"
+        RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
+      if(failed)
+        message(STATUS "ebmvk: pip said: ${log}")
+        return()
+      endif()
+      file(ARCHIVE_EXTRACT INPUT "${folder}/kp-${KOMPUTE_VERSION}.tar.gz" DESTINATION "${folder}")
+    endif()
+  endif()
+  if(EXISTS "${root}/src/Sequence.cpp")
+    set(kompute_src "${root}/src" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# Compiles and validates every shader of the manifest; sets kernels_dir, and kernels.cpp is built in it.
+function(ebmvk_add_shaders target)
+  set(out "${PROJECT_BINARY_DIR}/shaders")
+  set(shaders "${PROJECT_SOURCE_DIR}/shaders")
+  file(MAKE_DIRECTORY "${out}")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${shaders}/kernels.toml" "${shaders}/generate.py")
+  execute_process(COMMAND "${Python_EXECUTABLE}" "${shaders}/generate.py" plan "${out}" COMMAND_ERROR_IS_FATAL ANY)
+  file(STRINGS "${out}/plan.txt" plan)
+  set(binaries)
+  foreach(line IN LISTS plan)
+    separate_arguments(line)
+    list(GET line 0 kernel)
+    list(GET line 1 stem)
+    list(GET line 2 definition)
+    set(binary "${out}/${stem}.spv")
+    set(validate)
+    if(SPIRV_VAL)
+      set(validate COMMAND "${SPIRV_VAL}" --target-env vulkan1.2 "${binary}")
+    endif()
+    add_custom_command(
+      OUTPUT "${binary}"
+      COMMAND "${GLSLC}" --target-env=vulkan1.2 -O -Werror ${definition} -fshader-stage=compute
+        -I "${out}/${kernel}" -I "${shaders}/include" -MD -MF "${binary}.d" -o "${binary}" "${shaders}/${kernel}.comp"
+      ${validate}
+      DEPENDS "${shaders}/${kernel}.comp" "${out}/${kernel}/interface.glsl"
+      DEPFILE "${binary}.d"
+      COMMENT "Shader ${stem}" VERBATIM)
+    list(APPEND binaries "${binary}")
+  endforeach()
+  add_custom_command(
+    OUTPUT "${out}/kernels.cpp"
+    COMMAND "${Python_EXECUTABLE}" "${shaders}/generate.py" embed "${out}"
+    DEPENDS ${binaries} "${shaders}/generate.py" "${shaders}/kernels.toml" VERBATIM)
+  target_sources(${target} PRIVATE "${out}/kernels.cpp")
+  target_include_directories(${target} PRIVATE "${out}" "${PROJECT_SOURCE_DIR}/csrc")
+endfunction()
+
+find_path(VULKAN_HPP_DIR vulkan/vulkan.hpp HINTS "$ENV{VULKAN_SDK}/include")
+find_path(FMT_DIR fmt/format.h)
+find_program(GLSLC glslc HINTS "$ENV{VULKAN_SDK}/bin")
+find_program(SPIRV_VAL spirv-val HINTS "$ENV{VULKAN_SDK}/bin")
+
+if(NOT VULKAN_HPP_DIR)
+  ebmvk_vulkan_missing("the header vulkan/vulkan.hpp" "To have it: apt install libvulkan-dev")
+  return()
+elseif(NOT GLSLC)
+  ebmvk_vulkan_missing("the shader compiler glslc" "To have it: apt install glslc")
+  return()
+elseif(NOT FMT_DIR)
+  ebmvk_vulkan_missing("the header fmt/format.h" "To have it: apt install libfmt-dev")
+  return()
+endif()
+ebmvk_find_kompute()
+if(NOT kompute_src)
+  ebmvk_vulkan_missing("Kompute ${KOMPUTE_VERSION}"
+    "pip fetches its sources (sdist kp) when it can reach an index; or set KOMPUTE_SOURCE_DIR to unpacked ones")
+  return()
+endif()
+if(NOT SPIRV_VAL)
+  message(STATUS "ebmvk: shaders are not validated: spirv-val is missing. To have it: apt install spirv-tools")
+endif()
+
+# Only what kp::Sequence needs. No log: Kompute's would go to standard output.
+add_library(ebmvk_kompute STATIC "${kompute_src}/Sequence.cpp")
+target_include_directories(ebmvk_kompute SYSTEM PUBLIC
+  "${kompute_src}/include" "${kompute_src}/include/kompute" "${VULKAN_HPP_DIR}" "${FMT_DIR}")
+target_compile_definitions(ebmvk_kompute PUBLIC
+  KOMPUTE_OPT_LOG_LEVEL_DISABLED=1 FMT_HEADER_ONLY=1 VK_NO_PROTOTYPES=1 VULKAN_HPP_DISPATCH_LOADER_DYNAMIC=1)
+if(NOT MSVC)
+  target_compile_options(ebmvk_kompute PRIVATE -w)
+endif()
+
+pybind11_add_module(_vulkan MODULE
+  csrc/bind_vulkan.cpp csrc/buffer.cpp csrc/candidates.cpp csrc/device.cpp csrc/engine_vulkan.cpp csrc/guard.cpp
+  csrc/kernel_registry.cpp csrc/ops_energy.cpp csrc/ops_sphere.cpp csrc/ops_topk.cpp csrc/program.cpp
+  csrc/workspace.cpp)
+ebmvk_add_shaders(_vulkan)
+target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
+install(TARGETS _vulkan DESTINATION ebmvk)
+message(STATUS "ebmvk: _vulkan is built with Kompute ${KOMPUTE_VERSION} from ${kompute_src}")

@@ -1,0 +1,297 @@
+"""The operations as compute shaders on a Vulkan device (extension `ebmvk._vulkan`).
+
+Results do not depend on how a batch is split, on the number of steps per dispatch or on the number of shards; they may
+differ in the last bits between devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine import checks
+from ebmvk.engine.api import (
+    EnergyScore,
+    LangevinDiagnostics,
+    LangevinResult,
+    OpCount,
+    Points,
+    Schedule,
+    TopK,
+)
+from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ebmvk import _vulkan
+
+
+@dataclass(frozen=True)
+class Device:
+    """A physical device: its number for `vulkan:<index>`, name, type (cpu, integrated, discrete, virtual or other),
+    driver, and memory in bytes."""
+
+    index: int
+    name: str
+    type: str
+    driver: str
+    memory_bytes: int
+
+
+def devices() -> list[Device]:
+    """The devices that can be used, in the driver's order.
+
+    Raises:
+        DeviceError: the extension is not built, or the machine has no Vulkan at all.
+    """
+    return [
+        Device(found.index, found.name, found.type, found.driver, found.memory_bytes)
+        for found in _found()
+        if not found.missing
+    ]
+
+
+def _extension() -> ModuleType:
+    try:
+        from ebmvk import _vulkan
+    except ImportError as error:
+        raise DeviceError(
+            "the Vulkan engine (ebmvk._vulkan) is not built",
+            why=str(error),
+            hint="apt install libvulkan-dev glslc libfmt-dev, run `pip install .` again, and read what it says of Vulkan",
+        ) from error
+    return _vulkan
+
+
+def _found() -> list[_vulkan.Capabilities]:
+    extension = _extension()
+    try:
+        found: list[_vulkan.Capabilities] = extension.devices()
+    except extension.Unavailable as error:
+        raise DeviceError(
+            f"no Vulkan: {error}", hint="install a Vulkan driver, or use --device cpu", why="loader or driver missing"
+        ) from error
+    return found
+
+
+def _choose(index: int | None) -> int:
+    """The device asked for; without a number the first that is not a CPU in disguise, else the first."""
+    if index is not None:
+        return index
+    found = _found()
+    usable = [device for device in found if not device.missing]
+    if not usable:
+        reasons = "; ".join(f"{device.name}: {device.missing}" for device in found) or "the loader lists none"
+        raise DeviceError(
+            "there is no usable Vulkan device",
+            why=reasons,
+            hint="install a Vulkan driver (vulkaninfo --summary lists devices), or use --device cpu",
+        )
+    return next((device.index for device in usable if device.type != "cpu"), usable[0].index)
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk"
+
+
+class VulkanPoints:
+    """Rows (N, d) float32 in device memory."""
+
+    def __init__(self, backend: Vulkan, points: Tensor) -> None:
+        checks.points(checks.NATIVE, points)
+        self._backend = backend
+        with backend._errors("points"):
+            self.native: _vulkan.Points = backend._engine.points(_array(points))
+
+    @property
+    def n(self) -> int:
+        return self.native.n
+
+    @property
+    def d(self) -> int:
+        return self.native.d
+
+    def update(self, points: Tensor) -> None:
+        checks.points(checks.NATIVE, points, like=(self.n, self.d))
+        with self._backend._errors("points"):
+            self.native.update(_array(points))
+
+
+class Vulkan:
+    """One Vulkan device. Takes contiguous float32 tensors on the CPU; points stay on the device.
+
+    Args:
+        index: the device's number; None takes the first that is not of type cpu, else the first.
+        options: fields of `ebmvk._vulkan.Options`, such as validate, portable, shard_bytes or memory_limit.
+
+    Raises:
+        DeviceError: the extension is not built, there is no such device, or it lacks what is needed.
+    """
+
+    name = "vulkan"
+
+    def __init__(self, index: int | None = None, *, options: Mapping[str, bool | int | float | str] | None = None) -> None:
+        self._extension: Any = _extension()
+        settings = self._extension.Options()
+        for key, value in {"cache_dir": str(_cache_dir()), **(options or {})}.items():
+            setattr(settings, key, value)
+        try:
+            self._engine: _vulkan.Engine = self._extension.Engine(_choose(index), settings)
+        except self._extension.Unavailable as error:
+            raise DeviceError(str(error), hint="see `vulkaninfo --summary`, or use --device cpu") from error
+        self.capabilities: _vulkan.Capabilities = self._engine.capabilities
+
+    @property
+    def device(self) -> str:
+        return f"Vulkan device {self.capabilities.index}: {self.capabilities.name} ({self.capabilities.type})"
+
+    def counts(self) -> Mapping[str, OpCount]:
+        return MappingProxyType(
+            {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in self._engine.counts().items()}
+        )
+
+    def points(self, points: Tensor) -> VulkanPoints:
+        return VulkanPoints(self, points)
+
+    @contextmanager
+    def _errors(self, op: str) -> Iterator[None]:
+        try:
+            yield
+        except self._extension.OutOfMemory as error:
+            raise OutOfMemory(f"{op}: {error}", hint="use smaller batches, or fewer points") from error
+        except self._extension.DeviceLost as error:
+            raise DeviceLost(
+                f"{op}: {error}",
+                why="the driver resets a device that hangs or faults",
+                hint="open the device again; if it repeats, use --device cpu and report the driver's version",
+            ) from error
+        except self._extension.Unsupported as error:
+            raise ArgumentError(f"{op}: {error}", hint="use smaller sizes, or --device cpu") from error
+
+    def _own(self, points: Points) -> _vulkan.Points:
+        if not isinstance(points, VulkanPoints) or points._backend is not self:
+            raise ArgumentError(
+                f"points is a {type(points).__name__} of another backend", hint="make it with this backend's points()"
+            )
+        return points.native
+
+    def _sphere(self, op: str, *arguments: Tensor) -> Tensor:
+        with self._errors(op):
+            return _tensor(
+                self._engine.sphere(getattr(self._extension.SphereOp, op), [_array(argument) for argument in arguments])
+            )
+
+    def projx(self, x: Tensor) -> Tensor:
+        checks.projx(checks.NATIVE, x)
+        return self._sphere("projx", x)
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        return self._sphere("proju", x, u)
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        return self._sphere("expmap", x, u)
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        return self._sphere("logmap", x, y)
+
+    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
+        return self._sphere("transp", x, y, u)
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
+        return self._sphere("dist", x, y)
+
+    def topk(
+        self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
+    ) -> TopK:
+        native = self._own(points)
+        checks.topk(checks.NATIVE, queries, points.n, points.d, k, scale, bias)
+        with self._errors("topk"):
+            scores, ids = self._engine.topk(
+                native,
+                _array(queries),
+                k,
+                None if scale is None else _array(scale),
+                None if bias is None else _array(bias),
+            )
+        return TopK(_tensor(scores), _tensor(ids))
+
+    def energy_score(
+        self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
+    ) -> EnergyScore:
+        native = self._own(points)
+        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
+        with self._errors("energy_score"):
+            parts = self._engine.energy_score(native, *map(_array, (x, ids, logw, kappa, log_background)))
+        return EnergyScore(*map(_tensor, parts))
+
+    def langevin(
+        self,
+        x: Tensor,
+        v: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        schedule: Schedule,
+        *,
+        seed: int,
+        first_step: int = 0,
+        first_chain: int = 0,
+        temperature: float = 1.0,
+    ) -> LangevinResult:
+        native = self._own(points)
+        checks.langevin(
+            checks.NATIVE,
+            *(x, v, points.n, points.d, ids, logw, kappa, log_background),
+            *(schedule, seed, first_step, first_chain, temperature),
+        )
+        with self._errors("langevin"):
+            at, speed, energy, kinetic, error, tangency = map(
+                _tensor,
+                self._engine.langevin(
+                    native,
+                    *map(_array, (x, v, ids, logw, kappa, log_background)),
+                    *_levels(schedule, x.shape[0]),
+                    list(schedule.steps),
+                    seed,
+                    first_step,
+                    first_chain,
+                    float(temperature),
+                ),
+            )
+        return LangevinResult(
+            at, speed, LangevinDiagnostics(energy, kinetic, error, torch.ones_like(energy), tangency)
+        )
+
+
+def _levels(schedule: Schedule, rows: int) -> list[NDArray[Any]]:
+    """kappa_scale, logw_shift, step_size, gamma as (1, L), or (B, L) where one of them differs between chains."""
+    tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
+    shared = all(table.dim() == 1 for table in tables)
+    return [_array(table.expand(1 if shared else rows, len(schedule.steps)).contiguous()) for table in tables]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[np.generic] = tensor.detach().numpy()
+    return array
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array)

@@ -1,0 +1,14 @@
+// Copies the candidates that lie in one shard of the points to a table of their own, one row per workgroup, where the
+// points span several storage-buffer ranges. The shard has the ids from `first` to before `end`;
+// params: rows, of `per_row` candidates each.
+#version 450
+#include "interface.glsl"
+
+void main() {
+    uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
+    if (row >= params[0] * per_row) return;
+    uint id = ids[row];
+    if (id < first || id >= end) return;
+    for (uint q = gl_LocalInvocationIndex; q < quads; q += GROUP)
+        rows[row * quads + q] = points[(id - first) * quads + q];
+}

@@ -1,0 +1,169 @@
+"""Turns kernels.toml into what the build needs. Run by CMake; writes into the folder it is given.
+
+    generate.py plan OUT     interface.glsl per kernel, kernels.h, and plan.txt (a line per shader to compile)
+    generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ACCESS = {"read": "readonly ", "write": "writeonly ", "update": ""}
+TYPES = ("float", "uint", "vec4", "uvec4")
+KEYS = {"variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    variants: list[str]
+    bindings: list[tuple[str, str, str]]
+    push: list[str]
+    specialise: list[str]
+    group: int
+    flops: str
+    bytes: str
+
+
+def read_manifest() -> list[Kernel]:
+    tables = tomllib.loads((HERE / "kernels.toml").read_text(encoding="utf-8"))
+    return [read_kernel(name, table) for name, table in tables.items()]
+
+
+def read_kernel(name: str, table: dict[str, object]) -> Kernel:
+    if unknown := set(table) - KEYS:
+        raise SystemExit(f"kernels.toml: [{name}] has unknown keys {sorted(unknown)}")
+    bindings = [tuple(line.split()) for line in table["bindings"]]
+    for binding in bindings:
+        if len(binding) != 3 or binding[1] not in TYPES or binding[2] not in ACCESS:
+            raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
+    if bindings[0] != ("params", "uint", "read"):
+        raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
+    return Kernel(
+        name=name,
+        variants=table.get("variants", ["subgroup", "portable"]),
+        bindings=bindings,
+        push=table.get("push", []),
+        specialise=table.get("specialise", []),
+        group=table.get("group", 0),
+        flops=table["flops"],
+        bytes=table["bytes"],
+    )
+
+
+def interface(kernel: Kernel) -> str:
+    """The shader's side: variants, specialisation constants, push constants, bindings."""
+    lines = [
+        "// Made from kernels.toml.",
+        "#ifdef USE_SUBGROUP",
+        "#extension GL_KHR_shader_subgroup_basic : require",
+        "#extension GL_KHR_shader_subgroup_arithmetic : require",
+        "#endif",
+    ]
+    if kernel.group:
+        lines += [f"layout(local_size_x = {kernel.group}) in;", f"const uint GROUP = {kernel.group}u;"]
+    else:
+        lines += ["layout(local_size_x_id = 0) in;", "layout(constant_id = 0) const uint GROUP = 64u;"]
+    for number, name in enumerate(kernel.specialise, start=1):
+        lines.append(f"layout(constant_id = {number}) const uint {name} = 1u;")
+    if kernel.push:
+        lines.append("layout(push_constant) uniform Push { " + " ".join(f"uint {name};" for name in kernel.push) + " };")
+    for number, (name, kind, access) in enumerate(kernel.bindings):
+        lines.append(
+            f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
+            f"{{ {kind} {name}[]; }};"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def header(kernels: list[Kernel]) -> str:
+    """The host's side: push-constant structures and costs."""
+    out = [
+        "// Made from kernels.toml.",
+        "#pragma once",
+        "#include <cstdint>",
+        "",
+        "namespace ebmvk::kernels {",
+    ]
+    for kernel in kernels:
+        camel = "".join(part.capitalize() for part in kernel.name.split("_"))
+        out += ["", f"struct {camel} {{", f'  static constexpr const char *name = "{kernel.name}";']
+        out += [f"  std::uint32_t {name};" for name in kernel.push]
+        for cost in ("flops", "bytes"):
+            formula = re.sub(r"\b(\d+)\b", r"\1.0", getattr(kernel, cost))
+            out.append(f"  double {cost}([[maybe_unused]] double rows) const {{ return {formula}; }}")
+        out.append("};")
+    return "\n".join([*out, "", "}  // namespace ebmvk::kernels", ""])
+
+
+def shaders(kernel: Kernel) -> list[tuple[str, str, str]]:
+    """(variant, stem of the compiled file, definition) for each shader of a kernel."""
+    return [
+        (variant, f"{kernel.name}.{variant}", "-DUSE_SUBGROUP=1" if variant == "subgroup" else "-DPORTABLE=1")
+        for variant in kernel.variants
+    ]
+
+
+def plan(kernels: list[Kernel], out: Path) -> None:
+    lines = []
+    for kernel in kernels:
+        folder = out / kernel.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_if_changed(folder / "interface.glsl", interface(kernel))
+        lines += [f"{kernel.name} {stem} {definition}" for _, stem, definition in shaders(kernel)]
+    write_if_changed(out / "kernels.h", header(kernels))
+    write_if_changed(out / "plan.txt", "\n".join(lines) + "\n")
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def words(path: Path) -> list[str]:
+    data = path.read_bytes()
+    values = struct.unpack(f"<{len(data) // 4}I", data)
+    return [", ".join(f"0x{value:08x}u" for value in values[i : i + 12]) for i in range(0, len(values), 12)]
+
+
+def embed(kernels: list[Kernel], out: Path) -> None:
+    text = ["// Made from kernels.toml and the compiled shaders.", '#include "kernel_table.h"', "", "namespace ebmvk {", ""]
+    entries = []
+    for kernel in kernels:
+        for variant, stem, _ in shaders(kernel):
+            symbol = stem.replace(".", "_")
+            text += [f"static const std::uint32_t {symbol}[] = {{", ",\n".join(words(out / f"{stem}.spv")), "};"]
+            access = ", ".join(f"Access::{kind}" for _, _, kind in kernel.bindings)
+            entries.append(
+                f'    {{"{kernel.name}", Variant::{variant}, {symbol}, sizeof({symbol}), {{{access}}}, '
+                f"{4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}}},"
+            )
+    text += [
+        "",
+        "const std::vector<KernelSource> &kernel_table() {",
+        "  static const std::vector<KernelSource> table = {",
+        *entries,
+        "  };",
+        "  return table;",
+        "}",
+        "",
+        "}  // namespace ebmvk",
+        "",
+    ]
+    write_if_changed(out / "kernels.cpp", "\n".join(text))
+
+
+def main() -> None:
+    command, folder = sys.argv[1], Path(sys.argv[2])
+    kernels = read_manifest()
+    {"plan": plan, "embed": embed}[command](kernels, folder)
+
+
+if __name__ == "__main__":
+    main()

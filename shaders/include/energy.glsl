@@ -1,0 +1,103 @@
+// E(x) = -log(e^background + sum_j e^(logw_j + kappa_j mu_j.x)) and its tangent score for one chain per workgroup.
+//
+// Each invocation owns the quads q = me, me + GROUP, … of the state: QUADS_PER of them, in registers. Expects from
+// interface.glsl: points, ids, logw, kappa, background, and the specialisation constants GROUP, QUADS_PER, CANDIDATES
+// (at least k); push constants quads, k.
+#ifndef EBMVK_ENERGY_GLSL
+#define EBMVK_ENERGY_GLSL
+#include "math.glsl"
+#include "reduce.glsl"
+
+#define FOR_OWN(i, q) \
+    for (uint i = 0u, q = gl_LocalInvocationIndex; i < QUADS_PER; ++i, q += GROUP) if (q < quads)
+
+// Stands for log 0, so that no arithmetic meets an infinity, which compilers may assume away.
+const float LOG_ZERO = -1.0e30;
+
+vec4 state[QUADS_PER];
+vec4 force[QUADS_PER];
+
+shared vec4 whole_state[GROUP * QUADS_PER];
+shared uint candidate_row[CANDIDATES];
+shared vec2 candidate_law[CANDIDATES];  // logw, kappa
+shared float candidate_dot[CANDIDATES];
+shared float candidate_weight[CANDIDATES];  // kappa_j e^(a_j - top)
+
+float own_dot(const vec4 a[QUADS_PER], const vec4 b[QUADS_PER]) {
+    float sum = 0.0;
+    FOR_OWN(i, q) sum += dot(a[i], b[i]);
+    return sum;
+}
+
+void load_candidates(uint chain) {
+    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
+        candidate_row[j] = ids[chain * k + j] * quads;
+        candidate_law[j] = vec2(max(logw[chain * k + j], LOG_ZERO), kappa[chain * k + j]);
+    }
+    barrier();
+}
+
+// mu_j.x for every candidate.
+void dot_candidates() {
+#ifdef USE_SUBGROUP  // a candidate per subgroup: rows are read in one piece
+    for (uint j = gl_SubgroupID; j < k; j += gl_NumSubgroups) {
+        float sum = 0.0;
+        for (uint q = gl_SubgroupInvocationID; q < quads; q += gl_SubgroupSize)
+            sum += dot(points[candidate_row[j] + q], whole_state[q]);
+        sum = subgroupAdd(sum);
+        if (subgroupElect()) candidate_dot[j] = sum;
+    }
+#else  // a candidate per invocation: no reduction
+    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
+        float sum = 0.0;
+        for (uint q = 0u; q < quads; ++q) sum += dot(points[candidate_row[j] + q], whole_state[q]);
+        candidate_dot[j] = sum;
+    }
+#endif
+}
+
+// A term with logarithm a has responsibility e^(a - top) scale.
+struct Mixture {
+    float energy;
+    float top;
+    float scale;
+};
+
+// The mixture at `state` with kappa_scale kappa_j and logw_j + logw_shift; leaves the score in `force`.
+Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
+    FOR_OWN(i, q) whole_state[q] = state[i];
+    barrier();
+    dot_candidates();
+    barrier();
+
+    float log_rest = max(background[chain], LOG_ZERO);
+    float top = log_rest;
+    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
+        vec2 law = candidate_law[j];
+        top = max(top, law.x + logw_shift + kappa_scale * law.y * candidate_dot[j]);
+    }
+    top = group_max(top);
+
+    vec2 sums = vec2(gl_LocalInvocationIndex == 0u ? exp_accurate(log_rest - top) : 0.0, 0.0);
+    for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
+        vec2 law = candidate_law[j];
+        float concentration = kappa_scale * law.y;
+        float weight = exp_accurate(law.x + logw_shift + concentration * candidate_dot[j] - top);
+        candidate_weight[j] = weight * concentration;
+        sums += vec2(weight, weight * concentration * candidate_dot[j]);
+    }
+    sums = group_sum(sums);
+    barrier();
+
+    bool empty = top < 0.5 * LOG_ZERO;  // no candidate and no background has weight
+    float scale = empty ? 0.0 : 1.0 / sums.x;
+    float along = sums.y * scale;  // x.(sum_j kappa_j rho_j mu_j)
+    FOR_OWN(i, q) {
+        vec4 gradient = vec4(0.0);
+        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * points[candidate_row[j] + q];
+        force[i] = scale * gradient - along * state[i];
+    }
+    return Mixture(empty ? INFINITE : -(top + log_accurate(sums.x)), top, scale);
+}
+
+#endif

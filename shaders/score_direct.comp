@@ -1,0 +1,31 @@
+// scale_n mu_n.q + bias_n for a block of queries and points, without shared memory or barriers: each invocation has
+// RESULTS_ROWS queries times RESULTS_COLUMNS points in registers. For devices whose workgroup memory is not faster.
+#version 450
+#include "interface.glsl"
+#include "score.glsl"
+
+void main() {
+    uint row = gl_WorkGroupID.y * RESULTS_ROWS;
+    uint column = gl_WorkGroupID.x * (GROUP * RESULTS_COLUMNS) + gl_LocalInvocationIndex;
+    if (row >= params[0] || column >= params[1]) return;
+    float sums[RESULTS_ROWS][RESULTS_COLUMNS];
+    for (uint i = 0u; i < RESULTS_ROWS; ++i)
+        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = 0.0;
+
+    uint query_at[RESULTS_ROWS];
+    uint point_at[RESULTS_COLUMNS];
+    for (uint i = 0u; i < RESULTS_ROWS; ++i) query_at[i] = min(row + i, params[0] - 1u) * quads;
+    for (uint j = 0u; j < RESULTS_COLUMNS; ++j)
+        point_at[j] = (params[2] + min(column + j * GROUP, params[1] - 1u)) * quads;
+
+    for (uint q = 0u; q < quads; ++q) {
+        vec4 point[RESULTS_COLUMNS];
+        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) point[j] = points[point_at[j] + q];
+        for (uint i = 0u; i < RESULTS_ROWS; ++i) {
+            vec4 query = queries[query_at[i] + q];
+            for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = add_products(sums[i][j], query, point[j]);
+        }
+    }
+    for (uint i = 0u; i < RESULTS_ROWS; ++i)
+        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) store_score(row + i, column + j * GROUP, sums[i][j]);
+}

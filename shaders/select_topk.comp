@@ -1,0 +1,133 @@
+// Merges a block of scores into the best `k` so far, one row per workgroup, ties by lower id.
+//
+// The candidates are the `kept` best so far, whose ids are all lower than the block's, then the block in order of id. A
+// radix search finds the k-th largest score; where it is tied, a second search finds the last candidate to take. Those up
+// to it are collected in any order and sorted by (score descending, id ascending).
+// params: rows, columns, -, id of the first column, kept.
+#version 450
+#include "interface.glsl"
+
+shared uint histogram[256];
+shared uint found[2];  // digit, how many are wanted among those that share it
+shared uint taken;
+shared uvec2 best[SORTED];  // ordered score, id
+
+uint row_of_scores;
+uint row_of_best;
+
+// Unsigned order of a float; -0 counts as 0, NaN as the lowest.
+uint ordered(float value) {
+    if (isnan(value)) return 0u;
+    uint bits = floatBitsToUint(value == 0.0 ? 0.0 : value);
+    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+}
+
+float unordered(uint key) {
+    return uintBitsToFloat((key & 0x80000000u) != 0u ? key & 0x7fffffffu : ~key);
+}
+
+float score_at(uint candidate) {
+    return candidate < params[4] ? best_scores[row_of_best + candidate] : scores[row_of_scores + candidate - params[4]];
+}
+
+uint id_at(uint candidate) {
+    return candidate < params[4] ? best_ids[row_of_best + candidate] : params[3] + candidate - params[4];
+}
+
+// Which of the histogram's digits holds the `wanted`-th largest, and how many of it are wanted.
+void pick_digit(uint wanted) {
+    if (gl_LocalInvocationIndex != 0u) return;
+    uint digit = 255u;
+    while (histogram[digit] < wanted) wanted -= histogram[digit--];
+    found[0] = digit;
+    found[1] = wanted;
+}
+
+void clear_histogram() {
+    barrier();
+    for (uint i = gl_LocalInvocationIndex; i < 256u; i += GROUP) histogram[i] = 0u;
+    barrier();
+}
+
+// The `wanted`-th largest ordered score among all candidates; `wanted` becomes its rank among the equal ones.
+uint search_score(uint count, inout uint wanted, out uint equal) {
+    uint prefix = 0u;
+    for (uint shift = 24u;; shift -= 8u) {
+        clear_histogram();
+        for (uint c = gl_LocalInvocationIndex; c < count; c += GROUP) {
+            uint key = ordered(score_at(c));
+            if (shift == 24u || (key >> (shift + 8u)) == prefix) atomicAdd(histogram[(key >> shift) & 255u], 1u);
+        }
+        barrier();
+        pick_digit(wanted);
+        barrier();
+        prefix = (prefix << 8) | found[0];
+        wanted = found[1];
+        equal = histogram[found[0]];
+        if (shift == 0u) return prefix;
+    }
+}
+
+// The `wanted`-th candidate, from the first, among those whose score is `key`.
+uint search_candidate(uint count, uint key, uint wanted) {
+    uint prefix = 0u;
+    for (uint shift = 24u;; shift -= 8u) {
+        clear_histogram();
+        for (uint c = gl_LocalInvocationIndex; c < count; c += GROUP)
+            if (ordered(score_at(c)) == key && (shift == 24u || (~c >> (shift + 8u)) == prefix))
+                atomicAdd(histogram[(~c >> shift) & 255u], 1u);
+        barrier();
+        pick_digit(wanted);
+        barrier();
+        prefix = (prefix << 8) | found[0];
+        wanted = found[1];
+        if (shift == 0u) return ~prefix;
+    }
+}
+
+bool comes_before(uvec2 a, uvec2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
+
+void sort_best() {
+    for (uint size = 2u; size <= SORTED; size <<= 1)
+        for (uint reach = size >> 1; reach > 0u; reach >>= 1) {
+            barrier();
+            for (uint n = gl_LocalInvocationIndex; n < SORTED / 2u; n += GROUP) {
+                uint low = 2u * n - (n & (reach - 1u));
+                uint high = low + reach;
+                bool forward = (low & size) == 0u;
+                if (comes_before(best[high], best[low]) == forward) {
+                    uvec2 swap = best[low];
+                    best[low] = best[high];
+                    best[high] = swap;
+                }
+            }
+        }
+    barrier();
+}
+
+void main() {
+    if (gl_WorkGroupID.x >= params[0]) return;
+    row_of_scores = gl_WorkGroupID.x * stride;
+    row_of_best = gl_WorkGroupID.x * k;
+    uint count = params[4] + params[1];
+    uint keep = min(k, count);
+
+    uint wanted = keep;
+    uint equal;
+    uint threshold = search_score(count, wanted, equal);
+    uint last = 0xffffffffu;
+    if (equal > wanted) last = search_candidate(count, threshold, wanted);
+
+    for (uint i = gl_LocalInvocationIndex; i < SORTED; i += GROUP) best[i] = uvec2(0u, 0xffffffffu);
+    if (gl_LocalInvocationIndex == 0u) taken = 0u;
+    barrier();
+    for (uint c = gl_LocalInvocationIndex; c < count; c += GROUP) {
+        uint key = ordered(score_at(c));
+        if (key > threshold || (key == threshold && c <= last)) best[atomicAdd(taken, 1u)] = uvec2(key, id_at(c));
+    }
+    sort_best();
+    for (uint i = gl_LocalInvocationIndex; i < keep; i += GROUP) {
+        best_scores[row_of_best + i] = unordered(best[i].x);
+        best_ids[row_of_best + i] = best[i].y;
+    }
+}
