@@ -115,6 +115,22 @@ class Trainer:
         if self.config.run.deterministic:
             torch.set_num_threads(int(saved.get("threads", torch.get_num_threads())))
 
+    def take_over(self, found: Checkpoint) -> list[Path]:
+        """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.
+
+        Returns the folders set aside.
+        """
+        aside = checkpoint.supersede(self.folder, found.step)
+        if checkpoint.STEP.fullmatch(found.path.name):  # not one that was itself set aside
+            checkpoint.point(self.folder, "latest", found.path.name)
+        best = f"step-{self.progress.best_step}"
+        if (self.folder / "checkpoints" / best).is_dir():
+            checkpoint.point(self.folder, "best", best)
+        else:  # set aside or pruned: the next evaluation is the best one then
+            (self.folder / "best").unlink(missing_ok=True)
+            self.progress = dataclasses.replace(self.progress, best_step=None, best_nats=None)
+        return aside
+
     def save(self) -> Path:
         """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones."""
         state = {

@@ -19,7 +19,6 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
-from ebmvk.training import checkpoint
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Streams, Trainer
 from ebmvk.training.monitor import Monitor
@@ -90,7 +89,7 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> int:
         if found:
             check_same_model(found, job.config, tokenizer)
             trainer.restore(found)
-            for path in checkpoint.supersede(job.folder, found.step):
+            for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
         monitor.record("resume" if found else "start", done, _facts(job, trainer, device))
         outcome = trainer.run(stop_after)

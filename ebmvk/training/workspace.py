@@ -69,7 +69,8 @@ def set_deterministic(config: Config) -> None:
     if config.run.deterministic:
         # cuBLAS reads it when its first handle is made; without it torch refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.run.deterministic)
+    if config.run.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler
+        torch.use_deterministic_algorithms(config.run.deterministic)
 
 
 def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> EnergyModel:

@@ -113,7 +113,8 @@ def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
         return Said(status, said.out, said.err)
 
     yield call
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -1,0 +1,367 @@
+"""Bad input and failing machines: a typed error, exit status 2, three lines, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ebmvk.errors import CheckpointError, EbmvkError, NonFinite, StorageError
+from ebmvk.training import checkpoint, loop
+from ebmvk.training.checkpoint import MANIFEST, MODEL, STATE, _describe
+from ebmvk.training.losses import Losses
+
+from .conftest import Command, Said, rows
+
+
+def _is_typed(said: Said, *words: str) -> None:
+    """Exit status 2; what happened and what to try, in at most three lines; no traceback."""
+    assert said.status == 2, said.err
+    lines = said.err.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].startswith("  try: ")
+    assert len(lines) <= 3
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word in said.err, said.err
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "words"),
+    [
+        ("train", ["--stesp", "3"], ["unknown flag --stesp", "did you mean --steps?"]),
+        ("train", ["--qqqqqqq"], ["unknown flag --qqqqqqq", "--help"]),
+        ("train", ["-x"], ["unknown flag -x"]),
+        ("train", ["--steps", "3", "--steps", "4"], ["--steps is given twice"]),
+        ("train", ["--lr", "1", "--learning-rate", "1"], ["--learning-rate is given twice"]),
+        ("train", ["--steps", "many"], ["--steps", "'many'"]),
+        ("train", ["--steps"], ["--steps", "Missing value"]),
+        ("train", ["--steps", "0"], ["--steps 0 is below 1"]),
+        ("train", ["--lr", "nan"], ["--learning-rate nan is not finite"]),
+        ("train", ["--steps", "5", "--epochs", "1"], ["--steps and --epochs"]),
+        ("train", ["--size", "tinny"], ["--size tinny", "did you mean tiny?"]),
+        ("train", ["--model", "gpt"], ["--model", "'gpt'"]),
+        ("train", ["stray"], ["stray"]),
+        ("train", ["--stop-after", "0"], ["--stop-after 0"]),
+        ("train", ["--latent-dim", "30", "--n-heads", "4"], ["--latent-dim 30", "--n-heads 4", "--latent-dim 32"]),
+        ("train", ["--moe-active", "9"], ["--moe-active 9", "--moe-experts 4"]),
+        ("train", ["--context-local", "99"], ["--context-local 99", "--context-medium"]),
+        ("train", ["--langevin-levels", "300"], ["--langevin-levels 300", "--langevin-steps 200"]),
+        ("train", ["--device", "gpu"], ["--device", "gpu"]),
+        ("train", ["--dataset", "/no/such/file.txt"], ["--dataset /no/such/file.txt"]),
+        ("train", ["--dataset", "wikitext-9"], ["--dataset wikitext-9", "wikitext-"]),
+        ("train", ["--data-dir", "/no/such/folder", "--dataset", "wikitext-2"], ["/no/such/folder"]),
+        ("train", ["--config", "/no/such.toml"], ["--config /no/such.toml"]),
+        ("train", ["--resume", "/no/such/run"], ["--resume", "/no/such/run"]),
+        ("evaluate", [], ["--checkpoint"]),
+        ("evaluate", ["--checkpoint", "/no/such/run"], ["--checkpoint", "/no/such/run", "no such folder"]),
+        ("evaluate", ["--checkpiont", "x"], ["unknown flag --checkpiont", "did you mean --checkpoint?"]),
+        ("generate", ["--checkpoint", "/no/such/run", "--temperature", "0"], ["--temperature 0"]),
+        ("generate", ["--checkpoint", "/no/such/run", "--sampler", "magic"], ["--sampler", "'magic'"]),
+        ("generate", ["--checkpoint", "/no/such/run", "--max-tokens", "0"], ["--max-tokens 0"]),
+        ("generate", ["--checkpoint", "/no/such/run", "--seed", "-1"], ["--seed -1"]),
+    ],
+)
+def test_bad_flags(ebmvk: Command, command: str, args: list[str], words: list[str]) -> None:
+    _is_typed(ebmvk(command, *args), *words)
+
+
+def test_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    from ebmvk import cli
+
+    status = cli.main(["trian"])
+    said = capsys.readouterr()
+    _is_typed(Said(status, said.out, said.err), "ebmvk trian", "did you mean 'ebmvk train'?")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["empty"]),
+        (b"\x00\x01\x02\xff" * 500, ["binary"]),
+        ("Años y días, siglos y más siglos.\n".encode("latin-1") * 50, ["UTF-8"]),
+        (b"Too short.\n\nFor one window.\n", ["tokens"]),
+    ],
+)
+def test_bad_corpora(ebmvk: Command, tmp_path: Path, tiny: Path, device: str, content: bytes, words: list[str]) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_bytes(content)
+    said = ebmvk("train", "--dataset", text, "--config", tiny, "--seq-length", 64, "--device", device, "--run-dir", run)
+    _is_typed(said, *words)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[training]\nstesp = 3\n", ["training.stesp", "training.steps"]),
+        ("[trianing]\nsteps = 3\n", ["trianing", "training"]),
+        ("[training]\nsteps = 3.5\n", ["training.steps", "3.5", "whole number"]),
+        ("[training]\nsteps = true\n", ["training.steps", "True", "whole number"]),
+        ("[model]\nmodel = 'gpt'\n", ["model.model", "'gpt'", "ebm"]),
+        ("steps = 3\n", ["steps"]),
+        ("[training\n", ["TOML"]),
+    ],
+)
+def test_bad_config_files(ebmvk: Command, tmp_path: Path, toml: str, words: list[str]) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(toml, encoding="utf-8")
+    _is_typed(ebmvk("train", "--config", path), str(path), *words)
+
+
+def test_evaluate_names_a_stride_beyond_the_context(ebmvk: Command, trained: Path) -> None:
+    _is_typed(ebmvk("evaluate", "--checkpoint", trained, "--stride", 17), "--stride 17", "16")
+    _is_typed(ebmvk("evaluate", "--checkpoint", trained, "--split", "test"), "--split test")
+
+
+def test_vulkan_without_a_usable_device_fails_and_says_why(tiny: Path, text: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "VK_DRIVER_FILES": str(tmp_path / "none.json"),
+        "VK_ICD_FILENAMES": "",
+        "VK_LAYER_PATH": "",
+    }
+    command = [sys.executable, "-m", "ebmvk.train", "--device", "vulkan", "--config", tiny, "--dataset", text]
+    found = subprocess.run(
+        [str(part) for part in (*command, "--run-dir", tmp_path / "run")],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    _is_typed(Said(found.returncode, found.stdout, found.stderr), "ulkan")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """Two tensors are enough to damage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+        self.bias = nn.Parameter(torch.ones(3))
+
+
+def _save(run: Path, step: int, model: nn.Module | None = None) -> Path:
+    state = {"weight/slot": torch.full((2, 3), float(step)), "weight/step": torch.tensor(float(step))}
+    return checkpoint.save(run, step, model or Small(), state, {"progress": {"step": step}})
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    model = Small()
+    path = _save(tmp_path, 7, model)
+    found = checkpoint.load(path)
+    assert (found.step, found.state) == (7, {"progress": {"step": 7}})
+    assert found.optimizer["weight/slot"].equal(torch.full((2, 3), 7.0))
+    other = Small()
+    nn.init.zeros_(other.weight)
+    checkpoint.restore(other, found)
+    assert other.weight.equal(model.weight)
+    assert checkpoint.locate(tmp_path, "--checkpoint") == (tmp_path, path)
+    assert checkpoint.locate(path, "--checkpoint") == (tmp_path, path)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object], file: str = MODEL) -> None:
+    """Change the tensors as another program would: valid file, valid sums."""
+    tensors = load_file(path / file)
+    change(tensors)
+    save_file(tensors, path / file)
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][file] = _describe(path / file, (path / file).read_bytes())
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    (path / MANIFEST).write_text(json.dumps(manifest | changes), encoding="utf-8")
+
+
+def _cut(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights cut by a byte": (lambda p: _cut(p / MODEL, -1), "truncated"),
+    "weights cut in the header": (lambda p: _cut(p / MODEL, 6), "truncated"),
+    "weights empty": (lambda p: _cut(p / MODEL, 0), "truncated"),
+    "weights missing": (lambda p: (p / MODEL).unlink(), MODEL),
+    "one bit of the weights": (lambda p: _flip(p / MODEL), "SHA-256"),
+    "one bit of the state": (lambda p: _flip(p / STATE), "SHA-256"),
+    "state cut": (lambda p: _cut(p / STATE, -4), "truncated"),
+    "state missing": (lambda p: (p / STATE).unlink(), STATE),
+    "manifest missing": (lambda p: (p / MANIFEST).unlink(), "incomplete"),
+    "manifest cut": (lambda p: _cut(p / MANIFEST, -9), "not valid JSON"),
+    "manifest empty": (lambda p: _cut(p / MANIFEST, 0), "not valid JSON"),
+    "manifest nested without end": (lambda p: (p / MANIFEST).write_text("[" * 100_000), "not valid JSON"),
+    "manifest a list": (lambda p: (p / MANIFEST).write_text("[1, 2]"), "not a checkpoint's manifest"),
+    "manifest of a later format": (lambda p: _edit(p, format=99), "format 99"),
+    "manifest without files": (lambda p: _edit(p, files={}), "None were saved"),
+    "manifest of another step": (lambda p: _edit(p, step=8), "says step 8"),
+    "optimiser naming a tensor that is not there": (lambda p: _edit(p, optimizer={"$tensor": "gone"}), "gone"),
+    "optimiser of another shape": (lambda p: _edit(p, optimizer={"other": 1}), "optimiser"),
+    "weights not finite": (lambda p: _rewrite(p, lambda t: t["bias"].fill_(float("nan"))), "'bias' is not finite"),
+    "state not finite": (
+        lambda p: _rewrite(p, lambda t: t["o.weight/slot"].fill_(float("inf")), STATE),
+        "'o.weight/slot' is not finite",
+    ),
+    "tensor missing": (lambda p: _rewrite(p, lambda t: t.pop("bias")), "'bias' is missing"),
+    "tensor too many": (lambda p: _rewrite(p, lambda t: t.update(x=torch.ones(1))), "'x' is not in the model"),
+    "tensor of another shape": (lambda p: _rewrite(p, lambda t: t.update(bias=torch.ones(4))), "'bias' is (4,)"),
+    "tensor of another type": (
+        lambda p: _rewrite(p, lambda t: t.update(bias=torch.ones(3, dtype=torch.float64))),
+        "torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    damage, words = DAMAGE[name]
+    path = _save(tmp_path, 7)
+    damage(path)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.restore(Small(), checkpoint.load(path))
+    assert words in error.value.what
+    assert "step-7" in error.value.what
+
+
+def test_evaluate_refuses_a_checkpoint_of_another_configuration(ebmvk: Command, train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, "--steps", 1, "--quiet", "--sample-tokens", 0)
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(config.replace("hidden_dim = 32", "hidden_dim = 64"), encoding="utf-8")
+    _is_typed(ebmvk("evaluate", "--checkpoint", run), "model.hidden_dim was 32", "64")
+
+
+class _FullDisk:
+    """Refuses the n-th write of a file, as a full disk does, after half of it went through."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def __call__(self, path: Path, content: bytes) -> None:
+        self.left -= 1
+        if self.left == 0:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])  # model, state, manifest, latest
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    _save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "write_file", _FullDisk(nth))
+    with pytest.raises(StorageError, match="No space left on device"):
+        _save(tmp_path, 2)
+    found = checkpoint.newest_complete(tmp_path, print)
+    assert found.step == (1 if nth < 4 else 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if "unfinished" in path.name] == []
+    monkeypatch.undo()
+    assert checkpoint.load(_save(tmp_path, 3)).step == 3
+
+
+@pytest.mark.parametrize("call", ["mkdir", "rename", "replace"])
+def test_a_kill_between_the_steps_of_a_save_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Whatever the last system call was, the folder holds a usable checkpoint and the next save works."""
+
+    class Kill(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Kill
+
+    _save(tmp_path, 1)
+    monkeypatch.setattr(Path, call, die)
+    with pytest.raises(Kill):
+        _save(tmp_path, 2)
+    monkeypatch.undo()
+    assert checkpoint.newest_complete(tmp_path, print).step == (2 if call == "replace" else 1)
+    assert checkpoint.load(_save(tmp_path, 2)).step == 2
+    assert (tmp_path / "latest").read_text(encoding="ascii") == "checkpoints/step-2\n"
+
+
+def test_a_full_disk_while_training_ends_with_a_typed_error(
+    train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
+    monkeypatch.setattr(checkpoint, "write_file", _FullDisk(3))  # after config.toml and latest, in the first save
+    _is_typed(ebmvk("train", "--resume", "--run-dir", run), "No space left on device", "--resume")
+    monkeypatch.undo()
+    train(run, "--resume", "--quiet")
+    assert len(rows(run, "end")) == 1
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        _save(tmp_path, step)
+    checkpoint.point(tmp_path, "best", "step-1")
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
+
+
+def test_nothing_is_pickled() -> None:
+    """Loading a checkpoint must never run code that somebody put there."""
+    package = Path(checkpoint.__file__).parents[1]
+    words = ("pickle", "torch" + ".save", "torch" + ".load(", "shelve", "marshal")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if any(word in line for word in words) and not line.lstrip().startswith(("#", '"'))
+    ]
+    assert [line for line in found if "no pickle" not in line.lower()] == []
+
+
+# ---- numbers that go wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "words"), [("loss", "loss part 'denoise'"), ("gradient", "the gradient of 'trunk."), ("total", "the loss")]
+)
+def test_non_finite_numbers_never_reach_the_weights(
+    train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, words: str
+) -> None:
+    run, real = tmp_path / "run", loop.objective
+    train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
+
+    def bad(model: nn.Module, *args: Any, **how: Any) -> Losses:
+        losses = real(model, *args, **how)  # type: ignore[arg-type]
+        if part == "loss":
+            return Losses(losses.total, losses.parts | {"denoise": torch.tensor(float("nan"))})
+        if part == "total":
+            return Losses(losses.total * float("inf"), losses.parts)
+        weight = next(p for name, p in model.named_parameters() if name.startswith("trunk."))
+        weight.register_hook(lambda grad: grad * float("nan"))
+        return losses
+
+    monkeypatch.setattr(loop, "objective", bad)
+    said = ebmvk("train", "--resume", "--run-dir", run)
+    _is_typed(said, "step 3", words, "after step 2", "--lr")
+    monkeypatch.undo()
+    assert [path.name for path in checkpoint.step_folders(run)] == ["step-2"]
+    train(run, "--resume", "--quiet")
+
+
+def test_errors_are_all_of_one_family() -> None:
+    for kind in (CheckpointError, StorageError, NonFinite):
+        assert issubclass(kind, EbmvkError)
+        assert kind.exit_status == 2

@@ -1,0 +1,160 @@
+"""Stopping and going on: bit for bit, after Ctrl-C, after a kill, after damage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .conftest import Command, made_up_text, rows
+
+STEADY = ("--deterministic", "--quiet", "--sample-tokens", 0)
+
+
+def _tensors(run: Path, step: int) -> dict[str, Tensor]:
+    folder = run / "checkpoints" / f"step-{step}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])  # between evaluations, at one, and after it
+def test_n_steps_are_k_and_n_minus_k_bit_for_bit(train: Command, tmp_path: Path, stop: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, *STEADY, "--dropout", 0.2)
+    train(parts, *STEADY, "--dropout", 0.2, "--stop-after", stop)
+    assert (parts / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{stop}"
+    train(parts, "--resume", "--quiet")
+    one, two = _tensors(whole, 8), _tensors(parts, 8)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not one[name].equal(two[name])] == []
+    losses = [[(row["step"], row["loss"]) for row in rows(run, "step")] for run in (whole, parts)]
+    assert losses[0] == losses[1]
+
+
+def test_another_seed_is_another_run(train: Command, tmp_path: Path) -> None:
+    """What makes the bit-for-bit test mean something."""
+    for seed in (1, 2):
+        train(tmp_path / str(seed), *STEADY, "--steps", 1, "--seed", seed)
+    one, two = (_tensors(tmp_path / str(seed), 1) for seed in (1, 2))
+    assert not one["points"].equal(two["points"])
+
+
+def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--stop-after", 4)
+    train(run, "--resume", "--batch-size", 2, "--lr", 1e-4, "--steps", 10, "--log-every", 1, "--quiet")
+    assert rows(run, "end")[0]["progress"]["windows"] == 4 * 4 + 6 * 2
+    assert max(row["lr"] for row in rows(run, "step")[4:]) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "was"),
+    [("--latent-dim", 64, "32"), ("--vocab-size", 400, "300"), ("--seq-length", 8, "16"), ("--seed", 1, "42")],
+)
+def test_model_and_data_may_not_change(
+    train: Command, ebmvk: Command, tmp_path: Path, flag: str, value: int, was: str
+) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--stop-after", 1)
+    said = ebmvk("train", "--resume", "--run-dir", run, flag, value)
+    assert said.status == 2
+    assert f"{flag[2:].replace('-', '_')} is {value} now but was {was}" in said.err
+
+
+def test_the_text_itself_may_not_change(ebmvk: Command, tmp_path: Path, tiny: Path, device: str) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(made_up_text(), encoding="utf-8")
+    said = ebmvk("train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device", device, "--stop-after", 1)
+    assert said.status == 0, said.err
+    text.write_text(made_up_text(seed=8), encoding="utf-8")
+    said = ebmvk("train", "--resume", "--run-dir", run)
+    assert said.status == 2
+    assert f"--dataset {text} is not the text this run was trained on" in said.err
+
+
+def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY)
+    said = train(run, "--resume", run / "checkpoints" / "step-4", "--stop-after", 1)
+    assert "step-8" in said.out
+    assert (run / "checkpoints" / "step-8.superseded").is_dir()
+    assert (run / "latest").read_text(encoding="ascii").strip() == "checkpoints/step-5"
+    assert (run / (run / "best").read_text(encoding="ascii").strip()).is_dir()
+
+
+def test_resume_skips_a_corrupt_newest_checkpoint_and_says_so(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY)
+    weights = run / "checkpoints" / "step-8" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    said = train(run, "--resume", "--steps", 9)
+    assert "skipped step-8" in said.out
+    assert "truncated" in said.out
+    assert "continuing from step-4" in said.out
+    assert [row["step"] for row in rows(run, "resume")] == [4]
+    assert (run / "checkpoints" / "step-9").is_dir()
+
+
+def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) -> None:
+    said = ebmvk("train", "--run-dir", trained)
+    assert said.status == 2
+    assert "already holds a run" in said.err
+    assert f"--resume --run-dir {trained}" in said.err
+
+
+def _start(run: Path, text: Path, tiny: Path, device: str) -> subprocess.Popen[str]:
+    """Training in a process of its own, at its third step at least when this returns."""
+    command = [sys.executable, "-m", "ebmvk.train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device"]
+    more = [device, "--steps", 100000, "--save-every", 2, "--eval-every", 100000, "--sample-tokens", 0]
+    process = subprocess.Popen(
+        [str(part) for part in (*command, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 200
+    while not ((run / "metrics.jsonl").is_file() and len(rows_so_far(run)) >= 4):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def rows_so_far(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(
+    tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
+) -> None:
+    run = tmp_path / "a run"
+    process = _start(run, text, tiny, device)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert err == ""
+    step = int((run / "latest").read_text(encoding="ascii").strip().removeprefix("checkpoints/step-"))
+    assert f"saved       step {step} of 100000" in out
+    assert f"continue    python -m ebmvk.train --resume --run-dir '{run}'" in out
+    train(run, "--resume", "--stop-after", 1, "--quiet")
+    assert (run / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{step + 1}"
+
+
+def test_a_kill_loses_at_most_the_steps_since_the_last_save(
+    tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
+) -> None:
+    run = tmp_path / "run"
+    process = _start(run, text, tiny, device)
+    process.kill()
+    process.communicate(timeout=100)
+    done = len(rows(run, "step"))
+    train(run, "--resume", "--stop-after", 1, "--quiet")
+    resumed = rows(run, "resume")[0]["step"]
+    assert done - resumed <= 2 + 1  # --save-every 2, and the step whose save the kill may have cut
