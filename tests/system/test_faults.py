@@ -125,12 +125,8 @@ def test_evaluate_names_a_stride_beyond_the_context(ebmvk: Command, trained: Pat
 
 
 def test_vulkan_without_a_usable_device_fails_and_says_why(tiny: Path, text: Path, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "VK_DRIVER_FILES": str(tmp_path / "none.json"),
-        "VK_ICD_FILENAMES": "",
-        "VK_LAYER_PATH": "",
-    }
+    nowhere = str(tmp_path / "none.json")
+    environment = {**os.environ, "VK_DRIVER_FILES": nowhere, "VK_ICD_FILENAMES": nowhere}
     command = [sys.executable, "-m", "ebmvk.train", "--device", "vulkan", "--config", tiny, "--dataset", text]
     found = subprocess.run(
         [str(part) for part in (*command, "--run-dir", tmp_path / "run")],
