@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ebmvk.config import Size
 
 _SHARED: dict[str, object] = {
@@ -96,34 +94,31 @@ PRESETS: dict[Size, dict[str, object]] = {
     },
 }
 
-PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary and steps stand
+PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, batch and steps stand
 FEWEST_TOKENS = 512
-BYTES_PER_TOKEN = 3.6  # roughly, of English under such a vocabulary
-MOST_EPOCHS = 16.0  # of a text that is repeated, with the dropout below
-REPEATED_DROPOUT = 0.3
+BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
+MOST_EPOCHS = 12.0  # of a text that is repeated, with the dropout below
+REPEATED_DROPOUT = 0.4
 
 
 def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
     """{field: value} of a size for a training text of so many bytes; None where the text is not known yet.
 
-    Less text means fewer tokens to learn (with the square root of the text, as vocabularies grow: Heaps' law), fewer
-    steps (no more than `MOST_EPOCHS` passes) and dropout. `base` keeps the values it is defined by.
+    Less text means fewer tokens to learn (as the text to the power 2/3: each should still be seen often), and where it
+    would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
+    keeps the values it is defined by.
     """
-    values = dict(PRESETS[size])
-    if train_bytes is None:
+    values = {**PRESETS[size], "precision": fast_precision()}
+    if train_bytes is None or train_bytes >= PLENTY_BYTES or size == "base":
         return values
-    values["precision"] = fast_precision()
-    if train_bytes >= PLENTY_BYTES or size == "base":
-        return values
-    share = math.sqrt(train_bytes / PLENTY_BYTES)
-    vocabulary = _int(values["vocab_size"])
+    vocabulary, batch, length, steps = (_int(values[k]) for k in ("vocab_size", "batch_size", "seq_length", "steps"))
+    share = (train_bytes / PLENTY_BYTES) ** (2 / 3)
     values["vocab_size"] = max(min(FEWEST_TOKENS, vocabulary), 256 * round(vocabulary * share / 256))
-    per_step = _int(values["batch_size"]) * _int(values["seq_length"])
-    epochs = _int(values["steps"]) * per_step * BYTES_PER_TOKEN / train_bytes
-    if epochs > MOST_EPOCHS:
-        values["steps"] = max(1, round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / per_step))
-    if epochs > 3:
-        values["dropout"] = REPEATED_DROPOUT
+    passes = steps * batch * length * BYTES_PER_TOKEN / train_bytes
+    if passes > 3:
+        batch = max(1, batch // 2)
+        most = round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / (batch * length))
+        values |= {"batch_size": batch, "steps": max(1, min(steps, most)), "dropout": REPEATED_DROPOUT}
     return values
 
 
@@ -131,7 +126,8 @@ def fast_precision() -> str:
     """bfloat16 where the processor multiplies it natively, else float32, which emulated bfloat16 is slower than."""
     import torch  # here, so that --help answers without it
 
-    capabilities = torch.cpu.get_capabilities()
+    # A torch that cannot tell gets float32, which is right everywhere.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native or torch.cuda.is_available() else "float32"
 
