@@ -50,9 +50,11 @@ def annealed_schedule(
         (B, levels) float32 tensors; the last kappa of a chain is `kappa_scale[:, -1]`.
 
     Raises:
-        ArgumentError: levels < 1, steps < levels, or a value that is not positive and finite.
+        ArgumentError: levels < 1, steps < levels, or a value that is not positive and finite (gamma may be 0).
     """
-    _check(levels, steps, kappa_max=kappa_max, temperature=temperature, step_size=step_size, gamma=gamma)
+    _check(levels, steps, kappa_max=kappa_max, temperature=temperature, step_size=step_size)
+    if gamma is not None and not 0 <= gamma < math.inf:
+        raise ArgumentError(f"gamma = {gamma} is not a friction", hint="pass a finite gamma >= 0")
     kappa = _levels(kappa_critical(d, entropy.detach().to(torch.float64)), levels, kappa_max)
     h = torch.minimum(torch.full_like(kappa, ARC / math.sqrt((d - 1) * temperature)), STIFFNESS / kappa.sqrt())
     if step_size is not None:

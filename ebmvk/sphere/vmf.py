@@ -198,7 +198,8 @@ def sample_vmf(
     noise = torch.randn(n, d, dtype=torch.float64, device=mu.device, generator=rng)
     tangent = noise - (noise * mean).sum(-1, keepdim=True) * mean
     tangent = tangent / torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
-    return ((1 - deficit) * mean + torch.sqrt(deficit * (2 - deficit)) * tangent).to(mu.dtype)
+    x: Tensor = (1 - deficit) * mean + torch.sqrt(deficit * (2 - deficit)) * tangent
+    return x.to(mu.dtype)
 
 
 def _sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:

@@ -61,7 +61,7 @@ def uniformity(sampler: Sampler) -> bool:
 
 
 def cosine_law(sampler: Sampler) -> bool:
-    """t = mu.x of vMF: mean A_d, variance 1 - A^2 - (d-1)A/kappa, KS. Bias of the scheme in t: 0.0053 at .5 rad, so 0.0005 here."""
+    """t = mu.x of vMF: mean A_d, variance 1 - A^2 - (d-1)A/kappa, KS. Bias in t: .0053 at .5 rad, .0005 here."""
     task = _task(KAPPA, 0.15, 100)
     t = (sampler(task).x @ task.mu).double()
     level = torch.tensor(KAPPA, dtype=torch.float64)
