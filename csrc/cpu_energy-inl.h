@@ -20,8 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// Candidates per block: 8 rows of 640 are 20 KB, so the second look at them finds them in the first-level cache.
-constexpr size_t kBlock = 8;
+constexpr size_t kBlock = Gathered::kBlock, kChunk = Gathered::kChunk;
+static_assert(kChunk % kLanes == 0, "a chunk is whole vectors");
 
 // out[j] = sum of the lanes of v[j], four at a time by transposing adds.
 inline void StoreSums(const VF (&v)[4], float* out) {
@@ -38,34 +38,39 @@ inline void StoreSums(const VF (&v)[4], float* out) {
   }
 }
 
-inline void BlockDots(const float* rows, size_t stride, const float* x, size_t n, float* out) {
+// out[j] = rows[j].x for a block of kBlock rows of n floats, which Gathered interleaves kChunk floats at a time.
+inline void BlockDots(const float* rows, const float* x, size_t n, float* out) {
   VF low[4], high[4];
   for (size_t j = 0; j < 4; ++j) low[j] = high[j] = hn::Zero(F32());
-  for (size_t i = 0; i < n; i += kLanes) {
-    const VF at = hn::Load(F32(), x + i);
-    for (size_t j = 0; j < 4; ++j) {
-      low[j] = hn::MulAdd(hn::Load(F32(), rows + j * stride + i), at, low[j]);
-      high[j] = hn::MulAdd(hn::Load(F32(), rows + (4 + j) * stride + i), at, high[j]);
+  for (size_t i = 0; i < n; i += kChunk, rows += kBlock * kChunk) {
+    for (size_t part = 0; part < kChunk; part += kLanes) {
+      const VF at = hn::Load(F32(), x + i + part);
+      for (size_t j = 0; j < 4; ++j) {
+        low[j] = hn::MulAdd(hn::Load(F32(), rows + j * kChunk + part), at, low[j]);
+        high[j] = hn::MulAdd(hn::Load(F32(), rows + (4 + j) * kChunk + part), at, high[j]);
+      }
     }
   }
   StoreSums(low, out);
   StoreSums(high, out + 4);
 }
 
-// pull = decay * pull + sum_j weight[j] rows[j]
-inline void BlockPull(const float* rows, size_t stride, const float* weight, float decay, size_t n, float* pull) {
+// pull = decay * pull + sum_j weight[j] rows[j].
+inline void BlockPull(const float* rows, const float* weight, float decay, size_t n, float* pull) {
   VF w[kBlock];
   for (size_t j = 0; j < kBlock; ++j) w[j] = hn::Set(F32(), weight[j]);
   const VF keep = hn::Set(F32(), decay);
-  for (size_t i = 0; i < n; i += kLanes) {
-    VF low = hn::Mul(keep, hn::Load(F32(), pull + i));
-    VF high = hn::Mul(w[4], hn::Load(F32(), rows + 4 * stride + i));
-    low = hn::MulAdd(w[0], hn::Load(F32(), rows + i), low);
-    for (size_t j = 1; j < 4; ++j) {
-      low = hn::MulAdd(w[j], hn::Load(F32(), rows + j * stride + i), low);
-      high = hn::MulAdd(w[4 + j], hn::Load(F32(), rows + (4 + j) * stride + i), high);
+  for (size_t i = 0; i < n; i += kChunk, rows += kBlock * kChunk) {
+    for (size_t part = 0; part < kChunk; part += kLanes) {
+      VF low = hn::Mul(keep, hn::Load(F32(), pull + i + part));
+      VF high = hn::Mul(w[4], hn::Load(F32(), rows + 4 * kChunk + part));
+      low = hn::MulAdd(w[0], hn::Load(F32(), rows + part), low);
+      for (size_t j = 1; j < 4; ++j) {
+        low = hn::MulAdd(w[j], hn::Load(F32(), rows + j * kChunk + part), low);
+        high = hn::MulAdd(w[4 + j], hn::Load(F32(), rows + (4 + j) * kChunk + part), high);
+      }
+      hn::Store(hn::Add(low, high), F32(), pull + i + part);
     }
-    hn::Store(hn::Add(low, high), F32(), pull + i);
   }
 }
 
@@ -86,8 +91,8 @@ inline Force Evaluate(const Gathered& c, const float* x, float* pull) {
   float radial = 0;
   std::memset(pull, 0, c.n * sizeof(float));
   for (size_t first = 0; first < c.k; first += kBlock) {
-    const float* rows = c.rows + first * c.stride;
-    BlockDots(rows, c.stride, x, c.n, dots);
+    const float* rows = c.rows + first * c.n;
+    BlockDots(rows, x, c.n, dots);
     float* logits = c.logits + first;
     float highest = top;
     for (size_t j = 0; j < kBlock; ++j) {
@@ -112,7 +117,7 @@ inline Force Evaluate(const Gathered& c, const float* x, float* pull) {
     float push = 0;
     for (size_t j = 0; j < kBlock; ++j) push += weight[j] * dots[j];
     radial = decay * radial + push;
-    BlockPull(rows, c.stride, weight, decay, c.n, pull);
+    BlockPull(rows, weight, decay, c.n, pull);
   }
   return {-(top + std::log(total)), 1 / total, radial / total};
 }

@@ -1,7 +1,6 @@
 #include "cpu_scratch.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 namespace ebmvk {
@@ -14,25 +13,28 @@ AlignedFloats AllocateFloats(size_t count) {
 
 GatherSpace::GatherSpace(size_t k, size_t d) {
   Gathered& g = gathered_;
-  g.k = RoundUp(k, 8);
+  g.k = RoundUp(k, Gathered::kBlock);
   g.n = RoundUp(d, 32);
-  // An odd number of cache lines from row to row: with a power of two, eight rows would share the sets of one.
-  g.stride = RoundUp(g.n, 32) + 16;
   // The last block of logits may be read a whole vector past its end.
   const size_t list = RoundUp(g.k, 16) + 16;
-  memory_ = AllocateFloats(g.k * g.stride + 3 * list);
+  memory_ = AllocateFloats(g.k * g.n + 3 * list);
   g.rows = memory_.get();
-  g.logw = g.rows + g.k * g.stride;
+  g.logw = g.rows + g.k * g.n;
   g.kappa = g.logw + list;
   g.logits = g.kappa + list;
   std::fill(g.logw + k, g.logw + list, -std::numeric_limits<float>::infinity());
 }
 
 Gathered& GatherSpace::Gather(const CandidateLists& lists, size_t row) {
+  constexpr size_t kBlock = Gathered::kBlock, kChunk = Gathered::kChunk;
   Gathered& g = gathered_;
   const int64_t* ids = lists.ids + row * lists.k;
   for (size_t j = 0; j < lists.k; ++j) {
-    std::memcpy(g.rows + j * g.stride, lists.points + static_cast<size_t>(ids[j]) * lists.d, lists.d * sizeof(float));
+    const float* from = lists.points + static_cast<size_t>(ids[j]) * lists.d;
+    float* to = g.rows + j / kBlock * kBlock * g.n + j % kBlock * kChunk;
+    for (size_t i = 0; i < lists.d; i += kChunk, to += kBlock * kChunk) {
+      std::copy_n(from + i, std::min(kChunk, lists.d - i), to);
+    }
   }
   std::copy_n(lists.logw + row * lists.k, lists.k, g.logw);
   std::copy_n(lists.kappa + row * lists.k, lists.k, g.kappa);

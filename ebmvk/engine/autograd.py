@@ -41,7 +41,7 @@ def energy(
         ArgumentError: as `Backend.energy_score`.
     """
     arguments = (backend, points, x, points_tensor, ids, logw, kappa, log_background)
-    return cast(Tensor, _Energy.apply(*arguments))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _Energy.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 class _Energy(torch.autograd.Function):

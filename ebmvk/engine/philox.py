@@ -52,7 +52,7 @@ def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(seed: int, step: Tensor, chain: Tensor, quads: int, stream: int) -> Tensor:
     """Raw words (..., quads, 4) int64 for step and chain that broadcast against each other."""
-    shape = (*torch.broadcast_shapes(step.shape, chain.shape), quads)
+    shape = (*torch.broadcast_shapes(step.shape, chain.shape), quads)  # type: ignore[no-untyped-call]
     quad = torch.arange(quads, device=step.device).expand(shape)
     constant = torch.full((), stream, dtype=torch.int64, device=step.device).expand(shape)
     key = (seed & _MASK, (seed >> 32) & _MASK)

@@ -1,0 +1,52 @@
+"""Backends under test: each operation test runs on all that can be opened here, against the float64 oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ebmvk.engine import Backend, select
+from ebmvk.engine.reference import Reference
+from ebmvk.errors import DeviceError
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Reference:
+    return Reference(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels() -> Any:
+    """The extension itself, to switch instruction sets and threads."""
+    return pytest.importorskip("ebmvk._cpu", reason="the CPU extension is not built")
+
+
+@pytest.fixture(scope="session")
+def _vulkan() -> Backend | str:
+    """One device for the session (lavapipe counts: these tests are about results), or why there is none."""
+    try:
+        return select("vulkan")
+    except (ImportError, DeviceError) as error:
+        return str(error)
+
+
+@pytest.fixture(params=["reference", "cpu", "cpu-plain", "vulkan"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """cpu-plain: the loops that are used where Highway is not, or has nothing for the processor."""
+    if request.param == "vulkan":
+        vulkan = request.getfixturevalue("_vulkan")
+        if isinstance(vulkan, str):
+            pytest.skip(f"no Vulkan: {vulkan.splitlines()[0]}")
+        yield vulkan
+    elif request.param == "reference":
+        yield select("reference")
+    else:
+        kernels = request.getfixturevalue("cpu_kernels")
+        before = kernels.target()
+        if request.param == "cpu-plain":
+            kernels.use_target("plain")
+        yield select("cpu")
+        kernels.use_target(before)
