@@ -108,8 +108,11 @@ def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
     would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
     keeps the values it is defined by.
     """
-    values = {**PRESETS[size], "precision": fast_precision()}
-    if train_bytes is None or train_bytes >= PLENTY_BYTES or size == "base":
+    values = dict(PRESETS[size])
+    if train_bytes is None:
+        return values  # without asking torch about the processor: --help shows these
+    values["precision"] = fast_precision()
+    if train_bytes >= PLENTY_BYTES or size == "base":
         return values
     vocabulary, batch, length, steps = (_int(values[k]) for k in ("vocab_size", "batch_size", "seq_length", "steps"))
     share = (train_bytes / PLENTY_BYTES) ** (2 / 3)
