@@ -98,7 +98,7 @@ PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, ba
 FEWEST_TOKENS = 512
 BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
 MOST_EPOCHS = 12.0  # of a text that is repeated, with the dropout below
-REPEATED_DROPOUT = 0.4
+REPEATED_DROPOUT = 0.3
 
 
 def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
