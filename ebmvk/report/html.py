@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from ebmvk.report.metrics import History, Row, read_metrics
 from ebmvk.report.plots import Curve, line_plot, smooth, thin
 
-SAMPLE_CHARACTERS = 6000
+SAMPLES = 6
 
 
 def write_report(run: Path, target: Path) -> Path:
@@ -39,7 +40,7 @@ def write_report(run: Path, target: Path) -> Path:
         plots=list(_plots(history)),
         figures=_figures(history),
         parts=history.steps[-1]["parts"] if history.steps else {},
-        samples=text[-SAMPLE_CHARACTERS:],
+        samples="".join(re.split(r"(?m)^(?=--- step )", text)[-SAMPLES:]).rstrip(),
         config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
         facts=_facts(history),
     )
@@ -88,15 +89,13 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
         x, y = thin(steps, smooth(loss, max(1, len(loss) // 40)))
         curves = [Curve("each step", *thin(steps, loss), faint=True), Curve("smoothed", x, y)]
         yield _plot("Training loss", "nats; the objective with all its parts", curves, ylabel="loss")
-    base = {"trigram": history.end["trigram"]["ppl_token"]} if history.end else {}
-    x, y = _series(history.evals, "validation", "ppl_token")
-    if x:
-        words = _series(history.evals, "validation", "ppl_word")
-        curves = [Curve("per token", x, y, dots=True)]
-        curves += [Curve("per word", *words, dots=True, colour=1)] if words[0] else []
-        note = "exact, on a part of validation"
-        note += "; the dashed line is the trigram's, per token, on the whole split" if base else ""
-        yield _plot("Perplexity", note, curves, ylabel="perplexity", log=True, lines=base)
+    for unit in ("token", "word"):
+        x, y = _series(history.evals, "validation", f"ppl_{unit}")
+        base = {"trigram, whole split": history.end["trigram"][f"ppl_{unit}"]} if history.end and x else {}
+        if x:
+            note = f"exact, on the first {history.evals[-1]['validation']['tokens']:,} tokens of validation"
+            curve = Curve(f"per {unit}", x, y, dots=True, colour=unit == "word")
+            yield _plot(f"Perplexity per {unit}", note, [curve], ylabel="perplexity", log=True, lines=base)
     energies = [Curve("of tokens, E(v|c)", *_series(history.evals, "validation", "nats_per_token"), dots=True)]
     latent = _series(history.evals, "langevin", "energy")
     energies += [Curve("of Langevin states, E(x|c)", *latent, dots=True, colour=1)] if latent[0] else []
@@ -109,11 +108,11 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
         note = "mean |v|² / (d−1) right after the noise; the law asks for the dashed line"
         target = {"target": float(history.evals[-1]["langevin"]["temperature"])}
         curves = [Curve("kinetic temperature", x, y, dots=True)]
-        yield _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target)
+        yield _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target, span=0.1)
     x, y = _series(history.steps, "grad_norm")
     if x:
         curves = [Curve("gradient norm", *thin(x, y))]
-        yield _plot("Gradient norm", "before clipping", curves, ylabel="norm", log=min(y) > 0)
+        yield _plot("Gradient norm", "before clipping", curves, ylabel="norm")
 
 
 def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:

@@ -71,13 +71,20 @@ def thin(x: Sequence[float], y: Sequence[float], points: int = 600) -> tuple[lis
 
 
 def line_plot(
-    name: str, curves: Sequence[Curve], *, ylabel: str, log: bool = False, lines: Mapping[str, float] | None = None
+    name: str,
+    curves: Sequence[Curve],
+    *,
+    ylabel: str,
+    log: bool = False,
+    lines: Mapping[str, float] | None = None,
+    span: float = 0.0,
 ) -> str:
     """An <svg> element.
 
     Args:
         name: of the picture, for readers that can't see it; also keeps its ids apart from the other pictures'.
         lines: horizontal reference lines, by label.
+        span: the least height of the y axis, so that noise around a constant does not look like a story.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 3.1), layout="constrained")
@@ -92,8 +99,11 @@ def line_plot(
                 textcoords="offset points", ha="right", fontsize=9.5,
             )  # fmt: skip
         _axes(axes, ylabel, log)
+        low, high = axes.get_ylim()
+        if high - low < span:
+            axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
         if sum(not curve.faint for curve in curves) > 1:
-            axes.legend(loc="best", fontsize=9.5, labelcolor=INK)
+            figure.legend(loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)
@@ -117,7 +127,6 @@ def _axes(axes: Axes, ylabel: str, log: bool) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(visible=False, axis="x")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(which="both", length=0)
@@ -126,6 +135,9 @@ def _axes(axes: Axes, ylabel: str, log: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.01)
 
 
