@@ -1,5 +1,5 @@
-// The Python face of the Vulkan engine: numpy arrays in and out. Shapes are checked here once more, so that no call from
-// Python reads or writes outside an array; values are checked by the caller.
+// The Python face of the Vulkan engine: numpy arrays in and out. Shapes are checked here once more, so that no call
+// from Python reads or writes outside an array; values are checked by the caller.
 #include "engine_vulkan.h"
 #include "guard.h"
 #include "vulkan_errors.h"
@@ -19,25 +19,26 @@ using Floats = py::array_t<float, py::array::c_style>;
 using Ids = py::array_t<std::int64_t, py::array::c_style>;
 using Words = py::array_t<std::uint32_t, py::array::c_style>;
 
-std::uint32_t count(py::ssize_t n, const char *what) {
+std::uint32_t count(py::ssize_t n, const char* what) {
   if (n < 0 || n > std::numeric_limits<std::int32_t>::max())
     throw Unsupported(std::string(what) + " is " + std::to_string(n) + ": at most 2^31 - 1 are possible");
   return static_cast<std::uint32_t>(n);
 }
 
-void require(const py::array &array, const char *name, std::initializer_list<py::ssize_t> shape) {
+void require(const py::array& array, const char* name, std::initializer_list<py::ssize_t> shape) {
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
+  for (std::size_t i = 0; fits && i < shape.size(); ++i)
+    fits = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
   if (!fits) throw std::invalid_argument(std::string(name) + " has another shape than the other arguments ask for");
 }
 
-const Floats &matrix(const Floats &array, const char *name) {
+const Floats& matrix(const Floats& array, const char* name) {
   if (array.ndim() != 2 || array.shape(1) < 1) throw std::invalid_argument(std::string(name) + " is not (rows, d)");
   return array;
 }
 
-EnergyArguments energy_arguments(const Points &points, const Floats &x, const Ids &ids, const Floats &logw,
-                                 const Floats &kappa, const Floats &background) {
+EnergyArguments energy_arguments(const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
+                                 const Floats& kappa, const Floats& background) {
   matrix(x, "x");
   const auto rows = x.shape(0);
   if (ids.ndim() != 2 || ids.shape(1) < 1) throw std::invalid_argument("ids is not (B, K)");
@@ -47,31 +48,31 @@ EnergyArguments energy_arguments(const Points &points, const Floats &x, const Id
   require(logw, "logw", {rows, k});
   require(kappa, "kappa", {rows, k});
   require(background, "log_background", {rows});
-  const auto *id = ids.data();
+  const auto* id = ids.data();
   for (py::ssize_t i = 0; i < rows * k; ++i)
     if (id[i] < 0 || id[i] >= points.n()) throw std::invalid_argument("ids holds a number outside the points");
   return {count(rows, "B"), count(k, "K"), points.d(), x.data(), id, logw.data(), kappa.data(), background.data()};
 }
 
-Floats sphere(Engine &engine, SphereOp op, const std::vector<Floats> &arguments) {
+Floats sphere(Engine& engine, SphereOp op, const std::vector<Floats>& arguments) {
   const std::size_t wanted = op == SphereOp::projx ? 1 : op == SphereOp::transp ? 3 : 2;
   if (arguments.size() != wanted) throw std::invalid_argument("wrong number of arguments");
   const auto rows = matrix(arguments.front(), "x").shape(0);
   const auto d = arguments.front().shape(1);
-  std::vector<const float *> data;
-  for (const auto &argument : arguments) {
+  std::vector<const float*> data;
+  for (const auto& argument : arguments) {
     require(argument, "an argument", {rows, d});
     data.push_back(argument.data());
   }
   Floats result = op == SphereOp::dist ? Floats({rows}) : Floats({rows, d});
-  float *out = result.mutable_data();
+  float* out = result.mutable_data();
   const py::gil_scoped_release release;
   engine.sphere(op, count(rows, "B"), count(d, "d"), data, out);
   return result;
 }
 
-py::tuple energy_score(Engine &engine, const Points &points, const Floats &x, const Ids &ids, const Floats &logw,
-                       const Floats &kappa, const Floats &background) {
+py::tuple energy_score(Engine& engine, const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
+                       const Floats& kappa, const Floats& background) {
   const auto in = energy_arguments(points, x, ids, logw, kappa, background);
   const py::ssize_t rows = in.rows, k = in.k, d = in.d;
   Floats energy({rows}), score({rows, d}), responsibilities({rows, k}), rest({rows});
@@ -84,10 +85,10 @@ py::tuple energy_score(Engine &engine, const Points &points, const Floats &x, co
   return py::make_tuple(energy, score, responsibilities, rest);
 }
 
-py::tuple langevin(Engine &engine, const Points &points, const Floats &x, const Floats &v, const Ids &ids,
-                   const Floats &logw, const Floats &kappa, const Floats &background, const Floats &kappa_scale,
-                   const Floats &logw_shift, const Floats &step_size, const Floats &gamma,
-                   const std::vector<std::uint32_t> &steps, std::uint64_t seed, std::uint32_t first_step,
+py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const Floats& v, const Ids& ids,
+                   const Floats& logw, const Floats& kappa, const Floats& background, const Floats& kappa_scale,
+                   const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
+                   const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
                    std::uint32_t first_chain, double temperature) {
   const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
@@ -95,14 +96,24 @@ py::tuple langevin(Engine &engine, const Points &points, const Floats &x, const 
   const auto levels = static_cast<py::ssize_t>(steps.size());
   const auto level_rows = matrix(kappa_scale, "kappa_scale").shape(0);
   if (levels < 1 || (level_rows != 1 && level_rows != rows)) throw std::invalid_argument("schedule is not (1 or B, L)");
-  for (const auto *table : {&kappa_scale, &logw_shift, &step_size, &gamma})
+  for (const auto* table : {&kappa_scale, &logw_shift, &step_size, &gamma})
     require(*table, "schedule", {level_rows, levels});
   std::uint64_t total = 0;
   for (const auto n : steps) total += n;
   count(static_cast<py::ssize_t>(total), "the number of steps");
-  const LangevinArguments in{energy, v.data(), count(levels, "L"), count(level_rows, "schedule rows"),
-                             kappa_scale.data(), logw_shift.data(), step_size.data(), gamma.data(), steps, seed,
-                             first_step, first_chain, temperature};
+  const LangevinArguments in{energy,
+                             v.data(),
+                             count(levels, "L"),
+                             count(level_rows, "schedule rows"),
+                             kappa_scale.data(),
+                             logw_shift.data(),
+                             step_size.data(),
+                             gamma.data(),
+                             steps,
+                             seed,
+                             first_step,
+                             first_chain,
+                             temperature};
   Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), tangency({rows});
   const LangevinResults out{out_x.mutable_data(),   out_v.mutable_data(), energies.mutable_data(),
                             kinetic.mutable_data(), error.mutable_data(), tangency.mutable_data()};
@@ -113,19 +124,19 @@ py::tuple langevin(Engine &engine, const Points &points, const Floats &x, const 
   return py::make_tuple(out_x, out_v, energies, kinetic, error, tangency);
 }
 
-py::tuple topk(Engine &engine, const Points &points, const Floats &queries, std::uint32_t k,
-               const std::optional<Floats> &scale, const std::optional<Floats> &bias) {
+py::tuple topk(Engine& engine, const Points& points, const Floats& queries, std::uint32_t k,
+               const std::optional<Floats>& scale, const std::optional<Floats>& bias) {
   const py::ssize_t rows = matrix(queries, "queries").shape(0);
   require(queries, "queries", {rows, static_cast<py::ssize_t>(points.d())});
   if (k < 1 || k > points.n()) throw std::invalid_argument("k is outside [1, N]");
-  for (const auto *weights : {&scale, &bias})
+  for (const auto* weights : {&scale, &bias})
     if (*weights) require(**weights, "scale or bias", {static_cast<py::ssize_t>(points.n())});
   Floats scores({rows, static_cast<py::ssize_t>(k)});
   Ids ids({rows, static_cast<py::ssize_t>(k)});
-  const TopkArguments in{count(rows, "B"), k, points.d(), queries.data(), scale ? scale->data() : nullptr,
-                         bias ? bias->data() : nullptr};
-  float *out = scores.mutable_data();
-  std::int64_t *found = ids.mutable_data();
+  const TopkArguments in{
+      count(rows, "B"), k, points.d(), queries.data(), scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
+  float* out = scores.mutable_data();
+  std::int64_t* found = ids.mutable_data();
   {
     const py::gil_scoped_release release;
     engine.topk(points, in, out, found);
@@ -133,7 +144,7 @@ py::tuple topk(Engine &engine, const Points &points, const Floats &queries, std:
   return py::make_tuple(scores, ids);
 }
 
-Words probe(Engine &engine, std::uint32_t function, const Words &arguments, const Words &key) {
+Words probe(Engine& engine, std::uint32_t function, const Words& arguments, const Words& key) {
   if (arguments.ndim() != 2) throw std::invalid_argument("arguments is not (rows, 4)");
   const auto rows = arguments.shape(0);
   require(arguments, "arguments", {rows, 4});
@@ -143,31 +154,31 @@ Words probe(Engine &engine, std::uint32_t function, const Words &arguments, cons
   return result;
 }
 
-std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats &rows) {
+std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats& rows) {
   matrix(rows, "points");
   const auto n = count(rows.shape(0), "N");
   const auto d = count(rows.shape(1), "d");
   if (n < 1) throw std::invalid_argument("points has no rows");
-  const auto *data = rows.data();
+  const auto* data = rows.data();
   const py::gil_scoped_release release;
   return std::make_shared<Points>(std::move(engine), n, d, data);
 }
 
-void update_points(Points &points, const Floats &rows) {
+void update_points(Points& points, const Floats& rows) {
   require(rows, "points", {static_cast<py::ssize_t>(points.n()), static_cast<py::ssize_t>(points.d())});
-  const auto *data = rows.data();
+  const auto* data = rows.data();
   const py::gil_scoped_release release;
   points.update(data);
 }
 
-void register_errors(py::module_ &module) {
+void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
   py::register_exception<DeviceLost>(module, "DeviceLost");
   py::register_exception<Unsupported>(module, "Unsupported", PyExc_ValueError);
 }
 
-void register_device(py::module_ &module) {
+void register_device(py::module_& module) {
   py::class_<Capabilities>(module, "Capabilities")
       .def_readonly("index", &Capabilities::index)
       .def_readonly("name", &Capabilities::name)
@@ -226,8 +237,8 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("d", &Points::d)
       .def_property_readonly("shards", &Points::shards);
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
-      .def(py::init<std::uint32_t, const Options &>(), py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("capabilities", [](Engine &engine) { return engine.device().capabilities(); })
+      .def(py::init<std::uint32_t, const Options&>(), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
       .def("sphere", &sphere)
       .def("energy_score", &energy_score)
@@ -236,7 +247,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("probe", &probe)
       .def("counts", &Engine::counts)
       .def("set_scoring", &Engine::set_scoring)
-      .def("inject", [](Engine &engine, Fault fault) { engine.device().inject(fault); })
-      .def("damaged_guards", [](Engine &engine) { return damaged_guards(engine.device()); })
-      .def("take_messages", [](Engine &engine) { return engine.device().take_messages(); });
+      .def("inject", [](Engine& engine, Fault fault) { engine.device().inject(fault); })
+      .def("damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); })
+      .def("take_messages", [](Engine& engine) { return engine.device().take_messages(); });
 }

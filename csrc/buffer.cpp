@@ -14,7 +14,7 @@ std::uint64_t checked_product(std::uint64_t a, std::uint64_t b) {
   return a * b;
 }
 
-Buffer::Buffer(Device &device, Kind kind, std::uint64_t bytes) : device_(&device), kind_(kind) {
+Buffer::Buffer(Device& device, Kind kind, std::uint64_t bytes) : device_(&device), kind_(kind) {
   device.require_alive();
   if (bytes > (std::uint64_t{1} << 62)) throw Unsupported("a buffer of " + std::to_string(bytes) + " bytes");
   bytes_ = bytes < 16 ? 16 : (bytes + 15) / 16 * 16;
@@ -30,7 +30,8 @@ Buffer::Buffer(Device &device, Kind kind, std::uint64_t bytes) : device_(&device
     if (kind == Kind::device)
       memory_ = device.allocate(requirements, {}, Memory::eDeviceLocal);
     else
-      memory_ = device.allocate(requirements, host, kind == Kind::readback ? Memory::eHostCached : vk::MemoryPropertyFlags{});
+      memory_ =
+          device.allocate(requirements, host, kind == Kind::readback ? Memory::eHostCached : vk::MemoryPropertyFlags{});
     allocated_ = requirements.size;
     device.handle().bindBufferMemory(buffer_, memory_, 0);
     if (kind != Kind::device) mapped_ = device.handle().mapMemory(memory_, 0, VK_WHOLE_SIZE);
@@ -38,7 +39,7 @@ Buffer::Buffer(Device &device, Kind kind, std::uint64_t bytes) : device_(&device
       poison(device, buffer_, bytes_ + 2 * offset_);
       device.guarded()[buffer_] = bytes_ + 2 * offset_;
     }
-  } catch (const vk::SystemError &error) {
+  } catch (const vk::SystemError& error) {
     free();
     throw OutOfMemory("a buffer of " + std::to_string(bytes_) + " bytes could not be made: " + error.what());
   } catch (...) {
@@ -49,9 +50,9 @@ Buffer::Buffer(Device &device, Kind kind, std::uint64_t bytes) : device_(&device
 
 Buffer::~Buffer() { free(); }
 
-Buffer::Buffer(Buffer &&other) noexcept { *this = std::move(other); }
+Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
 
-Buffer &Buffer::operator=(Buffer &&other) noexcept {
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this == &other) return *this;
   free();
   device_ = std::exchange(other.device_, nullptr);

@@ -10,44 +10,44 @@ namespace ebmvk {
 class Buffer {
  public:
   enum class Kind {
-    device,  // device-local storage
-    upload,  // host-visible: written by the host, read by copies and small parameter reads
-    readback // host-visible and cached where there is such memory
+    device,   // device-local storage
+    upload,   // host-visible: written by the host, read by copies and small parameter reads
+    readback  // host-visible and cached where there is such memory
   };
 
   Buffer() = default;
   // `bytes` is rounded up to 16, and at least 16: Vulkan has no empty buffers.
-  Buffer(Device &device, Kind kind, std::uint64_t bytes);
+  Buffer(Device& device, Kind kind, std::uint64_t bytes);
   ~Buffer();
-  Buffer(Buffer &&other) noexcept;
-  Buffer &operator=(Buffer &&other) noexcept;
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
 
   explicit operator bool() const { return static_cast<bool>(buffer_); }
   vk::Buffer handle() const { return buffer_; }
   std::uint64_t bytes() const { return bytes_; }
   std::uint64_t offset() const { return offset_; }  // of the first usable byte: guard bands lie before and after
-  void *mapped() const { return static_cast<char *>(mapped_) + offset_; }
+  void* mapped() const { return static_cast<char*>(mapped_) + offset_; }
   Kind kind() const { return kind_; }
 
   template <typename T>
-  T *as() const {
-    return static_cast<T *>(mapped());
+  T* as() const {
+    return static_cast<T*>(mapped());
   }
 
-  static constexpr std::uint64_t kGuardBytes = 1024;  // a multiple of every alignment Vulkan allows a device to ask
+  static constexpr std::uint64_t kGuardBytes = 1024;    // a multiple of every alignment Vulkan allows a device to ask
   static constexpr std::uint32_t kPoison = 0x7fc0dead;  // a NaN
 
  private:
   void free() noexcept;
 
-  Device *device_ = nullptr;
+  Device* device_ = nullptr;
   Kind kind_ = Kind::device;
   vk::Buffer buffer_;
   vk::DeviceMemory memory_;
   std::uint64_t bytes_ = 0;
   std::uint64_t offset_ = 0;
   std::uint64_t allocated_ = 0;
-  void *mapped_ = nullptr;
+  void* mapped_ = nullptr;
 };
 
 // a * b, or Unsupported where it does not fit.

@@ -7,7 +7,7 @@
 
 namespace ebmvk {
 
-std::vector<std::uint32_t> energy_constants(Engine &engine, std::uint32_t quads, std::uint32_t k) {
+std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k) {
   const auto group = engine.row_group(quads);
   const auto per_invocation = (quads + group - 1) / group;
   const auto places = power_of_two(std::max(k, 32u));
@@ -19,8 +19,8 @@ std::vector<std::uint32_t> energy_constants(Engine &engine, std::uint32_t quads,
   return {per_invocation, places};
 }
 
-std::uint32_t energy_capacity(Engine &engine, const Points &points, std::uint64_t wanted, std::uint32_t k) {
-  const auto &device = engine.device();
+std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k) {
+  const auto& device = engine.device();
   const std::uint64_t row = std::uint64_t{16} * points.quads();
   std::uint64_t fit = std::min<std::uint64_t>({device.capabilities().max_groups, device.storage_range() / row,
                                                device.storage_range() / (std::uint64_t{4} * k)});
@@ -32,7 +32,7 @@ std::uint32_t energy_capacity(Engine &engine, const Points &points, std::uint64_
   return capacity > fit ? capacity / 2 : capacity;
 }
 
-Candidates::Candidates(Engine &engine, const Points &points, std::uint32_t capacity, std::uint32_t k)
+Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
     : named(engine.device(), capacity, k, k, Buffer::Kind::upload),
       logw(engine.device(), capacity, k, k, Buffer::Kind::upload),
       kappa(engine.device(), capacity, k, k, Buffer::Kind::upload),
@@ -44,7 +44,7 @@ Candidates::Candidates(Engine &engine, const Points &points, std::uint32_t capac
   const std::uint64_t count = std::uint64_t{capacity} * k;
   gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, std::uint64_t{16} * points.quads()));
   positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
-  auto *first = positions_.on_host().as<std::uint32_t>();
+  auto* first = positions_.on_host().as<std::uint32_t>();
   std::iota(first, first + count, 0u);
 }
 
@@ -52,20 +52,20 @@ View Candidates::rows() const { return points_.shards() == 1 ? points_.shard(0) 
 
 View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : positions_.on_device(); }
 
-void Candidates::write(const EnergyArguments &in, std::uint64_t begin, std::uint64_t rows) {
-  auto *to = named.on_host().as<std::uint32_t>();
-  const auto *from = in.ids + begin * in.k;
+void Candidates::write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows) {
+  auto* to = named.on_host().as<std::uint32_t>();
+  const auto* from = in.ids + begin * in.k;
   for (std::uint64_t i = 0; i < rows * in.k; ++i) to[i] = static_cast<std::uint32_t>(from[i]);
   logw.write(in.logw + begin * in.k, rows);
   kappa.write(in.kappa + begin * in.k, rows);
   background.write(in.background + begin, rows);
 }
 
-void Candidates::record(Engine &engine, Program &program, const Buffer &params) {
-  for (const auto *table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
+void Candidates::record(Engine& engine, Program& program, const Buffer& params) {
+  for (const auto* table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
   if (points_.shards() == 1) return;
   program.copy(positions_.on_host(), positions_.on_device());
-  const auto &pipeline = engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {});
+  const auto& pipeline = engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {});
   const auto across = engine.device().capabilities().max_groups;
   const std::uint64_t count = std::uint64_t{capacity_} * k_;
   const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));

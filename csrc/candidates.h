@@ -6,27 +6,27 @@
 namespace ebmvk {
 
 struct Candidates {
-  Candidates(Engine &engine, const Points &points, std::uint32_t capacity, std::uint32_t k);
+  Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k);
 
-  void write(const EnergyArguments &in, std::uint64_t begin, std::uint64_t rows);
+  void write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows);
   // Records the upload and, where the points span several shards, the gathering of the candidates' rows.
-  void record(Engine &engine, Program &program, const Buffer &params);
+  void record(Engine& engine, Program& program, const Buffer& params);
   View rows() const;  // what ids() index
   View ids() const;
 
   Table named, logw, kappa, background;
 
  private:
-  const Points &points_;
+  const Points& points_;
   std::uint32_t capacity_, k_;
   Buffer gathered_;
   Table positions_;  // 0, 1, 2, …: the ids where the rows were gathered
 };
 
 // Quads of a row that each invocation owns, and places for candidates: energy.glsl's specialisation constants.
-std::vector<std::uint32_t> energy_constants(Engine &engine, std::uint32_t quads, std::uint32_t k);
+std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k);
 
 // Rows that one workspace can hold, of at most `wanted`.
-std::uint32_t energy_capacity(Engine &engine, const Points &points, std::uint64_t wanted, std::uint32_t k);
+std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k);
 
 }  // namespace ebmvk

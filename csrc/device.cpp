@@ -2,6 +2,7 @@
 
 #include "vulkan_errors.h"
 
+#include <unistd.h>
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -9,14 +10,13 @@
 #include <iterator>
 #include <system_error>
 #include <utility>
-#include <unistd.h>
 
 VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
 
 namespace ebmvk {
 namespace {
 
-constexpr const char *kValidationLayer = "VK_LAYER_KHRONOS_validation";
+constexpr const char* kValidationLayer = "VK_LAYER_KHRONOS_validation";
 
 // The loader is opened at run time, so that this module can be imported where it is missing. It stays open.
 void load_vulkan() {
@@ -25,7 +25,7 @@ void load_vulkan() {
     try {
       static vk::DynamicLoader loader;
       VULKAN_HPP_DEFAULT_DISPATCHER.init(loader.getProcAddress<PFN_vkGetInstanceProcAddr>("vkGetInstanceProcAddr"));
-    } catch (const std::runtime_error &) {
+    } catch (const std::runtime_error&) {
       throw Unavailable("the Vulkan loader (libvulkan.so.1) is not installed");
     }
   });
@@ -47,7 +47,7 @@ std::string type_name(vk::PhysicalDeviceType type) {
   }
 }
 
-std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties &memory) {
+std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties& memory) {
   std::uint64_t largest = 0;
   for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
     if (memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal)
@@ -86,20 +86,20 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   }
   const auto properties = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
                                                 vk::PhysicalDeviceSubgroupProperties>();
-  const auto &driver = properties.get<vk::PhysicalDeviceDriverProperties>();
-  const auto &subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
+  const auto& driver = properties.get<vk::PhysicalDeviceDriverProperties>();
+  const auto& subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
   out.driver = std::string(driver.driverName.data()) + " " + driver.driverInfo.data();
   out.subgroup_size = subgroup.subgroupSize;
   out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
                             (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
-  const auto features =
-      device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features, vk::PhysicalDeviceVulkan12Features>();
+  const auto features = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features,
+                                            vk::PhysicalDeviceVulkan12Features>();
   out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&
                 features.get<vk::PhysicalDeviceVulkan12Features>().shaderFloat16;
   if (base.apiVersion >= VK_API_VERSION_1_3) {
     const auto newer = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan13Features>();
     const auto sizes = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceVulkan13Properties>();
-    const auto &control = newer.get<vk::PhysicalDeviceVulkan13Features>();
+    const auto& control = newer.get<vk::PhysicalDeviceVulkan13Features>();
     out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
                            (sizes.get<vk::PhysicalDeviceVulkan13Properties>().requiredSubgroupSizeStages &
                             vk::ShaderStageFlagBits::eCompute);
@@ -111,22 +111,22 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
 vk::Instance make_instance(bool validate) {
   load_vulkan();
   const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
-  std::vector<const char *> layers;
-  std::vector<const char *> extensions;
+  std::vector<const char*> layers;
+  std::vector<const char*> extensions;
   const vk::ValidationFeatureEnableEXT synchronisation[] = {vk::ValidationFeatureEnableEXT::eSynchronizationValidation};
   const vk::ValidationFeaturesEXT checks(synchronisation);
   vk::InstanceCreateInfo info({}, &application);
   if (validate) {
     const auto known = vk::enumerateInstanceLayerProperties();
     if (std::none_of(known.begin(), known.end(),
-                     [](const auto &layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
+                     [](const auto& layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
       throw Unavailable("validation was asked for, and the layer VK_LAYER_KHRONOS_validation is not installed");
     layers.push_back(kValidationLayer);
     extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
     info.setPNext(&checks);
   }
   const auto offered = vk::enumerateInstanceExtensionProperties();
-  for (const auto &extension : offered)  // MoltenVK is listed only to those who ask for portability
+  for (const auto& extension : offered)  // MoltenVK is listed only to those who ask for portability
     if (std::string(extension.extensionName.data()) == VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME) {
       extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
       info.flags |= vk::InstanceCreateFlagBits::eEnumeratePortabilityKHR;
@@ -137,7 +137,7 @@ vk::Instance make_instance(bool validate) {
     const auto instance = vk::createInstance(info);
     load_functions(instance);
     return instance;
-  } catch (const vk::SystemError &error) {
+  } catch (const vk::SystemError& error) {
     throw Unavailable(std::string("no Vulkan instance could be made: ") + error.what());
   }
 }
@@ -147,8 +147,8 @@ std::string megabytes(std::uint64_t bytes) { return std::to_string((bytes + (1u 
 }  // namespace
 
 VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
-                                    const VkDebugUtilsMessengerCallbackDataEXT *data, void *user) {
-  auto &device = *static_cast<Device *>(user);
+                                    const VkDebugUtilsMessengerCallbackDataEXT* data, void* user) {
+  auto& device = *static_cast<Device*>(user);
   const std::lock_guard<std::mutex> lock(device.messages_mutex_);
   device.messages_.emplace_back(data->pMessage);
   return VK_FALSE;
@@ -158,22 +158,22 @@ std::vector<Capabilities> Device::list() {
   const auto instance = make_instance(false);
   std::vector<Capabilities> out;
   try {
-    for (const auto &device : instance.enumeratePhysicalDevices())
+    for (const auto& device : instance.enumeratePhysicalDevices())
       out.push_back(describe(device, static_cast<std::uint32_t>(out.size())));
-  } catch (const vk::SystemError &) {  // a loader without any driver
+  } catch (const vk::SystemError&) {  // a loader without any driver
   }
   instance.destroy();
   return out;
 }
 
-Device::Device(std::uint32_t index, const Options &options) : options_(options) {
+Device::Device(std::uint32_t index, const Options& options) : options_(options) {
   capabilities_.index = index;
   try {
     create_instance();
     create_device();
     load_pipeline_cache();
     fence_ = device_->createFence({});
-  } catch (const vk::SystemError &error) {
+  } catch (const vk::SystemError& error) {
     destroy();
     throw Unavailable("Vulkan device " + std::to_string(index) + " could not be opened: " + error.what());
   } catch (...) {
@@ -215,7 +215,7 @@ void Device::create_instance() {
       {}, vk::DebugUtilsMessageSeverityFlagBitsEXT::eError | vk::DebugUtilsMessageSeverityFlagBitsEXT::eWarning,
       vk::DebugUtilsMessageTypeFlagBitsEXT::eValidation | vk::DebugUtilsMessageTypeFlagBitsEXT::ePerformance,
       collect_message, this);
-  const VkDebugUtilsMessengerCreateInfoEXT &plain = info;
+  const VkDebugUtilsMessengerCreateInfoEXT& plain = info;
   VkDebugUtilsMessengerEXT messenger = VK_NULL_HANDLE;
   if (creator && creator(instance_, &plain, nullptr, &messenger) == VK_SUCCESS) messenger_ = messenger;
 }
@@ -245,8 +245,8 @@ void Device::create_device() {
   features11.pNext = &features12;
   if (capabilities_.api_version >= VK_API_VERSION_1_3) features12.pNext = &features13;
 
-  std::vector<const char *> extensions;
-  for (const auto &extension : physical_->enumerateDeviceExtensionProperties())
+  std::vector<const char*> extensions;
+  for (const auto& extension : physical_->enumerateDeviceExtensionProperties())
     if (std::string(extension.extensionName.data()) == "VK_KHR_portability_subset")
       extensions.push_back("VK_KHR_portability_subset");
   vk::DeviceCreateInfo info({}, queue, {}, extensions);
@@ -265,14 +265,14 @@ std::vector<std::string> Device::take_messages() {
   return std::exchange(messages_, {});
 }
 
-vk::DeviceMemory Device::allocate(const vk::MemoryRequirements &requirements, vk::MemoryPropertyFlags needed,
+vk::DeviceMemory Device::allocate(const vk::MemoryRequirements& requirements, vk::MemoryPropertyFlags needed,
                                   vk::MemoryPropertyFlags wanted) {
   std::uint32_t type = memory_.memoryTypeCount;
   for (const auto flags : {wanted | needed, needed}) {
     for (std::uint32_t i = 0; i < memory_.memoryTypeCount && type == memory_.memoryTypeCount; ++i)
       if ((requirements.memoryTypeBits >> i & 1u) && (memory_.memoryTypes[i].propertyFlags & flags) == flags) type = i;
   }
-  const auto explain = [&](const char *reason) {
+  const auto explain = [&](const char* reason) {
     return OutOfMemory(capabilities_.name + ": " + reason + " allocating " + megabytes(requirements.size) + ", with " +
                        megabytes(allocated_) + " in use here and a heap of " + megabytes(capabilities_.memory_bytes));
   };
@@ -284,11 +284,11 @@ vk::DeviceMemory Device::allocate(const vk::MemoryRequirements &requirements, vk
     const auto memory = device_->allocateMemory({requirements.size, type});
     allocated_ += requirements.size;
     return memory;
-  } catch (const vk::OutOfDeviceMemoryError &) {
+  } catch (const vk::OutOfDeviceMemoryError&) {
     throw explain("out of device memory");
-  } catch (const vk::OutOfHostMemoryError &) {
+  } catch (const vk::OutOfHostMemoryError&) {
     throw explain("out of host memory");
-  } catch (const vk::TooManyObjectsError &) {
+  } catch (const vk::TooManyObjectsError&) {
     throw explain("too many allocations");
   }
 }
@@ -311,9 +311,9 @@ void Device::wait() {
       lose("did not answer within " + std::to_string(static_cast<int>(options_.timeout_seconds)) + " s");
     }
     device_->resetFences(fence_);
-  } catch (const vk::DeviceLostError &) {
+  } catch (const vk::DeviceLostError&) {
     lose("was lost: the driver reset it");
-  } catch (const vk::SystemError &error) {
+  } catch (const vk::SystemError& error) {
     lose(std::string("failed: ") + error.what());
   }
 }
@@ -322,7 +322,7 @@ void Device::require_alive() const {
   if (!lost_.empty()) throw DeviceLost(lost_);
 }
 
-void Device::lose(const std::string &reason) {
+void Device::lose(const std::string& reason) {
   lost_ = "Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name + ") " + reason;
   throw DeviceLost(lost_);
 }
@@ -362,7 +362,7 @@ void Device::save_pipeline_cache() const {
   const auto part = path + "." + std::to_string(::getpid());
   {
     std::ofstream file(part, std::ios::binary);
-    file.write(reinterpret_cast<const char *>(data.data()), static_cast<std::streamsize>(data.size()));
+    file.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
     if (!file) return;
   }
   std::filesystem::rename(part, path, ignored);

@@ -33,14 +33,14 @@ struct Capabilities {
 };
 
 struct Options {
-  bool validate = false;                // core and synchronisation validation, messages collected
-  bool portable = false;                // kernels without subgroup arithmetic even where the device has it
-  bool guard = false;                   // poison buffers and put guard bands around them
-  std::uint64_t shard_bytes = 0;        // largest storage-buffer range used; 0: the device's
-  std::uint64_t memory_limit = 0;       // bytes of device memory; 0: what the device gives
-  double slice_seconds = 0.2;           // longest submission aimed at: drivers reset queues that hang for about 2 s
-  double timeout_seconds = 60.0;        // after which a submission counts as hung
-  std::string cache_dir;                // of the pipeline cache; empty: none is kept
+  bool validate = false;           // core and synchronisation validation, messages collected
+  bool portable = false;           // kernels without subgroup arithmetic even where the device has it
+  bool guard = false;              // poison buffers and put guard bands around them
+  std::uint64_t shard_bytes = 0;   // largest storage-buffer range used; 0: the device's
+  std::uint64_t memory_limit = 0;  // bytes allocated through Vulkan; 0: what the device gives
+  double slice_seconds = 0.2;      // longest submission aimed at: drivers reset queues that hang for about 2 s
+  double timeout_seconds = 60.0;   // after which a submission counts as hung
+  std::string cache_dir;           // of the pipeline cache; empty: none is kept
 };
 
 // Failures on purpose, for tests: each strikes once.
@@ -50,29 +50,29 @@ class Device {
  public:
   static std::vector<Capabilities> list();
 
-  Device(std::uint32_t index, const Options &options);
+  Device(std::uint32_t index, const Options& options);
   ~Device();
-  Device(const Device &) = delete;
-  Device &operator=(const Device &) = delete;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
 
-  const Capabilities &capabilities() const { return capabilities_; }
-  const Options &options() const { return options_; }
-  const vk::Device &handle() const { return *device_; }
+  const Capabilities& capabilities() const { return capabilities_; }
+  const Options& options() const { return options_; }
+  const vk::Device& handle() const { return *device_; }
   vk::PipelineCache pipeline_cache() const { return cache_; }
   std::uint64_t storage_range() const;  // largest range of a storage buffer that is bound
   std::vector<std::string> take_messages();
 
   // For kp::Sequence, which shares them.
-  const std::shared_ptr<vk::PhysicalDevice> &shared_physical() const { return physical_; }
-  const std::shared_ptr<vk::Device> &shared_device() const { return device_; }
-  const std::shared_ptr<vk::Queue> &shared_queue() const { return queue_; }
+  const std::shared_ptr<vk::PhysicalDevice>& shared_physical() const { return physical_; }
+  const std::shared_ptr<vk::Device>& shared_device() const { return device_; }
+  const std::shared_ptr<vk::Queue>& shared_queue() const { return queue_; }
   std::uint32_t queue_family() const { return queue_family_; }
 
   // Held around everything that touches the queue.
-  std::mutex &mutex() { return mutex_; }
+  std::mutex& mutex() { return mutex_; }
 
   // Memory of the first type that has all of `wanted`, else all of `needed`. Throws OutOfMemory with sizes.
-  vk::DeviceMemory allocate(const vk::MemoryRequirements &requirements, vk::MemoryPropertyFlags needed,
+  vk::DeviceMemory allocate(const vk::MemoryRequirements& requirements, vk::MemoryPropertyFlags needed,
                             vk::MemoryPropertyFlags wanted);
   void release(vk::DeviceMemory memory, std::uint64_t bytes);
   std::uint64_t allocated() const { return allocated_; }
@@ -81,12 +81,12 @@ class Device {
   void wait();
   void require_alive() const;
   bool hung() const { return hung_; }  // something may still run: nothing it uses may be freed
-  [[noreturn]] void lose(const std::string &reason);
+  [[noreturn]] void lose(const std::string& reason);
   void inject(Fault fault) { fault_ = fault; }
   bool strikes(Fault fault);
 
   // Live buffers with guard bands, and their whole size.
-  std::map<VkBuffer, std::uint64_t> &guarded() { return guarded_; }
+  std::map<VkBuffer, std::uint64_t>& guarded() { return guarded_; }
 
  private:
   void save_pipeline_cache() const;
@@ -117,7 +117,7 @@ class Device {
   Fault fault_ = Fault::none;
 
   friend VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
-                                             const VkDebugUtilsMessengerCallbackDataEXT *, void *);
+                                             const VkDebugUtilsMessengerCallbackDataEXT*, void*);
 };
 
 }  // namespace ebmvk

@@ -17,9 +17,9 @@ std::uint64_t next_id() {
 
 }  // namespace
 
-Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float *rows)
+Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows)
     : engine_(std::move(engine)), n_(n), d_(d), id_(next_id()) {
-  auto &device = engine_->device();
+  auto& device = engine_->device();
   const std::lock_guard<std::mutex> lock(device.mutex());
   const std::uint64_t row_bytes = std::uint64_t{16} * quads();
   // A multiple of 16 rows, so that a shard begins where every device allows a binding to begin.
@@ -38,17 +38,17 @@ Points::~Points() {
   rows_ = Buffer();
 }
 
-void Points::update(const float *rows) {
+void Points::update(const float* rows) {
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   upload(rows);
 }
 
-void Points::upload(const float *rows) {
-  auto &device = engine_->device();
+void Points::upload(const float* rows) {
+  auto& device = engine_->device();
   const auto row_bytes = std::uint64_t{16} * quads();
   const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kUploadBytes / row_bytes, 1, n_));
   Buffer staging(device, Buffer::Kind::upload, chunk * row_bytes);
-  auto *to = staging.as<float>();
+  auto* to = staging.as<float>();
   for (std::uint32_t begin = 0; begin < n_; begin += chunk) {
     const auto count = std::min(chunk, n_ - begin);
     const auto pitch = std::size_t{4} * quads();
@@ -72,7 +72,7 @@ View Points::shard(std::uint32_t shard) const {
   return {rows_, shard_begin(shard) * row_bytes, (shard_end(shard) - shard_begin(shard)) * row_bytes};
 }
 
-Engine::Engine(std::uint32_t index, const Options &options)
+Engine::Engine(std::uint32_t index, const Options& options)
     : device_(index, options), kernels_(device_), workspaces_(device_) {}
 
 std::map<std::string, Count> Engine::counts() {
@@ -86,7 +86,7 @@ Scoring Engine::scoring() const {
   return device_.capabilities().type == "cpu" ? Scoring::direct : Scoring::tiled;
 }
 
-std::uint64_t Engine::units_per_slice(const std::string &kernel, double flops_per_unit) const {
+std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
   const auto known = speed_.find(kernel);
   // Before anything is measured: slow enough for the slowest device of its kind to stay well under a driver's 2 s.
   const double speed = known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
@@ -95,14 +95,17 @@ std::uint64_t Engine::units_per_slice(const std::string &kernel, double flops_pe
 }
 
 std::uint32_t Engine::row_group(std::uint32_t quads) const {
-  const auto &device = device_.capabilities();
+  const auto& device = device_.capabilities();
   const std::uint32_t subgroup = device.subgroup_size ? device.subgroup_size : 32;
-  if (device.type == "cpu") return subgroup;  // one subgroup: no barrier has to be emulated
-  const std::uint32_t fit = std::min(256u, device.max_group_size) / subgroup * subgroup;
-  return std::clamp((quads + subgroup - 1) / subgroup * subgroup, subgroup, std::max(fit, subgroup));
+  const std::uint32_t fit = std::max(std::min(256u, device.max_group_size) / subgroup, 1u);
+  // On a processor few invocations with some quads each, as barriers there are emulated; but not many quads, as loops
+  // over them are unrolled. On a GPU a quad each, as long as they fit.
+  const std::uint32_t each = device.type == "cpu" ? 4 : 1;
+  const std::uint32_t wanted = (quads + each * subgroup - 1) / (each * subgroup);
+  return subgroup * std::clamp(wanted, 1u, fit);
 }
 
-Engine::Call::Call(Engine &engine, std::string operation)
+Engine::Call::Call(Engine& engine, std::string operation)
     : engine_(engine),
       lock_(engine.device_.mutex()),
       operation_(std::move(operation)),
@@ -110,17 +113,18 @@ Engine::Call::Call(Engine &engine, std::string operation)
   engine.device_.require_alive();
 }
 
-void Engine::Call::run(Program &program, const char *kernel, double flops) {
+void Engine::Call::run(Program& program, const char* kernel, double flops) {
   const double seconds = program.run();
   dispatches_ += program.dispatches();
   if (flops < 1e5 || seconds <= 0) return;  // too little to tell speed from overhead
   const double speed = flops / seconds;
-  auto &known = engine_.speed_.try_emplace(kernel, speed).first->second;
-  known = 0.5 * known + 0.5 * speed;
+  auto& known = engine_.speed_.try_emplace(kernel, speed).first->second;
+  // A first run may have had to compile: believe in speed at once, in slowness by halves.
+  known = std::max(speed, 0.5 * (known + speed));
 }
 
 void Engine::Call::count() {
-  auto &count = engine_.counts_[operation_];
+  auto& count = engine_.counts_[operation_];
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   ++count.calls;
   count.dispatches += dispatches_;

@@ -24,8 +24,8 @@ enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
 
 struct EnergyArguments {  // B rows, K candidates, dimension d
   std::uint32_t rows, k, d;
-  const float *x;
-  const std::int64_t *ids;
+  const float* x;
+  const std::int64_t* ids;
   const float *logw, *kappa, *background;
 };
 
@@ -35,7 +35,7 @@ struct EnergyResults {
 
 struct LangevinArguments {
   EnergyArguments energy;
-  const float *v;
+  const float* v;
   std::uint32_t levels, level_rows;  // level_rows: 1 or B
   const float *kappa_scale, *logw_shift, *step_size, *gamma;
   std::vector<std::uint32_t> steps;
@@ -50,7 +50,7 @@ struct LangevinResults {
 
 struct TopkArguments {
   std::uint32_t rows, k, d;
-  const float *queries;
+  const float* queries;
   const float *scale, *bias;  // (N,) or null
 };
 
@@ -61,24 +61,24 @@ class Engine;
 // (N, d) rows in device memory, in shards no larger than the storage-buffer range.
 class Points {
  public:
-  Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float *rows);
+  Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows);
   ~Points();
-  Points(const Points &) = delete;
-  Points &operator=(const Points &) = delete;
+  Points(const Points&) = delete;
+  Points& operator=(const Points&) = delete;
 
-  void update(const float *rows);
+  void update(const float* rows);
   std::uint32_t n() const { return n_; }
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
   std::uint64_t id() const { return id_; }
-  const std::shared_ptr<Engine> &engine() const { return engine_; }
+  const std::shared_ptr<Engine>& engine() const { return engine_; }
   std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
   std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
   std::uint32_t shard_end(std::uint32_t shard) const;
   View shard(std::uint32_t shard) const;
 
  private:
-  void upload(const float *rows);
+  void upload(const float* rows);
 
   std::shared_ptr<Engine> engine_;
   std::uint32_t n_, d_, shard_rows_;
@@ -88,24 +88,25 @@ class Points {
 
 class Engine {
  public:
-  Engine(std::uint32_t index, const Options &options);
+  Engine(std::uint32_t index, const Options& options);
 
-  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float *> &arguments, float *result);
-  void energy_score(const Points &points, const EnergyArguments &in, const EnergyResults &out);
-  void langevin(const Points &points, const LangevinArguments &in, const LangevinResults &out);
-  void topk(const Points &points, const TopkArguments &in, float *scores, std::int64_t *ids);
+  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
+              float* result);
+  void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
+  void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
+  void topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
   // math.glsl and philox.glsl on this device: `arguments`, `key` and `result` are (rows, 4) words.
-  void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t *arguments, const std::uint32_t *key,
-             std::uint32_t *result);
+  void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
+             std::uint32_t* result);
 
   std::map<std::string, Count> counts();
-  Device &device() { return device_; }
-  KernelRegistry &kernels() { return kernels_; }
-  WorkspaceCache &workspaces() { return workspaces_; }
+  Device& device() { return device_; }
+  KernelRegistry& kernels() { return kernels_; }
+  WorkspaceCache& workspaces() { return workspaces_; }
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
   Scoring scoring() const;
   // How many units of work fit into one submission, by the speed the kernel has shown so far; at least 1.
-  std::uint64_t units_per_slice(const std::string &kernel, double flops_per_unit) const;
+  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
   // Workgroup size of a kernel that gives each row to one workgroup.
   std::uint32_t row_group(std::uint32_t quads) const;
 
@@ -123,13 +124,13 @@ class Engine {
 // One call of an operation: holds the device's mutex, runs programs, and is counted when it ends well.
 class Engine::Call {
  public:
-  Call(Engine &engine, std::string operation);
+  Call(Engine& engine, std::string operation);
   // `flops` of what the program is about to do teach how much fits into a slice; 0 teaches nothing.
-  void run(Program &program, const char *kernel = "", double flops = 0);
+  void run(Program& program, const char* kernel = "", double flops = 0);
   void count();
 
  private:
-  Engine &engine_;
+  Engine& engine_;
   std::lock_guard<std::mutex> lock_;
   std::string operation_;
   std::chrono::steady_clock::time_point start_;

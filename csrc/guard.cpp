@@ -7,10 +7,9 @@
 namespace ebmvk {
 namespace {
 
-void run_once(Device &device, const std::function<void(vk::CommandBuffer)> &record) {
+void run_once(Device& device, const std::function<void(vk::CommandBuffer)>& record) {
   const auto pool = device.handle().createCommandPool({{}, device.queue_family()});
-  const auto commands =
-      device.handle().allocateCommandBuffers({pool, vk::CommandBufferLevel::ePrimary, 1}).front();
+  const auto commands = device.handle().allocateCommandBuffers({pool, vk::CommandBufferLevel::ePrimary, 1}).front();
   commands.begin(vk::CommandBufferBeginInfo{});
   record(commands);
   const vk::MemoryBarrier barrier(vk::AccessFlagBits::eTransferWrite, vk::AccessFlagBits::eHostRead);
@@ -23,25 +22,26 @@ void run_once(Device &device, const std::function<void(vk::CommandBuffer)> &reco
 
 }  // namespace
 
-void poison(Device &device, vk::Buffer buffer, std::uint64_t bytes) {
+void poison(Device& device, vk::Buffer buffer, std::uint64_t bytes) {
   run_once(device, [&](vk::CommandBuffer commands) { commands.fillBuffer(buffer, 0, bytes, Buffer::kPoison); });
 }
 
-std::string damaged_guards(Device &device) {
+std::string damaged_guards(Device& device) {
   constexpr auto band = Buffer::kGuardBytes;
   Buffer readback(device, Buffer::Kind::readback, 2 * band);
-  for (const auto &guarded : device.guarded()) {
+  for (const auto& guarded : device.guarded()) {
     const vk::Buffer buffer(guarded.first);
     const auto bytes = guarded.second;
     const auto end = bytes - band;
     run_once(device, [&](vk::CommandBuffer commands) {
       commands.copyBuffer(buffer, readback.handle(), {vk::BufferCopy(0, 0, band), vk::BufferCopy(end, band, band)});
     });
-    const auto *words = readback.as<std::uint32_t>();
+    const auto* words = readback.as<std::uint32_t>();
     for (std::uint64_t i = 0; i < 2 * band / 4; ++i)
       if (words[i] != Buffer::kPoison)
         return "a buffer of " + std::to_string(bytes - 2 * band) + " bytes was written " +
-               (i < band / 4 ? "before its begin" : "after its end") + " (word " + std::to_string(i) + " of the guards)";
+               (i < band / 4 ? "before its begin" : "after its end") + " (word " + std::to_string(i) +
+               " of the guards)";
   }
   return {};
 }

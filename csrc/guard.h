@@ -9,9 +9,9 @@
 namespace ebmvk {
 
 // Fills the whole of a new device buffer, guard bands included, with Buffer::kPoison.
-void poison(Device &device, vk::Buffer buffer, std::uint64_t bytes);
+void poison(Device& device, vk::Buffer buffer, std::uint64_t bytes);
 
 // Empty where all guard bands of the device's live buffers are whole; else which one is not.
-std::string damaged_guards(Device &device);
+std::string damaged_guards(Device& device);
 
 }  // namespace ebmvk

@@ -8,19 +8,19 @@ namespace ebmvk {
 
 KernelRegistry::~KernelRegistry() {
   if (device_.hung()) return;
-  for (auto &[key, pipeline] : pipelines_) {
+  for (auto& [key, pipeline] : pipelines_) {
     device_.handle().destroy(pipeline.handle);
     device_.handle().destroy(pipeline.layout);
     device_.handle().destroy(pipeline.set_layout);
   }
 }
 
-const KernelSource &KernelRegistry::choose(const std::string &name, std::uint32_t group) const {
-  const auto &device = device_.capabilities();
+const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group) const {
+  const auto& device = device_.capabilities();
   const bool subgroups = device.subgroup_arithmetic && !device_.options().portable && device.subgroup_size > 0 &&
                          group % device.subgroup_size == 0;
-  const KernelSource *portable = nullptr;
-  for (const auto &source : kernel_table()) {
+  const KernelSource* portable = nullptr;
+  for (const auto& source : kernel_table()) {
     if (name != source.name) continue;
     if (source.variant == Variant::subgroup && subgroups) return source;
     if (source.variant == Variant::portable) portable = &source;
@@ -29,8 +29,8 @@ const KernelSource &KernelRegistry::choose(const std::string &name, std::uint32_
   return *portable;
 }
 
-const Pipeline &KernelRegistry::get(const std::string &name, std::uint32_t group,
-                                    const std::vector<std::uint32_t> &constants) {
+const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group,
+                                    const std::vector<std::uint32_t>& constants) {
   Key key{name, group, constants};
   if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
   Pipeline pipeline;
@@ -45,9 +45,9 @@ const Pipeline &KernelRegistry::get(const std::string &name, std::uint32_t group
   return pipelines_.emplace(std::move(key), pipeline).first->second;
 }
 
-void KernelRegistry::build(Pipeline &pipeline, const std::vector<std::uint32_t> &constants) {
-  const auto &device = device_.handle();
-  const auto &source = *pipeline.source;
+void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants) {
+  const auto& device = device_.handle();
+  const auto& source = *pipeline.source;
 
   std::vector<vk::DescriptorSetLayoutBinding> bindings;
   for (std::uint32_t i = 0; i < source.access.size(); ++i)
@@ -76,7 +76,7 @@ void KernelRegistry::build(Pipeline &pipeline, const std::vector<std::uint32_t> 
   try {
     pipeline.handle = device.createComputePipeline(device_.pipeline_cache(), {{}, stage, pipeline.layout}).value;
     device.destroy(shader);
-  } catch (const vk::SystemError &error) {
+  } catch (const vk::SystemError& error) {
     device.destroy(shader);
     device.destroy(pipeline.layout);
     device.destroy(pipeline.set_layout);

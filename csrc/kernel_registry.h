@@ -12,7 +12,7 @@
 namespace ebmvk {
 
 struct Pipeline {
-  const KernelSource *source = nullptr;
+  const KernelSource* source = nullptr;
   std::uint32_t group = 0;
   vk::DescriptorSetLayout set_layout;
   vk::PipelineLayout layout;
@@ -21,21 +21,21 @@ struct Pipeline {
 
 class KernelRegistry {
  public:
-  explicit KernelRegistry(Device &device) : device_(device) {}
+  explicit KernelRegistry(Device& device) : device_(device) {}
   ~KernelRegistry();
-  KernelRegistry(const KernelRegistry &) = delete;
-  KernelRegistry &operator=(const KernelRegistry &) = delete;
+  KernelRegistry(const KernelRegistry&) = delete;
+  KernelRegistry& operator=(const KernelRegistry&) = delete;
 
   // `constants` are the manifest's `specialise`, in order. The subgroup variant is taken where the device has what it
   // needs and `group` is a multiple of the subgroup's size.
-  const Pipeline &get(const std::string &name, std::uint32_t group, const std::vector<std::uint32_t> &constants);
+  const Pipeline& get(const std::string& name, std::uint32_t group, const std::vector<std::uint32_t>& constants);
 
  private:
-  const KernelSource &choose(const std::string &name, std::uint32_t group) const;
-  void build(Pipeline &pipeline, const std::vector<std::uint32_t> &constants);
+  const KernelSource& choose(const std::string& name, std::uint32_t group) const;
+  void build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants);
 
   using Key = std::tuple<std::string, std::uint32_t, std::vector<std::uint32_t>>;
-  Device &device_;
+  Device& device_;
   std::map<Key, Pipeline> pipelines_;
 };
 

@@ -11,9 +11,9 @@ enum class Access { read, write, update };
 enum class Variant { subgroup, portable };
 
 struct KernelSource {
-  const char *name;
+  const char* name;
   Variant variant;
-  const std::uint32_t *code;
+  const std::uint32_t* code;
   std::size_t bytes;
   std::vector<Access> access;  // per binding
   std::uint32_t push_bytes;
@@ -21,6 +21,6 @@ struct KernelSource {
   std::uint32_t group;       // workgroup size where the kernel fixes it, else 0
 };
 
-const std::vector<KernelSource> &kernel_table();
+const std::vector<KernelSource>& kernel_table();
 
 }  // namespace ebmvk

@@ -14,7 +14,7 @@ struct EnergyWork {
   Candidates candidates;
   Program program;
 
-  EnergyWork(Engine &engine, const Points &points, std::uint32_t capacity, std::uint32_t k)
+  EnergyWork(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
       : params(engine.device(), Buffer::Kind::upload, 16),
         x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
         score(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::readback),
@@ -26,14 +26,14 @@ struct EnergyWork {
     const auto quads = points.quads();
     program.copy(x.on_host(), x.on_device());
     candidates.record(engine, program, params);
-    const auto &pipeline =
+    const auto& pipeline =
         engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads), energy_constants(engine, quads, k));
     program.kernel(pipeline,
                    {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                     candidates.kappa.on_device(), candidates.background.on_device(), energy.on_device(),
                     score.on_device(), responsibilities.on_device(), rest.on_device()},
                    kernels::EnergyScore{quads, k}, capacity);
-    for (const auto *table : {&energy, &score, &responsibilities, &rest})
+    for (const auto* table : {&energy, &score, &responsibilities, &rest})
       program.copy(table->on_device(), table->on_host());
     program.finish();
   }
@@ -45,7 +45,7 @@ struct LangevinWork {
   Candidates candidates;
   Program load, steps, store;
 
-  LangevinWork(Engine &engine, const Points &points, std::uint32_t capacity, const kernels::Langevin &push)
+  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const kernels::Langevin& push)
       : params(engine.device(), Buffer::Kind::upload, 32),
         x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
@@ -57,11 +57,11 @@ struct LangevinWork {
         load(engine.device()),
         steps(engine.device()),
         store(engine.device()) {
-    for (const auto *table : {&x, &v, &level_table, &level_end, &diagnostics})
+    for (const auto* table : {&x, &v, &level_table, &level_end, &diagnostics})
       load.copy(table->on_host(), table->on_device());
     candidates.record(engine, load, params);
     load.finish();
-    const auto &pipeline = engine.kernels().get(kernels::Langevin::name, engine.row_group(push.quads),
+    const auto& pipeline = engine.kernels().get(kernels::Langevin::name, engine.row_group(push.quads),
                                                 energy_constants(engine, push.quads, push.k));
     steps.kernel(pipeline,
                  {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
@@ -69,18 +69,18 @@ struct LangevinWork {
                   level_end.on_device(), x.on_device(), v.on_device(), diagnostics.on_device()},
                  push, capacity);
     steps.finish();
-    for (const auto *table : {&x, &v, &diagnostics}) store.copy(table->on_device(), table->on_host());
+    for (const auto* table : {&x, &v, &diagnostics}) store.copy(table->on_device(), table->on_host());
     store.finish();
   }
 
-  void write(const LangevinArguments &in, std::uint64_t begin, std::uint32_t rows) {
+  void write(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows) {
     const auto d = in.energy.d;
     x.write(in.energy.x + begin * d, rows);
     v.write(in.v + begin * d, rows);
     candidates.write(in.energy, begin, rows);
     std::fill_n(diagnostics.on_host().as<float>(), std::size_t{4} * rows, 0.0f);
     std::partial_sum(in.steps.begin(), in.steps.end(), level_end.on_host().as<std::uint32_t>());
-    auto *entry = level_table.on_host().as<float>();
+    auto* entry = level_table.on_host().as<float>();
     const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
     const std::size_t first = in.level_rows == 1 ? 0 : begin * in.levels;
     for (std::size_t i = first; i < first + table_rows * in.levels; ++i, entry += 8) {
@@ -92,10 +92,10 @@ struct LangevinWork {
     }
   }
 
-  void read(const LangevinResults &out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done) {
+  void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done) {
     x.read(out.x + begin * d, rows);
     v.read(out.v + begin * d, rows);
-    const auto *record = diagnostics.on_host().as<float>();
+    const auto* record = diagnostics.on_host().as<float>();
     const double each = 1.0 / std::max(steps_done, 1.0);
     for (std::uint64_t row = begin; row < begin + rows; ++row, record += 4) {
       out.energy[row] = record[0];
@@ -106,21 +106,21 @@ struct LangevinWork {
   }
 };
 
-std::string shape_key(const char *kernel, const Points &points, std::uint32_t capacity, std::uint32_t k) {
+std::string shape_key(const char* kernel, const Points& points, std::uint32_t capacity, std::uint32_t k) {
   return std::string(kernel) + "/" + std::to_string(points.id()) + "/" + std::to_string(capacity) + "/" +
          std::to_string(k);
 }
 
 }  // namespace
 
-void Engine::energy_score(const Points &points, const EnergyArguments &in, const EnergyResults &out) {
+void Engine::energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out) {
   Call call(*this, "energy_score");
   const kernels::EnergyScore push{points.quads(), in.k};
   const auto slice = units_per_slice(push.name, push.flops(1));
   for (std::uint64_t begin = 0; begin < in.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(in.rows - begin, slice), in.k);
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
-    auto &work = workspaces_.get<EnergyWork>(shape_key(push.name, points, capacity, in.k), points.id(), [&] {
+    auto& work = workspaces_.get<EnergyWork>(shape_key(push.name, points, capacity, in.k), points.id(), [&] {
       return std::make_shared<EnergyWork>(*this, points, capacity, in.k);
     });
     *work.params.as<std::uint32_t>() = count;
@@ -136,9 +136,9 @@ void Engine::energy_score(const Points &points, const EnergyArguments &in, const
   call.count();
 }
 
-void Engine::langevin(const Points &points, const LangevinArguments &in, const LangevinResults &out) {
+void Engine::langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out) {
   Call call(*this, "langevin");
-  const auto &shape = in.energy;
+  const auto& shape = in.energy;
   const kernels::Langevin push{points.quads(), shape.k, shape.d, in.levels, in.level_rows};
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const auto slice = std::min<std::uint64_t>(units_per_slice(push.name, push.flops(1)), 1u << 14);
@@ -147,11 +147,15 @@ void Engine::langevin(const Points &points, const LangevinArguments &in, const L
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
     const auto key = shape_key(push.name, points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
                      std::to_string(in.level_rows == 1);
-    auto &work = workspaces_.get<LangevinWork>(
+    auto& work = workspaces_.get<LangevinWork>(
         key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push); });
-    auto *params = work.params.as<std::uint32_t>();
-    const std::uint32_t head[6] = {rows, 0, in.first_step, in.first_chain + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
+    auto* params = work.params.as<std::uint32_t>();
+    const std::uint32_t head[6] = {rows,
+                                   0,
+                                   in.first_step,
+                                   in.first_chain + static_cast<std::uint32_t>(begin),
+                                   static_cast<std::uint32_t>(in.seed),
+                                   static_cast<std::uint32_t>(in.seed >> 32)};
     std::copy_n(head, 6, params);
     work.write(in, begin, rows);
     call.run(work.load);

@@ -7,13 +7,13 @@ namespace ebmvk {
 namespace {
 
 struct SphereKernel {
-  const char *name;  // of the operation
-  const char *kernel;
+  const char* name;  // of the operation
+  const char* kernel;
   std::size_t arguments;
   bool scalar;  // one number per row, not a row
 };
 
-const SphereKernel &describe(SphereOp op) {
+const SphereKernel& describe(SphereOp op) {
   static const SphereKernel kernels[] = {
       {"projx", kernels::SphereProjx::name, 1, false},   {"proju", kernels::SphereProju::name, 2, false},
       {"expmap", kernels::SphereExpmap::name, 2, false}, {"logmap", kernels::SphereLogmap::name, 2, false},
@@ -28,20 +28,20 @@ struct SphereWork {
   Table result;
   Program program;
 
-  SphereWork(Engine &engine, const SphereKernel &op, std::uint32_t capacity, std::uint32_t d)
+  SphereWork(Engine& engine, const SphereKernel& op, std::uint32_t capacity, std::uint32_t d)
       : params(engine.device(), Buffer::Kind::upload, 16), program(engine.device()) {
-    auto &device = engine.device();
+    auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
     for (std::size_t i = 0; i < op.arguments; ++i) {
       arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
       program.copy(arguments.back().on_host(), arguments.back().on_device());
     }
-    for (const auto &argument : arguments) bindings.emplace_back(argument.on_device());
+    for (const auto& argument : arguments) bindings.emplace_back(argument.on_device());
     const auto width = op.scalar ? 1 : d;
     result = Table(device, capacity, width, op.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
     bindings.emplace_back(result.on_device());
-    const auto &pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
+    const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
     program.kernel(pipeline, bindings, quads, capacity);
     program.copy(result.on_device(), result.on_host());
     program.finish();
@@ -53,7 +53,7 @@ struct ProbeWork {
   Table arguments, key, result;
   Program program;
 
-  ProbeWork(Engine &engine, std::uint32_t function, std::uint32_t capacity)
+  ProbeWork(Engine& engine, std::uint32_t function, std::uint32_t capacity)
       : params(engine.device(), Buffer::Kind::upload, 16),
         arguments(engine.device(), capacity, 4, 4, Buffer::Kind::upload),
         key(engine.device(), capacity, 4, 4, Buffer::Kind::upload),
@@ -71,18 +71,18 @@ struct ProbeWork {
 
 }  // namespace
 
-void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float *> &arguments,
-                    float *result) {
-  const auto &kernel = describe(op);
+void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
+                    float* result) {
+  const auto& kernel = describe(op);
   Call call(*this, kernel.name);
   const std::uint64_t row_bytes = std::uint64_t{16} * quads_of(d);
-  const auto most = std::min<std::uint64_t>({device_.capabilities().max_groups, device_.storage_range() / row_bytes,
-                                             (std::uint64_t{64} << 20) / row_bytes});
+  const auto most = std::min<std::uint64_t>(
+      {device_.capabilities().max_groups, device_.storage_range() / row_bytes, (std::uint64_t{64} << 20) / row_bytes});
   const auto capacity = power_of_two(std::min<std::uint64_t>(rows, std::max<std::uint64_t>(most / 2, 1)));
   const std::uint64_t width = kernel.scalar ? 1 : d;
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
-    auto &work = workspaces_.get<SphereWork>(
+    auto& work = workspaces_.get<SphereWork>(
         std::string(kernel.kernel) + "/" + std::to_string(capacity) + "/" + std::to_string(d), 0,
         [&] { return std::make_shared<SphereWork>(*this, kernel, capacity, d); });
     *work.params.as<std::uint32_t>() = count;
@@ -93,11 +93,11 @@ void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std:
   call.count();
 }
 
-void Engine::probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t *arguments, const std::uint32_t *key,
-                   std::uint32_t *result) {
+void Engine::probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
+                   std::uint32_t* result) {
   Call call(*this, "probe");
   const auto capacity = power_of_two(std::min<std::uint32_t>(std::max(rows, 64u), 1u << 16));
-  auto &work = workspaces_.get<ProbeWork>("probe/" + std::to_string(function) + "/" + std::to_string(capacity), 0,
+  auto& work = workspaces_.get<ProbeWork>("probe/" + std::to_string(function) + "/" + std::to_string(capacity), 0,
                                           [&] { return std::make_shared<ProbeWork>(*this, function, capacity); });
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));

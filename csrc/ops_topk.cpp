@@ -8,16 +8,16 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint32_t kColumns = 1u << 16;               // points per block at most
+constexpr std::uint32_t kColumns = 1u << 16;                    // points per block at most
 constexpr std::uint64_t kScoreBytes = std::uint64_t{64} << 20;  // of a block's scores at most
 
 // A scoring kernel with its tile: rows and columns that one workgroup covers.
 struct Tiling {
-  const char *kernel;
+  const char* kernel;
   std::uint32_t group, result_rows, result_columns, rows, columns;
 };
 
-Tiling choose_tiling(Engine &engine, std::uint32_t rows) {
+Tiling choose_tiling(Engine& engine, std::uint32_t rows) {
   if (engine.scoring() == Scoring::direct) {
     const auto group = std::max(engine.device().capabilities().subgroup_size, 8u);
     return {kernels::ScoreDirect::name, group, 4, 4, 4, 4 * group};
@@ -33,7 +33,7 @@ struct TopkWork {
   Program load, store;
   std::vector<std::unique_ptr<Program>> blocks;  // one for each shard
 
-  TopkWork(Engine &engine, const Points &points, std::uint32_t capacity, std::uint32_t columns, std::uint32_t k,
+  TopkWork(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t columns, std::uint32_t k,
            bool scaled)
       : params(engine.device(), Buffer::Kind::upload, 32),
         queries(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
@@ -44,15 +44,15 @@ struct TopkWork {
         scores(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * capacity, columns)),
         load(engine.device()),
         store(engine.device()) {
-    for (const auto *table : {&queries, &scale, &bias}) load.copy(table->on_host(), table->on_device());
+    for (const auto* table : {&queries, &scale, &bias}) load.copy(table->on_host(), table->on_device());
     load.finish();
     for (std::uint32_t shard = 0; shard < points.shards(); ++shard)
       blocks.push_back(record_block(engine, points, shard, capacity, columns, k, scaled));
-    for (const auto *table : {&best_scores, &best_ids}) store.copy(table->on_device(), table->on_host());
+    for (const auto* table : {&best_scores, &best_ids}) store.copy(table->on_device(), table->on_host());
     store.finish();
   }
 
-  std::unique_ptr<Program> record_block(Engine &engine, const Points &points, std::uint32_t shard,
+  std::unique_ptr<Program> record_block(Engine& engine, const Points& points, std::uint32_t shard,
                                         std::uint32_t capacity, std::uint32_t columns, std::uint32_t k, bool scaled) {
     auto program = std::make_unique<Program>(engine.device());
     const auto tiling = choose_tiling(engine, capacity);
@@ -68,9 +68,9 @@ struct TopkWork {
     return program;
   }
 
-  void write_points(const Points &points, const TopkArguments &in) {
+  void write_points(const Points& points, const TopkArguments& in) {
     if (!in.scale && !in.bias) return;
-    const auto fill = [&](Table &table, const float *from, float otherwise) {
+    const auto fill = [&](Table& table, const float* from, float otherwise) {
       if (from)
         table.write(from, 1);
       else
@@ -83,7 +83,7 @@ struct TopkWork {
 
 }  // namespace
 
-void Engine::topk(const Points &points, const TopkArguments &in, float *scores, std::int64_t *ids) {
+void Engine::topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids) {
   Call call(*this, "topk");
   const bool scaled = in.scale || in.bias;
   const std::uint64_t shared = std::uint64_t{8} * power_of_two(in.k) + 2048;
@@ -104,13 +104,12 @@ void Engine::topk(const Points &points, const TopkArguments &in, float *scores, 
     const auto key = "topk/" + std::to_string(points.id()) + "/" + std::to_string(capacity) + "/" +
                      std::to_string(in.k) + (scaled ? "/scaled/" : "/plain/") +
                      std::to_string(static_cast<int>(scoring()));
-    auto &work = workspaces_.get<TopkWork>(key, points.id(), [&] {
-      return std::make_shared<TopkWork>(*this, points, capacity, columns, in.k, scaled);
-    });
+    auto& work = workspaces_.get<TopkWork>(
+        key, points.id(), [&] { return std::make_shared<TopkWork>(*this, points, capacity, columns, in.k, scaled); });
     work.queries.write(in.queries + begin * in.d, rows);
     work.write_points(points, in);
     call.run(work.load);
-    auto *params = work.params.as<std::uint32_t>();
+    auto* params = work.params.as<std::uint32_t>();
     params[0] = rows;
     params[4] = 0;
     for (std::uint32_t shard = 0; shard < points.shards(); ++shard)
@@ -123,7 +122,7 @@ void Engine::topk(const Points &points, const TopkArguments &in, float *scores, 
       }
     call.run(work.store);
     work.best_scores.read(scores + begin * in.k, rows);
-    const auto *found = work.best_ids.on_host().as<std::uint32_t>();
+    const auto* found = work.best_ids.on_host().as<std::uint32_t>();
     std::copy_n(found, std::size_t{rows} * in.k, ids + begin * in.k);
     begin += rows;
   }

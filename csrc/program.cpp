@@ -12,13 +12,13 @@ namespace {
 constexpr std::uint32_t kCanary = 0x5eafbeefu;
 
 // Everything before is finished and visible to everything after: our dispatches follow each other anyway.
-void record_barrier(const vk::CommandBuffer &commands, bool for_host = false) {
+void record_barrier(const vk::CommandBuffer& commands, bool for_host = false) {
   using Stage = vk::PipelineStageFlagBits;
   using Flag = vk::AccessFlagBits;
-  const vk::MemoryBarrier barrier(Flag::eShaderWrite | Flag::eTransferWrite,
-                                  for_host ? vk::AccessFlags(Flag::eHostRead)
-                                           : Flag::eShaderRead | Flag::eShaderWrite | Flag::eTransferRead |
-                                                 Flag::eTransferWrite);
+  const vk::MemoryBarrier barrier(
+      Flag::eShaderWrite | Flag::eTransferWrite,
+      for_host ? vk::AccessFlags(Flag::eHostRead)
+               : Flag::eShaderRead | Flag::eShaderWrite | Flag::eTransferRead | Flag::eTransferWrite);
   commands.pipelineBarrier(Stage::eComputeShader | Stage::eTransfer,
                            for_host ? vk::PipelineStageFlags(Stage::eHost) : Stage::eComputeShader | Stage::eTransfer,
                            {}, barrier, {}, {});
@@ -26,14 +26,14 @@ void record_barrier(const vk::CommandBuffer &commands, bool for_host = false) {
 
 class Operation : public kp::OpBase {
  public:
-  void preEval(const vk::CommandBuffer &) override {}
-  void postEval(const vk::CommandBuffer &) override {}
+  void preEval(const vk::CommandBuffer&) override {}
+  void postEval(const vk::CommandBuffer&) override {}
 };
 
 class OpBarrier final : public Operation {
  public:
   explicit OpBarrier(bool for_host) : for_host_(for_host) {}
-  void record(const vk::CommandBuffer &commands) override { record_barrier(commands, for_host_); }
+  void record(const vk::CommandBuffer& commands) override { record_barrier(commands, for_host_); }
 
  private:
   bool for_host_;
@@ -41,8 +41,8 @@ class OpBarrier final : public Operation {
 
 class OpCopy final : public Operation {
  public:
-  OpCopy(const View &from, const View &to) : from_(from), to_(to) {}
-  void record(const vk::CommandBuffer &commands) override {
+  OpCopy(const View& from, const View& to) : from_(from), to_(to) {}
+  void record(const vk::CommandBuffer& commands) override {
     commands.copyBuffer(from_.buffer->handle(), to_.buffer->handle(),
                         vk::BufferCopy(from_.start(), to_.start(), std::min(from_.size(), to_.size())));
   }
@@ -53,8 +53,8 @@ class OpCopy final : public Operation {
 
 class OpFill final : public Operation {
  public:
-  OpFill(const View &where, std::uint32_t word) : where_(where), word_(word) {}
-  void record(const vk::CommandBuffer &commands) override {
+  OpFill(const View& where, std::uint32_t word) : where_(where), word_(word) {}
+  void record(const vk::CommandBuffer& commands) override {
     commands.fillBuffer(where_.buffer->handle(), where_.start(), where_.size(), word_);
   }
 
@@ -65,11 +65,11 @@ class OpFill final : public Operation {
 
 class OpKernel final : public Operation {
  public:
-  OpKernel(const Pipeline &pipeline, vk::DescriptorSet set, const void *push, std::uint32_t x, std::uint32_t y)
+  OpKernel(const Pipeline& pipeline, vk::DescriptorSet set, const void* push, std::uint32_t x, std::uint32_t y)
       : pipeline_(pipeline), set_(set), push_(pipeline.source->push_bytes / 4), x_(x), y_(y) {
     if (!push_.empty()) std::memcpy(push_.data(), push, pipeline.source->push_bytes);
   }
-  void record(const vk::CommandBuffer &commands) override {
+  void record(const vk::CommandBuffer& commands) override {
     commands.bindPipeline(vk::PipelineBindPoint::eCompute, pipeline_.handle);
     commands.bindDescriptorSets(vk::PipelineBindPoint::eCompute, pipeline_.layout, 0, set_, {});
     if (!push_.empty())
@@ -78,7 +78,7 @@ class OpKernel final : public Operation {
   }
 
  private:
-  const Pipeline &pipeline_;
+  const Pipeline& pipeline_;
   vk::DescriptorSet set_;
   std::vector<std::uint32_t> push_;
   std::uint32_t x_, y_;
@@ -97,7 +97,7 @@ void Hazards::clear() {
   written_.clear();
 }
 
-Program::Program(Device &device)
+Program::Program(Device& device)
     : device_(device),
       sequence_(std::make_shared<kp::Sequence>(device.shared_physical(), device.shared_device(), device.shared_queue(),
                                                device.queue_family())),
@@ -112,8 +112,9 @@ Program::~Program() {
   for (const auto pool : pools_) device_.handle().destroy(pool);
 }
 
-void Program::copy(const View &from, const View &to) {
-  if (hazards_.conflicts(from.buffer->handle(), Access::read) || hazards_.conflicts(to.buffer->handle(), Access::write)) {
+void Program::copy(const View& from, const View& to) {
+  if (hazards_.conflicts(from.buffer->handle(), Access::read) ||
+      hazards_.conflicts(to.buffer->handle(), Access::write)) {
     sequence_->record(std::make_shared<OpBarrier>(false));
     hazards_.clear();
   }
@@ -122,7 +123,7 @@ void Program::copy(const View &from, const View &to) {
   sequence_->record(std::make_shared<OpCopy>(from, to));
 }
 
-void Program::fill(const View &where, std::uint32_t word) {
+void Program::fill(const View& where, std::uint32_t word) {
   if (hazards_.conflicts(where.buffer->handle(), Access::write)) {
     sequence_->record(std::make_shared<OpBarrier>(false));
     hazards_.clear();
@@ -131,21 +132,21 @@ void Program::fill(const View &where, std::uint32_t word) {
   sequence_->record(std::make_shared<OpFill>(where, word));
 }
 
-vk::DescriptorSet Program::describe(const Pipeline &pipeline, const std::vector<View> &bindings) {
+vk::DescriptorSet Program::describe(const Pipeline& pipeline, const std::vector<View>& bindings) {
   const auto count = static_cast<std::uint32_t>(bindings.size());
   const vk::DescriptorPoolSize size(vk::DescriptorType::eStorageBuffer, count);
   pools_.push_back(device_.handle().createDescriptorPool({{}, 1, size}));
   const auto set = device_.handle().allocateDescriptorSets({pools_.back(), pipeline.set_layout}).front();
   std::vector<vk::DescriptorBufferInfo> infos;
-  for (const auto &view : bindings) infos.emplace_back(view.buffer->handle(), view.start(), view.size());
+  for (const auto& view : bindings) infos.emplace_back(view.buffer->handle(), view.start(), view.size());
   const vk::WriteDescriptorSet write(set, 0, 0, vk::DescriptorType::eStorageBuffer, {}, infos);
   device_.handle().updateDescriptorSets(write, {});
   return set;
 }
 
-void Program::add_kernel(const Pipeline &pipeline, const std::vector<View> &bindings, const void *push,
+void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push,
                          std::uint32_t groups, std::uint32_t groups_y) {
-  const auto &access = pipeline.source->access;
+  const auto& access = pipeline.source->access;
   if (bindings.size() != access.size()) throw std::logic_error(std::string("bindings of ") + pipeline.source->name);
   bool conflict = false;
   for (std::size_t i = 0; i < access.size(); ++i) {
@@ -174,7 +175,7 @@ void Program::finish() {
 
 double Program::run() {
   device_.require_alive();
-  volatile auto *canary = canary_.as<std::uint32_t>();
+  volatile auto* canary = canary_.as<std::uint32_t>();
   *canary = 0;
   const auto start = std::chrono::steady_clock::now();
   const bool dropped = device_.strikes(Fault::dropped);

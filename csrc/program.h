@@ -15,12 +15,12 @@ namespace ebmvk {
 
 // Part of a buffer; bytes 0 means to its end.
 struct View {
-  const Buffer *buffer;
+  const Buffer* buffer;
   std::uint64_t offset = 0;
   std::uint64_t bytes = 0;
 
-  View(const Buffer &whole) : buffer(&whole) {}  // NOLINT: a buffer is a view of itself
-  View(const Buffer &whole, std::uint64_t from, std::uint64_t size) : buffer(&whole), offset(from), bytes(size) {}
+  View(const Buffer& whole) : buffer(&whole) {}  // NOLINT: a buffer is a view of itself
+  View(const Buffer& whole, std::uint64_t from, std::uint64_t size) : buffer(&whole), offset(from), bytes(size) {}
   std::uint64_t size() const { return bytes ? bytes : buffer->bytes() - offset; }
   std::uint64_t start() const { return buffer->offset() + offset; }
 };
@@ -39,15 +39,15 @@ class Hazards {
 
 class Program {
  public:
-  explicit Program(Device &device);
+  explicit Program(Device& device);
   ~Program();
-  Program(const Program &) = delete;
-  Program &operator=(const Program &) = delete;
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
-  void copy(const View &from, const View &to);
-  void fill(const View &where, std::uint32_t word);
+  void copy(const View& from, const View& to);
+  void fill(const View& where, std::uint32_t word);
   template <typename Push>
-  void kernel(const Pipeline &pipeline, const std::vector<View> &bindings, const Push &push, std::uint32_t groups,
+  void kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const Push& push, std::uint32_t groups,
               std::uint32_t groups_y = 1) {
     static_assert(sizeof(Push) % 4 == 0, "push constants are uint32");
     add_kernel(pipeline, bindings, &push, groups, groups_y);
@@ -60,11 +60,11 @@ class Program {
   std::uint32_t dispatches() const { return dispatches_; }
 
  private:
-  void add_kernel(const Pipeline &pipeline, const std::vector<View> &bindings, const void *push, std::uint32_t groups,
+  void add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push, std::uint32_t groups,
                   std::uint32_t groups_y);
-  vk::DescriptorSet describe(const Pipeline &pipeline, const std::vector<View> &bindings);
+  vk::DescriptorSet describe(const Pipeline& pipeline, const std::vector<View>& bindings);
 
-  Device &device_;
+  Device& device_;
   std::shared_ptr<kp::Sequence> sequence_;
   std::vector<vk::DescriptorPool> pools_;
   Hazards hazards_;

@@ -11,16 +11,16 @@ namespace {
 constexpr std::size_t kMostEntries = 24;
 }
 
-Table::Table(Device &device, std::uint64_t rows, std::uint32_t width, std::uint32_t pitch, Buffer::Kind host)
+Table::Table(Device& device, std::uint64_t rows, std::uint32_t width, std::uint32_t pitch, Buffer::Kind host)
     : width_(width), pitch_(pitch) {
   const auto bytes = checked_product(checked_product(rows, pitch), 4);
   host_ = Buffer(device, host, bytes);
   device_ = Buffer(device, Buffer::Kind::device, bytes);
 }
 
-void Table::write(const void *from, std::uint64_t rows) {
-  auto *to = host_.as<std::uint32_t>();
-  const auto *source = static_cast<const std::uint32_t *>(from);
+void Table::write(const void* from, std::uint64_t rows) {
+  auto* to = host_.as<std::uint32_t>();
+  const auto* source = static_cast<const std::uint32_t*>(from);
   if (width_ == pitch_) {
     std::memcpy(to, source, 4 * rows * width_);
     return;
@@ -31,9 +31,9 @@ void Table::write(const void *from, std::uint64_t rows) {
   }
 }
 
-void Table::read(void *to, std::uint64_t rows) const {
-  const auto *from = host_.as<std::uint32_t>();
-  auto *target = static_cast<std::uint32_t *>(to);
+void Table::read(void* to, std::uint64_t rows) const {
+  const auto* from = host_.as<std::uint32_t>();
+  auto* target = static_cast<std::uint32_t*>(to);
   if (width_ == pitch_) {
     std::memcpy(target, from, 4 * rows * width_);
     return;
@@ -58,16 +58,16 @@ void WorkspaceCache::make_room() {
   const auto limit = device_.capabilities().memory_bytes / 4;
   const auto total = [&] {
     std::uint64_t sum = 0;
-    for (const auto &[key, entry] : entries_) sum += entry.bytes;
+    for (const auto& [key, entry] : entries_) sum += entry.bytes;
     return sum;
   };
   while (!entries_.empty() && (entries_.size() >= kMostEntries || total() > limit))
     entries_.erase(std::min_element(entries_.begin(), entries_.end(),
-                                    [](const auto &a, const auto &b) { return a.second.used < b.second.used; }));
+                                    [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
 }
 
-void *WorkspaceCache::find(const std::string &key, std::uint64_t points,
-                           const std::function<std::shared_ptr<void>()> &make) {
+void* WorkspaceCache::find(const std::string& key, std::uint64_t points,
+                           const std::function<std::shared_ptr<void>()>& make) {
   auto known = entries_.find(key);
   if (known == entries_.end()) {
     make_room();
@@ -76,7 +76,7 @@ void *WorkspaceCache::find(const std::string &key, std::uint64_t points,
     const auto before = device_.allocated();
     try {
       entry.workspace = make();
-    } catch (const OutOfMemory &) {
+    } catch (const OutOfMemory&) {
       if (entries_.empty()) throw;
       clear();
       entry.workspace = make();

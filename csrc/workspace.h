@@ -17,14 +17,14 @@ namespace ebmvk {
 class Table {
  public:
   Table() = default;
-  Table(Device &device, std::uint64_t rows, std::uint32_t width, std::uint32_t pitch, Buffer::Kind host);
+  Table(Device& device, std::uint64_t rows, std::uint32_t width, std::uint32_t pitch, Buffer::Kind host);
 
-  const Buffer &on_host() const { return host_; }
-  const Buffer &on_device() const { return device_; }
+  const Buffer& on_host() const { return host_; }
+  const Buffer& on_device() const { return device_; }
   std::uint32_t pitch() const { return pitch_; }
   // `from` and `to` are dense (rows, width).
-  void write(const void *from, std::uint64_t rows);
-  void read(void *to, std::uint64_t rows) const;
+  void write(const void* from, std::uint64_t rows);
+  void read(void* to, std::uint64_t rows) const;
 
  private:
   Buffer host_, device_;
@@ -40,13 +40,13 @@ std::uint32_t power_of_two(std::uint64_t n);
 // Least recently used first out. Entries are kept while they are few and small against the device's memory.
 class WorkspaceCache {
  public:
-  explicit WorkspaceCache(Device &device) : device_(device) {}
+  explicit WorkspaceCache(Device& device) : device_(device) {}
 
   // The workspace for `key`, made by `make` where there is none; `points` is the id of the points it is bound to, or 0.
   // Makes room and tries once more where the device's memory runs out.
   template <typename W, typename Make>
-  W &get(const std::string &key, std::uint64_t points, Make make) {
-    return *static_cast<W *>(find(key, points, [&]() -> std::shared_ptr<void> { return make(); }));
+  W& get(const std::string& key, std::uint64_t points, Make make) {
+    return *static_cast<W*>(find(key, points, [&]() -> std::shared_ptr<void> { return make(); }));
   }
   void forget(std::uint64_t points);
   void clear() { entries_.clear(); }
@@ -58,10 +58,10 @@ class WorkspaceCache {
     std::uint64_t bytes = 0;
     std::uint64_t used = 0;
   };
-  void *find(const std::string &key, std::uint64_t points, const std::function<std::shared_ptr<void>()> &make);
+  void* find(const std::string& key, std::uint64_t points, const std::function<std::shared_ptr<void>()>& make);
   void make_room();
 
-  Device &device_;
+  Device& device_;
   std::map<std::string, Entry> entries_;
   std::uint64_t clock_ = 0;
 };

@@ -1,7 +1,7 @@
 """Turns kernels.toml into what the build needs. Run by CMake; writes into the folder it is given.
 
-    generate.py plan OUT     interface.glsl per kernel, kernels.h, and plan.txt (a line per shader to compile)
-    generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
+generate.py plan OUT     interface.glsl per kernel, kernels.h, and plan.txt (a line per shader to compile)
+generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def interface(kernel: Kernel) -> str:
     for number, name in enumerate(kernel.specialise, start=1):
         lines.append(f"layout(constant_id = {number}) const uint {name} = 1u;")
     if kernel.push:
-        lines.append("layout(push_constant) uniform Push { " + " ".join(f"uint {name};" for name in kernel.push) + " };")
+        lines.append(
+            "layout(push_constant) uniform Push { " + " ".join(f"uint {name};" for name in kernel.push) + " };"
+        )
     for number, (name, kind, access) in enumerate(kernel.bindings):
         lines.append(
             f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
@@ -133,7 +135,13 @@ def words(path: Path) -> list[str]:
 
 
 def embed(kernels: list[Kernel], out: Path) -> None:
-    text = ["// Made from kernels.toml and the compiled shaders.", '#include "kernel_table.h"', "", "namespace ebmvk {", ""]
+    text = [
+        "// Made from kernels.toml and the compiled shaders.",
+        '#include "kernel_table.h"',
+        "",
+        "namespace ebmvk {",
+        "",
+    ]
     entries = []
     for kernel in kernels:
         for variant, stem, _ in shaders(kernel):

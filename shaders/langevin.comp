@@ -37,8 +37,16 @@ void ornstein_uhlenbeck(uint step_number, uint chain, float keep, float spread) 
     FOR_OWN(i, q) velocity[i] = keep * velocity[i] + spread * (xi[i] - along * state[i]);
 }
 
-// Where a level's two entries begin; the table has one row for all chains or one each.
-uint level_at(uint chain, uint level) { return 2u * ((level_rows == 1u ? 0u : chain * levels) + level); }
+// A(h/2) O A(h/2); gives |v|^2 right after O.
+float drift(uint step, uint chain, float h, float squared_speed, float keep, float spread) {
+    for (int half_step = 0; half_step < 2; ++half_step) {
+        geodesic(0.5 * h, squared_speed);
+        if (half_step != 0) break;
+        ornstein_uhlenbeck(params[2] + step, chain, keep, spread);
+        squared_speed = group_sum(own_dot(velocity, velocity));
+    }
+    return squared_speed;
+}
 
 void main() {
     uint chain = gl_WorkGroupID.x;
@@ -49,54 +57,55 @@ void main() {
         velocity[i] = v[chain * quads + q];
     }
     float squared_speed = group_sum(own_dot(velocity, velocity));
-    vec4 record = diagnostics[chain];  // energy, sums of |v|^2/(d-1) and |change of H|, largest defect before x and v are put right
-    uint begin = params[6];
+    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before they are put right
+    vec4 record = diagnostics[chain];
+    uint step = params[6];
+    uint end = step + params[1];
     uint level = 0u;
-    bool entered = false;
-    float e = 0.0;
+    bool entered = false;  // `force` and `mixture` belong to the state and this level
+    Mixture mixture;
 
-    for (uint step = begin; step < begin + params[1]; ++step) {
-        while (step >= level_end[level]) {
-            ++level;
-            entered = false;
-        }
-        uint table = level_at(chain, level);
+    // Each pass evaluates the energy once: where a level is entered, or in the middle of a step. (Written twice, the
+    // evaluation would be compiled twice.) After the last step the energy is the last level's, even if that has no steps.
+    while (true) {
+        uint now = level;
+        while (step < end && step >= level_end[now]) ++now;
+        if (step == end && params[7] != 0u) now = levels - 1u;
+        entered = entered && now == level;
+        level = now;
+        if (entered && step == end) break;
+        if (step == end && params[7] == 0u) break;
+
+        uint table = 2u * ((level_rows == 1u ? 0u : chain * levels) + level);
         vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, e^(-gamma h)
-        float spread = level_table[table + 1u].x;
         float h = law.z;
-        if (!entered) e = energy_and_score(chain, law.x, law.y).energy;
-        entered = true;
-        float before = e + 0.5 * squared_speed;
-
-        FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
-        float kicked = group_sum(own_dot(velocity, velocity));
-        geodesic(0.5 * h, kicked);
-        ornstein_uhlenbeck(params[2] + step, chain, law.w, spread);
-        float thermal = group_sum(own_dot(velocity, velocity));
-        geodesic(0.5 * h, thermal);
-
-        float squared_length = group_sum(own_dot(state, state));
-        float shrink = inverse_sqrt(squared_length);
-        FOR_OWN(i, q) state[i] *= shrink;
-        e = energy_and_score(chain, law.x, law.y).energy;
-        FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
-        vec2 defect = group_sum(vec2(own_dot(state, velocity), own_dot(velocity, velocity)));
-        FOR_OWN(i, q) velocity[i] -= defect.x * state[i];
-        squared_speed = group_sum(own_dot(velocity, velocity));
-
-        record.y += thermal / float(d - 1u);
-        record.z += abs(e + 0.5 * squared_speed - before - 0.5 * (thermal - kicked));
-        record.w = max(record.w, abs(sqrt(squared_length) - 1.0));
-        if (defect.y > 0.0) record.w = max(record.w, abs(defect.x) * inverse_sqrt(defect.y));
-    }
-
-    if (params[7] != 0u) {  // the last dispatch: the energy is the last level's, even where that has no steps
-        if (!entered || level + 1u < levels) {
-            vec4 law = level_table[level_at(chain, levels - 1u)];
-            e = energy_and_score(chain, law.x, law.y).energy;
+        float before = mixture.energy + 0.5 * squared_speed;
+        float kicked = 0.0;
+        float thermal = 0.0;
+        if (entered) {
+            FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
+            kicked = group_sum(own_dot(velocity, velocity));
+            thermal = drift(step, chain, h, kicked, law.w, level_table[table + 1u].x);
+            float squared_length = group_sum(own_dot(state, state));
+            float shrink = inverse_sqrt(squared_length);
+            FOR_OWN(i, q) state[i] *= shrink;
+            record.w = max(record.w, abs(sqrt(squared_length) - 1.0));
         }
-        record.x = e;
+        mixture = energy_and_score(chain, law.x, law.y);
+        if (entered) {
+            FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
+            vec2 defect = group_sum(vec2(own_dot(state, velocity), own_dot(velocity, velocity)));
+            FOR_OWN(i, q) velocity[i] -= defect.x * state[i];
+            squared_speed = group_sum(own_dot(velocity, velocity));
+            record.y += thermal / float(d - 1u);
+            record.z += abs(mixture.energy + 0.5 * squared_speed - before - 0.5 * (thermal - kicked));
+            if (defect.y > 0.0) record.w = max(record.w, abs(defect.x) * inverse_sqrt(defect.y));
+            ++step;
+        }
+        entered = true;
     }
+    record.x = mixture.energy;
+
     FOR_OWN(i, q) {
         x[chain * quads + q] = state[i];
         v[chain * quads + q] = velocity[i];

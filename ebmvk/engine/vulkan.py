@@ -68,7 +68,7 @@ def _extension() -> ModuleType:
         raise DeviceError(
             "the Vulkan engine (ebmvk._vulkan) is not built",
             why=str(error),
-            hint="apt install libvulkan-dev glslc libfmt-dev, run `pip install .` again, and read what it says of Vulkan",
+            hint="apt install libvulkan-dev glslc libfmt-dev, then `pip install -v .`, which says what it leaves out",
         ) from error
     return _vulkan
 
@@ -140,7 +140,9 @@ class Vulkan:
 
     name = "vulkan"
 
-    def __init__(self, index: int | None = None, *, options: Mapping[str, bool | int | float | str] | None = None) -> None:
+    def __init__(
+        self, index: int | None = None, *, options: Mapping[str, bool | int | float | str] | None = None
+    ) -> None:
         self._extension: Any = _extension()
         settings = self._extension.Options()
         for key, value in {"cache_dir": str(_cache_dir()), **(options or {})}.items():
@@ -157,7 +159,10 @@ class Vulkan:
 
     def counts(self) -> Mapping[str, OpCount]:
         return MappingProxyType(
-            {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in self._engine.counts().items()}
+            {
+                name: OpCount(count.calls, count.dispatches, count.seconds)
+                for name, count in self._engine.counts().items()
+            }
         )
 
     def points(self, points: Tensor) -> VulkanPoints:
@@ -237,7 +242,9 @@ class Vulkan:
         native = self._own(points)
         checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
         with self._errors("energy_score"):
-            parts = self._engine.energy_score(native, *map(_array, (x, ids, logw, kappa, log_background)))
+            parts = self._engine.energy_score(
+                native, _array(x), _array(ids), _array(logw), _array(kappa), _array(log_background)
+            )
         return EnergyScore(*map(_tensor, parts))
 
     def langevin(
@@ -267,7 +274,12 @@ class Vulkan:
                 _tensor,
                 self._engine.langevin(
                     native,
-                    *map(_array, (x, v, ids, logw, kappa, log_background)),
+                    _array(x),
+                    _array(v),
+                    _array(ids),
+                    _array(logw),
+                    _array(kappa),
+                    _array(log_background),
                     *_levels(schedule, x.shape[0]),
                     list(schedule.steps),
                     seed,
@@ -276,16 +288,16 @@ class Vulkan:
                     float(temperature),
                 ),
             )
-        return LangevinResult(
-            at, speed, LangevinDiagnostics(energy, kinetic, error, torch.ones_like(energy), tangency)
-        )
+        return LangevinResult(at, speed, LangevinDiagnostics(energy, kinetic, error, torch.ones_like(energy), tangency))
 
 
-def _levels(schedule: Schedule, rows: int) -> list[NDArray[Any]]:
+def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """kappa_scale, logw_shift, step_size, gamma as (1, L), or (B, L) where one of them differs between chains."""
     tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
     shared = all(table.dim() == 1 for table in tables)
-    return [_array(table.expand(1 if shared else rows, len(schedule.steps)).contiguous()) for table in tables]
+    shape = (1 if shared else rows, len(schedule.steps))
+    kappa_scale, logw_shift, step_size, gamma = (_array(table.expand(shape).contiguous()) for table in tables)
+    return kappa_scale, logw_shift, step_size, gamma
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -1,0 +1,133 @@
+"""Devices that are missing, lost, hung or full: typed errors, and the process lives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vulkan_open import open_vulkan, unit
+
+from ebmvk.engine import vulkan as engine
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
+
+
+def test_a_device_that_is_not_there() -> None:
+    open_vulkan()
+    with pytest.raises(DeviceError, match="no Vulkan device 99"):
+        Vulkan(99)
+
+
+def test_devices_are_described() -> None:
+    open_vulkan()
+    for device in engine.devices():
+        assert device.name
+        assert device.type in {"cpu", "integrated", "discrete", "virtual", "other"}
+        assert device.memory_bytes > 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [("lost", "lost"), ("dropped", "canary"), ("hung", "answer")])
+def test_a_failed_submission_is_never_a_result(fault: str, words: str) -> None:
+    backend = open_vulkan()
+    points = backend.points(unit(20, 8, 1))
+    backend.topk(unit(2, 8, 2), points, 3)
+    backend._engine.inject(getattr(backend._extension.Fault, fault))
+    with pytest.raises(DeviceLost, match=words):
+        backend.topk(unit(2, 8, 2), points, 3)
+    with pytest.raises(DeviceLost):  # it stays lost
+        backend.projx(unit(2, 8, 2))
+    again = open_vulkan()
+    assert torch.allclose(again.projx(unit(2, 8, 2)), unit(2, 8, 2), atol=1e-6)
+
+
+def test_a_failed_allocation_leaves_the_device_usable() -> None:
+    backend = open_vulkan()
+    backend._engine.inject(backend._extension.Fault.allocation)
+    with pytest.raises(OutOfMemory, match="MiB"):
+        backend.points(unit(20, 8, 1))
+    assert backend.points(unit(20, 8, 1)).n == 20
+
+
+def test_the_memory_limit_holds_and_old_workspaces_make_room() -> None:
+    backend = open_vulkan(memory_limit=16 << 20)
+    with pytest.raises(OutOfMemory, match="limit"):
+        backend.points(unit(40_000, 128, 1))
+    for d in range(236, 257, 4):  # 4 MiB each, of which the limit leaves room for four at most
+        assert backend.projx(unit(1000, d, 1)).shape == (1000, d)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    backend = open_vulkan(shard_bytes=4096)
+    with pytest.raises(ArgumentError, match="1024 floats"):
+        backend.points(unit(20, 1024, 1))
+    backend = open_vulkan()
+    points = backend.points(unit(20_000, 8, 1))
+    with pytest.raises(ArgumentError, match="workgroup memory"):
+        backend.topk(unit(1, 8, 1), points, 20_000)
+
+
+def test_points_of_another_backend() -> None:
+    first, second = open_vulkan(), open_vulkan()
+    with pytest.raises(ArgumentError, match="another backend"):
+        first.topk(unit(1, 8, 1), second.points(unit(4, 8, 2)), 1)
+
+
+def test_calls_dispatches_and_time_are_counted() -> None:
+    backend = open_vulkan()
+    points = backend.points(unit(20, 8, 1))
+    for _ in range(3):
+        backend.topk(unit(2, 8, 2), points, 3)
+    count = backend.counts()["topk"]
+    assert count.calls == 3
+    assert count.dispatches == 6  # a scoring and a selection each
+    assert count.seconds > 0
+
+
+def test_pipelines_are_kept_on_disk(tmp_path: Path) -> None:
+    backend = open_vulkan(cache_dir=str(tmp_path))
+    backend.projx(unit(2, 8, 1))
+    del backend
+    (kept,) = tmp_path.glob("pipelines-*.bin")
+    kept.write_bytes(b"damaged")
+    assert open_vulkan(cache_dir=str(tmp_path)).projx(unit(2, 8, 1)).shape == (2, 8)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_without_a_driver_the_reason_is_given() -> None:
+    open_vulkan()
+    code = """
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.errors import DeviceError
+try:
+    Vulkan()
+except DeviceError as error:
+    print(error)
+"""
+    result = run_python(code, VK_ICD_FILENAMES="/nonexistent.json", VK_DRIVER_FILES="/nonexistent.json")
+    assert result.returncode == 0, result.stderr
+    assert "Vulkan" in result.stdout
+    assert "try:" in result.stdout
+
+
+def test_importing_needs_no_vulkan() -> None:
+    """Neither the package nor the extension itself is bound to the loader: it is opened when a device is asked for."""
+    open_vulkan()
+    code = "import ebmvk.engine.vulkan, ebmvk._vulkan; print('libvulkan' in open('/proc/self/maps').read())"
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no /proc to look into")
+    result = run_python(code)
+    assert result.stdout.strip() == "False", result.stderr

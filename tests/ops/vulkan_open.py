@@ -1,0 +1,63 @@
+"""Opens the Vulkan device for tests, or skips with the reason there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ebmvk.engine.api import Schedule
+from ebmvk.engine.reference import Reference
+from ebmvk.engine.vulkan import Vulkan, devices
+from ebmvk.errors import DeviceError
+
+ORACLE = Reference("cpu", torch.float64)
+
+
+def open_vulkan(**options: bool | int | float | str) -> Vulkan:
+    try:
+        if not devices():
+            pytest.skip("no Vulkan device; lavapipe will do: apt install mesa-vulkan-drivers")
+        return Vulkan(options=options)
+    except DeviceError as error:
+        if "VK_LAYER" in error.what:
+            pytest.skip(f"{error.what}; apt install vulkan-validationlayers")
+        pytest.skip(str(error))
+
+
+def nmse(result: Tensor, oracle: Tensor) -> float:
+    """Squared error over squared size."""
+    oracle = oracle.double()
+    return float(((result.double() - oracle) ** 2).sum() / (oracle**2).sum().clamp_min(1e-30))
+
+
+def unit(rows: int, d: int, seed: int) -> Tensor:
+    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def tangent(x: Tensor, seed: int, size: float = 1.0) -> Tensor:
+    u = size * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    return u - (u * x).sum(-1, keepdim=True) * x
+
+
+def mixture(rows: int, k: int, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids, logw, kappa, log_background; some weights are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(n, (rows, k), generator=generator)
+    logw = torch.randn(rows, k, generator=generator)
+    logw[:, ::5] = -torch.inf
+    kappa = 60 * torch.rand(rows, k, generator=generator)
+    background = torch.randn(rows, generator=generator)
+    return ids, logw, kappa, background
+
+
+def schedule(steps: tuple[int, ...] = (4, 0, 3, 2)) -> Schedule:
+    levels = len(steps)
+    return Schedule(
+        kappa_scale=torch.linspace(0.3, 1.2, levels),
+        logw_shift=torch.linspace(-1.0, 0.5, levels),
+        step_size=torch.linspace(0.03, 0.02, levels),
+        gamma=torch.linspace(2.0, 9.0, levels),
+        steps=steps,
+    )
