@@ -172,13 +172,20 @@ class Cpu:
         with self._run("langevin"):
             x, v = x.detach().clone(), v.detach().clone()
             energy, kinetic, error, tangency = self._ops.langevin(
-                *map(_array, (x, v, own.rows, ids, logw, kappa, log_background, levels)),
+                _array(x),
+                _array(v),
+                _array(own.rows),
+                _array(ids),
+                _array(logw),
+                _array(kappa),
+                _array(log_background),
+                _array(levels),
                 list(schedule.steps),
-                per_chain,
-                seed,
-                first_step,
-                first_chain,
-                temperature,
+                per_chain=per_chain,
+                seed=seed,
+                first_step=first_step,
+                first_chain=first_chain,
+                temperature=temperature,
             )
         diagnostics = LangevinDiagnostics(
             energy=_tensor(energy),
@@ -208,8 +215,8 @@ def _own(points: Points) -> CpuPoints:
 
 def _levels(schedule: Schedule, rows: int) -> tuple[Tensor, bool]:
     """The four settings of each level side by side: (L, 4) if all chains share them, else (B * L, 4)."""
-    tensors = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
+    tensors = [schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma]
     per_chain = any(tensor.dim() == 2 for tensor in tensors)
     if per_chain:
-        tensors = tuple(tensor.expand(rows, len(schedule.steps)) for tensor in tensors)
+        tensors = [tensor.expand(rows, len(schedule.steps)) for tensor in tensors]
     return torch.stack(tensors, dim=-1).reshape(-1, 4), per_chain

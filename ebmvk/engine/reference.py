@@ -237,7 +237,8 @@ def _normalise(x: Tensor) -> Tensor:
     # Scaled by the largest entry first, so that tiny and huge rows do not under- or overflow when squared.
     if x.numel():
         x = x / x.detach().abs().amax(dim=-1, keepdim=True)
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm
 
 
 def _tangent(x: Tensor, u: Tensor) -> Tensor:
