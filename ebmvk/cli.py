@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
 }
 ALIASES = {"--lr": "--learning-rate"}
+INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 T = TypeVar("T")
 
 
@@ -60,6 +61,9 @@ def run(body: Callable[[], int]) -> int:
     except EbmvkError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; what was saved is intact", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         return 1

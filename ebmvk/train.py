@@ -66,7 +66,8 @@ def _train(args: list[str]) -> int:
 
     given = _given(args, command.settings)
     job = _resumed(command, file, given) if command.resume else _new(command, file, given)
-    return execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    return cli.INTERRUPTED if outcome == "interrupted" else 0
 
 
 # ---- what to train: size < file < flags ----------------------------------------------------------------------------

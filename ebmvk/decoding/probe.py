@@ -9,6 +9,7 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine import Backend
+from ebmvk.errors import StorageError
 from ebmvk.model.ebm import EnergyModel
 
 SAMPLES = 2
@@ -27,8 +28,15 @@ class Probe:
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
         how = Decoding(config.logging.sample_tokens, seed=config.run.seed, context=config.data.seq_length)
         found = generator.generate([""] * SAMPLES, how)
-        with self.path.open("a", encoding="utf-8") as file:
-            for number, sample in enumerate(found, start=1):
-                text = self.tokenizer.decode(sample.tokens).strip("\n")
-                file.write(f"--- step {step}, sample {number}, Langevin, temperature 1, seed {how.seed}\n{text}\n\n")
+        lines = []
+        for number, sample in enumerate(found, start=1):
+            lines.append(f"--- step {step}, sample {number}, Langevin, temperature 1, seed {how.seed}")
+            lines.append(self.tokenizer.decode(sample.tokens).strip("\n") + "\n\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines))
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} could not be written: {error.strerror or error}", hint="free some space, then --resume"
+            ) from error
         return {"langevin": generator.health.record() | {"temperature": config.langevin.langevin_T}}

@@ -19,6 +19,7 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
+from ebmvk.training import checkpoint
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Streams, Trainer
 from ebmvk.training.monitor import Monitor
@@ -36,7 +37,6 @@ from ebmvk.training.workspace import (
     set_deterministic,
 )
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 Say = Callable[[str], None]
 
 
@@ -51,8 +51,8 @@ class Job:
     resume: Path | None = None
 
 
-def execute(job: Job, *, quiet: bool, stop_after: int | None) -> int:
-    """Train `job` and return the exit status; the run folder has everything else.
+def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
+    """Train `job` and return how it ended; the run folder has everything else.
 
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
@@ -140,14 +140,18 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
     }
 
 
-def _close(job: Job, trainer: Trainer, outcome: Outcome) -> int:
+def _close(job: Job, trainer: Trainer, outcome: Outcome) -> Outcome:
     """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
     from ebmvk.report.html import write_report  # matplotlib takes a while to import
 
-    report = write_report(job.folder, job.folder / REPORT_FILE)
+    report = job.folder / REPORT_FILE
+    try:
+        write_report(job.folder, report)
+    except OSError as error:
+        raise checkpoint.storage_error(report, error, "writing the report") from error
     lines = [f"run folder  {job.folder}", f"report      {report}"]
     if outcome != "finished":
         command = f"python -m ebmvk.train --resume --run-dir {shlex.quote(str(job.folder))}"
         lines += [f"saved       step {trainer.progress.step} of {job.config.training.steps}", f"continue    {command}"]
     print("\n".join(lines), flush=True)  # noqa: T201
-    return INTERRUPTED if outcome == "interrupted" else 0
+    return outcome
