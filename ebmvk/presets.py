@@ -52,7 +52,7 @@ PRESETS: dict[Size, dict[str, object]] = {
         "context_global": 128,
         "dropout": 0.0,
         "batch_size": 16,
-        "steps": 1000,
+        "steps": 900,
         "learning_rate": 4e-3,
         "warmup_steps": 50,
     },
