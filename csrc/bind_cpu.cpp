@@ -26,7 +26,8 @@ using Ids = py::array_t<int64_t, py::array::c_style>;
 template <class Array>
 void Expect(const Array& array, std::vector<size_t> shape, const char* name) {
   bool fits = static_cast<size_t>(array.ndim()) == shape.size();
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = static_cast<size_t>(array.shape(static_cast<int>(i))) == shape[i];
+  for (size_t i = 0; fits && i < shape.size(); ++i)
+    fits = static_cast<size_t>(array.shape(static_cast<int>(i))) == shape[i];
   if (!fits) throw std::invalid_argument(std::string(name) + " has the wrong shape");
 }
 
@@ -60,10 +61,8 @@ py::tuple TopK(const Floats& queries, const Floats& points, size_t k, const std:
   if (k < 1 || k > n || n >= (size_t{1} << 32)) throw std::invalid_argument("k");
   Floats scores = NewFloats({rows, k});
   Ids ids(std::vector<size_t>{rows, k});
-  const ebmvk::TopKProblem problem{rows,          n,
-                                   d,             k,
-                                   queries.data(), points.data(),
-                                   scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
+  const ebmvk::TopKProblem problem{
+      rows, n, d, k, queries.data(), points.data(), scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
   float* scores_data = scores.mutable_data();
   int64_t* ids_data = ids.mutable_data();
   {
@@ -89,7 +88,8 @@ py::tuple EnergyScore(const Floats& x, const Floats& points, const Ids& ids, con
 }
 
 // levels: (L or rows * L, 4) = kappa_scale, logw_shift, step_size, gamma; steps (L).
-std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_t>& steps, size_t rows, bool per_chain) {
+std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_t>& steps, size_t rows,
+                                 bool per_chain) {
   const size_t count = (per_chain ? rows : 1) * steps.size();
   Expect(levels, {count, 4}, "levels");
   std::vector<ebmvk::Level> list(count);
@@ -176,10 +176,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of ebmvk; use them through ebmvk.engine.cpu.";
   // noconvert: an array of another dtype or layout is a mistake, not something to copy in silence.
   const auto arg = [](const char* name) { return py::arg(name).noconvert(); };
-  m.def("projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));
-  m.def("proju", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Proju, x, u); }, arg("x"), arg("u"));
-  m.def("expmap", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Expmap, x, u); }, arg("x"), arg("u"));
-  m.def("logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
+  m.def(
+      "projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));
+  m.def(
+      "proju", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Proju, x, u); }, arg("x"), arg("u"));
+  m.def(
+      "expmap", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Expmap, x, u); }, arg("x"), arg("u"));
+  m.def(
+      "logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
   m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
   m.def("dist", Dist, arg("x"), arg("y"));
   m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"));

@@ -15,7 +15,7 @@ struct Chain {
   float *x, *v, *pull, *noise;  // padded with zeros
   float vv = 0;                 // |v|^2
   float energy = 0;
-  float tangency = 0;              // maximum over the steps
+  float tangency = 0;             // maximum over the steps
   double kinetic = 0, error = 0;  // sums over the steps
 };
 

@@ -9,10 +9,10 @@ namespace ebmvk {
 // Candidate lists of `rows` states, row-major. Pointers are to arrays of the sizes given; ids lie in [0, n).
 struct CandidateLists {
   size_t rows, k, d;
-  const float* points;  // (n, d)
-  const int64_t* ids;   // (rows, k)
-  const float* logw;    // (rows, k)
-  const float* kappa;   // (rows, k)
+  const float* points;          // (n, d)
+  const int64_t* ids;           // (rows, k)
+  const float* logw;            // (rows, k)
+  const float* kappa;           // (rows, k)
   const float* log_background;  // (rows)
 };
 

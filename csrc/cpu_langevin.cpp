@@ -216,8 +216,7 @@ void Langevin(const CandidateLists& lists, const LangevinParams& params, const L
   for (size_t thread = 0; thread < pool.threads(); ++thread) {
     spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(4 * RoundUp(lists.d, 32) + kNoisePad)});
   }
-  pool.Run(lists.rows,
-           [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
+  pool.Run(lists.rows, [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
 }
 
 void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
@@ -226,7 +225,8 @@ void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_ch
   for (size_t step = 0; step < steps; ++step) {
     for (size_t chain = 0; chain < chains; ++chain, out += d) {
       HWY_DYNAMIC_DISPATCH(FillNormalsRow)
-      (seed, first_step + static_cast<uint32_t>(step), first_chain + static_cast<uint32_t>(chain), stream, d, row.get());
+      (seed, first_step + static_cast<uint32_t>(step), first_chain + static_cast<uint32_t>(chain), stream, d,
+       row.get());
       std::copy_n(row.get(), d, out);
     }
   }

@@ -23,8 +23,8 @@ inline VF Polynomial(VF x, const float (&c)[n]) {
 // e^x for x <= 88, within 2 ulp; 0 below -87 (where results would be subnormal) and at -inf.
 inline VF Exp(VF x) {
   // e^r on |r| <= ln(2)/2, relative error 2e-9.
-  static constexpr float kExp[] = {1.0f,           1.000000038f,    5.000000168e-1f, 1.666641541e-1f,
-                                   4.166608342e-2f, 8.375134963e-3f, 1.395606582e-3f};
+  static constexpr float kExp[] = {
+      1.0f, 1.000000038f, 5.000000168e-1f, 1.666641541e-1f, 4.166608342e-2f, 8.375134963e-3f, 1.395606582e-3f};
   const VF floor = Constant(-87.0f);
   const auto vanishes = hn::Le(x, floor);
   x = hn::Max(x, floor);
@@ -40,8 +40,9 @@ inline VF Exp(VF x) {
 // log x for normal positive x, relative error below 2e-7 also next to 1.
 inline VF Log(VF x) {
   // (log(1+f) - f + f^2/2) / f^3 for 1+f in [sqrt(1/2), sqrt(2)].
-  static constexpr float kLog[] = {3.333333126e-1f,  -2.499998119e-1f, 2.000068809e-1f,  -1.666915100e-1f, 1.425115563e-1f,
-                                   -1.239670045e-1f, 1.163466254e-1f,  -1.165992923e-1f, 7.332529340e-2f};
+  static constexpr float kLog[] = {3.333333126e-1f,  -2.499998119e-1f, 2.000068809e-1f,
+                                   -1.666915100e-1f, 1.425115563e-1f,  -1.239670045e-1f,
+                                   1.163466254e-1f,  -1.165992923e-1f, 7.332529340e-2f};
   const auto root_half = hn::Set(I32(), 0x3f3504f3);
   const auto bits = hn::Sub(hn::BitCast(I32(), x), root_half);
   const VF exponent = hn::ConvertTo(F32(), hn::ShiftRight<23>(bits));
@@ -74,7 +75,8 @@ inline SinCos SinCosTurns(VF t) {
   const VU32 sin_sign = hn::ShiftLeft<30>(hn::And(quadrant, two));
   const VU32 cos_sign = hn::ShiftLeft<30>(hn::And(hn::Add(quadrant, hn::Set(U32(), 1u)), two));
   // Odd quadrants exchange the two: their lowest bit, moved to the sign, is the mask.
-  const auto odd = hn::MaskFromVec(hn::BitCast(F32(), hn::ShiftRight<31>(hn::BitCast(I32(), hn::ShiftLeft<31>(quadrant)))));
+  const auto odd =
+      hn::MaskFromVec(hn::BitCast(F32(), hn::ShiftRight<31>(hn::BitCast(I32(), hn::ShiftLeft<31>(quadrant)))));
   const VF sine = hn::IfThenElse(odd, c, s), cosine = hn::IfThenElse(odd, s, c);
   return {hn::BitCast(F32(), hn::Xor(hn::BitCast(U32(), sine), sin_sign)),
           hn::BitCast(F32(), hn::Xor(hn::BitCast(U32(), cosine), cos_sign))};

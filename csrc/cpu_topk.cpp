@@ -125,9 +125,7 @@ void TopKBatch(const TopKProblem& p, size_t first, size_t rows, float* scores, i
   const size_t height = HWY_DYNAMIC_DISPATCH(TileQueries)(), width = HWY_DYNAMIC_DISPATCH(TilePoints)();
   const size_t tiles = (rows + height - 1) / height, panels = (p.n + width - 1) / width;
   const AlignedFloats queries = AllocateFloats(tiles * height * p.d);
-  pool.Run(tiles, [&](size_t tile, size_t) {
-    HWY_DYNAMIC_DISPATCH(PackQueries)(p, first, rows, tile, queries.get());
-  });
+  pool.Run(tiles, [&](size_t tile, size_t) { HWY_DYNAMIC_DISPATCH(PackQueries)(p, first, rows, tile, queries.get()); });
   Spaces spaces(pool.threads());
   // A thread sees its panels in ascending order, as Selection needs; which thread sees which does not matter.
   pool.Run(panels, [&](size_t panel, size_t thread) {

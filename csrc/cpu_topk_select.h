@@ -21,7 +21,10 @@ inline bool Better(const Hit& a, const Hit& b) { return a.score > b.score || (a.
 class Selection {
  public:
   Selection(size_t rows, size_t k, size_t panel)
-      : k_(k), capacity_(2 * k + panel), hits_(rows * capacity_), count_(rows, 0),
+      : k_(k),
+        capacity_(2 * k + panel),
+        hits_(rows * capacity_),
+        count_(rows, 0),
         threshold_(rows, std::numeric_limits<float>::quiet_NaN()) {}
 
   // A score enters if it is not <= this. NaN, and so everything enters, until k were seen. Later arrivals have higher

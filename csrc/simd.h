@@ -91,12 +91,12 @@ Vec<T> BitCast(Simd<T>, Vec<S> from) {
   return v;
 }
 
-#define EBMVK_BINARY(name, expression) \
-  template <class T>                   \
-  Vec<T> name(Vec<T> a, Vec<T> b) {    \
-    Vec<T> v;                          \
+#define EBMVK_BINARY(name, expression)                  \
+  template <class T>                                    \
+  Vec<T> name(Vec<T> a, Vec<T> b) {                     \
+    Vec<T> v;                                           \
     EBMVK_LANES v.lane[i] = static_cast<T>(expression); \
-    return v;                          \
+    return v;                                           \
   }
 EBMVK_BINARY(Add, a.lane[i] + b.lane[i])
 EBMVK_BINARY(Sub, a.lane[i] - b.lane[i])
