@@ -35,7 +35,8 @@ class Buffer {
   }
 
   static constexpr std::uint64_t kGuardBytes = 1024;    // a multiple of every alignment Vulkan allows a device to ask
-  static constexpr std::uint32_t kPoison = 0x7fc0dead;  // a NaN
+  static constexpr std::uint32_t kPoison = 0x7fc0dead;  // a NaN, so that what is read unwritten shows
+  static constexpr std::uint32_t kGuard = 0x4b1dc0de;   // a number, so that what is computed from it differs from it
 
  private:
   void free() noexcept;

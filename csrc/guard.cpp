@@ -23,7 +23,12 @@ void run_once(Device& device, const std::function<void(vk::CommandBuffer)>& reco
 }  // namespace
 
 void poison(Device& device, vk::Buffer buffer, std::uint64_t bytes) {
-  run_once(device, [&](vk::CommandBuffer commands) { commands.fillBuffer(buffer, 0, bytes, Buffer::kPoison); });
+  constexpr auto band = Buffer::kGuardBytes;
+  run_once(device, [&](vk::CommandBuffer commands) {
+    commands.fillBuffer(buffer, 0, band, Buffer::kGuard);
+    commands.fillBuffer(buffer, band, bytes - 2 * band, Buffer::kPoison);
+    commands.fillBuffer(buffer, bytes - band, band, Buffer::kGuard);
+  });
 }
 
 std::string damaged_guards(Device& device) {
@@ -38,7 +43,7 @@ std::string damaged_guards(Device& device) {
     });
     const auto* words = readback.as<std::uint32_t>();
     for (std::uint64_t i = 0; i < 2 * band / 4; ++i)
-      if (words[i] != Buffer::kPoison)
+      if (words[i] != Buffer::kGuard)
         return "a buffer of " + std::to_string(bytes - 2 * band) + " bytes was written " +
                (i < band / 4 ? "before its begin" : "after its end") + " (word " + std::to_string(i) +
                " of the guards)";

@@ -8,7 +8,7 @@
 
 namespace ebmvk {
 
-// Fills the whole of a new device buffer, guard bands included, with Buffer::kPoison.
+// Fills a new device buffer of `bytes`, bands included, with Buffer::kPoison, and its bands with Buffer::kGuard.
 void poison(Device& device, vk::Buffer buffer, std::uint64_t bytes);
 
 // Empty where all guard bands of the device's live buffers are whole; else which one is not.

@@ -138,7 +138,12 @@ vk::DescriptorSet Program::describe(const Pipeline& pipeline, const std::vector<
   pools_.push_back(device_.handle().createDescriptorPool({{}, 1, size}));
   const auto set = device_.handle().allocateDescriptorSets({pools_.back(), pipeline.set_layout}).front();
   std::vector<vk::DescriptorBufferInfo> infos;
-  for (const auto& view : bindings) infos.emplace_back(view.buffer->handle(), view.start(), view.size());
+  for (const auto& view : bindings) {
+    // With guard bands the binding covers the one behind, or the driver would drop the very writes we look for.
+    const bool whole = view.offset + view.size() == view.buffer->bytes();
+    const auto guard = whole ? view.buffer->offset() : 0;
+    infos.emplace_back(view.buffer->handle(), view.start(), view.size() + guard);
+  }
   const vk::WriteDescriptorSet write(set, 0, 0, vk::DescriptorType::eStorageBuffer, {}, infos);
   device_.handle().updateDescriptorSets(write, {});
   return set;
