@@ -97,7 +97,7 @@ PRESETS: dict[Size, dict[str, object]] = {
 PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, batch and steps stand
 FEWEST_TOKENS = 512
 BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
-MOST_EPOCHS = 12.0  # of a text that is repeated, with the dropout below
+MOST_EPOCHS = 10.0  # of a text that is repeated, with the dropout below
 REPEATED_DROPOUT = 0.3
 
 
