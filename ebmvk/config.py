@@ -33,7 +33,7 @@ def knob(default: Any, *, low: float | None = None, high: float | None = None, r
 
 @dataclass(frozen=True)
 class RunConfig:
-    size: Size = "nano"  # The one dial: derives every value that is not given.
+    size: Size = "tiny"  # The one dial: derives every value that is not given.
     device: str = knob("auto", resume=True)  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     seed: int = knob(42, low=0, high=2**63 - 1)  # Seed of everything random.
     deterministic: bool = knob(False, resume=True)  # Bit-for-bit repeatable: torch's deterministic algorithms only.

@@ -81,7 +81,7 @@ def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     if resume:
         config = from_toml(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0] / "config.toml")
     else:
-        config = replace(Config(), _sized(cli.value_of(args, "--size") or file.get("size", "nano"), None))
+        config = replace(Config(), _sized(cli.value_of(args, "--size") or file.get("size", RunConfig.size), None))
     return replace(config, file), file
 
 
