@@ -39,9 +39,7 @@ def langevin(
     """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale, logw_shift, step_size, gamma.
     Returns energy, kinetic_temperature, energy_error, tangency."""
 
-def normals(
-    seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int
-) -> _Floats:
+def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
     """(steps, chains, d), as the chains of `langevin` draw them."""
 
 def threads() -> int: ...

@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import cli
-from ebmvk.config import SIZES, Config, Size, Source, check, check_resume, from_toml, items, nearest, read_toml, replace
+from ebmvk.config import (
+    SIZES,
+    Config,
+    RunConfig,
+    Size,
+    Source,
+    check,
+    check_resume,
+    from_toml,
+    items,
+    nearest,
+    read_toml,
+    replace,
+)
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
