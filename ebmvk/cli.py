@@ -140,10 +140,8 @@ def _is_number(text: str) -> bool:
 def value_of(args: Sequence[str], name: str) -> str | None:
     """The value given for one flag, before the full parse; None when absent."""
     for i, arg in enumerate(args):
-        if arg == name and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(name + "="):
-            return arg.split("=", 1)[1]
+        if flags_in([arg]) == [name]:
+            return arg.split("=", 1)[1] if "=" in arg else next(iter(args[i + 1 :]), None)
     return None
 
 

@@ -86,7 +86,6 @@ class TrainingConfig:
     grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
     warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.
     precision: Literal["float32", "bfloat16"] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
-    lambda_lex: float = knob(0.5, low=0.0)  # Weight of the lexical cross-entropy.
     lambda_denoise: float = knob(0.1, low=0.0)  # Weight of denoising.
     lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
     moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
@@ -150,8 +149,11 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
     """Flat {field: value} of a configuration file; unknown sections, unknown keys and wrong types are rejected.
+
+    Args:
+        flag: what named the file, with a blank after it, for messages.
 
     Raises:
         ConfigError: naming the file, the key and its value, with the nearest known name.
@@ -159,10 +161,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--config {path}: no such file", hint="check the path, or leave --config away") from None
+        raise ConfigError(f"{flag}{path}: no such file", hint="check the path; a run's config.toml is one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"--config {path}: cannot be read as TOML", why=str(error), hint="compare it with a run's config.toml"
+            f"{flag}{path}: cannot be read as TOML", why=str(error), hint="compare it with another run's config.toml"
         ) from None
     values: dict[str, Any] = {}
     for section, table in tables.items():
@@ -236,7 +238,7 @@ def _toml(value: Any) -> str:
 
 def from_toml(path: Path) -> Config:
     """A complete configuration from a file written by `write_toml`; fields it leaves out have their defaults."""
-    return replace(Config(), read_toml(path))
+    return replace(Config(), read_toml(path, flag=""))
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
@@ -250,7 +252,23 @@ def check(config: Config) -> Config:
     """
     for _, name, value in items(config):
         _check_range(name, value)
-    model, data, langevin = config.model, config.data, config.langevin
+    check_model(config.model)
+    data, langevin = config.data, config.langevin
+    _require(
+        langevin.knn_k < data.vocab_size,
+        f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
+        f"take --knn-k {data.vocab_size - 1} or less",
+    )
+    _require(
+        langevin.langevin_levels <= langevin.langevin_steps,
+        f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
+        f"take --langevin-levels {langevin.langevin_steps} or less: a level needs a step",
+    )
+    return config
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError for sizes of a model that contradict each other."""
     _require(
         model.latent_dim % (2 * model.n_heads) == 0,
         f"--latent-dim {model.latent_dim} is not a multiple of 2 x --n-heads {model.n_heads}",
@@ -267,17 +285,6 @@ def check(config: Config) -> Config:
         f"--context-global {model.context_global} do not widen",
         "order them local <= medium <= global",
     )
-    _require(
-        langevin.knn_k < data.vocab_size,
-        f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
-        f"take --knn-k {data.vocab_size - 1} or less",
-    )
-    _require(
-        langevin.langevin_levels <= langevin.langevin_steps,
-        f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
-        f"take --langevin-levels {langevin.langevin_steps} or less: a level needs a step",
-    )
-    return config
 
 
 def _check_range(name: str, value: Any) -> None:

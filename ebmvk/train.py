@@ -22,7 +22,6 @@ from ebmvk.config import (
     Source,
     check,
     check_resume,
-    from_toml,
     items,
     nearest,
     read_toml,
@@ -92,7 +91,9 @@ def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     file = read_toml(Path(path)) if path else {}
     resume = cli.value_of(args, "--resume")
     if resume:
-        config = from_toml(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0] / "config.toml")
+        from ebmvk.training.workspace import read_config
+
+        config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])
     else:
         config = replace(Config(), _sized(cli.value_of(args, "--size") or file.get("size", RunConfig.size), None))
     return replace(config, file), file
@@ -162,9 +163,10 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 def _resumed(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
+    from ebmvk.training.workspace import read_config
 
     folder, at = _resume_folder(command.resume or NEWEST, str(command.run_dir) if command.run_dir else None)
-    old = from_toml(folder / "config.toml")
+    old = read_config(folder)
     config = check(replace(old, _overrides(file, given)))
     check_resume(old, config)
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig
-from ebmvk.errors import ConfigError
+from ebmvk.config import ModelConfig, check_model
 from ebmvk.model.context import ContextTrunk, Scales
 from ebmvk.model.decoder import Composition, Decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
@@ -41,7 +40,7 @@ class EnergyModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        _check(config)
+        check_model(config)
         self.config, self.vocab_size = config, vocab_size
         # Rows of about unit length, so that a step of the optimiser turns them about as far as it moves them.
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
@@ -81,22 +80,3 @@ class EnergyModel(nn.Module):
     def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
         """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""
         return torch.log_softmax(self.logits(context, embeddings), dim=-1)
-
-
-def _check(config: ModelConfig) -> None:
-    if config.latent_dim % config.n_heads or (config.latent_dim // config.n_heads) % 2:
-        raise ConfigError(
-            f"--n-heads {config.n_heads} does not divide --latent-dim {config.latent_dim} into even parts",
-            hint=f"use --n-heads {next(h for h in (8, 4, 2, 1) if config.latent_dim % (2 * h) == 0 or h == 1)}",
-        )
-    if not config.context_local <= config.context_medium <= config.context_global:
-        raise ConfigError(
-            f"--context-local {config.context_local}, --context-medium {config.context_medium} and --context-global "
-            f"{config.context_global} are not in rising order",
-            hint="give windows that widen with depth, for example 12, 64, 128",
-        )
-    if not 1 <= config.moe_active <= config.moe_experts:
-        raise ConfigError(
-            f"--moe-active {config.moe_active} is more than --moe-experts {config.moe_experts}",
-            hint=f"use --moe-active {min(2, config.moe_experts)}",
-        )
