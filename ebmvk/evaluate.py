@@ -43,14 +43,15 @@ def _evaluate(command: EvaluateCommand) -> int:
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.training.evaluation import likelihood, text_size
+    from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     context, stride = _window(command, run.config)
     device = open_device(command.device)
     corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
-    stream = encode_split(corpus, command.split, run.tokenizer)
-    stream = stream.take(command.limit + 1) if command.limit else stream
+    whole = encode_split(corpus, command.split, run.tokenizer)
+    stream = whole if command.limit is None else whole.take(command.limit + 1)
     model = run.model.to(device.torch)
     size = text_size(stream, run.tokenizer)
     found = likelihood(model, stream, size, context=context, stride=stride, device=device.torch)
@@ -59,17 +60,17 @@ def _evaluate(command: EvaluateCommand) -> int:
         "step": run.checkpoint.step,
         "dataset": corpus.name,
         "split": command.split,
-        "whole_split": command.limit is None,
+        "whole_split": found.tokens == len(whole) - 1,
         "memory": "none",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_tokens": run.checkpoint.state["progress"]["tokens"],
+        "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
         **found.record(),
     }
     if command.json:
         print(json.dumps(record))
     else:
-        _print(record, corpus.reason, device.reason)
+        _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
 
 

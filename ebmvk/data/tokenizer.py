@@ -6,6 +6,7 @@ words, and " \\n", the end of a line, is one token and one word. Other text is c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -87,6 +88,10 @@ class Tokenizer:
         """UTF-8 bytes that ids stand for; end-of-text stands for none."""
         return int(self._byte_lengths[ids].sum())
 
+    def digest(self) -> str:
+        """SHA-256 of what `save` writes: the same tokens, merges and cuts."""
+        return hashlib.sha256(self._bpe.to_str().encode()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write tokenizer.json, whole or not at all. Raises StorageError."""
         partial = path.with_name(path.name + ".partial")
@@ -112,7 +117,10 @@ class Tokenizer:
             raise DataError(
                 f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
             ) from error
-        return cls(bpe)
+        try:
+            return cls(bpe)
+        except DataError as error:
+            raise DataError(f"{path}: {error.what}", hint=error.hint) from None
 
 
 def _lone_surrogate(texts: list[str]) -> ArgumentError:

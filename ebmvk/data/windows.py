@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,18 +26,20 @@ class TokenStream:
         name: `corpus/split`, for messages.
         tokens: (n,) int32.
         starts: (documents,) int64, where each document's end-of-text token stands.
+        word_level: of the corpus, which says what a word is; the tokenizer may come from another kind of text.
     """
 
     name: str
     tokens: Ids
     starts: npt.NDArray[np.int64]
+    word_level: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, limit: int) -> TokenStream:
         """The first `limit` tokens."""
-        return TokenStream(self.name, self.tokens[:limit], self.starts[self.starts < limit])
+        return replace(self, tokens=self.tokens[:limit], starts=self.starts[self.starts < limit])
 
 
 def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer) -> TokenStream:
@@ -46,7 +48,7 @@ def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer) -> TokenStrea
     eos = np.array([tokenizer.eos_id], dtype=np.int32)
     tokens = np.concatenate([part for document in encoded for part in (eos, document)])
     lengths = np.array([len(document) + 1 for document in encoded], dtype=np.int64)
-    return TokenStream(f"{corpus.name}/{split}", tokens, np.cumsum(lengths) - lengths)
+    return TokenStream(f"{corpus.name}/{split}", tokens, np.cumsum(lengths) - lengths, corpus.word_level)
 
 
 class Batches:
@@ -77,18 +79,18 @@ class Batches:
             )
         self._tokens = stream.tokens
         self._batch_size, self._seq_length, self._seed = batch_size, seq_length, seed
-        self._windows = len(stream) // seq_length
+        self.windows = len(stream) // seq_length  # in an epoch
         self._starts = lru_cache(maxsize=2)(self._epoch_starts)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every window has been visited at least once."""
-        return -(-self._windows // self._batch_size)
+        return -(-self.windows // self._batch_size)
 
     def batch(self, step: int) -> torch.Tensor:
         """(B, T+1) int64: inputs are [:, :-1], targets [:, 1:]."""
         index = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        epochs, places = np.divmod(index, self._windows)
+        epochs, places = np.divmod(index, self.windows)
         starts = np.array([self._starts(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
         positions = (starts[:, None] + np.arange(self._seq_length + 1)) % len(self._tokens)
         return torch.from_numpy(self._tokens[positions].astype(np.int64))
@@ -96,7 +98,7 @@ class Batches:
     def _epoch_starts(self, epoch: int) -> npt.NDArray[np.int64]:
         random = np.random.default_rng([self._seed, epoch])
         offset = random.integers(len(self._tokens))
-        return offset + self._seq_length * random.permutation(self._windows)
+        return offset + self._seq_length * random.permutation(self.windows)
 
 
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:

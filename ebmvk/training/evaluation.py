@@ -73,7 +73,7 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
     """Words and bytes by the text itself, document by document, so that a cut stream is counted as cut."""
     ends = [*stream.starts[1:], len(stream)]
     documents = (stream.tokens[start:end] for start, end in zip(stream.starts, ends, strict=True))
-    words = sum(count_words(tokenizer.decode(ids), word_level=tokenizer.word_level) for ids in documents)
+    words = sum(count_words(tokenizer.decode(ids), word_level=stream.word_level) for ids in documents)
     return TextSize(len(stream) - 1, words, tokenizer.count_bytes(stream.tokens))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ebmvk.config import Config, Source, from_toml, write_toml
+from ebmvk.config import Config, Source, check, from_toml, write_toml
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import Backend, explain, select
@@ -88,11 +88,14 @@ def digest(stream: TokenStream) -> str:
 
 def refuse_existing(folder: Path) -> None:
     """Raises ConfigError when the folder of a new run already holds one."""
-    if (folder / CONFIG_FILE).exists() or checkpoint.step_folders(folder):
+    saved = bool(checkpoint.step_folders(folder))
+    if saved or (folder / CONFIG_FILE).exists():
         raise ConfigError(
-            f"--run-dir {folder} already holds a run",
+            f"--run-dir {folder} already holds a run" + ("" if saved else ", which ended before its first checkpoint"),
             why="a new run there would mix its files with the old one's",
-            hint=f"continue it with --resume --run-dir {folder}, or take another folder",
+            hint=f"continue it with --resume --run-dir {folder}, or take another folder"
+            if saved
+            else "take another folder, or delete that one",
         )
 
 
@@ -102,13 +105,13 @@ def save_config(folder: Path, config: Config, sources: Mapping[str, Source]) -> 
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run folder. Raises CheckpointError where there is none."""
+    """The configuration of a run folder. Raises CheckpointError where there is none, ConfigError where it is bad."""
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{folder / CONFIG_FILE} is missing",
             hint="give a run folder that `ebmvk train` wrote, with its config.toml",
         )
-    return from_toml(folder / CONFIG_FILE)
+    return check(from_toml(folder / CONFIG_FILE))
 
 
 def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Checkpoint]:
@@ -116,7 +119,7 @@ def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Check
     folder, at = checkpoint.locate(path, flag)
     if path.resolve() == at:
         return folder, checkpoint.load(at)
-    return folder, checkpoint.newest_complete(folder, say)
+    return folder, checkpoint.newest_complete(folder, flag, say)
 
 
 def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
@@ -136,7 +139,7 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a checkpoint says about its model, JSON-able."""
-    return dataclasses.asdict(config.model) | {"tokens": tokenizer.vocab_size}
+    return dataclasses.asdict(config.model) | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}
 
 
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
@@ -145,8 +148,9 @@ def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) ->
     for key, value in now.items():
         if not isinstance(saved, dict) or saved.get(key) != value:
             was = saved.get(key) if isinstance(saved, dict) else None
+            file = TOKENIZER_FILE if key in ("tokens", "tokenizer") else CONFIG_FILE
             raise CheckpointError(
-                f"{found.path}: model.{key} was {was!r} when it was saved, the run's config.toml says {value!r}",
+                f"{found.path}: model.{key} was {was!r} when it was saved, the run's {file} says {value!r}",
                 why="the checkpoint belongs to another configuration",
                 hint="put back the config.toml and tokenizer.json that this checkpoint was trained with",
             )

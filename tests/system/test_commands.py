@@ -30,7 +30,7 @@ SURFACE = {
         --moe-active --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional
         --no-use-compositional --knn-k --langevin-steps --langevin-levels --langevin-dt --langevin-gamma --langevin-T
         --kappa --steps --epochs --batch-size --learning-rate --lr --weight-decay --grad-clip --warmup-steps
-        --precision --lambda-lex --lambda-denoise --lambda-spread --moe-balance --moe-z --log-every --eval-every
+        --precision --lambda-denoise --lambda-spread --moe-balance --moe-z --log-every --eval-every
         --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet
         --no-quiet""",
     "evaluate": """
@@ -122,6 +122,25 @@ def test_evaluate_agrees_with_one_token_at_a_time(ebmvk: Command, trained: Path,
     spelled = run.tokenizer.decode(tokens[1:])
     assert found["bytes"] == len(spelled.encode())
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"], rel=1e-5)
+
+
+def test_evaluate_counts_words_as_the_text_does_not_as_the_tokenizer(
+    ebmvk: Command, trained: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of other text on word-level text: its ends of line are words."""
+    text = " = A = \n \n one two <unk> three \n four five \n" * 3
+    folder = tmp_path / "wikitext-2"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    words = len(text.split()) + text.count("\n")
+    counts = {"wikitext-2": dict.fromkeys(("train", "validation", "test"), words)}
+    monkeypatch.setattr("ebmvk.data.datasets.WIKITEXT_WORDS", counts)
+    args = ("--checkpoint", trained, "--device", device, "--dataset", folder, "--json")
+    found = json.loads(ebmvk("evaluate", *args, "--split", "test", "--limit", 10_000).out)
+    assert (found["words"], found["bytes"], found["whole_split"]) == (words, len(text.encode()), True)
+    assert found["ppl_word"] == pytest.approx(math.exp(found["nats"] / words))
+    assert json.loads(ebmvk("evaluate", *args, "--limit", 9).out)["whole_split"] is False
 
 
 def test_evaluate_prints_context_and_stride(ebmvk: Command, trained: Path, device: str) -> None:
