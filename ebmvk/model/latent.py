@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebmvk.engine import philox
 from ebmvk.engine.api import Backend, EnergyScore, LangevinDiagnostics, Points, Schedule
-from ebmvk.errors import ArgumentError
+from ebmvk.errors import ArgumentError, NonFinite
 from ebmvk.sphere.geometry import proju, projx
 from ebmvk.sphere.schedule import annealed_schedule
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
@@ -112,7 +112,11 @@ class LatentLaw:
         gamma: float | None = None,
         first_chain: int = 0,
     ) -> LatentSample:
-        """Annealed Langevin from uniform x and v ~ N(0, T P_x); options as in `annealed_schedule`."""
+        """Annealed Langevin from uniform x and v ~ N(0, T P_x); options as in `annealed_schedule`.
+
+        Raises:
+            NonFinite: a chain left the finite numbers.
+        """
         schedule = annealed_schedule(
             self.points.d,
             self.entropy,
@@ -132,6 +136,12 @@ class LatentLaw:
             first_chain=first_chain,
             temperature=temperature,
         )
+        if lost := int((~torch.isfinite(result.x).all(1)).sum()):
+            raise NonFinite(
+                f"{lost} of {len(x)} Langevin chains are not finite any more (temperature {temperature:g})",
+                why="a step size, friction, temperature or concentration is too large",
+                hint="leave --langevin-dt, --langevin-gamma, --langevin-T and --kappa away: rules set them then",
+            )
         return LatentSample(result.x, schedule.kappa_scale[:, -1].contiguous(), schedule, result.diagnostics)
 
     def decode(self, x: Tensor, kappa: Tensor | float, log_p: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:

@@ -180,4 +180,5 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("ebmvk", facts["ebmvk"]),
         ("begun", facts["time"]),
     ]
-    return lines + ([("restarts", str(history.restarts))] if history.restarts else [])
+    trouble = (("restarts", history.restarts), ("unreadable lines of metrics.jsonl", history.broken_lines))
+    return lines + [(what, str(count)) for what, count in trouble if count]

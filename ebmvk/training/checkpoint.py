@@ -224,8 +224,11 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
     )
 
 
-def newest_complete(run: Path, say: Callable[[str], None]) -> Checkpoint:
+def newest_complete(run: Path, flag: str, say: Callable[[str], None]) -> Checkpoint:
     """The newest checkpoint of a run that verifies; `say` is told of each one that was skipped, and why.
+
+    Args:
+        flag: what named the run, for messages.
 
     Raises:
         CheckpointError: when the run has none.
@@ -242,7 +245,7 @@ def newest_complete(run: Path, say: Callable[[str], None]) -> Checkpoint:
             say(f"continuing from {found.path.name}, the newest usable checkpoint")
         return found
     raise CheckpointError(
-        f"--resume {run}: no usable checkpoint",
+        f"{flag} {run}: no usable checkpoint",
         why=reason.what if reason else "the run was stopped before its first checkpoint",
         hint="start a new run with another --run-dir",
     )

@@ -20,7 +20,7 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import CheckpointError, NonFinite
+from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.training import checkpoint, optim
 from ebmvk.training.checkpoint import Checkpoint
@@ -39,15 +39,36 @@ Probe = Callable[[int], Mapping[str, Any]]
 class Progress:
     """Where a run is: what a checkpoint stores beside weights and optimiser.
 
-    step: steps done; windows, tokens: seen so far; seconds: spent in steps; best_*: of the evaluation subset.
+    step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
+    best_*: of the evaluations, nats per token over best_tokens tokens.
     """
 
     step: int = 0
     windows: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    evaluated: int = 0
     best_step: int | None = None
     best_nats: float | None = None
+    best_tokens: int | None = None
+
+    @classmethod
+    def of(cls, found: Checkpoint) -> Progress:
+        """What a checkpoint says. Raises CheckpointError where that is not the progress of a run."""
+        saved = found.state.get("progress")
+        try:
+            progress = cls(**saved)  # type: ignore[arg-type]
+            counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
+            whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
+        except TypeError:
+            whole = False
+        if not whole:
+            raise CheckpointError(
+                f"{found.path}: its state has no progress of a training run, but {saved!r}",
+                why="the file was changed or written by something else",
+                hint="use an older checkpoint",
+            )
+        return progress
 
 
 @dataclass(frozen=True)
@@ -102,14 +123,15 @@ class Trainer:
                 why="the files changed, or another version of them was found",
                 hint="bring the old text back, or start a new run with another --run-dir",
             )
+        progress = Progress.of(found)
+        if progress.step > self.config.training.steps:
+            raise ConfigError(
+                f"--steps {self.config.training.steps} is below the {progress.step} that {found.path} has behind it",
+                hint="give more steps, or --resume an older checkpoint",
+            )
         checkpoint.restore(self.model, found)
-        try:
-            self.progress = Progress(**saved["progress"])
-            self.optimizer.load_state_dict(found.optimizer)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{found.path}: its state is not that of a training run ({error})", hint="use an older checkpoint"
-            ) from None
+        self.optimizer.load_state_dict(found.optimizer)
+        self.progress = progress
         # With another batch size the position in the text is kept, to within one batch.
         self._first_batch = self.progress.windows // self.config.training.batch_size - self.progress.step
         if self.config.run.deterministic:
@@ -128,7 +150,7 @@ class Trainer:
             checkpoint.point(self.folder, "best", best)
         else:  # set aside or pruned: the next evaluation is the best one then
             (self.folder / "best").unlink(missing_ok=True)
-            self.progress = dataclasses.replace(self.progress, best_step=None, best_nats=None)
+            self.progress = dataclasses.replace(self.progress, best_step=None, best_nats=None, best_tokens=None)
         return aside
 
     def save(self) -> Path:
@@ -155,18 +177,37 @@ class Trainer:
         """
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        with _interruption() as interrupted:
+        with _Interruption() as interruption:
+            if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+                self.save()
             while self.progress.step < total and outcome == "finished":
                 self._step()
                 done = self.progress.step
-                improved = (done % self.config.logging.eval_every == 0 or done == total) and self._evaluate()
-                if interrupted():
+                improved = self._evaluate_if_due(interruption)
+                if interruption.came:
                     outcome = "interrupted"
                 elif stop_after is not None and done - first >= stop_after and done < total:
                     outcome = "stopped"
                 if improved or outcome != "finished" or done == total or done % self.config.logging.save_every == 0:
                     self.save()
-        return outcome
+            if outcome == "finished" and not interruption.came:
+                with interruption.at_once():
+                    self._finish()
+        return "interrupted" if interruption.came else outcome
+
+    def _evaluate_if_due(self, interruption: _Interruption) -> bool:
+        """Evaluate where this step asks for it; True if it is the best so far. Ctrl-C ends it undone."""
+        step, every = self.progress.step, self.config.logging.eval_every
+        due = self.progress.evaluated != step and (step % every == 0 or step == self.config.training.steps)
+        improved = False
+        if due and not interruption.came:
+            try:
+                with interruption.at_once():
+                    improved = self._evaluate()
+            except EbmvkError:
+                self.save()  # steps must not be lost to what only looks at them
+                raise
+        return improved
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -220,13 +261,17 @@ class Trainer:
         part = self.streams.validation.take(self.config.logging.eval_tokens + 1)
         found = self._likelihood(part)
         step, best = self.progress.step, self.progress.best_nats
-        improved = best is None or found.nats_per_token < best
-        if improved:
-            self.progress = dataclasses.replace(self.progress, best_step=step, best_nats=found.nats_per_token)
+        # Nats per token compare only over the same tokens: --eval-tokens may have changed.
+        improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
+        levels = {"score_matching": [vars(level) for level in self._score_matching(part)]}
         health = self.probe(step)
         counts = counts_record(self.device.backend)
-        levels = {"score_matching": [vars(level) for level in self._score_matching(part)]}
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
+        self.progress = dataclasses.replace(self.progress, evaluated=step)
+        if improved:
+            self.progress = dataclasses.replace(
+                self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
+            )
         self.monitor.say(f"step {step}: validation part, {_figures(found)}{'  (best)' if improved else ''}")
         return improved
 
@@ -253,7 +298,7 @@ class Trainer:
         size = text_size(stream, self.tokenizer)
         return likelihood(self.model, stream, size, context=context, stride=context, device=self.device.torch)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """The whole validation split, exactly, and the trigram on the same tokens."""
         validation = self.streams.validation
         found = self._likelihood(validation)
@@ -279,19 +324,39 @@ def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
     return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}
 
 
-@contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
-    caught: list[int] = []
+class _Interruption:
+    """Ctrl-C and SIGTERM while it is entered: the first is remembered, a second one ends the program.
 
-    def remember(number: int, _frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
+    A step is finished first, so that the run can be saved as it then is; within `at_once`, where nothing is lost by
+    stopping, the first one ends the block.
+    """
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.came = False
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruption:
+        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        again, self.came = self.came, True
+        if again or self._at_once:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Run a block that the first interruption ends quietly."""
+        self._at_once = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.came:
+                raise
+        finally:
+            self._at_once = False

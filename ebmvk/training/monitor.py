@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ebmvk.errors import NonFinite
 from ebmvk.training.checkpoint import storage_error
 
 
@@ -36,6 +38,7 @@ class Monitor:
         self._console = Console(file=sys.stdout, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._close_broken_line()
 
     def __enter__(self) -> Monitor:
         if self._console.is_terminal and not self._quiet:
@@ -57,11 +60,29 @@ class Monitor:
             (self._bar.console if self._bar else self._console).print(text, soft_wrap=True, markup=False)
 
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one event. Values must be JSON-able and finite."""
+        """Append one event. Values must be JSON-able.
+
+        Raises:
+            NonFinite: naming the first value that JSON has no word for.
+        """
         row = {"event": event, "step": step, "time": now(), **values}
+        if bad := _non_finite(row, ""):
+            raise NonFinite(
+                f"step {step}: the {event}'s {bad[0]} is {bad[1]}; checkpoints hold what was saved before",
+                why="a step size, temperature or learning rate is too large",
+                hint="leave --langevin-dt, --langevin-T and --kappa away, or continue with a smaller --lr",
+            )
+        self._append(json.dumps(row) + "\n")
+
+    def _close_broken_line(self) -> None:
+        """After a line that a kill or a full disk cut short, the next event must not become a part of it."""
+        if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
+            self._append("\n")
+
+    def _append(self, text: str) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.write(text)
         except OSError as error:
             raise storage_error(self._path, error, "recording metrics") from error
 
@@ -74,6 +95,17 @@ class Monitor:
         elif step % self._log_every == 0 or step == self._total:
             left = (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
             self.say(f"step {step}/{self._total}  {note}  {_duration(left)} left")
+
+
+def _non_finite(value: Any, name: str) -> tuple[str, float] | None:
+    """Path and value of the first number in a tree that is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return name, value
+    if not isinstance(value, Mapping | list):
+        return None
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+    found = (_non_finite(entry, f"{name}.{key}".lstrip(".")) for key, entry in entries)
+    return next((bad for bad in found if bad), None)
 
 
 def _duration(seconds: float) -> str:

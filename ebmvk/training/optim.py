@@ -16,6 +16,9 @@ EMBEDDING_RATE = 5.0
 SCALAR_RATE = 5.0
 ROUTER_RATE = 0.1
 FINAL_RATE = 0.0
+# What torch's optimisers keep for each parameter.
+MUON_SLOTS = ("momentum_buffer",)
+ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def lr_at(step: int, config: TrainingConfig) -> float:
@@ -90,23 +93,35 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` returned.
+        """Restores what `state_dict` returned after a step.
 
         Raises:
-            CheckpointError: a name or a shape does not fit this model.
+            CheckpointError: a tensor is missing, or does not fit this model.
         """
-        by_name = {name: parameter for parameter, name in self.names.items()}
-        muon = set(self.muon.param_groups[0]["params"])
-        for key, value in state.items():
-            name, _, slot = key.rpartition("/")
-            parameter = by_name.get(name)
-            if parameter is None or (value.ndim and value.shape != parameter.shape):
-                raise CheckpointError(
-                    f"optimiser state {key!r} of shape {tuple(value.shape)} does not fit the model",
-                    why="the checkpoint is of another configuration",
-                    hint="resume with the configuration in the run folder's config.toml",
-                )
-            (self.muon if parameter in muon else self.adam).state[parameter][slot] = value.clone()
+        places = {
+            f"{self.names[parameter]}/{slot}": (optimizer, parameter, slot)
+            for optimizer, slots in ((self.muon, MUON_SLOTS), (self.adam, ADAM_SLOTS))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for slot in slots
+        }
+        for key in [*places, *state]:
+            # Momentum that silently starts from zero would be another run.
+            if key not in state or key not in places:
+                raise _misfit(f"{key!r} is {'not of this model' if key in state else 'missing'}")
+            optimizer, parameter, slot = places[key]
+            value = state[key]
+            if value.shape != (() if slot == "step" else parameter.shape):
+                raise _misfit(f"{key!r} of shape {tuple(value.shape)} does not fit the model")
+            optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
+
+
+def _misfit(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"optimiser state {what}",
+        why="the checkpoint is of another configuration",
+        hint="resume with the configuration in the run folder's config.toml, or from an older checkpoint",
+    )
 
 
 def build(model: nn.Module, config: TrainingConfig) -> Optimizer:

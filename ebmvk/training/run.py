@@ -21,7 +21,7 @@ from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.training import checkpoint
 from ebmvk.training.evaluation import text_size
-from ebmvk.training.loop import Outcome, Streams, Trainer
+from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.workspace import (
     REPORT_FILE,
@@ -75,35 +75,38 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
         else train_tokenizer(job.corpus, job.config.data.vocab_size)
     )
     streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
-    job = _with_steps(job, streams.train)
+    job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
     for line in _settings(job):
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
     probe = Probe(job.config, model, tokenizer, device.backend, job.folder / SAMPLES_FILE)
     total, done = job.config.training.steps, found.step if found else 0
-    save_config(job.folder, job.config, job.sources)
     if not job.resume:
+        save_config(job.folder, job.config, job.sources)
         tokenizer.save(job.folder / TOKENIZER_FILE)
     with Monitor(job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done) as monitor:
         trainer = Trainer(job.config, job.folder, model, tokenizer, streams, device, monitor, probe)
         if found:
             check_same_model(found, job.config, tokenizer)
             trainer.restore(found)
+            save_config(job.folder, job.config, job.sources)  # not before the checkpoint is known to fit
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
         monitor.record("resume" if found else "start", done, _facts(job, trainer, device))
         outcome = trainer.run(stop_after)
-        if outcome == "finished":
-            trainer.finish()
     return _close(job, trainer, outcome)
 
 
-def _with_steps(job: Job, train: TokenStream) -> Job:
-    """Epochs become steps; a warm-up that nobody asked for fits into a short run."""
+def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
+    """Epochs become steps; a warm-up that nobody asked for fits into a short run.
+
+    The epochs of a resumed run count what it has read already, whatever its batch size was then.
+    """
     config, sources = job.config, dict(job.sources)
     batches = Batches(train, config.training.batch_size, config.data.seq_length, config.run.seed)
     if config.training.epochs is not None:
-        steps = max(1, ceil(config.training.epochs * batches.steps_per_epoch))
+        left = config.training.epochs * batches.windows - done.windows
+        steps = max(1, done.step + ceil(left / config.training.batch_size))
         config, sources["steps"] = replace_values(config, {"steps": steps}), "derived"
     short = max(1, config.training.steps // 10)
     if not job.resume and sources.get("warmup_steps") not in ("file", "flag") and config.training.warmup_steps > short:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ebmvk.errors import CheckpointError, EbmvkError, NonFinite, StorageError
+from ebmvk.report.metrics import read_metrics
 from ebmvk.training import checkpoint, loop
 from ebmvk.training.checkpoint import MANIFEST, MODEL, STATE, _describe
 from ebmvk.training.losses import Losses
+from ebmvk.training.monitor import Monitor
 
 from .conftest import Command, Said, rows
 
@@ -245,6 +249,65 @@ def test_evaluate_refuses_a_checkpoint_of_another_configuration(ebmvk: Command, 
     _is_typed(ebmvk("evaluate", "--checkpoint", run), "model.hidden_dim was 32", "64")
 
 
+def test_another_tokenizer_of_the_same_size_is_refused(ebmvk: Command, train: Command, tmp_path: Path) -> None:
+    """Its figures would be wrong without any sign of it."""
+    run = tmp_path / "run"
+    train(run, "--steps", 1, "--quiet", "--sample-tokens", 0)
+    found = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = found["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (run / "tokenizer.json").write_text(json.dumps(found), encoding="utf-8")
+    _is_typed(ebmvk("evaluate", "--checkpoint", run), "model.tokenizer", "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.toml", b"[training\n", ["config.toml", "TOML"]),
+        ("config.toml", b"[data]\nseq_length = -3\n", ["--seq-length -3"]),
+        ("config.toml", None, ["config.toml is missing"]),
+        ("tokenizer.json", b"{", ["tokenizer.json"]),
+        (
+            "tokenizer.json",
+            b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}',
+            ["tokenizer.json"],
+        ),
+        ("tokenizer.json", b"\xff\xfe", ["tokenizer.json"]),
+        ("tokenizer.json", None, ["tokenizer.json"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "generate", "train"])
+def test_a_damaged_file_of_the_run_folder_is_named(
+    ebmvk: Command, trained: Path, tmp_path: Path, command: str, file: str, content: bytes | None, words: list[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_bytes(content)
+    args = ("--resume", run) if command == "train" else ("--checkpoint", run)
+    said = ebmvk(command, *args)
+    _is_typed(said, *words)
+    assert "--config" not in said.err
+
+
+@pytest.mark.parametrize("progress", [None, {}, {"step": "x"}, {"step": 7}, {"step": 8, "tokens": -1}, {"other": 1}])
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_checkpoint_without_a_runs_progress_is_refused(
+    ebmvk: Command, trained: Path, tmp_path: Path, command: str, progress: object
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    path = run / "checkpoints" / "step-8"
+    state = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["state"]
+    _edit(path, state=state | {"progress": progress})
+    args = ("--resume", path) if command == "train" else ("--checkpoint", path)
+    _is_typed(ebmvk(command, *args), "step-8", "progress")
+
+
+def test_a_run_without_a_checkpoint_is_not_advised_to_resume(ebmvk: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    _is_typed(ebmvk("train", "--run-dir", tmp_path), "ended before its first checkpoint", "take another folder")
+
+
 class _FullDisk:
     """Refuses the n-th write of a file, as a full disk does, after half of it went through."""
 
@@ -265,7 +328,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(checkpoint, "write_file", _FullDisk(nth))
     with pytest.raises(StorageError, match="No space left on device"):
         _save(tmp_path, 2)
-    found = checkpoint.newest_complete(tmp_path, print)
+    found = checkpoint.newest_complete(tmp_path, "--resume", print)
     assert found.step == (1 if nth < 4 else 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if "unfinished" in path.name] == []
     monkeypatch.undo()
@@ -289,7 +352,7 @@ def test_a_kill_between_the_steps_of_a_save_loses_nothing(
     with pytest.raises(Kill):
         _save(tmp_path, 2)
     monkeypatch.undo()
-    assert checkpoint.newest_complete(tmp_path, print).step == (2 if call == "replace" else 1)
+    assert checkpoint.newest_complete(tmp_path, "--resume", print).step == (2 if call == "replace" else 1)
     assert checkpoint.load(_save(tmp_path, 2)).step == 2
     assert (tmp_path / "latest").read_text(encoding="ascii") == "checkpoints/step-2\n"
 
@@ -304,6 +367,33 @@ def test_a_full_disk_while_training_ends_with_a_typed_error(
     monkeypatch.undo()
     train(run, "--resume", "--quiet")
     assert len(rows(run, "end")) == 1
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples.txt", "report.html"])
+def test_a_full_disk_under_any_file_of_the_run_is_a_typed_error(
+    ebmvk: Command, train: Command, tmp_path: Path, file: str
+) -> None:
+    run = tmp_path / "run"
+    train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
+    content = (run / file).read_bytes() if file == "metrics.jsonl" else b""
+    (run / file).unlink(missing_ok=True)
+    (run / file).symlink_to("/dev/full")
+    _is_typed(ebmvk("train", "--resume", "--run-dir", run, "--sample-tokens", 1), "No space left on device", file)
+    (run / file).unlink()
+    (run / file).write_bytes(content)
+    train(run, "--resume", "--quiet")
+    assert rows(run, "end")[-1]["step"] == 8
+
+
+def test_a_line_of_metrics_that_was_cut_short_costs_no_other(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "st')
+    train(run, "--resume", "--quiet")
+    history = read_metrics(run / "metrics.jsonl")
+    assert (history.restarts, history.broken_lines) == (1, 1)
+    assert [row["step"] for row in history.steps] == list(range(1, 9))
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -355,6 +445,25 @@ def test_non_finite_numbers_never_reach_the_weights(
     monkeypatch.undo()
     assert [path.name for path in checkpoint.step_folders(run)] == ["step-2"]
     train(run, "--resume", "--quiet")
+
+
+def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
+    ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    args = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", "reference")
+    _is_typed(ebmvk("train", *args, "--langevin-T", 1e38), "chains are not finite", "--langevin-T")
+    assert [path.name for path in checkpoint.step_folders(run)] == ["step-4"]
+    train(run, "--resume", "--langevin-T", 1, "--quiet")
+    assert [row["step"] for row in rows(run, "eval")] == [4, 8]
+
+
+def test_an_event_that_json_has_no_words_for_is_named(tmp_path: Path) -> None:
+    with Monitor(tmp_path, quiet=True, log_every=1, total=1, done=0) as monitor:
+        with pytest.raises(NonFinite, match=r"step 3: the eval's levels\.1\.loss is nan"):
+            monitor.record("eval", 3, {"levels": [{"loss": 1.0}, {"loss": math.nan}]})
+        monitor.record("eval", 3, {"levels": [{"loss": 1.0}]})
+    assert [row["step"] for row in rows(tmp_path, "eval")] == [3]
 
 
 def test_errors_are_all_of_one_family() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .conftest import Command, made_up_text, rows
 
+EVALUATE_NEVER = ("--eval-every", 100000, "--sample-tokens", 0)
 STEADY = ("--deterministic", "--quiet", "--sample-tokens", 0)
 
 
@@ -51,6 +53,44 @@ def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Comman
     train(run, "--resume", "--batch-size", 2, "--lr", 1e-4, "--steps", 10, "--log-every", 1, "--quiet")
     assert rows(run, "end")[0]["progress"]["windows"] == 4 * 4 + 6 * 2
     assert max(row["lr"] for row in rows(run, "step")[4:]) <= 1e-4
+
+
+def test_epochs_count_what_was_read_whatever_the_batch_size(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--epochs", 2, "--batch-size", 4, "--stop-after", 5)
+    train(run, "--resume", "--batch-size", 2, "--quiet")
+    per_epoch = open_windows(run)
+    assert 0 <= rows(run, "end")[0]["progress"]["windows"] - 2 * per_epoch < 2  # the last batch may go beyond
+
+
+def open_windows(run: Path) -> int:
+    """Windows in an epoch of the run's training text, from its metrics."""
+    start = rows(run, "start")[0]
+    return (start["text"]["train"]["tokens"] + 1) // 16
+
+
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
+    train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--stop-after", 4)
+    before = (run / "config.toml").read_bytes()
+    said = ebmvk("train", "--resume", "--run-dir", run, "--steps", 3)
+    assert said.status == 2
+    assert "--steps 3 is below the 4 that" in said.err
+    assert (run / "config.toml").read_bytes() == before
+
+
+def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_path: Path) -> None:
+    """A lower loss on other tokens is not a better model."""
+    run = tmp_path / "run"
+    train(run, *STEADY, "--stop-after", 4)
+    weights = tmp_path / "run" / "checkpoints" / "step-4" / "state.json"
+    manifest = json.loads(weights.read_text(encoding="utf-8"))
+    manifest["state"]["progress"]["best_nats"] = 0.001  # of the old part: nothing will beat it
+    weights.write_text(json.dumps(manifest), encoding="utf-8")
+    train(run, "--resume", "--eval-tokens", 100, "--quiet")
+    assert (run / "best").read_text(encoding="ascii").strip() == "checkpoints/step-8"
 
 
 @pytest.mark.parametrize(
@@ -108,10 +148,10 @@ def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) ->
     assert f"--resume --run-dir {trained}" in said.err
 
 
-def _start(run: Path, text: Path, tiny: Path, device: str) -> subprocess.Popen[str]:
+def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) -> subprocess.Popen[str]:
     """Training in a process of its own, at its third step at least when this returns."""
     command = [sys.executable, "-m", "ebmvk.train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device"]
-    more = [device, "--steps", 100000, "--save-every", 2, "--eval-every", 100000, "--sample-tokens", 0]
+    more = [device, "--steps", 100000, "--save-every", 2, *(settings or EVALUATE_NEVER)]
     process = subprocess.Popen(
         [str(part) for part in (*command, *more)],
         stdout=subprocess.PIPE,
@@ -125,6 +165,23 @@ def _start(run: Path, text: Path, tiny: Path, device: str) -> subprocess.Popen[s
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process
+
+
+def test_ctrl_c_ends_an_evaluation_at_once_and_the_resumed_run_makes_up_for_it(
+    tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
+) -> None:
+    run = tmp_path / "run"
+    endless = ("--eval-every", 3, "--sample-tokens", 1_000_000)  # hours of chains at the first evaluation
+    process = _start(run, text, tiny, device, *endless)
+    time.sleep(1)  # into the evaluation
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "saved       step 3 of 100000" in out
+    assert rows(run, "eval") == []
+    train(run, "--resume", "--sample-tokens", 0, "--stop-after", 1, "--quiet")
+    assert [row["step"] for row in rows(run, "eval")] == [3]
+    assert (run / "best").read_text(encoding="ascii").strip() == "checkpoints/step-3"
 
 
 def rows_so_far(run: Path) -> list[str]:

@@ -176,6 +176,9 @@ def test_state_of_another_model_is_refused() -> None:
     for wrong in ({"no.such/exp_avg": torch.zeros(1)}, {"points/exp_avg": torch.zeros(3, 3)}):
         with pytest.raises(CheckpointError):
             optim.build(model(), CONFIG.training).load_state_dict({**state, **wrong})
+    for gone in state:  # momentum that starts from zero would be another run
+        with pytest.raises(CheckpointError, match=f"'{gone}' is missing"):
+            optim.build(model(), CONFIG.training).load_state_dict({k: v for k, v in state.items() if k != gone})
 
 
 def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> None:
