@@ -13,6 +13,7 @@ from ebmvk.config import Config
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
 from ebmvk.model.ebm import EnergyModel
+from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
 from ebmvk.training.cross_entropy import linear_cross_entropy
 
@@ -150,28 +151,29 @@ def score_matching(
     query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
     handle, d = backend.points(mu), mu.shape[1]
     log_p = torch.log_softmax(F.linear(query, mu, model.bias), -1)
-    prior = unigram.clamp_min(torch.finfo(mu.dtype).tiny).log().to(mu.dtype).expand_as(log_p)
     low, high = kappa_range(d, len(mu))
     found = []
     for level in range(levels):
         kappa = low * (high / low) ** (level / max(1, levels - 1))
         x = sample_vmf(mu[targets], kappa, seed=_mix(seed, level))
-        losses = [_level_loss(backend, handle, mu, x, law, targets, kappa, k=k) for law in (log_p, prior)]
+        pull = kappa * (x @ mu.t())
+        score = _latent_score(backend, handle, x, log_p, pull, kappa, k=k)
+        # Every token takes part, and no background: exact where only unigram frequencies are known.
+        only_frequencies = kappa * proju(x, torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
+        truth = kappa * proju(x, mu[targets])
+        scale = kappa * (d - 1) * float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d))
+        losses = (float((s - truth).square().sum(-1).mean() / scale) for s in (score, only_frequencies))
         found.append(ScoreMatching(kappa, *losses))
     return found
 
 
-def _level_loss(
-    backend: Backend, handle: Points, mu: Tensor, x: Tensor, log_p: Tensor, targets: Tensor, kappa: float, *, k: int
-) -> float:
-    d = mu.shape[1]
-    level = torch.tensor(kappa, dtype=mu.dtype, device=mu.device)
-    ids = torch.topk(log_p + kappa * (x @ mu.t()), min(k, len(mu)), dim=-1).indices
+def _latent_score(
+    backend: Backend, handle: Points, x: Tensor, log_p: Tensor, pull: Tensor, kappa: float, *, k: int
+) -> Tensor:
+    """Score (B, d) of p_kappa(x|c) with the k likeliest tokens given (x, c) as candidates. pull: kappa mu.x, (B, V)."""
+    level = torch.tensor(kappa, dtype=x.dtype, device=x.device)
+    ids = torch.topk(log_p + pull, min(k, handle.n), dim=-1).indices
     chosen = log_p.gather(-1, ids)
-    rest = (-torch.expm1(torch.logsumexp(chosen, -1))).clamp_min(torch.finfo(mu.dtype).eps).log()
+    rest = (-torch.expm1(torch.logsumexp(chosen, -1))).clamp_min(torch.finfo(x.dtype).eps).log()
     concentrations = level.expand_as(chosen).contiguous()
-    score = backend.energy_score(x, handle, ids, chosen + log_c_ratio(level, d), concentrations, rest).score
-    own = mu[targets]
-    truth = kappa * (own - (own * x).sum(-1, keepdim=True) * x)
-    scale = kappa * (d - 1) * float(mean_cosine(level.double(), d))
-    return float((score - truth).square().sum(-1).mean() / scale)
+    return backend.energy_score(x, handle, ids, chosen + log_c_ratio(level, handle.d), concentrations, rest).score

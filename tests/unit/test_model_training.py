@@ -132,6 +132,25 @@ def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None
     assert max(level.loss for level in sure) < 1e-6
 
 
+def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever_k_is() -> None:
+    """The one dense sum over all tokens, a token that never occurs included."""
+    net, tokens = model().eval(), batch()
+    unigram = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(5))
+    unigram[3] = 0.0
+    unigram /= unigram.sum()
+    few, all_ = (losses.score_matching(net, tokens, Reference(), unigram, k=k, seed=0) for k in (2, VOCABULARY))
+    assert [level.unigram_loss for level in few] == [level.unigram_loss for level in all_]
+    assert [level.loss for level in few] != [level.loss for level in all_]
+    # With the frequencies as the model's own law and all candidates, both are one law.
+    with torch.no_grad():
+        net.energy.log_scale.fill_(-40.0)
+        for weight in (net.energy.lambda_geo, net.energy.lambda_comp):
+            weight.zero_()
+        net.bias.copy_(unigram.clamp_min(1e-30).log())
+    for level in losses.score_matching(net, tokens, Reference(), unigram, k=VOCABULARY, seed=0):
+        assert level.loss == pytest.approx(level.unigram_loss, rel=1e-4)  # float32 sums over 40 tokens
+
+
 def test_spread_is_lower_for_points_apart() -> None:
     together = F.normalize(torch.ones(30, 8) + 0.01 * torch.randn(30, 8), dim=-1)
     apart = F.normalize(torch.randn(30, 8), dim=-1)
