@@ -7,11 +7,12 @@ With `langevin` a token is decoded from the state of a chain alone; with `exact`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ebmvk.config import LangevinConfig
@@ -77,14 +78,11 @@ class Generator:
         self.health = SamplingHealth()
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[str], how: Decoding, on_token: Callable[[int, int], None] | None = None
-    ) -> list[Generated]:
+    def generate(self, prompts: Sequence[str], how: Decoding) -> list[Generated]:
         """Continue each prompt until end-of-text or `max_tokens`.
 
         Args:
             prompts: each starts a document; an empty one asks for a document from its beginning.
-            on_token: called with (row, token) as tokens come.
         """
         was_training = self.model.training
         self.model.eval()
@@ -99,8 +97,6 @@ class Generator:
             found = self._next([rows[i][-how.context :] for i in active], active, mu, points, how, position)
             for i, token in zip(active, found, strict=True):
                 rows[i].append(token)
-                if on_token and token != self.tokenizer.eos_id:
-                    on_token(i, token)
             active = [i for i in active if rows[i][-1] != self.tokenizer.eos_id]
         self.model.train(was_training)
         return [self._generated(row, start) for row, start in zip(rows, starts, strict=True)]
@@ -114,7 +110,7 @@ class Generator:
         self, contexts: list[list[int]], chains: list[int], mu: Tensor, points: Points, how: Decoding, position: int
     ) -> list[int]:
         """The next token of each context. Row i's draws depend on its own number and the position, not on the batch."""
-        log_p = self._law(contexts, mu, how.temperature)
+        query, log_p = self._law(contexts, mu, how.temperature)
         tokens = []
         # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
         for first, block in _blocks(chains):
@@ -122,21 +118,28 @@ class Generator:
             if how.sampler == "exact":
                 tokens += _inverse_cdf(part, [_uniform(how.seed, position, first + i) for i in range(len(part))])
             else:
-                tokens += self._langevin(part, points, _seed(how.seed, position), first)
+                tokens += self._langevin(query[block], part, points, _seed(how.seed, position), first)
         return tokens
 
-    def _law(self, contexts: list[list[int]], mu: Tensor, temperature: float) -> Tensor:
-        """log p(v|c)^(1/T), normalised: (rows, V). Padding stands after the last token, where causality hides it."""
+    def _law(self, contexts: list[list[int]], mu: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Query (rows, d) and log p(v|c)^(1/T), normalised, (rows, V), of each context's next token.
+
+        Padding stands after the last token, where causality hides it.
+        """
         length = max(map(len, contexts))
         ids = torch.tensor([row + [self.tokenizer.eos_id] * (length - len(row)) for row in contexts], device=mu.device)
         context = self.model(ids, mu)
-        log_p = self.model.log_p_lex(context, mu)
         last = torch.tensor([len(row) - 1 for row in contexts], device=mu.device)
-        return torch.log_softmax(log_p[torch.arange(len(contexts), device=mu.device), last] / temperature, -1)
+        query = context.query[torch.arange(len(contexts), device=mu.device), last]
+        logits = F.linear(query, mu, self.model.bias).double()
+        # Float64, and less the largest: the smallest temperature must neither be 0 nor overflow all of them.
+        log_p = torch.log_softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
+        return query, log_p.to(query.dtype)
 
-    def _langevin(self, log_p: Tensor, points: Points, seed: int, first_chain: int) -> list[int]:
+    def _langevin(self, query: Tensor, log_p: Tensor, points: Points, seed: int, first_chain: int) -> list[int]:
         settings = self.langevin
-        law = LatentLaw.from_log_probs(self.backend, points, log_p, settings.knn_k)
+        # No temperature changes the order of tokens, so the query's best are the candidates at any.
+        law = LatentLaw.from_query(self.backend, points, self.model.bias, query, log_p, settings.knn_k)
         sample = law.langevin(
             seed=seed,
             levels=settings.langevin_levels,

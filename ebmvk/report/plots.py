@@ -49,7 +49,6 @@ class Curve:
     y: Sequence[float]
     faint: bool = False
     dots: bool = False
-    dashed: bool = False
     colour: int = 0
 
 
@@ -117,7 +116,6 @@ def _draw(axes: Axes, curve: Curve) -> None:
         color=SERIES[curve.colour % len(SERIES)],
         alpha=0.28 if curve.faint else 1.0,
         linewidth=1.0 if curve.faint else 1.8,
-        linestyle=(0, (5, 2)) if curve.dashed else "-",
         marker="o" if curve.dots else None,
         markersize=4.0,
     )
