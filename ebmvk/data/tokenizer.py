@@ -6,6 +6,7 @@ words, and " \\n", the end of a line, is one token and one word. Other text is c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,8 @@ class Tokenizer:
             partial.write_text(self._bpe.to_str(), encoding="utf-8")
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise StorageError(
                 f"{path} cannot be written: {error.strerror or error}", hint="free some space"
             ) from error

@@ -303,6 +303,12 @@ def test_a_checkpoint_without_a_runs_progress_is_refused(
     _is_typed(ebmvk(command, *args), "step-8", "progress")
 
 
+def test_a_file_where_the_run_folder_should_be_is_refused(ebmvk: Command, tiny: Path, text: Path, device: str) -> None:
+    args = ("--config", tiny, "--dataset", text, "--device", device)
+    _is_typed(ebmvk("train", *args, "--run-dir", text), str(text), "could not be written")
+    assert text.read_text(encoding="utf-8").strip()
+
+
 def test_a_run_without_a_checkpoint_is_not_advised_to_resume(ebmvk: Command, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
     _is_typed(ebmvk("train", "--run-dir", tmp_path), "ended before its first checkpoint", "take another folder")
