@@ -77,7 +77,7 @@ def _train(args: list[str]) -> int:
     from ebmvk.training.run import execute
 
     given = _given(args, command.settings)
-    job = _resumed(command, file, given) if command.resume else _new(command, file, given)
+    job = _new(command, file, given) if command.resume is None else _resumed(command, file, given)
     outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
@@ -90,7 +90,7 @@ def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     path = cli.value_of(args, "--config")
     file = read_toml(Path(path)) if path else {}
     resume = cli.value_of(args, "--resume")
-    if resume:
+    if resume is not None:
         from ebmvk.training.workspace import read_config
 
         config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])

@@ -67,6 +67,7 @@ def _is_typed(said: Said, *words: str) -> None:
         ("train", ["--data-dir", "/no/such/folder", "--dataset", "wikitext-2"], ["/no/such/folder"]),
         ("train", ["--config", "/no/such.toml"], ["--config /no/such.toml"]),
         ("train", ["--resume", "/no/such/run"], ["--resume", "/no/such/run"]),
+        ("train", ["--resume", ""], ["--resume", "it holds no checkpoint"]),  # an empty variable is not a new run
         ("evaluate", [], ["--checkpoint"]),
         ("evaluate", ["--checkpoint", "/no/such/run"], ["--checkpoint", "/no/such/run", "no such folder"]),
         ("evaluate", ["--checkpiont", "x"], ["unknown flag --checkpiont", "did you mean --checkpoint?"]),
