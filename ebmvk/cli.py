@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -56,6 +57,9 @@ def _top_level(args: list[str]) -> int:
 
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
+    # Read when torch loads its OpenMP. Threads that spin while they wait cost nothing on an idle machine, but with one
+    # other busy process on two cores training is ten times slower: the spinning thread keeps the late one from running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return body()
     except EbmvkError as error:

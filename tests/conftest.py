@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do, before torch is imported
 
 settings.register_profile("ebmvk", deadline=None, derandomize=True)
 settings.load_profile("ebmvk")
