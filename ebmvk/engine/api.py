@@ -201,8 +201,8 @@ class Backend(Protocol):
         """Model section 7 with Philox noise keyed by seed; 200 steps = 2 x 100 bit for bit.
 
         A step of g-BAOAB is one B A O A B; a step of GHMC is one trajectory: half O (factor e^{-gamma leapfrogs h/2},
-        stream 0), `leapfrogs` times B A(h) B, accepted if u < e^{-dH/T} (stream 2, coordinate 0), else back to
-        (x, -v) of before the trajectory, then the other half O (stream 3). leapfrogs >= 1; g-BAOAB ignores it.
+        stream 0), `leapfrogs` times B A(h) B, accepted if dH <= -T log u (stream 2, coordinate 0), else back to
+        (x, -v) of before the trajectory, then the other half O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
         """
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
