@@ -35,9 +35,31 @@ def langevin(
     first_step: int,
     first_chain: int,
     temperature: float,
-) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    leapfrogs: int,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
     """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale, logw_shift, step_size, gamma.
-    Returns energy, kinetic_temperature, energy_error, tangency."""
+    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature, energy_error, tangency,
+    acceptance."""
+
+def energy_score_backward(
+    x: _Floats,
+    points: _Floats,
+    ids: _Ids,
+    logw: _Floats,
+    kappa: _Floats,
+    log_background: _Floats,
+    grad_energy: _Floats,
+    grad_score: _Floats,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
+    """Gradients of x, points, logw, kappa, log_background."""
+
+def vmf_place(mu: _Floats, deficit: NDArray[np.float64], seed: int, first_row: int) -> _Floats:
+    """Samples whose cosine with mu is 1 - deficit."""
+
+def accumulate(
+    x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
+) -> tuple[_Floats, _Floats, _Ids, _Floats]:
+    """mass, resultant, splat_token, counts."""
 
 def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
     """(steps, chains, d), as the chains of `langevin` draw them."""

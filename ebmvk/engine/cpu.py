@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmvk.engine import checks
+from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
+    Accumulated,
+    EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
     LangevinResult,
     OpCount,
     Points,
     Schedule,
+    Scheme,
     TopK,
 )
 from ebmvk.engine.counting import Counter
@@ -146,6 +149,24 @@ class Cpu:
             arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background))
             return EnergyScore(*map(_tensor, self._ops.energy_score(*arrays)))
 
+    def energy_score_backward(
+        self,
+        x: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        grad_energy: Tensor,
+        grad_score: Tensor,
+    ) -> EnergyGradients:
+        own = _own(points)
+        checks.candidates(checks.NATIVE, x, own.n, own.d, ids, logw, kappa, log_background)
+        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        with self._run("energy_score_backward"):
+            arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background, grad_energy, grad_score))
+            return EnergyGradients(*map(_tensor, self._ops.energy_score_backward(*arrays)))
+
     def langevin(
         self,
         x: Tensor,
@@ -161,17 +182,19 @@ class Cpu:
         first_step: int = 0,
         first_chain: int = 0,
         temperature: float = 1.0,
+        scheme: Scheme = "gbaoab",
+        leapfrogs: int = 4,
     ) -> LangevinResult:
         own = _own(points)
         checks.langevin(
             checks.NATIVE,
             *(x, v, own.n, own.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature),
+            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
         )
         levels, per_chain = _levels(schedule, x.shape[0])
         with self._run("langevin"):
             x, v = x.detach().clone(), v.detach().clone()
-            energy, kinetic, error, tangency = self._ops.langevin(
+            energy, kinetic, error, tangency, acceptance = self._ops.langevin(
                 _array(x),
                 _array(v),
                 _array(own.rows),
@@ -186,15 +209,27 @@ class Cpu:
                 first_step=first_step,
                 first_chain=first_chain,
                 temperature=temperature,
+                leapfrogs=leapfrogs if scheme == "ghmc" else 0,
             )
         diagnostics = LangevinDiagnostics(
             energy=_tensor(energy),
             kinetic_temperature=_tensor(kinetic),
             energy_error=_tensor(error),
-            acceptance=torch.ones(x.shape[0]),
+            acceptance=_tensor(acceptance),
             tangency=_tensor(tangency),
         )
         return LangevinResult(x, v, diagnostics)
+
+    def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
+        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        with self._run("vmf_sample"):
+            fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
+            return _tensor(self._ops.vmf_place(_array(mu), _array(fall), seed, first_row))
+
+    def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
+        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        with self._run("accumulate"):
+            return Accumulated(*map(_tensor, self._ops.accumulate(*map(_array, (x, ids, responsibilities, tokens)), n)))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
