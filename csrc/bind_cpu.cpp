@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "cpu_accumulate.h"
 #include "cpu_backward.h"
+#include "cpu_coarse.h"
 #include "cpu_energy.h"
 #include "cpu_langevin.h"
 #include "cpu_sphere.h"
@@ -60,24 +62,63 @@ ebmvk::CandidateLists Lists(const Floats& x, const Floats& points, const Ids& id
   return {rows, k, d, points.data(), ids.data(), logw.data(), kappa.data(), log_background.data()};
 }
 
+// The bits of CoarseTopK's rescoring are those of targets of 16 lanes with fused multiply-add.
+bool UseCoarse() { return ebmvk::HasCoarse() && ebmvk::Target().rfind("AVX3", 0) == 0; }
+
+std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
+  const size_t n = Size(points, 0), d = Size(points, 1);
+  if (d > ebmvk::CoarsePoints::kMostDimensions) throw std::invalid_argument("too many dimensions");
+  const float* data = points.data();
+  py::gil_scoped_release release;
+  return std::make_unique<ebmvk::CoarsePoints>(data, n, d);
+}
+
+// By the coarse product, then without it what its bound did not prove; returns how many rows those were.
+size_t TopKInTwo(const ebmvk::TopKProblem& problem, const ebmvk::CoarsePoints& coarse, float* scores, int64_t* ids) {
+  std::vector<size_t> failed;
+  ebmvk::CoarseTopK(problem, coarse, scores, ids, failed);
+  if (failed.empty()) return 0;
+  const size_t d = problem.d, k = problem.k;
+  std::vector<float> queries(failed.size() * d), some_scores(failed.size() * k);
+  std::vector<int64_t> some_ids(failed.size() * k);
+  for (size_t i = 0; i < failed.size(); ++i) {
+    std::copy_n(problem.queries + failed[i] * d, d, queries.data() + i * d);
+  }
+  ebmvk::TopKProblem rest = problem;
+  rest.rows = failed.size();
+  rest.queries = queries.data();
+  ebmvk::TopK(rest, some_scores.data(), some_ids.data());
+  for (size_t i = 0; i < failed.size(); ++i) {
+    std::copy_n(some_scores.data() + i * k, k, scores + failed[i] * k);
+    std::copy_n(some_ids.data() + i * k, k, ids + failed[i] * k);
+  }
+  return failed.size();
+}
+
 py::tuple TopK(const Floats& queries, const Floats& points, size_t k, const std::optional<Floats>& scale,
-               const std::optional<Floats>& bias) {
+               const std::optional<Floats>& bias, const ebmvk::CoarsePoints* coarse) {
   const size_t rows = Size(queries, 0), d = Size(queries, 1), n = Size(points, 0);
   Expect(points, {n, d}, "points");
   if (scale) Expect(*scale, {n}, "scale");
   if (bias) Expect(*bias, {n}, "bias");
   if (k < 1 || k > n || n >= (size_t{1} << 32)) throw std::invalid_argument("k");
+  if (coarse && (coarse->n() != n || coarse->d() != d || !UseCoarse())) throw std::invalid_argument("coarse");
   Floats scores = NewFloats({rows, k});
   Ids ids(std::vector<size_t>{rows, k});
   const ebmvk::TopKProblem problem{
       rows, n, d, k, queries.data(), points.data(), scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
   float* scores_data = scores.mutable_data();
   int64_t* ids_data = ids.mutable_data();
+  size_t unproved = 0;
   {
     py::gil_scoped_release release;
-    ebmvk::TopK(problem, scores_data, ids_data);
+    if (coarse) {
+      unproved = TopKInTwo(problem, *coarse, scores_data, ids_data);
+    } else {
+      ebmvk::TopK(problem, scores_data, ids_data);
+    }
   }
-  return py::make_tuple(scores, ids);
+  return py::make_tuple(scores, ids, unproved);
 }
 
 py::tuple EnergyScore(const Floats& x, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
@@ -249,7 +290,9 @@ PYBIND11_MODULE(_cpu, m) {
       "logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
   m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
   m.def("dist", Dist, arg("x"), arg("y"));
-  m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"));
+  m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"), py::arg("coarse"));
+  py::class_<ebmvk::CoarsePoints>(m, "CoarsePoints").def(py::init(&NewCoarsePoints), arg("points"));
+  m.def("use_coarse", UseCoarse);
   m.def("energy_score", EnergyScore, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
         arg("log_background"));
   m.def("energy_score_backward", EnergyScoreBackward, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),

@@ -12,9 +12,24 @@ def expmap(x: _Floats, u: _Floats) -> _Floats: ...
 def logmap(x: _Floats, y: _Floats) -> _Floats: ...
 def transp(x: _Floats, y: _Floats, u: _Floats) -> _Floats: ...
 def dist(x: _Floats, y: _Floats) -> _Floats: ...
+class CoarsePoints:
+    """Points (N, d) in 8 bits per coordinate, which `topk` finds candidates in."""
+
+    def __init__(self, points: _Floats) -> None: ...
+
+def use_coarse() -> bool:
+    """Whether the processor and the instruction set in use can work with CoarsePoints."""
+
 def topk(
-    queries: _Floats, points: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
-) -> tuple[_Floats, _Ids]: ...
+    queries: _Floats,
+    points: _Floats,
+    k: int,
+    scale: _Floats | None,
+    bias: _Floats | None,
+    coarse: CoarsePoints | None,
+) -> tuple[_Floats, _Ids, int]:
+    """scores, ids, and the number of rows that the coarse product could not prove: the same bits with and without."""
+
 def energy_score(
     x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
 ) -> tuple[_Floats, _Floats, _Floats, _Floats]:

@@ -30,16 +30,34 @@ from ebmvk.engine.counting import Counter
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from ebmvk import _cpu
+
+
+_COARSE_POINTS = 1024
+_COARSE_ROWS = 64
+_COARSE_DIMENSIONS = 16384
+
 
 class CpuPoints:
-    """Rows (N, d) float32, a copy."""
+    """Rows (N, d) float32, a copy; and, once `topk` has use for it, another in 8 bits per coordinate."""
 
     def __init__(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points)
         self.rows = points.detach().clone()
+        self._coarse: _cpu.CoarsePoints | None = None
+
+    def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
+        """What makes a top-k of `rows` queries faster, if anything does. It never changes a bit of the result."""
+        if not ops.use_coarse() or self.n < max(_COARSE_POINTS, 16 * k) or self.d > _COARSE_DIMENSIONS:
+            return None
+        if self._coarse is None and rows >= _COARSE_ROWS:  # making it costs as much as some dozen queries
+            self._coarse = ops.CoarsePoints(_array(self.rows))
+        return self._coarse
 
     @property
     def n(self) -> int:
@@ -52,6 +70,7 @@ class CpuPoints:
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
         self.rows.copy_(points.detach())
+        self._coarse = None
 
 
 class Cpu:
@@ -131,12 +150,13 @@ class Cpu:
         own = _own(points)
         checks.topk(checks.NATIVE, queries, own.n, own.d, k, scale, bias)
         with self._run("topk"):
-            scores, ids = self._ops.topk(
+            scores, ids, _ = self._ops.topk(
                 _array(queries),
                 _array(own.rows),
                 k,
                 None if scale is None else _array(scale),
                 None if bias is None else _array(bias),
+                own.coarse(self._ops, queries.shape[0], k),
             )
             return TopK(_tensor(scores), _tensor(ids))
 
