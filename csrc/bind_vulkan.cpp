@@ -287,6 +287,7 @@ void register_device(py::module_& module) {
       .def_readwrite("memory_limit", &Options::memory_limit)
       .def_readwrite("slice_seconds", &Options::slice_seconds)
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
+      .def_readwrite("pretend", &Options::pretend)
       .def_readwrite("cache_dir", &Options::cache_dir);
   module.def("devices", &Device::list, py::call_guard<py::gil_scoped_release>());
   module.def("loader_version", &Device::loader_version);

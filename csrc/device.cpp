@@ -260,6 +260,7 @@ void Device::create_device() {
   if (!capabilities_.missing.empty())
     throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
                       ") can't be used: " + capabilities_.missing);
+  pretend();
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
 
@@ -282,6 +283,15 @@ void Device::create_device() {
   info.setPNext(&features11);
   device_ = std::make_shared<vk::Device>(physical_->createDevice(info));
   queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
+}
+
+void Device::pretend() {
+  if (options_.pretend.empty()) return;
+  capabilities_.type = "discrete";
+  if (options_.pretend != "smallest") return;
+  capabilities_.max_group_size = std::min(capabilities_.max_group_size, 128u);  // what Vulkan demands of every device
+  capabilities_.max_shared_bytes = std::min(capabilities_.max_shared_bytes, 16384u);
+  capabilities_.subgroup_control = false;
 }
 
 std::uint64_t Device::storage_range() const {

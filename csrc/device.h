@@ -45,6 +45,7 @@ struct Options {
   std::uint64_t memory_limit = 0;  // bytes allocated through Vulkan; 0: what the device gives
   double slice_seconds = 0.2;      // longest submission aimed at: drivers reset queues that hang for about 2 s
   double timeout_seconds = 60.0;   // after which a submission counts as hung
+  std::string pretend;             // for tests: gpu or smallest, to choose kernels and workgroups as for such a device
   std::string cache_dir;           // of the pipeline cache; empty: none is kept
 };
 
@@ -116,6 +117,7 @@ class Device {
   void wait_until_idle() noexcept;
   void create_instance();
   void create_device();
+  void pretend();
   void load_pipeline_cache();
   void destroy() noexcept;
   std::string cache_path() const;

@@ -64,6 +64,7 @@ class Options:
     memory_limit: int
     slice_seconds: float
     timeout_seconds: float
+    pretend: str
     cache_dir: str
 
 class Scoring(enum.Enum):
