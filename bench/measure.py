@@ -83,7 +83,8 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
 def unit(rows: int, d: int, seed: int) -> Tensor:
     """Uniform unit rows: of all stores the one whose scores lie closest together."""
     x = torch.randn(rows, d, generator=torch.Generator().manual_seed(seed))
-    return x / x.norm(dim=1, keepdim=True)
+    rows_of_one: Tensor = x / x.norm(dim=1, keepdim=True)
+    return rows_of_one
 
 
 @dataclass(frozen=True)

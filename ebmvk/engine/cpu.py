@@ -249,7 +249,8 @@ class Cpu:
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
         with self._run("accumulate"):
-            return Accumulated(*map(_tensor, self._ops.accumulate(*map(_array, (x, ids, responsibilities, tokens)), n)))
+            found = self._ops.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
+            return Accumulated(*(_tensor(array) for array in found))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
