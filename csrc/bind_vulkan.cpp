@@ -281,6 +281,7 @@ void register_device(py::module_& module) {
   py::class_<Options>(module, "Options")
       .def(py::init<>())
       .def_readwrite("validate", &Options::validate)
+      .def_readwrite("instrument", &Options::instrument)
       .def_readwrite("portable", &Options::portable)
       .def_readwrite("guard", &Options::guard)
       .def_readwrite("shard_bytes", &Options::shard_bytes)

@@ -127,15 +127,16 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   return out;
 }
 
-vk::Instance make_instance(bool validate) {
+vk::Instance make_instance(bool validate, bool instrument = false) {
   load_vulkan();
   try {
     const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
     std::vector<const char*> layers;
     std::vector<const char*> extensions;
-    const vk::ValidationFeatureEnableEXT synchronisation[] = {
-        vk::ValidationFeatureEnableEXT::eSynchronizationValidation};
-    const vk::ValidationFeaturesEXT checks(synchronisation);
+    using Check = vk::ValidationFeatureEnableEXT;
+    std::vector<Check> enabled{Check::eSynchronizationValidation};
+    if (instrument) enabled.push_back(Check::eGpuAssisted);
+    const vk::ValidationFeaturesEXT checks(enabled);
     vk::InstanceCreateInfo info({}, &application);
     if (validate) {
       const auto known = vk::enumerateInstanceLayerProperties();
@@ -236,7 +237,7 @@ void Device::destroy() noexcept {
 }
 
 void Device::create_instance() {
-  instance_ = make_instance(options_.validate);
+  instance_ = make_instance(options_.validate, options_.instrument);
   if (!options_.validate) return;
   const auto creator =
       reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));

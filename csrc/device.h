@@ -39,6 +39,7 @@ struct Capabilities {
 
 struct Options {
   bool validate = false;           // core and synchronisation validation, messages collected
+  bool instrument = false;         // with validate: GPU-assisted, which checks every access of every kernel
   bool portable = false;           // kernels without subgroup arithmetic even where the device has it
   bool guard = false;              // poison buffers and put guard bands around them
   std::uint64_t shard_bytes = 0;   // largest storage-buffer range used; 0: the device's

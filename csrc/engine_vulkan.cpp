@@ -21,6 +21,7 @@ std::uint64_t next_id() {
 Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows)
     : engine_(std::move(engine)), n_(n), d_(d), id_(next_id()) {
   auto& device = engine_->device();
+  device.require_own_process();
   const std::lock_guard<std::mutex> lock(device.mutex());
   const std::uint64_t row_bytes = std::uint64_t{16} * quads();
   // A multiple of 16 rows, so that a shard begins where every device allows a binding to begin.
@@ -81,6 +82,7 @@ Engine::Engine(std::uint32_t index, const Options& options)
     : device_(index, options), kernels_(device_), workspaces_(device_) {}
 
 std::map<std::string, Count> Engine::counts() {
+  device_.require_own_process();
   const std::lock_guard<std::mutex> lock(device_.mutex());
   return counts_;
 }

@@ -58,6 +58,7 @@ class Capabilities:
 
 class Options:
     validate: bool
+    instrument: bool
     portable: bool
     guard: bool
     shard_bytes: int

@@ -7,9 +7,11 @@
 void main() {
     uint segment = gl_WorkGroupID.x;
     if (segment >= params[0]) return;
+    uint begin = starts[segment];
+    uint end = starts[segment + 1u];
     for (uint q = gl_LocalInvocationIndex; q < quads; q += GROUP) {
         vec4 sum = sums[segment * quads + q];
-        for (uint i = starts[segment]; i < starts[segment + 1u]; ++i) {
+        for (uint i = begin; i < end; ++i) {
             uint entry = entries[i];
             uint at = (entry / per_row) * quads + q;
             vec2 weight = weights[entry];
