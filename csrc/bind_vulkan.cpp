@@ -1,5 +1,6 @@
 // The Python face of the Vulkan engine: numpy arrays in and out. Shapes are checked here once more, so that no call
 // from Python reads or writes outside an array; values are checked by the caller.
+#include "dispatch.h"
 #include "engine_vulkan.h"
 #include "guard.h"
 #include "vulkan_errors.h"
@@ -8,7 +9,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
+#include <optional>
 
 namespace py = pybind11;
 using namespace ebmvk;
@@ -89,7 +92,7 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                    const Floats& logw, const Floats& kappa, const Floats& background, const Floats& kappa_scale,
                    const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
                    const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
-                   std::uint32_t first_chain, double temperature) {
+                   std::uint32_t first_chain, double temperature, std::uint32_t leapfrogs) {
   const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
   require(v, "v", {rows, d});
@@ -113,15 +116,88 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                              seed,
                              first_step,
                              first_chain,
-                             temperature};
-  Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), tangency({rows});
+                             temperature,
+                             leapfrogs};
+  Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), accepted({rows}),
+      tangency({rows});
   const LangevinResults out{out_x.mutable_data(),   out_v.mutable_data(), energies.mutable_data(),
-                            kinetic.mutable_data(), error.mutable_data(), tangency.mutable_data()};
+                            kinetic.mutable_data(), error.mutable_data(), accepted.mutable_data(),
+                            tangency.mutable_data()};
   {
     const py::gil_scoped_release release;
     engine.langevin(points, in, out);
   }
-  return py::make_tuple(out_x, out_v, energies, kinetic, error, tangency);
+  return py::make_tuple(out_x, out_v, energies, kinetic, error, accepted, tangency);
+}
+
+py::tuple energy_score_backward(Engine& engine, const Points& points, const Floats& x, const Ids& ids,
+                                const Floats& logw, const Floats& kappa, const Floats& background,
+                                const Floats& grad_energy, const Floats& grad_score) {
+  const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
+  const py::ssize_t rows = energy.rows, k = energy.k, d = energy.d, n = points.n();
+  require(grad_energy, "grad_energy", {rows});
+  require(grad_score, "grad_score", {rows, d});
+  Floats grad_x({rows, d}), grad_points({n, d}), grad_logw({rows, k}), grad_kappa({rows, k}), grad_background({rows});
+  const GradientArguments in{energy, grad_energy.data(), grad_score.data()};
+  const GradientResults out{grad_x.mutable_data(), grad_points.mutable_data(), grad_logw.mutable_data(),
+                            grad_kappa.mutable_data(), grad_background.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
+    engine.energy_score_backward(points, in, out);
+  }
+  return py::make_tuple(grad_x, grad_points, grad_logw, grad_kappa, grad_background);
+}
+
+Floats vmf_sample(Engine& engine, const Floats& mu, const Floats& cosine_sine, std::uint64_t seed,
+                  std::uint32_t first_row) {
+  matrix(mu, "mu");
+  const auto rows = mu.shape(0), d = mu.shape(1);
+  require(cosine_sine, "cosine_sine", {rows, 2});
+  Floats result({rows, d});
+  const VmfArguments in{count(rows, "B"), count(d, "d"), mu.data(), cosine_sine.data(), seed, first_row};
+  float* out = result.mutable_data();
+  const py::gil_scoped_release release;
+  engine.vmf_sample(in, out);
+  return result;
+}
+
+void require_below(const Ids& array, const char* name, std::int64_t end) {
+  for (py::ssize_t i = 0; i < array.size(); ++i)
+    if (array.data()[i] < 0 || array.data()[i] >= end)
+      throw std::invalid_argument(std::string(name) + " holds a number outside its range");
+}
+
+py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floats& responsibilities, const Ids& tokens,
+                     std::uint32_t n) {
+  matrix(x, "x");
+  const auto rows = x.shape(0), d = x.shape(1);
+  if (ids.ndim() != 2 || ids.shape(1) < 1) throw std::invalid_argument("ids is not (B, K)");
+  const auto k = ids.shape(1);
+  require(ids, "ids", {rows, k});
+  require(responsibilities, "responsibilities", {rows, k});
+  require(tokens, "tokens", {rows});
+  require_below(ids, "ids", n);
+  require_below(tokens, "tokens", std::int64_t{1} << 31);
+  count(rows * k, "B x K");
+  const AccumulateArguments in{count(rows, "B"), count(k, "K"), count(d, "d"),           n,
+                               x.data(),         ids.data(),    responsibilities.data(), tokens.data()};
+  Accumulated sums;
+  {
+    const py::gil_scoped_release release;
+    sums = engine.accumulate(in);
+  }
+  const auto pairs = static_cast<py::ssize_t>(sums.pairs.size());
+  Floats table({static_cast<py::ssize_t>(n), d + 1}), counts({pairs});
+  Ids splat_token({pairs, py::ssize_t{2}});
+  std::copy(sums.sums.begin(), sums.sums.end(), table.mutable_data());
+  std::copy(sums.counts.begin(), sums.counts.end(), counts.mutable_data());
+  auto* to = splat_token.mutable_data();
+  for (const auto pair : sums.pairs) {
+    *to++ = static_cast<std::int64_t>(pair >> 32);
+    *to++ = static_cast<std::int64_t>(pair & 0xffffffffu);
+  }
+  return py::make_tuple(table, splat_token, counts);
 }
 
 py::tuple topk(Engine& engine, const Points& points, const Floats& queries, std::uint32_t k,
@@ -150,7 +226,11 @@ Words probe(Engine& engine, std::uint32_t function, const Words& arguments, cons
   require(arguments, "arguments", {rows, 4});
   require(key, "key", {rows, 4});
   Words result({rows, py::ssize_t{4}});
-  engine.probe(function, count(rows, "rows"), arguments.data(), key.data(), result.mutable_data());
+  const auto* in = arguments.data();
+  const auto* keys = key.data();
+  auto* out = result.mutable_data();
+  const py::gil_scoped_release release;
+  engine.probe(function, count(rows, "rows"), in, keys, out);
   return result;
 }
 
@@ -186,7 +266,12 @@ void register_device(py::module_& module) {
       .def_readonly("driver", &Capabilities::driver)
       .def_readonly("api_version", &Capabilities::api_version)
       .def_readonly("memory_bytes", &Capabilities::memory_bytes)
+      .def_readonly("heaps", &Capabilities::heaps)
       .def_readonly("max_storage_range", &Capabilities::max_storage_range)
+      .def_readonly("max_allocation", &Capabilities::max_allocation)
+      .def_readonly("max_groups", &Capabilities::max_groups)
+      .def_readonly("max_group_size", &Capabilities::max_group_size)
+      .def_readonly("max_bindings", &Capabilities::max_bindings)
       .def_readonly("max_shared_bytes", &Capabilities::max_shared_bytes)
       .def_readonly("subgroup_size", &Capabilities::subgroup_size)
       .def_readonly("subgroup_arithmetic", &Capabilities::subgroup_arithmetic)
@@ -196,19 +281,25 @@ void register_device(py::module_& module) {
   py::class_<Options>(module, "Options")
       .def(py::init<>())
       .def_readwrite("validate", &Options::validate)
+      .def_readwrite("instrument", &Options::instrument)
       .def_readwrite("portable", &Options::portable)
       .def_readwrite("guard", &Options::guard)
       .def_readwrite("shard_bytes", &Options::shard_bytes)
       .def_readwrite("memory_limit", &Options::memory_limit)
       .def_readwrite("slice_seconds", &Options::slice_seconds)
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
+      .def_readwrite("pretend", &Options::pretend)
       .def_readwrite("cache_dir", &Options::cache_dir);
   module.def("devices", &Device::list, py::call_guard<py::gil_scoped_release>());
-  py::enum_<Fault>(module, "Fault")
-      .value("allocation", Fault::allocation)
-      .value("lost", Fault::lost)
-      .value("dropped", Fault::dropped)
-      .value("hung", Fault::hung);
+  module.def("loader_version", &Device::loader_version);
+  module.def(
+      "inject_fault",
+      [](const std::string& function, std::uint64_t nth, std::int32_t result) {
+        inject_fault(function, nth, static_cast<vk::Result>(result));
+      },
+      py::arg("function"), py::arg("nth"), py::arg("result"));
+  module.def("calls_of", &calls_of);
+  module.def("wrapped_functions", &wrapped_functions);
   py::enum_<Scoring>(module, "Scoring")
       .value("automatic", Scoring::automatic)
       .value("direct", Scoring::direct)
@@ -242,12 +333,16 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("points", &make_points)
       .def("sphere", &sphere)
       .def("energy_score", &energy_score)
+      .def("energy_score_backward", &energy_score_backward)
       .def("langevin", &langevin)
+      .def("vmf_sample", &vmf_sample)
+      .def("accumulate", &accumulate)
       .def("topk", &topk)
       .def("probe", &probe)
-      .def("counts", &Engine::counts)
+      .def("counts", &Engine::counts, py::call_guard<py::gil_scoped_release>())
       .def("set_scoring", &Engine::set_scoring)
-      .def("inject", [](Engine& engine, Fault fault) { engine.device().inject(fault); })
-      .def("damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); })
+      .def(
+          "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },
+          py::call_guard<py::gil_scoped_release>())
       .def("take_messages", [](Engine& engine) { return engine.device().take_messages(); });
 }

@@ -24,6 +24,10 @@ Buffer::Buffer(Device& device, Kind kind, std::uint64_t bytes) : device_(&device
                      vk::BufferUsageFlagBits::eTransferDst;
   using Memory = vk::MemoryPropertyFlagBits;
   try {
+    if (bytes_ > device.capabilities().max_allocation)
+      throw OutOfMemory(device.capabilities().name + ": a buffer of " + std::to_string(bytes_) +
+                        " bytes, and the device gives at most " + std::to_string(device.capabilities().max_allocation) +
+                        " at once");
     buffer_ = device.handle().createBuffer({{}, bytes_ + 2 * offset_, usage});
     const auto requirements = device.handle().getBufferMemoryRequirements(buffer_);
     const auto host = Memory::eHostVisible | Memory::eHostCoherent;
@@ -41,7 +45,8 @@ Buffer::Buffer(Device& device, Kind kind, std::uint64_t bytes) : device_(&device
     }
   } catch (const vk::SystemError& error) {
     free();
-    throw OutOfMemory("a buffer of " + std::to_string(bytes_) + " bytes could not be made: " + error.what());
+    device.fail("making a buffer of " + std::to_string(bytes_) + " bytes",
+                static_cast<vk::Result>(error.code().value()));
   } catch (...) {
     free();
     throw;
@@ -67,7 +72,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 
 void Buffer::free() noexcept {
-  if (!device_ || device_->hung()) return;
+  if (!device_ || device_->abandoned()) return;
   if (offset_) device_->guarded().erase(buffer_);
   if (buffer_) device_->handle().destroy(buffer_);
   if (memory_) device_->release(memory_, allocated_);

@@ -6,12 +6,19 @@
 #include <numeric>
 
 namespace ebmvk {
+namespace {
 
-std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k) {
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // of a table of rows at most; more rows take turns
+
+}  // namespace
+
+std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
+                                            std::uint32_t more_bytes) {
   const auto group = engine.row_group(quads);
   const auto per_invocation = (quads + group - 1) / group;
   const auto places = power_of_two(std::max(k, 32u));
-  const std::uint64_t shared = std::uint64_t{16} * group * per_invocation + std::uint64_t{20} * places + 32 * group;
+  const std::uint64_t shared =
+      std::uint64_t{16} * group * per_invocation + std::uint64_t{20 + more_bytes} * places + 32 * group;
   const auto limit = engine.device().capabilities().max_shared_bytes;
   if (shared > limit)
     throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(4 * quads) + " dimensions need " +
@@ -19,11 +26,13 @@ std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads,
   return {per_invocation, places};
 }
 
-std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k) {
+std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
+                              std::uint64_t row_bytes) {
   const auto& device = engine.device();
   const std::uint64_t row = std::uint64_t{16} * points.quads();
-  std::uint64_t fit = std::min<std::uint64_t>({device.capabilities().max_groups, device.storage_range() / row,
-                                               device.storage_range() / (std::uint64_t{4} * k)});
+  const auto largest = std::max({row, std::uint64_t{4} * k, row_bytes});
+  std::uint64_t fit = std::min<std::uint64_t>(device.capabilities().max_groups, device.storage_range() / largest);
+  fit = std::min(fit, std::max(kTableBytes / largest, std::uint64_t{1}));
   if (points.shards() > 1) fit = std::min(fit, device.storage_range() / (row * k));
   if (fit == 0)
     throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(points.d()) +

@@ -23,10 +23,13 @@ struct Candidates {
   Table positions_;  // 0, 1, 2, …: the ids where the rows were gathered
 };
 
-// Quads of a row that each invocation owns, and places for candidates: energy.glsl's specialisation constants.
-std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k);
+// Quads of a row that each invocation owns, and places for candidates: energy.glsl's specialisation constants. The
+// kernel shares `more_bytes` per place beyond what energy.glsl does.
+std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
+                                            std::uint32_t more_bytes = 0);
 
-// Rows that one workspace can hold, of at most `wanted`.
-std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k);
+// Rows that one workspace can hold, of at most `wanted`; `row_bytes` is the largest row of its further tables.
+std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
+                              std::uint64_t row_bytes = 0);
 
 }  // namespace ebmvk

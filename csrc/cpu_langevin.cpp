@@ -99,38 +99,116 @@ inline float Flatten(float along, const float* x, size_t n, float* v) {
   return vv;
 }
 
-inline void Draw(const ChainParams& p, uint32_t step, size_t d, size_t n, float* noise) {
-  FillNormals(p.seed, step, p.chain, 0, d, noise);
+inline void Draw(const ChainParams& p, uint32_t step, uint32_t stream, size_t d, size_t n, float* noise) {
+  FillNormals(p.seed, step, p.chain, stream, d, noise);
   std::fill(noise + d, noise + n, 0.0f);
+}
+
+// a.b of padded rows
+inline float Inner(const float* a, const float* b, size_t n) {
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const size_t at = i + u * kLanes;
+      sums.a[u] = hn::MulAdd(hn::Load(F32(), a + at), hn::Load(F32(), b + at), sums.a[u]);
+    }
+  }
+  return sums.A();
+}
+
+// Where and how a level moves a chain.
+struct Dynamics {
+  const Gathered& c;
+  const ChainParams& p;
+  size_t d;
+  double h;
+  float half, keep, spread;
+
+  Dynamics(const Gathered& candidates, const Level& level, const ChainParams& params, size_t dimension)
+      : c(candidates), p(params), d(dimension), h(level.step_size), half(static_cast<float>(h / 2)) {
+    // GHMC splits the friction of its trajectory into two halves around it.
+    const double rate = level.gamma * h * (p.leapfrogs > 0 ? p.leapfrogs / 2.0 : 1.0);
+    keep = static_cast<float>(std::exp(-rate));
+    spread = static_cast<float>(std::sqrt(-p.temperature * std::expm1(-2 * rate)));
+  }
+};
+
+// The first half kick; returns v.v
+inline float Push(const Dynamics& m, const Force& force, Chain& s) {
+  float unused, vv;
+  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, m.c.n, s.v, unused, vv);
+  return vv;
+}
+
+// Geodesic move for time t at squared speed vv, back onto the sphere, the second half kick, back into the tangent
+// space. Sets s.vv; returns the force there.
+inline Force Land(const Dynamics& m, float vv, double t, Chain& s) {
+  const size_t n = m.c.n;
+  float xx, xv;
+  Glide(Geodesic(vv, t), s.x, n, s.x, s.v, xx, vv);
+  const float norm = std::sqrt(xx);
+  Scale(1 / norm, n, s.x);
+  const Force force = Evaluate(m.c, s.x, s.pull);
+  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, n, s.v, xv, vv);
+  if (vv > 0) s.tangency = std::max(s.tangency, std::abs(xv) / std::sqrt(vv));
+  s.tangency = std::max(s.tangency, std::abs(norm - 1));
+  s.vv = Flatten(xv, s.x, n, s.v);
+  return force;
+}
+
+// One step of g-BAOAB.
+inline Force Step(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
+  const size_t n = m.c.n;
+  const double before = now.energy + s.vv / 2.0;
+  if (m.spread > 0) Draw(m.p, step, 0, m.d, n, s.noise);
+  float vv = Push(m, now, s), along;
+  Glide(Geodesic(vv, m.h / 2), s.noise, n, s.x, s.v, along, vv);
+  const float hot = Stir(m.keep, m.spread, along, s.noise, s.x, n, s.v);
+  const double heat = (static_cast<double>(hot) - vv) / 2;
+  s.kinetic += hot;
+  const Force force = Land(m, hot, m.h / 2, s);
+  s.error += std::abs(force.energy + s.vv / 2.0 - before - heat);
+  s.accepted += 1;
+  return force;
+}
+
+// Half of the friction and noise of a trajectory; returns v.v
+inline float HalfStir(const Dynamics& m, uint32_t step, uint32_t stream, Chain& s) {
+  if (m.spread > 0) Draw(m.p, step, stream, m.d, m.c.n, s.noise);
+  return Stir(m.keep, m.spread, Inner(s.noise, s.x, m.c.n), s.noise, s.x, m.c.n, s.v);
+}
+
+// One step of GHMC: a trajectory between two halves of the friction.
+inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
+  const size_t n = m.c.n, bytes = n * sizeof(float);
+  const float hot = HalfStir(m, step, 0, s);
+  s.kinetic += hot;
+  float* saved[3] = {s.start, s.start + n, s.start + 2 * n};
+  float* moved[3] = {s.x, s.v, s.pull};
+  for (size_t i = 0; i < 3; ++i) std::memcpy(saved[i], moved[i], bytes);
+  Force force = now;
+  for (uint32_t i = 0; i < m.p.leapfrogs; ++i) force = Land(m, Push(m, force, s), m.h, s);
+  const double change = (static_cast<double>(force.energy) - now.energy) + (static_cast<double>(s.vv) - hot) / 2;
+  s.error += std::abs(change);
+  // False for NaN too: a trajectory that blew up is rejected.
+  if (change <= -m.p.temperature * std::log(MetropolisUniform(m.p.seed, step, m.p.chain))) {
+    s.accepted += 1;
+  } else {
+    // Back to before the trajectory with the velocity reversed, as detailed balance needs.
+    for (size_t i = 0; i < 3; ++i) std::memcpy(moved[i], saved[i], bytes);
+    Scale(-1, n, s.v);
+    force = now;
+  }
+  HalfStir(m, step, 3, s);
+  return force;
 }
 
 // All steps of one level.
 void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
-  const double h = level.step_size, decay = std::exp(-level.gamma * h);
-  const float half = static_cast<float>(h / 2), keep = static_cast<float>(decay);
-  const float spread = static_cast<float>(std::sqrt(-p.temperature * std::expm1(-2 * level.gamma * h)));
-  const size_t n = c.n;
+  const Dynamics m(c, level, p, d);
   Force force = Evaluate(c, s.x, s.pull);
-  float unused, xv, vv;
-  for (uint32_t step = 0; step < level.steps; ++step) {
-    const double before = force.energy + s.vv / 2.0;
-    if (spread > 0) Draw(p, first_step + step, d, n, s.noise);
-    Kick(half * force.scale, half * force.radial, s.pull, s.x, n, s.v, unused, vv);
-    float along;
-    Glide(Geodesic(vv, h / 2), s.noise, n, s.x, s.v, along, vv);
-    const float hot = Stir(keep, spread, along, s.noise, s.x, n, s.v);
-    const double heat = (static_cast<double>(hot) - vv) / 2;
-    s.kinetic += hot;
-    float xx;
-    Glide(Geodesic(hot, h / 2), s.x, n, s.x, s.v, xx, vv);
-    const float norm = std::sqrt(xx);
-    Scale(1 / norm, n, s.x);
-    force = Evaluate(c, s.x, s.pull);
-    Kick(half * force.scale, half * force.radial, s.pull, s.x, n, s.v, xv, vv);
-    if (vv > 0) s.tangency = std::max(s.tangency, std::abs(xv) / std::sqrt(vv));
-    s.tangency = std::max(s.tangency, std::abs(norm - 1));
-    s.vv = Flatten(xv, s.x, n, s.v);
-    s.error += std::abs(force.energy + s.vv / 2.0 - before - heat);
+  for (uint32_t step = first_step; step < first_step + level.steps; ++step) {
+    force = p.leapfrogs > 0 ? Trajectory(m, step, force, s) : Step(m, step, force, s);
   }
   s.energy = force.energy;
 }
@@ -166,9 +244,6 @@ HWY_EXPORT(RunLevel);
 HWY_EXPORT(SquaredNorm);
 HWY_EXPORT(FillNormalsRow);
 
-// The longest a target writes beyond d when it fills normals (kNormalsPerDraw of 512-bit vectors).
-constexpr size_t kNoisePad = 128;
-
 struct Space {
   GatherSpace candidates;
   AlignedFloats state;
@@ -182,13 +257,15 @@ void RunChain(const CandidateLists& lists, const LangevinParams& params, const L
   chain.x = space.state.get();
   chain.v = chain.x + n;
   chain.pull = chain.v + n;
-  chain.noise = chain.pull + n;
+  chain.start = chain.pull + n;
+  chain.noise = chain.start + 3 * n;
   std::copy_n(state.x + row * d, d, chain.x);
   std::copy_n(state.v + row * d, d, chain.v);
   chain.vv = HWY_DYNAMIC_DISPATCH(SquaredNorm)(chain.v, n);
 
   const Level* levels = params.levels + (params.per_chain ? row * params.level_count : 0);
-  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.temperature};
+  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.leapfrogs,
+                      params.temperature};
   uint32_t steps = 0;
   for (size_t l = 0; l < params.level_count; ++l) {
     for (size_t j = 0; j < lists.k; ++j) {
@@ -206,6 +283,7 @@ void RunChain(const CandidateLists& lists, const LangevinParams& params, const L
   state.kinetic_temperature[row] = static_cast<float>(chain.kinetic / count / static_cast<double>(d - 1));
   state.energy_error[row] = static_cast<float>(chain.error / count);
   state.tangency[row] = chain.tangency;
+  state.acceptance[row] = steps > 0 ? static_cast<float>(chain.accepted / count) : 1.0f;
 }
 
 }  // namespace
@@ -214,7 +292,7 @@ void Langevin(const CandidateLists& lists, const LangevinParams& params, const L
   ThreadPool& pool = SharedPool();
   std::vector<Space> spaces;
   for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(4 * RoundUp(lists.d, 32) + kNoisePad)});
+    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(7 * RoundUp(lists.d, 32) + kNoisePad)});
   }
   pool.Run(lists.rows, [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
 }

@@ -1,4 +1,4 @@
-// g-BAOAB on the sphere over annealed levels, one chain after the other on each thread (model section 7).
+// g-BAOAB and GHMC on the sphere over annealed levels, one chain after the other on each thread (model section 7).
 #pragma once
 
 #include <cstddef>
@@ -21,12 +21,13 @@ struct LangevinParams {
   uint64_t seed;
   uint32_t first_step, first_chain;
   double temperature;
+  uint32_t leapfrogs;  // of a trajectory of GHMC; 0 for g-BAOAB
 };
 
 // x, v: (rows, d), in and out; the rest (rows).
 struct LangevinState {
   float *x, *v;
-  float *energy, *kinetic_temperature, *energy_error, *tangency;
+  float *energy, *kinetic_temperature, *energy_error, *tangency, *acceptance;
 };
 
 void Langevin(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state);

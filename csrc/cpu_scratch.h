@@ -17,6 +17,9 @@ struct AlignedFree {
 };
 using AlignedFloats = std::unique_ptr<float[], AlignedFree>;
 
+// The longest a target writes beyond d when it fills normals (kNormalsPerDraw of 512-bit vectors).
+constexpr size_t kNoisePad = 128;
+
 // Throws std::bad_alloc. Zeroed, so that padding is.
 AlignedFloats AllocateFloats(size_t count);
 

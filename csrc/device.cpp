@@ -1,14 +1,13 @@
 #include "device.h"
 
+#include "dispatch.h"
+#include "pipeline_file.h"
 #include "vulkan_errors.h"
 
 #include <unistd.h>
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <system_error>
 #include <utility>
 
 VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
@@ -18,12 +17,16 @@ namespace {
 
 constexpr const char* kValidationLayer = "VK_LAYER_KHRONOS_validation";
 
-// The loader is opened at run time, so that this module can be imported where it is missing. It stays open.
+// Storage buffers that the largest kernels bind.
+constexpr std::uint32_t kNeededBindings = 16;
+
+// The loader is opened at run time, so that this module can be imported where it is missing. It stays open, also while
+// the process ends: a driver's threads may outlive us, and their code must not be unloaded under them.
 void load_vulkan() {
   static std::once_flag once;
   std::call_once(once, [] {
     try {
-      static vk::DynamicLoader loader;
+      static auto& loader = *new vk::DynamicLoader;
       VULKAN_HPP_DEFAULT_DISPATCHER.init(loader.getProcAddress<PFN_vkGetInstanceProcAddr>("vkGetInstanceProcAddr"));
     } catch (const std::runtime_error&) {
       throw Unavailable("the Vulkan loader (libvulkan.so.1) is not installed");
@@ -34,7 +37,10 @@ void load_vulkan() {
 // Instance functions reached through one instance serve every instance: the loader tells them apart by their handles.
 void load_functions(vk::Instance instance) {
   static std::once_flag once;
-  std::call_once(once, [&] { VULKAN_HPP_DEFAULT_DISPATCHER.init(instance); });
+  std::call_once(once, [&] {
+    VULKAN_HPP_DEFAULT_DISPATCHER.init(instance);
+    wrap_functions();
+  });
 }
 
 std::string type_name(vk::PhysicalDeviceType type) {
@@ -74,21 +80,29 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   out.name = base.deviceName.data();
   out.type = type_name(base.deviceType);
   out.api_version = base.apiVersion;
-  out.memory_bytes = largest_local_heap(device.getMemoryProperties());
+  const auto memory = device.getMemoryProperties();
+  out.memory_bytes = largest_local_heap(memory);
+  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
+    out.heaps.emplace_back(memory.memoryHeaps[i].size,
+                           static_cast<bool>(memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal));
   out.max_storage_range = base.limits.maxStorageBufferRange;
   out.max_groups = base.limits.maxComputeWorkGroupCount[0];
   out.max_group_size = std::min(base.limits.maxComputeWorkGroupInvocations, base.limits.maxComputeWorkGroupSize[0]);
   out.max_shared_bytes = base.limits.maxComputeSharedMemorySize;
+  out.max_bindings =
+      std::min(base.limits.maxPerStageDescriptorStorageBuffers, base.limits.maxDescriptorSetStorageBuffers);
   if (base.apiVersion < VK_API_VERSION_1_2) {
     out.missing = "it offers Vulkan " + std::to_string(VK_API_VERSION_MAJOR(base.apiVersion)) + "." +
                   std::to_string(VK_API_VERSION_MINOR(base.apiVersion)) + ", and 1.2 is needed";
     return out;
   }
-  const auto properties = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
-                                                vk::PhysicalDeviceSubgroupProperties>();
+  const auto properties =
+      device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
+                            vk::PhysicalDeviceSubgroupProperties, vk::PhysicalDeviceMaintenance3Properties>();
   const auto& driver = properties.get<vk::PhysicalDeviceDriverProperties>();
   const auto& subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
   out.driver = std::string(driver.driverName.data()) + " " + driver.driverInfo.data();
+  out.max_allocation = properties.get<vk::PhysicalDeviceMaintenance3Properties>().maxMemoryAllocationSize;
   out.subgroup_size = subgroup.subgroupSize;
   out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
                             (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
@@ -100,40 +114,47 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
     const auto newer = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan13Features>();
     const auto sizes = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceVulkan13Properties>();
     const auto& control = newer.get<vk::PhysicalDeviceVulkan13Features>();
+    const auto& limits = sizes.get<vk::PhysicalDeviceVulkan13Properties>();
+    out.max_subgroups = limits.maxComputeWorkgroupSubgroups;
     out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
-                           (sizes.get<vk::PhysicalDeviceVulkan13Properties>().requiredSubgroupSizeStages &
-                            vk::ShaderStageFlagBits::eCompute);
+                           (limits.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute) &&
+                           limits.minSubgroupSize <= out.subgroup_size && out.subgroup_size <= limits.maxSubgroupSize;
   }
+  if (out.max_bindings < kNeededBindings)
+    out.missing = "a kernel may bind " + std::to_string(out.max_bindings) + " storage buffers, and " +
+                  std::to_string(kNeededBindings) + " are needed";
   if (compute_family(device) < 0) out.missing = "it has no queue that computes";
   return out;
 }
 
-vk::Instance make_instance(bool validate) {
+vk::Instance make_instance(bool validate, bool instrument = false) {
   load_vulkan();
-  const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
-  std::vector<const char*> layers;
-  std::vector<const char*> extensions;
-  const vk::ValidationFeatureEnableEXT synchronisation[] = {vk::ValidationFeatureEnableEXT::eSynchronizationValidation};
-  const vk::ValidationFeaturesEXT checks(synchronisation);
-  vk::InstanceCreateInfo info({}, &application);
-  if (validate) {
-    const auto known = vk::enumerateInstanceLayerProperties();
-    if (std::none_of(known.begin(), known.end(),
-                     [](const auto& layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
-      throw Unavailable("validation was asked for, and the layer VK_LAYER_KHRONOS_validation is not installed");
-    layers.push_back(kValidationLayer);
-    extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
-    info.setPNext(&checks);
-  }
-  const auto offered = vk::enumerateInstanceExtensionProperties();
-  for (const auto& extension : offered)  // MoltenVK is listed only to those who ask for portability
-    if (std::string(extension.extensionName.data()) == VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME) {
-      extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
-      info.flags |= vk::InstanceCreateFlagBits::eEnumeratePortabilityKHR;
-    }
-  info.setPEnabledLayerNames(layers);
-  info.setPEnabledExtensionNames(extensions);
   try {
+    const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
+    std::vector<const char*> layers;
+    std::vector<const char*> extensions;
+    using Check = vk::ValidationFeatureEnableEXT;
+    std::vector<Check> enabled{Check::eSynchronizationValidation};
+    if (instrument) enabled.push_back(Check::eGpuAssisted);
+    const vk::ValidationFeaturesEXT checks(enabled);
+    vk::InstanceCreateInfo info({}, &application);
+    if (validate) {
+      const auto known = vk::enumerateInstanceLayerProperties();
+      if (std::none_of(known.begin(), known.end(),
+                       [](const auto& layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
+        throw Unavailable("validation was asked for, and the layer VK_LAYER_KHRONOS_validation is not installed");
+      layers.push_back(kValidationLayer);
+      extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
+      info.setPNext(&checks);
+    }
+    const auto offered = vk::enumerateInstanceExtensionProperties();
+    for (const auto& extension : offered)  // MoltenVK is listed only to those who ask for portability
+      if (std::string(extension.extensionName.data()) == VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME) {
+        extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
+        info.flags |= vk::InstanceCreateFlagBits::eEnumeratePortabilityKHR;
+      }
+    info.setPEnabledLayerNames(layers);
+    info.setPEnabledExtensionNames(extensions);
     const auto instance = vk::createInstance(info);
     load_functions(instance);
     return instance;
@@ -146,11 +167,11 @@ std::string megabytes(std::uint64_t bytes) { return std::to_string((bytes + (1u 
 
 }  // namespace
 
-VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
-                                    const VkDebugUtilsMessengerCallbackDataEXT* data, void* user) {
-  auto& device = *static_cast<Device*>(user);
-  const std::lock_guard<std::mutex> lock(device.messages_mutex_);
-  device.messages_.emplace_back(data->pMessage);
+static VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
+                                           const VkDebugUtilsMessengerCallbackDataEXT* data, void* user) {
+  auto& messages = *static_cast<Messages*>(user);
+  const std::lock_guard<std::mutex> lock(messages.mutex);
+  messages.texts.emplace_back(data->pMessage);
   return VK_FALSE;
 }
 
@@ -166,7 +187,13 @@ std::vector<Capabilities> Device::list() {
   return out;
 }
 
-Device::Device(std::uint32_t index, const Options& options) : options_(options) {
+std::uint32_t Device::loader_version() {
+  load_vulkan();
+  return vk::enumerateInstanceVersion();
+}
+
+Device::Device(std::uint32_t index, const Options& options)
+    : options_(options), messages_(std::make_shared<Messages>()), process_(::getpid()) {
   capabilities_.index = index;
   try {
     create_instance();
@@ -185,12 +212,15 @@ Device::Device(std::uint32_t index, const Options& options) : options_(options) 
 Device::~Device() { destroy(); }
 
 void Device::destroy() noexcept {
-  if (hung_) return;
+  if (abandoned()) {
+    new std::shared_ptr<Messages>(messages_);  // what still runs may still speak
+    return;
+  }
   try {
     if (device_ && *device_) {
       if (lost_.empty()) {
         save_pipeline_cache();
-        device_->waitIdle();
+        wait_until_idle();
       }
       device_->destroy(fence_);
       device_->destroy(cache_);
@@ -207,14 +237,14 @@ void Device::destroy() noexcept {
 }
 
 void Device::create_instance() {
-  instance_ = make_instance(options_.validate);
+  instance_ = make_instance(options_.validate, options_.instrument);
   if (!options_.validate) return;
   const auto creator =
       reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));
   const vk::DebugUtilsMessengerCreateInfoEXT info(
       {}, vk::DebugUtilsMessageSeverityFlagBitsEXT::eError | vk::DebugUtilsMessageSeverityFlagBitsEXT::eWarning,
       vk::DebugUtilsMessageTypeFlagBitsEXT::eValidation | vk::DebugUtilsMessageTypeFlagBitsEXT::ePerformance,
-      collect_message, this);
+      collect_message, messages_.get());
   const VkDebugUtilsMessengerCreateInfoEXT& plain = info;
   VkDebugUtilsMessengerEXT messenger = VK_NULL_HANDLE;
   if (creator && creator(instance_, &plain, nullptr, &messenger) == VK_SUCCESS) messenger_ = messenger;
@@ -231,6 +261,7 @@ void Device::create_device() {
   if (!capabilities_.missing.empty())
     throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
                       ") can't be used: " + capabilities_.missing);
+  pretend();
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
 
@@ -255,14 +286,23 @@ void Device::create_device() {
   queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
 }
 
+void Device::pretend() {
+  if (options_.pretend.empty()) return;
+  capabilities_.type = "discrete";
+  if (options_.pretend != "smallest") return;
+  capabilities_.max_group_size = std::min(capabilities_.max_group_size, 128u);  // what Vulkan demands of every device
+  capabilities_.max_shared_bytes = std::min(capabilities_.max_shared_bytes, 16384u);
+  capabilities_.subgroup_control = false;
+}
+
 std::uint64_t Device::storage_range() const {
   const auto limit = capabilities_.max_storage_range;
   return options_.shard_bytes ? std::min(options_.shard_bytes, limit) : limit;
 }
 
 std::vector<std::string> Device::take_messages() {
-  const std::lock_guard<std::mutex> lock(messages_mutex_);
-  return std::exchange(messages_, {});
+  const std::lock_guard<std::mutex> lock(messages_->mutex);
+  return std::exchange(messages_->texts, {});
 }
 
 vk::DeviceMemory Device::allocate(const vk::MemoryRequirements& requirements, vk::MemoryPropertyFlags needed,
@@ -279,8 +319,9 @@ vk::DeviceMemory Device::allocate(const vk::MemoryRequirements& requirements, vk
   if (type == memory_.memoryTypeCount) throw explain("no memory type fits,");
   if (options_.memory_limit && allocated_ + requirements.size > options_.memory_limit)
     throw explain("the memory limit is reached");
+  if (requirements.size > capabilities_.max_allocation)
+    throw explain(("the device gives at most " + megabytes(capabilities_.max_allocation) + " at once,").c_str());
   try {
-    if (strikes(Fault::allocation)) throw vk::OutOfDeviceMemoryError("injected");
     const auto memory = device_->allocateMemory({requirements.size, type});
     allocated_ += requirements.size;
     return memory;
@@ -302,10 +343,9 @@ void Device::wait() {
   // An empty submission: its fence is signalled after everything submitted before it. Ours rather than Kompute's, which
   // drops the result of the wait and destroys the fence of a submission that is still running.
   try {
-    if (strikes(Fault::lost)) throw vk::DeviceLostError("injected");
     queue_->submit(vk::ArrayProxy<const vk::SubmitInfo>(), fence_);
-    const auto patience = static_cast<std::uint64_t>(options_.timeout_seconds * 1e9);
-    const auto result = strikes(Fault::hung) ? vk::Result::eTimeout : device_->waitForFences(fence_, VK_TRUE, patience);
+    const auto patience = static_cast<std::uint64_t>(std::clamp(options_.timeout_seconds, 0.0, 1e9) * 1e9);
+    const auto result = device_->waitForFences(fence_, VK_TRUE, patience);
     if (result == vk::Result::eTimeout) {
       hung_ = true;
       lose("did not answer within " + std::to_string(static_cast<int>(options_.timeout_seconds)) + " s");
@@ -318,19 +358,50 @@ void Device::wait() {
   }
 }
 
+void Device::require_own_process() const {
+  if (process_ != ::getpid())
+    throw DeviceLost("Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name +
+                     ") was opened in the process that this one was forked from");
+}
+
 void Device::require_alive() const {
+  require_own_process();
   if (!lost_.empty()) throw DeviceLost(lost_);
+}
+
+bool Device::abandoned() const { return hung_ || process_ != ::getpid(); }
+
+void Device::wait_until_idle() noexcept {
+  try {
+    device_->waitIdle();
+  } catch (const std::exception&) {  // lost, then: nothing runs any more
+  }
 }
 
 void Device::lose(const std::string& reason) {
   lost_ = "Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name + ") " + reason;
+  // What was submitted may still be running when the failure was another's; its buffers are about to be freed. This
+  // ends soon even on a device that is lost.
+  if (!hung_) wait_until_idle();
   throw DeviceLost(lost_);
 }
 
-bool Device::strikes(Fault fault) {
-  if (fault_ != fault || fault == Fault::none) return false;
-  fault_ = Fault::none;
-  return true;
+void Device::fail(const std::string& doing, vk::Result result) {
+  switch (result) {
+    case vk::Result::eErrorDeviceLost: lose("was lost: the driver reset it");
+    case vk::Result::eErrorOutOfHostMemory:
+    case vk::Result::eErrorOutOfDeviceMemory:
+    case vk::Result::eErrorOutOfPoolMemory:
+    case vk::Result::eErrorFragmentedPool:
+    case vk::Result::eErrorFragmentation:
+    case vk::Result::eErrorMemoryMapFailed:
+    case vk::Result::eErrorTooManyObjects:
+      throw OutOfMemory(capabilities_.name + ": " + doing + " failed (" + vk::to_string(result) + "), with " +
+                        megabytes(allocated_) + " in use here and a heap of " + megabytes(capabilities_.memory_bytes));
+    default:
+      throw Unavailable("Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name +
+                        "): " + doing + " failed: " + vk::to_string(result));
+  }
 }
 
 std::string Device::cache_path() const {
@@ -346,26 +417,15 @@ std::string Device::cache_path() const {
 }
 
 void Device::load_pipeline_cache() {
-  std::vector<char> data;
-  if (std::ifstream file(cache_path(), std::ios::binary); file)
-    data.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-  // Drivers check the header and ignore what is not theirs; a damaged file costs a recompilation.
+  const auto data = read_pipelines(cache_path());
   cache_ = device_->createPipelineCache({{}, data.size(), data.data()});
 }
 
-void Device::save_pipeline_cache() const {
-  const auto path = cache_path();
-  if (path.empty() || !cache_) return;
-  std::error_code ignored;  // a cache that can't be written is slower next time, and no error
-  std::filesystem::create_directories(options_.cache_dir, ignored);
-  const auto data = device_->getPipelineCacheData(cache_);
-  const auto part = path + "." + std::to_string(::getpid());
-  {
-    std::ofstream file(part, std::ios::binary);
-    file.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
-    if (!file) return;
+void Device::save_pipeline_cache() const noexcept {
+  try {
+    if (cache_ && !options_.cache_dir.empty()) write_pipelines(cache_path(), device_->getPipelineCacheData(cache_));
+  } catch (const std::exception&) {  // a cache that can't be written is slower next time, and no error
   }
-  std::filesystem::rename(part, path, ignored);
 }
 
 }  // namespace ebmvk

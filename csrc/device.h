@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ebmvk {
@@ -25,30 +26,41 @@ struct Capabilities {
   std::uint32_t max_groups = 0;      // per dispatch, first dimension
   std::uint32_t max_group_size = 0;  // invocations
   std::uint32_t max_shared_bytes = 0;
+  std::uint32_t max_bindings = 0;    // storage buffers of one kernel
+  std::uint64_t max_allocation = 0;  // bytes
   std::uint32_t subgroup_size = 0;
+  std::uint32_t max_subgroups = 0;  // of a workgroup
   bool subgroup_arithmetic = false;
-  bool subgroup_control = false;  // full subgroups of a required size
-  bool float16 = false;           // arithmetic and storage
-  std::string missing;            // why it can't be used; empty where it can
+  bool subgroup_control = false;                      // full subgroups of a required size
+  bool float16 = false;                               // arithmetic and storage
+  std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local
+  std::string missing;                                // why it can't be used; empty where it can
 };
 
 struct Options {
   bool validate = false;           // core and synchronisation validation, messages collected
+  bool instrument = false;         // with validate: GPU-assisted, which checks every access of every kernel
   bool portable = false;           // kernels without subgroup arithmetic even where the device has it
   bool guard = false;              // poison buffers and put guard bands around them
   std::uint64_t shard_bytes = 0;   // largest storage-buffer range used; 0: the device's
   std::uint64_t memory_limit = 0;  // bytes allocated through Vulkan; 0: what the device gives
   double slice_seconds = 0.2;      // longest submission aimed at: drivers reset queues that hang for about 2 s
   double timeout_seconds = 60.0;   // after which a submission counts as hung
+  std::string pretend;             // for tests: gpu or smallest, to choose kernels and workgroups as for such a device
   std::string cache_dir;           // of the pipeline cache; empty: none is kept
 };
 
-// Failures on purpose, for tests: each strikes once.
-enum class Fault { none, allocation, lost, dropped, hung };
+// What the validation layer says.
+struct Messages {
+  std::mutex mutex;
+  std::vector<std::string> texts;
+};
 
 class Device {
  public:
   static std::vector<Capabilities> list();
+  // Of the loader, as VK_API_VERSION. Throws Unavailable where there is none.
+  static std::uint32_t loader_version();
 
   Device(std::uint32_t index, const Options& options);
   ~Device();
@@ -79,19 +91,34 @@ class Device {
 
   // Waits until all that was submitted is done; throws DeviceLost if the device is lost or takes too long.
   void wait();
+  // Throws DeviceLost where the device is lost, or belongs to the process that this one was forked from. The second
+  // part needs no lock.
   void require_alive() const;
-  bool hung() const { return hung_; }  // something may still run: nothing it uses may be freed
+  void require_own_process() const;
+  // Nothing may be freed: something may still run, or it is all another process's.
+  bool abandoned() const;
   [[noreturn]] void lose(const std::string& reason);
-  void inject(Fault fault) { fault_ = fault; }
-  bool strikes(Fault fault);
+  // What a failed Vulkan call means: OutOfMemory with sizes, DeviceLost, or Unavailable.
+  [[noreturn]] void fail(const std::string& doing, vk::Result result);
+  // f(), with its Vulkan failures as fail() tells them.
+  template <typename F>
+  auto attempt(const std::string& doing, F f) -> decltype(f()) {
+    try {
+      return f();
+    } catch (const vk::SystemError& error) {
+      fail(doing, static_cast<vk::Result>(error.code().value()));
+    }
+  }
 
   // Live buffers with guard bands, and their whole size.
   std::map<VkBuffer, std::uint64_t>& guarded() { return guarded_; }
 
  private:
-  void save_pipeline_cache() const;
+  void save_pipeline_cache() const noexcept;
+  void wait_until_idle() noexcept;
   void create_instance();
   void create_device();
+  void pretend();
   void load_pipeline_cache();
   void destroy() noexcept;
   std::string cache_path() const;
@@ -108,16 +135,12 @@ class Device {
   vk::PipelineCache cache_;
   vk::Fence fence_;
   std::mutex mutex_;
-  std::mutex messages_mutex_;
-  std::vector<std::string> messages_;
+  std::shared_ptr<Messages> messages_;
   std::atomic<std::uint64_t> allocated_{0};
   std::map<VkBuffer, std::uint64_t> guarded_;
   std::string lost_;
   bool hung_ = false;
-  Fault fault_ = Fault::none;
-
-  friend VkBool32 VKAPI_CALL collect_message(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
-                                             const VkDebugUtilsMessengerCallbackDataEXT*, void*);
+  int process_;  // that opened it
 };
 
 }  // namespace ebmvk

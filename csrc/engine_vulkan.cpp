@@ -8,6 +8,7 @@
 namespace ebmvk {
 namespace {
 
+constexpr std::uint32_t kTileBytes = 2 * 4 * 129 * 16;  // of score_tiled.comp's workgroups
 constexpr std::uint64_t kUploadBytes = std::uint64_t{16} << 20;
 
 std::uint64_t next_id() {
@@ -20,6 +21,7 @@ std::uint64_t next_id() {
 Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows)
     : engine_(std::move(engine)), n_(n), d_(d), id_(next_id()) {
   auto& device = engine_->device();
+  device.require_own_process();
   const std::lock_guard<std::mutex> lock(device.mutex());
   const std::uint64_t row_bytes = std::uint64_t{16} * quads();
   // A multiple of 16 rows, so that a shard begins where every device allows a binding to begin.
@@ -33,12 +35,14 @@ Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d,
 }
 
 Points::~Points() {
+  if (engine_->device().abandoned()) return;  // a mutex may have been held while this process was forked
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   engine_->workspaces().forget(id_);
   rows_ = Buffer();
 }
 
 void Points::update(const float* rows) {
+  engine_->device().require_own_process();
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   upload(rows);
 }
@@ -57,8 +61,10 @@ void Points::upload(const float* rows) {
       std::fill(to + row * pitch + d_, to + (row + 1) * pitch, 0.0f);
     }
     Program program(device);
-    program.copy(View(staging, 0, count * row_bytes), View(rows_, begin * row_bytes, count * row_bytes));
-    program.finish();
+    device.attempt("uploading points", [&] {
+      program.copy(View(staging, 0, count * row_bytes), View(rows_, begin * row_bytes, count * row_bytes));
+      program.finish();
+    });
     program.run();
   }
 }
@@ -76,14 +82,18 @@ Engine::Engine(std::uint32_t index, const Options& options)
     : device_(index, options), kernels_(device_), workspaces_(device_) {}
 
 std::map<std::string, Count> Engine::counts() {
+  device_.require_own_process();
   const std::lock_guard<std::mutex> lock(device_.mutex());
   return counts_;
 }
 
 Scoring Engine::scoring() const {
   if (scoring_ != Scoring::automatic) return scoring_;
-  // Tiles in shared memory gain nothing where that is ordinary memory behind emulated barriers.
-  return device_.capabilities().type == "cpu" ? Scoring::direct : Scoring::tiled;
+  // Tiles in shared memory gain nothing where that is ordinary memory behind emulated barriers; and some devices give
+  // no more than the 16 KiB and 128 invocations that all must.
+  const auto& device = device_.capabilities();
+  const bool fits = device.max_group_size >= 256 && device.max_shared_bytes >= kTileBytes;
+  return device.type == "cpu" || !fits ? Scoring::direct : Scoring::tiled;
 }
 
 std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
@@ -97,7 +107,8 @@ std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_pe
 std::uint32_t Engine::row_group(std::uint32_t quads) const {
   const auto& device = device_.capabilities();
   const std::uint32_t subgroup = device.subgroup_size ? device.subgroup_size : 32;
-  const std::uint32_t fit = std::max(std::min(256u, device.max_group_size) / subgroup, 1u);
+  std::uint32_t fit = std::max(std::min(256u, device.max_group_size) / subgroup, 1u);
+  if (device.max_subgroups) fit = std::min(fit, device.max_subgroups);
   // On a processor few invocations with some quads each, as barriers there are emulated; but not many quads, as loops
   // over them are unrolled. On a GPU a quad each, as long as they fit.
   const std::uint32_t each = device.type == "cpu" ? 4 : 1;
@@ -106,11 +117,15 @@ std::uint32_t Engine::row_group(std::uint32_t quads) const {
 }
 
 Engine::Call::Call(Engine& engine, std::string operation)
-    : engine_(engine),
+    : engine_((engine.device_.require_own_process(), engine)),
       lock_(engine.device_.mutex()),
       operation_(std::move(operation)),
       start_(std::chrono::steady_clock::now()) {
   engine.device_.require_alive();
+}
+
+Engine::Call::~Call() {
+  if (!ended_) engine_.workspaces_.clear();
 }
 
 void Engine::Call::run(Program& program, const char* kernel, double flops) {
@@ -124,6 +139,7 @@ void Engine::Call::run(Program& program, const char* kernel, double flops) {
 }
 
 void Engine::Call::count() {
+  ended_ = true;
   auto& count = engine_.counts_[operation_];
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   ++count.calls;

@@ -42,10 +42,41 @@ struct LangevinArguments {
   std::uint64_t seed;
   std::uint32_t first_step, first_chain;
   double temperature;
+  std::uint32_t leapfrogs;  // of a step of GHMC; 0: g-BAOAB
 };
 
 struct LangevinResults {
-  float *x, *v, *energy, *kinetic, *energy_error, *tangency;
+  float *x, *v, *energy, *kinetic, *energy_error, *acceptance, *tangency;
+};
+
+struct GradientArguments {
+  EnergyArguments energy;
+  const float *grad_energy, *grad_score;  // (B,), (B, d)
+};
+
+struct GradientResults {
+  float *x, *points, *logw, *kappa, *background;  // points (N, d), zero before
+};
+
+struct VmfArguments {
+  std::uint32_t rows, d;
+  const float *mu, *cosine_sine;  // (B, d), (B, 2)
+  std::uint64_t seed;
+  std::uint32_t first_row;
+};
+
+struct AccumulateArguments {
+  std::uint32_t rows, k, d, n;
+  const float* x;
+  const std::int64_t* ids;
+  const float* responsibilities;
+  const std::int64_t* tokens;
+};
+
+struct Accumulated {
+  std::vector<float> sums;           // (n, d + 1): resultants, each followed by its mass
+  std::vector<std::uint64_t> pairs;  // splat << 32 | token, ascending
+  std::vector<float> counts;         // of the pairs
 };
 
 struct TopkArguments {
@@ -94,6 +125,9 @@ class Engine {
               float* result);
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
+  void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);
+  void vmf_sample(const VmfArguments& in, float* result);
+  Accumulated accumulate(const AccumulateArguments& in);
   void topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
   // math.glsl and philox.glsl on this device: `arguments`, `key` and `result` are (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
@@ -113,6 +147,9 @@ class Engine {
   class Call;
 
  private:
+  template <typename Push>
+  void integrate(const Points& points, const Push& push, const LangevinArguments& in, const LangevinResults& out);
+
   Device device_;
   KernelRegistry kernels_;
   WorkspaceCache workspaces_;
@@ -121,10 +158,12 @@ class Engine {
   std::map<std::string, double> speed_;  // FLOP/s
 };
 
-// One call of an operation: holds the device's mutex, runs programs, and is counted when it ends well.
+// One call of an operation: holds the device's mutex, runs programs, and is counted when it ends well. When it does
+// not, nothing that it may have left half done is used again.
 class Engine::Call {
  public:
   Call(Engine& engine, std::string operation);
+  ~Call();
   // `flops` of what the program is about to do teach how much fits into a slice; 0 teaches nothing.
   void run(Program& program, const char* kernel = "", double flops = 0);
   void count();
@@ -135,6 +174,7 @@ class Engine::Call {
   std::string operation_;
   std::chrono::steady_clock::time_point start_;
   std::uint64_t dispatches_ = 0;
+  bool ended_ = false;
 };
 
 }  // namespace ebmvk

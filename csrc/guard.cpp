@@ -32,6 +32,7 @@ void poison(Device& device, vk::Buffer buffer, std::uint64_t bytes) {
 }
 
 std::string damaged_guards(Device& device) {
+  const std::lock_guard<std::mutex> lock(device.mutex());
   constexpr auto band = Buffer::kGuardBytes;
   Buffer readback(device, Buffer::Kind::readback, 2 * band);
   for (const auto& guarded : device.guarded()) {

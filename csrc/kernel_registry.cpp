@@ -7,7 +7,7 @@
 namespace ebmvk {
 
 KernelRegistry::~KernelRegistry() {
-  if (device_.hung()) return;
+  if (device_.abandoned()) return;
   for (auto& [key, pipeline] : pipelines_) {
     device_.handle().destroy(pipeline.handle);
     device_.handle().destroy(pipeline.layout);
@@ -17,8 +17,11 @@ KernelRegistry::~KernelRegistry() {
 
 const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group) const {
   const auto& device = device_.capabilities();
-  const bool subgroups = device.subgroup_arithmetic && !device_.options().portable && device.subgroup_size > 0 &&
-                         group % device.subgroup_size == 0;
+  // Without control over it a device may run subgroups of another size than it states, or some that are not full, and
+  // kernels that count on them would miss rows' parts.
+  const bool subgroups = device.subgroup_arithmetic && device.subgroup_control && !device_.options().portable &&
+                         device.subgroup_size > 0 && group % device.subgroup_size == 0 &&
+                         group / device.subgroup_size <= device.max_subgroups;
   const KernelSource* portable = nullptr;
   for (const auto& source : kernel_table()) {
     if (name != source.name) continue;
@@ -52,11 +55,11 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   std::vector<vk::DescriptorSetLayoutBinding> bindings;
   for (std::uint32_t i = 0; i < source.access.size(); ++i)
     bindings.emplace_back(i, vk::DescriptorType::eStorageBuffer, 1, vk::ShaderStageFlagBits::eCompute);
-  pipeline.set_layout = device.createDescriptorSetLayout({{}, bindings});
+  auto set_layout = device.createDescriptorSetLayoutUnique({{}, bindings});
   const vk::PushConstantRange push(vk::ShaderStageFlagBits::eCompute, 0, source.push_bytes);
-  vk::PipelineLayoutCreateInfo layout({}, pipeline.set_layout);
-  if (source.push_bytes) layout.setPushConstantRanges(push);
-  pipeline.layout = device.createPipelineLayout(layout);
+  vk::PipelineLayoutCreateInfo info({}, *set_layout);
+  if (source.push_bytes) info.setPushConstantRanges(push);
+  auto layout = device.createPipelineLayoutUnique(info);
 
   // Constant 0 is the workgroup's size; a kernel that fixes it has no such constant, and the entry is ignored.
   std::vector<std::uint32_t> values{pipeline.group};
@@ -66,22 +69,18 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   const vk::SpecializationInfo special(static_cast<std::uint32_t>(entries.size()), entries.data(), 4 * values.size(),
                                        values.data());
 
-  const auto shader = device.createShaderModule({{}, source.bytes, source.code});
-  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, shader, "main", &special);
+  const auto shader = device.createShaderModuleUnique({{}, source.bytes, source.code});
+  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main", &special);
   const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(device_.capabilities().subgroup_size);
   if (source.variant == Variant::subgroup && device_.capabilities().subgroup_control) {
     stage.flags = vk::PipelineShaderStageCreateFlagBits::eRequireFullSubgroups;
     stage.pNext = &size;
   }
-  try {
-    pipeline.handle = device.createComputePipeline(device_.pipeline_cache(), {{}, stage, pipeline.layout}).value;
-    device.destroy(shader);
-  } catch (const vk::SystemError& error) {
-    device.destroy(shader);
-    device.destroy(pipeline.layout);
-    device.destroy(pipeline.set_layout);
-    throw OutOfMemory(std::string("kernel ") + source.name + " could not be compiled for the device: " + error.what());
-  }
+  pipeline.handle = device_.attempt(std::string("compiling kernel ") + source.name, [&] {
+    return device.createComputePipeline(device_.pipeline_cache(), {{}, stage, *layout}).value;
+  });
+  pipeline.layout = layout.release();
+  pipeline.set_layout = set_layout.release();
 }
 
 }  // namespace ebmvk

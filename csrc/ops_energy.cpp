@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 namespace ebmvk {
@@ -45,14 +46,16 @@ struct LangevinWork {
   Candidates candidates;
   Program load, steps, store;
 
-  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const kernels::Langevin& push)
-      : params(engine.device(), Buffer::Kind::upload, 32),
+  // Push is kernels::Langevin or kernels::Ghmc.
+  template <typename Push>
+  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push)
+      : params(engine.device(), Buffer::Kind::upload, 48),
         x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         level_table(engine.device(), push.level_rows == 1 ? 1 : capacity, 8 * push.levels, 8 * push.levels,
                     Buffer::Kind::upload),
         level_end(engine.device(), 1, push.levels, push.levels, Buffer::Kind::upload),
-        diagnostics(engine.device(), capacity, 4, 4, Buffer::Kind::readback),
+        diagnostics(engine.device(), capacity, 8, 8, Buffer::Kind::readback),
         candidates(engine, points, capacity, push.k),
         load(engine.device()),
         steps(engine.device()),
@@ -61,8 +64,8 @@ struct LangevinWork {
       load.copy(table->on_host(), table->on_device());
     candidates.record(engine, load, params);
     load.finish();
-    const auto& pipeline = engine.kernels().get(kernels::Langevin::name, engine.row_group(push.quads),
-                                                energy_constants(engine, push.quads, push.k));
+    const auto& pipeline =
+        engine.kernels().get(Push::name, engine.row_group(push.quads), energy_constants(engine, push.quads, push.k));
     steps.kernel(pipeline,
                  {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                   candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
@@ -78,13 +81,15 @@ struct LangevinWork {
     x.write(in.energy.x + begin * d, rows);
     v.write(in.v + begin * d, rows);
     candidates.write(in.energy, begin, rows);
-    std::fill_n(diagnostics.on_host().as<float>(), std::size_t{4} * rows, 0.0f);
+    std::fill_n(diagnostics.on_host().as<float>(), std::size_t{8} * rows, 0.0f);
     std::partial_sum(in.steps.begin(), in.steps.end(), level_end.on_host().as<std::uint32_t>());
     auto* entry = level_table.on_host().as<float>();
     const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
     const std::size_t first = in.level_rows == 1 ? 0 : begin * in.levels;
     for (std::size_t i = first; i < first + table_rows * in.levels; ++i, entry += 8) {
-      const double friction = static_cast<double>(in.gamma[i]) * in.step_size[i];
+      // GHMC splits the friction of its trajectory into two halves around it.
+      const double friction =
+          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.leapfrogs ? 0.5 * in.leapfrogs : 1.0);
       const float values[8] = {in.kappa_scale[i], in.logw_shift[i], in.step_size[i],
                                static_cast<float>(std::exp(-friction)),
                                static_cast<float>(std::sqrt(-in.temperature * std::expm1(-2 * friction)))};
@@ -92,16 +97,18 @@ struct LangevinWork {
     }
   }
 
-  void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done) {
+  void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done,
+            bool metropolis) {
     x.read(out.x + begin * d, rows);
     v.read(out.v + begin * d, rows);
     const auto* record = diagnostics.on_host().as<float>();
     const double each = 1.0 / std::max(steps_done, 1.0);
-    for (std::uint64_t row = begin; row < begin + rows; ++row, record += 4) {
+    for (std::uint64_t row = begin; row < begin + rows; ++row, record += 8) {
       out.energy[row] = record[0];
       out.kinetic[row] = static_cast<float>(record[1] * each);
       out.energy_error[row] = static_cast<float>(record[2] * each);
       out.tangency[row] = record[3];
+      out.acceptance[row] = metropolis && steps_done > 0 ? static_cast<float>(record[4] * each) : 1.0f;
     }
   }
 };
@@ -137,17 +144,27 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
 }
 
 void Engine::langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out) {
+  const auto quads = points.quads();
+  if (in.leapfrogs)
+    integrate(points, kernels::Ghmc{quads, in.energy.k, in.energy.d, in.levels, in.level_rows, in.leapfrogs}, in, out);
+  else
+    integrate(points, kernels::Langevin{quads, in.energy.k, in.energy.d, in.levels, in.level_rows}, in, out);
+}
+
+template <typename Push>
+void Engine::integrate(const Points& points, const Push& push, const LangevinArguments& in,
+                       const LangevinResults& out) {
   Call call(*this, "langevin");
   const auto& shape = in.energy;
-  const kernels::Langevin push{points.quads(), shape.k, shape.d, in.levels, in.level_rows};
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const auto slice = std::min<std::uint64_t>(units_per_slice(push.name, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
-    const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k);
+    const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
+                                          std::uint64_t{32} * in.levels);
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
     const auto key = shape_key(push.name, points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
-                     std::to_string(in.level_rows == 1);
-    auto& work = workspaces_.get<LangevinWork>(
+                     std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
+    LangevinWork& work = workspaces_.get<LangevinWork>(
         key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push); });
     auto* params = work.params.as<std::uint32_t>();
     const std::uint32_t head[6] = {rows,
@@ -157,6 +174,8 @@ void Engine::langevin(const Points& points, const LangevinArguments& in, const L
                                    static_cast<std::uint32_t>(in.seed),
                                    static_cast<std::uint32_t>(in.seed >> 32)};
     std::copy_n(head, 6, params);
+    const auto temperature = static_cast<float>(in.temperature);
+    std::memcpy(params + 8, &temperature, 4);
     work.write(in, begin, rows);
     call.run(work.load);
     std::uint32_t done = 0;
@@ -169,7 +188,7 @@ void Engine::langevin(const Points& points, const LangevinArguments& in, const L
       call.run(work.steps, push.name, params[1] * push.flops(rows));
     } while (done < total);
     call.run(work.store);
-    work.read(out, begin, rows, shape.d, total);
+    work.read(out, begin, rows, shape.d, total, in.leapfrogs > 0);
     begin += rows;
   }
   call.count();

@@ -33,6 +33,7 @@ struct SphereWork {
     auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
+    arguments.reserve(op.arguments);  // views of their buffers stay
     for (std::size_t i = 0; i < op.arguments; ++i) {
       arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
       program.copy(arguments.back().on_host(), arguments.back().on_device());
@@ -43,6 +44,26 @@ struct SphereWork {
     bindings.emplace_back(result.on_device());
     const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
     program.kernel(pipeline, bindings, quads, capacity);
+    program.copy(result.on_device(), result.on_host());
+    program.finish();
+  }
+};
+
+struct VmfWork {
+  Buffer params;
+  Table mu, cosine_sine, result;
+  Program program;
+
+  VmfWork(Engine& engine, std::uint32_t capacity, const kernels::VmfSample& push)
+      : params(engine.device(), Buffer::Kind::upload, 16),
+        mu(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::upload),
+        cosine_sine(engine.device(), capacity, 2, 2, Buffer::Kind::upload),
+        result(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        program(engine.device()) {
+    for (const auto* table : {&mu, &cosine_sine}) program.copy(table->on_host(), table->on_device());
+    const auto group = engine.row_group(push.quads);
+    program.kernel(engine.kernels().get(push.name, group, {(push.quads + group - 1) / group}),
+                   {params, mu.on_device(), cosine_sine.on_device(), result.on_device()}, push, capacity);
     program.copy(result.on_device(), result.on_host());
     program.finish();
   }
@@ -69,16 +90,20 @@ struct ProbeWork {
   }
 };
 
+std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32_t d) {
+  const std::uint64_t row_bytes = std::uint64_t{16} * quads_of(d);
+  const auto most = std::min<std::uint64_t>(
+      {device.capabilities().max_groups, device.storage_range() / row_bytes, (std::uint64_t{64} << 20) / row_bytes});
+  return power_of_two(std::min<std::uint64_t>(rows, std::max<std::uint64_t>(most / 2, 1)));
+}
+
 }  // namespace
 
 void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
                     float* result) {
   const auto& kernel = describe(op);
   Call call(*this, kernel.name);
-  const std::uint64_t row_bytes = std::uint64_t{16} * quads_of(d);
-  const auto most = std::min<std::uint64_t>(
-      {device_.capabilities().max_groups, device_.storage_range() / row_bytes, (std::uint64_t{64} << 20) / row_bytes});
-  const auto capacity = power_of_two(std::min<std::uint64_t>(rows, std::max<std::uint64_t>(most / 2, 1)));
+  const auto capacity = rows_at_once(device_, rows, d);
   const std::uint64_t width = kernel.scalar ? 1 : d;
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
@@ -89,6 +114,26 @@ void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std:
     for (std::size_t i = 0; i < kernel.arguments; ++i) work.arguments[i].write(arguments[i] + begin * d, count);
     call.run(work.program);
     work.result.read(result + begin * width, count);
+  }
+  call.count();
+}
+
+void Engine::vmf_sample(const VmfArguments& in, float* result) {
+  Call call(*this, "vmf_sample");
+  const kernels::VmfSample push{quads_of(in.d), in.d};
+  const auto capacity = rows_at_once(device_, in.rows, in.d);
+  for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
+    auto& work =
+        workspaces_.get<VmfWork>(std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d),
+                                 0, [&] { return std::make_shared<VmfWork>(*this, capacity, push); });
+    const std::uint32_t head[4] = {count, in.first_row + static_cast<std::uint32_t>(begin),
+                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
+    std::copy_n(head, 4, work.params.as<std::uint32_t>());
+    work.mu.write(in.mu + begin * in.d, count);
+    work.cosine_sine.write(in.cosine_sine + 2 * begin, count);
+    call.run(work.program);
+    work.result.read(result + begin * in.d, count);
   }
   call.count();
 }

@@ -19,7 +19,7 @@ struct Tiling {
 
 Tiling choose_tiling(Engine& engine, std::uint32_t rows) {
   if (engine.scoring() == Scoring::direct) {
-    const auto group = std::max(engine.device().capabilities().subgroup_size, 8u);
+    const auto group = std::clamp(engine.device().capabilities().subgroup_size, 8u, 128u);
     return {kernels::ScoreDirect::name, group, 4, 4, 4, 4 * group};
   }
   if (rows >= 64) return {kernels::ScoreTiled::name, 256, 8, 8, 128, 128};
@@ -60,7 +60,8 @@ struct TopkWork {
                     {params, queries.on_device(), points.shard(shard), scale.on_device(), bias.on_device(), scores},
                     kernels::ScoreTiled{points.quads(), columns, scaled},
                     (columns + tiling.columns - 1) / tiling.columns, (capacity + tiling.rows - 1) / tiling.rows);
-    const auto group = engine.device().capabilities().type == "cpu" ? 8u : 256u;
+    const auto& device = engine.device().capabilities();
+    const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
     program->kernel(engine.kernels().get(kernels::SelectTopk::name, group, {power_of_two(k)}),
                     {params, scores, best_scores.on_device(), best_ids.on_device()}, kernels::SelectTopk{k, columns},
                     capacity);

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include "dispatch.h"
 #include "vulkan_errors.h"
 
 #include <chrono>
@@ -97,14 +98,20 @@ void Hazards::clear() {
   written_.clear();
 }
 
-Program::Program(Device& device)
-    : device_(device),
-      sequence_(std::make_shared<kp::Sequence>(device.shared_physical(), device.shared_device(), device.shared_queue(),
-                                               device.queue_family())),
-      canary_(device, Buffer::Kind::readback, 16) {}
+Program::Program(Device& device) : device_(device), canary_(device, Buffer::Kind::readback, 16) {
+  take_dropped();
+  sequence_ = std::make_shared<kp::Sequence>(device.shared_physical(), device.shared_device(), device.shared_queue(),
+                                             device.queue_family());
+  if (const auto failure = take_dropped(); failure != vk::Result::eSuccess) {
+    sequence_.reset();
+    device.fail("making a command buffer", failure);
+  }
+  // What earlier submissions wrote: waiting for their fence made it available, and nothing has made it visible yet.
+  device.attempt("recording commands", [&] { sequence_->record(std::make_shared<OpBarrier>(false)); });
+}
 
 Program::~Program() {
-  if (device_.hung()) {  // its command buffer may still be running: keep it
+  if (device_.abandoned()) {  // its command buffer may still be running: keep it
     new std::shared_ptr<kp::Sequence>(sequence_);
     return;
   }
@@ -183,14 +190,14 @@ double Program::run() {
   volatile auto* canary = canary_.as<std::uint32_t>();
   *canary = 0;
   const auto start = std::chrono::steady_clock::now();
-  const bool dropped = device_.strikes(Fault::dropped);
-  if (!dropped) sequence_->evalAsync();
+  take_dropped();
+  device_.attempt("a submission", [&] { sequence_->evalAsync(); });
+  // Kompute does not look at the result. After a failure it takes the sequence for running: it can't be used again.
+  if (const auto failure = take_dropped(); failure != vk::Result::eSuccess) device_.fail("a submission", failure);
   device_.wait();
-  // Done, as our own fence says; now Kompute may look at its fence, and give it back. The wait is bounded all the same:
-  // where its submission failed, which it does not report, the fence is never signalled.
-  if (!dropped) sequence_->evalAwait(1'000'000);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (*canary != kCanary) device_.lose("did not run what was submitted (the canary is dead)");
+  sequence_->evalAwait(1'000'000'000);  // done, as our own fence says: Kompute gives its fence back
   return seconds.count();
 }
 

@@ -74,12 +74,13 @@ void* WorkspaceCache::find(const std::string& key, std::uint64_t points,
     Entry entry;
     entry.points = points;
     const auto before = device_.allocated();
+    const auto attempt = [&] { return device_.attempt("preparing a kernel", make); };
     try {
-      entry.workspace = make();
+      entry.workspace = attempt();
     } catch (const OutOfMemory&) {
       if (entries_.empty()) throw;
       clear();
-      entry.workspace = make();
+      entry.workspace = attempt();
     }
     entry.bytes = device_.allocated() - std::min(before, device_.allocated());
     known = entries_.emplace(key, std::move(entry)).first;

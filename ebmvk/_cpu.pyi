@@ -12,9 +12,24 @@ def expmap(x: _Floats, u: _Floats) -> _Floats: ...
 def logmap(x: _Floats, y: _Floats) -> _Floats: ...
 def transp(x: _Floats, y: _Floats, u: _Floats) -> _Floats: ...
 def dist(x: _Floats, y: _Floats) -> _Floats: ...
+class CoarsePoints:
+    """Points (N, d) in 8 bits per coordinate, which `topk` finds candidates in."""
+
+    def __init__(self, points: _Floats) -> None: ...
+
+def use_coarse() -> bool:
+    """Whether the processor and the instruction set in use can work with CoarsePoints."""
+
 def topk(
-    queries: _Floats, points: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
-) -> tuple[_Floats, _Ids]: ...
+    queries: _Floats,
+    points: _Floats,
+    k: int,
+    scale: _Floats | None,
+    bias: _Floats | None,
+    coarse: CoarsePoints | None,
+) -> tuple[_Floats, _Ids, int]:
+    """scores, ids, and the number of rows that the coarse product could not prove: the same bits with and without."""
+
 def energy_score(
     x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
 ) -> tuple[_Floats, _Floats, _Floats, _Floats]:
@@ -35,9 +50,31 @@ def langevin(
     first_step: int,
     first_chain: int,
     temperature: float,
-) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    leapfrogs: int,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
     """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale, logw_shift, step_size, gamma.
-    Returns energy, kinetic_temperature, energy_error, tangency."""
+    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature, energy_error, tangency,
+    acceptance."""
+
+def energy_score_backward(
+    x: _Floats,
+    points: _Floats,
+    ids: _Ids,
+    logw: _Floats,
+    kappa: _Floats,
+    log_background: _Floats,
+    grad_energy: _Floats,
+    grad_score: _Floats,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
+    """Gradients of x, points, logw, kappa, log_background."""
+
+def vmf_place(mu: _Floats, deficit: NDArray[np.float64], seed: int, first_row: int) -> _Floats:
+    """Samples whose cosine with mu is 1 - deficit."""
+
+def accumulate(
+    x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
+) -> tuple[_Floats, _Floats, _Ids, _Floats]:
+    """mass, resultant, splat_token, counts."""
 
 def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
     """(steps, chains, d), as the chains of `langevin` draw them."""

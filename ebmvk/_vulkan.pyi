@@ -29,7 +29,19 @@ class Capabilities:
     @property
     def memory_bytes(self) -> int: ...
     @property
+    def heaps(self) -> list[tuple[int, bool]]:
+        """Size in bytes, and whether it is the device's own."""
+
+    @property
     def max_storage_range(self) -> int: ...
+    @property
+    def max_allocation(self) -> int: ...
+    @property
+    def max_groups(self) -> int: ...
+    @property
+    def max_group_size(self) -> int: ...
+    @property
+    def max_bindings(self) -> int: ...
     @property
     def max_shared_bytes(self) -> int: ...
     @property
@@ -46,19 +58,15 @@ class Capabilities:
 
 class Options:
     validate: bool
+    instrument: bool
     portable: bool
     guard: bool
     shard_bytes: int
     memory_limit: int
     slice_seconds: float
     timeout_seconds: float
+    pretend: str
     cache_dir: str
-
-class Fault(enum.Enum):
-    allocation = ...
-    lost = ...
-    dropped = ...
-    hung = ...
 
 class Scoring(enum.Enum):
     automatic = ...
@@ -119,8 +127,31 @@ class Engine:
         first_step: int,
         first_chain: int,
         temperature: float,
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
-        """x, v, energy, kinetic_temperature, energy_error, tangency. The schedule is (1, L) or (B, L)."""
+        leapfrogs: int,
+    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
+        """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is (1, L) or (B, L);
+        leapfrogs 0 is g-BAOAB."""
+
+    def energy_score_backward(
+        self,
+        points: Points,
+        x: _Floats,
+        ids: _Ids,
+        logw: _Floats,
+        kappa: _Floats,
+        log_background: _Floats,
+        grad_energy: _Floats,
+        grad_score: _Floats,
+    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
+        """Gradients of x, points (N, d), logw, kappa, log_background."""
+
+    def vmf_sample(self, mu: _Floats, cosine_sine: _Floats, seed: int, first_row: int) -> _Floats:
+        """cosine_sine (B, 2): of the angle between each sample and its mean."""
+
+    def accumulate(
+        self, x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
+    ) -> tuple[_Floats, _Ids, _Floats]:
+        """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
 
     def topk(
         self, points: Points, queries: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
@@ -130,9 +161,6 @@ class Engine:
 
     def counts(self) -> dict[str, Count]: ...
     def set_scoring(self, scoring: Scoring) -> None: ...
-    def inject(self, fault: Fault) -> None:
-        """Let the next chance for `fault` strike, once."""
-
     def damaged_guards(self) -> str:
         """With Options.guard: empty where no kernel wrote outside its buffers."""
 
@@ -140,3 +168,14 @@ class Engine:
         """With Options.validate: what the validation layer said since the last call."""
 
 def devices() -> list[Capabilities]: ...
+def loader_version() -> int:
+    """As VK_API_VERSION; Unavailable where there is no loader."""
+
+def inject_fault(function: str, nth: int, result: int) -> None:
+    """The nth call from now of a Vulkan function returns `result` (a VkResult) and does nothing; 0 takes it back."""
+
+def calls_of(function: str) -> int:
+    """How often a wrapped Vulkan function was called."""
+
+def wrapped_functions() -> list[str]:
+    """Functions whose calls can be made to fail, once a device was opened."""

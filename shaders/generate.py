@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ACCESS = {"read": "readonly ", "write": "writeonly ", "update": ""}
-TYPES = ("float", "uint", "vec4", "uvec4")
+TYPES = ("float", "uint", "vec2", "vec4", "uvec4")
 KEYS = {"variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
 
 

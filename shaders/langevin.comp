@@ -5,44 +5,14 @@
 // bits: the force kept from the step before equals what a new dispatch computes from the same x.
 #version 450
 #include "interface.glsl"
-#include "energy.glsl"
-#include "philox.glsl"
-
-vec4 velocity[QUADS_PER];
-
-// Position and velocity together along the geodesic, for a time t at speed w = |v|.
-void geodesic(float t, float squared_speed) {
-    float w = sqrt(squared_speed);
-    float angle = w * t;
-    vec2 cs = cos_sin(angle);
-    float lever = t * sinc(angle);  // sin(wt)/w
-    FOR_OWN(i, q) {
-        vec4 position = state[i];
-        state[i] = cs.x * position + lever * velocity[i];
-        velocity[i] = cs.x * velocity[i] - (w * cs.y) * position;
-    }
-}
-
-// Standard normals of one step, zero beyond coordinate d.
-vec4 noise(uint step_number, uint chain, uint q) {
-    vec4 xi = normals(uvec4(step_number, params[3] + chain, q, 0u), uvec2(params[4], params[5]));
-    uvec4 coordinate = 4u * q + uvec4(0u, 1u, 2u, 3u);
-    return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
-}
-
-void ornstein_uhlenbeck(uint step_number, uint chain, float keep, float spread) {
-    vec4 xi[QUADS_PER];
-    FOR_OWN(i, q) xi[i] = noise(step_number, chain, q);
-    float along = group_sum(own_dot(state, xi));
-    FOR_OWN(i, q) velocity[i] = keep * velocity[i] + spread * (xi[i] - along * state[i]);
-}
+#include "chain.glsl"
 
 // A(h/2) O A(h/2); gives |v|^2 right after O.
 float drift(uint step, uint chain, float h, float squared_speed, float keep, float spread) {
     for (int half_step = 0; half_step < 2; ++half_step) {
         geodesic(0.5 * h, squared_speed);
         if (half_step != 0) break;
-        ornstein_uhlenbeck(params[2] + step, chain, keep, spread);
+        ornstein_uhlenbeck(params[2] + step, chain, STREAM_NOISE, keep, spread);
         squared_speed = group_sum(own_dot(velocity, velocity));
     }
     return squared_speed;
@@ -52,29 +22,23 @@ void main() {
     uint chain = gl_WorkGroupID.x;
     if (chain >= params[0]) return;
     load_candidates(chain);
-    FOR_OWN(i, q) {
-        state[i] = x[chain * quads + q];
-        velocity[i] = v[chain * quads + q];
-    }
+    load_chain(chain);
     float squared_speed = group_sum(own_dot(velocity, velocity));
     // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before they are put right
-    vec4 record = diagnostics[chain];
+    vec4 record = diagnostics[2u * chain];
     uint step = params[6];
     uint end = step + params[1];
     uint level = 0u;
     bool entered = false;  // `force` and `mixture` belong to the state and this level
-    Mixture mixture;
+    Mixture mixture = Mixture(0.0, 0.0, 0.0);
 
     // Each pass evaluates the energy once: where a level is entered, or in the middle of a step. (Written twice, the
     // evaluation would be compiled twice.) After the last step the energy is the last level's, even if that has no steps.
     while (true) {
-        uint now = level;
-        while (step < end && step >= level_end[now]) ++now;
-        if (step == end && params[7] != 0u) now = levels - 1u;
+        uint now = level_of(step, end, level);
         entered = entered && now == level;
         level = now;
-        if (entered && step == end) break;
-        if (step == end && params[7] == 0u) break;
+        if (step == end && (entered || params[7] == 0u)) break;
 
         uint table = 2u * ((level_rows == 1u ? 0u : chain * levels) + level);
         vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, e^(-gamma h)
@@ -106,9 +70,6 @@ void main() {
     }
     record.x = mixture.energy;
 
-    FOR_OWN(i, q) {
-        x[chain * quads + q] = state[i];
-        v[chain * quads + q] = velocity[i];
-    }
-    if (gl_LocalInvocationIndex == 0u) diagnostics[chain] = record;
+    store_chain(chain);
+    if (gl_LocalInvocationIndex == 0u) diagnostics[2u * chain] = record;
 }

@@ -7,8 +7,9 @@
 | `reference` | every operation in plain torch: the float64 oracle, and the path on CUDA |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
 | `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
-| `autograd` | `energy(...)`, differentiable, forward on any backend |
+| `autograd` | `energy(...)` and `energy_score(...)`, differentiable, on any backend |
 | `philox` | counter-based random numbers, the same on every backend |
+| `wood` | the cosine of a vMF sample, for every backend's `vmf_sample` |
 | `checks`, `counting` | argument checks; calls and seconds per operation |
 
 Importing this package loads no extension; `select` does.
@@ -16,17 +17,32 @@ Importing this package loads no extension; `select` does.
 
 from __future__ import annotations
 
-from ebmvk.engine.api import Backend, EnergyScore, LangevinDiagnostics, LangevinResult, OpCount, Points, Schedule, TopK
+from ebmvk.engine.api import (
+    Accumulated,
+    Backend,
+    EnergyGradients,
+    EnergyScore,
+    LangevinDiagnostics,
+    LangevinResult,
+    OpCount,
+    Points,
+    Schedule,
+    Scheme,
+    TopK,
+)
 from ebmvk.engine.select import explain, select
 
 __all__ = [
+    "Accumulated",
     "Backend",
+    "EnergyGradients",
     "EnergyScore",
     "LangevinDiagnostics",
     "LangevinResult",
     "OpCount",
     "Points",
     "Schedule",
+    "Scheme",
     "TopK",
     "explain",
     "select",

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Scheme = Literal["gbaoab", "ghmc"]
+"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB, or Metropolised GHMC."""
 
 
 class Points(Protocol):
@@ -53,6 +56,29 @@ class EnergyScore:
 
 
 @dataclass(frozen=True)
+class EnergyGradients:
+    """Gradients of sum_b (grad_energy_b E_b + grad_score_b . score_b): x (B, d), points (N, d), logw and kappa (B, K),
+    log_background (B,). That of x is in the embedding space, with score = g - (x.g) x, g = sum_j rho_j kappa_j mu_j."""
+
+    x: Tensor
+    points: Tensor
+    logw: Tensor
+    kappa: Tensor
+    log_background: Tensor
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """Additive statistics of n splats: mass (n,), resultant (n, d), and token counts as sorted, unique
+    (splat, token) pairs (M, 2) int64 with counts (M,) > 0."""
+
+    mass: Tensor
+    resultant: Tensor
+    splat_token: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Annealing levels; each tensor is (L,) shared by all chains, or (B, L).
 
@@ -69,9 +95,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LangevinDiagnostics:
-    """Per chain (B,): energy at the end (of the last level); kinetic_temperature, mean of |v|^2/(d-1) right after O;
-    energy_error, mean |change of H| over the deterministic parts of a step; acceptance (1 for an unadjusted scheme);
-    tangency, max of |x.v|/|v| and of ||x|-1| over the steps."""
+    """Per chain (B,): energy at the end (of the last level); kinetic_temperature, mean of |v|^2/(d-1) right after O
+    (for GHMC the first half O); energy_error, mean |change of H| over the deterministic parts of a step (for GHMC the
+    trajectory, accepted or not); acceptance, the share of accepted trajectories (1 for an unadjusted scheme);
+    tangency, max of |x.v|/|v| and of ||x|-1| over the steps (for GHMC the leapfrogs)."""
 
     energy: Tensor
     kinetic_temperature: Tensor
@@ -131,6 +158,28 @@ class Backend(Protocol):
     ) -> EnergyScore:
         """x (B, d) unit; ids (B, K) int64; logw, kappa (B, K); log_background (B,), -inf allowed, as in logw."""
 
+    def energy_score_backward(
+        self,
+        x: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        grad_energy: Tensor,
+        grad_score: Tensor,
+    ) -> EnergyGradients:
+        """All terms, the second-order ones of the score too. With w = grad_score - (x.grad_score) x, a_j = kappa_j
+        mu_j.w, and c_j = rho_j (a_j - sum_i rho_i a_i - grad_energy), a being 0 for the background:
+
+            dlogw_j = c_j                  dmu_j = c_j kappa_j x + rho_j kappa_j w
+            dlog_background = c_rest       dkappa_j = c_j mu_j.x + rho_j mu_j.w
+            dx = sum_j c_j kappa_j mu_j - (x.grad_score) g - (x.g) grad_score
+
+        Rows that share a point are added in ascending order of (row, candidate): the same bits every time.
+        grad_energy (B,), grad_score (B, d): finite.
+        """
+
     def langevin(
         self,
         x: Tensor,
@@ -146,8 +195,29 @@ class Backend(Protocol):
         first_step: int = 0,
         first_chain: int = 0,
         temperature: float = 1.0,
+        scheme: Scheme = "gbaoab",
+        leapfrogs: int = 4,
     ) -> LangevinResult:
-        """g-BAOAB (model of section 7) with Philox noise keyed by seed; 200 steps = 2 x 100 bit for bit."""
+        """Model section 7 with Philox noise keyed by seed; 200 steps = 2 x 100 bit for bit.
+
+        A step of g-BAOAB is one B A O A B; a step of GHMC is one trajectory: half O (factor e^{-gamma leapfrogs h/2},
+        stream 0), `leapfrogs` times B A(h) B, accepted if dH <= -T log u (stream 2, coordinate 0), else back to
+        (x, -v) of before the trajectory, then the other half O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
+        """
+
+    def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
+        """Exact samples (B, d) of vMF(mu_b, kappa_b) by Wood (1994); mu (B, d) unit, kappa (B,) >= 0, 0 being uniform.
+
+        1 - mu.x comes from `ebmvk.engine.wood.deficit`, the tangent direction is P_mu xi / |P_mu xi| with normals of
+        (step 0, chain first_row + row, STREAM_VMF_TANGENT): the same sample however the batch is split.
+        """
+
+    def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
+        """Statistics that consolidation adds up (model section 8): for each splat k < n its mass sum r, its resultant
+        sum r x, and its token counts sum r, over all (row, candidate) with ids = k, in ascending order.
+
+        x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,) int64 >= 0.
+        """
 
     def counts(self) -> Mapping[str, OpCount]:
         """Calls, native dispatches and seconds per operation since the backend was made."""

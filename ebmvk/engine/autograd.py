@@ -1,4 +1,4 @@
-"""The latent energy as a differentiable function, with the forward pass on any backend."""
+"""The latent energy and its score as differentiable functions, with the work done on any backend."""
 
 from __future__ import annotations
 
@@ -42,6 +42,61 @@ def energy(
     """
     arguments = (backend, points, x, points_tensor, ids, logw, kappa, log_background)
     return cast("Tensor", _Energy.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+def energy_score(
+    backend: Backend,
+    x: Tensor,
+    points_tensor: Tensor,
+    ids: Tensor,
+    logw: Tensor,
+    kappa: Tensor,
+    log_background: Tensor,
+    *,
+    points: Points | None = None,
+) -> tuple[Tensor, Tensor]:
+    """E(x) (B,) and its score (B, d), differentiable once in x, points_tensor, logw, kappa and log_background.
+
+    The gradients are those of `Backend.energy_score_backward`, second-order terms of the score included, computed by
+    the backend in float32 if it is a native one. Arguments and errors as for `energy`.
+    """
+    arguments = (backend, points, x, points_tensor, ids, logw, kappa, log_background)
+    return cast("tuple[Tensor, Tensor]", _EnergyScore.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _EnergyScore(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: Backend,
+        points: Points | None,
+        x: Tensor,
+        points_tensor: Tensor,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.backend = backend
+        ctx.points = points if points is not None else backend.points(points_tensor)
+        ctx.save_for_backward(x, points_tensor, ids, logw, kappa, log_background)
+        out = backend.energy_score(x, ctx.points, ids, logw, kappa, log_background)
+        return out.energy.to(x), out.score.to(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_energy: Tensor, grad_score: Tensor) -> tuple[Tensor | None, ...]:
+        # Reading the saved tensors makes torch check that none was changed in place since, points_tensor above all,
+        # of which the backend keeps a copy.
+        x, _, *lists = ctx.saved_tensors
+        out = ctx.backend.energy_score_backward(
+            x, ctx.points, *lists, grad_energy.contiguous(), grad_score.contiguous()
+        )
+        gradients = (None, None, out.x, out.points, None, out.logw, out.kappa, out.log_background)
+        return tuple(
+            gradient.to(x) if gradient is not None and needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+        )
 
 
 class _Energy(torch.autograd.Function):

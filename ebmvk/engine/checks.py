@@ -7,15 +7,19 @@ the search for the row at fault happens only after a failure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Schedule
+from ebmvk.engine.api import Schedule, Scheme
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the norm of a unit row may be: rounding passes (float32 1e-7, bfloat16 4e-3 does not)."""
+
+MOST_LEAPFROGS = 1024
+"""A trajectory longer than this is a mistake, and would overrun the time a dispatch may take."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,23 @@ class Rules:
 
     def ids(self, value: Tensor, rows: int, n: int, name: str = "ids") -> None:
         """ids (B, K) int64, K >= 1, each in [0, n)."""
+        self.indices(name, value, (rows, None), "(B, K)", n)
+        if value.shape[1] == 0:
+            raise ArgumentError(f"{name} has no candidates (K = 0)", hint="pass at least one candidate per row")
+
+    def indices(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str, n: int) -> None:
+        """int64, each in [0, n)."""
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ArgumentError(f"{name} has type {kind}, where int64 is needed", hint=f"pass {name}.long()")
-        self._shape(name, value, (rows, None), "(B, K)")
-        if value.shape[1] == 0:
-            raise ArgumentError(f"{name} has no candidates (K = 0)", hint="pass at least one candidate per row")
+        self._shape(name, value, shape, words)
         if self.native:
             self._native(name, value, torch.int64)
         if value.numel():
             low, high = (int(extreme) for extreme in torch.aminmax(value))
             if low < 0 or high >= n:
                 bad = low if low < 0 else high
-                raise ArgumentError(
-                    f"{name} holds {bad}, outside [0, {n})", hint=f"keep {name} below the number of points"
-                )
+                raise ArgumentError(f"{name} holds {bad}, outside [0, {n})", hint=f"keep {name} within this range")
 
     def _shape(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
         sizes = zip(shape, value.shape, strict=False)
@@ -240,6 +246,8 @@ def langevin(
     first_step: int,
     first_chain: int,
     temperature: float,
+    scheme: str = "gbaoab",
+    leapfrogs: int = 1,
 ) -> None:
     """Everything `Backend.langevin` takes."""
     candidates(rules, x, n, d, ids, logw, kappa, log_background)
@@ -247,3 +255,41 @@ def langevin(
     finite("v", v)
     schedule(rules, levels, x.shape[0])
     randomness(seed, first_step, first_chain, sum(levels.steps), x.shape[0], temperature)
+    if scheme not in get_args(Scheme):
+        raise ArgumentError(f"scheme is {scheme!r}", hint=f"use one of {', '.join(get_args(Scheme))}")
+    if isinstance(leapfrogs, bool) or not isinstance(leapfrogs, int) or not 1 <= leapfrogs <= MOST_LEAPFROGS:
+        raise ArgumentError(f"leapfrogs is {leapfrogs!r}, outside [1, {MOST_LEAPFROGS}]", hint="4 is a good start")
+
+
+def cotangents(rules: Rules, x: Tensor, grad_energy: Tensor, grad_score: Tensor) -> None:
+    """grad_energy (B,), grad_score (B, d): finite; x was checked before."""
+    rules.tensor("grad_energy", grad_energy, (x.shape[0],), "(B,)")
+    finite("grad_energy", grad_energy)
+    rules.tensor("grad_score", grad_score, tuple(x.shape), "(B, d)")
+    finite("grad_score", grad_score)
+
+
+def vmf(rules: Rules, mu: Tensor, kappa: Tensor, seed: int, first_row: int) -> None:
+    """mu (B, d) unit, d >= 2; kappa (B,) finite, >= 0."""
+    rules.tensor("mu", mu, (None, None), "(B, d)")
+    if mu.shape[1] < 2:
+        raise ArgumentError(f"mu has shape {tuple(mu.shape)}", hint="pass at least two dimensions")
+    unit_rows("mu", mu)
+    rules.tensor("kappa", kappa, (mu.shape[0],), "(B,)")
+    at_least("kappa", kappa, 0.0)
+    randomness(seed, 0, 0, 0, 0, 1.0)
+    if first_row < 0 or first_row + mu.shape[0] > 2**32:
+        raise ArgumentError(f"first_row is {first_row} (+ {mu.shape[0]}), outside [0, 2^32)", hint="use another seed")
+
+
+def accumulate(rules: Rules, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> None:
+    """x (B, d) unit; ids (B, K) in [0, n), 1 <= n < 2^31; responsibilities (B, K) >= 0; tokens (B,) in [0, 2^31)."""
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n < 2**31:
+        raise ArgumentError(f"n is {n!r}, outside [1, 2^31)", hint="pass the number of splats")
+    rules.tensor("x", x, (None, None), "(B, d)")
+    unit_rows("x", x)
+    rows = x.shape[0]
+    rules.ids(ids, rows, n)
+    rules.tensor("responsibilities", responsibilities, (rows, ids.shape[1]), "(B, K)")
+    at_least("responsibilities", responsibilities, 0.0)
+    rules.indices("tokens", tokens, (rows,), "(B,)", 2**31)

@@ -13,30 +13,51 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmvk.engine import checks
+from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
+    Accumulated,
+    EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
     LangevinResult,
     OpCount,
     Points,
     Schedule,
+    Scheme,
     TopK,
 )
 from ebmvk.engine.counting import Counter
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from ebmvk import _cpu
+
+
+_COARSE_POINTS = 1024
+_COARSE_ROWS = 64
+_COARSE_DIMENSIONS = 16384
+
 
 class CpuPoints:
-    """Rows (N, d) float32, a copy."""
+    """Rows (N, d) float32, a copy; and, once `topk` has use for it, another in 8 bits per coordinate."""
 
     def __init__(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points)
         self.rows = points.detach().clone()
+        self._coarse: _cpu.CoarsePoints | None = None
+
+    def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
+        """What makes a top-k of `rows` queries faster, if anything does. It never changes a bit of the result."""
+        if not ops.use_coarse() or self.n < max(_COARSE_POINTS, 16 * k) or self.d > _COARSE_DIMENSIONS:
+            return None
+        if self._coarse is None and rows >= _COARSE_ROWS:  # making it costs as much as some dozen queries
+            self._coarse = ops.CoarsePoints(_array(self.rows))
+        return self._coarse
 
     @property
     def n(self) -> int:
@@ -49,6 +70,7 @@ class CpuPoints:
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
         self.rows.copy_(points.detach())
+        self._coarse = None
 
 
 class Cpu:
@@ -128,12 +150,13 @@ class Cpu:
         own = _own(points)
         checks.topk(checks.NATIVE, queries, own.n, own.d, k, scale, bias)
         with self._run("topk"):
-            scores, ids = self._ops.topk(
+            scores, ids, _ = self._ops.topk(
                 _array(queries),
                 _array(own.rows),
                 k,
                 None if scale is None else _array(scale),
                 None if bias is None else _array(bias),
+                own.coarse(self._ops, queries.shape[0], k),
             )
             return TopK(_tensor(scores), _tensor(ids))
 
@@ -145,6 +168,24 @@ class Cpu:
         with self._run("energy_score"):
             arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background))
             return EnergyScore(*map(_tensor, self._ops.energy_score(*arrays)))
+
+    def energy_score_backward(
+        self,
+        x: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        grad_energy: Tensor,
+        grad_score: Tensor,
+    ) -> EnergyGradients:
+        own = _own(points)
+        checks.candidates(checks.NATIVE, x, own.n, own.d, ids, logw, kappa, log_background)
+        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        with self._run("energy_score_backward"):
+            arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background, grad_energy, grad_score))
+            return EnergyGradients(*map(_tensor, self._ops.energy_score_backward(*arrays)))
 
     def langevin(
         self,
@@ -161,17 +202,19 @@ class Cpu:
         first_step: int = 0,
         first_chain: int = 0,
         temperature: float = 1.0,
+        scheme: Scheme = "gbaoab",
+        leapfrogs: int = 4,
     ) -> LangevinResult:
         own = _own(points)
         checks.langevin(
             checks.NATIVE,
             *(x, v, own.n, own.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature),
+            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
         )
         levels, per_chain = _levels(schedule, x.shape[0])
         with self._run("langevin"):
             x, v = x.detach().clone(), v.detach().clone()
-            energy, kinetic, error, tangency = self._ops.langevin(
+            energy, kinetic, error, tangency, acceptance = self._ops.langevin(
                 _array(x),
                 _array(v),
                 _array(own.rows),
@@ -186,15 +229,28 @@ class Cpu:
                 first_step=first_step,
                 first_chain=first_chain,
                 temperature=temperature,
+                leapfrogs=leapfrogs if scheme == "ghmc" else 0,
             )
         diagnostics = LangevinDiagnostics(
             energy=_tensor(energy),
             kinetic_temperature=_tensor(kinetic),
             energy_error=_tensor(error),
-            acceptance=torch.ones(x.shape[0]),
+            acceptance=_tensor(acceptance),
             tangency=_tensor(tangency),
         )
         return LangevinResult(x, v, diagnostics)
+
+    def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
+        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        with self._run("vmf_sample"):
+            fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
+            return _tensor(self._ops.vmf_place(_array(mu), _array(fall), seed, first_row))
+
+    def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
+        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        with self._run("accumulate"):
+            found = self._ops.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
+            return Accumulated(*(_tensor(array) for array in found))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -22,7 +22,11 @@ STREAM_METROPOLIS: Final = 2
 STREAM_NOISE_2: Final = 3
 """Noise of the second half O of GHMC."""
 STREAM_FREE: Final = 4
-"""The first stream that the engine does not use itself."""
+"""The first stream that the engine leaves to its callers; it keeps the two last ones too."""
+STREAM_VMF_COSINE: Final = 2**32 - 2
+"""Uniforms of the rejection loop of vMF samples: step = attempt, chain = row."""
+STREAM_VMF_TANGENT: Final = 2**32 - 1
+"""Normals of the tangent direction of vMF samples."""
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

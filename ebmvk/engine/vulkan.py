@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmvk.engine import checks
+from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
+    Accumulated,
+    EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
     LangevinResult,
     OpCount,
     Points,
     Schedule,
+    Scheme,
     TopK,
 )
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
@@ -59,6 +62,74 @@ def devices() -> list[Device]:
         for found in _found()
         if not found.missing
     ]
+
+
+@dataclass(frozen=True)
+class Heap:
+    """Memory in bytes; device_local: the device's own, not the host's."""
+
+    bytes: int
+    device_local: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a device is and offers. missing says why it is not usable."""
+
+    index: int
+    name: str
+    type: str
+    driver: str
+    api: str
+    usable: bool
+    missing: str
+    heaps: list[Heap]
+    features: dict[str, bool]
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    loader: str
+    devices: list[Description]
+
+
+def survey() -> Survey:
+    """Loader and devices in full, those that cannot be used included. Raises as `devices` does."""
+    found = _found()
+    return Survey(_version(_extension().loader_version()), [_describe(device) for device in found])
+
+
+def _describe(device: _vulkan.Capabilities) -> Description:
+    return Description(
+        device.index,
+        device.name,
+        device.type,
+        device.driver,
+        _version(device.api_version),
+        not device.missing,
+        device.missing,
+        [Heap(*heap) for heap in device.heaps],
+        {
+            "float16": device.float16,
+            "subgroup_arithmetic": device.subgroup_arithmetic,
+            "subgroup_control": device.subgroup_control,
+        },
+        {
+            "storage_range": device.max_storage_range,
+            "allocation": device.max_allocation,
+            "bindings": device.max_bindings,
+            "groups": device.max_groups,
+            "group_size": device.max_group_size,
+            "shared_bytes": device.max_shared_bytes,
+            "subgroup_size": device.subgroup_size,
+        },
+    )
+
+
+def _version(word: int) -> str:
+    """VK_API_VERSION in words."""
+    return f"{word >> 22 & 127}.{word >> 12 & 1023}.{word & 4095}"
 
 
 def _extension() -> ModuleType:
@@ -100,8 +171,12 @@ def _choose(index: int | None) -> int:
     return next((device.index for device in usable if device.type != "cpu"), usable[0].index)
 
 
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk"
+def _cache_dir() -> str:
+    """Where compiled kernels are kept between runs; empty, so that none are, where there is no home folder."""
+    try:
+        return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk")
+    except RuntimeError:
+        return ""
 
 
 class VulkanPoints:
@@ -145,7 +220,7 @@ class Vulkan:
     ) -> None:
         self._extension: Any = _extension()
         settings = self._extension.Options()
-        for key, value in {"cache_dir": str(_cache_dir()), **(options or {})}.items():
+        for key, value in {"cache_dir": _cache_dir(), **(options or {})}.items():
             setattr(settings, key, value)
         try:
             self._engine: _vulkan.Engine = self._extension.Engine(_choose(index), settings)
@@ -180,6 +255,8 @@ class Vulkan:
                 why="the driver resets a device that hangs or faults",
                 hint="open the device again; if it repeats, use --device cpu and report the driver's version",
             ) from error
+        except self._extension.Unavailable as error:
+            raise DeviceError(f"{op}: {error}", hint="use --device cpu, and report the driver's version") from error
         except self._extension.Unsupported as error:
             raise ArgumentError(f"{op}: {error}", hint="use smaller sizes, or --device cpu") from error
 
@@ -247,6 +324,25 @@ class Vulkan:
             )
         return EnergyScore(*map(_tensor, parts))
 
+    def energy_score_backward(
+        self,
+        x: Tensor,
+        points: Points,
+        ids: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        grad_energy: Tensor,
+        grad_score: Tensor,
+    ) -> EnergyGradients:
+        native = self._own(points)
+        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
+        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
+        with self._errors("energy_score_backward"):
+            parts = self._engine.energy_score_backward(native, *map(_array, arguments))
+        return EnergyGradients(*map(_tensor, parts))
+
     def langevin(
         self,
         x: Tensor,
@@ -262,15 +358,17 @@ class Vulkan:
         first_step: int = 0,
         first_chain: int = 0,
         temperature: float = 1.0,
+        scheme: Scheme = "gbaoab",
+        leapfrogs: int = 4,
     ) -> LangevinResult:
         native = self._own(points)
         checks.langevin(
             checks.NATIVE,
             *(x, v, points.n, points.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature),
+            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
         )
         with self._errors("langevin"):
-            at, speed, energy, kinetic, error, tangency = map(
+            at, speed, *diagnostics = map(
                 _tensor,
                 self._engine.langevin(
                     native,
@@ -286,9 +384,24 @@ class Vulkan:
                     first_step,
                     first_chain,
                     float(temperature),
+                    leapfrogs if scheme == "ghmc" else 0,
                 ),
             )
-        return LangevinResult(at, speed, LangevinDiagnostics(energy, kinetic, error, torch.ones_like(energy), tangency))
+        return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))
+
+    def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
+        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
+        cosine_sine = torch.stack((1 - fall, torch.sqrt(fall * (2 - fall))), dim=1).float()
+        with self._errors("vmf_sample"):
+            return _tensor(self._engine.vmf_sample(_array(mu), _array(cosine_sine), seed, first_row))
+
+    def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
+        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        with self._errors("accumulate"):
+            found = self._engine.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
+        sums, splat_token, counts = (_tensor(array) for array in found)
+        return Accumulated(sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -24,10 +24,16 @@ def vulkan() -> Iterator[Vulkan]:
     assert backend._engine.take_messages() == []
 
 
-@pytest.fixture(scope="module", params=["portable", "shards"])
+@pytest.fixture(scope="module", params=["portable", "shards", "gpu", "smallest"])
 def variant(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
-    """Other kernels for the same operations: without subgroup arithmetic; points in shards of 16 rows of 8 floats."""
-    options = {"portable": {"portable": True}, "shards": {"shard_bytes": 16 * 40 * 4}}[request.param]
+    """Other kernels for the same operations: without subgroup arithmetic; points in shards of 16 rows of 8 floats; what
+    a GPU would get, and one with the least that Vulkan demands."""
+    options = {
+        "portable": {"portable": True},
+        "shards": {"shard_bytes": 16 * 40 * 4},
+        "gpu": {"pretend": "gpu"},
+        "smallest": {"pretend": "smallest"},
+    }[request.param]
     backend = open_vulkan(validate=True, guard=True, **options)
     yield backend
     assert backend._engine.damaged_guards() == ""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ebmvk as package
-from ebmvk import cli, evaluate, generate, train
+from ebmvk import cli, doctor, evaluate, generate, train
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
@@ -35,6 +35,8 @@ SURFACE = {
         --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --split --limit --context --stride --device --json --no-json""",
+    "doctor": """
+        --device --json --no-json""",
     "generate": """
         --checkpoint --prompt --max-tokens --temperature --sampler --seed --device --quiet --no-quiet""",
 }
@@ -42,7 +44,7 @@ SURFACE = {
 
 @pytest.mark.parametrize("command", SURFACE)
 def test_command_surface_is_what_was_promised(command: str) -> None:
-    module = {"train": train, "evaluate": evaluate, "generate": generate}[command]
+    module = {"train": train, "evaluate": evaluate, "doctor": doctor, "generate": generate}[command]
     assert sorted(module.FLAGS) == sorted(SURFACE[command].split())
     assert set(cli.COMMANDS) == set(SURFACE)
 

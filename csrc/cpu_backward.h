@@ -1,0 +1,27 @@
+// Gradients of the latent energy and its score (ebmvk/engine/api.py has the formulas).
+#pragma once
+
+#include <cstddef>
+
+#include "cpu_energy.h"
+
+namespace ebmvk {
+
+struct EnergyGradientsOut {
+  float* x;               // (rows, d)
+  float* points;          // (n, d)
+  float* logw;            // (rows, k)
+  float* kappa;           // (rows, k)
+  float* log_background;  // (rows)
+};
+
+// What one row of the work needs: states padded as candidates are, and lists padded by a vector more.
+struct BackwardSpace {
+  float *x, *w, *pull, *mean, *along_x, *along_w, *weight;
+};
+
+// x, grad_score: (rows, d); grad_energy: (rows).
+void EnergyScoreBackward(const CandidateLists& lists, size_t n, const float* x, const float* grad_energy,
+                         const float* grad_score, const EnergyGradientsOut& out);
+
+}  // namespace ebmvk

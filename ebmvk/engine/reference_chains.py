@@ -1,0 +1,190 @@
+"""Chains of the reference backend: g-BAOAB and GHMC in plain torch (model section 7), with their diagnostics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine import philox
+from ebmvk.engine.api import EnergyScore, LangevinDiagnostics, LangevinResult, Scheme
+from ebmvk.engine.reference_math import CHUNK, dot, energy_score, geodesic, tangent
+
+
+@dataclass
+class Noise:
+    """Random numbers of consecutive steps, drawn many steps at a time: a draw costs hundreds of small torch calls."""
+
+    seed: int
+    step: int
+    first_chain: int
+
+    def draw(self, like: Tensor, steps: int, *streams: int) -> tuple[Tensor, ...]:
+        """For each stream (steps, B, d) normals, and at the end (steps, B) uniforms; then advance."""
+        step = torch.arange(self.step, self.step + steps, device=like.device)[:, None]
+        chain = torch.arange(self.first_chain, self.first_chain + like.shape[0], device=like.device)
+        self.step += steps
+        normals = [
+            philox.normals(self.seed, step, chain, like.shape[1], stream=stream, dtype=like.dtype) for stream in streams
+        ]
+        u = philox.uniforms(self.seed, step, chain, 1, stream=philox.STREAM_METROPOLIS, dtype=like.dtype)
+        return (*normals, u[..., 0])
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a schedule; each tensor (B, 1)."""
+
+    kappa_scale: Tensor
+    logw_shift: Tensor
+    step_size: Tensor
+    gamma: Tensor
+
+    def rows(self, part: slice) -> Level:
+        return Level(self.kappa_scale[part], self.logw_shift[part], self.step_size[part], self.gamma[part])
+
+
+@dataclass(frozen=True)
+class Force:
+    """The energy of one level as a function of x, with the level's step; h, decay and spread are (B, 1)."""
+
+    mu: Tensor
+    logw: Tensor
+    kappa: Tensor
+    log_background: Tensor
+    h: Tensor
+    decay: Tensor
+    spread: Tensor
+
+    def __call__(self, x: Tensor) -> EnergyScore:
+        return energy_score(x, self.mu, self.logw, self.kappa, self.log_background)
+
+    def stir(self, x: Tensor, v: Tensor, xi: Tensor) -> Tensor:
+        """The O part: friction and noise."""
+        return self.decay * v + self.spread * tangent(x, xi)
+
+
+class Chains:
+    """The state of some chains and the sums behind their diagnostics. x, v (B, d); mu (B, K, d)."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        v: Tensor,
+        mu: Tensor,
+        logw: Tensor,
+        kappa: Tensor,
+        log_background: Tensor,
+        *,
+        temperature: float,
+        noise: Noise,
+        scheme: Scheme,
+        leapfrogs: int,
+    ) -> None:
+        self.x, self.v, self.mu = x, v, mu
+        self.logw, self.kappa, self.log_background = logw, kappa, log_background
+        self.temperature, self.noise = temperature, noise
+        self.scheme, self.leapfrogs = scheme, leapfrogs
+        self.steps = 0
+        self.energy = x.new_zeros(x.shape[0])
+        self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
+
+    def run_level(self, level: Level, steps: int) -> None:
+        """The force is recomputed when the level changes, reused from step to step within."""
+        h, metropolis = level.step_size, self.scheme == "ghmc"
+        # GHMC splits the friction of its trajectory into two halves around it.
+        rate = level.gamma * h * (self.leapfrogs / 2 if metropolis else 1)
+        force = Force(
+            self.mu,
+            self.logw + level.logw_shift,
+            self.kappa * level.kappa_scale,
+            self.log_background,
+            h,
+            decay=torch.exp(-rate),
+            spread=torch.sqrt(-self.temperature * torch.expm1(-2 * rate)),
+        )
+        now = force(self.x)
+        streams = (philox.STREAM_NOISE, philox.STREAM_NOISE_2) if metropolis else (philox.STREAM_NOISE,)
+        at_once = max(1, CHUNK // 16 // max(1, self.x.numel()))
+        for done in range(0, steps, at_once):
+            for numbers in zip(*self.noise.draw(self.x, min(at_once, steps - done), *streams), strict=True):
+                now = self._trajectory(force, now, *numbers) if metropolis else self._step(force, now, numbers[0])
+                self.steps += 1
+        self.energy = now.energy
+
+    def _step(self, force: Force, now: EnergyScore, xi: Tensor) -> EnergyScore:
+        """One g-BAOAB step; returns energy and score at its end."""
+        half = force.h / 2
+        before = now.energy + _kinetic(self.v)
+        x, v = geodesic(self.x, self.v + half * now.score, half)
+        kicked = force.stir(x, v, xi)
+        heat = _kinetic(kicked) - _kinetic(v)
+        self.kinetic += 2 * _kinetic(kicked) / (x.shape[1] - 1)
+        end = self._land(force, *geodesic(x, kicked, half))
+        self.error += (end.energy + _kinetic(self.v) - before - heat).abs()
+        self.accepted += 1
+        return end
+
+    def _trajectory(self, force: Force, now: EnergyScore, xi: Tensor, xi2: Tensor, u: Tensor) -> EnergyScore:
+        """One GHMC step; returns energy and score at its end."""
+        x, v = self.x, force.stir(self.x, self.v, xi)
+        self.kinetic += 2 * _kinetic(v) / (x.shape[1] - 1)
+        self.v, end = v, now
+        for _ in range(self.leapfrogs):
+            end = self._land(force, *geodesic(self.x, self.v + force.h / 2 * end.score, force.h))
+        change = end.energy + _kinetic(self.v) - now.energy - _kinetic(v)
+        # False for NaN too: a trajectory that blew up is rejected.
+        accept = change <= -self.temperature * torch.log(u)
+        self.error += change.abs()
+        self.accepted += accept
+        take = accept[:, None]
+        # Back to before the trajectory with the velocity reversed, as detailed balance needs.
+        self.x, self.v = torch.where(take, self.x, x), torch.where(take, self.v, -v)
+        self.v = force.stir(self.x, self.v, xi2)
+        return EnergyScore(
+            torch.where(accept, end.energy, now.energy),
+            torch.where(take, end.score, now.score),
+            torch.where(take, end.responsibilities, now.responsibilities),
+            torch.where(accept, end.background, now.background),
+        )
+
+    def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
+        """What follows a geodesic move: back onto the sphere, the second half kick, back into the tangent space."""
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        x = x / norm
+        end = force(x)
+        v = v + force.h / 2 * end.score
+        radial = dot(x, v)
+        drift = torch.maximum((norm - 1).abs(), radial.abs() / torch.linalg.vector_norm(v, dim=1, keepdim=True))
+        self.tangency = torch.fmax(self.tangency, drift[:, 0])
+        self.x, self.v = x, v - radial * x
+        return end
+
+    def result(self) -> LangevinResult:
+        """Means over the steps; with no step at all they are 0, and nothing was rejected."""
+        steps = max(1, self.steps)
+        diagnostics = LangevinDiagnostics(
+            energy=self.energy,
+            kinetic_temperature=self.kinetic / steps,
+            energy_error=self.error / steps,
+            acceptance=self.accepted / steps if self.steps else torch.ones_like(self.energy),
+            tangency=self.tangency,
+        )
+        return LangevinResult(self.x, self.v, diagnostics)
+
+
+def _kinetic(v: Tensor) -> Tensor:
+    return (v * v).sum(dim=1) / 2
+
+
+def join(parts: list[LangevinResult]) -> LangevinResult:
+    """The results of consecutive rows as one."""
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(part.diagnostics, name) for part in parts])
+
+    diagnostics = LangevinDiagnostics(
+        cat("energy"), cat("kinetic_temperature"), cat("energy_error"), cat("acceptance"), cat("tangency")
+    )
+    return LangevinResult(torch.cat([part.x for part in parts]), torch.cat([part.v for part in parts]), diagnostics)

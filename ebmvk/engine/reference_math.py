@@ -1,0 +1,119 @@
+"""Formulas of the reference backend in plain torch: the sphere (model section 1), the latent energy with its gradients
+(section 6), statistics (section 8). Accurate where arguments nearly coincide: differences first, never acos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine.api import Accumulated, EnergyGradients, EnergyScore
+
+CHUNK = 1 << 26
+"""Elements of the largest intermediate tensor: longer batches are worked off in parts."""
+
+
+def split(tensor: Tensor, rows: int) -> Sequence[Tensor]:
+    """Parts of at most `rows` rows; one empty part for an empty tensor."""
+    return [tensor[start : start + rows] for start in range(0, max(1, tensor.shape[0]), rows)]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.sum(a * b, dim=-1, keepdim=True)
+
+
+def normalise(x: Tensor) -> Tensor:
+    # Scaled by the largest entry first, so that tiny and huge rows do not under- or overflow when squared.
+    if x.numel():
+        x = x / x.detach().abs().amax(dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm
+
+
+def tangent(x: Tensor, u: Tensor) -> Tensor:
+    return u - dot(x, u) * x
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    return 2 * torch.atan2(torch.linalg.vector_norm(x - y, dim=-1), torch.linalg.vector_norm(x + y, dim=-1))
+
+
+def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Exactly k per row; of equal scores the lower ids, which torch.topk does not promise."""
+    threshold = torch.topk(scores, k, dim=1).values[:, -1:]
+    above = scores > threshold
+    level = scores == threshold
+    wanted = k - above.sum(dim=1, keepdim=True)
+    keep = above | (level & (level.cumsum(dim=1) <= wanted))
+    ids = keep.nonzero()[:, 1].reshape(scores.shape[0], k)
+    best, order = torch.sort(scores.gather(1, ids), dim=1, descending=True, stable=True)
+    return best, ids.gather(1, order)
+
+
+def energy_score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> EnergyScore:
+    """x (B, d), mu (B, K, d)."""
+    logits = logw + kappa * torch.einsum("bkd,bd->bk", mu, x)
+    total = torch.logsumexp(torch.cat((logits, log_background[:, None]), dim=1), dim=1)
+    rho = torch.exp(logits - total[:, None])
+    pull = torch.einsum("bk,bkd->bd", rho * kappa, mu)
+    return EnergyScore(-total, tangent(x, pull), rho, torch.exp(log_background - total))
+
+
+def geodesic(x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Move (x, v) along the great circle for time t (B, 1), transporting v."""
+    speed = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    angle = speed * t
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return cos * x + torch.sinc(angle / torch.pi) * t * v, cos * v - speed * sin * x
+
+
+def energy_score_backward(
+    x: Tensor,
+    mu: Tensor,
+    logw: Tensor,
+    kappa: Tensor,
+    log_background: Tensor,
+    grad_energy: Tensor,
+    grad_score: Tensor,
+) -> EnergyGradients:
+    """As `Backend.energy_score_backward`, but the gradient of the points is that of mu, (B, K, d)."""
+    now = energy_score(x, mu, logw, kappa, log_background)
+    rho = now.responsibilities
+    w = tangent(x, grad_score)
+    along_x, along_w = torch.einsum("bkd,bd->bk", mu, x), torch.einsum("bkd,bd->bk", mu, w)
+    slope = kappa * along_w
+    level = (rho * slope).sum(1) + grad_energy
+    c = rho * (slope - level[:, None])
+    radial = (rho * kappa * along_x).sum(1, keepdim=True)
+    pull = now.score + radial * x
+    mean = torch.einsum("bk,bkd->bd", c * kappa, mu)
+    return EnergyGradients(
+        x=mean - dot(x, grad_score) * pull - radial * grad_score,
+        points=(c * kappa)[..., None] * x[:, None] + (rho * kappa)[..., None] * w[:, None],
+        logw=c,
+        kappa=c * along_x + rho * along_w,
+        log_background=-now.background * level,
+    )
+
+
+def add_rows(total: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """total[ids[i]] += rows[i] in ascending order of i, the same bits every time."""
+    if total.device.type == "cuda":
+        total.index_put_((ids,), rows, accumulate=True)  # sorts; index_add_ would use atomics there
+    else:
+        total.index_add_(0, ids, rows)
+
+
+def accumulate(x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
+    """As `Backend.accumulate`."""
+    mass, resultant = responsibilities.new_zeros(n), x.new_zeros(n, x.shape[1])
+    add_rows(mass, ids.flatten(), responsibilities.flatten())
+    size = max(1, CHUNK // max(1, ids.shape[1] * x.shape[1]))
+    for at, row, share in zip(split(x, size), split(ids, size), split(responsibilities, size), strict=True):
+        add_rows(resultant, row.flatten(), (share[..., None] * at[:, None]).flatten(0, 1))
+    pairs = torch.stack((ids, tokens[:, None].expand_as(ids)), dim=-1)[responsibilities > 0]
+    unique, inverse = torch.unique(pairs, dim=0, return_inverse=True)
+    counts = responsibilities.new_zeros(unique.shape[0])
+    add_rows(counts, inverse, responsibilities[responsibilities > 0])
+    return Accumulated(mass, resultant, unique, counts)

@@ -1,0 +1,115 @@
+"""One real run of every operation on a backend, compared with the float64 oracle."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine.api import Backend, Schedule
+from ebmvk.engine.reference import Reference
+from ebmvk.errors import EbmvkError
+
+TOLERANCE = 1e-9
+"""Squared error over squared size, of float32 against float64: 3e-5 of the size. 1e-13 is usual."""
+
+ROWS, DIMENSION, POINTS, CANDIDATES = 6, 65, 200, 33
+"""Odd on purpose: no multiple of a vector, a subgroup or a tile."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """error: squared error over squared size (infinite where discrete results differ); failure: the typed error."""
+
+    operation: str
+    error: float
+    seconds: float
+    failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.failure and self.error <= TOLERANCE
+
+
+def run(backend: Backend) -> list[Check]:
+    """Every operation of the table once, on fixed arguments; errors of the backend become failures."""
+    oracle = Reference("cpu", torch.float64)
+    return [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
+
+
+def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend, oracle: Reference) -> Check:
+    start = time.perf_counter()
+    try:
+        got = operation(backend)
+    except EbmvkError as error:
+        return Check(name, torch.inf, time.perf_counter() - start, str(error))
+    seconds = time.perf_counter() - start
+    return Check(name, max(map(_difference, got, operation(oracle))), seconds)
+
+
+def _difference(got: Tensor, want: Tensor) -> float:
+    got = got.detach().cpu()
+    if got.shape != want.shape or (not want.is_floating_point() and not torch.equal(got, want)):
+        return torch.inf
+    error = float((got.double() - want.double()).square().sum() / want.double().square().sum().clamp_min(1e-30))
+    return torch.inf if math.isnan(error) else error
+
+
+def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
+    g = torch.Generator().manual_seed(1)
+
+    def unit(rows: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.randn(rows, DIMENSION, generator=g), dim=1)
+
+    x, y, points = unit(ROWS), unit(ROWS), unit(POINTS)
+    u = torch.randn(ROWS, DIMENSION, generator=g)
+    u = u - (u * x).sum(1, keepdim=True) * x
+    ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
+    logw = torch.randn(ROWS, CANDIDATES, generator=g)
+    lists = (ids, logw, 50 * torch.rand(ROWS, CANDIDATES, generator=g), torch.randn(ROWS, generator=g))
+    scale, bias = torch.rand(POINTS, generator=g), torch.randn(POINTS, generator=g)
+    tokens = torch.randint(50, (ROWS,), generator=g)
+    levels = Schedule(
+        torch.tensor([0.5, 1.0]), torch.tensor([0.1, 0.0]), torch.tensor([0.02, 0.01]), torch.tensor([5.0, 7.0]), (3, 2)
+    )
+
+    def langevin(backend: Backend, scheme: str) -> list[Tensor]:
+        at = backend.points(points)
+        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)  # type: ignore[arg-type]
+        return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
+
+    def topk(backend: Backend) -> list[Tensor]:
+        out = backend.topk(y, backend.points(points), 20, scale=scale, bias=bias)
+        return [out.scores, out.ids]
+
+    def energy_score(backend: Backend) -> list[Tensor]:
+        out = backend.energy_score(x, backend.points(points), *lists)
+        return [out.energy, out.score, out.responsibilities, out.background]
+
+    def backward(backend: Backend) -> list[Tensor]:
+        out = backend.energy_score_backward(x, backend.points(points), *lists, bias[:ROWS].contiguous(), y)
+        return [out.x, out.points, out.logw, out.kappa, out.log_background]
+
+    def accumulate(backend: Backend) -> list[Tensor]:
+        out = backend.accumulate(x, ids, logw.exp(), tokens, POINTS)
+        return [out.mass, out.resultant, out.splat_token, out.counts]
+
+    return {
+        "projx": lambda b: [b.projx(3 * y)],
+        "proju": lambda b: [b.proju(x, y)],
+        "expmap": lambda b: [b.expmap(x, u)],
+        "logmap": lambda b: [b.logmap(x, y)],
+        "transp": lambda b: [b.transp(x, y, u)],
+        "dist": lambda b: [b.dist(x, y)],
+        "topk": topk,
+        "energy_score": energy_score,
+        "energy_score_backward": backward,
+        "langevin": lambda b: langevin(b, "gbaoab"),
+        "langevin (ghmc)": lambda b: langevin(b, "ghmc"),
+        "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
+        "accumulate": accumulate,
+    }

@@ -1,0 +1,63 @@
+// What the integrators share: a chain's state and velocity, geodesic moves, friction and noise, the level of a step.
+// Expects from interface.glsl what energy.glsl does, and d, levels, level_end, x, v.
+#ifndef EBMVK_CHAIN_GLSL
+#define EBMVK_CHAIN_GLSL
+#include "energy.glsl"
+#include "philox.glsl"
+
+const uint STREAM_NOISE = 0u;
+const uint STREAM_METROPOLIS = 2u;
+const uint STREAM_NOISE_2 = 3u;
+
+vec4 velocity[QUADS_PER];
+
+// Position and velocity together along the geodesic, for a time t at speed w = |v|.
+void geodesic(float t, float squared_speed) {
+    float w = sqrt(squared_speed);
+    float angle = w * t;
+    vec2 cs = cos_sin(angle);
+    float lever = t * sinc(angle);  // sin(wt)/w
+    FOR_OWN(i, q) {
+        vec4 position = state[i];
+        state[i] = cs.x * position + lever * velocity[i];
+        velocity[i] = cs.x * velocity[i] - (w * cs.y) * position;
+    }
+}
+
+// Standard normals of one step, zero beyond coordinate d.
+vec4 noise(uint step_number, uint chain, uint q, uint stream) {
+    vec4 xi = normals(uvec4(step_number, params[3] + chain, q, stream), uvec2(params[4], params[5]));
+    uvec4 coordinate = 4u * q + uvec4(0u, 1u, 2u, 3u);
+    return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
+}
+
+// The O part: friction and noise.
+void ornstein_uhlenbeck(uint step_number, uint chain, uint stream, float keep, float spread) {
+    vec4 xi[QUADS_PER];
+    FOR_OWN(i, q) xi[i] = noise(step_number, chain, q, stream);
+    float along = group_sum(own_dot(state, xi));
+    FOR_OWN(i, q) velocity[i] = keep * velocity[i] + spread * (xi[i] - along * state[i]);
+}
+
+void load_chain(uint chain) {
+    FOR_OWN(i, q) {
+        state[i] = x[chain * quads + q];
+        velocity[i] = v[chain * quads + q];
+    }
+}
+
+void store_chain(uint chain) {
+    FOR_OWN(i, q) {
+        x[chain * quads + q] = state[i];
+        v[chain * quads + q] = velocity[i];
+    }
+}
+
+// The level of a step, at or after `level`; after the last step of all the last level, even if that has no steps.
+uint level_of(uint step, uint end, uint level) {
+    if (step == end && params[7] != 0u) return levels - 1u;
+    while (step < end && step >= level_end[level]) ++level;
+    return level;
+}
+
+#endif

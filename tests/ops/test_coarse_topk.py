@@ -1,0 +1,138 @@
+"""The 8-bit way to an exact top-k: the same bits as without it, and its fallback where its bound proves nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_problems import unit
+from torch import Tensor
+
+from ebmvk.engine import select
+
+
+@pytest.fixture
+def kernels(cpu_kernels: Any) -> Any:
+    if not cpu_kernels.use_coarse():
+        pytest.skip("this processor has no 8-bit dot products (AVX-512 VNNI)")
+    return cpu_kernels
+
+
+def both(
+    kernels: Any, queries: Tensor, points: Tensor, k: int, scale: Tensor | None = None, bias: Tensor | None = None
+) -> int:
+    """Asserts equal bits; returns how many rows the bound did not prove."""
+    arrays = [None if t is None else t.numpy() for t in (scale, bias)]
+    coarse = kernels.CoarsePoints(points.numpy())
+    scores, ids, _ = kernels.topk(queries.numpy(), points.numpy(), k, *arrays, None)
+    found, found_ids, unproved = kernels.topk(queries.numpy(), points.numpy(), k, *arrays, coarse)
+    assert (found_ids == ids).all()
+    assert (found == scores).all()
+    return int(unproved)
+
+
+# (B, N, d, k): around tiles of 12 queries, panels of 32 points, quads of coordinates; k = 1 and k near N.
+SHAPES = [
+    (1, 1, 2, 1),
+    (5, 33, 3, 33),
+    (12, 1024, 64, 64),
+    (13, 1500, 65, 7),
+    (25, 4001, 67, 64),
+    (31, 4096, 640, 64),
+    (2, 3000, 130, 128),
+    (1030, 1100, 9, 5),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "scale+bias"])
+def test_the_bits_are_those_of_float32(kernels: Any, shape: tuple[int, ...], affine: bool) -> None:
+    b, n, d, k = shape
+    g = torch.Generator().manual_seed(b + n + d)
+    queries = torch.randn(b, d, generator=g) * torch.logspace(-6, 6, b)[:, None]
+    extra = (torch.randn(n, generator=g), torch.randn(n, generator=g)) if affine else (None, None)
+    both(kernels, queries, unit(n, d, generator=g), k, *extra)
+
+
+def test_random_rows_are_proved(kernels: Any) -> None:
+    """Uniform points at d = 640, the hardest without structure: nothing may fall back."""
+    g = torch.Generator().manual_seed(0)
+    assert both(kernels, unit(24, 640, generator=g), unit(4096, 640, generator=g), 64) == 0
+
+
+def test_points_within_the_bound_fall_back(kernels: Any) -> None:
+    """4,000 points closer together than 8 bits can tell: every row must take the other way, and be right."""
+    g = torch.Generator().manual_seed(1)
+    points = unit(1, 64, generator=g) + 1e-4 * torch.randn(4000, 64, generator=g)
+    points = points / points.norm(dim=1, keepdim=True)
+    assert both(kernels, unit(7, 64, generator=g), points, 32) == 7
+
+
+def test_ties_and_copies(kernels: Any) -> None:
+    """Each of 40 rows 50 times over: ties go to the lower id although candidates come in any order."""
+    g = torch.Generator().manual_seed(2)
+    both(kernels, unit(9, 24, generator=g), unit(40, 24, generator=g).repeat(50, 1), 130)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e30, 3e38])
+def test_extreme_queries(kernels: Any, value: float) -> None:
+    g = torch.Generator().manual_seed(3)
+    queries = torch.zeros(3, 32)
+    queries[1, 5] = value
+    queries[2] = value * unit(1, 32, generator=g)[0]
+    both(kernels, queries, unit(2000, 32, generator=g), 16)
+
+
+def test_extreme_points(kernels: Any) -> None:
+    """Axis vectors and weights of 0: steps of very different size, and bias -inf for nearly all."""
+    g = torch.Generator().manual_seed(4)
+    points = torch.cat((torch.eye(48), -torch.eye(48), unit(1500, 48, generator=g)))
+    bias = torch.full((len(points),), -torch.inf)
+    bias[::100] = 0.0
+    queries = unit(6, 48, generator=g)
+    both(kernels, queries, points, 40, None, bias)
+    both(kernels, queries, points, 40, 1e20 * torch.ones(len(points)), None)
+
+
+def test_threads_do_not_matter(kernels: Any) -> None:
+    g = torch.Generator().manual_seed(5)
+    queries, points = unit(40, 96, generator=g), unit(3000, 96, generator=g)
+    threads = kernels.threads()
+    try:
+        for count in (1, 3, 5):
+            kernels.set_threads(count)
+            assert both(kernels, queries, points, 20) == 0
+    finally:
+        kernels.set_threads(threads)
+
+
+def test_the_backend_uses_it_and_forgets_it_on_update(kernels: Any) -> None:
+    backend = select("cpu")
+    g = torch.Generator().manual_seed(6)
+    old, new, queries = unit(2000, 40, generator=g), unit(2000, 40, generator=g), unit(70, 40, generator=g)
+    points = backend.points(old)
+    few = backend.topk(queries[:3].contiguous(), points, 9)
+    assert points._coarse is None  # type: ignore[attr-defined]  # not worth it yet
+    many = backend.topk(queries, points, 9)
+    assert points._coarse is not None  # type: ignore[attr-defined]
+    assert torch.equal(few.scores, many.scores[:3])
+    points.update(new)
+    assert torch.equal(backend.topk(queries, points, 9).ids, backend.topk(queries, backend.points(new), 9).ids)
+
+
+def test_other_instruction_sets_do_without(kernels: Any) -> None:
+    """Their float32 sums have other bits, so they must not be rescored with these."""
+    before = kernels.target()
+    try:
+        kernels.use_target("plain")
+        assert not kernels.use_coarse()
+    finally:
+        kernels.use_target(before)
+
+
+def test_a_store_of_another_shape_is_refused(kernels: Any) -> None:
+    g = torch.Generator().manual_seed(7)
+    points, other = unit(2000, 8, generator=g), unit(1999, 8, generator=g)
+    with pytest.raises(ValueError, match="coarse"):
+        kernels.topk(points[:2].numpy(), points.numpy(), 3, None, None, kernels.CoarsePoints(other.numpy()))
