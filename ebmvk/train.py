@@ -77,7 +77,8 @@ def _train(args: list[str]) -> int:
     from ebmvk.training.run import execute
 
     given = _given(args, command.settings)
-    job = _new(command, file, given) if command.resume is None else _resumed(command, file, given)
+    resume = command.resume
+    job = _new(command, file, given) if resume is None else _resumed(command, resume, file, given)
     outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
@@ -160,12 +161,12 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
 
 
-def _resumed(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
+def _resumed(command: TrainCommand, resume: str, file: dict[str, Any], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
     from ebmvk.training.workspace import read_config
 
-    folder, at = _resume_folder(command.resume or NEWEST, str(command.run_dir) if command.run_dir else None)
+    folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
     config = check(replace(old, _overrides(file, given)))
     check_resume(old, config)
