@@ -53,7 +53,7 @@ def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
         assert torch.equal(got[1], ids), target
         assert nmse(got[4], truth.x) <= 1e-9, target
         assert nmse(got[5], truth.v) <= 1e-9, target
-        assert nmse(got[9], slopes.x) <= 1e-7, target  # second-order terms cancel: 1e-10 seen
+        assert nmse(got[9], slopes.x) <= 1e-7, target  # second-order terms may cancel: 6e-14 seen
         assert nmse(got[10], slopes.points) <= 1e-7, target
 
 
