@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from ebmvk import _cpu
 
 
-_COARSE_POINTS = 1024
-_COARSE_ROWS = 64
+_COARSE_SIZE = 1 << 21
+_COARSE_ROWS = 512
 _COARSE_DIMENSIONS = 16384
 
 
@@ -50,12 +50,14 @@ class CpuPoints:
         checks.points(checks.NATIVE, points)
         self.rows = points.detach().clone()
         self._coarse: _cpu.CoarsePoints | None = None
+        self._asked = 0
 
     def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
         """What makes a top-k of `rows` queries faster, if anything does. It never changes a bit of the result."""
-        if not ops.use_coarse() or self.n < max(_COARSE_POINTS, 16 * k) or self.d > _COARSE_DIMENSIONS:
+        if not ops.use_coarse() or self.rows.numel() < _COARSE_SIZE or self.n < 16 * k or self.d > _COARSE_DIMENSIONS:
             return None
-        if self._coarse is None and rows >= _COARSE_ROWS:  # making it costs as much as some dozen queries
+        self._asked += rows
+        if self._coarse is None and self._asked >= _COARSE_ROWS:  # making it costs as much as about 200 queries
             self._coarse = ops.CoarsePoints(_array(self.rows))
         return self._coarse
 
@@ -70,7 +72,7 @@ class CpuPoints:
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
         self.rows.copy_(points.detach())
-        self._coarse = None
+        self._coarse, self._asked = None, 0
 
 
 class Cpu:

@@ -110,7 +110,7 @@ def test_threads_do_not_matter(kernels: Any) -> None:
 def test_the_backend_uses_it_and_forgets_it_on_update(kernels: Any) -> None:
     backend = select("cpu")
     g = torch.Generator().manual_seed(6)
-    old, new, queries = unit(2000, 40, generator=g), unit(2000, 40, generator=g), unit(70, 40, generator=g)
+    old, new, queries = unit(8192, 256, generator=g), unit(8192, 256, generator=g), unit(600, 256, generator=g)
     points = backend.points(old)
     few = backend.topk(queries[:3].contiguous(), points, 9)
     assert points._coarse is None  # type: ignore[attr-defined]  # not worth it yet

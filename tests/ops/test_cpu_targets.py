@@ -29,7 +29,14 @@ def results(seed: int = 0) -> list[torch.Tensor]:
     top = backend.topk(p.v, points, 13)
     force = backend.energy_score(p.x, points, *p.lists)
     run = backend.langevin(p.x, p.v, points, *p.lists, schedule(3, 4), seed=1)
-    return [top.scores, top.ids, force.energy, force.score, run.x, run.v, backend.logmap(p.x, run.x)]
+    more = backend.langevin(p.x, p.v, points, *p.lists, schedule(3, 4), seed=1, scheme="ghmc")
+    slopes = backend.energy_score_backward(p.x, points, *p.lists, force.energy, p.v)
+    sums = backend.accumulate(p.x, p.ids, force.responsibilities, p.ids[:, 0].contiguous(), len(p.points))
+    return [
+        *(top.scores, top.ids, force.energy, force.score, run.x, run.v, backend.logmap(p.x, run.x), more.x, more.v),
+        *(slopes.x, slopes.points, slopes.logw, sums.mass, sums.resultant, sums.splat_token, sums.counts),
+        backend.vmf_sample(p.x, p.kappa[:, 0].contiguous(), seed=seed),
+    ]
 
 
 def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
@@ -37,6 +44,8 @@ def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
     points = oracle.points(p.points)
     truth = oracle.langevin(p.x, p.v, points, *p.lists, schedule(3, 4), seed=1)
     ids = oracle.topk(p.v, points, 13).ids
+    force = oracle.energy_score(p.x, points, *p.lists)
+    slopes = oracle.energy_score_backward(p.x, points, *p.lists, force.energy, p.v)
     for target in kernels.targets():
         kernels.use_target(target)
         assert kernels.target() == target
@@ -44,6 +53,8 @@ def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
         assert torch.equal(got[1], ids), target
         assert nmse(got[4], truth.x) <= 1e-9, target
         assert nmse(got[5], truth.v) <= 1e-9, target
+        assert nmse(got[9], slopes.x) <= 1e-7, target  # second-order terms may cancel: 6e-14 seen
+        assert nmse(got[10], slopes.points) <= 1e-7, target
 
 
 def test_there_is_a_target_for_any_processor(kernels: Any) -> None:
