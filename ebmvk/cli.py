@@ -58,9 +58,10 @@ def _top_level(args: list[str]) -> int:
 
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
-    # Read when torch loads its OpenMP. Threads that spin while they wait cost nothing on an idle machine, but with one
-    # other busy process on two cores training is ten times slower: the spinning thread keeps the late one from running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
+    # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training got
+    # ten times slower. So short a spin costs an idle machine nothing, and no spin at all a sixth of the speed.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return body()
     except EbmvkError as error:

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import settings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the commands do, before torch is imported
 
 settings.register_profile("ebmvk", deadline=None, derandomize=True)
 settings.load_profile("ebmvk")
