@@ -54,8 +54,10 @@ def explain(device: str = "auto") -> str:
 
 def _choose(device: str) -> _Choice:
     kind, _, number = device.partition(":")
-    if kind == "vulkan" and (not number or number.isdecimal()) and not device.endswith(":"):
-        return _Choice("vulkan", int(number) if number else None, "asked for")
+    if device == "vulkan":
+        return _Choice("vulkan", None, "asked for")
+    if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # what fits the extension's int
+        return _Choice("vulkan", int(number), "asked for")
     match device:
         case "auto":
             return _automatic()

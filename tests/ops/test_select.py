@@ -11,7 +11,9 @@ from ebmvk.engine import explain, select
 from ebmvk.errors import ArgumentError, DeviceError
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "CPU", "vulkan:", "vulkan:x", "vulkan:-1", "cpu:0", "cuda:1"])
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "CPU", "vulkan:", "vulkan:x", "vulkan:-1", f"vulkan:{10**20}", "cpu:0", "cuda:1"]
+)
 def test_unknown_names(device: str) -> None:
     with pytest.raises(ArgumentError, match="--device"):
         select(device)
