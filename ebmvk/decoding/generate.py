@@ -19,7 +19,7 @@ from ebmvk.config import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.engine import Backend, LangevinDiagnostics, Points
 from ebmvk.model.ebm import EnergyModel
-from ebmvk.model.latent import LatentLaw
+from ebmvk.model.latent import LatentLaw, draw
 
 Sampler = Literal["langevin", "exact"]
 
@@ -116,7 +116,9 @@ class Generator:
         for first, block in _blocks(chains):
             part = log_p[block]
             if how.sampler == "exact":
-                tokens += _inverse_cdf(part, [_uniform(how.seed, position, first + i) for i in range(len(part))])
+                u = [_uniform(how.seed, position, first + i) for i in range(len(part))]
+                drawn = draw(part.double().exp(), torch.tensor(u, dtype=torch.float64, device=part.device))
+                tokens += [int(token) for token in drawn]
             else:
                 tokens += self._langevin(query[block], part, points, _seed(how.seed, position), first)
         return tokens
@@ -169,10 +171,3 @@ def _seed(seed: int, position: int) -> int:
 def _uniform(seed: int, position: int, row: int) -> float:
     """In [0, 1), from 53 bits."""
     return (_seed(_seed(seed, position), row) >> 3) / 2.0**53
-
-
-def _inverse_cdf(log_p: Tensor, uniforms: list[float]) -> list[int]:
-    """One token per row of (rows, V) log-probabilities, in float64."""
-    cumulative = log_p.double().exp().cumsum(-1)
-    u = torch.tensor(uniforms, dtype=torch.float64, device=log_p.device)[:, None] * cumulative[:, -1:]
-    return [int(token) for token in torch.searchsorted(cumulative, u, right=True).clamp_max(log_p.shape[1] - 1)]

@@ -94,7 +94,7 @@ class LatentLaw:
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
         """x (B, d) drawn from p_kappa exactly: a component, then a vMF (or uniform) point. embeddings: (V, d)."""
         weights = torch.cat((self.logp, self.log_rest[:, None]), dim=1)
-        choice = _draw(weights.exp(), self._uniform(_STREAM_EXACT, seed, first_chain))
+        choice = draw(weights.exp(), self._uniform(_STREAM_EXACT, seed, first_chain))
         rest = choice == self.ids.shape[1]
         token = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
         level = torch.where(rest, 0.0, self._kappa(kappa))
@@ -156,12 +156,12 @@ class LatentLaw:
             )
         now = self.energy_score(x, kappa)
         shares = torch.cat((now.responsibilities, now.background[:, None]), dim=1).to(log_p.device)
-        choice = _draw(shares, self._uniform(_STREAM_CHOICE, seed, first_chain))
+        choice = draw(shares, self._uniform(_STREAM_CHOICE, seed, first_chain))
         tokens = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
         rest = (choice == self.ids.shape[1]).nonzero()[:, 0]
         if len(rest):
             outside = log_p.detach()[rest].scatter(1, self.ids[rest], -math.inf).double().softmax(1)
-            tokens[rest] = _draw(outside, self._uniform(_STREAM_REST, seed, first_chain)[rest])
+            tokens[rest] = draw(outside, self._uniform(_STREAM_REST, seed, first_chain)[rest])
         return tokens
 
     def _kappa(self, kappa: Tensor | float) -> Tensor:
@@ -180,7 +180,7 @@ class LatentLaw:
         return philox.uniforms(seed, step, chain, 1, stream=stream, dtype=torch.float64)[:, 0]
 
 
-def _draw(weights: Tensor, u: Tensor) -> Tensor:
+def draw(weights: Tensor, u: Tensor) -> Tensor:
     """One index per row by inversion, in float64; a weight of 0 is never drawn. weights: (B, K) >= 0; u: (B,)."""
     below = weights.double().cumsum(1)
     # Never at or past the last positive weight's own sum, which rounding may leave just below u.
