@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     built = time.perf_counter() - start
     points = backend.points(rows)
     del rows
-    print(
-        f"{n:,} x {d} in {index.lists} lists, built in {built:.1f} s; top-{k} of {options.queries} queries", flush=True
-    )
+    print(f"{n:,} x {d} in {index.lists} lists, built in {built:.1f} s", flush=True)
     probes = [p for p in (1, 4, 16, 64, 256) if p < index.lists]
     works: dict[str, Work] = {"exact": partial(backend.topk, queries, points, k)}
     works.update({str(p): partial(index.search, queries, k, probes=p) for p in probes})
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for p, r in zip(probes, results, strict=True)
     ]
     print(table([head, *body]))
-    print(f"exact: {1e3 * timings['exact'].median:.1f} ms")
+    print(f"exact, for {options.queries} queries: {1e3 * timings['exact'].median:.1f} ms")
     size = {"n": n, "d": d, "b": options.queries, "k": k, "lists": index.lists}
     write(
         options.json,

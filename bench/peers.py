@@ -58,7 +58,7 @@ def topk(backend: Backend, of: Sizes, repeats: int, cuda: str | None) -> Record:
     peers.add("faiss", lambda: faiss_topk(rows, queries, of.k), 1)
     if cuda:
         peers.add("torch_cuda", lambda: torch_topk(rows, queries, of.k, cuda), 1)
-    result = {"seconds": peers.seconds(repeats), "missing": peers.missing}
+    result: Record = {"seconds": peers.seconds(repeats), "missing": peers.missing}
     if "faiss" in peers.works:
         result.update(agreement(backend.topk(queries, points, of.k).ids.cpu(), peers.works["faiss"](), queries, rows))
     return result

@@ -110,7 +110,7 @@ def _sampler(energy: Callable[[Tensor], Tensor], x: Tensor, steps: int, device: 
     from torchebm.core import BaseModel
     from torchebm.samplers import LangevinDynamics
 
-    class Model(BaseModel):  # type: ignore[misc]
+    class Model(BaseModel):
         calls = 0
 
         def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
