@@ -27,7 +27,7 @@ def clustered(n: int, d: int, clusters: int, seed: int) -> Tensor:
     """Unit rows; the directions do not depend on `seed`."""
     centres, x = unit(clusters, d, 0), unit(n, d, seed)
     of = torch.randint(clusters, (n,), generator=torch.Generator().manual_seed(seed))
-    for part, own in zip(x.split(1 << 16), of.split(1 << 16), strict=True):
+    for part, own in zip(torch.split(x, 1 << 16), torch.split(of, 1 << 16), strict=True):
         part.add_(centres[own])
         part.div_(part.norm(dim=1, keepdim=True))
     return x

@@ -216,7 +216,7 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
 def unit(rows: int, d: int, seed: int) -> Tensor:
     """Uniform unit rows: of all stores the one whose scores lie closest together. Made piece by piece, in place."""
     x, g = torch.empty(rows, d), torch.Generator().manual_seed(seed)
-    for part in x.split(1 << 16):
+    for part in torch.split(x, 1 << 16):
         part.normal_(generator=g)
         part.div_(part.norm(dim=1, keepdim=True))
     return x

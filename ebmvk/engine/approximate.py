@@ -3,7 +3,9 @@
 `Backend.topk` looks at every point, exactly, and its cost grows with N. `ApproximateIndex` looks at the points of the
 nearest inverted lists only (IVF): it pays off from some 100,000 points on, where most queries' neighbours lie in few
 lists, and where a neighbour missed now and then does no harm; never where a law rests on exact results.
-`python -m bench.approximate` measures recall and speed against the exact top-k.
+`python -m bench.approximate` measures recall and speed against the exact top-k: for 150,000 clustered points of
+dimension 640, k = 64 and 1,024 queries on two cores (shared with other work), 4 of 1,549 lists found .998 of the
+neighbours 2.2 to 2.9 times as fast as the exact one, 16 lists all of them 1.1 to 1.2 times as fast, 64 lists slower.
 
 IVF and not a graph (HNSW), as its result depends on the seed alone: a graph built by several threads is another one
 each time.
