@@ -152,9 +152,8 @@ def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        "gomp_spincount": os.environ.get(
-            "GOMP_SPINCOUNT"
-        ),  # unset: torch's threads spin for long, bad where others work
+        # Unset, torch's threads spin for long between two operations: bad where others work.
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "cuda": _cuda_facts(),
         "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
         "commit": _commit(),
