@@ -1,14 +1,17 @@
-"""Timing, device facts and problems that both benchmarks share."""
+"""Timing, device facts, sizes and problems that the benchmarks share."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine import Backend, Points, Schedule
+from ebmvk.engine.vulkan import Vulkan, survey
 
 Work = Callable[[], object]
 
@@ -35,9 +39,16 @@ class Timing:
         """Largest minus smallest, relative to the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
+    def per(self, units: int) -> dict[str, float]:
+        """Seconds per unit of work, as the JSON has them."""
+        return {"median": self.median / units, "spread": self.spread}
+
 
 def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
-    """Each work once per round, so that what else the machine does falls on all alike; one unmeasured round first."""
+    """Each work once per round, so that what else the machine does falls on all alike; one unmeasured round first.
+
+    A work that leaves something running on a CUDA device is timed to its end.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -50,41 +61,167 @@ def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def facts(backend: Backend) -> dict[str, Any]:
-    """What the figures were measured on."""
+@dataclass(frozen=True)
+class Sizes:
+    """d, k: dimension, neighbours or candidates; stores: points N, of which `n` is the one that chains and peers use;
+    large: further N; batches: queries B; sphere: (B, d); chains: how many, `counts` for flatness; steps of a run."""
+
+    name: str
+    d: int
+    k: int
+    n: int
+    stores: tuple[int, ...]
+    large: tuple[int, ...]
+    batches: tuple[int, ...]
+    sphere: tuple[tuple[int, int], ...]
+    chains: tuple[int, ...]
+    counts: tuple[int, ...]
+    steps: int
+
+    @property
+    def b(self) -> int:
+        return self.batches[-1]
+
+
+FULL = Sizes(
+    name="full",
+    d=640,
+    k=64,
+    n=50_000,
+    stores=(5_000, 50_000),
+    large=(150_000, 1_000_000),
+    batches=(1, 64, 1024),
+    sphere=((1024, 640), (16_384, 256)),
+    chains=(64, 1024),
+    counts=(64, 256, 1024, 4096),
+    steps=200,
+)
+SLOW = Sizes(
+    name="slow",
+    d=640,
+    k=64,
+    n=5_000,
+    stores=(1_000, 5_000),
+    large=(10_000,),
+    batches=(1, 64),
+    sphere=((256, 640),),
+    chains=(16, 64),
+    counts=(16, 64),
+    steps=20,
+)
+QUICK = Sizes(
+    name="quick",
+    d=64,
+    k=8,
+    n=500,
+    stores=(300, 500),
+    large=(1000,),
+    batches=(1, 8),
+    sphere=((8, 64),),
+    chains=(4,),
+    counts=(4, 8),
+    steps=4,
+)
+
+
+def sizes(backend: Backend, *, quick: bool) -> Sizes:
+    """By what the device is; says which and why."""
+    if quick:
+        size, why = QUICK, "--quick: only to see that it runs"
+    elif isinstance(backend, Vulkan) and backend.capabilities.type == "cpu":
+        size, why = SLOW, "the Vulkan device is a CPU in disguise, whose speed means nothing"
+    else:
+        size, why = FULL, "as the physical limits are stated for"
+    print(f"sizes: {size.name} ({why})", flush=True)
+    return size
+
+
+def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What the figures were measured on, with what, and by which command: `module` with `argv`, or the process's."""
     return {
         "device": backend.device,
-        "processor": _processor(),
+        "backend": backend.name,
+        **_backend_facts(backend),
+        "processor": _cpuinfo("model name") or platform.processor(),
+        "vector_extensions": [
+            flag for flag in _cpuinfo("flags").split() if flag.startswith(("avx", "amx", "fma")) or "vnni" in flag
+        ],
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        # Unset, torch's threads spin for long between two operations: bad where others work.
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
+        "cuda": _cuda_facts(),
+        "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
+        "commit": _commit(),
     }
 
 
-def _processor() -> str:
+def _backend_facts(backend: Backend) -> dict[str, Any]:
+    if isinstance(backend, Vulkan):
+        found = survey()
+        return {"vulkan": {"loader": found.loader, **asdict(found.devices[backend.capabilities.index])}}
+    if backend.name == "cpu":
+        from ebmvk import _cpu
+
+        return {"kernels": _cpu.target(), "threads": _cpu.threads()}
+    return {}
+
+
+def _cuda_facts() -> dict[str, Any] | None:
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "version": torch.version.cuda,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def _cpuinfo(key: str) -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return ""
+
+
+def _commit() -> str | None:
+    """EBMVK_COMMIT where it is set, for a tree without its history; else git's word, `-dirty` with changes."""
+    if "EBMVK_COMMIT" in os.environ:
+        return os.environ["EBMVK_COMMIT"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def introduce(where: Mapping[str, Any]) -> None:
+    load = where["load_average"]
+    print(f"{where['device']}; {where['processor']}" + (f", load {load:.1f}" if load is not None else ""), flush=True)
 
 
 def write(path: Path | None, result: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
-    """Uniform unit rows: of all stores the one whose scores lie closest together."""
-    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(seed))
-    rows_of_one: Tensor = x / x.norm(dim=1, keepdim=True)
-    return rows_of_one
+    """Uniform unit rows: of all stores the one whose scores lie closest together. Made piece by piece, in place."""
+    x, g = torch.empty(rows, d), torch.Generator().manual_seed(seed)
+    for part in torch.split(x, 1 << 16):
+        part.normal_(generator=g)
+        part.div_(part.norm(dim=1, keepdim=True))
+    return x
 
 
 @dataclass(frozen=True)

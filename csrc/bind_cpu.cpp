@@ -291,7 +291,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
   m.def("dist", Dist, arg("x"), arg("y"));
   m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"), py::arg("coarse"));
-  py::class_<ebmvk::CoarsePoints>(m, "CoarsePoints").def(py::init(&NewCoarsePoints), arg("points"));
+  py::class_<ebmvk::CoarsePoints>(m, "CoarsePoints")
+      .def(py::init(&NewCoarsePoints), arg("points"))
+      .def_property_readonly("nbytes", &ebmvk::CoarsePoints::bytes);
   m.def("use_coarse", UseCoarse);
   m.def("energy_score", EnergyScore, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
         arg("log_background"));

@@ -326,7 +326,8 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("update", &update_points)
       .def_property_readonly("n", &Points::n)
       .def_property_readonly("d", &Points::d)
-      .def_property_readonly("shards", &Points::shards);
+      .def_property_readonly("shards", &Points::shards)
+      .def_property_readonly("nbytes", &Points::bytes);
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
       .def(py::init<std::uint32_t, const Options&>(), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
@@ -339,6 +340,9 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("accumulate", &accumulate)
       .def("topk", &topk)
       .def("probe", &probe)
+      .def("time_copy", &Engine::time_copy, py::call_guard<py::gil_scoped_release>())
+      .def("time_fma", &Engine::time_fma, py::call_guard<py::gil_scoped_release>())
+      .def("time_product", &Engine::time_product, py::call_guard<py::gil_scoped_release>())
       .def("counts", &Engine::counts, py::call_guard<py::gil_scoped_release>())
       .def("set_scoring", &Engine::set_scoring)
       .def(

@@ -24,6 +24,7 @@ class CoarsePoints {
   size_t n() const { return n_; }
   size_t d() const { return d_; }
   size_t quads() const { return quads_; }
+  size_t bytes() const { return packed_.size() + sizeof(float) * (step_.size() + residual_.size() + norm_.size()); }
   // [quad][point][4] of panel p: coordinates 4 quad .. 4 quad + 3, shifted by 128 into unsigned bytes.
   const uint8_t* panel(size_t p) const { return packed_.data() + p * quads_ * kPanel * 4; }
   // Per point, rounded up where it enters a bound: size of a step, |row - rounded row|, |rounded row|.

@@ -102,6 +102,7 @@ class Points {
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
   std::uint64_t id() const { return id_; }
+  std::uint64_t bytes() const { return rows_.bytes(); }  // of device memory
   const std::shared_ptr<Engine>& engine() const { return engine_; }
   std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
   std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
@@ -132,6 +133,12 @@ class Engine {
   // math.glsl and philox.glsl on this device: `arguments`, `key` and `result` are (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
              std::uint32_t* result);
+
+  // Of `repeats` submissions each: `times` copies of `bytes` bytes on the device; `rows` invocations with 128 `rounds`
+  // fused multiply-adds each; the scores of `rows` queries and `columns` points of dimension d.
+  std::vector<double> time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats);
+  std::vector<double> time_fma(std::uint32_t rows, std::uint32_t rounds, std::uint32_t repeats);
+  std::vector<double> time_product(std::uint32_t rows, std::uint32_t columns, std::uint32_t d, std::uint32_t repeats);
 
   std::map<std::string, Count> counts();
   Device& device() { return device_; }

@@ -113,8 +113,8 @@ endif()
 
 pybind11_add_module(_vulkan MODULE
   csrc/bind_vulkan.cpp csrc/buffer.cpp csrc/candidates.cpp csrc/device.cpp csrc/dispatch.cpp csrc/engine_vulkan.cpp
-  csrc/guard.cpp csrc/kernel_registry.cpp csrc/ops_energy.cpp csrc/ops_gradients.cpp csrc/ops_sphere.cpp
-  csrc/ops_topk.cpp csrc/pipeline_file.cpp csrc/program.cpp csrc/segments.cpp csrc/workspace.cpp)
+  csrc/guard.cpp csrc/kernel_registry.cpp csrc/ops_ceilings.cpp csrc/ops_energy.cpp csrc/ops_gradients.cpp
+  csrc/ops_sphere.cpp csrc/ops_topk.cpp csrc/pipeline_file.cpp csrc/program.cpp csrc/segments.cpp csrc/workspace.cpp)
 ebmvk_add_shaders(_vulkan)
 target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
 install(TARGETS _vulkan DESTINATION ebmvk)

@@ -17,6 +17,8 @@ class CoarsePoints:
     """Points (N, d) in 8 bits per coordinate, which `topk` finds candidates in."""
 
     def __init__(self, points: _Floats) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
 
 def use_coarse() -> bool:
     """Whether the processor and the instruction set in use can work with CoarsePoints."""

@@ -96,6 +96,10 @@ class Points:
     def d(self) -> int: ...
     @property
     def shards(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Of device memory."""
+
     def update(self, points: _Floats) -> None: ...
 
 class Engine:
@@ -158,6 +162,15 @@ class Engine:
     ) -> tuple[_Floats, _Ids]: ...
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
+
+    def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes on the device."""
+
+    def time_fma(self, rows: int, rounds: int, repeats: int) -> list[float]:
+        """`rows` invocations with 128 `rounds` float32 fused multiply-adds each."""
+
+    def time_product(self, rows: int, columns: int, d: int, repeats: int) -> list[float]:
+        """The scoring kernel alone: rows x columns scores of dimension d."""
 
     def counts(self) -> dict[str, Count]: ...
     def set_scoring(self, scoring: Scoring) -> None: ...

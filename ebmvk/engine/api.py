@@ -33,6 +33,10 @@ class Points(Protocol):
     @property
     def d(self) -> int: ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held for the rows now, copies in fewer bits included; on the device where there is one."""
+
     def update(self, points: Tensor) -> None:
         """Replace the rows; same shape, else ArgumentError."""
 

@@ -69,6 +69,10 @@ class CpuPoints:
     def d(self) -> int:
         return int(self.rows.shape[1])
 
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + (self._coarse.nbytes if self._coarse is not None else 0)
+
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
         self.rows.copy_(points.detach())

@@ -44,6 +44,10 @@ class ReferencePoints:
     def d(self) -> int:
         return int(self.rows.shape[1])
 
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
     def update(self, points: Tensor) -> None:
         checks.points(checks.ANY, points, like=(self.n, self.d))
         self.rows.copy_(points.detach())

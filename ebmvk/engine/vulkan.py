@@ -196,6 +196,10 @@ class VulkanPoints:
     def d(self) -> int:
         return self.native.d
 
+    @property
+    def nbytes(self) -> int:
+        return self.native.nbytes
+
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
         with self._backend._errors("points"):
@@ -242,6 +246,21 @@ class Vulkan:
 
     def points(self, points: Tensor) -> VulkanPoints:
         return VulkanPoints(self, points)
+
+    def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes between two device buffers."""
+        with self._errors("copy_seconds"):
+            return self._engine.time_copy(size, times, repeats)
+
+    def arithmetic_seconds(self, rows: int, rounds: int, repeats: int) -> list[float]:
+        """The same of `rows` invocations with 128 `rounds` float32 fused multiply-adds each, in registers."""
+        with self._errors("arithmetic_seconds"):
+            return self._engine.time_fma(rows, rounds, repeats)
+
+    def product_seconds(self, rows: int, columns: int, d: int, repeats: int) -> list[float]:
+        """The same of the scoring kernel alone: rows x columns scores of dimension d."""
+        with self._errors("product_seconds"):
+            return self._engine.time_product(rows, columns, d, repeats)
 
     @contextmanager
     def _errors(self, op: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ebmvk.engine.api import Backend
+from ebmvk.engine.approximate import kmeans
 from ebmvk.errors import ConfigError, DataError
 from ebmvk.splats.memory import Gate, Memory, Posterior, find, fit_background, gate_features, memory_law
 from ebmvk.splats.store import SplatStore, check_states
@@ -86,21 +87,8 @@ def cluster(
     states: Tensor, tokens: Tensor, config: MemoryConfig, backend: Backend, seed: int, *, vocab_size: int
 ) -> SplatStore:
     """Spherical k-means over states (n, d); each state belongs to its nearest centroid. tokens: (n,) int64."""
-    import faiss  # here, as it brings an OpenMP runtime of its own
-
     check_states(states, tokens)
-    trainer = faiss.Kmeans(
-        states.shape[1],
-        config.splats,
-        niter=config.rounds,
-        seed=seed % 2**31,
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=256,
-    )
-    trainer.train(states.numpy())
-    centroids = torch.from_numpy(np.ascontiguousarray(trainer.centroids))
-    points = backend.points(torch.nn.functional.normalize(centroids, dim=1))
+    points = backend.points(kmeans(states, config.splats, rounds=config.rounds, seed=seed).centroids)
     owner = torch.cat(
         [backend.topk(part.contiguous(), points, 1).ids[:, 0].cpu() for part in torch.split(states, 8192)]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +16,22 @@ from ebmvk.errors import DeviceError
 ORACLE = Reference("cpu", torch.float64)
 
 
+NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
+DEMANDED = NAME.startswith("vulkan")
+"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> asks for it: where it cannot be had, tests fail and are not skipped."""
+INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
+
+
 def open_vulkan(**options: bool | int | float | str) -> Vulkan:
     try:
-        if not devices():
+        if not devices() and not DEMANDED:
             pytest.skip("no Vulkan device; lavapipe will do: apt install mesa-vulkan-drivers")
-        return Vulkan(options=options)
+        return Vulkan(INDEX, options=options)
     except DeviceError as error:
         if "VK_LAYER" in error.what:
             pytest.skip(f"{error.what}; apt install vulkan-validationlayers")
+        if DEMANDED:
+            raise
         pytest.skip(str(error))
 
 

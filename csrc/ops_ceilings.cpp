@@ -1,0 +1,86 @@
+// What the device can do at most, for the bench: a copy between two of its buffers, fused multiply-adds in registers,
+// and the scoring kernel as a plain matrix product. Seconds from submission to completion, as in Program::run.
+#include "engine_vulkan.h"
+
+#include "vulkan_errors.h"
+
+#include <algorithm>
+
+namespace ebmvk {
+namespace {
+
+constexpr std::uint32_t kHalf = 0x3f000000u;  // 0.5f: neither zeros nor denormals, which some devices treat apart
+
+std::vector<double> repeated(Program& program, std::uint32_t repeats) {
+  program.run();  // the first one pages memory in and may compile
+  std::vector<double> seconds(repeats);
+  for (auto& one : seconds) one = program.run();
+  return seconds;
+}
+
+void fill(Device& device, const std::vector<const Buffer*>& buffers) {
+  Program program(device);
+  for (const auto* buffer : buffers) program.fill(*buffer, kHalf);
+  program.finish();
+  program.run();
+}
+
+}  // namespace
+
+std::vector<double> Engine::time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats) {
+  Call call(*this, "ceilings");
+  const Buffer from(device_, Buffer::Kind::device, bytes), to(device_, Buffer::Kind::device, bytes);
+  fill(device_, {&from, &to});
+  Program program(device_);
+  for (std::uint32_t i = 0; i < times; ++i) program.copy(from, to);
+  program.finish();
+  auto seconds = repeated(program, repeats);
+  call.count();
+  return seconds;
+}
+
+std::vector<double> Engine::time_fma(std::uint32_t rows, std::uint32_t rounds, std::uint32_t repeats) {
+  Call call(*this, "ceilings");
+  constexpr std::uint32_t kGroup = 64;
+  const auto groups = (rows + kGroup - 1) / kGroup;
+  if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device takes");
+  const Buffer params(device_, Buffer::Kind::upload, 16);
+  const Buffer result(device_, Buffer::Kind::device, std::uint64_t{16} * rows);
+  const std::uint32_t words[3] = {rows, kHalf, kHalf};
+  std::copy_n(words, 3, params.as<std::uint32_t>());
+  Program program(device_);
+  program.kernel(kernels_.get(kernels::CeilingFma::name, kGroup, {}), {params, result}, kernels::CeilingFma{rounds},
+                 groups);
+  program.finish();
+  auto seconds = repeated(program, repeats);
+  call.count();
+  return seconds;
+}
+
+std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t columns, std::uint32_t d,
+                                         std::uint32_t repeats) {
+  Call call(*this, "ceilings");
+  const auto quads = quads_of(d);
+  const Buffer params(device_, Buffer::Kind::upload, 32);
+  const Buffer queries(device_, Buffer::Kind::device, checked_product(std::uint64_t{16} * quads, rows));
+  const Buffer points(device_, Buffer::Kind::device, checked_product(std::uint64_t{16} * quads, columns));
+  const Buffer scores(device_, Buffer::Kind::device, checked_product(std::uint64_t{4} * rows, columns));
+  const Buffer unused(device_, Buffer::Kind::device, 16);
+  fill(device_, {&queries, &points});
+  const std::uint32_t words[5] = {rows, columns, 0, 0, 0};
+  std::copy_n(words, 5, params.as<std::uint32_t>());
+  const bool tiled = scoring() == Scoring::tiled;
+  const auto group = tiled ? 256u : std::clamp(device_.capabilities().subgroup_size, 8u, 128u);
+  const std::uint32_t each = tiled ? 8 : 4, tile_rows = tiled ? 128 : 4, tile_columns = tiled ? 128 : 4 * group;
+  const auto* kernel = tiled ? kernels::ScoreTiled::name : kernels::ScoreDirect::name;
+  Program program(device_);
+  program.kernel(kernels_.get(kernel, group, {each, each}), {params, queries, points, unused, unused, scores},
+                 kernels::ScoreTiled{quads, columns, 0}, (columns + tile_columns - 1) / tile_columns,
+                 (rows + tile_rows - 1) / tile_rows);
+  program.finish();
+  auto seconds = repeated(program, repeats);
+  call.count();
+  return seconds;
+}
+
+}  // namespace ebmvk

@@ -1,0 +1,18 @@
+// As many fused multiply-adds as the device can do: 16 independent sums per invocation, nothing read in the loop.
+#version 450
+#include "interface.glsl"
+
+#define ADD_ALL a = fma(a, factor, term); b = fma(b, factor, term); c = fma(c, factor, term); d = fma(d, factor, term);
+
+void main() {
+    uint n = gl_GlobalInvocationID.x;
+    if (n >= params[0]) return;
+    // From memory, so that no compiler can work the sums out: they tend to term / (1 - factor).
+    vec4 factor = vec4(uintBitsToFloat(params[1]));
+    vec4 term = vec4(uintBitsToFloat(params[2]));
+    vec4 a = vec4(float(n & 3u)), b = a + 1.0, c = a + 2.0, d = a + 3.0;
+    for (uint round = 0u; round < rounds; ++round) {
+        ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL
+    }
+    result[n] = a + b + c + d;
+}

@@ -1,0 +1,123 @@
+"""The benchmarks run at tiny sizes, write the keys that are promised, and give peers the work that ours does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import approximate, ops, peers, torch_chains
+from bench.measure import chain_problem, unit
+from ebmvk.engine import select
+from ebmvk.errors import DeviceError
+
+N, D, K, B = 60, 12, 5, 7
+
+
+def ran(command: Any, tmp_path: Path, *args: str) -> dict[str, Any]:
+    path = tmp_path / "figures" / "out.json"  # the folder is made
+    command.main([*args, "--repeats", "1", "--json", str(path)])
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    facts = result["device"]
+    assert facts["command"].startswith(f"python -m {command.__name__} ")
+    assert {"device", "processor", "processors", "torch", "torch_threads", "commit", "cuda"} <= set(facts)
+    return result
+
+
+@pytest.mark.parametrize("device", ["cpu", "vulkan"])
+def test_ops_measures_the_whole_table(device: str, tmp_path: Path) -> None:
+    try:
+        select(device)
+    except DeviceError as error:
+        pytest.skip(f"no {device}: {error.what}")
+    result = ran(ops, tmp_path, "--quick", "--device", device)
+    sphere = {"projx", "proju", "expmap", "logmap", "transp", "dist"}
+    others = {"topk", "energy_score", "energy_score_backward", "langevin gbaoab", "langevin ghmc", "vmf_sample"}
+    assert {row["op"] for row in result["operations"]} == sphere | others | {"accumulate"}
+    for row in result["operations"]:
+        assert row["median_s"] > 0
+        assert row["roofline_percent"] > 0
+    ceilings = result["ceilings"]
+    assert ceilings["copy_gbs"] > 0
+    assert ceilings["product_gflops"] > 0
+    if device == "vulkan":
+        assert ceilings["source"].startswith("Vulkan on the device")
+        assert ceilings["arithmetic_gflops"] > 0
+        assert {"driver", "limits", "heaps", "features"} <= set(result["device"]["vulkan"])
+    else:
+        assert {"kernels", "threads"} <= set(result["device"])
+
+
+def test_peers_writes_its_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler here\nand more")  # as where it is missing; compiling takes long
+
+    monkeypatch.setattr(torch_chains, "compiled_runner", fails)
+    result = ran(peers, tmp_path, "--quick")
+    ratios = {
+        "topk_vs_faiss": "faiss",
+        "langevin_vs_torch_regather": "torch",
+        "langevin_vs_torch_best": "torch",
+        "langevin_vs_torchebm": "torchebm",
+    }
+    expected = {name for name, module in ratios.items() if importlib.util.find_spec(module)}
+    assert expected <= set(result["ratios"])
+    assert all(math.isfinite(value) and value > 0 for value in result["ratios"].values())
+    assert result["langevin"]["missing"]["torch_compile"] == "RuntimeError: no compiler here"
+    assert "without torch_compile: RuntimeError: no compiler here" in capsys.readouterr().out
+    assert set(result["chains"]["seconds_of_run"]) == {"1", "10", "200"}
+    assert len(result["chains"]["seconds_per_chain_step"]) > 1
+    for row in result["topk_over_points"]:
+        assert row["ns_per_pair"] > 0
+        assert row["bytes_per_point"] >= 4 * 64  # float32 rows of 64
+
+
+def test_approximate_writes_recall(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    result = ran(approximate, tmp_path, "--points", "800", "--dimension", "16", "--queries", "20", "--k", "5")
+    found = [row["recall"] for row in result["approximate"]]
+    assert found == sorted(found)
+    assert 0.5 < found[-1] <= 1
+    assert result["exact"]["median"] > 0
+
+
+def test_torch_peers_have_our_score_wherever_they_run() -> None:
+    """On the CPU what torch.cuda gets with another `device`."""
+    rows, p, backend = unit(N, D, 1), chain_problem(B, K, N, D), select("reference")
+    lists = (p.ids, p.logw, p.kappa, p.log_background)
+    ours = backend.energy_score(p.x, backend.points(rows), *lists)
+    theirs = torch_chains.score(p.x, rows[p.ids], *lists[1:])
+    torch.testing.assert_close(theirs, ours.score, rtol=1e-4, atol=1e-4)
+    energy = torch_chains.mixture_energy(p, rows, "cpu")(p.x)
+    torch.testing.assert_close(energy, ours.energy, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(1)
+    once = torch_chains.runner(p, rows, 3, regather=False, device="cpu")()
+    torch.manual_seed(1)
+    regathered = torch_chains.runner(p, rows, 3, regather=True, device="cpu")()
+    for one, other in zip(once, regathered, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(once[0].norm(dim=1), torch.ones(B))
+
+
+def test_torch_topk_is_ours() -> None:
+    rows, queries, backend = unit(N, D, 1), unit(B, D, 2), select("reference")
+    ids = peers.torch_topk(rows, queries, K, "cpu")()
+    assert torch.equal(ids, backend.topk(queries, backend.points(rows), K).ids)
+
+
+def test_torchebm_takes_every_step() -> None:
+    """Its runner counts the gradients and raises if they are not as many as the steps."""
+    pytest.importorskip("torchebm")
+    rows, p = unit(N, D, 1), chain_problem(B, K, N, D)
+    for make in (torch_chains.torchebm_runner, torch_chains.torchebm_shared_runner):
+        out = make(p, rows, 4)()
+        assert out.shape == (B, D)
+        assert bool(torch.isfinite(out).all())
+        assert not torch.equal(out, p.x)
