@@ -66,6 +66,7 @@ ebmvk::CandidateLists Lists(const Floats& x, const Floats& points, const Ids& id
 bool UseCoarse() { return ebmvk::CoarseKernel() != "none" && ebmvk::Target().rfind("AVX3", 0) == 0; }
 
 std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
+  if (!UseCoarse()) throw std::invalid_argument("no coarse kernel for this instruction set");
   const size_t n = Size(points, 0), d = Size(points, 1);
   if (d > ebmvk::CoarsePoints::kMostDimensions) throw std::invalid_argument("too many dimensions");
   const float* data = points.data();

@@ -40,6 +40,9 @@
 namespace ebmvk {
 
 #if !EBMVK_COARSE
+// Never called, as the only kernel is "none".
+CoarsePoints::CoarsePoints(const float*, size_t n, size_t d) : n_(n), d_(d), blocks_(0) {}
+
 void CoarseTopK(const TopKProblem&, const CoarsePoints&, float*, int64_t*, std::vector<size_t>&) {}
 #else
 namespace {
@@ -124,10 +127,13 @@ float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t c
   return least;
 }
 
-// Drops what cannot reach `bar`; returns how many remain.
-size_t Keep(Candidate* first, size_t count, float bar) {
-  return static_cast<size_t>(std::remove_if(first, first + count, [&](const Candidate& c) { return c.high < bar; }) -
-                             first);
+// Copies what can reach `bar`, without a branch; returns the end of the copies. `to` may be `first`.
+Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candidate* to) {
+  for (; first != last; ++first) {
+    *to = *first;
+    to += !(first->high < bar);
+  }
+  return to;
 }
 
 // What one thread finds out about the rows of a batch: the largest lower ends of the groups, and the candidates.
@@ -139,7 +145,7 @@ class Findings {
         rows_(rows),
         capacity_(1024 + 8 * problem.k + kPanel),
         largest_(rounds * rows * kPanel, -kInfinity),
-        all_(new Candidate[rows * capacity_]),
+        all_(rows * capacity_),
         count_(rows, 0),
         bar_(rows, -kInfinity) {}
 
@@ -150,11 +156,27 @@ class Findings {
   bool failed(size_t row) const { return bar_[row] == kInfinity; }
   void Fail(size_t row) { bar_[row] = kInfinity; }
   void Raise(size_t row, float bar) { bar_[row] = std::max(bar_[row], bar); }
-  Candidate* begin(size_t row) { return all_.get() + row * capacity_; }
+  Candidate* begin(size_t row) { return all_.data() + row * capacity_; }
   Candidate* end(size_t row) { return begin(row) + count_[row]; }
 
-  void Push(size_t row, Candidate c) { all_[row * capacity_ + count_[row]++] = c; }
-  // To be called after at most kPanel pushes.
+  // Those of 16 points from id `first` on that are `in`. Without a branch for each, and they are few.
+  EBMVK_AVX512 void Push(size_t row, __m512 high, __mmask16 in, size_t first) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i ids = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
+    const __m512i highs_in = _mm512_castps_si512(_mm512_maskz_compress_ps(in, high));
+    const __m512i ids_in = _mm512_maskz_compress_epi32(in, ids);
+    // high 0, id 0, high 1, id 1, ...: lanes of the second operand count from 16.
+    const __m512i pairs = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const size_t count = static_cast<size_t>(__builtin_popcount(in));
+    Candidate* to = end(row);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi32(highs_in, pairs, ids_in));
+    if (count > 8) {
+      const __m512i more = _mm512_add_epi32(pairs, _mm512_set1_epi32(8));
+      _mm512_storeu_si512(to + 8, _mm512_permutex2var_epi32(highs_in, more, ids_in));
+    }
+    count_[row] += count;
+  }
+  // To be called after the pushes of a panel.
   void CutIfFull(size_t row) {
     if (count_[row] + kPanel > capacity_) Cut(row);
   }
@@ -163,7 +185,7 @@ class Findings {
   void Cut(size_t row) {
     hits_.clear();
     Raise(row, RescoreBest(problem_, first_ + row, begin(row), count_[row], hits_));
-    count_[row] = Keep(begin(row), count_[row], bar_[row]);
+    count_[row] = static_cast<size_t>(Keep(begin(row), end(row), bar_[row], begin(row)) - begin(row));
     // Hardly anything goes.
     if (count_[row] > capacity_ / 4 * 3) Fail(row);
   }
@@ -171,7 +193,7 @@ class Findings {
   const TopKProblem& problem_;
   size_t first_, rows_, capacity_;
   LineVector<float> largest_;
-  std::unique_ptr<Candidate[]> all_;
+  LineVector<Candidate> all_;
   std::vector<size_t> count_;
   std::vector<float> bar_;
   std::vector<Hit> hits_;
@@ -243,13 +265,8 @@ EBMVK_AVX512 void ScorePanel(const Batch& b, Product multiply, size_t panel, siz
         in |= static_cast<unsigned>(_mm512_mask_cmp_ps_mask(there[half], high[half], bar, _CMP_GE_OQ)) << c;
       }
       if (in == 0 || !keep) continue;
-      alignas(64) float highs[kPanel];
-      _mm512_store_ps(highs, high[0]);
-      _mm512_store_ps(highs + 16, high[1]);
-      for (; in != 0; in &= in - 1) {
-        const unsigned lane = static_cast<unsigned>(__builtin_ctz(in));
-        found.Push(at, {highs[lane], static_cast<uint32_t>(first + lane)});
-      }
+      found.Push(at, high[0], static_cast<__mmask16>(in), first);
+      found.Push(at, high[1], static_cast<__mmask16>(in >> 16), first + 16);
       found.CutIfFull(at);
     }
   }
@@ -299,14 +316,30 @@ void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
   }
 }
 
-// The exact top-k of one row out of its candidates; false if there are not enough.
-bool Finish(const TopKProblem& p, size_t query, std::vector<Candidate>& all, float* scores, int64_t* ids) {
+// The exact top-k of one row out of what the threads found; false if the bound proves none.
+bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, float* scores, int64_t* ids) {
+  thread_local std::vector<Candidate> candidates;
   thread_local std::vector<Hit> hits;
+  float bar = -kInfinity;
+  size_t count = 0;
+  for (const auto& found : all) {
+    if (!found) continue;
+    bar = std::max(bar, found->bar(row));
+    count += static_cast<size_t>(found->end(row) - found->begin(row));
+  }
+  if (!(bar < kInfinity)) return false;
+  candidates.resize(count + 1);
+  Candidate* last = candidates.data();
+  for (const auto& found : all) {
+    if (found) last = Keep(found->begin(row), found->end(row), bar, last);
+  }
+  Candidate* first = candidates.data();
+  if (static_cast<size_t>(last - first) < p.k) return false;
   hits.clear();
-  if (all.size() < p.k) return false;
-  const float bar = RescoreBest(p, query, all.data(), all.size(), hits);
-  Candidate* rest = all.data() + p.k;
-  Rescore(p, query, rest, Keep(rest, all.size() - p.k, bar), hits);
+  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), hits);
+  first += p.k;
+  last = Keep(first, last, bar, first);
+  Rescore(p, query, first, static_cast<size_t>(last - first), hits);
   std::partial_sort(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(p.k), hits.end(), Better);
   for (size_t j = 0; j < p.k; ++j) {
     scores[j] = hits[j].score;
@@ -349,21 +382,9 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
   }
   take(0, sample, true);
   pool.Run(rows, [&](size_t row, size_t) {
-    thread_local std::vector<Candidate> candidates;
-    candidates.clear();
     const size_t query = first + row;
-    bool good = queries.norm[row] <= kMostMagnitude;
-    float bar = -kInfinity;
-    for (const auto& found : all) {
-      if (found) bar = std::max(bar, found->bar(row));
-    }
-    good = good && bar < kInfinity;
-    for (const auto& found : all) {
-      if (!found || !good) continue;
-      std::copy_if(found->begin(row), found->end(row), std::back_inserter(candidates),
-                   [&](const Candidate& c) { return !(c.high < bar); });
-    }
-    failed[query] = !(good && Finish(p, query, candidates, scores + query * p.k, ids + query * p.k));
+    failed[query] =
+        !(queries.norm[row] <= kMostMagnitude && Finish(p, query, row, all, scores + query * p.k, ids + query * p.k));
   });
 }
 

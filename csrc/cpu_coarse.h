@@ -24,6 +24,7 @@ class CoarsePoints {
  public:
   static constexpr size_t kMostDimensions = 16384;  // 255 * 127 * d fits in 32 bits with room
 
+  // Needs a kernel other than "none".
   CoarsePoints(const float* points, size_t n, size_t d);
 
   size_t n() const { return n_; }

@@ -7,6 +7,9 @@
 #include "cpu_coarse.h"
 #include "thread_pool.h"
 
+#if EBMVK_COARSE
+#include <immintrin.h>
+
 namespace ebmvk {
 namespace {
 
@@ -18,37 +21,32 @@ struct Rounded {
   float rounded_norm;  // |rounded row|
 };
 
-// Sums in double over lanes, so that compilers make vectors of them.
-Rounded RoundRow(const float* row, size_t d, int8_t* code) {
-  constexpr size_t kLanes = 16;
-  float most[kLanes] = {};
-  const size_t whole = d / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) most[j] = std::max(most[j], std::abs(row[i + j]));
+// Writes a whole number of vectors of codes.
+EBMVK_AVX512 Rounded RoundRow(const float* row, size_t d, int8_t* code) {
+  const auto lanes = [d](size_t i) { return static_cast<__mmask16>(d - i >= 16 ? 0xffff : (1u << (d - i)) - 1); };
+  __m512 most = _mm512_setzero_ps();
+  for (size_t i = 0; i < d; i += 16)
+    most = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(i), row + i)), most);
+  const float step = _mm512_reduce_max_ps(most) / 127, inverse = step > 0 ? 1 / step : 0.0f;
+  __m512d residual = _mm512_setzero_pd(), rounded = residual, exact = residual;
+  for (size_t i = 0; i < d; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(lanes(i), row + i);
+    const __m512 within = _mm512_max_ps(_mm512_mul_ps(v, _mm512_set1_ps(inverse)), _mm512_set1_ps(-127));
+    const __m512 nearest = _mm512_roundscale_ps(_mm512_min_ps(within, _mm512_set1_ps(127)), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(code + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(nearest)));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512d value = _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v));
+      const __m512d whole =
+          _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(nearest, 1) : _mm512_castps512_ps256(nearest));
+      const __m512d near = _mm512_mul_pd(whole, _mm512_set1_pd(step)), gone = _mm512_sub_pd(value, near);
+      residual = _mm512_fmadd_pd(gone, gone, residual);
+      rounded = _mm512_fmadd_pd(near, near, rounded);
+      exact = _mm512_fmadd_pd(value, value, exact);
+    }
   }
-  for (size_t i = whole; i < d; ++i) most[0] = std::max(most[0], std::abs(row[i]));
-  const float step = *std::max_element(most, most + kLanes) / 127, inverse = step > 0 ? 1 / step : 0.0f;
-  double residual[kLanes] = {}, rounded[kLanes] = {}, exact[kLanes] = {};
-  const auto one = [&](size_t i, size_t j) {
-    // To the nearest: a sum with 1.5 * 2^23 has no fraction left.
-    constexpr float kShift = 12582912.0f;
-    const float nearest = (std::min(127.0f, std::max(-127.0f, row[i] * inverse)) + kShift) - kShift;
-    code[i] = static_cast<int8_t>(static_cast<int32_t>(nearest));
-    const double value = row[i], near = static_cast<double>(step) * nearest, gone = value - near;
-    residual[j] += gone * gone;
-    rounded[j] += near * near;
-    exact[j] += value * value;
-  };
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) one(i + j, j);
-  }
-  for (size_t i = whole; i < d; ++i) one(i, 0);
-  const auto up = [](const double(&squares)[kLanes]) {
-    double sum = 0;
-    for (const double square : squares) sum += square;
-    return static_cast<float>(std::sqrt(sum) * kInflate);
-  };
-  return {step, up(residual), up(exact), up(rounded)};
+  const auto up = [](double squares) { return static_cast<float>(std::sqrt(squares) * kInflate); };
+  return {step, up(_mm512_reduce_add_pd(residual)), up(_mm512_reduce_add_pd(exact)), up(_mm512_reduce_add_pd(rounded))};
 }
 
 }  // namespace
@@ -104,3 +102,4 @@ CoarseQueries::CoarseQueries(const float* queries, size_t rows, size_t d) : step
 }
 
 }  // namespace ebmvk
+#endif

@@ -16,9 +16,16 @@
 #include <unistd.h>
 #endif
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace ebmvk {
 namespace {
+
+constexpr size_t kHugePage = size_t{1} << 21;
+
+std::align_val_t Alignment(size_t bytes) { return std::align_val_t{bytes < kHugePage ? 64 : kHugePage}; }
 
 struct Kernel {
   const char* name;
@@ -146,6 +153,16 @@ const Kernel*& InUse() {
 }
 
 }  // namespace
+
+void* AllocateLines(size_t bytes) {
+  void* memory = ::operator new(bytes, Alignment(bytes));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes >= kHugePage) (void)madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
+void FreeLines(void* memory, size_t bytes) { ::operator delete(memory, Alignment(bytes)); }
 
 Product ProductInUse() { return InUse()->product; }
 

@@ -4,25 +4,41 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define EBMVK_COARSE 1
 // What every processor of the table has; the loops around the products use it too.
 #define EBMVK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#else
+#define EBMVK_AVX512
 #endif
 
 namespace ebmvk {
 
-// Vectors that begin at a cache line: a load of a tile that straddles lines takes more than three times as long.
+// Memory that begins at a cache line: a load of a tile that straddles lines takes more than three times as long. Where
+// the system has huge pages, large memory asks for them. Throws std::bad_alloc.
+void* AllocateLines(size_t bytes);
+void FreeLines(void* memory, size_t bytes);
+
+// A vector in such memory, whose elements are not initialised unless to a value.
 template <class T>
 struct LineAllocator {
   using value_type = T;
   LineAllocator() = default;
   template <class U>
   LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{64})); }
-  void deallocate(T* memory, size_t) { ::operator delete (memory, std::align_val_t{64}); }
+  T* allocate(size_t n) { return static_cast<T*>(AllocateLines(n * sizeof(T))); }
+  void deallocate(T* memory, size_t n) { FreeLines(memory, n * sizeof(T)); }
+  template <class U>
+  void construct(U* at) {
+    ::new (static_cast<void*>(at)) U;
+  }
+  template <class U, class... Args>
+  void construct(U* at, Args&&... args) {
+    ::new (static_cast<void*>(at)) U(std::forward<Args>(args)...);
+  }
   bool operator==(const LineAllocator&) const { return true; }
   bool operator!=(const LineAllocator&) const { return false; }
 };
