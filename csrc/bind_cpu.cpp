@@ -63,9 +63,10 @@ ebmvk::CandidateLists Lists(const Floats& x, const Floats& points, const Ids& id
 }
 
 // The bits of CoarseTopK's rescoring are those of targets of 16 lanes with fused multiply-add.
-bool UseCoarse() { return ebmvk::HasCoarse() && ebmvk::Target().rfind("AVX3", 0) == 0; }
+bool UseCoarse() { return ebmvk::CoarseKernel() != "none" && ebmvk::Target().rfind("AVX3", 0) == 0; }
 
 std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
+  if (!UseCoarse()) throw std::invalid_argument("no coarse kernel for this instruction set");
   const size_t n = Size(points, 0), d = Size(points, 1);
   if (d > ebmvk::CoarsePoints::kMostDimensions) throw std::invalid_argument("too many dimensions");
   const float* data = points.data();
@@ -295,6 +296,9 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init(&NewCoarsePoints), arg("points"))
       .def_property_readonly("nbytes", &ebmvk::CoarsePoints::bytes);
   m.def("use_coarse", UseCoarse);
+  m.def("coarse_kernels", ebmvk::CoarseKernels);
+  m.def("coarse_kernel", ebmvk::CoarseKernel);
+  m.def("use_coarse_kernel", ebmvk::UseCoarseKernel, py::arg("name"));
   m.def("energy_score", EnergyScore, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
         arg("log_background"));
   m.def("energy_score_backward", EnergyScoreBackward, arg("x"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),

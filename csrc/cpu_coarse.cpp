@@ -3,120 +3,73 @@
 //     |q.p - q'.p'| = |q.(p - p') + (q - q').p'| <= |q| |p - p'| + |q - q'| |p'|,
 //
 // and q'.p' is an integer product that is computed exactly. With the roundings of the float32 score and of this
-// arithmetic added, every point has a certain interval for its score. A point whose upper end lies below a score
-// that k points reach is out; the others are scored in float32 with the same operations in the same order as the
-// kernels of cpu_topk.cpp, so that the result is theirs bit for bit, whichever way was taken.
+// arithmetic added, every point has a certain interval [low, high] for its score. (Where a norm or a scale is so large
+// that something might overflow, the row is left to the plain kernel.)
 //
-// 8 bits rather than bfloat16: on processors that have both, the dot product of 8-bit numbers is twice as fast and
-// reads half the bytes; its bound is wider but leaves only hundreds of 50,000 points. Intrinsics rather than Highway:
-// Highway 1.0.3 has neither of these instructions.
+// A bar of a row is a number that the scores of k points reach. A point with high < bar is out: k points are better,
+// and none of them ties with it. Bars come from three places:
+// - Points are dealt into groups, at least k of them, and each group keeps its largest low. The k-th largest of these
+//   is a bar, as k different points reach it. It costs one maximum per vector of scores.
+// - The k-th largest of any scores that were computed in float32.
+// - A bar stays one when more points are seen, and when it was found from the points of one thread alone.
+// What remains is scored in float32 with the same operations in the same order as the kernels of cpu_topk.cpp, so that
+// the result is theirs bit for bit, whichever way was taken, and whatever points a thread happened to see.
+//
+// The panels are taken in an order that spreads over the store. The first of them only feed the groups, so that no
+// candidate is kept before there is a bar, and are taken again at the end.
+//
+// 8 bits rather than bfloat16: the dot product of 8-bit numbers is twice as fast and reads half the bytes; its bound is
+// wider but leaves only hundreds of 50,000 points. Intrinsics rather than Highway: Highway 1.0.3 has neither product.
 #include "cpu_coarse.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 
+#include "cpu_coarse_codes.h"
+#include "cpu_coarse_product.h"
 #include "cpu_topk_select.h"
 #include "thread_pool.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define EBMVK_COARSE 1
+#if EBMVK_COARSE
 #include <immintrin.h>
-#define EBMVK_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
 #endif
 
 namespace ebmvk {
 
-namespace {
-
-constexpr size_t kPanel = CoarsePoints::kPanel;
-// A tile of 12 queries and 2 vectors of 16 points takes 24 of 32 registers.
-constexpr size_t kQueries = 12;
-// Rows worked off together: bounds the memory of their candidates.
-constexpr size_t kBatch = 1024;
-// More than every rounding of a bound's own arithmetic.
-constexpr double kInflate = 1 + 1e-5;
-
-// A row in 8 bits: value ~ step * code.
-struct Rounded {
-  float step, residual, norm, exact_norm;
-};
-
-Rounded RoundRow(const float* row, size_t d, int8_t* code) {
-  float largest = 0;
-  for (size_t i = 0; i < d; ++i) largest = std::max(largest, std::abs(row[i]));
-  const float step = largest / 127, inverse = step > 0 ? 1 / step : 0.0f;
-  double residual = 0, norm = 0, exact = 0;
-  for (size_t i = 0; i < d; ++i) {
-    const float nearest = std::nearbyint(std::min(127.0f, std::max(-127.0f, row[i] * inverse)));
-    code[i] = static_cast<int8_t>(nearest);
-    const double rounded = static_cast<double>(step) * nearest, gone = row[i] - rounded;
-    residual += gone * gone;
-    norm += rounded * rounded;
-    exact += static_cast<double>(row[i]) * row[i];
-  }
-  const auto up = [](double square) { return static_cast<float>(std::sqrt(square) * kInflate); };
-  return {step, up(residual), up(norm), up(exact)};
-}
-
-}  // namespace
-
-CoarsePoints::CoarsePoints(const float* points, size_t n, size_t d)
-    : n_(n),
-      d_(d),
-      quads_((d + 3) / 4),
-      packed_((n + kPanel - 1) / kPanel * kPanel * quads_ * 4, 128),
-      step_(n),
-      residual_(n),
-      norm_(n) {
-  ThreadPool& pool = SharedPool();
-  std::vector<std::vector<int8_t>> codes(pool.threads(), std::vector<int8_t>(quads_ * 4, 0));
-  pool.Run((n + kPanel - 1) / kPanel, [&](size_t panel, size_t thread) {
-    int8_t* code = codes[thread].data();
-    for (size_t c = 0; c < std::min(kPanel, n - panel * kPanel); ++c) {
-      const size_t point = panel * kPanel + c;
-      const Rounded row = RoundRow(points + point * d, d, code);
-      step_[point] = row.step;
-      residual_[point] = row.residual;
-      norm_[point] = std::max(row.norm, row.exact_norm);
-      uint8_t* to = packed_.data() + (panel * quads_ * kPanel + c) * 4;
-      for (size_t i = 0; i < d; ++i) {
-        to[i / 4 * kPanel * 4 + i % 4] = static_cast<uint8_t>(static_cast<int>(code[i]) + 128);
-      }
-    }
-  });
-}
-
 #if !EBMVK_COARSE
-bool HasCoarse() { return false; }
+// Never called, as the only kernel is "none".
+CoarsePoints::CoarsePoints(const float*, size_t n, size_t d) : n_(n), d_(d), blocks_(0) {}
 
 void CoarseTopK(const TopKProblem&, const CoarsePoints&, float*, int64_t*, std::vector<size_t>&) {}
 #else
-bool HasCoarse() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  return has;
-}
-
 namespace {
+
+// Rows worked off together: bounds the memory of their candidates.
+constexpr size_t kBatch = 1024;
+// The part of the panels that is taken for the first bars; new bars come whenever as many again were seen.
+constexpr size_t kFirstPart = 16;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A point and the interval its float32 score lies in.
+// A point, and the upper end of the interval that its float32 score lies in.
 struct Candidate {
-  float low, high;
+  float high;
   uint32_t id;
 };
 
 // float32 scores of 16 points, each product summed over coordinates in order by fused multiply-adds, as the kernels of
-// cpu_topk.cpp do. Four coordinates of four times four points are loaded and transposed within 128-bit lanes.
-EBMVK_VNNI void Score16(const float* query, const float* const (&row)[16], size_t d, float* out) {
+// cpu_topk.cpp do. Four coordinates of four times four points are loaded and transposed within 128-bit lanes. Rows lie
+// anywhere in memory: those of `next` are fetched meanwhile at the same pace, four lines of the 16 each time.
+EBMVK_AVX512 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
+                          float* out) {
   __m512 sum = _mm512_setzero_ps();
   size_t i = 0;
   for (; i + 4 <= d; i += 4) {
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; ++r) __builtin_prefetch(next[i % 16 + r] + i / 16 * 16);
     __m512 a[4];
 #pragma GCC unroll 4
     for (size_t r = 0; r < 4; ++r) {
@@ -142,20 +95,19 @@ EBMVK_VNNI void Score16(const float* query, const float* const (&row)[16], size_
 }
 
 // Appends the float32 scores of candidates to `hits`.
-EBMVK_VNNI void Rescore(const TopKProblem& p, size_t query, const Candidate* first, size_t count,
-                        std::vector<Hit>& hits) {
-  const float* from = p.queries + query * p.d;
-  for (size_t at = 0; at < count; at += 16) {
-    // The rows after these lie anywhere in memory: fetch their beginnings while these are worked on.
-    for (size_t next = at + 16; next < std::min(at + 32, count); ++next) {
-      const float* begin = p.points + static_cast<size_t>(first[next].id) * p.d;
-      for (size_t i = 0; i < std::min<size_t>(p.d, 128); i += 16) __builtin_prefetch(begin + i);
+EBMVK_AVX512 void Rescore(const TopKProblem& p, size_t query, const Candidate* first, size_t count,
+                          std::vector<Hit>& hits) {
+  const auto rows = [&](size_t from, const float*(&row)[16]) {
+    for (size_t h = 0; h < 16; ++h) {
+      row[h] = p.points + static_cast<size_t>(first[std::min(from + h, count - 1)].id) * p.d;
     }
-    const float* row[16];
+  };
+  const float *row[16], *next[16];
+  for (size_t at = 0; at < count; at += 16) {
+    rows(at, row);
+    rows(at + 16, next);
     float sum[16];
-    for (size_t h = 0; h < 16; ++h)
-      row[h] = p.points + static_cast<size_t>(first[std::min(at + h, count - 1)].id) * p.d;
-    Score16(from, row, p.d, sum);
+    Score16(p.queries + query * p.d, row, next, p.d, sum);
     for (size_t h = 0; h < std::min<size_t>(16, count - at); ++h) {
       const uint32_t id = first[at + h].id;
       const float scale = p.scale ? p.scale[id] : 1.0f, bias = p.bias ? p.bias[id] : 0.0f;
@@ -164,42 +116,67 @@ EBMVK_VNNI void Rescore(const TopKProblem& p, size_t query, const Candidate* fir
   }
 }
 
-// Moves the k best by their lower ends to the front, appends their scores to `hits`, and returns the least of them:
-// a score that k points reach. At least k of `count`.
+// Moves the k likely best to the front, appends their scores to `hits`, and returns the least of them: a bar. At least
+// k of `count`.
 float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t count, std::vector<Hit>& hits) {
   std::nth_element(first, first + (p.k - 1), first + count,
-                   [](const Candidate& a, const Candidate& b) { return a.low > b.low; });
+                   [](const Candidate& a, const Candidate& b) { return a.high > b.high; });
   Rescore(p, query, first, p.k, hits);
   float least = hits.front().score;
   for (const Hit& hit : hits) least = std::min(least, hit.score);
   return least;
 }
 
-// Drops what cannot reach `bar`; returns how many remain.
-size_t Keep(Candidate* first, size_t count, float bar) {
-  return static_cast<size_t>(std::remove_if(first, first + count, [&](const Candidate& c) { return c.high < bar; }) -
-                             first);
+// Copies what can reach `bar`, without a branch; returns the end of the copies. `to` may be `first`.
+Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candidate* to) {
+  for (; first != last; ++first) {
+    *to = *first;
+    to += !(first->high < bar);
+  }
+  return to;
 }
 
-// The candidates of a batch of rows, as one thread finds them. A row's bar is a score that k points are known to
-// reach: what cannot reach it is dropped.
-class Candidates {
+// What one thread finds out about the rows of a batch: the largest lower ends of the groups, and the candidates.
+class Findings {
  public:
-  Candidates(const TopKProblem& problem, size_t first, size_t rows)
+  Findings(const TopKProblem& problem, size_t first, size_t rows, size_t rounds)
       : problem_(problem),
         first_(first),
+        rows_(rows),
         capacity_(1024 + 8 * problem.k + kPanel),
-        all_(new Candidate[rows * capacity_]),
+        largest_(rounds * rows * kPanel, -kInfinity),
+        all_(rows * capacity_),
         count_(rows, 0),
         bar_(rows, -kInfinity) {}
 
+  // Of the groups of a round, [row][kPanel].
+  float* largest(size_t round) { return largest_.data() + round * rows_ * kPanel; }
   float bar(size_t row) const { return bar_[row]; }
-  void Push(size_t row, Candidate c) { all_[row * capacity_ + count_[row]++] = c; }
+  // The bound says too little about this row; its bar is infinite and it takes no more candidates.
   bool failed(size_t row) const { return bar_[row] == kInfinity; }
-  Candidate* begin(size_t row) { return all_.get() + row * capacity_; }
-  size_t count(size_t row) const { return count_[row]; }
+  void Fail(size_t row) { bar_[row] = kInfinity; }
+  void Raise(size_t row, float bar) { bar_[row] = std::max(bar_[row], bar); }
+  Candidate* begin(size_t row) { return all_.data() + row * capacity_; }
+  Candidate* end(size_t row) { return begin(row) + count_[row]; }
 
-  // To be called after at most kPanel pushes.
+  // Those of 16 points from id `first` on that are `in`. Without a branch for each, and they are few.
+  EBMVK_AVX512 void Push(size_t row, __m512 high, __mmask16 in, size_t first) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i ids = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
+    const __m512i highs_in = _mm512_castps_si512(_mm512_maskz_compress_ps(in, high));
+    const __m512i ids_in = _mm512_maskz_compress_epi32(in, ids);
+    // high 0, id 0, high 1, id 1, ...: lanes of the second operand count from 16.
+    const __m512i pairs = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const size_t count = static_cast<size_t>(__builtin_popcount(in));
+    Candidate* to = end(row);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi32(highs_in, pairs, ids_in));
+    if (count > 8) {
+      const __m512i more = _mm512_add_epi32(pairs, _mm512_set1_epi32(8));
+      _mm512_storeu_si512(to + 8, _mm512_permutex2var_epi32(highs_in, more, ids_in));
+    }
+    count_[row] += count;
+  }
+  // To be called after the pushes of a panel.
   void CutIfFull(size_t row) {
     if (count_[row] + kPanel > capacity_) Cut(row);
   }
@@ -207,45 +184,20 @@ class Candidates {
  private:
   void Cut(size_t row) {
     hits_.clear();
-    bar_[row] = std::max(bar_[row], RescoreBest(problem_, first_ + row, begin(row), count_[row], hits_));
-    count_[row] = Keep(begin(row), count_[row], bar_[row]);
-    // Hardly anything goes: the bound says too little about this row.
-    if (count_[row] > capacity_ / 4 * 3) bar_[row] = kInfinity;
+    Raise(row, RescoreBest(problem_, first_ + row, begin(row), count_[row], hits_));
+    count_[row] = static_cast<size_t>(Keep(begin(row), end(row), bar_[row], begin(row)) - begin(row));
+    // Hardly anything goes.
+    if (count_[row] > capacity_ / 4 * 3) Fail(row);
   }
 
   const TopKProblem& problem_;
-  size_t first_, capacity_;
-  std::unique_ptr<Candidate[]> all_;
+  size_t first_, rows_, capacity_;
+  LineVector<float> largest_;
+  LineVector<Candidate> all_;
   std::vector<size_t> count_;
   std::vector<float> bar_;
   std::vector<Hit> hits_;
 };
-
-// The queries of a batch: packed[tile][quad][row][4], and what the bounds need of each.
-struct Queries {
-  std::vector<int8_t> packed;
-  std::vector<float> step, norm, residual;
-  std::vector<int32_t> shift;  // 128 * sum of the codes, which the points' shift adds to each product
-};
-
-Queries PackQueries(const TopKProblem& p, size_t first, size_t rows, size_t quads) {
-  const size_t tiles = (rows + kQueries - 1) / kQueries;
-  Queries q{std::vector<int8_t>(tiles * quads * kQueries * 4, 0), std::vector<float>(rows), std::vector<float>(rows),
-            std::vector<float>(rows), std::vector<int32_t>(rows)};
-  SharedPool().Run(tiles, [&](size_t tile, size_t) {
-    std::vector<int8_t> code(quads * 4, 0);
-    for (size_t row = tile * kQueries; row < std::min(rows, (tile + 1) * kQueries); ++row) {
-      const Rounded rounded = RoundRow(p.queries + (first + row) * p.d, p.d, code.data());
-      q.step[row] = rounded.step;
-      q.norm[row] = rounded.exact_norm;
-      q.residual[row] = rounded.residual;
-      int8_t* to = q.packed.data() + (tile * quads * kQueries + row % kQueries) * 4;
-      for (size_t quad = 0; quad < quads; ++quad) std::memcpy(to + quad * kQueries * 4, &code[quad * 4], 4);
-      for (size_t i = 0; i < p.d; ++i) q.shift[row] += 128 * code[i];
-    }
-  });
-  return q;
-}
 
 // For the points of a panel, what turns an integer product into a score with its bound:
 // score = product * q.step * slope + bias, within q.norm * of_norm + q.residual * of_residual + constant.
@@ -259,86 +211,135 @@ struct Affine {
       const size_t at = first + std::min(c, count - 1);
       const float scale = p.scale ? p.scale[at] : 1.0f, size = std::abs(scale) * static_cast<float>(kInflate);
       slope[c] = scale * points.step()[at];
-      bias[c] = p.bias ? p.bias[at] : 0.0f;
+      bias[c] = c >= count ? -kInfinity : p.bias ? p.bias[at] : 0.0f;
       of_norm[c] = size * (points.residual()[at] + rounding * points.norm()[at]);
       of_residual[c] = size * points.norm()[at];
-      constant[c] = std::isfinite(bias[c]) ? 0x1p-19f * std::abs(bias[c]) + 1e-30f : 0.0f;
+      constant[c] = std::isfinite(bias[c]) ? 0x1p-19f * std::abs(bias[c]) + 1e-24f : 0.0f;
     }
   }
 };
 
-// One panel of points against all queries.
-EBMVK_VNNI void ScorePanel(const CoarsePoints& points, const Affine& affine, const Queries& queries, size_t rows,
-                           size_t panel, Candidates& candidates) {
-  const size_t quads = points.quads(), first = panel * kPanel, count = std::min(kPanel, points.n() - first);
+// A batch of queries against the store.
+struct Batch {
+  const TopKProblem& problem;
+  const CoarsePoints& points;
+  const CoarseQueries& queries;
+  size_t first, rows;
+  size_t rounds;  // as many groups as panels have lanes, this many times
+};
+
+// One panel of points against all queries. `round`: whose groups its points belong to. Candidates are kept if `keep`.
+EBMVK_AVX512 void ScorePanel(const Batch& b, Product multiply, size_t panel, size_t round, bool keep, Findings& found) {
+  const size_t first = panel * kPanel, count = std::min(kPanel, b.points.n() - first);
+  const Affine affine(b.problem, b.points, first, count);
   const __mmask16 there[2] = {static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1),
                               static_cast<__mmask16>(count >= 32   ? 0xffff
                                                      : count <= 16 ? 0
                                                                    : (1u << (count - 16)) - 1)};
-  const int8_t* query = queries.packed.data();
-  for (size_t row = 0; row < rows; row += kQueries) {
-    __m512i sum[kQueries][2];
-#pragma GCC unroll 12
-    for (size_t r = 0; r < kQueries; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
-    const uint8_t* point = points.panel(panel);
-    for (size_t quad = 0; quad < quads; ++quad, point += kPanel * 4, query += kQueries * 4) {
-      const __m512i p0 = _mm512_loadu_si512(point), p1 = _mm512_loadu_si512(point + 64);
-#pragma GCC unroll 12
-      for (size_t r = 0; r < kQueries; ++r) {
-        int32_t four;
-        std::memcpy(&four, query + r * 4, 4);
-        const __m512i q = _mm512_set1_epi32(four);
-        sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], p0, q);
-        sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], p1, q);
-      }
-    }
-    const size_t tall = std::min(kQueries, rows - row);
-    alignas(64) int32_t product[kQueries][2][16];
-#pragma GCC unroll 12
-    for (size_t r = 0; r < kQueries; ++r) {
-      _mm512_store_si512(product[r][0], sum[r][0]);
-      _mm512_store_si512(product[r][1], sum[r][1]);
-    }
+  const CoarseQueries& q = b.queries;
+  const size_t blocks = b.points.blocks();
+  alignas(64) int32_t product[kStrip * kPanel];
+  for (size_t strip = 0; strip < b.rows; strip += kStrip) {
+    const size_t tall = std::min(kStrip, b.rows - strip);
+    multiply(q.packed.data() + strip * blocks * kBlock, b.points.panel(panel), q.start.data() + strip * 16, blocks,
+             tall, product);
+    float* largest = found.largest(round) + strip * kPanel;
     for (size_t r = 0; r < tall; ++r) {
-      const size_t at = row + r;
-      if (candidates.failed(at)) continue;
-      const __m512 bar = _mm512_set1_ps(candidates.bar(at)), step = _mm512_set1_ps(queries.step[at]);
-      const __m512 norm = _mm512_set1_ps(queries.norm[at]), residual = _mm512_set1_ps(queries.residual[at]);
-      const __m512i shift = _mm512_set1_epi32(queries.shift[at]);
+      const size_t at = strip + r;
+      if (found.failed(at)) continue;
+      const __m512 bar = _mm512_set1_ps(found.bar(at)), step = _mm512_set1_ps(q.step[at]);
+      const __m512 norm = _mm512_set1_ps(q.norm[at]), residual = _mm512_set1_ps(q.residual[at]);
+      __m512 high[2];
+      unsigned in = 0;
+#pragma GCC unroll 2
       for (size_t half = 0; half < 2; ++half) {
         const size_t c = half * 16;
-        const __m512i whole = _mm512_sub_epi32(_mm512_load_si512(product[r][half]), shift);
-        const __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), step);
-        const __m512 middle = _mm512_fmadd_ps(dot, _mm512_load_ps(affine.slope + c), _mm512_load_ps(affine.bias + c));
+        const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(product + r * kPanel + c));
+        const __m512 middle = _mm512_fmadd_ps(_mm512_mul_ps(step, _mm512_load_ps(affine.slope + c)), whole,
+                                              _mm512_load_ps(affine.bias + c));
         __m512 bound = _mm512_fmadd_ps(norm, _mm512_load_ps(affine.of_norm + c), _mm512_load_ps(affine.constant + c));
         bound = _mm512_fmadd_ps(residual, _mm512_load_ps(affine.of_residual + c), bound);
-        const __m512 high = _mm512_add_ps(middle, bound);
-        // Not less, so that NaN, where something overflowed, stays in.
-        unsigned in = _mm512_mask_cmp_ps_mask(there[half], high, bar, _CMP_NLT_UQ);
-        if (in == 0) continue;
-        alignas(64) float lows[16], highs[16];
-        _mm512_store_ps(lows, _mm512_sub_ps(middle, bound));
-        _mm512_store_ps(highs, high);
-        for (; in != 0; in &= in - 1) {
-          const unsigned lane = static_cast<unsigned>(__builtin_ctz(in));
-          const uint32_t id = static_cast<uint32_t>(first + c + lane);
-          candidates.Push(at, lows[lane] <= highs[lane] ? Candidate{lows[lane], highs[lane], id}
-                                                        : Candidate{-kInfinity, kInfinity, id});
-        }
+        high[half] = _mm512_add_ps(middle, bound);
+        float* group = largest + r * kPanel + c;
+        _mm512_storeu_ps(group, _mm512_max_ps(_mm512_sub_ps(middle, bound), _mm512_loadu_ps(group)));
+        in |= static_cast<unsigned>(_mm512_mask_cmp_ps_mask(there[half], high[half], bar, _CMP_GE_OQ)) << c;
       }
-      candidates.CutIfFull(at);
+      if (in == 0 || !keep) continue;
+      found.Push(at, high[0], static_cast<__mmask16>(in), first);
+      found.Push(at, high[1], static_cast<__mmask16>(in >> 16), first + 16);
+      found.CutIfFull(at);
     }
   }
 }
 
-// The exact top-k of one row out of its candidates; false if there are not enough.
-bool Finish(const TopKProblem& p, size_t query, std::vector<Candidate>& all, float* scores, int64_t* ids) {
+// The findings of all threads that worked.
+using AllFindings = std::vector<std::unique_ptr<Findings> >;
+
+// How many of `count` values, a multiple of 16, reach `bar`.
+EBMVK_AVX512 size_t CountReaching(const float* values, size_t count, float bar) {
+  size_t reach = 0;
+  for (size_t i = 0; i < count; i += 16) {
+    const __mmask16 in = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), _mm512_set1_ps(bar), _CMP_GE_OQ);
+    reach += static_cast<size_t>(__builtin_popcount(in));
+  }
+  return reach;
+}
+
+// A number that at least k of the values reach, near the k-th largest. By bisection, which is a tenth of the work of
+// std::nth_element; a bar within 2^-16 of the range is as good as the best.
+float NearKth(const float* values, size_t count, size_t k) {
+  const auto range = std::minmax_element(values, values + count);
+  float below = std::max(*range.first, -kMostMagnitude * kMostMagnitude), above = *range.second;
+  if (CountReaching(values, count, below) < k) return -kInfinity;
+  for (int i = 0; i < 16; ++i) {
+    const float middle = below + (above - below) / 2;
+    (CountReaching(values, count, middle) >= k ? below : above) = middle;
+  }
+  return below;
+}
+
+// Raises the bars of a row, on all threads, by what the groups of all threads have reached.
+void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
+  thread_local std::vector<float> largest;
+  largest.assign(b.rounds * kPanel, -kInfinity);
+  for (const auto& found : all) {
+    if (!found) continue;
+    for (size_t round = 0; round < b.rounds; ++round) {
+      const float* of_thread = found->largest(round) + row * kPanel;
+      float* to = largest.data() + round * kPanel;
+      for (size_t c = 0; c < kPanel; ++c) to[c] = std::max(to[c], of_thread[c]);
+    }
+  }
+  const float bar = NearKth(largest.data(), largest.size(), b.problem.k);
+  for (const auto& found : all) {
+    if (found) found->Raise(row, bar);
+  }
+}
+
+// The exact top-k of one row out of what the threads found; false if the bound proves none.
+bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, float* scores, int64_t* ids) {
+  thread_local std::vector<Candidate> candidates;
   thread_local std::vector<Hit> hits;
+  float bar = -kInfinity;
+  size_t count = 0;
+  for (const auto& found : all) {
+    if (!found) continue;
+    bar = std::max(bar, found->bar(row));
+    count += static_cast<size_t>(found->end(row) - found->begin(row));
+  }
+  if (!(bar < kInfinity)) return false;
+  candidates.resize(count + 1);
+  Candidate* last = candidates.data();
+  for (const auto& found : all) {
+    if (found) last = Keep(found->begin(row), found->end(row), bar, last);
+  }
+  Candidate* first = candidates.data();
+  if (static_cast<size_t>(last - first) < p.k) return false;
   hits.clear();
-  if (all.size() < p.k) return false;
-  const float bar = RescoreBest(p, query, all.data(), all.size(), hits);
-  Candidate* rest = all.data() + p.k;
-  Rescore(p, query, rest, Keep(rest, all.size() - p.k, bar), hits);
+  bar = RescoreBest(p, query, first, static_cast<size_t>(last - first), hits);
+  first += p.k;
+  last = Keep(first, last, bar, first);
+  Rescore(p, query, first, static_cast<size_t>(last - first), hits);
   std::partial_sort(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(p.k), hits.end(), Better);
   for (size_t j = 0; j < p.k; ++j) {
     scores[j] = hits[j].score;
@@ -347,28 +348,53 @@ bool Finish(const TopKProblem& p, size_t query, std::vector<Candidate>& all, flo
   return true;
 }
 
+// An odd part of `count` that shares no factor with it, near the golden ratio: its multiples spread evenly.
+size_t Stride(size_t count) {
+  size_t stride = static_cast<size_t>(0.618 * static_cast<double>(count)) | 1;
+  while (std::gcd(stride, count) != 1) stride += 2;
+  return stride;
+}
+
 void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first, size_t rows, float* scores,
                  int64_t* ids, std::vector<char>& failed) {
   ThreadPool& pool = SharedPool();
-  const Queries queries = PackQueries(p, first, rows, points.quads());
-  std::vector<std::unique_ptr<Candidates>> found(pool.threads());
-  pool.Run((p.n + kPanel - 1) / kPanel, [&](size_t panel, size_t thread) {
-    if (!found[thread]) found[thread] = std::make_unique<Candidates>(p, first, rows);
-    const size_t start = panel * kPanel;
-    ScorePanel(points, Affine(p, points, start, std::min(kPanel, p.n - start)), queries, rows, panel, *found[thread]);
-  });
+  const CoarseQueries queries(p.queries + first * p.d, rows, p.d);
+  const Batch batch{p, points, queries, first, rows, (4 * p.k + kPanel - 1) / kPanel};
+  const Product multiply = ProductInUse();
+  AllFindings all(pool.threads());
+  const size_t panels = (p.n + kPanel - 1) / kPanel, stride = Stride(panels);
+  const auto take = [&](size_t from, size_t to, bool keep) {
+    pool.Run(to - from, [&, from, keep](size_t task, size_t thread) {
+      std::unique_ptr<Findings>& found = all[thread];
+      if (!found) found = std::make_unique<Findings>(p, first, rows, batch.rounds);
+      const size_t turn = from + task;
+      ScorePanel(batch, multiply, turn * stride % panels, turn % batch.rounds, keep, *found);
+    });
+  };
+  // Findings made later start without bars, which is right, only slower.
+  const auto raise = [&] { pool.Run(rows, [&](size_t row, size_t) { RaiseBars(batch, row, all); }); };
+  const size_t sample = std::min(panels, std::max(panels / kFirstPart, 2 * batch.rounds));
+  take(0, sample, false);
+  raise();
+  for (size_t from = sample; from < panels; from *= 2) {
+    take(from, std::min(panels, 2 * from), true);
+    raise();
+  }
+  take(0, sample, true);
   pool.Run(rows, [&](size_t row, size_t) {
-    thread_local std::vector<Candidate> all;
-    all.clear();
-    bool good = true;
-    for (const auto& part : found) {
-      if (!part) continue;
-      good = good && !part->failed(row);
-      all.insert(all.end(), part->begin(row), part->begin(row) + part->count(row));
-    }
     const size_t query = first + row;
-    failed[query] = !(good && Finish(p, query, all, scores + query * p.k, ids + query * p.k));
+    failed[query] =
+        !(queries.norm[row] <= kMostMagnitude && Finish(p, query, row, all, scores + query * p.k, ids + query * p.k));
   });
+}
+
+// Whether the bounds hold for these points and scales.
+bool Tame(const TopKProblem& p, const CoarsePoints& points) {
+  bool tame = true;
+  for (size_t i = 0; i < p.n; ++i) {
+    tame &= points.norm()[i] <= kMostMagnitude && (!p.scale || std::abs(p.scale[i]) <= kMostMagnitude);
+  }
+  return tame;
 }
 
 }  // namespace
@@ -376,8 +402,12 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
 void CoarseTopK(const TopKProblem& problem, const CoarsePoints& points, float* scores, int64_t* ids,
                 std::vector<size_t>& failed) {
   std::vector<char> bad(problem.rows, 0);
-  for (size_t first = 0; first < problem.rows; first += kBatch) {
-    CoarseBatch(problem, points, first, std::min(kBatch, problem.rows - first), scores, ids, bad);
+  if (!Tame(problem, points)) {
+    bad.assign(problem.rows, 1);
+  } else {
+    for (size_t first = 0; first < problem.rows; first += kBatch) {
+      CoarseBatch(problem, points, first, std::min(kBatch, problem.rows - first), scores, ids, bad);
+    }
   }
   for (size_t row = 0; row < problem.rows; ++row) {
     if (bad[row]) failed.push_back(row);

@@ -21,7 +21,14 @@ class CoarsePoints:
     def nbytes(self) -> int: ...
 
 def use_coarse() -> bool:
-    """Whether the processor and the instruction set in use can work with CoarsePoints."""
+    """Whether the coarse kernel and the instruction set in use can work with CoarsePoints."""
+
+def coarse_kernels() -> list[str]:
+    """8-bit products compiled in that this processor has, best first: of "amx", "vnni"; last "none"."""
+
+def coarse_kernel() -> str: ...
+def use_coarse_kernel(name: str) -> None:
+    """For tests: the results are the same bits."""
 
 def topk(
     queries: _Floats,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ from torch import Tensor
 from ebmvk.engine import select
 
 
-@pytest.fixture
-def kernels(cpu_kernels: Any) -> Any:
-    if not cpu_kernels.use_coarse():
-        pytest.skip("this processor has no 8-bit dot products (AVX-512 VNNI)")
-    return cpu_kernels
+@pytest.fixture(params=["amx", "vnni"])
+def kernels(cpu_kernels: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The extension with one of the 8-bit products in use."""
+    if request.param not in cpu_kernels.coarse_kernels() or not cpu_kernels.use_coarse():
+        pytest.skip(f"this processor has no 8-bit dot products of kind {request.param}")
+    before = cpu_kernels.coarse_kernel()
+    cpu_kernels.use_coarse_kernel(request.param)
+    yield cpu_kernels
+    cpu_kernels.use_coarse_kernel(before)
 
 
 def both(
@@ -32,15 +37,18 @@ def both(
     return int(unproved)
 
 
-# (B, N, d, k): around tiles of 12 queries, panels of 32 points, quads of coordinates; k = 1 and k near N.
+# (B, N, d, k): around tiles of 8 and 32 queries, strips of 128, panels of 32 points, quads and blocks of 64
+# coordinates; k = 1, 128 and near N.
 SHAPES = [
     (1, 1, 2, 1),
     (5, 33, 3, 33),
-    (12, 1024, 64, 64),
-    (13, 1500, 65, 7),
+    (32, 1024, 64, 64),
+    (33, 1500, 65, 7),
     (25, 4001, 67, 64),
     (31, 4096, 640, 64),
     (2, 3000, 130, 128),
+    (129, 2500, 63, 1),
+    (9, 9000, 127, 128),
     (1030, 1100, 9, 5),
 ]
 
@@ -75,7 +83,62 @@ def test_ties_and_copies(kernels: Any) -> None:
     both(kernels, unit(9, 24, generator=g), unit(40, 24, generator=g).repeat(50, 1), 130)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-42, 1e30, 3e38])
+def test_rows_that_break_the_bound_leave_the_others_proved(kernels: Any) -> None:
+    """Every third query sees 3,000 points that differ by less than its bound; the others must not notice."""
+    g = torch.Generator().manual_seed(8)
+    near = unit(1, 96, generator=g)
+    crowd = near + 1e-4 * torch.randn(3000, 96, generator=g)
+    points = torch.cat((crowd / crowd.norm(dim=1, keepdim=True), unit(3000, 96, generator=g)))
+    points = points[torch.randperm(6000, generator=g)].contiguous()
+    queries = unit(50, 96, generator=g)
+    queries[::3] = near + 0.01 * torch.randn(17, 96, generator=g)
+    queries[1::3] -= (queries[1::3] @ near.T + 0.5) * near
+    queries[2::3] -= (queries[2::3] @ near.T + 0.5) * near
+    assert both(kernels, queries, points, 20) == 17
+
+
+def test_sorted_points(kernels: Any) -> None:
+    """The best points come last, then first: no order may fool the sample that the first bars come from."""
+    g = torch.Generator().manual_seed(9)
+    points, queries = unit(20_000, 32, generator=g), unit(3, 32, generator=g)
+    order = (points @ queries[0]).argsort()
+    for rows in (points[order], points[order.flip(0)]):
+        both(kernels, queries, rows.contiguous(), 64)
+
+
+def test_zero_rows(kernels: Any) -> None:
+    """A point or a query of zeros has no step: all its scores are the bias, and they tie."""
+    g = torch.Generator().manual_seed(10)
+    points, queries = unit(3000, 40, generator=g), unit(6, 40, generator=g)
+    points[::2] = 0
+    queries[1] = 0
+    both(kernels, queries, points, 30)
+    both(kernels, queries, points, 30, torch.randn(3000, generator=g), torch.randn(3000, generator=g).round())
+
+
+def test_scales_of_every_size(kernels: Any) -> None:
+    """Panels in which points of scale 1e-6 and 1e6, of both signs and 0, lie side by side."""
+    g = torch.Generator().manual_seed(11)
+    scale = torch.randn(5000, generator=g) * 10 ** torch.randint(-6, 7, (5000,), generator=g)
+    scale[::7] = 0
+    both(kernels, unit(20, 70, generator=g), unit(5000, 70, generator=g), 64, scale, torch.randn(5000, generator=g))
+
+
+def test_not_a_number_falls_back(kernels: Any) -> None:
+    """Below the argument checks: a row or a scale that is not finite proves nothing, and harms no other row."""
+    g = torch.Generator().manual_seed(12)
+    queries, points = unit(5, 48, generator=g), unit(2500, 48, generator=g)
+    queries[2, 7] = torch.nan
+    queries[4, 0] = torch.inf
+    coarse = kernels.CoarsePoints(points.numpy())
+    scores, ids, unproved = kernels.topk(queries.numpy(), points.numpy(), 9, None, None, coarse)
+    want, want_ids, _ = kernels.topk(queries[::3].contiguous().numpy(), points.numpy(), 9, None, None, None)
+    assert unproved == 2
+    assert (ids[::3] == want_ids).all()
+    assert (scores[::3] == want).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-25, 1e30, 3e38])
 def test_extreme_queries(kernels: Any, value: float) -> None:
     g = torch.Generator().manual_seed(3)
     queries = torch.zeros(3, 32)
@@ -100,7 +163,7 @@ def test_threads_do_not_matter(kernels: Any) -> None:
     queries, points = unit(40, 96, generator=g), unit(3000, 96, generator=g)
     threads = kernels.threads()
     try:
-        for count in (1, 3, 5):
+        for count in (1, 2, 3, 5):
             kernels.set_threads(count)
             assert both(kernels, queries, points, 20) == 0
     finally:
@@ -129,6 +192,20 @@ def test_other_instruction_sets_do_without(kernels: Any) -> None:
         assert not kernels.use_coarse()
     finally:
         kernels.use_target(before)
+
+
+def test_there_is_always_a_way_without(cpu_kernels: Any) -> None:
+    """Whatever the processor has, "none" can be chosen, and then the coarse product is refused."""
+    before = cpu_kernels.coarse_kernel()
+    assert cpu_kernels.coarse_kernels()[-1] == "none"
+    try:
+        cpu_kernels.use_coarse_kernel("none")
+        assert not cpu_kernels.use_coarse()
+        with pytest.raises(ValueError, match="no coarse kernel"):
+            cpu_kernels.use_coarse_kernel("abacus")
+        assert cpu_kernels.coarse_kernel() == "none"
+    finally:
+        cpu_kernels.use_coarse_kernel(before)
 
 
 def test_a_store_of_another_shape_is_refused(kernels: Any) -> None:
