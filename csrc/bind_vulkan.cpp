@@ -255,6 +255,7 @@ void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
   py::register_exception<DeviceLost>(module, "DeviceLost");
+  py::register_exception<Torn>(module, "Torn");
   py::register_exception<Unsupported>(module, "Unsupported", PyExc_ValueError);
 }
 
@@ -341,6 +342,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("probe", &probe)
       .def("counts", &Engine::counts, py::call_guard<py::gil_scoped_release>())
       .def("set_scoring", &Engine::set_scoring)
+      .def_property_readonly("allocated", [](Engine& engine) { return engine.device().allocated(); })
       .def(
           "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },
           py::call_guard<py::gil_scoped_release>())
