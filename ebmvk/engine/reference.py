@@ -90,6 +90,18 @@ class Reference:
     def _take(self, value: Tensor) -> Tensor:
         return value.to(device=self._device, dtype=self._dtype or value.dtype)
 
+    def _alike(self, **tensors: Tensor | None) -> None:
+        """Without a dtype of its own the backend works in one dtype per call: that of the first argument."""
+        if self._dtype is not None:
+            return
+        (first, dtype), *rest = [(name, tensor.dtype) for name, tensor in tensors.items() if tensor is not None]
+        for name, other in rest:
+            if other != dtype:
+                raise ArgumentError(
+                    f"{name} has dtype {other}, where that of {first}, {dtype}, is needed",
+                    hint=f"pass {name}.to({dtype})",
+                )
+
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
             raise ArgumentError(
@@ -104,11 +116,13 @@ class Reference:
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
+        self._alike(x=x, u=u)
         with self._counter.measure("proju"):
             return tangent(self._take(x), self._take(u))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
+        self._alike(x=x, u=u)
         with self._counter.measure("expmap"):
             x, u = self._take(x), self._take(u)
             norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -118,6 +132,7 @@ class Reference:
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero at y = x, and at y = -x, where no direction is right."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
+        self._alike(x=x, y=y)
         with self._counter.measure("logmap"):
             x, y = self._take(x), self._take(y)
             direction = tangent(x, y - x)
@@ -129,6 +144,7 @@ class Reference:
         """Along the minimal geodesic; not defined, and not finite, for y = -x."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
+        self._alike(x=x, y=y, u=u)
         with self._counter.measure("transp"):
             x, y, u = self._take(x), self._take(y), self._take(u)
             both = x + y
@@ -137,6 +153,7 @@ class Reference:
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
+        self._alike(x=x, y=y)
         with self._counter.measure("dist"):
             return distance(self._take(x), self._take(y))
 
@@ -145,6 +162,7 @@ class Reference:
     ) -> TopK:
         own = self._own(points)
         checks.topk(checks.ANY, queries, own.n, own.d, k, scale, bias)
+        self._alike(points=own.rows, queries=queries, scale=scale, bias=bias)
         with self._counter.measure("topk"), torch.no_grad():
             queries = self._take(queries)
             parts = []
@@ -160,6 +178,7 @@ class Reference:
     ) -> EnergyScore:
         own = self._own(points)
         checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
         with self._counter.measure("energy_score"):
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             whole = (ids.to(self._device), *map(self._take, (x, logw, kappa, log_background)))
@@ -188,6 +207,8 @@ class Reference:
         own = self._own(points)
         checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
         checks.cotangents(checks.ANY, x, grad_energy, grad_score)
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
+        self._alike(x=x, grad_energy=grad_energy, grad_score=grad_score)
         with self._counter.measure("energy_score_backward"), torch.no_grad():
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             floats = (x, logw, kappa, log_background, grad_energy, grad_score)
@@ -225,6 +246,7 @@ class Reference:
             *(x, v, own.n, own.d, ids, logw, kappa, log_background),
             *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
         )
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background, v=v)
         with self._counter.measure("langevin"), torch.no_grad():
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             levels = [self._levels(schedule, x.shape[0], level) for level in range(len(schedule.steps))]
@@ -267,6 +289,7 @@ class Reference:
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.accumulate(checks.ANY, x, ids, responsibilities, tokens, n)
+        self._alike(x=x, responsibilities=responsibilities)
         with self._counter.measure("accumulate"), torch.no_grad():
             indices = (ids.to(self._device), tokens.to(self._device))
             return reference_math.accumulate(self._take(x), indices[0], self._take(responsibilities), indices[1], n)
