@@ -134,3 +134,15 @@ def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
     assert bool((got.logw[gone] == 0).all())
     assert bool((got.kappa[gone] == 0).all())
     assert bool((got.log_background[torch.isinf(p.log_background)] == 0).all())
+
+
+@pytest.mark.parametrize("kappa", [1e6, 1e12])
+def test_one_candidate_has_all_the_weight(backend: Backend, oracle: Reference, kappa: float) -> None:
+    """Then a_j and its mean are equal, and as large as kappa: their difference must not be rounded at their size."""
+    p = candidates(6, 3, 7, 9)
+    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)  # no point twice, or float32 cannot tell how they share it
+    p.kappa.fill_(kappa)
+    p.log_background.fill_(-torch.inf)
+    got, want = run(backend, p), run(oracle, p)
+    for field in fields(got):
+        assert nmse(getattr(got, field.name), getattr(want, field.name)) <= 1e-9, field.name
