@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ebmvk.engine import Backend, Scheme, select
 from ebmvk.engine.reference import Reference
+from ebmvk.errors import OutOfMemory
 
 # One of everything; primes; around blocks of 8, 16 and 32; more rows than a tile of queries has.
 SHAPES = [Shape(1, 2, 1, 1), Shape(), Shape(3, 31, 8, 17), Shape(13, 33, 9, 40), Shape(37, 65, 17, 129)]
@@ -106,3 +107,10 @@ def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme
     got, want = op.run(backend, arguments), op.run(oracle, arguments)
     assert nmse(got[0], want[0]) <= 1e-9
     assert not torch.allclose(got[0], arguments["x"], atol=1e-3)
+
+
+def test_more_than_the_host_has(backend: Backend) -> None:
+    """Sums of 171 TB, more than a process can address."""
+    op = OPERATIONS["accumulate"]
+    with pytest.raises(OutOfMemory, match="accumulate"):
+        op.run(backend, {**op.arguments(Shape(1, 20_000, 1, 1)), "n": 2**31 - 1})
