@@ -80,3 +80,12 @@ def test_bad_arguments(backend: Backend, name: str, change: dict[str, torch.Tens
     arguments = {"mu": mu, "kappa": kappa, "seed": 0, **change}
     with pytest.raises(ArgumentError, match=name):
         backend.vmf_sample(arguments.pop("mu"), arguments.pop("kappa"), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kappa", [1e6, 1e12, 1e15])
+def test_cosines_next_to_one(backend: Backend, kappa: float) -> None:
+    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to within 1 / kappa."""
+    n, d = 2000, 5
+    mu = torch.eye(d)[:1].expand(n, d).contiguous()
+    x = backend.vmf_sample(mu, torch.full((n,), kappa), seed=3)[:, 1:].double()  # the first coordinate rounds to 1
+    assert stats.kstest((kappa * x.square().sum(1) / 2).numpy(), stats.gamma((d - 1) / 2).cdf).pvalue > 1e-4

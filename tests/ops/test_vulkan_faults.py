@@ -132,8 +132,6 @@ def test_old_workspaces_make_room(extension: object) -> None:
 
 
 LEAKS = """
-import sys
-sys.path.insert(0, {folder!r})
 from test_vulkan_faults import DEVICE_MEMORY, LOST, WORK, attempt, functions, open_vulkan
 for name in ("points", "projx", "accumulate"):
     for function in functions(open_vulkan()._extension):
@@ -147,8 +145,7 @@ for name in ("points", "projx", "accumulate"):
 def test_no_object_outlives_its_device(extension: object) -> None:
     """The validation layer, put below everything by the loader, tells of each one when a device is closed."""
     open_vulkan(validate=True)  # or skip
-    folder = str(Path(__file__).parent)
-    result = run_python(LEAKS.format(folder=folder), VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
+    result = run_python(LEAKS, VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if "Validation" in line] == []
 
@@ -273,8 +270,11 @@ def test_a_device_that_cannot_be_opened(extension: object, function: str) -> Non
     WORK["projx"](open_vulkan())
 
 
+PATHS = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
+
+
 def run_python(code: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+    environment = {**os.environ, "PYTHONPATH": PATHS, **more}
     return subprocess.run(
         [sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True, timeout=280
     )
@@ -284,6 +284,8 @@ PRELUDE = """
 import os, sys, threading, torch
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceLost
+from op_table import same_bits
+from test_vulkan_faults import WORK
 x = torch.nn.functional.normalize(torch.randn(50, 8), dim=1)
 backend = Vulkan()
 points = backend.points(x)
@@ -313,17 +315,35 @@ threads = [threading.Thread(target=use) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """,
-    "used and dropped after a fork": """
+    "used and dropped after a fork, and opened anew": """
+want = {name: work(backend) for name, work in WORK.items()}
+def says_lost(work):
+    try:
+        work()
+    except DeviceLost as error:
+        return "forked" in str(error)
 child = os.fork()
 if child == 0:
-    try:
-        backend.topk(x, points, 3)
-        os._exit(3)
-    except DeviceLost as error:
-        del points, backend
-        os._exit(0 if "forked" in str(error) else 4)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-backend.topk(x, points, 3)
+    assert all(says_lost(lambda: work(backend)) for work in WORK.values())
+    assert says_lost(backend.counts)
+    assert says_lost(lambda: points.update(x))
+    del points, backend
+    own = Vulkan()
+    assert all(same_bits(work(own), want[name]) for name, work in WORK.items())
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert all(same_bits(work(backend), want[name]) for name, work in WORK.items())
+""",
+    "a daemon at work at the end": """
+import time
+from vulkan_open import schedule, tangent, mixture, unit
+class Sleep:
+    def __del__(self, sleep=time.sleep): sleep(1.5)
+x = unit(4, 64, 1)
+arguments = (x, tangent(x, 2), backend.points(unit(300, 64, 3)), *mixture(4, 32, 300, 4), schedule((100, 9000)))
+threading.Thread(target=backend.langevin, args=arguments, kwargs={"seed": 1}, daemon=True).start()
+time.sleep(0.1)
+sys.last = Sleep()
 """,
 }
 
