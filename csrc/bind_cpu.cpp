@@ -20,6 +20,7 @@
 #include "cpu_target.h"
 #include "cpu_topk.h"
 #include "cpu_vmf.h"
+#include "gil.h"
 #include "thread_pool.h"
 
 namespace py = pybind11;
@@ -70,7 +71,7 @@ std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
   const size_t n = Size(points, 0), d = Size(points, 1);
   if (d > ebmvk::CoarsePoints::kMostDimensions) throw std::invalid_argument("too many dimensions");
   const float* data = points.data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   return std::make_unique<ebmvk::CoarsePoints>(data, n, d);
 }
 
@@ -112,7 +113,7 @@ py::tuple TopK(const Floats& queries, const Floats& points, size_t k, const std:
   int64_t* ids_data = ids.mutable_data();
   size_t unproved = 0;
   {
-    py::gil_scoped_release release;
+    ebmvk::ReleaseGil release;
     if (coarse) {
       unproved = TopKInTwo(problem, *coarse, scores_data, ids_data);
     } else {
@@ -131,7 +132,7 @@ py::tuple EnergyScore(const Floats& x, const Floats& points, const Ids& ids, con
                                   background.mutable_data()};
   const float* at = x.data();
   {
-    py::gil_scoped_release release;
+    ebmvk::ReleaseGil release;
     ebmvk::EnergyScore(lists, at, out);
   }
   return py::make_tuple(energy, score, rho, background);
@@ -167,7 +168,7 @@ py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, con
                                    kinetic.mutable_data(),   error.mutable_data(), tangency.mutable_data(),
                                    acceptance.mutable_data()};
   {
-    py::gil_scoped_release release;
+    ebmvk::ReleaseGil release;
     ebmvk::Langevin(lists, params, state);
   }
   return py::make_tuple(energy, kinetic, error, tangency, acceptance);
@@ -186,7 +187,7 @@ py::tuple EnergyScoreBackward(const Floats& x, const Floats& points, const Ids& 
                                       concentration.mutable_data(), background.mutable_data()};
   const float *state = x.data(), *cotangent_energy = grad_energy.data(), *cotangent_score = grad_score.data();
   {
-    py::gil_scoped_release release;
+    ebmvk::ReleaseGil release;
     ebmvk::EnergyScoreBackward(lists, n, state, cotangent_energy, cotangent_score, out);
   }
   return py::make_tuple(at, mu, weight, concentration, background);
@@ -198,7 +199,7 @@ Floats VmfPlace(const Floats& mu, const py::array_t<double, py::array::c_style>&
   Expect(deficit, {rows}, "deficit");
   Floats out = NewFloats({rows, d});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   ebmvk::VmfPlace(rows, d, mu.data(), deficit.data(), seed, first_row, data);
   return out;
 }
@@ -214,7 +215,7 @@ py::tuple Accumulate(const Floats& x, const Ids& ids, const Floats& responsibili
   float *mass_data = mass.mutable_data(), *resultant_data = resultant.mutable_data();
   ebmvk::TokenCounts found;
   {
-    py::gil_scoped_release release;
+    ebmvk::ReleaseGil release;
     found = ebmvk::Accumulate(shares, mass_data, resultant_data);
   }
   Ids pairs(std::vector<size_t>{found.counts.size(), 2});
@@ -228,7 +229,7 @@ Floats Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_
                size_t d) {
   Floats out = NewFloats({steps, chains, d});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   ebmvk::Normals(seed, first_step, steps, first_chain, chains, stream, d, data);
   return out;
 }
@@ -238,7 +239,7 @@ Floats Unary(const Op& op, const Floats& x) {
   const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
   Floats out = NewFloats({shape.rows, shape.d});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   op(shape, x.data(), data);
   return out;
 }
@@ -249,7 +250,7 @@ Floats Binary(const Op& op, const Floats& x, const Floats& y) {
   Expect(y, {shape.rows, shape.d}, "the second argument");
   Floats out = NewFloats({shape.rows, shape.d});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   op(shape, x.data(), y.data(), data);
   return out;
 }
@@ -260,7 +261,7 @@ Floats Transp(const Floats& x, const Floats& y, const Floats& u) {
   Expect(u, {shape.rows, shape.d}, "u");
   Floats out = NewFloats({shape.rows, shape.d});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   ebmvk::Transp(shape, x.data(), y.data(), u.data(), data);
   return out;
 }
@@ -270,7 +271,7 @@ Floats Dist(const Floats& x, const Floats& y) {
   Expect(y, {shape.rows, shape.d}, "y");
   Floats out = NewFloats({shape.rows});
   float* data = out.mutable_data();
-  py::gil_scoped_release release;
+  ebmvk::ReleaseGil release;
   ebmvk::Dist(shape, x.data(), y.data(), data);
   return out;
 }

@@ -2,6 +2,7 @@
 // from Python reads or writes outside an array; values are checked by the caller.
 #include "dispatch.h"
 #include "engine_vulkan.h"
+#include "gil.h"
 #include "guard.h"
 #include "vulkan_errors.h"
 
@@ -69,7 +70,7 @@ Floats sphere(Engine& engine, SphereOp op, const std::vector<Floats>& arguments)
   }
   Floats result = op == SphereOp::dist ? Floats({rows}) : Floats({rows, d});
   float* out = result.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   engine.sphere(op, count(rows, "B"), count(d, "d"), data, out);
   return result;
 }
@@ -82,7 +83,7 @@ py::tuple energy_score(Engine& engine, const Points& points, const Floats& x, co
   const EnergyResults out{energy.mutable_data(), score.mutable_data(), responsibilities.mutable_data(),
                           rest.mutable_data()};
   {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     engine.energy_score(points, in, out);
   }
   return py::make_tuple(energy, score, responsibilities, rest);
@@ -124,7 +125,7 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                             kinetic.mutable_data(), error.mutable_data(), accepted.mutable_data(),
                             tangency.mutable_data()};
   {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     engine.langevin(points, in, out);
   }
   return py::make_tuple(out_x, out_v, energies, kinetic, error, accepted, tangency);
@@ -142,7 +143,7 @@ py::tuple energy_score_backward(Engine& engine, const Points& points, const Floa
   const GradientResults out{grad_x.mutable_data(), grad_points.mutable_data(), grad_logw.mutable_data(),
                             grad_kappa.mutable_data(), grad_background.mutable_data()};
   {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
     engine.energy_score_backward(points, in, out);
   }
@@ -157,7 +158,7 @@ Floats vmf_sample(Engine& engine, const Floats& mu, const Floats& cosine_sine, s
   Floats result({rows, d});
   const VmfArguments in{count(rows, "B"), count(d, "d"), mu.data(), cosine_sine.data(), seed, first_row};
   float* out = result.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   engine.vmf_sample(in, out);
   return result;
 }
@@ -184,7 +185,7 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
                                x.data(),         ids.data(),    responsibilities.data(), tokens.data()};
   Accumulated sums;
   {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     sums = engine.accumulate(in);
   }
   const auto pairs = static_cast<py::ssize_t>(sums.pairs.size());
@@ -214,7 +215,7 @@ py::tuple topk(Engine& engine, const Points& points, const Floats& queries, std:
   float* out = scores.mutable_data();
   std::int64_t* found = ids.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     engine.topk(points, in, out, found);
   }
   return py::make_tuple(scores, ids);
@@ -229,7 +230,7 @@ Words probe(Engine& engine, std::uint32_t function, const Words& arguments, cons
   const auto* in = arguments.data();
   const auto* keys = key.data();
   auto* out = result.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   engine.probe(function, count(rows, "rows"), in, keys, out);
   return result;
 }
@@ -240,14 +241,14 @@ std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats
   const auto d = count(rows.shape(1), "d");
   if (n < 1) throw std::invalid_argument("points has no rows");
   const auto* data = rows.data();
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   return std::make_shared<Points>(std::move(engine), n, d, data);
 }
 
 void update_points(Points& points, const Floats& rows) {
   require(rows, "points", {static_cast<py::ssize_t>(points.n()), static_cast<py::ssize_t>(points.d())});
   const auto* data = rows.data();
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   points.update(data);
 }
 
@@ -255,6 +256,7 @@ void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
   py::register_exception<DeviceLost>(module, "DeviceLost");
+  py::register_exception<Torn>(module, "Torn");
   py::register_exception<Unsupported>(module, "Unsupported", PyExc_ValueError);
 }
 
@@ -290,7 +292,7 @@ void register_device(py::module_& module) {
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
       .def_readwrite("pretend", &Options::pretend)
       .def_readwrite("cache_dir", &Options::cache_dir);
-  module.def("devices", &Device::list, py::call_guard<py::gil_scoped_release>());
+  module.def("devices", &Device::list, py::call_guard<ReleaseGil>());
   module.def("loader_version", &Device::loader_version);
   module.def(
       "inject_fault",
@@ -329,7 +331,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("shards", &Points::shards)
       .def_property_readonly("nbytes", &Points::bytes);
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
-      .def(py::init<std::uint32_t, const Options&>(), py::call_guard<py::gil_scoped_release>())
+      .def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
       .def("sphere", &sphere)
@@ -340,13 +342,14 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("accumulate", &accumulate)
       .def("topk", &topk)
       .def("probe", &probe)
-      .def("time_copy", &Engine::time_copy, py::call_guard<py::gil_scoped_release>())
-      .def("time_fma", &Engine::time_fma, py::call_guard<py::gil_scoped_release>())
-      .def("time_product", &Engine::time_product, py::call_guard<py::gil_scoped_release>())
-      .def("counts", &Engine::counts, py::call_guard<py::gil_scoped_release>())
+      .def("time_copy", &Engine::time_copy, py::call_guard<ReleaseGil>())
+      .def("time_fma", &Engine::time_fma, py::call_guard<ReleaseGil>())
+      .def("time_product", &Engine::time_product, py::call_guard<ReleaseGil>())
+      .def("counts", &Engine::counts, py::call_guard<ReleaseGil>())
       .def("set_scoring", &Engine::set_scoring)
+      .def_property_readonly("allocated", [](Engine& engine) { return engine.device().allocated(); })
       .def(
           "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },
-          py::call_guard<py::gil_scoped_release>())
+          py::call_guard<ReleaseGil>())
       .def("take_messages", [](Engine& engine) { return engine.device().take_messages(); });
 }

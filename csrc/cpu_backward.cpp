@@ -20,22 +20,24 @@ void BackwardRow(const Gathered& c, const BackwardSpace& s, float grad_energy, c
   for (size_t j = 0; j < c.k; j += kLanes) {
     hn::StoreU(Exp(hn::Add(hn::LoadU(F32(), c.logits + j), energy)), F32(), s.weight + j);
   }
-  double level = grad_energy;
+  double mean = 0;
   for (size_t j = 0; j < c.k; j += kBlock) {
     BlockDots(c.rows + j * c.n, s.x, c.n, s.along_x + j);
     BlockDots(c.rows + j * c.n, s.w, c.n, s.along_w + j);
   }
-  for (size_t j = 0; j < k; ++j) level += static_cast<double>(s.weight[j]) * c.kappa[j] * s.along_w[j];
+  for (size_t j = 0; j < k; ++j) mean += static_cast<double>(s.weight[j]) * c.kappa[j] * s.along_w[j];
   for (size_t j = 0; j < k; ++j) {
     const float rho = s.weight[j], kappa = c.kappa[j];
-    const float slope = static_cast<float>(rho * (static_cast<double>(kappa) * s.along_w[j] - level));
+    // Large and equal where one candidate has all the weight: their difference first.
+    const double above = static_cast<double>(kappa) * s.along_w[j] - mean;
+    const float slope = static_cast<float>(rho * (above - grad_energy));
     out.logw[row * k + j] = slope;
     out.kappa[row * k + j] = slope * s.along_x[j] + rho * s.along_w[j];
     of_x[row * k + j] = s.weight[j] = slope * kappa;
     of_w[row * k + j] = rho * kappa;
   }
   std::fill(s.weight + k, s.weight + c.k, 0.0f);
-  out.log_background[row] = static_cast<float>(-std::exp(c.log_background + force.energy) * level);
+  out.log_background[row] = static_cast<float>(-std::exp(c.log_background + force.energy) * (mean + grad_energy));
   std::fill(s.mean, s.mean + c.n, 0.0f);
   for (size_t j = 0; j < c.k; j += kBlock) BlockPull(c.rows + j * c.n, s.weight + j, 1.0f, c.n, s.mean);
   float* gradient = out.x + row * d;

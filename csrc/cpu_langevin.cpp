@@ -207,7 +207,8 @@ inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chai
 void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
   const Dynamics m(c, level, p, d);
   Force force = Evaluate(c, s.x, s.pull);
-  for (uint32_t step = first_step; step < first_step + level.steps; ++step) {
+  for (uint32_t done = 0; done < level.steps; ++done) {
+    const uint32_t step = first_step + done;  // the last may be 2^32 - 1
     force = p.leapfrogs > 0 ? Trajectory(m, step, force, s) : Step(m, step, force, s);
   }
   s.energy = force.energy;

@@ -139,7 +139,7 @@ class Device {
   std::atomic<std::uint64_t> allocated_{0};
   std::map<VkBuffer, std::uint64_t> guarded_;
   std::string lost_;
-  bool hung_ = false;
+  std::atomic<bool> hung_{false};
   int process_;  // that opened it
 };
 

@@ -53,6 +53,7 @@ void Points::upload(const float* rows) {
   const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kUploadBytes / row_bytes, 1, n_));
   Buffer staging(device, Buffer::Kind::upload, chunk * row_bytes);
   auto* to = staging.as<float>();
+  whole_ = false;
   for (std::uint32_t begin = 0; begin < n_; begin += chunk) {
     const auto count = std::min(chunk, n_ - begin);
     const auto pitch = std::size_t{4} * quads();
@@ -67,6 +68,7 @@ void Points::upload(const float* rows) {
     });
     program.run();
   }
+  whole_ = true;
 }
 
 std::uint32_t Points::shard_end(std::uint32_t shard) const {
@@ -116,12 +118,13 @@ std::uint32_t Engine::row_group(std::uint32_t quads) const {
   return subgroup * std::clamp(wanted, 1u, fit);
 }
 
-Engine::Call::Call(Engine& engine, std::string operation)
+Engine::Call::Call(Engine& engine, std::string operation, const Points* points)
     : engine_((engine.device_.require_own_process(), engine)),
       lock_(engine.device_.mutex()),
       operation_(std::move(operation)),
       start_(std::chrono::steady_clock::now()) {
   engine.device_.require_alive();
+  if (points && !points->whole()) throw Torn("the points were left half replaced by an update that failed");
 }
 
 Engine::Call::~Call() {

@@ -97,7 +97,9 @@ class Points {
   Points(const Points&) = delete;
   Points& operator=(const Points&) = delete;
 
+  // After a failure the points are of no use until an update succeeds.
   void update(const float* rows);
+  bool whole() const { return whole_; }
   std::uint32_t n() const { return n_; }
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
@@ -112,6 +114,8 @@ class Points {
  private:
   void upload(const float* rows);
 
+  // False while rows are being replaced, and after an attempt that failed: they may be old in part.
+  bool whole_ = false;
   std::shared_ptr<Engine> engine_;
   std::uint32_t n_, d_, shard_rows_;
   std::uint64_t id_;
@@ -169,7 +173,8 @@ class Engine {
 // not, nothing that it may have left half done is used again.
 class Engine::Call {
  public:
-  Call(Engine& engine, std::string operation);
+  // `points` are those that the operation reads, if any.
+  Call(Engine& engine, std::string operation, const Points* points = nullptr);
   ~Call();
   // `flops` of what the program is about to do teach how much fits into a slice; 0 teaches nothing.
   void run(Program& program, const char* kernel = "", double flops = 0);

@@ -121,7 +121,7 @@ std::string shape_key(const char* kernel, const Points& points, std::uint32_t ca
 }  // namespace
 
 void Engine::energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out) {
-  Call call(*this, "energy_score");
+  Call call(*this, "energy_score", &points);
   const kernels::EnergyScore push{points.quads(), in.k};
   const auto slice = units_per_slice(push.name, push.flops(1));
   for (std::uint64_t begin = 0; begin < in.rows;) {
@@ -154,7 +154,7 @@ void Engine::langevin(const Points& points, const LangevinArguments& in, const L
 template <typename Push>
 void Engine::integrate(const Points& points, const Push& push, const LangevinArguments& in,
                        const LangevinResults& out) {
-  Call call(*this, "langevin");
+  Call call(*this, "langevin", &points);
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const auto slice = std::min<std::uint64_t>(units_per_slice(push.name, push.flops(1)), 1u << 14);

@@ -106,7 +106,7 @@ std::vector<Keyed> entries_of(const std::int64_t* ids, std::uint64_t count) {
 }  // namespace
 
 void Engine::energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out) {
-  Call call(*this, "energy_score_backward");
+  Call call(*this, "energy_score_backward", &points);
   const auto& shape = in.energy;
   const kernels::EnergyGradients push{points.quads(), shape.k};
   const auto slice = units_per_slice(push.name, push.flops(1));

@@ -85,7 +85,7 @@ struct TopkWork {
 }  // namespace
 
 void Engine::topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids) {
-  Call call(*this, "topk");
+  Call call(*this, "topk", &points);
   const bool scaled = in.scale || in.bias;
   const std::uint64_t shared = std::uint64_t{8} * power_of_two(in.k) + 2048;
   if (shared > device_.capabilities().max_shared_bytes)

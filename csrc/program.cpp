@@ -85,6 +85,13 @@ class OpKernel final : public Operation {
   std::uint32_t x_, y_;
 };
 
+template <typename F>
+struct Finally {
+  explicit Finally(F action) : act(action) {}
+  ~Finally() { act(); }
+  F act;
+};
+
 }  // namespace
 
 bool Hazards::conflicts(vk::Buffer buffer, Access access) const {
@@ -192,12 +199,15 @@ double Program::run() {
   const auto start = std::chrono::steady_clock::now();
   take_dropped();
   device_.attempt("a submission", [&] { sequence_->evalAsync(); });
-  // Kompute does not look at the result. After a failure it takes the sequence for running: it can't be used again.
+  // Kompute gives its fence back when it waits, whatever comes of that. After a failure there is nothing to wait for.
+  const Finally give_back([&] {
+    if (!device_.abandoned()) sequence_->evalAwait(0);
+  });
+  // Kompute does not look at the result.
   if (const auto failure = take_dropped(); failure != vk::Result::eSuccess) device_.fail("a submission", failure);
   device_.wait();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (*canary != kCanary) device_.lose("did not run what was submitted (the canary is dead)");
-  sequence_->evalAwait(1'000'000'000);  // done, as our own fence says: Kompute gives its fence back
   return seconds.count();
 }
 

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -52,7 +53,11 @@ struct ThreadPool::State {
   std::exception_ptr error;
 
   explicit State(size_t threads) {
-    for (size_t thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { Loop(thread); });
+    workers.reserve(threads);
+    try {
+      for (size_t thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { Loop(thread); });
+    } catch (const std::exception&) {  // no more threads are to be had: those there are, and the caller, will do
+    }
   }
 
   ~State() {

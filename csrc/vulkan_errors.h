@@ -21,6 +21,11 @@ struct DeviceLost : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Points that an update left half replaced. The device is well.
+struct Torn : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // The device's limits do not allow these shapes.
 struct Unsupported : std::invalid_argument {
   using std::invalid_argument::invalid_argument;

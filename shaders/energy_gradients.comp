@@ -43,7 +43,9 @@ void main() {
     float level = sums.y + grad_energy[chain];
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float concentration = candidate_law[j].y;
-        float c = share[j] * (concentration * candidate_dot[j] - level);
+        // a_j less its mean first: where one candidate has all the weight they are equal, and large.
+        precise float above = concentration * candidate_dot[j] - sums.y;
+        float c = share[j] * (above - grad_energy[chain]);
         candidate_weight[j] = c * concentration;
         weights[chain * k + j] = vec2(c, share[j]) * concentration;
         grad_logw[chain * k + j] = c;

@@ -6,6 +6,7 @@ the search for the row at fault happens only after a failure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -22,6 +23,11 @@ MOST_LEAPFROGS = 1024
 """A trajectory longer than this is a mistake, and would overrun the time a dispatch may take."""
 
 
+LARGEST = 1e15
+"""Values beyond this are mistakes, and would leave float32 where two of them are multiplied or their squares summed:
+infinities, then NaN, which no order of scores can place. (projx scales its rows first and takes any finite value.)"""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a backend takes. native: contiguous float32 on the CPU, else any floating dtype on any device."""
@@ -36,9 +42,16 @@ class Rules:
             )
         self._shape(name, value, shape, words)
         if not value.is_floating_point():
-            raise ArgumentError(f"{name} has dtype {value.dtype}", hint=f"pass {name}.float()")
+            raise ArgumentError(
+                f"{name} has dtype {value.dtype}, where {self._floats} is needed", hint=f"pass {name}.float()"
+            )
+        self._stored(name, value)
         if self.native:
             self._native(name, value, torch.float32)
+
+    @property
+    def _floats(self) -> str:
+        return "torch.float32" if self.native else "a floating type"
 
     def ids(self, value: Tensor, rows: int, n: int, name: str = "ids") -> None:
         """ids (B, K) int64, K >= 1, each in [0, n)."""
@@ -50,8 +63,9 @@ class Rules:
         """int64, each in [0, n)."""
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError(f"{name} has type {kind}, where int64 is needed", hint=f"pass {name}.long()")
+            raise ArgumentError(f"{name} has type {kind}, where torch.int64 is needed", hint=f"pass {name}.long()")
         self._shape(name, value, shape, words)
+        self._stored(name, value)
         if self.native:
             self._native(name, value, torch.int64)
         if value.numel():
@@ -70,6 +84,14 @@ class Rules:
                 hint=f"reshape {name}, or check the tensors that fix these sizes",
             )
 
+    def _stored(self, name: str, value: Tensor) -> None:
+        if value.layout != torch.strided:
+            raise ArgumentError(
+                f"{name} has layout {value.layout}, where a dense tensor is needed", hint=f"pass {name}.to_dense()"
+            )
+        if value.device.type == "meta":
+            raise ArgumentError(f"{name} is on meta, which holds no values", hint=f"make {name} on a real device")
+
     def _native(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
         if value.dtype != dtype:
             raise ArgumentError(f"{name} has dtype {value.dtype}, where {dtype} is needed", hint=f"pass {name}.float()")
@@ -86,24 +108,41 @@ ANY = Rules(native=False)
 
 
 def finite(name: str, value: Tensor) -> None:
-    """No NaN, no infinity. One sum decides: it is finite only if every term is (or overflows, then look closer)."""
-    if value.numel() and not bool(torch.isfinite(value.detach().sum())):
-        bad = ~torch.isfinite(value)
-        if bool(bad.any()):
-            _raise_at(name, value, bad, "finite values are needed")
+    """No NaN, no infinity, no more than LARGEST."""
+    # One cheap reduction decides nearly always: the sum of squares bounds every value.
+    flat = value.detach().reshape(-1)
+    if not value.numel() or float(torch.dot(flat, flat)) <= LARGEST**2:
+        return
+    low, high = _extremes(value)
+    if not -LARGEST <= low <= high <= LARGEST:
+        bad = ~(value.detach().abs() <= LARGEST)
+        _raise_at(name, value, bad, f"finite values of at most {LARGEST:g} are needed")
 
 
 def log_weights(name: str, value: Tensor) -> None:
-    """Logarithms of weights: -inf (weight 0) is allowed, NaN and +inf are not."""
-    if value.numel() and not bool((value < torch.inf).all()):
-        _raise_at(name, value, ~(value < torch.inf), "finite values or -inf are needed")
+    """Logarithms of weights: -inf (weight 0) is allowed, NaN, +inf and more than LARGEST are not."""
+    if value.numel() and not _extremes(value)[1] <= LARGEST:
+        bad = ~(value.detach() <= LARGEST)
+        _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g} are needed")
 
 
 def at_least(name: str, value: Tensor, low: float) -> None:
     """Finite and >= low."""
     finite(name, value)
-    if value.numel() and not bool((value >= low).all()):
-        _raise_at(name, value, value < low, f"values >= {low:g} are needed")
+    if value.numel() and not _extremes(value)[0] >= low:
+        _raise_at(name, value, value.detach() < low, f"values >= {low:g} are needed")
+
+
+def _extremes(value: Tensor) -> tuple[float, float]:
+    """Both NaN where any value is."""
+    low, high = torch.aminmax(value.detach())
+    return float(low), float(high)
+
+
+def integer(name: str, value: object, low: int, high: int, hint: str) -> None:
+    """An int of [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
+        raise ArgumentError(f"{name} is {value!r}, outside [{low}, {high})", hint=hint)
 
 
 def unit_rows(name: str, value: Tensor) -> None:
@@ -138,9 +177,16 @@ def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> 
     unit_rows("points", value)
 
 
+def matrix(rules: Rules, name: str, value: Tensor) -> None:
+    """(B, d), d >= 1."""
+    rules.tensor(name, value, (None, None), "(B, d)")
+    if value.shape[1] < 1:
+        raise ArgumentError(f"{name} has shape {tuple(value.shape)}", hint="pass at least one dimension")
+
+
 def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_other: bool) -> None:
     """x (B, d) unit and a second tensor of its shape, finite or unit, as the sphere operations take them."""
-    rules.tensor("x", x, (None, None), "(B, d)")
+    matrix(rules, "x", x)
     unit_rows("x", x)
     rules.tensor(other_name, other, tuple(x.shape), "(B, d)")
     if unit_other:
@@ -151,9 +197,10 @@ def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_o
 
 def projx(rules: Rules, x: Tensor) -> None:
     """x (B, d), finite, no zero row."""
-    rules.tensor("x", x, (None, None), "(B, d)")
-    finite("x", x)
+    matrix(rules, "x", x)
     if x.numel():
+        if not all(map(math.isfinite, _extremes(x))):
+            _raise_at("x", x, ~torch.isfinite(x.detach()), "finite values are needed")
         smallest = x.detach().abs().amax(dim=-1)
         if not bool((smallest > 0).all()):
             row = int((smallest == 0).nonzero()[0])
@@ -164,10 +211,7 @@ def topk(rules: Rules, queries: Tensor, n: int, d: int, k: int, scale: Tensor | 
     """queries (B, d) finite; 1 <= k <= N; scale (N,) finite; bias (N,) finite or -inf."""
     rules.tensor("queries", queries, (None, d), "(B, d)")
     finite("queries", queries)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
-        raise ArgumentError(
-            f"k is {k!r}, outside [1, {n}]", hint="ask for at most as many neighbours as there are points"
-        )
+    integer("k", k, 1, n + 1, "ask for at most as many neighbours as there are points")
     if scale is not None:
         rules.tensor("scale", scale, (n,), "(N,)")
         finite("scale", scale)
@@ -192,22 +236,24 @@ def candidates(
     rules.tensor("log_background", log_background, (rows,), "(B,)")
     log_weights("log_background", log_background)
     heaviest = torch.maximum(logw.detach().amax(dim=1), log_background.detach()) if rows else log_background
-    if not bool((heaviest > -torch.inf).all()):
-        row = int((heaviest == -torch.inf).nonzero()[0])
+    if not bool((heaviest >= -LARGEST).all()):
+        row = int((~(heaviest >= -LARGEST)).nonzero()[0])
         raise ArgumentError(
-            f"logw row {row} and log_background[{row}] are all -inf, which is no distribution",
+            f"logw row {row} and log_background[{row}] are all -inf or below {-LARGEST:g}, which is no distribution",
             hint="give every row a candidate or a background of positive weight",
         )
 
 
 def schedule(rules: Rules, value: Schedule, rows: int) -> None:
-    """Tensors (L,) or (B, L) with one length; L step counts >= 0."""
+    """Tensors (L,) or (B, L) with one length; L step counts >= 0, fewer than 2^31 in all."""
+    if not isinstance(value, Schedule):
+        raise ArgumentError(f"schedule is a {type(value).__name__}", hint="pass an ebmvk.engine.Schedule")
     levels = len(value.steps)
     if levels == 0:
         raise ArgumentError("schedule.steps is empty", hint="pass at least one level")
-    for count in value.steps:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ArgumentError(f"schedule.steps holds {count!r}", hint="pass whole numbers of steps >= 0")
+    for level, count in enumerate(value.steps):
+        integer(f"schedule.steps[{level}]", count, 0, 2**31, "pass whole numbers of steps >= 0")
+    integer("sum of schedule.steps", sum(value.steps), 0, 2**31, "run the steps in several calls")
     for name in ("kappa_scale", "logw_shift", "step_size", "gamma"):
         tensor: Tensor = getattr(value, name)
         shared = isinstance(tensor, Tensor) and tensor.dim() == 1
@@ -220,15 +266,19 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
     at_least("schedule.gamma", value.gamma, 0.0)
 
 
-def randomness(seed: int, first_step: int, first_chain: int, steps: int, rows: int, temperature: float) -> None:
-    """Ranges of the words of a Philox counter; temperature finite and >= 0."""
-    if not 0 <= seed < 2**64:
-        raise ArgumentError(f"seed is {seed}, outside [0, 2^64)", hint="take the seed modulo 2**64")
-    for name, first, extent in (("first_step", first_step, steps), ("first_chain", first_chain, rows)):
-        if first < 0 or first + extent > 2**32:
-            raise ArgumentError(f"{name} is {first} (+ {extent}), outside [0, 2^32)", hint="use another seed instead")
-    if not 0 <= temperature < float("inf"):
-        raise ArgumentError(f"temperature is {temperature}", hint="pass a finite temperature >= 0")
+def counter(name: str, first: int, extent: int) -> None:
+    """first .. first + extent - 1 are words of a Philox counter."""
+    integer(name, first, 0, 2**32 - extent + 1, "use another seed instead of a larger number")
+
+
+def seed_word(seed: int) -> None:
+    integer("seed", seed, 0, 2**64, "take the seed modulo 2**64")
+
+
+def real(name: str, value: float, low: float) -> None:
+    """A finite number >= low."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST:
+        raise ArgumentError(f"{name} is {value!r}", hint=f"pass a number in [{low:g}, {LARGEST:g}]")
 
 
 def langevin(
@@ -254,11 +304,13 @@ def langevin(
     rules.tensor("v", v, tuple(x.shape), "(B, d)")
     finite("v", v)
     schedule(rules, levels, x.shape[0])
-    randomness(seed, first_step, first_chain, sum(levels.steps), x.shape[0], temperature)
+    seed_word(seed)
+    counter("first_step", first_step, sum(levels.steps))
+    counter("first_chain", first_chain, x.shape[0])
+    real("temperature", temperature, 0.0)
     if scheme not in get_args(Scheme):
         raise ArgumentError(f"scheme is {scheme!r}", hint=f"use one of {', '.join(get_args(Scheme))}")
-    if isinstance(leapfrogs, bool) or not isinstance(leapfrogs, int) or not 1 <= leapfrogs <= MOST_LEAPFROGS:
-        raise ArgumentError(f"leapfrogs is {leapfrogs!r}, outside [1, {MOST_LEAPFROGS}]", hint="4 is a good start")
+    integer("leapfrogs", leapfrogs, 1, MOST_LEAPFROGS + 1, "4 is a good start")
 
 
 def cotangents(rules: Rules, x: Tensor, grad_energy: Tensor, grad_score: Tensor) -> None:
@@ -277,19 +329,16 @@ def vmf(rules: Rules, mu: Tensor, kappa: Tensor, seed: int, first_row: int) -> N
     unit_rows("mu", mu)
     rules.tensor("kappa", kappa, (mu.shape[0],), "(B,)")
     at_least("kappa", kappa, 0.0)
-    randomness(seed, 0, 0, 0, 0, 1.0)
-    if first_row < 0 or first_row + mu.shape[0] > 2**32:
-        raise ArgumentError(f"first_row is {first_row} (+ {mu.shape[0]}), outside [0, 2^32)", hint="use another seed")
+    seed_word(seed)
+    counter("first_row", first_row, mu.shape[0])
 
 
 def accumulate(rules: Rules, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> None:
     """x (B, d) unit; ids (B, K) in [0, n), 1 <= n < 2^31; responsibilities (B, K) >= 0; tokens (B,) in [0, 2^31)."""
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n < 2**31:
-        raise ArgumentError(f"n is {n!r}, outside [1, 2^31)", hint="pass the number of splats")
-    rules.tensor("x", x, (None, None), "(B, d)")
+    integer("n", n, 1, 2**31, "pass the number of splats")
+    matrix(rules, "x", x)
     unit_rows("x", x)
-    rows = x.shape[0]
-    rules.ids(ids, rows, n)
-    rules.tensor("responsibilities", responsibilities, (rows, ids.shape[1]), "(B, K)")
+    rules.ids(ids, x.shape[0], n)
+    rules.tensor("responsibilities", responsibilities, tuple(ids.shape), "(B, K)")
     at_least("responsibilities", responsibilities, 0.0)
-    rules.indices("tokens", tokens, (rows,), "(B,)", 2**31)
+    rules.indices("tokens", tokens, (x.shape[0],), "(B,)", 2**31)

@@ -5,7 +5,9 @@ Formulas are in `reference_math`, chains in `reference_chains`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from ebmvk.engine.api import (
 from ebmvk.engine.counting import Counter
 from ebmvk.engine.reference_chains import Chains, Level, Noise, join
 from ebmvk.engine.reference_math import CHUNK, distance, dot, energy_score, normalise, split, tangent, topk_rows
-from ebmvk.errors import ArgumentError, DeviceError
+from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
 class ReferencePoints:
@@ -91,8 +93,32 @@ class Reference:
     def points(self, points: Tensor) -> ReferencePoints:
         return ReferencePoints(self, points)
 
+    @contextmanager
+    def _run(self, op: str) -> Iterator[None]:
+        try:
+            with self._counter.measure(op):
+                yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("allocat|out of memory", str(error)):
+                raise
+            raise OutOfMemory(
+                f"{op} ran out of memory on {self._device}", why=str(error).splitlines()[0], hint="use smaller batches"
+            ) from error
+
     def _take(self, value: Tensor) -> Tensor:
         return value.to(device=self._device, dtype=self._dtype or value.dtype)
+
+    def _alike(self, **tensors: Tensor | None) -> None:
+        """Without a dtype of its own the backend works in one dtype per call: that of the first argument."""
+        if self._dtype is not None:
+            return
+        (first, dtype), *rest = [(name, tensor.dtype) for name, tensor in tensors.items() if tensor is not None]
+        for name, other in rest:
+            if other != dtype:
+                raise ArgumentError(
+                    f"{name} has dtype {other}, where that of {first}, {dtype}, is needed",
+                    hint=f"pass {name}.to({dtype})",
+                )
 
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
@@ -103,17 +129,19 @@ class Reference:
 
     def projx(self, x: Tensor) -> Tensor:
         checks.projx(checks.ANY, x)
-        with self._counter.measure("projx"):
+        with self._run("projx"):
             return normalise(self._take(x))
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        with self._counter.measure("proju"):
+        self._alike(x=x, u=u)
+        with self._run("proju"):
             return tangent(self._take(x), self._take(u))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        with self._counter.measure("expmap"):
+        self._alike(x=x, u=u)
+        with self._run("expmap"):
             x, u = self._take(x), self._take(u)
             norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
             # torch.sinc(z) = sin(pi z) / (pi z), smooth at 0.
@@ -122,7 +150,8 @@ class Reference:
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero at y = x, and at y = -x, where no direction is right."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
-        with self._counter.measure("logmap"):
+        self._alike(x=x, y=y)
+        with self._run("logmap"):
             x, y = self._take(x), self._take(y)
             direction = tangent(x, y - x)
             norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
@@ -133,7 +162,8 @@ class Reference:
         """Along the minimal geodesic; not defined, and not finite, for y = -x."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        with self._counter.measure("transp"):
+        self._alike(x=x, y=y, u=u)
+        with self._run("transp"):
             x, y, u = self._take(x), self._take(y), self._take(u)
             both = x + y
             # 1 + x.y = |x + y|^2 / 2 for unit rows, without the cancellation near y = -x.
@@ -141,7 +171,8 @@ class Reference:
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
-        with self._counter.measure("dist"):
+        self._alike(x=x, y=y)
+        with self._run("dist"):
             return distance(self._take(x), self._take(y))
 
     def topk(
@@ -149,7 +180,8 @@ class Reference:
     ) -> TopK:
         own = self._own(points)
         checks.topk(checks.ANY, queries, own.n, own.d, k, scale, bias)
-        with self._counter.measure("topk"), torch.no_grad():
+        self._alike(points=own.rows, queries=queries, scale=scale, bias=bias)
+        with self._run("topk"), torch.no_grad():
             queries = self._take(queries)
             parts = []
             for rows in split(queries, max(1, CHUNK // own.n)):
@@ -164,7 +196,8 @@ class Reference:
     ) -> EnergyScore:
         own = self._own(points)
         checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
-        with self._counter.measure("energy_score"):
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
+        with self._run("energy_score"):
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             whole = (ids.to(self._device), *map(self._take, (x, logw, kappa, log_background)))
             parts = [
@@ -192,7 +225,9 @@ class Reference:
         own = self._own(points)
         checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
         checks.cotangents(checks.ANY, x, grad_energy, grad_score)
-        with self._counter.measure("energy_score_backward"), torch.no_grad():
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
+        self._alike(x=x, grad_energy=grad_energy, grad_score=grad_score)
+        with self._run("energy_score_backward"), torch.no_grad():
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             floats = (x, logw, kappa, log_background, grad_energy, grad_score)
             whole = (ids.to(self._device), *map(self._take, floats))
@@ -229,7 +264,8 @@ class Reference:
             *(x, v, own.n, own.d, ids, logw, kappa, log_background),
             *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
         )
-        with self._counter.measure("langevin"), torch.no_grad():
+        self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background, v=v)
+        with self._run("langevin"), torch.no_grad():
             size = max(1, CHUNK // (ids.shape[1] * own.d))
             levels = [self._levels(schedule, x.shape[0], level) for level in range(len(schedule.steps))]
             chains = []
@@ -258,7 +294,7 @@ class Reference:
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
         checks.vmf(checks.ANY, mu, kappa, seed, first_row)
-        with self._counter.measure("vmf_sample"), torch.no_grad():
+        with self._run("vmf_sample"), torch.no_grad():
             mu = self._take(mu)
             rows, d = mu.shape
             step = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -271,6 +307,7 @@ class Reference:
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.accumulate(checks.ANY, x, ids, responsibilities, tokens, n)
-        with self._counter.measure("accumulate"), torch.no_grad():
+        self._alike(x=x, responsibilities=responsibilities)
+        with self._run("accumulate"), torch.no_grad():
             indices = (ids.to(self._device), tokens.to(self._device))
             return reference_math.accumulate(self._take(x), indices[0], self._take(responsibilities), indices[1], n)

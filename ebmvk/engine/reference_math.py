@@ -83,8 +83,9 @@ def energy_score_backward(
     w = tangent(x, grad_score)
     along_x, along_w = torch.einsum("bkd,bd->bk", mu, x), torch.einsum("bkd,bd->bk", mu, w)
     slope = kappa * along_w
-    level = (rho * slope).sum(1) + grad_energy
-    c = rho * (slope - level[:, None])
+    mean_slope = (rho * slope).sum(1)
+    # Large and equal where one candidate has all the weight: their difference first.
+    c = rho * ((slope - mean_slope[:, None]) - grad_energy[:, None])
     radial = (rho * kappa * along_x).sum(1, keepdim=True)
     pull = now.score + radial * x
     mean = torch.einsum("bk,bkd->bd", c * kappa, mu)
@@ -93,7 +94,7 @@ def energy_score_backward(
         points=(c * kappa)[..., None] * x[:, None] + (rho * kappa)[..., None] * w[:, None],
         logw=c,
         kappa=c * along_x + rho * along_w,
-        log_background=-now.background * level,
+        log_background=-now.background * (mean_slope + grad_energy),
     )
 
 

@@ -237,11 +237,10 @@ class Vulkan:
         return f"Vulkan device {self.capabilities.index}: {self.capabilities.name} ({self.capabilities.type})"
 
     def counts(self) -> Mapping[str, OpCount]:
+        with self._errors("counts"):
+            counts = self._engine.counts()
         return MappingProxyType(
-            {
-                name: OpCount(count.calls, count.dispatches, count.seconds)
-                for name, count in self._engine.counts().items()
-            }
+            {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in counts.items()}
         )
 
     def points(self, points: Tensor) -> VulkanPoints:
@@ -274,10 +273,14 @@ class Vulkan:
                 why="the driver resets a device that hangs or faults",
                 hint="open the device again; if it repeats, use --device cpu and report the driver's version",
             ) from error
+        except self._extension.Torn as error:
+            raise DeviceError(f"{op}: {error}", hint="update the points again, or make them anew") from error
         except self._extension.Unavailable as error:
             raise DeviceError(f"{op}: {error}", hint="use --device cpu, and report the driver's version") from error
         except self._extension.Unsupported as error:
             raise ArgumentError(f"{op}: {error}", hint="use smaller sizes, or --device cpu") from error
+        except MemoryError as error:
+            raise OutOfMemory(f"{op} ran out of memory on the host", hint="use smaller batches") from error
 
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:

@@ -29,8 +29,9 @@ def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
     """
     level = kappa.detach().to(torch.float64)
     b = (d - 1) / (2 * level + torch.sqrt(4 * level * level + (d - 1) ** 2))
-    x0 = (1 - b) / (1 + b)
-    c = level * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 4 b / (1 + b)^2 = 1 - x0^2
+    # Wood's x0 = (1 - b) / (1 + b) is near 1 for large kappa, as are the cosines: only differences from 1 have digits.
+    fall0 = 2 * b / (1 + b)  # 1 - x0
+    c = (d - 1) * (torch.log(fall0) + torch.log1p(1 - fall0))  # of 1 - x0^2
     out = torch.zeros_like(level)
     todo = torch.arange(len(level), device=level.device)
     for attempt in range(_MOST_ATTEMPTS):
@@ -41,8 +42,9 @@ def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
         z = _symmetric_beta(u[:, 0], u[:, 1], d)
         bt = b[todo]
         fall = 2 * bt * z / (1 - (1 - bt) * z)
-        w = 1 - fall
-        log_ratio = level[todo] * w + (d - 1) * torch.log(1 - x0[todo] * w) - c[todo]
+        low = fall0[todo]
+        # kappa (w - x0) + (d - 1) log((1 - x0 w) / (1 - x0^2)) with w = 1 - fall
+        log_ratio = level[todo] * (low - fall) + (d - 1) * torch.log(low + (1 - low) * fall) - c[todo]
         good = log_ratio >= torch.log(u[:, 2])
         out[todo[good]] = fall[good]
         todo = todo[~good]

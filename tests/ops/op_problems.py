@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 
-import pytest
 import torch
 from torch import Tensor
 
-from ebmvk.engine import Backend, Schedule
+from ebmvk.engine import Schedule
 
 
 def nmse(value: Tensor, truth: Tensor) -> float:
@@ -17,13 +15,6 @@ def nmse(value: Tensor, truth: Tensor) -> float:
     truth = truth.double()
     error = (value.double().cpu() - truth.cpu()).square().sum()
     return float(error / truth.square().sum().clamp_min(1e-30)) if truth.numel() else 0.0
-
-
-def needs(backend: Backend, op: str) -> None:
-    """Skip where a backend of a build does not have the operation yet."""
-    parameters = inspect.signature(backend.langevin).parameters
-    if "scheme" not in parameters if op == "ghmc" else not hasattr(backend, op):
-        pytest.skip(f"{backend.name} does not have {op}")
 
 
 def unit(*shape: int, generator: torch.Generator) -> Tensor:

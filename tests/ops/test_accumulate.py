@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from op_problems import needs, nmse, unit
+from op_problems import nmse, unit
 from torch import Tensor
 
 from ebmvk.engine import Accumulated, Backend
@@ -32,7 +32,6 @@ def same_bits(a: Accumulated, b: Accumulated) -> bool:
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 1, 2, 1), (5, 3, 33, 200), (67, 9, 65, 13), (129, 8, 640, 64)])
 def test_it_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, int, int, int]) -> None:
-    needs(backend, "accumulate")
     problem = shares(*shape)
     got, want = backend.accumulate(*problem), oracle.accumulate(*problem)
     assert got.mass.shape == (shape[3],)
@@ -43,7 +42,6 @@ def test_it_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int
 
 
 def test_counts_are_those_of_a_loop(backend: Backend) -> None:
-    needs(backend, "accumulate")
     x, ids, r, tokens, n = shares(41, 5, 6, 9)
     table: defaultdict[tuple[int, int], float] = defaultdict(float)
     for row in range(41):
@@ -56,7 +54,6 @@ def test_counts_are_those_of_a_loop(backend: Backend) -> None:
 
 
 def test_mass_is_conserved(backend: Backend) -> None:
-    needs(backend, "accumulate")
     x, ids, r, tokens, n = shares(200, 6, 17, 31)
     got = backend.accumulate(x, ids, r, tokens, n)
     by_splat = torch.zeros(n).index_add(0, got.splat_token[:, 0].cpu(), got.counts.cpu())
@@ -66,7 +63,6 @@ def test_mass_is_conserved(backend: Backend) -> None:
 
 
 def test_same_bits_every_time(backend: Backend) -> None:
-    needs(backend, "accumulate")
     problem = shares(300, 8, 40, 3)  # hundreds of rows per splat
     assert all(same_bits(backend.accumulate(*problem), backend.accumulate(*problem)) for _ in range(3))
 
@@ -86,7 +82,6 @@ def test_same_bits_every_time(backend: Backend) -> None:
     ],
 )
 def test_bad_arguments(backend: Backend, name: str, position: int, value: Tensor | int) -> None:
-    needs(backend, "accumulate")
     arguments = [*shares(4, 2, 3, 5)]
     arguments[position] = value
     with pytest.raises(ArgumentError, match=rf"^{name}\b"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 from op_problems import Candidates, candidates, schedule
+from op_table import OPERATIONS, Arguments, Op
 from torch import Tensor
 
 from ebmvk.engine import Backend, Schedule, select
+from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError
 
 
@@ -181,3 +185,196 @@ def test_calls_are_counted(backend: Backend) -> None:
     after = backend.counts()["dist"]
     assert after.calls == (before.calls if before else 0) + 1
     assert after.seconds > (before.seconds if before else 0)
+
+
+# The table's tensors by what is asked of their values. Of projx's x only finite values are.
+UNIT = {"x", "y", "mu", "points"}
+INDICES = {"ids", "tokens"}
+AT_LEAST_0 = {"kappa", "responsibilities", "schedule.kappa_scale", "schedule.step_size", "schedule.gamma"}
+LOGS = {"logw", "log_background", "bias"}
+
+Spoil = Callable[[Tensor], object]
+
+
+def last(value: float) -> Spoil:
+    return lambda t: at(t, tuple(size - 1 for size in t.shape), value)
+
+
+def spoils(name: str, method: str, native: bool) -> dict[str, Spoil]:
+    """What makes a tensor wrong, by a part of what is then said."""
+    ways: dict[str, Spoil] = {
+        "shape": lambda t: t[..., None],
+        "is a list": lambda t: t.tolist(),
+        "is a NoneType": lambda _: None,
+        "is on meta": lambda t: t.to("meta"),
+        "has layout torch.sparse_coo": lambda t: t.to_sparse(),
+    }
+    if name in ("scale", "bias"):
+        del ways["is a NoneType"]  # there need not be any
+    if native:
+        ways["not contiguous"] = lambda t: t.repeat_interleave(2, dim=-1)[..., ::2]
+    if name in INDICES:
+        ways |= {"type torch.int32": lambda t: t.int(), "type torch.float32": lambda t: t.float()}
+        ways |= {"holds -1, outside": last(-1), f"holds {2**40}, outside": last(2**40)}
+        return {
+            key.replace("is a list", "type list").replace("is a NoneType", "type NoneType"): ways[key] for key in ways
+        }
+    ways["dtype torch.int64"] = lambda t: t.long()
+    if native:
+        ways |= {"dtype torch.float64": lambda t: t.double(), "dtype torch.bfloat16": lambda t: t.bfloat16()}
+    if name in UNIT and method != "projx":
+        ways |= {"has norm nan": last(torch.nan), "has norm inf": last(torch.inf), "has norm 0": torch.zeros_like}
+        return ways | {"has norm 1.01": lambda t: 1.01 * t}
+    ways |= {"is nan": last(torch.nan), "is inf": last(torch.inf)}
+    if method != "projx":
+        ways["is 1e+30"] = last(1e30)
+    if name not in LOGS:
+        ways["is -inf"] = last(-torch.inf)
+    if name in AT_LEAST_0:
+        ways["is -1"] = last(-1.0)
+    return ways
+
+
+def tensors_of(arguments: Arguments) -> dict[str, Tensor]:
+    levels = arguments.get("schedule")
+    own = {f"schedule.{f.name}": getattr(levels, f.name) for f in fields(levels)} if levels else {}
+    return {name: value for name, value in {**arguments, **own}.items() if isinstance(value, Tensor)}
+
+
+def with_value(arguments: Arguments, name: str, value: object) -> Arguments:
+    if name.startswith("schedule."):
+        return {**arguments, "schedule": replace(arguments["schedule"], **{name.removeprefix("schedule."): value})}
+    return {**arguments, name: value}
+
+
+def refusal(backend: Backend, op: Op, arguments: Arguments, name: str, value: object) -> ArgumentError:
+    good = dict(arguments)
+    if "points" in good and name != "points":
+        good["points"] = backend.points(good["points"])
+    run = backend.points if name == "points" else getattr(backend, op.method)
+    with pytest.raises(ArgumentError) as caught:
+        run(**({name: value} if name == "points" else with_value(good, name, value)))
+    return caught.value
+
+
+@pytest.fixture(scope="session")
+def backends(_vulkan: Backend | str) -> list[Backend]:
+    """All that are there: a refusal must read the same on each."""
+    pytest.importorskip("ebmvk._cpu")
+    return [select("cpu"), *([] if isinstance(_vulkan, str) else [_vulkan]), select("reference")]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_tensor_of_every_operation(backends: list[Backend], name: str) -> None:
+    op = OPERATIONS[name]
+    arguments = op.arguments()
+    for tensor, value in tensors_of(arguments).items():
+        for says, spoil in spoils(tensor, op.method, native=False).items():
+            errors = [refusal(backend, op, arguments, tensor, spoil(value)) for backend in backends]
+            for error in errors:
+                assert re.match(rf"{re.escape(tensor)}\b", error.what), (tensor, says, error.what)
+                assert says in error.what, (tensor, error.what)
+                assert error.hint
+            same = errors[:-1] if "dtype" in says else errors  # the reference takes more of them
+            assert len({str(error) for error in same}) == 1, (tensor, says, [str(error) for error in errors])
+        for says in spoils(tensor, op.method, native=True).keys() - spoils(tensor, op.method, native=False).keys():
+            spoil = spoils(tensor, op.method, native=True)[says]
+            for backend in backends[:-1]:
+                error = refusal(backend, op, arguments, tensor, spoil(value))
+                assert tensor in error.what, (tensor, says, error.what)
+                assert says in error.what, (tensor, error.what)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_rows_that_are_missing(backends: list[Backend], name: str) -> None:
+    """The first argument fixes the number of rows; each of the others is named where it has one less."""
+    op = OPERATIONS[name]
+    arguments = op.arguments()
+    fixing = "mu" if op.method == "vmf_sample" else "queries" if op.method == "topk" else "x"
+    for tensor in set(op.rows) - {fixing}:
+        said = {str(refusal(backend, op, arguments, tensor, arguments[tensor][:-1])) for backend in backends}
+        assert len(said) == 1
+        assert re.match(rf"{tensor} has shape \({len(arguments[tensor]) - 1}\b", said.pop())
+
+
+NOT_INTEGERS = (None, "3", 1.5, True, -1, torch.tensor(3))
+BAD_SETTINGS: dict[str, tuple[object, ...]] = {
+    "k": (*NOT_INTEGERS, 0, 24),
+    "n": (*NOT_INTEGERS, 0, 2**31),
+    "seed": (*NOT_INTEGERS, 2**64),
+    "first_step": (*NOT_INTEGERS, 2**32 - 4),
+    "first_chain": (*NOT_INTEGERS, 2**32 - 4),
+    "first_row": (*NOT_INTEGERS, 2**32 - 4),
+    "leapfrogs": (*NOT_INTEGERS, 0, 1025),
+    "temperature": (None, "1", -0.1, float("nan"), float("inf"), 1e30),
+    "scheme": (None, "euler", 3),
+    "schedule": (None, (1, 2)),
+    "schedule.steps": ((), (1, -1, 0), (1, 1.5, 0), (2**31, 0, 0), (2**30, 2**30, 2**30)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_setting_of_every_operation(backends: list[Backend], name: str) -> None:
+    op = OPERATIONS[name]
+    arguments = op.arguments()
+    taken = set(inspect.signature(getattr(backends[0], op.method)).parameters) - set(tensors_of(arguments))
+    taken |= {"schedule.steps"} if "schedule" in arguments else set()
+    assert taken <= BAD_SETTINGS.keys()
+    for setting in taken:
+        for value in BAD_SETTINGS[setting]:
+            errors = [refusal(backend, op, arguments, setting, value) for backend in backends]
+            assert all(setting in error.what and error.hint for error in errors), errors[0].what
+            assert len({str(error) for error in errors}) == 1, [str(error) for error in errors]
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if "points" in op.arguments()])
+def test_points_of_every_other_kind(backends: list[Backend], name: str) -> None:
+    op = OPERATIONS[name]
+    arguments = op.arguments()
+    others = [backend.points(arguments["points"]) for backend in [*backends, select("reference")]]
+    for backend in backends:
+        for points in [*others, arguments["points"], None]:
+            if getattr(points, "_backend", None) is backend or (backend.name == "cpu" and points is others[0]):
+                continue
+            with pytest.raises(ArgumentError, match=f"points is a {type(points).__name__}"):
+                getattr(backend, op.method)(**{**arguments, "points": points})
+
+
+def test_an_update_is_checked_as_points_are(backends: list[Backend]) -> None:
+    rows = OPERATIONS["topk"].arguments()["points"]
+    for backend in backends:
+        points = backend.points(rows)
+        for says, spoil in {**spoils("points", "topk", native=False), "shape (22": lambda t: t[:-1]}.items():
+            with pytest.raises(ArgumentError, match=r"^points") as caught:
+                points.update(spoil(rows))  # type: ignore[arg-type]
+            assert says in caught.value.what
+        assert torch.equal(backend.topk(rows[:2], points, 1).ids.flatten(), torch.arange(2))  # as before
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradients_are_left_behind(backend: Backend, name: str) -> None:
+    """Tensors that require a gradient are taken as they are (ebmvk.engine.autograd is what differentiates)."""
+    op = OPERATIONS[name]
+    arguments = op.arguments()
+    tracked = {
+        key: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in arguments.items()
+    }
+    got = [tensor.detach() for tensor in op.run(backend, tracked)]
+    assert all(torch.equal(a, b) for a, b in zip(got, op.run(backend, arguments), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if len(tensors_of(op.arguments())) > 1])
+def test_the_reference_wants_one_dtype(name: str) -> None:
+    """Whichever it is. The oracle, which has a dtype of its own, converts."""
+    op, backend = OPERATIONS[name], select("reference")
+    arguments = op.arguments()
+    floats = [key for key, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    doubles = {**arguments, **{key: arguments[key].double() for key in floats}}
+    assert all(t.dtype in (torch.float64, torch.int64) for t in op.run(backend, doubles))
+    if op.method == "vmf_sample":  # kappa's law is worked out in float64 anyway
+        return
+    for key in floats:
+        with pytest.raises(ArgumentError, match=r"dtype torch\.float"):
+            op.run(backend, {**arguments, key: doubles[key]})
+        op.run(Reference(dtype=torch.float64), {**arguments, key: doubles[key]})

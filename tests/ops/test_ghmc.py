@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_problems import Candidates, candidates, needs, nmse, schedule
+from op_problems import Candidates, candidates, nmse, schedule
 
 from ebmvk.engine import Backend, LangevinResult, Schedule
 from ebmvk.engine.reference import Reference
@@ -32,7 +32,6 @@ def same_bits(a: LangevinResult, b: LangevinResult) -> bool:
     ids=str,
 )
 def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], h: float) -> None:
-    needs(backend, "ghmc")
     p, s = candidates(*shape), schedule(3, 0, 4, h=h)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
     got, want = run(backend, p, s, **more), run(oracle, p, s, **more)
@@ -49,7 +48,6 @@ def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 20])
 def test_two_calls_are_one(backend: Backend, cut: int) -> None:
-    needs(backend, "ghmc")
     p, levels = candidates(3, 10, 33), schedule(12, 28, h=0.3)
     whole = run(backend, p, levels)
     first = replace(levels, steps=(min(cut, 12), max(0, cut - 12)))
@@ -59,7 +57,6 @@ def test_two_calls_are_one(backend: Backend, cut: int) -> None:
 
 
 def test_a_batch_is_its_chains(backend: Backend) -> None:
-    needs(backend, "ghmc")
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5, h=0.2)
@@ -72,7 +69,6 @@ def test_a_batch_is_its_chains(backend: Backend) -> None:
 
 def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
     """No friction, steps far too long: x stays and v is exactly reversed by each trajectory."""
-    needs(backend, "ghmc")
     p = candidates(4, 12, 20, kappa=400.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([3.0]), torch.zeros(1), (1,))
     # A start at the bottom of the energy with hardly any velocity: anywhere else dH is hundreds.
@@ -87,7 +83,6 @@ def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
 
 
 def test_without_force_all_is_accepted(backend: Backend) -> None:
-    needs(backend, "ghmc")
     got = run(backend, candidates(5, 4, 33, kappa=0.0), schedule(20))
     assert bool((got.diagnostics.acceptance == 1).all())
     assert float(got.diagnostics.energy_error.max()) < 1e-4  # roundings of |v|^2 / 2 = 16
@@ -95,7 +90,6 @@ def test_without_force_all_is_accepted(backend: Backend) -> None:
 
 def test_the_stationary_law_is_vmf(backend: Backend) -> None:
     """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model section 7)."""
-    needs(backend, "ghmc")
     chains, d, kappa = 512, 3, 8.0
     p = candidates(chains, 1, d, n=1)
     p = replace(
@@ -118,7 +112,6 @@ def test_the_stationary_law_is_vmf(backend: Backend) -> None:
 def test_scheme_is_checked(backend: Backend) -> None:
     from ebmvk.errors import ArgumentError
 
-    needs(backend, "ghmc")
     p = candidates(2, 3, 4)
     for name, more in (
         ("scheme", {"scheme": "euler"}),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from op_problems import needs, nmse, unit
+from op_problems import nmse, unit
 from scipy import stats
 
 from ebmvk.engine import Backend
@@ -23,7 +23,6 @@ def problem(b: int, d: int, kappa: float) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("shape", [(0, 4), (1, 2), (5, 3), (31, 33), (7, 65), (4, 640)], ids=str)
 @pytest.mark.parametrize("kappa", [0.0, 10.0, 1e4])
 def test_samples_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, int], kappa: float) -> None:
-    needs(backend, "vmf_sample")
     mu, level = problem(*shape, kappa)
     got = backend.vmf_sample(mu, level, seed=2**40 + 3, first_row=17)
     assert nmse(got, oracle.vmf_sample(mu, level, seed=2**40 + 3, first_row=17)) <= 1e-9
@@ -33,7 +32,6 @@ def test_samples_are_the_oracles(backend: Backend, oracle: Reference, shape: tup
 @pytest.mark.parametrize(("d", "kappa"), [(2, 3.0), (3, 5.0), (5, 0.0), (16, 40.0), (640, 640.0)])
 def test_cosines_have_the_exact_law(backend: Backend, d: int, kappa: float) -> None:
     """Kolmogorov-Smirnov against the density (1 - t^2)^((d-3)/2) e^(kappa t), integrated over the angle."""
-    needs(backend, "vmf_sample")
     n = 4000
     mu = unit(1, d, generator=torch.Generator().manual_seed(d)).expand(n, d).contiguous()
     t = (backend.vmf_sample(mu, torch.full((n,), kappa), seed=d) * mu).sum(1).double().clamp(-1, 1).numpy()
@@ -46,7 +44,6 @@ def test_cosines_have_the_exact_law(backend: Backend, d: int, kappa: float) -> N
 
 
 def test_directions_around_the_mean_are_uniform(backend: Backend) -> None:
-    needs(backend, "vmf_sample")
     n, d = 4000, 6
     mu = unit(1, d, generator=torch.Generator().manual_seed(1)).expand(n, d).contiguous()
     x = backend.vmf_sample(mu, torch.full((n,), 7.0), seed=9).double()
@@ -57,7 +54,6 @@ def test_directions_around_the_mean_are_uniform(backend: Backend) -> None:
 
 
 def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
-    needs(backend, "vmf_sample")
     if backend.name == "reference":
         pytest.skip("torch sums by shape, so the last bits of the reference may differ")
     mu, kappa = problem(23, 19, 50.0)
@@ -80,8 +76,16 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
     ],
 )
 def test_bad_arguments(backend: Backend, name: str, change: dict[str, torch.Tensor]) -> None:
-    needs(backend, "vmf_sample")
     mu, kappa = problem(3, 4, 5.0)
     arguments = {"mu": mu, "kappa": kappa, "seed": 0, **change}
     with pytest.raises(ArgumentError, match=name):
         backend.vmf_sample(arguments.pop("mu"), arguments.pop("kappa"), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kappa", [1e6, 1e12, 1e15])
+def test_cosines_next_to_one(backend: Backend, kappa: float) -> None:
+    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to within 1 / kappa."""
+    n, d = 2000, 5
+    mu = torch.eye(d)[:1].expand(n, d).contiguous()
+    x = backend.vmf_sample(mu, torch.full((n,), kappa), seed=3)[:, 1:].double()  # the first coordinate rounds to 1
+    assert stats.kstest((kappa * x.square().sum(1) / 2).numpy(), stats.gamma((d - 1) / 2).cdf).pvalue > 1e-4

@@ -125,3 +125,36 @@ def test_importing_needs_no_vulkan() -> None:
         pytest.skip("no /proc to look into")
     result = run_python(code)
     assert result.stdout.strip() == "False", result.stderr
+
+
+WRITE_CACHE = """
+import sys
+from op_table import OPERATIONS, same_bits
+from ebmvk.engine.vulkan import Vulkan
+for _ in range(6):
+    for names in (["projx"], ["dist", "logmap"], list(OPERATIONS)[:6]):
+        backend = Vulkan(options={"cache_dir": sys.argv[1]})
+        for name in names: OPERATIONS[name].run(backend)
+        del backend
+"""
+
+
+def test_many_processes_share_one_cache(tmp_path: Path) -> None:
+    """Each reads and writes it at once; it is whole at the end, and nothing lies beside it."""
+    open_vulkan()
+    paths = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
+    command = [sys.executable, "-c", WRITE_CACHE, str(tmp_path)]
+    processes = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    (kept,) = tmp_path.iterdir()
+    size = int.from_bytes(kept.read_bytes()[8:16], "little")
+    assert kept.stat().st_size == 24 + size
+
+
+def test_a_cache_that_cannot_be_kept_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none"), Path("/dev/null")):
+        backend = open_vulkan(cache_dir=str(place))
+        assert backend.projx(unit(2, 8, 1)).shape == (2, 8)
+        del backend
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -1,0 +1,116 @@
+"""What holds for every operation of the table: it is on every backend, exact, reproducible, and blind to how a batch is
+cut."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, get_args
+
+import pytest
+import torch
+from op_problems import nmse
+from op_table import OPERATIONS, Shape, assert_close, same_bits
+from torch import Tensor
+
+from ebmvk.engine import Backend, Scheme, select
+from ebmvk.engine.reference import Reference
+from ebmvk.errors import OutOfMemory
+
+# One of everything; primes; around blocks of 8, 16 and 32; more rows than a tile of queries has.
+SHAPES = [Shape(1, 2, 1, 1), Shape(), Shape(3, 31, 8, 17), Shape(13, 33, 9, 40), Shape(37, 65, 17, 129)]
+
+
+def test_the_table_is_whole() -> None:
+    """These tests, and those of faults, arguments and validation, run over it."""
+    operations = {name for name in vars(Backend) if not name.startswith("_")} - {"name", "device", "points", "counts"}
+    assert {op.method for op in OPERATIONS.values()} == operations
+    schemes = {op.settings.get("scheme", "gbaoab") for op in OPERATIONS.values() if op.method == "langevin"}
+    assert schemes == set(get_args(Scheme))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_oracle_agrees(backend: Backend, oracle: Reference, name: str, shape: Shape, seed: int) -> None:
+    op = OPERATIONS[name]
+    arguments = op.arguments(shape, seed)
+    assert_close(op, op.run(backend, arguments), op.run(oracle, arguments))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_same_seed_same_bits(backend: Backend, name: str) -> None:
+    op = OPERATIONS[name]
+    first = op.run(backend)
+    op.run(backend, op.arguments(Shape(3, 9, 2, 11), 4))  # whatever it leaves behind
+    assert same_bits(first, op.run(backend))
+    if "seed" in op.arguments():
+        assert not same_bits(first, op.run(backend, {**op.arguments(), "seed": 2**40 + 2**32}))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "accumulate"])
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_any_split_of_the_batch(backend: Backend, name: str, shape: Shape) -> None:
+    op = OPERATIONS[name]
+    arguments = op.arguments(shape, 3)
+    cuts = sorted({0, 1, shape.rows // 2, shape.rows})
+    parts = [op.run(backend, op.part(arguments, *ends)) for ends in itertools.pairwise(cuts)]
+    for i, whole in enumerate(op.run(backend, arguments)):
+        pieces = [part[i] for part in parts]
+        if name == "energy_score_backward" and i == 1:  # of the points: a sum over the rows
+            torch.testing.assert_close(whole, sum(pieces, torch.zeros_like(whole)), rtol=1e-4, atol=1e-4)
+        elif backend.name == "reference":  # torch picks its product by shape
+            torch.testing.assert_close(whole, torch.cat(pieces), rtol=1e-4, atol=1e-4)
+        else:
+            assert torch.equal(whole, torch.cat(pieces)), i
+
+
+def test_statistics_of_parts_add_up(backend: Backend) -> None:
+    op = OPERATIONS["accumulate"]
+    arguments = op.arguments(SHAPES[3], 3)
+    whole = backend.accumulate(**arguments)
+    parts = [backend.accumulate(**op.part(arguments, *ends)) for ends in ((0, 4), (4, 13))]
+    torch.testing.assert_close(whole.mass, sum((part.mass for part in parts), torch.zeros_like(whole.mass)))
+    total = sum((part.resultant for part in parts), torch.zeros_like(whole.resultant))
+    torch.testing.assert_close(whole.resultant, total, rtol=1e-5, atol=1e-6)
+    assert float(whole.counts.sum()) == pytest.approx(sum(float(part.counts.sum()) for part in parts), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_any_number_of_threads(cpu_kernels: Any, name: str) -> None:
+    op, backend = OPERATIONS[name], select("cpu")
+    arguments, threads = op.arguments(SHAPES[4], 5), cpu_kernels.threads()
+    results: list[list[Tensor]] = []
+    try:
+        for count in (1, 2, 5):
+            cpu_kernels.set_threads(count)
+            results.append(op.run(backend, arguments))
+    finally:
+        cpu_kernels.set_threads(threads)
+    assert all(same_bits(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_rows(backend: Backend, oracle: Reference, name: str) -> None:
+    op = OPERATIONS[name]
+    arguments = op.part(op.arguments(), 0, 0)
+    got, want = op.run(backend, arguments), op.run(oracle, arguments)
+    assert [a.shape for a in got] == [b.shape for b in want]
+    assert not any(bool(a.float().abs().sum()) for a in got)
+
+
+@pytest.mark.parametrize("scheme", get_args(Scheme))
+def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
+    """Steps and chains up to number 2^32 - 1."""
+    op = OPERATIONS["langevin"]
+    last = {"scheme": scheme, "first_step": 2**32 - 5, "first_chain": 2**32 - 5}
+    arguments = {**op.arguments(), **last}
+    got, want = op.run(backend, arguments), op.run(oracle, arguments)
+    assert nmse(got[0], want[0]) <= 1e-9
+    assert not torch.allclose(got[0], arguments["x"], atol=1e-3)
+
+
+def test_more_than_the_host_has(backend: Backend) -> None:
+    """Sums of 171 TB, more than a process can address."""
+    op = OPERATIONS["accumulate"]
+    with pytest.raises(OutOfMemory, match="accumulate"):
+        op.run(backend, {**op.arguments(Shape(1, 20_000, 1, 1)), "n": 2**31 - 1})
