@@ -29,7 +29,7 @@ std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads,
 std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
                               std::uint64_t row_bytes) {
   const auto& device = engine.device();
-  const std::uint64_t row = std::uint64_t{16} * points.quads();
+  const std::uint64_t row = std::uint64_t{16} * points.quads();  // of x: those of points are no larger
   const auto largest = std::max({row, std::uint64_t{4} * k, row_bytes});
   std::uint64_t fit = std::min<std::uint64_t>(device.capabilities().max_groups, device.storage_range() / largest);
   fit = std::min(fit, std::max(kTableBytes / largest, std::uint64_t{1}));
@@ -51,7 +51,7 @@ Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capac
       k_(k) {
   if (points.shards() == 1) return;
   const std::uint64_t count = std::uint64_t{capacity} * k;
-  gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, std::uint64_t{16} * points.quads()));
+  gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, points.row_bytes()));
   positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
   auto* first = positions_.on_host().as<std::uint32_t>();
   std::iota(first, first + count, 0u);
@@ -74,7 +74,8 @@ void Candidates::record(Engine& engine, Program& program, const Buffer& params) 
   for (const auto* table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
   if (points_.shards() == 1) return;
   program.copy(positions_.on_host(), positions_.on_device());
-  const auto& pipeline = engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {});
+  const auto& pipeline =
+      engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {}, points_.storage());
   const auto across = engine.device().capabilities().max_groups;
   const std::uint64_t count = std::uint64_t{capacity_} * k_;
   const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));

@@ -15,7 +15,7 @@ KernelRegistry::~KernelRegistry() {
   }
 }
 
-const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group) const {
+const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group, Storage storage) const {
   const auto& device = device_.capabilities();
   // Without control over it a device may run subgroups of another size than it states, or some that are not full, and
   // kernels that count on them would miss rows' parts.
@@ -24,7 +24,7 @@ const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_
                          group / device.subgroup_size <= device.max_subgroups;
   const KernelSource* portable = nullptr;
   for (const auto& source : kernel_table()) {
-    if (name != source.name) continue;
+    if (name != source.name || storage != source.storage) continue;
     if (source.variant == Variant::subgroup && subgroups) return source;
     if (source.variant == Variant::portable) portable = &source;
   }
@@ -33,11 +33,11 @@ const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_
 }
 
 const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group,
-                                    const std::vector<std::uint32_t>& constants) {
-  Key key{name, group, constants};
+                                    const std::vector<std::uint32_t>& constants, Storage storage) {
+  Key key{name, group, constants, storage};
   if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
   Pipeline pipeline;
-  pipeline.source = &choose(name, group);
+  pipeline.source = &choose(name, group, storage);
   pipeline.group = pipeline.source->group ? pipeline.source->group : group;
   if (pipeline.group > device_.capabilities().max_group_size)
     throw Unsupported("a workgroup of " + std::to_string(pipeline.group) + " for " + name + ": the device allows " +
@@ -46,6 +46,12 @@ const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group
     throw std::logic_error("wrong number of specialisation constants for " + name);
   build(pipeline, constants);
   return pipelines_.emplace(std::move(key), pipeline).first->second;
+}
+
+std::vector<KernelSource> KernelRegistry::used() const {
+  std::vector<KernelSource> sources;
+  for (const auto& [key, pipeline] : pipelines_) sources.push_back(*pipeline.source);
+  return sources;
 }
 
 void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants) {

@@ -27,8 +27,8 @@ struct EnergyWork {
     const auto quads = points.quads();
     program.copy(x.on_host(), x.on_device());
     candidates.record(engine, program, params);
-    const auto& pipeline =
-        engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads), energy_constants(engine, quads, k));
+    const auto& pipeline = engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads),
+                                                energy_constants(engine, quads, k), points.storage());
     program.kernel(pipeline,
                    {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                     candidates.kappa.on_device(), candidates.background.on_device(), energy.on_device(),
@@ -64,8 +64,8 @@ struct LangevinWork {
       load.copy(table->on_host(), table->on_device());
     candidates.record(engine, load, params);
     load.finish();
-    const auto& pipeline =
-        engine.kernels().get(Push::name, engine.row_group(push.quads), energy_constants(engine, push.quads, push.k));
+    const auto& pipeline = engine.kernels().get(Push::name, engine.row_group(push.quads),
+                                                energy_constants(engine, push.quads, push.k), points.storage());
     steps.kernel(pipeline,
                  {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                   candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),

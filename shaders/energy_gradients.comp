@@ -52,7 +52,7 @@ void main() {
     barrier();
     FOR_OWN(i, q) {
         vec4 gradient = vec4(0.0);
-        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * points[candidate_row[j] + q];
+        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * decode(points[candidate_row[j] + q]);
         vec4 g = force[i] + sums.x * state[i];
         grad_x[chain * quads + q] = gradient - outward * g - sums.x * (pull[i] + outward * state[i]);
     }

@@ -28,6 +28,7 @@ from ebmvk.engine.api import (
     Points,
     Schedule,
     Scheme,
+    Storage,
     TopK,
 )
 from ebmvk.engine.select import explain, select
@@ -43,6 +44,7 @@ __all__ = [
     "Points",
     "Schedule",
     "Scheme",
+    "Storage",
     "TopK",
     "explain",
     "select",

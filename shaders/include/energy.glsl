@@ -43,14 +43,14 @@ void dot_candidates() {
     for (uint j = gl_SubgroupID; j < k; j += gl_NumSubgroups) {
         float sum = 0.0;
         for (uint q = gl_SubgroupInvocationID; q < quads; q += gl_SubgroupSize)
-            sum += dot(points[candidate_row[j] + q], whole_state[q]);
+            sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
         sum = subgroupAdd(sum);
         if (subgroupElect()) candidate_dot[j] = sum;
     }
 #else  // a candidate per invocation: no reduction
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float sum = 0.0;
-        for (uint q = 0u; q < quads; ++q) sum += dot(points[candidate_row[j] + q], whole_state[q]);
+        for (uint q = 0u; q < quads; ++q) sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
         candidate_dot[j] = sum;
     }
 #endif
@@ -94,7 +94,7 @@ Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
     float along = sums.y * scale;  // x.(sum_j kappa_j rho_j mu_j)
     FOR_OWN(i, q) {
         vec4 gradient = vec4(0.0);
-        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * points[candidate_row[j] + q];
+        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * decode(points[candidate_row[j] + q]);
         force[i] = scale * gradient - along * state[i];
     }
     return Mixture(empty ? INFINITE : -(top + log_accurate(sums.x)), top, scale);
