@@ -316,7 +316,10 @@ void register_device(py::module_& module) {
       .value("square", Scoring::square);
   module.def("tilings", &describe_tilings);
   py::enum_<Storage>(module, "Storage").value("float32", Storage::float32).value("float16", Storage::float16);
-  py::enum_<Variant>(module, "Variant").value("subgroup", Variant::subgroup).value("portable", Variant::portable);
+  py::enum_<Variant>(module, "Variant")
+      .value("subgroup", Variant::subgroup)
+      .value("portable", Variant::portable)
+      .value("resident", Variant::resident);
   module.def("kernels", [] { return names_of(kernel_table()); });
 }
 
@@ -357,6 +360,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("counts", &Engine::counts, py::call_guard<py::gil_scoped_release>())
       .def("set_scoring", &Engine::set_scoring)
       .def("set_coarse", &Engine::set_coarse)
+      .def("set_resident", &Engine::set_resident)
       .def("coarse_count",
            [](Engine& engine) {
              const auto count = engine.coarse_count();

@@ -169,10 +169,13 @@ class Engine {
   Device& device() { return device_; }
   KernelRegistry& kernels() { return kernels_; }
   WorkspaceCache& workspaces() { return workspaces_; }
-  // For tests and benches: another tiling of the scores than the device's, and whether topk begins with float16.
+  // For tests and benches: another tiling of the scores than the device's, whether topk begins with float16, and
+  // whether integrators hold their candidates in registers where these have room; otherwise it follows the device.
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
   void set_coarse(std::optional<bool> coarse) { coarse_ = coarse; }
+  void set_resident(std::optional<bool> resident) { resident_ = resident; }
   Scoring scoring() const { return scoring_; }
+  std::optional<bool> resident() const { return resident_; }
   // Rows of topk that began with float16, and those of them that it did not prove.
   CoarseCount coarse_count();
   std::vector<KernelSource> used_kernels();
@@ -196,7 +199,7 @@ class Engine {
   KernelRegistry kernels_;
   WorkspaceCache workspaces_;
   Scoring scoring_ = Scoring::automatic;
-  std::optional<bool> coarse_;
+  std::optional<bool> coarse_, resident_;
   CoarseCount coarse_count_;
   std::map<std::string, Count> counts_;
   std::map<std::string, double> speed_;  // FLOP/s

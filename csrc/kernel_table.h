@@ -8,7 +8,7 @@
 namespace ebmvk {
 
 enum class Access { read, write, update };
-enum class Variant { subgroup, portable };
+enum class Variant { subgroup, portable, resident };
 enum class Storage { float32, float16 };  // of the points that a kernel binds
 
 struct KernelSource {

@@ -82,6 +82,7 @@ class Storage(enum.Enum):
 class Variant(enum.Enum):
     subgroup = ...
     portable = ...
+    resident = ...
 
 class SphereOp(enum.Enum):
     projx = ...
@@ -175,6 +176,9 @@ class Engine:
     def set_scoring(self, scoring: Scoring) -> None: ...
     def set_coarse(self, coarse: bool | None) -> None:
         """Whether `topk` of float32 points begins with float16 scores; None: where that pays."""
+
+    def set_resident(self, resident: bool | None) -> None:
+        """Whether integrators hold a chain's candidates in registers, where these have room; None: on a GPU."""
 
     def coarse_count(self) -> tuple[int, int]:
         """Rows of `topk` that began with float16, and those of them that had to be done again in float32."""

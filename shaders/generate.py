@@ -17,7 +17,11 @@ HERE = Path(__file__).resolve().parent
 ACCESS = {"read": "readonly ", "write": "writeonly ", "update": ""}
 QUAD_TYPE = "quad"  # four coordinates of a point in the variant's storage
 TYPES = ("float", "uint", "vec2", "uvec2", "vec4", "uvec4", QUAD_TYPE)
-VARIANTS = {"subgroup": "-DUSE_SUBGROUP=1", "portable": "-DPORTABLE=1"}
+VARIANTS = {
+    "subgroup": ("-DUSE_SUBGROUP=1",),
+    "portable": ("-DPORTABLE=1",),
+    "resident": ("-DUSE_SUBGROUP=1", "-DRESIDENT=1"),
+}
 STORAGES = {"float32": (), "float16": ("-DFLOAT16=1",)}
 KEYS = {"variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
 
@@ -53,7 +57,7 @@ class Shader:
 
     @property
     def definitions(self) -> list[str]:
-        return [VARIANTS[self.variant], *STORAGES[self.storage]]
+        return [*VARIANTS[self.variant], *STORAGES[self.storage]]
 
 
 def read_manifest() -> list[Kernel]:
@@ -74,7 +78,7 @@ def read_kernel(name: str, table: dict[str, object]) -> Kernel:
         raise SystemExit(f"kernels.toml: [{name}] has unknown variants {sorted(unknown)}")
     return Kernel(
         name=name,
-        variants=table.get("variants", list(VARIANTS)),
+        variants=table.get("variants", ["subgroup", "portable"]),
         bindings=bindings,
         push=table.get("push", []),
         specialise=table.get("specialise", []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -54,14 +55,16 @@ def run_everything(backend: Vulkan) -> None:
         cotangents = torch.ones(9), unit(9, 33, 5)
         got = backend.energy_score_backward(x, points, *law, *cotangents)
         assert nmse(got.x, ORACLE.energy_score_backward(x, truth, *law, *cotangents).x) < 1e-9
-        for scheme in ("gbaoab", "ghmc"):
-            arguments = (x, tangent(x, 4))
-            end = backend.langevin(*arguments, points, *law, schedule((2,)), seed=1, scheme=scheme)  # type: ignore[arg-type]
-            want = ORACLE.langevin(*arguments, truth, *law, schedule((2,)), seed=1, scheme=scheme)  # type: ignore[arg-type]
+        for scheme, resident in itertools.product(("gbaoab", "ghmc"), (False, True)):
+            backend._engine.set_resident(resident)
+            arguments, settings = (x, tangent(x, 4)), {"seed": 1, "scheme": scheme}
+            end = backend.langevin(*arguments, points, *law, schedule((2,)), **settings)  # type: ignore[arg-type]
+            want = ORACLE.langevin(*arguments, truth, *law, schedule((2,)), **settings)  # type: ignore[arg-type]
             assert nmse(end.x, want.x) < 1e-9
     backend._engine.set_coarse(True)
     assert nmse(backend.topk(x, backend.points(mu), 5).scores, ORACLE.topk(x, ORACLE.points(mu), 5).scores) < 1e-9
     backend._engine.set_coarse(None)
+    backend._engine.set_resident(None)
     backend._engine.probe(0, torch.zeros(1, 4).numpy().view("uint32"), torch.zeros(1, 4).numpy().view("uint32"))
 
 
