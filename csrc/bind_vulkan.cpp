@@ -235,14 +235,14 @@ Words probe(Engine& engine, std::uint32_t function, const Words& arguments, cons
   return result;
 }
 
-std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats& rows) {
+std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats& rows, Storage storage) {
   matrix(rows, "points");
   const auto n = count(rows.shape(0), "N");
   const auto d = count(rows.shape(1), "d");
   if (n < 1) throw std::invalid_argument("points has no rows");
   const auto* data = rows.data();
   const ReleaseGil release;
-  return std::make_shared<Points>(std::move(engine), n, d, data);
+  return std::make_shared<Points>(std::move(engine), n, d, data, storage);
 }
 
 void update_points(Points& points, const Floats& rows) {
@@ -250,6 +250,14 @@ void update_points(Points& points, const Floats& rows) {
   const auto* data = rows.data();
   const ReleaseGil release;
   points.update(data);
+}
+
+using KernelName = std::tuple<std::string, Variant, Storage>;
+
+std::vector<KernelName> names_of(const std::vector<KernelSource>& kernels) {
+  std::vector<KernelName> names;
+  for (const auto& kernel : kernels) names.emplace_back(kernel.name, kernel.variant, kernel.storage);
+  return names;
 }
 
 void register_errors(py::module_& module) {
@@ -305,7 +313,16 @@ void register_device(py::module_& module) {
   py::enum_<Scoring>(module, "Scoring")
       .value("automatic", Scoring::automatic)
       .value("direct", Scoring::direct)
-      .value("tiled", Scoring::tiled);
+      .value("matvec", Scoring::matvec)
+      .value("slim", Scoring::slim)
+      .value("square", Scoring::square);
+  module.def("tilings", &describe_tilings);
+  py::enum_<Storage>(module, "Storage").value("float32", Storage::float32).value("float16", Storage::float16);
+  py::enum_<Variant>(module, "Variant")
+      .value("subgroup", Variant::subgroup)
+      .value("portable", Variant::portable)
+      .value("resident", Variant::resident);
+  module.def("kernels", [] { return names_of(kernel_table()); });
 }
 
 }  // namespace
@@ -328,6 +345,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("update", &update_points)
       .def_property_readonly("n", &Points::n)
       .def_property_readonly("d", &Points::d)
+      .def_property_readonly("storage", &Points::storage)
       .def_property_readonly("shards", &Points::shards)
       .def_property_readonly("nbytes", &Points::bytes);
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
@@ -348,6 +366,14 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("counts", &Engine::counts, py::call_guard<ReleaseGil>())
       .def("set_scoring", &Engine::set_scoring)
       .def_property_readonly("allocated", [](Engine& engine) { return engine.device().allocated(); })
+      .def("set_coarse", &Engine::set_coarse)
+      .def("set_resident", &Engine::set_resident)
+      .def("coarse_count",
+           [](Engine& engine) {
+             const auto count = engine.coarse_count();
+             return std::make_pair(count.rows, count.unproved);
+           })
+      .def("used_kernels", [](Engine& engine) { return names_of(engine.used_kernels()); })
       .def(
           "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },
           py::call_guard<ReleaseGil>())

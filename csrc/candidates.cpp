@@ -10,26 +10,64 @@ namespace {
 
 constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // of a table of rows at most; more rows take turns
 
+// 32-bit registers of an invocation that may hold candidates: with 64 more for the rest 256 invocations use 160 KiB,
+// and a multiprocessor has 256.
+constexpr std::uint32_t kHeldWords = 96;
+
+std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+std::uint32_t places(std::uint32_t k) { return power_of_two(std::max(k, 32u)); }
+
+// What energy.glsl shares, with `more_bytes` per place for candidates.
+std::uint64_t shared_bytes(std::uint32_t group, std::uint32_t quads, std::uint32_t k, std::uint32_t more_bytes = 0) {
+  return std::uint64_t{16} * group * divide_up(quads, group) + std::uint64_t{20 + more_bytes} * places(k);
+}
+
 }  // namespace
 
 std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
                                             std::uint32_t more_bytes) {
   const auto group = engine.row_group(quads);
-  const auto per_invocation = (quads + group - 1) / group;
-  const auto places = power_of_two(std::max(k, 32u));
-  const std::uint64_t shared =
-      std::uint64_t{16} * group * per_invocation + std::uint64_t{20 + more_bytes} * places + 32 * group;
+  const auto shared = shared_bytes(group, quads, k, more_bytes) + 32 * group;  // reduce.glsl: portable
   const auto limit = engine.device().capabilities().max_shared_bytes;
   if (shared > limit)
     throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(4 * quads) + " dimensions need " +
                       std::to_string(shared) + " bytes of workgroup memory: the device has " + std::to_string(limit));
-  return {per_invocation, places};
+  return {divide_up(quads, group), places(k)};
+}
+
+ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
+  const auto& device = engine.device().capabilities();
+  const auto quads = points.quads();
+  const auto streamed = [&] {
+    auto constants = energy_constants(engine, quads, k);
+    constants.resize(5, 1);
+    return ChainPlan{engine.row_group(quads), constants, false};
+  };
+  // Registers of a processor are few, and what it streams lies in its cache.
+  if (!engine.resident().value_or(device.type != "cpu") || !device.subgroup_size) return streamed();
+  const auto size = device.subgroup_size;
+  const auto lane_quads = divide_up(quads, size);
+  const auto words = points.storage() == Storage::float16 ? 2u : 4u;
+  // The smallest workgroup that has room, and an invocation for each quad of the state as far as 256 go.
+  for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {
+    const auto group = subgroups * size;
+    const auto held = divide_up(k, subgroups);
+    const auto shared = shared_bytes(group, quads, k) +
+                        std::uint64_t{16} * std::min(subgroups, 8u) * lane_quads * size + 8 * group +
+                        32;  // resident.glsl, and reduce.glsl with subgroups
+    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > kHeldWords ||
+        shared > device.max_shared_bytes || !engine.kernels().subgroups(group))
+      continue;
+    return {group, {divide_up(quads, group), places(k), subgroups, held, lane_quads}, true};
+  }
+  return streamed();
 }
 
 std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
                               std::uint64_t row_bytes) {
   const auto& device = engine.device();
-  const std::uint64_t row = std::uint64_t{16} * points.quads();
+  const std::uint64_t row = std::uint64_t{16} * points.quads();  // of x: those of points are no larger
   const auto largest = std::max({row, std::uint64_t{4} * k, row_bytes});
   std::uint64_t fit = std::min<std::uint64_t>(device.capabilities().max_groups, device.storage_range() / largest);
   fit = std::min(fit, std::max(kTableBytes / largest, std::uint64_t{1}));
@@ -51,7 +89,7 @@ Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capac
       k_(k) {
   if (points.shards() == 1) return;
   const std::uint64_t count = std::uint64_t{capacity} * k;
-  gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, std::uint64_t{16} * points.quads()));
+  gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, points.row_bytes()));
   positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
   auto* first = positions_.on_host().as<std::uint32_t>();
   std::iota(first, first + count, 0u);
@@ -74,7 +112,8 @@ void Candidates::record(Engine& engine, Program& program, const Buffer& params) 
   for (const auto* table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
   if (points_.shards() == 1) return;
   program.copy(positions_.on_host(), positions_.on_device());
-  const auto& pipeline = engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {});
+  const auto& pipeline =
+      engine.kernels().get(kernels::Gather::name, engine.row_group(points_.quads()), {}, points_.storage());
   const auto across = engine.device().capabilities().max_groups;
   const std::uint64_t count = std::uint64_t{capacity_} * k_;
   const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));

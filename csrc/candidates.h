@@ -28,6 +28,15 @@ struct Candidates {
 std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
                                             std::uint32_t more_bytes = 0);
 
+// How an integrator runs: workgroup, specialisation constants, and whether it holds its candidates in registers.
+struct ChainPlan {
+  std::uint32_t group;
+  std::vector<std::uint32_t> constants;
+  bool resident;
+};
+
+ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k);
+
 // Rows that one workspace can hold, of at most `wanted`; `row_bytes` is the largest row of its further tables.
 std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
                               std::uint64_t row_bytes = 0);

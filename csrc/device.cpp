@@ -119,6 +119,9 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
     out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
                            (limits.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute) &&
                            limits.minSubgroupSize <= out.subgroup_size && out.subgroup_size <= limits.maxSubgroupSize;
+    // RDNA states 64 and runs 32 as well: finer, so that 640 coordinates leave no lane idle and chains need fewer
+    // registers each.
+    if (out.subgroup_control) out.subgroup_size = std::clamp(32u, limits.minSubgroupSize, limits.maxSubgroupSize);
   }
   if (out.max_bindings < kNeededBindings)
     out.missing = "a kernel may bind " + std::to_string(out.max_bindings) + " storage buffers, and " +

@@ -28,8 +28,8 @@ struct Capabilities {
   std::uint32_t max_shared_bytes = 0;
   std::uint32_t max_bindings = 0;    // storage buffers of one kernel
   std::uint64_t max_allocation = 0;  // bytes
-  std::uint32_t subgroup_size = 0;
-  std::uint32_t max_subgroups = 0;  // of a workgroup
+  std::uint32_t subgroup_size = 0;   // that kernels ask for
+  std::uint32_t max_subgroups = 0;   // of a workgroup
   bool subgroup_arithmetic = false;
   bool subgroup_control = false;                      // full subgroups of a required size
   bool float16 = false;                               // arithmetic and storage

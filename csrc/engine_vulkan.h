@@ -3,12 +3,14 @@
 #pragma once
 
 #include "kernels.h"
+#include "tiling.h"
 #include "workspace.h"
 
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,6 +75,10 @@ struct AccumulateArguments {
   const std::int64_t* tokens;
 };
 
+struct CoarseCount {
+  std::uint64_t rows = 0, unproved = 0;
+};
+
 struct Accumulated {
   std::vector<float> sums;           // (n, d + 1): resultants, each followed by its mass
   std::vector<std::uint64_t> pairs;  // splat << 32 | token, ascending
@@ -85,14 +91,44 @@ struct TopkArguments {
   const float *scale, *bias;  // (N,) or null
 };
 
-enum class Scoring { automatic, direct, tiled };
-
 class Engine;
 
 // (N, d) rows in device memory, in shards no larger than the storage-buffer range.
-class Points {
+class Rows {
  public:
-  Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows);
+  Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage);
+
+  std::uint32_t n() const { return n_; }
+  std::uint32_t d() const { return d_; }
+  std::uint32_t quads() const { return quads_of(d_); }
+  Storage storage() const { return storage_; }
+  std::uint64_t bytes() const { return rows_.bytes(); }  // of device memory
+  std::uint64_t row_bytes() const { return std::uint64_t{storage_ == Storage::float16 ? 8u : 16u} * quads(); }
+  std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
+  std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
+  std::uint32_t shard_end(std::uint32_t shard) const;
+  View shard(std::uint32_t shard) const;
+
+ protected:
+  Rows() = default;
+
+  std::uint32_t n_ = 0, d_ = 0, shard_rows_ = 0;
+  Storage storage_ = Storage::float32;
+  Buffer rows_;
+};
+
+// Rows in float16 beside others in float32, with each one's radius (halve.comp).
+struct Coarse {
+  Coarse(Device& device, const Rows& rows);
+  void round(Engine& engine, const Rows& rows);
+
+  Rows halves;
+  Buffer radius;
+};
+
+class Points : public Rows {
+ public:
+  Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d, const float* rows, Storage storage);
   ~Points();
   Points(const Points&) = delete;
   Points& operator=(const Points&) = delete;
@@ -100,16 +136,12 @@ class Points {
   // After a failure the points are of no use until an update succeeds.
   void update(const float* rows);
   bool whole() const { return whole_; }
-  std::uint32_t n() const { return n_; }
-  std::uint32_t d() const { return d_; }
-  std::uint32_t quads() const { return quads_of(d_); }
   std::uint64_t id() const { return id_; }
-  std::uint64_t bytes() const { return rows_.bytes(); }  // of device memory
+  std::uint64_t bytes() const;  // with the rows that topk begins with
   const std::shared_ptr<Engine>& engine() const { return engine_; }
-  std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
-  std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
-  std::uint32_t shard_end(std::uint32_t shard) const;
-  View shard(std::uint32_t shard) const;
+  // The same rows in float16, made from the `calls`-th time on that they are asked for since the rows changed; null
+  // before, and where `forced` is not set and the device has no memory for them.
+  const Coarse* coarse(std::uint32_t calls, bool forced) const;
 
  private:
   void upload(const float* rows);
@@ -117,9 +149,10 @@ class Points {
   // False while rows are being replaced, and after an attempt that failed: they may be old in part.
   bool whole_ = false;
   std::shared_ptr<Engine> engine_;
-  std::uint32_t n_, d_, shard_rows_;
   std::uint64_t id_;
-  Buffer rows_;
+  mutable std::unique_ptr<Coarse> coarse_;  // like a workspace: made and used under the device's mutex
+  mutable bool rounded_ = false;            // coarse_ is of the present rows
+  mutable std::uint32_t asked_ = 0;
 };
 
 class Engine {
@@ -148,8 +181,16 @@ class Engine {
   Device& device() { return device_; }
   KernelRegistry& kernels() { return kernels_; }
   WorkspaceCache& workspaces() { return workspaces_; }
+  // For tests and benches: another tiling of the scores than the device's, whether topk begins with float16, and
+  // whether integrators hold their candidates in registers where these have room; otherwise it follows the device.
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
-  Scoring scoring() const;
+  void set_coarse(std::optional<bool> coarse) { coarse_ = coarse; }
+  void set_resident(std::optional<bool> resident) { resident_ = resident; }
+  Scoring scoring() const { return scoring_; }
+  std::optional<bool> resident() const { return resident_; }
+  // Rows of topk that began with float16, and those of them that it did not prove.
+  CoarseCount coarse_count();
+  std::vector<KernelSource> used_kernels();
   // How many units of work fit into one submission, by the speed the kernel has shown so far; at least 1.
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
   // Workgroup size of a kernel that gives each row to one workgroup.
@@ -158,6 +199,11 @@ class Engine {
   class Call;
 
  private:
+  bool use_coarse(const Points& points, const TopkArguments& in) const;
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
+  // Gives the rows that float16 did not prove; theirs are not written.
+  std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
+                                         const TopkArguments& in, float* scores, std::int64_t* ids);
   template <typename Push>
   void integrate(const Points& points, const Push& push, const LangevinArguments& in, const LangevinResults& out);
 
@@ -165,6 +211,8 @@ class Engine {
   KernelRegistry kernels_;
   WorkspaceCache workspaces_;
   Scoring scoring_ = Scoring::automatic;
+  std::optional<bool> coarse_, resident_;
+  CoarseCount coarse_count_;
   std::map<std::string, Count> counts_;
   std::map<std::string, double> speed_;  // FLOP/s
 };

@@ -15,29 +15,34 @@ KernelRegistry::~KernelRegistry() {
   }
 }
 
-const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group) const {
+bool KernelRegistry::subgroups(std::uint32_t group) const {
   const auto& device = device_.capabilities();
   // Without control over it a device may run subgroups of another size than it states, or some that are not full, and
-  // kernels that count on them would miss rows' parts.
-  const bool subgroups = device.subgroup_arithmetic && device.subgroup_control && !device_.options().portable &&
-                         device.subgroup_size > 0 && group % device.subgroup_size == 0 &&
-                         group / device.subgroup_size <= device.max_subgroups;
+  // kernels that count on them would miss rows' parts. reduce.glsl has room for subgroups of 4 or more.
+  return device.subgroup_arithmetic && device.subgroup_control && !device_.options().portable &&
+         device.subgroup_size >= 4 && group % device.subgroup_size == 0 &&
+         group / device.subgroup_size <= device.max_subgroups;
+}
+
+const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group, Storage storage,
+                                           bool resident) const {
+  const auto wanted = resident ? Variant::resident : subgroups(group) ? Variant::subgroup : Variant::portable;
   const KernelSource* portable = nullptr;
   for (const auto& source : kernel_table()) {
-    if (name != source.name) continue;
-    if (source.variant == Variant::subgroup && subgroups) return source;
+    if (name != source.name || storage != source.storage) continue;
+    if (source.variant == wanted) return source;
     if (source.variant == Variant::portable) portable = &source;
   }
-  if (!portable) throw std::logic_error("no kernel is called " + name);
+  if (resident || !portable) throw std::logic_error("no such kernel: " + name);
   return *portable;
 }
 
 const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group,
-                                    const std::vector<std::uint32_t>& constants) {
-  Key key{name, group, constants};
+                                    const std::vector<std::uint32_t>& constants, Storage storage, bool resident) {
+  Key key{name, group, constants, storage, resident};
   if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
   Pipeline pipeline;
-  pipeline.source = &choose(name, group);
+  pipeline.source = &choose(name, group, storage, resident);
   pipeline.group = pipeline.source->group ? pipeline.source->group : group;
   if (pipeline.group > device_.capabilities().max_group_size)
     throw Unsupported("a workgroup of " + std::to_string(pipeline.group) + " for " + name + ": the device allows " +
@@ -46,6 +51,12 @@ const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group
     throw std::logic_error("wrong number of specialisation constants for " + name);
   build(pipeline, constants);
   return pipelines_.emplace(std::move(key), pipeline).first->second;
+}
+
+std::vector<KernelSource> KernelRegistry::used() const {
+  std::vector<KernelSource> sources;
+  for (const auto& [key, pipeline] : pipelines_) sources.push_back(*pipeline.source);
+  return sources;
 }
 
 void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants) {
@@ -72,7 +83,7 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   const auto shader = device.createShaderModuleUnique({{}, source.bytes, source.code});
   vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main", &special);
   const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(device_.capabilities().subgroup_size);
-  if (source.variant == Variant::subgroup && device_.capabilities().subgroup_control) {
+  if (source.variant != Variant::portable && device_.capabilities().subgroup_control) {
     stage.flags = vk::PipelineShaderStageCreateFlagBits::eRequireFullSubgroups;
     stage.pNext = &size;
   }

@@ -8,11 +8,13 @@
 namespace ebmvk {
 
 enum class Access { read, write, update };
-enum class Variant { subgroup, portable };
+enum class Variant { subgroup, portable, resident };
+enum class Storage { float32, float16 };  // of the points that a kernel binds
 
 struct KernelSource {
   const char* name;
   Variant variant;
+  Storage storage;
   const std::uint32_t* code;
   std::size_t bytes;
   std::vector<Access> access;  // per binding

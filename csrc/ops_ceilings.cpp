@@ -1,7 +1,7 @@
 // What the device can do at most, for the bench: a copy between two of its buffers, fused multiply-adds in registers,
 // and the scoring kernel as a plain matrix product. Seconds from submission to completion, as in Program::run.
 #include "engine_vulkan.h"
-
+#include "tiling.h"
 #include "vulkan_errors.h"
 
 #include <algorithm>
@@ -69,14 +69,14 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   fill(device_, {&queries, &points});
   const std::uint32_t words[5] = {rows, columns, 0, 0, 0};
   std::copy_n(words, 5, params.as<std::uint32_t>());
-  const bool tiled = scoring() == Scoring::tiled;
-  const auto group = tiled ? 256u : std::clamp(device_.capabilities().subgroup_size, 8u, 128u);
-  const std::uint32_t each = tiled ? 8 : 4, tile_rows = tiled ? 128 : 4, tile_columns = tiled ? 128 : 4 * group;
-  const auto* kernel = tiled ? kernels::ScoreTiled::name : kernels::ScoreDirect::name;
+  const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
+  std::vector<std::uint32_t> constants{tiling.result_rows};
+  if (tiling.scoring != Scoring::matvec) constants.push_back(tiling.result_columns);
   Program program(device_);
-  program.kernel(kernels_.get(kernel, group, {each, each}), {params, queries, points, unused, unused, scores},
-                 kernels::ScoreTiled{quads, columns, 0}, (columns + tile_columns - 1) / tile_columns,
-                 (rows + tile_rows - 1) / tile_rows);
+  program.kernel(kernels_.get(tiling.kernel, tiling.group, constants, Storage::float32),
+                 {params, queries, points, unused, unused, unused, unused, scores},
+                 kernels::ScoreTiled{quads, columns, 0, 0}, (columns + tiling.columns - 1) / tiling.columns,
+                 (rows + tiling.rows - 1) / tiling.rows);
   program.finish();
   auto seconds = repeated(program, repeats);
   call.count();

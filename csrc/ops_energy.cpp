@@ -27,8 +27,8 @@ struct EnergyWork {
     const auto quads = points.quads();
     program.copy(x.on_host(), x.on_device());
     candidates.record(engine, program, params);
-    const auto& pipeline =
-        engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads), energy_constants(engine, quads, k));
+    const auto& pipeline = engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads),
+                                                energy_constants(engine, quads, k), points.storage());
     program.kernel(pipeline,
                    {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                     candidates.kappa.on_device(), candidates.background.on_device(), energy.on_device(),
@@ -48,7 +48,7 @@ struct LangevinWork {
 
   // Push is kernels::Langevin or kernels::Ghmc.
   template <typename Push>
-  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push)
+  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan)
       : params(engine.device(), Buffer::Kind::upload, 48),
         x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
@@ -65,7 +65,7 @@ struct LangevinWork {
     candidates.record(engine, load, params);
     load.finish();
     const auto& pipeline =
-        engine.kernels().get(Push::name, engine.row_group(push.quads), energy_constants(engine, push.quads, push.k));
+        engine.kernels().get(Push::name, plan.group, plan.constants, points.storage(), plan.resident);
     steps.kernel(pipeline,
                  {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                   candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
@@ -157,15 +157,17 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   Call call(*this, "langevin", &points);
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
-  const auto slice = std::min<std::uint64_t>(units_per_slice(push.name, push.flops(1)), 1u << 14);
+  const auto plan = chain_plan(*this, points, shape.k);
+  const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
+  const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
                                           std::uint64_t{32} * in.levels);
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
-    const auto key = shape_key(push.name, points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
+    const auto key = shape_key(speed.c_str(), points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
                      std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
     LangevinWork& work = workspaces_.get<LangevinWork>(
-        key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push); });
+        key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push, plan); });
     auto* params = work.params.as<std::uint32_t>();
     const std::uint32_t head[6] = {rows,
                                    0,
@@ -180,12 +182,12 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
     call.run(work.load);
     std::uint32_t done = 0;
     do {
-      const auto fit = units_per_slice(push.name, push.flops(rows));
+      const auto fit = units_per_slice(speed, push.flops(rows));
       params[1] = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
       params[6] = done;
       done += params[1];
       params[7] = done == total;
-      call.run(work.steps, push.name, params[1] * push.flops(rows));
+      call.run(work.steps, speed.c_str(), params[1] * push.flops(rows));
     } while (done < total);
     call.run(work.store);
     work.read(out, begin, rows, shape.d, total, in.leapfrogs > 0);

@@ -34,7 +34,7 @@ struct GradientWork {
     for (const auto* table : {&x, &grad_energy, &grad_score}) program.copy(table->on_host(), table->on_device());
     candidates.record(engine, program, params);
     const auto& pipeline = engine.kernels().get(kernels::EnergyGradients::name, engine.row_group(quads),
-                                                energy_constants(engine, quads, k, 8));
+                                                energy_constants(engine, quads, k, 8), points.storage());
     program.kernel(pipeline,
                    {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                     candidates.kappa.on_device(), candidates.background.on_device(), grad_energy.on_device(),

@@ -1,10 +1,10 @@
-# The Vulkan engine, `_vulkan`: headers, shader compiler and Kompute's sources are looked for; what is missing is named.
+#The Vulkan engine, `_vulkan`: headers, shader compiler and Kompute's sources are looked for; what is missing is named.
 
 set(KOMPUTE_VERSION 0.9.0)
 set(KOMPUTE_SHA256 98e583dc6e9731ff6d7a3e3317817e4d93f7b2945929619e29a56325db279949)
 set(KOMPUTE_SOURCE_DIR "" CACHE PATH "Unpacked sources of Kompute ${KOMPUTE_VERSION}; empty: pip fetches the sdist kp")
 
-# Says what is missing and how to get it; ends the build where EBMVK_VULKAN=ON.
+#Says what is missing and how to get it; ends the build where EBMVK_VULKAN = ON.
 function(ebmvk_vulkan_missing what how)
   if(EBMVK_VULKAN STREQUAL "ON")
     message(FATAL_ERROR "ebmvk: EBMVK_VULKAN=ON, and ${what} is missing. ${how}")
@@ -12,7 +12,7 @@ function(ebmvk_vulkan_missing what how)
   message(WARNING "ebmvk: built without the Vulkan engine: ${what} is missing. ${how}")
 endfunction()
 
-# Sets kompute_src to the folder with Kompute's C++ sources, or to NOTFOUND.
+#Sets kompute_src to the folder with Kompute's C++ sources, or to NOTFOUND.
 function(ebmvk_find_kompute)
   set(kompute_src NOTFOUND PARENT_SCOPE)
   if(KOMPUTE_SOURCE_DIR)
@@ -39,7 +39,7 @@ function(ebmvk_find_kompute)
   endif()
 endfunction()
 
-# Compiles and validates every shader of the manifest; sets kernels_dir, and kernels.cpp is built in it.
+#Compiles and validates every shader of the manifest; sets kernels_dir, and kernels.cpp is built in it.
 function(ebmvk_add_shaders target)
   set(out "${PROJECT_BINARY_DIR}/shaders")
   set(shaders "${PROJECT_SOURCE_DIR}/shaders")
@@ -52,7 +52,7 @@ function(ebmvk_add_shaders target)
     separate_arguments(line)
     list(GET line 0 kernel)
     list(GET line 1 stem)
-    list(GET line 2 definition)
+    list(SUBLIST line 2 -1 definitions)
     set(binary "${out}/${stem}.spv")
     set(validate)
     if(SPIRV_VAL)
@@ -60,7 +60,7 @@ function(ebmvk_add_shaders target)
     endif()
     add_custom_command(
       OUTPUT "${binary}"
-      COMMAND "${GLSLC}" --target-env=vulkan1.2 -O -Werror ${definition} -fshader-stage=compute
+      COMMAND "${GLSLC}" --target-env=vulkan1.2 -O -Werror ${definitions} -fshader-stage=compute
         -I "${out}/${kernel}" -I "${shaders}/include" -MD -MF "${binary}.d" -o "${binary}" "${shaders}/${kernel}.comp"
       ${validate}
       DEPENDS "${shaders}/${kernel}.comp" "${out}/${kernel}/interface.glsl"
@@ -101,7 +101,7 @@ if(NOT SPIRV_VAL)
   message(STATUS "ebmvk: shaders are not validated: spirv-val is missing. To have it: apt install spirv-tools")
 endif()
 
-# Only what kp::Sequence needs. No log: Kompute's would go to standard output.
+#Only what kp::Sequence needs.No log : Kompute's would go to standard output.
 add_library(ebmvk_kompute STATIC "${kompute_src}/Sequence.cpp")
 target_include_directories(ebmvk_kompute SYSTEM PUBLIC
   "${kompute_src}/include" "${kompute_src}/include/kompute" "${VULKAN_HPP_DIR}" "${FMT_DIR}")
@@ -114,7 +114,8 @@ endif()
 pybind11_add_module(_vulkan MODULE
   csrc/bind_vulkan.cpp csrc/buffer.cpp csrc/candidates.cpp csrc/device.cpp csrc/dispatch.cpp csrc/engine_vulkan.cpp
   csrc/guard.cpp csrc/kernel_registry.cpp csrc/ops_ceilings.cpp csrc/ops_energy.cpp csrc/ops_gradients.cpp
-  csrc/ops_sphere.cpp csrc/ops_topk.cpp csrc/pipeline_file.cpp csrc/program.cpp csrc/segments.cpp csrc/workspace.cpp)
+  csrc/ops_sphere.cpp csrc/ops_topk.cpp csrc/pipeline_file.cpp csrc/points.cpp csrc/program.cpp csrc/scan.cpp
+  csrc/segments.cpp csrc/tiling.cpp csrc/workspace.cpp)
 ebmvk_add_shaders(_vulkan)
 target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
 install(TARGETS _vulkan DESTINATION ebmvk)

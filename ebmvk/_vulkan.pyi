@@ -72,7 +72,18 @@ class Options:
 class Scoring(enum.Enum):
     automatic = ...
     direct = ...
-    tiled = ...
+    matvec = ...
+    slim = ...
+    square = ...
+
+class Storage(enum.Enum):
+    float32 = ...
+    float16 = ...
+
+class Variant(enum.Enum):
+    subgroup = ...
+    portable = ...
+    resident = ...
 
 class SphereOp(enum.Enum):
     projx = ...
@@ -98,16 +109,17 @@ class Points:
     @property
     def shards(self) -> int: ...
     @property
+    def storage(self) -> Storage: ...
+    @property
     def nbytes(self) -> int:
         """Of device memory."""
-
     def update(self, points: _Floats) -> None: ...
 
 class Engine:
     def __init__(self, index: int, options: Options) -> None: ...
     @property
     def capabilities(self) -> Capabilities: ...
-    def points(self, points: _Floats) -> Points: ...
+    def points(self, points: _Floats, storage: Storage) -> Points: ...
     def sphere(self, op: SphereOp, arguments: Sequence[_Floats]) -> _Floats: ...
     def energy_score(
         self, points: Points, x: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
@@ -179,6 +191,17 @@ class Engine:
     def allocated(self) -> int:
         """Bytes of device memory held now."""
 
+    def set_coarse(self, coarse: bool | None) -> None:
+        """Whether `topk` of float32 points begins with float16 scores; None: where that pays."""
+
+    def set_resident(self, resident: bool | None) -> None:
+        """Whether integrators hold a chain's candidates in registers, where these have room; None: on a GPU."""
+
+    def coarse_count(self) -> tuple[int, int]:
+        """Rows of `topk` that began with float16, and those of them that had to be done again in float32."""
+
+    def used_kernels(self) -> list[tuple[str, Variant, Storage]]:
+        """The shaders of the manifest that this engine has run."""
     def damaged_guards(self) -> str:
         """With Options.guard: empty where no kernel wrote outside its buffers."""
 
@@ -186,6 +209,12 @@ class Engine:
         """With Options.validate: what the validation layer said since the last call."""
 
 def devices() -> list[Capabilities]: ...
+def kernels() -> list[tuple[str, Variant, Storage]]:
+    """Every shader of the manifest: kernel, variant, storage of its points."""
+
+def tilings(device: Capabilities) -> list[tuple[int, str]]:
+    """From how many queries on which tiling of the scores is chosen."""
+
 def loader_version() -> int:
     """As VK_API_VERSION; Unavailable where there is no loader."""
 

@@ -142,7 +142,7 @@ def _vulkan_lines(found: Record) -> list[str]:
             f"{heap['bytes'] / 2**30:.1f} GiB{' (own)' if heap['device_local'] else ''}" for heap in device["heaps"]
         )
         lines.append(f"    memory: {heaps}")
-        for kind in ("features", "limits"):
+        for kind in ("features", "limits", "scoring"):
             lines.append(f"    {kind}: " + ", ".join(f"{key} {_word(value)}" for key, value in device[kind].items()))
     return lines
 

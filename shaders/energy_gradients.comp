@@ -53,10 +53,8 @@ void main() {
     }
     barrier();
     FOR_OWN(i, q) {
-        vec4 gradient = vec4(0.0);
-        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * points[candidate_row[j] + q];
         vec4 g = force[i] + sums.x * state[i];
-        grad_x[chain * quads + q] = gradient - outward * g - sums.x * (pull[i] + outward * state[i]);
+        grad_x[chain * quads + q] = weighted_points(q) - outward * g - sums.x * (pull[i] + outward * state[i]);
     }
     if (gl_LocalInvocationIndex == 0u) {
         float rest = exp_accurate(max(background[chain], LOG_ZERO) - mixture.top) * mixture.scale;

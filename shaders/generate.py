@@ -15,7 +15,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ACCESS = {"read": "readonly ", "write": "writeonly ", "update": ""}
-TYPES = ("float", "uint", "vec2", "vec4", "uvec4")
+QUAD_TYPE = "quad"  # four coordinates of a point in the variant's storage
+TYPES = ("float", "uint", "vec2", "uvec2", "vec4", "uvec4", QUAD_TYPE)
+VARIANTS = {
+    "subgroup": ("-DUSE_SUBGROUP=1",),
+    "portable": ("-DPORTABLE=1",),
+    "resident": ("-DUSE_SUBGROUP=1", "-DRESIDENT=1"),
+}
+STORAGES = {"float32": (), "float16": ("-DFLOAT16=1",)}
 KEYS = {"variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
 
 
@@ -29,6 +36,28 @@ class Kernel:
     group: int
     flops: str
     bytes: str
+
+    @property
+    def storages(self) -> list[str]:
+        """Those of its points: all where it binds quads."""
+        return list(STORAGES) if any(kind == QUAD_TYPE for _, kind, _ in self.bindings) else ["float32"]
+
+
+@dataclass(frozen=True)
+class Shader:
+    """One compilation of a kernel."""
+
+    kernel: Kernel
+    variant: str
+    storage: str
+
+    @property
+    def stem(self) -> str:
+        return f"{self.kernel.name}.{self.variant}.{self.storage}"
+
+    @property
+    def definitions(self) -> list[str]:
+        return [*VARIANTS[self.variant], *STORAGES[self.storage]]
 
 
 def read_manifest() -> list[Kernel]:
@@ -45,6 +74,8 @@ def read_kernel(name: str, table: dict[str, object]) -> Kernel:
             raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
     if bindings[0] != ("params", "uint", "read"):
         raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
+    if unknown := set(table.get("variants", [])) - set(VARIANTS):
+        raise SystemExit(f"kernels.toml: [{name}] has unknown variants {sorted(unknown)}")
     return Kernel(
         name=name,
         variants=table.get("variants", ["subgroup", "portable"]),
@@ -76,10 +107,13 @@ def interface(kernel: Kernel) -> str:
         lines.append(
             "layout(push_constant) uniform Push { " + " ".join(f"uint {name};" for name in kernel.push) + " };"
         )
+    if len(kernel.storages) > 1:
+        lines.append('#include "quad.glsl"')
     for number, (name, kind, access) in enumerate(kernel.bindings):
+        word = "QUAD" if kind == QUAD_TYPE else kind
         lines.append(
             f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
-            f"{{ {kind} {name}[]; }};"
+            f"{{ {word} {name}[]; }};"
         )
     return "\n".join(lines) + "\n"
 
@@ -97,19 +131,16 @@ def header(kernels: list[Kernel]) -> str:
         camel = "".join(part.capitalize() for part in kernel.name.split("_"))
         out += ["", f"struct {camel} {{", f'  static constexpr const char *name = "{kernel.name}";']
         out += [f"  std::uint32_t {name};" for name in kernel.push]
-        for cost in ("flops", "bytes"):
+        arguments = {"flops": "double rows", "bytes": "double rows, [[maybe_unused]] double quad_bytes = 16"}
+        for cost, argument in arguments.items():
             formula = re.sub(r"\b(\d+)\b", r"\1.0", getattr(kernel, cost))
-            out.append(f"  double {cost}([[maybe_unused]] double rows) const {{ return {formula}; }}")
+            out.append(f"  double {cost}([[maybe_unused]] {argument}) const {{ return {formula}; }}")
         out.append("};")
     return "\n".join([*out, "", "}  // namespace ebmvk::kernels", ""])
 
 
-def shaders(kernel: Kernel) -> list[tuple[str, str, str]]:
-    """(variant, stem of the compiled file, definition) for each shader of a kernel."""
-    return [
-        (variant, f"{kernel.name}.{variant}", "-DUSE_SUBGROUP=1" if variant == "subgroup" else "-DPORTABLE=1")
-        for variant in kernel.variants
-    ]
+def shaders(kernel: Kernel) -> list[Shader]:
+    return [Shader(kernel, variant, storage) for variant in kernel.variants for storage in kernel.storages]
 
 
 def plan(kernels: list[Kernel], out: Path) -> None:
@@ -118,7 +149,7 @@ def plan(kernels: list[Kernel], out: Path) -> None:
         folder = out / kernel.name
         folder.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "interface.glsl", interface(kernel))
-        lines += [f"{kernel.name} {stem} {definition}" for _, stem, definition in shaders(kernel)]
+        lines += [" ".join((kernel.name, shader.stem, *shader.definitions)) for shader in shaders(kernel)]
     write_if_changed(out / "kernels.h", header(kernels))
     write_if_changed(out / "plan.txt", "\n".join(lines) + "\n")
 
@@ -144,13 +175,14 @@ def embed(kernels: list[Kernel], out: Path) -> None:
     ]
     entries = []
     for kernel in kernels:
-        for variant, stem, _ in shaders(kernel):
-            symbol = stem.replace(".", "_")
-            text += [f"static const std::uint32_t {symbol}[] = {{", ",\n".join(words(out / f"{stem}.spv")), "};"]
+        for shader in shaders(kernel):
+            symbol = shader.stem.replace(".", "_")
+            code = ",\n".join(words(out / f"{shader.stem}.spv"))
+            text += [f"static const std::uint32_t {symbol}[] = {{", code, "};"]
             access = ", ".join(f"Access::{kind}" for _, _, kind in kernel.bindings)
             entries.append(
-                f'    {{"{kernel.name}", Variant::{variant}, {symbol}, sizeof({symbol}), {{{access}}}, '
-                f"{4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}}},"
+                f'    {{"{kernel.name}", Variant::{shader.variant}, Storage::{shader.storage}, {symbol}, '
+                f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}}},"
             )
     text += [
         "",

@@ -2,7 +2,7 @@
 // RESULTS_ROWS queries times RESULTS_COLUMNS points in registers. For devices whose workgroup memory is not faster.
 #version 450
 #include "interface.glsl"
-#include "score.glsl"
+#include "store_score.glsl"
 
 void main() {
     uint row = gl_WorkGroupID.y * RESULTS_ROWS;
@@ -20,7 +20,7 @@ void main() {
 
     for (uint q = 0u; q < quads; ++q) {
         vec4 point[RESULTS_COLUMNS];
-        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) point[j] = points[point_at[j] + q];
+        for (uint j = 0u; j < RESULTS_COLUMNS; ++j) point[j] = decode(points[point_at[j] + q]);
         for (uint i = 0u; i < RESULTS_ROWS; ++i) {
             vec4 query = queries[query_at[i] + q];
             for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = add_products(sums[i][j], query, point[j]);

@@ -1,16 +1,18 @@
-// scale_n mu_n.q + bias_n for a block of queries and points. A workgroup of 16 x 16 has a tile of 16 RESULTS_ROWS queries
-// times 16 RESULTS_COLUMNS points; slices of DEPTH quads of both pass through shared memory.
+// scale_n mu_n.q + bias_n for a block of queries and points. A workgroup of 16 x 16 has a tile of 16 RESULTS_ROWS
+// queries times 16 RESULTS_COLUMNS points; slices of DEPTH quads of both pass through shared memory, decoded.
 #version 450
 #include "interface.glsl"
-#include "score.glsl"
+#include "store_score.glsl"
 
 const uint TILE_ROWS = 16u * RESULTS_ROWS;
 const uint TILE_COLUMNS = 16u * RESULTS_COLUMNS;
 const uint DEPTH = 4u;
 
-// One quad of padding per slice keeps the columns of a slice out of each other's banks.
-shared vec4 query_slice[DEPTH][TILE_ROWS + 1u];
-shared vec4 point_slice[DEPTH][TILE_COLUMNS + 1u];
+// Two quads of padding: 8 neighbours, which access shared memory at once, store the 4 quads of 2 rows, and 2 q + row
+// are 8 different groups of banks. (One quad would let two of them meet.) Reads are of one or of 16 quads in a row.
+const uint PAD = 2u;
+shared vec4 query_slice[DEPTH][TILE_ROWS + PAD];
+shared vec4 point_slice[DEPTH][TILE_COLUMNS + PAD];
 
 void load_slices(uint first_quad) {
     uint first_row = gl_WorkGroupID.y * TILE_ROWS;
@@ -24,7 +26,7 @@ void load_slices(uint first_quad) {
         uint q = first_quad + n % DEPTH;
         uint column = first_column + n / DEPTH;
         point_slice[n % DEPTH][n / DEPTH] =
-            q < quads && column < params[1] ? points[(params[2] + column) * quads + q] : vec4(0.0);
+            q < quads && column < params[1] ? decode(points[(params[2] + column) * quads + q]) : vec4(0.0);
     }
 }
 

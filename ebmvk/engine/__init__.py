@@ -29,6 +29,7 @@ from ebmvk.engine.api import (
     Points,
     Schedule,
     Scheme,
+    Storage,
     TopK,
 )
 from ebmvk.engine.select import explain, select
@@ -44,6 +45,7 @@ __all__ = [
     "Points",
     "Schedule",
     "Scheme",
+    "Storage",
     "TopK",
     "explain",
     "select",

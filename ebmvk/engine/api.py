@@ -24,8 +24,16 @@ Scheme = Literal["gbaoab", "ghmc"]
 """Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB, or Metropolised GHMC."""
 
 
+Storage = Literal["float32", "float16"]
+"""How a backend keeps points. float16: the rows ARE the rounded ones (to nearest, ties to even), everything is computed
+from them in the backend's usual precision, and a device keeps and reads half the bytes."""
+
+
 class Points(Protocol):
     """Unit rows (N, d) kept by a backend, on its device where it has one."""
+
+    @property
+    def storage(self) -> Storage: ...
 
     @property
     def n(self) -> int: ...
@@ -38,7 +46,7 @@ class Points(Protocol):
         """Bytes of memory held for the rows now, copies in fewer bits included; on the device where there is one."""
 
     def update(self, points: Tensor) -> None:
-        """Replace the rows; same shape, else ArgumentError."""
+        """Replace the rows; same shape, else ArgumentError. They are rounded as the first ones were."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,8 @@ class Backend(Protocol):
     def device(self) -> str:
         """The device in words, for logs and reports."""
 
-    def points(self, points: Tensor) -> Points: ...
+    def points(self, points: Tensor, storage: Storage = "float32") -> Points:
+        """Keep unit rows (N, d). With storage="float16" a unit row moves by at most 5e-4, typically 2e-4."""
 
     def projx(self, x: Tensor) -> Tensor: ...
 

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Schedule, Scheme
+from ebmvk.engine.api import Schedule, Scheme, Storage
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
@@ -165,6 +165,20 @@ def _raise_at(name: str, value: Tensor, bad: Tensor, need: str) -> None:
         f"{name}{list(index)} is {float(value[index]):g}, where {need}",
         hint=f"find what made {name} so before this call",
     )
+
+
+def storage(value: str) -> None:
+    """float32 or float16."""
+    if value not in get_args(Storage):
+        raise ArgumentError(
+            f"storage is {value!r}, where {' or '.join(get_args(Storage))} is needed",
+            hint='leave it out for "float32", or pass "float16" for half the memory',
+        )
+
+
+def stored(points: Tensor, storage: Storage) -> Tensor:
+    """The rows that a backend keeps of `points`, in their own dtype. Unit rows cannot overflow."""
+    return points.half().to(points.dtype) if storage == "float16" else points
 
 
 def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> None:

@@ -24,6 +24,7 @@ from ebmvk.engine.api import (
     Points,
     Schedule,
     Scheme,
+    Storage,
     TopK,
 )
 from ebmvk.engine.counting import Counter
@@ -45,11 +46,14 @@ _COARSE_DIMENSIONS = 16384
 
 
 class CpuPoints:
-    """Rows (N, d) float32, a copy; and, once `topk` has use for it, another in 8 bits per coordinate."""
+    """Rows (N, d) float32, a copy; and, once `topk` has use for it, another in 8 bits per coordinate. Those of storage
+    float16 are rounded to it and kept as float32: the same results as elsewhere, without the saving."""
 
-    def __init__(self, points: Tensor) -> None:
+    def __init__(self, points: Tensor, storage: Storage) -> None:
+        checks.storage(storage)
         checks.points(checks.NATIVE, points)
-        self.rows = points.detach().clone()
+        self.storage: Storage = storage
+        self.rows = checks.stored(points.detach(), storage).clone()
         self._coarse: _cpu.CoarsePoints | None = None
         self._asked = 0
 
@@ -76,7 +80,7 @@ class CpuPoints:
 
     def update(self, points: Tensor) -> None:
         checks.points(checks.NATIVE, points, like=(self.n, self.d))
-        self.rows.copy_(points.detach())
+        self.rows.copy_(checks.stored(points.detach(), self.storage))
         self._coarse, self._asked = None, 0
 
 
@@ -109,8 +113,8 @@ class Cpu:
     def counts(self) -> Mapping[str, OpCount]:
         return self._counter.snapshot()
 
-    def points(self, points: Tensor) -> CpuPoints:
-        return CpuPoints(points)
+    def points(self, points: Tensor, storage: Storage = "float32") -> CpuPoints:
+        return CpuPoints(points, storage)
 
     @contextmanager
     def _run(self, op: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ from ebmvk.engine.api import (
     Points,
     Schedule,
     Scheme,
+    Storage,
     TopK,
 )
 from ebmvk.engine.counting import Counter
@@ -31,12 +32,15 @@ from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
 class ReferencePoints:
-    """Rows (N, d), a copy, in the dtype and on the device of the backend."""
+    """Rows (N, d), a copy, in the dtype and on the device of the backend. Those of storage float16 are rounded to it
+    and kept in that dtype: the same results as elsewhere, without the saving."""
 
-    def __init__(self, backend: Reference, points: Tensor) -> None:
+    def __init__(self, backend: Reference, points: Tensor, storage: Storage) -> None:
+        checks.storage(storage)
         checks.points(checks.ANY, points)
+        self.storage: Storage = storage
         self._backend = backend
-        self.rows = backend._take(points).detach().clone()
+        self.rows = backend._take(checks.stored(points.detach(), storage)).clone()
 
     @property
     def n(self) -> int:
@@ -52,7 +56,7 @@ class ReferencePoints:
 
     def update(self, points: Tensor) -> None:
         checks.points(checks.ANY, points, like=(self.n, self.d))
-        self.rows.copy_(points.detach())
+        self.rows.copy_(checks.stored(points.detach(), self.storage))
 
 
 class Reference:
@@ -90,8 +94,8 @@ class Reference:
     def counts(self) -> Mapping[str, OpCount]:
         return self._counter.snapshot()
 
-    def points(self, points: Tensor) -> ReferencePoints:
-        return ReferencePoints(self, points)
+    def points(self, points: Tensor, storage: Storage = "float32") -> ReferencePoints:
+        return ReferencePoints(self, points, storage)
 
     @contextmanager
     def _run(self, op: str) -> Iterator[None]:

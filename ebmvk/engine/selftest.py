@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Backend, Schedule
+from ebmvk.engine.api import Backend, Schedule, Storage
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -77,13 +77,13 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         torch.tensor([0.5, 1.0]), torch.tensor([0.1, 0.0]), torch.tensor([0.02, 0.01]), torch.tensor([5.0, 7.0]), (3, 2)
     )
 
-    def langevin(backend: Backend, scheme: str) -> list[Tensor]:
-        at = backend.points(points)
+    def langevin(backend: Backend, scheme: str, storage: Storage = "float32") -> list[Tensor]:
+        at = backend.points(points, storage)
         out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)  # type: ignore[arg-type]
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
 
-    def topk(backend: Backend) -> list[Tensor]:
-        out = backend.topk(y, backend.points(points), 20, scale=scale, bias=bias)
+    def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
+        out = backend.topk(y, backend.points(points, storage), 20, scale=scale, bias=bias)
         return [out.scores, out.ids]
 
     def energy_score(backend: Backend) -> list[Tensor]:
@@ -106,9 +106,11 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         "transp": lambda b: [b.transp(x, y, u)],
         "dist": lambda b: [b.dist(x, y)],
         "topk": topk,
+        "topk (float16)": lambda b: topk(b, "float16"),
         "energy_score": energy_score,
         "energy_score_backward": backward,
         "langevin": lambda b: langevin(b, "gbaoab"),
+        "langevin (float16)": lambda b: langevin(b, "gbaoab", "float16"),
         "langevin (ghmc)": lambda b: langevin(b, "ghmc"),
         "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
         "accumulate": accumulate,

@@ -28,6 +28,7 @@ from ebmvk.engine.api import (
     Points,
     Schedule,
     Scheme,
+    Storage,
     TopK,
 )
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
@@ -74,7 +75,8 @@ class Heap:
 
 @dataclass(frozen=True)
 class Description:
-    """What a device is and offers. missing says why it is not usable."""
+    """What a device is and offers. missing says why it is not usable; scoring, which tile (queries x points) of a
+    workgroup serves how many queries."""
 
     index: int
     name: str
@@ -86,6 +88,7 @@ class Description:
     heaps: list[Heap]
     features: dict[str, bool]
     limits: dict[str, int]
+    scoring: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def _describe(device: _vulkan.Capabilities) -> Description:
             "shared_bytes": device.max_shared_bytes,
             "subgroup_size": device.subgroup_size,
         },
+        {f"from_{queries}": tiling for queries, tiling in _extension().tilings(device)},
     )
 
 
@@ -180,13 +184,18 @@ def _cache_dir() -> str:
 
 
 class VulkanPoints:
-    """Rows (N, d) float32 in device memory."""
+    """Rows (N, d) in device memory, float32 or float16; and, once `topk` has use for it, a copy of float32 ones in
+    float16, which changes no bit of its results."""
 
-    def __init__(self, backend: Vulkan, points: Tensor) -> None:
+    def __init__(self, backend: Vulkan, points: Tensor, storage: Storage) -> None:
+        checks.storage(storage)
         checks.points(checks.NATIVE, points)
         self._backend = backend
+        self.storage: Storage = storage
         with backend._errors("points"):
-            self.native: _vulkan.Points = backend._engine.points(_array(points))
+            self.native: _vulkan.Points = backend._engine.points(
+                _array(points), getattr(backend._extension.Storage, storage)
+            )
 
     @property
     def n(self) -> int:
@@ -243,8 +252,8 @@ class Vulkan:
             {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in counts.items()}
         )
 
-    def points(self, points: Tensor) -> VulkanPoints:
-        return VulkanPoints(self, points)
+    def points(self, points: Tensor, storage: Storage = "float32") -> VulkanPoints:
+        return VulkanPoints(self, points, storage)
 
     def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
         """Seconds of each of `repeats` submissions of `times` copies of `size` bytes between two device buffers."""

@@ -23,6 +23,10 @@ shared vec2 candidate_law[CANDIDATES];  // logw, kappa
 shared float candidate_dot[CANDIDATES];
 shared float candidate_weight[CANDIDATES];  // kappa_j e^(a_j - top)
 
+#ifdef RESIDENT
+#include "resident.glsl"
+#endif
+
 float own_dot(const vec4 a[QUADS_PER], const vec4 b[QUADS_PER]) {
     float sum = 0.0;
     FOR_OWN(i, q) sum += dot(a[i], b[i]);
@@ -35,26 +39,38 @@ void load_candidates(uint chain) {
         candidate_law[j] = vec2(max(logw[chain * k + j], LOG_ZERO), kappa[chain * k + j]);
     }
     barrier();
+#ifdef RESIDENT
+    hold_candidates();
+#endif
 }
 
+#ifndef RESIDENT
 // mu_j.x for every candidate.
 void dot_candidates() {
 #ifdef USE_SUBGROUP  // a candidate per subgroup: rows are read in one piece
     for (uint j = gl_SubgroupID; j < k; j += gl_NumSubgroups) {
         float sum = 0.0;
         for (uint q = gl_SubgroupInvocationID; q < quads; q += gl_SubgroupSize)
-            sum += dot(points[candidate_row[j] + q], whole_state[q]);
+            sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
         sum = subgroupAdd(sum);
         if (subgroupElect()) candidate_dot[j] = sum;
     }
 #else  // a candidate per invocation: no reduction
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float sum = 0.0;
-        for (uint q = 0u; q < quads; ++q) sum += dot(points[candidate_row[j] + q], whole_state[q]);
+        for (uint q = 0u; q < quads; ++q) sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
         candidate_dot[j] = sum;
     }
 #endif
 }
+
+// Quad q of sum_j candidate_weight_j mu_j.
+vec4 weighted_points(uint q) {
+    vec4 sum = vec4(0.0);
+    for (uint j = 0u; j < k; ++j) sum += candidate_weight[j] * decode(points[candidate_row[j] + q]);
+    return sum;
+}
+#endif
 
 // A term with logarithm a has responsibility e^(a - top) scale.
 struct Mixture {
@@ -92,11 +108,10 @@ Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
     bool empty = top < 0.5 * LOG_ZERO;  // no candidate and no background has weight
     float scale = empty ? 0.0 : 1.0 / sums.x;
     float along = sums.y * scale;  // x.(sum_j kappa_j rho_j mu_j)
-    FOR_OWN(i, q) {
-        vec4 gradient = vec4(0.0);
-        for (uint j = 0u; j < k; ++j) gradient += candidate_weight[j] * points[candidate_row[j] + q];
-        force[i] = scale * gradient - along * state[i];
-    }
+#ifdef RESIDENT
+    add_held();
+#endif
+    FOR_OWN(i, q) force[i] = scale * weighted_points(q) - along * state[i];
     return Mixture(empty ? INFINITE : -(top + log_accurate(sums.x)), top, scale);
 }
 

@@ -4,7 +4,12 @@
 #ifndef EBMVK_REDUCE_GLSL
 #define EBMVK_REDUCE_GLSL
 
-shared vec4 reduce_slot[2][GROUP];
+#ifdef USE_SUBGROUP  // a part for each subgroup: they have 4 invocations or more (kernel_registry.cpp)
+const uint REDUCE_PARTS = (GROUP + 3u) / 4u;
+#else
+const uint REDUCE_PARTS = GROUP;
+#endif
+shared vec4 reduce_slot[2][REDUCE_PARTS];
 uint reduce_turn = 0u;
 
 float greater(float a, float b) { return max(a, b); }

@@ -1,6 +1,5 @@
-// What both scoring kernels share: the order of the additions in a dot product, so that every tiling gives the same bits,
-// and the way a score is stored. params: rows, columns, first point in
-// this shard, its id.
+// What the scoring kernels share: the order of the additions in a dot product, so that every tiling and every storage
+// of the same rows gives the same bits, and the point's weights.
 #ifndef EBMVK_SCORE_GLSL
 #define EBMVK_SCORE_GLSL
 
@@ -12,11 +11,10 @@ float add_products(float sum, vec4 a, vec4 b) {
     return s;
 }
 
-void store_score(uint row, uint column, float sum) {
-    if (row >= params[0] || column >= params[1]) return;
+float weighted(float sum, uint id) {
     precise float value = sum;
-    if (scaled != 0u) value = fma(scale[params[3] + column], sum, bias[params[3] + column]);
-    scores[row * stride + column] = value;
+    if (scaled != 0u) value = fma(scale[id], sum, bias[id]);
+    return value;
 }
 
 #endif

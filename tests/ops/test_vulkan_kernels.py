@@ -140,7 +140,7 @@ def check_topk(backend: Vulkan, rows: int, d: int, n: int, k: int, scoring: str 
     assert nmse(rounded.scores, ORACLE.topk(noisy, ORACLE.points(mu), k).scores) < FLOAT32
 
 
-@pytest.mark.parametrize("scoring", ["direct", "tiled"])
+@pytest.mark.parametrize("scoring", ["direct", "matvec", "slim", "square"])
 @pytest.mark.parametrize(
     ("rows", "d", "n", "k"), [(1, 2, 1, 1), (3, 5, 129, 64), (65, 33, 127, 127), (33, 17, 300, 1), (2, 640, 260, 128)]
 )
@@ -169,7 +169,7 @@ def test_tilings_give_the_same_bits(vulkan: Vulkan) -> None:
     points = vulkan.points(unit(200, 37, 1))
     queries = unit(70, 37, 2)
     results = []
-    for scoring in ("direct", "tiled"):
+    for scoring in ("direct", "matvec", "slim", "square"):
         vulkan._engine.set_scoring(getattr(vulkan._extension.Scoring, scoring))
         results.append(vulkan.topk(queries, points, 50))
         results.append(vulkan.topk(queries[:3].contiguous(), points, 50))

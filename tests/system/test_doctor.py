@@ -14,7 +14,7 @@ from ebmvk.engine.reference import Reference
 
 OPERATIONS = {
     *("projx", "proju", "expmap", "logmap", "transp", "dist", "topk", "energy_score", "energy_score_backward"),
-    *("langevin", "langevin (ghmc)", "vmf_sample", "accumulate"),
+    *("topk (float16)", "langevin", "langevin (ghmc)", "langevin (float16)", "vmf_sample", "accumulate"),
 }
 
 
@@ -67,11 +67,11 @@ def test_a_wrong_result_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert doctor.main(["--device", "cpu", "--json"]) == 1
     (device,) = json.loads(capsys.readouterr().out)["devices"]
     wrong = {operation["operation"]: operation for operation in device["operations"] if not operation["ok"]}
-    assert set(wrong) == {"dist", "topk"}
+    assert set(wrong) == {"dist", "topk", "topk (float16)"}
     assert "oracle" in wrong["dist"]["failure"]
     assert "queries" in wrong["topk"]["failure"]
     assert doctor.main(["--device", "cpu"]) == 1
-    assert capsys.readouterr().out.count("WRONG") == 2
+    assert capsys.readouterr().out.count("WRONG") == 3
 
 
 def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

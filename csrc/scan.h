@@ -1,0 +1,40 @@
+// Scores of queries with all points, block after block, each merged into the best so far.
+#pragma once
+
+#include "engine_vulkan.h"
+
+namespace ebmvk {
+
+struct ScanShape {
+  std::uint32_t capacity, columns, k;  // queries, points per block, how many are kept
+  bool scaled;
+};
+
+// The shape for the most queries of `rows` that fit one slice.
+ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled);
+// Whether selection of k has room on the device.
+bool selectable(const Device& device, std::uint32_t k);
+
+class Scan {
+ public:
+  // With `coarse` the points are its halves, and the scores upper bounds of those of the rows that they stand for.
+  Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse);
+
+  void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);
+  void run(Engine::Call& call, std::uint32_t rows);
+
+  const ScanShape shape;
+  Buffer params;
+  Table queries, scale, bias, norms, best_scores, best_ids;
+
+ private:
+  std::unique_ptr<Program> record_block(Engine& engine, std::uint32_t shard, const Buffer* radius);
+
+  const Rows& points_;
+  bool bounded_;
+  Buffer scores_;
+  Program load_;
+  std::vector<std::unique_ptr<Program>> blocks_;  // one for each shard
+};
+
+}  // namespace ebmvk

@@ -1,0 +1,73 @@
+#include "tiling.h"
+
+#include "kernels.h"
+#include "vulkan_errors.h"
+
+#include <algorithm>
+
+namespace ebmvk {
+namespace {
+
+// From many queries to few. A point that is read serves all queries of its tile:
+// square  each invocation has 64 sums, 16 loads of 16 bytes from shared memory for 256 multiply-adds; about 110
+// registers,
+//         so that two workgroups of 256 fit the 64K registers of a multiprocessor, four the 128 KiB of an RDNA one.
+// slim    a quarter of the rows; the traffic of points limits it below about 64 queries, not arithmetic.
+// matvec  one point per invocation, whatever the queries: limited by bandwidth alone, and by nothing else's padding.
+// direct  no shared memory. For processors, where that is ordinary memory behind emulated barriers, and for devices on
+//         which the others do not fit: some give no more than the 16 KiB and 128 invocations that all must.
+constexpr Tiling kTilings[] = {
+    {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (130 + 130) * 16, 64},
+    {Scoring::slim, "slim", kernels::ScoreTiled::name, 256, 2, 8, 32, 128, 4 * (34 + 130) * 16, 8},
+    {Scoring::matvec, "matvec", kernels::ScoreMatvec::name, 64, 8, 1, 8, 64, 64 * 9 * 16 + 64 * 4, 1},
+    {Scoring::direct, "direct", kernels::ScoreDirect::name, 0, 4, 4, 4, 0, 0, 1},
+};
+
+bool fits(const Capabilities& device, const Tiling& tiling) {
+  return device.max_group_size >= tiling.group && device.max_shared_bytes >= tiling.shared_bytes;
+}
+
+bool suits(const Capabilities& device, const Tiling& tiling) {
+  return fits(device, tiling) && (device.type != "cpu" || tiling.shared_bytes == 0);
+}
+
+// Fills in what depends on the device and on the number of queries.
+Tiling fill(Tiling tiling, const Capabilities& device, std::uint32_t queries) {
+  if (tiling.scoring == Scoring::direct) {  // one subgroup, as wide as the device's
+    tiling.group = std::clamp(device.subgroup_size, 8u, 128u);
+    tiling.columns = tiling.group * tiling.result_columns;
+  }
+  if (tiling.scoring == Scoring::matvec) {  // no sums for queries that are not there
+    while (tiling.rows / 2 >= std::max(queries, 1u)) tiling.rows /= 2;
+    tiling.result_rows = tiling.rows;
+  }
+  return tiling;
+}
+
+}  // namespace
+
+Tiling choose_tiling(const Capabilities& device, Scoring scoring, std::uint32_t queries) {
+  for (const auto& tiling : kTilings) {
+    if (scoring == Scoring::automatic) {
+      if (queries >= tiling.from_queries && suits(device, tiling)) return fill(tiling, device, queries);
+    } else if (scoring == tiling.scoring) {
+      if (!fits(device, tiling))
+        throw Unsupported(std::string("the tiling ") + tiling.name + ": too large for the device");
+      return fill(tiling, device, queries);
+    }
+  }
+  return fill(kTilings[std::size(kTilings) - 1], device, queries);
+}
+
+std::vector<std::pair<std::uint32_t, std::string>> describe_tilings(const Capabilities& device) {
+  std::vector<std::pair<std::uint32_t, std::string>> out;
+  for (const std::uint32_t queries : {1u, 8u, 64u}) {
+    const auto tiling = choose_tiling(device, Scoring::automatic, queries);
+    const auto words =
+        std::string(tiling.name) + " " + std::to_string(tiling.rows) + "x" + std::to_string(tiling.columns);
+    if (out.empty() || out.back().second != words) out.emplace_back(queries, words);
+  }
+  return out;
+}
+
+}  // namespace ebmvk

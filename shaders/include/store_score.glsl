@@ -1,0 +1,22 @@
+// How the scoring kernels store a score. params: rows, columns, first point in this shard, its id.
+#ifndef EBMVK_STORE_SCORE_GLSL
+#define EBMVK_STORE_SCORE_GLSL
+#include "score.glsl"
+
+// At least what the point scores in float32, given what it scores in halves. With radius_n >= |p - p16| + the roundings
+// of both sums per unit of |q| (halve.comp), the sums differ by at most norm radius_n; the rest covers the roundings of
+// weighted() and of this line, and numbers too small for a float. Rounding is monotonic: what bounds the exact value
+// bounds the rounded one. A NaN becomes infinite, so that the point is kept and the row counts as not proved.
+float upper_bound(float value, uint row, uint id) {
+    float weight = scaled != 0u ? abs(scale[id]) : 1.0;
+    precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[row] * radius[id])) + 1e-37;
+    precise float bound = value + margin;
+    return (floatBitsToUint(bound) & 0x7fffffffu) > 0x7f800000u ? uintBitsToFloat(0x7f800000u) : bound;
+}
+
+void store_score(uint row, uint column, float sum) {
+    if (row >= params[0] || column >= params[1]) return;
+    float value = weighted(sum, params[3] + column);
+    scores[row * stride + column] = bounded != 0u ? upper_bound(value, row, params[3] + column) : value;
+}
+#endif

@@ -1,0 +1,27 @@
+// scale_n mu_n.q + bias_n for the points named by `ids`, `kept` for each query: the same bits as the scoring kernels
+// give. A workgroup has GROUP of one query's points, of which it scores those in this shard; params: rows.
+#version 450
+#include "interface.glsl"
+#include "score.glsl"
+#include "staged.glsl"
+
+void main() {
+    uint row = gl_WorkGroupID.y;
+    if (row >= params[0]) return;
+    uint place = gl_WorkGroupID.x * GROUP + gl_LocalInvocationIndex;
+    uint id = place < kept ? ids[row * kept + place] : NO_ROW;
+    bool mine = id >= first && id < end;
+    staged_row[gl_LocalInvocationIndex] = mine ? (id - first) * quads : NO_ROW;
+    float sum = 0.0;
+    barrier();
+
+    for (uint first_quad = 0u; first_quad < quads; first_quad += DEPTH) {
+        load_stage(first_quad);
+        barrier();
+        uint here = min(DEPTH, quads - first_quad);
+        for (uint q = 0u; q < here; ++q)
+            sum = add_products(sum, queries[row * quads + first_quad + q], staged_quad(q));
+        barrier();
+    }
+    if (mine) scores[row * kept + place] = weighted(sum, id);
+}

@@ -1,0 +1,34 @@
+// scale_n mu_n.q + bias_n for a few queries: RESULTS_ROWS of them in registers, a point per invocation. Each row of
+// points is read once, so the device's bandwidth is the limit; the queries, the same for all invocations, come through
+// the cache.
+#version 450
+#include "interface.glsl"
+#include "store_score.glsl"
+#include "staged.glsl"
+
+void main() {
+    uint row = gl_WorkGroupID.y * RESULTS_ROWS;
+    uint column = gl_WorkGroupID.x * GROUP + gl_LocalInvocationIndex;
+    if (row >= params[0] || gl_WorkGroupID.x * GROUP >= params[1]) return;
+    staged_row[gl_LocalInvocationIndex] = column < params[1] ? (params[2] + column) * quads : NO_ROW;
+    float sums[RESULTS_ROWS];
+    uint query_at[RESULTS_ROWS];
+    for (uint i = 0u; i < RESULTS_ROWS; ++i) {
+        sums[i] = 0.0;
+        query_at[i] = min(row + i, params[0] - 1u) * quads;
+    }
+    barrier();
+
+    for (uint first_quad = 0u; first_quad < quads; first_quad += DEPTH) {
+        load_stage(first_quad);
+        barrier();
+        uint end = min(DEPTH, quads - first_quad);
+        for (uint q = 0u; q < end; ++q) {
+            vec4 point = staged_quad(q);
+            for (uint i = 0u; i < RESULTS_ROWS; ++i)
+                sums[i] = add_products(sums[i], queries[query_at[i] + first_quad + q], point);
+        }
+        barrier();
+    }
+    for (uint i = 0u; i < RESULTS_ROWS; ++i) store_score(row + i, column, sums[i]);
+}
