@@ -6,6 +6,7 @@ that unbroken it follows them step by step, which the suite checks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from ebmvk.certification.chains import Run, Target, Task
 from ebmvk.engine import philox
+from ebmvk.engine.reference_chains import Noise
 
 Mutant = Literal["no projection", "wrong O variance", "no transport", "no negation"]
 """Without P_x (of force, noise and velocity); sqrt(1 - e^(-gamma h)) for sqrt(1 - e^(-2 gamma h)); v not turned with x;
 v kept as it was before a rejected trajectory, where it has to be reversed."""
+
+_NUMBERS = 1 << 18
+"""Random numbers drawn at once, for speed."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,27 @@ class _Walk:
         self.kinetic, self.error, self.accepted, self.tangency = torch.zeros(4, len(self.x), dtype=torch.float64)
 
     def run(self) -> Run:
-        metropolis = self.task.scheme == "ghmc"
-        for step in range(self.task.first_step, self.task.first_step + self.task.steps):
-            if metropolis:
-                self._trajectory(step)
-            else:
-                self._step(step)
-        count = max(1, self.task.steps)
+        task, metropolis = self.task, self.task.scheme == "ghmc"
+        noise = Noise(task.seed, task.first_step, first_chain=0)
+        streams = (philox.STREAM_NOISE, philox.STREAM_NOISE_2) if metropolis else (philox.STREAM_NOISE,)
+        at_once = max(1, _NUMBERS // max(1, self.x.numel()))
+        for done in range(0, task.steps, at_once):
+            for numbers in zip(*noise.draw(self.x, min(at_once, task.steps - done), *streams), strict=True):
+                if metropolis:
+                    self._trajectory(*numbers)
+                else:
+                    self._step(numbers[0])
+        count = max(1, task.steps)
         means = (self.kinetic / count, self.error / count, self.accepted / count)
         return Run(self.x.float(), self.v.float(), *means, self.tangency)
 
-    def _step(self, step: int) -> None:
+    def _step(self, xi: Tensor) -> None:
         """B A O A B."""
         h, before = self.task.step_size, self.energy + _half_square(self.v)
         self.v = self.v + h / 2 * self.force
         self._drift(h / 2)
         cold = _half_square(self.v)
-        self._stir(step, philox.STREAM_NOISE, self.task.gamma * h)
+        self._stir(xi, self.task.gamma * h)
         hot = _half_square(self.v)
         self._drift(h / 2)
         self._land()
@@ -64,11 +73,11 @@ class _Walk:
         self.error += (self.energy + _half_square(self.v) - before - (hot - cold)).abs()
         self.accepted += 1
 
-    def _trajectory(self, step: int) -> None:
+    def _trajectory(self, xi: Tensor, xi2: Tensor, u: Tensor) -> None:
         """Half O, leapfrogs, accept or turn back, half O."""
         task = self.task
         rate = task.gamma * task.leapfrogs * task.step_size / 2
-        self._stir(step, philox.STREAM_NOISE, rate)
+        self._stir(xi, rate)
         old = (self.x, self.v, self.energy, self.force)
         before = self.energy + _half_square(self.v)
         self.kinetic += 2 * _half_square(self.v) / (self.x.shape[1] - 1)
@@ -77,7 +86,7 @@ class _Walk:
             self._drift(task.step_size)
             self._land()
         change = self.energy + _half_square(self.v) - before
-        accept = change <= -task.temperature * self._uniform(step).log()
+        accept = change <= -task.temperature * u.log()
         self.error += change.abs()
         self.accepted += accept
         x, v, energy, force = old
@@ -85,7 +94,7 @@ class _Walk:
         each = accept[:, None]
         self.x, self.v = torch.where(each, self.x, x), torch.where(each, self.v, back)
         self.energy, self.force = torch.where(accept, self.energy, energy), torch.where(each, self.force, force)
-        self._stir(step, philox.STREAM_NOISE_2, rate)
+        self._stir(xi2, rate)
 
     def _tangent(self, x: Tensor, u: Tensor) -> Tensor:
         return u if self.mutant == "no projection" else u - _dot(x, u) * x
@@ -98,11 +107,10 @@ class _Walk:
         self.v = self.v - _dot(x, self.v) * x if self.mutant == "no transport" else cos * self.v - speed * sin * self.x
         self.x = x
 
-    def _stir(self, step: int, stream: int, rate: float) -> None:
-        decay = torch.exp(torch.tensor(-rate, dtype=torch.float64))
+    def _stir(self, xi: Tensor, rate: float) -> None:
+        decay = math.exp(-rate)
         kept = decay if self.mutant == "wrong O variance" else decay**2
-        xi = philox.normals(self.task.seed, *self._counter(step), self.x.shape[1], stream=stream, dtype=torch.float64)
-        self.v = decay * self.v + torch.sqrt(self.task.temperature * (1 - kept)) * self._tangent(self.x, xi)
+        self.v = decay * self.v + math.sqrt(self.task.temperature * (1 - kept)) * self._tangent(self.x, xi)
 
     def _land(self) -> None:
         """Back onto the sphere, the second half kick, back into the tangent space."""
@@ -121,15 +129,6 @@ class _Walk:
         rho = terms.softmax(1)[:, :-1]
         pull = (rho * target.kappa.double()) @ target.mu.double()
         return -terms.logsumexp(1), self._tangent(x, pull)
-
-    def _counter(self, step: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor(step), torch.arange(len(self.x))
-
-    def _uniform(self, step: int) -> Tensor:
-        u = philox.uniforms(
-            self.task.seed, *self._counter(step), 1, stream=philox.STREAM_METROPOLIS, dtype=torch.float64
-        )
-        return u[:, 0]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

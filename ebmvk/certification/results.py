@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ebmvk.certification.chains import Sampler
-from ebmvk.certification.statistics import Tested
+from ebmvk.certification.statistics import Evidence
 
 FAMILY_LEVEL = 1e-3
 """Probability that a right sampler fails anywhere: shared equally (Bonferroni) by all p-values of a run."""
@@ -95,7 +95,7 @@ class Bench:
     seed: int
 
 
-def by_p(number: int, name: str, claim: str, n: int, symbol: str, tested: Tested, detail: str = "") -> Check:
+def by_p(number: int, name: str, claim: str, n: int, symbol: str, tested: Evidence, detail: str = "") -> Check:
     """A check whose verdict is a p-value; NaN fails."""
     p = 0.0 if math.isnan(tested.p) else tested.p
     return Check(number, name, claim, n, tested.statistic, symbol, p=p, detail=detail)

@@ -24,6 +24,7 @@ SAMPLING: dict[str, Test] = {
     "3 energy error": dynamics.energy_order,
     "3 rotation": dynamics.rotation,
     "4 and 6 von Mises-Fisher": laws.von_mises_fisher,
+    "5 equipartition, free": laws.equipartition_free,
     "5 equipartition": laws.equipartition,
     "7 mixture weights": mixtures.weights,
     "9 order of the bias": laws.order_of_bias,
@@ -33,7 +34,7 @@ SAMPLING: dict[str, Test] = {
 
 CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
     "no projection": (dynamics.constraints, "constraints, gbaoab"),
-    "wrong O variance": (laws.equipartition, "equipartition, free, gbaoab"),
+    "wrong O variance": (laws.equipartition_free, "equipartition, free, gbaoab"),
     "no transport": (dynamics.rotation, "rotation, gbaoab"),
     "no negation": (laws.no_bias, "bias, ghmc"),
 }
@@ -43,7 +44,7 @@ FULL = Sizes(20_000, 4000, looks=20, long_chains=8, long_steps=100_000, token_ch
 QUICK = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100_000, token_chains=1000, token_dimension=64)
 QUICK_SLOW = Sizes(1000, 400, looks=40, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=64)
 """For lavapipe and plain torch."""
-MUTANTS = Sizes(2000, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
+MUTANTS = Sizes(1000, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
 
 
 @dataclass(frozen=True)
