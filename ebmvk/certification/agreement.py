@@ -44,8 +44,7 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
     """The largest deviation of x over 16 chains after 40 steps, of |v|/sqrt(d) too; d = 640, 64 candidates.
 
-    Bound: float32 against float64. Energies near 300 are rounded to 3e-5, forces to 1e-7 of themselves, in each of 40
-    steps; 1e-6 is seen.
+    Bound: float32 against float64, 40 steps; 1.1e-7 is seen.
     """
     g = torch.Generator().manual_seed(seed)
     d, k = 640, 64
@@ -63,5 +62,5 @@ def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
             gap = float((mine.x - theirs.x).abs().max())
             gap = max(gap, float((mine.v - theirs.v).abs().max()) / math.sqrt(d))
             name, claim = f"{backend.name} = {peer.name}, {scheme}", f"the same chains after {STEPS} steps, d = {d}"
-            checks.append(Check(10, name, claim, len(x), gap, "max", high=1e-5))
+            checks.append(Check(10, name, claim, len(x), gap, "max", high=2e-6))
     return Findings(checks)

@@ -42,9 +42,9 @@ CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
 
 FULL = Sizes(20_000, 4000, looks=20, long_chains=8, long_steps=100_000, token_chains=20_000, token_dimension=256)
 QUICK = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100_000, token_chains=1000, token_dimension=64)
-QUICK_SLOW = Sizes(1000, 400, looks=40, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=64)
+QUICK_SLOW = Sizes(1000, 400, looks=24, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=32)
 """For lavapipe and plain torch."""
-MUTANTS = Sizes(1000, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
+MUTANTS = Sizes(1500, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from ebmvk.certification.results import Bench, Findings, Sizes
 from ebmvk.engine.api import Backend, LangevinResult
 from ebmvk.engine.reference import Reference
 
-CPU = Sizes(2000, 400, looks=15, long_chains=1, long_steps=20_000, token_chains=400, token_dimension=32)
-SLOW = Sizes(400, 50, looks=10, long_chains=1, long_steps=400, token_chains=50, token_dimension=32)
+CPU = Sizes(1000, 400, looks=24, long_chains=1, long_steps=20_000, token_chains=400, token_dimension=32)
+SLOW = Sizes(200, 30, looks=6, long_chains=1, long_steps=200, token_chains=50, token_dimension=32)
 """For plain torch, and for the Vulkan device of a test machine, which is a CPU in disguise."""
 SEED = 1
 
