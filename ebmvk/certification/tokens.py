@@ -73,7 +73,10 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 def of_text(
     model: EnergyModel, tokenizer: Tokenizer, stream: TokenStream, context: int, count: int = CONTEXTS
 ) -> Contexts:
-    """Contexts of a text at even quantiles of the entropy of p(v|c). `context`: the most tokens a window gives."""
+    """Contexts of a text at even quantiles of the entropy of p(v|c), from the least to the largest.
+
+    context: the most tokens a window gives.
+    """
     mu = model.embeddings()
     queries, entropies, labels = [], [], []
     for tokens, first in evaluation_windows(stream.take(TOKENS_READ + 1), context, context):
@@ -84,7 +87,7 @@ def of_text(
         ends = range(first + 1, len(tokens))
         labels += [(tokens, end) for end in ends]
     query, entropy = torch.cat(queries), torch.cat(entropies)
-    quantiles = ((torch.arange(count) + 0.5) / count * len(entropy)).long()
+    quantiles = torch.linspace(0, len(entropy) - 1, count).round().long()
     chosen = entropy.argsort()[quantiles.to(entropy.device)].tolist()
     log_p = torch.log_softmax(F.linear(query[chosen], mu, model.bias), -1).cpu()
     said = [
