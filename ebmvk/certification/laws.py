@@ -57,7 +57,7 @@ def von_mises_fisher(bench: Bench) -> Findings:
 
 def _cosines(bench: Bench, d: int, kappa: float, scheme: Scheme, n: int, temperature: float = 1.0) -> Findings:
     # A quarter of a period per trajectory, h L sqrt(kappa) ~ 1.2; acceptance is .83 to .89. 50 of them, or 400 short
-    # steps at gamma = sqrt(kappa), are e^-20 from the start.
+    # steps at gamma = sqrt(kappa), forget the start as e^-20 or so.
     arc, steps = {("ghmc", 8): (0.6, 50), ("ghmc", 640): (0.3, 50), ("gbaoab", 8): (0.1, 400)}[scheme, d]
     leapfrogs = 4 if d == 640 else 2
     target = vmf_target(d, kappa)
@@ -107,7 +107,7 @@ def equipartition_free(bench: Bench) -> Findings:
 
 def equipartition(bench: Bench) -> Findings:
     """Test 5 with a force; and v knows nothing of it, E v.mu = 0. At an arc of .1 g-BAOAB's own bias of |v|^2 is .02 %:
-    a tenth of a standard error."""
+    a twentieth of a standard error."""
     d, kappa = 8, 8.0
     target, gamma = vmf_target(d, kappa), math.sqrt(kappa)
     x, v = _at_rest(bench, d)

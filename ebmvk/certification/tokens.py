@@ -142,7 +142,7 @@ def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> F
         checks.append(Check(8, name, claim, n, outcome.excess, "excess TV", high=bound, detail=detail))
     x = contexts.entropy.tolist()
     series = [Series("TV, less that of true draws", x, [outcome.excess for outcome in outcomes], marks=True)]
-    title = f"Langevin, then decode, against p(v|c): {n:,} chains per context"
+    title = f"Langevin, then decode: {n:,} chains per context"
     pictures = [Picture("tokens", title, "entropy of p(v|c), nats", "total variation", series, lines={"bound": BOUND})]
     return Findings(checks, pictures)
 
