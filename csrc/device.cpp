@@ -80,6 +80,7 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   out.name = base.deviceName.data();
   out.type = type_name(base.deviceType);
   out.api_version = base.apiVersion;
+  if (out.type == "cpu") out.loop_rounds = 65535 - 64;
   const auto memory = device.getMemoryProperties();
   out.memory_bytes = largest_local_heap(memory);
   for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)

@@ -1,9 +1,11 @@
 // energy_score and langevin.
 #include "candidates.h"
+#include "vulkan_errors.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 namespace ebmvk {
@@ -113,6 +115,27 @@ struct LangevinWork {
   }
 };
 
+// How many steps of a chain one dispatch may do, by the loops that a device lets a shader go round. Rounds of a step are
+// counted from energy.glsl and chain.glsl, generously; candidates in registers (resident.glsl) need fewer.
+std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, std::uint32_t leapfrogs,
+                                 std::uint32_t levels) {
+  const auto& device = engine.device().capabilities();
+  const std::uint64_t group = engine.row_group(quads), per_invocation = (quads + group - 1) / group;
+  const std::uint64_t subgroup = std::max(device.subgroup_size, 1u);
+  // A candidate per subgroup, or per invocation where there is no subgroup arithmetic.
+  const std::uint64_t dots = std::max((k / std::max<std::uint64_t>(group / subgroup, 1) + 1) * (quads / subgroup + 2),
+                                      (k / group + 1) * (quads + 2));
+  const std::uint64_t evaluation = dots + per_invocation * (k + 2) + 2 * (k / group + 1);
+  const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
+  const std::uint64_t step = std::max(leapfrogs, 1u) * (evaluation + parts) + parts;
+  const std::uint64_t limit = device.loop_rounds;
+  const std::uint64_t once = evaluation + k + levels;  // entering a level; loading
+  if (once + step > limit)
+    throw Unsupported("a step of " + std::to_string(std::max(leapfrogs, 1u)) + " leapfrogs with " + std::to_string(k) +
+                      " candidates goes through loops more often than this driver lets a shader");
+  return (limit - once) / (step + evaluation);
+}
+
 std::string shape_key(const char* kernel, const Points& points, std::uint32_t capacity, std::uint32_t k) {
   return std::string(kernel) + "/" + std::to_string(points.id()) + "/" + std::to_string(capacity) + "/" +
          std::to_string(k);
@@ -159,6 +182,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const auto plan = chain_plan(*this, points, shape.k);
   const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
+  const auto most = steps_per_dispatch(*this, push.quads, shape.k, in.leapfrogs, in.levels);
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
@@ -182,7 +206,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
     call.run(work.load);
     std::uint32_t done = 0;
     do {
-      const auto fit = units_per_slice(speed, push.flops(rows));
+      const auto fit = std::min(units_per_slice(speed, push.flops(rows)), most);
       params[1] = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
       params[6] = done;
       done += params[1];

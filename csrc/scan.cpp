@@ -9,7 +9,9 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint32_t kColumns = 1u << 16;                    // points per block at most
+constexpr std::uint32_t kColumns = 1u << 16;  // points per block at most
+// The same where loops are limited: select_topk.comp goes nine times through its eighth part of a row with ties.
+constexpr std::uint32_t kShortColumns = 1u << 15;
 constexpr std::uint64_t kScoreBytes = std::uint64_t{64} << 20;  // of a block's scores at most
 
 // At least |q|, and enough for products too small for a float; infinite where sums might overflow, so that nothing is
@@ -28,7 +30,8 @@ bool selectable(const Device& device, std::uint32_t k) {
 }
 
 ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled) {
-  const auto columns = std::min({kColumns, points.shard_end(0), points.n()});
+  const auto limited = engine.device().capabilities().loop_rounds < 0xffffffffu;
+  const auto columns = std::min({limited ? kShortColumns : kColumns, points.shard_end(0), points.n()});
   const kernels::ScoreTiled cost{points.quads(), columns, scaled, 0};
   const auto most = std::min<std::uint64_t>(
       {engine.units_per_slice("topk", cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),

@@ -58,8 +58,11 @@ std::size_t SegmentSum::take(const std::vector<Keyed>& sorted, std::size_t begin
 
 void SegmentSum::add(Engine& engine, Engine::Call& call, const std::vector<Keyed>& sorted, float* totals) {
   const std::size_t pitch = std::size_t{4} * push_.quads;
+  const auto group = engine.row_group(push_.quads);
+  // An invocation goes through all entries of a segment once for each of its quads.
+  const std::uint64_t most = engine.device().capabilities().loop_rounds / ((push_.quads + group - 1) / group + 1);
   for (std::size_t begin = 0; begin < sorted.size();) {
-    const auto slice = engine.units_per_slice(push_.name, push_.flops(1));
+    const auto slice = std::min(engine.units_per_slice(push_.name, push_.flops(1)), most);
     const auto end = take(sorted, begin, begin + std::min<std::uint64_t>(slice, sorted.size() - begin));
     auto* sums = sums_.on_host().as<float>();
     for (std::size_t i = 0; i < keys_.size(); ++i) {

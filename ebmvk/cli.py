@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
     "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
+    "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
 }
 ALIASES = {"--lr": "--learning-rate"}

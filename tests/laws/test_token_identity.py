@@ -12,10 +12,10 @@ import math
 
 import pytest
 import torch
-from laws_support import ALPHA, noise_of_total_variation, total_variation
-from scipy import stats
+from laws_support import ALPHA
 from torch import Tensor
 
+from ebmvk.certification import statistics
 from ebmvk.engine.api import Backend
 from ebmvk.engine.reference import Reference
 from ebmvk.model.latent import LatentLaw
@@ -48,24 +48,14 @@ def _information(law: LatentLaw, x: Tensor, kappa: Tensor | float) -> float:
 
 
 def _assert_chi_squared(tokens: Tensor, p: Tensor) -> None:
-    """Pearson's test, tokens expected fewer than 5 times pooled."""
-    counts = torch.bincount(tokens, minlength=len(p)).double()
-    expected = p.double() / p.double().sum() * len(tokens)
-    rare = expected < 5
-    observed, wanted = counts[~rare], expected[~rare]
-    if bool(rare.any()):
-        observed = torch.cat((observed, counts[rare].sum()[None]))
-        wanted = torch.cat((wanted, expected[rare].sum()[None]))
-    statistic = float(((observed - wanted).square() / wanted).sum())
-    assert stats.chi2.sf(statistic, len(wanted) - 1) > ALPHA
+    assert statistics.counts_test(torch.bincount(tokens, minlength=len(p)), p).p > ALPHA
 
 
-def _assert_total_variation(tokens: Tensor, p: Tensor) -> float:
-    noise, spread = noise_of_total_variation(p.double(), len(tokens))
-    counts = torch.bincount(tokens, minlength=len(p)).double()
-    excess = total_variation(counts, p.double()) - noise
-    assert excess <= TV_BOUND + 3 * spread
-    return excess
+def _assert_total_variation(tokens: Tensor, p: Tensor) -> None:
+    p = p.double() / p.double().sum()
+    found = statistics.total_variation(torch.bincount(tokens, minlength=len(p)), p)
+    spread = statistics.total_variation_spread(p, len(tokens), seed=0)
+    assert found - statistics.expected_total_variation(p, len(tokens)) <= TV_BOUND + 3 * spread
 
 
 @pytest.mark.parametrize("kappa", [5.0, 25.0, 200.0])

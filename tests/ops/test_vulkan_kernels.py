@@ -8,8 +8,9 @@ import pytest
 import torch
 from vulkan_open import ORACLE, mixture, nmse, open_vulkan, schedule, tangent, unit
 
-from ebmvk.engine.api import LangevinResult, Points
+from ebmvk.engine.api import LangevinResult, Points, Schedule
 from ebmvk.engine.vulkan import Vulkan
+from ebmvk.errors import ArgumentError
 
 # float32 against float64: measured 1e-13 and less; 1e-9 is what the design asks of a float32 kernel.
 FLOAT32 = 1e-9
@@ -165,6 +166,12 @@ def test_topk_weights_and_ties(vulkan: Vulkan) -> None:
     assert torch.equal(nothing.ids, torch.arange(9).expand(3, 9))
 
 
+def test_ties_over_a_whole_block(vulkan: Vulkan) -> None:
+    """All loops of the selection at their longest, which llvmpipe would cut short in silence."""
+    points = vulkan.points(unit(1, 3, 1).expand(70_000, 3).contiguous())
+    assert torch.equal(vulkan.topk(unit(2, 3, 2), points, 128).ids, torch.arange(128).expand(2, 128))
+
+
 def test_tilings_give_the_same_bits(vulkan: Vulkan) -> None:
     points = vulkan.points(unit(200, 37, 1))
     queries = unit(70, 37, 2)
@@ -252,3 +259,34 @@ def test_points_can_be_replaced(vulkan: Vulkan) -> None:
     after = vulkan.topk(query, points, 3)
     assert not torch.equal(before.scores, after.scores)
     assert torch.equal(after.ids, ORACLE.topk(query, ORACLE.points(unit(50, 8, 7)), 3).ids)
+
+
+@pytest.mark.parametrize(("scheme", "steps"), [("gbaoab", 1500), ("ghmc", 400)])
+def test_many_steps_of_one_chain(vulkan: Vulkan, scheme: str, steps: int) -> None:
+    """Few chains leave time for many steps in a dispatch; llvmpipe ends a shader's loops after 65,535 rounds of all."""
+    d, k = 640, 3
+    mu = unit(k, d, 4)
+    x = unit(1, d, 1)
+    level = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.006]), torch.tensor([25.0]), (steps,))
+    lists = (torch.arange(k)[None], torch.zeros(1, k), torch.full((1, k), 640.0), torch.zeros(1))
+    got, want = (
+        backend.langevin(x, tangent(x, 2), backend.points(mu), *lists, level, seed=1, scheme=scheme)  # type: ignore[arg-type]
+        for backend in (vulkan, ORACLE)
+    )
+    assert nmse(got.x, want.x) < FLOAT32
+    assert nmse(got.v, want.v) < FLOAT32
+
+
+def test_a_step_of_too_many_loops_is_refused(vulkan: Vulkan) -> None:
+    """1,024 leapfrogs with 64 candidates: llvmpipe would leave off in the middle and say nothing."""
+    if vulkan._engine.capabilities.type != "cpu":
+        pytest.skip("a GPU has no such limit")
+    x = unit(1, 640, 1)
+    ids, logw, kappa, background = mixture(1, 64, 64, 3)
+    with pytest.raises(ArgumentError, match="1024 leapfrogs"):
+        vulkan.langevin(
+            *(x, tangent(x, 2), vulkan.points(unit(64, 640, 4)), ids, logw, kappa, background, schedule()),
+            seed=1,
+            scheme="ghmc",
+            leapfrogs=1024,
+        )

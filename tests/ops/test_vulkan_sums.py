@@ -94,6 +94,14 @@ def test_shards_and_slices_change_no_bit(plain: Vulkan, operation: str, options:
         assert torch.equal(a, b)
 
 
+def test_a_point_with_very_many_entries(plain: Vulkan) -> None:
+    """More than llvmpipe lets a loop go round, which it would cut short in silence."""
+    x, ids = unit(1200, 33, 1), torch.zeros(1200, 64, dtype=torch.int64)
+    out = plain.accumulate(x, ids, torch.ones(1200, 64), torch.zeros(1200, dtype=torch.int64), 2)
+    assert out.mass.tolist() == [1200 * 64, 0]  # whole numbers are exact
+    assert nmse(out.resultant[0], 64 * x.double().sum(0)) < 1e-8  # 76,800 roundings of one sum after the other
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_wide_rows(plain: Vulkan, operation: str) -> None:
     """More quads than a workgroup has invocations."""

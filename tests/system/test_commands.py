@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ebmvk as package
-from ebmvk import cli, doctor, evaluate, generate, train
+from ebmvk import certify, cli, doctor, evaluate, generate, train
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
@@ -37,6 +37,8 @@ SURFACE = {
         --checkpoint --dataset --data-dir --split --limit --context --stride --device --json --no-json""",
     "doctor": """
         --device --json --no-json""",
+    "certify": """
+        --device --checkpoint --quick --no-quick --json --plots --seed""",
     "generate": """
         --checkpoint --prompt --max-tokens --temperature --sampler --seed --device --quiet --no-quiet""",
 }
@@ -44,7 +46,8 @@ SURFACE = {
 
 @pytest.mark.parametrize("command", SURFACE)
 def test_command_surface_is_what_was_promised(command: str) -> None:
-    module = {"train": train, "evaluate": evaluate, "doctor": doctor, "generate": generate}[command]
+    modules = {"train": train, "evaluate": evaluate, "doctor": doctor, "certify": certify, "generate": generate}
+    module = modules[command]
     assert sorted(module.FLAGS) == sorted(SURFACE[command].split())
     assert set(cli.COMMANDS) == set(SURFACE)
 

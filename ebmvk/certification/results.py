@@ -1,0 +1,101 @@
+"""What a test of the suite says, and how large the tests are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ebmvk.certification.chains import Sampler
+from ebmvk.certification.statistics import Evidence
+
+FAMILY_LEVEL = 1e-3
+"""Probability that a right sampler fails anywhere: shared equally (Bonferroni) by all p-values of a run."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict: by p-value, or by bounds where the statistic is no random number or its bound is specified.
+
+    number: of the test in model section 7. name: unique. claim: what is tested. n: values behind the statistic.
+    """
+
+    number: int
+    name: str
+    claim: str
+    n: int
+    statistic: float
+    symbol: str
+    p: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    detail: str = ""
+
+    def ok(self, alpha: float) -> bool:
+        """False for NaN, too."""
+        if self.p is not None:
+            return self.p >= alpha
+        return self.low <= self.statistic <= self.high
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one line of a picture."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    marks: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Data of one plot; `lines`: horizontal references by label."""
+
+    name: str
+    title: str
+    xlabel: str
+    ylabel: str
+    series: Sequence[Series]
+    log: bool = False
+    lines: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of one test."""
+
+    checks: list[Check]
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each test does; what they claim holds for any of these.
+
+    chains: at d = 8 and 16. wide: chains at d = 640. looks: at each chain of test 9. long_chains, long_steps: of test
+    1. token_chains: of each context of test 8. token_dimension: of its synthetic laws.
+    """
+
+    chains: int
+    wide: int
+    looks: int
+    long_chains: int
+    long_steps: int
+    token_chains: int
+    token_dimension: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A sampler to be tested, and how. scheme names are those of the engine."""
+
+    sampler: Sampler
+    sizes: Sizes
+    seed: int
+
+
+def by_p(number: int, name: str, claim: str, n: int, symbol: str, tested: Evidence, detail: str = "") -> Check:
+    """A check whose verdict is a p-value; NaN fails."""
+    p = 0.0 if math.isnan(tested.p) else tested.p
+    return Check(number, name, claim, n, tested.statistic, symbol, p=p, detail=detail)

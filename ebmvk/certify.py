@@ -1,0 +1,171 @@
+"""`ebmvk certify`, `python -m ebmvk.certify`: are the samplers of this device right?
+
+Runs the ten tests of model section 7 on fixed seeds and shows that four broken samplers are caught. Exit status: 0 when
+every test passes and every mutant is caught; 1 when one does not; 2 for an unknown flag, a device or a checkpoint that
+cannot be had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ebmvk import __version__, cli
+from ebmvk.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from ebmvk.certification.results import Check, Sizes
+    from ebmvk.certification.suite import Certificate
+    from ebmvk.certification.tokens import Contexts
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CertifyCommand:
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Contexts of test 8; else made-up laws.
+    quick: bool = False  # Fewer chains: below a minute on two cores.
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write every figure to this file.
+    plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw the pictures into this folder (SVG).
+    seed: int = 42  # Of chains and laws; the same seed gives the same figures on one device.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(CertifyCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0, 1 or 2, as the module says."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _certify(cli.parse(CertifyCommand, args, command="certify", known=FLAGS)))
+
+
+def _certify(command: CertifyCommand) -> int:
+    if not 0 <= command.seed < 2**31:
+        raise ConfigError(f"--seed {command.seed} is not within 0 to 2^31 - 1", hint="take --seed 42")
+    from ebmvk.certification import suite
+    from ebmvk.training.workspace import open_device
+
+    began = time.perf_counter()
+    device = open_device(command.device)
+    sizes = suite.sizes_for(device.backend, quick=command.quick)
+    contexts = _contexts(command, sizes)
+    print(f"device    {device.reason}\ncontexts  {contexts.source}\nseed      {command.seed}", flush=True)
+    found = suite.certify(
+        device.backend, contexts, sizes, command.seed, lambda text: print(f"  {text}", file=sys.stderr, flush=True)
+    )
+    seconds = time.perf_counter() - began
+    print("\n".join(_lines(found)))
+    print(f"\n{_verdict(found)}; {seconds:.0f} s")
+    if command.json:
+        record = {"ebmvk": __version__, "device": device.reason, "quick": command.quick, "seed": command.seed}
+        record |= _record(found, contexts, sizes) | {"seconds": round(seconds, 1)}
+        _write(command.json, json.dumps(record, indent=1, allow_nan=False) + "\n", "--json")
+    if command.plots:
+        from ebmvk.report.certificate import draw
+
+        for picture in found.pictures:
+            _write(command.plots / f"{picture.name}.svg", draw(picture), "--plots")
+    return int(not found.ok)
+
+
+def _contexts(command: CertifyCommand, sizes: Sizes) -> Contexts:
+    """Of the checkpoint's own validation text; made up where there is none."""
+    from ebmvk.certification import tokens
+
+    if command.checkpoint is None:
+        return tokens.synthetic(sizes.token_dimension, command.seed)
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.training.workspace import open_run
+
+    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    stream = encode_split(resolve(run.config.data.dataset, run.config.data.data_dir), "validation", run.tokenizer)
+    return tokens.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length)
+
+
+def _lines(found: Certificate) -> Iterator[str]:
+    """A line per verdict, and one below it for what else there is to know."""
+    yield ""
+    for check in found.checks:
+        yield f"{_word(check.ok(found.alpha))} {check.number:>2}  {check.name:<40} {_figures(check)}"
+        yield f"         {check.claim}{'; ' if check.detail else ''}{check.detail}"
+    yield "\nMutants, each of which has to fail the test named:"
+    for caught in found.caught:
+        yield f"{_word(caught.ok(found.alpha))} {caught.check.number:>2}  {caught.mutant:<22} fails {caught.check.name}"
+        yield f"         {_figures(caught.check)}; unbroken {_figures(caught.control)}"
+    yield from found.notes
+
+
+def _word(ok: bool) -> str:
+    return "ok  " if ok else "FAIL"
+
+
+def _figures(check: Check) -> str:
+    said = f"n = {check.n:,}  {check.symbol} = {check.statistic:.4g}  "
+    if check.p is not None:
+        return said + f"p = {check.p:.2g}"
+    bounds = [f"{sign} {value:.3g}" for sign, value in ((">=", check.low), ("<=", check.high)) if abs(value) < 1e300]
+    return said + "bound " + ", ".join(bounds)
+
+
+def _verdict(found: Certificate) -> str:
+    passed = sum(check.ok(found.alpha) for check in found.checks)
+    caught = sum(mutant.ok(found.alpha) for mutant in found.caught)
+    return (
+        f"{passed} of {len(found.checks)} checks pass, {caught} of {len(found.caught)} mutants are caught "
+        f"(family-wise level {found.level:g}: {found.alpha:.1e} for each of {found.comparisons} p-values)"
+    )
+
+
+def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
+    return {
+        "ok": found.ok,
+        "family_level": found.level,
+        "alpha": found.alpha,
+        "contexts": contexts.source,
+        "sizes": dataclasses.asdict(sizes),
+        "checks": [_row(check, found.alpha) for check in found.checks],
+        "mutants": [
+            {
+                "mutant": caught.mutant,
+                "caught": caught.ok(found.alpha),
+                "check": _row(caught.check, found.alpha),
+                "control": _row(caught.control, found.alpha),
+            }
+            for caught in found.caught
+        ],
+        "notes": found.notes,
+        "seconds_by_test": {name: round(value, 2) for name, value in found.seconds.items()},
+    }
+
+
+def _row(check: Check, alpha: float) -> Record:
+    """JSON knows no infinity and no NaN: absent bounds and statistics are null."""
+    row = {
+        name: None if isinstance(value, float) and not abs(value) < float("inf") else value
+        for name, value in dataclasses.asdict(check).items()
+    }
+    return {"ok": check.ok(alpha), **row}
+
+
+def _write(path: Path, text: str, flag: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {path} could not be written: {error.strerror or error}", hint=f"give {flag} a writable place"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`ebmvk certify`: what it prints and writes, and its exit status."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmvk.certification import suite, tokens
+from ebmvk.certification.results import Sizes
+from ebmvk.engine.cpu import Cpu
+
+TINY = Sizes(1000, 400, looks=24, long_chains=1, long_steps=2000, token_chains=100, token_dimension=16)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "sizes_for", lambda backend, quick: TINY)
+    monkeypatch.setattr(tokens, "synthetic", partial(tokens.synthetic, count=2))
+    monkeypatch.setattr(tokens, "MOST_STEPS", 200)
+
+
+def test_a_right_device_is_status_0(ebmvk: Any, tmp_path: Path) -> None:
+    said = ebmvk(
+        "certify", "--device", "cpu", "--json", tmp_path / "figures" / "all.json", "--plots", tmp_path / "plots"
+    )
+    assert said.status == 0, said.out
+    assert "FAIL" not in said.out
+    assert "made-up laws" in said.out
+    assert "4 of 4 mutants are caught" in said.out
+    record = json.loads((tmp_path / "figures" / "all.json").read_text(encoding="utf-8"))
+    assert record["ok"]
+    assert {check["number"] for check in record["checks"]} == set(range(1, 11))
+    names = [check["name"] for check in record["checks"]]
+    assert len(names) == len(set(names))
+    assert {mutant["mutant"]: mutant["check"]["name"] for mutant in record["mutants"]} == {
+        mutant: name for mutant, (_, name) in suite.CAUGHT_BY.items()
+    }
+    values = [check["p"] for check in record["checks"] if check["p"] is not None]
+    assert record["alpha"] == pytest.approx(1e-3 / len(values))
+    pictures = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"energy-error.svg", "bias.svg", "tokens.svg", "weights-ghmc.svg", "vmf-d8-ghmc.svg"} <= pictures
+    assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in (tmp_path / "plots").iterdir())
+
+
+class Hot(Cpu):
+    """Chains at another temperature than the one asked for."""
+
+    def langevin(self, *args: Any, temperature: float = 1.0, **more: Any) -> Any:
+        return super().langevin(*args, temperature=1.1 * temperature, **more)
+
+
+class Broken(Cpu):
+    """Chains that end a little off the sphere."""
+
+    def langevin(self, *args: Any, **more: Any) -> Any:
+        found = super().langevin(*args, **more)
+        return type(found)(1.001 * found.x, found.v, found.diagnostics)
+
+
+def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # What does not matter here is left out.
+    kept = {name: suite.SAMPLING[name] for name in ("1 constraints", "5 equipartition, free")}
+    monkeypatch.setattr(suite, "SAMPLING", kept)
+    monkeypatch.setattr(suite, "CAUGHT_BY", {})
+    failed = {}
+    for backend in (Hot(), Broken()):
+        monkeypatch.setattr("ebmvk.training.workspace.select", lambda name, backend=backend: backend)
+        said = ebmvk("certify", "--device", "cpu", "--json", tmp_path / "wrong.json")
+        assert said.status == 1
+        assert "FAIL" in said.out
+        checks = json.loads((tmp_path / "wrong.json").read_text(encoding="utf-8"))["checks"]
+        failed[type(backend)] = {check["name"] for check in checks if not check["ok"]}
+    assert "equipartition, free, gbaoab" in failed[Hot]
+    assert "cpu = float64 reference, gbaoab" in failed[Hot]
+    assert not {"constraints, gbaoab", "constraints, ghmc"} & failed[Hot]
+    assert {"constraints, gbaoab", "constraints, ghmc"} <= failed[Broken]
+
+
+def test_a_mutant_that_is_not_caught_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    test, name = suite.CAUGHT_BY["no transport"]
+    monkeypatch.setattr(suite, "SAMPLING", {"3 rotation": test})
+    # GHMC's momentum flip plays no part where nothing is rejected.
+    monkeypatch.setattr(suite, "CAUGHT_BY", {"no negation": (test, name)})
+    said = ebmvk("certify", "--device", "cpu")
+    assert said.status == 1
+    assert "0 of 1 mutants are caught" in said.out
+
+
+def test_contexts_of_a_checkpoint(ebmvk: Any, trained: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(suite, "SAMPLING", {})
+    monkeypatch.setattr(suite, "CAUGHT_BY", {})
+    said = ebmvk("certify", "--device", device, "--checkpoint", trained)
+    assert said.status == 0, said.out + said.err
+    assert "20 contexts of made-up" in said.out
+    assert said.out.count("tokens, context") == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--device", "abacus"], "abacus"),
+        (["--devise", "cpu"], "--device"),
+        (["--seed", "-1"], "--seed"),
+        (["--device", "cpu", "--checkpoint", "/nowhere/run"], "--checkpoint"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_had_is_status_2(ebmvk: Any, args: list[str], words: str) -> None:
+    said = ebmvk("certify", *args)
+    assert said.status == 2
+    assert words in said.err
+    assert "try:" in said.err
