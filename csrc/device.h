@@ -31,9 +31,9 @@ struct Capabilities {
   std::uint32_t subgroup_size = 0;   // that kernels ask for
   std::uint32_t max_subgroups = 0;   // of a workgroup
   bool subgroup_arithmetic = false;
-  bool subgroup_control = false;                      // full subgroups of a required size
-  // llvmpipe leaves every loop of a shader, without a word, once all of them together have gone round 65,535 times in an
-  // invocation (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS). Fewer than that there; elsewhere no limit.
+  bool subgroup_control = false;  // full subgroups of a required size
+  // llvmpipe leaves every loop of a shader, without a word, once all of them together have gone round 65,535 times in
+  // an invocation (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS). Fewer than that there; elsewhere no limit.
   std::uint32_t loop_rounds = 0xffffffffu;
   bool float16 = false;                               // arithmetic and storage
   std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local

@@ -115,8 +115,8 @@ struct LangevinWork {
   }
 };
 
-// How many steps of a chain one dispatch may do, by the loops that a device lets a shader go round. Rounds of a step are
-// counted from energy.glsl and chain.glsl, generously; candidates in registers (resident.glsl) need fewer.
+// How many steps of a chain one dispatch may do, by the loops that a device lets a shader go round. Rounds of a step
+// are counted from energy.glsl and chain.glsl, generously; candidates in registers (resident.glsl) need fewer.
 std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, std::uint32_t leapfrogs,
                                  std::uint32_t levels) {
   const auto& device = engine.device().capabilities();
