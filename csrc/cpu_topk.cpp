@@ -146,7 +146,7 @@ inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
 // processors prefetch badly: lines are fetched kAhead coordinates before their turn, past the end those of `next`.
 template <size_t kRows>
 inline void FewTile(const float* queries, const float* points, const float* next, size_t d, VF (&sum)[kRows][2]) {
-  constexpr size_t kAhead = 64, kLine = 16;
+  constexpr size_t kAhead = 96, kLine = 16;
   const size_t ahead = d < kAhead ? d : kAhead;
   for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
   size_t i = 0;
