@@ -109,7 +109,7 @@ size_t FewQueries() { return 0; }
 
 void ScoreFew(const TopKProblem&, size_t, size_t, size_t, size_t, Selection&) {}
 #else
-// Up to this many queries packing a panel takes longer than all else: without it, 8 take a third to a half of the time.
+// Up to this many queries panels are not packed: 8 then take a third (AVX3) to a half (AVX2, SSE4) of the time.
 constexpr size_t kFew = 8;
 
 size_t FewQueries() { return kFew; }
@@ -128,8 +128,7 @@ hn::Vec<D> LoadBlocks(D tag, const float* from, size_t stride) {
 
 // column[j][c] = from[c * d + j]: four coordinates of kLanes points, transposed in registers.
 inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
-  // In block b: point b * 4 + r, so that
-  VF a[4];
+  VF a[4];  // block b of a[r]: point 4 b + r
 #pragma GCC unroll 4
   for (size_t r = 0; r < 4; ++r) a[r] = LoadBlocks(F32(), from + r * d, 4 * d);
   const VU64 low01 = hn::BitCast(U64(), hn::InterleaveLower(F32(), a[0], a[1]));
