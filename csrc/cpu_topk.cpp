@@ -1,6 +1,9 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_topk.cpp"
 #include "simd.h"
+#if EBMVK_HAVE_HIGHWAY
+#include <hwy/cache_control.h>
+#endif
 //
 #include "cpu_scratch.h"
 #include "cpu_topk.h"
@@ -29,7 +32,7 @@ void PackQueries(const TopKProblem& p, size_t first, size_t rows, size_t tile, f
 }
 
 // packed[i][c] = points[first + c][i]; missing points are zero. A few coordinates at a time, so that what is written
-// stays in the first-level cache: for few queries this is most of the work.
+// stays in the first-level cache.
 void PackPanel(const TopKProblem& p, size_t first, size_t count, float* packed) {
   constexpr size_t kStep = 16;
   for (size_t begin = 0; begin < p.d; begin += kStep) {
@@ -55,34 +58,150 @@ inline void Tile(const float* queries, const float* points, size_t d, VF (&sum)[
   }
 }
 
-// One panel of points against all packed queries.
+// What turns the products of a panel's points into scores.
+struct Affine {
+  VF scale[2], bias[2];
+
+  Affine(const TopKProblem& p, size_t first, size_t count) {
+    alignas(64) float s[kPanel], b[kPanel];
+    for (size_t c = 0; c < kPanel; ++c) {
+      s[c] = p.scale && c < count ? p.scale[first + c] : 1.0f;
+      b[c] = p.bias && c < count ? p.bias[first + c] : 0.0f;
+    }
+    for (size_t half = 0; half < 2; ++half) {
+      scale[half] = hn::Load(F32(), s + half * kLanes);
+      bias[half] = hn::Load(F32(), b + half * kLanes);
+    }
+  }
+};
+
+// Offers the points of a panel to the selection of a row, by their products with it.
+inline void Offer(const VF (&sum)[2], const Affine& affine, size_t first, size_t count, size_t row,
+                  Selection& selection) {
+  const float threshold = selection.threshold(row);
+  const VF bar = hn::Set(F32(), threshold);
+  const VF v0 = hn::MulAdd(sum[0], affine.scale[0], affine.bias[0]);
+  const VF v1 = hn::MulAdd(sum[1], affine.scale[1], affine.bias[1]);
+  if (hn::AllTrue(F32(), hn::Le(v0, bar)) && hn::AllTrue(F32(), hn::Le(v1, bar))) return;
+  alignas(64) float scores[kPanel];
+  hn::Store(v0, F32(), scores);
+  hn::Store(v1, F32(), scores + kLanes);
+  for (size_t c = 0; c < count; ++c) {
+    if (!(scores[c] <= threshold)) selection.Push(row, {scores[c], static_cast<uint32_t>(first + c)});
+  }
+  selection.CutIfFull(row);
+}
+
+// One packed panel of points against all packed queries.
 void ScorePanel(const TopKProblem& p, size_t rows, const float* queries, const float* panel, size_t first, size_t count,
                 Selection& selection) {
-  alignas(64) float scale[kPanel], bias[kPanel], scores[kPanel];
-  for (size_t c = 0; c < kPanel; ++c) {
-    scale[c] = p.scale && c < count ? p.scale[first + c] : 1.0f;
-    bias[c] = p.bias && c < count ? p.bias[first + c] : 0.0f;
-  }
-  const VF s0 = hn::Load(F32(), scale), s1 = hn::Load(F32(), scale + kLanes);
-  const VF b0 = hn::Load(F32(), bias), b1 = hn::Load(F32(), bias + kLanes);
+  const Affine affine(p, first, count);
   for (size_t row = 0; row < rows; row += kQueries, queries += p.d * kQueries) {
     VF sum[kQueries][2];
     Tile(queries, panel, p.d, sum);
     const size_t tall = rows - row < kQueries ? rows - row : kQueries;
-    for (size_t r = 0; r < tall; ++r) {
-      const float threshold = selection.threshold(row + r);
-      const VF bar = hn::Set(F32(), threshold);
-      const VF v0 = hn::MulAdd(sum[r][0], s0, b0), v1 = hn::MulAdd(sum[r][1], s1, b1);
-      if (hn::AllTrue(F32(), hn::Le(v0, bar)) && hn::AllTrue(F32(), hn::Le(v1, bar))) continue;
-      hn::Store(v0, F32(), scores);
-      hn::Store(v1, F32(), scores + kLanes);
-      for (size_t c = 0; c < count; ++c) {
-        if (!(scores[c] <= threshold)) selection.Push(row + r, {scores[c], static_cast<uint32_t>(first + c)});
+    for (size_t r = 0; r < tall; ++r) Offer(sum[r], affine, first, count, row + r, selection);
+  }
+}
+
+#if EBMVK_PLAIN
+size_t FewQueries() { return 0; }
+
+void ScoreFew(const TopKProblem&, size_t, size_t, size_t, size_t, Selection&) {}
+#else
+// Up to this many queries panels are not packed: 8 then take a third (AVX3) to a half (AVX2, SSE4) of the time.
+constexpr size_t kFew = 8;
+
+size_t FewQueries() { return kFew; }
+
+// Four coordinates of kLanes / 4 points that are `stride` apart, those of one in each block of four lanes.
+template <class D>
+hn::Vec<D> LoadBlocks(D tag, const float* from, size_t stride) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(tag, from);
+  } else {
+    const hn::Half<D> half;
+    const size_t upper = hn::MaxLanes(half) / 4 * stride;
+    return hn::Combine(tag, LoadBlocks(half, from + upper, stride), LoadBlocks(half, from, stride));
+  }
+}
+
+// column[j][c] = from[c * d + j]: four coordinates of kLanes points, transposed in registers.
+inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
+  VF a[4];  // block b of a[r]: point 4 b + r
+#pragma GCC unroll 4
+  for (size_t r = 0; r < 4; ++r) a[r] = LoadBlocks(F32(), from + r * d, 4 * d);
+  const VU64 low01 = hn::BitCast(U64(), hn::InterleaveLower(F32(), a[0], a[1]));
+  const VU64 low23 = hn::BitCast(U64(), hn::InterleaveLower(F32(), a[2], a[3]));
+  const VU64 high01 = hn::BitCast(U64(), hn::InterleaveUpper(F32(), a[0], a[1]));
+  const VU64 high23 = hn::BitCast(U64(), hn::InterleaveUpper(F32(), a[2], a[3]));
+  column[0] = hn::BitCast(F32(), hn::InterleaveLower(U64(), low01, low23));
+  column[1] = hn::BitCast(F32(), hn::InterleaveUpper(U64(), low01, low23));
+  column[2] = hn::BitCast(F32(), hn::InterleaveLower(U64(), high01, high23));
+  column[3] = hn::BitCast(F32(), hn::InterleaveUpper(U64(), high01, high23));
+}
+
+// Tile() for kRows queries and a panel that are where the caller has them. A panel is read in kPanel streams, which
+// processors prefetch badly: lines are fetched kAhead coordinates before their turn, past the end those of `next`.
+template <size_t kRows>
+inline void FewTile(const float* queries, const float* points, const float* next, size_t d, VF (&sum)[kRows][2]) {
+  constexpr size_t kAhead = 96, kLine = 16;
+  const size_t ahead = d < kAhead ? d : kAhead;
+  for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
+  size_t i = 0;
+  for (; i + 4 <= d; i += 4) {
+    // A quarter of the points each time, as a line serves four times.
+    const float* fetch = i + ahead < d ? points + i + ahead : next + i + ahead - d;
+    fetch += i % kLine / 4 * (kPanel / 4) * d;
+#pragma GCC unroll 8
+    for (size_t c = 0; c < kPanel / 4; ++c) hwy::Prefetch(fetch + c * d);
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; ++half) {
+      VF column[4];
+      LoadColumns(points + half * kLanes * d + i, d, column);
+#pragma GCC unroll 4
+      for (size_t j = 0; j < 4; ++j) {
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) {
+          sum[r][half] = hn::MulAdd(hn::Set(F32(), queries[r * d + i + j]), column[j], sum[r][half]);
+        }
       }
-      selection.CutIfFull(row + r);
+    }
+  }
+  for (; i < d; ++i) {
+    alignas(64) float column[kPanel];
+    for (size_t c = 0; c < kPanel; ++c) column[c] = points[c * d + i];
+    const VF p0 = hn::Load(F32(), column), p1 = hn::Load(F32(), column + kLanes);
+    for (size_t r = 0; r < kRows; ++r) {
+      const VF q = hn::Set(F32(), queries[r * d + i]);
+      sum[r][0] = hn::MulAdd(q, p0, sum[r][0]);
+      sum[r][1] = hn::MulAdd(q, p1, sum[r][1]);
     }
   }
 }
+
+// A whole panel of points, not packed, against the kRows rows of a batch.
+template <size_t kRows>
+void FewRows(const TopKProblem& p, const float* queries, size_t first, size_t next, Selection& selection) {
+  VF sum[kRows][2];
+  FewTile(queries, p.points + first * p.d, p.points + next * p.d, p.d, sum);
+  const Affine affine(p, first, kPanel);
+  for (size_t r = 0; r < kRows; ++r) Offer(sum[r], affine, first, kPanel, r, selection);
+}
+
+template <size_t kRows>
+void FewRowsOf(size_t rows, const TopKProblem& p, const float* queries, size_t first, size_t next,
+               Selection& selection) {
+  if (rows == kRows) return FewRows<kRows>(p, queries, first, next, selection);
+  if constexpr (kRows > 1) FewRowsOf<kRows - 1>(rows, p, queries, first, next, selection);
+}
+
+// ScorePanel() without packing, for a whole panel and at most kFew rows. `next`: the panel this thread has next,
+// likely.
+void ScoreFew(const TopKProblem& p, size_t start, size_t rows, size_t first, size_t next, Selection& selection) {
+  FewRowsOf<kFew>(rows, p, p.queries + start * p.d, first, next, selection);
+}
+#endif
 
 }  // namespace
 }  // namespace ebmvk::HWY_NAMESPACE
@@ -98,6 +217,8 @@ HWY_EXPORT(TilePoints);
 HWY_EXPORT(PackQueries);
 HWY_EXPORT(PackPanel);
 HWY_EXPORT(ScorePanel);
+HWY_EXPORT(FewQueries);
+HWY_EXPORT(ScoreFew);
 
 // Rows worked off together: bounds the memory of the selections and of the packed queries.
 constexpr size_t kBatch = 4096;
@@ -125,6 +246,7 @@ void TopKBatch(const TopKProblem& p, size_t first, size_t rows, float* scores, i
   ThreadPool& pool = SharedPool();
   const size_t height = HWY_DYNAMIC_DISPATCH(TileQueries)(), width = HWY_DYNAMIC_DISPATCH(TilePoints)();
   const size_t tiles = (rows + height - 1) / height, panels = (p.n + width - 1) / width;
+  const bool few = rows <= HWY_DYNAMIC_DISPATCH(FewQueries)();
   const AlignedFloats queries = AllocateFloats(tiles * height * p.d);
   pool.Run(tiles, [&](size_t tile, size_t) { HWY_DYNAMIC_DISPATCH(PackQueries)(p, first, rows, tile, queries.get()); });
   Spaces spaces(pool.threads());
@@ -133,6 +255,11 @@ void TopKBatch(const TopKProblem& p, size_t first, size_t rows, float* scores, i
     std::unique_ptr<Space>& space = spaces[thread];
     if (!space) space.reset(new Space{AllocateFloats(width * p.d), Selection(rows, p.k, width)});
     const size_t start = panel * width, count = std::min(width, p.n - start);
+    if (few && count == width) {
+      const size_t next = std::min(start + width * pool.threads(), p.n - width);
+      HWY_DYNAMIC_DISPATCH(ScoreFew)(p, first, rows, start, next, space->selection);
+      return;
+    }
     HWY_DYNAMIC_DISPATCH(PackPanel)(p, start, count, space->panel.get());
     HWY_DYNAMIC_DISPATCH(ScorePanel)(p, rows, queries.get(), space->panel.get(), start, count, space->selection);
   });

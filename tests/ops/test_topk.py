@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from op_problems import nmse, unit
@@ -84,6 +86,26 @@ def test_rows_do_not_depend_on_the_batch(backend: Backend) -> None:
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     assert torch.equal(whole.scores, torch.cat([part.scores for part in parts]))
     assert torch.equal(whole.ids, torch.cat([part.ids for part in parts]))
+
+
+@pytest.mark.parametrize("d", [1, 3, 5, 639, 640, 641])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 71])
+def test_few_rows_have_the_bits_of_many(cpu_kernels: Any, n: int, d: int) -> None:
+    """Up to 8 rows the CPU kernels leave panels (8, 16, 32 points) where they are, beyond that they transpose them."""
+    g = torch.Generator().manual_seed(100 * n + d)
+    queries, points = torch.randn(29, d, generator=g).numpy(), unit(n, d, generator=g).numpy()
+    scale, bias = torch.randn(n, generator=g).numpy(), torch.randn(n, generator=g).numpy()
+    before = cpu_kernels.target()
+    try:
+        for target in cpu_kernels.targets():
+            cpu_kernels.use_target(target)
+            scores, ids, _ = cpu_kernels.topk(queries, points, n, scale, bias, None)
+            for rows in range(1, 10):
+                few, few_ids, _ = cpu_kernels.topk(queries[-rows:], points, n, scale, bias, None)
+                assert (few == scores[-rows:]).all(), (target, rows)
+                assert (few_ids == ids[-rows:]).all(), (target, rows)
+    finally:
+        cpu_kernels.use_target(before)
 
 
 def test_update_replaces_the_rows(backend: Backend) -> None:
