@@ -108,7 +108,7 @@ def add_rows(total: Tensor, ids: Tensor, rows: Tensor) -> None:
 
 def accumulate(x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
     """As `Backend.accumulate`."""
-    mass, resultant = responsibilities.new_zeros(n), x.new_zeros(n, x.shape[1])
+    resultant, mass = x.new_zeros(n, x.shape[1]), responsibilities.new_zeros(n)  # the larger first: it may not fit
     add_rows(mass, ids.flatten(), responsibilities.flatten())
     size = max(1, CHUNK // max(1, ids.shape[1] * x.shape[1]))
     for at, row, share in zip(split(x, size), split(ids, size), split(responsibilities, size), strict=True):

@@ -459,9 +459,9 @@ def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
 ) -> None:
     run = tmp_path / "run"
     args = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", "reference")
-    _is_typed(ebmvk("train", *args, "--langevin-T", 1e38), "chains are not finite", "--langevin-T")
+    _is_typed(ebmvk("train", *args, "--langevin-dt", 1e30), "chains are not finite", "--langevin-dt")
     assert [path.name for path in checkpoint.step_folders(run)] == ["step-4"]
-    train(run, "--resume", "--langevin-T", 1, "--quiet")
+    train(run, "--resume", "--langevin-dt", 0.01, "--quiet")
     assert [row["step"] for row in rows(run, "eval")] == [4, 8]
 
 
