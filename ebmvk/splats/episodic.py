@@ -22,7 +22,7 @@ from ebmvk.splats.store import SplatStore
 
 RECENT = 512  # contexts that are not folded yet, at most
 FORGOTTEN = 1e-6  # mass below which age has taken a splat
-SLACK = 8  # a full store is consolidated by an eighth of its capacity at once
+SLACK = 4  # a full store is consolidated by a quarter of its capacity at once: searching for pairs is the cost
 
 
 @dataclass(frozen=True)

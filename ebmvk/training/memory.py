@@ -7,7 +7,8 @@ text, whose contexts are members of no static splat: a query never meets its own
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from ebmvk.training.evaluation import contexts
 from ebmvk.training.workspace import Device
 
 MEMORY_FILE = "memory.safetensors"
-KAPPAS = (10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)  # tried for each tier
-KAPPA_TOKENS = 50_000  # of the text, on which they are compared
+KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
+START = 4  # where the search begins
+KAPPA_TOKENS = 30_000  # of the text, on which they are compared
 Say = Callable[[str], None]
 
 
@@ -42,11 +44,12 @@ def build_static(
     Raises:
         DataError: fewer contexts than splats.
     """
-    states, following = [], []
-    for seen, tokens in contexts(model, train, context=context, stride=max(1, context // 2), device=device.torch):
-        states.append(seen.h[0].to(torch.float16).cpu())  # errors of 2^-11 of a coordinate, for half the memory
-        following.append(tokens.cpu())
-    h, tokens = torch.cat(states), torch.cat(following)
+    n = len(train) - 1
+    h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
+    tokens, done = torch.from_numpy(train.tokens[1:].astype("int64")), 0
+    for seen, following in contexts(model, train, context=context, stride=max(1, context // 2), device=device.torch):
+        h[done : done + len(following)] = seen.h[0].cpu()
+        done += len(following)
     owner = cluster(h, tokens, splats, device.backend, seed)
     return SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
 
@@ -68,18 +71,30 @@ class Fit:
 
     def fit(self, memory: Memory, say: Say) -> Memory:
         """The memory with concentrations and gates of largest likelihood."""
-        if memory.static is not None:
-            memory = self._best([replace(memory, static=memory.static.at(kappa)) for kappa in KAPPAS], "static", say)
-        episodes = [replace(memory, episodic=replace(memory.episodic, kappa=kappa)) for kappa in KAPPAS]
-        memory = self._best(episodes, "episodic", say)
-        whole: Mode = "both" if memory.static is not None else "episodic"
+        static = memory.static
+        if static is not None:
+            memory = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+        whole: Mode = "episodic" if static is None else "both"
+        memory = self._best(
+            lambda kappa: replace(memory, episodic=replace(memory.episodic, kappa=kappa)), "episodic", say
+        )
         return self._gated(memory, whole, len(self.tokens))[0]
 
-    def _best(self, candidates: Sequence[Memory], mode: Mode, say: Say) -> Memory:
-        fitted = [self._gated(memory, mode, KAPPA_TOKENS) for memory in candidates]
-        for kappa, (_, nats) in zip(KAPPAS, fitted, strict=True):
-            say(f"{mode:<12}kappa {kappa:g}: {nats:.4f} nats per token")
-        return candidates[min(range(len(fitted)), key=lambda i: fitted[i][1])]
+    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> Memory:
+        """The memory at(kappa) of largest likelihood, uphill from KAPPAS[START]; the likelihood has one summit."""
+        nats = {-1: math.inf, len(KAPPAS): math.inf}
+
+        def cost(i: int) -> float:
+            if i not in nats:
+                nats[i] = self._gated(at(KAPPAS[i]), mode, KAPPA_TOKENS)[1]
+                say(f"{mode:<12}kappa {KAPPAS[i]:g}: {nats[i]:.4f} nats per token")
+            return nats[i]
+
+        best = START
+        for step in (1, -1):
+            while cost(best + step) < cost(best):
+                best += step
+        return at(KAPPAS[best])
 
     def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, float]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of `mode`."""

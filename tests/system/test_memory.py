@@ -1,4 +1,4 @@
-"""Memory through the commands: built, kept with its checkpoint, evaluated tier by tier, causal, and refused with reasons."""
+"""Memory through the commands: built, kept with its checkpoint, evaluated tier by tier, causal, refused with why."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ def test_the_interval_is_by_document() -> None:
 
 
 @pytest.mark.parametrize("mode", ["static", "episodic", "both"])
-def test_generate_uses_the_memory_and_repeats_by_seed(
-    mode: str, ebmvk: Command, remembered: Path, device: str
-) -> None:
+def test_generate_uses_the_memory_and_repeats_by_seed(mode: str, ebmvk: Command, remembered: Path, device: str) -> None:
     args = ("--checkpoint", remembered, "--device", device, "--prompt", "The cat", "--max-tokens", 12, "--quiet")
     texts = [ebmvk("generate", *args, "--sampler", "exact", "--memory", m).out for m in (mode, mode, "none")]
     assert texts[0] == texts[1]
@@ -164,9 +162,7 @@ def test_without_static_splats_only_the_episodic_tier_is_there(
     assert "has no static splats" in said.err
 
 
-def test_building_again_gives_the_same_memory(
-    ebmvk: Command, remembered: Path, device: str, tmp_path: Path
-) -> None:
+def test_building_again_gives_the_same_memory(ebmvk: Command, remembered: Path, device: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(remembered, folder)
     file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
