@@ -23,7 +23,6 @@ class MemoryCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    knn_k: int = 64  # Neighbours looked up for each context.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.
 
@@ -40,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _memory(command: MemoryCommand) -> int:
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
-    if command.knn_k < 1:
-        raise ConfigError(f"--knn-k {command.knn_k} is below 1", hint="take --knn-k 64")
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
-    from ebmvk.splats.episodic import EpisodicConfig
     from ebmvk.splats.memory import Memory
     from ebmvk.training.memory import Fit, build_static, save
     from ebmvk.training.workspace import check_same_text, open_device, open_run
@@ -64,12 +60,19 @@ def _memory(command: MemoryCommand) -> int:
     model, context = run.model.to(device.torch), run.config.data.seq_length
     static = None
     if command.splats:
-        static = build_static(model, train, command.splats, context=context, device=device, seed=run.config.run.seed)
+        static = build_static(
+            model,
+            train,
+            command.splats,
+            context=context,
+            device=device,
+            seed=run.config.run.seed,
+            bfloat16=run.config.training.precision == "bfloat16",
+        )
         say(f"static      {static.n:,} splats of {int(static.mass.sum()):,} contexts of the training text")
     fit = Fit(model, encode_split(corpus, "validation", run.tokenizer), context=context, device=device)
     say(f"validation  {len(fit.tokens):,} contexts read")
-    episodic = EpisodicConfig(k=command.knn_k)
-    memory = fit.fit(Memory(model.config.latent_dim, model.vocab_size, static, command.knn_k, episodic, {}), say)
+    memory = fit.fit(Memory.unfitted(static, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
     path = save(run.checkpoint.path, memory)
     print(path)
     return 0

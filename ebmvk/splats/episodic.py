@@ -32,9 +32,9 @@ class EpisodicConfig:
     another one."""
 
     capacity: int = 10_000
-    kappa: float = 20.0
-    half_life: float = math.inf
-    k: int = 64
+    kappa: float = 14.0
+    half_life: float = 1500.0
+    k: int = 256
     scramble: bool = False
 
 

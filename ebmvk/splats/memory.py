@@ -25,6 +25,7 @@ from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, log_of, mix
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 
+KNN_K = 64  # static splats looked up for each context
 _ROWS = 2048  # contexts whose token laws are held at once
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
@@ -47,6 +48,11 @@ class Memory:
     k: int
     episodic: EpisodicConfig
     gates: Mapping[Mode, Gate]
+
+    @classmethod
+    def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
+        """A memory without gates yet."""
+        return cls(d, vocab_size, static, KNN_K, EpisodicConfig(), {})
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places

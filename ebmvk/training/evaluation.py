@@ -134,10 +134,16 @@ def _token_log_p(model: EnergyModel, seen: Context, following: Tensor, reader: R
 
 
 def contexts(
-    model: EnergyModel, stream: TokenStream, *, context: int, stride: int, device: torch.device
+    model: EnergyModel,
+    stream: TokenStream,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    bfloat16: bool = False,
 ) -> Iterator[tuple[Context, Tensor]]:
     """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
-    that followed them. Each token but the first follows one context.
+    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
 
     Raises:
         ArgumentError: stride out of range.
@@ -145,7 +151,7 @@ def contexts(
     for tokens, first in _batches(stream, context, stride, model.vocab_size):
         was_training = model.training
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             seen = model(tokens[:, :-1].to(device))
         model.train(was_training)
         points = {

@@ -37,7 +37,7 @@ SURFACE = {
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
         --scramble-memory --no-scramble-memory --device --json --no-json""",
     "memory": """
-        --checkpoint --splats --data-dir --knn-k --device --quiet --no-quiet""",
+        --checkpoint --splats --data-dir --device --quiet --no-quiet""",
     "doctor": """
         --device --json --no-json""",
     "generate": """

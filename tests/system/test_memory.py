@@ -27,7 +27,7 @@ def remembered(tmp_path_factory: pytest.TempPathFactory, trained: Path, device: 
 
     folder = tmp_path_factory.mktemp("remembered") / "run"
     shutil.copytree(trained, folder)
-    args = ["--checkpoint", folder, "--splats", 60, "--knn-k", 8, "--device", device, "--quiet"]
+    args = ["--checkpoint", folder, "--splats", 60, "--device", device, "--quiet"]
     assert importlib.import_module("ebmvk.memory").main([str(arg) for arg in args]) == 0
     return folder
 
@@ -168,5 +168,5 @@ def test_building_again_gives_the_same_memory(ebmvk: Command, remembered: Path, 
     file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
     before = file.read_bytes()
     file.unlink()
-    assert ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--knn-k", 8, "--device", device).status == 0
+    assert ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--device", device).status == 0
     assert file.read_bytes() == before

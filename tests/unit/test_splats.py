@@ -222,7 +222,7 @@ def test_reading_scores_what_the_law_says() -> None:
 def test_episodic_memory_is_the_mixture_over_what_was_read(device: str) -> None:
     """As long as nothing is merged or forgotten: brute force over all earlier contexts, with alpha_inf = 1/2."""
     states, tokens, _ = _members(90, seed=2)
-    memory = Episodic(EpisodicConfig(capacity=400, k=400, kappa=15.0), select(device), D, V)
+    memory = Episodic(EpisodicConfig(capacity=400, k=400, kappa=15.0, half_life=math.inf), select(device), D, V)
     memory.recent = 32
     found = memory.read(states, tokens)
     for i in range(1, 90):
@@ -262,7 +262,7 @@ def test_how_the_text_is_cut_changes_nothing_but_rounding() -> None:
 @pytest.mark.parametrize("capacity", [2, 3, 20, 64])
 def test_eviction_keeps_mass_and_the_capacity(capacity: int) -> None:
     states, tokens, _ = _members(300, seed=2)
-    memory = Episodic(EpisodicConfig(capacity=capacity, k=5), Reference(), D, V)
+    memory = Episodic(EpisodicConfig(capacity=capacity, k=5, half_life=math.inf), Reference(), D, V)
     for at in range(0, 300, 25):
         memory.read(states[at : at + 25], tokens[at : at + 25])
         assert memory.n <= capacity
