@@ -83,7 +83,10 @@ class Fit:
         memory = self._best(
             lambda kappa: replace(memory, episodic=replace(memory.episodic, kappa=kappa)), "episodic", say
         )
-        return self._gated(memory, whole, len(self.tokens))[0]
+        memory, nats = self._gated(memory, whole, len(self.tokens))
+        for mode, value in nats.items():
+            say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
+        return memory
 
     def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> Memory:
         """The memory at(kappa) of largest likelihood, uphill from KAPPAS[START]; the likelihood has one summit."""
@@ -91,7 +94,7 @@ class Fit:
 
         def cost(i: int) -> float:
             if i not in nats:
-                nats[i] = self._gated(at(KAPPAS[i]), mode, KAPPA_TOKENS)[1]
+                nats[i] = self._gated(at(KAPPAS[i]), mode, KAPPA_TOKENS)[1][mode]
                 say(f"{mode:<12}kappa {KAPPAS[i]:g}: {nats[i]:.4f} nats per token")
             return nats[i]
 
@@ -101,8 +104,8 @@ class Fit:
                 best += step
         return at(KAPPAS[best])
 
-    def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, float]:
-        """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of `mode`."""
+    def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
+        """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
         read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
         lexical = Terms(self.lexical.log_p[:limit], self.lexical.features[:limit])
         terms = Terms.join([lexical, read], dim=1)
@@ -112,7 +115,8 @@ class Fit:
             if tiers and set(tiers) <= set(TIERS[mode])
             for part in [part_of(terms, TIERS[mode], tiers)]
         }
-        return replace(memory, gates=gates), -float(log_probs(terms, gates, mode)[mode].mean())
+        nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
+        return replace(memory, gates=gates), nats
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
