@@ -2,7 +2,7 @@
 
 Each context becomes a splat of mass 1 with the token that followed it. The latest are all candidates of the next
 query; older ones are folded into a store, where the k nearest are looked up. The store has a capacity: beyond it, what
-costs least in description length is merged, so that what was read is summarised and never just forgotten.
+costs least in description length is merged: what was read is summarised rather than dropped, and fades with age only.
 """
 
 from __future__ import annotations

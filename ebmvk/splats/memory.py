@@ -57,7 +57,8 @@ class Memory:
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places
         and get one another's token laws."""
-        episodic = replace(self.episodic, capacity=capacity or self.episodic.capacity, scramble=scramble)
+        own = self.episodic.capacity if capacity is None else capacity
+        episodic = replace(self.episodic, capacity=own, scramble=scramble)
         static = self.static.scrambled(seed=0) if self.static is not None and scramble else self.static
         return replace(self, static=static, episodic=episodic)
 

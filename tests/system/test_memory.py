@@ -132,7 +132,9 @@ def test_what_cannot_be_remembered_is_said(
     assert "has no memory" in error("evaluate", trained, "--memory", "episodic")
     assert "has no memory" in error("generate", trained, "--memory", "static")
     assert "with --split train" in error("evaluate", remembered, "--memory", "static", "--split", "train")
-    assert "--memory-capacity 1 is below 2" in error("evaluate", remembered, "--memory", "both", "--memory-capacity", 1)
+    for few in (0, 1):
+        said = error("evaluate", remembered, "--memory", "both", "--memory-capacity", few)
+        assert f"--memory-capacity {few} is below 2" in said
     assert "--memory-capacity needs a memory" in error("evaluate", remembered, "--memory-capacity", 5)
     assert "--scramble-memory needs a memory" in error("evaluate", remembered, "--scramble-memory")
     assert "--splats 200000 is not within" in error("memory", trained, "--splats", 200_000)
