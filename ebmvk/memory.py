@@ -60,6 +60,7 @@ def _memory(command: MemoryCommand) -> int:
     model, context = run.model.to(device.torch), run.config.data.seq_length
     static = None
     if command.splats:
+        say(f"static      reading {len(train):,} tokens of the training text")
         static = build_static(
             model,
             train,
