@@ -22,6 +22,7 @@ from ebmvk.errors import ConfigError, EbmvkError
 COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
     "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
+    "memory": "give a checkpoint its memory: static splats of the training text, and the gates of both tiers",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",

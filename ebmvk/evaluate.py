@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ebmvk import cli
 from ebmvk.config import Config
 from ebmvk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmvk.engine import Backend
+    from ebmvk.splats.memory import Reader
+    from ebmvk.training.workspace import OpenRun
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class EvaluateCommand:
     limit: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # Only the first TOKENS.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
+    memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory`, each reported apart.
+    memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
+    scramble_memory: bool = False  # The control: contexts keep their places and get one another's tokens.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
@@ -42,36 +51,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(command: EvaluateCommand) -> int:
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
-    from ebmvk.training.evaluation import likelihood, text_size
+    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     context, stride = _window(command, run.config)
     device = open_device(command.device)
+    reader = _reader(command, run, device.backend)
     corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
     whole = encode_split(corpus, command.split, run.tokenizer)
     stream = whole if command.limit is None else whole.take(command.limit + 1)
     model = run.model.to(device.torch)
     size = text_size(stream, run.tokenizer)
-    found = likelihood(model, stream, size, context=context, stride=stride, device=device.torch)
+    began = time.perf_counter()
+    nats = token_nats(model, stream, context=context, stride=stride, device=device.torch, reader=reader)
+    spent = time.perf_counter() - began
+    found: dict[str, dict[str, Any]] = {
+        mode: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
+        for mode, part in nats.items()
+    }
+    for mode in nats.keys() - {"none"}:
+        gain, low, high = paired_interval(nats[mode], nats["none"], stream.starts)
+        found[mode] |= {"gain": {"nats_per_token": gain, "low": low, "high": high}}
     record: dict[str, Any] = {
         "checkpoint": str(run.checkpoint.path),
         "step": run.checkpoint.step,
         "dataset": corpus.name,
         "split": command.split,
-        "whole_split": found.tokens == len(whole) - 1,
-        "memory": "none",
+        "whole_split": size.tokens == len(whole) - 1,
+        "memory": command.memory,
+        "scrambled": command.scramble_memory,
+        "splats": reader.splats() if reader else {},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
-        **found.record(),
+        **found[command.memory],
+        "tiers": found if reader else {},
     }
     if command.json:
         print(json.dumps(record))
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader | None:
+    """The checkpoint's memory as the flags want it; None without memory."""
+    if command.memory == "none":
+        if command.memory_capacity is not None or command.scramble_memory:
+            flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
+            raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
+        return None
+    if command.split == "train" and command.memory in ("static", "both"):
+        raise ConfigError(
+            f"--memory {command.memory} with --split train",
+            why="the static splats are this very text: each context would find itself",
+            hint="take --split validation",
+        )
+    from ebmvk.splats.memory import Reader
+    from ebmvk.training.memory import load
+
+    memory = load(run.checkpoint.path, run.model, command.memory)
+    memory = memory.using(command.memory_capacity, scramble=command.scramble_memory)
+    return Reader(memory, command.memory, backend)
 
 
 def _window(command: EvaluateCommand, config: Config) -> tuple[int, int]:
@@ -100,6 +143,14 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {record['bits_per_byte']:.5f}   ({record['bytes']:,} bytes)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
+    for mode, tier in record["tiers"].items():
+        word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
+        gain = tier.get("gain")
+        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else _gain(gain)}")
+
+
+def _gain(gain: dict[str, float]) -> str:
+    return f"; {gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class GenerateCommand:
     max_tokens: int = 100  # Most tokens to write.
     temperature: float = 1.0  # Of the token law; 1 is the law whose perplexity is reported.
     sampler: Literal["langevin", "exact"] = "langevin"  # Annealed Langevin and Bayes decoding, or from p(v|c) itself.
+    memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` in the token law.
     seed: int = 42  # The same seed gives the same text.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # The text only, without the prompt's headline and the chains' health.
@@ -49,6 +50,8 @@ def _check(command: GenerateCommand) -> None:
 def _generate(command: GenerateCommand) -> int:
     _check(command)
     from ebmvk.decoding.generate import Decoding, Generator
+    from ebmvk.splats.memory import Reader
+    from ebmvk.training.memory import load
     from ebmvk.training.workspace import open_device, open_run
 
     def note(text: str) -> None:
@@ -63,7 +66,10 @@ def _generate(command: GenerateCommand) -> int:
     how = Decoding(
         command.max_tokens, command.temperature, command.sampler, command.seed, context=run.config.data.seq_length
     )
-    generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin)
+    memory = None
+    if command.memory != "none":
+        memory = Reader(load(run.checkpoint.path, run.model, command.memory), command.memory, device.backend)
+    generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin, memory)
     prompts = command.prompt or ("",)
     for number, (prompt, found) in enumerate(zip(prompts, generator.generate(prompts, how), strict=True), start=1):
         if len(prompts) > 1:

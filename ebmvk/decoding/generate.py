@@ -20,6 +20,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.engine import Backend, LangevinDiagnostics, Points
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.model.latent import LatentLaw, draw
+from ebmvk.splats.memory import Reader
 
 Sampler = Literal["langevin", "exact"]
 
@@ -71,10 +72,21 @@ class SamplingHealth:
 
 
 class Generator:
-    """Generates with one model on one backend. The model is put into evaluation mode while it works."""
+    """Generates with one model on one backend. The model is put into evaluation mode while it works.
 
-    def __init__(self, model: EnergyModel, tokenizer: Tokenizer, backend: Backend, langevin: LangevinConfig) -> None:
+    memory: of the model; each text then reads itself, from its prompt on.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        langevin: LangevinConfig,
+        memory: Reader | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.backend, self.langevin = model, tokenizer, backend, langevin
+        self.memory = memory
         self.health = SamplingHealth()
 
     @torch.no_grad()
@@ -91,10 +103,11 @@ class Generator:
         rows = [[int(i) for i in self.tokenizer.encode_prompt(prompt)] for prompt in prompts]
         starts = [len(row) for row in rows]
         active = list(range(len(rows)))
+        readers = [self.memory.again() for _ in rows] if self.memory else []
         for position in range(how.max_tokens):
             if not active:
                 break
-            found = self._next([rows[i][-how.context :] for i in active], active, mu, points, how, position)
+            found = self._next([rows[i][-how.context :] for i in active], active, readers, mu, points, how, position)
             for i, token in zip(active, found, strict=True):
                 rows[i].append(token)
             active = [i for i in active if rows[i][-1] != self.tokenizer.eos_id]
@@ -107,10 +120,18 @@ class Generator:
         return Generated(row[1:start], tokens[:-1] if ended else tokens, ended)
 
     def _next(
-        self, contexts: list[list[int]], chains: list[int], mu: Tensor, points: Points, how: Decoding, position: int
+        self,
+        contexts: list[list[int]],
+        chains: list[int],
+        readers: list[Reader],
+        mu: Tensor,
+        points: Points,
+        how: Decoding,
+        position: int,
     ) -> list[int]:
         """The next token of each context. Row i's draws depend on its own number and the position, not on the batch."""
-        query, log_p = self._law(contexts, mu, how.temperature)
+        own = [readers[i] for i in chains] if readers else []
+        query, log_p = self._law(contexts, own, mu, how.temperature, first=position == 0)
         tokens = []
         # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
         for first, block in _blocks(chains):
@@ -123,7 +144,9 @@ class Generator:
                 tokens += self._langevin(query[block], part, points, _seed(how.seed, position), first)
         return tokens
 
-    def _law(self, contexts: list[list[int]], mu: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _law(
+        self, contexts: list[list[int]], readers: list[Reader], mu: Tensor, temperature: float, *, first: bool
+    ) -> tuple[Tensor, Tensor]:
         """Query (rows, d) and log p(v|c)^(1/T), normalised, (rows, V), of each context's next token.
 
         Padding stands after the last token, where causality hides it.
@@ -134,6 +157,14 @@ class Generator:
         last = torch.tensor([len(row) - 1 for row in contexts], device=mu.device)
         query = context.query[torch.arange(len(contexts), device=mu.device), last]
         logits = F.linear(query, mu, self.model.bias).double()
+        if readers:
+            log_p = torch.log_softmax(logits, -1)
+            for i, (reader, end) in enumerate(zip(readers, last.tolist(), strict=True)):
+                # Whoever begins reads all of the context; after that one token more has been written.
+                new = slice(0 if first else end - 1, end)
+                reader.read(context.h[i, new], ids[i, 1:][new])
+                log_p[i] = reader.log_prob(context.h[i, end : end + 1], log_p[i : i + 1])[0]
+            logits = log_p
         # Float64, and less the largest: the smallest temperature must neither be 0 nor overflow all of them.
         log_p = torch.log_softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
         return query, log_p.to(query.dtype)

@@ -1,144 +1,209 @@
 """Memory as part of the exact token law (model section 5).
 
-    p(v|c) = (1 - g) p_lex(v|c) + g p_mem(v|c),    p_mem = sum_k q_k V_k + q_inf / V
+    p(v|c) = g_0 p_lex(v|c) + sum over tiers g_i p_i(v|c),    p_i = sum_k q_k V_k + q_inf / V
 
-with the posterior q over KNN(h) and the background, and a gate g(c) in (0, 1). Every part is normalised for any K, so
-the mixture is too: truncating the neighbours changes the model a little, never its normalisation.
+Every part is normalised, so the mixture is too. The two tiers are static memory, from training text only, and episodic
+memory, of the text that has just been read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from ebmvk.engine.api import Backend, Points
+from ebmvk.engine.api import Backend
 from ebmvk.errors import CheckpointError
+from ebmvk.splats.episodic import Episodic, EpisodicConfig
+from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, log_of, mix
+from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 
-
-class State(Protocol):
-    """A context as the memory sees it: the point h (..., d), unit rows."""
-
-    @property
-    def h(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """ids, weights: (B, K), with background (B,) they sum to 1; closest: (B,) max mu_k.h; log_density: (B,) relative to
-    the uniform law."""
-
-    ids: Tensor
-    weights: Tensor
-    background: Tensor
-    closest: Tensor
-    log_density: Tensor
-
-
-@dataclass(frozen=True)
-class Gate:
-    """g = sigmoid(weight . (features - mean) / scale + bias); features are h, max mu_k.h, log density and the entropy
-    of p_lex. weight, mean, scale: (d + 3,); bias: ()."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def logit(self, features: Tensor) -> Tensor:
-        """features: (B, d + 3). Returns (B,)."""
-        return ((features - self.mean) / self.scale) @ self.weight + self.bias
-
-
-def gate_features(h: Tensor, posterior: Posterior, log_p_lex: Tensor) -> Tensor:
-    """(B, d + 3) float32, from h (B, d) and log_p_lex (B, V)."""
-    entropy = torch.special.entr(log_p_lex.exp()).sum(1)
-    return torch.cat((h, torch.stack((posterior.closest, posterior.log_density, entropy), dim=1)), dim=1)
+KNN_K = 64  # static splats looked up for each context
+_ROWS = 2048  # contexts whose token laws are held at once
+Tier = Literal["static", "episodic"]
+Mode = Literal["none", "static", "episodic", "both"]
+TIERS: dict[Mode, tuple[Tier, ...]] = {
+    "none": (),
+    "static": ("static",),
+    "episodic": ("episodic",),
+    "both": ("static", "episodic"),
+}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Splats on a backend, with their gate. k: neighbours looked up for each context."""
+    """static: splats of the training text, if any; k: neighbours looked up among them; episodic: how to read; gates: of
+    each mode that can be used but "none". d, vocab_size: of the model that the memory belongs to."""
 
-    store: SplatStore
-    gate: Gate
-    backend: Backend
-    points: Points
+    d: int
+    vocab_size: int
+    static: SplatStore | None
     k: int
+    episodic: EpisodicConfig
+    gates: Mapping[Mode, Gate]
 
     @classmethod
-    def open(cls, store: SplatStore, gate: Gate, backend: Backend, k: int) -> Memory:
-        return cls(store, gate, backend, backend.points(store.mu), min(k, store.n))
+    def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
+        """A memory without gates yet."""
+        return cls(d, vocab_size, static, KNN_K, EpisodicConfig(), {})
 
-    def log_prob(self, context: State, log_p_lex: Tensor) -> Tensor:
-        """log p(v|c): (..., V), in the dtype of log_p_lex (..., V); no gradients."""
-        shape, dtype = log_p_lex.shape, log_p_lex.dtype
-        h = context.h.detach().reshape(-1, self.store.d).float().cpu().contiguous()
-        lex = log_p_lex.detach().reshape(-1, shape[-1]).float().cpu()
-        posterior = find(self.backend, self.points, self.store, h, self.k)
-        logit = self.gate.logit(gate_features(h, posterior, lex))[:, None]
-        memory = self.law(posterior).log().float()
-        mixed = torch.logaddexp(logsigmoid(-logit) + lex, logsigmoid(logit) + memory)
-        return mixed.reshape(shape).to(device=log_p_lex.device, dtype=dtype)
-
-    def law(self, posterior: Posterior) -> Tensor:
-        """p_mem (B, V) float64."""
-        return memory_law(self.store, posterior)
+    def using(self, capacity: int | None, *, scramble: bool) -> Memory:
+        """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places
+        and get one another's token laws."""
+        own = self.episodic.capacity if capacity is None else capacity
+        episodic = replace(self.episodic, capacity=own, scramble=scramble)
+        static = self.static.scrambled(seed=0) if self.static is not None and scramble else self.static
+        return replace(self, static=static, episodic=episodic)
 
     def state(self) -> dict[str, Tensor]:
-        """Splats and gate as tensors, for safetensors."""
-        gate = {f"gate.{name}": getattr(self.gate, name).contiguous() for name in ("weight", "bias", "mean", "scale")}
-        splats = {f"splats.{name}": value for name, value in self.store.state().items()}
-        return {**splats, **gate, "k": torch.tensor(self.k)}
+        """Everything as tensors, for safetensors."""
+        tensors = {f"static.{name}": value for name, value in (self.static.state() if self.static else {}).items()}
+        for mode, gate in self.gates.items():
+            tensors |= {f"gate.{mode}.{name}": value.contiguous() for name, value in vars(gate).items()}
+        numbers = {"d": self.d, "vocab_size": self.vocab_size, "k": self.k}
+        numbers |= {f"episodic.{name}": value for name, value in dataclasses.asdict(self.episodic).items()}
+        return tensors | {f"number.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], backend: Backend, source: str) -> Memory:
-        """Raises CheckpointError as `SplatStore.from_state`, and for a gate that does not fit."""
-        splats = {name[7:]: value for name, value in state.items() if name.startswith("splats.")}
-        store = SplatStore.from_state(splats, source)
-        wide = store.d + 3
-        for name, shape in (("weight", (wide,)), ("bias", ()), ("mean", (wide,)), ("scale", (wide,))):
-            value = state.get(f"gate.{name}")
-            if value is None or value.shape != shape or not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    f"{source}: the memory's gate.{name} is missing, not of shape {shape}, or not finite",
-                    hint="use another checkpoint, or build the memory again",
-                )
-        gate = Gate(*(state[f"gate.{name}"] for name in ("weight", "bias", "mean", "scale")))
-        return cls.open(store, gate, backend, int(state.get("k", torch.tensor(64))))
+    def from_state(cls, state: Mapping[str, Tensor], source: str) -> Memory:
+        """The memory of `state`, checked. source: the file, for messages.
+
+        Raises:
+            CheckpointError: a tensor is missing, or has the wrong shape, or values it must not have.
+        """
+        number = _numbers(state, source)
+        d, vocab_size, k = (int(number[name]) for name in ("d", "vocab_size", "k"))
+        kinds = {"capacity": int, "k": int, "scramble": bool}
+        episodic = {
+            entry.name: kinds.get(entry.name, float)(number[f"episodic.{entry.name}"])
+            for entry in dataclasses.fields(EpisodicConfig)
+        }
+        own = {name[7:]: value for name, value in state.items() if name.startswith("static.")}
+        static = SplatStore.from_state(own, source) if own else None
+        if static and (static.d, static.vocab_size) != (d, vocab_size):
+            raise _damaged(source, f"has splats of d {static.d}, {static.vocab_size} tokens, not {d}, {vocab_size}")
+        modes = [mode for mode, tiers in TIERS.items() if tiers and (static or "static" not in tiers)]
+        gates = {mode: _gate(state, mode, source) for mode in modes}
+        return cls(d, vocab_size, static, k, EpisodicConfig(**episodic), gates)
 
 
-def find(backend: Backend, points: Points, store: SplatStore, h: Tensor, k: int) -> Posterior:
-    """The posterior over the k splats of largest q and the background. h: (B, d) float32 unit rows."""
-    # The score of the search is the log posterior weight itself, so these are the k best in the sense that counts.
-    ids = backend.topk(h, points, min(k, store.n), scale=store.kappa, bias=store.logw).ids.cpu()
-    background = torch.full((len(h),), store.log_background)
-    now = backend.energy_score(h, points, ids, store.logw[ids], store.kappa[ids], background)
-    closest = torch.einsum("bd,bkd->bk", h, store.mu[ids]).amax(1)
-    return Posterior(ids, now.responsibilities.cpu(), now.background.cpu(), closest, -now.energy.cpu())
+def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
+    """Every number of a memory, finite and not negative (a half-life may be infinite)."""
+    episodic = [f"episodic.{entry.name}" for entry in dataclasses.fields(EpisodicConfig)]
+    found = {}
+    for name in ("d", "vocab_size", "k", *episodic):
+        value = state.get(f"number.{name}")
+        if value is None or value.numel() != 1:
+            raise _damaged(source, f"lacks {name!r}")
+        found[name] = float(value)
+        if not 0 <= found[name] < math.inf and name != "episodic.half_life":
+            raise _damaged(source, f"has {name} {found[name]}")
+    return found
 
 
-def memory_law(store: SplatStore, posterior: Posterior) -> Tensor:
-    """p_mem = sum_k q_k V_k + q_inf/V: (B, V) float64, normalised exactly although q comes in float32."""
-    weights, background = posterior.weights.double(), posterior.background.double()
-    total = weights.sum(1) + background
-    law = store.token_law(posterior.ids, weights / total[:, None])
-    return law + (background / total)[:, None] / store.vocab_size
+def _gate(state: Mapping[str, Tensor], mode: Mode, source: str) -> Gate:
+    tiers = len(TIERS[mode])
+    wide = LEXICAL + FEATURES * tiers
+    for name, shape in (("weight", (tiers, wide)), ("bias", (tiers,)), ("mean", (wide,)), ("scale", (wide,))):
+        value = state.get(f"gate.{mode}.{name}")
+        if value is None or value.shape != shape or not bool(torch.isfinite(value).all()):
+            raise _damaged(source, f"gate.{mode}.{name} is missing, not of shape {shape}, or not finite")
+    return Gate(*(state[f"gate.{mode}.{name}"] for name in ("weight", "bias", "mean", "scale")))
 
 
-def fit_background(log_ratio: Tensor, mass: float, rounds: int = 100) -> float:
-    """nu by EM: alpha_inf becomes the mean of q_inf over held-out contexts.
+def _damaged(source: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{source}: the memory {what}", hint="build the memory again with `ebmvk memory`")
 
-    log_ratio: (n,) log of the splats' density over the uniform one, for alpha_inf = 0. mass: N.
-    """
-    share = 0.5
-    for _ in range(rounds):
-        odds = log_ratio.double() + math.log1p(-share) - math.log(share)
-        # A share of exactly 0 or 1 would be final, whatever later text says.
-        share = min(max(float(torch.sigmoid(-odds).mean()), 1e-6), 1 - 1e-6)
-    return mass * share / (1 - share)
+
+@dataclass(frozen=True)
+class Terms:
+    """Of n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate."""
+
+    log_p: Tensor
+    features: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Terms], dim: int) -> Terms:
+        """Of the same tokens under more laws (dim 1), or of more tokens (dim 0)."""
+        return cls(torch.cat([part.log_p for part in parts], dim), torch.cat([part.features for part in parts], dim))
+
+
+def lexical_terms(log_p_lex: Tensor, tokens: Tensor) -> Terms:
+    """Terms of the lexical law. log_p_lex: (n, V); tokens: (n,)."""
+    return Terms(log_p_lex.gather(1, tokens[:, None]).float().cpu(), lexical_features(log_p_lex))
+
+
+class Reader:
+    """Reads one text, from its beginning, with the tiers of a memory that a mode names."""
+
+    def __init__(self, memory: Memory, mode: Mode, backend: Backend) -> None:
+        self.memory, self.mode, self.backend = memory, mode, backend
+        static = memory.static if "static" in TIERS[mode] else None
+        self.static = None if static is None else Splats.open(static, backend, memory.k)
+        self.episodic = self._episodic()
+
+    def again(self) -> Reader:
+        """A reader of another text, with the same static splats."""
+        other = copy(self)
+        other.episodic = self._episodic()
+        return other
+
+    def _episodic(self) -> Episodic | None:
+        memory = self.memory
+        if "episodic" not in TIERS[self.mode]:
+            return None
+        return Episodic(memory.episodic, self.backend, memory.d, memory.vocab_size)
+
+    def read(self, h: Tensor, tokens: Tensor) -> Terms:
+        """Contexts h (n, d), in the order of the text, and the tokens (n,) that followed them.
+
+        Context b is told of the text before b and of nothing else.
+        """
+        h, tokens = h.float().cpu().contiguous(), tokens.cpu()
+        parts = []
+        for rows, following in zip(torch.split(h, _ROWS), torch.split(tokens, _ROWS), strict=True):
+            recalls = [self.static.recall(rows)] if self.static else []
+            recalls += [self.episodic.read(rows, following)] if self.episodic else []
+            terms = [Terms(log_of(r.law.gather(1, following[:, None])), r.features) for r in recalls]
+            parts.append(Terms.join(terms, dim=1))
+        return Terms.join(parts, dim=0)
+
+    def splats(self) -> dict[Tier, int]:
+        """How many there are in each tier."""
+        static: dict[Tier, int] = {} if self.static is None else {"static": self.static.store.n}
+        return static | ({} if self.episodic is None else {"episodic": self.episodic.n})
+
+    def log_prob(self, h: Tensor, log_p_lex: Tensor) -> Tensor:
+        """log p(v|c) (n, V) after the text read so far, in the dtype and on the device of log_p_lex."""
+        own = h.float().cpu().contiguous()
+        recalls = [self.static.recall(own)] if self.static else []
+        recalls += [self.episodic.recall(own)] if self.episodic else []
+        lexical = log_p_lex.float().cpu()
+        features = torch.cat([lexical_features(lexical), *(recall.features for recall in recalls)], dim=1)
+        laws = torch.stack([lexical, *(log_of(recall.law) for recall in recalls)], dim=1)
+        return mix(self.memory.gates[self.mode].log_weights(features), laws).to(log_p_lex)
+
+
+def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Mode, Tensor]:
+    """log p (n,) of the tokens under each mode that uses no more tiers than `mode`, which the terms were read with."""
+    have = TIERS[mode]
+    found: dict[Mode, Tensor] = {"none": terms.log_p[:, 0].double()}
+    for other, tiers in TIERS.items():
+        if tiers and set(tiers) <= set(have):
+            part = part_of(terms, have, tiers)
+            found[other] = mix(gates[other].log_weights(part.features), part.log_p).double()
+    return found
+
+
+def part_of(terms: Terms, have: tuple[Tier, ...], tiers: tuple[Tier, ...]) -> Terms:
+    """The lexical law and some of the tiers that the terms were read with."""
+    places = [have.index(tier) for tier in tiers]
+    columns = [*range(LEXICAL), *(LEXICAL + FEATURES * place + i for place in places for i in range(FEATURES))]
+    return Terms(terms.log_p[:, [0, *(1 + place for place in places)]], terms.features[:, columns])

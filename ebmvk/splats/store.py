@@ -7,7 +7,7 @@ add, so nothing is lost by merging splats, and one context can be taken out agai
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -17,16 +17,15 @@ from ebmvk.errors import ArgumentError, CheckpointError
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 
-KAPPA_MIN, KAPPA_MAX = 1.0, 50.0
+_ROWS = 1 << 16  # states converted to float64 at once
 
 
-def fit_kappa(mass: Tensor, length: Tensor, d: int, tau: float) -> Tensor:
-    """kappa_hat = clip(tau A_d^-1(r), 1, 50) / tau from mass n and |R|, with r^2 = max(0, (n |R/n|^2 - 1)/(n - 1)).
+def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> Tensor:
+    """kappa_hat = clip(A_d^-1(r), low, high) from mass n and |R|, with r^2 = max(0, (n |R/n|^2 - 1)/(n - 1)).
 
     The mean resultant of n points is longer than the law's by chance; a single point says nothing, so r = 0 there.
     mass, length: any shape, float64.
     """
-    low, high = KAPPA_MIN / tau, KAPPA_MAX / tau
     square = ((length.square() / mass.clamp_min(1e-12) - 1) / (mass - 1).clamp_min(1e-12)).clamp(0, 1)
     r = torch.where(mass > 1, square, 0.0).sqrt()
     ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)  # beyond it the answer is `high`
@@ -53,9 +52,9 @@ class SplatStore:
         resultant: (M, d) float32.
         count_start, count_token, count: CSR rows of token counts, (M+1,) int64, (nnz,) int64 rising within a row,
             (nnz,) float64. A row's sum is the mass.
-        frequency: (M,) float64, responsibility received since birth; age, last_use: (M,) int64, in training steps.
         background: nu, the mass of the uniform background, alpha_inf = nu/(N+nu).
-        beta: smoothing of the token distributions. tau: splat temperature. vocab_size: V.
+        beta: smoothing mass of the token distributions. kappa_min, kappa_max: bounds of kappa_hat, what the original
+            system's 1 and 50 are after division by its splat temperature. vocab_size: V.
     """
 
     mass: Tensor
@@ -63,42 +62,44 @@ class SplatStore:
     count_start: Tensor
     count_token: Tensor
     count: Tensor
-    frequency: Tensor
-    age: Tensor
-    last_use: Tensor
     background: float
     beta: float
-    tau: float
+    kappa_min: float
+    kappa_max: float
     vocab_size: int
 
     @classmethod
     def gather(
-        cls, states: Tensor, tokens: Tensor, owner: Tensor, *, vocab_size: int, beta: float, tau: float
+        cls,
+        states: Tensor,
+        tokens: Tensor,
+        owner: Tensor,
+        *,
+        vocab_size: int,
+        beta: float,
+        kappa: tuple[float, float],
     ) -> SplatStore:
-        """Statistics of states (n, d) followed by tokens (n,), each owned by one splat, owner (n,) int64.
+        """Statistics of states (n, d), of any floating dtype, followed by tokens (n,), each owned by one splat.
 
-        Owners are renumbered in order, without gaps. The background starts at nu = N, alpha_inf = 1/2.
+        owner: (n,) int64, renumbered in order without gaps. kappa: the bounds of kappa_hat. The background starts at
+        nu = N, alpha_inf = 1/2.
         """
+        check_states(states, tokens)
         row = torch.unique(owner, return_inverse=True)[1]
         mass = torch.bincount(row).to(torch.float64)
         # float64 and in order: sums of many unit vectors, the same on every run.
-        resultant = torch.zeros(len(mass), states.shape[1], dtype=torch.float64).index_add_(0, row, states.double())
+        resultant = torch.zeros(len(mass), states.shape[1], dtype=torch.float64)
+        for rows, part in zip(torch.split(row, _ROWS), torch.split(states, _ROWS), strict=True):
+            resultant.index_add_(0, rows, part.double())
         cell, count = torch.unique(row * vocab_size + tokens, return_counts=True)
-        start = torch.zeros(len(mass) + 1, dtype=torch.int64)
-        start[1:] = torch.bincount(cell // vocab_size, minlength=len(mass)).cumsum(0)
-        zero = torch.zeros(len(mass), dtype=torch.int64)
         return cls(
-            mass=mass,
-            resultant=resultant.float(),
-            count_start=start,
-            count_token=cell % vocab_size,
-            count=count.double(),
-            frequency=mass.clone(),
-            age=zero,
-            last_use=zero.clone(),
+            mass,
+            resultant.float(),
+            *_rows_of(cell, count.double(), len(mass), vocab_size),
             background=float(mass.sum()),
             beta=beta,
-            tau=tau,
+            kappa_min=kappa[0],
+            kappa_max=kappa[1],
             vocab_size=vocab_size,
         )
 
@@ -111,37 +112,102 @@ class SplatStore:
         return int(self.resultant.shape[1])
 
     @cached_property
+    def row(self) -> Tensor:
+        """(nnz,) int64: the splat that each count belongs to."""
+        return torch.repeat_interleave(torch.arange(self.n), self.count_start.diff())
+
+    @cached_property
+    def length(self) -> Tensor:
+        """|R_k| (M,) float64."""
+        length: Tensor = torch.linalg.vector_norm(self.resultant.double(), dim=1)
+        return length
+
+    @cached_property
     def mu(self) -> Tensor:
         """(M, d) float32 unit rows."""
         return projx(self.resultant)
 
     @cached_property
     def kappa(self) -> Tensor:
-        """kappa_hat (M,) float32, in [1, 50] / tau: what enters C_d, exponents and A_d."""
-        length = torch.linalg.vector_norm(self.resultant.double(), dim=1)
-        return fit_kappa(self.mass, length, self.d, self.tau).float()
+        """kappa_hat (M,) float32 within its bounds: what enters C_d, exponents and A_d."""
+        if self.kappa_min == self.kappa_max:
+            return torch.full((self.n,), self.kappa_max, dtype=torch.float32)
+        return fit_kappa(self.mass, self.length, self.d, self.kappa_min, self.kappa_max).float()
 
     @cached_property
     def logw(self) -> Tensor:
-        """(M,) float32: log alpha_k + log C_d(kappa_hat_k) - log C_d(0), the weight of an engine candidate."""
-        total = self.mass.sum() + self.background
-        return ((self.mass / total).log() + log_c_ratio(self.kappa.double(), self.d)).float()
+        """(M,) float32: log n_k + log C_d(kappa_hat_k) - log C_d(0), the weight of a candidate beside log nu."""
+        return (self.mass.log() + log_c_ratio(self.kappa.double(), self.d)).float()
 
-    @property
-    def log_background(self) -> float:
-        """log alpha_inf."""
-        return math.log(self.background / (float(self.mass.sum()) + self.background))
+    def at(self, kappa: float) -> SplatStore:
+        """The same splats, each of concentration kappa."""
+        return replace(self, kappa_min=kappa, kappa_max=kappa)
+
+    def scrambled(self, seed: int) -> SplatStore:
+        """The control: splats keep token laws and masses, and get one another's directions."""
+        other = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))
+        return replace(self, resultant=self.mu[other] * self.length[:, None].float())
+
+    # ---- adding up -------------------------------------------------------------------------------------------------
+
+    def scaled(self, factor: Tensor) -> SplatStore:
+        """Each splat's statistics times its factor (M,) float64 > 0."""
+        resultant = (self.resultant.double() * factor[:, None]).float()
+        return replace(self, mass=self.mass * factor, resultant=resultant, count=self.count * factor[self.row])
+
+    def kept(self, keep: Tensor) -> SplatStore:
+        """Only the splats that keep (M,) bool marks, at least one."""
+        cells = keep[self.row]
+        length = self.count_start.diff()[keep]
+        return replace(
+            self,
+            mass=self.mass[keep],
+            resultant=self.resultant[keep],
+            count_start=torch.cat((torch.zeros(1, dtype=torch.int64), length.cumsum(0))),
+            count_token=self.count_token[cells],
+            count=self.count[cells],
+        )
+
+    def joined(self, other: SplatStore) -> SplatStore:
+        """The splats of both, own ones first; the settings are this store's."""
+        return replace(
+            self,
+            mass=torch.cat((self.mass, other.mass)),
+            resultant=torch.cat((self.resultant, other.resultant)),
+            count_start=torch.cat((self.count_start, other.count_start[1:] + self.count_start[-1])),
+            count_token=torch.cat((self.count_token, other.count_token)),
+            count=torch.cat((self.count, other.count)),
+        )
+
+    def merged(self, owner: Tensor) -> SplatStore:
+        """Splats of one owner become one: their statistics add. owner: (M,) int64, renumbered without gaps."""
+        group = torch.unique(owner, return_inverse=True)[1]
+        n = int(group.max()) + 1
+        cell, inverse = torch.unique(group[self.row] * self.vocab_size + self.count_token, return_inverse=True)
+        count = torch.zeros(len(cell), dtype=torch.float64).index_add_(0, inverse, self.count)
+        resultant = torch.zeros(n, self.d, dtype=torch.float64).index_add_(0, group, self.resultant.double())
+        start, token, count = _rows_of(cell, count, n, self.vocab_size)
+        return replace(
+            self,
+            mass=torch.zeros(n, dtype=torch.float64).index_add_(0, group, self.mass),
+            resultant=resultant.float(),
+            count_start=start,
+            count_token=token,
+            count=count,
+        )
+
+    # ---- token laws ------------------------------------------------------------------------------------------------
 
     def token_law(self, ids: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k V_k, with V_k = (n_k(v) + beta/V) / (n_k + beta). ids, weights: (B, K). Returns (B, V)."""
         rows, width = ids.shape
-        share = weights.double() / (self.mass[ids] + self.beta)
+        share = weights / (self.mass[ids] + self.beta).to(weights.dtype)
         law = (share.sum(1, keepdim=True) * self.beta / self.vocab_size).expand(rows, self.vocab_size).contiguous()
         first, length = self.count_start[ids].flatten(), (self.count_start[ids + 1] - self.count_start[ids]).flatten()
         pair = torch.repeat_interleave(torch.arange(rows * width), length)
         place = torch.arange(len(pair)) - (length.cumsum(0) - length)[pair] + first[pair]
         cell = pair // width * self.vocab_size + self.count_token[place]
-        law.view(-1).index_add_(0, cell, share.flatten()[pair] * self.count[place])
+        law.view(-1).index_add_(0, cell, share.flatten()[pair] * self.count[place].to(weights.dtype))
         return law
 
     def leave_one_out(self, x: Tensor, ids: Tensor, tokens: Tensor, weight: float = 1.0) -> LeftOut:
@@ -156,15 +222,16 @@ class SplatStore:
         left = mass > 1e-9
         length = torch.where(left, square, 0.0).sqrt()
         cosine = torch.where(length > 0, (along - weight) / length.clamp_min(1e-12), 0.0)
-        kappa = fit_kappa(mass, length, self.d, self.tau)
-        return LeftOut(mass, cosine.clamp(-1, 1), kappa, (self._count_of(ids, tokens) - weight).clamp_min(0))
+        kappa = fit_kappa(mass, length, self.d, self.kappa_min, self.kappa_max)
+        return LeftOut(mass, cosine.clamp(-1, 1), kappa, (self.count_of(ids, tokens) - weight).clamp_min(0))
 
-    def _count_of(self, ids: Tensor, tokens: Tensor) -> Tensor:
+    def count_of(self, ids: Tensor, tokens: Tensor) -> Tensor:
         """n_k(v) for pairs (B,), 0 where a splat never met the token."""
-        row = torch.repeat_interleave(torch.arange(self.n), self.count_start.diff())
-        cells, wanted = row * self.vocab_size + self.count_token, ids * self.vocab_size + tokens
+        cells, wanted = self.row * self.vocab_size + self.count_token, ids * self.vocab_size + tokens
         place = torch.searchsorted(cells, wanted).clamp_max(len(cells) - 1)
         return torch.where(cells[place] == wanted, self.count[place], 0.0)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
@@ -184,7 +251,7 @@ class SplatStore:
         missing = sorted({entry.name for entry in fields(cls)} - set(state))
         if missing:
             raise _damaged(source, f"lacks {missing[0]!r}")
-        numbers = {name: float(state[name]) for name in ("background", "beta", "tau", "vocab_size")}
+        numbers = {name: float(state[name]) for name in ("background", "beta", "kappa_min", "kappa_max", "vocab_size")}
         tensors = {e.name: state[e.name] for e in fields(cls) if e.name not in numbers}
         vocab_size = int(numbers.pop("vocab_size"))
         store = cls(**tensors, **numbers, vocab_size=vocab_size)  # type: ignore[arg-type]
@@ -199,9 +266,6 @@ class SplatStore:
             "count_start": ((m + 1,), torch.int64),
             "count_token": ((nnz,), torch.int64),
             "count": ((nnz,), torch.float64),
-            "frequency": ((m,), torch.float64),
-            "age": ((m,), torch.int64),
-            "last_use": ((m,), torch.int64),
         }
         for name, (shape, dtype) in expected.items():
             value: Tensor = getattr(self, name)
@@ -209,21 +273,28 @@ class SplatStore:
                 raise _damaged(source, f"{name} is {tuple(value.shape)} {value.dtype}, not {shape} {dtype}")
             if not bool(torch.isfinite(value).all()):
                 raise _damaged(source, f"{name} is not finite")
-        if not (min(self.background, self.beta, self.tau) > 0 and self.vocab_size > 0):
-            raise _damaged(source, "background, beta, tau and vocab_size have to be positive")
+        numbers = (self.background, self.beta, self.kappa_min, self.kappa_max - self.kappa_min)
+        if not (min(numbers[:3]) > 0 and numbers[3] >= 0 and all(map(math.isfinite, numbers)) and self.vocab_size > 0):
+            raise _damaged(source, "background, beta, kappa bounds and vocab_size have to be positive, in order")
         start, token = self.count_start, self.count_token
         if start[0] != 0 or start[-1] != nnz or bool((start.diff() < 0).any()):
             raise _damaged(source, "count_start is not a rising list of row starts")
         if nnz and not (int(token.min()) >= 0 and int(token.max()) < self.vocab_size):
             raise _damaged(source, f"count_token is outside [0, {self.vocab_size})")
-        row = torch.repeat_interleave(torch.arange(m), start.diff())
-        if bool(((row * self.vocab_size + token).diff() <= 0).any()):
+        if bool(((self.row * self.vocab_size + token).diff() <= 0).any()):
             raise _damaged(source, "count_token does not rise within rows")
-        sums = torch.zeros_like(self.mass).index_add_(0, row, self.count)
+        sums = torch.zeros_like(self.mass).index_add_(0, self.row, self.count)
         if not bool((self.mass > 0).all()) or not torch.allclose(sums, self.mass, rtol=1e-9):
             raise _damaged(source, "token counts do not add up to the masses")
-        if bool((torch.linalg.vector_norm(self.resultant.double(), dim=1) > self.mass * (1 + 1e-3)).any()):
+        if bool((self.length > self.mass * (1 + 1e-3)).any()):
             raise _damaged(source, "a resultant is longer than its mass")
+
+
+def _rows_of(cell: Tensor, count: Tensor, n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR start, token and count of sorted cells row V + token."""
+    start = torch.zeros(n + 1, dtype=torch.int64)
+    start[1:] = torch.bincount(cell // vocab_size, minlength=n).cumsum(0)
+    return start, cell % vocab_size, count
 
 
 def _damaged(source: str, what: str) -> CheckpointError:

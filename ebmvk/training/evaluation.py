@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from ebmvk.data.datasets import count_words
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import NonFinite
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.ebm import Context, EnergyModel
+from ebmvk.splats.memory import Mode, Reader, Terms, lexical_terms, log_probs
 
 # Log-probabilities held at once: 2^24 float32 values are 64 MiB.
 _LOGITS_AT_ONCE = 1 << 24
@@ -80,35 +83,82 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
 def likelihood(
     model: EnergyModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
 ) -> Likelihood:
-    """Score each token of the stream but the first exactly once, in float32 with sums in float64.
+    """Score each token of the stream but the first exactly once, in float32 with sums in float64, without memory.
 
     Raises:
         ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
     """
     began = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    nats = 0.0
-    with torch.no_grad():
-        mu = model.embeddings()
-        for tokens, first in _batches(stream, context, stride, model.vocab_size):
-            nats += float(_nats(model, tokens.to(device), first, mu))
-    model.train(was_training)
-    if not math.isfinite(nats):
+    nats = token_nats(model, stream, context=context, stride=stride, device=device)["none"]
+    seconds = time.perf_counter() - began
+    return Likelihood(float(nats.sum()), size.tokens, size.words, size.bytes, context, stride, seconds)
+
+
+def token_nats(
+    model: EnergyModel,
+    stream: TokenStream,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    reader: Reader | None = None,
+) -> dict[Mode, Tensor]:
+    """-log p of each token but the first, (n - 1,) float64, under the model alone and with each tier of `reader`.
+
+    Raises:
+        ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
+    """
+    parts: dict[Mode, list[Tensor]] = {}
+    for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
+        found = _token_log_p(model, seen, following, reader)
+        for mode, log_p in found.items():
+            parts.setdefault(mode, []).append(-log_p)
+    nats = {mode: torch.cat(values) for mode, values in parts.items()}
+    if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
         raise NonFinite(
-            f"the likelihood of {stream.name} is {nats}",
+            f"the likelihood of {stream.name} is not finite",
             why="the weights diverged",
             hint="take an earlier checkpoint, or train with a smaller --lr",
         )
-    return Likelihood(nats, size.tokens, size.words, size.bytes, context, stride, time.perf_counter() - began)
+    return nats
 
 
-def _nats(model: EnergyModel, tokens: Tensor, first: int, mu: Tensor) -> Tensor:
-    """Total -log p of tokens[:, 1 + first:], each given what stands before it in its window."""
-    seen = model(tokens[:, :-1], mu)
-    seen = dataclasses.replace(seen, query=seen.query[:, first:])
-    log_p = model.log_p_lex(seen, mu)
-    return -log_p.gather(-1, tokens[:, 1 + first :, None]).double().sum()
+@torch.no_grad()
+def _token_log_p(model: EnergyModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
+    """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
+    log_p = model.log_p_lex(seen)[0]
+    if reader is None:
+        return {"none": log_p.gather(1, following[:, None])[:, 0].double().cpu()}
+    terms = Terms.join([lexical_terms(log_p, following), reader.read(seen.h[0], following)], dim=1)
+    return log_probs(terms, reader.memory.gates, reader.mode)
+
+
+def contexts(
+    model: EnergyModel,
+    stream: TokenStream,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    bfloat16: bool = False,
+) -> Iterator[tuple[Context, Tensor]]:
+    """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
+    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
+
+    Raises:
+        ArgumentError: stride out of range.
+    """
+    for tokens, first in _batches(stream, context, stride, model.vocab_size):
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            seen = model(tokens[:, :-1].to(device))
+        model.train(was_training)
+        points = {
+            name: getattr(seen, name)[:, first:].flatten(0, 1)[None]
+            for name in ("query", "h", "local", "medium", "global_", "composed")
+        }
+        yield dataclasses.replace(seen, **points), tokens[:, 1 + first :].flatten().to(device)
 
 
 def _batches(stream: TokenStream, context: int, stride: int, vocab_size: int) -> Iterator[tuple[Tensor, int]]:
@@ -130,3 +180,17 @@ def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size:
     began = time.perf_counter()
     nats = ngram.fit(train.tokens, vocab_size).nats(stream.tokens)
     return Likelihood(nats, size.tokens, size.words, size.bytes, 2, 1, time.perf_counter() - began)
+
+
+def paired_interval(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """Mean of nats - base (n,) per token, and its 95 % interval by bootstrap over documents.
+
+    starts: (documents,) where each document begins in the stream whose tokens but the first these are.
+    """
+    first = np.maximum(starts - 1, 0)  # a document's own end-of-text token is predicted at starts - 1
+    difference = np.add.reduceat((nats - base).numpy(), first)
+    tokens = np.diff([*first, len(nats)])
+    drawn = np.random.default_rng(0).integers(len(first), size=(10_000, len(first)))
+    means = difference[drawn].sum(1) / tokens[drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(difference.sum() / tokens.sum()), float(low), float(high)

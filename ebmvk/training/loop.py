@@ -27,7 +27,7 @@ from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.losses import ScoreMatching, objective, score_matching
 from ebmvk.training.monitor import Monitor
-from ebmvk.training.workspace import Device, digest, model_record, step_seed
+from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
 SCORED_TOKENS = 512  # of validation, for the score-matching figures
 
@@ -116,13 +116,7 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit the model, the optimiser or the text.
         """
-        saved = found.state
-        if saved.get("train") != digest(self.streams.train):
-            raise CheckpointError(
-                f"{found.path}: --dataset {self.config.data.dataset} is not the text this run was trained on",
-                why="the files changed, or another version of them was found",
-                hint="bring the old text back, or start a new run with another --run-dir",
-            )
+        check_same_text(found, self.streams.train, self.config)
         progress = Progress.of(found)
         if progress.step > self.config.training.steps:
             raise ConfigError(
@@ -135,7 +129,7 @@ class Trainer:
         # With another batch size the position in the text is kept, to within one batch.
         self._first_batch = self.progress.windows // self.config.training.batch_size - self.progress.step
         if self.config.run.deterministic:
-            torch.set_num_threads(int(saved.get("threads", torch.get_num_threads())))
+            torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
 
     def take_over(self, found: Checkpoint) -> list[Path]:
         """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.

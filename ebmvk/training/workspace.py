@@ -86,6 +86,16 @@ def digest(stream: TokenStream) -> str:
     return hashlib.sha256(stream.tokens.tobytes()).hexdigest()
 
 
+def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> None:
+    """Raises CheckpointError where `train` is not the text that a checkpoint was trained on."""
+    if found.state.get("train") != digest(train):
+        raise CheckpointError(
+            f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
+            why="the files changed, or another version of them was found",
+            hint="bring the old text back, or start a new run with another --run-dir",
+        )
+
+
 def refuse_existing(folder: Path) -> None:
     """Raises ConfigError when the folder of a new run already holds one."""
     saved = bool(checkpoint.step_folders(folder))

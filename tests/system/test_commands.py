@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ebmvk as package
-from ebmvk import certify, cli, doctor, evaluate, generate, train
+from ebmvk import certify, cli, doctor, evaluate, generate, memory, train
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
@@ -34,20 +34,23 @@ SURFACE = {
         --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet
         --no-quiet""",
     "evaluate": """
-        --checkpoint --dataset --data-dir --split --limit --context --stride --device --json --no-json""",
+        --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
+        --scramble-memory --no-scramble-memory --device --json --no-json""",
+    "memory": """
+        --checkpoint --splats --data-dir --device --quiet --no-quiet""",
     "doctor": """
         --device --json --no-json""",
     "certify": """
         --device --checkpoint --quick --no-quick --json --plots --seed""",
     "generate": """
-        --checkpoint --prompt --max-tokens --temperature --sampler --seed --device --quiet --no-quiet""",
+        --checkpoint --prompt --max-tokens --temperature --sampler --memory --seed --device --quiet --no-quiet""",
 }
 
 
 @pytest.mark.parametrize("command", SURFACE)
 def test_command_surface_is_what_was_promised(command: str) -> None:
     modules = {"train": train, "evaluate": evaluate, "doctor": doctor, "certify": certify, "generate": generate}
-    module = modules[command]
+    module = {**modules, "memory": memory}[command]
     assert sorted(module.FLAGS) == sorted(SURFACE[command].split())
     assert set(cli.COMMANDS) == set(SURFACE)
 

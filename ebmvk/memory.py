@@ -1,0 +1,83 @@
+"""`ebmvk memory`, `python -m ebmvk.memory`: gives a trained checkpoint its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ebmvk import cli
+from ebmvk.errors import ConfigError
+
+MAX_SPLATS = 150_000
+
+
+@dataclass(frozen=True)
+class MemoryCommand:
+    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    quiet: bool = False  # Print the file's path only.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _memory(cli.parse(MemoryCommand, args, command="memory", known=FLAGS)))
+
+
+def _memory(command: MemoryCommand) -> int:
+    if not 0 <= command.splats <= MAX_SPLATS:
+        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.splats.memory import Memory
+    from ebmvk.training.memory import Fit, build_static, save
+    from ebmvk.training.workspace import check_same_text, open_device, open_run
+
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        if not command.quiet:
+            print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
+
+    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    device = open_device(command.device)
+    say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
+    corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    train = encode_split(corpus, "train", run.tokenizer)
+    check_same_text(run.checkpoint, train, run.config)
+    model, context = run.model.to(device.torch), run.config.data.seq_length
+    static = None
+    if command.splats:
+        say(f"static      reading {len(train):,} tokens of the training text")
+        static = build_static(
+            model,
+            train,
+            command.splats,
+            context=context,
+            device=device,
+            seed=run.config.run.seed,
+            bfloat16=run.config.training.precision == "bfloat16",
+        )
+        say(f"static      {static.n:,} splats of {int(static.mass.sum()):,} contexts of the training text")
+    fit = Fit(model, encode_split(corpus, "validation", run.tokenizer), context=context, device=device)
+    say(f"validation  {len(fit.tokens):,} contexts read")
+    memory = fit.fit(Memory.unfitted(static, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    path = save(run.checkpoint.path, memory)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The gate between the lexical law and the tiers of memory: a softmax, linear in features (model section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+LEXICAL = 2  # features of the lexical law, which come before those of the tiers
+
+
+@dataclass(frozen=True)
+class Gate:
+    """log g = log softmax(0, W (features - mean) / scale + b).
+
+    weight: (tiers, F); bias: (tiers,); mean, scale: (F,)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def log_weights(self, features: Tensor) -> Tensor:
+        """features: (B, F). Returns (B, 1 + tiers), the lexical law's first."""
+        logits = ((features - self.mean) / self.scale) @ self.weight.T + self.bias
+        return log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1), dim=1)
+
+
+def lexical_features(log_p_lex: Tensor) -> Tensor:
+    """(B, LEXICAL) float32 on the CPU: entropy and largest entry of log p_lex (B, V)."""
+    features = torch.stack((torch.special.entr(log_p_lex.exp()).sum(1), log_p_lex.amax(1)), dim=1)
+    return features.float().cpu()
+
+
+def log_of(law: Tensor) -> Tensor:
+    """log of probabilities, finite where float32 has none."""
+    return law.clamp_min(1e-35).log()
+
+
+def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
+    """log sum_i g_i p_i. log_weights: (B, 1 + tiers); log_p: (B, 1 + tiers, ...). Returns (B, ...)."""
+    return torch.logsumexp(log_weights.reshape(*log_weights.shape, *[1] * (log_p.dim() - 2)) + log_p, dim=1)
+
+
+def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4) -> Gate:
+    """The gate of largest likelihood of the mixture, less ridge |weight|^2, by L-BFGS from g = .1 for each tier.
+
+    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: the lexical law's, then the tiers'.
+    """
+    mean, scale = features.double().mean(0), features.double().std(0, correction=0).clamp_min(1e-6)
+    inputs, log_p = (features.double() - mean) / scale, log_p.double()
+    tiers, zero = log_p.shape[1] - 1, torch.zeros(features.shape[1], dtype=torch.float64)
+    weight = torch.zeros(tiers, features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.full((tiers,), -2.2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        log_weights = Gate(weight, bias, zero, zero + 1).log_weights(inputs)
+        loss = ridge * weight.square().sum() - mix(log_weights, log_p).mean()
+        torch.autograd.backward([loss])
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return Gate(weight.detach().float(), bias.detach().float(), mean.float(), scale.float())

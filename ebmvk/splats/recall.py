@@ -1,0 +1,68 @@
+"""What memory splats say of a context: the posterior over neighbours and background, and its token law (section 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine.api import Backend, Points
+from ebmvk.splats.store import SplatStore
+
+FEATURES = 4
+
+
+@dataclass(frozen=True)
+class Recall:
+    """p_mem (B, V) float32 and features (B, FEATURES) for the gate: the largest mu_k.h, the log density of the context
+    relative to the uniform one, the entropy of p_mem and its largest log probability."""
+
+    law: Tensor
+    features: Tensor
+
+    @classmethod
+    def of(cls, law: Tensor, closest: Tensor, log_density: Tensor) -> Recall:
+        entropy = torch.special.entr(law).sum(1)
+        return cls(law, torch.stack((closest, log_density, entropy, law.amax(1).log()), dim=1))
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """ids: (B, K); scores: (B, K), log n_k + log C_d(kappa_k) - log C_d(0) + kappa_k mu_k.h; closest: (B,), the largest
+    mu_k.h."""
+
+    ids: Tensor
+    scores: Tensor
+    closest: Tensor
+
+
+@dataclass(frozen=True)
+class Splats:
+    """A store on a backend. k: neighbours looked up for each context."""
+
+    store: SplatStore
+    backend: Backend
+    points: Points
+    k: int
+
+    @classmethod
+    def open(cls, store: SplatStore, backend: Backend, k: int) -> Splats:
+        return cls(store, backend, backend.points(store.mu), min(k, store.n))
+
+    def find(self, h: Tensor) -> Neighbours:
+        """The k splats of largest posterior weight. h: (B, d) float32 unit rows, on the CPU."""
+        store = self.store
+        found = self.backend.topk(h, self.points, self.k, scale=store.kappa, bias=store.logw)
+        ids, scores = found.ids.cpu(), found.scores.cpu()
+        return Neighbours(ids, scores, ((scores - store.logw[ids]) / store.kappa[ids]).amax(1))
+
+    def recall(self, h: Tensor) -> Recall:
+        """p_mem = sum_k q_k V_k + q_inf / V, normalised for any k. h: (B, d) float32 unit rows, on the CPU."""
+        found = self.find(h)
+        scores = torch.cat((torch.full((len(h), 1), math.log(self.store.background)), found.scores), dim=1)
+        weights = torch.softmax(scores, dim=1)
+        law = self.store.token_law(found.ids, weights[:, 1:]) + weights[:, :1] / self.store.vocab_size
+        total = float(self.store.mass.sum()) + self.store.background
+        return Recall.of(law, found.closest, scores.logsumexp(1) - math.log(total))

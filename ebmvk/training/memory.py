@@ -1,0 +1,165 @@
+"""Building, fitting and keeping the memory of a checkpoint (model sections 5 and 8).
+
+Static splats come from the training text only. What is tuned, concentrations and gates, is fitted on the validation
+text, whose contexts are members of no static splat: a query never meets its own entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from ebmvk.data.windows import TokenStream
+from ebmvk.errors import CheckpointError
+from ebmvk.model.ebm import EnergyModel
+from ebmvk.splats.build import cluster
+from ebmvk.splats.gate import fit_gate
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.checkpoint import MODEL, write_atomic
+from ebmvk.training.evaluation import contexts
+from ebmvk.training.workspace import Device
+
+MEMORY_FILE = "memory.safetensors"
+KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
+START = 4  # where the search begins
+KAPPA_TOKENS = 30_000  # of the text, on which they are compared
+Say = Callable[[str], None]
+
+
+def build_static(
+    model: EnergyModel, train: TokenStream, splats: int, *, context: int, device: Device, seed: int, bfloat16: bool
+) -> SplatStore:
+    """At most `splats` splats of the contexts h of a training text, each with a quarter of a window before it at least.
+
+    bfloat16: read the text in autocast, which is faster where training is.
+
+    Raises:
+        DataError: fewer contexts than splats.
+    """
+    n = len(train) - 1
+    h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
+    tokens, done = torch.from_numpy(train.tokens[1:].astype("int64")), 0
+    stride = context - context // 4
+    for seen, following in contexts(
+        model, train, context=context, stride=stride, device=device.torch, bfloat16=bfloat16
+    ):
+        h[done : done + len(following)] = seen.h[0].cpu()
+        done += len(following)
+    owner = cluster(h, tokens, splats, device.backend, seed)
+    return SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
+
+
+class Fit:
+    """A validation text as a model reads it, to fit memories on."""
+
+    def __init__(self, model: EnergyModel, stream: TokenStream, *, context: int, device: Device) -> None:
+        self.backend = device.backend
+        states, following, lexical = [], [], []
+        with torch.no_grad():
+            for seen, tokens in contexts(
+                model, stream, context=context, stride=max(1, context // 2), device=device.torch
+            ):
+                states.append(seen.h[0].float().cpu())
+                following.append(tokens.cpu())
+                lexical.append(lexical_terms(model.log_p_lex(seen)[0], tokens))
+        self.h, self.tokens, self.lexical = torch.cat(states), torch.cat(following), Terms.join(lexical, dim=0)
+
+    def fit(self, memory: Memory, say: Say) -> Memory:
+        """The memory with concentrations and gates of largest likelihood."""
+        static = memory.static
+        if static is not None:
+            memory = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+        whole: Mode = "episodic" if static is None else "both"
+        memory = self._best(
+            lambda kappa: replace(memory, episodic=replace(memory.episodic, kappa=kappa)), "episodic", say
+        )
+        memory, nats = self._gated(memory, whole, len(self.tokens))
+        for mode, value in nats.items():
+            say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
+        return memory
+
+    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> Memory:
+        """The memory at(kappa) of largest likelihood, uphill from KAPPAS[START]; the likelihood has one summit."""
+        nats = {-1: math.inf, len(KAPPAS): math.inf}
+
+        def cost(i: int) -> float:
+            if i not in nats:
+                nats[i] = self._gated(at(KAPPAS[i]), mode, KAPPA_TOKENS)[1][mode]
+                say(f"{mode:<12}kappa {KAPPAS[i]:g}: {nats[i]:.4f} nats per token")
+            return nats[i]
+
+        best = START
+        for step in (1, -1):
+            while cost(best + step) < cost(best):
+                best += step
+        return at(KAPPAS[best])
+
+    def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
+        """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
+        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
+        lexical = Terms(self.lexical.log_p[:limit], self.lexical.features[:limit])
+        terms = Terms.join([lexical, read], dim=1)
+        gates = {
+            other: fit_gate(part.features, part.log_p)
+            for other, tiers in TIERS.items()
+            if tiers and set(tiers) <= set(TIERS[mode])
+            for part in [part_of(terms, TIERS[mode], tiers)]
+        }
+        nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
+        return replace(memory, gates=gates), nats
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, memory: Memory) -> Path:
+    """Write the memory into the checkpoint folder it was built for. Raises StorageError; an older one is intact."""
+    write_atomic(folder / MEMORY_FILE, dump_tensors(memory.state() | {"model": _weights(folder)}))
+    return folder / MEMORY_FILE
+
+
+def load(folder: Path, model: EnergyModel, mode: Mode) -> Memory:
+    """The memory in a checkpoint folder, with the tiers that `mode` needs.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it belongs to another model.
+    """
+    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {folder}`"
+    try:
+        state = load_tensors(file.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no memory", hint=again) from None
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})", hint=again) from None
+    digest = state.pop("model", None)
+    if digest is None or not torch.equal(digest, _weights(folder)):
+        raise CheckpointError(
+            f"{file}: it was built for other weights than this checkpoint's",
+            why="its splats are states of the model it was built with",
+            hint=again,
+        )
+    memory = Memory.from_state(state, str(file))
+    if (memory.d, memory.vocab_size) != (model.config.latent_dim, model.vocab_size):
+        raise CheckpointError(
+            f"{file}: its splats have d {memory.d} and {memory.vocab_size} tokens, the model "
+            f"{model.config.latent_dim} and {model.vocab_size}",
+            hint=again,
+        )
+    if "static" in TIERS[mode] and memory.static is None:
+        raise CheckpointError(f"{file}: it has no static splats", hint=again)
+    return memory
+
+
+def _weights(folder: Path) -> Tensor:
+    """SHA-256 of a checkpoint's weights: (32,) uint8."""
+    return torch.tensor(list(hashlib.sha256((folder / MODEL).read_bytes()).digest()), dtype=torch.uint8)

@@ -1,0 +1,174 @@
+"""Memory through the commands: built, kept with its checkpoint, evaluated tier by tier, causal, refused with why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ebmvk.data.datasets import resolve
+from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.splats.memory import TIERS, Mode, Reader
+from ebmvk.training.evaluation import paired_interval, token_nats
+from ebmvk.training.memory import MEMORY_FILE, load
+from ebmvk.training.workspace import open_device, open_run
+
+from .conftest import Command
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory, trained: Path, device: str) -> Path:
+    """The finished run with a memory, to be read only."""
+    import importlib
+
+    folder = tmp_path_factory.mktemp("remembered") / "run"
+    shutil.copytree(trained, folder)
+    args = ["--checkpoint", folder, "--splats", 60, "--device", device, "--quiet"]
+    assert importlib.import_module("ebmvk.memory").main([str(arg) for arg in args]) == 0
+    return folder
+
+
+def _evaluate(ebmvk: Command, folder: Path, device: str, *args: Any) -> dict[str, Any]:
+    said = ebmvk("evaluate", "--checkpoint", folder, "--device", device, "--json", *args)
+    assert said.status == 0, said.err
+    record: dict[str, Any] = json.loads(said.out)
+    return record
+
+
+def test_every_tier_is_reported_apart_and_scrambling_loses_the_gain(
+    ebmvk: Command, remembered: Path, device: str
+) -> None:
+    alone = _evaluate(ebmvk, remembered, device)
+    found = _evaluate(ebmvk, remembered, device, "--memory", "both")
+    scrambled = _evaluate(ebmvk, remembered, device, "--memory", "both", "--scramble-memory")
+    assert alone["tiers"] == {}
+    assert set(found["tiers"]) == set(TIERS)
+    assert found["tiers"]["none"]["nats"] == pytest.approx(alone["nats"], rel=1e-6)
+    assert found["nats"] == found["tiers"]["both"]["nats"]
+    assert found["splats"]["static"] <= 60
+    # Eight steps of training leave much to remember.
+    for mode in ("static", "episodic", "both"):
+        gain = found["tiers"][mode]["gain"]
+        assert gain["low"] <= gain["nats_per_token"] <= gain["high"] < 0
+        lost = scrambled["tiers"][mode]["gain"]["nats_per_token"]
+        assert lost > gain["nats_per_token"] / 2, mode
+
+
+def test_static_and_episodic_alone_are_the_same_figures(ebmvk: Command, remembered: Path, device: str) -> None:
+    both = _evaluate(ebmvk, remembered, device, "--memory", "both")["tiers"]
+    for mode in ("static", "episodic"):
+        alone = _evaluate(ebmvk, remembered, device, "--memory", mode)["tiers"]
+        assert set(alone) == {"none", mode}
+        assert alone[mode]["nats"] == pytest.approx(both[mode]["nats"], rel=1e-9)
+
+
+def test_capacity_bounds_the_splats(ebmvk: Command, remembered: Path, device: str) -> None:
+    found = _evaluate(ebmvk, remembered, device, "--memory", "episodic", "--memory-capacity", 40)
+    assert 20 <= found["splats"]["episodic"] <= 40
+
+
+def test_the_future_changes_no_bit(remembered: Path, text: Path) -> None:
+    """Tokens from a point on are permuted: the likelihood of those before is the same, bit for bit, in every tier."""
+    run, device = open_run(remembered, "--checkpoint", print), open_device("cpu")
+    stream = encode_split(resolve(str(text)), "validation", run.tokenizer).take(200)
+    memory = load(run.checkpoint.path, run.model, "both").using(40, scramble=False)
+    random = torch.Generator().manual_seed(0)
+
+    def nats(of: TokenStream) -> dict[Mode, torch.Tensor]:
+        reader = Reader(memory, "both", device.backend)
+        return token_nats(run.model, of, context=16, stride=8, device=device.torch, reader=reader)
+
+    whole = nats(stream)
+    for cut in (1, 60, 133):
+        later = cut + torch.randperm(len(stream) - cut, generator=random)
+        order = torch.cat((torch.arange(cut), later)).numpy()
+        changed = nats(TokenStream(stream.name, stream.tokens[order], stream.starts, stream.word_level))
+        for mode in TIERS:
+            assert torch.equal(whole[mode][: cut - 1], changed[mode][: cut - 1]), (mode, cut)
+            assert not torch.equal(whole[mode], changed[mode])
+
+
+def test_the_interval_is_by_document() -> None:
+    """Two documents, one worse by 1 nat, one better by 2: every resampling is a mixture of the two."""
+    import numpy as np
+
+    base = torch.zeros(30, dtype=torch.float64)
+    nats = torch.cat((torch.full((9,), 1.0), torch.full((21,), -2.0))).double()
+    mean, low, high = paired_interval(nats, base, np.array([0, 10]))
+    assert mean == pytest.approx((9 - 42) / 30)
+    assert (low, high) == (-2, 1)
+
+
+@pytest.mark.parametrize("mode", ["static", "episodic", "both"])
+def test_generate_uses_the_memory_and_repeats_by_seed(mode: str, ebmvk: Command, remembered: Path, device: str) -> None:
+    args = ("--checkpoint", remembered, "--device", device, "--prompt", "The cat", "--max-tokens", 12, "--quiet")
+    texts = [ebmvk("generate", *args, "--sampler", "exact", "--memory", m).out for m in (mode, mode, "none")]
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    said = ebmvk("generate", *args, "--memory", mode)  # by Langevin
+    assert said.status == 0, said.err
+
+
+def test_prompts_do_not_read_one_another(ebmvk: Command, remembered: Path, device: str) -> None:
+    args = ("--checkpoint", remembered, "--device", device, "--max-tokens", 8, "--sampler", "exact", "--quiet")
+    both = ebmvk("generate", *args, "--memory", "both", "--prompt", "The cat sees", "She likes fish.").out
+    alone = ebmvk("generate", *args, "--memory", "both", "--prompt", "The cat sees").out
+    assert both.startswith(alone.rstrip("\n"))
+
+
+def test_what_cannot_be_remembered_is_said(
+    ebmvk: Command, trained: Path, remembered: Path, device: str, tmp_path: Path
+) -> None:
+    def error(command: str, folder: Path, *args: Any) -> str:
+        said = ebmvk(command, "--checkpoint", folder, "--device", device, *args)
+        assert said.status == 2
+        assert "Traceback" not in said.err
+        return said.err
+
+    assert "has no memory" in error("evaluate", trained, "--memory", "episodic")
+    assert "has no memory" in error("generate", trained, "--memory", "static")
+    assert "with --split train" in error("evaluate", remembered, "--memory", "static", "--split", "train")
+    for few in (0, 1):
+        said = error("evaluate", remembered, "--memory", "both", "--memory-capacity", few)
+        assert f"--memory-capacity {few} is below 2" in said
+    assert "--memory-capacity needs a memory" in error("evaluate", remembered, "--memory-capacity", 5)
+    assert "--scramble-memory needs a memory" in error("evaluate", remembered, "--scramble-memory")
+    assert "--splats 200000 is not within" in error("memory", trained, "--splats", 200_000)
+    assert "fewer than --splats 150,000" in error("memory", trained, "--splats", 150_000)
+    folder = tmp_path / "run"
+    shutil.copytree(remembered, folder)
+    file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    assert "cannot be read" in error("evaluate", folder, "--memory", "static")
+    # The memory of one checkpoint beside the weights of another.
+    other = next(path for path in folder.glob("checkpoints/step-*") if path != file.parent)
+    (other / MEMORY_FILE).write_bytes(content)
+    assert "built for other weights" in error("evaluate", other, "--memory", "static")
+
+
+def test_without_static_splats_only_the_episodic_tier_is_there(
+    ebmvk: Command, trained: Path, device: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    said = ebmvk("memory", "--checkpoint", folder, "--splats", 0, "--device", device)
+    assert said.status == 0, said.err
+    assert set(_evaluate(ebmvk, folder, device, "--memory", "episodic")["tiers"]) == {"none", "episodic"}
+    said = ebmvk("evaluate", "--checkpoint", folder, "--device", device, "--memory", "both")
+    assert said.status == 2
+    assert "has no static splats" in said.err
+
+
+def test_building_again_gives_the_same_memory(ebmvk: Command, remembered: Path, device: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(remembered, folder)
+    file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
+    before = file.read_bytes()
+    file.unlink()
+    assert ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--device", device).status == 0
+    assert file.read_bytes() == before
