@@ -100,6 +100,7 @@ def langevin(backend: Backend, of: Sizes, repeats: int, cuda: str | None) -> Rec
     peers.add("torch_once", lambda: torch_chains.runner(p, rows, PEER_STEPS, regather=False), few)
     peers.add("torch_compile", lambda: torch_chains.compiled_runner(p, rows, PEER_STEPS), few)
     peers.add("torchebm", lambda: torch_chains.torchebm_runner(p, rows, PEER_STEPS), few)
+    peers.add("torchebm_einsum", lambda: torch_chains.torchebm_runner(p, rows, PEER_STEPS, einsum=True), few)
     peers.add("torchebm_shared", lambda: torch_chains.torchebm_shared_runner(p, rows, PEER_STEPS), few)
     if cuda:
         for name, regather in (("torch_cuda_once", False), ("torch_cuda_regather", True)):
@@ -200,9 +201,12 @@ def report_peers(of: Sizes, top: Record, chains: Record) -> None:
     print(f"top-{of.k} of {of.n:,} x {of.d} for {of.b}: {1e3 * top['seconds']['ours']['median']:.1f} ms{same}")
     rate = 1 / chains["seconds"]["ours"]["median"]
     print(f"Langevin, {of.b} chains, {of.k} candidates, {of.steps} steps: {rate:,.0f} chain-steps/s")
-    if shared := chains["seconds"].get("torchebm_shared"):
-        ratio = shared["median"] / chains["seconds"]["ours"]["median"]
-        print(f"TorchEBM on one mixture shared by all chains, an easier problem: {ratio:.2f} times our time")
+    for name, words in {
+        "torchebm_einsum": "with its energy written as an einsum",
+        "torchebm_shared": "on one mixture shared by all chains, an easier problem",
+    }.items():
+        if other := chains["seconds"].get(name):
+            print(f"TorchEBM {words}: {other['median'] / chains['seconds']['ours']['median']:.2f} times our time")
 
 
 def report_counts(counts: Record) -> None:

@@ -72,7 +72,7 @@ class LangevinConfig:
     langevin_levels: int = knob(10, low=1, resume=True)  # Annealing levels.
     langevin_dt: Number = knob(None, low=1e-9, resume=True)  # Step size; by rule if not given.
     langevin_gamma: Number = knob(None, low=0.0, resume=True)  # Friction; by rule if not given.
-    langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)  # Temperature of the chains; 1 is the model's own law.
+    langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)  # Temperature of the chains; 1: the model's law.
     kappa: Number = knob(None, low=1e-6, resume=True)  # Last concentration; by rule if not given.
 
 
