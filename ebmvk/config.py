@@ -70,10 +70,10 @@ class LangevinConfig:
     knn_k: int = knob(64, low=1, resume=True)  # Candidates of the latent law.
     langevin_steps: int = knob(200, low=1, resume=True)  # Integrator steps over all levels.
     langevin_levels: int = knob(10, low=1, resume=True)  # Annealing levels.
-    langevin_dt: Number = knob(None, low=1e-9, resume=True)  # Step size; by rule if not given.
-    langevin_gamma: Number = knob(None, low=0.0, resume=True)  # Friction; by rule if not given.
+    langevin_dt: Number = knob(None, low=1e-9, high=1e15, resume=True)  # Step size; by rule if not given.
+    langevin_gamma: Number = knob(None, low=0.0, high=1e15, resume=True)  # Friction; by rule if not given.
     langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)  # Temperature of the chains; 1: the model's law.
-    kappa: Number = knob(None, low=1e-6, resume=True)  # Last concentration; by rule if not given.
+    kappa: Number = knob(None, low=1e-6, high=1e15, resume=True)  # Last concentration; by rule if not given.
 
 
 @dataclass(frozen=True)

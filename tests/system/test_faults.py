@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -18,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ebmvk.engine.api import LangevinResult
+from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError, EbmvkError, NonFinite, StorageError
 from ebmvk.report.metrics import read_metrics
 from ebmvk.training import checkpoint, loop
@@ -455,13 +458,20 @@ def test_non_finite_numbers_never_reach_the_weights(
 
 
 def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
-    ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path
+    ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def diverged(self: Reference, x: torch.Tensor, *args: Any, **kwargs: Any) -> LangevinResult:
+        result = langevin(self, x, *args, **kwargs)
+        return dataclasses.replace(result, x=torch.full_like(x, math.nan))
+
+    langevin = Reference.langevin
+    monkeypatch.setattr(Reference, "langevin", diverged)
     run = tmp_path / "run"
     args = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", "reference")
-    _is_typed(ebmvk("train", *args, "--langevin-dt", 1e30), "chains are not finite", "--langevin-dt")
+    _is_typed(ebmvk("train", *args), "chains are not finite", "--langevin-T")
     assert [path.name for path in checkpoint.step_folders(run)] == ["step-4"]
-    train(run, "--resume", "--langevin-dt", 0.01, "--quiet")
+    monkeypatch.undo()
+    train(run, "--resume", "--quiet")
     assert [row["step"] for row in rows(run, "eval")] == [4, 8]
 
 
