@@ -70,10 +70,8 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   const std::uint32_t words[5] = {rows, columns, 0, 0, 0};
   std::copy_n(words, 5, params.as<std::uint32_t>());
   const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
-  std::vector<std::uint32_t> constants{tiling.result_rows};
-  if (tiling.scoring != Scoring::matvec) constants.push_back(tiling.result_columns);
   Program program(device_);
-  program.kernel(kernels_.get(tiling.kernel, tiling.group, constants, Storage::float32),
+  program.kernel(kernels_.get(tiling.kernel, tiling.group, tiling.constants(), Storage::float32),
                  {params, queries, points, unused, unused, unused, unused, scores},
                  kernels::ScoreTiled{quads, columns, 0, 0}, (columns + tiling.columns - 1) / tiling.columns,
                  (rows + tiling.rows - 1) / tiling.rows);

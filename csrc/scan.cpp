@@ -66,9 +66,7 @@ std::unique_ptr<Program> Scan::record_block(Engine& engine, std::uint32_t shard,
   auto program = std::make_unique<Program>(engine.device());
   const auto& device = engine.device().capabilities();
   const auto tiling = choose_tiling(device, engine.scoring(), shape.capacity);
-  std::vector<std::uint32_t> constants{tiling.result_rows};
-  if (tiling.scoring != Scoring::matvec) constants.push_back(tiling.result_columns);
-  program->kernel(engine.kernels().get(tiling.kernel, tiling.group, constants, points_.storage()),
+  program->kernel(engine.kernels().get(tiling.kernel, tiling.group, tiling.constants(), points_.storage()),
                   {params, queries.on_device(), points_.shard(shard), scale.on_device(), bias.on_device(),
                    norms.on_device(), radius ? *radius : norms.on_device(), scores_},
                   kernels::ScoreTiled{points_.quads(), shape.columns, shape.scaled, radius != nullptr},

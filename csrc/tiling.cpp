@@ -46,6 +46,11 @@ Tiling fill(Tiling tiling, const Capabilities& device, std::uint32_t queries) {
 
 }  // namespace
 
+std::vector<std::uint32_t> Tiling::constants() const {
+  if (scoring == Scoring::matvec) return {result_rows};
+  return {result_rows, result_columns};
+}
+
 Tiling choose_tiling(const Capabilities& device, Scoring scoring, std::uint32_t queries) {
   for (const auto& tiling : kTilings) {
     if (scoring == Scoring::automatic) {

@@ -20,6 +20,9 @@ struct Tiling {
   std::uint32_t group, result_rows, result_columns, rows, columns;
   std::uint32_t shared_bytes;
   std::uint32_t from_queries;  // the least that it is chosen for
+
+  // Specialisation constants of its kernel.
+  std::vector<std::uint32_t> constants() const;
 };
 
 // The tiling for `queries` on the device, or the one asked for. Throws Unsupported where the device cannot run that.
