@@ -88,6 +88,12 @@ def _contexts(command: CertifyCommand, sizes: Sizes) -> Contexts:
     from ebmvk.training.workspace import open_run
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    if not run.model.on_sphere:
+        raise ConfigError(
+            f"--checkpoint {command.checkpoint} is a run of --model {run.config.model.model}",
+            why="its tokens are no points of the sphere, so there are no chains to certify",
+            hint="give a run of --model ebm",
+        )
     stream = encode_split(resolve(run.config.data.dataset, run.config.data.data_dir), "validation", run.tokenizer)
     return tokens.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length)
 

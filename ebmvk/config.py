@@ -49,7 +49,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: Literal["ebm"] = "ebm"  # Which model.
+    model: Literal["ebm", "plain"] = "ebm"  # The energy model, or a plain transformer on the same trunk.
     latent_dim: int = knob(256, low=2)  # Dimension d of the sphere's ambient space.
     n_layers: int = knob(4, low=1)  # Layers of the trunk.
     n_heads: int = knob(4, low=1)  # Attention heads; divides latent_dim.
@@ -63,6 +63,8 @@ class ModelConfig:
     dropout: float = knob(0.1, low=0.0, high=0.95)  # Dropout in the trunk.
     use_geometric: bool = True  # The geometric energy term.
     use_compositional: bool = True  # The compositional energy term.
+    use_splat: bool = True  # The splat energy term; without it there is no decoder.
+    decoder: Literal["moe", "transformer"] = "moe"  # Experts, or a transformer block of their active size.
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,11 @@ def check_model(model: ModelConfig) -> None:
         model.moe_active <= model.moe_experts,
         f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
         f"take --moe-active {model.moe_experts} or less",
+    )
+    _require(
+        model.use_splat or model.use_geometric or model.use_compositional,
+        "--no-use-splat, --no-use-geometric and --no-use-compositional leave no energy term",
+        "leave one of them away: the energy needs a term",
     )
     _require(
         model.context_local <= model.context_medium <= model.context_global,

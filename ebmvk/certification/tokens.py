@@ -19,7 +19,7 @@ from ebmvk.certification.results import Check, Findings, Picture, Series, Sizes
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.engine.api import Backend
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import LanguageModel
 from ebmvk.model.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
 
@@ -71,7 +71,7 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 
 @torch.no_grad()
 def of_text(
-    model: EnergyModel, tokenizer: Tokenizer, stream: TokenStream, context: int, count: int = CONTEXTS
+    model: LanguageModel, tokenizer: Tokenizer, stream: TokenStream, context: int, count: int = CONTEXTS
 ) -> Contexts:
     """Contexts of a text at even quantiles of the entropy of p(v|c), from the least to the largest.
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from ebmvk.config import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.engine import Backend, LangevinDiagnostics, Points
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.errors import ConfigError
+from ebmvk.model.language import LanguageModel
 from ebmvk.model.latent import LatentLaw, draw
 from ebmvk.splats.memory import Reader
 
@@ -79,7 +80,7 @@ class Generator:
 
     def __init__(
         self,
-        model: EnergyModel,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         backend: Backend,
         langevin: LangevinConfig,
@@ -95,11 +96,20 @@ class Generator:
 
         Args:
             prompts: each starts a document; an empty one asks for a document from its beginning.
+
+        Raises:
+            ConfigError: Langevin, of a model that is not on the sphere.
         """
+        if how.sampler == "langevin" and not self.model.on_sphere:
+            raise ConfigError(
+                f"--sampler langevin with a run of --model {self.model.config.model}",
+                why="its tokens are no points of the sphere for a chain to move among",
+                hint="add --sampler exact",
+            )
         was_training = self.model.training
         self.model.eval()
         mu = self.model.embeddings()
-        points = self.backend.points(mu)
+        points = self.backend.points(mu) if how.sampler == "langevin" else None
         rows = [[int(i) for i in self.tokenizer.encode_prompt(prompt)] for prompt in prompts]
         starts = [len(row) for row in rows]
         active = list(range(len(rows)))
@@ -125,18 +135,21 @@ class Generator:
         chains: list[int],
         readers: list[Reader],
         mu: Tensor,
-        points: Points,
+        points: Points | None,
         how: Decoding,
         position: int,
     ) -> list[int]:
-        """The next token of each context. Row i's draws depend on its own number and the position, not on the batch."""
+        """The next token of each context, from p(v|c) itself where no points are given.
+
+        Row i's draws depend on its own number and the position, not on the batch.
+        """
         own = [readers[i] for i in chains] if readers else []
         query, log_p = self._law(contexts, own, mu, how.temperature, first=position == 0)
         tokens = []
         # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
         for first, block in _blocks(chains):
             part = log_p[block]
-            if how.sampler == "exact":
+            if points is None:
                 u = [_uniform(how.seed, position, first + i) for i in range(len(part))]
                 drawn = draw(part.double().exp(), torch.tensor(u, dtype=torch.float64, device=part.device))
                 tokens += [int(token) for token in drawn]

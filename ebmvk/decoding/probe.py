@@ -7,18 +7,20 @@ from typing import Any
 
 from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.engine import Backend
 from ebmvk.errors import StorageError
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import LanguageModel
 
 SAMPLES = 2
 
 
 class Probe:
-    """Called with a step: appends samples to `path` and returns {'langevin': diagnostics}, or {} when switched off."""
+    """Called with a step: appends samples to `path`, and returns {'langevin': diagnostics} where chains made them."""
 
-    def __init__(self, config: Config, model: EnergyModel, tokenizer: Tokenizer, backend: Backend, path: Path) -> None:
+    def __init__(
+        self, config: Config, model: LanguageModel, tokenizer: Tokenizer, backend: Backend, path: Path
+    ) -> None:
         self.config, self.model, self.tokenizer, self.backend, self.path = config, model, tokenizer, backend, path
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -26,11 +28,14 @@ class Probe:
         if config.logging.sample_tokens == 0:
             return {}
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
-        how = Decoding(config.logging.sample_tokens, seed=config.run.seed, context=config.data.seq_length)
+        sampler: Sampler = "langevin" if self.model.on_sphere else "exact"
+        how = Decoding(
+            config.logging.sample_tokens, sampler=sampler, seed=config.run.seed, context=config.data.seq_length
+        )
         found = generator.generate([""] * SAMPLES, how)
         lines = []
         for number, sample in enumerate(found, start=1):
-            lines.append(f"--- step {step}, sample {number}, Langevin, temperature 1, seed {how.seed}")
+            lines.append(f"--- step {step}, sample {number}, {how.sampler}, temperature 1, seed {how.seed}")
             lines.append(self.tokenizer.decode(sample.tokens).strip("\n") + "\n\n")
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -39,4 +44,5 @@ class Probe:
             raise StorageError(
                 f"{self.path} could not be written: {error.strerror or error}", hint="free some space, then --resume"
             ) from error
-        return {"langevin": generator.health.record() | {"temperature": config.langevin.langevin_T}}
+        health = generator.health.record()
+        return {"langevin": health | {"temperature": config.langevin.langevin_T}} if health else {}

@@ -8,6 +8,7 @@ no distance within a window exceeds the window, so sequences longer than those o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -114,32 +115,45 @@ class Attention(nn.Module):
         return projected
 
 
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward with squared ReLU. Both start at zero, so depth costs nothing at first."""
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    return F.relu(x).square()
 
-    def __init__(self, config: ModelConfig, window: int) -> None:
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, `width` wide. Both start at zero, so depth costs nothing at first."""
+
+    def __init__(
+        self, config: ModelConfig, window: int, width: int, activation: Callable[[Tensor], Tensor] = squared_relu
+    ) -> None:
         super().__init__()
         self.attention = Attention(config.latent_dim, config.n_heads, window)
-        self.up = nn.Linear(config.latent_dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.latent_dim, bias=False)
+        self.up = nn.Linear(config.latent_dim, width, bias=False)
+        self.down = nn.Linear(width, config.latent_dim, bias=False)
         nn.init.zeros_(self.down.weight)
-        self.rate = config.dropout
+        self.rate, self.activation = config.dropout, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d) -> (B, T, d)."""
         x = x + dropout(self.attention(rms_norm(x)), self.rate, self.training)
-        hidden = F.relu(self.up(rms_norm(x))).square()
+        hidden = self.activation(self.up(rms_norm(x)))
         return x + dropout(self.down(hidden), self.rate, self.training)
+
+
+def trunk_blocks(config: ModelConfig) -> nn.ModuleList:
+    """The blocks of a trunk, each with the window of its scale."""
+    windows = (config.context_local, config.context_medium, config.context_global)
+    return nn.ModuleList(Block(config, windows[scale], config.ffn_dim) for scale in layer_scales(config.n_layers))
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Unit rows (B, T, d): the state h and the contexts of the three scales."""
+    """Unit rows (B, T, d): the contexts of the three scales, and the state h where there is a decoder to read it."""
 
-    state: Tensor
     local: Tensor
     medium: Tensor
     global_: Tensor
+    state: Tensor | None
 
 
 class ContextTrunk(nn.Module):
@@ -147,13 +161,12 @@ class ContextTrunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        windows = (config.context_local, config.context_medium, config.context_global)
         self.scales = layer_scales(config.n_layers)
-        self.blocks = nn.ModuleList(Block(config, windows[scale]) for scale in self.scales)
+        self.blocks = trunk_blocks(config)
         # The state has a head of its own: read off directly, it would start at the last token and predict repetition.
-        self.heads = nn.ModuleList(
-            nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(SCALES + 1)
-        )
+        self.reads_state = config.use_splat
+        heads = SCALES + 1 if self.reads_state else SCALES
+        self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))
         self.rate = config.dropout
 
     def forward(self, tokens: Tensor) -> Scales:
@@ -163,6 +176,7 @@ class ContextTrunk(nn.Module):
         for scale, block in zip(self.scales, self.blocks, strict=True):
             x = block(x)
             streams[scale] = x
-        return Scales(
-            *(projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, [x, *streams], strict=True))
-        )
+        read = [x, *streams] if self.reads_state else streams
+        rows = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, read, strict=True)]
+        local, medium, global_ = rows[-SCALES:]
+        return Scales(local, medium, global_, rows[0] if self.reads_state else None)

@@ -1,4 +1,4 @@
-"""Composition in a tangent space and the mixture-of-experts decoder (model section 4)."""
+"""Composition in a tangent space, and the decoders: a mixture of experts or a transformer block (model section 4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
-from ebmvk.model.context import Scales
+from ebmvk.model.context import Block, Scales
 from ebmvk.sphere.geometry import expmap, proju, projx
 
 
@@ -158,17 +158,58 @@ class MixtureOfExperts(nn.Module):
 
 
 class Decoder(nn.Module):
-    """h-hat = projx(h + MoE([h; c_l; c_m; c_g])): the state as the point that is compared with the tokens."""
+    """h-hat = projx(h + D([h; c_l; c_m; c_g])): the state as the point that is compared with the tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.gain = math.sqrt(config.latent_dim)
+
+    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own by name."""
+        raise NotImplementedError
+
+    def forward(self, scales: Scales) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, d) rows -> unit rows (B, T, d), and losses by name."""
+        h = scales.state
+        assert h is not None
+        rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1)
+        moved, losses = self.moved(rows * self.gain)
+        return projx(h + moved / self.gain), losses
+
+
+class MixtureDecoder(Decoder):
+    """D is a mixture of experts, position by position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         d = config.latent_dim
         self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
-        self.gain = math.sqrt(d)
 
-    def forward(self, scales: Scales) -> tuple[Tensor, Routing]:
-        """(B, T, d) rows -> unit rows (B, T, d) and the routing of the B T rows."""
-        h = scales.state
-        rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1).flatten(0, -2)
-        moved, routing = self.moe(rows * self.gain)
-        return projx(h + moved.view(h.shape) / self.gain), routing
+    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        y, routing = self.moe(rows.flatten(0, -2))
+        return y.view(*rows.shape[:-1], -1), routing.losses()
+
+
+class TransformerDecoder(Decoder):
+    """D is a projection to d and one block as in GPT-2: attention over the global window, then two layers with GELU.
+
+    The layers are as wide as gives D the weights of the active experts, A 5 d hidden_dim: 4 d^2 are the projection's,
+    4 d^2 the attention's.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        d = config.latent_dim
+        width = max(config.hidden_dim, 5 * config.moe_active * config.hidden_dim // 2 - 4 * d)
+        self.inner = nn.Linear(4 * d, d, bias=False)
+        self.block = Block(config, config.context_global, width, F.gelu)
+
+    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        y: Tensor = self.block(self.inner(rows).to(rows.dtype))
+        return y, {}
+
+
+def build_decoder(config: ModelConfig) -> Decoder:
+    """The decoder that `--decoder` names."""
+    kinds = {"moe": MixtureDecoder, "transformer": TransformerDecoder}
+    return kinds[config.decoder](config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,72 +12,64 @@ from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig, check_model
 from ebmvk.model.context import ContextTrunk, Scales
-from ebmvk.model.decoder import Composition, Decoder
+from ebmvk.model.decoder import Composition, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.sphere.geometry import projx
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the model makes of every prefix. query: (B, T, d), with log p(v|c) = query.mu_v + b_v - log Z. h: the point
-    h_hat; local, medium, global_, composed: unit rows (B, T, d). aux: scalar losses by name."""
+class EnergyContext(Context):
+    """query: log p(v|c) = query.mu_v + b_v - log Z. h: the point h_hat; without a splat term, the direction of the
+    query. local, medium, global_, composed: unit rows (B, T, d); composed is None without a compositional term."""
 
-    query: Tensor
-    h: Tensor
     local: Tensor
     medium: Tensor
     global_: Tensor
-    composed: Tensor
+    composed: Tensor | None
     terms: QueryTerms
-    aux: dict[str, Tensor]
 
 
-class EnergyModel(nn.Module):
+class EnergyModel(LanguageModel):
     """p(v|c) = softmax(query(c).mu_v + b_v) over the vocabulary, with the tokens' unit vectors mu_v on both sides.
 
+    What no term needs does not exist: the decoder and the state's head without the splat term, the composition without
+    the compositional one.
+
     Raises:
-        ConfigError: sizes that contradict each other.
+        ConfigError: sizes or switches that contradict each other.
     """
 
+    on_sphere: ClassVar[bool] = True
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
         check_model(config)
-        self.config, self.vocab_size = config, vocab_size
+        super().__init__(config, vocab_size)
         # Rows of about unit length, so that a step of the optimiser turns them about as far as it moves them.
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.trunk = ContextTrunk(config)
-        self.composition = Composition(config.latent_dim)
-        self.decoder = Decoder(config)
+        self.composition = Composition(config.latent_dim) if config.use_compositional else None
+        self.decoder = build_decoder(config) if config.use_splat else None
         self.energy = TokenEnergy(config)
 
     def embeddings(self) -> Tensor:
         """mu: (V, d) unit rows."""
         return projx(self.points)
 
-    @torch.no_grad()
-    def start_from_counts(self, counts: Tensor) -> None:
-        """Sets the bias to log unigram frequencies, smoothed by one. counts: (V,) tokens of the training split."""
-        frequency = counts.to(torch.float64) + 1
-        self.bias.copy_((frequency / frequency.mean()).log())
-
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> EnergyContext:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
         mu = self.embeddings() if embeddings is None else embeddings
         scales = self.trunk(F.embedding(tokens, mu))
         return self._context(scales)
 
-    def _context(self, scales: Scales) -> Context:
-        composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
-        point, routing = self.decoder(scales)
+    def _context(self, scales: Scales) -> EnergyContext:
+        composed = point = None
+        aux: dict[str, Tensor] = {}
+        if self.composition is not None:
+            composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
+        if self.decoder is not None:
+            point, aux = self.decoder(scales)
         terms = self.energy.terms(point, scales, composed)
-        aux = routing.losses()
-        return Context(terms.total(), point, scales.local, scales.medium, scales.global_, composed, terms, aux)
-
-    def logits(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
-        """-E(v|c): (B, T, V)."""
-        return F.linear(context.query, self.embeddings() if embeddings is None else embeddings, self.bias)
-
-    def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
-        """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""
-        return torch.log_softmax(self.logits(context, embeddings), dim=-1)
+        query = terms.total()
+        h = projx(query) if point is None else point
+        return EnergyContext(query, h, aux, scales.local, scales.medium, scales.global_, composed, terms)

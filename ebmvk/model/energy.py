@@ -21,15 +21,15 @@ from ebmvk.model.context import SCALES, Scales
 class QueryTerms:
     """Queries (B, T, d) of the terms; a term that is switched off is None. Their sum is the query."""
 
-    splat: Tensor
+    splat: Tensor | None
     geometric: Tensor | None
     compositional: Tensor | None
 
     def total(self) -> Tensor:
-        query = self.splat
-        for term in (self.geometric, self.compositional):
-            query = query if term is None else query + term
-        return query
+        first, *rest = [term for term in (self.splat, self.geometric, self.compositional) if term is not None]
+        for term in rest:
+            first = first + term
+        return first
 
 
 class TokenEnergy(nn.Module):
@@ -39,23 +39,26 @@ class TokenEnergy(nn.Module):
         super().__init__()
         # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance 1/4: an untrained
         # model starts near the unigram law in its bias, which training otherwise spends a hundred steps returning to.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.latent_dim) / 2 - math.log(2)))
-        small = math.sqrt(config.latent_dim) / 16
-        self.lambda_geo = nn.Parameter(torch.tensor(small)) if config.use_geometric else None
+        start = math.sqrt(config.latent_dim) / 2
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start))) if config.use_splat else None
+        weight = start / 8 if config.use_splat else start / (config.use_geometric + config.use_compositional)
+        self.lambda_geo = nn.Parameter(torch.tensor(weight)) if config.use_geometric else None
         self.scale_logits = nn.Parameter(torch.zeros(SCALES)) if config.use_geometric else None
-        self.lambda_comp = nn.Parameter(torch.tensor(small)) if config.use_compositional else None
+        self.lambda_comp = nn.Parameter(torch.tensor(weight)) if config.use_compositional else None
 
     @property
-    def scale(self) -> Tensor:
-        """s > 0."""
-        return self.log_scale.exp()
+    def scale(self) -> Tensor | None:
+        """s > 0, of the splat term."""
+        return None if self.log_scale is None else self.log_scale.exp()
 
-    def terms(self, point: Tensor, scales: Scales, composed: Tensor) -> QueryTerms:
+    def terms(self, point: Tensor | None, scales: Scales, composed: Tensor | None) -> QueryTerms:
         """point h_hat, composed: (B, T, d) unit rows."""
-        geometric = compositional = None
+        splat = geometric = compositional = None
+        if self.scale is not None and point is not None:
+            splat = self.scale * point
         if self.lambda_geo is not None and self.scale_logits is not None:
             weight = self.lambda_geo * torch.softmax(self.scale_logits, -1)
             geometric = weight[0] * scales.local + weight[1] * scales.medium + weight[2] * scales.global_
-        if self.lambda_comp is not None:
+        if self.lambda_comp is not None and composed is not None:
             compositional = self.lambda_comp * composed
-        return QueryTerms(self.scale * point, geometric, compositional)
+        return QueryTerms(splat, geometric, compositional)

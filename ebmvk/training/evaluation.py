@@ -18,7 +18,7 @@ from ebmvk.data.datasets import count_words
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import NonFinite
-from ebmvk.model.ebm import Context, EnergyModel
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.splats.memory import Mode, Reader, Terms, lexical_terms, log_probs
 
 # Log-probabilities held at once: 2^24 float32 values are 64 MiB.
@@ -81,7 +81,7 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
 
 
 def likelihood(
-    model: EnergyModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
+    model: LanguageModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
 ) -> Likelihood:
     """Score each token of the stream but the first exactly once, in float32 with sums in float64, without memory.
 
@@ -95,7 +95,7 @@ def likelihood(
 
 
 def token_nats(
-    model: EnergyModel,
+    model: LanguageModel,
     stream: TokenStream,
     *,
     context: int,
@@ -124,7 +124,7 @@ def token_nats(
 
 
 @torch.no_grad()
-def _token_log_p(model: EnergyModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
+def _token_log_p(model: LanguageModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
     """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
     log_p = model.log_p_lex(seen)[0]
     if reader is None:
@@ -134,7 +134,7 @@ def _token_log_p(model: EnergyModel, seen: Context, following: Tensor, reader: R
 
 
 def contexts(
-    model: EnergyModel,
+    model: LanguageModel,
     stream: TokenStream,
     *,
     context: int,
@@ -155,8 +155,9 @@ def contexts(
             seen = model(tokens[:, :-1].to(device))
         model.train(was_training)
         points = {
-            name: getattr(seen, name)[:, first:].flatten(0, 1)[None]
-            for name in ("query", "h", "local", "medium", "global_", "composed")
+            name: value[:, first:].flatten(0, 1)[None]
+            for name, value in vars(seen).items()
+            if isinstance(value, Tensor)
         }
         yield dataclasses.replace(seen, **points), tokens[:, 1 + first :].flatten().to(device)
 

@@ -21,7 +21,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, optim
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
@@ -89,7 +89,7 @@ class Trainer:
         self,
         config: Config,
         folder: Path,
-        model: EnergyModel,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         streams: Streams,
         device: Device,
@@ -257,7 +257,8 @@ class Trainer:
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token compare only over the same tokens: --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
-        levels = {"score_matching": [vars(level) for level in self._score_matching(part)]}
+        scored = self._score_matching(part) if self.model.on_sphere else []
+        levels = {"score_matching": [vars(level) for level in scored]}
         health = self.probe(step)
         counts = counts_record(self.device.backend)
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebmvk.config import Config
+from ebmvk.config import Config, TrainingConfig
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import LanguageModel
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
 from ebmvk.training.cross_entropy import linear_cross_entropy
@@ -30,8 +30,11 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Config, *, seed: int, step: int) -> Losses:
-    """Loss of one batch: CE + lambda_d denoising + expert losses + lambda_spread spread.
+def objective(
+    model: LanguageModel, tokens: Tensor, backend: Backend, config: Config, *, seed: int, step: int
+) -> Losses:
+    """Loss of one batch: CE, and what else its model has: lambda_d denoising and lambda_spread spread where tokens are
+    points of the sphere, expert losses where there are experts.
 
     While no memory takes part, p and p_lex are one law and one cross-entropy stands for both. The trunk runs in the
     ambient autocast; the energies and all sums run in float32. Random choices are a function of (seed, step), except
@@ -48,21 +51,24 @@ def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Conf
     query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
     with torch.autocast(device, enabled=False):
         parts = {"ce": linear_cross_entropy(query, mu, model.bias, targets, narrow)}
-        total = parts["ce"]
-        if weights.lambda_denoise > 0:
+        if model.on_sphere and weights.lambda_denoise > 0:
             rows = torch.randint(
                 len(targets), (min(DENOISE_POSITIONS, len(targets)),), generator=rng, device=rng.device
             )
             parts["denoise"] = denoising(
                 backend, query[rows], mu, model.bias, targets[rows], k=config.langevin.knn_k, generator=rng
             )
-            total = total + weights.lambda_denoise * parts["denoise"]
-        if weights.lambda_spread > 0:
+        if model.on_sphere and weights.lambda_spread > 0:
             parts["spread"] = spread(mu, rng)
-            total = total + weights.lambda_spread * parts["spread"]
         parts |= context.aux
-        total = total + weights.moe_balance * parts["moe_balance"] + weights.moe_z * parts["moe_z"]
+        total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
     return Losses(total, {name: value.detach() for name, value in parts.items()})
+
+
+def _weight(part: str, weights: TrainingConfig) -> float:
+    """Of a part in the objective."""
+    known = {"ce": 1.0, "denoise": weights.lambda_denoise, "spread": weights.lambda_spread}
+    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z})[part]
 
 
 def _mix(seed: int, step: int) -> int:
@@ -141,7 +147,7 @@ class ScoreMatching:
 
 @torch.no_grad()
 def score_matching(
-    model: EnergyModel, tokens: Tensor, backend: Backend, unigram: Tensor, *, k: int, seed: int, levels: int = 5
+    model: LanguageModel, tokens: Tensor, backend: Backend, unigram: Tensor, *, k: int, seed: int, levels: int = 5
 ) -> list[ScoreMatching]:
     """L_kappa = E|s(x) - kappa P_x mu_w|^2 / (kappa (d-1) A_d(kappa)), so that a score of zero has loss 1.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import LanguageModel
 from ebmvk.splats.build import cluster
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def build_static(
-    model: EnergyModel, train: TokenStream, splats: int, *, context: int, device: Device, seed: int, bfloat16: bool
+    model: LanguageModel, train: TokenStream, splats: int, *, context: int, device: Device, seed: int, bfloat16: bool
 ) -> SplatStore:
     """At most `splats` splats of the contexts h of a training text, each with a quarter of a window before it at least.
 
@@ -62,7 +62,7 @@ def build_static(
 class Fit:
     """A validation text as a model reads it, to fit memories on."""
 
-    def __init__(self, model: EnergyModel, stream: TokenStream, *, context: int, device: Device) -> None:
+    def __init__(self, model: LanguageModel, stream: TokenStream, *, context: int, device: Device) -> None:
         self.backend = device.backend
         states, following, lexical = [], [], []
         with torch.no_grad():
@@ -128,7 +128,7 @@ def save(folder: Path, memory: Memory) -> Path:
     return folder / MEMORY_FILE
 
 
-def load(folder: Path, model: EnergyModel, mode: Mode) -> Memory:
+def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
     """The memory in a checkpoint folder, with the tiers that `mode` needs.
 
     Raises:

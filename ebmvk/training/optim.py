@@ -12,7 +12,7 @@ from ebmvk.config import TrainingConfig
 from ebmvk.errors import CheckpointError
 
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
-EMBEDDING_RATE = 5.0
+TABLE_RATES = {"points": 5.0, "table": 3.0}  # of the tokens' rows, by name: directions on the sphere, free vectors
 SCALAR_RATE = 5.0
 ROUTER_RATE = 0.1
 FINAL_RATE = 0.0
@@ -32,14 +32,14 @@ def lr_at(step: int, config: TrainingConfig) -> float:
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Muon orthogonalises maps between hidden spaces; the token table and the router are read row by row."""
-    return parameter.ndim == 2 and name != "points" and not name.endswith("router.weight")
+    return parameter.ndim == 2 and name not in TABLE_RATES and not name.endswith("router.weight")
 
 
-def _rate(name: str, parameter: nn.Parameter) -> float:
+def _rate(name: str) -> float:
     """Multiple of the learning rate of a parameter that AdamW moves."""
     if name.endswith("router.weight"):
         return ROUTER_RATE
-    return EMBEDDING_RATE if parameter.ndim == 2 else SCALAR_RATE
+    return TABLE_RATES.get(name, SCALAR_RATE)
 
 
 class Optimizer:
@@ -50,8 +50,8 @@ class Optimizer:
         hidden = {name for name, p in named.items() if _is_hidden_matrix(name, p)}
         rest = {name: p for name, p in named.items() if name not in hidden}
         groups = [
-            {"params": [p for name, p in rest.items() if _rate(name, p) == rate], "rate": rate}
-            for rate in sorted({_rate(name, p) for name, p in rest.items()})
+            {"params": [p for name, p in rest.items() if _rate(name) == rate], "rate": rate}
+            for rate in sorted({_rate(name) for name, p in rest.items()})
         ]
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from ebmvk.config import Config, Source, check, from_toml, write_toml
+from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.build import build_model
+from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint
 from ebmvk.training.checkpoint import Checkpoint
 
@@ -41,7 +42,7 @@ class OpenRun:
     folder: Path
     config: Config
     tokenizer: Tokenizer
-    model: EnergyModel
+    model: LanguageModel
     checkpoint: Checkpoint
 
 
@@ -73,10 +74,10 @@ def set_deterministic(config: Config) -> None:
         torch.use_deterministic_algorithms(config.run.deterministic)
 
 
-def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> EnergyModel:
+def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> LanguageModel:
     """A model with seeded weights and the training split's unigram frequencies."""
     torch.manual_seed(step_seed(config.run.seed, -1))
-    model = EnergyModel(config.model, tokenizer.vocab_size)
+    model = build_model(config.model, tokenizer.vocab_size)
     model.start_from_counts(torch.bincount(torch.from_numpy(train.tokens).long(), minlength=tokenizer.vocab_size))
     return model
 
@@ -142,7 +143,7 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
     check_same_model(found, config, tokenizer)
-    model = EnergyModel(config.model, tokenizer.vocab_size)
+    model = build_model(config.model, tokenizer.vocab_size)
     checkpoint.restore(model, found)
     return OpenRun(folder, config, tokenizer, model.eval(), found)
 
@@ -155,9 +156,11 @@ def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
     """Raises CheckpointError naming the first key on which checkpoint and config.toml disagree, and both values."""
     saved, now = found.state.get("model"), model_record(config, tokenizer)
+    # A checkpoint older than a key was saved by a program that did what the key's default does now.
+    old = dataclasses.asdict(ModelConfig()) | saved if isinstance(saved, dict) else {}
     for key, value in now.items():
-        if not isinstance(saved, dict) or saved.get(key) != value:
-            was = saved.get(key) if isinstance(saved, dict) else None
+        if old.get(key) != value:
+            was = old.get(key)
             file = TOKENIZER_FILE if key in ("tokens", "tokenizer") else CONFIG_FILE
             raise CheckpointError(
                 f"{found.path}: model.{key} was {was!r} when it was saved, the run's {file} says {value!r}",

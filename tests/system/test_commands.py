@@ -28,11 +28,11 @@ SURFACE = {
         --size --device --seed --deterministic --no-deterministic --dataset --data-dir --vocab-size --seq-length --model
         --latent-dim --n-layers --n-heads --ffn-dim --context-local --context-medium --context-global --moe-experts
         --moe-active --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional
-        --no-use-compositional --knn-k --langevin-steps --langevin-levels --langevin-dt --langevin-gamma --langevin-T
-        --kappa --steps --epochs --batch-size --learning-rate --lr --weight-decay --grad-clip --warmup-steps
-        --precision --lambda-denoise --lambda-spread --moe-balance --moe-z --log-every --eval-every
-        --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet
-        --no-quiet""",
+        --no-use-compositional --use-splat --no-use-splat --decoder --knn-k --langevin-steps --langevin-levels
+        --langevin-dt --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --learning-rate --lr
+        --weight-decay --grad-clip --warmup-steps --precision --lambda-denoise --lambda-spread --moe-balance --moe-z
+        --log-every --eval-every --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after
+        --config --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
         --scramble-memory --no-scramble-memory --device --json --no-json""",

@@ -1,0 +1,67 @@
+"""What training, evaluation, memory and generation need of a language model, whichever it is.
+
+Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary. What else a model
+has follows from `on_sphere`: only where the rows are unit vectors are they points that chains move among, so that
+denoising, spread, score matching and Langevin sampling exist.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model makes of every prefix; tensors are (B, T, d).
+
+    query: with the tokens' rows it gives the logits. h: unit rows, the state that memory keeps. aux: scalar losses of
+    the model's own, by name.
+    """
+
+    query: Tensor
+    h: Tensor
+    aux: dict[str, Tensor]
+
+
+class LanguageModel(nn.Module, ABC):
+    """p(v|c) = softmax(query(c).row_v + b_v), with the same rows for the tokens that are read.
+
+    A new model needs `embeddings` and `forward`, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
+    """
+
+    on_sphere: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    @abstractmethod
+    def embeddings(self) -> Tensor:
+        """The tokens' rows, (V, d); unit rows where the model is on the sphere."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
+        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
+
+    @torch.no_grad()
+    def start_from_counts(self, counts: Tensor) -> None:
+        """Sets the bias to log unigram frequencies, smoothed by one. counts: (V,) tokens of the training split."""
+        frequency = counts.to(torch.float64) + 1
+        self.bias.copy_((frequency / frequency.mean()).log())
+
+    def logits(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
+        """-E(v|c): (B, T, V)."""
+        return F.linear(context.query, self.embeddings() if embeddings is None else embeddings, self.bias)
+
+    def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
+        """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""
+        return torch.log_softmax(self.logits(context, embeddings), dim=-1)

@@ -1,0 +1,118 @@
+"""Every model and decoder, and every set of energy terms, goes through the same commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ebmvk.training import loop
+
+from .conftest import Command, rows
+
+STEADY = ("--deterministic", "--quiet", "--dropout", 0.2)
+VARIANTS = {
+    "plain": ("--model", "plain"),
+    "transformer": ("--decoder", "transformer"),
+    "without-splat": ("--no-use-splat",),
+    "splat-only": ("--no-use-geometric", "--no-use-compositional"),
+    "geometric-only": ("--no-use-splat", "--no-use-compositional"),
+}
+
+
+def _tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{step}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_bit_for_bit_and_read_by_every_command(
+    variant: str, train: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, *STEADY, *VARIANTS[variant])
+    train(parts, *STEADY, *VARIANTS[variant], "--stop-after", 5)
+    train(parts, "--resume", "--quiet")
+    one, two = _tensors(whole, 8), _tensors(parts, 8)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not one[name].equal(two[name])] == []
+
+    at = ("--checkpoint", whole, "--device", device)
+    assert ebmvk("memory", *at, "--splats", 60, "--quiet").status == 0
+    said = ebmvk("evaluate", *at, "--memory", "both", "--json")
+    assert said.status == 0, said.err
+    tiers = json.loads(said.out)["tiers"]
+    assert tiers["both"]["nats"] < tiers["none"]["nats"]  # eight steps of training leave much to remember
+    said = ebmvk("generate", *at, "--sampler", "exact", "--memory", "both", "--max-tokens", 5)
+    assert said.status == 0, said.err
+
+
+def test_what_a_model_without_points_on_the_sphere_has_not(
+    train: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--model", "plain")
+    assert {name for row in rows(run, "step") for name in row["parts"]} == {"ce"}
+    for row in rows(run, "eval"):
+        assert row["score_matching"] == []
+        assert "langevin" not in row
+    assert "exact, temperature 1" in (run / "samples.txt").read_text(encoding="utf-8")
+    assert "Perplexity" in (run / "report.html").read_text(encoding="utf-8")
+    said = ebmvk("generate", "--checkpoint", run, "--device", device)
+    assert said.status == 2
+    assert "--sampler exact" in said.err
+    said = ebmvk("certify", "--checkpoint", run, "--device", device, "--quick")
+    assert said.status == 2
+    assert "--model plain" in said.err
+
+
+def test_a_seed_gives_every_model_the_same_text(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[Any]] = {}
+    objective = loop.objective
+
+    for name, flags in {"ebm": (), **VARIANTS}.items():
+
+        def spy(model: Any, tokens: torch.Tensor, *args: Any, name: str = name, **more: Any) -> Any:
+            seen.setdefault(name, []).append(tokens.tolist())
+            return objective(model, tokens, *args, **more)
+
+        monkeypatch.setattr(loop, "objective", spy)
+        train(tmp_path / name, "--quiet", "--sample-tokens", 0, "--steps", 3, "--seed", 5, *flags)
+    assert all(batches == seen["ebm"] for batches in seen.values())
+    assert seen["ebm"][0] != seen["ebm"][1]
+
+
+def test_a_checkpoint_older_than_a_key_has_its_default(trained: Path, ebmvk: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    path = run / "checkpoints" / "step-8" / "state.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("use_splat", "decoder"):
+        del manifest["state"]["model"][key]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    config = run / "config.toml"
+    lines = [
+        line
+        for line in config.read_text(encoding="utf-8").splitlines()
+        if not line.startswith(("use_splat", "decoder"))
+    ]
+    config.write_text("\n".join(lines), encoding="utf-8")
+    assert ebmvk("evaluate", "--checkpoint", run, "--limit", 20).status == 0
+    config.write_text("\n".join(lines).replace("[model]", "[model]\nuse_splat = false"), encoding="utf-8")
+    said = ebmvk("evaluate", "--checkpoint", run, "--limit", 20)
+    assert said.status == 2
+    assert "model.use_splat was True" in said.err
+
+
+def test_no_term_at_all_is_refused(ebmvk: Command, tmp_path: Path) -> None:
+    off = ("--no-use-splat", "--no-use-geometric", "--no-use-compositional")
+    said = ebmvk("train", "--run-dir", tmp_path / "run", *off)
+    assert said.status == 2
+    assert "leave no energy term" in said.err
