@@ -156,7 +156,7 @@ def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "cuda": _cuda_facts(),
         "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -193,7 +193,7 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """EBMVK_COMMIT where it is set, for a tree without its history; else git's word, `-dirty` with changes."""
     if "EBMVK_COMMIT" in os.environ:
         return os.environ["EBMVK_COMMIT"]

@@ -1,0 +1,213 @@
+"""`python -m bench.experiments`: tables of training runs that differ in a few flags, over several seeds.
+
+Runs come one after another, each a `python -m ebmvk.train` of its own in FOLDER/TABLE/NAME-SEED. A run that is finished
+is not repeated and one that was stopped goes on, so the same command completes a table. A seed fixes the order of the
+text whatever the model is, so that rows differ seed by seed in nothing but their flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from bench.measure import commit, table, write
+
+TABLES: dict[str, dict[str, str]] = {
+    "ablation": {
+        "full": "",
+        "without-geometric": "--no-use-geometric",
+        "without-compositional": "--no-use-compositional",
+        "without-splat": "--no-use-splat",
+        "splat-only": "--no-use-geometric --no-use-compositional",
+        "without-denoising": "--lambda-denoise 0",
+    },
+    "plain": {"ebm": "", "plain": "--model plain"},
+    "decoder": {"moe": "", "transformer": "--decoder transformer"},
+}
+"""{table: {row: training flags}}; the others are compared with the first row."""
+COMMON = ("--quiet", "--sample-tokens", "0")
+"""Samples are not looked at here, and take as long as the steps between them."""
+QUICK = ("--size", "nano", "--steps", "6", "--batch-size", "4", "--eval-tokens", "200")
+FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of a table with one seed. arguments: of `ebmvk.train`, without those that say where."""
+
+    row: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def note(self) -> Path:
+        """Beside the run's folder: what it was started with."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
+    parser.add_argument("--table", choices=TABLES, default="ablation", help="which runs")
+    parser.add_argument("--seeds", type=_seeds, default=(42, 43, 44), help="by commas")
+    parser.add_argument("--folder", type=Path, default=Path("runs/experiments"), help="where the runs are")
+    parser.add_argument("--size", default="tiny", help="of the model, as of ebmvk.train")
+    parser.add_argument("--dataset", default="wikitext-2", help="the text, as of ebmvk.train")
+    parser.add_argument("--steps", type=int, default=None, help="of each run; by default the size's")
+    parser.add_argument("--threads", type=int, default=None, help="of torch, by OMP_NUM_THREADS")
+    parser.add_argument("--only", default=None, help="train this row only; the others appear as far as they are done")
+    parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text: only to see that it runs")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    options = parser.parse_args(argv)
+    if options.only is not None and options.only not in TABLES[options.table]:
+        parser.error(f"--only {options.only}: --table {options.table} has {', '.join(TABLES[options.table])}")
+    runs = planned(options)
+    for number, run in enumerate(runs, start=1):
+        if options.only in (None, run.row):
+            print(f"{number}/{len(runs)}  {run.folder}", flush=True)
+            train(run, options.threads)
+    found = {(run.row, run.seed): figures(run) for run in runs if finished(run)}
+    rows = summary(list(TABLES[options.table]), options.seeds, found)
+    print(printed(rows))
+    command = shlex.join(["python", "-m", "bench.experiments", *(sys.argv[1:] if argv is None else argv)])
+    where = {"command": command, "commit": commit(), "torch": torch.__version__, "system": platform.platform()}
+    write(options.json, {"device": where, "table": options.table, "rows": rows, "runs": list(found.values())})
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def planned(options: argparse.Namespace) -> list[Run]:
+    """Seed by seed, so that a table stopped half way has whole seeds."""
+    size = ("--size", options.size, "--dataset", options.dataset)
+    steps = () if options.steps is None else ("--steps", str(options.steps))
+    shared = QUICK if options.quick else (*size, *steps)
+    return [
+        Run(
+            row, seed, options.folder / options.table / f"{row}-{seed}",
+            (*shared, "--seed", str(seed), *COMMON, *shlex.split(flags)),
+        )
+        for seed in options.seeds
+        for row, flags in TABLES[options.table].items()
+    ]  # fmt: skip
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+
+
+def train(run: Run, threads: int | None) -> None:
+    """Train what is left of a run."""
+    if finished(run):
+        return
+    if not any(run.folder.glob("checkpoints/step-*")):
+        shutil.rmtree(run.folder, ignore_errors=True)  # stopped before its first checkpoint: nothing to go on from
+    if run.folder.exists():
+        arguments: Sequence[str] = ("--resume", "--quiet")
+    else:
+        arguments = run.arguments
+        write(run.note, {"arguments": list(arguments), "commit": commit()})
+    command = ["-m", "ebmvk.train", "--run-dir", str(run.folder), *arguments]
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    status = subprocess.run([sys.executable, *command], env=environment, check=False).returncode  # noqa: S603
+    if status:
+        raise SystemExit(f"python {shlex.join(command)} ended with status {status}; once mended, run this again")
+
+
+def finished(run: Run) -> bool:
+    """Whether the run is done. SystemExit where the folder has a run of other arguments: figures must not mix."""
+    if not run.note.is_file():
+        if run.folder.exists():
+            raise SystemExit(f"{run.folder} was not made by this command; take another --folder")
+        return False
+    arguments = json.loads(run.note.read_text(encoding="utf-8"))["arguments"]
+    if arguments != list(run.arguments):
+        raise SystemExit(f"{run.folder} was trained with {shlex.join(arguments)}; take another --folder")
+    return bool(_events(run, "end"))
+
+
+def _events(run: Run, event: str) -> list[dict[str, Any]]:
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """Of a finished run: its figures on the whole validation split, and what made them."""
+    start, end = (_events(run, event)[-1] for event in ("start", "end"))
+    return {
+        "row": run.row,
+        "seed": run.seed,
+        "nats_per_token": end["validation"]["nats_per_token"],
+        "ppl_word": end["validation"]["ppl_word"],
+        "minutes": end["progress"]["seconds"] / 60,
+        "parameters": start["parameters"],
+        "tokens": end["progress"]["tokens"],
+        "steps": end["step"],
+        "torch": start["torch"],
+        "threads": start["threads"],
+        "command": shlex.join(["python", "-m", "ebmvk.train", "--run-dir", str(run.folder), *run.arguments]),
+        "commit": json.loads(run.note.read_text(encoding="utf-8"))["commit"],
+    }
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+def summary(
+    rows: Sequence[str], seeds: Sequence[int], found: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A line per row that has a run: figures over seeds, and nats per token less the first row's, seed by seed."""
+    lines = []
+    for row in rows:
+        done = [seed for seed in seeds if (row, seed) in found]
+        if not done:
+            continue
+        line: dict[str, Any] = {"row": row, "seeds": done}
+        line |= {name: spread([found[row, seed][name] for seed in done]) for name in FIGURES}
+        nats = {seed: found[row, seed]["nats_per_token"] for seed in done}
+        paired = [nats[seed] - found[rows[0], seed]["nats_per_token"] for seed in done if (rows[0], seed) in found]
+        line["difference"] = spread(paired) | {"seeds": len(paired)} if paired and row != rows[0] else None
+        lines.append(line)
+    return lines
+
+
+def printed(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["row", "seeds", "nats/token", "difference", "ppl/word", "minutes", "parameters", "tokens"]
+    body = [
+        [
+            *(row["row"], str(len(row["seeds"])), _figure(row["nats_per_token"], ".4f")),
+            "" if row["difference"] is None else _figure(row["difference"], "+.4f"),
+            *(_figure(row["ppl_word"], ".2f"), _figure(row["minutes"], ".1f")),
+            *(f"{row['parameters']['mean']:,.0f}", f"{row['tokens']['mean']:,.0f}"),
+        ]
+        for row in rows
+    ]
+    return table([head, *body])
+
+
+def _figure(value: Mapping[str, float | None], form: str) -> str:
+    deviation = value["std"]
+    return f"{value['mean']:{form}}" + ("" if deviation is None else f" ± {deviation:{form.lstrip('+')}}")
+
+
+if __name__ == "__main__":
+    main()
