@@ -70,9 +70,9 @@ PRESETS: dict[Size, dict[str, object]] = {
         "context_global": 256,
         "dropout": 0.1,
         "batch_size": 16,
-        "steps": 1700,
+        "steps": 1200,
         "learning_rate": 3e-3,
-        "warmup_steps": 80,
+        "warmup_steps": 60,
     },
     "base": {
         **_SHARED,
