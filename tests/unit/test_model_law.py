@@ -140,15 +140,16 @@ def test_energy_is_the_sum_of_the_terms_switched_on(on: tuple[bool, bool, bool])
     with torch.no_grad():
         context, mu = model(tokens(20)), model.embeddings()
         energy = -model.bias.expand(2, 20, -1)
+        unit = 1.0 if splat else model.energy.scale
         if splat:
             energy = energy - model.energy.scale * context.h @ mu.T
         if geometric:
             weights = torch.softmax(model.energy.scale_logits, -1)
             scales = (context.local, context.medium, context.global_)
             for weight, scale in zip(weights, scales, strict=True):
-                energy = energy - model.energy.lambda_geo * weight * (scale @ mu.T)
+                energy = energy - unit * model.energy.lambda_geo * weight * (scale @ mu.T)
         if compositional:
-            energy = energy - model.energy.lambda_comp * (context.composed @ mu.T)
+            energy = energy - unit * model.energy.lambda_comp * (context.composed @ mu.T)
     terms = context.terms
     assert tuple(term is not None for term in (terms.splat, terms.geometric, terms.compositional)) == on
     torch.testing.assert_close(model.logits(context), -energy, rtol=1e-12, atol=1e-12)
