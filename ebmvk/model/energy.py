@@ -33,32 +33,34 @@ class QueryTerms:
 
 
 class TokenEnergy(nn.Module):
-    """Learned scale s, weights of the terms and of the scales."""
+    """Learned scale s, weights of the terms and of the scales. Without a splat term, s scales the other two: the length
+    of the query changes by factors, which a weight that is moved by steps would be slow to follow."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance 1/4: an untrained
         # model starts near the unigram law in its bias, which training otherwise spends a hundred steps returning to.
         start = math.sqrt(config.latent_dim) / 2
-        self.log_scale = nn.Parameter(torch.tensor(math.log(start))) if config.use_splat else None
-        weight = start / 8 if config.use_splat else start / (config.use_geometric + config.use_compositional)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
+        weight = start / 8 if config.use_splat else 1 / (config.use_geometric + config.use_compositional)
         self.lambda_geo = nn.Parameter(torch.tensor(weight)) if config.use_geometric else None
         self.scale_logits = nn.Parameter(torch.zeros(SCALES)) if config.use_geometric else None
         self.lambda_comp = nn.Parameter(torch.tensor(weight)) if config.use_compositional else None
 
     @property
-    def scale(self) -> Tensor | None:
-        """s > 0, of the splat term."""
-        return None if self.log_scale is None else self.log_scale.exp()
+    def scale(self) -> Tensor:
+        """s > 0."""
+        return self.log_scale.exp()
 
     def terms(self, point: Tensor | None, scales: Scales, composed: Tensor | None) -> QueryTerms:
-        """point h_hat, composed: (B, T, d) unit rows."""
+        """point h_hat, composed: (B, T, d) unit rows, None without their terms."""
         splat = geometric = compositional = None
-        if self.scale is not None and point is not None:
-            splat = self.scale * point
+        unit: Tensor | float = self.scale
+        if point is not None:
+            splat, unit = self.scale * point, 1.0
         if self.lambda_geo is not None and self.scale_logits is not None:
-            weight = self.lambda_geo * torch.softmax(self.scale_logits, -1)
+            weight = unit * self.lambda_geo * torch.softmax(self.scale_logits, -1)
             geometric = weight[0] * scales.local + weight[1] * scales.medium + weight[2] * scales.global_
         if self.lambda_comp is not None and composed is not None:
-            compositional = self.lambda_comp * composed
+            compositional = unit * self.lambda_comp * composed
         return QueryTerms(splat, geometric, compositional)

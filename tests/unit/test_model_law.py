@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from ebmvk.config import ModelConfig
+from ebmvk.config import Config, ModelConfig, Size, replace
 from ebmvk.errors import ConfigError
+from ebmvk.model.build import build_model
 from ebmvk.model.context import layer_scales
+from ebmvk.model.decoder import build_decoder
 from ebmvk.model.ebm import EnergyModel
+from ebmvk.presets import PRESETS
 
 SMALL = ModelConfig(
     latent_dim=32, n_layers=3, n_heads=2, ffn_dim=48, context_local=3, context_medium=9, context_global=40,
     hidden_dim=24, dropout=0.2,
 )  # fmt: skip
 VOCABULARY = 61
+TERMS = ("use_splat", "use_geometric", "use_compositional")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ebm": {},
+    "transformer decoder": {"decoder": "transformer"},
+    "without splat": {"use_splat": False},
+    "splat only": {"use_geometric": False, "use_compositional": False},
+    "plain": {"model": "plain"},
+}
 
 
-def build(config: ModelConfig = SMALL, seed: int = 0) -> EnergyModel:
+def variant(name: str, config: ModelConfig = SMALL) -> ModelConfig:
+    return dataclasses.replace(config, **VARIANTS[name])
+
+
+def build(config: ModelConfig = SMALL, seed: int = 0) -> Any:
     """A model whose zero-initialised matrices are random too, so that every part takes effect."""
     torch.manual_seed(seed)
-    model = EnergyModel(config, VOCABULARY)
+    model = build_model(config, VOCABULARY)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -46,9 +63,10 @@ def test_probabilities_sum_to_one(length: int, scale: float) -> None:
 
 
 @pytest.mark.parametrize("length", [8, 33, 64, 80, 127])
-def test_permuting_future_tokens_changes_no_bit(length: int) -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_permuting_future_tokens_changes_no_bit(length: int, name: str) -> None:
     """Every output at t < cut, several cuts: a future token may neither be read nor change the arithmetic."""
-    model = build()
+    model = build(variant(name))
     row = tokens(length, batch=3)
     with torch.no_grad():
         before = model(row)
@@ -59,16 +77,18 @@ def test_permuting_future_tokens_changes_no_bit(length: int) -> None:
             changed[:, -1] = (row[:, -1] + 1) % VOCABULARY
             after = model(changed)
             assert not torch.equal(before.query, after.query)
-            for name in ("query", "h", "local", "medium", "global_", "composed"):
-                assert torch.equal(getattr(before, name)[:, :cut], getattr(after, name)[:, :cut]), (name, cut)
+            for field, rows in vars(before).items():
+                if isinstance(rows, torch.Tensor):
+                    assert torch.equal(rows[:, :cut], getattr(after, field)[:, :cut]), (field, cut)
             logits = model.logits(before)[:, :cut], model.logits(after)[:, :cut]
             assert torch.equal(*logits)
 
 
-def test_causal_bit_for_bit_at_the_size_used() -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_causal_bit_for_bit_at_the_size_used(name: str) -> None:
     """Real shapes take other matrix kernels than small ones; 2 x 128 rows and 4 experts as in `--size tiny`."""
     torch.manual_seed(1)
-    model = EnergyModel(ModelConfig(), VOCABULARY)
+    model = build_model(variant(name, ModelConfig()), VOCABULARY)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -80,8 +100,9 @@ def test_causal_bit_for_bit_at_the_size_used() -> None:
         assert torch.equal(model(row).query[:, :70], model(changed).query[:, :70])
 
 
-def test_training_mode_is_causal_up_to_rounding() -> None:
-    model = build(dataclasses.replace(SMALL, dropout=0.0)).train()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_mode_is_causal_up_to_rounding(name: str) -> None:
+    model = build(dataclasses.replace(variant(name), dropout=0.0)).train()
     row, cut = tokens(64), 40
     changed = row.clone()
     changed[:, cut:] = tokens(24, seed=5)
@@ -112,27 +133,67 @@ def test_windows_widen_with_depth() -> None:
     assert layer_scales(4) == [0, 1, 2, 2]
 
 
-@pytest.mark.parametrize("geometric", [True, False])
-@pytest.mark.parametrize("compositional", [True, False])
-def test_energy_is_the_sum_of_the_terms_switched_on(geometric: bool, compositional: bool) -> None:
-    config = dataclasses.replace(SMALL, use_geometric=geometric, use_compositional=compositional)
-    model = build(config).double()
+@pytest.mark.parametrize("on", [on for on in itertools.product([True, False], repeat=3) if any(on)])
+def test_energy_is_the_sum_of_the_terms_switched_on(on: tuple[bool, bool, bool]) -> None:
+    splat, geometric, compositional = on
+    model = build(dataclasses.replace(SMALL, **dict(zip(TERMS, on, strict=True)))).double()
     with torch.no_grad():
         context, mu = model(tokens(20)), model.embeddings()
-        energy = -model.energy.scale * context.h @ mu.T - model.bias
+        energy = -model.bias.expand(2, 20, -1)
+        unit = 1.0 if splat else model.energy.scale
+        if splat:
+            energy = energy - model.energy.scale * context.h @ mu.T
         if geometric:
             weights = torch.softmax(model.energy.scale_logits, -1)
             scales = (context.local, context.medium, context.global_)
             for weight, scale in zip(weights, scales, strict=True):
-                energy = energy - model.energy.lambda_geo * weight * (scale @ mu.T)
+                energy = energy - unit * model.energy.lambda_geo * weight * (scale @ mu.T)
         if compositional:
-            energy = energy - model.energy.lambda_comp * (context.composed @ mu.T)
-    assert (context.terms.geometric is not None) == geometric
-    assert (context.terms.compositional is not None) == compositional
+            energy = energy - unit * model.energy.lambda_comp * (context.composed @ mu.T)
+    terms = context.terms
+    assert tuple(term is not None for term in (terms.splat, terms.geometric, terms.compositional)) == on
     torch.testing.assert_close(model.logits(context), -energy, rtol=1e-12, atol=1e-12)
-    names = {name for name, _ in model.named_parameters()}
-    assert ("energy.lambda_geo" in names) == geometric
-    assert ("energy.lambda_comp" in names) == compositional
+    parts = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert ("decoder" in parts, "composition" in parts) == (splat, compositional)
+    assert (context.composed is not None) == compositional
+    if not splat:  # memory keeps the point that is compared with the tokens
+        torch.testing.assert_close(context.h, context.query / context.query.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", ["ebm", "without splat", "splat only"])
+def test_the_untrained_law_is_near_the_unigram_law(name: str) -> None:
+    """Whatever terms there are, their sum starts with logits of variance 1/4."""
+    torch.manual_seed(0)
+    model = build_model(dataclasses.replace(variant(name), latent_dim=256, n_heads=2), 500).eval()
+    with torch.no_grad():
+        found = float(model.logits(model(torch.randint(500, (2, 40)))).std())
+    assert 0.3 < found < 0.8
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_the_decoders_have_as_many_active_parameters(size: Size) -> None:
+    """Within 15 % at every size: what an expert's rows do not pass through is not active."""
+    config = replace(Config(), PRESETS[size]).model
+    counts = {}
+    for kind in ("moe", "transformer"):
+        decoder = build_decoder(dataclasses.replace(config, decoder=kind))
+        counts[kind] = sum(p.numel() for p in decoder.parameters())
+        if kind == "moe":
+            expert = sum(p.numel() for p in [decoder.moe.up[0].weight, decoder.moe.down[0].weight])
+            counts[kind] -= (config.moe_experts - config.moe_active) * expert
+    assert abs(counts["transformer"] / counts["moe"] - 1) < 0.15
+
+
+def test_the_transformer_decoder_looks_back() -> None:
+    """What the mixture cannot: with the trunk's states the same, another position changes the point."""
+    decoder = build(variant("transformer decoder")).decoder
+    rows = torch.randn(1, 9, 4 * SMALL.latent_dim)
+    with torch.no_grad():
+        moved, losses = decoder.moved(rows)
+        rows[:, 3] += 1
+        changed = (decoder.moved(rows)[0] != moved).any(-1)[0]
+    assert losses == {}
+    assert changed.tolist() == [False] * 3 + [True] * 6
 
 
 def test_every_output_is_a_unit_row() -> None:
@@ -145,14 +206,15 @@ def test_every_output_is_a_unit_row() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_reach_every_parameter(training: bool) -> None:
-    model = build().train(training)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_reach_every_parameter(training: bool, name: str) -> None:
+    model = build(variant(name)).train(training)
     context = model(tokens(50))
     (model.log_p_lex(context)[..., 0].sum() + sum(context.aux.values())).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-        assert parameter.grad.abs().max() > 0, name
+    for own, parameter in model.named_parameters():
+        assert parameter.grad is not None, own
+        assert bool(parameter.grad.isfinite().all()), own
+        assert parameter.grad.abs().max() > 0, own
 
 
 def test_float32_agrees_with_float64() -> None:
@@ -180,9 +242,10 @@ def test_start_from_counts_gives_the_unigram_law() -> None:
         ({"latent_dim": 6, "n_heads": 2}, "--n-heads"),
         ({"context_local": 10}, "--context-local"),
         ({"moe_active": 5}, "--moe-active"),
+        (dict.fromkeys(TERMS, False), "--no-use-splat"),
     ],
 )
-def test_contradictory_sizes_name_the_flag(changes: dict[str, int], flag: str) -> None:
+def test_contradictions_name_the_flag(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(ConfigError) as raised:
         EnergyModel(dataclasses.replace(SMALL, **changes), VOCABULARY)
     assert flag in raised.value.what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from ebmvk.config import Config, ModelConfig, TrainingConfig
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError
-from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.build import build_model
+from ebmvk.model.language import LanguageModel
 from ebmvk.sphere.vmf import sample_vmf
 from ebmvk.training import cross_entropy, losses, optim
 from ebmvk.training.cross_entropy import linear_cross_entropy
@@ -25,9 +27,9 @@ CONFIG = Config(model=MODEL, training=TrainingConfig(steps=60, learning_rate=1e-
 VOCABULARY = 40
 
 
-def model() -> EnergyModel:
+def model(**changes: Any) -> Any:
     torch.manual_seed(0)
-    return EnergyModel(MODEL, VOCABULARY)
+    return build_model(dataclasses.replace(MODEL, **changes), VOCABULARY)
 
 
 def batch(seed: int = 0) -> torch.Tensor:
@@ -158,7 +160,7 @@ def test_spread_is_lower_for_points_apart() -> None:
     assert values[0] < values[1]
 
 
-def train(net: EnergyModel, optimizer: optim.Optimizer, first: int, last: int) -> list[float]:
+def train(net: LanguageModel, optimizer: optim.Optimizer, first: int, last: int) -> list[float]:
     history = []
     for step in range(first, last):
         optimizer.zero_grad()
@@ -169,20 +171,37 @@ def train(net: EnergyModel, optimizer: optim.Optimizer, first: int, last: int) -
     return history
 
 
-def test_training_learns_and_a_restart_changes_no_bit() -> None:
+def test_training_learns() -> None:
     net = model()
-    optimizer = optim.build(net, CONFIG.training)
-    history = train(net, optimizer, 0, 30)
-    weights = {name: value.clone() for name, value in net.state_dict().items()}
-    state = {name: value.clone() for name, value in optimizer.state_dict().items()}
-    history += train(net, optimizer, 30, 60)
+    history = train(net, optim.build(net, CONFIG.training), 0, 60)
     assert history[-1] < history[0] / 4  # two batches to learn by heart
 
-    other = model()
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": "plain"},
+        {"decoder": "transformer"},
+        {"use_splat": False},
+        {"use_geometric": False, "use_compositional": False},
+        {"use_splat": False, "use_compositional": False},
+    ],
+    ids=str,
+)
+def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
+    net = model(**changes)
+    optimizer = optim.build(net, CONFIG.training)
+    train(net, optimizer, 0, 4)
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    state = {name: value.clone() for name, value in optimizer.state_dict().items()}
+    history = train(net, optimizer, 4, 8)
+
+    other = model(**changes)
     other.load_state_dict(weights)
     resumed = optim.build(other, CONFIG.training)
     resumed.load_state_dict(state)
-    assert train(other, resumed, 30, 60) == history[30:]
+    assert train(other, resumed, 4, 8) == history
     for name, value in net.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 
@@ -208,6 +227,13 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     assert not muon & adam
     assert muon | adam == {id(p) for p in net.parameters()}
     assert id(net.points) in adam
+    plain = model(model="plain")
+    rates = {
+        id(p): group["rate"] for group in optim.build(plain, CONFIG.training).adam.param_groups for p in group["params"]
+    }
+    assert rates == {id(plain.table): optim.TABLE_RATES["table"], id(plain.bias): optim.SCALAR_RATE} | {
+        id(block.attention.temperature): optim.SCALAR_RATE for block in plain.blocks
+    }
     assert id(net.decoder.moe.router.weight) in adam
     assert id(net.trunk.blocks[0].up.weight) in muon
 
