@@ -1,8 +1,8 @@
 """`ebmvk certify`, `python -m ebmvk.certify`: are the samplers of this device right?
 
-Runs the ten tests of model section 7 on fixed seeds and shows that four broken samplers are caught. Exit status: 0 when
-every test passes and every mutant is caught; 1 when one does not; 2 for an unknown flag, a device or a checkpoint that
-cannot be had.
+Runs the ten tests of model section 7 on fixed seeds and shows that seven broken samplers are caught. Exit status: 0
+when every test passes and every mutant is caught; 1 when one does not; 2 for an unknown flag, a device or a checkpoint
+that cannot be had.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ebmvk.certification.results import Check, Sizes
     from ebmvk.certification.suite import Certificate
     from ebmvk.certification.tokens import Contexts
+    from ebmvk.engine import Backend
 
 Record = dict[str, Any]
 
@@ -57,7 +58,7 @@ def _certify(command: CertifyCommand) -> int:
     began = time.perf_counter()
     device = open_device(command.device)
     sizes = suite.sizes_for(device.backend, quick=command.quick)
-    contexts = _contexts(command, sizes)
+    contexts = _contexts(command, sizes, device.backend)
     print(f"device    {device.reason}\ncontexts  {contexts.source}\nseed      {command.seed}", flush=True)
     found = suite.certify(
         device.backend, contexts, sizes, command.seed, lambda text: print(f"  {text}", file=sys.stderr, flush=True)
@@ -77,7 +78,7 @@ def _certify(command: CertifyCommand) -> int:
     return int(not found.ok)
 
 
-def _contexts(command: CertifyCommand, sizes: Sizes) -> Contexts:
+def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contexts:
     """Of the checkpoint's own validation text; made up where there is none."""
     from ebmvk.certification import tokens
 
@@ -85,6 +86,8 @@ def _contexts(command: CertifyCommand, sizes: Sizes) -> Contexts:
         return tokens.synthetic(sizes.token_dimension, command.seed)
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
+    from ebmvk.splats.memory import Reader
+    from ebmvk.training.memory import MEMORY_FILE, load
     from ebmvk.training.workspace import open_run
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
@@ -95,7 +98,10 @@ def _contexts(command: CertifyCommand, sizes: Sizes) -> Contexts:
             hint="give a run of --model ebm",
         )
     stream = encode_split(resolve(run.config.data.dataset, run.config.data.data_dir), "validation", run.tokenizer)
-    return tokens.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length)
+    reader = None
+    if (run.checkpoint.path / MEMORY_FILE).is_file():
+        reader = Reader(load(run.checkpoint.path, run.model, "static"), "static", backend)
+    return tokens.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length, reader)
 
 
 def _lines(found: Certificate) -> Iterator[str]:

@@ -92,6 +92,9 @@ class TrainingConfig:
     lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
     moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
     moe_z: float = knob(1e-3, low=0.0)  # Weight of the router's z loss.
+    noise_levels: tuple[float, ...] = knob((), low=1e-6, high=1e6)  # Noise of denoising; none: a range by kappa_c.
+    noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"  # Theirs; angle: mean, degrees; sigma: per coordinate.
+    denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"  # Of the denoising loss.
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,9 @@ def _coerce(name: str, value: Any, where: str) -> Any:
         if get_origin(option) is Literal:
             if value in get_args(option):
                 return value
+        elif get_origin(option) is tuple:
+            if isinstance(value, list) and all(type(v) in (int, float) for v in value):
+                return tuple(float(v) for v in value)
         elif option is Path and isinstance(value, str):
             return Path(value)
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -207,6 +213,8 @@ def _coerce(name: str, value: Any, where: str) -> Any:
 def _words(option: Any) -> str:
     if get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, get_args(option)))
+    if get_origin(option) is tuple:
+        return "an array of numbers"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}[option]
 
 
@@ -230,6 +238,8 @@ def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> s
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     if isinstance(value, int):
@@ -299,9 +309,10 @@ def _check_range(name: str, value: Any) -> None:
     low, high = bounds.get("low"), bounds.get("high")
     if value is None or (low is None and high is None):
         return
-    _require(math.isfinite(value), f"{flag(name)} {value} is not finite", "give a finite number")
-    _require(low is None or value >= low, f"{flag(name)} {value} is below {low}", f"take {low} or more")
-    _require(high is None or value <= high, f"{flag(name)} {value} is above {high}", f"take {high} or less")
+    for number in value if isinstance(value, tuple) else (value,):
+        _require(math.isfinite(number), f"{flag(name)} {number} is not finite", "give a finite number")
+        _require(low is None or number >= low, f"{flag(name)} {number} is below {low}", f"take {low} or more")
+        _require(high is None or number <= high, f"{flag(name)} {number} is above {high}", f"take {high} or less")
 
 
 def _require(condition: bool, what: str, hint: str) -> None:

@@ -18,9 +18,10 @@ from ebmvk.config import Config
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
     from ebmvk.splats.memory import Reader
-    from ebmvk.training.workspace import OpenRun
+    from ebmvk.training.workspace import Device, OpenRun
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class EvaluateCommand:
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory`, each reported apart.
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
     scramble_memory: bool = False  # The control: contexts keep their places and get one another's tokens.
+    score_matching: bool = False  # Also the denoising loss by noise level, beside the unigram Bayes denoiser's.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
 
+SCORED_TOKENS = 4096  # of the text, for --score-matching
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
 
@@ -89,11 +92,32 @@ def _evaluate(command: EvaluateCommand) -> int:
         **found[command.memory],
         "tiers": found if reader else {},
     }
+    if command.score_matching:
+        record["score_matching"] = _score_matching(run, stream, device)
     if command.json:
         print(json.dumps(record))
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _score_matching(run: OpenRun, stream: TokenStream, device: Device) -> list[dict[str, Any]]:
+    """L_kappa by noise level on the first tokens, without memory; frequencies are those of the run's training text."""
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.training import noise
+    from ebmvk.training.score_matching import frequencies, score_matching, windows
+
+    config = run.config
+    train = encode_split(resolve(config.data.dataset, config.data.data_dir), "train", run.tokenizer)
+    found = score_matching(
+        *(run.model, windows(stream, config.data.seq_length, SCORED_TOKENS).to(device.torch), device.backend),
+        frequencies(train, run.tokenizer.vocab_size).to(device.torch),
+        k=config.langevin.knn_k,
+        seed=config.run.seed,
+        extra=noise.given(config.training, config.model.latent_dim),
+    )
+    return [level.record() for level in found]
 
 
 def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader | None:
@@ -147,6 +171,21 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
         word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
         gain = tier.get("gain")
         print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else _gain(gain)}")
+    if record.get("score_matching"):
+        _print_levels(record["score_matching"])
+
+
+def _print_levels(levels: list[dict[str, Any]]) -> None:
+    """1 - L_kappa is 0 for a score of zero; what counts is to be below the denoiser that knows frequencies only."""
+    print(f"score matching        L_kappa over {levels[0]['tokens']:,} tokens, kappa_c = sqrt(2 d ln V)")
+    for level in levels:
+        noise = f"kappa {level['kappa']:.1f}, {level['angle']:.1f} degrees, sigma {level['sigma']:.3g}"
+        ratio = level["ratio"]
+        below = "" if ratio is None else f", {100 * (1 - ratio):+.1f} % below (+- {100 * level['error']:.1f})"
+        print(
+            f"  {level['name'] or 'level':<20}{noise}: 1 - L {level['explained']:.4f}, "
+            f"unigram Bayes {1 - level['unigram_loss']:.4f}{below}"
+        )
 
 
 def _gain(gain: dict[str, float]) -> str:

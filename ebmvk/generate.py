@@ -20,7 +20,7 @@ class GenerateCommand:
     prompt: tuple[str, ...] = ("",)  # Text to continue; several prompts give several texts. Empty: from scratch.
     max_tokens: int = 100  # Most tokens to write.
     temperature: float = 1.0  # Of the token law; 1 is the law whose perplexity is reported.
-    sampler: Literal["langevin", "exact"] = "langevin"  # Annealed Langevin and Bayes decoding, or from p(v|c) itself.
+    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "langevin"  # A state to decode; or p(v|c).
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` in the token law.
     seed: int = 42  # The same seed gives the same text.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
@@ -75,7 +75,10 @@ def _generate(command: GenerateCommand) -> int:
         if len(prompts) > 1:
             note(f"--- {number}: {prompt!r}")
         print(run.tokenizer.decode([*found.prompt, *found.tokens]).strip("\n"))
-    health = generator.health.record()
+    health, rates = generator.health.record(), generator.health.mixing()
+    if rates:
+        what = "changes of the component" if command.sampler == "gibbs" else "accepted exchanges, by pair of rungs"
+        note(f"{what}: {', '.join(f'{rate:.2f}' for rate in rates)}")
     if health:
         note(
             f"{health['chains']:.0f} chains: kinetic temperature {health['kinetic_temperature']:.3f} "

@@ -1,36 +1,98 @@
-"""Test 7: the weights of a mixture's modes, against exact samples."""
+"""Test 7: the weights of a mixture's modes, against exact samples; of single chains, of block Gibbs, of tempering.
+
+The last two run on a latent law of a backend, not on a `Sampler`.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ebmvk.certification import statistics
 from ebmvk.certification.chains import Target, Task, arc_step, onward, uniform_start
-from ebmvk.certification.results import Bench, Findings, Picture, Series, by_p
-from ebmvk.engine.api import Scheme
+from ebmvk.certification.results import Bench, Findings, Picture, Series, Sizes, by_p
+from ebmvk.engine.api import Backend, Scheme
+from ebmvk.model.latent import LatentLaw
+from ebmvk.model.mixing import block_gibbs, tempering
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
 D, MODES, KAPPA = 16, 8, 8.0
 LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """Of KAPPA, which is about kappa_c of these weights: at the last one modes are distinct."""
+BELOW, ABOVE = LEVELS[2], LEVELS[-1]
+"""Where block Gibbs mixes, and where it does not."""
+TEMPERED = 5000
+"""Most chains of tempering: each is four replicas."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, the last and least being the background."""
+
+    mu: Tensor
+    p: Tensor
+
+    @classmethod
+    def of(cls, seed: int) -> Mixture:
+        mu = projx(torch.randn(MODES, D, generator=torch.Generator().manual_seed(seed)))
+        return cls(mu, torch.softmax(-torch.arange(MODES + 1.0).add(1).log(), 0))
+
+    def target(self, level: float) -> Target:
+        kappa = torch.full((MODES,), KAPPA * level)
+        return Target(self.mu, self.p[:-1].log() + log_c_ratio(kappa, D), kappa, float(self.p[-1].log()))
+
+    def exact(self, level: float, n: int, seed: int) -> Tensor:
+        """n exact samples."""
+        g = torch.Generator().manual_seed(seed)
+        choice = torch.multinomial(self.p, n, replacement=True, generator=g)
+        kappa = torch.where(choice == MODES, 0.0, KAPPA * level)
+        return sample_vmf(self.mu[choice.clamp_max(MODES - 1)], kappa, generator=g)
+
+    def law(self, backend: Backend, n: int) -> tuple[LatentLaw, Tensor]:
+        """Of n chains, with the rows (MODES + 1, D) that its points are: the last is never looked at."""
+        rows = torch.cat((self.mu, self.mu[:1]))
+        log_p = self.p.log().expand(n, -1).contiguous()
+        return LatentLaw.from_log_probs(backend, backend.points(rows), log_p, MODES), rows
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """States counted by the component that most likely made them, and by whether their energy is above the median of
+    n exact samples; counts: of those."""
+
+    target: Target
+    median: float
+    n: int
+    counts: Tensor
+
+    @classmethod
+    def of(cls, mixture: Mixture, level: float, n: int, seed: int) -> Wanted:
+        exact, target = mixture.exact(level, n, seed + 1), mixture.target(level)
+        median = float(target.energy(exact).median())
+        return cls(target, median, n, _cells(target, exact, median))
+
+    def findings(self, name: str, how: str, x: Tensor, detail: str = "") -> Findings:
+        seen = _cells(self.target, x, self.median)
+        found = statistics.same_law_test(seen, self.counts)
+        claim = f"{how}{MODES} modes and background, low and high energy: as often as in {self.n:,} exact samples"
+        return Findings([by_p(7, name, claim, len(x), "chi2", found, detail)], [_picture(seen, self.counts, name)])
+
+
+def _join(parts: list[Findings]) -> Findings:
+    checks = [check for part in parts for check in part.checks]
+    return Findings(checks, [picture for part in parts for picture in part.pictures])
 
 
 def weights(bench: Bench) -> Findings:
-    """States counted by the component that most likely made them, and by whether their energy is above the median of
-    exact samples; four times as many exact samples counted alike.
-
-    Chains are annealed, as they would not cross between modes at the last level. GHMC is exact at each level; g-BAOAB's
-    bias at an arc of .1 is far below the noise of the 4,000 chains it gets at most.
-    """
-    p = torch.softmax(-torch.arange(MODES + 1.0).add(1).log(), 0)  # Zipf; the last is the background
-    mu = projx(torch.randn(MODES, D, generator=torch.Generator().manual_seed(bench.seed)))
-    targets = [_target(mu, p, KAPPA * level) for level in LEVELS]
-    exact = _exact(mu, p, 4 * bench.sizes.chains, bench.seed)
-    median = float(targets[-1].energy(exact).median())
-    wanted = _cells(targets[-1], exact, median)
-    checks, pictures = [], []
+    """Annealed single chains, as they would not cross between modes at the last level. GHMC is exact at each level;
+    g-BAOAB's bias at an arc of .1 is far below the noise of the 4,000 chains it gets at most."""
+    mixture = Mixture.of(bench.seed)
+    targets = [mixture.target(level) for level in LEVELS]
+    wanted = Wanted.of(mixture, LEVELS[-1], 4 * bench.sizes.chains, bench.seed)
+    parts = []
     cases: tuple[tuple[Scheme, float, int, int], ...] = (
         ("ghmc", 0.5, 30, bench.sizes.chains),
         ("gbaoab", 0.1, 200, min(4000, bench.sizes.chains)),
@@ -40,23 +102,35 @@ def weights(bench: Bench) -> Findings:
         task = Task(targets[0], x, v, arc_step(arc, D), KAPPA**0.5, steps, bench.seed, scheme, leapfrogs=2)
         for target in targets[1:]:
             task = onward(task, bench.sampler(task), target=target)
-        seen = _cells(targets[-1], bench.sampler(task).x, median)
-        claim = f"{MODES} modes and background, low and high energy: as often as in {len(exact):,} exact samples"
-        checks.append(by_p(7, f"mixture weights, {scheme}", claim, n, "chi2", statistics.same_law_test(seen, wanted)))
-        pictures.append(_picture(seen, wanted, scheme))
-    return Findings(checks, pictures)
+        parts.append(wanted.findings(f"mixture weights, {scheme}", "", bench.sampler(task).x))
+    return _join(parts)
 
 
-def _target(mu: Tensor, p: Tensor, kappa: float) -> Target:
-    level = torch.full((MODES,), kappa)
-    return Target(mu, p[:-1].log() + log_c_ratio(level, D), level, float(p[-1].log()))
+def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """From uniform states below kappa_c; and above it, where it cannot mix, from exact states, whose law it keeps."""
+    mixture, n = Mixture.of(seed), sizes.chains
+    law, mu = mixture.law(backend, n)
+    parts = []
+    for name, level, sweeps, start in (
+        ("mixture weights", BELOW, 30, None),
+        ("invariance", ABOVE, 5, mixture.exact(ABOVE, n, seed + 2)),
+    ):
+        run = block_gibbs(law, mu, seed=seed, sweeps=sweeps, kappa=KAPPA * level, start=start)
+        how = f"kappa {KAPPA * level:g}, {sweeps} sweeps from {'uniform' if start is None else 'exact'} states: "
+        detail = f"another component after {float(run.moved.mean()):.2f} of the sweeps"
+        parts.append(Wanted.of(mixture, level, 4 * n, seed).findings(f"{name}, gibbs", how, run.x.cpu(), detail))
+    return _join(parts)
 
 
-def _exact(mu: Tensor, p: Tensor, n: int, seed: int) -> Tensor:
-    g = torch.Generator().manual_seed(seed + 1)
-    choice = torch.multinomial(p, n, replacement=True, generator=g)
-    level = torch.where(choice == MODES, 0.0, KAPPA * LEVELS[-1])
-    return sample_vmf(mu[choice.clamp_max(MODES - 1)], level, generator=g)
+def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """Tempering from uniform states; the highest rung is one on which no single chain mixes."""
+    mixture, n = Mixture.of(seed), min(sizes.chains, TEMPERED)
+    law, _ = mixture.law(backend, n)
+    run = tempering(law, seed=seed, kappa=KAPPA * ABOVE)
+    swaps = ", ".join(f"{float(rate):.2f}" for rate in run.swaps.mean(0))
+    detail = f"exchanges accepted {swaps}; trajectories {float(run.diagnostics.acceptance.mean()):.2f}"
+    wanted = Wanted.of(mixture, ABOVE, 4 * n, seed)
+    return wanted.findings("mixture weights, tempering", f"kappa {KAPPA * ABOVE:g}: ", run.x.cpu(), detail)
 
 
 def _cells(target: Target, x: Tensor, median: float) -> Tensor:
@@ -65,12 +139,13 @@ def _cells(target: Target, x: Tensor, median: float) -> Tensor:
     return torch.bincount(target.terms(x).argmax(1) + high * (MODES + 1), minlength=2 * (MODES + 1))
 
 
-def _picture(seen: Tensor, wanted: Tensor, scheme: str) -> Picture:
+def _picture(seen: Tensor, wanted: Tensor, name: str) -> Picture:
     by_mode = [counts.view(2, -1).sum(0) / counts.sum() for counts in (seen, wanted)]
     order = list(range(1, MODES + 2))
     series = [
         Series("chains", order, by_mode[0].tolist(), marks=True),
         Series("exact samples", order, by_mode[1].tolist()),
     ]
-    title = f"Components of states, {scheme}"
-    return Picture(f"weights-{scheme}", title, "component (the last: background)", "share", series)
+    title = f"Components of states, {name}"
+    slug = name.replace("mixture ", "").replace(", ", "-")
+    return Picture(slug, title, "component (the last: background)", "share", series)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ebmvk.certification import agreement, dynamics, laws, mixtures, tokens
 from ebmvk.certification.chains import engine_sampler
+from ebmvk.certification.liars import Liar, Lie
 from ebmvk.certification.mutants import Mutant, Plain
 from ebmvk.certification.results import FAMILY_LEVEL, Bench, Check, Findings, Picture, Sizes
 from ebmvk.certification.tokens import Contexts
@@ -15,6 +16,7 @@ from ebmvk.engine.api import Backend
 from ebmvk.errors import EbmvkError
 
 Test = Callable[[Bench], Findings]
+LawTest = Callable[[Backend, Sizes, int], Findings]
 Say = Callable[[str], None]
 
 SAMPLING: dict[str, Test] = {
@@ -40,18 +42,29 @@ CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
 }
 """The test and the check that each mutant must fail."""
 
+MIXING: dict[str, LawTest] = {"7 block Gibbs": mixtures.gibbs, "7 tempering": mixtures.replicas}
+"""The tests of samplers that a backend is all they need of."""
+
+SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
+    "swap without the ratio": (mixtures.replicas, "mixture weights, tempering"),
+    "x|v at twice kappa": (mixtures.gibbs, "mixture weights, gibbs"),
+    "coarse decoder without weights": (tokens.coarse_made_up, "tokens, coarse to fine, context 1"),
+}
+"""The test and the check that each lie of a backend must fail."""
+
 FULL = Sizes(20_000, 4000, looks=20, long_chains=8, long_steps=100_000, token_chains=20_000, token_dimension=256)
 QUICK = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100_000, token_chains=1000, token_dimension=64)
 QUICK_SLOW = Sizes(1000, 400, looks=24, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=32)
 """For lavapipe and plain torch."""
 MUTANTS = Sizes(1500, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
+LIES = Sizes(500, 50, looks=20, long_chains=2, long_steps=100, token_chains=400, token_dimension=16)
 
 
 @dataclass(frozen=True)
 class Caught:
     """What a mutant did to the test that must catch it; `control`: the same test of the same sampler, unbroken."""
 
-    mutant: Mutant
+    mutant: Mutant | Lie
     check: Check
     control: Check
 
@@ -102,13 +115,19 @@ def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: 
     bench = Bench(engine_sampler(backend), sizes, seed)
     for name, test in SAMPLING.items():
         _run(found, name, lambda test=test: test(bench), say)  # type: ignore[misc]
+    for name, law_test in MIXING.items():
+        _run(found, name, lambda test=law_test: test(backend, sizes, seed), say)  # type: ignore[misc]
     _run(found, "8 tokens", lambda: tokens.identity(backend, contexts, sizes, seed), say)
+    if contexts.query is None:
+        memory = tokens.remembering(contexts, seed)
+        _run(found, "8 tokens with memory", lambda: tokens.identity(backend, memory, sizes, seed), say)
+    _run(found, "8 tokens, coarse to fine", lambda: tokens.coarse(backend, contexts, sizes, seed), say)
     others, missing = agreement.peers(backend)
     found.notes += [missing] if missing else []
     _run(found, "10 agreement", lambda: agreement.trajectories(backend, others, seed), say)
     found.checks.sort(key=lambda check: check.number)
     began = time.perf_counter()
-    found.caught = [catch(mutant, seed) for mutant in CAUGHT_BY]
+    found.caught = [catch(mutant, seed) for mutant in CAUGHT_BY] + [catch_lie(lie, seed) for lie in SEEN_BY]
     found.seconds["mutants"] = time.perf_counter() - began
     say(f"mutants: {found.seconds['mutants']:.1f} s")
     return found
@@ -122,6 +141,15 @@ def catch(mutant: Mutant, seed: int, sizes: Sizes = MUTANTS) -> Caught:
         for which in (mutant, None)
     )
     return Caught(mutant, broken, unbroken)
+
+
+def catch_lie(lie: Lie, seed: int, sizes: Sizes = LIES) -> Caught:
+    """The check that must see `lie`, of a backend that lies and of one that does not."""
+    test, name = SEEN_BY[lie]
+    wrong, right = (
+        next(check for check in test(Liar(told), sizes, seed).checks if check.name == name) for told in (lie, None)
+    )
+    return Caught(lie, wrong, right)
 
 
 def _run(found: Certificate, name: str, test: Callable[[], Findings], say: Say) -> None:

@@ -1,14 +1,15 @@
-"""Text, token by token: context → latent law → annealed Langevin → Bayes decoder (model sections 6 and 7).
+"""Text, token by token: context → latent law → a state x → Bayes decoder (model sections 6 and 7).
 
-With `langevin` a token is decoded from the state of a chain alone; with `exact` it is drawn from p(v|c). At temperature
-1 the two have the same law, the one whose perplexity is reported.
+With `exact` a token is drawn from p(v|c). With every other sampler it is decoded from states alone, of annealed
+Langevin chains, block Gibbs, tempering, or two Langevin chains, coarse to fine. At temperature 1 all have the same law,
+the one whose perplexity is reported.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,20 +18,22 @@ from torch import Tensor
 
 from ebmvk.config import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.engine import Backend, LangevinDiagnostics, Points
+from ebmvk.decoding.states import SamplingHealth, States, StateSampler
+from ebmvk.engine import Backend
 from ebmvk.errors import ConfigError
+from ebmvk.model.coarse import Neighbourhoods
 from ebmvk.model.language import LanguageModel
-from ebmvk.model.latent import LatentLaw, draw
+from ebmvk.model.latent import draw
 from ebmvk.splats.memory import Reader
 
-Sampler = Literal["langevin", "exact"]
+Sampler = StateSampler | Literal["exact"]
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How to generate.
 
-    temperature: of the token law, p(v|c)^(1/T) normalised; both samplers use the law so changed. The temperature of the
+    temperature: of the token law, p(v|c)^(1/T) normalised; all samplers use the law so changed. The temperature of the
         chains is a different one: `LangevinConfig.langevin_T`.
     seed: with the row and the position it fixes every draw.
     context: most tokens the model is shown.
@@ -52,26 +55,6 @@ class Generated:
     ended: bool
 
 
-@dataclass
-class SamplingHealth:
-    """Langevin diagnostics over all chains of a generation; `tangency` is the largest, the others are means."""
-
-    chains: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    tangency: float = 0.0
-
-    def add(self, found: LangevinDiagnostics) -> None:
-        self.chains += len(found.energy)
-        for name in ("energy", "kinetic_temperature", "energy_error", "acceptance"):
-            self.sums[name] = self.sums.get(name, 0.0) + float(getattr(found, name).double().sum())
-        self.tangency = max(self.tangency, float(found.tangency.max()))
-
-    def record(self) -> dict[str, float]:
-        """Means per chain, JSON-able; empty when no chain ran."""
-        means = {name: total / self.chains for name, total in self.sums.items()}
-        return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
-
-
 class Generator:
     """Generates with one model on one backend. The model is put into evaluation mode while it works.
 
@@ -89,6 +72,7 @@ class Generator:
         self.model, self.tokenizer, self.backend, self.langevin = model, tokenizer, backend, langevin
         self.memory = memory
         self.health = SamplingHealth()
+        self._neighbourhoods: Neighbourhoods | None = None
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], how: Decoding) -> list[Generated]:
@@ -98,18 +82,19 @@ class Generator:
             prompts: each starts a document; an empty one asks for a document from its beginning.
 
         Raises:
-            ConfigError: Langevin, of a model that is not on the sphere.
+            ConfigError: a sampler of states, of a model that is not on the sphere; one that does not fit the run's
+                chains.
         """
-        if how.sampler == "langevin" and not self.model.on_sphere:
+        if how.sampler != "exact" and not self.model.on_sphere:
             raise ConfigError(
-                f"--sampler langevin with a run of --model {self.model.config.model}",
+                f"--sampler {how.sampler} with a run of --model {self.model.config.model}",
                 why="its tokens are no points of the sphere for a chain to move among",
                 hint="add --sampler exact",
             )
         was_training = self.model.training
         self.model.eval()
         mu = self.model.embeddings()
-        points = self.backend.points(mu) if how.sampler == "langevin" else None
+        states = None if how.sampler == "exact" else self._states(how.sampler, mu)
         rows = [[int(i) for i in self.tokenizer.encode_prompt(prompt)] for prompt in prompts]
         starts = [len(row) for row in rows]
         active = list(range(len(rows)))
@@ -117,7 +102,7 @@ class Generator:
         for position in range(how.max_tokens):
             if not active:
                 break
-            found = self._next([rows[i][-how.context :] for i in active], active, readers, mu, points, how, position)
+            found = self._next([rows[i][-how.context :] for i in active], active, readers, mu, states, how, position)
             for i, token in zip(active, found, strict=True):
                 rows[i].append(token)
             active = [i for i in active if rows[i][-1] != self.tokenizer.eos_id]
@@ -135,7 +120,7 @@ class Generator:
         chains: list[int],
         readers: list[Reader],
         mu: Tensor,
-        points: Points | None,
+        states: States | None,
         how: Decoding,
         position: int,
     ) -> list[int]:
@@ -149,12 +134,13 @@ class Generator:
         # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
         for first, block in _blocks(chains):
             part = log_p[block]
-            if points is None:
+            if states is None:
                 u = [_uniform(how.seed, position, first + i) for i in range(len(part))]
                 drawn = draw(part.double().exp(), torch.tensor(u, dtype=torch.float64, device=part.device))
                 tokens += [int(token) for token in drawn]
             else:
-                tokens += self._langevin(query[block], part, points, _seed(how.seed, position), first)
+                drawn = states.tokens(query[block], part, seed=_seed(how.seed, position), first_chain=first)
+                tokens += [int(token) for token in drawn]
         return tokens
 
     def _law(
@@ -182,24 +168,13 @@ class Generator:
         log_p = torch.log_softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
         return query, log_p.to(query.dtype)
 
-    def _langevin(self, query: Tensor, log_p: Tensor, points: Points, seed: int, first_chain: int) -> list[int]:
-        settings = self.langevin
-        # No temperature changes the order of tokens, so the query's best are the candidates at any.
-        law = LatentLaw.from_query(self.backend, points, self.model.bias, query, log_p, settings.knn_k)
-        sample = law.langevin(
-            seed=seed,
-            levels=settings.langevin_levels,
-            steps=settings.langevin_steps,
-            kappa=settings.kappa,
-            temperature=settings.langevin_T,
-            step_size=settings.langevin_dt,
-            gamma=settings.langevin_gamma,
-            first_chain=first_chain,
+    def _states(self, sampler: StateSampler, mu: Tensor) -> States:
+        if sampler == "coarse" and self._neighbourhoods is None:
+            self._neighbourhoods = Neighbourhoods.of(self.backend, mu)  # exact with any split: an old one will do
+        return States(
+            *(sampler, self.backend, mu, self.backend.points(mu), self.model.bias, self.langevin, self.health),
+            neighbourhoods=self._neighbourhoods if sampler == "coarse" else None,
         )
-        self.health.add(sample.diagnostics)
-        # Another seed than the chain's: the decoder's draws must know nothing of how x came about.
-        decoded = law.decode(sample.x, sample.kappa, log_p, seed=_seed(seed, -1), first_chain=first_chain)
-        return [int(token) for token in decoded]
 
 
 def _blocks(chains: list[int]) -> list[tuple[int, slice]]:

@@ -24,6 +24,8 @@ from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 _STREAM_START = philox.STREAM_FREE
 _STREAM_CHOICE = philox.STREAM_FREE + 1
 _STREAM_REST = philox.STREAM_FREE + 2
+STREAM_GIBBS = philox.STREAM_FREE + 4
+STREAM_SWAP = philox.STREAM_FREE + 5
 _STREAM_EXACT = philox.STREAM_FREE + 3  # apart from the decoder's: with one seed for both, x and token would share u
 
 
@@ -57,7 +59,7 @@ class LatentLaw:
     @classmethod
     def from_log_probs(cls, backend: Backend, points: Points, log_p: Tensor, k: int) -> LatentLaw:
         """The k most probable tokens are the candidates (all of them if there are fewer). log_p: (B, V) normalised."""
-        return cls._with_candidates(backend, points, log_p.topk(min(k, log_p.shape[1]), dim=1).indices, log_p)
+        return cls.with_candidates(backend, points, log_p.topk(min(k, log_p.shape[1]), dim=1).indices, log_p)
 
     @classmethod
     def from_query(
@@ -69,10 +71,11 @@ class LatentLaw:
         matter that log_p may hold a memory which the query does not see.
         """
         found = backend.topk(query.detach().contiguous(), points, min(k, points.n), bias=bias.detach().contiguous())
-        return cls._with_candidates(backend, points, found.ids.to(log_p.device), log_p)
+        return cls.with_candidates(backend, points, found.ids.to(log_p.device), log_p)
 
     @classmethod
-    def _with_candidates(cls, backend: Backend, points: Points, ids: Tensor, log_p: Tensor) -> LatentLaw:
+    def with_candidates(cls, backend: Backend, points: Points, ids: Tensor, log_p: Tensor) -> LatentLaw:
+        """Candidates ids (B, K) int64, each once, with their masses from log_p (B, V), normalised."""
         log_p = log_p.detach()
         rest = log_p.scatter(1, ids, -math.inf)
         # Summing what is outside, not 1 minus what is inside: in float32 that would lose a small rest.
@@ -86,7 +89,7 @@ class LatentLaw:
 
     def energy_score(self, x: Tensor, kappa: Tensor | float) -> EnergyScore:
         """E_kappa(x|c), its score and the responsibilities. x: (B, d) unit rows; kappa: (B,) or a number."""
-        level = self._kappa(kappa)
+        level = self.concentration(kappa)
         logw = self.logp + log_c_ratio(level, self.points.d)[:, None]
         full = level[:, None].expand_as(logw).contiguous()
         return self.backend.energy_score(x, self.points, self.ids, logw, full, self.log_rest)
@@ -94,10 +97,10 @@ class LatentLaw:
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
         """x (B, d) drawn from p_kappa exactly: a component, then a vMF (or uniform) point. embeddings: (V, d)."""
         weights = torch.cat((self.logp, self.log_rest[:, None]), dim=1)
-        choice = draw(weights.exp(), self._uniform(_STREAM_EXACT, seed, first_chain))
+        choice = draw(weights.exp(), self.uniforms(_STREAM_EXACT, seed, first_chain))
         rest = choice == self.ids.shape[1]
         token = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
-        level = torch.where(rest, 0.0, self._kappa(kappa))
+        level = torch.where(rest, 0.0, self.concentration(kappa))
         return sample_vmf(embeddings.detach()[token], level, seed=seed)
 
     def langevin(
@@ -127,8 +130,8 @@ class LatentLaw:
             step_size=step_size,
             gamma=gamma,
         )
-        x = projx(self._normal(_STREAM_START, seed, first_chain))
-        v = proju(x, self._normal(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
+        x = self.uniform_start(seed=seed, first_chain=first_chain)
+        v = proju(x, self.normals(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
         ones = torch.ones_like(self.logp)
         result = self.backend.langevin(
             *(x, v, self.points, self.ids, self.logp, ones, self.log_rest, schedule),
@@ -136,12 +139,7 @@ class LatentLaw:
             first_chain=first_chain,
             temperature=temperature,
         )
-        if lost := int((~torch.isfinite(result.x).all(1)).sum()):
-            raise NonFinite(
-                f"{lost} of {len(x)} Langevin chains are not finite any more (temperature {temperature:g})",
-                why="a step size, friction, temperature or concentration is too large",
-                hint="leave --langevin-dt, --langevin-gamma, --langevin-T and --kappa away: rules set them then",
-            )
+        check_finite(result.x, temperature)
         return LatentSample(result.x, schedule.kappa_scale[:, -1].contiguous(), schedule, result.diagnostics)
 
     def decode(self, x: Tensor, kappa: Tensor | float, log_p: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
@@ -156,28 +154,45 @@ class LatentLaw:
             )
         now = self.energy_score(x, kappa)
         shares = torch.cat((now.responsibilities, now.background[:, None]), dim=1).to(log_p.device)
-        choice = draw(shares, self._uniform(_STREAM_CHOICE, seed, first_chain))
+        choice = draw(shares, self.uniforms(_STREAM_CHOICE, seed, first_chain))
         tokens = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
         rest = (choice == self.ids.shape[1]).nonzero()[:, 0]
         if len(rest):
             outside = log_p.detach()[rest].scatter(1, self.ids[rest], -math.inf).double().softmax(1)
-            tokens[rest] = draw(outside, self._uniform(_STREAM_REST, seed, first_chain)[rest])
+            tokens[rest] = draw(outside, self.uniforms(_STREAM_REST, seed, first_chain)[rest])
         return tokens
 
-    def _kappa(self, kappa: Tensor | float) -> Tensor:
+    def uniform_start(self, *, seed: int, first_chain: int = 0) -> Tensor:
+        """x (B, d) uniform on the sphere, where chains begin."""
+        return projx(self.normals(_STREAM_START, seed, first_chain))
+
+    def concentration(self, kappa: Tensor | float) -> Tensor:
+        """(B,) of one for all, or of each."""
         return torch.as_tensor(kappa, dtype=self.logp.dtype, device=self.logp.device).expand(len(self.ids))
 
     def _chains(self, first_chain: int) -> tuple[Tensor, Tensor]:
         chain = torch.arange(first_chain, first_chain + len(self.ids), device=self.logp.device)
         return torch.zeros((), dtype=torch.int64, device=chain.device), chain
 
-    def _normal(self, stream: int, seed: int, first_chain: int) -> Tensor:
+    def normals(self, stream: int, seed: int, first_chain: int) -> Tensor:
+        """(B, d) of the chains' own."""
         step, chain = self._chains(first_chain)
         return philox.normals(seed, step, chain, self.points.d, stream=stream, dtype=self.logp.dtype)
 
-    def _uniform(self, stream: int, seed: int, first_chain: int) -> Tensor:
+    def uniforms(self, stream: int, seed: int, first_chain: int) -> Tensor:
+        """(B,) float64 of the chains' own."""
         step, chain = self._chains(first_chain)
         return philox.uniforms(seed, step, chain, 1, stream=stream, dtype=torch.float64)[:, 0]
+
+
+def check_finite(x: Tensor, temperature: float) -> None:
+    """Raises NonFinite where a chain of x (B, d) is not finite any more."""
+    if lost := int((~torch.isfinite(x).all(1)).sum()):
+        raise NonFinite(
+            f"{lost} of {len(x)} Langevin chains are not finite any more (temperature {temperature:g})",
+            why="a step size, friction, temperature or concentration is too large",
+            hint="leave --langevin-dt, --langevin-gamma, --langevin-T and --kappa away: rules set them then",
+        )
 
 
 def draw(weights: Tensor, u: Tensor) -> Tensor:

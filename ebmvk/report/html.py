@@ -39,6 +39,7 @@ def write_report(run: Path, target: Path) -> Path:
         tiles=list(_tiles(history)),
         plots=list(_plots(history)),
         figures=_figures(history),
+        levels=_levels(history),
         parts=history.steps[-1]["parts"] if history.steps else {},
         samples="".join(re.split(r"(?m)^(?=--- step )", text)[-SAMPLES:]).rstrip(),
         config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
@@ -117,9 +118,10 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
 
 def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
     """Score matching by noise level, and the parts of the loss."""
-    levels = [level["kappa"] for level in history.evals[-1].get("score_matching", [])] if history.evals else []
+    levels = history.evals[-1].get("score_matching", []) if history.evals else []
     if levels:
-        curves = [Curve(f"κ = {kappa:.0f}", *_level(history, i), dots=True, colour=i) for i, kappa in enumerate(levels)]
+        labels = [f"κ = {level['kappa']:.0f} {_named(level)}".strip() for level in levels]
+        curves = [Curve(label, *_level(history, i), dots=True, colour=i) for i, label in enumerate(labels)]
         note = "relative squared error of the score, by noise level; predicting no score at all gets 1"
         yield _plot("Score matching", note, curves, ylabel="L_κ", lines={"zero score": 1.0})
     names = dict.fromkeys(name for row in history.steps for name in row["parts"])
@@ -129,6 +131,16 @@ def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
         curves.append(Curve(name, *thin(x, smooth(y, max(1, len(y) // 40))), colour=len(curves)))
     if curves:
         yield _plot("Parts of the loss", "before their weights, smoothed", curves, ylabel="nats")
+
+
+def _named(level: Row) -> str:
+    return f"({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
+
+
+def _levels(history: History) -> list[Row]:
+    """Rows of the table of score matching, of the last evaluation; those of before levels had names have none."""
+    levels = history.evals[-1].get("score_matching", []) if history.evals else []
+    return [level | {"label": _named(level)} for level in levels if "ratio" in level]
 
 
 def _level(history: History, index: int) -> tuple[list[float], list[float]]:

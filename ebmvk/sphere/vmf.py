@@ -169,6 +169,24 @@ def sigma_to_kappa(sigma: float, d: int) -> float:
     return float(inverse_mean_cosine(torch.tensor(cosine, dtype=torch.float64), d))
 
 
+def kappa_to_sigma(kappa: float, d: int) -> float:
+    """The inverse of `sigma_to_kappa`: sqrt((1/A_d^2 - 1) / (d - 1)). kappa: > 0."""
+    cosine = float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d))
+    return math.sqrt((1 / cosine**2 - 1) / (d - 1))
+
+
+def angle_to_kappa(angle: float, d: int) -> float:
+    """kappa whose mean cosine A_d is that of an angle in radians, in (0, pi/2)."""
+    if not 0 < angle < math.pi / 2:
+        raise ArgumentError(f"angle = {angle} is outside (0, pi/2)", hint="pass radians: a mean cosine is in (0, 1)")
+    return float(inverse_mean_cosine(torch.tensor(math.cos(angle), dtype=torch.float64), d))
+
+
+def kappa_to_angle(kappa: float, d: int) -> float:
+    """acos A_d(kappa), in radians. kappa: >= 0."""
+    return math.acos(float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d)))
+
+
 def kappa_critical(d: int, entropy: Tensor) -> Tensor:
     """sqrt(2 d H): beyond it the modes of a mixture of entropy H nats separate (model section 7). entropy: (...)."""
     return (2 * d * entropy.clamp_min(0)).sqrt()

@@ -22,11 +22,12 @@ from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite
 from ebmvk.model.language import LanguageModel
-from ebmvk.training import checkpoint, optim
+from ebmvk.training import checkpoint, noise, optim
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
-from ebmvk.training.losses import ScoreMatching, objective, score_matching
+from ebmvk.training.losses import objective
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
 from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
 SCORED_TOKENS = 512  # of validation, for the score-matching figures
@@ -105,8 +106,7 @@ class Trainer:
         )
         self.progress = Progress()
         self._first_batch = 0
-        self._unigram = torch.bincount(torch.from_numpy(streams.train.tokens).long(), minlength=tokenizer.vocab_size)
-        self._unigram = self._unigram.float() / len(streams.train)
+        self._unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class Trainer:
         # Nats per token compare only over the same tokens: --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
         scored = self._score_matching(part) if self.model.on_sphere else []
-        levels = {"score_matching": [vars(level) for level in scored]}
+        levels = {"score_matching": [level.record() for level in scored]}
         health = self.probe(step)
         counts = counts_record(self.device.backend)
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
@@ -272,18 +272,15 @@ class Trainer:
 
     def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
         """L_kappa per noise level on the first tokens of validation, dropout off."""
-        length = min(self.config.data.seq_length, len(stream) - 1)
-        rows = max(1, min(SCORED_TOKENS, len(stream) - 1) // length)
-        tokens = torch.from_numpy(stream.tokens[: rows * length + 1].astype("int64"))
-        windows = torch.stack([tokens[i * length : (i + 1) * length + 1] for i in range(rows)]).to(self.device.torch)
         self.model.eval()
         found = score_matching(
             self.model,
-            windows,
+            windows(stream, self.config.data.seq_length, SCORED_TOKENS).to(self.device.torch),
             self.device.backend,
             self._unigram.to(self.device.torch),
             k=self.config.langevin.knn_k,
             seed=self.config.run.seed,
+            extra=noise.given(self.config.training, self.config.model.latent_dim),
         )
         self.model.train()
         return found

@@ -1,9 +1,9 @@
-"""The training objective and score-matching figures (model sections 9 and 10)."""
+"""The training objective (model sections 9 and 10)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from ebmvk.engine.api import Backend, Points
 from ebmvk.model.language import LanguageModel
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
+from ebmvk.training import noise
 from ebmvk.training.cross_entropy import linear_cross_entropy
 
+Form = Literal["cross-entropy", "score"]
 DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch
 SPREAD_PAIRS = 1024
 SPREAD_EPSILON = 1e-3
@@ -45,7 +47,7 @@ def objective(
     weights = config.training
     device = tokens.device.type
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    rng = torch.Generator(tokens.device).manual_seed(_mix(seed, step))
+    rng = torch.Generator(tokens.device).manual_seed(mixed_seed(seed, step))
     mu = model.embeddings()
     context = model(tokens[:, :-1], mu)
     query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
@@ -56,7 +58,11 @@ def objective(
                 len(targets), (min(DENOISE_POSITIONS, len(targets)),), generator=rng, device=rng.device
             )
             parts["denoise"] = denoising(
-                backend, query[rows], mu, model.bias, targets[rows], k=config.langevin.knn_k, generator=rng
+                *(backend, query[rows], mu, model.bias, targets[rows]),
+                k=config.langevin.knn_k,
+                generator=rng,
+                kappa=noise.draw(weights, mu, len(rows), rng),
+                form=weights.denoise_form,
             )
         if model.on_sphere and weights.lambda_spread > 0:
             parts["spread"] = spread(mu, rng)
@@ -71,15 +77,9 @@ def _weight(part: str, weights: TrainingConfig) -> float:
     return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z})[part]
 
 
-def _mix(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """One 63-bit seed of the pair: odd multipliers of splitmix64 keep neighbouring steps apart."""
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
-
-
-def kappa_range(d: int, vocabulary: int) -> tuple[float, float]:
-    """Training noise [kappa_c/12, 2.5 kappa_c], kappa_c = sqrt(2 d ln V): below is noise, above is trivial."""
-    critical = math.sqrt(2 * d * math.log(max(2, vocabulary)))
-    return critical / 12, 2.5 * critical
 
 
 def denoising(
@@ -91,34 +91,72 @@ def denoising(
     *,
     k: int,
     generator: torch.Generator,
-    kappa: Tensor | None = None,
+    kappa: Tensor,
     points: Points | None = None,
+    form: Form = "cross-entropy",
 ) -> Tensor:
-    """Mean of -log p(v|x, c) for x ~ vMF(mu_v, kappa): the cross-entropy form, whose score is a true gradient.
+    """Loss of x ~ vMF(mu_v, kappa), a mean over the rows, in one of two forms.
 
-    p(v|x, c) is the Bayes decoder of the latent law over candidates C, which hold the k best tokens given (x, c) and
-    the target: -log rho_v = -(log p(v|c) + log C_d(kappa)/C_d(0) + kappa mu_v.x) - E(x). At kappa = 0 it is the loss of
-    the language model. Candidates and energies come from `backend`.
+    cross-entropy: -log p(v|x, c), whose score is a true gradient. p(v|x, c) is the Bayes decoder of the latent law over
+    candidates C, which hold the k best tokens given (x, c) and the target: -log rho_v = -(log p(v|c) + log
+    C_d(kappa)/C_d(0) + kappa mu_v.x) - E(x). At kappa = 0 it is the loss of the language model.
 
-    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), log-uniform when not given.
+    score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
+
+    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form.
     """
-    rows, d = query.shape
-    if kappa is None:
-        low, high = kappa_range(d, len(mu))
-        uniform = torch.rand(rows, generator=generator, device=generator.device, dtype=query.dtype)
-        kappa = low * (high / low) ** uniform
-    x = sample_vmf(mu.detach()[targets], kappa, generator=generator)
+    clean = mu.detach()[targets]
+    x = sample_vmf(clean, kappa, generator=generator)
     handle = backend.points(mu.detach()) if points is None else points
+    ids = candidates(backend, handle, query, bias, x, kappa, targets, k)
+    return denoising_at(backend, query, mu, bias, targets, ids, x, kappa, clean, points=handle, form=form)
+
+
+def candidates(
+    backend: Backend, points: Points, query: Tensor, bias: Tensor, x: Tensor, kappa: Tensor, targets: Tensor, k: int
+) -> Tensor:
+    """(B, K) int64: the k best tokens given (x, c), the target among them."""
     seeking = (query + kappa[:, None] * x).detach()
-    ids = _with_targets(backend.topk(seeking, handle, min(k, len(mu)), bias=bias.detach()).ids, targets)
+    return _with_targets(backend.topk(seeking, points, min(k, points.n), bias=bias.detach()).ids, targets)
+
+
+def denoising_at(
+    backend: Backend,
+    query: Tensor,
+    mu: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    ids: Tensor,
+    x: Tensor,
+    kappa: Tensor,
+    clean: Tensor,
+    *,
+    points: Points,
+    form: Form,
+) -> Tensor:
+    """`denoising` of given noise: x and clean (B, d) are data, through which nothing is differentiated.
+
+    Were `clean` the parameter it is a copy of, the score form would be least where all tokens are one point.
+    """
     log_p = torch.log_softmax(F.linear(query, mu, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
-    logw = log_p + log_c_ratio(kappa, d)[:, None]
-    energy = autograd.energy(
-        backend, x, mu, ids, logw, kappa[:, None].expand_as(logw).contiguous(), rest.log(), points=handle
-    )
+    logw = log_p + log_c_ratio(kappa, mu.shape[1])[:, None]
+    law = (backend, x, mu, ids, logw, kappa[:, None].expand_as(logw).contiguous(), rest.log())
+    if form == "score":
+        return score_loss(autograd.energy_score(*law, points=points)[1], x, clean, kappa).mean()
+    energy = autograd.energy(*law, points=points)
     own = (ids == targets[:, None]).to(logw.dtype)
     return -((logw * own).sum(-1) + kappa * (mu[targets] * x).sum(-1) + energy).mean()
+
+
+def score_loss(score: Tensor, x: Tensor, clean: Tensor, kappa: Tensor) -> Tensor:
+    """(B,) |s - kappa P_x mu|^2 / (kappa (d-1) A_d(kappa)), whose mean is 1 for s = 0: kappa E[1 - t^2] = (d-1) A_d.
+
+    score, x, clean mu: (B, d); kappa: (B,) > 0.
+    """
+    d = x.shape[-1]
+    truth = kappa[:, None] * proju(x, clean)
+    return (score - truth).square().sum(-1) / (kappa * (d - 1) * mean_cosine(kappa, d))
 
 
 def _with_targets(ids: Tensor, targets: Tensor) -> Tensor:
@@ -134,52 +172,3 @@ def spread(mu: Tensor, generator: torch.Generator) -> Tensor:
     i, j = pairs[:, pairs[0] != pairs[1]]
     # Of unit vectors, |a - b|^2 / 2 = 1 - a.b; near 0 epsilon rules, so its cancellation does no harm.
     return -torch.log(SPREAD_EPSILON + (1 - (mu[i] * mu[j]).sum(-1)).clamp_min(0)).mean()
-
-
-@dataclass(frozen=True)
-class ScoreMatching:
-    """L_kappa at one noise level, of the model and of the exact Bayes denoiser that knows unigram frequencies only."""
-
-    kappa: float
-    loss: float
-    unigram_loss: float
-
-
-@torch.no_grad()
-def score_matching(
-    model: LanguageModel, tokens: Tensor, backend: Backend, unigram: Tensor, *, k: int, seed: int, levels: int = 5
-) -> list[ScoreMatching]:
-    """L_kappa = E|s(x) - kappa P_x mu_w|^2 / (kappa (d-1) A_d(kappa)), so that a score of zero has loss 1.
-
-    Levels are log-spaced over `kappa_range`. tokens: (B, T+1) int64; unigram: (V,) probabilities.
-    """
-    mu = model.embeddings()
-    query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
-    handle, d = backend.points(mu), mu.shape[1]
-    log_p = torch.log_softmax(F.linear(query, mu, model.bias), -1)
-    low, high = kappa_range(d, len(mu))
-    found = []
-    for level in range(levels):
-        kappa = low * (high / low) ** (level / max(1, levels - 1))
-        x = sample_vmf(mu[targets], kappa, seed=_mix(seed, level))
-        pull = kappa * (x @ mu.t())
-        score = _latent_score(backend, handle, x, log_p, pull, kappa, k=k)
-        # Every token takes part, and no background: exact where only unigram frequencies are known.
-        only_frequencies = kappa * proju(x, torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
-        truth = kappa * proju(x, mu[targets])
-        scale = kappa * (d - 1) * float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d))
-        losses = (float((s - truth).square().sum(-1).mean() / scale) for s in (score, only_frequencies))
-        found.append(ScoreMatching(kappa, *losses))
-    return found
-
-
-def _latent_score(
-    backend: Backend, handle: Points, x: Tensor, log_p: Tensor, pull: Tensor, kappa: float, *, k: int
-) -> Tensor:
-    """Score (B, d) of p_kappa(x|c) with the k likeliest tokens given (x, c) as candidates. pull: kappa mu.x, (B, V)."""
-    level = torch.tensor(kappa, dtype=x.dtype, device=x.device)
-    ids = torch.topk(log_p + pull, min(k, handle.n), dim=-1).indices
-    chosen = log_p.gather(-1, ids)
-    rest = (-torch.expm1(torch.logsumexp(chosen, -1))).clamp_min(torch.finfo(x.dtype).eps).log()
-    concentrations = level.expand_as(chosen).contiguous()
-    return backend.energy_score(x, handle, ids, chosen + log_c_ratio(level, handle.d), concentrations, rest).score

@@ -19,7 +19,7 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
-from ebmvk.training import checkpoint
+from ebmvk.training import checkpoint, noise
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
@@ -62,7 +62,10 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
         if not quiet:
             print(text, flush=True)  # noqa: T201
 
-    say(f"run folder  {job.folder}\ncorpus      {job.corpus.reason}")
+    # Before anything slow: a level that is no noise is refused here.
+    levels = noise.notes(job.config.training, job.config.model.latent_dim, job.config.data.vocab_size)
+    said = [f"run folder  {job.folder}", f"corpus      {job.corpus.reason}", *levels]
+    say("\n".join(said))
     device = open_device(job.config.run.device)
     say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
     set_deterministic(job.config)

@@ -30,14 +30,14 @@ def test_a_right_device_is_status_0(ebmvk: Any, tmp_path: Path) -> None:
     assert said.status == 0, said.out
     assert "FAIL" not in said.out
     assert "made-up laws" in said.out
-    assert "4 of 4 mutants are caught" in said.out
+    assert "7 of 7 mutants are caught" in said.out
     record = json.loads((tmp_path / "figures" / "all.json").read_text(encoding="utf-8"))
     assert record["ok"]
     assert {check["number"] for check in record["checks"]} == set(range(1, 11))
     names = [check["name"] for check in record["checks"]]
     assert len(names) == len(set(names))
     assert {mutant["mutant"]: mutant["check"]["name"] for mutant in record["mutants"]} == {
-        mutant: name for mutant, (_, name) in suite.CAUGHT_BY.items()
+        mutant: name for mutant, (_, name) in [*suite.CAUGHT_BY.items(), *suite.SEEN_BY.items()]
     }
     values = [check["p"] for check in record["checks"] if check["p"] is not None]
     assert record["alpha"] == pytest.approx(1e-3 / len(values))
@@ -65,7 +65,9 @@ def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch,
     # What does not matter here is left out.
     kept = {name: suite.SAMPLING[name] for name in ("1 constraints", "5 equipartition, free")}
     monkeypatch.setattr(suite, "SAMPLING", kept)
+    monkeypatch.setattr(suite, "MIXING", {})
     monkeypatch.setattr(suite, "CAUGHT_BY", {})
+    monkeypatch.setattr(suite, "SEEN_BY", {})
     failed = {}
     for backend in (Hot(), Broken()):
         monkeypatch.setattr("ebmvk.training.workspace.select", lambda name, backend=backend: backend)
@@ -83,8 +85,10 @@ def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch,
 def test_a_mutant_that_is_not_caught_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     test, name = suite.CAUGHT_BY["no transport"]
     monkeypatch.setattr(suite, "SAMPLING", {"3 rotation": test})
+    monkeypatch.setattr(suite, "MIXING", {})
     # GHMC's momentum flip plays no part where nothing is rejected.
     monkeypatch.setattr(suite, "CAUGHT_BY", {"no negation": (test, name)})
+    monkeypatch.setattr(suite, "SEEN_BY", {})
     said = ebmvk("certify", "--device", "cpu")
     assert said.status == 1
     assert "0 of 1 mutants are caught" in said.out
@@ -92,7 +96,9 @@ def test_a_mutant_that_is_not_caught_is_status_1(ebmvk: Any, monkeypatch: pytest
 
 def test_contexts_of_a_checkpoint(ebmvk: Any, trained: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(suite, "SAMPLING", {})
+    monkeypatch.setattr(suite, "MIXING", {})
     monkeypatch.setattr(suite, "CAUGHT_BY", {})
+    monkeypatch.setattr(suite, "SEEN_BY", {})
     said = ebmvk("certify", "--device", device, "--checkpoint", trained)
     assert said.status == 0, said.out + said.err
     assert "20 contexts of made-up" in said.out

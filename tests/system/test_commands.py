@@ -31,11 +31,11 @@ SURFACE = {
         --no-use-compositional --use-splat --no-use-splat --decoder --knn-k --langevin-steps --langevin-levels
         --langevin-dt --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --learning-rate --lr
         --weight-decay --grad-clip --warmup-steps --precision --lambda-denoise --lambda-spread --moe-balance --moe-z
-        --log-every --eval-every --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume --stop-after
-        --config --quiet --no-quiet""",
+        --noise-levels --noise-unit --denoise-form --log-every --eval-every --eval-tokens --save-every --keep-last
+        --sample-tokens --run-dir --resume --stop-after --config --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
-        --scramble-memory --no-scramble-memory --device --json --no-json""",
+        --scramble-memory --no-scramble-memory --score-matching --no-score-matching --device --json --no-json""",
     "memory": """
         --checkpoint --splats --data-dir --device --quiet --no-quiet""",
     "doctor": """
@@ -163,13 +163,53 @@ def test_generate_repeats_with_its_seed_and_row_by_row(ebmvk: Command, trained: 
         assert said.status == 0, said.err
         return said.out
 
-    for sampler in ("langevin", "exact"):
+    for sampler in ("langevin", "exact", "gibbs", "tempering", "coarse"):
         one = texts("--sampler", sampler, "--prompt", "The cat")
         assert one.startswith("The cat")
         assert texts("--sampler", sampler, "--prompt", "The cat") == one
         assert texts("--sampler", sampler, "--prompt", "The cat", "--seed", 1) != one
         # The first of two prompts gets the chains it gets alone.
         assert texts("--sampler", sampler, "--prompt", "The cat", "She").startswith(one)
+
+
+def test_generate_says_how_well_its_chains_mixed(ebmvk: Command, trained: Path, device: str) -> None:
+    args = ("--checkpoint", trained, "--max-tokens", 2, "--device", device)
+    for sampler, words in (
+        ("gibbs", "changes of the component"),
+        ("tempering", "accepted exchanges"),
+        ("coarse", "4 ch"),
+    ):
+        assert words in ebmvk("generate", *args, "--sampler", sampler).err
+
+
+def test_block_gibbs_has_no_temperature(ebmvk: Command, train: Command, tmp_path: Path, device: str) -> None:
+    train(tmp_path / "run", "--steps", 1, "--langevin-T", 0.5, "--sample-tokens", 0)
+    args = ("--checkpoint", tmp_path / "run", "--max-tokens", 2, "--device", device, "--sampler")
+    said = ebmvk("generate", *args, "gibbs")
+    assert (said.status, "langevin_T 0.5" in said.err) == (2, True)
+    assert ebmvk("generate", *args, "tempering").status == 0
+
+
+def test_noise_levels_from_flags_to_figures(ebmvk: Command, train: Command, tmp_path: Path, device: str) -> None:
+    """Told at the start, trained on in the score form, and in the figures of metrics, report and evaluate."""
+    run = tmp_path / "run"
+    said = train(run, "--noise-levels", 0.5, 1, "--noise-unit", "sigma", "--denoise-form", "score")
+    assert "noise       sigma 0.5 (an arc of 2.78 rad by the exponential map): kappa" in said.out
+    last = rows(run, "eval")[-1]["score_matching"]
+    assert [level["name"] for level in last if level["name"]] == ["1/2 kappa_c", "kappa_c"]
+    assert sorted(round(level["sigma"], 6) for level in last if not level["name"]) == [0.5, 1.0]
+    # A loss of about 1, as of a score of zero, and not some nats, as of the other form.
+    assert all(0.2 < row["parts"]["denoise"] < 1.5 for row in rows(run, "step"))
+    assert "unigram Bayes denoiser" in (run / "report.html").read_text(encoding="utf-8")
+    args = ("--checkpoint", run, "--device", device, "--limit", 60, "--score-matching")
+    assert "below (+-" in ebmvk("evaluate", *args).out
+    found = json.loads(ebmvk("evaluate", *args, "--json").out)["score_matching"]
+    assert [level["kappa"] for level in found] == [level["kappa"] for level in last]
+    for level in found:
+        assert level["explained"] == pytest.approx(1 - level["loss"])
+        assert level["ratio"] == pytest.approx(level["loss"] / level["unigram_loss"])
+    said = ebmvk("train", "--run-dir", tmp_path / "no", "--noise-levels", 90, "--noise-unit", "angle")
+    assert (said.status, "--noise-levels 90" in said.err) == (2, True)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1e-300])  # the second is 0 in float32
