@@ -23,7 +23,7 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-Source = Literal["default", "size", "file", "flag", "derived"]
+Source = Literal["default", "size", "stage", "file", "flag", "derived"]
 
 
 def knob(default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False) -> Any:
@@ -63,6 +63,7 @@ class ModelConfig:
     dropout: float = knob(0.1, low=0.0, high=0.95)  # Dropout in the trunk.
     use_geometric: bool = True  # The geometric energy term.
     use_compositional: bool = True  # The compositional energy term.
+    use_decoder: bool = True  # The mixture-of-experts decoder; without it the state itself meets the tokens.
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class TrainingConfig:
     lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
     moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
     moe_z: float = knob(1e-3, low=0.0)  # Weight of the router's z loss.
+    init: str = "corpus"  # Start: uniform, corpus, a FILE[:TENSOR] of token vectors, a hub's OWNER/NAME, or a run.
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class EnergyModel(nn.Module):
         self.composition = Composition(config.latent_dim)
         self.decoder = Decoder(config)
         self.energy = TokenEnergy(config)
+        # What no energy term reads gets no gradient, and the optimiser keeps no state for it.
+        self.composition.requires_grad_(config.use_compositional)
+        self.decoder.requires_grad_(config.use_decoder)
+        scales = config.use_decoder or config.use_geometric or config.use_compositional
+        self.trunk.heads[1:].requires_grad_(scales)
 
     def embeddings(self) -> Tensor:
         """mu: (V, d) unit rows."""
@@ -68,9 +73,11 @@ class EnergyModel(nn.Module):
 
     def _context(self, scales: Scales) -> Context:
         composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
-        point, routing = self.decoder(scales)
+        point, aux = scales.state, {}
+        if self.config.use_decoder:
+            point, routing = self.decoder(scales)
+            aux = routing.losses()
         terms = self.energy.terms(point, scales, composed)
-        aux = routing.losses()
         return Context(terms.total(), point, scales.local, scales.medium, scales.global_, composed, terms, aux)
 
     def logits(self, context: Context, embeddings: Tensor | None = None) -> Tensor:

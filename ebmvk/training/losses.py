@@ -61,7 +61,8 @@ def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Conf
             parts["spread"] = spread(mu, rng)
             total = total + weights.lambda_spread * parts["spread"]
         parts |= context.aux
-        total = total + weights.moe_balance * parts["moe_balance"] + weights.moe_z * parts["moe_z"]
+        for name, value in context.aux.items():
+            total = total + getattr(weights, name) * value
     return Losses(total, {name: value.detach() for name, value in parts.items()})
 
 
