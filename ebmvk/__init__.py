@@ -1,3 +1,18 @@
 """ebmvk: energy-based language models on the hypersphere, on any Vulkan device and on any CPU."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ebmvk.api import Energy, Model, NearSplat, NearToken
+
 __version__ = "0.1.0"
+__all__ = ["Energy", "Model", "NearSplat", "NearToken", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, imported when they are first asked for: torch takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ebmvk' has no attribute {name!r}")
+    from ebmvk import api
+
+    return getattr(api, name)

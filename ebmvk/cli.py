@@ -21,11 +21,15 @@ from ebmvk.errors import ConfigError, EbmvkError
 
 COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
+    "pretrain": "train embeddings and trunk alone; `ebmvk train --init RUN` goes on with the whole model",
     "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
     "memory": "give a checkpoint its memory: static splats of the training text, and the gates of both tiers",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
+    "embed": "texts as points on the sphere, and their exact energies",
+    "compose": "the point that the model composes of two texts",
+    "neighbors": "the tokens, and splats of the memory, nearest to a text",
 }
 ALIASES = {"--lr": "--learning-rate"}
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
@@ -48,7 +52,7 @@ def _top_level(args: list[str]) -> int:
         return 0
     if not args or args[0] in ("-h", "--help"):
         print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
-        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items()))
         print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
         return 0
     close = nearest(args[0], COMMANDS)
@@ -77,18 +81,27 @@ def run(body: Callable[[], int]) -> int:
         return 1
 
 
-def parse(kind: type[T], args: Sequence[str], *, command: str, known: Sequence[str], default: T | None = None) -> T:
+def parse(
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    command: str,
+    known: Sequence[str],
+    default: T | None = None,
+    repeatable: Sequence[str] = (),
+) -> T:
     """Parse flat flags into the dataclass `kind` with tyro.
 
     Args:
         known: every flag of the command, to suggest the nearest one to a misspelt flag.
         default: values of the flags that are not given; they are what --help shows.
+        repeatable: flags that may be given more than once.
 
     Raises:
         ConfigError: for an unknown flag, a missing or a bad value.
         SystemExit: status 0, after --help.
     """
-    check_flags(args, known, command)
+    check_flags(args, known, command, repeatable)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -113,7 +126,7 @@ def _first_line(boxed: str) -> str:
     return " ".join(" ".join(message).split()) or boxed.strip()
 
 
-def check_flags(args: Sequence[str], known: Sequence[str], command: str) -> None:
+def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
     """Reject the first unknown or repeated flag, with the nearest known one."""
     seen: set[str] = set()
     for name in flags_in(args):
@@ -125,7 +138,7 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str) -> None
                 hint=f"did you mean {close}?" if close else f"see `ebmvk {command} --help`",
             )
         key = name.replace("--no-", "--", 1) if name.replace("--no-", "--", 1) in known else name
-        if key in seen:
+        if key in seen and key not in repeatable:
             raise ConfigError(f"{name} is given twice", hint="give it once")
         seen.add(key)
 

@@ -23,7 +23,7 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-Source = Literal["default", "size", "file", "flag", "derived"]
+Source = Literal["default", "size", "stage", "file", "flag", "derived"]
 
 
 def knob(default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False) -> Any:
@@ -64,7 +64,7 @@ class ModelConfig:
     use_geometric: bool = True  # The geometric energy term.
     use_compositional: bool = True  # The compositional energy term.
     use_splat: bool = True  # The splat energy term; without it there is no decoder.
-    decoder: Literal["moe", "transformer"] = "moe"  # Experts, or a transformer block of their active size.
+    decoder: Literal["moe", "transformer", "none"] = "moe"  # Experts, a transformer block, or the state itself.
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class TrainingConfig:
     noise_levels: tuple[float, ...] = knob((), low=1e-6, high=1e6)  # Noise of denoising; none: a range by kappa_c.
     noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"  # Theirs; angle: mean, degrees; sigma: per coordinate.
     denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"  # Of the denoising loss.
+    init: str = "corpus"  # Start: uniform, corpus, a FILE[:TENSOR] of token vectors, a hub's OWNER/NAME, or a run.
 
 
 @dataclass(frozen=True)

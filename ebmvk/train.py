@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -59,26 +60,30 @@ OWN = [
 FLAGS = cli.known_flags(
     {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
 )
+FULL: Mapping[str, Any] = MappingProxyType({})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved)."""
+def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
+    """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
+
+    command: its name; stage: {field: value} that are defaults of this command, over those of the size.
+    """
     args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
-    return cli.run(lambda: _train(args))
+    return cli.run(lambda: _train(args, command, stage))
 
 
-def _train(args: list[str]) -> int:
+def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
     """Parse, decide what to train, train it."""
-    cli.check_flags(args, FLAGS, "train")
-    base, file = _defaults(args)
-    command = cli.parse(TrainCommand, args, command="train", known=FLAGS, default=TrainCommand(**vars(base)))
+    cli.check_flags(args, FLAGS, name)
+    base, file = _defaults(args, stage)
+    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
     from ebmvk.training.run import execute
 
     given = _given(args, command.settings)
     resume = command.resume
-    job = _new(command, file, given) if resume is None else _resumed(command, resume, file, given)
+    job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
     outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
@@ -86,8 +91,9 @@ def _train(args: list[str]) -> int:
 # ---- what to train: size < file < flags ----------------------------------------------------------------------------
 
 
-def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """The configuration that --help shows and flags change: of the run to resume, or of --size; with the file."""
+def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, dict[str, Any]]:
+    """The configuration that --help shows and flags change: of the run to resume, or of --size and the stage; with the
+    file."""
     path = cli.value_of(args, "--config")
     file = read_toml(Path(path)) if path else {}
     resume = cli.value_of(args, "--resume")
@@ -96,7 +102,8 @@ def _defaults(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
 
         config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])
     else:
-        config = replace(Config(), _sized(cli.value_of(args, "--size") or file.get("size", RunConfig.size), None))
+        size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
+        config = replace(Config(), {**_sized(size, None), **stage})
     return replace(config, file), file
 
 
@@ -126,7 +133,7 @@ def _overrides(file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**file, **({"epochs": None} if in_steps else {}), **given}
 
 
-def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> Job:
+def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], stage: Mapping[str, Any] = FULL) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
 
@@ -136,9 +143,10 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any]) -> 
     sources: dict[str, Source] = {
         name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
     }
+    sources.update(dict.fromkeys(stage, "stage"))
     sources.update(dict.fromkeys(file, "file"))
     sources.update(dict.fromkeys(given, "flag"))
-    config = check(replace(Config(), {**derived, **_overrides(file, given)}))
+    config = check(replace(Config(), {**derived, **stage, **_overrides(file, given)}))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
     return Job(config, sources, folder, corpus)

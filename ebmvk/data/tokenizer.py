@@ -58,7 +58,7 @@ class Tokenizer:
     def _byte_length(self, token_id: int) -> int:
         if token_id == self.eos_id:
             return 0
-        return len(self._bpe.id_to_token(token_id) or "")  # one letter of the alphabet a byte; <unk> is ASCII
+        return len(self.symbol(token_id))  # <unk> is ASCII
 
     def encode(self, text: str) -> Ids:
         """(n,) int32 ids with no end-of-text token; `decode` gives exactly `text` back.
@@ -84,6 +84,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int] | Ids) -> str:
         """The text of ids; end-of-text tokens leave nothing, bytes that are no UTF-8 give U+FFFD."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def symbol(self, token_id: int) -> str:
+        """A token as tokenizer.json spells it: one letter of the byte-level alphabet for each byte."""
+        return self._bpe.id_to_token(token_id) or ""
 
     def count_bytes(self, ids: Ids) -> int:
         """UTF-8 bytes that ids stand for; end-of-text stands for none."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig, check_model
-from ebmvk.model.context import ContextTrunk, Scales
+from ebmvk.model.context import SCALES, ContextTrunk, Scales
 from ebmvk.model.decoder import Composition, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel
@@ -49,12 +49,20 @@ class EnergyModel(LanguageModel):
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
         self.trunk = ContextTrunk(config)
         self.composition = Composition(config.latent_dim) if config.use_compositional else None
-        self.decoder = build_decoder(config) if config.use_splat else None
+        self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
         self.energy = TokenEnergy(config)
+        # The scales' heads are the same in every stage of training; where nothing reads them, nothing trains them.
+        read = config.use_geometric or config.use_compositional or self.decoder is not None
+        self.trunk.heads[-SCALES:].requires_grad_(read)
 
     def embeddings(self) -> Tensor:
         """mu: (V, d) unit rows."""
         return projx(self.points)
+
+    @torch.no_grad()
+    def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
+        """Unit rows, as the random ones about are."""
+        self.points[known] = directions[known]
 
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> EnergyContext:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
@@ -63,7 +71,7 @@ class EnergyModel(LanguageModel):
         return self._context(scales)
 
     def _context(self, scales: Scales) -> EnergyContext:
-        composed = point = None
+        composed, point = None, scales.state
         aux: dict[str, Tensor] = {}
         if self.composition is not None:
             composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)

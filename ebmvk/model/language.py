@@ -34,7 +34,7 @@ class Context:
 class LanguageModel(nn.Module, ABC):
     """p(v|c) = softmax(query(c).row_v + b_v), with the same rows for the tokens that are read.
 
-    A new model needs `embeddings` and `forward`, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
+    A new model needs the abstract methods, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
     """
 
     on_sphere: ClassVar[bool] = False
@@ -51,6 +51,11 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
+
+    @abstractmethod
+    def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
+        """Sets the rows that known (V,) bool marks to those of directions (V, d), unit rows, at the length rows start
+        with."""
 
     @torch.no_grad()
     def start_from_counts(self, counts: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,11 @@ class PlainModel(LanguageModel):
     def embeddings(self) -> Tensor:
         """(V, d), of any length."""
         return self.table
+
+    @torch.no_grad()
+    def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
+        """Rows of length d^-1/2, as the random ones about are."""
+        self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
         """tokens: (B, T) int64."""

@@ -19,15 +19,18 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
+from ebmvk.errors import ConfigError
 from ebmvk.training import checkpoint, noise
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.training.workspace import (
     REPORT_FILE,
     SAMPLES_FILE,
     TOKENIZER_FILE,
     Device,
+    OpenRun,
     check_same_model,
     find,
     new_model,
@@ -72,16 +75,17 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
     found = find(job.resume, "--resume", say)[1] if job.resume else None
     if not job.resume:
         refuse_existing(job.folder)
-    tokenizer = (
-        Tokenizer.load(job.folder / TOKENIZER_FILE)
-        if job.resume
-        else train_tokenizer(job.corpus, job.config.data.vocab_size)
-    )
+    start = None if job.resume else open_start(job.config.training.init, say)
+    if start and start.run:
+        job = _with_vocabulary_of(job, start.run)
+        check_same_trunk(start.run, job.config)
+    tokenizer = _tokenizer(job, start)
     streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
     job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
     for line in _settings(job):
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
+    started = {"init": apply_start(start, model, job.config, tokenizer, streams.train, say)} if start else {}
     probe = Probe(job.config, model, tokenizer, device.backend, job.folder / SAMPLES_FILE)
     total, done = job.config.training.steps, found.step if found else 0
     if not job.resume:
@@ -95,9 +99,29 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
             save_config(job.folder, job.config, job.sources)  # not before the checkpoint is known to fit
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
-        monitor.record("resume" if found else "start", done, _facts(job, trainer, device))
+        monitor.record("resume" if found else "start", done, _facts(job, trainer, device) | started)
         outcome = trainer.run(stop_after)
     return _close(job, trainer, outcome)
+
+
+def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
+    """The run's own when it is resumed, that of the run it starts from, or a new one."""
+    if start is None:
+        return Tokenizer.load(job.folder / TOKENIZER_FILE)
+    return start.run.tokenizer if start.run else train_tokenizer(job.corpus, job.config.data.vocab_size)
+
+
+def _with_vocabulary_of(job: Job, run: OpenRun) -> Job:
+    """The job with the vocabulary of the run it starts from. Raises ConfigError where another was asked for."""
+    wanted, have = job.config.data.vocab_size, run.config.data.vocab_size
+    if wanted != have and job.sources.get("vocab_size") in ("file", "flag"):
+        raise ConfigError(
+            f"--vocab-size {wanted}: --init {run.folder} has a tokenizer of {have}",
+            why="its embeddings belong to the tokens they were trained with",
+            hint="leave --vocab-size away",
+        )
+    config = replace_values(job.config, {"vocab_size": have})
+    return replace(job, config=config, sources={**job.sources, "vocab_size": "derived"})
 
 
 def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:

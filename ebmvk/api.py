@@ -1,0 +1,212 @@
+"""A trained model as an object: embeddings, composition, energies and neighbours of texts (`ebmvk.Model`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmvk.data.tokenizer import Ids
+from ebmvk.data.windows import TokenStream
+from ebmvk.engine.api import Points
+from ebmvk.errors import ArgumentError, ConfigError
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.evaluation import token_nats
+from ebmvk.training.memory import MEMORY_FILE, load
+from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
+
+Scale = Literal["point", "local", "medium", "global", "composed"]
+_FIELD: dict[Scale, str] = {
+    "point": "h", "local": "local", "medium": "medium", "global": "global_", "composed": "composed"
+}  # fmt: skip
+TOP_TOKENS = 5  # of a splat's token law
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Exact E(v|c) = -log p(v|c) of each token of a text. nats: (n,) float64; tokens: their texts; total: the sum."""
+
+    tokens: list[str]
+    nats: Tensor
+
+    @property
+    def total(self) -> float:
+        return float(self.nats.sum())
+
+
+@dataclass(frozen=True)
+class NearToken:
+    """A token, and the cosine of its direction mu_v to a point."""
+
+    id: int
+    text: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class NearSplat:
+    """A splat of the static memory: cosine of mu_k to a point, kappa_hat, mass n_k, likeliest tokens under V_k."""
+
+    id: int
+    cosine: float
+    kappa: float
+    mass: float
+    tokens: list[tuple[str, float]]
+
+
+class Model:
+    """A trained model, opened for use. Points are unit rows (d,) float32 on the CPU.
+
+    >>> model = ebmvk.Model.open("runs/first")
+    >>> model.embed("The value of").shape
+    torch.Size([64])
+    """
+
+    def __init__(self, run: OpenRun, device: Device) -> None:
+        self._run, self._device = run, device
+        self._model = run.model.to(device.torch)
+        self._memory: tuple[SplatStore, Points] | None = None
+        with torch.no_grad():
+            self._points = device.backend.points(self._model.embeddings().float())
+
+    @classmethod
+    def open(cls, checkpoint: str | Path, *, device: str = "auto") -> Model:
+        """Open a run folder (its newest usable checkpoint) or one checkpoint folder.
+
+        Raises:
+            CheckpointError: missing, corrupt, or not of its run's configuration. DeviceError: no such device.
+        """
+        return cls(open_run(Path(checkpoint), "checkpoint", lambda _: None), open_device(device))
+
+    @property
+    def d(self) -> int:
+        return self._model.config.latent_dim
+
+    @property
+    def name(self) -> str:
+        """Which checkpoint this is."""
+        return str(self._run.checkpoint.path)
+
+    @overload
+    def embed(self, text: str, scale: Scale = "point") -> Tensor: ...
+    @overload
+    def embed(self, text: Sequence[str], scale: Scale = "point") -> Tensor: ...
+    def embed(self, text: str | Sequence[str], scale: Scale = "point") -> Tensor:
+        """Where the model stands after a text: (d,) of one, (n, d) of several.
+
+        Each text is read alone, so no vector depends on the others. scale: the point h_hat that is compared with the
+        tokens, one of the three context vectors, or their composition.
+        """
+        if scale not in _FIELD:
+            raise ArgumentError(f"scale {scale!r} is not known", hint=f"take one of {', '.join(_FIELD)}")
+        if isinstance(text, str):
+            return self._embed(text, scale)
+        rows = [self._embed(one, scale) for one in text]
+        return torch.stack(rows) if rows else torch.zeros(0, self.d)
+
+    @torch.no_grad()
+    def _embed(self, text: str, scale: Scale) -> Tensor:
+        ids = self._run.tokenizer.encode_prompt(text)[-self._reach() :]
+        tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self._device.torch)
+        row: Tensor | None = getattr(self._model(tokens), _FIELD[scale], None)
+        if row is None:
+            raise self._lacks(f"scale {scale!r}")
+        return row[0, -1].float().cpu()
+
+    def _lacks(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{what}: {self.name} has none",
+            why="its model is plain, or was trained without the compositional energy term",
+            hint="open a run of --model ebm with --use-compositional",
+        )
+
+    def _reach(self) -> int:
+        """Tokens that the last state can depend on at most: each layer sees a window, and the token before it."""
+        return 1 + self._model.config.n_layers * self._model.config.context_global
+
+    @torch.no_grad()
+    def compose(self, a: str | Tensor, b: str | Tensor) -> Tensor:
+        """comp(a, b) of two texts (their points) or unit vectors: (d,).
+
+        The composition is learned for the context vectors; where it is not trained it is the midpoint.
+
+        Raises:
+            ConfigError: the model has no composition.
+        """
+        composition = getattr(self._model, "composition", None)
+        if composition is None:
+            raise self._lacks("a composition")
+        pair = [self._point(x)[None].to(self._device.torch) for x in (a, b)]
+        composed: Tensor = composition(*pair)[0]
+        return composed.float().cpu()
+
+    def energy(self, text: str) -> Energy:
+        """Exact energies of the tokens of a text, read as `ebmvk evaluate` reads a document, without memory.
+
+        Raises:
+            DataError: the text is empty.
+        """
+        ids = self._run.tokenizer.encode_prompt(text)
+        context = self._run.config.data.seq_length
+        stream = TokenStream("text", ids, np.zeros(1, dtype=np.int64), self._run.tokenizer.word_level)
+        found = token_nats(self._model, stream, context=context, stride=max(1, context // 2), device=self._device.torch)
+        return Energy(self._texts(ids[1:]), found["none"])
+
+    def neighbors(self, x: str | Tensor, k: int = 10) -> list[NearToken]:
+        """The k tokens of largest cosine to a text's point or a unit vector (d,), best first."""
+        found = self._device.backend.topk(self._query(x), self._points, self._at_most(k, self._points.n))
+        ids = found.ids[0].cpu()
+        texts = self._texts(ids.numpy())
+        return [NearToken(int(i), t, float(c)) for i, t, c in zip(ids, texts, found.scores[0].cpu(), strict=True)]
+
+    def splats(self, x: str | Tensor, k: int = 10) -> list[NearSplat]:
+        """The k splats of the checkpoint's static memory nearest to a text's point or a unit vector; none without one.
+
+        Raises:
+            CheckpointError: the memory is damaged, or was built for other weights.
+        """
+        if self._memory is None and (self._run.checkpoint.path / MEMORY_FILE).is_file():
+            store = load(self._run.checkpoint.path, self._run.model, "episodic").static
+            self._memory = (store, self._device.backend.points(store.mu)) if store else None
+        if self._memory is None:
+            return []
+        store, points = self._memory
+        found = self._device.backend.topk(self._query(x), points, self._at_most(k, store.n))
+        ids = found.ids[0].cpu()
+        law = store.token_law(ids[:, None], torch.ones(len(ids), 1))
+        top = law.topk(min(TOP_TOKENS, store.vocab_size), dim=1)
+        return [
+            NearSplat(
+                *(int(i), float(cosine), float(store.kappa[i]), float(store.mass[i])),
+                list(zip(self._texts(own.numpy()), p.tolist(), strict=True)),
+            )
+            for i, cosine, own, p in zip(ids, found.scores[0].cpu(), top.indices, top.values, strict=True)
+        ]
+
+    def _at_most(self, k: int, n: int) -> int:
+        if k < 1:
+            raise ArgumentError(f"k = {k} is below 1", hint="ask for one neighbour or more")
+        return min(k, n)
+
+    def _texts(self, ids: Ids) -> list[str]:
+        return [self._run.tokenizer.decode([int(i)]) or "<|endoftext|>" for i in ids]
+
+    def _query(self, x: str | Tensor) -> Tensor:
+        return self._point(x)[None].to(self._device.torch).contiguous()
+
+    def _point(self, x: str | Tensor) -> Tensor:
+        """(d,) of a text, or a unit vector, checked."""
+        if isinstance(x, str):
+            return self.embed(x)
+        if x.shape != (self.d,) or not abs(float(torch.linalg.vector_norm(x.double())) - 1) < 1e-3:
+            raise ArgumentError(
+                f"a point of shape {tuple(x.shape)} and norm {float(x.double().norm()):.4g}, where a unit vector of "
+                f"shape ({self.d},) is needed",
+                hint="pass a text, or what `embed` returned",
+            )
+        return x.float()

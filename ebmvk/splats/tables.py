@@ -1,0 +1,220 @@
+"""Pretrained token vectors as people have them: safetensors and npy beside a tokenizer.json, word2vec, a hub's folder.
+
+Nothing here unpickles. A table knows which of its rows a token of another vocabulary corresponds to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer as _Tokenizer
+from torch import Tensor
+
+from ebmvk.errors import DataError
+
+TOKENIZER, WEIGHTS = "tokenizer.json", "model.safetensors"
+# What the token table is called by widespread models; the first is GPT-2's.
+TENSORS = (
+    "wte.weight",
+    "transformer.wte.weight",
+    "embeddings",
+    "embedding.weight",
+    "embed_tokens.weight",
+    "model.embed_tokens.weight",
+    "gpt_neox.embed_in.weight",
+    "embeddings.word_embeddings.weight",
+    "bert.embeddings.word_embeddings.weight",
+)
+FORMATS = (".safetensors", ".npy", ".bin", ".txt", ".vec")
+_LONGEST_LINE = 1 << 20  # bytes of a header or a word: more is not word2vec
+_Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: (n, D) floating; find(symbol, text): ids of the rows that a token stands for, none where it is unknown,
+    more than one where they are pieces of it. symbol: the token as tokenizer.json spells it; text: what it decodes
+    to."""
+
+    source: str
+    rows: Tensor
+    find: Callable[[str, str], list[int]]
+
+
+def read_table(path: Path, tensor: str | None, words: Collection[str]) -> Table:
+    """The table in a file, or in a folder laid out as a hub's snapshot (model.safetensors and tokenizer.json).
+
+    Args:
+        tensor: which tensor of a safetensors file; found by its name where None.
+        words: the words that are wanted of a word2vec file, which may hold millions.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format; its rows are not finite floating numbers; there
+            is no tokenizer.json beside rows that need names.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"--init {path}: there is no {file.name if path.is_dir() else 'such file'}",
+            hint=f"give a {', '.join(FORMATS)} file, or a folder with {WEIGHTS} and {TOKENIZER}",
+        )
+    match file.suffix.lower():
+        case ".safetensors":
+            return _named(file, _safetensors(file, tensor))
+        case ".npy":
+            return _named(file, _npy(file))
+        case ".bin" | ".txt" | ".vec":
+            return _word2vec(file, words, binary=file.suffix.lower() == ".bin")
+    raise DataError(f"--init {file}: unknown format {file.suffix!r}", hint=f"give one of {', '.join(FORMATS)}")
+
+
+# ---- matrices beside a tokenizer -----------------------------------------------------------------------------------
+
+
+def _safetensors(file: Path, tensor: str | None) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as content:
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            found: Tensor = content.get_tensor(_choose(file, shapes, tensor))
+            return found
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"--init {file}: not valid safetensors ({error})", hint="get the file again") from None
+
+
+def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) -> str:
+    """The tensor asked for; else the one of a known name; else the only matrix."""
+    if tensor is not None and tensor in shapes:
+        return tensor
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    known = [name for name in TENSORS if name in matrices]
+    candidates = known or matrices
+    if tensor is None and len(candidates) == 1:
+        return candidates[0]
+    what = f"has no tensor {tensor!r}" if tensor is not None else f"has {len(candidates)} tensors that it could mean"
+    shown = ", ".join(f"{name} {shapes[name]}" for name in candidates[:8]) or "none"
+    raise DataError(f"--init {file}: {what}; matrices: {shown}", hint=f"name one of them: --init {file}:TENSOR")
+
+
+def _npy(file: Path) -> Tensor:
+    try:
+        content = np.load(file, allow_pickle=False, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"--init {file}: not a plain npy array ({error})",
+            why="it is cut short, or it holds pickled objects, which are never loaded",
+            hint="save it again by numpy.save as a float32 matrix",
+        ) from None
+    if content.dtype.kind != "f":
+        raise DataError(f"--init {file}: dtype {content.dtype}, not floating", hint="save it as float32")
+    return torch.from_numpy(np.ascontiguousarray(content, dtype=np.float32))
+
+
+def _named(file: Path, rows: Tensor) -> Table:
+    """Rows named by the tokenizer beside them."""
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise DataError(
+            f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}, not a floating matrix (tokens, width)",
+            hint="give the matrix of the token embeddings",
+        )
+    if bool((bad := ~torch.isfinite(rows).all(1)).any()):
+        raise DataError(
+            f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
+            hint="the file is damaged: get it again",
+        )
+    tokenizer = _tokenizer(file.with_name(TOKENIZER), rows)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    unknown = {vocabulary.get(name) for name in ("<unk>", "[UNK]")}
+
+    def find(symbol: str, text: str) -> list[int]:
+        for spelling in (symbol, text.replace(" ", "▁")):  # of byte-level vocabularies, and of SentencePiece's
+            if spelling in vocabulary:
+                return [vocabulary[spelling]]
+        pieces: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return [] if "\ufffd" in text or unknown & set(pieces) else pieces
+
+    return Table(str(file), rows, find)
+
+
+def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
+    try:
+        tokenizer = _Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"--init: {file} is missing, so nothing says which token each of the {len(rows):,} rows is",
+            hint=f"put the {TOKENIZER} of that model beside the file",
+        ) from None
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"--init: {file} is no tokenizer: {error}", hint="get the file again") from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= len(rows):
+        raise DataError(
+            f"--init: {file} has token {largest}, where the matrix has {len(rows):,} rows",
+            hint="give the tokenizer that belongs to the matrix",
+        )
+    return tokenizer
+
+
+# ---- word2vec ------------------------------------------------------------------------------------------------------
+
+
+def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
+    """The rows of the wanted words of a word2vec file: a line "ROWS WIDTH", then a word and its numbers in each."""
+    places: dict[str, int] = {}
+    rows: list[_Rows] = []
+    try:
+        with file.open("rb") as stream:
+            count, width = _header(file, stream)
+            read = _binary_row if binary else _text_row
+            for number in range(count):
+                word, row = read(stream, width)
+                if row is None or len(row) != width:
+                    raise DataError(
+                        f"--init {file}: entry {number + 1} of {count:,} has no {width} numbers",
+                        why="the file is cut short, or of another format (.bin is binary, .txt and .vec are text)",
+                        hint="get the file again",
+                    )
+                if word in words and word not in places:
+                    if not np.isfinite(row).all():
+                        raise DataError(f"--init {file}: the vector of {word!r} is not finite", hint="get it again")
+                    places[word] = len(rows)
+                    rows.append(row)
+    except OSError as error:
+        raise DataError(f"--init {file}: {error.strerror or error}", hint="check its permissions") from None
+    table = torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width)
+    return Table(
+        str(file), table, lambda _, text: [places[word] for word in [text.removeprefix(" ")] if word in places]
+    )
+
+
+def _header(file: Path, stream: BinaryIO) -> tuple[int, int]:
+    fields = stream.readline(_LONGEST_LINE).split()
+    if len(fields) == 2 and all(field.isdigit() for field in fields) and min(map(int, fields)) > 0:
+        return int(fields[0]), int(fields[1])
+    raise DataError(
+        f"--init {file}: its first line is not 'ROWS WIDTH', as word2vec files begin",
+        hint="put that line before the first vector (GloVe files lack it)",
+    )
+
+
+def _text_row(stream: BinaryIO, width: int) -> tuple[str, _Rows | None]:
+    fields = stream.readline(_LONGEST_LINE).decode("utf-8", errors="replace").rstrip().rsplit(" ", width)
+    try:
+        return fields[0], np.array(fields[1:], dtype=np.float32)
+    except ValueError:
+        return fields[0], None
+
+
+def _binary_row(stream: BinaryIO, width: int) -> tuple[str, _Rows | None]:
+    word = bytearray()
+    while (letter := stream.read(1)) not in (b" ", b"") and len(word) < _LONGEST_LINE:
+        word += letter
+    content = stream.read(4 * width)
+    name = word.removeprefix(b"\n").decode("utf-8", errors="replace")
+    return name, np.frombuffer(content, dtype="<f4") if len(content) == 4 * width else None
