@@ -15,7 +15,7 @@ from ebmvk.engine.api import Backend, Points
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
-from ebmvk.training.cross_entropy import linear_cross_entropy
+from ebmvk.training.cross_entropy import linear_cross_entropies
 
 DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch
 SPREAD_PAIRS = 1024
@@ -24,10 +24,13 @@ SPREAD_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what to differentiate. parts: detached scalars by name, each before its weight."""
+    """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
+    h of the batch's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached."""
 
     total: Tensor
     parts: dict[str, Tensor]
+    states: Tensor
+    energies: Tensor
 
 
 def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Config, *, seed: int, step: int) -> Losses:
@@ -47,8 +50,8 @@ def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Conf
     context = model(tokens[:, :-1], mu)
     query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
     with torch.autocast(device, enabled=False):
-        parts = {"ce": linear_cross_entropy(query, mu, model.bias, targets, narrow)}
-        total = parts["ce"]
+        total, energies = linear_cross_entropies(query, mu, model.bias, targets, narrow)
+        parts = {"ce": total}
         if weights.lambda_denoise > 0:
             rows = torch.randint(
                 len(targets), (min(DENOISE_POSITIONS, len(targets)),), generator=rng, device=rng.device
@@ -62,7 +65,8 @@ def objective(model: EnergyModel, tokens: Tensor, backend: Backend, config: Conf
             total = total + weights.lambda_spread * parts["spread"]
         parts |= context.aux
         total = total + weights.moe_balance * parts["moe_balance"] + weights.moe_z * parts["moe_z"]
-    return Losses(total, {name: value.detach() for name, value in parts.items()})
+    states = context.h.detach().flatten(0, -2)
+    return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
 
 
 def _mix(seed: int, step: int) -> int:
