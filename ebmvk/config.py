@@ -109,6 +109,25 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class SplatConfig:
+    enable_soc: bool = True  # Consolidate memory splats during training; the weights don't depend on it.
+    n_splats_init: int = knob(10_000, low=1)  # Most splats without a curriculum.
+    max_splats: int = knob(150_000, low=1, high=10_000_000)  # The hard cap.
+    enable_curriculum_learning: bool = True  # Let the splats grow in three phases, 10 %, 60 % and 100 % of the target.
+    curriculum_epochs: float = knob(5.0, low=1e-9)  # Epochs in which the phases follow one another.
+    curriculum_target_splats: int = knob(50_000, low=1)  # Most splats in the last phase.
+    soc_check_interval: int = knob(100, low=1)  # Steps between consolidations.
+    soc_threshold: float = knob(0.8, low=0.0, high=1.0)  # Uncovered share that starts creation; falls to 0.2.
+    soc_history: int = knob(10_000, low=16, high=10_000_000)  # Training states kept to consolidate from.
+    soc_keep: float = knob(0.9, low=1e-3, high=1.0)  # Share of older statistics kept at a check: the trunk moves.
+    splat_temperature: float = knob(0.1, low=1e-3, high=1e3)  # tau: concentrations are divided by it.
+    splat_weight_decay: float = knob(0.0, low=0.0, high=1.0)  # Share of an old splat's mass lost per epoch.
+    splat_weight_decay_start: float = knob(1.0, low=0.0)  # Age in epochs from which a splat is old.
+    min_kappa: float = knob(1.0, low=1e-3)  # Least concentration of a splat, before division by tau.
+    max_kappa: float = knob(50.0, low=1e-3, high=1e4)  # Largest concentration of a splat.
+
+
+@dataclass(frozen=True)
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -116,6 +135,7 @@ class Config:
     langevin: LangevinConfig = field(default_factory=LangevinConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    splats: SplatConfig = field(default_factory=SplatConfig)
 
 
 def flag(key: str) -> str:
@@ -277,7 +297,27 @@ def check(config: Config) -> Config:
         f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
         f"take --langevin-levels {langevin.langevin_steps} or less: a level needs a step",
     )
+    _check_splats(config.splats)
     return config
+
+
+def _check_splats(splats: SplatConfig) -> None:
+    for name in ("n_splats_init", "curriculum_target_splats"):
+        _require(
+            getattr(splats, name) <= splats.max_splats,
+            f"{flag(name)} {getattr(splats, name)} exceeds --max-splats {splats.max_splats}",
+            f"take {flag(name)} {splats.max_splats} or less",
+        )
+    _require(
+        splats.min_kappa <= splats.max_kappa,
+        f"--min-kappa {splats.min_kappa} exceeds --max-kappa {splats.max_kappa}",
+        f"take --min-kappa {splats.max_kappa} or less",
+    )
+    _require(
+        splats.soc_history >= splats.soc_check_interval,
+        f"--soc-history {splats.soc_history} is below --soc-check-interval {splats.soc_check_interval}",
+        f"take --soc-history {splats.soc_check_interval} or more: a step adds a state",
+    )
 
 
 def check_model(model: ModelConfig) -> None:

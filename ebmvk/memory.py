@@ -22,6 +22,7 @@ MAX_SPLATS = 150_000
 class MemoryCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
+    from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.
@@ -33,16 +34,21 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCom
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _memory(cli.parse(MemoryCommand, args, command="memory", known=FLAGS)))
+    return cli.run(lambda: _memory(cli.parse(MemoryCommand, args, command="memory", known=FLAGS), cli.flags_in(args)))
 
 
-def _memory(command: MemoryCommand) -> int:
+def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
+    if command.from_training and "--splats" in given:
+        raise ConfigError(
+            f"--splats {command.splats} with --from-training: the splats are there already",
+            hint="leave one of the two away",
+        )
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import Fit, build_static, save
+    from ebmvk.training.memory import Fit, build_static, of_training, save
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
     began = time.perf_counter()
@@ -55,11 +61,14 @@ def _memory(command: MemoryCommand) -> int:
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
     corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
-    train = encode_split(corpus, "train", run.tokenizer)
-    check_same_text(run.checkpoint, train, run.config)
     model, context = run.model.to(device.torch), run.config.data.seq_length
     static = None
-    if command.splats:
+    if command.from_training:
+        static = of_training(run.checkpoint)
+        say(f"static      {static.n:,} splats of {static.mass.sum():,.0f} contexts, consolidated during training")
+    elif command.splats:
+        train = encode_split(corpus, "train", run.tokenizer)
+        check_same_text(run.checkpoint, train, run.config)
         say(f"static      reading {len(train):,} tokens of the training text")
         static = build_static(
             model,

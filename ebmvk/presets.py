@@ -17,6 +17,14 @@ _SHARED: dict[str, object] = {
     "langevin_T": 1.0,
     "weight_decay": 0.01,
     "grad_clip": 1.0,
+    "enable_curriculum_learning": True,
+    "curriculum_epochs": 5.0,
+    "soc_threshold": 0.8,
+    "splat_temperature": 0.1,
+    "splat_weight_decay": 0.0,
+    "splat_weight_decay_start": 1.0,
+    "min_kappa": 1.0,
+    "max_kappa": 50.0,
 }
 
 PRESETS: dict[Size, dict[str, object]] = {
@@ -37,6 +45,10 @@ PRESETS: dict[Size, dict[str, object]] = {
         "steps": 300,
         "learning_rate": 4e-3,
         "warmup_steps": 20,
+        "n_splats_init": 100,
+        "max_splats": 1500,
+        "curriculum_target_splats": 500,
+        "soc_check_interval": 20,
     },
     "tiny": {
         **_SHARED,
@@ -55,6 +67,10 @@ PRESETS: dict[Size, dict[str, object]] = {
         "steps": 900,
         "learning_rate": 4e-3,
         "warmup_steps": 50,
+        "n_splats_init": 1000,
+        "max_splats": 15000,
+        "curriculum_target_splats": 5000,
+        "soc_check_interval": 50,
     },
     "small": {
         **_SHARED,
@@ -73,6 +89,10 @@ PRESETS: dict[Size, dict[str, object]] = {
         "steps": 1200,
         "learning_rate": 3e-3,
         "warmup_steps": 60,
+        "n_splats_init": 4000,
+        "max_splats": 60000,
+        "curriculum_target_splats": 20000,
+        "soc_check_interval": 100,
     },
     "base": {
         **_SHARED,
@@ -91,6 +111,10 @@ PRESETS: dict[Size, dict[str, object]] = {
         "epochs": 10.0,
         "learning_rate": 1e-4,
         "warmup_steps": 100,
+        "n_splats_init": 10000,
+        "max_splats": 150000,
+        "curriculum_target_splats": 50000,
+        "soc_check_interval": 100,
     },
 }
 

@@ -89,11 +89,14 @@ class Batches:
 
     def batch(self, step: int) -> torch.Tensor:
         """(B, T+1) int64: inputs are [:, :-1], targets [:, 1:]."""
+        return torch.from_numpy(self._tokens[self.positions(step)].astype(np.int64))
+
+    def positions(self, step: int) -> npt.NDArray[np.int64]:
+        """(B, T+1): where in the stream each token of a batch stands."""
         index = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
         epochs, places = np.divmod(index, self.windows)
         starts = np.array([self._starts(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
-        positions = (starts[:, None] + np.arange(self._seq_length + 1)) % len(self._tokens)
-        return torch.from_numpy(self._tokens[positions].astype(np.int64))
+        return np.asarray((starts[:, None] + np.arange(self._seq_length + 1)) % len(self._tokens))
 
     def _epoch_starts(self, epoch: int) -> npt.NDArray[np.int64]:
         random = np.random.default_rng([self._seed, epoch])

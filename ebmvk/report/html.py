@@ -104,6 +104,7 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
         note = "mean energy on validation: of the true next tokens, and of states where the chains end"
         yield _plot("Energy", note, energies, ylabel="nats")
     yield from _part_plots(history)
+    yield from _splat_plots(history)
     x, y = _series(history.evals, "langevin", "kinetic_temperature")
     if x:
         note = "mean |v|² / (d−1) right after the noise; the law asks for the dashed line"
@@ -141,6 +142,23 @@ def _levels(history: History) -> list[Row]:
     """Rows of the table of score matching, of the last evaluation; those of before levels had names have none."""
     levels = history.evals[-1].get("score_matching", []) if history.evals else []
     return [level | {"label": _named(level)} for level in levels if "ratio" in level]
+
+
+def _splat_plots(history: History) -> Iterator[tuple[str, str, str]]:
+    """Consolidation during training: how many splats, how much they leave uncovered, how much happens."""
+    if not history.soc:
+        return
+    curves = [Curve("splats", *_series(history.soc, "splats"), dots=True)]
+    curves.append(Curve("capacity", *_series(history.soc, "capacity"), faint=True))
+    note = "consolidated during training; faint: the capacity of the phase"
+    yield _plot("Memory splats", note, curves, ylabel="splats")
+    names = ("phi", "threshold")
+    curves = [Curve(name, *_series(history.soc, name), dots=True, colour=i) for i, name in enumerate(names)]
+    note = "phi: share of held-out training contexts that no splat explains; splats are created above the threshold"
+    yield _plot("Uncovered share", note, curves, ylabel="share", span=0.1)
+    events = ("created", "split", "merged", "pruned")
+    curves = [Curve(name, *_series(history.soc, name), dots=True, colour=i) for i, name in enumerate(events)]
+    yield _plot("Consolidation events", "splats at each check; their sum is the avalanche", curves, ylabel="splats")
 
 
 def _level(history: History, index: int) -> tuple[list[float], list[float]]:

@@ -17,6 +17,7 @@ class History:
     facts: Row = field(default_factory=dict)
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
+    soc: list[Row] = field(default_factory=list)
     end: Row | None = None
     restarts: int = 0
     broken_lines: int = 0
@@ -53,10 +54,13 @@ def read_metrics(path: Path) -> History:
             # A restart continues from an earlier checkpoint: what came after it was lost and is taken again.
             history.steps = [old for old in history.steps if old["step"] <= step]
             history.evals = [old for old in history.evals if old["step"] <= step]
+            history.soc = [old for old in history.soc if old["step"] <= step]
         elif event == "step":
             history.steps.append(row)
         elif event == "eval":
             history.evals.append(row)
+        elif event == "soc":
+            history.soc.append(row)
         elif event == "end":
             history.end = row
     return history

@@ -1,11 +1,12 @@
-"""Consolidation of splats by description length (model section 8), at one concentration kappa for all.
+"""Consolidation of splats by description length (model section 8).
 
 Coding the contexts of a splat and their tokens costs -n log n_k for the splat, entropies for tokens, and -n psi(r) for
-places, psi(r) = log C_d(kappa) + kappa r. Merging i and j then costs
+places, psi(r) = max over the allowed kappa_hat of log C_d(kappa_hat) + kappa_hat r, r = |R|/n. Merging i and j costs
 
-    dL = kappa (|R_i| + |R_j| - |R_i + R_j|) - sum over v in both of [f(n_i(v) + n_j(v)) - f(n_i(v)) - f(n_j(v))],
+    dL = n_i psi(r_i) + n_j psi(r_j) - n_ij psi(r_ij) - sum over v in both of [f(n_ij(v)) - f(n_i(v)) - f(n_j(v))],
 
-f(n) = n log n: what the mixture and KL terms of the general formula come to, with n_ij = n_i + n_j and one kappa.
+f(n) = n log n: what the mixture and KL terms of the general formula come to, with n_ij = n_i + n_j. With one kappa for
+all, the terms of place come to kappa (|R_i| + |R_j| - |R_i + R_j|).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend
+from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 from ebmvk.splats.store import SplatStore
 
 NEIGHBOURS = 8  # partners looked at for each splat
+QUERIES = 1024  # splats whose partners are looked for, at least
 
 
 def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tensor:
@@ -24,7 +27,21 @@ def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tenso
     it saves."""
     a, b = store.length[i], store.length[j]
     together = (a * a + b * b + 2 * a * b * cosine.double()).clamp_min(0).sqrt()
-    return store.kappa_max * (a + b - together) - _shared(store, i, j)
+    if store.kappa_min == store.kappa_max:
+        places = store.kappa_max * (a + b - together)
+    else:
+        own = _places(store, store.mass, store.length)
+        places = own[i] + own[j] - _places(store, store.mass[i] + store.mass[j], together)
+    return places - _shared(store, i, j)
+
+
+def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
+    """n psi(|R|/n), less n log C_d(0), which merging keeps: any shape, float64."""
+    r = (length / mass).clamp(0, 1)
+    ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)  # beyond it the answer is kappa_max
+    # psi is flat where it is largest: an error of kappa comes in squared.
+    kappa = inverse_mean_cosine(torch.minimum(r, ceiling), store.d).clamp(store.kappa_min, store.kappa_max)
+    return mass * log_c_ratio(kappa, store.d) + kappa * length
 
 
 def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
@@ -47,10 +64,17 @@ def consolidate(store: SplatStore, target: int, backend: Backend) -> SplatStore:
 
 
 def _pairs(store: SplatStore, most: int, backend: Backend) -> Tensor:
-    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at least one pair."""
-    found = backend.topk(store.mu, backend.points(store.mu), min(NEIGHBOURS + 1, store.n))
+    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at least one pair.
+
+    Partners are sought for the lightest splats only, four times as many as have to go: the cost of merging grows with
+    mass, and that of the search with how many ask.
+    """
+    ask = torch.arange(store.n)
+    if max(4 * most, QUERIES) < store.n:
+        ask = store.mass.argsort(stable=True)[: max(4 * most, QUERIES)].sort().values
+    found = backend.topk(store.mu[ask], backend.points(store.mu), min(NEIGHBOURS + 1, store.n))
     near = found.ids.cpu()
-    first = torch.arange(store.n)[:, None].expand_as(near)
+    first = ask[:, None].expand_as(near)
     use = first != near
     i, j = first[use], near[use]
     order = merge_cost(store, i, j, found.scores.cpu()[use]).argsort(stable=True)

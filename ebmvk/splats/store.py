@@ -55,6 +55,9 @@ class SplatStore:
         background: nu, the mass of the uniform background, alpha_inf = nu/(N+nu).
         beta: smoothing mass of the token distributions. kappa_min, kappa_max: bounds of kappa_hat, what the original
             system's 1 and 50 are after division by its splat temperature. vocab_size: V.
+        frequency: (M,) float64 >= 0, the posterior mass with which each splat has been recalled in training, never
+            forgotten; birth, last_use: (M,) int64, the training steps of its birth and of its last recall. All 0 in a
+            store that was built from a text at once.
     """
 
     mass: Tensor
@@ -67,6 +70,9 @@ class SplatStore:
     kappa_min: float
     kappa_max: float
     vocab_size: int
+    frequency: Tensor
+    birth: Tensor
+    last_use: Tensor
 
     @classmethod
     def gather(
@@ -78,29 +84,35 @@ class SplatStore:
         vocab_size: int,
         beta: float,
         kappa: tuple[float, float],
+        weight: Tensor | None = None,
+        step: int = 0,
     ) -> SplatStore:
         """Statistics of states (n, d), of any floating dtype, followed by tokens (n,), each owned by one splat.
 
-        owner: (n,) int64, renumbered in order without gaps. kappa: the bounds of kappa_hat. The background starts at
-        nu = N, alpha_inf = 1/2.
+        owner: (n,) int64, renumbered in order without gaps. kappa: the bounds of kappa_hat. weight: (n,) float64 > 0 of
+        each state, 1 by default. step: of the splats' birth. The background starts at nu = N, alpha_inf = 1/2.
         """
         check_states(states, tokens)
         row = torch.unique(owner, return_inverse=True)[1]
-        mass = torch.bincount(row).to(torch.float64)
+        weight = torch.ones(len(row), dtype=torch.float64) if weight is None else weight
+        mass = torch.bincount(row, weight)
         # float64 and in order: sums of many unit vectors, the same on every run.
         resultant = torch.zeros(len(mass), states.shape[1], dtype=torch.float64)
-        for rows, part in zip(torch.split(row, _ROWS), torch.split(states, _ROWS), strict=True):
-            resultant.index_add_(0, rows, part.double())
-        cell, count = torch.unique(row * vocab_size + tokens, return_counts=True)
+        for rows, part, own in zip(*(torch.split(part, _ROWS) for part in (row, states, weight)), strict=True):
+            resultant.index_add_(0, rows, part.double() * own[:, None])
+        cell, inverse = torch.unique(row * vocab_size + tokens, return_inverse=True)
         return cls(
             mass,
             resultant.float(),
-            *_rows_of(cell, count.double(), len(mass), vocab_size),
+            *_rows_of(cell, torch.bincount(inverse, weight), len(mass), vocab_size),
             background=float(mass.sum()),
             beta=beta,
             kappa_min=kappa[0],
             kappa_max=kappa[1],
             vocab_size=vocab_size,
+            frequency=torch.zeros_like(mass),
+            birth=torch.full((len(mass),), step),
+            last_use=torch.full((len(mass),), step),
         )
 
     @property
@@ -166,6 +178,9 @@ class SplatStore:
             count_start=torch.cat((torch.zeros(1, dtype=torch.int64), length.cumsum(0))),
             count_token=self.count_token[cells],
             count=self.count[cells],
+            frequency=self.frequency[keep],
+            birth=self.birth[keep],
+            last_use=self.last_use[keep],
         )
 
     def joined(self, other: SplatStore) -> SplatStore:
@@ -177,10 +192,16 @@ class SplatStore:
             count_start=torch.cat((self.count_start, other.count_start[1:] + self.count_start[-1])),
             count_token=torch.cat((self.count_token, other.count_token)),
             count=torch.cat((self.count, other.count)),
+            frequency=torch.cat((self.frequency, other.frequency)),
+            birth=torch.cat((self.birth, other.birth)),
+            last_use=torch.cat((self.last_use, other.last_use)),
         )
 
     def merged(self, owner: Tensor) -> SplatStore:
-        """Splats of one owner become one: their statistics add. owner: (M,) int64, renumbered without gaps."""
+        """Splats of one owner become one: their statistics add, the birth is the earliest, the last use the latest.
+
+        owner: (M,) int64, renumbered without gaps.
+        """
         group = torch.unique(owner, return_inverse=True)[1]
         n = int(group.max()) + 1
         cell, inverse = torch.unique(group[self.row] * self.vocab_size + self.count_token, return_inverse=True)
@@ -194,6 +215,53 @@ class SplatStore:
             count_start=start,
             count_token=token,
             count=count,
+            frequency=torch.zeros(n, dtype=torch.float64).index_add_(0, group, self.frequency),
+            birth=torch.zeros(n, dtype=torch.int64).scatter_reduce_(0, group, self.birth, "amin", include_self=False),
+            last_use=torch.zeros(n, dtype=torch.int64).scatter_reduce_(
+                0, group, self.last_use, "amax", include_self=False
+            ),
+        )
+
+    def absorbed(self, x: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor, step: int) -> SplatStore:
+        """Contexts x (B, d) and the tokens (B,) that followed, added to splats ids (B, K) with weights (B, K) >= 0.
+
+        The weights are also the frequency of the splats' recall at a training step.
+        """
+        use = weights > 0
+        splat, weight = ids[use], weights[use].double()
+        member = torch.arange(len(x))[:, None].expand_as(ids)[use]
+        mass = torch.zeros_like(self.mass).index_add_(0, splat, weight)
+        resultant = self.resultant.double()
+        for rows, w, m in zip(*(torch.split(part, _ROWS) for part in (splat, weight, member)), strict=True):
+            resultant.index_add_(0, rows, w[:, None] * x[m].double())
+        cells = torch.cat((self.row * self.vocab_size + self.count_token, splat * self.vocab_size + tokens[member]))
+        cell, inverse = torch.unique(cells, return_inverse=True)
+        count = torch.zeros(len(cell), dtype=torch.float64).index_add_(0, inverse, torch.cat((self.count, weight)))
+        start, token, count = _rows_of(cell, count, self.n, self.vocab_size)
+        return replace(
+            self,
+            mass=self.mass + mass,
+            resultant=resultant.float(),
+            count_start=start,
+            count_token=token,
+            count=count,
+            frequency=self.frequency + mass,
+            last_use=torch.where(mass > 0, step, self.last_use),
+        )
+
+    def trimmed(self, floor: float) -> SplatStore:
+        """Without the token counts below `floor`, which go with their share of mass and resultant: what is forgotten
+        by a factor would otherwise be kept in ever more cells. A splat may be left with mass 0."""
+        use = self.count >= floor
+        mass = torch.zeros_like(self.mass).index_add_(0, self.row[use], self.count[use])
+        length = torch.bincount(self.row[use], minlength=self.n)
+        return replace(
+            self,
+            mass=mass,
+            resultant=(self.resultant.double() * (mass / self.mass)[:, None]).float(),
+            count_start=torch.cat((torch.zeros(1, dtype=torch.int64), length.cumsum(0))),
+            count_token=self.count_token[use],
+            count=self.count[use],
         )
 
     # ---- token laws ------------------------------------------------------------------------------------------------
@@ -243,11 +311,15 @@ class SplatStore:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], source: str) -> SplatStore:
-        """The store of `state`, checked. source: the file, for messages.
+        """The store of `state`, checked. source: the file, for messages. Files written before splats had a frequency, a
+        birth and a last use have none of the three: 0.
 
         Raises:
             CheckpointError: a tensor is missing, or has the wrong shape or dtype, or they contradict each other.
         """
+        if not state.keys() & {"frequency", "birth", "last_use"} and "mass" in state:
+            steps = torch.zeros(len(state["mass"]), dtype=torch.int64)
+            state = state | {"frequency": steps.double(), "birth": steps, "last_use": steps}
         missing = sorted({entry.name for entry in fields(cls)} - set(state))
         if missing:
             raise _damaged(source, f"lacks {missing[0]!r}")
@@ -266,6 +338,9 @@ class SplatStore:
             "count_start": ((m + 1,), torch.int64),
             "count_token": ((nnz,), torch.int64),
             "count": ((nnz,), torch.float64),
+            "frequency": ((m,), torch.float64),
+            "birth": ((m,), torch.int64),
+            "last_use": ((m,), torch.int64),
         }
         for name, (shape, dtype) in expected.items():
             value: Tensor = getattr(self, name)
@@ -288,6 +363,8 @@ class SplatStore:
             raise _damaged(source, "token counts do not add up to the masses")
         if bool((self.length > self.mass * (1 + 1e-3)).any()):
             raise _damaged(source, "a resultant is longer than its mass")
+        if bool((self.frequency < 0).any()) or bool((self.birth < 0).any()) or bool((self.last_use < self.birth).any()):
+            raise _damaged(source, "frequency or birth is negative, or a last use before its birth")
 
 
 def _rows_of(cell: Tensor, count: Tensor, n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Checkpoints: safetensors and JSON, written beside and renamed, so that a kill or a full disk loses nothing.
 
-A run folder holds checkpoints/step-N/ (model.safetensors, state.safetensors, state.json) and two small files beside
-it, `latest` and `best`, that name one of them. state.json is written last and carries the size and SHA-256 of the
-other two, so a folder with a valid state.json is complete.
+A run folder holds checkpoints/step-N/ (model.safetensors, state.safetensors, soc.safetensors where splats are
+consolidated during training, state.json) and two small files beside it, `latest` and `best`, that name one of them.
+state.json is written last and carries the size and SHA-256 of the others, so a folder with a valid state.json is
+complete.
 """
 
 from __future__ import annotations
@@ -27,31 +28,41 @@ from torch import Tensor, nn
 from ebmvk.errors import CheckpointError, StorageError
 
 FORMAT = 1
-MODEL, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json"
+MODEL, STATE, SOC, MANIFEST = "model.safetensors", "state.safetensors", "soc.safetensors", "state.json"
 STEP = re.compile(r"step-(\d+)")
 _TENSOR = "$tensor"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds, verified. `state` is JSON-able; `optimizer` is a tree of tensors and numbers."""
+    """What a checkpoint folder holds, verified. `state` is JSON-able; `optimizer` is a tree of tensors and numbers;
+    `soc` is empty where the run consolidates no splats."""
 
     path: Path
     step: int
     model: dict[str, Tensor]
     optimizer: Any
     state: dict[str, Any]
+    soc: dict[str, Tensor]
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def save(run: Path, step: int, model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Path:
+def save(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Any,
+    state: Mapping[str, Any],
+    soc: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write checkpoints/step-N and let `latest` name it.
 
     Args:
         optimizer: nested dicts and lists of tensors and JSON-able values.
         state: JSON-able values to come back from `load`.
+        soc: tensors of the consolidation, a file of their own.
 
     Raises:
         StorageError: nothing that was there before is touched, and the unfinished folder is removed.
@@ -68,6 +79,8 @@ def save(run: Path, step: int, model: nn.Module, optimizer: Any, state: Mapping[
             MODEL: _describe(unfinished / MODEL, dump_tensors(weights)),
             STATE: _describe(unfinished / STATE, dump_tensors(tensors)),
         }
+        if soc is not None:
+            files[SOC] = _describe(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
         manifest = {"format": FORMAT, "step": step, "files": files, "optimizer": tree, "state": dict(state)}
         write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
         sync_folder(unfinished)
@@ -262,7 +275,8 @@ def load(path: Path) -> Checkpoint:
     manifest = _manifest(path)
     model = _tensors(path, MODEL, manifest["files"])
     state = _tensors(path, STATE, manifest["files"])
-    for file, tensors in ((MODEL, model), (STATE, state)):
+    soc = _tensors(path, SOC, manifest["files"]) if SOC in manifest["files"] else {}
+    for file, tensors in ((MODEL, model), (STATE, state), (SOC, soc)):
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise _bad(path / file, f"tensor '{name}' is not finite")
@@ -270,7 +284,7 @@ def load(path: Path) -> Checkpoint:
         optimizer = unpack(manifest["optimizer"], state)
     except (KeyError, TypeError, ValueError) as error:
         raise _bad(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
-    return Checkpoint(path, manifest["step"], model, optimizer, manifest["state"])
+    return Checkpoint(path, manifest["step"], model, optimizer, manifest["state"], soc)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

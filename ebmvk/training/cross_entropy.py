@@ -16,7 +16,9 @@ CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32 logits, 8 of bfloat16
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         rows, vocabulary = len(query), len(points)
         narrow, narrow_bias = points.to(dtype), bias.to(dtype)
         ones = query.new_ones(rows, dtype=dtype)
@@ -37,7 +39,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias.index_add_(0, targets, torch.ones_like(log_p), alpha=-1)
         ctx.save_for_backward(grad_query, grad_points, grad_bias)
         ctx.rows = rows
-        return losses.mean()
+        ctx.mark_non_differentiable(losses)
+        return losses.mean(), losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
@@ -54,5 +57,12 @@ def linear_cross_entropy(
     query: (N, d); points: (V, d); bias: (V,); targets: (N,) int64; all floating tensors of one dtype. `dtype`: that of
     the products and of p, bfloat16 in mixed precision; sums over rows and chunks keep the dtype of `query`.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(query, points, bias, targets, dtype or query.dtype)  # type: ignore[no-untyped-call]
-    return loss
+    return linear_cross_entropies(query, points, bias, targets, dtype)[0]
+
+
+def linear_cross_entropies(
+    query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and that of each row (N,), which has no gradient: the energies E(v|c) of the targets."""
+    found: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(query, points, bias, targets, dtype or query.dtype)  # type: ignore[no-untyped-call]
+    return found

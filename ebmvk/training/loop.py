@@ -28,6 +28,7 @@ from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.losses import objective
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
+from ebmvk.training.soc import TrainingSoc
 from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
 SCORED_TOKENS = 512  # of validation, for the score-matching figures
@@ -104,6 +105,11 @@ class Trainer:
         self.batches = Batches(
             streams.train, config.training.batch_size, config.data.seq_length, step_seed(config.run.seed, -2)
         )
+        self.soc = (
+            TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, device)
+            if config.splats.enable_soc
+            else None
+        )
         self.progress = Progress()
         self._first_batch = 0
         self._unigram = frequencies(streams.train, tokenizer.vocab_size)
@@ -126,6 +132,8 @@ class Trainer:
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
         self.progress = progress
+        if self.soc and not self.soc.restore(found, progress.seconds):
+            self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
         self._first_batch = self.progress.windows // self.config.training.batch_size - self.progress.step
         if self.config.run.deterministic:
@@ -155,7 +163,8 @@ class Trainer:
             "train": digest(self.streams.train),
             "threads": torch.get_num_threads(),
         }
-        path = checkpoint.save(self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state)
+        soc = self.soc.consolidation.state() if self.soc else None
+        path = checkpoint.save(self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc)
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
@@ -216,6 +225,7 @@ class Trainer:
         self._refuse_non_finite(losses.total, parts)
         lr = optim.lr_at(step, config.training)
         norm = self.optimizer.step(lr)
+        found = self.soc.after(step + 1, self._first_batch + step, losses, tokens) if self.soc else None
         seconds = time.perf_counter() - began
         self.progress = dataclasses.replace(
             self.progress,
@@ -228,6 +238,22 @@ class Trainer:
         values = {"loss": float(losses.total.detach()), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
         counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
+        if self.soc and found:
+            self._tell(found | {"share": self.soc.share(self.progress.seconds)})
+
+    def _tell(self, found: Mapping[str, Any]) -> None:
+        """Record one consolidation and say it in a line."""
+        self.monitor.record("soc", self.progress.step, found)
+        events = ", ".join(f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name])
+        growth = found["growth"]
+        if growth:
+            verdict = "accepted" if growth["accepted"] else "refused"
+            change = growth["after"] - growth["before"]
+            events = f"growth to phase {growth['phase']} {verdict} ({change:+.4f} nats per token); {events}"
+        self.monitor.say(
+            f"step {self.progress.step}: {found['splats']:,} of {found['capacity']:,} splats, phi {found['phi']:.3f} "
+            f"against {found['threshold']:.3f}; {events or 'no event'}"
+        )
 
     def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float]) -> None:
         """Raise NonFinite naming the first bad loss or gradient, before the optimiser sees it."""
@@ -260,6 +286,8 @@ class Trainer:
         scored = self._score_matching(part) if self.model.on_sphere else []
         levels = {"score_matching": [level.record() for level in scored]}
         health = self.probe(step)
+        if self.soc:
+            health = {**health, "splats": self.soc.consolidation.summary(step)}
         counts = counts_record(self.device.backend)
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
         self.progress = dataclasses.replace(self.progress, evaluated=step)
@@ -297,10 +325,16 @@ class Trainer:
         size = text_size(validation, self.tokenizer)
         base = trigram(self.streams.train, validation, size, self.tokenizer.vocab_size)
         counts = counts_record(self.device.backend)
-        record = {"validation": found.record(), "trigram": base.record(), "counts": counts}
+        gain = self.soc.gain() if self.soc else None
+        record = {"validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
+        if gain:
+            self.monitor.say(
+                f"memory of {gain['splats']:,} splats from training, part of validation: "
+                f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without"
+            )
 
 
 def _figures(found: Likelihood) -> str:

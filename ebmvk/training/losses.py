@@ -16,7 +16,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
 from ebmvk.training import noise
-from ebmvk.training.cross_entropy import linear_cross_entropy
+from ebmvk.training.cross_entropy import linear_cross_entropies
 
 Form = Literal["cross-entropy", "score"]
 DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch
@@ -26,10 +26,13 @@ SPREAD_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what to differentiate. parts: detached scalars by name, each before its weight."""
+    """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
+    h of the batch's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached."""
 
     total: Tensor
     parts: dict[str, Tensor]
+    states: Tensor
+    energies: Tensor
 
 
 def objective(
@@ -52,7 +55,8 @@ def objective(
     context = model(tokens[:, :-1], mu)
     query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
     with torch.autocast(device, enabled=False):
-        parts = {"ce": linear_cross_entropy(query, mu, model.bias, targets, narrow)}
+        mean, energies = linear_cross_entropies(query, mu, model.bias, targets, narrow)
+        parts = {"ce": mean}
         if model.on_sphere and weights.lambda_denoise > 0:
             rows = torch.randint(
                 len(targets), (min(DENOISE_POSITIONS, len(targets)),), generator=rng, device=rng.device
@@ -68,7 +72,8 @@ def objective(
             parts["spread"] = spread(mu, rng)
         parts |= context.aux
         total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
-    return Losses(total, {name: value.detach() for name, value in parts.items()})
+    states = context.h.detach().flatten(0, -2)
+    return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
 
 
 def _weight(part: str, weights: TrainingConfig) -> float:

@@ -24,8 +24,9 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.splats.build import cluster
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
+from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.checkpoint import MODEL, write_atomic
+from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
 from ebmvk.training.evaluation import contexts
 from ebmvk.training.workspace import Device
 
@@ -57,6 +58,18 @@ def build_static(
         done += len(following)
     owner = cluster(h, tokens, splats, device.backend, seed)
     return SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
+
+
+def of_training(found: Checkpoint) -> SplatStore:
+    """The splats that training consolidated. Raises CheckpointError where the checkpoint has none."""
+    store = store_of(found.soc, str(found.path / SOC))
+    if store is None:
+        raise CheckpointError(
+            f"{found.path} has no splats from training",
+            why="it was trained with --no-enable-soc, or saved before the first consolidation",
+            hint="build them from the training text: leave --from-training away",
+        )
+    return store
 
 
 class Fit:

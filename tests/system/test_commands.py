@@ -31,13 +31,16 @@ SURFACE = {
         --no-use-compositional --use-splat --no-use-splat --decoder --knn-k --langevin-steps --langevin-levels
         --langevin-dt --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --learning-rate --lr
         --weight-decay --grad-clip --warmup-steps --precision --lambda-denoise --lambda-spread --moe-balance --moe-z
-        --noise-levels --noise-unit --denoise-form --log-every --eval-every --eval-tokens --save-every --keep-last
-        --sample-tokens --run-dir --resume --stop-after --config --quiet --no-quiet""",
+        --noise-levels --noise-unit --denoise-form --init --enable-soc --no-enable-soc --n-splats-init --max-splats
+        --enable-curriculum-learning --no-enable-curriculum-learning --curriculum-epochs --curriculum-target-splats
+        --soc-check-interval --soc-threshold --soc-history --soc-keep --splat-temperature --splat-weight-decay
+        --splat-weight-decay-start --min-kappa --max-kappa --log-every --eval-every --eval-tokens --save-every
+        --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
         --scramble-memory --no-scramble-memory --score-matching --no-score-matching --device --json --no-json""",
     "memory": """
-        --checkpoint --splats --data-dir --device --quiet --no-quiet""",
+        --checkpoint --splats --from-training --no-from-training --data-dir --device --quiet --no-quiet""",
     "doctor": """
         --device --json --no-json""",
     "certify": """
@@ -83,7 +86,8 @@ def test_train_leaves_a_complete_run_folder(trained: Path) -> None:
     }  # fmt: skip
     for name in ("latest", "best"):
         folder = trained / (trained / name).read_text(encoding="ascii").strip()
-        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "state.safetensors", "state.json"}
+        files = {"model.safetensors", "state.safetensors", "soc.safetensors", "state.json"}
+        assert {path.name for path in folder.iterdir()} == files
 
 
 def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Path) -> None:

@@ -442,9 +442,9 @@ def test_non_finite_numbers_never_reach_the_weights(
     def bad(model: nn.Module, *args: Any, **how: Any) -> Losses:
         losses = real(model, *args, **how)  # type: ignore[arg-type]
         if part == "loss":
-            return Losses(losses.total, losses.parts | {"denoise": torch.tensor(float("nan"))})
+            return dataclasses.replace(losses, parts=losses.parts | {"denoise": torch.tensor(float("nan"))})
         if part == "total":
-            return Losses(losses.total * float("inf"), losses.parts)
+            return dataclasses.replace(losses, total=losses.total * float("inf"))
         weight = next(p for name, p in model.named_parameters() if name.startswith("trunk."))
         weight.register_hook(lambda grad: grad * float("nan"))
         return losses

@@ -1,0 +1,86 @@
+"""The last training states, as tensors: what consolidation during training works on (model section 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ebmvk.errors import CheckpointError
+
+
+@dataclass
+class History:
+    """A ring of the last n states of a run.
+
+    Args:
+        states: (n, d) float32 unit rows. tokens: (n,) int64, which followed them. energies: (n,) float32, E(v|c) =
+            -log p(v|c), nats. steps: (n,) int64, the training step of each.
+        left: (n,) float64, the share of each state that no splat has taken yet, 1 for a new one: a state enters a
+            store once, whatever part of it comes through assignment and whatever part through creation.
+        added: (1,) int64, states added so far. pending: (1,) int64, those of them that have not been assigned.
+    """
+
+    states: Tensor
+    tokens: Tensor
+    energies: Tensor
+    steps: Tensor
+    left: Tensor
+    added: Tensor
+    pending: Tensor
+
+    @classmethod
+    def empty(cls, size: int, d: int) -> History:
+        whole = torch.zeros(size, dtype=torch.int64)
+        count = torch.zeros(1, dtype=torch.int64)
+        real = whole.double()
+        return cls(torch.zeros(size, d), whole, real.float(), whole.clone(), real, count, count.clone())
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n(self) -> int:
+        """States held."""
+        return min(int(self.added), self.size)
+
+    def add(self, states: Tensor, tokens: Tensor, energies: Tensor, step: int) -> None:
+        """States (m, d) of a step, over the oldest ones; of more than the ring holds, the last."""
+        keep = slice(max(0, len(states) - self.size), None)
+        place = (int(self.added) + torch.arange(len(states))[keep]) % self.size
+        self.states[place], self.tokens[place], self.energies[place] = states[keep], tokens[keep], energies[keep]
+        self.steps[place], self.left[place] = step, 1.0
+        self.added += len(states)
+        self.pending += len(states)
+
+    def unassigned(self) -> Tensor:
+        """Places (m,) of the states added since `assigned` was last called, the oldest first."""
+        new = min(int(self.pending), self.size)
+        return (int(self.added) - new + torch.arange(new)) % self.size
+
+    def assigned(self) -> None:
+        """What has been added so far is not pending any more."""
+        self.pending.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything as tensors, for safetensors."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def restore(self, state: dict[str, Tensor], source: str) -> None:
+        """Take back what `state` gave. source: the file, for messages.
+
+        Raises:
+            CheckpointError: a tensor is missing, or of another shape or dtype than a ring of this size has.
+        """
+        for name, own in self.state().items():
+            value = state.get(name)
+            if value is None or value.shape != own.shape or value.dtype != own.dtype:
+                found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
+                raise CheckpointError(
+                    f"{source}: the history's {name} is {found}, not {tuple(own.shape)} {own.dtype}",
+                    why="it was saved with another --soc-history or --latent-dim, or the file was changed",
+                    hint="resume with the config.toml that this checkpoint was trained with",
+                )
+            own.copy_(value)

@@ -1,0 +1,131 @@
+"""Consolidation as a part of training: which states it sees, what judges its growth, how much of the time it takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ebmvk.config import Config
+from ebmvk.data.windows import Batches, TokenStream
+from ebmvk.model.language import LanguageModel
+from ebmvk.sphere.geometry import projx
+from ebmvk.splats.gate import fit_gate, mix
+from ebmvk.splats.memory import Memory, Reader, Terms
+from ebmvk.splats.soc import NEAR, Consolidation, Judge
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.checkpoint import Checkpoint
+from ebmvk.training.losses import Losses
+from ebmvk.training.memory import Fit
+from ebmvk.training.workspace import Device, step_seed
+
+FOLD = 16  # one block of seq_length tokens of the training text in so many is held out of the splats
+MOST_STATES = 256  # of a step: the cost must not grow with the batch
+JUDGE_TOKENS = 4096  # of validation, that decide on a growth
+
+
+class TrainingSoc:
+    """The consolidation of one run, fed with its steps. Nothing here touches the model, or torch's own generator.
+
+    Args:
+        batches: which tokens of the training text a step reads.
+        windows: the validation text, whose first tokens judge.
+    """
+
+    def __init__(
+        self, config: Config, model: LanguageModel, train: TokenStream, validation: TokenStream, batches: Batches,
+        device: Device,
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.validation, self.batches, self.device = config, model, validation, batches, device
+        seed, splats = config.run.seed, config.splats
+        blocks = -(-len(train) // config.data.seq_length)
+        # By place in the text, so that a block held out once is held out in every epoch.
+        self._held_out = np.random.default_rng([seed, FOLD]).integers(FOLD, size=blocks) == 0
+        # As many states as the history holds from one check to the next: none is lost.
+        self._rows = min(MOST_STATES, splats.soc_history // splats.soc_check_interval)
+        self.consolidation = Consolidation(
+            splats,
+            device.backend,
+            d=config.model.latent_dim,
+            vocab_size=model.vocab_size,
+            steps=config.training.steps,
+            steps_per_epoch=batches.steps_per_epoch,
+            seed=self._seed,
+        )
+        self._seconds, self._run_seconds = 0.0, 0.0
+
+    def _seed(self, step: int) -> int:
+        return step_seed(self.config.run.seed, -10 - step)  # apart from those of the steps and of the model
+
+    def restore(self, found: Checkpoint, run_seconds: float) -> bool:
+        """Continue from a checkpoint after run_seconds of training; False where it has no consolidation, which then
+        begins with no splats."""
+        self._run_seconds = run_seconds
+        if found.soc:
+            self.consolidation.restore(found.soc, str(found.path / "soc.safetensors"))
+        else:
+            self.consolidation.counters.step = found.step
+        return bool(found.soc)
+
+    def after(self, step: int, batch: int, losses: Losses, tokens: torch.Tensor) -> dict[str, Any] | None:
+        """Take a sample of a step's states; at a check consolidate, and return its record.
+
+        step: steps done, this one included. batch: the number of the batch. tokens: (B, T+1), what it held.
+        """
+        began = time.perf_counter()
+        places = self.batches.positions(batch)[:, 1:].reshape(-1)
+        rows = torch.randperm(len(places), generator=torch.Generator().manual_seed(self._seed(step)))[: self._rows]
+        there = rows.to(losses.states.device)
+        held_out = self._held_out[places[rows.numpy()] // self.config.data.seq_length]
+        self.consolidation.observe(
+            projx(losses.states[there].float().cpu()),
+            tokens[:, 1:].flatten()[there].cpu(),
+            losses.energies[there].float().cpu(),
+            torch.from_numpy(held_out),
+            step,
+        )
+        record = None
+        if step % self.config.splats.soc_check_interval == 0:
+            record = self.consolidation.check(step, self._judge(JUDGE_TOKENS))
+        self._seconds += time.perf_counter() - began
+        return record
+
+    def share(self, run_seconds: float) -> float:
+        """Share of the training time, run_seconds so far, that consolidation took since it was last asked."""
+        share = self._seconds / max(run_seconds - self._run_seconds, 1e-9)
+        self._seconds, self._run_seconds = 0.0, run_seconds
+        return min(1.0, share)
+
+    def gain(self) -> dict[str, float] | None:
+        """Nats per token on validation's evaluated part: without splats, and with them as static memory; gates are
+        fitted on the first half of it, and both figures are of the second. None while there are no splats."""
+        store, judge = self.consolidation.store, self._judge(self.config.logging.eval_tokens)
+        return None if store is None else {"without": judge(None), "with": judge(store), "splats": store.n}
+
+    def _judge(self, limit: int) -> Judge:
+        """Validation nats of the second half of `limit` tokens; the text is read at the first question."""
+        fit: list[Fit] = []
+
+        def nats(store: SplatStore | None) -> float:
+            if not fit:
+                part = self.validation.take(limit + 1)
+                fit.append(Fit(self.model, part, context=self.config.data.seq_length, device=self.device))
+            return nats_with(store, fit[0])
+
+        return nats
+
+
+def nats_with(store: SplatStore | None, fit: Fit) -> float:
+    """Nats per token of the second half of a text with the splats as static memory, the gate fitted on the first."""
+    half = len(fit.tokens) // 2
+    lexical = fit.lexical
+    if store is None:
+        return -float(lexical.log_p[half:, 0].double().mean())
+    # Posteriors are peaked: looking further costs more than it tells two stores apart.
+    memory = replace(Memory.unfitted(store, d=store.d, vocab_size=store.vocab_size), k=NEAR)
+    terms = Terms.join([lexical, Reader(memory, "static", fit.backend).read(fit.h, fit.tokens)], dim=1)
+    gate = fit_gate(terms.features[:half], terms.log_p[:half])
+    return -float(mix(gate.log_weights(terms.features[half:]), terms.log_p[half:]).double().mean())
