@@ -20,7 +20,10 @@ def test_base_keeps_the_values_it_is_defined_by() -> None:
         "latent_dim": 640, "knn_k": 64, "batch_size": 32, "seq_length": 32, "langevin_steps": 200, "langevin_T": 1.0,
         "context_local": 12, "context_medium": 64, "context_global": 512, "vocab_size": 50257, "moe_experts": 4,
         "moe_active": 2, "hidden_dim": 1024, "learning_rate": 1e-4, "weight_decay": 0.01, "grad_clip": 1.0,
-        "epochs": 10.0,
+        "epochs": 10.0, "n_splats_init": 10_000, "max_splats": 150_000, "enable_curriculum_learning": True,
+        "curriculum_epochs": 5, "curriculum_target_splats": 50_000, "soc_check_interval": 100, "soc_threshold": 0.8,
+        "splat_temperature": 0.1, "splat_weight_decay": 0.0, "splat_weight_decay_start": 1.0, "min_kappa": 1,
+        "max_kappa": 50,
     }  # fmt: skip
     for train_bytes in (None, 1_000, PLENTY_BYTES):
         values = derive("base", train_bytes)
