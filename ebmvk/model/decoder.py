@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,16 +158,16 @@ class MixtureOfExperts(nn.Module):
         return (self.grouped if self.training else self.dense)(x, routing), routing
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """h-hat = projx(h + D([h; c_l; c_m; c_g])): the state as the point that is compared with the tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gain = math.sqrt(config.latent_dim)
 
+    @abstractmethod
     def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own by name."""
-        raise NotImplementedError
 
     def forward(self, scales: Scales) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, d) rows -> unit rows (B, T, d), and losses by name."""

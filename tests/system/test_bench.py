@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import approximate, ops, peers, torch_chains
+from bench import approximate, experiments, ops, peers, torch_chains
 from bench.measure import chain_problem, unit
+from ebmvk import train
 from ebmvk.engine import select
 from ebmvk.errors import DeviceError
 
@@ -86,6 +88,68 @@ def test_approximate_writes_recall(tmp_path: Path) -> None:
     assert found == sorted(found)
     assert 0.5 < found[-1] <= 1
     assert result["exact"]["median"] > 0
+
+
+def test_experiments_train_once_and_compare_with_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EBMVK_COMMIT", "of today")
+    args = ("--quick", "--table", "plain", "--seeds", "7", "--threads", "1", "--folder", str(tmp_path / "runs"))
+    path = tmp_path / "out.json"
+    experiments.main([*args, "--json", str(path)])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {"command", "commit", "torch"} <= set(result["device"])
+    assert {run["commit"] for run in result["runs"]} == {"of today"}
+    ebm, plain = result["runs"]
+    assert (ebm["row"], plain["row"], plain["threads"], plain["steps"]) == ("ebm", "plain", 1, 6)
+    assert plain["parameters"] < ebm["parameters"]
+    assert plain["command"].endswith("--seed 7 --quiet --sample-tokens 0 --model plain")
+    gap = plain["nats_per_token"] - ebm["nats_per_token"]
+    assert [row["difference"] for row in result["rows"]] == [None, {"mean": gap, "std": None, "seeds": 1}]
+    assert f"{gap:+.4f}" in capfd.readouterr().out
+
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
+    experiments.main([*args, "--json", str(path)])
+    assert json.loads(path.read_text(encoding="utf-8"))["runs"] == result["runs"]
+    with pytest.raises(SystemExit, match="was trained with"):  # --quick is another size
+        experiments.main([*args[1:]])
+
+
+def test_experiments_go_on_with_what_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EBMVK_COMMIT", "of today")
+    commands: list[list[str]] = []
+
+    def fails(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(experiments.subprocess, "run", fails)
+    run = experiments.Run("plain", 1, tmp_path / "plain-1", ("--size", "nano"))
+    for resumed in (False, False, True):  # without a checkpoint there is nothing to go on from
+        with pytest.raises(SystemExit, match="status 1"):
+            experiments.train(run, None)
+        assert ("--resume" in commands[-1], "nano" in commands[-1]) == (resumed, not resumed)
+        (run.folder / "checkpoints" / ("step-3" if len(commands) == 2 else "")).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "other-1").mkdir()
+    with pytest.raises(SystemExit, match="not made by this command"):
+        experiments.finished(experiments.Run("other", 1, tmp_path / "other-1", ()))
+
+
+def test_experiments_are_paired_by_seed() -> None:
+    """Rows whose seeds differ by much and whose difference by little; the last row lacks a seed."""
+    nats = {("a", 1): 3.0, ("a", 2): 4.0, ("a", 3): 5.0, ("b", 1): 3.5, ("b", 2): 4.6, ("b", 3): 5.7, ("c", 3): 5.0}
+    found = {at: {**dict.fromkeys(experiments.FIGURES, 1.0), "nats_per_token": value} for at, value in nats.items()}
+    a, b, c = experiments.summary(["a", "b", "c", "d"], [1, 2, 3], found)
+    assert a["nats_per_token"] == {"mean": 4.0, "std": 1.0}
+    assert b["difference"] == pytest.approx({"mean": 0.6, "std": 0.1, "seeds": 3})
+    assert c["difference"] == {"mean": 0.0, "std": None, "seeds": 1}
+    assert "4.0000 ± 1.0000" in experiments.printed([a, b, c])
+
+
+@pytest.mark.parametrize("name", experiments.TABLES)
+def test_rows_of_experiments_are_valid_training_flags(name: str) -> None:
+    for flags in experiments.TABLES[name].values():
+        assert {flag for flag in flags.split() if flag.startswith("--")} <= set(train.FLAGS)
 
 
 def test_torch_peers_have_our_score_wherever_they_run() -> None:
