@@ -16,7 +16,7 @@ from ebmvk.model.latent import LatentLaw
 from ebmvk.model.mixing import LEAPFROGS, TRAJECTORIES, block_gibbs, tempering
 
 StateSampler = Literal["langevin", "gibbs", "tempering", "coarse"]
-SWEEP = 4  # integrator steps that a sweep of block Gibbs stands for: about what it costs
+SWEEP = 8  # integrator steps that a sweep of block Gibbs stands for: about what it costs in a batch
 
 
 @dataclass
@@ -57,7 +57,7 @@ class States:
     """One model's states on one backend. neighbourhoods: of `coarse`, which needs them.
 
     points: mu (V, d) kept by the backend; bias: (V,), by which candidates are found; `settings.langevin_steps` is the
-    work of every sampler: integrator steps of one Langevin chain, leapfrogs of each replica, four to a sweep of block
+    work of every sampler: integrator steps of one Langevin chain, leapfrogs of each replica, eight to a sweep of block
     Gibbs, and steps of each of the two coarse-to-fine levels.
 
     Raises:

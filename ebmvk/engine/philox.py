@@ -7,6 +7,7 @@ the same bits, so a trajectory does not depend on the batch split, the steps per
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Final
 
@@ -22,9 +23,7 @@ STREAM_METROPOLIS: Final = 2
 STREAM_NOISE_2: Final = 3
 """Noise of the second half O of GHMC."""
 STREAM_FREE: Final = 4
-"""The first stream that the engine leaves to its callers; it keeps the three last ones too."""
-STREAM_FORK: Final = 2**32 - 3
-"""Seeds made of a seed."""
+"""The first stream that the engine leaves to its callers; it keeps the two last ones too."""
 STREAM_VMF_COSINE: Final = 2**32 - 2
 """Uniforms of the rejection loop of vMF samples: step = attempt, chain = row."""
 STREAM_VMF_TANGENT: Final = 2**32 - 1
@@ -76,10 +75,8 @@ def to_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def fork(seed: int, number: int) -> int:
-    """Seed number `number` of a seed, 64 bits: for calls that must share no random number. 0 <= number < 2^32."""
-    zero = torch.zeros((), dtype=torch.int64)
-    low, high = words(seed, torch.tensor(number), zero, 1, STREAM_FORK)[0, :2].tolist()
-    return int(low) | int(high) << 32
+    """Seed number `number` of a seed, 64 bits: for calls that must share no random number."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
 
 
 def uniforms(

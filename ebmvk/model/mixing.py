@@ -45,7 +45,7 @@ def block_gibbs(
     embeddings: Tensor,
     *,
     seed: int,
-    sweeps: int = 50,
+    sweeps: int = 25,
     kappa: Tensor | float | None = None,
     start: Tensor | None = None,
     first_chain: int = 0,
@@ -54,7 +54,8 @@ def block_gibbs(
 
     Args:
         embeddings: (V, d) unit rows, those of `law.points`.
-        sweeps: how often; each is one evaluation of the energy and one exact sample.
+        sweeps: how often; each is one evaluation of the energy and one exact sample, for one chain mostly the latter's
+            overhead.
         kappa: (B,) or a number; kappa_c / 2 of each chain by default.
         start: (B, d) unit rows; uniform by default.
 

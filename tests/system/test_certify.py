@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from ebmvk.certification import suite, tokens
-from ebmvk.certification.results import Sizes
+from ebmvk.certification.results import Findings, Sizes
 from ebmvk.engine.cpu import Cpu
 
 TINY = Sizes(1000, 400, looks=24, long_chains=1, long_steps=2000, token_chains=100, token_dimension=16)
@@ -103,6 +104,27 @@ def test_contexts_of_a_checkpoint(ebmvk: Any, trained: Path, monkeypatch: pytest
     assert said.status == 0, said.out + said.err
     assert "20 contexts of made-up" in said.out
     assert said.out.count("tokens, context") == 20
+
+
+def test_contexts_consult_the_memory_of_a_checkpoint(
+    ebmvk: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """The laws of every second context are other ones then, and chains still have them."""
+    monkeypatch.setattr(suite, "SAMPLING", {})
+    monkeypatch.setattr(suite, "MIXING", {})
+    monkeypatch.setattr(suite, "CAUGHT_BY", {})
+    monkeypatch.setattr(suite, "SEEN_BY", {})
+    run = shutil.copytree(trained, tmp_path / "run")
+    laws: list[Any] = []
+    monkeypatch.setattr(tokens, "coarse", lambda backend, contexts, *more: laws.append(contexts.log_p) or Findings([]))
+    for _ in range(2):
+        said = ebmvk("certify", "--device", device, "--checkpoint", run)
+        assert said.status == 0, said.out + said.err
+        assert ("static memory" in said.out) == (len(laws) == 2)
+        assert ebmvk("memory", "--checkpoint", run, "--splats", 30, "--device", device).status == 0
+    without, with_ = laws
+    assert without[::2].equal(with_[::2])
+    assert float((without[1::2] - with_[1::2]).abs().amax(1).min()) > 0
 
 
 @pytest.mark.parametrize(
