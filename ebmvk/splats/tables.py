@@ -113,7 +113,7 @@ def _npy(file: Path) -> Tensor:
         ) from None
     if content.dtype.kind != "f":
         raise DataError(f"--init {file}: dtype {content.dtype}, not floating", hint="save it as float32")
-    return torch.from_numpy(np.ascontiguousarray(content, dtype=np.float32))
+    return torch.from_numpy(np.array(content, dtype=np.float32))
 
 
 def _named(file: Path, rows: Tensor) -> Table:
