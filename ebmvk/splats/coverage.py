@@ -11,25 +11,27 @@ import math
 import torch
 from torch import Tensor
 
-from ebmvk.splats.recall import Splats
+from ebmvk.splats.recall import Members, Splats
 
 _ROWS = 8192  # contexts looked up at once
 _EDGE = 1e-6  # of alpha_inf: a background of no mass, or of all of it, has no logarithm
 
 
-def log_ratio(splats: Splats, states: Tensor) -> Tensor:
+def log_ratio(splats: Splats, states: Tensor, members: Members | None = None) -> Tensor:
     """log r(h) = log sum_k n_k/N C_d(kappa_k)/C_d(0) e^{kappa_k mu_k.h} over the k found: (n,) float64.
 
-    states: (n, d) unit rows, n >= 1, of any floating dtype.
+    states: (n, d) unit rows, n >= 1, of any floating dtype. members: where they are in the splats, to be left out.
     """
-    total = math.log(float(splats.store.mass.sum()))
-    found = (splats.find(part.float().cpu().contiguous()).scores for part in torch.split(states, _ROWS))
+    total = math.log(float(splats.store.mass.sum()) - (members is not None))
+    parts = torch.split(states, _ROWS)
+    own: list[Members | None] = [None] * len(parts) if members is None else [*members.split(_ROWS)]
+    found = [splats.find(h.float().cpu().contiguous(), of).scores for h, of in zip(parts, own, strict=True)]
     return torch.cat([scores.double().logsumexp(1) - total for scores in found])
 
 
-def fit_background(splats: Splats, states: Tensor, rounds: int = 10_000) -> float:
+def fit_background(splats: Splats, states: Tensor, members: Members | None = None, rounds: int = 10_000) -> float:
     """nu of largest likelihood of held-out states (n, d), by EM: alpha_inf = nu/(N + nu) becomes the mean of q_inf."""
-    log_r, logit = log_ratio(splats, states), 0.0
+    log_r, logit = log_ratio(splats, states, members), 0.0
     edge = math.log(1 / _EDGE - 1)
     for _ in range(rounds):
         share = float(torch.sigmoid(logit - log_r).mean())
@@ -39,8 +41,8 @@ def fit_background(splats: Splats, states: Tensor, rounds: int = 10_000) -> floa
     return float(splats.store.mass.sum()) * math.exp(logit)
 
 
-def coverage(splats: Splats, states: Tensor) -> float:
+def coverage(splats: Splats, states: Tensor, members: Members | None = None) -> float:
     """1 - phi, phi = mean q_inf over states (n, d), with the background that the store has."""
     store = splats.store
     logit = math.log(store.background / float(store.mass.sum()))
-    return float(1 - torch.sigmoid(logit - log_ratio(splats, states)).mean())
+    return float(1 - torch.sigmoid(logit - log_ratio(splats, states, members)).mean())
