@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ MAX_SPLATS = 150_000
 class MemoryCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
+    fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.
@@ -42,7 +43,7 @@ def _memory(command: MemoryCommand) -> int:
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import Fit, build_static, save
+    from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, build_static, save
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
     began = time.perf_counter()
@@ -58,22 +59,24 @@ def _memory(command: MemoryCommand) -> int:
     train = encode_split(corpus, "train", run.tokenizer)
     check_same_text(run.checkpoint, train, run.config)
     model, context = run.model.to(device.torch), run.config.data.seq_length
+    reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
     static = None
     if command.splats:
         say(f"static      reading {len(train):,} tokens of the training text")
-        static = build_static(
-            model,
-            train,
-            command.splats,
-            context=context,
-            device=device,
-            seed=run.config.run.seed,
-            bfloat16=run.config.training.precision == "bfloat16",
+        static = build_static(model, train, command.splats, reading=reading, device=device, seed=run.config.run.seed)
+        mass = int(static.store.mass.sum())
+        say(f"static      {static.store.n:,} splats of {mass:,} contexts of the training text")
+    if command.fit_on == "training":
+        owner = None if static is None else static.owner
+        fit = Fit(model, train.take(FIT_TOKENS + 1), reading=reading, device=device, owner=owner)
+    else:
+        fit = Fit(
+            model, encode_split(corpus, "validation", run.tokenizer), reading=Reading.evaluation(context), device=device
         )
-        say(f"static      {static.n:,} splats of {int(static.mass.sum()):,} contexts of the training text")
-    fit = Fit(model, encode_split(corpus, "validation", run.tokenizer), context=context, device=device)
-    say(f"validation  {len(fit.tokens):,} contexts read")
-    memory = fit.fit(Memory.unfitted(static, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
+    memory = fit.fit(
+        Memory.unfitted(static.store if static else None, d=model.config.latent_dim, vocab_size=model.vocab_size), say
+    )
     path = save(run.checkpoint.path, memory)
     print(path)
     return 0

@@ -23,10 +23,11 @@ def log_ratio(splats: Splats, states: Tensor, members: Members | None = None) ->
     states: (n, d) unit rows, n >= 1, of any floating dtype. members: where they are in the splats, to be left out.
     """
     total = math.log(float(splats.store.mass.sum()) - (members is not None))
-    parts = torch.split(states, _ROWS)
-    own: list[Members | None] = [None] * len(parts) if members is None else [*members.split(_ROWS)]
-    found = [splats.find(h.float().cpu().contiguous(), of).scores for h, of in zip(parts, own, strict=True)]
-    return torch.cat([scores.double().logsumexp(1) - total for scores in found])
+    scores = []
+    for at in range(0, len(states), _ROWS):
+        piece = slice(at, at + _ROWS)
+        scores.append(splats.find(states[piece].float().cpu().contiguous(), members and members.rows(piece)).scores)
+    return torch.cat([found.double().logsumexp(1) - total for found in scores])
 
 
 def fit_background(splats: Splats, states: Tensor, members: Members | None = None, rounds: int = 10_000) -> float:

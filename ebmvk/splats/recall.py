@@ -40,11 +40,9 @@ class Members:
     ids: Tensor
     tokens: Tensor
 
-    def split(self, rows: int) -> list[Members]:
-        """In parts of so many contexts."""
-        return [
-            Members(*part) for part in zip(torch.split(self.ids, rows), torch.split(self.tokens, rows), strict=True)
-        ]
+    def rows(self, piece: slice) -> Members:
+        """Some of the contexts."""
+        return Members(self.ids[piece], self.tokens[piece])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Building, fitting and keeping the memory of a checkpoint (model sections 5 and 8).
 
-Static splats come from the training text only. What is tuned, concentrations and gates, is fitted on the validation
-text, whose contexts are members of no static splat: a query never meets its own entry.
+Static splats come from the training text only. What is tuned, concentrations, background and gates, is fitted on the
+validation text, whose contexts are members of no static splat, or on contexts of the training text, each left out of
+its own splat: a query never meets its own entry.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +23,10 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.splats.build import cluster
+from ebmvk.splats.coverage import coverage, fit_background
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
+from ebmvk.splats.recall import Members, Splats
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import MODEL, write_atomic
 from ebmvk.training.evaluation import contexts
@@ -33,15 +36,41 @@ MEMORY_FILE = "memory.safetensors"
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
+FIT_TOKENS = 100_000  # of the training text, where memories are fitted on that
 Say = Callable[[str], None]
 
 
-def build_static(
-    model: EnergyModel, train: TokenStream, splats: int, *, context: int, device: Device, seed: int, bfloat16: bool
-) -> SplatStore:
-    """At most `splats` splats of the contexts h of a training text, each with a quarter of a window before it at least.
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads a text: context and stride of its windows; bfloat16: in autocast, as in training."""
 
-    bfloat16: read the text in autocast, which is faster where training is.
+    context: int
+    stride: int
+    bfloat16: bool
+
+    @classmethod
+    def training(cls, context: int, *, bfloat16: bool) -> Reading:
+        """Each context with a quarter of a window before it at least; autocast where training is faster with it."""
+        return cls(context, context - context // 4, bfloat16)
+
+    @classmethod
+    def evaluation(cls, context: int) -> Reading:
+        """As `ebmvk evaluate` reads."""
+        return cls(context, max(1, context // 2), False)
+
+
+@dataclass(frozen=True)
+class Static:
+    """Splats of a training text, and the splat (n,) that each of its contexts is in."""
+
+    store: SplatStore
+    owner: Tensor
+
+
+def build_static(
+    model: EnergyModel, train: TokenStream, splats: int, *, reading: Reading, device: Device, seed: int
+) -> Static:
+    """At most `splats` splats of the contexts h of a training text.
 
     Raises:
         DataError: fewer contexts than splats.
@@ -49,47 +78,55 @@ def build_static(
     n = len(train) - 1
     h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
     tokens, done = torch.from_numpy(train.tokens[1:].astype("int64")), 0
-    stride = context - context // 4
-    for seen, following in contexts(
-        model, train, context=context, stride=stride, device=device.torch, bfloat16=bfloat16
-    ):
+    for seen, following in contexts(model, train, device=device.torch, **vars(reading)):
         h[done : done + len(following)] = seen.h[0].cpu()
         done += len(following)
-    owner = cluster(h, tokens, splats, device.backend, seed)
-    return SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
+    owner = torch.unique(cluster(h, tokens, splats, device.backend, seed), return_inverse=True)[1]
+    store = SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
+    return Static(store, owner)
 
 
 class Fit:
-    """A validation text as a model reads it, to fit memories on."""
+    """A text as a model reads it, to fit memories on. owner: where its contexts are in static splats, whose each is."""
 
-    def __init__(self, model: EnergyModel, stream: TokenStream, *, context: int, device: Device) -> None:
+    def __init__(
+        self, model: EnergyModel, stream: TokenStream, *, reading: Reading, device: Device, owner: Tensor | None = None
+    ) -> None:
         self.backend = device.backend
         states, following, lexical = [], [], []
         with torch.no_grad():
-            for seen, tokens in contexts(
-                model, stream, context=context, stride=max(1, context // 2), device=device.torch
-            ):
+            for seen, tokens in contexts(model, stream, device=device.torch, **vars(reading)):
                 states.append(seen.h[0].float().cpu())
                 following.append(tokens.cpu())
                 lexical.append(lexical_terms(model.log_p_lex(seen)[0], tokens))
         self.h, self.tokens, self.lexical = torch.cat(states), torch.cat(following), Terms.join(lexical, dim=0)
+        self.members = None if owner is None else Members(owner[: len(self.tokens)], self.tokens)
 
     def fit(self, memory: Memory, say: Say) -> Memory:
         """The memory with concentrations and gates of largest likelihood."""
         static = memory.static
         if static is not None:
-            memory = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+            kappa = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+            memory = replace(memory, static=self._covering(static.at(kappa), memory.k, say))
         whole: Mode = "episodic" if static is None else "both"
-        memory = self._best(
-            lambda kappa: replace(memory, episodic=replace(memory.episodic, kappa=kappa)), "episodic", say
-        )
+        online = memory.episodic
+        kappa = self._best(lambda kappa: replace(memory, episodic=replace(online, kappa=kappa)), "episodic", say)
+        memory = replace(memory, episodic=replace(online, kappa=kappa))
         memory, nats = self._gated(memory, whole, len(self.tokens))
         for mode, value in nats.items():
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
 
-    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> Memory:
-        """The memory at(kappa) of largest likelihood, uphill from KAPPAS[START]; the likelihood has one summit."""
+    def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
+        """The splats with the background of largest likelihood, by EM; says how much of the text they cover."""
+        splats = Splats.open(static, self.backend, k)
+        static = replace(static, background=fit_background(splats, self.h, self.members))
+        covered = coverage(replace(splats, store=static), self.h, self.members)
+        say(f"static      covers {covered:.2%} of {len(self.tokens):,} contexts, at kappa {static.kappa_max:g}")
+        return static
+
+    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> float:
+        """The kappa of largest likelihood of at(kappa), uphill from KAPPAS[START]; the likelihood has one summit."""
         nats = {-1: math.inf, len(KAPPAS): math.inf}
 
         def cost(i: int) -> float:
@@ -102,13 +139,16 @@ class Fit:
         for step in (1, -1):
             while cost(best + step) < cost(best):
                 best += step
-        return at(KAPPAS[best])
+        return KAPPAS[best]
+
+    def nats(self, memory: Memory, mode: Mode) -> dict[Mode, float]:
+        """Nats per token of the text, of a fitted memory, for `mode` and those of fewer tiers."""
+        terms = self._terms(memory, mode, len(self.tokens))
+        return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
-        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
-        lexical = Terms(self.lexical.log_p[:limit], self.lexical.features[:limit])
-        terms = Terms.join([lexical, read], dim=1)
+        terms = self._terms(memory, mode, limit)
         gates = {
             other: fit_gate(part.features, part.log_p)
             for other, tiers in TIERS.items()
@@ -117,6 +157,12 @@ class Fit:
         }
         nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
         return replace(memory, gates=gates), nats
+
+    def _terms(self, memory: Memory, mode: Mode, limit: int) -> Terms:
+        """Of the text's first tokens under the lexical law and the tiers of `mode`."""
+        members = self.members and self.members.rows(slice(limit))
+        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit], members)
+        return Terms.join([Terms(self.lexical.log_p[:limit], self.lexical.features[:limit]), read], dim=1)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.splats.memory import TIERS, Mode, Reader
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader
 from ebmvk.training.evaluation import paired_interval, token_nats
-from ebmvk.training.memory import MEMORY_FILE, load
+from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, build_static, load
 from ebmvk.training.workspace import open_device, open_run
 
 from .conftest import Command
@@ -149,6 +150,37 @@ def test_what_cannot_be_remembered_is_said(
     other = next(path for path in folder.glob("checkpoints/step-*") if path != file.parent)
     (other / MEMORY_FILE).write_bytes(content)
     assert "built for other weights" in error("evaluate", other, "--memory", "static")
+
+
+def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Path, device: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    said = ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--device", device, "--fit-on", "training")
+    assert said.status == 0, said.err
+    covered = re.search(r"covers ([0-9.]+)% of", said.out)
+    assert covered
+    assert float(covered[1]) >= 80
+    tiers = _evaluate(ebmvk, folder, device, "--memory", "both")["tiers"]
+    assert tiers["static"]["gain"]["high"] < 0
+    assert tiers["both"]["gain"]["high"] < 0
+
+
+def test_a_text_that_meets_its_own_entries_claims_a_gain_that_no_other_text_gets(trained: Path, text: Path) -> None:
+    """What fits are worth on the validation text: less than they claim where contexts are not left out."""
+    run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
+    train, valid = (encode_split(resolve(str(text)), split, run.tokenizer) for split in ("train", "validation"))
+    reading = Reading.training(16, bfloat16=False)
+    static = build_static(run.model, train, len(train) // 3, reading=reading, device=device, seed=1)
+    memory = Memory.unfitted(static.store, d=run.model.config.latent_dim, vocab_size=run.model.vocab_size)
+    other = Fit(run.model, valid, reading=Reading.evaluation(16), device=device)
+    claimed, found = {}, {}
+    for name, owner in (("trap", None), ("left out", static.owner)):
+        fit = Fit(run.model, train, reading=reading, device=device, owner=owner)
+        fitted = fit.fit(memory, lambda _: None)
+        claimed[name], found[name] = (of.nats(fitted, "static")["static"] for of in (fit, other))
+    assert claimed["trap"] < claimed["left out"] - 0.02, (claimed, found)
+    assert found["left out"] <= found["trap"], (claimed, found)
+    assert abs(found["left out"] - claimed["left out"]) < abs(found["trap"] - claimed["trap"])
 
 
 def test_without_static_splats_only_the_episodic_tier_is_there(
