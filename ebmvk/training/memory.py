@@ -75,15 +75,24 @@ def build_static(
     Raises:
         DataError: fewer contexts than splats.
     """
-    n = len(train) - 1
+    h, tokens = read_states(model, train, reading=reading, device=device)
+    owner = torch.unique(cluster(h, tokens, splats, device.backend, seed), return_inverse=True)[1]
+    return Static(gather(h, tokens, owner, model.vocab_size), owner)
+
+
+def read_states(model: EnergyModel, stream: TokenStream, *, reading: Reading, device: Device) -> tuple[Tensor, Tensor]:
+    """Contexts h (n, d) of a text, in half precision, and the tokens (n,) that followed them."""
+    n, done = len(stream) - 1, 0
     h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
-    tokens, done = torch.from_numpy(train.tokens[1:].astype("int64")), 0
-    for seen, following in contexts(model, train, device=device.torch, **vars(reading)):
+    for seen, following in contexts(model, stream, device=device.torch, **vars(reading)):
         h[done : done + len(following)] = seen.h[0].cpu()
         done += len(following)
-    owner = torch.unique(cluster(h, tokens, splats, device.backend, seed), return_inverse=True)[1]
-    store = SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
-    return Static(store, owner)
+    return h, torch.from_numpy(stream.tokens[1:].astype("int64"))
+
+
+def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatStore:
+    """Splats of contexts h (n, d) by owner (n,), before anything of them is fitted."""
+    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=0.1, kappa=(20.0, 20.0))
 
 
 class Fit:
@@ -103,26 +112,37 @@ class Fit:
         self.members = None if owner is None else Members(owner[: len(self.tokens)], self.tokens)
 
     def fit(self, memory: Memory, say: Say) -> Memory:
-        """The memory with concentrations and gates of largest likelihood."""
-        static = memory.static
-        if static is not None:
-            kappa = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
-            memory = replace(memory, static=self._covering(static.at(kappa), memory.k, say))
-        whole: Mode = "episodic" if static is None else "both"
+        """The memory with concentrations, background and gates of largest likelihood."""
+        memory = self._placed(memory, say)
+        whole: Mode = "episodic" if memory.static is None else "both"
         online = memory.episodic
         kappa = self._best(lambda kappa: replace(memory, episodic=replace(online, kappa=kappa)), "episodic", say)
-        memory = replace(memory, episodic=replace(online, kappa=kappa))
-        memory, nats = self._gated(memory, whole, len(self.tokens))
+        memory, nats = self._gated(replace(memory, episodic=replace(online, kappa=kappa)), whole, len(self.tokens))
         for mode, value in nats.items():
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
 
+    def fit_static(self, memory: Memory, say: Say) -> Memory:
+        """Only the static tier."""
+        return self._gated(self._placed(memory, say), "static", len(self.tokens))[0]
+
+    def _placed(self, memory: Memory, say: Say) -> Memory:
+        """The memory with its static splats' concentration and background of largest likelihood."""
+        static = memory.static
+        if static is None:
+            return memory
+        kappa = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+        return replace(memory, static=self._covering(static.at(kappa), memory.k, say))
+
     def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
-        """The splats with the background of largest likelihood, by EM; says how much of the text they cover."""
+        """The splats with a background fitted by EM on one half of a fold; says how much of the other they cover."""
+        middle, end = len(self.h[:KAPPA_TOKENS]) // 2, len(self.h[:KAPPA_TOKENS])
+        first, other = slice(middle), slice(middle, end)
         splats = Splats.open(static, self.backend, k)
-        static = replace(static, background=fit_background(splats, self.h, self.members))
-        covered = coverage(replace(splats, store=static), self.h, self.members)
-        say(f"static      covers {covered:.2%} of {len(self.tokens):,} contexts, at kappa {static.kappa_max:g}")
+        nu = fit_background(splats, self.h[first], self.members and self.members.rows(first))
+        static = replace(static, background=nu)
+        share = coverage(replace(splats, store=static), self.h[other], self.members and self.members.rows(other))
+        say(f"static      covers {share:.2%} of {end - middle:,} contexts, at kappa {static.kappa_max:g}")
         return static
 
     def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> float:

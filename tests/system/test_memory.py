@@ -176,7 +176,7 @@ def test_a_text_that_meets_its_own_entries_claims_a_gain_that_no_other_text_gets
     claimed, found = {}, {}
     for name, owner in (("trap", None), ("left out", static.owner)):
         fit = Fit(run.model, train, reading=reading, device=device, owner=owner)
-        fitted = fit.fit(memory, lambda _: None)
+        fitted = fit.fit_static(memory, lambda _: None)
         claimed[name], found[name] = (of.nats(fitted, "static")["static"] for of in (fit, other))
     assert claimed["trap"] < claimed["left out"] - 0.02, (claimed, found)
     assert found["left out"] <= found["trap"], (claimed, found)
