@@ -26,11 +26,10 @@ from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.splats.build import cluster
 from ebmvk.splats.consolidation import Cost, consolidate, merge_cost
-from ebmvk.splats.coverage import coverage
+from ebmvk.splats.coverage import posterior
 from ebmvk.splats.memory import Memory
-from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.memory import Fit, Reading, gather, read_states
+from ebmvk.training.memory import Fit, Reading, gather, read_states, token_marks
 from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
 
 
@@ -100,7 +99,7 @@ class Bench:
 
     def build(self, splats: int, seed: int) -> SplatStore:
         """Splats of the training states."""
-        owner = cluster(self.states, self.tokens, splats, self.backend, seed)
+        owner = cluster(self.states, self.tokens, splats, self.backend, seed, token_marks(self.model))
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class Bench:
             "nats": nats["static"],
             "gain": nats["static"] - nats["none"],
             "scrambled_gain": control["static"] - nats["none"],
-            "coverage": coverage(Splats.open(fitted, self.backend, memory.k), self.scoring.h),
+            "coverage": float(posterior(fitted, self.scoring.h, self.backend, memory.k)[1].sum(1).mean()),
         }
 
 

@@ -43,7 +43,7 @@ def _memory(command: MemoryCommand) -> int:
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, build_static, save
+    from ebmvk.training.memory import Fit, Reading, build_static, first_documents, save
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
     began = time.perf_counter()
@@ -67,16 +67,16 @@ def _memory(command: MemoryCommand) -> int:
         mass = int(static.store.mass.sum())
         say(f"static      {static.store.n:,} splats of {mass:,} contexts of the training text")
     if command.fit_on == "training":
-        owner = None if static is None else static.owner
-        fit = Fit(model, train.take(FIT_TOKENS + 1), reading=reading, device=device, owner=owner)
+        text = train.take(first_documents(train) + 1)
+        splats = static.without if static else None
     else:
-        fit = Fit(
-            model, encode_split(corpus, "validation", run.tokenizer), reading=Reading.evaluation(context), device=device
-        )
+        text, reading = encode_split(corpus, "validation", run.tokenizer), Reading.evaluation(context)
+        splats = static.store if static else None
+    fit = Fit(model, text, reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
-    memory = fit.fit(
-        Memory.unfitted(static.store if static else None, d=model.config.latent_dim, vocab_size=model.vocab_size), say
-    )
+    memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    if static and memory.static:
+        memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     path = save(run.checkpoint.path, memory)
     print(path)
     return 0

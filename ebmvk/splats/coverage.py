@@ -1,49 +1,49 @@
-"""How much of a text memory covers: the order parameter and the mass of the background (model sections 3 and 8).
-
-The density of a context relative to the uniform one is alpha_inf + (1 - alpha_inf) r(h), with r(h) what the splats say
-of it; phi = mean q_inf is the share of a held-out fold that they leave to the background, coverage is 1 - phi.
-"""
+"""How much of a text's contexts the splats explain: the order parameter phi = mean q_inf (model section 8)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ebmvk.splats.recall import Members, Splats
+from ebmvk.engine.api import Backend
+from ebmvk.splats.recall import Splats
+from ebmvk.splats.store import SplatStore
 
-_ROWS = 8192  # contexts looked up at once
-_EDGE = 1e-6  # of alpha_inf: a background of no mass, or of all of it, has no logarithm
+LEAST = 1e-4  # of alpha_inf and of 1 - alpha_inf: neither the splats nor the background may be given up
+_HALVINGS = 60
 
 
-def log_ratio(splats: Splats, states: Tensor, members: Members | None = None) -> Tensor:
-    """log r(h) = log sum_k n_k/N C_d(kappa_k)/C_d(0) e^{kappa_k mu_k.h} over the k found: (n,) float64.
+def posterior(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[Tensor, Tensor]:
+    """(ids, q) (B, K) of the k nearest splats of contexts h (B, d); what q lacks of 1 is q_inf, the background's."""
+    found = Splats.open(store, backend, k).find(h)
+    background = torch.full((len(h), 1), math.log(store.background), dtype=torch.float64)
+    return found.ids, torch.softmax(torch.cat((background, found.scores.double()), dim=1), dim=1)[:, 1:]
 
-    states: (n, d) unit rows, n >= 1, of any floating dtype. members: where they are in the splats, to be left out.
+
+def fit_background(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[SplatStore, float]:
+    """The store with the nu that makes held-out contexts h (B, d) likeliest, and phi, their mean q_inf under it.
+
+    With L_b the density of context b under the splats alone, relative to the uniform one, EM's fixed point alpha =
+    mean of alpha/(alpha + (1 - alpha) L_b) is where the mean of (1 - L_b)/(alpha + (1 - alpha) L_b) is 0. It falls as
+    alpha rises, so halving finds it, and phi is then alpha itself, unless that is outside its bounds.
     """
-    total = math.log(float(splats.store.mass.sum()) - (members is not None))
-    scores = []
-    for at in range(0, len(states), _ROWS):
-        piece = slice(at, at + _ROWS)
-        scores.append(splats.find(states[piece].float().cpu().contiguous(), members and members.rows(piece)).scores)
-    return torch.cat([found.double().logsumexp(1) - total for found in scores])
+    total = float(store.mass.sum())
+    likelihood = (_log_mass(store, h, backend, k) - math.log(total)).clamp_max(600.0).exp()
+    low, high = LEAST, 1 - LEAST
+    for _ in range(_HALVINGS):
+        alpha = (low + high) / 2
+        if float(((1 - likelihood) / (alpha + (1 - alpha) * likelihood)).mean()) > 0:
+            low = alpha
+        else:
+            high = alpha
+    alpha = (low + high) / 2
+    phi = float((alpha / (alpha + (1 - alpha) * likelihood)).mean())
+    return replace(store, background=total * alpha / (1 - alpha)), phi
 
 
-def fit_background(splats: Splats, states: Tensor, members: Members | None = None, rounds: int = 10_000) -> float:
-    """nu of largest likelihood of held-out states (n, d), by EM: alpha_inf = nu/(N + nu) becomes the mean of q_inf."""
-    log_r, logit = log_ratio(splats, states, members), 0.0
-    edge = math.log(1 / _EDGE - 1)
-    for _ in range(rounds):
-        share = float(torch.sigmoid(logit - log_r).mean())
-        before, logit = logit, min(edge, max(-edge, math.log(max(share, 1e-300)) - math.log(max(1 - share, 1e-300))))
-        if abs(logit - before) < 1e-9:
-            break
-    return float(splats.store.mass.sum()) * math.exp(logit)
-
-
-def coverage(splats: Splats, states: Tensor, members: Members | None = None) -> float:
-    """1 - phi, phi = mean q_inf over states (n, d), with the background that the store has."""
-    store = splats.store
-    logit = math.log(store.background / float(store.mass.sum()))
-    return float(1 - torch.sigmoid(logit - log_ratio(splats, states, members)).mean())
+def _log_mass(store: SplatStore, h: Tensor, backend: Backend, k: int) -> Tensor:
+    """log of sum_k n_k C_d(kappa_k)/C_d(0) e^{kappa_k mu_k.h} over the k nearest: (B,) float64."""
+    return Splats.open(store, backend, k).find(h).scores.double().logsumexp(1)

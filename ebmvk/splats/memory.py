@@ -22,7 +22,7 @@ from ebmvk.engine.api import Backend
 from ebmvk.errors import CheckpointError
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
 from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, log_of, mix
-from ebmvk.splats.recall import FEATURES, Members, Splats
+from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 
 KNN_K = 64  # static splats looked up for each context
@@ -161,18 +161,15 @@ class Reader:
             return None
         return Episodic(memory.episodic, self.backend, memory.d, memory.vocab_size)
 
-    def read(self, h: Tensor, tokens: Tensor, members: Members | None = None) -> Terms:
+    def read(self, h: Tensor, tokens: Tensor) -> Terms:
         """Contexts h (n, d), in the order of the text, and the tokens (n,) that followed them.
 
-        Context b is told of the text before b and of nothing else. members: where the text is the one that the static
-        splats are of, each context with the splat it is in, to be left out.
+        Context b is told of the text before b and of nothing else.
         """
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
         parts = []
-        for at in range(0, max(1, len(h)), _ROWS):
-            piece = slice(at, at + _ROWS)
-            rows, following = h[piece], tokens[piece]
-            recalls = [self.static.recall(rows, members and members.rows(piece))] if self.static else []
+        for rows, following in zip(torch.split(h, _ROWS), torch.split(tokens, _ROWS), strict=True):
+            recalls = [self.static.recall(rows)] if self.static else []
             recalls += [self.episodic.read(rows, following)] if self.episodic else []
             terms = [Terms(log_of(r.law.gather(1, following[:, None])), r.features) for r in recalls]
             parts.append(Terms.join(terms, dim=1))

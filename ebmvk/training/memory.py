@@ -1,8 +1,9 @@
 """Building, fitting and keeping the memory of a checkpoint (model sections 5 and 8).
 
 Static splats come from the training text only. What is tuned, concentrations, background and gates, is fitted on the
-validation text, whose contexts are members of no static splat, or on contexts of the training text, each left out of
-its own splat: a query never meets its own entry.
+validation text, whose contexts are members of no static splat, or on a fold of the training text, whose contexts are
+left out of the splats meanwhile: a query never meets its own entry. Leaving out only the one context that asks is not
+enough: the rest of its document stays, and says far more of it than of any other text.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.splats.build import cluster
-from ebmvk.splats.coverage import coverage, fit_background
+from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
-from ebmvk.splats.recall import Members, Splats
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import MODEL, write_atomic
 from ebmvk.training.evaluation import contexts
@@ -36,6 +36,7 @@ MEMORY_FILE = "memory.safetensors"
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
+TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
 FIT_TOKENS = 100_000  # of the training text, where memories are fitted on that
 Say = Callable[[str], None]
 
@@ -61,10 +62,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Static:
-    """Splats of a training text, and the splat (n,) that each of its contexts is in."""
+    """Splats of a training text: of all of it, and without its first documents, to fit on those."""
 
     store: SplatStore
-    owner: Tensor
+    without: SplatStore
+
+    def fitted(self, without: SplatStore) -> SplatStore:
+        """All of the splats, with the concentration and alpha_inf that were fitted to those without the fold."""
+        store = self.store.at(without.kappa_max)
+        share = without.background / float(without.mass.sum())
+        return replace(store, background=share * float(store.mass.sum()))
 
 
 def build_static(
@@ -76,8 +83,21 @@ def build_static(
         DataError: fewer contexts than splats.
     """
     h, tokens = read_states(model, train, reading=reading, device=device)
-    owner = torch.unique(cluster(h, tokens, splats, device.backend, seed), return_inverse=True)[1]
-    return Static(gather(h, tokens, owner, model.vocab_size), owner)
+    owner, fold = cluster(h, tokens, splats, device.backend, seed, token_marks(model)), first_documents(train)
+    store = gather(h, tokens, owner, model.vocab_size)
+    return Static(store, gather(h[fold:], tokens[fold:], owner[fold:], model.vocab_size))
+
+
+def token_marks(model: EnergyModel) -> Tensor:
+    """(V, d): what marks a context with the token that followed it, for `cluster`."""
+    return TOKEN_WEIGHT * model.embeddings().detach().float().cpu()
+
+
+def first_documents(train: TokenStream) -> int:
+    """How many contexts are fitted on where that is the training text: whole documents, a tenth of it at most."""
+    most = min(FIT_TOKENS, (len(train) - 1) // 10)
+    starts = train.starts[(train.starts > 0) & (train.starts <= most)]
+    return int(starts[-1]) if len(starts) else most
 
 
 def read_states(model: EnergyModel, stream: TokenStream, *, reading: Reading, device: Device) -> tuple[Tensor, Tensor]:
@@ -96,11 +116,9 @@ def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatSt
 
 
 class Fit:
-    """A text as a model reads it, to fit memories on. owner: where its contexts are in static splats, whose each is."""
+    """A text as a model reads it, to fit memories on. None of its contexts may be in their static splats."""
 
-    def __init__(
-        self, model: EnergyModel, stream: TokenStream, *, reading: Reading, device: Device, owner: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: EnergyModel, stream: TokenStream, *, reading: Reading, device: Device) -> None:
         self.backend = device.backend
         states, following, lexical = [], [], []
         with torch.no_grad():
@@ -109,7 +127,6 @@ class Fit:
                 following.append(tokens.cpu())
                 lexical.append(lexical_terms(model.log_p_lex(seen)[0], tokens))
         self.h, self.tokens, self.lexical = torch.cat(states), torch.cat(following), Terms.join(lexical, dim=0)
-        self.members = None if owner is None else Members(owner[: len(self.tokens)], self.tokens)
 
     def fit(self, memory: Memory, say: Say) -> Memory:
         """The memory with concentrations, background and gates of largest likelihood."""
@@ -136,13 +153,11 @@ class Fit:
 
     def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
         """The splats with a background fitted by EM on one half of a fold; says how much of the other they cover."""
-        middle, end = len(self.h[:KAPPA_TOKENS]) // 2, len(self.h[:KAPPA_TOKENS])
-        first, other = slice(middle), slice(middle, end)
-        splats = Splats.open(static, self.backend, k)
-        nu = fit_background(splats, self.h[first], self.members and self.members.rows(first))
-        static = replace(static, background=nu)
-        share = coverage(replace(splats, store=static), self.h[other], self.members and self.members.rows(other))
-        say(f"static      covers {share:.2%} of {end - middle:,} contexts, at kappa {static.kappa_max:g}")
+        fold = self.h[:KAPPA_TOKENS]
+        first, other = fold[: len(fold) // 2], fold[len(fold) // 2 :]
+        static, _ = fit_background(static, first, self.backend, k)
+        share = float(posterior(static, other, self.backend, k)[1].sum(1).mean())
+        say(f"static      covers {share:.2%} of {len(other):,} contexts, at kappa {static.kappa_max:g}")
         return static
 
     def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> float:
@@ -180,8 +195,7 @@ class Fit:
 
     def _terms(self, memory: Memory, mode: Mode, limit: int) -> Terms:
         """Of the text's first tokens under the lexical law and the tiers of `mode`."""
-        members = self.members and self.members.rows(slice(limit))
-        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit], members)
+        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
         return Terms.join([Terms(self.lexical.log_p[:limit], self.lexical.features[:limit]), read], dim=1)
 
 

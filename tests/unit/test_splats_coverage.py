@@ -13,7 +13,7 @@ from ebmvk.engine import select
 from ebmvk.engine.reference import Reference
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import sample_vmf
-from ebmvk.splats.coverage import coverage, fit_background, log_ratio
+from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
@@ -41,50 +41,42 @@ def _store() -> SplatStore:
     return SplatStore.gather(states, tokens, owner, vocab_size=V, beta=0.1, kappa=(KAPPA, KAPPA))
 
 
-def _splats(store: SplatStore, device: str = "reference", k: int = SPLATS) -> Splats:
-    return Splats.open(store, select(device), k)
-
-
 @pytest.mark.parametrize("uniform", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 def test_em_finds_the_share_of_the_background_and_the_likeliest_one(uniform: float, device: str) -> None:
     """States of the mixture with a known share of uniform ones: alpha_inf is that share, to 3 % of 4000 states, and the
     maximum of the likelihood, which has one."""
-    other = int(4000 * uniform)
+    other, backend = int(4000 * uniform), select(device)
     states = torch.cat((_sampled(4000 - other, seed=2), _uniform(other, seed=3)))
-    splats = _splats(_store(), device)
-    mass = float(splats.store.mass.sum())
-    alpha = (nu := fit_background(splats, states)) / (nu + mass)
+    store, phi = fit_background(_store(), states, backend, SPLATS)
+    mass = float(store.mass.sum())
+    alpha = store.background / (store.background + mass)
     assert alpha == pytest.approx(uniform, abs=0.03)
-    ratio = log_ratio(splats, states).exp()
+    scores = Splats.open(store, backend, SPLATS).find(states).scores.double()
+    ratio = scores.exp().sum(1) / mass
     best = minimize_scalar(lambda a: -float((a + (1 - a) * ratio).log().mean()), bounds=(1e-6, 1), method="bounded")
     assert alpha == pytest.approx(best.x, abs=2e-5)  # the tolerance of the search
     # The order parameter of a fold on which nu was fitted is alpha_inf itself.
-    fitted = _splats(replace(splats.store, background=nu), device)
-    assert coverage(fitted, states) == pytest.approx(1 - alpha, abs=1e-6)
+    assert phi == pytest.approx(alpha, abs=1e-6)
+    assert _coverage(store, states) == pytest.approx(1 - alpha, abs=1e-5)
+
+
+def _coverage(store: SplatStore, states: Tensor) -> float:
+    return float(posterior(store, states, Reference(), SPLATS)[1].sum(1).mean())
 
 
 def test_far_from_every_splat_all_is_background_and_near_ones_nothing() -> None:
-    splats = _splats(_store())
-    mass = float(splats.store.mass.sum())
-    assert fit_background(splats, -_centres()) > 1e5 * mass
-    assert fit_background(splats, _centres()) < 1e-5 * mass
-    assert coverage(splats, _centres()) > 0.999
-    assert coverage(splats, -_centres()) < 1e-3
+    far, phi = fit_background(_store(), -_centres(), Reference(), SPLATS)
+    assert phi > 0.99
+    assert _coverage(far, -_centres()) < 0.01
+    near, phi = fit_background(_store(), _centres(), Reference(), SPLATS)
+    assert phi < 0.01
+    assert _coverage(near, _centres()) > 0.99
 
 
 def test_more_background_covers_less() -> None:
     states = torch.cat((_sampled(200, seed=2), _uniform(200, seed=3)))
-    levels = [coverage(_splats(replace(_store(), background=nu)), states) for nu in (1e-30, 1.0, 1e4, 1e6, 1e12)]
+    levels = [_coverage(replace(_store(), background=nu), states) for nu in (1e-30, 1.0, 1e4, 1e6, 1e12)]
     assert levels == sorted(levels, reverse=True)
     assert levels[0] > 0.9
     assert levels[-1] < 0.2
-
-
-def test_half_precision_states_and_few_neighbours_will_do() -> None:
-    states = _sampled(500, seed=5)
-    whole = log_ratio(_splats(_store()), states)
-    torch.testing.assert_close(log_ratio(_splats(_store()), states.half()), whole, rtol=0, atol=0.05)
-    few = log_ratio(Splats.open(_store(), Reference(), 2), states)
-    assert bool((few <= whole + 1e-6).all())
-    assert float((whole - few).mean()) < 0.01
