@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,6 +23,7 @@ class MemoryCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
+    fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.
@@ -43,12 +44,17 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             f"--splats {command.splats} with --from-training: the splats are there already",
             hint="leave one of the two away",
         )
+    if command.from_training and command.fit_on == "training":
+        raise ConfigError(
+            "--fit-on training with --from-training: its splats hold contexts of all of the training text",
+            hint="leave --fit-on away, or build the splats anew without --from-training",
+        )
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import Fit, build_static, of_training, save
+    from ebmvk.training.memory import Fit, Reading, Static, build_static, first_documents, of_training, save
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
     began = time.perf_counter()
@@ -62,27 +68,31 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
     corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
     model, context = run.model.to(device.torch), run.config.data.seq_length
+    reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
     static = None
     if command.from_training:
-        static = of_training(run.checkpoint)
-        say(f"static      {static.n:,} splats of {static.mass.sum():,.0f} contexts, consolidated during training")
-    elif command.splats:
+        store = of_training(run.checkpoint)
+        static = Static(store, store)  # of all the text, so that it can't be fitted on a part of that
+        say(f"static      {store.n:,} splats of {store.mass.sum():,.0f} contexts, consolidated during training")
+    if command.fit_on == "training" or (command.splats and not command.from_training):
         train = encode_split(corpus, "train", run.tokenizer)
         check_same_text(run.checkpoint, train, run.config)
+    if command.splats and not command.from_training:
         say(f"static      reading {len(train):,} tokens of the training text")
-        static = build_static(
-            model,
-            train,
-            command.splats,
-            context=context,
-            device=device,
-            seed=run.config.run.seed,
-            bfloat16=run.config.training.precision == "bfloat16",
-        )
-        say(f"static      {static.n:,} splats of {int(static.mass.sum()):,} contexts of the training text")
-    fit = Fit(model, encode_split(corpus, "validation", run.tokenizer), context=context, device=device)
-    say(f"validation  {len(fit.tokens):,} contexts read")
-    memory = fit.fit(Memory.unfitted(static, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+        static = build_static(model, train, command.splats, reading=reading, device=device, seed=run.config.run.seed)
+        mass = int(static.store.mass.sum())
+        say(f"static      {static.store.n:,} splats of {mass:,} contexts of the training text")
+    if command.fit_on == "training":
+        text = train.take(first_documents(train) + 1)
+        splats = static.without if static else None
+    else:
+        text, reading = encode_split(corpus, "validation", run.tokenizer), Reading.evaluation(context)
+        splats = static.store if static else None
+    fit = Fit(model, text, reading=reading, device=device)
+    say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
+    memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    if static and memory.static:
+        memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     path = save(run.checkpoint.path, memory)
     print(path)
     return 0

@@ -11,6 +11,8 @@ all, the terms of place come to kappa (|R_i| + |R_j| - |R_i + R_j|).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ebmvk.engine.api import Backend
 from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 from ebmvk.splats.store import SplatStore
 
+Cost = Callable[[SplatStore, Tensor, Tensor, Tensor], Tensor]
 NEIGHBOURS = 8  # partners looked at for each splat
 QUERIES = 1024  # splats whose partners are looked for, at least
 
@@ -56,14 +59,14 @@ def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
     return torch.zeros(len(i), dtype=torch.float64).index_add_(0, pair, saved)
 
 
-def consolidate(store: SplatStore, target: int, backend: Backend) -> SplatStore:
+def consolidate(store: SplatStore, target: int, backend: Backend, cost: Cost = merge_cost) -> SplatStore:
     """At most `target` splats: those whose merging costs least are merged in pairs, again where pairs don't suffice."""
     while store.n > target:
-        store = store.merged(_pairs(store, store.n - target, backend))
+        store = store.merged(_pairs(store, store.n - target, backend, cost))
     return store
 
 
-def _pairs(store: SplatStore, most: int, backend: Backend) -> Tensor:
+def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor:
     """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at least one pair.
 
     Partners are sought for the lightest splats only, four times as many as have to go: the cost of merging grows with
@@ -77,7 +80,7 @@ def _pairs(store: SplatStore, most: int, backend: Backend) -> Tensor:
     first = ask[:, None].expand_as(near)
     use = first != near
     i, j = first[use], near[use]
-    order = merge_cost(store, i, j, found.scores.cpu()[use]).argsort(stable=True)
+    order = cost(store, i, j, found.scores.cpu()[use]).argsort(stable=True)
     owner = torch.arange(store.n)
     free = [True] * store.n
     for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):

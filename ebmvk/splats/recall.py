@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Points
+from ebmvk.splats.gate import entropy, log_of
 from ebmvk.splats.store import SplatStore
 
 FEATURES = 4
@@ -24,8 +25,7 @@ class Recall:
 
     @classmethod
     def of(cls, law: Tensor, closest: Tensor, log_density: Tensor) -> Recall:
-        entropy = torch.special.entr(law).sum(1)
-        return cls(law, torch.stack((closest, log_density, entropy, law.amax(1).log()), dim=1))
+        return cls(law, torch.stack((closest, log_density, entropy(law, log_of(law)), law.amax(1).log()), dim=1))
 
 
 @dataclass(frozen=True)

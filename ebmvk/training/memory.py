@@ -1,7 +1,9 @@
 """Building, fitting and keeping the memory of a checkpoint (model sections 5 and 8).
 
-Static splats come from the training text only. What is tuned, concentrations and gates, is fitted on the validation
-text, whose contexts are members of no static splat: a query never meets its own entry.
+Static splats come from the training text only. What is tuned, concentrations, background and gates, is fitted on the
+validation text, whose contexts are members of no static splat, or on a fold of the training text, whose contexts are
+left out of the splats meanwhile: a query never meets its own entry. Leaving out only the one context that asks is not
+enough: the rest of its document stays, and says far more of it than of any other text.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.build import cluster
+from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
 from ebmvk.splats.soc import store_of
@@ -34,30 +38,85 @@ MEMORY_FILE = "memory.safetensors"
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
+TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
+FIT_TOKENS = 100_000  # of the training text, where memories are fitted on that
 Say = Callable[[str], None]
 
 
-def build_static(
-    model: LanguageModel, train: TokenStream, splats: int, *, context: int, device: Device, seed: int, bfloat16: bool
-) -> SplatStore:
-    """At most `splats` splats of the contexts h of a training text, each with a quarter of a window before it at least.
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads a text: context and stride of its windows; bfloat16: in autocast, as in training."""
 
-    bfloat16: read the text in autocast, which is faster where training is.
+    context: int
+    stride: int
+    bfloat16: bool
+
+    @classmethod
+    def training(cls, context: int, *, bfloat16: bool) -> Reading:
+        """Each context with a quarter of a window before it at least; autocast where training is faster with it."""
+        return cls(context, context - context // 4, bfloat16)
+
+    @classmethod
+    def evaluation(cls, context: int) -> Reading:
+        """As `ebmvk evaluate` reads."""
+        return cls(context, max(1, context // 2), False)
+
+
+@dataclass(frozen=True)
+class Static:
+    """Splats of a training text: of all of it, and without its first documents, to fit on those."""
+
+    store: SplatStore
+    without: SplatStore
+
+    def fitted(self, without: SplatStore) -> SplatStore:
+        """All of the splats, with the concentration and alpha_inf that were fitted to those without the fold."""
+        store = self.store.at(without.kappa_max)
+        share = without.background / float(without.mass.sum())
+        return replace(store, background=share * float(store.mass.sum()))
+
+
+def build_static(
+    model: LanguageModel, train: TokenStream, splats: int, *, reading: Reading, device: Device, seed: int
+) -> Static:
+    """At most `splats` splats of the contexts h of a training text.
 
     Raises:
         DataError: fewer contexts than splats.
     """
-    n = len(train) - 1
+    h, tokens = read_states(model, train, reading=reading, device=device)
+    owner, fold = cluster(h, tokens, splats, device.backend, seed, token_marks(model)), first_documents(train)
+    store = gather(h, tokens, owner, model.vocab_size)
+    return Static(store, gather(h[fold:], tokens[fold:], owner[fold:], model.vocab_size))
+
+
+def token_marks(model: LanguageModel) -> Tensor:
+    """(V, d): what marks a context with the token that followed it, for `cluster`."""
+    return TOKEN_WEIGHT * normalize(model.embeddings().detach().float().cpu(), dim=1)
+
+
+def first_documents(train: TokenStream) -> int:
+    """How many contexts are fitted on where that is the training text: whole documents, a tenth of it at most."""
+    most = min(FIT_TOKENS, (len(train) - 1) // 10)
+    starts = train.starts[(train.starts > 0) & (train.starts <= most)]
+    return int(starts[-1]) if len(starts) else most
+
+
+def read_states(
+    model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device
+) -> tuple[Tensor, Tensor]:
+    """Contexts h (n, d) of a text, in half precision, and the tokens (n,) that followed them."""
+    n, done = len(stream) - 1, 0
     h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
-    tokens, done = torch.from_numpy(train.tokens[1:].astype("int64")), 0
-    stride = context - context // 4
-    for seen, following in contexts(
-        model, train, context=context, stride=stride, device=device.torch, bfloat16=bfloat16
-    ):
+    for seen, following in contexts(model, stream, device=device.torch, **vars(reading)):
         h[done : done + len(following)] = seen.h[0].cpu()
         done += len(following)
-    owner = cluster(h, tokens, splats, device.backend, seed)
-    return SplatStore.gather(h, tokens, owner, vocab_size=model.vocab_size, beta=0.1, kappa=(20.0, 20.0))
+    return h, torch.from_numpy(stream.tokens[1:].astype("int64"))
+
+
+def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatStore:
+    """Splats of contexts h (n, d) by owner (n,), before anything of them is fitted."""
+    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=0.1, kappa=(20.0, 20.0))
 
 
 def of_training(found: Checkpoint) -> SplatStore:
@@ -73,36 +132,52 @@ def of_training(found: Checkpoint) -> SplatStore:
 
 
 class Fit:
-    """A validation text as a model reads it, to fit memories on."""
+    """A text as a model reads it, to fit memories on. None of its contexts may be in their static splats."""
 
-    def __init__(self, model: LanguageModel, stream: TokenStream, *, context: int, device: Device) -> None:
+    def __init__(self, model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device) -> None:
         self.backend = device.backend
         states, following, lexical = [], [], []
         with torch.no_grad():
-            for seen, tokens in contexts(
-                model, stream, context=context, stride=max(1, context // 2), device=device.torch
-            ):
+            for seen, tokens in contexts(model, stream, device=device.torch, **vars(reading)):
                 states.append(seen.h[0].float().cpu())
                 following.append(tokens.cpu())
                 lexical.append(lexical_terms(model.log_p_lex(seen)[0], tokens))
         self.h, self.tokens, self.lexical = torch.cat(states), torch.cat(following), Terms.join(lexical, dim=0)
 
     def fit(self, memory: Memory, say: Say) -> Memory:
-        """The memory with concentrations and gates of largest likelihood."""
-        static = memory.static
-        if static is not None:
-            memory = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
-        whole: Mode = "episodic" if static is None else "both"
-        memory = self._best(
-            lambda kappa: replace(memory, episodic=replace(memory.episodic, kappa=kappa)), "episodic", say
-        )
-        memory, nats = self._gated(memory, whole, len(self.tokens))
+        """The memory with concentrations, background and gates of largest likelihood."""
+        memory = self._placed(memory, say)
+        whole: Mode = "episodic" if memory.static is None else "both"
+        online = memory.episodic
+        kappa = self._best(lambda kappa: replace(memory, episodic=replace(online, kappa=kappa)), "episodic", say)
+        memory, nats = self._gated(replace(memory, episodic=replace(online, kappa=kappa)), whole, len(self.tokens))
         for mode, value in nats.items():
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
 
-    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> Memory:
-        """The memory at(kappa) of largest likelihood, uphill from KAPPAS[START]; the likelihood has one summit."""
+    def fit_static(self, memory: Memory, say: Say) -> Memory:
+        """Only the static tier."""
+        return self._gated(self._placed(memory, say), "static", len(self.tokens))[0]
+
+    def _placed(self, memory: Memory, say: Say) -> Memory:
+        """The memory with its static splats' concentration and background of largest likelihood."""
+        static = memory.static
+        if static is None:
+            return memory
+        kappa = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
+        return replace(memory, static=self._covering(static.at(kappa), memory.k, say))
+
+    def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
+        """The splats with a background fitted by EM on one half of a fold; says how much of the other they cover."""
+        fold = self.h[:KAPPA_TOKENS]
+        first, other = fold[: len(fold) // 2], fold[len(fold) // 2 :]
+        static, _ = fit_background(static, first, self.backend, k)
+        share = float(posterior(static, other, self.backend, k)[1].sum(1).mean())
+        say(f"static      covers {share:.2%} of {len(other):,} contexts, at kappa {static.kappa_max:g}")
+        return static
+
+    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> float:
+        """The kappa of largest likelihood of at(kappa), uphill from KAPPAS[START]; the likelihood has one summit."""
         nats = {-1: math.inf, len(KAPPAS): math.inf}
 
         def cost(i: int) -> float:
@@ -115,13 +190,16 @@ class Fit:
         for step in (1, -1):
             while cost(best + step) < cost(best):
                 best += step
-        return at(KAPPAS[best])
+        return KAPPAS[best]
+
+    def nats(self, memory: Memory, mode: Mode) -> dict[Mode, float]:
+        """Nats per token of the text, of a fitted memory, for `mode` and those of fewer tiers."""
+        terms = self._terms(memory, mode, len(self.tokens))
+        return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
-        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
-        lexical = Terms(self.lexical.log_p[:limit], self.lexical.features[:limit])
-        terms = Terms.join([lexical, read], dim=1)
+        terms = self._terms(memory, mode, limit)
         gates = {
             other: fit_gate(part.features, part.log_p)
             for other, tiers in TIERS.items()
@@ -130,6 +208,11 @@ class Fit:
         }
         nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
         return replace(memory, gates=gates), nats
+
+    def _terms(self, memory: Memory, mode: Mode, limit: int) -> Terms:
+        """Of the text's first tokens under the lexical law and the tiers of `mode`."""
+        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
+        return Terms.join([Terms(self.lexical.log_p[:limit], self.lexical.features[:limit]), read], dim=1)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.losses import Losses
-from ebmvk.training.memory import Fit
+from ebmvk.training.memory import Fit, Reading
 from ebmvk.training.workspace import Device, step_seed
 
 FOLD = 16  # one block of seq_length tokens of the training text in so many is held out of the splats
@@ -112,7 +112,8 @@ class TrainingSoc:
         def nats(store: SplatStore | None) -> float:
             if not fit:
                 part = self.validation.take(limit + 1)
-                fit.append(Fit(self.model, part, context=self.config.data.seq_length, device=self.device))
+                reading = Reading.evaluation(self.config.data.seq_length)
+                fit.append(Fit(self.model, part, reading=reading, device=self.device))
             return nats_with(store, fit[0])
 
         return nats

@@ -9,21 +9,24 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, ops, peers, torch_chains
+from bench import approximate, experiments, memory, ops, peers, torch_chains
 from bench.measure import chain_problem, unit
 from ebmvk import train
+from ebmvk.data.windows import TokenStream
 from ebmvk.engine import select
 from ebmvk.errors import DeviceError
+from ebmvk.splats.store import SplatStore
 
 N, D, K, B = 60, 12, 5, 7
 
 
-def ran(command: Any, tmp_path: Path, *args: str) -> dict[str, Any]:
+def ran(command: Any, tmp_path: Path, *args: str, times: str = "--repeats") -> dict[str, Any]:
     path = tmp_path / "figures" / "out.json"  # the folder is made
-    command.main([*args, "--repeats", "1", "--json", str(path)])
+    command.main([*args, times, "1", "--json", str(path)])
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     facts = result["device"]
     assert facts["command"].startswith(f"python -m {command.__name__} ")
@@ -150,6 +153,39 @@ def test_experiments_are_paired_by_seed() -> None:
 def test_rows_of_experiments_are_valid_training_flags(name: str) -> None:
     for flags in experiments.TABLES[name].values():
         assert {flag for flag in flags.split() if flag.startswith("--")} <= set(train.FLAGS)
+
+
+def test_memory_measures_what_splats_are_worth(trained: Path, tmp_path: Path) -> None:
+    result = ran(memory, tmp_path, "--quick", "--checkpoint", str(trained), "--device", "cpu", times="--seeds")
+    assert min(result["tuned_tokens"], result["scored_tokens"]) > 50
+    by_number, merging = result["gain_over_splats"], result["merging"]
+    assert [row["asked"] for row in by_number] == [20, 60]
+    assert all(row["build_s"] > 0 and row["splats"] <= row["asked"] for row in by_number)
+    ways = ["description length", "angle", "near pairs at random", "any pairs at random"]
+    assert [row["way"] for row in merging] == ways
+    assert {row["splats"] for row in merging} == {30}
+    for row in by_number:
+        assert row["gain"] < 0
+        assert row["scrambled_gain"] > row["gain"]
+        assert 0 <= row["coverage"] <= 1
+
+
+def test_halves_are_whole_documents() -> None:
+    stream = TokenStream("x", np.arange(100), np.array([0, 10, 55, 70]), False)
+    first, other = memory.halves(stream)
+    assert (len(first), first.starts.tolist()) == (55, [0, 10])
+    assert (other.tokens.tolist(), other.starts.tolist()) == (list(range(55, 100)), [0, 15])
+    first, other = memory.halves(TokenStream("x", np.arange(9), np.array([0]), False))
+    assert (len(first), len(other), other.starts.tolist()) == (4, 5, [0])
+
+
+def test_random_merging_keeps_mass_and_reaches_its_size() -> None:
+    states, tokens = unit(50, D, 1), torch.arange(50) % 5
+    store = SplatStore.gather(states, tokens, torch.arange(50), vocab_size=5, beta=0.1, kappa=(9.0, 9.0))
+    for target in (40, 11, 1):
+        merged = memory.any_pairs(store, target, seed=3)
+        assert merged.n == target
+        assert float(merged.mass.sum()) == 50
 
 
 def test_torch_peers_have_our_score_wherever_they_run() -> None:

@@ -41,7 +41,7 @@ SURFACE = {
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
         --scramble-memory --no-scramble-memory --score-matching --no-score-matching --device --json --no-json""",
     "memory": """
-        --checkpoint --splats --from-training --no-from-training --data-dir --device --quiet --no-quiet""",
+        --checkpoint --splats --from-training --no-from-training --fit-on --data-dir --device --quiet --no-quiet""",
     "embed": """
         --checkpoint --text --file --scale --energy --no-energy --npy --json --no-json --device""",
     "compose": """

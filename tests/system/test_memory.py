@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import torch
 
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.splats.memory import TIERS, Mode, Reader
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader
 from ebmvk.training.evaluation import paired_interval, token_nats
-from ebmvk.training.memory import MEMORY_FILE, load
+from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, build_static, first_documents, load
 from ebmvk.training.workspace import open_device, open_run
 
 from .conftest import Command
@@ -149,6 +151,40 @@ def test_what_cannot_be_remembered_is_said(
     other = next(path for path in folder.glob("checkpoints/step-*") if path != file.parent)
     (other / MEMORY_FILE).write_bytes(content)
     assert "built for other weights" in error("evaluate", other, "--memory", "static")
+
+
+def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Path, device: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    said = ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--device", device, "--fit-on", "training")
+    assert said.status == 0, said.err
+    covered = re.search(r"covers ([0-9.]+)% of", said.out)
+    assert covered
+    assert float(covered[1]) >= 80
+    tiers = _evaluate(ebmvk, folder, device, "--memory", "both")["tiers"]
+    assert tiers["static"]["gain"]["high"] < 0
+    assert tiers["both"]["gain"]["high"] < 0
+
+
+def test_a_text_that_meets_its_own_entries_claims_a_gain_that_no_other_text_gets(trained: Path, text: Path) -> None:
+    run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
+    train, valid = (encode_split(resolve(str(text)), split, run.tokenizer) for split in ("train", "validation"))
+    reading = Reading.training(16, bfloat16=False)
+    static = build_static(run.model, train, len(train) // 3, reading=reading, device=device, seed=1)
+    held = first_documents(train)
+    assert held in train.starts
+    assert static.store.mass.sum() == len(train) - 1
+    assert static.without.mass.sum() == len(train) - 1 - held
+    fold = Fit(run.model, train.take(held + 1), reading=reading, device=device)
+    other = Fit(run.model, valid, reading=Reading.evaluation(16), device=device)
+    claimed, gates = {}, {}
+    for name, store in {"trap": static.store, "left out": static.without}.items():
+        memory = Memory.unfitted(store, d=run.model.config.latent_dim, vocab_size=run.model.vocab_size)
+        fitted = fold.fit_static(memory, lambda _: None)
+        claimed[name], gates[name] = fold.nats(fitted, "static")["static"], fitted
+    assert claimed["trap"] < claimed["left out"]
+    whole = replace(gates["left out"], static=static.fitted(gates["left out"].static or static.store))
+    assert other.nats(whole, "static")["static"] <= other.nats(gates["trap"], "static")["static"]
 
 
 def test_without_static_splats_only_the_episodic_tier_is_there(

@@ -20,7 +20,7 @@ from ebmvk.sphere.vmf import log_c, log_c_ratio, sample_vmf
 from ebmvk.splats.build import cluster
 from ebmvk.splats.consolidation import consolidate, merge_cost
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
-from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, mix
+from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_of, mix
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
@@ -154,6 +154,32 @@ def test_leaving_one_out_matters() -> None:
     store = _store()
     left = store.leave_one_out(states, owner, tokens)
     assert ((states * store.mu[owner]).sum(1) > left.cosine).all()
+
+
+def test_the_trap() -> None:
+    """Tokens that places say nothing of: memory is of no use. Contexts that are in the splats say the contrary, the
+    gate goes to 1, and other texts pay for it; of splats without them it is found to be of no use."""
+    g = torch.Generator().manual_seed(3)
+    states, tokens = projx(torch.randn(600, D, generator=g)), torch.randint(0, V, (600,), generator=g)
+    mine, rest, fresh = slice(200), slice(200, 400), slice(400, 600)
+    lexical, constant = torch.full((200, 1), -math.log(V)), torch.zeros(200, 1)  # a gate of one number
+    kept, gained = {}, {}
+    for name, held in {"trap": slice(400), "left out": rest}.items():
+        owner = torch.arange(len(states[held]))
+        store = SplatStore.gather(states[held], tokens[held], owner, vocab_size=V, beta=0.3, kappa=(200.0, 200.0))
+        splats = Splats.open(replace(store, background=1e-30), Reference(), 16)  # so that memory speaks anywhere
+        own, other = (
+            torch.cat((lexical, log_of(splats.recall(states[of]).law.gather(1, tokens[of, None]))), dim=1)
+            for of in (mine, fresh)
+        )
+        gate = fit_gate(constant, own).log_weights(constant)
+        kept[name] = float(gate[0, 1].exp())
+        gained[name] = [float((mix(gate, log_p) - log_p[:, 0]).mean()) for log_p in (own, other)]
+    assert kept["trap"] > 0.95
+    assert kept["left out"] < 0.1
+    assert gained["trap"][0] > 2
+    assert gained["trap"][1] < -0.5
+    assert max(map(abs, gained["left out"])) < 0.05
 
 
 # ---- token laws ----------------------------------------------------------------------------------------------------
@@ -352,6 +378,27 @@ def test_clusters_are_tight_and_repeatable() -> None:
     assert store.length.sum() > true.length.sum()
     with pytest.raises(DataError, match="fewer than --splats 2,001"):
         cluster(states, tokens, 2001, Reference(), seed=3)
+
+
+def test_marked_contexts_share_the_token_that_followed() -> None:
+    """Tokens that places say nothing of: unmarked, clusters mix them; marked, the token laws are purer, and the places
+    still decide among contexts of one token."""
+    g = torch.Generator().manual_seed(0)
+    states = projx(torch.randn(1500, D, generator=g))
+    tokens, marks = torch.randint(0, 4, (1500,), generator=g), torch.eye(4)
+    entropies, lengths = [], []
+    for weight in (0.0, 1.0):
+        owner = cluster(states, tokens, 40, Reference(), 3, weight * marks)
+        store = SplatStore.gather(states, tokens, owner, vocab_size=V, beta=0.5, kappa=BOUNDS)
+        law = _dense(store) / store.mass[:, None]
+        entropies.append(float((store.mass * torch.special.entr(law).sum(1)).sum() / 1500))
+        lengths.append(float(store.length.sum()) / 1500)
+    assert entropies[0] > 1.2  # of log 4 = 1.386
+    assert entropies[1] < 0.4
+    assert lengths[1] > 0.45  # one cluster of each token would have about 0.05
+    assert torch.equal(
+        cluster(states, tokens, 40, Reference(), 3, 0 * marks), cluster(states, tokens, 40, Reference(), 3)
+    )
 
 
 @pytest.mark.parametrize("splats", [1, 2, 3, 50])

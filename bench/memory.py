@@ -1,0 +1,206 @@
+"""`python -m bench.memory`: what the static memory of a trained model is worth, and what makes it so.
+
+On half of the validation documents concentration, background and gate are fitted; the other half scores them, so that
+no figure is of the text it was tuned on. Three tables: the gain over the number of splats, with the time that building
+took, the coverage, and the scrambled control; merging by description length beside merging by angle, near pairs at
+random and any pairs at random, at equal size; and the figures of one seed after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.measure import facts, introduce, table, write
+from ebmvk.data.datasets import resolve
+from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.splats.build import cluster
+from ebmvk.splats.consolidation import Cost, consolidate, merge_cost
+from ebmvk.splats.coverage import posterior
+from ebmvk.splats.memory import Memory
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.memory import Fit, Reading, gather, read_states, token_marks
+from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """splats: numbers whose gain is measured; start, merged: splats before and after merging; contexts: of the training
+    text, None meaning all; tokens: of the validation text, tuning and scoring together."""
+
+    splats: tuple[int, ...]
+    start: int
+    merged: tuple[int, ...]
+    contexts: int | None
+    tokens: int
+
+
+FULL = Sizes((5_000, 20_000, 50_000, 150_000), 20_000, (10_000, 5_000, 2_500), None, 30_000)
+QUICK = Sizes((20, 60), 60, (30,), 2_000, 400)
+
+
+def by_angle(_: SplatStore, __: Tensor, ___: Tensor, cosine: Tensor) -> Tensor:
+    """The nearest first."""
+    return -cosine
+
+
+def at_random(seed: int) -> Cost:
+    """Pairs of near splats in random order."""
+    random = torch.Generator().manual_seed(seed)
+    return lambda _, i, __, ___: torch.rand(len(i), generator=random)
+
+
+def any_pairs(store: SplatStore, target: int, seed: int) -> SplatStore:
+    """Disjoint pairs of any splats, again where pairs don't suffice."""
+    random = torch.Generator().manual_seed(seed)
+    while store.n > target:
+        order, pairs = torch.randperm(store.n, generator=random), min(store.n - target, store.n // 2)
+        owner = torch.arange(store.n)
+        owner[order[:pairs]] = order[pairs : 2 * pairs]
+        store = store.merged(owner)
+    return store
+
+
+def halves(stream: TokenStream) -> tuple[TokenStream, TokenStream]:
+    """Its documents up to the one that begins nearest to its middle, and the rest."""
+    inner = stream.starts[1:]
+    cut = int(inner[np.abs(inner - len(stream) // 2).argmin()]) if len(inner) else len(stream) // 2
+    first = TokenStream(stream.name, stream.tokens[:cut], stream.starts[stream.starts < cut], stream.word_level)
+    other = np.unique(np.concatenate(([0], stream.starts[stream.starts >= cut] - cut)))
+    return first, TokenStream(stream.name, stream.tokens[cut:], other, stream.word_level)
+
+
+class Bench:
+    """A model, the states of its training text, and two parts of its validation text."""
+
+    def __init__(self, run: OpenRun, device: Device, data_dir: Path | None, sizes: Sizes) -> None:
+        corpus = resolve(run.config.data.dataset, data_dir or run.config.data.data_dir)
+        train = encode_split(corpus, "train", run.tokenizer)
+        train = train if sizes.contexts is None else train.take(min(len(train), sizes.contexts + 1))
+        context, self.model, self.backend = run.config.data.seq_length, run.model.to(device.torch), device.backend
+        reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
+        began = time.perf_counter()
+        self.states, self.tokens = read_states(self.model, train, reading=reading, device=device)
+        self.reading_s = time.perf_counter() - began
+        valid = encode_split(corpus, "validation", run.tokenizer)
+        parts = halves(valid.take(min(len(valid), sizes.tokens + 1)))
+        reading = Reading.evaluation(context)
+        self.tuning, self.scoring = (Fit(self.model, part, reading=reading, device=device) for part in parts)
+
+    def build(self, splats: int, seed: int) -> SplatStore:
+        """Splats of the training states."""
+        owner = cluster(self.states, self.tokens, splats, self.backend, seed, token_marks(self.model))
+        return gather(self.states, self.tokens, owner, self.model.vocab_size)
+
+    def worth(self, store: SplatStore) -> dict[str, Any]:
+        """Nats per token of the scoring part, alone and with the splats; their coverage; the scrambled control."""
+        d, vocab_size = self.model.config.latent_dim, self.model.vocab_size
+        memory = self.tuning.fit_static(Memory.unfitted(store, d=d, vocab_size=vocab_size), lambda _: None)
+        nats = self.scoring.nats(memory, "static")
+        control = self.scoring.nats(memory.using(None, scramble=True), "static")
+        fitted = memory.static or store
+        return {
+            "splats": store.n,
+            "kappa": fitted.kappa_max,
+            "nats": nats["static"],
+            "gain": nats["static"] - nats["none"],
+            "scrambled_gain": control["static"] - nats["none"],
+            "coverage": float(posterior(fitted, self.scoring.h, self.backend, memory.k)[1].sum(1).mean()),
+        }
+
+
+def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
+    """The gain for each number of splats and seed, and the seconds of building them from the states."""
+    for splats in sizes.splats:
+        for seed in range(seeds):
+            began = time.perf_counter()
+            store = bench.build(splats, seed)
+            spent = time.perf_counter() - began
+            row = {"asked": splats, "seed": seed, "build_s": spent, **bench.worth(store)}
+            print(
+                f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token "
+                f"(scrambled {row['scrambled_gain']:+.4f}), covers {row['coverage']:.2%}",
+                flush=True,
+            )
+            yield row
+
+
+def mergers(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
+    """The gain of what merging leaves, way by way, at equal size."""
+    for seed in range(seeds):
+        store = bench.build(sizes.start, seed)
+        for target in sizes.merged:
+            ways = {
+                "description length": consolidate(store, target, bench.backend, merge_cost),
+                "angle": consolidate(store, target, bench.backend, by_angle),
+                "near pairs at random": consolidate(store, target, bench.backend, at_random(seed)),
+                "any pairs at random": any_pairs(store, target, seed),
+            }
+            for way, merged in ways.items():
+                row = {"way": way, "seed": seed, "from": store.n, **bench.worth(merged)}
+                print(f"{store.n:,} to {merged.n:,}, seed {seed}, {way}: {row['gain']:+.4f}", flush=True)
+                yield row
+
+
+def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:
+    """Mean and range of the gain over seeds, for each size and value of `key`."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["splats"] if key == "way" else row["asked"], row[key]), []).append(row)
+    found = []
+    for (size, value), own in groups.items():
+        gain = [row["gain"] for row in own]
+        name = value if key == "way" else ""
+        found.append([f"{size:,}", name, f"{statistics.mean(gain):+.4f}", f"{min(gain):+.4f} to {max(gain):+.4f}"])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder, or one checkpoint folder")
+    parser.add_argument("--data-dir", type=Path, default=None, help="local data sets; EBMVK_DATA_DIR")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, vulkan, vulkan:INDEX or reference")
+    parser.add_argument("--seeds", type=int, default=3, help="of clustering and of random merging")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only to see that it runs")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    options = parser.parse_args(argv)
+    if options.seeds < 1:
+        parser.error("--seeds has to be at least 1")
+    sizes = QUICK if options.quick else FULL
+    device = open_device(options.device)
+    where = facts(device.backend, "bench.memory", argv)
+    introduce(where)
+    run = open_run(options.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    bench = Bench(run, device, options.data_dir, sizes)
+    n, scored = len(bench.states), len(bench.scoring.tokens)
+    print(f"{n:,} training states read in {bench.reading_s:.1f} s; {scored:,} validation tokens scored", flush=True)
+    by_number, by_way = list(gains(bench, sizes, options.seeds)), list(mergers(bench, sizes, options.seeds))
+    head = ["splats", "merged by", "gain, nats per token", "over seeds"]
+    print(table([head, *summary(by_number, "asked"), *summary(by_way, "way")]))
+    size = {"training_states": n, "tuned_tokens": len(bench.tuning.tokens), "scored_tokens": scored}
+    write(
+        options.json,
+        {
+            "device": where,
+            "step": run.checkpoint.step,
+            "dataset": run.config.data.dataset,
+            **size,
+            "reading_s": bench.reading_s,
+            "gain_over_splats": by_number,
+            "merging": by_way,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
