@@ -1,6 +1,6 @@
 """Pretrained token vectors as people have them: safetensors and npy beside a tokenizer.json, word2vec, a hub's folder.
 
-Nothing here unpickles. A table knows which of its rows a token of another vocabulary corresponds to.
+Numbers are read, never objects. A table knows which of its rows a token of another vocabulary corresponds to.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _npy(file: Path) -> Tensor:
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"--init {file}: not a plain npy array ({error})",
-            why="it is cut short, or it holds pickled objects, which are never loaded",
+            why="it is cut short, or it holds objects, which are never loaded",
             hint="save it again by numpy.save as a float32 matrix",
         ) from None
     if content.dtype.kind != "f":
