@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,25 +166,36 @@ def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Pat
     assert tiers["both"]["gain"]["high"] < 0
 
 
-def test_a_text_that_meets_its_own_entries_claims_a_gain_that_no_other_text_gets(trained: Path, text: Path) -> None:
+def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained: Path, text: Path) -> None:
     run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
-    train, valid = (encode_split(resolve(str(text)), split, run.tokenizer) for split in ("train", "validation"))
+    train = encode_split(resolve(str(text)), "train", run.tokenizer)
     reading = Reading.training(16, bfloat16=False)
     static = build_static(run.model, train, len(train) // 3, reading=reading, device=device, seed=1)
     held = first_documents(train)
-    assert held in train.starts
     assert static.store.mass.sum() == len(train) - 1
     assert static.without.mass.sum() == len(train) - 1 - held
     fold = Fit(run.model, train.take(held + 1), reading=reading, device=device)
-    other = Fit(run.model, valid, reading=Reading.evaluation(16), device=device)
-    claimed, gates = {}, {}
+    claimed = {}
     for name, store in {"trap": static.store, "left out": static.without}.items():
         memory = Memory.unfitted(store, d=run.model.config.latent_dim, vocab_size=run.model.vocab_size)
         fitted = fold.fit_static(memory, lambda _: None)
-        claimed[name], gates[name] = fold.nats(fitted, "static")["static"], fitted
+        claimed[name] = fold.nats(fitted, "static")["static"]
     assert claimed["trap"] < claimed["left out"]
-    whole = replace(gates["left out"], static=static.fitted(gates["left out"].static or static.store))
-    assert other.nats(whole, "static")["static"] <= other.nats(gates["trap"], "static")["static"]
+    assert fitted.static  # of those without the fold: all of them get its concentration and its alpha_inf
+    whole = static.fitted(fitted.static)
+    assert torch.equal(whole.mass, static.store.mass)
+    assert whole.kappa_max == fitted.static.kappa_max
+    shares = [store.background / float(store.mass.sum()) for store in (whole, fitted.static)]
+    assert shares[0] == pytest.approx(shares[1])
+
+
+def test_a_fold_is_whole_documents_and_a_tenth_at_most() -> None:
+    def fold(n: int, *starts: int) -> int:
+        return first_documents(TokenStream("x", np.zeros(n, np.int32), np.array([0, *starts]), False))
+
+    assert fold(2001, 50, 180, 230) == 180
+    assert fold(2001, 900) == 200
+    assert fold(3_000_001, 60_000, 99_000, 120_000) == 99_000
 
 
 def test_without_static_splats_only_the_episodic_tier_is_there(
