@@ -1,7 +1,7 @@
 """Static splats from training states: spherical k-means from coarse to fine (model section 8).
 
 States that share a place and the token that followed make splats of a purer token law: the code length of section 8
-counts both (with the token beside the state at weight .4, 20,000 splats of 400,000 contexts gained a fifth more).
+counts both.
 Exact assignment of n states to M centroids costs n M d; two levels of about sqrt(M) cells each cost n sqrt(M) d.
 """
 
