@@ -133,7 +133,7 @@ class Model:
     def compose(self, a: str | Tensor, b: str | Tensor) -> Tensor:
         """comp(a, b) of two texts (their points) or unit vectors: (d,).
 
-        The composition is learned for the context vectors; where it is not trained it is the midpoint.
+        The composition is learned for the context vectors of one text; of two texts it is what it makes of them.
 
         Raises:
             ConfigError: the model has no composition.

@@ -23,6 +23,7 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
 Source = Literal["default", "size", "stage", "file", "flag", "derived"]
 
 
@@ -332,8 +333,10 @@ def check_model(model: ModelConfig) -> None:
         f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
         f"take --moe-active {model.moe_experts} or less",
     )
+    if model.model == "plain":
+        _check_plain(model)
     _require(
-        model.use_splat or model.use_geometric or model.use_compositional,
+        any(getattr(model, name) for name in ENERGY_TERMS),
         "--no-use-splat, --no-use-geometric and --no-use-compositional leave no energy term",
         "leave one of them away: the energy needs a term",
     )
@@ -343,6 +346,18 @@ def check_model(model: ModelConfig) -> None:
         f"--context-global {model.context_global} do not widen",
         "order them local <= medium <= global",
     )
+
+
+def _check_plain(model: ModelConfig) -> None:
+    """A switch that would do nothing must not look as if it had."""
+    switches = {f"--no-{name.replace('_', '-')}": not getattr(model, name) for name in ENERGY_TERMS}
+    switches[f"--decoder {model.decoder}"] = model.decoder != ModelConfig.decoder
+    for switch, given in switches.items():
+        _require(
+            not given,
+            f"{switch} with --model plain, which has neither energy terms nor a decoder",
+            f"leave {switch} away, or take --model ebm",
+        )
 
 
 def _check_range(name: str, value: Any) -> None:

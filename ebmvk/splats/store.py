@@ -1,7 +1,7 @@
 """Memory splats as additive statistics, and what is derived from them (model sections 3 and 8).
 
-A splat gathers contexts: n_k (mass), R_k = sum of r x (resultant), n_k(v) (token counts, sparse). They
-add, so nothing is lost by merging splats, and one context can be taken out again, exactly (`leave_one_out`).
+A splat gathers contexts: n_k (mass), R_k = sum of r x (resultant), n_k(v) (token counts, sparse). They add, so nothing is
+lost by merging splats.
 """
 
 from __future__ import annotations
@@ -30,17 +30,6 @@ def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> 
     r = torch.where(mass > 1, square, 0.0).sqrt()
     ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)  # beyond it the answer is `high`
     return inverse_mean_cosine(torch.minimum(r, ceiling), d).clamp(low, high)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Statistics of a splat without one of its own members: mass, cosine of that member to the mean direction that is
-    left, kappa_hat, and the count of the member's token. All (B,) float64; a splat left empty has mass 0, cosine 0."""
-
-    mass: Tensor
-    cosine: Tensor
-    kappa: Tensor
-    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -277,21 +266,6 @@ class SplatStore:
         cell = pair // width * self.vocab_size + self.count_token[place]
         law.view(-1).index_add_(0, cell, share.flatten()[pair] * self.count[place].to(weights.dtype))
         return law
-
-    def leave_one_out(self, x: Tensor, ids: Tensor, tokens: Tensor, weight: float = 1.0) -> LeftOut:
-        """What splat ids_b is without context x_b, of the given weight, and its token (model section 8's trap).
-
-        A training query that meets its own entry gains nats that no other text will. x: (B, d) unit; ids, tokens (B,).
-        """
-        resultant, x = self.resultant[ids].double(), x.double()
-        along = (resultant * x).sum(1)
-        mass = (self.mass[ids] - weight).clamp_min(0)
-        square = (resultant.square().sum(1) - 2 * weight * along + weight**2).clamp_min(0)
-        left = mass > 1e-9
-        length = torch.where(left, square, 0.0).sqrt()
-        cosine = torch.where(length > 0, (along - weight) / length.clamp_min(1e-12), 0.0)
-        kappa = fit_kappa(mass, length, self.d, self.kappa_min, self.kappa_max)
-        return LeftOut(mass, cosine.clamp(-1, 1), kappa, (self.count_of(ids, tokens) - weight).clamp_min(0))
 
     def count_of(self, ids: Tensor, tokens: Tensor) -> Tensor:
         """n_k(v) for pairs (B,), 0 where a splat never met the token."""

@@ -123,3 +123,10 @@ def test_no_term_at_all_is_refused(ebmvk: Command, tmp_path: Path) -> None:
     said = ebmvk("train", "--run-dir", tmp_path / "run", *off)
     assert said.status == 2
     assert "leave no energy term" in said.err
+
+
+@pytest.mark.parametrize("switch", ["--no-use-splat", "--no-use-geometric", "--decoder none"])
+def test_a_switch_that_would_do_nothing_is_refused(switch: str, ebmvk: Command, tmp_path: Path) -> None:
+    said = ebmvk("train", "--run-dir", tmp_path / "run", "--model", "plain", *switch.split())
+    assert said.status == 2
+    assert f"{switch} with --model plain" in said.err

@@ -129,33 +129,6 @@ def test_kappa_is_recovered_and_clipped() -> None:
     assert store.at(33.0).kappa.tolist() == [33.0] * 4
 
 
-def test_leaving_one_out_is_recomputing_without_it() -> None:
-    states, tokens, owner = _members()
-    store = _store()
-    which = torch.tensor([0, 1, 17, 255, 399])
-    left = store.leave_one_out(states[which], owner[which], tokens[which])
-    for row, i in enumerate(which.tolist()):
-        mine = owner == owner[i]
-        mine[i] = False
-        assert left.mass[row] == mine.sum()
-        assert left.count[row] == (tokens[mine] == tokens[i]).sum()
-        if not mine.any():
-            assert (left.cosine[row], left.kappa[row]) == (0, 10)
-            continue
-        again = SplatStore.gather(states[mine], tokens[mine], owner[mine], vocab_size=V, beta=0.5, kappa=BOUNDS)
-        # The stored resultant is float32: 1e-7 of a length of about 50.
-        torch.testing.assert_close(left.cosine[row], (again.mu[0] @ states[i]).double(), rtol=0, atol=1e-5)
-        torch.testing.assert_close(left.kappa[row], again.kappa[0].double(), rtol=1e-4, atol=0)
-
-
-def test_leaving_one_out_matters() -> None:
-    """The trap: a member is closer to its own splat than to what the splat is without it."""
-    states, tokens, owner = _members()
-    store = _store()
-    left = store.leave_one_out(states, owner, tokens)
-    assert ((states * store.mu[owner]).sum(1) > left.cosine).all()
-
-
 def test_the_trap() -> None:
     """Tokens that places say nothing of: memory is of no use. Contexts that are in the splats say the contrary, the
     gate goes to 1, and other texts pay for it; of splats without them it is found to be of no use."""
