@@ -1,7 +1,7 @@
 """Memory splats as additive statistics, and what is derived from them (model sections 3 and 8).
 
-A splat gathers contexts: n_k (mass), R_k = sum of r x (resultant), n_k(v) (token counts, sparse). They add, so nothing is
-lost by merging splats.
+A splat gathers contexts: n_k (mass), R_k = sum of r x (resultant), n_k(v) (token counts, sparse). They add, so nothing
+is lost by merging splats.
 """
 
 from __future__ import annotations
