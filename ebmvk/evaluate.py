@@ -36,11 +36,13 @@ class EvaluateCommand:
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory`, each reported apart.
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
     scramble_memory: bool = False  # The control: contexts keep their places and get one another's tokens.
+    against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
     score_matching: bool = False  # Also the denoising loss by noise level, beside the unigram Bayes denoiser's.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
 
+GAIN = ("nats_per_token", "low", "high")  # a paired difference and its interval
 SCORED_TOKENS = 4096  # of the text, for --score-matching
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
@@ -60,6 +62,7 @@ def _evaluate(command: EvaluateCommand) -> int:
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     context, stride = _window(command, run.config)
+    other = _other(command, run)
     device = open_device(command.device)
     reader = _reader(command, run, device.backend)
     corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
@@ -75,8 +78,8 @@ def _evaluate(command: EvaluateCommand) -> int:
         for mode, part in nats.items()
     }
     for mode in nats.keys() - {"none"}:
-        gain, low, high = paired_interval(nats[mode], nats["none"], stream.starts)
-        found[mode] |= {"gain": {"nats_per_token": gain, "low": low, "high": high}}
+        values = paired_interval(nats[mode], nats["none"], stream.starts)
+        found[mode] |= {"gain": dict(zip(GAIN, values, strict=True))}
     record: dict[str, Any] = {
         "checkpoint": str(run.checkpoint.path),
         "step": run.checkpoint.step,
@@ -92,6 +95,14 @@ def _evaluate(command: EvaluateCommand) -> int:
         **found[command.memory],
         "tiers": found if reader else {},
     }
+    if other:
+        base = token_nats(other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch)
+        differences = {mode: paired_interval(part, base["none"], stream.starts) for mode, part in nats.items()}
+        record["against"] = {
+            "checkpoint": str(other.checkpoint.path),
+            "nats_per_token": float(base["none"].mean()),
+            "modes": {mode: dict(zip(GAIN, values, strict=True)) for mode, values in differences.items()},
+        }
     if command.score_matching:
         record["score_matching"] = _score_matching(run, stream, device)
     if command.json:
@@ -99,6 +110,26 @@ def _evaluate(command: EvaluateCommand) -> int:
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
+    """The run to compare with, read as this one is and without memory.
+
+    Raises:
+        ConfigError: it reads other tokens, so that nothing can be paired.
+    """
+    if command.against is None:
+        return None
+    from ebmvk.training.workspace import open_run
+
+    other = open_run(command.against, "--against", lambda text: print(text, file=sys.stderr))
+    if other.tokenizer.digest() != run.tokenizer.digest():
+        raise ConfigError(
+            f"--against {command.against}: its tokens are not those of {run.checkpoint.path}",
+            why="it was trained on other text, or with another --vocab-size",
+            hint="compare runs of one text and one vocabulary",
+        )
+    return other
 
 
 def _score_matching(run: OpenRun, stream: TokenStream, device: Device) -> list[dict[str, Any]]:
@@ -170,7 +201,12 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     for mode, tier in record["tiers"].items():
         word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
         gain = tier.get("gain")
-        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else _gain(gain)}")
+        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
+    if "against" in record:
+        base = record["against"]
+        print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
+        for mode, difference in base["modes"].items():
+            print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):
         _print_levels(record["score_matching"])
 
@@ -189,7 +225,7 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
 
 
 def _gain(gain: dict[str, float]) -> str:
-    return f"; {gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
+    return f"{gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
 
 
 if __name__ == "__main__":

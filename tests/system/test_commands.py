@@ -39,7 +39,8 @@ SURFACE = {
         --keep-last --sample-tokens --run-dir --resume --stop-after --config --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --split --limit --context --stride --memory --memory-capacity
-        --scramble-memory --no-scramble-memory --score-matching --no-score-matching --device --json --no-json""",
+        --scramble-memory --no-scramble-memory --against --score-matching --no-score-matching --device
+        --json --no-json""",
     "memory": """
         --checkpoint --splats --from-training --no-from-training --fit-on --data-dir --device --quiet --no-quiet""",
     "embed": """

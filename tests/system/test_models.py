@@ -62,6 +62,28 @@ def test_a_model_without_decoder_gets_a_memory(
     assert said.status == 0, said.err
 
 
+def test_two_runs_compared_on_the_same_tokens(
+    plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    """A pair's difference is that of the two figures; of a run with itself it is nought, without spread."""
+    train(tmp_path / "short", *STEADY, *PLAIN, "--steps", 3)
+    figures = {}
+    for name, run in {"long": plain, "short": tmp_path / "short"}.items():
+        said = ebmvk("evaluate", "--checkpoint", run, "--against", plain, "--device", device, "--json")
+        assert said.status == 0, said.err
+        figures[name] = json.loads(said.out)
+    against = figures["short"]["against"]
+    assert against["nats_per_token"] == pytest.approx(figures["long"]["nats_per_token"], abs=1e-12)
+    own = figures["short"]["nats_per_token"] - figures["long"]["nats_per_token"]
+    assert against["modes"]["none"]["nats_per_token"] == pytest.approx(own, abs=1e-9)
+    assert set(figures["long"]["against"]["modes"]["none"].values()) == {0.0}
+
+    train(tmp_path / "other", *STEADY, *PLAIN, "--steps", 1, "--vocab-size", 270)
+    said = ebmvk("evaluate", "--checkpoint", plain, "--against", tmp_path / "other", "--device", device)
+    assert said.status == 2
+    assert "its tokens are not those of" in said.err
+
+
 def test_what_a_model_without_points_on_the_sphere_has_not(plain: Path, ebmvk: Command, device: str) -> None:
     run = plain
     assert {name for row in rows(run, "step") for name in row["parts"]} == {"ce"}
