@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
 from ebmvk.model.dropout import dropout
 from ebmvk.sphere.geometry import projx
 
 SCALES = 3
+_ANGLES = 1024  # positions whose rotary angles are computed at once
 MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
 
 
@@ -42,12 +44,18 @@ def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device
 
 
 @lru_cache(maxsize=32)
-def _rotations(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}: windows are short, so the base is too."""
+def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
         angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
         return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+
+
+def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, t from begin to end: windows are short, so the base
+    is too."""
+    cos, sin = _angles(_ANGLES * math.ceil(end / _ANGLES), dim, dtype, device)
+    return cos[begin:end], sin[begin:end]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -99,20 +107,48 @@ class Attention(nn.Module):
         # Unit queries and keys times this: scores start within +- sqrt(dim of a head).
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, d) -> (B, T, d)."""
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """x: (B, T, d) -> (B, T, d). With a cache, x are the positions that follow those it has."""
         batch, length, dim = x.shape
         width = dim // self.heads
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
-        cos, sin = _rotations(length, width, x.dtype, x.device)
+        begin = cache.length if cache else 0
+        cos, sin = _rotations(begin, begin + length, width, x.dtype, x.device)
         root = math.sqrt(width)
         q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
         early, own = k.tensor_split([self.heads // 2], dim=1)
-        k = torch.cat([F.pad(early, (0, 0, 1, -1)), own], dim=1)
+        k = torch.cat([self._shifted(early, cache), own], dim=1)
         k = _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root
-        mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
+        if cache:
+            mixed = self._cached_attention(q, k, v, cache)
+        else:
+            mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
         projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
         return projected
+
+    def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
+        """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""
+        if cache is None:
+            return F.pad(early, (0, 0, 1, -1))
+        early = early * cache.real(early.shape[-2])[:, None, :, None].to(early.dtype)
+        last, *seen = cache.parts.get(self, (torch.zeros_like(early[..., :1, :]),))
+        cache.parts[self] = (early[..., -1:, :], *seen)
+        return torch.cat([last, early[..., :-1, :]], dim=-2)
+
+    def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
+        """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept."""
+        last, *seen = cache.parts[self]
+        if seen:
+            k, v = (torch.cat(pair, dim=-2) for pair in zip(seen, (k, v), strict=True))
+        new, reach = q.shape[-2], k.shape[-2]
+        bias = _window_bias(new, reach, self.window, q.dtype, q.device)
+        if cache.padded:
+            place = torch.arange(cache.length + new - reach, cache.length + new, device=q.device)
+            hidden = (place < cache.pads[:, None])[:, None, None] & (place != place[-new:, None])  # padding sees itself
+            bias = torch.where(hidden, -math.inf, bias)
+        kept = slice(max(0, reach - self.window + 1), None)
+        cache.parts[self] = (last, k[..., kept, :], v[..., kept, :])
+        return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -133,9 +169,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.down.weight)
         self.rate, self.activation = config.dropout, activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """x: (B, T, d) -> (B, T, d)."""
-        x = x + dropout(self.attention(rms_norm(x)), self.rate, self.training)
+        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
         hidden = self.activation(self.up(rms_norm(x)))
         return x + dropout(self.down(hidden), self.rate, self.training)
 
@@ -169,12 +205,12 @@ class ContextTrunk(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))
         self.rate = config.dropout
 
-    def forward(self, tokens: Tensor) -> Scales:
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Scales:
         """tokens: (B, T, d) unit rows."""
         x = rms_norm(dropout(tokens, self.rate, self.training))
         streams = [x] * SCALES
         for scale, block in zip(self.scales, self.blocks, strict=True):
-            x = block(x)
+            x = block(x, cache)
             streams[scale] = x
         read = [x, *streams] if self.reads_state else streams
         rows = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, read, strict=True)]

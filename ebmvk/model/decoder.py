@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
 from ebmvk.model.context import Block, Scales
 from ebmvk.sphere.geometry import expmap, proju, projx
 
@@ -166,15 +167,15 @@ class Decoder(nn.Module, ABC):
         self.gain = math.sqrt(config.latent_dim)
 
     @abstractmethod
-    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own by name."""
 
-    def forward(self, scales: Scales) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, d) rows -> unit rows (B, T, d), and losses by name."""
         h = scales.state
         assert h is not None
         rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1)
-        moved, losses = self.moved(rows * self.gain)
+        moved, losses = self.moved(rows * self.gain, cache)
         return projx(h + moved / self.gain), losses
 
 
@@ -186,7 +187,8 @@ class MixtureDecoder(Decoder):
         d = config.latent_dim
         self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
 
-    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        del cache  # position by position
         y, routing = self.moe(rows.flatten(0, -2))
         return y.view(*rows.shape[:-1], -1), routing.losses()
 
@@ -205,8 +207,8 @@ class TransformerDecoder(Decoder):
         self.inner = nn.Linear(4 * d, d, bias=False)
         self.block = Block(config, config.context_global, width, F.gelu)
 
-    def moved(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        y: Tensor = self.block(self.inner(rows).to(rows.dtype))
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        y: Tensor = self.block(self.inner(rows).to(rows.dtype), cache)
         return y, {}
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig, check_model
-from ebmvk.model.context import SCALES, ContextTrunk, Scales
+from ebmvk.model.cache import Cache
+from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel
@@ -64,19 +65,16 @@ class EnergyModel(LanguageModel):
         """Unit rows, as the random ones about are."""
         self.points[known] = directions[known]
 
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> EnergyContext:
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> EnergyContext:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
         mu = self.embeddings() if embeddings is None else embeddings
-        scales = self.trunk(F.embedding(tokens, mu))
-        return self._context(scales)
-
-    def _context(self, scales: Scales) -> EnergyContext:
+        scales = self.trunk(F.embedding(tokens, mu), cache)
         composed, point = None, scales.state
         aux: dict[str, Tensor] = {}
         if self.composition is not None:
             composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
         if self.decoder is not None:
-            point, aux = self.decoder(scales)
+            point, aux = self.decoder(scales, cache)
         terms = self.energy.terms(point, scales, composed)
         query = terms.total()
         h = projx(query) if point is None else point

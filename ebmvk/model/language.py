@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
+
+EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,23 @@ class LanguageModel(nn.Module, ABC):
         """The tokens' rows, (V, d); unit rows where the model is on the sphere."""
 
     @abstractmethod
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
-        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
+        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too. `cache`: of
+        the tokens before these, to which these are added; `extend` is the way to it."""
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
         """Sets the rows that known (V,) bool marks to those of directions (V, d), unit rows, at the length rows start
         with."""
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:
+        """`forward` of the tokens (B, T) that follow those in the cache, which then has them too; without `aux`."""
+        found = []
+        for part in torch.split(tokens, EXTENDED, dim=1):
+            found.append(self(part, embeddings, cache))
+            cache.length += part.shape[1]
+        return Context(torch.cat([c.query for c in found], dim=1), torch.cat([c.h for c in found], dim=1), {})
 
     @torch.no_grad()
     def start_from_counts(self, counts: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
 from ebmvk.model.context import rms_norm, trunk_blocks
 from ebmvk.model.dropout import dropout
 from ebmvk.model.language import Context, LanguageModel
@@ -34,10 +35,10 @@ class PlainModel(LanguageModel):
         """Rows of length d^-1/2, as the random ones about are."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Context:
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
         """tokens: (B, T) int64."""
         rows = F.embedding(tokens, self.embeddings() if embeddings is None else embeddings)
         x = rms_norm(dropout(rows, self.config.dropout, self.training))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, cache)
         return Context(rms_norm(x), projx(x), {})

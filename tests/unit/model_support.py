@@ -1,0 +1,43 @@
+"""Small models of every kind, for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.build import build_model
+
+SMALL = ModelConfig(
+    latent_dim=32, n_layers=3, n_heads=2, ffn_dim=48, context_local=3, context_medium=9, context_global=40,
+    hidden_dim=24, dropout=0.2,
+)  # fmt: skip
+VOCABULARY = 61
+TERMS = ("use_splat", "use_geometric", "use_compositional")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ebm": {},
+    "transformer decoder": {"decoder": "transformer"},
+    "without splat": {"use_splat": False},
+    "splat only": {"use_geometric": False, "use_compositional": False},
+    "plain": {"model": "plain"},
+}
+
+
+def variant(name: str, config: ModelConfig = SMALL) -> ModelConfig:
+    return dataclasses.replace(config, **VARIANTS[name])
+
+
+def build(config: ModelConfig = SMALL, seed: int = 0) -> Any:
+    """A model whose zero-initialised matrices are random too, so that every part takes effect."""
+    torch.manual_seed(seed)
+    model = build_model(config, VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def tokens(length: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

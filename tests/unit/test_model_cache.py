@@ -1,0 +1,79 @@
+"""A cached model says what the same model says of all tokens at once, whatever the pieces and the padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_support import VARIANTS, build, tokens, variant
+
+from ebmvk.model import language
+from ebmvk.model.cache import Cache
+
+EXACT = 1e-5  # of logits of about 1 in float32, what the cache promises
+
+
+def _cache(pads: list[int]) -> Cache:
+    return Cache(torch.tensor(pads))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("pieces", [[1] * 97, [97], [40, 1, 1, 55], [96, 1]], ids=["ones", "all", "mixed", "last"])
+def test_cached_is_uncached(name: str, pieces: list[int]) -> None:
+    """97 tokens: beyond every window, within a block and over its edge."""
+    model, ids = build(variant(name)), tokens(97)
+    cache = _cache([0, 0])
+    with torch.no_grad():
+        whole = model(ids)
+        parts = [model.extend(part, cache) for part in torch.split(ids, pieces, dim=1)]
+    assert cache.length == 97
+    for field in ("query", "h"):
+        found = torch.cat([getattr(part, field) for part in parts], dim=1)
+        torch.testing.assert_close(found, getattr(whole, field), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("first", [1, 5, 30], ids=str)
+def test_padding_says_nothing(name: str, first: int) -> None:
+    """Rows of unequal length, padded on the left with any token: each as it is alone."""
+    model, ids = build(variant(name)), tokens(60, batch=3)
+    pads = [0, 4, 29]
+    with torch.no_grad():
+        alone = [model(ids[i : i + 1, pad:]).query[0] for i, pad in enumerate(pads)]
+        for seed in (1, 2):
+            noise = tokens(60, batch=3, seed=seed)
+            padded = ids.where(torch.arange(60) >= torch.tensor(pads)[:, None], noise)
+            cache = _cache(pads)
+            parts = [model.extend(part, cache).query for part in torch.split(padded, [first, 60 - first], dim=1)]
+            found = torch.cat(parts, dim=1)
+            for i, pad in enumerate(pads):
+                torch.testing.assert_close(found[i, pad:], alone[i], rtol=0, atol=EXACT)
+
+
+def test_rows_that_are_kept() -> None:
+    model, ids = build(), tokens(33, batch=4)
+    cache, rows = _cache([0, 3, 1, 0]), torch.tensor([3, 1])
+    with torch.no_grad():
+        whole = model.extend(ids, _cache([0, 3, 1, 0])).query[rows, -3:]
+        model.extend(ids[:, :30], cache)
+        cache.keep(rows)
+        found = model.extend(ids[rows, 30:], cache).query
+    torch.testing.assert_close(found, whole, rtol=0, atol=EXACT)
+
+
+def test_long_texts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build(), tokens(50)
+    with torch.no_grad():
+        whole = model(ids).query
+        monkeypatch.setattr(language, "EXTENDED", 7)
+        found = model.extend(ids, _cache([0, 0])).query
+    torch.testing.assert_close(found, whole, rtol=0, atol=EXACT)
+
+
+def test_a_cache_holds_a_window_only() -> None:
+    """However long the text: what is kept of it stays the same."""
+    model, sizes = build(), []
+    cache = _cache([0, 0])
+    for _ in range(3):
+        model.extend(tokens(64), cache)
+        sizes.append(sum(value.numel() for part in cache.parts.values() for value in part))
+    assert len(set(sizes)) == 1
