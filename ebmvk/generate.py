@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from ebmvk import cli
-from ebmvk.errors import ConfigError
+from ebmvk.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from ebmvk.decoding.generate import Decoding, Generator
+    from ebmvk.decoding.strategies import Strategy
 
 
 @dataclass(frozen=True)
 class GenerateCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
-    prompt: tuple[str, ...] = ("",)  # Text to continue; several prompts give several texts. Empty: from scratch.
+    prompt: tuple[str, ...] = ()  # Text to continue; several prompts give several texts. None: from scratch.
+    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
+    batch_generate: bool = False  # Each line of --prompt-file is a prompt of its own.
     max_tokens: int = 100  # Most tokens to write.
+    greedy: bool = False  # Always the most probable token.
     temperature: float = 1.0  # Of the token law; 1 is the law whose perplexity is reported.
-    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "langevin"  # A state to decode; or p(v|c).
+    top_k: int = 0  # Only the k most probable tokens; 0: all.
+    top_p: float = 1.0  # Only the fewest most probable tokens that hold this mass.
+    min_p: float = 0.0  # Only tokens with this share of the largest probability.
+    typical_p: float = 1.0  # Only tokens of this mass whose information is nearest to the entropy.
+    repetition_penalty: float = 1.0  # log p times this for tokens that the text has already.
+    no_repeat_ngram: int = 0  # No run of so many tokens twice; 0: any.
+    stop: tuple[str, ...] = ()  # Strings that end a text.
+    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] | None = None  # A state to decode; or p(v|c).
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` in the token law.
     seed: int = 42  # The same seed gives the same text.
+    batch_size: int = 16  # Prompts continued at once.
+    stream: bool = False  # Write a text while it is made.
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Prompts and texts there too, as JSONL.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # The text only, without the prompt's headline and the chains' health.
 
@@ -37,18 +56,92 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(command: GenerateCommand) -> None:
-    if command.max_tokens < 1:
-        raise ConfigError(f"--max-tokens {command.max_tokens} is below 1", hint="give a number of tokens")
-    if not (command.temperature > 0 and math.isfinite(command.temperature)):
-        raise ConfigError(
-            f"--temperature {command.temperature} is not a positive number", hint="take 1, or 0.7 for safer text"
-        )
+    for name in ("max_tokens", "batch_size"):
+        if (value := getattr(command, name)) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
     if not 0 <= command.seed < 2**63:
         raise ConfigError(f"--seed {command.seed} is not within 0 to 2^63 - 1", hint="take --seed 42")
+    if "" in command.stop:
+        raise ConfigError("--stop has an empty string", why="every text has that", hint="give the text to stop at")
+
+
+def _strategy(command: GenerateCommand) -> Strategy:
+    from ebmvk.decoding.strategies import GREEDY, Strategy, changed
+
+    names = [entry.name for entry in dataclasses.fields(Strategy)]
+    strategy = Strategy(**{name: getattr(command, name) for name in names})
+    if not command.greedy:
+        return strategy
+    if other := set(changed(strategy)) & {"temperature", "top_k", "top_p", "min_p", "typical_p"}:
+        name = min(other)
+        raise ConfigError(
+            f"--greedy with --{name.replace('_', '-')} {getattr(strategy, name):g}",
+            why="the most probable token is the same whatever is left out below it",
+            hint="leave one of the two away",
+        )
+    return dataclasses.replace(strategy, top_k=GREEDY.top_k)
+
+
+def _prompts(command: GenerateCommand) -> list[str]:
+    """Raises ConfigError where the file cannot be read, or nothing says what it is for."""
+    path = command.prompt_file
+    if path is None:
+        if command.batch_generate:
+            raise ConfigError("--batch-generate without --prompt-file", hint="name the file whose lines are prompts")
+        return list(command.prompt) or [""]
+    if command.prompt:
+        raise ConfigError(f"--prompt and --prompt-file {path} are both given", hint="leave one of them away")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-file {path}: cannot be read", why=str(error), hint="give a UTF-8 file") from None
+    lines = [line for line in text.splitlines() if line.strip()] if command.batch_generate else [text.rstrip("\n")]
+    if not lines:
+        raise ConfigError(f"--prompt-file {path} has no prompt", hint="give one prompt a line")
+    return lines
+
+
+def _streamed(generator: Generator, prompts: Sequence[str], how: Decoding) -> list[str]:
+    """The texts, each printed while it is written."""
+    found = []
+    for number, prompt in enumerate(prompts):
+        print(prompt, end="", flush=True)
+        pieces = []
+        for piece in generator.stream(prompt, how, number):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+        found.append("".join(pieces))
+    return found
+
+
+def _whole(
+    command: GenerateCommand, generator: Generator, prompts: Sequence[str], how: Decoding, note: Callable[[str], None]
+) -> list[str]:
+    """The texts, each printed after its prompt."""
+    found = generator.generate(prompts, how, command.batch_size)
+    for number, (prompt, text) in enumerate(zip(prompts, found, strict=True), start=1):
+        if len(prompts) > 1:
+            note(f"--- {number}: {prompt!r}")
+        print((prompt + text.text).strip("\n"))
+    return [text.text for text in found]
+
+
+def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    """A JSON object a line. Raises StorageError."""
+    pairs = zip(prompts, texts, strict=True)
+    lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+    try:
+        path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"--output {path}: {error.strerror or error}", hint="name a file that can be written"
+        ) from None
 
 
 def _generate(command: GenerateCommand) -> int:
     _check(command)
+    prompts, strategy = _prompts(command), _strategy(command)
     from ebmvk.decoding.generate import Decoding, Generator
     from ebmvk.splats.memory import Reader
     from ebmvk.training.memory import load
@@ -60,21 +153,16 @@ def _generate(command: GenerateCommand) -> int:
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     device = open_device(command.device)
-    note(
-        f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {command.sampler}, seed {command.seed}"
-    )
-    how = Decoding(
-        command.max_tokens, command.temperature, command.sampler, command.seed, context=run.config.data.seq_length
-    )
+    sampler = command.sampler or ("langevin" if run.model.on_sphere else "exact")
+    note(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
+    how = Decoding(command.max_tokens, strategy, sampler, command.seed, command.stop)
     memory = None
     if command.memory != "none":
         memory = Reader(load(run.checkpoint.path, run.model, command.memory), command.memory, device.backend)
     generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin, memory)
-    prompts = command.prompt or ("",)
-    for number, (prompt, found) in enumerate(zip(prompts, generator.generate(prompts, how), strict=True), start=1):
-        if len(prompts) > 1:
-            note(f"--- {number}: {prompt!r}")
-        print(run.tokenizer.decode([*found.prompt, *found.tokens]).strip("\n"))
+    found = _streamed(generator, prompts, how) if command.stream else _whole(command, generator, prompts, how, note)
+    if command.output:
+        _write(command.output, prompts, found)
     health, rates = generator.health.record(), generator.health.mixing()
     if rates:
         what = "changes of the component" if command.sampler == "gibbs" else "accepted exchanges, by pair of rungs"

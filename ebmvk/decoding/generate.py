@@ -1,15 +1,15 @@
 """Text, token by token: context → latent law → a state x → Bayes decoder (model sections 6 and 7).
 
 With `exact` a token is drawn from p(v|c). With every other sampler it is decoded from states alone, of annealed
-Langevin chains, block Gibbs, tempering, or two Langevin chains, coarse to fine. At temperature 1 all have the same law,
-the one whose perplexity is reported.
+Langevin chains, block Gibbs, tempering, or two Langevin chains, coarse to fine. With the strategy that changes nothing
+all have the same law, the one whose perplexity is reported.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,40 +19,45 @@ from torch import Tensor
 from ebmvk.config import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.decoding.states import SamplingHealth, States, StateSampler
+from ebmvk.decoding.strategies import Strategy
 from ebmvk.engine import Backend
 from ebmvk.errors import ConfigError
+from ebmvk.model.cache import Cache
 from ebmvk.model.coarse import Neighbourhoods
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.latent import draw
 from ebmvk.splats.memory import Reader
 
 Sampler = StateSampler | Literal["exact"]
+UNFINISHED = "\ufffd"  # what the tokenizer decodes the first bytes of a character to
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How to generate.
 
-    temperature: of the token law, p(v|c)^(1/T) normalised; all samplers use the law so changed. The temperature of the
-        chains is a different one: `LangevinConfig.langevin_T`.
+    strategy: what becomes of p(v|c); all samplers use the law so changed. The temperature of the chains is another one:
+        `LangevinConfig.langevin_T`.
     seed: with the row and the position it fixes every draw.
-    context: most tokens the model is shown.
+    stop: strings, any of which ends a text, and is no part of it.
     """
 
     max_tokens: int
-    temperature: float = 1.0
+    strategy: Strategy = field(default_factory=Strategy)
     sampler: Sampler = "langevin"
     seed: int = 42
-    context: int = 128
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Generated:
-    """prompt and tokens: ids without the leading end-of-text; ended: the model wrote end-of-text itself."""
+    """prompt and tokens: ids without the leading and the last end-of-text. text: what the tokens say, up to a stop
+    string. reason: why it ended: the model wrote end-of-text, a stop string came, or there were tokens enough."""
 
     prompt: list[int]
     tokens: list[int]
-    ended: bool
+    text: str
+    reason: Literal["end", "stop", "length"]
 
 
 class Generator:
@@ -74,99 +79,92 @@ class Generator:
         self.health = SamplingHealth()
         self._neighbourhoods: Neighbourhoods | None = None
 
-    @torch.no_grad()
-    def generate(self, prompts: Sequence[str], how: Decoding) -> list[Generated]:
-        """Continue each prompt until end-of-text or `max_tokens`.
+    def generate(self, prompts: Sequence[str], how: Decoding, batch_size: int = 16) -> list[Generated]:
+        """Continue each prompt until end-of-text, a stop string, or `max_tokens`.
 
         Args:
             prompts: each starts a document; an empty one asks for a document from its beginning.
+            batch_size: how many are continued at once; it changes no text but by rounding.
 
         Raises:
             ConfigError: a sampler of states, of a model that is not on the sphere; one that does not fit the run's
                 chains.
         """
+        texts = self._texts(prompts, how)
+        for first in range(0, len(texts), batch_size):
+            for _ in self._tokens(texts[first : first + batch_size], how):
+                pass
+        return [text.generated() for text in texts]
+
+    def stream(self, prompt: str, how: Decoding, number: int = 0) -> Iterator[str]:
+        """The text that `generate` writes of prompt `number`, piece by piece, each when no later token can change it.
+
+        Raises:
+            ConfigError: as `generate`.
+        """
+        (text,) = texts = self._texts([prompt], how, number)
+        said = 0
+        for _ in self._tokens(texts, how):
+            settled = text.settled()
+            if len(settled) > said:
+                yield settled[said:]
+                said = len(settled)
+        if rest := text.generated().text[said:]:
+            yield rest
+
+    def _texts(self, prompts: Sequence[str], how: Decoding, first: int = 0) -> list[_Text]:
         if how.sampler != "exact" and not self.model.on_sphere:
             raise ConfigError(
                 f"--sampler {how.sampler} with a run of --model {self.model.config.model}",
                 why="its tokens are no points of the sphere for a chain to move among",
                 hint="add --sampler exact",
             )
+        return [
+            _Text(
+                *(i, [int(token) for token in self.tokenizer.encode_prompt(prompt)], self.tokenizer, how.stop),
+                reader=self.memory.again() if self.memory else None,
+            )
+            for i, prompt in enumerate(prompts, start=first)
+        ]
+
+    def _tokens(self, texts: list[_Text], how: Decoding) -> Iterator[None]:
+        """Gives every text that goes on one token more at a time."""
         was_training = self.model.training
         self.model.eval()
-        mu = self.model.embeddings()
-        states = None if how.sampler == "exact" else self._states(how.sampler, mu)
-        rows = [[int(i) for i in self.tokenizer.encode_prompt(prompt)] for prompt in prompts]
-        starts = [len(row) for row in rows]
-        active = list(range(len(rows)))
-        readers = [self.memory.again() for _ in rows] if self.memory else []
-        for position in range(how.max_tokens):
-            if not active:
-                break
-            found = self._next([rows[i][-how.context :] for i in active], active, readers, mu, states, how, position)
-            for i, token in zip(active, found, strict=True):
-                rows[i].append(token)
-            active = [i for i in active if rows[i][-1] != self.tokenizer.eos_id]
-        self.model.train(was_training)
-        return [self._generated(row, start) for row, start in zip(rows, starts, strict=True)]
+        try:
+            with torch.no_grad():
+                mu = self.model.embeddings()
+                states = None if how.sampler == "exact" else self._states(how.sampler, mu)
+                reading = _Reading(self.model, mu, texts)
+            for position in range(how.max_tokens):
+                if not reading.texts:
+                    break
+                with torch.no_grad():  # not around the yield: whoever reads the stream keeps their own mode
+                    query, log_p = reading.law()
+                    log_p = how.strategy.law(log_p, [text.ids for text in reading.texts])
+                    drawn = self._draw(reading.texts, query, log_p, states, how, position)
+                    for text, token in zip(reading.texts, drawn, strict=True):
+                        text.add(token)
+                    reading.go_on()
+                yield
+        finally:
+            self.model.train(was_training)
 
-    def _generated(self, row: list[int], start: int) -> Generated:
-        tokens = row[start:]
-        ended = bool(tokens) and tokens[-1] == self.tokenizer.eos_id
-        return Generated(row[1:start], tokens[:-1] if ended else tokens, ended)
-
-    def _next(
-        self,
-        contexts: list[list[int]],
-        chains: list[int],
-        readers: list[Reader],
-        mu: Tensor,
-        states: States | None,
-        how: Decoding,
-        position: int,
+    def _draw(
+        self, texts: list[_Text], query: Tensor, log_p: Tensor, states: States | None, how: Decoding, position: int
     ) -> list[int]:
-        """The next token of each context, from p(v|c) itself where no points are given.
-
-        Row i's draws depend on its own number and the position, not on the batch.
-        """
-        own = [readers[i] for i in chains] if readers else []
-        query, log_p = self._law(contexts, own, mu, how.temperature, first=position == 0)
+        """A token of each text. A text's draws depend on its own number and the position, not on its neighbours."""
         tokens = []
-        # Chains that still run are numbered by their row, so that a finished neighbour changes nothing.
-        for first, block in _blocks(chains):
+        # Chains that still run are numbered by their text, so that a finished neighbour changes nothing.
+        for first, block in _blocks([text.number for text in texts]):
             part = log_p[block]
             if states is None:
                 u = [_uniform(how.seed, position, first + i) for i in range(len(part))]
                 drawn = draw(part.double().exp(), torch.tensor(u, dtype=torch.float64, device=part.device))
-                tokens += [int(token) for token in drawn]
             else:
                 drawn = states.tokens(query[block], part, seed=_seed(how.seed, position), first_chain=first)
-                tokens += [int(token) for token in drawn]
+            tokens += [int(token) for token in drawn]
         return tokens
-
-    def _law(
-        self, contexts: list[list[int]], readers: list[Reader], mu: Tensor, temperature: float, *, first: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Query (rows, d) and log p(v|c)^(1/T), normalised, (rows, V), of each context's next token.
-
-        Padding stands after the last token, where causality hides it.
-        """
-        length = max(map(len, contexts))
-        ids = torch.tensor([row + [self.tokenizer.eos_id] * (length - len(row)) for row in contexts], device=mu.device)
-        context = self.model(ids, mu)
-        last = torch.tensor([len(row) - 1 for row in contexts], device=mu.device)
-        query = context.query[torch.arange(len(contexts), device=mu.device), last]
-        logits = F.linear(query, mu, self.model.bias).double()
-        if readers:
-            log_p = torch.log_softmax(logits, -1)
-            for i, (reader, end) in enumerate(zip(readers, last.tolist(), strict=True)):
-                # Whoever begins reads all of the context; after that one token more has been written.
-                new = slice(0 if first else end - 1, end)
-                reader.read(context.h[i, new], ids[i, 1:][new])
-                log_p[i] = reader.log_prob(context.h[i, end : end + 1], log_p[i : i + 1])[0]
-            logits = log_p
-        # Float64, and less the largest: the smallest temperature must neither be 0 nor overflow all of them.
-        log_p = torch.log_softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
-        return query, log_p.to(query.dtype)
 
     def _states(self, sampler: StateSampler, mu: Tensor) -> States:
         if sampler == "coarse" and self._neighbourhoods is None:
@@ -177,10 +175,108 @@ class Generator:
         )
 
 
-def _blocks(chains: list[int]) -> list[tuple[int, slice]]:
+class _Text:
+    """One text while it is written. ids: its tokens, end-of-text first. reader: of the memory, where there is one."""
+
+    def __init__(
+        self, number: int, ids: list[int], tokenizer: Tokenizer, stop: tuple[str, ...], reader: Reader | None
+    ) -> None:
+        self.number, self.ids, self.tokenizer, self.stop, self.reader = number, ids, tokenizer, stop, reader
+        self.start = len(ids)
+        self._state: Tensor | None = None  # of the last position, which nothing had followed yet
+        self.reason: Literal["end", "stop", "length"] = "length"
+
+    @property
+    def ended(self) -> bool:
+        return self.reason != "length"
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        if token == self.tokenizer.eos_id:
+            self.reason = "end"
+        elif self.stop and self._cut() is not None:
+            self.reason = "stop"
+
+    def remember(self, h: Tensor) -> None:
+        """Tells the memory of what was read: at first of all of it, then of the newest token and the state before it.
+
+        h: (n, d), states of the last n tokens.
+        """
+        assert self.reader is not None
+        if self._state is None:
+            self.reader.read(h[:-1], torch.tensor(self.ids[len(self.ids) - len(h) + 1 :], dtype=torch.int64))
+        else:
+            self.reader.read(self._state, torch.tensor(self.ids[-1:]))
+        self._state = h[-1:]
+
+    def _written(self) -> str:
+        tokens = self.ids[self.start :]
+        return self.tokenizer.decode(tokens[:-1] if self.reason == "end" else tokens)
+
+    def _cut(self) -> int | None:
+        """Where the first stop string begins."""
+        written = self._written()
+        return min((at for at in map(written.find, self.stop) if at >= 0), default=None)
+
+    def settled(self) -> str:
+        """What no later token can change: neither a character that is not complete nor a stop string's beginning."""
+        written = self._written()[: self._cut()].rstrip(UNFINISHED)
+        if self.ended:
+            return written
+        held = [n for stop in self.stop for n in range(1, len(stop)) if written.endswith(stop[:n])]
+        return written[: len(written) - max(held, default=0)]
+
+    def generated(self) -> Generated:
+        tokens = self.ids[self.start :]
+        if self.reason == "end":
+            tokens = tokens[:-1]
+        return Generated(self.ids[1 : self.start], tokens, self._written()[: self._cut()], self.reason)
+
+
+class _Reading:
+    """Texts as a model reads them, each position once; where a model's reach is bounded, again from what it may see."""
+
+    def __init__(self, model: LanguageModel, mu: Tensor, texts: list[_Text]) -> None:
+        self.model, self.mu, self.texts = model, mu, list(texts)
+        self._restart()
+
+    def _restart(self) -> None:
+        """An empty cache, and everything the model may see still to be read."""
+        reach = self.model.reach
+        keep = None if reach is None else -max(1, reach - reach // 4)  # not all: every token more would be a restart
+        rows = [text.ids if reach is None or len(text.ids) < reach else text.ids[keep:] for text in self.texts]
+        longest = max(map(len, rows), default=0)
+        pads = [longest - len(row) for row in rows]
+        self.cache = Cache(torch.tensor(pads, device=self.mu.device))
+        self.new = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)], device=self.mu.device)
+
+    def law(self) -> tuple[Tensor, Tensor]:
+        """Query (B, d) and log p(v|c) (B, V) of each text's next token."""
+        padding = (self.cache.pads - self.cache.length).clamp_min(0).tolist()
+        seen = self.model.extend(self.new, self.cache, self.mu)
+        query = seen.query[:, -1]
+        log_p = torch.log_softmax(F.linear(query, self.mu, self.model.bias).double(), -1)
+        for i, text in enumerate(self.texts):
+            if text.reader:
+                text.remember(seen.h[i, padding[i] :])
+                log_p[i] = text.reader.log_prob(seen.h[i, -1:], log_p[i : i + 1])[0]
+        return query, log_p.to(query.dtype)
+
+    def go_on(self) -> None:
+        """To the texts' newest tokens; texts that ended are left behind."""
+        rows = [i for i, text in enumerate(self.texts) if not text.ended]
+        self.texts = [self.texts[i] for i in rows]
+        if self.cache.length == self.model.reach:
+            self._restart()
+        else:
+            self.cache.keep(torch.tensor(rows, dtype=torch.int64, device=self.mu.device))
+            self.new = torch.tensor([[text.ids[-1]] for text in self.texts], device=self.mu.device)
+
+
+def _blocks(numbers: list[int]) -> list[tuple[int, slice]]:
     """Runs of consecutive numbers as (first number, their places)."""
-    starts = [i for i in range(len(chains)) if i == 0 or chains[i] != chains[i - 1] + 1]
-    return [(chains[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(chains)], strict=True)]
+    starts = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1] + 1]
+    return [(numbers[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
 
 
 def _seed(seed: int, position: int) -> int:

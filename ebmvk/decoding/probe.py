@@ -29,14 +29,12 @@ class Probe:
             return {}
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
         sampler: Sampler = "langevin" if self.model.on_sphere else "exact"
-        how = Decoding(
-            config.logging.sample_tokens, sampler=sampler, seed=config.run.seed, context=config.data.seq_length
-        )
+        how = Decoding(config.logging.sample_tokens, sampler=sampler, seed=config.run.seed)
         found = generator.generate([""] * SAMPLES, how)
         lines = []
         for number, sample in enumerate(found, start=1):
             lines.append(f"--- step {step}, sample {number}, {how.sampler}, temperature 1, seed {how.seed}")
-            lines.append(self.tokenizer.decode(sample.tokens).strip("\n") + "\n\n")
+            lines.append(sample.text.strip("\n") + "\n\n")
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines))

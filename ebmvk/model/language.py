@@ -41,6 +41,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     on_sphere: ClassVar[bool] = False
+    reach: int | None = None  # most tokens of one sequence; None: any number, a window moves along with them
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()

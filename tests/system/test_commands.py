@@ -54,7 +54,9 @@ SURFACE = {
     "certify": """
         --device --checkpoint --quick --no-quick --json --plots --seed""",
     "generate": """
-        --checkpoint --prompt --max-tokens --temperature --sampler --memory --seed --device --quiet --no-quiet""",
+        --checkpoint --prompt --prompt-file --batch-generate --no-batch-generate --max-tokens --greedy --no-greedy
+        --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram --stop --sampler
+        --memory --seed --batch-size --stream --no-stream --output --device --quiet --no-quiet""",
 }
 SURFACE["pretrain"] = SURFACE["train"]
 

@@ -92,7 +92,8 @@ def test_what_a_model_without_points_on_the_sphere_has_not(plain: Path, ebmvk: C
         assert "langevin" not in row
     assert "exact, temperature 1" in (run / "samples.txt").read_text(encoding="utf-8")
     assert "Perplexity" in (run / "report.html").read_text(encoding="utf-8")
-    said = ebmvk("generate", "--checkpoint", run, "--device", device)
+    assert "; exact, seed" in ebmvk("generate", "--checkpoint", run, "--device", device, "--max-tokens", 2).err
+    said = ebmvk("generate", "--checkpoint", run, "--device", device, "--sampler", "langevin")
     assert said.status == 2
     assert "--sampler exact" in said.err
     said = ebmvk("certify", "--checkpoint", run, "--device", device, "--quick")

@@ -1,0 +1,152 @@
+"""What is done to the law of the next token before a token is drawn from it.
+
+Applied in this order, each renormalising: repetition penalty, no repeated n-gram, temperature, top-k, top-p (nucleus),
+min-p, typical. All act on log p, so that they mean the same for every model and with any memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ebmvk.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Every field at its default leaves the law as it is: then tokens have the law whose perplexity is reported.
+
+    temperature: p^(1/T). top_k: only the k most probable (0: all). top_p: only the fewest most probable tokens that
+    hold this mass (Holtzman et al. 2020). min_p: only what has this share of the largest probability (Nguyen et al.
+    2024). typical_p: only the tokens of this mass whose information is nearest to the entropy (Meister et al. 2023).
+    repetition_penalty: log p times this for every token seen (Keskar et al. 2019). no_repeat_ngram: no n-gram twice
+    (0: any).
+
+    Raises:
+        ConfigError: a value out of range, naming its flag.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high, why in (
+            ("temperature", 1e-6, 1e6, "take 1, or 0.7 for safer text; --greedy is the limit 0"),
+            ("top_k", 0, math.inf, "take 50, or 0 for all tokens"),
+            ("top_p", 1e-9, 1, "take 0.95, or 1 for all tokens"),
+            ("min_p", 0, 1, "take 0.05, or 0 for all tokens"),
+            ("typical_p", 1e-9, 1, "take 0.95, or 1 for all tokens"),
+            ("repetition_penalty", 1e-3, 1e3, "take 1.2, or 1 for none"),
+            ("no_repeat_ngram", 0, math.inf, "take 4, or 0 to allow any"),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:  # not a number is in no range
+                bounds = f"{low:g} or more" if high == math.inf else f"within {low:g} to {high:g}"
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is not {bounds}", hint=why)
+
+    def law(self, log_p: Tensor, seen: Sequence[Sequence[int]]) -> Tensor:
+        """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.
+
+        log_p: (B, V) normalised; seen: of each row, the tokens of its text so far.
+        """
+        found = log_p.double()
+        if self.repetition_penalty != 1:
+            found = _normalised(penalised(found, seen, self.repetition_penalty))
+        if self.no_repeat_ngram:
+            found = _normalised(without_repeats(found, seen, self.no_repeat_ngram))
+        if self.temperature != 1:
+            # Less the largest: the smallest temperature must not overflow all of them.
+            found = _normalised((found - found.amax(-1, keepdim=True)) / self.temperature)
+        if 0 < self.top_k < found.shape[-1]:
+            found = _only(found, found >= found.topk(self.top_k).values[:, -1:])
+        if self.top_p < 1:
+            found = _only(found, nucleus(found, self.top_p))
+        if self.min_p > 0:
+            found = _only(found, found >= found.amax(-1, keepdim=True) + math.log(self.min_p))
+        if self.typical_p < 1:
+            found = _only(found, typical(found, self.typical_p))
+        return found.to(log_p.dtype)
+
+
+GREEDY = Strategy(top_k=1)
+NAMED = MappingProxyType(
+    {
+        "greedy": GREEDY,
+        "temperature 0.5": Strategy(temperature=0.5),
+        "temperature 1.5": Strategy(temperature=1.5),
+        "top-k 5": Strategy(top_k=5),
+        "nucleus 0.9": Strategy(top_p=0.9),
+        "combined": Strategy(temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.2),
+        "sampling": Strategy(),
+    }
+)
+"""The strategies that `ebmvk compare-decoding` compares."""
+
+
+def changed(strategy: Strategy) -> dict[str, float]:
+    """{field: value} of what is not at its default."""
+    return {
+        entry.name: getattr(strategy, entry.name)
+        for entry in dataclasses.fields(Strategy)
+        if getattr(strategy, entry.name) != entry.default
+    }
+
+
+def _normalised(log_p: Tensor) -> Tensor:
+    return torch.log_softmax(log_p, -1)
+
+
+def _only(log_p: Tensor, allowed: Tensor) -> Tensor:
+    return _normalised(log_p.where(allowed, -math.inf))
+
+
+def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """log p times `penalty` where a row has seen the token: p^penalty, not normalised. (B, V)."""
+    factor = torch.ones_like(log_p)
+    for row, tokens in zip(factor, seen, strict=True):
+        row[list(set(tokens))] = penalty
+    return log_p * factor
+
+
+def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int) -> Tensor:
+    """-inf where a token would end an n-gram that its row has already; a row without any other token stays. (B, V)."""
+    found = log_p.clone()
+    for row, tokens in zip(found, seen, strict=True):
+        end = tuple(tokens[len(tokens) - n + 1 :]) if n > 1 else ()
+        banned = {tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == end}
+        banned &= {token for token in banned if row[token] > -math.inf}
+        if banned and len(banned) < int((row > -math.inf).sum()):
+            row[list(banned)] = -math.inf
+    return found
+
+
+def nucleus(log_p: Tensor, mass: float) -> Tensor:
+    """(B, V) bool: the fewest most probable tokens with this mass or more."""
+    values, order = log_p.sort(-1, descending=True)
+    p = values.exp()
+    return _unsorted(p.cumsum(-1) - p < mass, order)
+
+
+def typical(log_p: Tensor, mass: float) -> Tensor:
+    """(B, V) bool: the fewest tokens of this mass or more whose -log p is nearest to the entropy."""
+    p = log_p.exp()
+    information = -log_p.where(p > 0, 0)
+    distance = (information - (p * information).sum(-1, keepdim=True)).abs().where(p > 0, math.inf)
+    order = distance.argsort(dim=-1, stable=True)
+    sorted_p = p.gather(-1, order)
+    return _unsorted(sorted_p.cumsum(-1) - sorted_p < mass, order)
+
+
+def _unsorted(mask: Tensor, order: Tensor) -> Tensor:
+    return torch.zeros_like(mask).scatter(-1, order, mask)

@@ -1,0 +1,133 @@
+"""Texts come out the same however they are made: cached or not, alone or in a batch, whole or in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from model_support import SMALL, variant
+
+from ebmvk.config import LangevinConfig
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.decoding.strategies import GREEDY, Strategy
+from ebmvk.engine.reference import Reference
+from ebmvk.model.build import build_model
+from ebmvk.model.cache import Cache
+
+TEXT = "The cat sees the dog. She likes fish — año, 猫! The dog sees the cat."
+PROMPTS = ["The cat", "", "She likes the dog. The cat sees", "a"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(Corpus("words", "test", {"train": [TEXT * 5], "validation": [TEXT]}, word_level=False), 300)
+
+
+def generator(tokenizer: Tokenizer, name: str = "ebm", reach: int | None = None, sharp: float = 3.0) -> Generator:
+    """Of a random model whose law is sharp enough for texts to differ, and that rarely ends a text."""
+    torch.manual_seed(0)
+    model: Any = build_model(dataclasses.replace(variant(name, SMALL), dropout=0.0), tokenizer.vocab_size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.bias[tokenizer.eos_id] -= 4
+        model.bias.mul_(sharp)
+    model.reach = reach
+    return Generator(model, tokenizer, Reference(), LangevinConfig(knn_k=16, langevin_steps=20, langevin_levels=4))
+
+
+def exact(n: int = 40, **how: Any) -> Decoding:
+    return Decoding(n, sampler="exact", **how)
+
+
+@pytest.mark.parametrize("name", ["ebm", "plain", "transformer decoder"])
+def test_greedy_text_is_the_uncached_argmax(name: str, tokenizer: Tokenizer) -> None:
+    own = generator(tokenizer, name)
+    for prompt, found in zip(PROMPTS, own.generate(PROMPTS, exact(strategy=GREEDY)), strict=True):
+        ids = [int(i) for i in tokenizer.encode_prompt(prompt)]
+        with torch.no_grad():
+            own.model.eval()
+            for token in found.tokens:
+                assert int(own.model.log_p_lex(own.model(torch.tensor([ids])))[0, -1].argmax()) == token
+                ids.append(token)
+
+
+@pytest.mark.parametrize("sampler", ["exact", "langevin"])
+def test_a_text_does_not_depend_on_its_neighbours(sampler: Any, tokenizer: Tokenizer) -> None:
+    own = generator(tokenizer)
+    how = Decoding(12, sampler=sampler, seed=5)
+    together = own.generate(PROMPTS, how)
+    assert own.generate(PROMPTS, how, batch_size=1) == together
+    assert own.generate(PROMPTS, how, batch_size=3) == together
+    assert own.generate(PROMPTS[:1], how) == together[:1]
+    assert len({text.text for text in own.generate([""] * 4, how)}) == 4  # each draws for itself
+
+
+@pytest.mark.parametrize("strategy", [Strategy(), Strategy(temperature=0.7, repetition_penalty=1.3, no_repeat_ngram=2)])
+def test_pieces_make_the_whole(strategy: Strategy, tokenizer: Tokenizer) -> None:
+    """No piece is taken back: neither half characters nor what a stop string might begin with."""
+    own = generator(tokenizer, sharp=1.0)
+    for seed in range(4):
+        how = exact(60, strategy=strategy, seed=seed)
+        whole = own.generate([PROMPTS[0]], how)[0]
+        pieces = list(own.stream(PROMPTS[0], how))
+        assert "".join(pieces) == whole.text
+        assert len(pieces) > 10
+        assert "" not in pieces
+        middle = whole.text[len(whole.text) // 2 :][:3]
+        stopped = dataclasses.replace(how, stop=(middle, "not there"))
+        found = own.generate([PROMPTS[0]], stopped)[0]
+        assert found.text == whole.text[: whole.text.index(middle)]
+        assert found.reason == "stop"
+        assert "".join(own.stream(PROMPTS[0], stopped)) == found.text
+
+
+def test_a_repeated_ngram_never_comes(tokenizer: Tokenizer) -> None:
+    found = generator(tokenizer).generate([PROMPTS[2]], exact(120, strategy=Strategy(top_k=2, no_repeat_ngram=3)))[0]
+    ids = [*found.prompt, *found.tokens]
+    grams = [tuple(ids[i : i + 3]) for i in range(len(found.prompt) - 2, len(ids) - 2)]
+    assert len(set(grams)) == len(grams)
+
+
+def test_end_of_text_ends_it(tokenizer: Tokenizer) -> None:
+    own = generator(tokenizer)
+    with torch.no_grad():
+        own.model.bias[tokenizer.eos_id] = 1e4
+    found = own.generate(["a"], exact())[0]
+    assert (found.tokens, found.text, found.reason) == ([], "", "end")
+    assert list(own.stream("a", exact())) == []
+
+
+@pytest.mark.parametrize("reach", [8, 13])
+def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts below, at and beyond it; no sequence is ever longer, nor shorter than half of it once it was full."""
+    own = generator(tokenizer, "plain", reach)
+    lengths: list[int] = []
+    extend = own.model.extend
+
+    def spy(tokens: torch.Tensor, cache: Cache, embeddings: torch.Tensor | None = None) -> Any:
+        found = extend(tokens, cache, embeddings)
+        lengths.append(cache.length)
+        return found
+
+    monkeypatch.setattr(own.model, "extend", spy)
+    for prompt in ("", "The cat", TEXT):
+        lengths.clear()
+        assert len(own.generate([prompt], exact(50))[0].tokens) == 50
+        assert max(lengths) <= reach
+        assert min(lengths[2 * reach :]) >= reach // 2
+
+
+def test_reading_leaves_no_mode_behind(tokenizer: Tokenizer) -> None:
+    """A stream that is left half way: gradients are on, and the model is in the mode it was in."""
+    own = generator(tokenizer)
+    own.model.train()
+    pieces = own.stream("The", exact())
+    next(pieces)
+    assert torch.is_grad_enabled()
+    pieces.close()  # type: ignore[attr-defined]
+    assert own.model.training
