@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ebmvk.errors import ConfigError
+
+_POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,20 @@ class Strategy:
     no_repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high, why in (
-            ("temperature", 1e-6, 1e6, "take 1, or 0.7 for safer text; --greedy is the limit 0"),
-            ("top_k", 0, math.inf, "take 50, or 0 for all tokens"),
-            ("top_p", 1e-9, 1, "take 0.95, or 1 for all tokens"),
+        for name, low, high, hint in (
+            ("temperature", _POSITIVE, _LARGEST, "take 1, or 0.7 for safer text; --greedy is the limit 0"),
+            ("top_k", 0, _LARGEST, "take 50, or 0 for all tokens"),
+            ("top_p", _POSITIVE, 1, "take 0.95, or 1 for all tokens"),
             ("min_p", 0, 1, "take 0.05, or 0 for all tokens"),
-            ("typical_p", 1e-9, 1, "take 0.95, or 1 for all tokens"),
-            ("repetition_penalty", 1e-3, 1e3, "take 1.2, or 1 for none"),
-            ("no_repeat_ngram", 0, math.inf, "take 4, or 0 to allow any"),
+            ("typical_p", _POSITIVE, 1, "take 0.95, or 1 for all tokens"),
+            ("repetition_penalty", _POSITIVE, _LARGEST, "take 1.2, or 1 for none"),
+            ("no_repeat_ngram", 0, _LARGEST, "take 4, or 0 to allow any"),
         ):
             value = getattr(self, name)
             if not low <= value <= high:  # not a number is in no range
-                bounds = f"{low:g} or more" if high == math.inf else f"within {low:g} to {high:g}"
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not {bounds}", hint=why)
+                least = "a positive number" if low == _POSITIVE else "0 or more"
+                most = "" if high == _LARGEST else f" and {high} at most"
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is not {least}{most}", hint=hint)
 
     def law(self, log_p: Tensor, seen: Sequence[Sequence[int]]) -> Tensor:
         """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.

@@ -76,7 +76,7 @@ def test_the_usual_strategy_changes_nothing() -> None:
     assert changed(NAMED["nucleus 0.9"]) == {"top_p": 0.9}
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-6, 1e6])
 def test_temperature_at_its_ends(temperature: float) -> None:
     """The smallest takes the likeliest token, the largest all alike."""
     found = Strategy(temperature=temperature).law(laws(), SEEN).exp()
@@ -96,7 +96,8 @@ def test_where_everything_would_repeat_nothing_is_ruled_out() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", 0.0), ("temperature", math.nan), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1),
+    [("temperature", 0.0), ("temperature", math.nan), ("temperature", math.inf),
+     ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1),
      ("typical_p", 2.0), ("repetition_penalty", 0.0), ("no_repeat_ngram", -1)],
 )  # fmt: skip
 def test_values_out_of_range_name_their_flag(field: str, value: float) -> None:
