@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
-from ebmvk.model.context import rms_norm, trunk_blocks
+from ebmvk.model.context import trunk_blocks
 from ebmvk.model.dropout import dropout
 from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.layers import rms_norm
 from ebmvk.sphere.geometry import projx
 
 

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from ebmvk.model.context import _banded_attention
-from ebmvk.model.decoder import Composition, MixtureOfExperts, midpoint_and_log
+from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
+from ebmvk.model.experts import MixtureOfExperts
+from ebmvk.model.layers import _banded_attention
 from ebmvk.sphere.geometry import dist, logmap, projx
 
 

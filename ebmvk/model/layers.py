@@ -1,0 +1,166 @@
+"""Layers that the models share: causal attention within a window, with a cache or without, and the block around it.
+
+Positions are rotary, and no distance within a window exceeds the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
+from ebmvk.model.dropout import dropout
+
+MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
+_ANGLES = 1024  # positions whose rotary angles are computed at once
+
+
+@lru_cache(maxsize=32)
+def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere.
+
+    The block's own tokens are the last of the `reach` keys.
+    """
+    with torch.inference_mode(False):
+        age = torch.arange(block, device=device)[:, None] - torch.arange(reach, device=device) + (reach - block)
+        allowed = (age >= 0) & (age < window)
+        return torch.zeros(block, reach, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
+
+
+@lru_cache(maxsize=32)
+def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+
+
+def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, t from begin to end: windows are short, so the base
+    is too."""
+    cos, sin = _angles(_ANGLES * math.ceil(end / _ANGLES), dim, dtype, device)
+    return cos[begin:end], sin[begin:end]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (x_i, x_{i+dim/2}) by position. x: (B, H, T, dim)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """sqrt(d) projx(x), without parameters: the matrix that follows would absorb a scale."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention over the last `window` tokens, in blocks that see themselves and the block before.
+
+    q, k: (B, H, T, dim), v: (B, H, T, dim) -> (B, H, T, dim). Two matrix products around a softmax: torch's fused CPU
+    kernel is three times slower in bfloat16, and knows no windows.
+    """
+    length = q.shape[-2]
+    block = max(window, MIN_BLOCK)
+    if length <= block + block // 2:
+        scores = q @ k.transpose(-1, -2)
+        return torch.softmax(scores + _window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
+    # Zeros before the first block: keys of zeros there would get weight, so the first block masks them.
+    tail = -length % block
+    shape = (*q.shape[:-2], -1, block, q.shape[-1])
+    q, k, v = (F.pad(x, (0, 0, 0, tail)).reshape(shape) for x in (q, k, v))
+    k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, -1)), x], dim=-2) for x in (k, v))
+    scores = q @ k.transpose(-1, -2)
+    bias = _window_bias(block, 2 * block, window, scores.dtype, q.device).repeat(q.shape[-3], 1, 1)
+    bias[0, :, :block] = -math.inf
+    return (torch.softmax(scores + bias, dim=-1) @ v).flatten(-3, -2)[..., :length, :]
+
+
+class Attention(nn.Module):
+    """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
+
+    In half of the heads each token carries the key of the token before it, so that one layer can look for "what
+    followed this token the last time".
+    """
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+        # Unit queries and keys times this: scores start within +- sqrt(dim of a head).
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """x: (B, T, d) -> (B, T, d). With a cache, x are the positions that follow those it has."""
+        batch, length, dim = x.shape
+        width = dim // self.heads
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
+        begin = cache.length if cache else 0
+        cos, sin = _rotations(begin, begin + length, width, x.dtype, x.device)
+        root = math.sqrt(width)
+        q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
+        early, own = k.tensor_split([self.heads // 2], dim=1)
+        k = torch.cat([self._shifted(early, cache), own], dim=1)
+        k = _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root
+        if cache:
+            mixed = self._cached_attention(q, k, v, cache)
+        else:
+            mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
+        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+        return projected
+
+    def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
+        """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""
+        if cache is None:
+            return F.pad(early, (0, 0, 1, -1))
+        early = early * cache.real(early.shape[-2])[:, None, :, None].to(early.dtype)
+        last, *seen = cache.parts.get(self, (torch.zeros_like(early[..., :1, :]),))
+        cache.parts[self] = (early[..., -1:, :], *seen)
+        return torch.cat([last, early[..., :-1, :]], dim=-2)
+
+    def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
+        """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept."""
+        last, *seen = cache.parts[self]
+        if seen:
+            k, v = (torch.cat(pair, dim=-2) for pair in zip(seen, (k, v), strict=True))
+        new, reach = q.shape[-2], k.shape[-2]
+        bias = _window_bias(new, reach, self.window, q.dtype, q.device)
+        if cache.padded:
+            place = torch.arange(cache.length + new - reach, cache.length + new, device=q.device)
+            hidden = (place < cache.pads[:, None])[:, None, None] & (place != place[-new:, None])  # padding sees itself
+            bias = torch.where(hidden, -math.inf, bias)
+        kept = slice(max(0, reach - self.window + 1), None)
+        cache.parts[self] = (last, k[..., kept, :], v[..., kept, :])
+        return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    return F.relu(x).square()
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, `width` wide. Both start at zero, so depth costs nothing at first."""
+
+    def __init__(
+        self, config: ModelConfig, window: int, width: int, activation: Callable[[Tensor], Tensor] = squared_relu
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(config.latent_dim, config.n_heads, window)
+        self.up = nn.Linear(config.latent_dim, width, bias=False)
+        self.down = nn.Linear(width, config.latent_dim, bias=False)
+        nn.init.zeros_(self.down.weight)
+        self.rate, self.activation = config.dropout, activation
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """x: (B, T, d) -> (B, T, d)."""
+        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
+        hidden = self.activation(self.up(rms_norm(x)))
+        return x + dropout(self.down(hidden), self.rate, self.training)
