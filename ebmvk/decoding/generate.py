@@ -155,7 +155,7 @@ class Generator:
         context = self.model(ids, mu)
         last = torch.tensor([len(row) - 1 for row in contexts], device=mu.device)
         query = context.query[torch.arange(len(contexts), device=mu.device), last]
-        logits = F.linear(query, mu, self.model.bias).double()
+        logits = F.linear(query, self.model.outputs(mu), self.model.bias).double()
         if readers:
             log_p = torch.log_softmax(logits, -1)
             for i, (reader, end) in enumerate(zip(readers, last.tolist(), strict=True)):
@@ -172,7 +172,8 @@ class Generator:
         if sampler == "coarse" and self._neighbourhoods is None:
             self._neighbourhoods = Neighbourhoods.of(self.backend, mu)  # exact with any split: an old one will do
         return States(
-            *(sampler, self.backend, mu, self.backend.points(mu), self.model.bias, self.langevin, self.health),
+            *(sampler, self.backend, mu, self.backend.points(mu), self.model.bias, self.model.concentrations()),
+            *(self.langevin, self.health),
             neighbourhoods=self._neighbourhoods if sampler == "coarse" else None,
         )
 
