@@ -44,8 +44,8 @@ _AT_ONCE = 1 << 24
 class Contexts:
     """mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: where they are from.
 
-    query (C, d) and bias (V,): by which the engine finds the candidates; None where there is no model. lexical (C, V):
-    the law whose best tokens are the candidates then; log_p itself if None.
+    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None where there is no model.
+    lexical (C, V): the law whose best tokens are the candidates then; log_p itself if None.
     """
 
     mu: Tensor
@@ -54,12 +54,14 @@ class Contexts:
     source: str
     query: Tensor | None = None
     bias: Tensor | None = None
+    concentrations: Tensor | None = None
     lexical: Tensor | None = None
 
     def some(self, which: slice) -> Contexts:
         """A part of them."""
         query, lexical = (None if rows is None else rows[which] for rows in (self.query, self.lexical))
-        return Contexts(self.mu, self.log_p[which], self.labels[which], self.source, query, self.bias, lexical)
+        own = (self.log_p[which], self.labels[which])
+        return Contexts(self.mu, *own, self.source, query, self.bias, self.concentrations, lexical)
 
     @property
     def entropy(self) -> Tensor:
@@ -124,7 +126,7 @@ def of_text(
     query, entropy = torch.cat(queries), torch.cat(entropies)
     quantiles = torch.linspace(0, len(entropy) - 1, count).round().long()
     chosen = entropy.argsort()[quantiles.to(entropy.device)].tolist()
-    log_p = torch.log_softmax(F.linear(query[chosen], mu, model.bias), -1).cpu()
+    log_p = torch.log_softmax(F.linear(query[chosen], model.outputs(mu), model.bias), -1).cpu()
     if reader:
         log_p[1::2] = torch.log_softmax(reader.log_prob(torch.cat(states)[chosen[1::2]], log_p[1::2]), -1)
     said = [
@@ -133,7 +135,9 @@ def of_text(
     ]
     source = f"{count} contexts of {stream.name}, at even quantiles of entropy among its first {len(entropy):,}"
     source += "; every second one with static memory" if reader else ""
-    return Contexts(mu.cpu(), log_p, said, source, query[chosen].cpu(), model.bias.cpu())
+    kappa = model.concentrations()
+    lexical = (query[chosen].cpu(), model.bias.cpu(), None if kappa is None else kappa.cpu())
+    return Contexts(mu.cpu(), log_p, said, source, *lexical)
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def _law(backend: Backend, contexts: Contexts, points: Points, i: int) -> Latent
     if contexts.query is None or contexts.bias is None:
         return LatentLaw.from_log_probs(backend, points, row, CANDIDATES)
     query = contexts.query[i : i + 1]
-    return LatentLaw.from_query(backend, points, contexts.bias, query, row, CANDIDATES)
+    return LatentLaw.from_query(backend, points, contexts.bias, query, row, CANDIDATES, contexts.concentrations)
 
 
 def _in_batches(tokens: Callable[[int, int], Tensor], contexts: Contexts, n: int) -> Tensor:

@@ -170,7 +170,8 @@ class Generator:
         if sampler == "coarse" and self._neighbourhoods is None:
             self._neighbourhoods = Neighbourhoods.of(self.backend, mu)  # exact with any split: an old one will do
         return States(
-            *(sampler, self.backend, mu, self.backend.points(mu), self.model.bias, self.langevin, self.health),
+            *(sampler, self.backend, mu, self.backend.points(mu), self.model.bias, self.model.concentrations()),
+            *(self.langevin, self.health),
             neighbourhoods=self._neighbourhoods if sampler == "coarse" else None,
         )
 
@@ -238,6 +239,7 @@ class _Reading:
 
     def __init__(self, model: LanguageModel, mu: Tensor, texts: list[_Text]) -> None:
         self.model, self.mu, self.texts = model, mu, list(texts)
+        self.outputs = model.outputs(mu)
         self._restart()
 
     def _restart(self) -> None:
@@ -255,7 +257,7 @@ class _Reading:
         padding = (self.cache.pads - self.cache.length).clamp_min(0).tolist()
         seen = self.model.extend(self.new, self.cache, self.mu)
         query = seen.query[:, -1]
-        log_p = torch.log_softmax(F.linear(query, self.mu, self.model.bias).double(), -1)
+        log_p = torch.log_softmax(F.linear(query, self.outputs, self.model.bias).double(), -1)
         for i, text in enumerate(self.texts):
             if text.reader:
                 text.remember(seen.h[i, padding[i] :])

@@ -56,9 +56,9 @@ class SamplingHealth:
 class States:
     """One model's states on one backend. neighbourhoods: of `coarse`, which needs them.
 
-    points: mu (V, d) kept by the backend; bias: (V,), by which candidates are found; `settings.langevin_steps` is the
-    work of every sampler: integrator steps of one Langevin chain, leapfrogs of each replica, eight to a sweep of block
-    Gibbs, and steps of each of the two coarse-to-fine levels.
+    points: mu (V, d) kept by the backend; bias, concentrations: (V,), by which candidates are found;
+    `settings.langevin_steps` is the work of every sampler: integrator steps of one Langevin chain, leapfrogs of each
+    replica, eight to a sweep of block Gibbs, and steps of each of the two coarse-to-fine levels.
 
     Raises:
         ConfigError: block Gibbs of a run whose chains have another temperature than 1.
@@ -69,6 +69,7 @@ class States:
     mu: Tensor
     points: Points
     bias: Tensor
+    concentrations: Tensor | None
     settings: LangevinConfig
     health: SamplingHealth
     neighbourhoods: Neighbourhoods | None
@@ -92,7 +93,8 @@ class States:
             self.health.add(found.fine.diagnostics)
             return found.tokens
         # No temperature changes the order of tokens, so the query's best are the candidates at any.
-        law = LatentLaw.from_query(self.backend, self.points, self.bias, query, log_p, self.settings.knn_k)
+        found_by = (self.bias, query, log_p, self.settings.knn_k, self.concentrations)
+        law = LatentLaw.from_query(self.backend, self.points, *found_by)
         x, kappa = self._state(law, seed, first_chain)
         # Another seed than the chain's: the decoder's draws must know nothing of how x came about.
         return law.decode(x, kappa, log_p, seed=fork(seed, 0), first_chain=first_chain)

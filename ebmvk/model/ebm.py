@@ -21,8 +21,8 @@ from ebmvk.sphere.geometry import projx
 
 @dataclass(frozen=True)
 class EnergyContext(Context):
-    """query: log p(v|c) = query.mu_v + b_v - log Z. h: the point h_hat; without a splat term, the direction of the
-    query. local, medium, global_, composed: unit rows (B, T, d); composed is None without a compositional term."""
+    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat; without a splat term, the direction of
+    the query. local, medium, global_, composed: unit rows (B, T, d); composed is None without a compositional term."""
 
     local: Tensor
     medium: Tensor
@@ -32,7 +32,8 @@ class EnergyContext(Context):
 
 
 class EnergyModel(LanguageModel):
-    """p(v|c) = softmax(query(c).mu_v + b_v) over the vocabulary, with the tokens' unit vectors mu_v on both sides.
+    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), with the tokens' unit vectors mu_v on both sides: every token is a
+    lexical splat with a direction mu_v, a concentration kappa_v and a weight e^{b_v} of its own.
 
     What no term needs does not exist: the decoder and the state's head without the splat term, the composition without
     the compositional one.
@@ -48,6 +49,7 @@ class EnergyModel(LanguageModel):
         super().__init__(config, vocab_size)
         # Rows of about unit length, so that a step of the optimiser turns them about as far as it moves them.
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
+        self.log_kappa = nn.Parameter(torch.zeros(vocab_size))
         self.trunk = ContextTrunk(config)
         self.composition = Composition(config.latent_dim) if config.use_compositional else None
         self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
@@ -59,6 +61,10 @@ class EnergyModel(LanguageModel):
     def embeddings(self) -> Tensor:
         """mu: (V, d) unit rows."""
         return projx(self.points)
+
+    def concentrations(self) -> Tensor:
+        """kappa_v: (V,), 1 at first; the scale that all tokens share is the energy's."""
+        return self.log_kappa.exp()
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The three energy terms of a token, folded into one query (model section 5).
 
-    E(v|c) = -s mu_v.h_hat - b_v  -  lambda_geo sum_l lambda_l mu_v.c_l  -  lambda_comp mu_v.comp(c_l, c_m, c_g)
+    E(v|c) = -kappa_v mu_v.(s h_hat  +  lambda_geo sum_l lambda_l c_l  +  lambda_comp comp(c_l, c_m, c_g)) - b_v
 
-Each term is linear in mu_v, so all three are one inner product with a query; `TokenEnergy.terms` keeps them apart.
+Each term is linear in kappa_v mu_v, so all three are one inner product with a query; `TokenEnergy.terms` keeps them
+apart.
 """
 
 from __future__ import annotations

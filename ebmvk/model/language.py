@@ -1,8 +1,9 @@
 """What training, evaluation, memory and generation need of a language model, whichever it is.
 
-Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary. What else a model
-has follows from `on_sphere`: only where the rows are unit vectors are they points that chains move among, so that
-denoising, spread, score matching and Langevin sampling exist.
+Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary, row_v times a
+concentration kappa_v where rows have one length. What else a model has follows from `on_sphere`: only where the rows
+are unit vectors are they points that chains move among, so that denoising, spread, score matching and Langevin sampling
+exist.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Context:
 
 
 class LanguageModel(nn.Module, ABC):
-    """p(v|c) = softmax(query(c).row_v + b_v), with the same rows for the tokens that are read.
+    """p(v|c) = softmax(kappa_v query(c).row_v + b_v), with the same rows for the tokens that are read.
 
     A new model needs the abstract methods, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
     """
@@ -56,6 +57,15 @@ class LanguageModel(nn.Module, ABC):
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too. `cache`: of
         the tokens before these, to which these are added; `extend` is the way to it."""
+
+    def concentrations(self) -> Tensor | None:
+        """kappa_v: (V,) > 0; None where it is 1, because a row has a length of its own."""
+        return None
+
+    def outputs(self, embeddings: Tensor | None = None) -> Tensor:
+        """What a query is compared with: (V, d), kappa_v row_v. `embeddings`: what `embeddings()` returned."""
+        rows, kappa = self.embeddings() if embeddings is None else embeddings, self.concentrations()
+        return rows if kappa is None else rows * kappa[:, None]
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
@@ -79,7 +89,7 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
         """-E(v|c): (B, T, V)."""
-        return F.linear(context.query, self.embeddings() if embeddings is None else embeddings, self.bias)
+        return F.linear(context.query, self.outputs(embeddings), self.bias)
 
     def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
         """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""

@@ -63,14 +63,23 @@ class LatentLaw:
 
     @classmethod
     def from_query(
-        cls, backend: Backend, points: Points, bias: Tensor, query: Tensor, log_p: Tensor, k: int
+        cls,
+        backend: Backend,
+        points: Points,
+        bias: Tensor,
+        query: Tensor,
+        log_p: Tensor,
+        k: int,
+        concentrations: Tensor | None = None,
     ) -> LatentLaw:
-        """Candidates are the k best of mu_v.query + b_v, found by the backend; their masses come from log_p.
+        """Candidates are the k best of kappa_v mu_v.query + b_v, found by the backend; their masses come from log_p.
 
-        query: (B, d); bias: (V,); log_p: (B, V) normalised. The law is exact with any candidates, so it does not
-        matter that log_p may hold a memory which the query does not see.
+        query: (B, d); bias, concentrations kappa_v (None: 1): (V,); log_p: (B, V) normalised. The law is exact with
+        any candidates, so it does not matter that log_p may hold a memory which the query does not see.
         """
-        found = backend.topk(query.detach().contiguous(), points, min(k, points.n), bias=bias.detach().contiguous())
+        scale = None if concentrations is None else concentrations.detach().contiguous()
+        best = min(k, points.n)
+        found = backend.topk(query.detach().contiguous(), points, best, scale=scale, bias=bias.detach().contiguous())
         return cls.with_candidates(backend, points, found.ids.to(log_p.device), log_p)
 
     @classmethod

@@ -55,7 +55,7 @@ def objective(
     context = model(tokens[:, :-1], mu)
     query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
     with torch.autocast(device, enabled=False):
-        mean, energies = linear_cross_entropies(query, mu, model.bias, targets, narrow)
+        mean, energies = linear_cross_entropies(query, model.outputs(mu), model.bias, targets, narrow)
         parts = {"ce": mean}
         if model.on_sphere and weights.lambda_denoise > 0:
             rows = torch.randint(
@@ -65,6 +65,7 @@ def objective(
                 *(backend, query[rows], mu, model.bias, targets[rows]),
                 k=config.langevin.knn_k,
                 generator=rng,
+                concentrations=model.concentrations(),
                 kappa=noise.draw(weights, mu, len(rows), rng),
                 form=weights.denoise_form,
             )
@@ -97,6 +98,7 @@ def denoising(
     k: int,
     generator: torch.Generator,
     kappa: Tensor,
+    concentrations: Tensor | None = None,
     points: Points | None = None,
     form: Form = "cross-entropy",
 ) -> Tensor:
@@ -108,19 +110,22 @@ def denoising(
 
     score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
 
-    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form.
+    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form;
+    concentrations: (V,), the kappa_v of p(v|c).
     """
     clean = mu.detach()[targets]
     x = sample_vmf(clean, kappa, generator=generator)
     handle = backend.points(mu.detach()) if points is None else points
     ids = candidates(backend, handle, query, bias, x, kappa, targets, k)
-    return denoising_at(backend, query, mu, bias, targets, ids, x, kappa, clean, points=handle, form=form)
+    law = (query, mu, bias, targets, ids, x, kappa, clean)
+    return denoising_at(backend, *law, concentrations=concentrations, points=handle, form=form)
 
 
 def candidates(
     backend: Backend, points: Points, query: Tensor, bias: Tensor, x: Tensor, kappa: Tensor, targets: Tensor, k: int
 ) -> Tensor:
-    """(B, K) int64: the k best tokens given (x, c), the target among them."""
+    """(B, K) int64: about the k best tokens given (x, c), as if all were equally concentrated; the target is among
+    them, and the law is a law with any."""
     seeking = (query + kappa[:, None] * x).detach()
     return _with_targets(backend.topk(seeking, points, min(k, points.n), bias=bias.detach()).ids, targets)
 
@@ -136,6 +141,7 @@ def denoising_at(
     kappa: Tensor,
     clean: Tensor,
     *,
+    concentrations: Tensor | None = None,
     points: Points,
     form: Form,
 ) -> Tensor:
@@ -143,7 +149,8 @@ def denoising_at(
 
     Were `clean` the parameter it is a copy of, the score form would be least where all tokens are one point.
     """
-    log_p = torch.log_softmax(F.linear(query, mu, bias), -1).gather(-1, ids)
+    outputs = mu if concentrations is None else mu * concentrations[:, None]
+    log_p = torch.log_softmax(F.linear(query, outputs, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
     logw = log_p + log_c_ratio(kappa, mu.shape[1])[:, None]
     law = (backend, x, mu, ids, logw, kappa[:, None].expand_as(logw).contiguous(), rest.log())

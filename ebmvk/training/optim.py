@@ -12,7 +12,7 @@ from ebmvk.config import TrainingConfig
 from ebmvk.errors import CheckpointError
 
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
-TABLE_RATES = {"points": 5.0, "table": 3.0}  # of the tokens' rows, by name: directions on the sphere, free vectors
+TABLE_RATES = {"points": 2.0, "table": 3.0}  # of the tokens' rows, by name: directions on the sphere, free vectors
 SCALAR_RATE = 5.0
 ROUTER_RATE = 0.1
 FINAL_RATE = 0.0

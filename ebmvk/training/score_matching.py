@@ -86,13 +86,13 @@ def score_matching(
     """
     mu = model.embeddings()
     query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
-    handle, found = backend.points(mu), []
+    handle, outputs, found = backend.points(mu), model.outputs(mu), []
     for number, level in enumerate(levels(mu.shape[1], len(mu), extra)):
         kappa = level.noise.kappa
         losses: list[Tensor] = []
         x = sample_vmf(mu[targets], kappa, seed=mixed_seed(seed, number))
         for rows in (slice(first, first + _ROWS) for first in range(0, len(targets), _ROWS)):
-            log_p = torch.log_softmax(F.linear(query[rows], mu, model.bias), -1)
+            log_p = torch.log_softmax(F.linear(query[rows], outputs, model.bias), -1)
             pull = kappa * (x[rows] @ mu.t())
             # Every token takes part, and no background: exact where only unigram frequencies are known.
             only_frequencies = kappa * proju(x[rows], torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)

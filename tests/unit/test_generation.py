@@ -56,6 +56,15 @@ def test_greedy_text_is_the_uncached_argmax(name: str, tokenizer: Tokenizer) -> 
                 ids.append(token)
 
 
+@pytest.mark.parametrize("sampler", ["langevin", "gibbs", "tempering", "coarse"])
+def test_states_say_no_token_that_is_ruled_out(sampler: Any, tokenizer: Tokenizer) -> None:
+    """Greedy leaves one token: every sampler has to find that."""
+    own = generator(tokenizer)
+    strategy = dataclasses.replace(GREEDY, repetition_penalty=1.5)
+    found = [own.generate(PROMPTS[:2], Decoding(8, strategy, name)) for name in ("exact", sampler)]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("sampler", ["exact", "langevin"])
 def test_a_text_does_not_depend_on_its_neighbours(sampler: Any, tokenizer: Tokenizer) -> None:
     own = generator(tokenizer)

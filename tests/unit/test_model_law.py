@@ -107,7 +107,7 @@ def test_energy_is_the_sum_of_the_terms_switched_on(on: tuple[bool, bool, bool])
     splat, geometric, compositional = on
     model = build(dataclasses.replace(SMALL, **dict(zip(TERMS, on, strict=True)))).double()
     with torch.no_grad():
-        context, mu = model(tokens(20)), model.embeddings()
+        context, mu = model(tokens(20)), model.embeddings() * model.log_kappa.exp()[:, None]
         energy = -model.bias.expand(2, 20, -1)
         unit = 1.0 if splat else model.energy.scale
         if splat:
