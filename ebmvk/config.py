@@ -23,6 +23,8 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+WHOLE_SEQUENCE = ("tinygpt", "minillm")  # models that look at all of a training window: their window is seq_length
+WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
 Source = Literal["default", "size", "stage", "file", "flag", "derived"]
 
@@ -50,7 +52,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: Literal["ebm", "plain"] = "ebm"  # The energy model, or a plain transformer on the same trunk.
+    model: Literal["ebm", "plain", "tinygpt", "minillm"] = "ebm"  # The energy model, or a transformer.
     latent_dim: int = knob(256, low=2)  # Dimension d of the sphere's ambient space.
     n_layers: int = knob(4, low=1)  # Layers of the trunk.
     n_heads: int = knob(4, low=1)  # Attention heads; divides latent_dim.
@@ -58,13 +60,15 @@ class ModelConfig:
     context_local: int = knob(12, low=1)  # Attention window of the local scale, tokens.
     context_medium: int = knob(64, low=1)  # Window of the medium scale.
     context_global: int = knob(128, low=1)  # Window of the global scale.
-    moe_experts: int = knob(4, low=1)  # Experts of the decoder.
+    use_moe: bool = False  # Experts in every block of tinygpt and minillm.
+    moe_experts: int = knob(4, low=1)  # Experts of the decoder, or of each block.
     moe_active: int = knob(2, low=1)  # Experts active per position.
     hidden_dim: int = knob(512, low=1)  # Width of one expert.
     dropout: float = knob(0.1, low=0.0, high=0.95)  # Dropout in the trunk.
     use_geometric: bool = True  # The geometric energy term.
     use_compositional: bool = True  # The compositional energy term.
     use_splat: bool = True  # The splat energy term; without it there is no decoder.
+    gradient_checkpointing: bool = knob(False, resume=True)  # Compute blocks twice instead of keeping their inside.
     decoder: Literal["moe", "transformer", "none"] = "moe"  # Experts, a transformer block, or the state itself.
 
 
@@ -302,6 +306,24 @@ def check(config: Config) -> Config:
     return config
 
 
+def with_windows(config: Config, given: Iterable[str]) -> Config:
+    """The configuration whose windows are those of its model. given: names of fields that a person set.
+
+    Raises:
+        ConfigError: a window was set of a model that looks at all of its sequence.
+    """
+    if config.model.model not in WHOLE_SEQUENCE:
+        return config
+    for name in sorted(set(WINDOWS) & set(given)):
+        if getattr(config.model, name) != config.data.seq_length:
+            raise ConfigError(
+                f"{flag(name)} {getattr(config.model, name)} with --model {config.model.model}",
+                why="it looks at all of its training window",
+                hint=f"leave {flag(name)} away; --seq-length says how long the window is",
+            )
+    return replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
+
+
 def _check_splats(splats: SplatConfig) -> None:
     for name in ("n_splats_init", "curriculum_target_splats"):
         _require(
@@ -333,8 +355,13 @@ def check_model(model: ModelConfig) -> None:
         f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
         f"take --moe-active {model.moe_experts} or less",
     )
-    if model.model == "plain":
-        _check_plain(model)
+    if model.model != "ebm":
+        _check_transformer(model)
+    _require(
+        not (model.use_moe and model.model in ("ebm", "plain")),
+        f"--use-moe with --model {model.model}",
+        "take --decoder moe for the energy model, or --model tinygpt",
+    )
     _require(
         any(getattr(model, name) for name in ENERGY_TERMS),
         "--no-use-splat, --no-use-geometric and --no-use-compositional leave no energy term",
@@ -348,14 +375,14 @@ def check_model(model: ModelConfig) -> None:
     )
 
 
-def _check_plain(model: ModelConfig) -> None:
+def _check_transformer(model: ModelConfig) -> None:
     """A switch that would do nothing must not look as if it had."""
     switches = {f"--no-{name.replace('_', '-')}": not getattr(model, name) for name in ENERGY_TERMS}
     switches[f"--decoder {model.decoder}"] = model.decoder != ModelConfig.decoder
     for switch, given in switches.items():
         _require(
             not given,
-            f"{switch} with --model plain, which has neither energy terms nor a decoder",
+            f"{switch} with --model {model.model}, which has neither energy terms nor a decoder",
             f"leave {switch} away, or take --model ebm",
         )
 

@@ -17,6 +17,8 @@ import tyro
 from ebmvk import cli
 from ebmvk.config import (
     SIZES,
+    WHOLE_SEQUENCE,
+    WINDOWS,
     Config,
     RunConfig,
     Size,
@@ -27,6 +29,7 @@ from ebmvk.config import (
     nearest,
     read_toml,
     replace,
+    with_windows,
 )
 from ebmvk.errors import ConfigError
 
@@ -146,7 +149,9 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], sta
     sources.update(dict.fromkeys(stage, "stage"))
     sources.update(dict.fromkeys(file, "file"))
     sources.update(dict.fromkeys(given, "flag"))
-    config = check(replace(Config(), {**derived, **stage, **_overrides(file, given)}))
+    config = check(with_windows(replace(Config(), {**derived, **stage, **_overrides(file, given)}), {*file, *given}))
+    if config.model.model in WHOLE_SEQUENCE:
+        sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
     return Job(config, sources, folder, corpus)

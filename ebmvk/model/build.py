@@ -7,9 +7,14 @@ from collections.abc import Callable
 from ebmvk.config import ModelConfig, check_model
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.model.language import LanguageModel
-from ebmvk.model.plain import PlainModel
+from ebmvk.model.transformer import GPT, PlainModel
 
-MODELS: dict[str, Callable[[ModelConfig, int], LanguageModel]] = {"ebm": EnergyModel, "plain": PlainModel}
+MODELS: dict[str, Callable[[ModelConfig, int], LanguageModel]] = {
+    "ebm": EnergyModel,
+    "plain": PlainModel,
+    "tinygpt": GPT,
+    "minillm": GPT,
+}
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> LanguageModel:

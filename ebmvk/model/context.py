@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.dropout import dropout
-from ebmvk.model.layers import Block, rms_norm
+from ebmvk.model.layers import Block, apply, rms_norm
 from ebmvk.sphere.geometry import projx
 
 SCALES = 3
@@ -52,14 +52,14 @@ class ContextTrunk(nn.Module):
         self.reads_state = config.use_splat
         heads = SCALES + 1 if self.reads_state else SCALES
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))
-        self.rate = config.dropout
+        self.rate, self.again = config.dropout, config.gradient_checkpointing
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Scales:
         """tokens: (B, T, d) unit rows."""
         x = rms_norm(dropout(tokens, self.rate, self.training))
         streams = [x] * SCALES
         for scale, block in zip(self.scales, self.blocks, strict=True):
-            x = block(x, cache)
+            x = apply(block, x, cache, again=self.again)
             streams[scale] = x
         read = [x, *streams] if self.reads_state else streams
         rows = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, read, strict=True)]

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
@@ -164,3 +165,13 @@ class Block(nn.Module):
         x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
         hidden = self.activation(self.up(rms_norm(x)))
         return x + dropout(self.down(hidden), self.rate, self.training)
+
+
+def apply(block: nn.Module, x: Tensor, cache: Cache | None, *, again: bool) -> Tensor:
+    """block(x, cache); `again`: in training, compute the block's inside once more for its gradient, and keep none of
+    it."""
+    if again and cache is None and torch.is_grad_enabled():
+        kept: Tensor = checkpoint(block, x, use_reentrant=False)
+        return kept
+    found: Tensor = block(x, cache)
+    return found

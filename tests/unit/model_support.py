@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without splat": {"use_splat": False},
     "splat only": {"use_geometric": False, "use_compositional": False},
     "plain": {"model": "plain"},
+    "gpt": {"model": "tinygpt"},
+    "gpt of experts": {"model": "tinygpt", "use_moe": True},
 }
 
 

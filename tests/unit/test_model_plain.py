@@ -13,7 +13,7 @@ from torch import Tensor
 from ebmvk.config import Config, ModelConfig, TrainingConfig
 from ebmvk.engine.reference import Reference
 from ebmvk.model.build import build_model
-from ebmvk.model.plain import PlainModel
+from ebmvk.model.transformer import PlainModel
 from ebmvk.training import losses, optim
 
 SMALL = ModelConfig(

@@ -183,6 +183,7 @@ def test_training_learns() -> None:
     [
         {},
         {"model": "plain"},
+        {"model": "tinygpt", "use_moe": True},
         {"decoder": "transformer"},
         {"use_splat": False},
         {"use_geometric": False, "use_compositional": False},
@@ -205,6 +206,21 @@ def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
     assert train(other, resumed, 4, 8) == history
     for name, value in net.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("changes", [{"model": "minillm"}, {"model": "plain"}, {}], ids=str)
+def test_checkpointing_changes_no_gradient(changes: dict[str, Any]) -> None:
+    """Blocks that are computed twice, dropout and all."""
+    gradients = []
+    for again in (False, True):
+        net = model(**changes, dropout=0.3, gradient_checkpointing=again)
+        torch.manual_seed(1)
+        batch = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+        losses.objective(net, batch, Reference(), CONFIG, seed=0, step=0).total.backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    for name, one in gradients[0].items():
+        assert one is not None
+        assert torch.equal(one, gradients[1][name]), name
 
 
 def test_state_of_another_model_is_refused() -> None:

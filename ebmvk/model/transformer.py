@@ -1,0 +1,97 @@
+"""Plain transformer language models: what the energy model has to be compared with, and what many people come for.
+
+They have one shape: embedding, blocks, tied output. `PlainModel` is the trunk of the energy model without the energy;
+`GPT` looks at all of a sequence at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
+from ebmvk.model.context import trunk_blocks
+from ebmvk.model.dropout import dropout
+from ebmvk.model.experts import MixtureOfExperts, Routing
+from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.layers import Attention, Block, apply, rms_norm
+from ebmvk.sphere.geometry import projx
+
+
+class Transformer(LanguageModel):
+    """Rows are free vectors; the loss is cross-entropy, and what the blocks add to it."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, blocks: nn.ModuleList) -> None:
+        super().__init__(config, vocab_size)
+        # Blocks start at zero, so that the last hidden state starts at the last token, whose own logit is then
+        # sqrt(d) times the length of its row: rows of length d^-1/2 keep that near 1.
+        self.table = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / config.latent_dim)
+        self.blocks = blocks
+
+    def embeddings(self) -> Tensor:
+        """(V, d), of any length."""
+        return self.table
+
+    @torch.no_grad()
+    def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
+        """Rows of length d^-1/2, as the random ones about are."""
+        self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
+
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
+        """tokens: (B, T) int64."""
+        rows = F.embedding(tokens, self.embeddings() if embeddings is None else embeddings)
+        x, aux = self.read(rms_norm(dropout(rows, self.config.dropout, self.training)), cache)
+        return Context(rms_norm(x), projx(x), aux)
+
+    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The residual stream (B, T, d) after the last block, and losses by name: of experts, means over the blocks."""
+        losses: list[dict[str, Tensor]] = []
+        for block in self.blocks:
+            if isinstance(block, ExpertBlock):
+                x, routing = block.routed(x, cache)
+                losses.append(routing.losses())
+            else:
+                x = apply(block, x, cache, again=self.config.gradient_checkpointing)
+        return x, {name: torch.stack([own[name] for own in losses]).mean() for name in (losses[0] if losses else ())}
+
+
+class PlainModel(Transformer):
+    """On the trunk of the energy model, whose windows widen with depth."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size, trunk_blocks(config))
+
+
+class ExpertBlock(nn.Module):
+    """A block with a mixture of experts, each as wide as the feed-forward, in its place."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.latent_dim
+        self.attention = Attention(d, config.n_heads, config.context_global)
+        self.moe = MixtureOfExperts(d, config.ffn_dim, d, config.moe_experts, config.moe_active)
+        self.rate = config.dropout
+
+    def routed(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Routing]:
+        """x: (B, T, d) -> (B, T, d), and which experts each position went to."""
+        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
+        y, routing = self.moe(rms_norm(x).flatten(0, -2))
+        return x + dropout(y.view_as(x), self.rate, self.training), routing
+
+
+class GPT(Transformer):
+    """Attention over all of a sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and Mini-LLM are
+    this model, by different recipes."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        kind = ExpertBlock if config.use_moe else _dense
+        super().__init__(config, vocab_size, nn.ModuleList(kind(config) for _ in range(config.n_layers)))
+        self.reach = config.context_global
+
+
+def _dense(config: ModelConfig) -> Block:
+    return Block(config, config.context_global, config.ffn_dim)
