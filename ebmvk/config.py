@@ -46,7 +46,8 @@ class RunConfig:
 class DataConfig:
     dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    vocab_size: int = knob(2048, low=258)  # Tokens of the byte-level BPE.
+    tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
+    vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
     seq_length: int = knob(128, low=2)  # Tokens per training window.
 
 
@@ -293,7 +294,7 @@ def check(config: Config) -> Config:
     check_model(config.model)
     data, langevin = config.data, config.langevin
     _require(
-        langevin.knn_k < data.vocab_size,
+        config.model.model != "ebm" or langevin.knn_k < data.vocab_size,
         f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
         f"take --knn-k {data.vocab_size - 1} or less",
     )

@@ -92,7 +92,7 @@ def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
     if path.exists():
         return _read(path, _name_of(path), f"{dataset} is a path on this machine")
     if path.parent == Path():
-        for folder, flag in _data_folders(data_dir):
+        for folder, flag in data_folders(data_dir):
             if (folder / dataset).exists():
                 return _read(folder / dataset, _name_of(path), f"{dataset} lies in {flag} {folder}")
         if dataset in FETCHABLE:
@@ -100,7 +100,8 @@ def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
     raise _unknown(dataset, data_dir)
 
 
-def _data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
+def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
+    """The folders of data sets, each with what named it. Raises DataError where one is no folder."""
     named = [(data_dir, "--data-dir")] if data_dir else []
     if os.environ.get(ENVIRONMENT):
         named.append((Path(os.environ[ENVIRONMENT]), ENVIRONMENT))
@@ -113,7 +114,7 @@ def _data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
 
 
 def _unknown(dataset: str, data_dir: Path | None) -> DataError:
-    folders = [] if os.sep in dataset else _data_folders(data_dir)
+    folders = [] if os.sep in dataset else data_folders(data_dir)
     local = sorted(entry.name for folder, _ in folders for entry in folder.iterdir() if entry.is_dir())
     known = list(dict.fromkeys([BUILTIN, *local, *FETCHABLE]))
     close = difflib.get_close_matches(dataset, known, n=1)

@@ -1,4 +1,4 @@
-"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`.
+"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`; or characters.
 
 Word-level text (WikiText) is cut at its blanks, and a token carries the blank before it: no token crosses a border of
 words, and " \\n", the end of a line, is one token and one word. Other text is cut at words, numbers and punctuation.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,15 +54,18 @@ class Tokenizer:
         self.eos_id: int = eos
         self.unk_id: int = unk
         self.vocab_size: int = bpe.get_vocab_size()
+        self._byte_level = json.loads(bpe.to_str())["decoder"]["type"] == "ByteLevel"
         self._byte_lengths = np.array([self._byte_length(i) for i in range(self.vocab_size)], dtype=np.int64)
 
     def _byte_length(self, token_id: int) -> int:
         if token_id == self.eos_id:
             return 0
-        return len(self.symbol(token_id))  # <unk> is ASCII
+        symbol = self.symbol(token_id)
+        return len(symbol) if self._byte_level else len(symbol.encode())  # <unk> is ASCII
 
     def encode(self, text: str) -> Ids:
-        """(n,) int32 ids with no end-of-text token; `decode` gives exactly `text` back.
+        """(n,) int32 ids with no end-of-text token; `decode` gives exactly `text` back, but for characters that a
+        tokenizer of characters does not know: each is `<unk>`.
 
         Raises:
             ArgumentError: the text holds half of a surrogate pair, which is no Unicode text.
@@ -86,7 +90,7 @@ class Tokenizer:
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def symbol(self, token_id: int) -> str:
-        """A token as tokenizer.json spells it: one letter of the byte-level alphabet for each byte."""
+        """A token as tokenizer.json spells it: one letter of the byte-level alphabet for each byte, or a character."""
         return self._bpe.id_to_token(token_id) or ""
 
     def count_bytes(self, ids: Ids) -> int:
@@ -134,6 +138,61 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
     return ArgumentError(
         f"text holds the lone surrogate {text[at]!r} at {at}", hint="decode the text from its bytes as UTF-8"
     )
+
+
+def make_tokenizer(kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = ()) -> Tokenizer:
+    """What `--tokenizer` names: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a tokenizer.json.
+
+    folders: where GPT-2's files may lie, in a folder `gpt2-bpe`.
+
+    Raises:
+        ConfigError: no such file; vocab_size is too small.
+    """
+    if kind == "bpe":
+        return train_tokenizer(corpus, vocab_size)
+    if kind == "char":
+        return character_tokenizer(corpus)
+    if kind == "gpt2":
+        return gpt2_tokenizer(list(folders), word_level=corpus.word_level)
+    if Path(kind).is_dir() or not Path(kind).exists():
+        raise ConfigError(
+            f"--tokenizer {kind}: no such file", hint="take bpe, char, gpt2, or the path of a tokenizer.json"
+        )
+    return Tokenizer.load(Path(kind))
+
+
+def character_tokenizer(corpus: Corpus) -> Tokenizer:
+    """A token for each character of the training split, in the order of code points."""
+    characters = sorted(set().union(*map(set, corpus.documents("train"))))
+    vocabulary = {character: i for i, character in enumerate([*characters, UNKNOWN])}
+    bpe = _Bpe(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]{1,64}|\n"), behavior="isolated")  # short ones are faster
+    bpe.decoder = decoders.Fuse()
+    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    return Tokenizer(bpe)
+
+
+def gpt2_tokenizer(folders: list[Path], *, word_level: bool) -> Tokenizer:
+    """GPT-2's byte-level BPE (Radford et al. 2019), its 50,257 tokens and `<unk>`.
+
+    Raises:
+        ConfigError: its two files are in none of the folders.
+    """
+    names = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+    places = [(folder / "gpt2-bpe" / a, folder / "gpt2-bpe" / b) for folder in folders for a, b in names]
+    found = next((pair for pair in places if all(path.is_file() for path in pair)), None)
+    if found is None:
+        raise ConfigError(
+            "--tokenizer gpt2: there is no gpt2-bpe/encoder.json with gpt2-bpe/vocab.bpe",
+            why=f"looked in {', '.join(map(str, folders))}" if folders else "no folder of data sets is named",
+            hint="name the folder that holds gpt2-bpe with --data-dir",
+        )
+    bpe = _Bpe(models.BPE.from_file(*map(str, found)))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_tokens([AddedToken(" " + UNKNOWN if word_level else UNKNOWN, normalized=False)])
+    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    return Tokenizer(bpe)
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:

@@ -13,10 +13,10 @@ from platform import platform
 import torch
 
 import ebmvk
-from ebmvk.config import Config, Source, items
+from ebmvk.config import Config, Source, check, items
 from ebmvk.config import replace as replace_values
-from ebmvk.data.datasets import Corpus
-from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.data.datasets import Corpus, data_folders
+from ebmvk.data.tokenizer import Tokenizer, make_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError
@@ -80,6 +80,8 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
         job = _with_vocabulary_of(job, start.run)
         check_same_trunk(start.run, job.config)
     tokenizer = _tokenizer(job, start)
+    if not job.resume and job.config.data.tokenizer != "bpe":
+        job = _with_size_of(job, tokenizer)
     streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
     job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
     for line in _settings(job):
@@ -108,7 +110,25 @@ def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
     """The run's own when it is resumed, that of the run it starts from, or a new one."""
     if start is None:
         return Tokenizer.load(job.folder / TOKENIZER_FILE)
-    return start.run.tokenizer if start.run else train_tokenizer(job.corpus, job.config.data.vocab_size)
+    if start.run:
+        return start.run.tokenizer
+    data = job.config.data
+    return make_tokenizer(
+        data.tokenizer, job.corpus, data.vocab_size, [path for path, _ in data_folders(data.data_dir)]
+    )
+
+
+def _with_size_of(job: Job, tokenizer: Tokenizer) -> Job:
+    """The job with the vocabulary of a tokenizer that was not made for a size. Raises ConfigError where one was
+    asked for."""
+    wanted, have = job.config.data.vocab_size, tokenizer.vocab_size
+    if wanted != have and job.sources.get("vocab_size") == "flag":
+        raise ConfigError(
+            f"--vocab-size {wanted} with --tokenizer {job.config.data.tokenizer}, which has {have} tokens",
+            hint="leave --vocab-size away",
+        )
+    config = check(replace_values(job.config, {"vocab_size": have}))
+    return replace(job, config=config, sources={**job.sources, "vocab_size": "derived"})
 
 
 def _with_vocabulary_of(job: Job, run: OpenRun) -> Job:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmvk.data.datasets import Corpus, count_words, resolve
-from ebmvk.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import END_OF_TEXT, Tokenizer, make_tokenizer, train_tokenizer
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 WORDS = (
@@ -86,6 +86,49 @@ def test_vocabulary_sizes(tokenizer: Tokenizer) -> None:
     assert train_tokenizer(WORD_LEVEL, 10_000).vocab_size < 400  # the text has no more pairs to merge
     with pytest.raises(ConfigError, match="--vocab-size 257"):
         train_tokenizer(WORD_LEVEL, 257)
+
+
+GPT2 = Path(os.environ.get("EBMVK_DATA_DIR", "no-such-folder"))
+
+
+@pytest.mark.skipif(not (GPT2 / "gpt2-bpe").is_dir(), reason="EBMVK_DATA_DIR has no gpt2-bpe")
+def test_gpt2_is_gpt2s() -> None:
+    """Its published examples; `<unk>` is one token more; any text comes back."""
+    gpt2 = make_tokenizer("gpt2", WORD_LEVEL, 0, [GPT2 / "nothing", GPT2])
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50_258, 50_256)
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode("This is an example of text, and").tolist() == [1212, 318, 281, 1672, 286, 2420, 11, 290]
+    text = WORDS + "año 猫 🙂 <|endoftext|>"
+    assert gpt2.decode(gpt2.encode(text)) == text
+    assert gpt2.count_bytes(gpt2.encode(text)) == len(text.encode())
+    assert (gpt2.encode(WORDS) == gpt2.unk_id).sum() == WORDS.count("<unk>")
+
+
+def test_characters_are_tokens(tmp_path: Path) -> None:
+    text = "año\n\nThe 猫 said: <unk>! " + "x" * 200
+    corpus = Corpus("c", "test", {"train": [text, "Ω"], "validation": [text]})
+    made = make_tokenizer("char", corpus, 0)
+    made.save(tmp_path / "tokenizer.json")
+    for tokenizer in (
+        made,
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        make_tokenizer(str(tmp_path / "tokenizer.json"), corpus, 0),
+    ):
+        assert tokenizer.vocab_size == len(set(text)) + 3
+        plain = text.replace("<unk>", "")
+        assert len(tokenizer.encode(plain)) == len(plain)
+        assert tokenizer.decode(tokenizer.encode(plain)) == plain
+        assert tokenizer.count_bytes(tokenizer.encode(plain)) == len(plain.encode())
+        assert tokenizer.decode(tokenizer.encode("The ñandú")) == "The ñand<unk>"
+    assert made.digest() == make_tokenizer("char", corpus, 0).digest()
+
+
+def test_tokenizers_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gpt2-bpe/vocab.bpe(.|\n)*--data-dir"):
+        make_tokenizer("gpt2", WORD_LEVEL, 0, [tmp_path])
+    for name in ("chars", str(tmp_path), ""):
+        with pytest.raises(ConfigError, match=f"--tokenizer {name}: no such file"):
+            make_tokenizer(name, WORD_LEVEL, 0)
 
 
 def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
