@@ -31,7 +31,17 @@ COMMANDS = {
     "compose": "the point that the model composes of two texts",
     "neighbors": "the tokens, and splats of the memory, nearest to a text",
 }
-ALIASES = {"--lr": "--learning-rate"}
+ALIASES = {
+    "--lr": "--learning-rate",
+    "--n-embd": "--latent-dim",
+    "--n-layer": "--n-layers",
+    "--n-head": "--n-heads",
+    "--block-size": "--seq-length",
+    "--corpus": "--dataset",
+    "--outdir": "--run-dir",
+    "--ckpt": "--checkpoint",
+}
+"""Other names of flags, as the systems that this project implements spell them."""
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 T = TypeVar("T")
 
@@ -107,9 +117,9 @@ def parse(
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
-                args=list(args),
+                args=_spelled(args),
                 prog=f"ebmvk {command}",
-                description=COMMANDS[command].capitalize() + ".",
+                description=f"{COMMANDS[command].capitalize()}.{_other_names(known)}",
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -117,6 +127,17 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
+
+
+def _spelled(args: Sequence[str]) -> list[str]:
+    """The arguments with every flag under its own name."""
+    pairs = [arg.partition("=") for arg in args]
+    return [ALIASES.get(name.replace("_", "-"), name) + equals + value for name, equals, value in pairs]
+
+
+def _other_names(known: Sequence[str]) -> str:
+    names = [f"{short} is {long}" for short, long in ALIASES.items() if long in known]
+    return f" Other names: {', '.join(names)}." if names else ""
 
 
 def _first_line(boxed: str) -> str:

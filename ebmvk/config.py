@@ -89,7 +89,7 @@ class TrainingConfig:
     steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
     epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
     batch_size: int = knob(32, low=1, resume=True)  # Windows per step.
-    learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
+    learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
     grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
     warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.

@@ -29,6 +29,7 @@ class EvaluateCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # A text file, all of it, instead.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
     limit: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # Only the first TOKENS.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
@@ -54,19 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(command: EvaluateCommand) -> int:
-    from ebmvk.data.datasets import resolve
+    from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
 
+    if command.test_file and command.dataset:
+        raise ConfigError(
+            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
+        )
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     context, stride = _window(command, run.config)
     other = _other(command, run)
     device = open_device(command.device)
     reader = _reader(command, run, device.backend)
-    corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
-    whole = encode_split(corpus, command.split, run.tokenizer)
+    if command.test_file:
+        corpus, split = read_whole(command.test_file, "--test-file"), "test"
+    else:
+        corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+        split = command.split
+    whole = encode_split(corpus, split, run.tokenizer)
     stream = whole if command.limit is None else whole.take(command.limit + 1)
     model = run.model.to(device.torch)
     size = text_size(stream, run.tokenizer)
@@ -84,7 +93,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         "checkpoint": str(run.checkpoint.path),
         "step": run.checkpoint.step,
         "dataset": corpus.name,
-        "split": command.split,
+        "split": split,
         "whole_split": size.tokens == len(whole) - 1,
         "memory": command.memory,
         "scrambled": command.scramble_memory,

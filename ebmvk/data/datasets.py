@@ -100,6 +100,18 @@ def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
     raise _unknown(dataset, data_dir)
 
 
+def read_whole(path: Path, flag: str) -> Corpus:
+    """One text file, all of it as the split `test`: text to evaluate on.
+
+    Raises:
+        DataError: it is no text file.
+    """
+    if path.is_dir() or not path.exists():
+        raise DataError(f"{flag} {path}: no such file", hint="name a text file, or take --dataset for a folder")
+    documents = at_separators(read_text(path))
+    return Corpus(_name_of(path), f"{path}, all of it: {len(documents)} documents", {"test": documents})
+
+
 def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
     """The folders of data sets, each with what named it. Raises DataError where one is no folder."""
     named = [(data_dir, "--data-dir")] if data_dir else []
