@@ -88,10 +88,12 @@ class LangevinConfig:
 class TrainingConfig:
     steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
     epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
-    batch_size: int = knob(32, low=1, resume=True)  # Windows per step.
+    batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
+    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: their gradients are averaged.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
     grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
+    patience: int = knob(0, low=0, resume=True)  # Stop after so many evaluations without a better one; 0: never.
     warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.
     precision: Literal["float32", "bfloat16"] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
     lambda_denoise: float = knob(0.1, low=0.0)  # Weight of denoising.
@@ -102,6 +104,11 @@ class TrainingConfig:
     noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"  # Theirs; angle: mean, degrees; sigma: per coordinate.
     denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"  # Of the denoising loss.
     init: str = "corpus"  # Start: uniform, corpus, a FILE[:TENSOR] of token vectors, a hub's OWNER/NAME, or a run.
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows that one step of the optimiser is an average of."""
+        return self.batch_size * self.accumulation_steps
 
 
 @dataclass(frozen=True)

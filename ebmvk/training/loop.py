@@ -25,7 +25,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, noise, optim
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
-from ebmvk.training.losses import objective
+from ebmvk.training.losses import Losses, objective
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
 from ebmvk.training.soc import TrainingSoc
@@ -103,7 +103,7 @@ class Trainer:
         self.device, self.monitor, self.probe = device, monitor, probe
         self.optimizer = optim.build(self.model, config.training)
         self.batches = Batches(
-            streams.train, config.training.batch_size, config.data.seq_length, step_seed(config.run.seed, -2)
+            streams.train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)
         )
         self.soc = (
             TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, device)
@@ -135,7 +135,7 @@ class Trainer:
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
-        self._first_batch = self.progress.windows // self.config.training.batch_size - self.progress.step
+        self._first_batch = self.progress.windows // self.config.training.windows_per_step - self.progress.step
         if self.config.run.deterministic:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
 
@@ -183,7 +183,7 @@ class Trainer:
         with _Interruption() as interruption:
             if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
                 self.save()
-            while self.progress.step < total and outcome == "finished":
+            while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
                 self._step()
                 done = self.progress.step
                 improved = self._evaluate_if_due(interruption)
@@ -191,7 +191,7 @@ class Trainer:
                     outcome = "interrupted"
                 elif stop_after is not None and done - first >= stop_after and done < total:
                     outcome = "stopped"
-                if improved or outcome != "finished" or done == total or done % self.config.logging.save_every == 0:
+                if improved or outcome != "finished" or self._ends(done) or done % self.config.logging.save_every == 0:
                     self.save()
             if outcome == "finished" and not interruption.came:
                 with interruption.at_once():
@@ -212,15 +212,24 @@ class Trainer:
                 raise
         return improved
 
+    def _ends(self, step: int) -> bool:
+        """Whether this step is the last one."""
+        return step == self.config.training.steps or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        """Whether the last evaluations, as many as `patience` says, brought none that is the best so far."""
+        training, progress = self.config.training, self.progress
+        if not training.patience or progress.evaluated != progress.step or progress.best_step is None:
+            return False
+        return progress.step - progress.best_step >= training.patience * self.config.logging.eval_every
+
     def _step(self) -> None:
         began = time.perf_counter()
         step, config = self.progress.step, self.config
         torch.manual_seed(step_seed(config.run.seed, step))
         tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-            losses = objective(self.model, tokens, self.device.backend, config, seed=config.run.seed, step=step)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses = self._differentiated(tokens, step)
         parts = {name: float(value) for name, value in losses.parts.items()}
         self._refuse_non_finite(losses.total, parts)
         lr = optim.lr_at(step, config.training)
@@ -240,6 +249,19 @@ class Trainer:
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
+
+    def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
+        """Losses of a step, part after part of its windows; their gradients are added up in the parameters."""
+        config, parts = self.config, tokens.chunk(self.config.training.accumulation_steps)
+        found = []
+        for number, part in enumerate(parts, start=step * len(parts)):
+            with torch.autocast(
+                self.device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
+            ):
+                losses = objective(self.model, part, self.device.backend, config, seed=config.run.seed, step=number)
+            (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            found.append(dataclasses.replace(losses, total=losses.total.detach()))
+        return Losses.mean(found)
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
@@ -326,6 +348,8 @@ class Trainer:
         base = trigram(self.streams.train, validation, size, self.tokenizer.vocab_size)
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None
+        if self.progress.step < self.config.training.steps:
+            self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
         record = {"validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")

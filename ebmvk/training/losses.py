@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,18 @@ class Losses:
     parts: dict[str, Tensor]
     states: Tensor
     energies: Tensor
+
+    @classmethod
+    def mean(cls, parts: Sequence[Losses]) -> Losses:
+        """Of parts of a step that are equally large; their states one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.stack([part.total for part in parts]).mean(),
+            {name: torch.stack([part.parts[name] for part in parts]).mean() for name in parts[0].parts},
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.energies for part in parts]),
+        )
 
 
 def objective(

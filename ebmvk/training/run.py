@@ -150,10 +150,10 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     The epochs of a resumed run count what it has read already, whatever its batch size was then.
     """
     config, sources = job.config, dict(job.sources)
-    batches = Batches(train, config.training.batch_size, config.data.seq_length, config.run.seed)
+    batches = Batches(train, config.training.windows_per_step, config.data.seq_length, config.run.seed)
     if config.training.epochs is not None:
         left = config.training.epochs * batches.windows - done.windows
-        steps = max(1, done.step + ceil(left / config.training.batch_size))
+        steps = max(1, done.step + ceil(left / config.training.windows_per_step))
         config, sources["steps"] = replace_values(config, {"steps": steps}), "derived"
     short = max(1, config.training.steps // 10)
     if not job.resume and sources.get("warmup_steps") not in ("file", "flag") and config.training.warmup_steps > short:

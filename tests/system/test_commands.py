@@ -32,8 +32,8 @@ _FLAGS = {
         --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional --use-splat
         --no-use-splat --gradient-checkpointing --no-gradient-checkpointing --decoder --knn-k --langevin-steps
         --langevin-levels --langevin-dt --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size
-        --learning-rate --weight-decay --grad-clip --warmup-steps --precision --lambda-denoise --lambda-spread
-        --moe-balance --moe-z --noise-levels --noise-unit --denoise-form --init --enable-soc --no-enable-soc
+        --accumulation-steps --learning-rate --weight-decay --grad-clip --patience --warmup-steps --precision
+        --lambda-denoise --lambda-spread --moe-balance --moe-z --noise-levels --noise-unit --denoise-form --init --enable-soc --no-enable-soc
         --n-splats-init --max-splats --enable-curriculum-learning --no-enable-curriculum-learning
         --curriculum-epochs --curriculum-target-splats --soc-check-interval --soc-threshold --soc-history
         --soc-keep --splat-temperature --splat-weight-decay --splat-weight-decay-start --min-kappa --max-kappa

@@ -153,3 +153,23 @@ def test_a_switch_that_would_do_nothing_is_refused(switch: str, ebmvk: Command, 
     said = ebmvk("train", "--run-dir", tmp_path / "run", "--model", "plain", *switch.split())
     assert said.status == 2
     assert f"{switch} with --model plain" in said.err
+
+
+def test_batches_that_are_added_up_are_one_batch(train: Command, tmp_path: Path) -> None:
+    """Eight windows at once, or two and two: the same gradient but for rounding, and the same text."""
+    for name, flags in {"one": ("--batch-size", 8), "four": ("--batch-size", 2, "--accumulation-steps", 4)}.items():
+        train(tmp_path / name, "--deterministic", "--quiet", "--precision", "float32", "--dropout", 0, *PLAIN, *flags)
+    one, four = ([row["parts"]["ce"] for row in rows(tmp_path / name, "step")] for name in ("one", "four"))
+    assert four == pytest.approx(one, rel=1e-3)
+    assert four != one
+
+
+def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+    """Nothing is learned, so that no evaluation is better than the first; with more patience the run goes on."""
+    run = tmp_path / "run"
+    said = train(run, *PLAIN, "--lr", 1e-12, "--patience", 2, "--eval-every", 1, "--steps", 9)
+    assert "stopped early" in said.out
+    assert rows(run, "end")[-1]["step"] == 3
+    assert (run / "report.html").is_file()
+    train(run, "--resume", "--patience", 4)
+    assert rows(run, "end")[-1]["step"] == 5
