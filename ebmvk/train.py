@@ -20,6 +20,7 @@ from ebmvk.config import (
     WHOLE_SEQUENCE,
     WINDOWS,
     Config,
+    ModelConfig,
     RunConfig,
     Size,
     Source,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ebmvk.training.run import Job
 
 RUNS = Path("runs")
+RECIPES = Path(__file__).with_name("recipes")
 NEWEST = "newest"
 
 
@@ -47,6 +49,7 @@ class TrainCommand(Config):
     run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # The run's folder; runs/DATASET-SIZE-TIME.
     resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
     stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # A recipe of --model: small, medium, large.
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
     quiet: bool = False  # Print errors and the paths of the results only.
 
@@ -97,8 +100,7 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, dict[str, Any]]:
     """The configuration that --help shows and flags change: of the run to resume, or of --size and the stage; with the
     file."""
-    path = cli.value_of(args, "--config")
-    file = read_toml(Path(path)) if path else {}
+    file = _recipe(args) | _file(args)
     resume = cli.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.training.workspace import read_config
@@ -108,6 +110,38 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
         size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
         config = replace(Config(), {**_sized(size, None), **stage})
     return replace(config, file), file
+
+
+def _file(args: Sequence[str]) -> dict[str, Any]:
+    path = cli.value_of(args, "--config")
+    return read_toml(Path(path)) if path and not _names_preset(args, path) else {}
+
+
+def _names_preset(args: Sequence[str], config: str) -> bool:
+    """Whether `--config small` means the preset, as it does for minillm where no file has that name."""
+    return cli.value_of(args, "--model") == "minillm" and "." not in config and not Path(config).exists()
+
+
+def _recipe(args: Sequence[str]) -> dict[str, Any]:
+    """{field: value} of the preset that the arguments name.
+
+    Raises:
+        ConfigError: the model has no such preset.
+    """
+    config, name = cli.value_of(args, "--config"), cli.value_of(args, "--preset")
+    if config and _names_preset(args, config):
+        name = config
+    if name is None or name == "custom":
+        return {}
+    model = cli.value_of(args, "--model") or ModelConfig.model
+    known = sorted(path.stem.partition("-")[::2] for path in RECIPES.glob("*.toml"))
+    if (model, name) not in known:
+        own = [preset for of, preset in known if of == model]
+        raise ConfigError(
+            f"--preset {name} with --model {model}: no such preset",
+            hint=f"take {', '.join(own)}" if own else f"its sizes are --size {', '.join(SIZES)}",
+        )
+    return read_toml(RECIPES / f"{model}-{name}.toml")
 
 
 def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
