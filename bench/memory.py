@@ -85,14 +85,14 @@ class Bench:
 
     def __init__(self, run: OpenRun, device: Device, data_dir: Path | None, sizes: Sizes) -> None:
         corpus = resolve(run.config.data.dataset, data_dir or run.config.data.data_dir)
-        train = encode_split(corpus, "train", run.tokenizer)
+        train = encode_split(corpus, "train", run.tokenizer, apart=run.config.data.apart)
         train = train if sizes.contexts is None else train.take(min(len(train), sizes.contexts + 1))
         context, self.model, self.backend = run.config.data.seq_length, run.model.to(device.torch), device.backend
         reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
         began = time.perf_counter()
         self.states, self.tokens = read_states(self.model, train, reading=reading, device=device)
         self.reading_s = time.perf_counter() - began
-        valid = encode_split(corpus, "validation", run.tokenizer)
+        valid = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart)
         parts = halves(valid.take(min(len(valid), sizes.tokens + 1)))
         reading = Reading.evaluation(context)
         self.tuning, self.scoring = (Fit(self.model, part, reading=reading, device=device) for part in parts)

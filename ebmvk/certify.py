@@ -97,7 +97,12 @@ def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contex
             why="its tokens are no points of the sphere, so there are no chains to certify",
             hint="give a run of --model ebm",
         )
-    stream = encode_split(resolve(run.config.data.dataset, run.config.data.data_dir), "validation", run.tokenizer)
+    stream = encode_split(
+        resolve(run.config.data.dataset, run.config.data.data_dir),
+        "validation",
+        run.tokenizer,
+        apart=run.config.data.apart,
+    )
     reader = None
     if (run.checkpoint.path / MEMORY_FILE).is_file():
         reader = Reader(load(run.checkpoint.path, run.model, "static"), "static", backend)

@@ -49,6 +49,13 @@ class DataConfig:
     tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
     vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
     seq_length: int = knob(128, low=2)  # Tokens per training window.
+    windows: Literal["stream", "document"] = "stream"  # Cut from the whole text, or from each document on its own.
+    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = knob(None, low=1)  # Between a document's windows.
+
+    @property
+    def apart(self) -> bool:
+        """Whether no window crosses from one document to the next."""
+        return self.windows == "document"
 
 
 @dataclass(frozen=True)
@@ -304,6 +311,16 @@ def check(config: Config) -> Config:
         config.model.model != "ebm" or langevin.knn_k < data.vocab_size,
         f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
         f"take --knn-k {data.vocab_size - 1} or less",
+    )
+    _require(
+        data.stride is None or data.windows == "document",
+        f"--stride {data.stride} with --windows {data.windows}",
+        "take --windows document: windows of the whole text follow one another",
+    )
+    _require(
+        data.stride is None or data.stride <= data.seq_length,
+        f"--stride {data.stride} exceeds --seq-length {data.seq_length}",
+        f"take --stride {data.seq_length} or less: what lies between windows would never be read",
     )
     _require(
         langevin.langevin_levels <= langevin.langevin_steps,

@@ -75,7 +75,7 @@ def _evaluate(command: EvaluateCommand) -> int:
     else:
         corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
         split = command.split
-    whole = encode_split(corpus, split, run.tokenizer)
+    whole = encode_split(corpus, split, run.tokenizer, apart=run.config.data.apart)
     stream = whole if command.limit is None else whole.take(command.limit + 1)
     model = run.model.to(device.torch)
     size = text_size(stream, run.tokenizer)

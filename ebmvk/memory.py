@@ -75,7 +75,7 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
         static = Static(store, store)  # of all the text, so that it can't be fitted on a part of that
         say(f"static      {store.n:,} splats of {store.mass.sum():,.0f} contexts, consolidated during training")
     if command.fit_on == "training" or (command.splats and not command.from_training):
-        train = encode_split(corpus, "train", run.tokenizer)
+        train = encode_split(corpus, "train", run.tokenizer, apart=run.config.data.apart)
         check_same_text(run.checkpoint, train, run.config)
     if command.splats and not command.from_training:
         say(f"static      reading {len(train):,} tokens of the training text")
@@ -86,7 +86,10 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
         text = train.take(first_documents(train) + 1)
         splats = static.without if static else None
     else:
-        text, reading = encode_split(corpus, "validation", run.tokenizer), Reading.evaluation(context)
+        text, reading = (
+            encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart),
+            Reading.evaluation(context),
+        )
         splats = static.store if static else None
     fit = Fit(model, text, reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")

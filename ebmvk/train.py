@@ -183,7 +183,7 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], sta
     sources.update(dict.fromkeys(stage, "stage"))
     sources.update(dict.fromkeys(file, "file"))
     sources.update(dict.fromkeys(given, "flag"))
-    config = check(with_windows(replace(Config(), {**derived, **stage, **_overrides(file, given)}), {*file, *given}))
+    config = check(with_windows(replace(Config(), {**derived, **stage, **_overrides(file, given)}), given))
     if config.model.model in WHOLE_SEQUENCE:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")

@@ -103,7 +103,8 @@ class Trainer:
         self.device, self.monitor, self.probe = device, monitor, probe
         self.optimizer = optim.build(self.model, config.training)
         self.batches = Batches(
-            streams.train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)
+            *(streams.train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)),
+            stride=config.data.stride,
         )
         self.soc = (
             TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, device)
@@ -236,14 +237,15 @@ class Trainer:
         norm = self.optimizer.step(lr)
         found = self.soc.after(step + 1, self._first_batch + step, losses, tokens) if self.soc else None
         seconds = time.perf_counter() - began
+        seen = int((tokens[:, 1:] >= 0).sum())
         self.progress = dataclasses.replace(
             self.progress,
             step=step + 1,
             windows=self.progress.windows + len(tokens),
-            tokens=self.progress.tokens + tokens.shape[0] * (tokens.shape[1] - 1),
+            tokens=self.progress.tokens + seen,
             seconds=self.progress.seconds + seconds,
         )
-        rate = tokens.shape[0] * (tokens.shape[1] - 1) / seconds
+        rate = seen / seconds
         values = {"loss": float(losses.total.detach()), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
         counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)

@@ -58,15 +58,18 @@ def objective(
     ambient autocast; the energies and all sums run in float32. Random choices are a function of (seed, step), except
     dropout's, which is drawn from torch's global generator.
 
-    tokens: (B, T+1) int64, each row a window whose last T tokens are predicted.
+    tokens: (B, T+1) int64, each row a window whose last T tokens are predicted; from -1 on a row has ended.
     """
     weights = config.training
     device = tokens.device.type
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     rng = torch.Generator(tokens.device).manual_seed(mixed_seed(seed, step))
     mu = model.embeddings()
-    context = model(tokens[:, :-1], mu)
-    query, targets = context.query.flatten(0, -2), tokens[:, 1:].flatten()
+    context = model(tokens[:, :-1].clamp_min(0), mu)
+    query, targets, states = context.query.flatten(0, -2), tokens[:, 1:].flatten(), context.h.detach().flatten(0, -2)
+    if bool((targets < 0).any()):
+        there = (targets >= 0).nonzero()[:, 0]
+        query, targets, states = query[there], targets[there], states[there]
     with torch.autocast(device, enabled=False):
         mean, energies = linear_cross_entropies(query, model.outputs(mu), model.bias, targets, narrow)
         parts = {"ce": mean}
@@ -86,7 +89,6 @@ def objective(
             parts["spread"] = spread(mu, rng)
         parts |= context.aux
         total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
-    states = context.h.detach().flatten(0, -2)
     return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
 
 

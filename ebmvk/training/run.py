@@ -82,7 +82,10 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
     tokenizer = _tokenizer(job, start)
     if not job.resume and job.config.data.tokenizer != "bpe":
         job = _with_size_of(job, tokenizer)
-    streams = Streams(encode_split(job.corpus, "train", tokenizer), encode_split(job.corpus, "validation", tokenizer))
+    data = job.config.data
+    streams = Streams(
+        *(encode_split(job.corpus, split, tokenizer, apart=data.apart) for split in ("train", "validation"))
+    )
     job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
     for line in _settings(job):
         say(line)
@@ -150,7 +153,9 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     The epochs of a resumed run count what it has read already, whatever its batch size was then.
     """
     config, sources = job.config, dict(job.sources)
-    batches = Batches(train, config.training.windows_per_step, config.data.seq_length, config.run.seed)
+    batches = Batches(
+        train, config.training.windows_per_step, config.data.seq_length, config.run.seed, config.data.stride
+    )
     if config.training.epochs is not None:
         left = config.training.epochs * batches.windows - done.windows
         steps = max(1, done.step + ceil(left / config.training.windows_per_step))

@@ -76,13 +76,14 @@ class TrainingSoc:
         step: steps done, this one included. batch: the number of the batch. tokens: (B, T+1), what it held.
         """
         began = time.perf_counter()
-        places = self.batches.positions(batch)[:, 1:].reshape(-1)
+        places, following = self.batches.positions(batch)[:, 1:].reshape(-1), tokens[:, 1:].flatten()
+        places, following = places[places >= 0], following[following >= 0]
         rows = torch.randperm(len(places), generator=torch.Generator().manual_seed(self._seed(step)))[: self._rows]
         there = rows.to(losses.states.device)
         held_out = self._held_out[places[rows.numpy()] // self.config.data.seq_length]
         self.consolidation.observe(
             projx(losses.states[there].float().cpu()),
-            tokens[:, 1:].flatten()[there].cpu(),
+            following[there].cpu(),
             losses.energies[there].float().cpu(),
             torch.from_numpy(held_out),
             step,

@@ -173,3 +173,22 @@ def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> 
     assert (run / "report.html").is_file()
     train(run, "--resume", "--patience", 4)
     assert rows(run, "end")[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("model", ["ebm", "minillm"])
+def test_documents_apart(model: str, ebmvk: Command, tiny: Path, tmp_path: Path) -> None:
+    """Windows of unequal length in training, consolidation, evaluation; the likelihood is of the same tokens."""
+    text = tmp_path / "documents.txt"
+    text.write_text("\n<|doc|>\n".join("It is a fish. " * (i % 4) + "Yes." for i in range(90)), encoding="utf-8")
+    flags = ("--dataset", text, "--config", tiny, "--model", model, "--quiet", "--sample-tokens", 0)
+    for name, how in {"apart": ("--windows", "document", "--stride", 9), "stream": ()}.items():
+        said = ebmvk("train", "--run-dir", tmp_path / name, *flags, *how)
+        assert said.status == 0, said.err
+    found = []
+    for name in ("apart", "stream"):
+        said = ebmvk("evaluate", "--checkpoint", tmp_path / name, "--json")
+        assert said.status == 0, said.err
+        found.append(json.loads(said.out))
+    assert found[0]["tokens"] == found[1]["tokens"]
+    seen = [rows(tmp_path / name, "end")[-1]["progress"]["tokens"] for name in ("apart", "stream")]
+    assert seen[0] < seen[1]  # short windows

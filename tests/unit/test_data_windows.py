@@ -50,6 +50,50 @@ def test_each_epoch_visits_each_window_once(n: int, batch_size: int, length: int
         assert len(targets.unique()) == len(targets) == windows * length
 
 
+LENGTHS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
+
+
+def documents_of(lengths: list[int]) -> TokenStream:
+    """Tokens that say their own place, in documents of these lengths."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    return TokenStream("test/train", np.arange(sum(lengths), dtype=np.int32), starts, apart=True)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 20), st.data())
+def test_windows_keep_to_their_document(lengths: list[int], batch_size: int, length: int, data: st.DataObject) -> None:
+    """No window crosses a border, each epoch visits every token as a target, and a short document is a short window."""
+    stream, stride = documents_of(lengths), data.draw(st.integers(1, length))
+    batches = Batches(stream, batch_size, length, data.draw(st.integers(0, 2**32)), stride)
+    borders = np.array([*stream.starts[1:], len(stream) - 1])
+    steps = range(2 * -(-batches.windows // batch_size))
+    rows = torch.cat([batches.batch(step) for step in steps])[: 2 * batches.windows]
+    assert rows.shape[1] == length + 1
+    for epoch in (rows[: batches.windows], rows[batches.windows :]):
+        targets = set()
+        for row in epoch.tolist():
+            seen = [token for token in row if token >= 0]
+            assert row == seen + [-1] * (length + 1 - len(seen))
+            assert seen == list(range(seen[0], seen[0] + len(seen)))
+            assert len(seen) > 1
+            # The token that leads the next document is the last target of this one.
+            assert np.searchsorted(borders, seen[0], side="right") == np.searchsorted(borders, seen[-1], side="left")
+            targets.update(seen[1:])
+        assert targets == set(range(1, len(stream)))
+
+
+@given(LENGTHS, st.integers(1, 30), st.data())
+def test_documents_are_scored_apart(lengths: list[int], context: int, data: st.DataObject) -> None:
+    """The same tokens once each, as of a whole stream; none with another document in its window."""
+    stream, stride = documents_of(lengths), data.draw(st.integers(1, context))
+    scored = []
+    for tokens, first in evaluation_windows(stream, context, stride):
+        assert len(tokens) <= context + 1
+        scored += tokens[1 + first :].tolist()
+        inside = np.searchsorted(stream.starts, tokens[:-1].numpy(), side="right")
+        assert len(set(inside.tolist())) == 1
+    assert scored == list(range(1, len(stream)))
+
+
 def test_batches_are_a_function_of_seed_and_step_alone() -> None:
     forward = Batches(stream_of(1000), 4, 16, seed=3)
     steps = list(range(60))
