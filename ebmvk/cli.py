@@ -24,6 +24,9 @@ COMMANDS = {
     "pretrain": "train embeddings and trunk alone; `ebmvk train --init RUN` goes on with the whole model",
     "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
     "memory": "give a checkpoint its memory: static splats of the training text, and the gates of both tiers",
+    "prepare-corpus": "text files repaired, normalised, without repeats, put together for training",
+    "analyze-corpus": "what a corpus is like: tokens, documents, and what to train on it",
+    "init-tokenizer": "a tokenizer of one's own, for --tokenizer FILE",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The `ebmvk` program: dispatches to a command and returns its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in COMMANDS:
-        command = importlib.import_module(f"ebmvk.{args[0]}")
+        command = importlib.import_module(f"ebmvk.{args[0].replace('-', '_')}")
         status: int = command.main(args[1:])
         return status
     return run(lambda: _top_level(args))
@@ -62,7 +65,7 @@ def _top_level(args: list[str]) -> int:
         return 0
     if not args or args[0] in ("-h", "--help"):
         print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
-        print("\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<16}{what}" for name, what in COMMANDS.items()))
         print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
         return 0
     close = nearest(args[0], COMMANDS)

@@ -100,6 +100,18 @@ def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
     raise _unknown(dataset, data_dir)
 
 
+def read_documents(path: Path, flag: str, separator: str | None = None) -> list[str]:
+    """The documents of a text file or a folder of them, between lines `separator` (by default those of a corpus).
+
+    Raises:
+        DataError: there is no such file or folder, or something in it is no text.
+    """
+    if not path.exists():
+        raise DataError(f"{flag} {path}: no such file or folder", hint="name a text file, or a folder of them")
+    texts = [read_text(file) for file in (text_files(path) if path.is_dir() else [path])]
+    return [document for text in texts for document in at_separators(text, separator)]
+
+
 def read_whole(path: Path, flag: str) -> Corpus:
     """One text file, all of it as the split `test`: text to evaluate on.
 

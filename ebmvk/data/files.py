@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import os
 import re
 import zlib
 from pathlib import Path
@@ -54,6 +56,18 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}", hint="check the name and its permissions"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def text_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+DOCUMENT = "<|doc|>"
 # A line of its own between documents (the separator itself is dropped).
 SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
 # A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J = " is a piece of a
@@ -13,9 +14,11 @@ SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
 WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)", re.MULTILINE)
 
 
-def at_separators(text: str) -> list[str]:
-    """Documents between lines `<|doc|>` (or `<|endoftext|>`); a text without such lines is one document."""
-    return [document for document in SEPARATOR.split(text) if document.strip()]
+def at_separators(text: str, separator: str | None = None) -> list[str]:
+    """Documents between lines `separator`, by default `<|doc|>` or `<|endoftext|>`; a text without such lines is one
+    document."""
+    between = SEPARATOR if separator is None else re.compile(rf"^{re.escape(separator)}\r?\n?", re.MULTILINE)
+    return [document for document in between.split(text) if document.strip()]
 
 
 def wikitext_articles(text: str) -> list[str]:

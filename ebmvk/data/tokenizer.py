@@ -6,10 +6,8 @@ words, and " \\n", the end of a line, is one token and one word. Other text is c
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as _Bpe
 
 from ebmvk.data.datasets import Corpus
+from ebmvk.data.files import write_text
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 Ids = npt.NDArray[np.int32]
@@ -103,13 +102,9 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json, whole or not at all. Raises StorageError."""
-        partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_text(self._bpe.to_str(), encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, self._bpe.to_str())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise StorageError(
                 f"{path} cannot be written: {error.strerror or error}", hint="free some space"
             ) from error

@@ -53,6 +53,12 @@ _FLAGS = {
         --checkpoint --text --k --json --no-json --device""",
     "neighbors": """
         --checkpoint --text --k --json --no-json --device""",
+    "prepare-corpus": """
+        --input --output --preserve-case --no-preserve-case""",
+    "analyze-corpus": """
+        --dataset --separator --tokenizer --vocab-size --data-dir --json --no-json""",
+    "init-tokenizer": """
+        --files --out --vocab-size""",
     "doctor": """
         --device --json --no-json""",
     "certify": """
@@ -76,7 +82,7 @@ SURFACE["pretrain"] = SURFACE["train"]
 
 @pytest.mark.parametrize("command", SURFACE)
 def test_command_surface_is_what_was_promised(command: str) -> None:
-    module = importlib.import_module(f"ebmvk.{command}")
+    module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
     assert sorted(module.FLAGS) == sorted(SURFACE[command])
     assert set(cli.COMMANDS) == set(SURFACE)
 

@@ -1,0 +1,45 @@
+"""`ebmvk init-tokenizer`, `python -m ebmvk.init_tokenizer`: a tokenizer of one's own, for `--tokenizer FILE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebmvk import cli
+
+
+@dataclass(frozen=True)
+class TokenizerCommand:
+    files: tuple[Path, ...]  # Text files, or folders of them.
+    out: Path  # The tokenizer.json to write.
+    vocab_size: int = 32_000  # All tokens together.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _train(cli.parse(TokenizerCommand, args, command="init-tokenizer", known=FLAGS)))
+
+
+def _train(command: TokenizerCommand) -> int:
+    from ebmvk.data.datasets import Corpus, read_documents
+    from ebmvk.data.tokenizer import train_tokenizer
+
+    documents = [document for path in command.files for document in read_documents(path, "--files")]
+    tokenizer = train_tokenizer(Corpus("files", "", {"train": documents}), command.vocab_size)
+    tokenizer.save(command.out)
+    size, tokens = sum(len(d.encode()) for d in documents), sum(map(len, tokenizer.encode_many(documents)))
+    print(
+        f"{command.out}  {tokenizer.vocab_size:,} tokens; {size / tokens:.2f} bytes per token on {size:,} bytes of text"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

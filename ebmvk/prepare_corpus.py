@@ -1,0 +1,60 @@
+"""`ebmvk prepare-corpus`, `python -m ebmvk.prepare_corpus`: text files repaired and put together, for training."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebmvk import cli
+from ebmvk.errors import DataError, StorageError
+
+
+@dataclass(frozen=True)
+class PrepareCommand:
+    input: tuple[Path, ...]  # Text files, or folders of them; lines <|doc|> separate documents.
+    output: Path  # The file to write.
+    preserve_case: bool = True  # Or all in small letters.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _prepare(cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS)))
+
+
+def _prepare(command: PrepareCommand) -> int:
+    from ebmvk.data.cleaning import clean
+    from ebmvk.data.datasets import read_documents
+    from ebmvk.data.files import write_text
+    from ebmvk.data.splitting import DOCUMENT
+
+    documents = [document for path in command.input for document in read_documents(path, "--input")]
+    cleaned = clean(documents, preserve_case=command.preserve_case)
+    if not cleaned.documents:
+        what = f"--input {command.input[0]}: nothing is left of {len(documents)} documents"
+        raise DataError(what, hint="name files that hold text")
+    text = f"\n{DOCUMENT}\n".join(cleaned.documents) + "\n"
+    try:
+        write_text(command.output, text)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError(f"--output {command.output}: {why}", hint="name a file that can be written") from None
+    print(
+        f"documents   {len(documents):,} read, {cleaned.documents_changed:,} changed, {len(cleaned.documents):,} kept"
+    )
+    print(
+        f"left out    {cleaned.documents_empty:,} empty and {cleaned.documents_repeated:,} repeated documents, "
+        f"{cleaned.paragraphs_repeated:,} repeated paragraphs"
+    )
+    print(f"written     {command.output}, {len(text.encode()):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
