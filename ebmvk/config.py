@@ -23,7 +23,11 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-WHOLE_SEQUENCE = ("tinygpt", "minillm")  # models that look at all of a training window: their window is seq_length
+WHOLE_SEQUENCE = (
+    "tinygpt",
+    "minillm",
+    "infinito",
+)  # models that look at all of a training window: their window is seq_length
 WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
 Source = Literal["default", "size", "stage", "file", "flag", "derived"]
@@ -60,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: Literal["ebm", "plain", "tinygpt", "minillm"] = "ebm"  # The energy model, or a transformer.
+    model: Literal["ebm", "plain", "tinygpt", "minillm", "infinito"] = "ebm"  # The energy model, or a transformer.
     latent_dim: int = knob(256, low=2)  # Dimension d of the sphere's ambient space.
     n_layers: int = knob(4, low=1)  # Layers of the trunk.
     n_heads: int = knob(4, low=1)  # Attention heads; divides latent_dim.
@@ -76,6 +80,8 @@ class ModelConfig:
     use_geometric: bool = True  # The geometric energy term.
     use_compositional: bool = True  # The compositional energy term.
     use_splat: bool = True  # The splat energy term; without it there is no decoder.
+    use_memory: bool = True  # The external memory of infinito.
+    memory_slots: int = knob(256, low=1)  # Its slots.
     gradient_checkpointing: bool = knob(False, resume=True)  # Compute blocks twice instead of keeping their inside.
     decoder: Literal["moe", "transformer", "none"] = "moe"  # Experts, a transformer block, or the state itself.
 
@@ -107,6 +113,7 @@ class TrainingConfig:
     lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
     moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
     moe_z: float = knob(1e-3, low=0.0)  # Weight of the router's z loss.
+    lambda_phi: float = knob(0.1, low=0.0, resume=True)  # Weight of 1 - PHI, infinito's integrated information.
     noise_levels: tuple[float, ...] = knob((), low=1e-6, high=1e6)  # Noise of denoising; none: a range by kappa_c.
     noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"  # Theirs; angle: mean, degrees; sigma: per coordinate.
     denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"  # Of the denoising loss.
@@ -383,9 +390,9 @@ def check_model(model: ModelConfig) -> None:
     if model.model != "ebm":
         _check_transformer(model)
     _require(
-        not (model.use_moe and model.model in ("ebm", "plain")),
+        not (model.use_moe and model.model not in ("tinygpt", "minillm")),
         f"--use-moe with --model {model.model}",
-        "take --decoder moe for the energy model, or --model tinygpt",
+        "take --model tinygpt or minillm; the energy model has --decoder moe",
     )
     _require(
         any(getattr(model, name) for name in ENERGY_TERMS),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ebmvk.config import ModelConfig, check_model
 from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.infinito import Infinito
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.transformer import GPT, PlainModel
 
@@ -14,6 +15,7 @@ MODELS: dict[str, Callable[[ModelConfig, int], LanguageModel]] = {
     "plain": PlainModel,
     "tinygpt": GPT,
     "minillm": GPT,
+    "infinito": Infinito,
 }
 
 

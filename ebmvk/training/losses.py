@@ -95,7 +95,7 @@ def objective(
 def _weight(part: str, weights: TrainingConfig) -> float:
     """Of a part in the objective."""
     known = {"ce": 1.0, "denoise": weights.lambda_denoise, "spread": weights.lambda_spread}
-    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z})[part]
+    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z, "phi": weights.lambda_phi})[part]
 
 
 def mixed_seed(seed: int, step: int) -> int:

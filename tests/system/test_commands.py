@@ -30,16 +30,16 @@ _FLAGS = {
         --vocab-size --seq-length --windows --stride --model --latent-dim --n-layers --n-heads --ffn-dim
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
-        --use-splat --no-use-splat --gradient-checkpointing --no-gradient-checkpointing --decoder --knn-k
-        --langevin-steps --langevin-levels --langevin-dt --langevin-gamma --langevin-T --kappa --steps
-        --epochs --batch-size --accumulation-steps --learning-rate --weight-decay --grad-clip --patience
-        --warmup-steps --precision --lambda-denoise --lambda-spread --moe-balance --moe-z --noise-levels
-        --noise-unit --denoise-form --init --enable-soc --no-enable-soc --n-splats-init --max-splats
-        --enable-curriculum-learning --no-enable-curriculum-learning --curriculum-epochs
-        --curriculum-target-splats --soc-check-interval --soc-threshold --soc-history --soc-keep
-        --splat-temperature --splat-weight-decay --splat-weight-decay-start --min-kappa --max-kappa
-        --log-every --eval-every --eval-tokens --save-every --keep-last --sample-tokens --run-dir --resume
-        --stop-after --preset --config --quiet --no-quiet""",
+        --use-splat --no-use-splat --use-memory --no-use-memory --memory-slots --gradient-checkpointing
+        --no-gradient-checkpointing --decoder --knn-k --langevin-steps --langevin-levels --langevin-dt
+        --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --accumulation-steps
+        --learning-rate --weight-decay --grad-clip --patience --warmup-steps --precision --lambda-denoise
+        --lambda-spread --moe-balance --moe-z --lambda-phi --noise-levels --noise-unit --denoise-form --init
+        --enable-soc --no-enable-soc --n-splats-init --max-splats --enable-curriculum-learning
+        --no-enable-curriculum-learning --curriculum-epochs --curriculum-target-splats --soc-check-interval
+        --soc-threshold --soc-history --soc-keep --splat-temperature --splat-weight-decay
+        --splat-weight-decay-start --min-kappa --max-kappa --log-every --eval-every --eval-tokens --save-every
+        --keep-last --sample-tokens --run-dir --resume --stop-after --preset --config --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --test-file --split --limit --context --stride --memory
         --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "splat only": {"use_geometric": False, "use_compositional": False},
     "plain": {"model": "plain"},
     "gpt": {"model": "tinygpt"},
+    "infinito": {"model": "infinito", "memory_slots": 7},
     "gpt of experts": {"model": "tinygpt", "use_moe": True},
 }
 

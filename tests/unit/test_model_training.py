@@ -184,6 +184,7 @@ def test_training_learns() -> None:
         {},
         {"model": "plain"},
         {"model": "tinygpt", "use_moe": True},
+        {"model": "infinito"},
         {"decoder": "transformer"},
         {"use_splat": False},
         {"use_geometric": False, "use_compositional": False},
@@ -208,7 +209,7 @@ def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("changes", [{"model": "minillm"}, {"model": "plain"}, {}], ids=str)
+@pytest.mark.parametrize("changes", [{"model": "minillm"}, {"model": "infinito"}, {"model": "plain"}, {}], ids=str)
 def test_checkpointing_changes_no_gradient(changes: dict[str, Any]) -> None:
     """Blocks that are computed twice, dropout and all."""
     gradients = []

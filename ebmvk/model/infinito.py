@@ -1,0 +1,109 @@
+"""INFINITO: a transformer with an external memory it writes to and reads from, and an integrated hidden state.
+
+The memory has slots with learned addresses. A token writes its value to the slots its key is near to, as strongly as
+its importance passes a learned threshold, and reads the mean of what all tokens before it wrote near to its query:
+
+    w_i = sigmoid(u_i - theta),   M_t[s] = sum_{i<t} w_i a_is v_i,   N_t[s] = sum_{i<t} w_i a_is,
+    read_t = sum_s r_ts M_t[s] / (N_t[s] + 1),   a_is, r_ts softmax over the slots
+
+so that an empty slot says nothing, and nothing limits how far back a token may lie. That is linear attention whose
+features are the slots (Katharopoulos et al. 2020), normalised slot by slot.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmvk.config import ModelConfig
+from ebmvk.model.cache import Cache
+from ebmvk.model.integration import phi
+from ebmvk.model.layers import apply, rms_norm
+from ebmvk.model.transformer import GPT
+
+UNITS = 16  # hidden units whose integration is measured: evenly spread over the state
+
+
+class ExternalMemory(nn.Module):
+    """(B, T, d) -> (B, T, d): what the memory says at each position. It starts at zero."""
+
+    def __init__(self, dim: int, slots: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(dim, dim, bias=False)
+        self.write = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.importance = nn.Parameter(torch.zeros(dim))
+        self.threshold = nn.Parameter(torch.zeros(()))
+        self.addresses = nn.Parameter(torch.randn(slots, dim) / math.sqrt(dim))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(math.sqrt(dim))))
+        nn.init.zeros_(self.out.weight)
+
+    def strength(self, x: Tensor) -> Tensor:
+        """How strongly each position writes: (B, T), in (0, 1). x: (B, T, d), normalised."""
+        return torch.sigmoid((x * self.importance).sum(-1) - self.threshold)
+
+    def _near(self, x: Tensor) -> Tensor:
+        """(B, T, S): shares of the slots."""
+        cosine = F.normalize(x, dim=-1) @ F.normalize(self.addresses, dim=-1).to(x.dtype).T
+        return torch.softmax(self.log_sharpness.exp() * cosine.float(), dim=-1)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """x: (B, T, d), normalised."""
+        reads, writes, value = self._near(self.read(x)), self._near(self.write(x)), self.value(x)
+        weight = self.strength(x)
+        if cache:
+            weight = weight * cache.real(x.shape[1]).to(weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            writes, value = writes * weight[..., None].float(), value.float()
+            before = writes.cumsum(1) - writes  # of the tokens before each position
+            content = mass = None
+            if cache:
+                content, mass = cache.parts.get(self, (None, None))
+                if mass is not None:
+                    before = before + mass[:, None]
+            shares = reads / (before + 1)
+            # sum_s r_ts a_is for i < t: attention without a softmax, exactly what slot after slot would give.
+            scores = (shares @ writes.transpose(-1, -2)).tril(-1)
+            found = scores @ value
+            if content is not None:
+                found = found + shares @ content
+            if cache:
+                written = writes.transpose(-1, -2) @ value
+                total = writes.sum(1)
+                if content is not None and mass is not None:
+                    written, total = content + written, mass + total
+                cache.parts[self] = (written, total)
+        projected: Tensor = self.out(found.to(x.dtype))
+        return projected
+
+
+class Infinito(GPT):
+    """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
+    units, in training only: PHI is of a batch, not of a token."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
+
+    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `GPT.read`."""
+        middle = (len(self.blocks) + 1) // 2
+        for i, block in enumerate(self.blocks):
+            x = apply(block, x, cache, again=self.config.gradient_checkpointing)
+            if i + 1 == middle and self.memory is not None:
+                x = x + self.memory(rms_norm(x), cache)
+        if not self.training or cache is not None:
+            return x, {}
+        with torch.autocast(x.device.type, enabled=False):
+            return x, {"phi": 1 - phi(hidden_units(x))}
+
+
+def hidden_units(x: Tensor) -> Tensor:
+    """(B T, UNITS) float32 of the residual stream (B, T, d): coordinates evenly spread."""
+    width = x.shape[-1]
+    chosen = torch.linspace(0, width - 1, min(UNITS, width)).round().long().to(x.device)
+    return rms_norm(x).flatten(0, -2)[:, chosen].float()
