@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
+    "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
     "embed": "texts as points on the sphere, and their exact energies",
     "compose": "the point that the model composes of two texts",
     "neighbors": "the tokens, and splats of the memory, nearest to a text",
@@ -65,7 +66,7 @@ def _top_level(args: list[str]) -> int:
         return 0
     if not args or args[0] in ("-h", "--help"):
         print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
-        print("\n".join(f"  {name:<16}{what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items()))
         print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
         return 0
     close = nearest(args[0], COMMANDS)

@@ -59,6 +59,9 @@ _FLAGS = {
         --dataset --separator --tokenizer --vocab-size --data-dir --json --no-json""",
     "init-tokenizer": """
         --files --out --vocab-size""",
+    "compare-decoding": """
+        --checkpoint --judge --strategy --prompts --prompt-tokens --max-tokens --sampler --seed --data-dir
+        --device --json --no-json""",
     "doctor": """
         --device --json --no-json""",
     "certify": """

@@ -1,0 +1,140 @@
+"""Decoding strategies side by side, beside what people wrote, by figures.
+
+Every strategy continues the same prompts, beginnings of held-out text; the same figures are taken of how that text
+really goes on. Perplexities are exact: of the model itself without any strategy, and of another model that judges.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import TokenStream
+from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.metrics import distinct, repetition_rate
+from ebmvk.decoding.strategies import Strategy, changed
+from ebmvk.errors import DataError
+from ebmvk.model.language import LanguageModel
+from ebmvk.training.evaluation import token_nats
+
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Passages:
+    """prompts: their text; begun: their tokens, end-of-text first; real: how each goes on, `length` tokens."""
+
+    prompts: list[str]
+    begun: list[list[int]]
+    real: list[list[int]]
+
+    @classmethod
+    def of(cls, stream: TokenStream, tokenizer: Tokenizer, count: int, prompt: int, length: int) -> Passages:
+        """Passages of a text at even distances, each within one document; the prompt's text gives its tokens back.
+
+        Raises:
+            DataError: the text has not so many.
+        """
+        ends = [*stream.starts[1:].tolist(), len(stream)]
+        need = prompt + length
+        places = [
+            place
+            for start, end in zip(stream.starts.tolist(), ends, strict=True)
+            for place in range(start + 1, end - need + 1, need)
+        ]
+        found = []
+        for place in places:
+            ids = stream.tokens[place : place + need].tolist()
+            text = tokenizer.decode(ids[:prompt])
+            begun = [int(token) for token in tokenizer.encode_prompt(text)]
+            if begun[1:] == ids[:prompt]:  # not where the cut falls into a word that is spelled otherwise alone
+                found.append((text, begun, ids[prompt:]))
+        if len(found) < count:
+            raise DataError(
+                f"{stream.name} has {len(found)} passages of {need} tokens, fewer than {count}",
+                hint=f"take --prompts {max(1, len(found))}, or fewer --max-tokens",
+            )
+        chosen = [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+        return cls(*(list(part) for part in zip(*chosen, strict=True)))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that texts are scored by: nats of the tokens, or bits per byte where it has other tokens."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    context: int
+
+    def nats(self, begun: list[int], tokens: list[int]) -> float:
+        """Nats per token of a continuation."""
+        stream = TokenStream("text", np.array([*begun, *tokens], dtype=np.int32), np.zeros(1, dtype=np.int64))
+        device = next(self.model.parameters()).device
+        stride = max(1, self.context // 2)
+        found = token_nats(self.model, stream, context=self.context, stride=stride, device=device)
+        return float(found["none"][len(begun) - 1 :].mean())
+
+    def bits_per_byte(self, prompt: str, text: str) -> float:
+        """Of a continuation, in this model's own tokens: what prompt and text cost more than the prompt alone."""
+        whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
+        stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
+        device = next(self.model.parameters()).device
+        found = token_nats(self.model, stream, context=self.context, stride=max(1, self.context // 2), device=device)[
+            "none"
+        ]
+        return float(found[len(begun) - 1 :].sum()) / math.log(2) / max(1, len(text.encode()))
+
+
+def compare(
+    generator: Generator,
+    own: Judge,
+    other: Judge | None,
+    passages: Passages,
+    strategies: Mapping[str, Strategy],
+    *,
+    sampler: Sampler,
+    length: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """A row of figures for the human text and for each strategy."""
+    real = [own.tokenizer.decode(tokens) for tokens in passages.real]
+    yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)
+    for name, strategy in strategies.items():
+        began = time.perf_counter()
+        found = generator.generate(passages.prompts, Decoding(length, strategy, sampler, seed))
+        spent = time.perf_counter() - began
+        tokens = [text.tokens for text in found]
+        row = {"strategy": name, "settings": changed(strategy)}
+        yield row | _figures(own, other, passages, tokens, [text.text for text in found], spent)
+        say(f"{name}: {sum(map(len, tokens)):,} tokens in {spent:.1f} s")
+
+
+@torch.no_grad()
+def _figures(
+    own: Judge,
+    other: Judge | None,
+    passages: Passages,
+    tokens: list[list[int]],
+    texts: list[str],
+    seconds: float | None,
+) -> dict[str, Any]:
+    written = [(begun, ids) for begun, ids in zip(passages.begun, tokens, strict=True) if ids]
+    judged = [(prompt, text) for prompt, text in zip(passages.prompts, texts, strict=True) if text]
+    total = sum(len(ids) for _, ids in written)
+    return {
+        "tokens": total,
+        "repetition_rate": mean(repetition_rate(begun, ids) for begun, ids in written) if written else 0.0,
+        **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
+        "nats_per_token": mean(own.nats(begun, ids) for begun, ids in written) if written else None,
+        "judge_bits_per_byte": mean(other.bits_per_byte(*pair) for pair in judged) if other and judged else None,
+        "tokens_per_second": None if seconds is None else total / seconds,
+    }
