@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ebmvk.api import Energy, Model, NearSplat, NearToken
+    from ebmvk.api import Energy, Model, NearSplat, NearToken, Strategy
 
 __version__ = "0.1.0"
-__all__ = ["Energy", "Model", "NearSplat", "NearToken", "__version__"]
+__all__ = ["Energy", "Model", "NearSplat", "NearToken", "Strategy", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ebmvk.data.tokenizer import Ids
 from ebmvk.data.windows import TokenStream
+from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.strategies import GREEDY, Strategy
 from ebmvk.engine.api import Points
 from ebmvk.errors import ArgumentError, ConfigError
 from ebmvk.splats.store import SplatStore
@@ -24,6 +27,7 @@ Scale = Literal["point", "local", "medium", "global", "composed"]
 _FIELD: dict[Scale, str] = {
     "point": "h", "local": "local", "medium": "medium", "global": "global_", "composed": "composed"
 }  # fmt: skip
+AS_IT_IS = Strategy()
 TOP_TOKENS = 5  # of a splat's token law
 
 
@@ -126,7 +130,10 @@ class Model:
         )
 
     def _reach(self) -> int:
-        """Tokens that the last state can depend on at most: each layer sees a window, and the token before it."""
+        """Tokens that the last state can depend on at most: each layer sees a window, and the token before it; and that
+        the model has learned to read."""
+        if self._model.reach is not None:
+            return self._model.reach
         return 1 + self._model.config.n_layers * self._model.config.context_global
 
     @torch.no_grad()
@@ -144,6 +151,82 @@ class Model:
         pair = [self._point(x)[None].to(self._device.torch) for x in (a, b)]
         composed: Tensor = composition(*pair)[0]
         return composed.float().cpu()
+
+    @overload
+    def generate(self, prompt: str, max_tokens: int = 100, *, strategy: Strategy = ..., **how: Any) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], max_tokens: int = 100, *, strategy: Strategy = ..., **how: Any
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        max_tokens: int = 100,
+        *,
+        strategy: Strategy = AS_IT_IS,
+        sampler: Sampler | None = None,
+        seed: int = 42,
+        stop: Sequence[str] = (),
+    ) -> str | list[str]:
+        """What the model writes after a prompt, or after each of several.
+
+        strategy: what is done to p(v|c); by default nothing. sampler: of states, or "exact"; by default annealed
+        Langevin where the model is on the sphere. A text does not depend on the others.
+
+        Raises:
+            ConfigError: the sampler does not fit the model.
+        """
+        how = self._how(max_tokens, strategy, sampler, seed, stop)
+        texts = [found.text for found in self._generator.generate([prompt] if isinstance(prompt, str) else prompt, how)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        *,
+        strategy: Strategy = AS_IT_IS,
+        sampler: Sampler | None = None,
+        seed: int = 42,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """What `generate` returns, piece by piece while it is written."""
+        return self._generator.stream(prompt, self._how(max_tokens, strategy, sampler, seed, stop))
+
+    def generate_greedy(self, prompt: str, max_tokens: int = 100) -> str:
+        """Always the most probable token."""
+        return self.generate(prompt, max_tokens, strategy=GREEDY, sampler="exact")
+
+    def generate_nucleus(self, prompt: str, max_tokens: int = 100, p: float = 0.9, *, seed: int = 42) -> str:
+        """Only the fewest most probable tokens that hold the mass p."""
+        return self.generate(prompt, max_tokens, strategy=Strategy(top_p=p), sampler="exact", seed=seed)
+
+    def generateV2(  # noqa: N802, as the system it comes from calls it
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        *,
+        seed: int = 42,
+    ) -> str:
+        """Temperature, top-k and top-p in any combination."""
+        strategy = Strategy(temperature=temperature, top_k=top_k, top_p=top_p)
+        return self.generate(prompt, max_tokens, strategy=strategy, sampler="exact", seed=seed)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        run = self._run
+        return Generator(self._model, run.tokenizer, self._device.backend, run.config.langevin)
+
+    def _how(
+        self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: Sequence[str]
+    ) -> Decoding:
+        if max_tokens < 1:
+            raise ArgumentError(f"max_tokens = {max_tokens} is below 1", hint="ask for one token or more")
+        usual: Sampler = "langevin" if self._model.on_sphere else "exact"
+        return Decoding(max_tokens, strategy, sampler or usual, seed, tuple(stop))
 
     def energy(self, text: str) -> Energy:
         """Exact energies of the tokens of a text, read as `ebmvk evaluate` reads a document, without memory.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ebmvk as package
-from ebmvk import Model
+from ebmvk import Model, Strategy
 from ebmvk.errors import ArgumentError, ConfigError, DataError
 from ebmvk.training.memory import load
 from ebmvk.training.workspace import open_run
@@ -201,3 +201,18 @@ def test_bad_calls_are_named(ebmvk: Command, trained: Path, args: tuple[str, ...
     assert said.status == 2
     assert message in said.err
     assert "Traceback" not in said.err
+
+
+def test_it_writes(model: Model) -> None:
+    """Whole, in pieces, for several at once; the strategies by the names they are known by."""
+    whole = model.generate("The cat", 12, seed=3)
+    assert whole == model.generate(["The cat", "She"], 12, seed=3)[0] == "".join(model.stream("The cat", 12, seed=3))
+    assert whole != model.generate("The cat", 12, seed=4)
+    greedy = model.generate_greedy("The cat", 8)
+    assert greedy == model.generateV2("The cat", 8, top_k=1) == model.generateV2("The cat", 8, temperature=1e-9)
+    assert greedy == model.generate("The cat", 8, strategy=Strategy(top_k=1))  # by Langevin chains
+    nucleus = model.generate_nucleus("The cat", 8, 0.5, seed=1)
+    assert nucleus == model.generateV2("The cat", 8, top_p=0.5, seed=1)
+    assert model.generate("The cat", 12, seed=3, stop=[whole[4:6]]) == whole[: whole.index(whole[4:6])]
+    with pytest.raises(ArgumentError, match="max_tokens = 0"):
+        model.generate("The cat", 0)
