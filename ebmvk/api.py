@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from ebmvk.splats.store import SplatStore
 from ebmvk.training.evaluation import token_nats
 from ebmvk.training.memory import MEMORY_FILE, load
 from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
+
+__all__ = ["Energy", "Model", "NearSplat", "NearToken", "Strategy"]
 
 Scale = Literal["point", "local", "medium", "global", "composed"]
 _FIELD: dict[Scale, str] = {
@@ -152,33 +154,39 @@ class Model:
         composed: Tensor = composition(*pair)[0]
         return composed.float().cpu()
 
-    @overload
-    def generate(self, prompt: str, max_tokens: int = 100, *, strategy: Strategy = ..., **how: Any) -> str: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[str], max_tokens: int = 100, *, strategy: Strategy = ..., **how: Any
-    ) -> list[str]: ...
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str,
         max_tokens: int = 100,
         *,
         strategy: Strategy = AS_IT_IS,
         sampler: Sampler | None = None,
         seed: int = 42,
         stop: Sequence[str] = (),
-    ) -> str | list[str]:
-        """What the model writes after a prompt, or after each of several.
+    ) -> str:
+        """What the model writes after a prompt.
 
         strategy: what is done to p(v|c); by default nothing. sampler: of states, or "exact"; by default annealed
-        Langevin where the model is on the sphere. A text does not depend on the others.
+        Langevin where the model is on the sphere. stop: strings that end the text and are no part of it.
 
         Raises:
             ConfigError: the sampler does not fit the model.
         """
+        return self.generate_all([prompt], max_tokens, strategy=strategy, sampler=sampler, seed=seed, stop=stop)[0]
+
+    def generate_all(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 100,
+        *,
+        strategy: Strategy = AS_IT_IS,
+        sampler: Sampler | None = None,
+        seed: int = 42,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """`generate` for each of several prompts, at once; each draws for itself."""
         how = self._how(max_tokens, strategy, sampler, seed, stop)
-        texts = [found.text for found in self._generator.generate([prompt] if isinstance(prompt, str) else prompt, how)]
-        return texts[0] if isinstance(prompt, str) else texts
+        return [found.text for found in self._generator.generate(prompts, how)]
 
     def stream(
         self,

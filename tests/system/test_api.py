@@ -206,7 +206,9 @@ def test_bad_calls_are_named(ebmvk: Command, trained: Path, args: tuple[str, ...
 def test_it_writes(model: Model) -> None:
     """Whole, in pieces, for several at once; the strategies by the names they are known by."""
     whole = model.generate("The cat", 12, seed=3)
-    assert whole == model.generate(["The cat", "She"], 12, seed=3)[0] == "".join(model.stream("The cat", 12, seed=3))
+    assert (
+        whole == model.generate_all(["The cat", "She"], 12, seed=3)[0] == "".join(model.stream("The cat", 12, seed=3))
+    )
     assert whole != model.generate("The cat", 12, seed=4)
     greedy = model.generate_greedy("The cat", 8)
     assert greedy == model.generateV2("The cat", 8, top_k=1) == model.generateV2("The cat", 8, temperature=1e-9)
