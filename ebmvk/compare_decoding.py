@@ -71,16 +71,18 @@ def _compare(command: CompareCommand) -> int:
     sizes = (command.prompts, command.prompt_tokens, command.max_tokens)
     passages = Passages.of(validation, run.tokenizer, *sizes)
     own = judge(run)
-    rows = list(
-        compare(
-            *(Generator(own.model, run.tokenizer, device.backend, run.config.langevin), own),
-            *(judge(other) if other else None, passages, {n: NAMED[n] for n in command.strategy or NAMED}),
-            sampler=command.sampler,
-            length=command.max_tokens,
-            seed=command.seed,
-            say=say,
-        )
+    found = compare(
+        Generator(own.model, run.tokenizer, device.backend, run.config.langevin),
+        own,
+        judge(other) if other else None,
+        passages,
+        {name: NAMED[name] for name in command.strategy or NAMED},
+        sampler=command.sampler,
+        length=command.max_tokens,
+        seed=command.seed,
+        say=say,
     )
+    rows = list(found)
     if command.json:
         print(json.dumps({"checkpoint": str(run.checkpoint.path), "seed": command.seed, "rows": rows}))
     else:
