@@ -100,6 +100,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """x: (B, T, d) -> (B, T, d). With a cache, x are the positions that follow those it has."""
+        q, k, v = self._heads(x, cache)
+        if cache:
+            mixed = self._cached_attention(q, k, v, cache)
+        else:
+            mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
+        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return projected
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position looks at each: (B, H, T, T), rows sum to 1. x: (B, T, d)."""
+        q, k, _ = self._heads(x, None)
+        bias = _window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
+        return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
+
+    def _heads(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalised, rotated, scaled, and values: (B, H, T, dim) each."""
         batch, length, dim = x.shape
         width = dim // self.heads
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
@@ -109,13 +125,7 @@ class Attention(nn.Module):
         q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
         early, own = k.tensor_split([self.heads // 2], dim=1)
         k = torch.cat([self._shifted(early, cache), own], dim=1)
-        k = _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root
-        if cache:
-            mixed = self._cached_attention(q, k, v, cache)
-        else:
-            mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
-        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
-        return projected
+        return q, _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root, v
 
     def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
         """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""

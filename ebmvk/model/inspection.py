@@ -1,0 +1,108 @@
+"""What a model looks at: attention by head, and which tokens go to which expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmvk.model.experts import MixtureOfExperts, Routing
+from ebmvk.model.language import LanguageModel
+from ebmvk.model.layers import Attention
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Of one layer on one text: weights (H, T, T), row t over what it looks at.
+
+    In the first half of the heads, position s stands for the pair (s - 1, s): its key is that of the token before.
+    """
+
+    layer: str
+    weights: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """(H,) nats, mean over positions: 0 where a head looks at one token only."""
+        return -torch.special.xlogy(self.weights, self.weights).sum(-1).mean(-1)
+
+    @property
+    def distance(self) -> Tensor:
+        """(H,) tokens, mean over positions of how far back a head looks."""
+        place = torch.arange(self.weights.shape[-1], device=self.weights.device)
+        return (self.weights * (place[:, None] - place)).sum(-1).mean(-1)
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """Of one layer of experts: shares (V, E), of every token what went to each expert, rows sum to 1, 0 where the token
+    did not come; load (E,), shares of all tokens; count (V,)."""
+
+    layer: str
+    shares: Tensor
+    load: Tensor
+    count: Tensor
+
+    def top(self, k: int, least: int = 5) -> list[list[tuple[int, float]]]:
+        """Of each expert, the k tokens that go there most beyond its load, of those that came `least` times: (token,
+        share)."""
+        lift = torch.where((self.count >= least)[:, None], self.shares - self.load, -torch.inf)
+        found = lift.topk(min(k, len(lift)), dim=0)
+        return [
+            [(int(i), float(self.shares[i, expert])) for i, gain in zip(own, gains, strict=True) if gain > 0]
+            for expert, (own, gains) in enumerate(zip(found.indices.T, found.values.T, strict=True))
+        ]
+
+
+@torch.no_grad()
+def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
+    """Of every attention layer, in the order they are used. tokens: (T,) int64."""
+    found: list[AttentionMap] = []
+
+    def look(name: str, module: Attention, x: Tensor) -> None:
+        found.append(AttentionMap(name, module.weights(x)[0].float().cpu()))
+
+    with _watching(model, Attention, lambda name, module, args, _: look(name, module, args[0])):
+        model(tokens[None])
+    return found
+
+
+@torch.no_grad()
+def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]:
+    """Of every layer of experts, by the token that a position holds. tokens: (B, T) int64."""
+    found: list[Specialisation] = []
+
+    def look(name: str, module: MixtureOfExperts, routing: Routing) -> None:
+        ids = tokens.flatten().to(routing.weights.device)
+        given = torch.zeros(len(ids), module.experts, device=ids.device)
+        given.scatter_(-1, routing.experts, routing.weights.float())
+        total = torch.zeros(model.vocab_size, module.experts, device=ids.device).index_add_(0, ids, given)
+        count = torch.bincount(ids, minlength=model.vocab_size)
+        shares = total / count.clamp_min(1)[:, None]
+        found.append(Specialisation(name, shares.cpu(), given.mean(0).cpu(), count.cpu()))
+
+    with _watching(model, MixtureOfExperts, lambda name, module, _, out: look(name, module, out[1])):
+        model(tokens)
+    return found
+
+
+@contextmanager
+def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator[None]:
+    """Calls see(name, module, arguments, result) for each forward of a module of a kind, with the model evaluating."""
+    was_training = model.training
+    model.eval()
+    hooks = [
+        module.register_forward_hook(lambda module, args, out, name=name: see(name, module, args, out))
+        for name, module in model.named_modules()
+        if isinstance(module, kind)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
