@@ -31,6 +31,7 @@ COMMANDS = {
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
     "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
+    "attention": "what each head looks at, and what experts specialise in, as pictures and figures",
     "embed": "texts as points on the sphere, and their exact energies",
     "compose": "the point that the model composes of two texts",
     "neighbors": "the tokens, and splats of the memory, nearest to a text",

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.model.experts import MixtureOfExperts, Routing
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
+
+TOP_TOKENS = 8  # of an expert
+EXPERT_WINDOW = 256  # tokens read at once to see where they go
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,39 @@ def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator
         for hook in hooks:
             hook.remove()
         model.train(was_training)
+
+
+def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, tokens: Ids) -> dict[str, Any]:
+    """JSON-able: maps with their figures on `text` (T,), and what experts specialise in on `tokens` (n,).
+
+    Weights have three digits: they are drawn, not computed with.
+    """
+    device = next(model.parameters()).device
+    maps = attention_maps(model, torch.from_numpy(text.astype(np.int64)).to(device))
+    length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
+    rows = max(1, len(tokens) // length)
+    batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length).to(device)
+    return {
+        "tokens": [_said(tokenizer, token) for token in text.tolist()],
+        "attention": [
+            {
+                "layer": own.layer,
+                "entropy": own.entropy.tolist(),
+                "distance": own.distance.tolist(),
+                "weights": (own.weights * 1000).round().div(1000).tolist(),
+            }
+            for own in maps
+        ],
+        "experts": [
+            {
+                "layer": own.layer,
+                "load": own.load.tolist(),
+                "top": [[(_said(tokenizer, token), share) for token, share in top] for top in own.top(TOP_TOKENS)],
+            }
+            for own in specialisation(model, batch)
+        ],
+    }
+
+
+def _said(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode([token]) or "<|endoftext|>"

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ebmvk.report.metrics import History, Row, read_metrics
-from ebmvk.report.plots import Curve, line_plot, smooth, thin
+from ebmvk.report.plots import Curve, heat_maps, line_plot, smooth, thin
 
 SAMPLES = 6
 
@@ -40,6 +40,8 @@ def write_report(run: Path, target: Path) -> Path:
         plots=list(_plots(history)),
         figures=_figures(history),
         levels=_levels(history),
+        attention=attention_picture(history.end.get("looks")) if history.end else None,
+        experts=(history.end.get("looks") or {}).get("experts", []) if history.end else [],
         parts=history.steps[-1]["parts"] if history.steps else {},
         samples="".join(re.split(r"(?m)^(?=--- step )", text)[-SAMPLES:]).rstrip(),
         config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
@@ -142,6 +144,18 @@ def _levels(history: History) -> list[Row]:
     """Rows of the table of score matching, of the last evaluation; those of before levels had names have none."""
     levels = history.evals[-1].get("score_matching", []) if history.evals else []
     return [level | {"label": _named(level)} for level in levels if "ratio" in level]
+
+
+def attention_picture(looks: Row | None) -> str | None:
+    """Heat maps of every head, with its mean entropy in nats and how many tokens it looks back; None without any."""
+    if not looks or not looks["attention"]:
+        return None
+    rows = [(own["layer"].removesuffix(".attention"), own["weights"]) for own in looks["attention"]]
+    titles = [
+        [f"{nats:.1f} nats, {back:.1f} back" for nats, back in zip(own["entropy"], own["distance"], strict=True)]
+        for own in looks["attention"]
+    ]
+    return heat_maps("Attention by layer and head", rows, titles)
 
 
 def _splat_plots(history: History) -> Iterator[tuple[str, str, str]]:

@@ -22,6 +22,7 @@ COLOURS = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)} 
     INK: "var(--ink-soft)",
     GRID: "var(--rule)",
 }
+HEAT = (0.20, 0.45, 0.75)  # seen on light and on dark
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -103,6 +104,32 @@ def line_plot(
             axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
         if sum(not curve.faint for curve in curves) > 1:
             figure.legend(loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), name)
+
+
+def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequence[Sequence[str]]) -> str:
+    """An <svg> element with a picture per head: rows of (label, weights (H, T, T)), titles of each head.
+
+    The darker, the more position t (down) looks at position s (across); square roots, so that little is seen too.
+    """
+    heads = max(len(maps) for _, maps in rows)
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name, "axes.grid": False}):
+        figure = Figure(figsize=(1.35 * heads + 0.5, 1.55 * len(rows)), layout="constrained")
+        FigureCanvasSVG(figure)
+        grid = figure.subplots(len(rows), heads, squeeze=False)
+        for cells, (label, maps), own in zip(grid, rows, titles, strict=True):
+            for axes in cells[len(maps) :]:
+                axes.set_visible(False)
+            for axes, weights, title in zip(cells, maps, own, strict=False):
+                colour = np.zeros((*np.shape(weights), 4))
+                colour[..., :3] = HEAT
+                colour[..., 3] = np.sqrt(np.asarray(weights, dtype=float))
+                axes.imshow(colour, interpolation="nearest")
+                axes.set_title(title, fontsize=8, color=INK, pad=2)
+                axes.set(xticks=[], yticks=[])
+            cells[0].set_ylabel(label, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)

@@ -21,6 +21,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite
+from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, noise, optim
 from ebmvk.training.checkpoint import Checkpoint
@@ -31,6 +32,8 @@ from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matc
 from ebmvk.training.soc import TrainingSoc
 from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
+LOOKED_AT = 32  # tokens of validation whose attention the report shows
+EXPERT_TOKENS = 4096  # of validation, by which the report says what experts specialise in
 SCORED_TOKENS = 512  # of validation, for the score-matching figures
 
 Outcome = Literal["finished", "stopped", "interrupted"]
@@ -352,7 +355,10 @@ class Trainer:
         gain = self.soc.gain() if self.soc else None
         if self.progress.step < self.config.training.steps:
             self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
-        record = {"validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
+        looks = inspection.record(
+            self.model, self.tokenizer, validation.tokens[:LOOKED_AT], validation.tokens[:EXPERT_TOKENS]
+        )
+        record = {"looks": looks, "validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")

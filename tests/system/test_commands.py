@@ -62,6 +62,8 @@ _FLAGS = {
     "compare-decoding": """
         --checkpoint --judge --strategy --prompts --prompt-tokens --max-tokens --sampler --seed --data-dir
         --device --json --no-json""",
+    "attention": """
+        --checkpoint --out --text --tokens --data-dir --device""",
     "doctor": """
         --device --json --no-json""",
     "certify": """

@@ -192,3 +192,27 @@ def test_documents_apart(model: str, ebmvk: Command, tiny: Path, tmp_path: Path)
     assert found[0]["tokens"] == found[1]["tokens"]
     seen = [rows(tmp_path / name, "end")[-1]["progress"]["tokens"] for name in ("apart", "stream")]
     assert seen[0] < seen[1]  # short windows
+
+
+def test_attention_and_experts_as_files_and_in_the_report(
+    train: Command, ebmvk: Command, trained: Path, device: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "moe"
+    train(run, "--model", "tinygpt", "--use-moe", "--moe-active", 1, "--quiet")
+    for folder, experts in ((run, 3), (trained, 1)):
+        said = ebmvk(
+            "attention", "--checkpoint", folder, "--device", device, "--text", "the cat", "--out", tmp_path / "a"
+        )
+        assert said.status == 0, said.err
+        found = json.loads((tmp_path / "a" / "attention.json").read_text(encoding="utf-8"))
+        assert "".join(found["tokens"]) == "<|endoftext|>the cat"
+        assert len(found["experts"]) == experts
+        assert (tmp_path / "a" / "attention.svg").read_text(encoding="utf-8").count("<image") == sum(
+            len(layer["weights"]) for layer in found["attention"]
+        )
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "<h2>Attention</h2>" in page
+        assert "<h2>Experts</h2>" in page
+    said = ebmvk("attention", "--checkpoint", run, "--device", device, "--tokens", 0, "--out", tmp_path)
+    assert said.status == 2
+    assert "--tokens 0" in said.err

@@ -1,0 +1,85 @@
+"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what experts are good at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ebmvk import cli
+from ebmvk.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True)
+class AttentionCommand:
+    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    out: Path  # The folder for attention.json and attention.svg.
+    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
+    tokens: int = 48  # Most tokens of it.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
+EXPERT_TOKENS = 32_768  # of validation, by which experts are described
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _attention(cli.parse(AttentionCommand, args, command="attention", known=FLAGS)))
+
+
+def _attention(command: AttentionCommand) -> int:
+    if command.tokens < 1:
+        raise ConfigError(f"--tokens {command.tokens} is below 1", hint="give a number of tokens")
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.model import inspection
+    from ebmvk.report.html import attention_picture
+    from ebmvk.training.workspace import open_device, open_run
+
+    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    device = open_device(command.device)
+    model = run.model.to(device.torch)
+    corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    validation = encode_split(corpus, "validation", run.tokenizer).tokens
+    text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
+    found = inspection.record(model, run.tokenizer, text[: command.tokens], validation[:EXPERT_TOKENS])
+    picture = attention_picture(found)
+    assert picture is not None  # every model has attention
+    try:
+        command.out.mkdir(parents=True, exist_ok=True)
+        (command.out / "attention.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+        (command.out / "attention.svg").write_text(_alone(picture), encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError(f"--out {command.out}: {why}", hint="name a folder that can be written") from None
+    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
+    for own in found["attention"]:
+        for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):
+            print(f"{own['layer']:<28}{head:>5}{nats:>10.3f}{back:>8.2f}")
+    for own in found["experts"]:
+        for expert, (load, top) in enumerate(zip(own["load"], own["top"], strict=True), start=1):
+            said = ", ".join(f"{token!r} {share:.0%}" for token, share in top)
+            print(f"{own['layer']}, expert {expert}: {load:.1%} of all tokens; {said}")
+    print(command.out)
+    return 0
+
+
+def _alone(svg: str) -> str:
+    """The picture as a file of its own: with its name space, and colours in place of the page's variables."""
+    named = svg.replace(
+        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
+    )
+    return named.replace("var(--ink-soft)", "#555").replace("var(--rule)", "#ccc").replace("var(--sans)", "sans-serif")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
