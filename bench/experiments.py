@@ -9,15 +9,10 @@ validation split, exact; minutes are those of the training steps.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +20,7 @@ from typing import Any
 import torch
 
 from bench.measure import commit, table, write
+from ebmvk.training.runs import PlannedRun
 
 TABLES: dict[str, dict[str, str]] = {
     "ablation": {
@@ -45,19 +41,8 @@ QUICK = ("--size", "nano", "--steps", "6", "--batch-size", "4", "--eval-tokens",
 FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A row of a table with one seed. arguments: of `ebmvk.train`, without those that say where."""
-
-    row: str
-    seed: int
-    folder: Path
-    arguments: tuple[str, ...]
-
-    @property
-    def note(self) -> Path:
-        """Beside the run's folder: what it was started with."""
-        return self.folder.with_name(f"{self.folder.name}.json")
+Found = Mapping[tuple[str, int], Mapping[str, Any]]
+"""{(row, seed): figures}."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.only is not None and options.only not in TABLES[options.table]:
         parser.error(f"--only {options.only}: --table {options.table} has {', '.join(TABLES[options.table])}")
     runs = planned(options)
-    for number, run in enumerate(runs, start=1):
-        if options.only in (None, run.row):
+    for number, ((row, _), run) in enumerate(runs.items(), start=1):
+        if options.only in (None, row):
             print(f"{number}/{len(runs)}  {run.folder}", flush=True)
-            train(run, options.threads)
-    found = {(run.row, run.seed): figures(run) for run in runs if finished(run)}
+            run.train(options.threads)
+    found = {(row, seed): figures(row, seed, run) for (row, seed), run in runs.items() if run.finished()}
     rows = summary(list(TABLES[options.table]), options.seeds, found)
     print(printed(rows))
     command = shlex.join(["python", "-m", "bench.experiments", *(sys.argv[1:] if argv is None else argv)])
@@ -92,66 +77,28 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def planned(options: argparse.Namespace) -> list[Run]:
-    """Seed by seed, so that a table stopped half way has whole seeds."""
+def planned(options: argparse.Namespace) -> dict[tuple[str, int], PlannedRun]:
+    """{(row, seed): run}, seed by seed, so that a table stopped half way has whole seeds."""
     size = ("--size", options.size, "--dataset", options.dataset)
     steps = () if options.steps is None else ("--steps", str(options.steps))
     shared = QUICK if options.quick else (*size, *steps)
-    return [
-        Run(
-            row, seed, options.folder / options.table / f"{row}-{seed}",
+    return {
+        (row, seed): PlannedRun(
+            options.folder / options.table / f"{row}-{seed}",
             (*shared, "--seed", str(seed), *COMMON, *shlex.split(flags)),
+            {"commit": commit()},
         )
         for seed in options.seeds
         for row, flags in TABLES[options.table].items()
-    ]  # fmt: skip
+    }
 
 
-# ---- one run -------------------------------------------------------------------------------------------------------
-
-
-def train(run: Run, threads: int | None) -> None:
-    """Train what is left of a run."""
-    if finished(run):
-        return
-    if not any(run.folder.glob("checkpoints/step-*")):
-        shutil.rmtree(run.folder, ignore_errors=True)  # stopped before its first checkpoint: nothing to go on from
-    if run.folder.exists():
-        arguments: Sequence[str] = ("--resume", "--quiet")
-    else:
-        arguments = run.arguments
-        write(run.note, {"arguments": list(arguments), "commit": commit()})
-    command = ["-m", "ebmvk.train", "--run-dir", str(run.folder), *arguments]
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    status = subprocess.run([sys.executable, *command], env=environment, check=False).returncode  # noqa: S603
-    if status:
-        raise SystemExit(f"python {shlex.join(command)} ended with status {status}; once mended, run this again")
-
-
-def finished(run: Run) -> bool:
-    """Whether the run is done. SystemExit where the folder has a run of other arguments: figures must not mix."""
-    if not run.note.is_file():
-        if run.folder.exists():
-            raise SystemExit(f"{run.folder} was not made by this command; take another --folder")
-        return False
-    arguments = json.loads(run.note.read_text(encoding="utf-8"))["arguments"]
-    if arguments != list(run.arguments):
-        raise SystemExit(f"{run.folder} was trained with {shlex.join(arguments)}; take another --folder")
-    return bool(_events(run, "end"))
-
-
-def _events(run: Run, event: str) -> list[dict[str, Any]]:
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]
-
-
-def figures(run: Run) -> dict[str, Any]:
+def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
     """Of a finished run: its figures on the whole validation split, and what made them."""
-    start, end = (_events(run, event)[-1] for event in ("start", "end"))
+    start, end = (run.events(event)[-1] for event in ("start", "end"))
     return {
-        "row": run.row,
-        "seed": run.seed,
+        "row": row,
+        "seed": seed,
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl_word": end["validation"]["ppl_word"],
         "minutes": end["progress"]["seconds"] / 60,
@@ -160,8 +107,8 @@ def figures(run: Run) -> dict[str, Any]:
         "steps": end["step"],
         "torch": start["torch"],
         "threads": start["threads"],
-        "command": shlex.join(["python", "-m", "ebmvk.train", "--run-dir", str(run.folder), *run.arguments]),
-        "commit": json.loads(run.note.read_text(encoding="utf-8"))["commit"],
+        "command": run.command,
+        "commit": run.started_with()["commit"],
     }
 
 
@@ -173,9 +120,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
-def summary(
-    rows: Sequence[str], seeds: Sequence[int], found: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def summary(rows: Sequence[str], seeds: Sequence[int], found: Found) -> list[dict[str, Any]]:
     """A line per row that has a run: figures over seeds, and nats per token less the first row's, seed by seed."""
     lines = []
     for row in rows:

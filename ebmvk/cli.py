@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare-corpus": "text files repaired, normalised, without repeats, put together for training",
     "analyze-corpus": "what a corpus is like: tokens, documents, and what to train on it",
     "init-tokenizer": "a tokenizer of one's own, for --tokenizer FILE",
+    "sweep": "a table of training runs with verdicts, resumable and parallel, and a search beyond it",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
@@ -198,6 +199,15 @@ def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
     for i, arg in enumerate(args):
         if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):
             out[i] = f"{name}={value}"
+    return out
+
+
+def joined(args: Sequence[str], name: str) -> list[str]:
+    """`name value` as one argument: the value may look like a flag itself."""
+    out, rest = [], iter(args)
+    for arg in rest:
+        value = next(rest, None) if arg == name else None
+        out.append(arg if value is None else f"{arg}={value}")
     return out
 
 

@@ -60,5 +60,9 @@ class DeviceLost(DeviceError):
     """The device was lost or hung. No result of the failed submission is ever returned."""
 
 
+class RunFailed(EbmvkError):
+    """A training run in a process of its own ended with an error, which it has printed."""
+
+
 class NonFinite(EbmvkError):
     """A loss, gradient or result is NaN or infinite; the first bad tensor is named."""

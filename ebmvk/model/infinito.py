@@ -99,11 +99,11 @@ class Infinito(GPT):
         if not self.training or cache is not None:
             return x, {}
         with torch.autocast(x.device.type, enabled=False):
-            return x, {"phi": 1 - phi(hidden_units(x))}
+            return x, {"phi": 1 - phi(hidden_units(x)).float()}
 
 
 def hidden_units(x: Tensor) -> Tensor:
-    """(B T, UNITS) float32 of the residual stream (B, T, d): coordinates evenly spread."""
+    """(B T, UNITS) float64 of the residual stream (B, T, d): coordinates evenly spread."""
     width = x.shape[-1]
     chosen = torch.linspace(0, width - 1, min(UNITS, width)).round().long().to(x.device)
-    return rms_norm(x).flatten(0, -2)[:, chosen].float()
+    return rms_norm(x).flatten(0, -2)[:, chosen].double()

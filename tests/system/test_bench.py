@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from bench.measure import chain_problem, unit
 from ebmvk import train
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import select
-from ebmvk.errors import DeviceError
+from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.splats.store import SplatStore
+from ebmvk.training import runs
 
 N, D, K, B = 60, 12, 5, 7
 
@@ -111,31 +111,11 @@ def test_experiments_train_once_and_compare_with_the_first_row(
     assert [row["difference"] for row in result["rows"]] == [None, {"mean": gap, "std": None, "seeds": 1}]
     assert f"{gap:+.4f}" in capfd.readouterr().out
 
-    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
     experiments.main([*args, "--json", str(path)])
     assert json.loads(path.read_text(encoding="utf-8"))["runs"] == result["runs"]
-    with pytest.raises(SystemExit, match="was trained with"):  # --quick is another size
+    with pytest.raises(ConfigError, match="was trained with"):  # --quick is another size
         experiments.main([*args[1:]])
-
-
-def test_experiments_go_on_with_what_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EBMVK_COMMIT", "of today")
-    commands: list[list[str]] = []
-
-    def fails(command: list[str], **_: Any) -> Any:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 1)
-
-    monkeypatch.setattr(experiments.subprocess, "run", fails)
-    run = experiments.Run("plain", 1, tmp_path / "plain-1", ("--size", "nano"))
-    for resumed in (False, False, True):  # without a checkpoint there is nothing to go on from
-        with pytest.raises(SystemExit, match="status 1"):
-            experiments.train(run, None)
-        assert ("--resume" in commands[-1], "nano" in commands[-1]) == (resumed, not resumed)
-        (run.folder / "checkpoints" / ("step-3" if len(commands) == 2 else "")).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "other-1").mkdir()
-    with pytest.raises(SystemExit, match="not made by this command"):
-        experiments.finished(experiments.Run("other", 1, tmp_path / "other-1", ()))
 
 
 def test_experiments_are_paired_by_seed() -> None:

@@ -64,6 +64,8 @@ _FLAGS = {
         --device --json --no-json""",
     "attention": """
         --checkpoint --out --text --tokens --data-dir --device""",
+    "sweep": """
+        --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
     "doctor": """
         --device --json --no-json""",
     "certify": """
@@ -290,7 +292,7 @@ def test_report_is_one_file_with_curves_and_the_trigram(trained: Path) -> None:
     page.feed(source)
     assert page.tags.count("svg") >= 5
     assert "script" not in page.tags
-    assert [link for link in page.links if not link.startswith(("#", "data:,"))] == []
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
     assert "http" not in source
     for words in (
         "Training loss",

@@ -81,6 +81,19 @@ def test_shuffling_what_units_have_in_common_takes_it_away() -> None:
     assert float(phi(x * torch.logspace(-3, 3, 6, dtype=F64) + 5)) == pytest.approx(float(phi(x)), abs=1e-6)
 
 
+def test_a_silent_unit_is_cut_off() -> None:
+    """And gets a gradient that is a number."""
+    x = torch.randn(300, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    x[:, 1:] += x[:, :1]
+    x[:, 2] = 0.7
+    x.requires_grad_()
+    found = phi(x)
+    found.backward()
+    assert float(found) == pytest.approx(0, abs=1e-6)
+    assert x.grad is not None
+    assert bool(torch.isfinite(x.grad).all())
+
+
 def test_phi_stays_below_one_and_has_a_gradient() -> None:
     x = torch.randn(50, 1, dtype=F64, generator=torch.Generator().manual_seed(0)).expand(-1, 5).clone()
     assert 0.99 < float(phi(x)) < 1  # five copies of one unit
