@@ -33,7 +33,8 @@ class AttentionMap:
     @property
     def entropy(self) -> Tensor:
         """(H,) nats, mean over positions: 0 where a head looks at one token only."""
-        return -torch.special.xlogy(self.weights, self.weights).sum(-1).mean(-1)
+        information: Tensor = torch.special.xlogy(self.weights, self.weights)
+        return -information.sum(-1).mean(-1)
 
     @property
     def distance(self) -> Tensor:

@@ -165,7 +165,8 @@ def search(
     left = trials - len(study.get_trials(states=(complete,)))
     if left > 0:
         study.optimize(objective, n_trials=left, n_jobs=jobs)
-    done = sorted(study.get_trials(states=(complete,)), key=lambda trial: trial.value)
-    return [
-        {"experiment": f"trial {trial.number}", "values": trial.params, **trial.user_attrs["figures"]} for trial in done
+    rows = [
+        {"experiment": f"trial {trial.number}", "values": trial.params, **trial.user_attrs["figures"]}
+        for trial in study.get_trials(states=(complete,))
     ]
+    return sorted(rows, key=lambda row: row["nats_per_token"])
