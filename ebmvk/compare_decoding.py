@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ class CompareCommand:
     json: bool = False  # Print one JSON object instead of a table.
 
 
+REPEATS = 0.02  # of the tokens, beyond human text, from which repetition is worth a word
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(CompareCommand)})
 
 
@@ -86,7 +87,7 @@ def _compare(command: CompareCommand) -> int:
     if command.json:
         print(json.dumps({"checkpoint": str(run.checkpoint.path), "seed": command.seed, "rows": rows}))
     else:
-        print("\n".join(_lines(rows)))
+        print("\n".join([*_lines(rows), *_advice(rows)]))
     return 0
 
 
@@ -109,6 +110,16 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *body)
     ]
+
+
+def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each strategy that repeats itself more than people do."""
+    usual = rows[0]["repetition_rate"]
+    for row in rows[1:]:
+        if row["repetition_rate"] > usual + REPEATS:
+            settings = row["settings"]
+            more = "--no-repeat-ngram 4" if settings.get("repetition_penalty", 1) > 1 else "--repetition-penalty 1.2"
+            yield f"{row['strategy']} repeats itself more than human text: add {more}"
 
 
 def _figure(value: float | None, form: str) -> str:

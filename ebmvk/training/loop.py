@@ -6,10 +6,12 @@ import dataclasses
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any, Literal
 
@@ -20,10 +22,11 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite
+from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, OutOfMemory
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, noise, optim
+from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.losses import Losses, objective
@@ -32,6 +35,7 @@ from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matc
 from ebmvk.training.soc import TrainingSoc
 from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
+LAST = 50  # steps whose mean loss is what training text costs
 LOOKED_AT = 32  # tokens of validation whose attention the report shows
 EXPERT_TOKENS = 4096  # of validation, by which the report says what experts specialise in
 SCORED_TOKENS = 512  # of validation, for the score-matching figures
@@ -116,6 +120,7 @@ class Trainer:
         )
         self.progress = Progress()
         self._first_batch = 0
+        self._last_ce: deque[float] = deque(maxlen=LAST)
         self._unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
@@ -233,9 +238,15 @@ class Trainer:
         torch.manual_seed(step_seed(config.run.seed, step))
         tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
         self.optimizer.zero_grad()
-        losses = self._differentiated(tokens, step)
+        try:
+            losses = self._differentiated(tokens, step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(tokens, step) from error
         parts = {name: float(value) for name, value in losses.parts.items()}
         self._refuse_non_finite(losses.total, parts)
+        self._last_ce.append(parts["ce"])
         lr = optim.lr_at(step, config.training)
         norm = self.optimizer.step(lr)
         found = self.soc.after(step + 1, self._first_batch + step, losses, tokens) if self.soc else None
@@ -254,6 +265,36 @@ class Trainer:
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
+
+    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> OutOfMemory:
+        """What to raise: with the largest batch, halved and halved again, that has been seen to fit."""
+        training = self.config.training
+        rows = training.batch_size
+        while rows > 1:
+            rows //= 2
+            if self._fits(tokens[:rows], step):
+                parts = -(-training.windows_per_step // rows)
+                hint = f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
+                break
+        else:
+            hint = f"--gradient-checkpointing, or a new run with --seq-length {self.config.data.seq_length // 2}"
+        self.optimizer.zero_grad()
+        if step:
+            self.save()
+        return OutOfMemory(
+            f"step {step + 1}: no memory for --batch-size {training.batch_size}; what was learned before is saved",
+            hint=f"continue with --resume --run-dir {self.folder} {hint}",
+        )
+
+    def _fits(self, tokens: torch.Tensor, step: int) -> bool:
+        self.optimizer.zero_grad()
+        try:
+            self._differentiated(tokens, step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
         """Losses of a step, part after part of its windows; their gradients are added up in the parameters."""
@@ -362,11 +403,24 @@ class Trainer:
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
+        for line in self._advice(found):
+            self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
                 f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without"
             )
+
+    def _advice(self, found: Likelihood) -> Iterator[str]:
+        last, progress = self._last_ce, self.progress
+        return advice(
+            self.config,
+            perplexity=found.ppl_token,
+            nats=found.nats_per_token,
+            train_nats=fmean(last) if last else found.nats_per_token,
+            rate=progress.tokens / max(progress.seconds, 1e-9),
+            epochs=progress.windows / self.batches.windows,
+        )
 
 
 def _figures(found: Likelihood) -> str:

@@ -488,3 +488,26 @@ def test_errors_are_all_of_one_family() -> None:
     for kind in (CheckpointError, StorageError, NonFinite):
         assert issubclass(kind, EbmvkError)
         assert kind.exit_status == 2
+
+
+def test_too_large_a_batch_is_told_which_one_fits(
+    train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Memory for three windows at most, from the third step on: what fits is tried, and the run goes on with it."""
+    objective, calls = loop.objective, iter(range(1000))
+
+    def hungry(model: Any, tokens: Any, *args: Any, **more: Any) -> Any:
+        if len(tokens) > 3 and next(calls) >= 2:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return objective(model, tokens, *args, **more)
+
+    monkeypatch.setattr(loop, "objective", hungry)
+    run = tmp_path / "run"
+    with pytest.raises(
+        AssertionError, match=r"step 3: no memory for --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"
+    ):
+        train(run, "--batch-size", 8)
+    train(run, "--resume", "--batch-size", 2, "--accumulation-steps", 4)
+    assert [row["step"] for row in rows(run, "step")] == list(range(1, 9))

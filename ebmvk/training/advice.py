@@ -1,0 +1,49 @@
+"""What to do about a run that disappoints: a line for each sign, naming a flag and a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ebmvk.config import Config
+
+HIGH_PERPLEXITY = 100.0  # per token
+OVERFITTED = 0.5  # nats that training text is easier than validation text
+SLOW = 500.0  # tokens per second
+SHORT = 3.0  # epochs, below which there is more to learn from reading on
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, or the system, could not have the memory it asked for."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def advice(
+    config: Config, *, perplexity: float, nats: float, train_nats: float, rate: float, epochs: float
+) -> Iterator[str]:
+    """Lines about a finished run.
+
+    Args:
+        perplexity, nats: per token of validation; train_nats: per token of the last steps. rate: tokens per second.
+        epochs: passes over the training text.
+    """
+    training, model = config.training, config.model
+    if nats - train_nats > OVERFITTED:
+        yield (
+            f"validation costs {nats - train_nats:.2f} nats per token more than training text: it is learned by heart; "
+            f"take --dropout {min(0.5, model.dropout + 0.1):g} or --patience 3"
+        )
+    elif perplexity > HIGH_PERPLEXITY:
+        more = (
+            f"--steps {2 * training.steps}, as the text was read {epochs:.1f} times"
+            if epochs < SHORT
+            else f"--latent-dim {2 * model.latent_dim}, or more text"
+        )
+        yield f"perplexity {perplexity:.0f} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
+    if rate < SLOW:
+        faster = (
+            f"--size tiny, or --precision bfloat16 where the processor has it (now {training.precision})"
+            if config.data.seq_length <= 256
+            else f"--seq-length {config.data.seq_length // 2}"
+        )
+        yield f"{rate:,.0f} tokens per second are slow: take {faster}"
