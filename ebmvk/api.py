@@ -18,6 +18,7 @@ from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.decoding.strategies import GREEDY, Strategy
 from ebmvk.engine.api import Points
 from ebmvk.errors import ArgumentError, ConfigError
+from ebmvk.sphere.geometry import projx
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.evaluation import token_nats
 from ebmvk.training.memory import MEMORY_FILE, load
@@ -78,7 +79,9 @@ class Model:
         self._model = run.model.to(device.torch)
         self._memory: tuple[SplatStore, Points] | None = None
         with torch.no_grad():
-            self._points = device.backend.points(self._model.embeddings().float())
+            self._points = device.backend.points(
+                projx(self._model.embeddings().float())
+            )  # rows of any length: directions
 
     @classmethod
     def open(cls, checkpoint: str | Path, *, device: str = "auto") -> Model:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ebmvk import Model
 from ebmvk.training import loop
 
 from .conftest import Command, rows
@@ -216,3 +217,12 @@ def test_attention_and_experts_as_files_and_in_the_report(
     said = ebmvk("attention", "--checkpoint", run, "--device", device, "--tokens", 0, "--out", tmp_path)
     assert said.status == 2
     assert "--tokens 0" in said.err
+
+
+def test_a_plain_model_opens_in_python(plain: Path, device: str) -> None:
+    model = Model.open(plain, device=device)
+    assert len(model.generate("the cat", 5)) > 0
+    found = model.neighbors("the cat", 3)
+    assert [near.cosine for near in found] == sorted((near.cosine for near in found), reverse=True)
+    assert all(abs(near.cosine) <= 1 + 1e-6 for near in found)
+    assert model.embed("the cat").norm() == pytest.approx(1, abs=1e-5)
