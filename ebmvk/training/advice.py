@@ -19,16 +19,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(
-    config: Config, *, perplexity: float, nats: float, train_nats: float, rate: float, epochs: float
+    config: Config, *, perplexity: float, nats: float, train_nats: float, rose: bool, rate: float, epochs: float
 ) -> Iterator[str]:
     """Lines about a finished run.
 
     Args:
-        perplexity, nats: per token of validation; train_nats: per token of the last steps. rate: tokens per second.
+        perplexity, nats: per token of validation; train_nats: per token of the last steps; rose: validation was better
+            at an earlier step. rate: tokens per second.
         epochs: passes over the training text.
     """
     training, model = config.training, config.model
-    if nats - train_nats > OVERFITTED:
+    if rose and nats - train_nats > OVERFITTED:  # knowing the training text better does no harm while that helps
         yield (
             f"validation costs {nats - train_nats:.2f} nats per token more than training text: it is learned by heart; "
             f"take --dropout {min(0.5, model.dropout + 0.1):g} or --patience 3"

@@ -418,6 +418,7 @@ class Trainer:
             perplexity=found.ppl_token,
             nats=found.nats_per_token,
             train_nats=fmean(last) if last else found.nats_per_token,
+            rose=progress.best_step != progress.step,
             rate=progress.tokens / max(progress.seconds, 1e-9),
             epochs=progress.windows / self.batches.windows,
         )

@@ -10,21 +10,23 @@ import torch
 from ebmvk.config import Config, replace
 from ebmvk.training.advice import advice, is_out_of_memory
 
-WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rate": 5000.0, "epochs": 2.0}
+WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate": 5000.0, "epochs": 2.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "config", "said"),
     [
         ({}, {}, None),
-        ({"train_nats": 3.0}, {"dropout": 0.2}, "--dropout 0.3"),
+        ({"train_nats": 3.0}, {}, None),
+        ({"rose": True}, {}, None),
+        ({"train_nats": 3.0, "rose": True}, {"dropout": 0.2}, "--dropout 0.3"),
         ({"perplexity": 300.0}, {"steps": 100}, "--steps 200"),
         ({"perplexity": 300.0, "epochs": 9.0}, {"latent_dim": 64}, "--latent-dim 128"),
         ({"rate": 20.0}, {"seq_length": 1024}, "--seq-length 512"),
         ({"rate": 20.0}, {"seq_length": 128}, "--size tiny"),
     ],
 )
-def test_advice(changes: dict[str, float], config: dict[str, Any], said: str | None) -> None:
+def test_advice(changes: dict[str, Any], config: dict[str, Any], said: str | None) -> None:
     found = list(advice(replace(Config(), config), **(WELL | changes)))
     assert len(found) == (said is not None)
     assert said is None or said in found[0]
