@@ -79,9 +79,8 @@ class Model:
         self._model = run.model.to(device.torch)
         self._memory: tuple[SplatStore, Points] | None = None
         with torch.no_grad():
-            self._points = device.backend.points(
-                projx(self._model.embeddings().float())
-            )  # rows of any length: directions
+            # Their directions: a model that is not on the sphere has rows of any length.
+            self._points = device.backend.points(projx(self._model.embeddings().float()))
 
     @classmethod
     def open(cls, checkpoint: str | Path, *, device: str = "auto") -> Model:

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from ebmvk import cli
-from ebmvk.errors import ConfigError, StorageError
+from ebmvk.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,8 @@ def _attention(command: AttentionCommand) -> int:
     found = inspection.record(model, run.tokenizer, text[: command.tokens], validation[:EXPERT_TOKENS])
     picture = attention_picture(found)
     assert picture is not None  # every model has attention
-    try:
-        command.out.mkdir(parents=True, exist_ok=True)
-        (command.out / "attention.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-        (command.out / "attention.svg").write_text(_alone(picture), encoding="utf-8")
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StorageError(f"--out {command.out}: {why}", hint="name a folder that can be written") from None
+    cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
+    cli.write_output(command.out / "attention.svg", _alone(picture), "--out")
     print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
     for own in found["attention"]:
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__, cli
-from ebmvk.errors import ConfigError, StorageError
+from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.certification.results import Check, Sizes
@@ -69,12 +69,12 @@ def _certify(command: CertifyCommand) -> int:
     if command.json:
         record = {"ebmvk": __version__, "device": device.reason, "quick": command.quick, "seed": command.seed}
         record |= _record(found, contexts, sizes) | {"seconds": round(seconds, 1)}
-        _write(command.json, json.dumps(record, indent=1, allow_nan=False) + "\n", "--json")
+        cli.write_output(command.json, json.dumps(record, indent=1, allow_nan=False) + "\n", "--json")
     if command.plots:
         from ebmvk.report.certificate import draw
 
         for picture in found.pictures:
-            _write(command.plots / f"{picture.name}.svg", draw(picture), "--plots")
+            cli.write_output(command.plots / f"{picture.name}.svg", draw(picture), "--plots")
     return int(not found.ok)
 
 
@@ -172,16 +172,6 @@ def _row(check: Check, alpha: float) -> Record:
         for name, value in dataclasses.asdict(check).items()
     }
     return {"ok": check.ok(alpha), **row}
-
-
-def _write(path: Path, text: str, flag: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"{flag} {path} could not be written: {error.strerror or error}", hint=f"give {flag} a writable place"
-        ) from error
 
 
 if __name__ == "__main__":

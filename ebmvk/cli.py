@@ -11,13 +11,14 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from ebmvk import __version__
 from ebmvk.config import nearest
-from ebmvk.errors import ConfigError, EbmvkError
+from ebmvk.errors import ConfigError, EbmvkError, StorageError
 
 COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
@@ -209,6 +210,19 @@ def joined(args: Sequence[str], name: str) -> list[str]:
         value = next(rest, None) if arg == name else None
         out.append(arg if value is None else f"{arg}={value}")
     return out
+
+
+def write_output(path: Path, text: str, flag: str) -> None:
+    """Write the file that a flag names, whole or not at all, with its folder. Raises StorageError."""
+    from ebmvk.data.files import write_text
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {path} could not be written: {error.strerror or error}", hint=f"give {flag} a writable place"
+        ) from error
 
 
 def known_flags(fields: dict[str, Any]) -> list[str]:

@@ -23,11 +23,8 @@ from ebmvk.errors import ConfigError
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-WHOLE_SEQUENCE = (
-    "tinygpt",
-    "minillm",
-    "infinito",
-)  # models that look at all of a training window: their window is seq_length
+# Models that look at all of a training window: their window is seq_length.
+WHOLE_SEQUENCE = ("tinygpt", "minillm", "infinito")
 WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
 Source = Literal["default", "size", "stage", "file", "flag", "derived"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from ebmvk import cli
-from ebmvk.errors import ConfigError, StorageError
+from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
@@ -131,12 +131,7 @@ def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
     """A JSON object a line. Raises StorageError."""
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
-    try:
-        path.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"--output {path}: {error.strerror or error}", hint="name a file that can be written"
-        ) from None
+    cli.write_output(path, "".join(lines), "--output")
 
 
 def _generate(command: GenerateCommand) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebmvk import cli
-from ebmvk.errors import DataError, StorageError
+from ebmvk.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(command: PrepareCommand) -> int:
     from ebmvk.data.cleaning import clean
     from ebmvk.data.datasets import read_documents
-    from ebmvk.data.files import write_text
     from ebmvk.data.splitting import DOCUMENT
 
     documents = [document for path in command.input for document in read_documents(path, "--input")]
@@ -40,11 +39,7 @@ def _prepare(command: PrepareCommand) -> int:
         what = f"--input {command.input[0]}: nothing is left of {len(documents)} documents"
         raise DataError(what, hint="name files that hold text")
     text = f"\n{DOCUMENT}\n".join(cleaned.documents) + "\n"
-    try:
-        write_text(command.output, text)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StorageError(f"--output {command.output}: {why}", hint="name a file that can be written") from None
+    cli.write_output(command.output, text, "--output")
     print(
         f"documents   {len(documents):,} read, {cleaned.documents_changed:,} changed, {len(cleaned.documents):,} kept"
     )

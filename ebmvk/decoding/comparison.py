@@ -76,21 +76,20 @@ class Judge:
 
     def nats(self, begun: list[int], tokens: list[int]) -> float:
         """Nats per token of a continuation."""
-        stream = TokenStream("text", np.array([*begun, *tokens], dtype=np.int32), np.zeros(1, dtype=np.int64))
+        return float(self._after(begun, [*begun, *tokens]).mean())
+
+    def bits_per_byte(self, prompt: str, text: str) -> float:
+        """Of a continuation, in this model's own tokens: what follows as many tokens as the prompt alone has."""
+        whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
+        return float(self._after(begun, whole).sum()) / math.log(2) / max(1, len(text.encode()))
+
+    def _after(self, begun: list[int], whole: list[int]) -> torch.Tensor:
+        """Nats of the tokens of `whole` beyond the number of `begun`."""
+        stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
         device = next(self.model.parameters()).device
         stride = max(1, self.context // 2)
         found = token_nats(self.model, stream, context=self.context, stride=stride, device=device)
-        return float(found["none"][len(begun) - 1 :].mean())
-
-    def bits_per_byte(self, prompt: str, text: str) -> float:
-        """Of a continuation, in this model's own tokens: what prompt and text cost more than the prompt alone."""
-        whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
-        stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
-        device = next(self.model.parameters()).device
-        found = token_nats(self.model, stream, context=self.context, stride=max(1, self.context // 2), device=device)[
-            "none"
-        ]
-        return float(found[len(begun) - 1 :].sum()) / math.log(2) / max(1, len(text.encode()))
+        return found["none"][len(begun) - 1 :]
 
 
 def compare(

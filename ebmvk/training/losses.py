@@ -71,7 +71,8 @@ def objective(
         there = (targets >= 0).nonzero()[:, 0]
         query, targets, states = query[there], targets[there], states[there]
     with torch.autocast(device, enabled=False):
-        mean, energies = linear_cross_entropies(query, model.outputs(mu), model.bias, targets, narrow)
+        outputs = model.outputs(mu)
+        mean, energies = linear_cross_entropies(query, outputs, model.bias, targets, narrow)
         parts = {"ce": mean}
         if model.on_sphere and weights.lambda_denoise > 0:
             rows = torch.randint(
@@ -81,7 +82,7 @@ def objective(
                 *(backend, query[rows], mu, model.bias, targets[rows]),
                 k=config.langevin.knn_k,
                 generator=rng,
-                concentrations=model.concentrations(),
+                outputs=outputs,
                 kappa=noise.draw(weights, mu, len(rows), rng),
                 form=weights.denoise_form,
             )
@@ -113,7 +114,7 @@ def denoising(
     k: int,
     generator: torch.Generator,
     kappa: Tensor,
-    concentrations: Tensor | None = None,
+    outputs: Tensor | None = None,
     points: Points | None = None,
     form: Form = "cross-entropy",
 ) -> Tensor:
@@ -126,14 +127,14 @@ def denoising(
     score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
 
     query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form;
-    concentrations: (V,), the kappa_v of p(v|c).
+    outputs: (V, d), the rows of p(v|c), kappa_v mu_v; by default mu.
     """
     clean = mu.detach()[targets]
     x = sample_vmf(clean, kappa, generator=generator)
     handle = backend.points(mu.detach()) if points is None else points
     ids = candidates(backend, handle, query, bias, x, kappa, targets, k)
     law = (query, mu, bias, targets, ids, x, kappa, clean)
-    return denoising_at(backend, *law, concentrations=concentrations, points=handle, form=form)
+    return denoising_at(backend, *law, outputs=outputs, points=handle, form=form)
 
 
 def candidates(
@@ -156,7 +157,7 @@ def denoising_at(
     kappa: Tensor,
     clean: Tensor,
     *,
-    concentrations: Tensor | None = None,
+    outputs: Tensor | None = None,
     points: Points,
     form: Form,
 ) -> Tensor:
@@ -164,8 +165,7 @@ def denoising_at(
 
     Were `clean` the parameter it is a copy of, the score form would be least where all tokens are one point.
     """
-    outputs = mu if concentrations is None else mu * concentrations[:, None]
-    log_p = torch.log_softmax(F.linear(query, outputs, bias), -1).gather(-1, ids)
+    log_p = torch.log_softmax(F.linear(query, mu if outputs is None else outputs, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
     logw = log_p + log_c_ratio(kappa, mu.shape[1])[:, None]
     law = (backend, x, mu, ids, logw, kappa[:, None].expand_as(logw).contiguous(), rest.log())

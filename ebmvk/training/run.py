@@ -30,7 +30,6 @@ from ebmvk.training.workspace import (
     SAMPLES_FILE,
     TOKENIZER_FILE,
     Device,
-    OpenRun,
     check_same_model,
     find,
     new_model,
@@ -77,11 +76,14 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
         refuse_existing(job.folder)
     start = None if job.resume else open_start(job.config.training.init, say)
     if start and start.run:
-        job = _with_vocabulary_of(job, start.run)
+        why = "its embeddings belong to the tokens they were trained with"
+        have = start.run.config.data.vocab_size
+        job = _with_vocabulary(job, have, f"--init {start.run.folder}", why, ("file", "flag"))
         check_same_trunk(start.run, job.config)
     tokenizer = _tokenizer(job, start)
     if not job.resume and job.config.data.tokenizer != "bpe":
-        job = _with_size_of(job, tokenizer)
+        what = f"--tokenizer {job.config.data.tokenizer}"
+        job = _with_vocabulary(job, tokenizer.vocab_size, what, "it is not made for a number of tokens", ("flag",))
     data = job.config.data
     streams = Streams(
         *(encode_split(job.corpus, split, tokenizer, apart=data.apart) for split in ("train", "validation"))
@@ -121,29 +123,21 @@ def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
     )
 
 
-def _with_size_of(job: Job, tokenizer: Tokenizer) -> Job:
-    """The job with the vocabulary of a tokenizer that was not made for a size. Raises ConfigError where one was
-    asked for."""
-    wanted, have = job.config.data.vocab_size, tokenizer.vocab_size
-    if wanted != have and job.sources.get("vocab_size") == "flag":
+def _with_vocabulary(job: Job, have: int, what: str, why: str, binding: tuple[Source, ...]) -> Job:
+    """The job with a vocabulary that is not its size's to choose.
+
+    what: what has so many tokens, for the message; why: why no other number can be had. binding: the sources of another
+    number that are not passed over.
+
+    Raises:
+        ConfigError: another number was asked for.
+    """
+    wanted = job.config.data.vocab_size
+    if wanted != have and job.sources.get("vocab_size") in binding:
         raise ConfigError(
-            f"--vocab-size {wanted} with --tokenizer {job.config.data.tokenizer}, which has {have} tokens",
-            hint="leave --vocab-size away",
+            f"--vocab-size {wanted}: {what} has a tokenizer of {have}", why=why, hint="leave --vocab-size away"
         )
     config = check(replace_values(job.config, {"vocab_size": have}))
-    return replace(job, config=config, sources={**job.sources, "vocab_size": "derived"})
-
-
-def _with_vocabulary_of(job: Job, run: OpenRun) -> Job:
-    """The job with the vocabulary of the run it starts from. Raises ConfigError where another was asked for."""
-    wanted, have = job.config.data.vocab_size, run.config.data.vocab_size
-    if wanted != have and job.sources.get("vocab_size") in ("file", "flag"):
-        raise ConfigError(
-            f"--vocab-size {wanted}: --init {run.folder} has a tokenizer of {have}",
-            why="its embeddings belong to the tokens they were trained with",
-            hint="leave --vocab-size away",
-        )
-    config = replace_values(job.config, {"vocab_size": have})
     return replace(job, config=config, sources={**job.sources, "vocab_size": "derived"})
 
 
