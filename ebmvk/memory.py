@@ -54,7 +54,16 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.training.memory import (
+        FIT_TOKENS,
+        Fit,
+        Reading,
+        Static,
+        build_static,
+        first_documents,
+        of_training,
+        save,
+    )
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
     began = time.perf_counter()
@@ -86,10 +95,8 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
         text = train.take(first_documents(train) + 1)
         splats = static.without if static else None
     else:
-        text, reading = (
-            encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart),
-            Reading.evaluation(context),
-        )
+        validation = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart)
+        text, reading = validation.take(FIT_TOKENS + 1), Reading.evaluation(context)
         splats = static.store if static else None
     fit = Fit(model, text, reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")

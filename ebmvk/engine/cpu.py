@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from ebmvk import _cpu
 
 
-_COARSE_SIZE = 1 << 21
+_COARSE_SIZE = 1 << 21  # coordinates of a store that is read in 8 bits for any number of queries
+_COARSE_BATCH = 1 << 17  # and of one in the caches, which is where _BATCH_ROWS ask at once
+_BATCH_ROWS = 1024
 _COARSE_ROWS = 256
 _CALL_ROWS = 32
 _COARSE_DIMENSIONS = 16384
@@ -59,7 +61,8 @@ class CpuPoints:
 
     def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
         """What makes a top-k of `rows` queries faster, if anything does. It never changes a bit of the result."""
-        if not ops.use_coarse() or self.rows.numel() < _COARSE_SIZE or self.n < 16 * k or self.d > _COARSE_DIMENSIONS:
+        size = _COARSE_BATCH if rows >= _BATCH_ROWS else _COARSE_SIZE
+        if not ops.use_coarse() or self.rows.numel() < size or self.n < 16 * k or self.d > _COARSE_DIMENSIONS:
             return None
         self._asked += rows + _CALL_ROWS  # a call reads all rows once, which takes as long as the arithmetic of these
         if self._coarse is None and self._asked >= _COARSE_ROWS:  # making it costs as much as about 100 queries

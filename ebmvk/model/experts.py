@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_ROUND = 64
+
 
 class _Dispatch(torch.autograd.Function):
     """Rows order % N of x (N, D), for a permutation of A N copies; the backward gathers, where autograd's scatters."""
@@ -39,6 +41,12 @@ def _weighted(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     for j, term in enumerate(terms[1:], start=1):
         total = total + weights[:, j : j + 1] * term
     return total
+
+
+def _rounded_up(rows: Tensor) -> Tensor:
+    """With rows of zeros to a multiple of _ROUND: oneDNN compiles a kernel for every new number of rows, which takes as
+    long as several products."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % _ROUND))
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class MixtureOfExperts(nn.Module):
         inverse = torch.argsort(order)
         sizes = torch.bincount(chosen, minlength=self.experts).tolist()
         groups = torch.split(_dispatch(x, order, inverse), sizes)
-        done = torch.cat([self.expert(i, group) for i, group in enumerate(groups)])
+        done = torch.cat([self.expert(i, _rounded_up(group))[: len(group)] for i, group in enumerate(groups)])
         copies = torch.split(_dispatch(done, inverse, order), len(x))
         return _weighted(routing.weights, copies)
 

@@ -28,7 +28,7 @@ def cluster(
     backend: Backend,
     seed: int,
     marks: Tensor | None = None,
-    rounds: int = 8,
+    rounds: int = 4,
 ) -> Tensor:
     """Owner (n,) int64 of each state (n, d), of any floating dtype, one of at most `splats`; deterministic by seed.
 

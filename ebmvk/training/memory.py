@@ -39,7 +39,7 @@ KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
-FIT_TOKENS = 100_000  # of the training text, where memories are fitted on that
+FIT_TOKENS = 100_000  # of the text that some 30 numbers are fitted on, at most
 Say = Callable[[str], None]
 
 

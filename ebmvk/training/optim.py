@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ebmvk.config import TrainingConfig
 from ebmvk.errors import CheckpointError
+from ebmvk.training.muon import Muon
 
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
 TABLE_RATES = {"points": 2.0, "table": 3.0}  # of the tokens' rows, by name: directions on the sphere, free vectors
@@ -55,11 +56,11 @@ class Optimizer:
         ]
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
-        self.muon = torch.optim.Muon(
+        self.muon = Muon(
             [named[name] for name in sorted(hidden)],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         )
         self.adam = torch.optim.AdamW(
             groups,
@@ -80,7 +81,7 @@ class Optimizer:
         for optimizer in (self.muon, self.adam):
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)
-            optimizer.step()  # type: ignore[no-untyped-call]
+            optimizer.step()
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:

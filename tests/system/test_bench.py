@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, memory, ops, peers, torch_chains
+from bench import approximate, experiments, memory, models, ops, peers, torch_chains
 from bench.measure import chain_problem, unit
 from ebmvk import train
 from ebmvk.data.windows import TokenStream
@@ -157,6 +157,13 @@ def test_halves_are_whole_documents() -> None:
     assert (other.tokens.tolist(), other.starts.tolist()) == (list(range(55, 100)), [0, 15])
     first, other = memory.halves(TokenStream("x", np.arange(9), np.array([0]), False))
     assert (len(first), len(other), other.starts.tolist()) == (4, 5, [0])
+
+
+def test_models_compares_the_plain_way_with_ours(tmp_path: Path) -> None:
+    result = ran(models, tmp_path, "--quick")
+    assert [row["compared"] for row in result["ratios"]] == list(models.COMPARED)
+    for row in result["ratios"]:
+        assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"])
 
 
 def test_random_merging_keeps_mass_and_reaches_its_size() -> None:

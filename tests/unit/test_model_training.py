@@ -16,7 +16,7 @@ from ebmvk.errors import CheckpointError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.sphere.vmf import sample_vmf
-from ebmvk.training import cross_entropy, losses, optim
+from ebmvk.training import cross_entropy, losses, muon, optim
 from ebmvk.training.cross_entropy import linear_cross_entropy
 from ebmvk.training.score_matching import score_matching
 
@@ -240,10 +240,10 @@ def test_state_of_another_model_is_refused() -> None:
 def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
-    muon = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
+    hidden = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
     adam = {id(p) for group in optimizer.adam.param_groups for p in group["params"]}
-    assert not muon & adam
-    assert muon | adam == {id(p) for p in net.parameters()}
+    assert not hidden & adam
+    assert hidden | adam == {id(p) for p in net.parameters()}
     assert id(net.points) in adam
     plain = model(model="plain")
     rates = {
@@ -253,7 +253,38 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
         id(block.attention.temperature): optim.SCALAR_RATE for block in plain.blocks
     }
     assert id(net.decoder.moe.router.weight) in adam
-    assert id(net.trunk.blocks[0].up.weight) in muon
+    assert id(net.trunk.blocks[0].up.weight) in hidden
+
+
+def test_muon_of_many_matrices_is_torchs_of_one_after_another() -> None:
+    torch.manual_seed(0)
+    shapes = [(8, 20), (8, 20), (20, 8), (5, 5), (8, 20)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    together = muon.Muon(ours, lr=0.02, weight_decay=0.1)
+    one_by_one = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = None if step == 2 and i == 1 else torch.randn(a.shape)  # one that took no part stays where it is
+            b.grad = None if a.grad is None else a.grad.clone()
+        together.step()
+        one_by_one.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # the products round to bfloat16 in another order
+        torch.testing.assert_close(together.state[a]["momentum_buffer"], one_by_one.state[b]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 30), (2, 30, 7), (1, 16, 16)])
+def test_orthogonalised_matrices_have_their_singular_vectors_and_values_near_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    matrices = torch.randn(shape)
+    found = muon.orthogonalized(1e-3 * matrices, torch.float32)  # whatever their size
+    torch.testing.assert_close(found, muon.orthogonalized(matrices, torch.float32))
+    values = torch.linalg.svdvals(found)
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    diagonal = u.mT @ found @ vh.mT
+    torch.testing.assert_close(diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=1e-4, rtol=0)
 
 
 def test_schedule_warms_up_peaks_and_ends_at_zero() -> None:

@@ -1,0 +1,198 @@
+"""`python -m bench.models`: what the models cost to train and to read text from, beside plain ways of the same work.
+
+cache: one text of 256 tokens of a Mini-LLM of the small preset with random weights, and the same by reading everything
+again for each token. texts: eight together, and one by one.
+
+training: a TinyGPT of the small preset in our trainer, with everything that it does (its optimiser, checks, records and
+the checkpoint at the end of a round), and the same model in the loop that one writes on an afternoon: random windows,
+cross-entropy of the logits, AdamW, nothing recorded.
+
+experts: a step of the trainer for a TinyGPT without experts, and with four of which each token visits one: equal active
+parameters.
+
+Ratios are medians of interleaved rounds, of the plain way over ours: above 1 means that ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bench.measure import Work, facts, interleaved, introduce, write
+from ebmvk.config import Config, LangevinConfig, read_toml, replace
+from ebmvk.data.datasets import resolve
+from ebmvk.data.tokenizer import character_tokenizer, train_tokenizer
+from ebmvk.data.windows import TokenStream
+from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.model.build import build_model
+from ebmvk.model.language import LanguageModel
+from ebmvk.presets import fast_precision
+from ebmvk.train import RECIPES
+from ebmvk.training.loop import Streams, Trainer
+from ebmvk.training.monitor import Monitor
+from ebmvk.training.workspace import Device, new_model, open_device
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """tokens: written by each text; steps: of a training round; rows: windows of 64 in a batch for experts."""
+
+    vocab_size: int
+    tokens: int
+    steps: int
+    rows: int
+
+
+FULL, QUICK = Sizes(8192, 256, 40, 32), Sizes(300, 8, 2, 2)
+TEXTS, PROMPT = 8, "the quick brown fox "
+Pair = tuple[Work, Work]
+"""The plain way and ours."""
+
+
+def recipe(name: str, **more: object) -> Config:
+    """The configuration of a preset, in the precision that training takes here."""
+    values = read_toml(RECIPES / f"{name}.toml") | {"precision": fast_precision()} | more
+    windows = dict.fromkeys(("context_local", "context_medium", "context_global"), values["seq_length"])
+    return replace(Config(), {**values, **windows})
+
+
+# ---- generation ----------------------------------------------------------------------------------------------------
+
+
+def _generator(device: Device, of: Sizes) -> Generator:
+    config = recipe("minillm-small")
+    tokenizer = train_tokenizer(resolve("builtin"), of.vocab_size)
+    torch.manual_seed(0)
+    model = build_model(config.model, tokenizer.vocab_size).to(device.torch).eval()
+    with torch.no_grad():
+        model.bias[tokenizer.eos_id] = -1e4  # no text ends early
+    return Generator(model, tokenizer, device.backend, LangevinConfig())
+
+
+def cache(device: Device, of: Sizes, _: Path) -> Pair:
+    generator = _generator(device, of)
+    ids, how = generator.tokenizer.encode_prompt(PROMPT).tolist(), Decoding(of.tokens, sampler="exact")
+    return lambda: read_again(generator.model, ids, of.tokens), lambda: generator.generate([PROMPT], how)
+
+
+def texts(device: Device, of: Sizes, _: Path) -> Pair:
+    generator = _generator(device, of)
+    prompts, how = [PROMPT * (1 + i) for i in range(TEXTS)], Decoding(of.tokens, sampler="exact")
+    together = partial(generator.generate, prompts, how, batch_size=TEXTS)
+    return partial(generator.generate, prompts, how, batch_size=1), together
+
+
+@torch.no_grad()
+def read_again(model: LanguageModel, ids: list[int], tokens: int) -> list[int]:
+    """Draws each token from the logits of everything before it."""
+    device = model.bias.device
+    for _ in range(tokens):
+        logits = model.logits(model(torch.tensor([ids], device=device)))[0, -1]
+        ids = [*ids, int(torch.multinomial(torch.softmax(logits, dim=-1), 1))]
+    return ids
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def training(device: Device, of: Sizes, folder: Path) -> Pair:
+    config = recipe("tinygpt-small")
+    plain = plain_loop(_trainer(config, device, folder / "plain").model, config, of.steps)
+    return plain, _rounds(_trainer(config, device, folder / "ours"), of.steps)
+
+
+def experts(device: Device, of: Sizes, folder: Path) -> Pair:
+    shared = {"batch_size": of.rows, "moe_experts": 4, "moe_active": 1}
+    dense, sparse = recipe("tinygpt-small", **shared), recipe("tinygpt-small", **shared, use_moe=True)
+    return (
+        _rounds(_trainer(dense, device, folder / "dense"), of.steps),
+        _rounds(_trainer(sparse, device, folder / "sparse"), of.steps),
+    )
+
+
+def _trainer(config: Config, device: Device, folder: Path) -> Trainer:
+    tokenizer = character_tokenizer(resolve("builtin"))
+    ids = np.random.default_rng(0).integers(tokenizer.vocab_size, size=100_000).astype(np.int32)
+    stream = TokenStream("random", ids, np.zeros(1, dtype=np.int64), word_level=False)
+    never = {"eval_every": 10**9, "save_every": 10**9, "steps": 10**8}
+    config = replace(config, never)
+    folder.mkdir()
+    monitor = Monitor(folder, quiet=True, log_every=config.logging.log_every, total=config.training.steps, done=0)
+    monitor.__enter__()
+    model = new_model(config, tokenizer, stream)
+    return Trainer(config, folder, model, tokenizer, Streams(stream, stream), device, monitor, lambda _: {})
+
+
+def _rounds(trainer: Trainer, steps: int) -> Work:
+    return lambda: trainer.run(stop_after=steps)
+
+
+def plain_loop(model: LanguageModel, config: Config, steps: int) -> Work:
+    """What one writes first; the same model, precision, batch and clipping."""
+    training, length = config.training, config.data.seq_length
+    device = model.bias.device
+    text = torch.from_numpy(np.random.default_rng(0).integers(len(model.bias), size=100_000))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+    def work() -> None:
+        for _ in range(steps):
+            starts = torch.randint(len(text) - length, (training.batch_size,)).tolist()
+            x, y = (torch.stack([text[i + s : i + s + length] for i in starts]).to(device) for s in (0, 1))
+            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+                logits = model.logits(model(x))
+                loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
+            optimizer.step()
+
+    return work
+
+
+COMPARED: dict[str, Callable[[Device, Sizes, Path], Pair]] = {
+    "cache": cache,
+    "texts": texts,
+    "training": training,
+    "experts": experts,
+}
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="as of the commands: cpu, cuda, vulkan, ...")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds; medians are reported")
+    parser.add_argument("--threads", type=int, default=None, help="of torch; by default all")
+    parser.add_argument("--only", choices=COMPARED, nargs="+", help="these comparisons, instead of all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    of, device = QUICK if options.quick else FULL, open_device(options.device)
+    where = facts(device.backend, "bench.models", argv)
+    introduce(where)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        for title in options.only or COMPARED:
+            plain, ours = COMPARED[title](device, of, Path(name))
+            timing = interleaved({"plain": plain, "ours": ours}, options.repeats)
+            medians = {f"{which}_s": own.median for which, own in timing.items()}
+            found.append({"compared": title, "ratio": medians["plain_s"] / medians["ours_s"], **medians})
+            print("{compared:<12}{ratio:7.2f} times as fast: {ours_s:.3f} s, not {plain_s:.3f} s".format(**found[-1]))
+    write(options.json, {"device": where, "sizes": vars(of), "ratios": found})
+
+
+if __name__ == "__main__":
+    main()
