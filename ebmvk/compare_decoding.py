@@ -47,15 +47,13 @@ def _compare(command: CompareCommand) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.decoding.comparison import Judge, Passages, compare
     from ebmvk.decoding.generate import Generator
-    from ebmvk.decoding.strategies import NAMED
+    from ebmvk.decoding.strategies import NAMED, named
     from ebmvk.training.workspace import OpenRun, open_device, open_run
 
     for name in ("prompts", "prompt_tokens", "max_tokens"):
         if (value := getattr(command, name)) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
-    for name in command.strategy:
-        if name not in NAMED:
-            raise ConfigError(f"--strategy {name!r}: no such strategy", hint=f"take one of {', '.join(NAMED)}")
+    strategies = {name: named(name) for name in command.strategy or NAMED}
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -77,7 +75,7 @@ def _compare(command: CompareCommand) -> int:
         own,
         judge(other) if other else None,
         passages,
-        {name: NAMED[name] for name in command.strategy or NAMED},
+        strategies,
         sampler=command.sampler,
         length=command.max_tokens,
         seed=command.seed,

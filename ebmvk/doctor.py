@@ -1,7 +1,8 @@
-"""`ebmvk doctor`, `python -m ebmvk.doctor`: what this machine offers, and whether every operation is right on it.
+"""`ebmvk doctor`, `python -m ebmvk.doctor`: what this machine offers, and whether every operation is right on it; or
+whether a checkpoint is sound, in seconds and without its text.
 
-Exit status: 0 when every operation is right on every device that was tried; 1 when one is wrong or fails, or when what
-`--device auto` would take cannot be opened; 2 for an unknown flag, or a `--device` that cannot be had.
+Exit status: 0 when everything that was tried is right; 1 when an operation is wrong or fails, or when what `--device
+auto` would take cannot be opened; 2 for an unknown flag, or a `--device` or checkpoint that cannot be had.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -22,13 +25,16 @@ from ebmvk.errors import DeviceError
 if TYPE_CHECKING:
     from ebmvk.engine import Backend
     from ebmvk.engine.selftest import Check
+    from ebmvk.training.workspace import Device, OpenRun
 
 Record = dict[str, Any]
+TOKENS = 24  # of the text that a checkpoint writes
 
 
 @dataclass(frozen=True)
 class DoctorCommand:
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None  # Only this one; by default all there are.
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Look at a run or checkpoint instead.
     json: bool = False  # Print one JSON object instead of lines.
 
 
@@ -44,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(command: DoctorCommand) -> int:
     from ebmvk.engine import explain, select
 
+    if command.checkpoint:
+        return _look_at(command.checkpoint, command.device or "cpu", as_json=command.json)
     record: Record = {"ebmvk": __version__, "machine": _machine(), "vulkan": _vulkan(), "auto": explain("auto")}
     if command.device is not None:
         backend = select(command.device)  # a typed error, status 2, where it cannot be had
@@ -55,6 +63,49 @@ def _doctor(command: DoctorCommand) -> int:
     record["status"] = _status(record)
     print(json.dumps(record, indent=2, allow_nan=False) if command.json else "\n".join(_lines(record)))
     return int(record["status"])
+
+
+def _look_at(path: Path, device: str, *, as_json: bool) -> int:
+    """Opening it checks files, shapes and numbers; then come the token law, and a text written and read again."""
+    from ebmvk.training.workspace import open_device, open_run
+
+    run, opened = open_run(path, "--checkpoint", lambda text: print(text, file=sys.stderr)), open_device(device)
+    began = perf_counter()
+    found = [
+        {"check": name, "ok": error <= most, "error": error, "most": most} for name, error, most in _errors(run, opened)
+    ]
+    status = int(not all(row["ok"] for row in found))
+    size = sum(parameter.numel() for parameter in run.model.parameters())
+    record = {"checkpoint": str(run.checkpoint.path), "step": run.checkpoint.step, "parameters": size, "checks": found}
+    if as_json:
+        print(json.dumps(record | {"status": status}, indent=2, allow_nan=False))
+        return status
+    print(f"{run.checkpoint.path}, step {run.checkpoint.step:,}: {run.config.model.model}, {size:,} parameters")
+    for row in found:
+        verdict = "ok    " if row["ok"] else "WRONG "
+        print(f"  {verdict} {row['check']:<50} {row['error']:.1e} (at most {row['most']:g})")
+    print(f"{'something is wrong; see above' if status else 'sound'}; {perf_counter() - began:.1f} s")
+    return status
+
+
+def _errors(run: OpenRun, device: Device) -> Iterator[tuple[str, float, float]]:
+    """(what, found, most) of everything that a checkpoint's model has to keep to, whatever its text was."""
+    import torch
+
+    from ebmvk.decoding.generate import Decoding, Generator
+    from ebmvk.model.cache import Cache
+
+    model = run.model.to(device.torch).eval()
+    generator = Generator(model, run.tokenizer, device.backend, run.config.langevin)
+    text = generator.generate([""], Decoding(TOKENS, sampler="exact"))[0]
+    ids = torch.tensor([[run.tokenizer.eos_id, *text.tokens]], device=device.torch)
+    with torch.no_grad():
+        whole, cache = model(ids), Cache(torch.zeros(1, dtype=torch.int64, device=device.torch))
+        parts = [model.logits(model.extend(part, cache)) for part in torch.split(ids, 5, dim=1)]
+        logits, log_p = model.logits(whole), model.log_p_lex(whole)
+    yield "sum of p(v|c) less 1", float((log_p.double().exp().sum(-1) - 1).abs().max()), 1e-4
+    apart, scale = (torch.cat(parts, dim=1) - logits).abs().max(), logits.abs().max() + 1
+    yield ("logits with a cache less those without, relative", float(apart / scale), 1e-5)
 
 
 def _machine() -> Record:

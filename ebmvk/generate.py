@@ -18,6 +18,7 @@ from ebmvk.errors import ConfigError
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
     from ebmvk.decoding.strategies import Strategy
+    from ebmvk.training.workspace import OpenRun
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class GenerateCommand:
     prompt: tuple[str, ...] = ()  # Text to continue; several prompts give several texts. None: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
     batch_generate: bool = False  # Each line of --prompt-file is a prompt of its own.
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     max_tokens: int = 100  # Most tokens to write.
+    strategy: str = "sampling"  # A name of `ebmvk compare-decoding`; the flags below change it.
     greedy: bool = False  # Always the most probable token.
     temperature: float = 1.0  # Of the token law; 1 is the law whose perplexity is reported.
     top_k: int = 0  # Only the k most probable tokens; 0: all.
@@ -52,7 +55,9 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(GenerateC
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _generate(cli.parse(GenerateCommand, args, command="generate", known=FLAGS)))
+    return cli.run(
+        lambda: _generate(cli.parse(GenerateCommand, args, command="generate", known=FLAGS), cli.flags_in(args))
+    )
 
 
 def _check(command: GenerateCommand) -> None:
@@ -65,17 +70,18 @@ def _check(command: GenerateCommand) -> None:
         raise ConfigError("--stop has an empty string", why="every text has that", hint="give the text to stop at")
 
 
-def _strategy(command: GenerateCommand) -> Strategy:
-    from ebmvk.decoding.strategies import GREEDY, Strategy, changed
+def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
+    """The one named, with what flags change."""
+    from ebmvk.decoding.strategies import GREEDY, Strategy, named
 
-    names = [entry.name for entry in dataclasses.fields(Strategy)]
-    strategy = Strategy(**{name: getattr(command, name) for name in names})
+    own = {entry.name for entry in dataclasses.fields(Strategy)} & {flag[2:].replace("-", "_") for flag in given}
+    strategy = dataclasses.replace(named(command.strategy), **{name: getattr(command, name) for name in own})
     if not command.greedy:
         return strategy
-    if other := set(changed(strategy)) & {"temperature", "top_k", "top_p", "min_p", "typical_p"}:
-        name = min(other)
+    chosen = own & {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+    if other := min(chosen, default="strategy" if "--strategy" in given else None):
         raise ConfigError(
-            f"--greedy with --{name.replace('_', '-')} {getattr(strategy, name):g}",
+            f"--greedy with --{other.replace('_', '-')} {getattr(command, other)}",
             why="the most probable token is the same whatever is left out below it",
             hint="leave one of the two away",
         )
@@ -134,9 +140,21 @@ def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
     cli.write_output(path, "".join(lines), "--output")
 
 
-def _generate(command: GenerateCommand) -> int:
+def _check_tokenizer(given: Path, run: OpenRun) -> None:
+    """Raises ConfigError where a file is not the tokenizer that a run was trained with."""
+    from ebmvk.data.tokenizer import Tokenizer
+
+    if Tokenizer.load(given).digest() != run.tokenizer.digest():
+        raise ConfigError(
+            f"--tokenizer {given} is not the one that {run.folder} was trained with",
+            why="its tokens would be others",
+            hint="leave --tokenizer away: a run has its own",
+        )
+
+
+def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     _check(command)
-    prompts, strategy = _prompts(command), _strategy(command)
+    prompts, strategy = _prompts(command), _strategy(command, given)
     from ebmvk.decoding.generate import Decoding, Generator
     from ebmvk.splats.memory import Reader
     from ebmvk.training.memory import load
@@ -147,6 +165,8 @@ def _generate(command: GenerateCommand) -> int:
             print(text, file=sys.stderr)
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    if command.tokenizer:
+        _check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
     sampler = command.sampler or ("langevin" if run.model.on_sphere else "exact")
     note(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")

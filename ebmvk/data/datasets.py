@@ -76,12 +76,45 @@ def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
     """Find and read a corpus.
 
     Args:
-        dataset: `builtin`, the path of a text file or a folder of them, or a name.
+        dataset: `builtin`, the path of a text file or a folder of them, or a name; with `:100000` behind it, the first
+            100,000 characters, each split giving its share.
         data_dir: the folder to look names up in, before the one that the environment names.
 
     Raises:
-        DataError: no such corpus; or it is empty, binary, not UTF-8, or not the text its name promises.
+        DataError: no such corpus; or it is empty, binary, not UTF-8, not the text its name promises, or too short.
     """
+    whole, _, characters = dataset.rpartition(":")
+    if whole and characters.isdecimal() and not Path(dataset).expanduser().exists():
+        return _beginning(_find(whole, data_dir), int(characters))
+    return _find(dataset, data_dir)
+
+
+def _beginning(corpus: Corpus, characters: int) -> Corpus:
+    """The first characters of each split, so many of all splits together."""
+    sizes = {split: sum(map(len, documents)) for split, documents in corpus.splits.items()}
+    total = sum(sizes.values())
+    shares = {split: characters * size // total for split, size in sizes.items()}
+    if characters > total or not all(shares.values()):
+        raise DataError(
+            f"--dataset {corpus.name}:{characters}: it has {total:,} characters in {len(sizes)} splits",
+            hint=f"take from {len(sizes)} to {total:,}, or --dataset {corpus.name} for all",
+        )
+    splits = {split: _cut(documents, shares[split]) for split, documents in corpus.splits.items()}
+    reason = f"{corpus.reason}; the first {characters:,} of its {total:,} characters"
+    return Corpus(f"{corpus.name}-{characters}", reason, splits, corpus.word_level)
+
+
+def _cut(documents: Iterable[str], characters: int) -> list[str]:
+    """The first so many characters of documents one after another."""
+    found = []
+    for document in documents:
+        if characters > 0:
+            found.append(document[:characters])
+        characters -= len(document)
+    return found
+
+
+def _find(dataset: str, data_dir: Path | None) -> Corpus:
     if dataset == BUILTIN:
         return _builtin()
     if not dataset.strip():

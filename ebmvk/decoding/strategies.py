@@ -95,7 +95,14 @@ NAMED = MappingProxyType(
         "sampling": Strategy(),
     }
 )
-"""The strategies that `ebmvk compare-decoding` compares."""
+"""What `--strategy` names. `combined` is the generation preset of INFINITO V5.2."""
+
+
+def named(name: str) -> Strategy:
+    """Raises ConfigError where there is no strategy of that name."""
+    if name not in NAMED:
+        raise ConfigError(f"--strategy {name!r}: no such strategy", hint=f"take one of {', '.join(NAMED)}")
+    return NAMED[name]
 
 
 def changed(strategy: Strategy) -> dict[str, float]:

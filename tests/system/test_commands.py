@@ -67,14 +67,14 @@ _FLAGS = {
     "sweep": """
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
     "doctor": """
-        --device --json --no-json""",
+        --device --checkpoint --json --no-json""",
     "certify": """
         --device --checkpoint --quick --no-quick --json --plots --seed""",
     "generate": """
-        --checkpoint --prompt --prompt-file --batch-generate --no-batch-generate --max-tokens --greedy
-        --no-greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram
-        --stop --sampler --memory --seed --batch-size --stream --no-stream --output --device --quiet
-        --no-quiet""",
+        --checkpoint --prompt --prompt-file --batch-generate --no-batch-generate --tokenizer --max-tokens
+        --strategy --greedy --no-greedy --temperature --top-k --top-p --min-p --typical-p
+        --repetition-penalty --no-repeat-ngram --stop --sampler --memory --seed --batch-size --stream
+        --no-stream --output --device --quiet --no-quiet""",
 }
 OTHER_NAMES = {
     "--lr": "--learning-rate", "--n-embd": "--latent-dim", "--n-layer": "--n-layers", "--n-head": "--n-heads",
@@ -267,6 +267,18 @@ def test_generate_at_low_temperature_takes_the_likeliest_token(
         with torch.no_grad():
             ids.append(int(run.model.log_p_lex(run.model(torch.tensor([ids])))[0, -1].argmax()))
     assert sampled == {run.tokenizer.decode(ids).strip("\n") + "\n"}
+
+
+def test_a_named_strategy_is_its_flags_and_flags_change_it(ebmvk: Command, trained: Path, device: str) -> None:
+    def text(*args: Any) -> str:
+        found = ebmvk("generate", "--checkpoint", trained, "--max-tokens", 12, "--device", device, "--quiet", *args)
+        assert found.status == 0
+        return found.out
+
+    flags = ("--temperature", 0.8, "--top-k", 50, "--top-p", 0.95, "--repetition-penalty")
+    assert text("--strategy", "combined") == text(*flags, 1.2)
+    assert text("--strategy", "combined", "--repetition-penalty", 3) == text(*flags, 3)
+    assert text("--strategy", "greedy") == text("--greedy", "--tokenizer", trained / "tokenizer.json")
 
 
 class _Page(HTMLParser):

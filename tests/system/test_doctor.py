@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 from ebmvk import doctor
 from ebmvk.engine import Backend, select, selftest
 from ebmvk.engine.reference import Reference
+from ebmvk.model.language import LanguageModel
+
+from .conftest import Command
 
 OPERATIONS = {
     *("projx", "proju", "expmap", "logmap", "transp", "dist", "topk", "energy_score", "energy_score_backward"),
@@ -80,3 +84,21 @@ def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: p
     checks = {check.operation: check for check in selftest.run(Reference())}
     assert not checks["dist"].ok
     assert checks["projx"].ok
+
+
+def test_a_sound_checkpoint(trained: Path, ebmvk: Command) -> None:
+    said = ebmvk("doctor", "--checkpoint", trained, "--json")
+    record = json.loads(said.out)
+    assert said.status == record["status"] == 0
+    assert all(check["ok"] and check["error"] <= check["most"] for check in record["checks"])
+    assert "sound" in ebmvk("doctor", "--checkpoint", trained).out
+    assert ebmvk("doctor", "--checkpoint", trained / "no-such-folder").status == 2
+
+
+def test_a_model_whose_cache_says_something_else_is_status_1(
+    trained: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend = LanguageModel.extend
+    monkeypatch.setattr(LanguageModel, "extend", lambda self, tokens, *rest: extend(self, tokens // 2, *rest))
+    said = ebmvk("doctor", "--checkpoint", trained)
+    assert (said.status, said.out.count("WRONG")) == (1, 1)

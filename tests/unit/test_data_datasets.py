@@ -301,3 +301,28 @@ def test_separators_stand_on_lines_of_their_own() -> None:
 def test_word_counts_have_one_end_of_line_each_in_word_level_text_only() -> None:
     assert count_words(" \n = A title = \n", word_level=True) == 6
     assert count_words("A title\n\nand a text\n", word_level=False) == 5
+
+
+@pytest.mark.parametrize("characters", [50, 1000, 54_321])
+def test_a_beginning_is_the_first_characters_of_each_split(characters: int) -> None:
+    whole, part = resolve("builtin"), resolve(f"builtin:{characters}")
+    sizes = {split: len("".join(whole.documents(split))) for split in whole.splits}
+    for split in whole.splits:
+        text = "".join(part.documents(split))
+        assert "".join(whole.documents(split)).startswith(text)
+        assert len(text) == characters * sizes[split] // sum(sizes.values())
+        assert all(part.documents(split))
+    assert part.name == f"builtin-{characters}"
+    assert f"{characters:,} of its" in part.reason
+
+
+@pytest.mark.parametrize("characters", ["0", "2", "999999999"])
+def test_a_beginning_longer_than_the_text_or_too_short_for_its_splits_is_refused(characters: str) -> None:
+    with pytest.raises(DataError, match=f"builtin:{characters}"):
+        resolve(f"builtin:{characters}")
+
+
+def test_a_path_with_a_colon_and_a_number_is_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "part:12"
+    file.write_text("some words " * 200, encoding="utf-8")
+    assert resolve(str(file)).bytes("train") > 12
