@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ebmvk.model.layers import squared_relu
+
 _ROUND = 64
 
 
@@ -92,7 +94,7 @@ class MixtureOfExperts(nn.Module):
 
     def expert(self, index: int, x: Tensor) -> Tensor:
         """x: (n, input) -> (n, output) through one expert."""
-        y: Tensor = self.down[index](F.relu(self.up[index](x)).square())
+        y: Tensor = self.down[index](squared_relu(self.up[index](x)))
         return y
 
     def grouped(self, x: Tensor, routing: Routing) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +56,30 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
+class _RmsNorm(torch.autograd.Function):
+    """F.rms_norm with the gradient in closed form, (g - y mean(g y)) / rms: two passes over the rows, not ten."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+        inverse = (square + torch.finfo(x.dtype).eps).rsqrt()
+        y: Tensor = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        y, inverse = ctx.saved_tensors
+        (grad,) = grads
+        along = torch.linalg.vecdot(grad, y)[..., None] / y.shape[-1]
+        gradient: Tensor = torch.addcmul(grad, y, along, value=-1).mul_(inverse)
+        return gradient
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """sqrt(d) projx(x), without parameters: the matrix that follows would absorb a scale."""
-    return F.rms_norm(x, (x.shape[-1],))
+    normed: Tensor = _RmsNorm.apply(x)  # type: ignore[no-untyped-call]
+    return normed
 
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -152,9 +174,25 @@ class Attention(nn.Module):
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v
 
 
+class _SquaredRelu(torch.autograd.Function):
+    """The gradient 2 max(x, 0) g in one pass; autograd's own takes four, over what is the widest of a model."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        ctx.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.addcmul(torch.zeros((), dtype=y.dtype, device=y.device), grads[0], y, value=2)
+
+
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
-    return F.relu(x).square()
+    squared: Tensor = _SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
+    return squared
 
 
 class Block(nn.Module):

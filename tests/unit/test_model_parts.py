@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
 from ebmvk.model.experts import MixtureOfExperts
-from ebmvk.model.layers import _banded_attention
+from ebmvk.model.layers import _banded_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
 
@@ -131,3 +132,24 @@ def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
     lag = (y[:-1] == 0).double() * (y[1:] == 0).double()
     assert abs(float(lag.mean()) - effective**2) < 5 * effective / math.sqrt(n)  # neighbouring bytes are independent
     assert torch.equal(dropout(torch.ones(9), rate, False), torch.ones(9))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 33), (2, 1)])
+def test_own_gradients_are_torchs(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for ours, theirs in ((rms_norm, lambda x: F.rms_norm(x, x.shape[-1:])), (squared_relu, lambda x: F.relu(x) ** 2)):
+        torch.testing.assert_close(ours(x), theirs(x))
+        g = torch.randn(shape, dtype=torch.float64)
+        found, wanted = (torch.autograd.grad((f(x) * g).sum(), x)[0] for f in (ours, theirs))
+        torch.testing.assert_close(found, wanted)
+        assert torch.autograd.gradcheck(ours, x)
+        half = x.detach().bfloat16()
+        torch.testing.assert_close(ours(half), theirs(half))
+
+
+def test_the_zero_vector_stays_zero_and_its_gradient_finite() -> None:
+    x = torch.zeros(2, 5, requires_grad=True)
+    y = rms_norm(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, torch.zeros(2, 5))
+    assert bool(torch.isfinite(gradient).all())
