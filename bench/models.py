@@ -5,7 +5,7 @@ again for each token. texts: eight together, and one by one.
 
 training: a TinyGPT of the small preset in our trainer, with everything that it does (its optimiser, checks, records and
 the checkpoint at the end of a round), and the same model in the loop that one writes on an afternoon: random windows,
-cross-entropy of the logits, AdamW, nothing recorded.
+cross-entropy of the logits, AdamW, nothing recorded; and the same with torch's Muon, which is our optimiser.
 
 experts: a step of the trainer for a TinyGPT without experts, and with four of which each token visits one: equal active
 parameters.
@@ -39,6 +39,7 @@ from ebmvk.presets import fast_precision
 from ebmvk.train import RECIPES
 from ebmvk.training.loop import Streams, Trainer
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.optim import is_hidden_matrix
 from ebmvk.training.workspace import Device, new_model, open_device
 
 
@@ -56,6 +57,7 @@ FULL, QUICK = Sizes(8192, 256, 40, 32), Sizes(300, 8, 2, 2)
 TEXTS, PROMPT = 8, "the quick brown fox "
 Pair = tuple[Work, Work]
 """The plain way and ours."""
+Optimizers = Callable[[LanguageModel], list[torch.optim.Optimizer]]
 
 
 def recipe(name: str, **more: object) -> Config:
@@ -104,10 +106,21 @@ def read_again(model: LanguageModel, ids: list[int], tokens: int) -> list[int]:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def training(device: Device, of: Sizes, folder: Path) -> Pair:
+def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)]
+
+
+def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
+    """The same parameters to the same kind of optimiser as ours."""
+    hidden = {name for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
+    matrices, rest = ([p for n, p in model.named_parameters() if (n in hidden) == which] for which in (True, False))
+    return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
+
+
+def training(optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
     config = recipe("tinygpt-small")
-    plain = plain_loop(_trainer(config, device, folder / "plain").model, config, of.steps)
-    return plain, _rounds(_trainer(config, device, folder / "ours"), of.steps)
+    ours, plain = (_trainer(config, device, folder / f"{optimizers.__name__}-{name}") for name in ("ours", "plain"))
+    return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)
 
 
 def experts(device: Device, of: Sizes, folder: Path) -> Pair:
@@ -136,12 +149,11 @@ def _rounds(trainer: Trainer, steps: int) -> Work:
     return lambda: trainer.run(stop_after=steps)
 
 
-def plain_loop(model: LanguageModel, config: Config, steps: int) -> Work:
+def plain_loop(model: LanguageModel, optimizers: list[torch.optim.Optimizer], config: Config, steps: int) -> Work:
     """What one writes first; the same model, precision, batch and clipping."""
     training, length = config.training, config.data.seq_length
     device = model.bias.device
     text = torch.from_numpy(np.random.default_rng(0).integers(len(model.bias), size=100_000))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def work() -> None:
         for _ in range(steps):
@@ -150,10 +162,12 @@ def plain_loop(model: LanguageModel, config: Config, steps: int) -> Work:
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 logits = model.logits(model(x))
                 loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
     return work
 
@@ -161,7 +175,8 @@ def plain_loop(model: LanguageModel, config: Config, steps: int) -> Work:
 COMPARED: dict[str, Callable[[Device, Sizes, Path], Pair]] = {
     "cache": cache,
     "texts": texts,
-    "training": training,
+    "training": partial(training, adamw),
+    "training with Muon": partial(training, muon),
     "experts": experts,
 }
 
@@ -190,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             timing = interleaved({"plain": plain, "ours": ours}, options.repeats)
             medians = {f"{which}_s": own.median for which, own in timing.items()}
             found.append({"compared": title, "ratio": medians["plain_s"] / medians["ours_s"], **medians})
-            print("{compared:<12}{ratio:7.2f} times as fast: {ours_s:.3f} s, not {plain_s:.3f} s".format(**found[-1]))
+            print("{compared:<20}{ratio:7.2f} times as fast: {ours_s:.3f} s, not {plain_s:.3f} s".format(**found[-1]))
     write(options.json, {"device": where, "sizes": vars(of), "ratios": found})
 
 

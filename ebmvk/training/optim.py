@@ -31,7 +31,7 @@ def lr_at(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Muon orthogonalises maps between hidden spaces; the token table and the router are read row by row."""
     return parameter.ndim == 2 and name not in TABLE_RATES and not name.endswith("router.weight")
 
@@ -48,7 +48,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = {name for name, p in named.items() if _is_hidden_matrix(name, p)}
+        hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
         rest = {name: p for name, p in named.items() if name not in hidden}
         groups = [
             {"params": [p for name, p in rest.items() if _rate(name) == rate], "rate": rate}
