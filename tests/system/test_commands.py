@@ -64,6 +64,8 @@ _FLAGS = {
         --device --json --no-json""",
     "attention": """
         --checkpoint --out --text --tokens --data-dir --device""",
+    "diagnose": """
+        --checkpoint --batch --report --quick --no-quick --json --no-json --data-dir --device""",
     "sweep": """
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
     "doctor": """

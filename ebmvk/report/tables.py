@@ -1,0 +1,61 @@
+"""Tables of figures, for pages and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ebmvk.report.metrics import Row
+
+Cells = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """head: one cell per column; words: columns of text rather than of figures."""
+
+    head: Cells
+    rows: Sequence[Cells]
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """key: of the record's section. texts: (caption, text), side by side on the page."""
+
+    key: str
+    title: str
+    note: str
+    tables: Sequence[Table] = ()
+    texts: Sequence[tuple[str, str]] = ()
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """A dash for None, a true minus sign for what is negative."""
+    return "–" if value is None else format(value, form).replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def shown(token: str) -> str:
+    """A token with its white space visible."""
+    return token.replace("\n", "⏎").replace(" ", "␣")
+
+
+def interval(gain: Row) -> str:
+    """A paired difference of nats per token with its interval."""
+    low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
+    return f"{number(gain['nats_per_token'], '+.4f')} ({low} to {high})"
+
+
+def plain(table: Table) -> list[str]:
+    """Lines of a table: columns aligned, figures to the right."""
+    rows = [list(table.head), *map(list, table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = [str.ljust if table.words or i == 0 else str.rjust for i in range(len(widths))]
+    return [
+        "  ".join(how(cell, width) for how, cell, width in zip(align, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
