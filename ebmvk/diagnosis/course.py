@@ -19,8 +19,9 @@ Values = npt.NDArray[np.float64]
 LEVEL = 0.05  # of the tests, two-sided
 JUMP_LEVEL = 1e-4  # the stretch that is compared with is the best of ten, so the level must be small
 MATERIAL = 0.01  # of the present level: a smaller change over the second half of a run is none
-NOISY = 0.05  # of the present level: with a wider interval nothing can be said
+NOISY = 0.1  # of the present level: with a wider interval nothing can be said
 PROGRESS = 0.05  # of the first level: who has not come so far has stalled, not converged
+ERRORS = 3.0  # standard errors that the progress has to exceed, too
 BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
 EPOCHS = 24  # in the table at most: of more, those at even distances
 SPIKE = 6.0  # robust standard deviations above a neighbourhood
@@ -28,8 +29,8 @@ NEIGHBOURHOOD = 25  # steps
 TEST = (
     "trend of the second half: Mann-Kendall at the 5 % level, Theil-Sen slope with its 95 % interval, on up to 20 "
     "means of as many stretches; a change below 1 % of the level counts as none. Diverging also where the last tenth "
-    "lies above the best tenth (Welch, p < 1e-4). Flat is converged where the level is 5 % below the first, else "
-    "stalled"
+    "lies above the best tenth (Welch, p < 1e-4). Flat is converged where the level is 5 % and "
+    "three standard errors below the first, else stalled"
 )
 
 
@@ -58,10 +59,11 @@ def verdict(values: Sequence[float]) -> Verdict:
         return Verdict("undecided", f"{len(y)} values are too few: {2 * LEAST} are needed", len(second))
     means = np.array([part.mean() for part in np.array_split(second, min(BLOCKS, len(second)))])
     found = _trend(means)
-    level, first = float(second.mean()), float(y[: max(1, len(y) // 50)].mean())
-    now = float(second[len(second) // 2 :].mean())
-    found |= {"level": level, "fallen": (first - now) / first if first > 0 else 0.0}
-    word, reason = _judged(found, _jumped(y))
+    level, beginning, end = float(second.mean()), y[: max(1, len(y) // 50)], second[len(second) // 2 :]
+    fallen = float((beginning.mean() - end.mean()) / max(beginning.mean(), 1e-300))
+    noise = float(end.std() * math.sqrt(1 / len(beginning) + 1 / len(end)) / max(beginning.mean(), 1e-300))
+    found |= {"level": level, "fallen": fallen}
+    word, reason = _judged(found, jumped=_jumped(y), learned=fallen > max(PROGRESS, ERRORS * noise))
     return Verdict(word, reason, len(means), **found)
 
 
@@ -87,7 +89,7 @@ def _jumped(y: Values) -> bool:
     return bool(stats.ttest_ind(last, best, equal_var=False, alternative="greater").pvalue < JUMP_LEVEL)
 
 
-def _judged(found: dict[str, float], jumped: bool) -> tuple[Word, str]:
+def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Word, str]:
     change, level = found["change"], found["level"]
     said = (
         f"{change:+.4f} over the second half (95 % {found['low']:+.4f} to {found['high']:+.4f}), p = {found['p']:.2g}"
@@ -99,9 +101,9 @@ def _judged(found: dict[str, float], jumped: bool) -> tuple[Word, str]:
         return ("converging", f"still falling: {said}") if change < 0 else ("diverging", f"rising: {said}")
     if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
         return "undecided", f"too noisy to tell: {said}"
-    if found["fallen"] < PROGRESS:
-        return "stalled", f"flat, and {found['fallen']:.1%} below where it began: {said}"
-    return "converged", f"flat, {found['fallen']:.0%} below where it began: {said}"
+    if not learned:
+        return "stalled", f"flat, and {100 * found['fallen']:.1f} % below where it began: {said}"
+    return "converged", f"flat, {100 * found['fallen']:.0f} % below where it began: {said}"
 
 
 def convergence(subject: Subject) -> Row | Absent:
@@ -111,9 +113,9 @@ def convergence(subject: Subject) -> Row | Absent:
         return Absent("the run folder has no metrics.jsonl with training steps")
     training = verdict([row["parts"]["ce"] for row in history.steps])
     validation = verdict([row["validation"]["nats_per_token"] for row in history.evals])
-    word, reason = training.word, f"training energy {training.reason}"
+    word, reason = training.word, f"training energy: {training.reason}"
     if validation.word == "diverging" or (word == "undecided" and validation.word != "undecided"):
-        word, reason = validation.word, f"validation energy {validation.reason}"
+        word, reason = validation.word, f"validation energy: {validation.reason}"
     parts = {"training": asdict(training), "validation": asdict(validation)}
     return {"verdict": word, "reason": reason, "test": TEST, "steps": len(history.steps), **parts}
 

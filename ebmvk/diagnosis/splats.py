@@ -99,7 +99,7 @@ def lexical(subject: Subject) -> Row | Absent:
         "nearest": [
             {"tokens": said(pair), "cosine": float(mu[pair[0]] @ mu[pair[1]])} for pair in list(pairs)[:CHOSEN]
         ],
-        "map": _projected(mu.cpu()[(order := counts.argsort(descending=True)[: sizes.drawn])], counts[order].double()),
+        "map": projected(mu.cpu()[(order := counts.argsort(descending=True)[: sizes.drawn])], counts[order].double()),
     }
 
 
@@ -164,12 +164,12 @@ def histogram(values: Tensor) -> Row:
 
 
 def flat_map(store: SplatStore, usage: Tensor, most: int) -> Row:
-    """`_projected` of some splats, at even distances."""
+    """`projected` of some splats, at even distances."""
     ask = spaced(store.n, most)
-    return _projected(store.mu[ask], usage[ask])
+    return projected(store.mu[ask], usage[ask])
 
 
-def _projected(mu: Tensor, usage: Tensor) -> Row:
+def projected(mu: Tensor, usage: Tensor) -> Row:
     """x, y of mu (n, d) along its two directions of largest variance, the share of the variance that they have, and the
     rank of each one's usage (n,), 0 to 1."""
     centred = (mu - mu.mean(0)).double()

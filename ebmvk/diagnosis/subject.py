@@ -121,9 +121,11 @@ class Subject:
         return context, max(1, context // 2)
 
     def pieces(self, stream: TokenStream) -> npt.NDArray[np.int64]:
-        """Where the pieces of a stream begin that an interval is taken over: its documents, or stretches of `STRETCH`
-        tokens where there are fewer than `DOCUMENTS`."""
-        return stream.starts if len(stream.starts) >= DOCUMENTS else np.arange(0, len(stream) - 1, STRETCH)
+        """Where the pieces of a stream begin that an interval is taken over: its documents; or, of fewer than
+        `DOCUMENTS`, as many equal stretches, or more of `STRETCH` tokens."""
+        if len(stream.starts) >= DOCUMENTS:
+            return stream.starts
+        return np.arange(0, len(stream) - 1, max(1, min(STRETCH, len(stream) // DOCUMENTS)))
 
     @cached_property
     def validation(self) -> TokenStream:

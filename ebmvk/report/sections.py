@@ -237,7 +237,7 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        "bootstrap over documents, or over stretches of 256 tokens where documents are few."
+        "bootstrap over documents, or over stretches of the text where documents are few."
     )
     tables = [
         Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),
