@@ -29,8 +29,10 @@ def denoising(subject: Subject) -> Row | Absent:
         return absent
     config, device, counts = subject.run.config, subject.device, subject.text.counts
     found = score_matching(
-        *(subject.model, windows(subject.text.validation, config.data.seq_length, subject.sizes.scored)),
-        *(device.backend, (counts.float() / counts.sum()).to(device.torch)),
+        subject.model,
+        windows(subject.text.validation, config.data.seq_length, subject.sizes.scored).to(device.torch),
+        device.backend,
+        (counts.float() / counts.sum()).to(device.torch),
         k=config.langevin.knn_k,
         seed=subject.seed,
         extra=noise.given(config.training, config.model.latent_dim),

@@ -56,7 +56,7 @@ def verdict(values: Sequence[float]) -> Verdict:
     y = np.asarray(values, dtype=np.float64)
     second = y[len(y) // 2 :]
     if len(second) < LEAST:
-        return Verdict("undecided", f"{len(y)} values are too few: {2 * LEAST} are needed", len(second))
+        return Verdict("undecided", f"of {len(y)} values, where {2 * LEAST} are needed", len(second))
     means = np.array([part.mean() for part in np.array_split(second, min(BLOCKS, len(second)))])
     found = _trend(means)
     level, beginning, end = float(second.mean()), y[: max(1, len(y) // 50)], second[len(second) // 2 :]
@@ -96,7 +96,7 @@ def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Wo
     )
     said = said.replace("-", "−")
     if jumped:
-        return "diverging", f"the last tenth lies above the best tenth; {said}"
+        return "diverging", f"with its last tenth above its best tenth; {said}"
     if found["p"] < LEVEL and abs(change) > MATERIAL * level:
         return ("converging", f"still falling: {said}") if change < 0 else ("diverging", f"rising: {said}")
     if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
@@ -113,9 +113,9 @@ def convergence(subject: Subject) -> Row | Absent:
         return Absent("the run folder has no metrics.jsonl with training steps")
     training = verdict([row["parts"]["ce"] for row in history.steps])
     validation = verdict([row["validation"]["nats_per_token"] for row in history.evals])
-    word, reason = training.word, f"training energy: {training.reason}"
+    word, reason = training.word, f"training energy {training.reason}"
     if validation.word == "diverging" or (word == "undecided" and validation.word != "undecided"):
-        word, reason = validation.word, f"validation energy: {validation.reason}"
+        word, reason = validation.word, f"validation energy {validation.reason}"
     parts = {"training": asdict(training), "validation": asdict(validation)}
     return {"verdict": word, "reason": reason, "test": TEST, "steps": len(history.steps), **parts}
 

@@ -50,18 +50,19 @@ def _advice(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _course(subject: Subject, found: Row) -> Iterator[str]:
-    training, step = subject.run.config.training, subject.run.checkpoint.step
-    match found.get("convergence", {}).get("verdict"):
+    training, course = subject.run.config.training, found.get("convergence", {})
+    longer = _train(subject, 2 * max(training.steps, subject.run.checkpoint.step))
+    match course.get("verdict"):
         case "converging":
-            yield f"the energy still falls: go on with `{_train(subject, 2 * max(training.steps, step))}`"
+            yield f"the energy still falls: go on with `{longer}`"
+        case "diverging" if course["training"]["word"] == "diverging":
+            yield f"the energy rises: a new run with --lr {training.learning_rate / 2:g}"
         case "diverging":
-            best = subject.history.best
-            back = f"; `best` is step {best['step']:,}" if best else ""
-            yield f"the energy rises: a new run with --lr {training.learning_rate / 2:g}{back}"
+            yield "validation gets worse while the training text does not: a new run with --patience 3, or more text"
         case "stalled":
             yield f"the energy hardly fell: a new run with --lr {3 * training.learning_rate:g}, or --init corpus"
         case "undecided":
-            yield f"too few steps or too much noise for a verdict: go on with `{_train(subject, 2 * step)}`"
+            yield f"too few steps or too much noise for a verdict: go on with `{longer}`"
     spikes = found.get("energy", {}).get("spikes", 0)
     if spikes > max(3, 0.01 * found.get("energy", {}).get("steps", 0)):
         yield f"{spikes} steps spike: --grad-clip {training.grad_clip / 2:g}, or --lr {training.learning_rate / 2:g}"
@@ -86,8 +87,9 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
         )
     wanted, measured = config.langevin.langevin_T, annealed.get("kinetic_temperature")
     if measured is not None and abs(measured / wanted - 1) > TEMPERATURE_OFF:
-        step = config.langevin.langevin_dt
-        how = "leave --langevin-dt away" if step is not None else "--langevin-gamma 1"
+        checkpoint = shlex.quote(str(subject.run.checkpoint.path))
+        given = config.langevin.langevin_dt is not None or config.langevin.langevin_gamma is not None
+        how = "leave --langevin-dt and --langevin-gamma away" if given else f"`ebmvk certify --checkpoint {checkpoint}`"
         yield f"chains have kinetic temperature {measured:.3f} where {wanted:g} is asked for: {how}"
 
 

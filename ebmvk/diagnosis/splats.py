@@ -208,7 +208,7 @@ def _chosen(subject: Subject, store: SplatStore, usage: Tensor) -> list[Row]:
 
 def _near_tokens(model: LanguageModel, backend: Backend, points: Tensor) -> list[list[int]]:
     """Tokens whose directions are nearest to points (m, d)."""
-    rows = backend.points(projx(model.embeddings().float()))
+    rows = backend.points(projx(model.embeddings().float().cpu()))
     ids: list[list[int]] = backend.topk(points.contiguous(), rows, min(TOKENS, rows.n)).ids.tolist()
     return ids
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from ebmvk.report.metrics import Row
 from ebmvk.report.overview import overview
 from ebmvk.report.page import render
-from ebmvk.report.pictures import PICTURES, Picture, compared
+from ebmvk.report.pictures import MOST_CURVES, PICTURES, Picture, compared
 from ebmvk.report.sections import TITLES, sections
 from ebmvk.report.tables import Section, number
 
 CODE = re.compile(r"`([^`]+)`|(--[a-z][A-Za-z-]*(?: [0-9][\w.+-]*)?)")
+"""A command, or a flag with a number."""
 WORDS = {
     "converging": "still learning",
     "converged": "flat, and far below where it began",
@@ -44,6 +45,7 @@ def page(record: Row) -> str:
         views=views,
         overview=overview(found) if several else None,
         pictures=list(compared(found)) if several else [],
+        most=MOST_CURVES,
         words=WORDS,
         marked=marked,
         version=record["ebmvk"],

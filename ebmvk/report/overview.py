@@ -7,7 +7,7 @@ from typing import Any
 
 from ebmvk.report.metrics import Row
 from ebmvk.report.sections import TITLES, sections
-from ebmvk.report.tables import Table, interval, number, percent, plain
+from ebmvk.report.tables import Table, at, interval, number, percent, plain
 
 
 def lines(record: Row) -> Iterator[str]:
@@ -33,30 +33,17 @@ def overview(records: Sequence[Row]) -> Table:
     return Table(("", *(record["name"] for record in records)), [row for row in rows if set(row[1:]) != {"–"}])
 
 
-def _at(record: Row, *keys: Any) -> Any:
-    """The value at a path below the sections; None where it ends early."""
-    value: Any = record["sections"]
-    for key in keys:
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
-            value = value[key]
-        else:
-            return None
-    return value
-
-
 def _figure(form: str, *keys: Any) -> Callable[[Row], str]:
-    return lambda record: number(_at(record, *keys), form)
+    return lambda record: number(at(record, *keys), form)
 
 
 def _share(*keys: Any) -> Callable[[Row], str]:
-    return lambda record: percent(_at(record, *keys))
+    return lambda record: percent(at(record, *keys))
 
 
 def _ratio(name: str) -> Callable[[Row], str]:
     def figure(record: Row) -> str:
-        levels = [level for level in _at(record, "denoising", "levels") or [] if level["name"] == name]
+        levels = [level for level in at(record, "denoising", "levels") or [] if level["name"] == name]
         return number(levels[0]["ratio"], ".3f") if levels else "–"
 
     return figure
@@ -70,8 +57,8 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "perplexity per token": _figure(",.2f", "likelihood", "validation", "ppl_token"),
     "nats per token": _figure(".4f", "likelihood", "validation", "nats_per_token"),
     "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else "–",
-    "of the training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
-    "verdict": lambda record: _at(record, "convergence", "verdict") or "–",
+    "nats per token of training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
+    "verdict": lambda record: at(record, "convergence", "verdict") or "–",
     "denoising error at ½ κ_c, of frequencies'": _ratio("1/2 kappa_c"),
     "denoising error at κ_c, of frequencies'": _ratio("kappa_c"),
     "kinetic temperature": _figure(".4f", "langevin", "samplers", 0, "kinetic_temperature"),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ebmvk.report.charts import bar_plot, histogram_plot, map_plot
 from ebmvk.report.html import attention_picture
 from ebmvk.report.metrics import Row
 from ebmvk.report.plots import Curve, line_plot, smooth, thin
+from ebmvk.report.tables import at
 
 Points = Sequence[tuple[float, float]]
 
 FREQUENCY: dict[str, str] = {"xlabel": "occurrences in the training text", "ylabel": "nats per token"}
 MOST_CURVES = 6  # colours there are
+TRENDS: dict[str, tuple[Any, ...]] = {
+    "Bits per byte": ("exact, on the same tokens for each checkpoint", "likelihood", "validation", "bits_per_byte"),
+    "Nats of training text": ("per token, exact, of its beginning", "likelihood", "training", "nats_per_token"),
+    "Coverage": ("share of validation contexts that memory splats explain", "splats", "stores", 0, "coverage"),
+    "Distinct-2 of samples": ("different pairs of tokens over all", "samples", "model", "distinct_2"),
+}
 LABELS = {
     "kappa": ("Concentration", "κ"),
     "nearest_angle": ("Angle to the nearest other one", "degrees"),
@@ -161,8 +169,8 @@ def compared(records: Sequence[Row]) -> Iterator[Picture]:
     some = records[-MOST_CURVES:]
     if len({own["folder"] for own in records}) == 1:
         yield from _trend(records)
-    else:
-        yield from _courses(some)
+    elif courses := [own for own in some if own["curves"]["training"]]:
+        yield _courses(courses)
     yield _frequencies(some)
     scored = [own for own in some if "denoising" in own["sections"]]
     if scored:
@@ -176,20 +184,21 @@ def compared(records: Sequence[Row]) -> Iterator[Picture]:
 def _trend(records: Sequence[Row]) -> Iterator[Picture]:
     """Checkpoints of one run, by step."""
     rows = sorted(records, key=lambda own: float(own["step"]))
-    for title, key in (("Bits per byte", "bits_per_byte"), ("Perplexity per token", "ppl_token")):
-        points = [(float(own["step"]), float(own["sections"]["likelihood"]["validation"][key])) for own in rows]
-        svg = line_plot(f"{title} by checkpoint", [_dots(title, points, 0)], ylabel=title.lower())
-        yield Picture(title, "exact, on the same tokens for each checkpoint", svg)
+    for title, (note, *keys) in TRENDS.items():
+        points = [(float(own["step"]), float(at(own, *keys))) for own in rows if at(own, *keys) is not None]
+        if points:
+            svg = line_plot(f"{title} by checkpoint", [_dots(title, points, 0)], ylabel=title.lower())
+            yield Picture(title, note, svg)
 
 
-def _courses(records: Sequence[Row]) -> Iterator[Picture]:
+def _courses(records: Sequence[Row]) -> Picture:
     """Training energies of several runs."""
     drawn = []
     for colour, own in enumerate(records):
         x, y = _columns(own["curves"]["training"])
         drawn.append(Curve(own["name"], *thin(x, smooth(y, max(1, len(y) // 40))), colour=colour))
     svg = line_plot("Courses", drawn, ylabel="nats")
-    yield Picture("Training energy", "E(v|c) of the true tokens, smoothed", svg)
+    return Picture("Training energy", "E(v|c) of the true tokens, smoothed", svg)
 
 
 def _frequencies(records: Sequence[Row]) -> Picture:

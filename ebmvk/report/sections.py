@@ -83,7 +83,8 @@ def _convergence(found: Row) -> Section:
     rows = [
         (
             name, own["word"], f"{own['n']}", number(own["change"], "+.4f"),
-            f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}", number(own["p"], ".2g"),
+            "–" if own["p"] is None else f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}",
+            number(own["p"], ".2g"),
             percent(own["fallen"], 0),
         )
         for name, own in ((name, found[name]) for name in ("training", "validation"))
@@ -143,7 +144,7 @@ def _langevin(found: Row) -> Section:
     note = (
         f"{found['contexts']}; {found['steps']} steps, temperature {found['temperature']:g}. Tokens of the chains are "
         f"tested against p(v|c) by χ²; the p-values of a sampler share one false alarm in "
-        f"{round(1 / found['level']):,}."
+        f"{round(1 / found['level']):,}. Annealed Langevin is not adjusted: it accepts every step."
     )
     words = {True: "as p(v|c)", False: "not p(v|c)", None: "not tested"}
     rows = [

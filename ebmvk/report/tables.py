@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ebmvk.report.metrics import Row
 
@@ -48,6 +49,19 @@ def interval(gain: Row) -> str:
     """A paired difference of nats per token with its interval."""
     low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
     return f"{number(gain['nats_per_token'], '+.4f')} ({low} to {high})"
+
+
+def at(record: Row, *keys: Any) -> Any:
+    """The value at a path below the sections; None where it ends early."""
+    value: Any = record["sections"]
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
 
 
 def plain(table: Table) -> list[str]:
