@@ -102,7 +102,7 @@ def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Wo
     if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
         return "undecided", f"too noisy to tell: {said}"
     if not learned:
-        return "stalled", f"flat, and {100 * found['fallen']:.1f} % below where it began: {said}"
+        return "stalled", f"flat, and {max(0.0, 100 * found['fallen']):.1f} % below where it began: {said}"
     return "converged", f"flat, {100 * found['fallen']:.0f} % below where it began: {said}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,17 +47,18 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
     backend, step = subject.device.backend, subject.run.checkpoint.step
     since = step - ACTIVE_CHECKS * subject.run.config.splats.soc_check_interval
     length = max(1, int(subject.history.facts.get("steps_per_epoch", 0)) or step)
-    recorded = bool((store.frequency > 0).any())  # a store built from a text at once knows no training
-    usage = store.frequency if recorded else store.mass
+    lived = bool((store.last_use > 0).any())  # a store that was built from a text at once knows no training
+    recalled = bool((store.frequency > 0).any())
+    usage = store.frequency if recalled else store.mass
     states = subject.states
     covered = float(posterior(store, states, backend, NEAR)[1].sum(1).mean())
     asked, angles = nearest_angles(store, backend, subject.sizes.splats)
     told = health(store, backend, step=step, since=since, steps_per_epoch=length)
     return {
         "name": name,
-        **(told if recorded else told | {"active": None, "dead": None, "age_epochs": None}),
+        **(told if lived else told | {"active": None, "dead": None, "age_epochs": None}),
         "usage_gini": gini(usage),
-        "usage_is": "frequency" if recorded else "mass",
+        "usage_is": "frequency" if recalled else "mass",
         "coverage": covered,
         "coverage_tokens": len(states),
         "twins": len(twins(store, backend, asked)),
@@ -66,7 +68,7 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
             "nearest_angle": histogram(angles * 180 / math.pi),
             "log10_usage": histogram(usage.clamp_min(1e-3).log10()),
         }
-        | ({"age_epochs": histogram((step - store.birth).double() / length)} if recorded else {}),
+        | ({"age_epochs": histogram((step - store.birth).double() / length)} if lived else {}),
         "map": flat_map(store, usage, subject.sizes.drawn),
         "chosen": _chosen(subject, store, usage),
     }
@@ -85,7 +87,6 @@ def lexical(subject: Subject) -> Row | Absent:
     ids, cosines = _neighbours(mu.cpu(), backend, ask, 1)
     both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair may have been found from either side
     pairs = dict.fromkeys(tuple(both[i].tolist()) for i in cosines[:, 0].argsort(descending=True))
-    said = _decoder(subject)
     return {
         "tokens": len(mu),
         "asked": len(ask),
@@ -97,7 +98,8 @@ def lexical(subject: Subject) -> Row | Absent:
             "nearest_angle": histogram(cosines[:, 0].double().clamp(-1, 1).acos() * 180 / math.pi),
         },
         "nearest": [
-            {"tokens": said(pair), "cosine": float(mu[pair[0]] @ mu[pair[1]])} for pair in list(pairs)[:CHOSEN]
+            {"tokens": _texts(subject, pair), "cosine": float(mu[pair[0]] @ mu[pair[1]])}
+            for pair in list(pairs)[:CHOSEN]
         ],
         "map": projected(mu.cpu()[(order := counts.argsort(descending=True)[: sizes.drawn])], counts[order].double()),
     }
@@ -192,17 +194,16 @@ def _chosen(subject: Subject, store: SplatStore, usage: Tensor) -> list[Row]:
     picked = torch.cat((order[:half], order[half:][spaced(max(0, store.n - half), CHOSEN - half)]))
     law = store.token_law(picked[:, None], torch.ones(len(picked), 1)).topk(min(TOKENS, store.vocab_size), dim=1)
     near = _near_tokens(subject.model, subject.device.backend, store.mu[picked])
-    said = [_decoder(subject)(ids) for ids in law.indices.tolist()], [_decoder(subject)(ids) for ids in near]
     return [
         {
             "id": int(i),
             "mass": float(store.mass[i]),
             "kappa": float(store.kappa[i]),
             "usage": float(usage[i]),
-            "law": list(zip(tokens, p, strict=True)),
-            "near": nearest,
+            "law": list(zip(_texts(subject, likeliest), p, strict=True)),
+            "near": _texts(subject, nearest),
         }
-        for i, tokens, p, nearest in zip(picked, said[0], law.values.tolist(), said[1], strict=True)
+        for i, likeliest, p, nearest in zip(picked, law.indices.tolist(), law.values.tolist(), near, strict=True)
     ]
 
 
@@ -213,6 +214,5 @@ def _near_tokens(model: LanguageModel, backend: Backend, points: Tensor) -> list
     return ids
 
 
-def _decoder(subject: Subject) -> Any:
-    tokenizer = subject.run.tokenizer
-    return lambda ids: [tokenizer.decode([i]) or "<|endoftext|>" for i in ids]
+def _texts(subject: Subject, ids: Iterable[int]) -> list[str]:
+    return [subject.run.tokenizer.decode([i]) or "<|endoftext|>" for i in ids]

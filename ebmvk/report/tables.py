@@ -41,8 +41,9 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def shown(token: str) -> str:
-    """A token with its white space visible."""
-    return token.replace("\n", "⏎").replace(" ", "␣")
+    """A token with its white space visible, and nothing that would steer a terminal."""
+    text = token.replace("\n", "⏎").replace(" ", "␣")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def interval(gain: Row) -> str:
