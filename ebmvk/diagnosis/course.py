@@ -19,7 +19,7 @@ Values = npt.NDArray[np.float64]
 LEVEL = 0.05  # of the tests, two-sided
 JUMP_LEVEL = 1e-4  # the stretch that is compared with is the best of ten, so the level must be small
 MATERIAL = 0.01  # of the present level: a smaller change over the second half of a run is none
-NOISY = 0.1  # of the present level: with a wider interval nothing can be said
+NOISY = 0.05  # of the present level: with a wider interval nothing can be said
 PROGRESS = 0.05  # of the first level: who has not come so far has stalled, not converged
 ERRORS = 3.0  # standard errors that the progress has to exceed, too
 BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
@@ -29,8 +29,8 @@ NEIGHBOURHOOD = 25  # steps
 TEST = (
     "trend of the second half: Mann-Kendall at the 5 % level, Theil-Sen slope with its 95 % interval, on up to 20 "
     "means of as many stretches; a change below 1 % of the level counts as none. Diverging also where the last tenth "
-    "lies above the best tenth (Welch, p < 1e-4). Flat is converged where the level is 5 % and "
-    "three standard errors below the first, else stalled"
+    "lies above the best tenth (Welch, p < 1e-4). Without a trend, undecided where the interval reaches beyond 5 % of "
+    "the level; converged where the level is 5 % and three standard errors below the first, else stalled"
 )
 
 
