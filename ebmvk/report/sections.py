@@ -140,11 +140,16 @@ def _denoising(found: Row) -> Section:
 
 
 def _langevin(found: Row) -> Section:
-    samplers = found["samplers"]
+    samplers, temperature = found["samplers"], found["temperature"]
+    test = (
+        "Tokens of the chains are tested against p(v|c) by χ²; the p-values of a sampler share one false alarm in "
+        f"{round(1 / found['level']):,}."
+        if temperature == 1
+        else "At another temperature than 1 chains do not have the law p(v|c), which their tokens are held against."
+    )
     note = (
-        f"{found['contexts']}; {found['steps']} steps, temperature {found['temperature']:g}. Tokens of the chains are "
-        f"tested against p(v|c) by χ²; the p-values of a sampler share one false alarm in "
-        f"{round(1 / found['level']):,}. Annealed Langevin is not adjusted: it accepts every step."
+        f"{found['contexts']}; {found['steps']} steps, temperature {temperature:g}. {test} "
+        "Annealed Langevin is not adjusted: it accepts every step."
     )
     words = {True: "as p(v|c)", False: "not p(v|c)", None: "not tested"}
     rows = [
