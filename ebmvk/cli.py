@@ -31,6 +31,7 @@ COMMANDS = {
     "sweep": "a table of training runs with verdicts, resumable and parallel, and a search beyond it",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
     "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
+    "diagnose": "what is well with a checkpoint, what is not, and what to do about it; several side by side",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
     "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
     "attention": "what each head looks at, and what experts specialise in, as pictures and figures",

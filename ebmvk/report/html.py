@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from ebmvk.report.metrics import History, Row, read_metrics
+from ebmvk.report.page import render
 from ebmvk.report.plots import Curve, heat_maps, line_plot, smooth, thin
 
 SAMPLES = 6
@@ -25,14 +24,8 @@ def write_report(run: Path, target: Path) -> Path:
     history = read_metrics(run / "metrics.jsonl")
     samples = run / "samples.txt"
     text = samples.read_text(encoding="utf-8", errors="replace") if samples.is_file() else ""
-    environment = Environment(
-        loader=PackageLoader("ebmvk.report", "."),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         name=run.name,
         history=history,
         status=status(history),

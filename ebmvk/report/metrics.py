@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+EVENTS = ("start", "resume", "step", "eval", "soc", "end")
 
 
 @dataclass
@@ -21,6 +22,15 @@ class History:
     end: Row | None = None
     restarts: int = 0
     broken_lines: int = 0
+
+    def until(self, step: int) -> History:
+        """The history as it was after a step; the end of the run only where that is its last one."""
+
+        def before(rows: list[Row]) -> list[Row]:
+            return [row for row in rows if row["step"] <= step]
+
+        ended = self.end if self.end and self.end["step"] <= step else None
+        return replace(self, steps=before(self.steps), evals=before(self.evals), soc=before(self.soc), end=ended)
 
     @property
     def step(self) -> int:
@@ -39,12 +49,16 @@ class History:
 
 
 def read_metrics(path: Path) -> History:
-    """Read metrics.jsonl; a line that a kill cut short is counted in `broken_lines` and skipped."""
+    """Read metrics.jsonl; a line that a kill cut short is counted in `broken_lines` and skipped, events of other kinds
+    are skipped."""
     history = History()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            event, step = row["event"], int(row["step"])
+            event = row["event"]
+            if event not in EVENTS:
+                continue
+            step = int(row["step"])
         except (ValueError, KeyError, TypeError):
             history.broken_lines += 1
             continue

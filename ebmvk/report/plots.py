@@ -6,11 +6,13 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -78,6 +80,8 @@ def line_plot(
     log: bool = False,
     lines: Mapping[str, float] | None = None,
     span: float = 0.0,
+    xlabel: str = "step",
+    log_x: bool = False,
 ) -> str:
     """An <svg> element.
 
@@ -98,15 +102,13 @@ def line_plot(
                 label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-2, 4),
                 textcoords="offset points", ha="right", fontsize=9.5,
             )  # fmt: skip
-        _axes(axes, ylabel, log)
+        dress(axes, xlabel, ylabel, log, log_x)
         low, high = axes.get_ylim()
         if high - low < span:
             axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
         if sum(not curve.faint for curve in curves) > 1:
             figure.legend(loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), name)
+        return svg_of(figure, name)
 
 
 def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequence[Sequence[str]]) -> str:
@@ -130,9 +132,7 @@ def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequ
                 axes.set_title(title, fontsize=8, color=INK, pad=2)
                 axes.set(xticks=[], yticks=[])
             cells[0].set_ylabel(label, fontsize=8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), name)
+        return svg_of(figure, name)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
@@ -148,22 +148,37 @@ def _draw(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _axes(axes: Axes, ylabel: str, log: bool) -> None:
-    axes.set_xlabel("step")
+def dress(axes: Axes, xlabel: str, ylabel: str, log: bool = False, log_x: bool = False) -> None:
+    """Labels, ticks and lines of axes, in the style of all pictures; by default the x axis counts."""
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(visible=False, axis="x")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(which="both", length=0)
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(axes.yaxis)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if log_x:
+        axes.set_xscale("log")
+        _log_ticks(axes.xaxis)
     axes.margins(x=0.01)
+
+
+def _log_ticks(axis: Axis) -> None:
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def svg_of(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element for a page. name: for readers that can't see it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), name)
 
 
 def _inline(svg: str, name: str) -> str:
@@ -174,4 +189,6 @@ def _inline(svg: str, name: str) -> str:
     for colour, variable in COLOURS.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg \1 role="img" aria-label="{name}">', svg, count=1)
+    size = re.search(r'viewBox="[^"]+"', svg)
+    assert size is not None  # matplotlib writes one
+    return f'<svg {size[0]} role="img" aria-label="{escape(name)}">{svg[svg.index(">") + 1 :]}'

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,54 @@ class Said:
     status: int
     out: str
     err: str
+
+
+class Page(HTMLParser):
+    """What in a page could reach the network or run, its text, and tags that are not closed as they were opened."""
+
+    VOID = ("meta", "link", "br", "img", "input", "path", "use", "image", "rect")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.text = "", ""
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.crossed: list[str] = []
+
+    @classmethod
+    def of(cls, path: Path) -> Page:
+        page = cls()
+        page.source = path.read_text(encoding="utf-8")
+        page.feed(page.source)
+        return page
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID and (not self.open or self.open.pop() != tag):
+            self.crossed.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def outside(self) -> list[str]:
+        """Scripts, links and addresses that lead out of the file, and tags that are crossed or left open."""
+        found = [link for link in self.links if not link.startswith(("#", "data:"))]
+        found += [tag for tag in self.tags if tag in ("script", "iframe", "object", "embed")]
+        found += [
+            word for word in ("http:", "https:", "@import", "url(//", " onload=", " onclick=") if word in self.source
+        ]
+        return found + self.crossed + self.open
 
 
 Command = Callable[..., Said]

@@ -1,0 +1,111 @@
+"""`ebmvk diagnose`, `python -m ebmvk.diagnose`: what is well with a checkpoint, what is not, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ebmvk import __version__, cli
+from ebmvk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmvk.diagnosis.subject import Subject
+
+ALONE = "-"  # --batch or --report without a value
+REPORT = "diagnosis.html"
+
+
+@dataclass(frozen=True)
+class DiagnoseCommand:
+    checkpoint: tuple[Path, ...] = ()  # Run folders (their latest complete checkpoint), or checkpoint folders.
+    batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # All checkpoints of a run, side by side.
+    report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
+    quick: bool = False  # Look at less: seconds instead of most of a minute.
+    json: bool = False  # Print one JSON object instead of lines.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(DiagnoseCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    for flag in ("--batch", "--report"):
+        args = cli.fill_optional(args, flag, ALONE)
+    return cli.run(lambda: _diagnose(cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS)))
+
+
+def _diagnose(command: DiagnoseCommand) -> int:
+    from ebmvk.diagnosis.diagnosis import diagnose, together
+    from ebmvk.report.overview import lines, overview
+    from ebmvk.report.tables import plain
+
+    paths = _paths(command)
+    subjects = list(_subjects(command, paths))
+    found = []
+    for subject in subjects:
+        _say(subject.name)
+        found.append(diagnose(subject, _say))
+    record: dict[str, Any] = {"ebmvk": __version__} | together(found, subjects)
+    if command.report is not None:
+        from ebmvk.report.diagnosis import page
+
+        target = subjects[0].run.folder / REPORT if command.report == ALONE else Path(command.report)
+        cli.write_output(target, page(record), "--report")
+        _say(f"report      {target}")
+    if command.json:
+        print(json.dumps(record, allow_nan=False))
+        return 0
+    rows = record["checkpoints"]
+    print("\n\n".join("\n".join(lines(row)) for row in rows))
+    if len(rows) > 1:
+        print("\nSide by side\n" + "\n".join(plain(overview(rows))))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _paths(command: DiagnoseCommand) -> list[Path]:
+    """What is to be diagnosed. Raises ConfigError, CheckpointError: nothing is, or it is no run."""
+    from ebmvk.training.checkpoint import locate, step_folders
+
+    if command.batch is None:
+        if not command.checkpoint:
+            raise ConfigError("nothing to diagnose", hint="give --checkpoint RUN, or --batch RUN")
+        return list(command.checkpoint)
+    if (command.batch == ALONE) != (len(command.checkpoint) == 1):
+        raise ConfigError(
+            f"--batch takes one run, and there are {len(command.checkpoint) + (command.batch != ALONE)}",
+            hint="give --batch RUN, or --checkpoint RUN --batch",
+        )
+    path = command.checkpoint[0] if command.checkpoint else Path(command.batch)
+    return step_folders(locate(path, "--batch")[0])[::-1]
+
+
+def _subjects(command: DiagnoseCommand, paths: Sequence[Path]) -> Iterator[Subject]:
+    """Each checkpoint with its text, which checkpoints of one run share."""
+    from ebmvk.diagnosis.subject import QUICK, Sizes, Subject, Text
+    from ebmvk.training.workspace import open_device, open_run
+
+    device = open_device(command.device)
+    texts: dict[Path, Text] = {}
+    for path in paths:
+        run = open_run(path, "--checkpoint" if command.batch is None else "--batch", _say)
+        if run.folder not in texts:
+            texts[run.folder] = Text.of(run, command.data_dir)
+        yield Subject(run, device, texts[run.folder], QUICK if command.quick else Sizes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The sections of a diagnosis, and several checkpoints side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
+from ebmvk.diagnosis.memory import GAIN
+from ebmvk.diagnosis.recommendations import recommendations
+from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.training.evaluation import paired_interval
+
+SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
+    "likelihood": likelihood.likelihood,
+    "convergence": course.convergence,
+    "energy": course.energy,
+    "denoising": chains.denoising,
+    "langevin": chains.langevin,
+    "lexical": splats.lexical,
+    "splats": splats.splats,
+    "memory": memory.memory,
+    "external": memory.external,
+    "samples": writing.samples,
+}
+LOOKS = ("attention", "experts")  # both from one reading
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """record: JSON-able. nats: (n,) of validation's first tokens, to pair with another's; tokens: which they are."""
+
+    record: Row
+    nats: Tensor
+    tokens: bytes
+
+
+def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
+    """Every section of one checkpoint; `say` is told how long each took.
+
+    Raises:
+        EbmvkError: the checkpoint's memory is damaged, or a result is not finite.
+    """
+    sections: Row = {}
+    absent: dict[str, str] = {}
+    began = time.perf_counter()
+
+    def add(name: str, found: Row | Absent) -> None:
+        if isinstance(found, Absent):
+            absent[name] = found.why
+        else:
+            sections[name] = found
+
+    for name, section in SECTIONS.items():
+        start = time.perf_counter()
+        add(name, section(subject))
+        say(f"  {name}: {time.perf_counter() - start:.1f} s")
+    looked = writing.looks(subject)
+    add("attention", writing.attention(looked))
+    add("experts", writing.experts(looked, subject.kind))
+    sections["recommendations"] = recommendations(subject, sections)
+    record = _facts(subject) | {"sections": sections, "absent": absent, "seconds": time.perf_counter() - began}
+    return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes())
+
+
+def _facts(subject: Subject) -> Row:
+    run = subject.run
+    return {
+        "name": subject.name,
+        "checkpoint": str(run.checkpoint.path),
+        "folder": str(run.folder),
+        "step": run.checkpoint.step,
+        "model": subject.kind,
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "vocabulary": run.tokenizer.vocab_size,
+        "d": run.config.model.latent_dim,
+        "corpus": subject.text.name,
+        "device": subject.device.reason,
+        "seed": subject.seed,
+        "sizes": dataclasses.asdict(subject.sizes),
+        "curves": _curves(subject),
+    }
+
+
+def _curves(subject: Subject) -> Row:
+    """Training and validation energy by step, for pictures."""
+    history = subject.history
+    return {
+        "training": [(row["step"], row["parts"]["ce"]) for row in history.steps],
+        "validation": [(row["step"], row["validation"]["nats_per_token"]) for row in history.evals],
+    }
+
+
+def together(found: Sequence[Diagnosis], subjects: Sequence[Subject]) -> Row:
+    """The record of one diagnosis or of several; each but the first with its difference to the first, token by token.
+
+    gain: None where they read other tokens, so that nothing can be paired.
+    """
+    first, rows = found[0], []
+    for own, subject in zip(found, subjects, strict=True):
+        gain = None
+        if own is not first and own.tokens == first.tokens:
+            values = paired_interval(own.nats, first.nats, subject.pieces(subject.validation))
+            gain = dict(zip(GAIN, values, strict=True))
+        rows.append(own.record | {"against_first": gain})
+    return {"checkpoints": rows}

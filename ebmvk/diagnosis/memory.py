@@ -1,0 +1,107 @@
+"""Memory: what the gate lets through, and what it is worth in nats, paired by token with the model without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.model.infinito import ExternalMemory, Infinito
+from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
+from ebmvk.training.evaluation import paired_interval
+from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
+from ebmvk.training.soc import nats_with
+
+GAIN = ("nats_per_token", "low", "high")
+
+
+def memory(subject: Subject) -> Row | Absent:
+    """Of `ebmvk memory`, if the checkpoint has one; else what the splats of training are worth as a static memory."""
+    folder = subject.run.checkpoint.path
+    if (folder / MEMORY_FILE).is_file():
+        return _fitted(subject)
+    if subject.store is None:
+        return Absent("the checkpoint has no memory: `ebmvk memory --checkpoint RUN` gives it one")
+    fit = _fit(subject)
+    without, with_ = nats_with(None, fit), nats_with(subject.store, fit)
+    return {"of": "splats of training", "tokens": len(fit.tokens) // 2, "without": without, "with": with_}
+
+
+def _fit(subject: Subject) -> Fit:
+    part = subject.text.validation.take(subject.sizes.remembered + 1)
+    return Fit(
+        subject.model, part, reading=Reading.evaluation(subject.run.config.data.seq_length), device=subject.device
+    )
+
+
+def _fitted(subject: Subject) -> Row:
+    """Each mode that the memory has, on the beginning of validation."""
+    found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
+    mode: Mode = "episodic" if found.static is None else "both"
+    fit = _fit(subject)
+    starts = subject.pieces(subject.text.validation.take(subject.sizes.remembered + 1))
+    read = Reader(found, mode, subject.device.backend).read(fit.h, fit.tokens)
+    terms = Terms.join([fit.lexical, read], dim=1)
+    nats = {name: -log_p for name, log_p in log_probs(terms, found.gates, mode).items()}
+    gates = found.gates[mode].log_weights(terms.features).exp()
+    gains = {name: paired_interval(own, nats["none"], starts) for name, own in nats.items() if name != "none"}
+    return {
+        "of": "memory.safetensors",
+        "tokens": len(fit.tokens),
+        "nats_per_token": {name: float(own.mean()) for name, own in nats.items()},
+        "gains": {name: dict(zip(GAIN, values, strict=True)) for name, values in gains.items()},
+        "gate": {
+            name: {"mean": float(column.mean()), "quantiles": _quantiles(column)}
+            for name, column in zip(("model", *TIERS[mode]), gates.T, strict=True)
+        },
+        "splats": 0 if found.static is None else found.static.n,
+    }
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    """At 5, 50 and 95 %."""
+    ordered = values.sort().values
+    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.05, 0.5, 0.95)]
+
+
+@torch.no_grad()
+def external(subject: Subject) -> Row | Absent:
+    """infinito's memory: how strongly tokens write, and what the likelihood loses without it."""
+    model = subject.model
+    if not isinstance(model, Infinito) or model.memory is None:
+        return Absent("only --model infinito has an external memory")
+    stream = subject.validation
+    strength: list[Tensor] = []
+    hook = model.memory.register_forward_pre_hook(lambda own, args: strength.append(_strength(own, args[0])))
+    try:
+        nats = subject.nats_of(stream)
+    finally:
+        hook.remove()
+    with _without(model):
+        base = subject.nats_of(stream)
+    written = torch.cat(strength)
+    return {
+        "slots": len(model.memory.addresses),
+        "threshold": float(model.memory.threshold),
+        "strength": {"mean": float(written.mean()), "quantiles": _quantiles(written)},
+        "gain": dict(zip(GAIN, paired_interval(nats, base, subject.pieces(stream)), strict=True)),
+        "tokens": len(nats),
+    }
+
+
+def _strength(own: torch.nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(own, ExternalMemory)
+    return own.strength(x).flatten().float().cpu()
+
+
+@contextmanager
+def _without(model: Infinito) -> Iterator[None]:
+    """The model with its memory taken out."""
+    own, model.memory = model.memory, None
+    try:
+        yield
+    finally:
+        model.memory = own

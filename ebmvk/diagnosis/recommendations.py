@@ -1,0 +1,141 @@
+"""What to do about what was found: each line names a flag and a value."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from ebmvk.diagnosis.subject import Row, Subject
+from ebmvk.training.advice import advice
+
+DEAD, TWINS, COVERED = 0.3, 0.1, 0.3  # shares of the splats; share of the contexts
+UNBALANCED = 0.7  # effective experts over experts
+TEMPERATURE_OFF = 0.05
+WORTH = 0.01  # nats per token
+REPEATS = 0.1  # more than human text does
+RECENT = 50  # steps whose mean is the training energy
+
+
+def recommendations(subject: Subject, found: Row) -> list[str]:
+    """found: the sections of a diagnosis that are not absent, by name."""
+    parts = (_course, _advice, _energies, _splats, _memory, _experts, _samples)
+    lines: list[str] = []
+    for line in (line for part in parts for line in part(subject, found)):
+        if " --steps " not in line or not any(" --steps " in said for said in lines):  # once is enough
+            lines.append(line)
+    return lines
+
+
+def _train(subject: Subject, steps: int) -> str:
+    return f"ebmvk train --resume --run-dir {shlex.quote(str(subject.run.folder))} --steps {steps}"
+
+
+def _advice(subject: Subject, found: Row) -> Iterator[str]:
+    """What training itself says at its end."""
+    history = subject.history
+    if not history.steps or not history.facts:
+        return
+    measured, best = found["likelihood"]["validation"], history.best
+    seconds = sum(row["seconds"] for row in history.steps)
+    recent = [row["parts"]["ce"] for row in history.steps[-RECENT:]]
+    yield from advice(
+        subject.run.config,
+        perplexity=measured["ppl_token"],
+        nats=measured["nats_per_token"],
+        train_nats=sum(recent) / len(recent),
+        rose=best is not None and best["step"] != history.evals[-1]["step"],
+        rate=history.steps[-1]["tokens"] / max(seconds, 1e-9),
+        epochs=history.step / max(1, history.facts["steps_per_epoch"]),
+    )
+
+
+def _course(subject: Subject, found: Row) -> Iterator[str]:
+    training, course = subject.run.config.training, found.get("convergence", {})
+    longer = _train(subject, 2 * max(training.steps, subject.run.checkpoint.step))
+    match course.get("verdict"):
+        case "converging":
+            yield f"the energy still falls: go on with `{longer}`"
+        case "diverging" if course["training"]["word"] == "diverging":
+            yield f"the energy rises: a new run with --lr {training.learning_rate / 2:g}"
+        case "diverging":
+            yield "validation gets worse while the training text does not: a new run with --patience 3, or more text"
+        case "stalled":
+            yield f"the energy hardly fell: a new run with --lr {3 * training.learning_rate:g}, or --init corpus"
+        case "undecided":
+            yield f"too few steps or too much noise for a verdict: go on with `{longer}`"
+    spikes = found.get("energy", {}).get("spikes", 0)
+    if spikes > max(3, 0.01 * found.get("energy", {}).get("steps", 0)):
+        yield f"{spikes} steps spike: --grad-clip {training.grad_clip / 2:g}, or --lr {training.learning_rate / 2:g}"
+
+
+def _energies(subject: Subject, found: Row) -> Iterator[str]:
+    config = subject.run.config
+    worse = [
+        level for level in found.get("denoising", {}).get("levels", []) if level["name"] and (level["ratio"] or 0) > 1
+    ]
+    if worse:
+        yield (
+            f"denoising at {worse[-1]['name']} is no better than unigram frequencies: "
+            f"--lambda-denoise {2 * config.training.lambda_denoise or 0.1:g}"
+        )
+    chains = {row["sampler"]: row for row in found.get("langevin", {}).get("samplers", [])}
+    annealed = chains.get("langevin", {})
+    if annealed.get("ok") is False:
+        yield (
+            f"tokens of annealed chains depart from p(v|c): --langevin-steps {2 * config.langevin.langevin_steps}, "
+            "or `ebmvk generate --sampler gibbs`"
+        )
+    wanted, measured = config.langevin.langevin_T, annealed.get("kinetic_temperature")
+    if measured is not None and abs(measured / wanted - 1) > TEMPERATURE_OFF:
+        checkpoint = shlex.quote(str(subject.run.checkpoint.path))
+        given = config.langevin.langevin_dt is not None or config.langevin.langevin_gamma is not None
+        how = "leave --langevin-dt and --langevin-gamma away" if given else f"`ebmvk certify --checkpoint {checkpoint}`"
+        yield f"chains have kinetic temperature {measured:.3f} where {wanted:g} is asked for: {how}"
+
+
+def _splats(subject: Subject, found: Row) -> Iterator[str]:
+    config = subject.run.config.splats
+    for store in found.get("splats", {}).get("stores", []):
+        n = store["splats"]
+        if store["dead"] and store["dead"] > DEAD * n:
+            yield f"{store['dead']:,} of {n:,} splats are dead: --curriculum-target-splats {max(1, store['active'])}"
+        if store["twins"] > TWINS * store["asked"]:
+            keep = max(1, round(n * (1 - store["twins"] / store["asked"])))
+            flag = "--curriculum-target-splats" if store["dead"] is not None else "--splats"
+            what = f"{store['twins']:,} of {store['asked']:,} splats are doubles of others ({store['name']})"
+            yield f"{what}: {flag} {keep}"
+        if store["coverage"] < COVERED and store["dead"] is not None:
+            yield (
+                f"splats cover {store['coverage']:.0%} of validation's contexts: "
+                f"--curriculum-target-splats {2 * config.curriculum_target_splats}"
+            )
+
+
+def _memory(subject: Subject, found: Row) -> Iterator[str]:
+    memory, folder = found.get("memory", {}), shlex.quote(str(subject.run.checkpoint.path))
+    if memory.get("of") == "splats of training" and memory["without"] - memory["with"] > WORTH:
+        gain = memory["without"] - memory["with"]
+        yield f"memory is worth {gain:.3f} nats per token: `ebmvk memory --checkpoint {folder}`"
+    for mode, paired in memory.get("gains", {}).items():
+        if paired["low"] > 0:
+            yield f"memory {mode} makes it worse: leave --memory {mode} away, or build it again with --fit-on training"
+    if found.get("external", {}).get("gain", {}).get("low", -1) > 0:
+        yield "the external memory makes it worse: a new run with --no-use-memory"
+
+
+def _experts(subject: Subject, found: Row) -> Iterator[str]:
+    model, weight = subject.run.config.model, subject.run.config.training.moe_balance
+    layers = found.get("experts", {}).get("layers", [])
+    least = min(layers, key=lambda layer: layer["effective"], default=None)
+    if least and least["effective"] < UNBALANCED * model.moe_experts:
+        yield (
+            f"{least['layer']} works like {least['effective']:.1f} of {model.moe_experts} experts: "
+            f"--moe-balance {10 * weight or 0.01:g}"
+        )
+
+
+def _samples(subject: Subject, found: Row) -> Iterator[str]:
+    said = found["samples"]
+    if said["model"]["repetition_rate"] > said["human"]["repetition_rate"] + REPEATS:
+        folder = shlex.quote(str(subject.run.checkpoint.path))
+        yield f"it repeats itself more than people do: `ebmvk generate --checkpoint {folder} --repetition-penalty 1.2`"

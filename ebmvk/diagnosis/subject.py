@@ -1,0 +1,155 @@
+"""A checkpoint to diagnose, with the text it is diagnosed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ebmvk.data.datasets import resolve
+from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.model.language import LanguageModel
+from ebmvk.report.metrics import History, read_metrics
+from ebmvk.splats.soc import store_of
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.evaluation import contexts, token_nats
+from ebmvk.training.workspace import Device, OpenRun
+
+METRICS = "metrics.jsonl"
+DOCUMENTS, STRETCH = 20, 256
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A section that makes no sense for a model or a run, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is looked at.
+
+    tokens: of validation, and as many of training text, whose likelihood is taken. scored: of denoising. remembered:
+    read with a memory. contexts, chains: of Langevin, chains in each context. samples, sample_tokens: written. looked:
+    shown to attention. routed: shown to experts. splats: whose neighbours are looked for. drawn: splats on the map.
+    """
+
+    tokens: int = 20_000
+    scored: int = 4096
+    remembered: int = 8192
+    contexts: int = 6
+    chains: int = 1000
+    samples: int = 4
+    sample_tokens: int = 80
+    looked: int = 48
+    routed: int = 16_384
+    splats: int = 4096
+    drawn: int = 1000
+
+
+QUICK = Sizes(
+    tokens=4000, scored=512, remembered=2048, contexts=3, chains=300, samples=2, sample_tokens=32, routed=4096,
+    splats=1024, drawn=300,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Text:
+    """validation, train: streams of one corpus under one tokenizer; counts: (V,) int64, of the training split."""
+
+    name: str
+    validation: TokenStream
+    train: TokenStream
+    counts: Tensor
+
+    @classmethod
+    def of(cls, run: OpenRun, data_dir: Path | None) -> Text:
+        """The text that a run was trained on. Raises DataError where it cannot be found."""
+        data = run.config.data
+        corpus = resolve(data.dataset, data_dir or data.data_dir)
+        train, validation = (
+            encode_split(corpus, split, run.tokenizer, apart=data.apart) for split in ("train", "validation")
+        )
+        counts = torch.bincount(torch.from_numpy(train.tokens).long(), minlength=run.tokenizer.vocab_size)
+        return cls(corpus.name, validation, train, counts)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every section works on. What sections share is computed once."""
+
+    run: OpenRun
+    device: Device
+    text: Text
+    sizes: Sizes
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.folder.name}, step {self.run.checkpoint.step:,}"
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        return self.run.model.to(self.device.torch)
+
+    @property
+    def kind(self) -> str:
+        """The model's name, as --model gives it."""
+        return self.run.config.model.model
+
+    @property
+    def seed(self) -> int:
+        return self.run.config.run.seed
+
+    @cached_property
+    def history(self) -> History:
+        """Of the run up to this checkpoint; empty where the run folder has no metrics."""
+        path = self.run.folder / METRICS
+        return read_metrics(path).until(self.run.checkpoint.step) if path.is_file() else History()
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Context and stride, as `ebmvk evaluate` reads."""
+        context = self.run.config.data.seq_length
+        return context, max(1, context // 2)
+
+    def pieces(self, stream: TokenStream) -> npt.NDArray[np.int64]:
+        """Where the pieces of a stream begin that an interval is taken over: its documents; or, of fewer than
+        `DOCUMENTS`, as many equal stretches, or more of `STRETCH` tokens."""
+        if len(stream.starts) >= DOCUMENTS:
+            return stream.starts
+        return np.arange(0, len(stream) - 1, max(1, min(STRETCH, len(stream) // DOCUMENTS)))
+
+    @cached_property
+    def validation(self) -> TokenStream:
+        return self.text.validation.take(self.sizes.tokens + 1)
+
+    @cached_property
+    def nats(self) -> Tensor:
+        """(n,) float64: -log p of each token of `validation` but the first, without memory."""
+        return self.nats_of(self.validation)
+
+    def nats_of(self, stream: TokenStream) -> Tensor:
+        """(n,) float64, without memory."""
+        context, stride = self.window
+        return token_nats(self.model, stream, context=context, stride=stride, device=self.device.torch)["none"]
+
+    @cached_property
+    def states(self) -> Tensor:
+        """(n, d) float32: the contexts h of `validation`, on the CPU."""
+        context, stride = self.window
+        seen = contexts(self.model, self.validation, context=context, stride=stride, device=self.device.torch)
+        return torch.cat([found.h[0].float().cpu() for found, _ in seen])
+
+    @cached_property
+    def store(self) -> SplatStore | None:
+        """The splats that training consolidated up to this checkpoint."""
+        found = self.run.checkpoint
+        return store_of(found.soc, str(found.path / "soc.safetensors")) if found.soc else None

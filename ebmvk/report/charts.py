@@ -1,0 +1,63 @@
+"""Bars, histograms and maps, in the style of `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from ebmvk.report.plots import GRID, INK, SERIES, STYLE, dress, svg_of
+
+
+@contextmanager
+def _axes(name: str, size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, figure.add_subplot()
+
+
+def bar_plot(
+    name: str, labels: Sequence[str], series: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str
+) -> str:
+    """An <svg> element: a group of bars for each label, a colour for each of the series."""
+    with _axes(name, (6.4, 3.1)) as (figure, axes):
+        width = 0.8 / len(series)
+        for i, (label, values) in enumerate(series.items()):
+            place = np.arange(len(labels)) + (i + 0.5) * width - 0.4
+            axes.bar(place, list(values), width * 0.92, label=label, color=SERIES[i % len(SERIES)])
+        dress(axes, xlabel, ylabel)
+        axes.set_xticks(range(len(labels)), labels)
+        if len(series) > 1:
+            figure.legend(loc="outside upper center", ncols=3, fontsize=9.5, labelcolor=INK, handlelength=1.0)
+        return svg_of(figure, name)
+
+
+def histogram_plot(name: str, edges: Sequence[float], counts: Sequence[int], *, xlabel: str, ylabel: str) -> str:
+    """An <svg> element. edges: (bins + 1); counts: (bins)."""
+    with _axes(name, (6.4, 2.4)) as (figure, axes):
+        low, wide = np.asarray(edges[:-1]), np.diff(edges)
+        axes.bar(low, list(counts), wide * 0.94, align="edge", color=SERIES[0])
+        dress(axes, xlabel, ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        return svg_of(figure, name)
+
+
+def map_plot(name: str, x: Sequence[float], y: Sequence[float], shade: Sequence[float]) -> str:
+    """An <svg> element: points, the fuller the larger their shade, 0 to 1."""
+    with _axes(name, (6.4, 4.6)) as (figure, axes):
+        alpha = 0.25 + 0.75 * np.asarray(shade, dtype=float)
+        axes.scatter(x, y, s=14, c=[to_rgba(SERIES[0], float(share)) for share in alpha], linewidths=0)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_color(GRID)
+        return svg_of(figure, name)

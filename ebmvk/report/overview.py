@@ -1,0 +1,70 @@
+"""Diagnoses as text, and the figures of several checkpoints side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ebmvk.report.metrics import Row
+from ebmvk.report.sections import TITLES, sections
+from ebmvk.report.tables import Table, at, interval, number, percent, plain
+
+
+def lines(record: Row) -> Iterator[str]:
+    """A checkpoint's diagnosis as text, recommendations last."""
+    size = f"{record['parameters'] / 1e6:.2f} M parameters"
+    yield f"{record['checkpoint']}: --model {record['model']}, {size}, {record['corpus']}"
+    if verdict := record["sections"].get("convergence"):
+        yield f"{verdict['verdict']}: {verdict['reason']}"
+    for section in sections(record):
+        yield f"\n{section.title}\n{section.note}"
+        for table in section.tables:
+            yield from ("  " + line for line in plain(table))
+        for caption, text in section.texts:
+            yield f"  {caption}: {text!r}"
+    yield from (f"\n{TITLES[name]}: none; {why}" for name, why in record["absent"].items())
+    yield "\nRecommendations"
+    yield from (f"  {line}" for line in record["sections"]["recommendations"] or ["nothing stands out"])
+
+
+def overview(records: Sequence[Row]) -> Table:
+    """A row per figure, a column per checkpoint; figures that none has are left out."""
+    rows = [(name, *(figure(record) for record in records)) for name, figure in FIGURES.items()]
+    return Table(("", *(record["name"] for record in records)), [row for row in rows if set(row[1:]) != {"–"}])
+
+
+def _figure(form: str, *keys: Any) -> Callable[[Row], str]:
+    return lambda record: number(at(record, *keys), form)
+
+
+def _share(*keys: Any) -> Callable[[Row], str]:
+    return lambda record: percent(at(record, *keys))
+
+
+def _ratio(name: str) -> Callable[[Row], str]:
+    def figure(record: Row) -> str:
+        levels = [level for level in at(record, "denoising", "levels") or [] if level["name"] == name]
+        return number(levels[0]["ratio"], ".3f") if levels else "–"
+
+    return figure
+
+
+FIGURES: dict[str, Callable[[Row], str]] = {
+    "model": lambda record: record["model"],
+    "parameters": lambda record: f"{record['parameters'] / 1e6:.2f} M",
+    "bits per byte": _figure(".4f", "likelihood", "validation", "bits_per_byte"),
+    "perplexity per word": _figure(",.2f", "likelihood", "validation", "ppl_word"),
+    "perplexity per token": _figure(",.2f", "likelihood", "validation", "ppl_token"),
+    "nats per token": _figure(".4f", "likelihood", "validation", "nats_per_token"),
+    "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else "–",
+    "nats per token of training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
+    "verdict": lambda record: at(record, "convergence", "verdict") or "–",
+    "denoising error at ½ κ_c, of frequencies'": _ratio("1/2 kappa_c"),
+    "denoising error at κ_c, of frequencies'": _ratio("kappa_c"),
+    "kinetic temperature": _figure(".4f", "langevin", "samplers", 0, "kinetic_temperature"),
+    "memory splats": _figure(",d", "splats", "stores", 0, "splats"),
+    "coverage": _share("splats", "stores", 0, "coverage"),
+    "repetition of samples": _share("samples", "model", "repetition_rate"),
+    "distinct-2 of samples": _figure(".3f", "samples", "model", "distinct_2"),
+    "effective experts": _figure(".2f", "experts", "layers", 0, "effective"),
+}

@@ -1,0 +1,333 @@
+"""A diagnosis in words and tables, which the page and the terminal both show. Records are made by `ebmvk.diagnosis`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ebmvk.report.metrics import Row
+from ebmvk.report.tables import Cells, Section, Table, interval, number, percent, shown
+
+TITLES = {
+    "likelihood": "Exact likelihood",
+    "convergence": "Convergence",
+    "energy": "Energy per epoch",
+    "denoising": "Denoising",
+    "langevin": "Samplers against p(v|c)",
+    "lexical": "Tokens as splats",
+    "splats": "Memory splats",
+    "memory": "Memory and its gate",
+    "external": "External memory",
+    "experts": "Experts",
+    "attention": "Attention",
+    "samples": "Samples",
+}
+
+
+def sections(record: Row) -> Iterator[Section]:
+    """Those that the record of one checkpoint has, in the order of the page."""
+    found = record["sections"]
+    for key, section in SECTIONS.items():
+        if key in found:
+            yield section(found[key])
+
+
+def bucket_label(bucket: Row) -> str:
+    low, high = bucket["low"], bucket["high"]
+    if low == high:
+        return f"{low:,}"
+    return f"{low:,} to {high:,}" if high is not None else f"{low:,} or more"
+
+
+def _likelihood(found: Row) -> Section:
+    own, train = found["validation"], found["training"]
+    part = "All of validation" if found["whole_split"] else f"The first {own['tokens']:,} tokens of validation"
+    gap = own["nats_per_token"] - train["nats_per_token"]
+    note = (
+        f"{part}, context {own['context']}, stride {own['stride']}. The first {train['tokens']:,} tokens of the "
+        f"training text cost {number(train['nats_per_token'])} nats each: validation costs {number(gap, '+.4f')} more."
+    )
+    main = Table(
+        ("bits per byte", "perplexity / token", "/ word", "nats / token", "tokens", "words", "bytes"),
+        [(
+            number(own["bits_per_byte"]), number(own["ppl_token"], ",.2f"), number(own["ppl_word"], ",.2f"),
+            number(own["nats_per_token"]), *(f"{own[name]:,}" for name in ("tokens", "words", "bytes")),
+        )],
+    )  # fmt: skip
+    rows = [
+        (
+            bucket_label(bucket), f"{bucket['types']:,}", f"{bucket['tokens']:,}", number(bucket["nats_per_token"]),
+            number(bucket["unigram_nats_per_token"]), _exp(bucket["nats_per_token"]),
+            percent(bucket["nats"] / own["nats"]),
+        )
+        for bucket in found["buckets"]
+    ]  # fmt: skip
+    head = (
+        "occurrences in training",
+        "types",
+        "tokens",
+        "nats / token",
+        "by frequency alone",
+        "perplexity",
+        "of all nats",
+    )
+    return Section("likelihood", TITLES["likelihood"], note, [main, Table(head, rows)])
+
+
+def _exp(nats: float | None) -> str:
+    return "–" if nats is None else f"{math.exp(min(nats, 700.0)):,.1f}"
+
+
+def _convergence(found: Row) -> Section:
+    rows = [
+        (
+            name, own["word"], f"{own['n']}", number(own["change"], "+.4f"),
+            "–" if own["p"] is None else f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}",
+            number(own["p"], ".2g"),
+            percent(own["fallen"], 0),
+        )
+        for name, own in ((name, found[name]) for name in ("training", "validation"))
+    ]  # fmt: skip
+    head = ("energy of", "verdict", "means", "change, nats", "95 %", "p", "below the first")
+    return Section("convergence", TITLES["convergence"], f"Test: {found['test']}.", [Table(head, rows)])
+
+
+def _energy(found: Row) -> Section:
+    latent = (
+        "" if found["langevin"] is None else f" Langevin states end at E(x|c) = {number(found['langevin'], '.3f')}."
+    )
+    note = (
+        f"E(v|c) = −log p(v|c) of the true next tokens, nats. {found['spikes']} of {found['steps']:,} steps spike (six "
+        "robust deviations above their neighbours); norm of the gradient "
+        f"{number(found['grad_norm_median'], '.3g')} in the median, "
+        f"{number(found['grad_norm_99'], '.3g')} at 99 %.{latent}"
+    )
+    rows = [
+        (
+            f"{own['epoch']}", f"{own['steps']:,} of {own['of']:,}", number(own["energy"]), number(own["deviation"]),
+            number(own["per_100_steps"], "+.4f"), number(own["validation"]),
+        )
+        for own in found["epochs"]
+    ]  # fmt: skip
+    head = ("epoch", "steps", "mean", "between steps ±", "per 100 steps", "validation after it")
+    return Section("energy", TITLES["energy"], note, [Table(head, rows)])
+
+
+def level_name(level: Row) -> str:
+    """Its kappa, and the name it has."""
+    named = f" ({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
+    return f"{level['kappa']:.1f}{named}"
+
+
+def _denoising(found: Row) -> Section:
+    levels = found["levels"]
+    note = (
+        f"Relative squared error of the score at {levels[0]['tokens']:,} tokens of validation; a score of zero has 1. "
+        "The reference is the exact denoiser that knows unigram frequencies only; κ_c = √(2 d ln V)."
+    )
+    rows = [
+        (
+            level_name(level), f"{level['angle']:.1f}°", f"{level['sigma']:.3g}", number(level["loss"]),
+            number(level["unigram_loss"]),
+            "–" if level["ratio"] is None
+            else f"{percent(1 - level['ratio'])} ± {100 * level['error']:.1f}",
+        )
+        for level in levels
+    ]  # fmt: skip
+    head = ("κ", "mean angle", "σ", "error", "of frequencies", "below it")
+    return Section("denoising", TITLES["denoising"], note, [Table(head, rows)])
+
+
+def _langevin(found: Row) -> Section:
+    samplers, temperature = found["samplers"], found["temperature"]
+    test = (
+        "Tokens of the chains are tested against p(v|c) by χ²; the p-values of a sampler share one false alarm in "
+        f"{round(1 / found['level']):,}."
+        if temperature == 1
+        else "At another temperature than 1 chains do not have the law p(v|c), which their tokens are held against."
+    )
+    note = (
+        f"{found['contexts']}; {found['steps']} steps, temperature {temperature:g}. {test} "
+        "Annealed Langevin is not adjusted: it accepts every step."
+    )
+    words = {True: "as p(v|c)", False: "not p(v|c)", None: "not tested"}
+    rows = [
+        (
+            own["sampler"], f"{own['each']:,} × {len(own['contexts'])}", words[own["ok"]],
+            number(min(row["p"] for row in own["contexts"]), ".2g"),
+            number(max(row["excess"] for row in own["contexts"]), "+.4f"),
+            number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
+            number(own.get("tangency"), ".1e"),
+            ", ".join(f"{rate:.2f}" for rate in own["rates"]) or "–",
+        )
+        for own in samplers
+    ]  # fmt: skip
+    head = (
+        "sampler", "chains", "tokens", "least p", "largest excess of TV", "kinetic temperature", "accepted",
+        "off the sphere", "exchanged or moved",
+    )  # fmt: skip
+    each = [
+        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+.4f"))
+        for row in samplers[0]["contexts"]
+    ]
+    contexts = Table((f"context of {samplers[0]['sampler']}", "entropy, nats", "p", "excess of TV"), each)
+    return Section("langevin", TITLES["langevin"], note, [Table(head, rows), contexts])
+
+
+def _lexical(found: Row) -> Section:
+    note = (
+        f"A token is a splat with a direction μ and a concentration κ. {found['unseen']:,} of {found['tokens']:,} "
+        f"tokens never occur in the training text; {found['twins']:,} of {found['asked']:,} lie within 2.6° of another "
+        f"one; usage Gini {number(found['usage_gini'], '.3f')}."
+    )
+    rows = [(" and ".join(map(shown, own["tokens"])), number(own["cosine"])) for own in found["nearest"]]
+    return Section("lexical", TITLES["lexical"], note, [Table(("tokens nearest to each other", "cosine"), rows)])
+
+
+def _splats(found: Row) -> Section:
+    rows = [
+        (
+            own["name"], f"{own['splats']:,}", _count(own["active"]), _count(own["dead"]),
+            f"{own['twins']:,} of {own['asked']:,}", percent(own["coverage"]), number(own["usage_gini"], ".3f"),
+            f"{own['kappa_quantiles'][2]:.3g}", f"{math.degrees(own['nearest_angle']):.1f}°",
+            number(own["age_epochs"], ".2f"), f"{own['tokens_per_splat']:.1f}",
+        )
+        for own in found["stores"]
+    ]  # fmt: skip
+    head = (
+        "splats", "number", "active", "dead", "doubles", "coverage", "usage Gini", "median κ", "nearest", "age, epochs",
+        "tokens each",
+    )  # fmt: skip
+    tables = [Table(head, rows)]
+    for own in found["stores"]:
+        chosen = [
+            (
+                f"{splat['id']}", f"{splat['mass']:.1f}", f"{splat['kappa']:.3g}",
+                ", ".join(f"{shown(token)} {p:.2f}" for token, p in splat["law"]),
+                ", ".join(map(shown, splat["near"])),
+            )
+            for splat in own["chosen"]
+        ]  # fmt: skip
+        columns = (f"{own['name']}: splat", "mass", "κ", "its likeliest tokens", "tokens nearest to it")
+        tables.append(Table(columns, chosen, words=True))
+    note = (
+        f"Coverage is the mean share of {found['stores'][0]['coverage_tokens']:,} validation contexts that the splats "
+        "explain rather than the background. Doubles lie within 2.6° of another splat and have nearly its token law. "
+        "Dead ones were not recalled at the last checks; usage is the frequency of recall in training, or the mass "
+        "where a memory was built at once."
+    )
+    return Section("splats", TITLES["splats"], note, tables)
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _memory(found: Row) -> Section:
+    rows: list[Cells]
+    if found["of"] == "splats of training":
+        note = (
+            "The checkpoint has no memory file. The splats of training as a static memory, a gate fitted on one half "
+            f"of {2 * found['tokens']:,} validation tokens and measured on the other:"
+        )
+        rows = [("without", number(found["without"])), ("with", number(found["with"]))]
+        return Section("memory", TITLES["memory"], note, [Table(("memory", "nats / token"), rows)])
+    rows = [
+        (mode, number(nats), _exp(nats), interval(found["gains"][mode]) if mode in found["gains"] else "–")
+        for mode, nats in found["nats_per_token"].items()
+    ]
+    gates = [
+        (name, percent(own["mean"]), *(percent(value) for value in own["quantiles"]))
+        for name, own in found["gate"].items()
+    ]
+    note = (
+        f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
+        "bootstrap over documents, or over stretches of the text where documents are few."
+    )
+    tables = [
+        Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),
+        Table(("share in the mixture", "mean", "5 %", "median", "95 %"), gates),
+    ]
+    return Section("memory", TITLES["memory"], note, tables)
+
+
+def _external(found: Row) -> Section:
+    low, middle, high = (f"{value:.3f}" for value in found["strength"]["quantiles"])
+    note = (
+        f"{found['slots']} slots, threshold {number(found['threshold'], '.3f')}. Tokens write with strength "
+        f"{found['strength']['mean']:.3f} in the mean (5 % {low}, median {middle}, 95 % {high})."
+    )
+    rows = [("with the memory, against the same model without", interval(found["gain"]))]
+    return Section("external", TITLES["external"], note, [Table(("", "nats / token (95 %)"), rows)])
+
+
+def _experts(found: Row) -> Section:
+    balance = [
+        (
+            own["layer"],
+            f"{own['effective']:.2f} of {len(own['load'])}",
+            percent(own["largest"]),
+            number(own["gini"], ".3f"),
+        )
+        for own in found["layers"]
+    ]
+    rows = [
+        (
+            f"{own['layer']}, {place}", percent(load),
+            ", ".join(f"{shown(token)} {percent(share, 0)}" for token, share in own["top"][place - 1]) or "–",
+        )
+        for own in found["layers"]
+        for place, load in enumerate(own["load"], start=1)
+    ]  # fmt: skip
+    tables = [
+        Table(("layer", "effective experts", "largest load", "Gini"), balance),
+        Table(("layer, expert", "load", "tokens that go there most beyond its load"), rows, words=True),
+    ]
+    note = "Effective experts: exp of the entropy of the load, all of them where loads are equal."
+    return Section("experts", TITLES["experts"], note, tables)
+
+
+def _attention(found: Row) -> Section:
+    rows = [
+        (own["layer"], f"{head}", f"{nats:.2f}", f"{back:.1f}")
+        for own in found["layers"]
+        for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1)
+    ]
+    note = (
+        f"The first {len(found['tokens'])} tokens of validation; entropy and distance are means over positions. In the "
+        "first half of the heads a position carries the token before it."
+    )
+    return Section(
+        "attention", TITLES["attention"], note, [Table(("layer", "head", "entropy, nats", "tokens back"), rows)]
+    )
+
+
+def _samples(found: Row) -> Section:
+    rows = [
+        (who, percent(own["repetition_rate"]), *(f"{own[f'distinct_{n}']:.3f}" for n in (1, 2, 3)))
+        for who, own in (("model", found["model"]), ("human text", found["human"]))
+    ]
+    note = (
+        f"{len(found['texts'])} beginnings of documents of at most {found['tokens']} tokens, {found['sampler']}, "
+        "temperature 1."
+    )
+    head = ("text", "repetition", "distinct-1", "distinct-2", "distinct-3")
+    texts = [(f"sample {place}", text.strip("\n")) for place, text in enumerate(found["texts"], start=1)]
+    return Section("samples", TITLES["samples"], note, [Table(head, rows)], texts)
+
+
+SECTIONS: dict[str, Callable[[Any], Section]] = {
+    "likelihood": _likelihood,
+    "convergence": _convergence,
+    "energy": _energy,
+    "denoising": _denoising,
+    "langevin": _langevin,
+    "lexical": _lexical,
+    "splats": _splats,
+    "memory": _memory,
+    "external": _external,
+    "experts": _experts,
+    "attention": _attention,
+    "samples": _samples,
+}

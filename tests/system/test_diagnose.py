@@ -1,0 +1,155 @@
+"""`ebmvk diagnose`: for every model, for a run and its checkpoints, side by side, as lines, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmvk.diagnosis.diagnosis import LOOKS, SECTIONS
+
+from .conftest import Command, Page
+
+ALL = {*SECTIONS, *LOOKS}
+SPHERE = {"denoising", "langevin", "lexical"}
+SHORT = ("--quiet", "--sample-tokens", 0, "--steps", 2)
+LACKING = {
+    "ebm": {"external"},
+    "plain": SPHERE | {"external", "experts"},
+    "tinygpt": SPHERE | {"external"},
+    "minillm": SPHERE | {"external", "experts"},
+    "infinito": SPHERE | {"experts"},
+}
+
+
+@pytest.fixture
+def diagnose(ebmvk: Command, device: str) -> Command:
+    """Diagnose quickly; must succeed. The record, as JSON has it."""
+
+    def call(*args: Any) -> dict[str, Any]:
+        said = ebmvk("diagnose", "--device", device, "--quick", "--json", *args)
+        assert said.status == 0, said.err
+        record: dict[str, Any] = json.loads(said.out)
+        return record
+
+    return call
+
+
+@pytest.mark.parametrize("model", LACKING)
+def test_every_model(
+    model: str, train: Command, trained: Path, diagnose: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    run = trained if model == "ebm" else tmp_path / "run"
+    if model != "ebm":
+        train(run, "--model", model, *SHORT, *(("--use-moe",) if model == "tinygpt" else ()))
+    (record,) = diagnose("--checkpoint", run, "--report", tmp_path / "page.html")["checkpoints"]
+    soc = {"splats", "memory"} if model != "ebm" else set()  # two steps consolidate nothing
+    absent = LACKING[model] | soc | ({"splats", "memory"} & set(record["absent"]))
+    assert set(record["absent"]) == absent
+    assert set(record["sections"]) == (ALL - absent) | {"recommendations"}
+    whole = record["sections"]["likelihood"]
+    assert sum(bucket["nats"] for bucket in whole["buckets"]) == pytest.approx(whole["validation"]["nats"])
+    limit = ("--limit", whole["validation"]["tokens"])
+    said = ebmvk("evaluate", "--checkpoint", run, "--device", device, "--json", *limit)
+    assert json.loads(said.out)["nats"] == pytest.approx(whole["validation"]["nats"], rel=1e-9)
+    page = Page.of(tmp_path / "page.html")
+    assert page.outside() == []
+    assert page.tags.count("svg") >= 4
+    assert all(why in page.text for why in record["absent"].values())
+    assert "chains300" in "".join(page.text.split())  # how much was looked at
+
+
+def test_lines_say_what_the_page_says(ebmvk: Command, trained: Path, device: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    said = ebmvk("diagnose", "--checkpoint", run, "--device", device, "--quick", "--report")
+    assert said.status == 0, said.err
+    page = Page.of(run / "diagnosis.html")
+    shown = "".join(page.text.split())
+    cells = [cell for line in said.out.splitlines() if line.startswith("  ") for cell in line.split("  ")]
+    told = ["".join(cell.split()).replace("`", "") for cell in cells if not cell.startswith("sample ")]
+    assert len(told) > 100
+    assert [cell for cell in told if cell not in shown] == []
+
+
+def test_checkpoints_of_a_run_side_by_side(trained: Path, diagnose: Command, tmp_path: Path) -> None:
+    record = diagnose("--checkpoint", trained, "--batch", "--report", tmp_path / "page.html")
+    first, second = record["checkpoints"]
+    assert [own["step"] for own in (first, second)] == [4, 8]
+    assert first["against_first"] is None
+    nats = [own["sections"]["likelihood"]["validation"]["nats_per_token"] for own in (first, second)]
+    paired = second["against_first"]
+    assert paired["nats_per_token"] == pytest.approx(nats[1] - nats[0])
+    assert paired["low"] < paired["nats_per_token"] < paired["high"]
+    assert len(first["curves"]["training"]) == 4  # what was known then
+    assert len(second["curves"]["training"]) == 8
+    page = Page.of(tmp_path / "page.html")
+    assert page.outside() == []
+    assert page.tags.count("details") == 2
+    assert "Bits per byte" in page.text
+
+
+def test_runs_of_other_tokens_are_not_paired(
+    train: Command, trained: Path, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    train(tmp_path / "other", "--model", "plain", *SHORT, "--vocab-size", 270)
+    page = tmp_path / "page.html"
+    runs = ("--checkpoint", trained, tmp_path / "other")
+    said = ebmvk("diagnose", "--quick", "--device", device, "--report", page, *runs)
+    assert said.status == 0, said.err
+    table = said.out[said.out.index("Side by side") :]
+    assert "bits per byte" in table
+    assert "against the first" not in table
+    assert Page.of(page).outside() == []
+
+
+def test_a_memory_and_its_gate(trained: Path, ebmvk: Command, diagnose: Command, tmp_path: Path, device: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    at = ("--checkpoint", run)
+    assert ebmvk("memory", *at, "--splats", 60, "--quiet", "--device", device).status == 0
+    (record,) = diagnose(*at, "--report", tmp_path / "page.html")["checkpoints"]
+    found = record["sections"]["memory"]
+    assert sum(gate["mean"] for gate in found["gate"].values()) == pytest.approx(1, abs=1e-5)
+    limit = ("--limit", found["tokens"])
+    said = ebmvk("evaluate", *at, *limit, "--memory", "both", "--device", device, "--json")
+    tiers = json.loads(said.out)["tiers"]
+    for mode, nats in found["nats_per_token"].items():
+        assert nats == pytest.approx(tiers[mode]["nats_per_token"], rel=1e-5)
+    for mode, gain in found["gains"].items():
+        difference = found["nats_per_token"][mode] - found["nats_per_token"]["none"]
+        assert gain["nats_per_token"] == pytest.approx(difference)
+    (static,) = [own for own in record["sections"]["splats"]["stores"] if own["name"] == "static memory"]
+    assert (static["splats"], static["dead"], static["usage_is"]) == (found["splats"], None, "mass")
+    assert 30 < found["splats"] <= 60
+    assert 0 < static["coverage"] < 1
+    assert "static memory" in Page.of(tmp_path / "page.html").text
+
+
+def test_a_run_without_metrics(trained: Path, diagnose: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "metrics.jsonl").unlink()
+    (record,) = diagnose("--checkpoint", run, "--report", tmp_path / "page.html")["checkpoints"]
+    assert {"convergence", "energy"} <= set(record["absent"])
+    assert "no metrics.jsonl" in Page.of(tmp_path / "page.html").text
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "nothing to diagnose"),
+        (("--checkpoint", "nowhere"), "there is no such folder"),
+        (("--batch",), "--batch takes one run"),
+        (("--checkpoint", "a", "b", "--batch"), "--batch takes one run"),
+        (("--batch", "nowhere"), "--batch"),
+    ],
+)
+def test_what_is_no_run_is_refused(args: tuple[str, ...], words: str, ebmvk: Command) -> None:
+    said = ebmvk("diagnose", *args)
+    assert said.status == 2
+    assert words in said.err
+    assert "  try: " in said.err

@@ -1,0 +1,271 @@
+"""What a diagnosis claims: sums that add up, verdicts on made-up curves, doubles that were planted, real flags."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ebmvk.diagnosis.recommendations
+from ebmvk import generate, memory, train
+from ebmvk.data.windows import TokenStream
+from ebmvk.diagnosis.course import epochs, spikes, verdict
+from ebmvk.diagnosis.likelihood import EDGES, buckets
+from ebmvk.diagnosis.splats import histogram, nearest_angles, projected, spaced, twins
+from ebmvk.diagnosis.writing import balance, figures, passages
+from ebmvk.engine.reference import Reference
+from ebmvk.report.diagnosis import marked
+from ebmvk.report.metrics import History, read_metrics
+from ebmvk.sphere.geometry import projx
+from ebmvk.splats.health import gini
+from ebmvk.splats.store import SplatStore
+from ebmvk.training import advice
+
+D, V = 16, 40
+
+
+def _random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- likelihood ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buckets_are_a_partition_of_text_and_vocabulary(seed: int) -> None:
+    g = _random(seed)
+    counts = (10 ** (6 * torch.rand(200, generator=g)) - 1).long()
+    tokens = torch.randint(200, (3000,), generator=g)
+    nats = torch.rand(3000, generator=g, dtype=torch.float64) * 9
+    found = buckets(nats, tokens, counts)
+    assert sum(bucket.nats for bucket in found) == pytest.approx(float(nats.sum()), rel=1e-12)
+    assert (sum(bucket.tokens for bucket in found), sum(bucket.types for bucket in found)) == (3000, 200)
+    for bucket in found:
+        high = np.inf if bucket.high is None else bucket.high
+        mine = [i for i, token in enumerate(tokens.tolist()) if bucket.low <= int(counts[token]) <= high]
+        assert bucket.tokens == len(mine)
+        assert bucket.nats == pytest.approx(float(nats[mine].sum()))
+        smoothed = (counts[tokens[mine]].double() + 1) / (counts + 1).sum()
+        assert bucket.unigram == pytest.approx(float(-smoothed.log().sum()))
+
+
+def test_buckets_meet_at_their_edges() -> None:
+    counts = torch.tensor([edge + shift for edge in EDGES[1:] for shift in (-1, 0)])
+    found = buckets(torch.ones(len(counts)).double(), torch.arange(len(counts)), counts)
+    assert [bucket.low for bucket in found] == list(EDGES)
+    assert [bucket.types for bucket in found] == [1, *[2] * (len(EDGES) - 2), 1]
+    empty = buckets(torch.ones(1).double(), torch.zeros(1, dtype=torch.int64), counts)[-1].record()
+    assert (empty["tokens"], empty["nats_per_token"]) == (0, None)
+
+
+# ---- the course of a run -------------------------------------------------------------------------------------------
+
+
+def _curve(kind: str, steps: int, noise: float, seed: int) -> list[float]:
+    t = np.linspace(0, 1, steps)
+    shapes = {
+        "converged": 3 + 4 * np.exp(-20 * t),
+        "converging": 3 + 4 * np.exp(-2 * t),
+        "stalled": np.full(steps, 6.5),
+        "diverging": 3 + 4 * np.exp(-20 * t) + 1.5 * t**2,
+        "undecided": np.full(steps, 6.5),
+    }
+    return list(shapes[kind] + noise * np.random.default_rng(seed).normal(size=steps))
+
+
+@pytest.mark.parametrize("kind", ["converged", "converging", "stalled", "diverging"])
+@pytest.mark.parametrize(("steps", "noise"), [(60, 0.0), (200, 0.05), (1500, 0.2)])
+def test_verdicts_on_made_up_curves(kind: str, steps: int, noise: float) -> None:
+    found = [verdict(_curve(kind, steps, noise, seed)) for seed in range(5)]
+    assert Counter(own.word for own in found) == {kind: 5}
+    for own in found:
+        assert own.low is not None
+        assert own.high is not None
+        assert own.change is not None
+        assert own.low <= own.change <= own.high
+
+
+def test_a_jump_at_the_end_is_divergence() -> None:
+    for seed in range(5):
+        y = _curve("converged", 400, 0.1, seed)
+        assert verdict(y).word == "converged"
+        assert verdict(y[:-30] + [value + 2 for value in y[-30:]]).word == "diverging"
+
+
+def test_what_says_too_little_is_undecided() -> None:
+    few = verdict([5.0, 4.0, 3.0])
+    assert (few.word, few.change, few.p) == ("undecided", None, None)
+    assert "16 are needed" in few.reason
+    assert verdict(_curve("undecided", 30, 2.5, 0)).word == "undecided"
+
+
+def test_noise_alone_is_seldom_taken_for_a_trend() -> None:
+    """At the 5 % level; a change below 1 % of the level is passed over, so that it is less often than that."""
+    words = Counter(verdict(_curve("stalled", 120, 0.6, seed)).word for seed in range(200))
+    # 23 of 200 at the 5 % level has a probability of 1e-4.
+    assert words["converging"] + words["diverging"] < 23
+    assert words["converged"] == 0
+
+
+def test_spikes_are_found_where_they_were_planted() -> None:
+    y = np.array(_curve("converging", 500, 0.1, 3))
+    assert spikes(y) == 0
+    y[[7, 123, 124, 499]] += 3.0
+    assert spikes(y) == 4
+    assert spikes(y[:10]) == 0
+
+
+def test_epochs_part_the_steps() -> None:
+    energies = np.random.default_rng(1).random(95) + 2
+    steps = [{"step": i + 1, "parts": {"ce": float(value)}} for i, value in enumerate(energies)]
+    evals = [{"step": 40, "validation": {"nats_per_token": 2.5}}]
+    found = epochs(History(facts={"steps_per_epoch": 20}, steps=steps, evals=evals))
+    assert [own["steps"] for own in found] == [20, 20, 20, 20, 15]
+    assert [own["validation"] for own in found] == [None, 2.5, None, None, None]
+    weighted = sum(own["energy"] * own["steps"] for own in found) / 95
+    assert weighted == pytest.approx(float(energies.mean()))
+
+
+def test_a_history_until_a_step_knows_nothing_later() -> None:
+    rows = [{"step": step} for step in range(1, 9)]
+    whole = History(steps=rows, evals=rows[3::4], soc=rows[1::2], end=rows[-1])
+    part = whole.until(5)
+    assert [row["step"] for row in part.steps] == [1, 2, 3, 4, 5]
+    assert ([row["step"] for row in part.evals], [row["step"] for row in part.soc]) == ([4], [2, 4])
+    assert (part.end, part.step, whole.until(8)) == (None, 5, whole)
+
+
+def test_events_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "alert"}',
+        '{"event": "step", "step": 1}',
+        '{"event": "system", "step": "many"}',
+        '{"event": "st',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert (len(found.steps), found.broken_lines) == (1, 1)
+
+
+# ---- splats --------------------------------------------------------------------------------------------------------
+
+
+def _store(points: Tensor, tokens: Tensor) -> SplatStore:
+    """A splat of each point, whose law is concentrated on its token."""
+    n = len(points)
+    return SplatStore.gather(
+        points.repeat_interleave(4, 0), tokens.repeat_interleave(4), torch.arange(n).repeat_interleave(4),
+        vocab_size=V, beta=0.01, kappa=(10.0, 500.0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_doubles_are_found_where_they_were_planted(seed: int) -> None:
+    g = _random(seed)
+    points, tokens = projx(torch.randn(60, D, generator=g)), torch.randint(V, (60,), generator=g)
+    assert twins(_store(points, tokens), Reference(), torch.arange(60)) == []
+    # A pair and a group of three; one more in the same place that says something else.
+    for own, other in ((41, 7), (50, 3), (55, 3), (20, 9)):
+        points[own], tokens[own] = points[other].clone(), tokens[other].clone()
+    tokens[20] = (tokens[20] + 1) % V
+    points[41] = projx(points[41] + 0.003 * torch.randn(D, generator=g))
+    store = _store(points, tokens)
+    assert twins(store, Reference(), torch.arange(60)) == [41, 50, 55]
+    assert twins(store, Reference(), torch.tensor([3, 50])) == [50]
+    merged = store.kept(~torch.isin(torch.arange(60), torch.tensor([41, 50, 55])))
+    assert twins(merged, Reference(), torch.arange(57)) == []
+
+
+def test_nearest_angles_are_those_of_all_pairs() -> None:
+    g = _random(0)
+    points = projx(torch.randn(30, D, generator=g))
+    points[11] = points[4]  # equal points: each is the other's neighbour, not its own
+    store = _store(points, torch.zeros(30, dtype=torch.int64))
+    asked, angles = nearest_angles(store, Reference(), 10)
+    cosines = points.double() @ points.double().T
+    cosines.fill_diagonal_(-1)
+    assert asked.tolist() == list(range(0, 30, 3))
+    torch.testing.assert_close(angles, cosines[asked].amax(1).clamp(-1, 1).acos(), atol=1e-3, rtol=0)
+    assert nearest_angles(store.kept(torch.arange(30) == 2), Reference(), 10)[1].tolist() == []
+    every, all_angles = nearest_angles(store, Reference(), 100)
+    assert len(every) == 30
+    assert all_angles[[4, 11]].tolist() == pytest.approx([0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "most"), [(1, 5), (10, 10), (11, 10), (1000, 7)])
+def test_spaced_keeps_to_its_number(n: int, most: int) -> None:
+    found = spaced(n, most).tolist()
+    assert len(found) <= most
+    assert found == sorted(set(found))
+    assert 0 <= found[0] <= found[-1] < n
+
+
+def test_a_histogram_counts_every_value() -> None:
+    values = torch.randn(777, generator=_random(2)).double()
+    for own in (values, torch.full((777,), 5.0), values * 1e-12 + 3):
+        found = histogram(own)
+        assert sum(found["counts"]) == 777
+        assert len(found["edges"]) == len(found["counts"]) + 1
+        assert found["edges"][0] <= float(own.min()) <= float(own.max()) <= found["edges"][-1]
+
+
+def test_a_map_keeps_the_distances_of_what_is_flat() -> None:
+    g = _random(5)
+    flat = torch.zeros(40, D)
+    flat[:, [2, 9]] = torch.randn(40, 2, generator=g)
+    found = projected(flat, torch.arange(40.0))
+    places = torch.tensor([found["x"], found["y"]]).T
+    torch.testing.assert_close(torch.cdist(places, places), torch.cdist(flat, flat), atol=1e-3, rtol=0)
+    assert found["variance"] == pytest.approx(1)
+    assert found["usage"] == pytest.approx([i / 39 for i in range(40)], abs=1e-3)
+    noise = projected(torch.randn(4000, D, generator=g), torch.zeros(4000))
+    assert noise["variance"] == pytest.approx(2 / D, rel=0.15)  # the largest two of sixteen that are alike
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_gini_and_balance_of_known_shares(n: int) -> None:
+    assert gini(torch.arange(1.0, n + 1)) == pytest.approx((n - 1) / (3 * n))
+    assert balance([1 / n] * n) == pytest.approx({"effective": n, "largest": 1 / n, "gini": 0}, abs=1e-6)
+    one = [1.0, *[0.0] * (n - 1)]
+    assert balance(one) == pytest.approx({"effective": 1, "largest": 1, "gini": (n - 1) / n})
+
+
+# ---- texts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 5), (4, 20), (3, 300)])
+def test_passages_are_of_the_text(count: int, length: int) -> None:
+    stream = TokenStream("made up", np.arange(100, dtype=np.int32), np.zeros(1, dtype=np.int64))
+    found = passages(stream, count, length)
+    assert all(passage == list(range(passage[0], passage[0] + min(length, 100))) for passage in found)
+    assert len(found) == (count if length < 100 else 1)
+
+
+def test_figures_of_what_repeats_itself() -> None:
+    found = figures([[1, 2, 3, 4] * 10])
+    assert found["repetition_rate"] > 0.8
+    assert found["distinct_1"] == 4 / 40
+    assert figures([list(range(40))]) == {"repetition_rate": 0, "distinct_1": 1, "distinct_2": 1, "distinct_3": 1}
+
+
+def test_a_marked_line_is_the_line() -> None:
+    line = "take --dropout 0.2 or --patience 3: `ebmvk train --resume`, e.g. --init corpus"
+    assert "".join(text for text, _ in marked(line)) == line.replace("`", "")
+    assert [text for text, code in marked(line) if code] == [
+        "--dropout 0.2",
+        "--patience 3",
+        "ebmvk train --resume",
+        "--init",
+    ]
+
+
+def test_every_flag_that_is_recommended_exists() -> None:
+    known = {*train.FLAGS, *memory.FLAGS, *generate.FLAGS}
+    for module in (ebmvk.diagnosis.recommendations, advice):
+        source = Path(module.__file__ or "").read_text(encoding="utf-8")
+        assert {flag for flag in re.findall(r"--[a-z][A-Za-z-]+", source) if flag not in known} == set()
