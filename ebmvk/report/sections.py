@@ -120,6 +120,9 @@ def level_name(level: Row) -> str:
     return f"{level['kappa']:.1f}{named}"
 
 
+SETTLED = 1e-3  # a reference error below which the token is plain to see, and a ratio of errors says nothing
+
+
 def _denoising(found: Row) -> Section:
     levels = found["levels"]
     note = (
@@ -130,7 +133,7 @@ def _denoising(found: Row) -> Section:
         (
             level_name(level), f"{level['angle']:.1f}°", f"{level['sigma']:.3g}", number(level["loss"]),
             number(level["unigram_loss"]),
-            "–" if level["ratio"] is None
+            "–" if level["ratio"] is None or level["unigram_loss"] < SETTLED
             else f"{percent(1 - level['ratio'])} ± {100 * level['error']:.1f}",
         )
         for level in levels
