@@ -286,37 +286,43 @@ class Gates:
         return Alert(sign, reason, f"a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
 
 
-def gate_of_memory(mode: str, mean: float) -> Alert | None:
-    """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted."""
-    if STUCK / 10 <= mean <= 1 - STUCK / 10:  # little may be worth much: a gate opens where memory knows
+def gate_of_memory(tier: str, mean: float, splats: int) -> Alert | None:
+    """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted; splats: the static."""
+    if STUCK / 10 <= mean <= 1 - STUCK:  # little may be worth much: a gate opens where memory knows
         return None
-    says = "nothing of it is used" if mean < 0.5 else "the model itself is not heard"
-    advice = (
-        "take more --splats" if mean < 0.5 else "take fewer --splats, or see whether it holds the text it was fitted on"
-    )
-    return Alert(f"gate stuck at {round(mean)}", f"{mode} memory has weight {mean:.2g} on average: {says}", advice)
+    if tier != "static":
+        advice = "read with --memory static"
+    elif mean < 0.5:
+        advice = f"take --splats {2 * splats}, as they say nothing that the model does not"
+    else:
+        advice = f"take --splats {max(1, splats // 2)}, or another text to fit on: the model itself is not heard"
+    return Alert(f"gate stuck at {round(mean)}", f"{tier} memory has weight {mean:.2g} on average", advice)
 
 
 # ---- what must not be ----------------------------------------------------------------------------------------------
 
-LEAST_RARE = 100  # contexts that decide: at an expected share of .6, fewer than .2 of them has probability 1e-15
-LEAST_UNSEEN = 0.2  # of those contexts; honest texts measured have .4 to .8, own ones .1 at most
+OWN = 0.15  # share of contexts with rare tokens that have a new one: texts that were held had .1 at most
+UNSEEN = 0.25  # new texts had .37 and more
+CHANCE = 1e-6  # of so few among so many, were they UNSEEN of them: what is called a leak must not be luck
 
 
 def leak(unseen: int, rare: int) -> Alert | None:
     """Whether static splats hold the very text that a memory is fitted on.
 
     unseen, rare: contexts of the text whose next token the splats near them have never met, or about once. By Good and
-    Turing, tokens of a new text are unseen about as often as they are met once (counts of words have N_1 > N_2 > ...,
-    so more often: 3 in 5). A text that is held has met each of its tokens, once at least: unseen ones vanish, and
-    turn up among those met once.
+    Turing a token of a new text is one met r times with probability (r + 1) N_{r+1} / n, where N_r tokens were met r
+    times; as N_1 = 3 N_2 by Zipf's law, three in five are unseen. A text that is held has met each of its own tokens
+    at least once: unseen ones are gone, and turn up among those met once.
     """
-    if unseen + rare < LEAST_RARE or unseen >= LEAST_UNSEEN * (unseen + rare):
+    from scipy.stats import binom  # slow to import, and seldom needed
+
+    n = unseen + rare
+    if not n or unseen >= OWN * n or binom.cdf(unseen, n, UNSEEN) >= CHANCE:
         return None
     return Alert(
         "memory holds its own text",
-        f"of {unseen + rare:,} contexts with rare tokens only {unseen / (unseen + rare):.0%} have a new one, where a "
-        "text that the splats do not hold has about 60 %: its likelihood will be too high",
+        f"of {n:,} contexts with rare tokens {unseen / n:.0%} have a new one, where a text that the splats do not hold "
+        "has about 60 %: its likelihood will be too high",
         "fit on a text that is not in the training text: validation without copies, or --fit-on training",
     )
 

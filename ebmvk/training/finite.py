@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ebmvk.errors import ArgumentError
 
 
 def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again: Callable[[], object]) -> str | None:
@@ -21,8 +24,13 @@ def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again
         loss = "the loss"
     if loss is None:
         return _bad_gradient(model)
-    source = _bad_weight(model) or _bad_output(model, again)
+    source = origin(model, again)
     return f"{loss}, first {source}," if source else loss
+
+
+def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
+    """The first weight, or else the first output of a module in `again`, that is not finite."""
+    return _bad_weight(model) or _bad_output(model, again)
 
 
 def _bad_gradient(model: nn.Module) -> str | None:
@@ -51,7 +59,8 @@ def _bad_output(model: nn.Module, again: Callable[[], object]) -> str | None:
         for name, module in model.named_modules()
     ]
     try:
-        again()
+        with contextlib.suppress(ArgumentError):  # what comes of it the engine may refuse
+            again()
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -21,7 +22,7 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, OutOfMemory
+from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, EbmvkError, NonFinite, OutOfMemory
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, finite, noise, optim
@@ -293,6 +294,10 @@ class Trainer:
         self.optimizer.zero_grad()
         try:
             return self._differentiated(batches, step)
+        except ArgumentError:  # the engine refuses what is not finite before there is a loss
+            if bad := finite.origin(self.model, partial(self._again, batches, step)):
+                raise self._non_finite(bad) from None
+            raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -326,19 +331,22 @@ class Trainer:
 
     def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
-        step = self.progress.step + 1
+        again = partial(self._again, batches, self.progress.step)
+        if bad := finite.first_bad(self.model, total, parts, again):
+            raise self._non_finite(bad)
 
-        def again() -> None:
-            torch.manual_seed(step_seed(self.config.run.seed, step - 1))
-            self._differentiated(batches, step - 1)
+    def _again(self, batches: Sequence[Tensor], step: int) -> None:
+        """The step's passes once more, with its randomness."""
+        torch.manual_seed(step_seed(self.config.run.seed, step))
+        self._differentiated(batches, step)
 
-        bad = finite.first_bad(self.model, total, parts, again)
-        if bad:
-            raise NonFinite(
-                f"step {step}: {bad} is not finite; the weights are as they were after step {step - 1}",
-                why="the learning rate is too high for this model, or the precision too low",
-                hint=f"continue with --resume --run-dir {self.folder} --lr {self.config.training.learning_rate / 2:g}",
-            )
+    def _non_finite(self, bad: str) -> NonFinite:
+        step = self.progress.step
+        return NonFinite(
+            f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
+            why="the learning rate is too high for this model, or the precision too low",
+            hint=f"continue with --resume --run-dir {self.folder} --lr {self.config.training.learning_rate / 2:g}",
+        )
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 

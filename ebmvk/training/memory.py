@@ -168,7 +168,7 @@ class Fit:
             yield from [held] if held else []
         shares = memory.gates[mode].log_weights(self._terms(memory, mode, LOOKED_AT).features).exp().mean(0)
         for tier, share in zip(TIERS[mode], shares[1:].tolist(), strict=True):
-            stuck = gate_of_memory(tier, share)
+            stuck = gate_of_memory(tier, share, memory.static.n if memory.static else 0)
             yield from [stuck] if stuck else []
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
