@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from ebmvk.training.resources import amount
 
-REFRESHES = 2  # in a second: drawing takes the time of training
+REDRAWN = 1.0  # seconds after which the panel is drawn again, by the next row: no thread takes training's time
 LINES = ("score matching", "splats")  # figures that have a plain line of their own; what tells the others says them
 
 
@@ -27,10 +28,11 @@ class Display:
         self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task("train", total=total, completed=done)
         self._live: Live | None = None
+        self._drawn = 0.0
 
     def start(self) -> None:
         if self._console.is_terminal and not self._quiet:
-            self._live = Live(console=self._console, refresh_per_second=REFRESHES, get_renderable=self._panel)
+            self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._panel)
             self._live.start()
 
     def stop(self) -> None:
@@ -51,6 +53,9 @@ class Display:
         if self._live:
             self._figures |= own
             self._bar.update(self._task, completed=step)
+            if time.perf_counter() - self._drawn >= REDRAWN:
+                self._live.refresh()
+                self._drawn = time.perf_counter()
         elif event == "step":
             if step % self._log_every == 0 or step == self._total:
                 self.say(f"step {step}/{self._total}  {'  '.join(own.values())}")

@@ -34,7 +34,8 @@ class Monitor:
     """One JSON object per event, flushed; what people read goes through `say`.
 
     Args:
-        device: of torch, whose memory is told. alerts: what looks at the rows; board: TensorBoard's.
+        device: of torch, whose memory is told. alerts: what looks at the rows; board: TensorBoard's. display: of
+            people's lines, by default on standard output.
 
     Raises:
         StorageError: from any method that writes, when the disk is full.
@@ -42,14 +43,14 @@ class Monitor:
 
     def __init__(
         self, run: Path, *, quiet: bool, log_every: int, total: int, done: int, device: torch.device | None = None,
-        alerts: Alerts | None = None, board: Board | None = None,
+        alerts: Alerts | None = None, board: Board | None = None, display: Display | None = None,
     ) -> None:  # fmt: skip
         self._path = run / "metrics.jsonl"
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
         self._began, self._first, self._at = time.perf_counter(), done, done
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
         self._alerts, self._board = alerts, board
-        self._display = Display(quiet=quiet, log_every=log_every, total=total, done=done)
+        self._display = display or Display(quiet=quiet, log_every=log_every, total=total, done=done)
         self._close_broken_line()
 
     def __enter__(self) -> Monitor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ebmvk.report import html
 from ebmvk.training import loop
 from ebmvk.training.checkpoint import step_folders
 
@@ -15,6 +16,12 @@ from .conftest import Command, rows
 
 MODELS = ("ebm", "plain", "tinygpt", "minillm", "infinito")
 BARE = ("--no-enable-soc", "--sample-tokens", 0, "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not looked at here, and takes as long as the steps."""
+    monkeypatch.setattr(html, "write_report", lambda _, target: target)
 
 
 @pytest.mark.parametrize("model", MODELS)
