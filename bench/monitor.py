@@ -47,12 +47,12 @@ class Silent(Monitor):
 
 
 class Timed(Monitor):
-    """Keeps the seconds of each step's recording."""
+    """Keeps the seconds of processor time of each step's recording."""
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        began = time.perf_counter()
+        began = time.process_time()
         super().step(step, values)
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(time.process_time() - began)
 
     def __enter__(self) -> Timed:
         self.seconds: list[float] = []
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(
     options: argparse.Namespace, folder: Path, device: Device
 ) -> tuple[dict[str, Timing], dict[str, list[float]], list[float]]:
-    """Of both kinds of steps, timings and seconds of processor time; seconds that recording took of each monitored one."""
+    """Of both kinds of steps, timings and seconds of processor time; of the monitored ones, those of recording."""
     how = {"log_every": 20, "total": 10**6, "done": 0}
     trainer = _trainer(options, folder, device)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -118,7 +118,7 @@ def summary(
     timings: Mapping[str, Timing], processor: Mapping[str, Sequence[float]], inside: Sequence[float]
 ) -> dict[str, Any]:
     """Medians, seconds; overhead, the share of a bare step: by the median of paired differences of processor time, with
-    its 95 % interval by bootstrap, and by the time within recording alone."""
+    its 95 % interval by bootstrap, and by what recording alone takes."""
     bare, monitored = (np.array(processor[kind]) for kind in ("bare", "monitored"))
     paired = (monitored - bare) / np.median(bare)
     drawn = np.random.default_rng(0).integers(len(paired), size=(2000, len(paired)))
@@ -129,7 +129,7 @@ def summary(
         "repeats": len(paired),
         "overhead": {"median": float(np.median(paired)), "low": float(low), "high": float(high)},
         "recording": {"median": median(inside), "mean": float(np.mean(inside))},
-        "recording_share": float(np.mean(inside)) / timings["bare"].median,
+        "recording_share": float(np.mean(inside) / np.median(bare)),
     }
 
 
