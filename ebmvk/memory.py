@@ -111,9 +111,9 @@ def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
     from ebmvk.training.run import report
 
     if alerts:
-        with Monitor(folder, quiet=quiet, log_every=1, total=step, done=step) as monitor:
-            for alert in alerts:
-                monitor.alert(step, alert)
+        monitor = Monitor(folder, quiet=quiet, log_every=1, total=step, done=step)
+        for alert in alerts:
+            monitor.alert(step, alert)
         report(folder)
 
 

@@ -44,8 +44,8 @@ def health(store: SplatStore, backend: Backend, *, step: int, since: int, steps_
 
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
     """(unseen, rare): of contexts h (n, d) and the tokens (n,) that followed them, those whose token the splats looked
-    up for them have never met, and those whose token they have met about once. By Good and Turing the two are of one
-    size where the splats do not hold the contexts themselves."""
+    up for them have never met, and those whose token they have met about once. By Good and Turing neither is small
+    beside the other, unless the splats hold the contexts themselves."""
     ids = splats.find(h).ids
     met = torch.stack([splats.store.count_of(near, tokens) for near in ids.T]).sum(0)
     return int((met == 0).sum()), int(((met > 0) & (met < 1.5)).sum())

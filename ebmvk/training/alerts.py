@@ -48,12 +48,12 @@ class Alerts:
     def __init__(self, config: Config) -> None:
         self._said: set[str] = set()
         self._watches: tuple[Watch, ...] = (
-            Energy(config),
-            Convergence(config),
-            Perplexity(config),
-            Consolidation(config),
-            SplatHealth(config),
-            Gates(config),
+            RisingEnergy(config),
+            PoorConvergence(config),
+            WorseningPerplexity(config),
+            FastConsolidation(config),
+            SickSplats(config),
+            StuckGates(config),
         )
 
     def see(self, row: Row) -> list[Alert]:
@@ -94,7 +94,7 @@ class _Blocks:
         return Block(fmean(energies), variance(energies) / BLOCK)
 
 
-class Energy:
+class RisingEnergy:
     """The mean energy E(v|c) = -log p(v|c) of training tokens rises: a block lies above the best one before it."""
 
     def __init__(self, config: Config) -> None:
@@ -120,7 +120,7 @@ LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies: a bigram tab
 SHARE_OF_RUN = 0.25  # of the steps, after which a run must have learned that; at least SETTLED
 
 
-class Convergence:
+class PoorConvergence:
     """A quarter of the run is over, and it knows little more than how often each token occurs, which it started with.
 
     That entropy comes with the row that starts or resumes a run, so that a run at its plateau is not taken for it.
@@ -152,7 +152,7 @@ WORSE = 0.02  # nats above the best evaluation, 2 % of perplexity: the same toke
 TWICE = 2  # evaluations in a row
 
 
-class Perplexity:
+class WorseningPerplexity:
     """Validation got worse and stays so."""
 
     def __init__(self, config: Config) -> None:
@@ -192,7 +192,7 @@ CHECKS = 5  # consolidations over which lives and deaths are counted
 FEW = 20  # splats, below which shares say nothing
 
 
-class Consolidation:
+class FastConsolidation:
     """Splats are merged and pruned faster than they can gather statistics: as many within five checks as there are.
 
     At capacity a check replaces a tenth of them at most, by creation and by splitting: half that pace.
@@ -223,7 +223,7 @@ DEAD = 0.5  # share of the splats; in healthy runs a quarter at most
 CLOSE = 0.1  # of a splat's width sqrt((d-1)/kappa), the angle within which its states lie; healthy runs have 1 or more
 
 
-class SplatHealth:
+class SickSplats:
     """Splats that nothing recalls any more, and splats that lie on top of one another."""
 
     def __init__(self, config: Config) -> None:
@@ -261,7 +261,7 @@ STUCK = 0.01  # mean of a gate this near to 0 or 1: what it weighs takes no part
 WRITING = "memory"  # infinito's module
 
 
-class Gates:
+class StuckGates:
     """A gate whose mean over validation stays at 0 or 1, at two evaluations in a row: infinito's writing, and routers
     that give an expert nothing, or everything."""
 

@@ -58,7 +58,7 @@ class Display:
                 self._drawn = time.perf_counter()
         elif event == "step":
             if step % self._log_every == 0 or step == self._total:
-                self.say(f"step {step}/{self._total}  {'  '.join(own.values())}")
+                self.say(f"step {step}/{self._total}  {'  '.join(f'{name} {text}' for name, text in own.items())}")
         else:
             for name in LINES:
                 if name in own:
@@ -81,17 +81,18 @@ def figures(row: Mapping[str, Any]) -> dict[str, str]:
 def _of_step(row: Mapping[str, Any]) -> dict[str, str]:
     parts = ", ".join(f"{name} {value:.3f}" for name, value in row["parts"].items())
     found = {
-        "loss": f"loss {row['loss']:.3f} ({parts})",
-        "rate": f"lr {row['lr']:.1e}  {row['tokens_per_second']:,.0f} tokens/s",
+        "loss": f"{row['loss']:.3f} ({parts})",
+        "lr": f"{row['lr']:.1e}",
+        "speed": f"{row['tokens_per_second']:,.0f} tokens/s",
     }
     if "energy_trend" in row:
-        found["energy"] = f"energy {row['parts']['ce']:.3f}, {row['energy_trend']:+.3f} in 100 steps"
+        found["energy"] = f"{row['parts']['ce']:.3f}, {row['energy_trend']:+.3f} in 100 steps"
     if "memory" in row:
         held = row["memory"]
         device = f", {amount(held['device'])} on the device" if "device" in held else ""
         found["memory"] = f"{amount(held.get('resident', held['peak']))}, {amount(held['peak'])} at most{device}"
     if "left" in row:
-        found["left"] = f"{duration(row['left'])} left"
+        found["left"] = duration(row["left"])
     return found
 
 

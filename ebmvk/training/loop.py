@@ -22,7 +22,7 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, EbmvkError, NonFinite, OutOfMemory
+from ebmvk.errors import ArgumentError, BatchTooLarge, CheckpointError, ConfigError, EbmvkError, NonFinite
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, finite, noise, optim
@@ -236,7 +236,7 @@ class Trainer:
         """One step of the optimiser, recorded.
 
         Raises:
-            NonFinite: before the weights are touched. OutOfMemory: with what was seen to fit.
+            NonFinite: before the weights are touched. BatchTooLarge: with what was seen to fit.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
@@ -268,26 +268,28 @@ class Trainer:
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
 
-    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> OutOfMemory:
-        """What to raise: with the largest batch, halved and halved again, that has been seen to fit."""
+    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
+        """What to raise, once all that was learned is saved."""
+        flags = self._what_fits(tokens, step)
+        self.optimizer.zero_grad()
+        what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
+        if not step:
+            return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
+        self.save()
+        again = f"continue with --resume --run-dir {self.folder} {flags}"
+        return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
+
+    def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
+        """Flags of the largest batch, halved and halved again, that is seen to fit."""
         training = self.config.training
         rows = training.batch_size
         while rows > 1:
             rows //= 2
             if self._if_it_fits([tokens[:rows]], step):
                 parts = -(-training.windows_per_step // rows)
-                hint = f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
-                break
-        else:
-            again = "" if self.config.model.gradient_checkpointing else "--gradient-checkpointing, or "
-            hint = f"{again}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
-        self.optimizer.zero_grad()
-        what = f"step {step + 1}: no memory for --batch-size {training.batch_size}"
-        if not step:
-            return OutOfMemory(what, hint=f"start again in another --run-dir with {hint}")
-        self.save()
-        saved = f"continue with --resume --run-dir {self.folder} {hint}"
-        return OutOfMemory(f"{what}; what was learned before is saved", hint=saved)
+                return f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
+        twice = "" if self.config.model.gradient_checkpointing else "--gradient-checkpointing, or "
+        return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
     def _if_it_fits(self, batches: Sequence[Tensor], step: int) -> Losses | None:
         """As `_differentiated`; None where there is no memory for it. With the error its tensors are let go."""

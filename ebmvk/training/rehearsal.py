@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,21 +14,19 @@ import torch
 
 from ebmvk.config import Config
 from ebmvk.config import replace as replace_values
-from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.decoding.probe import Probe
-from ebmvk.errors import OutOfMemory, StorageError
-from ebmvk.model.language import LanguageModel
+from ebmvk.errors import BatchTooLarge, OutOfMemory, StorageError
 from ebmvk.training import resources
 from ebmvk.training.checkpoint import Checkpoint, storage_error
 from ebmvk.training.display import duration
-from ebmvk.training.loop import Streams, Trainer
+from ebmvk.training.loop import Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.resources import amount
-from ebmvk.training.workspace import SAMPLES_FILE, Device
 
 STEPS = 4  # the first of them warms up and is not timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)
 METRICS = 1000  # bytes of metrics.jsonl for a step, generously
+MakeTrainer = Callable[[Path, Monitor], Trainer]
+"""Of the run, in a folder."""
 
 
 @dataclass(frozen=True)
@@ -53,69 +51,45 @@ class Estimate:
     free: int
 
 
-def rehearse(
-    config: Config,
-    folder: Path,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    streams: Streams,
-    device: Device,
-    found: Checkpoint | None,
-) -> None:
+def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
     """Print what the run would take. folder: where it would be; found: the checkpoint it would continue.
 
     Raises:
         OutOfMemory, StorageError: it cannot fit; with what to change.
     """
-    _refuse_too_many_weights(model, device.torch)
-    estimate = measured(config, folder, model, tokenizer, streams, device, found)
-    for line in told(estimate, config, folder, found.step if found else 0):
-        print(line, flush=True)  # noqa: T201
-    _refuse_full_disk(estimate, config, folder)
-
-
-def _refuse_too_many_weights(model: LanguageModel, device: torch.device) -> None:
-    """Before anything is tried: a system that is out of memory may kill the process without a word."""
-    weights = sum(value.numel() * value.element_size() for value in model.parameters())
-    obtainable = resources.obtainable(device)
-    if obtainable is not None and COPIES * weights > obtainable:
-        raise OutOfMemory(
-            f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
-            hint=f"take a smaller --size, or --latent-dim {model.config.latent_dim // 2}",
-        )
-
-
-def measured(
-    config: Config,
-    folder: Path,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    streams: Streams,
-    device: Device,
-    found: Checkpoint | None,
-) -> Estimate:
-    """A few steps, one evaluation and one checkpoint of the run, in a folder beside its own that is removed."""
     near = resources.existing(folder)
     try:
         scratch = TemporaryDirectory(prefix=".ebmvk-dry-run-", dir=near)
     except OSError as error:
         raise storage_error(folder, error, "--dry-run") from error
-    with scratch as name:
-        at = Path(name)
-        probe = Probe(config, model, tokenizer, device.backend, at / SAMPLES_FILE)
-        with Monitor(at, quiet=True, log_every=1, total=config.training.steps, done=0, device=device.torch) as monitor:
-            trainer = Trainer(config, at, model, tokenizer, streams, device, monitor, probe)
-            if found:
-                trainer.restore(found)
-            try:
-                return _measured(trainer, folder)
-            except OutOfMemory as error:  # it names the folder that will be gone
-                raise OutOfMemory(
-                    error.what, why=error.why, hint=error.hint.replace(f"--run-dir {at}", f"--run-dir {folder}")
-                ) from None
+    with scratch as name, Monitor(Path(name), quiet=True, log_every=1, total=config.training.steps, done=0) as monitor:
+        trainer = trainer_in(Path(name), monitor)
+        if found:
+            trainer.restore(found)
+        _refuse_too_many_weights(trainer)
+        try:
+            estimate = _measured(trainer, near)
+        except BatchTooLarge as error:
+            batch = config.training.batch_size
+            raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"take {error.flags}") from None
+    for line in told(estimate, config, near, found.step if found else 0):
+        print(line, flush=True)  # noqa: T201
+    _refuse_full_disk(estimate, config, folder)
 
 
-def _measured(trainer: Trainer, folder: Path) -> Estimate:
+def _refuse_too_many_weights(trainer: Trainer) -> None:
+    """Before anything is tried: a system that is out of memory may kill the process without a word."""
+    weights = sum(value.numel() * value.element_size() for value in trainer.model.parameters())
+    obtainable = resources.obtainable(trainer.device.torch)
+    if obtainable is not None and COPIES * weights > obtainable:
+        raise OutOfMemory(
+            f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
+            hint=f"take a smaller --size, or --latent-dim {trainer.config.model.latent_dim // 2}",
+        )
+
+
+def _measured(trainer: Trainer, near: Path) -> Estimate:
+    """A few steps, one evaluation and one checkpoint of the run. near: a folder on its disk."""
     config, device = trainer.config, trainer.device.torch
     resources.reset_peak(device)
     before = trainer.progress
@@ -141,31 +115,22 @@ def _measured(trainer: Trainer, folder: Path) -> Estimate:
         bound=twice is None,
         obtainable=obtainable,
         checkpoint=size,
-        free=resources.disk_free(folder),
+        free=resources.disk_free(near),
     )
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     return time.perf_counter() - began
 
 
 def _peak_of_twice(trainer: Trainer) -> int | None:
     """Bytes at the peak of a step whose batches are twice as large; None where it did not fit after all."""
-    batch, device = trainer.config.training.batch_size, trainer.device
-    config = replace_values(trainer.config, {"batch_size": 2 * batch, "enable_soc": False})
+    own, device = trainer, trainer.device
+    config = replace_values(own.config, {"batch_size": 2 * own.config.training.batch_size, "enable_soc": False})
     resources.reset_peak(device.torch)
-    wide = Trainer(
-        config,
-        trainer.folder,
-        trainer.model,
-        trainer.tokenizer,
-        trainer.streams,
-        device,
-        trainer.monitor,
-        trainer.probe,
-    )
+    wide = Trainer(config, own.folder, own.model, own.tokenizer, own.streams, device, own.monitor, own.probe)
     wide.optimizer = trainer.optimizer  # its moments are not needed twice; nor is the consolidation
     try:
         wide.step()
@@ -182,8 +147,8 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
     return dict(count.most_common())
 
 
-def told(found: Estimate, config: Config, folder: Path, done: int) -> Iterator[str]:
-    """Lines for people. done: steps that the run has behind it."""
+def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str]:
+    """Lines for people. near: a folder on the run's disk; done: steps that the run has behind it."""
     training, logging = config.training, config.logging
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
     yield f"parameters  {sum(found.parameters.values()):,}: {parts}"
@@ -197,7 +162,7 @@ def told(found: Estimate, config: Config, folder: Path, done: int) -> Iterator[s
     needed, free = amount(disk_needed(found, config)), amount(found.free)
     yield (
         f"disk        {needed} for {kept(logging.keep_last)} checkpoints of {amount(found.checkpoint)} and metrics, "
-        f"of {free} free in {resources.existing(folder)}"
+        f"of {free} free in {near}"
     )
     left = max(0, training.steps - done)
     evaluations, saves = (-(-left // every) for every in (logging.eval_every, logging.save_every))

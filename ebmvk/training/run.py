@@ -78,7 +78,6 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
 
 
 def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
-
     def say(text: str) -> None:
         if not quiet:
             print(text, flush=True)  # noqa: T201
@@ -114,10 +113,15 @@ def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) ->
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
     started = {"init": apply_start(start, model, job.config, tokenizer, streams.train, say)} if start else {}
+    config = job.config
+
+    def trainer_in(folder: Path, monitor: Monitor) -> Trainer:
+        probe = Probe(config, model, tokenizer, device.backend, folder / SAMPLES_FILE)
+        return Trainer(config, folder, model, tokenizer, streams, device, monitor, probe)
+
     if dry_run:
-        rehearse(job.config, job.folder, model, tokenizer, streams, device, found)
+        rehearse(config, job.folder, trainer_in, found)
         return "finished"
-    probe = Probe(job.config, model, tokenizer, device.backend, job.folder / SAMPLES_FILE)
     total, done = job.config.training.steps, found.step if found else 0
     if not job.resume:
         save_config(job.folder, job.config, job.sources)
@@ -127,7 +131,7 @@ def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) ->
         alerts=Alerts(job.config), board=tensorboard.Board(job.folder) if job.config.logging.tensorboard else None,
     )  # fmt: skip
     with _reported(job), monitor:
-        trainer = Trainer(job.config, job.folder, model, tokenizer, streams, device, monitor, probe)
+        trainer = trainer_in(job.folder, monitor)
         if found:
             check_same_model(found, job.config, tokenizer)
             trainer.restore(found)

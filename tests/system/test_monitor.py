@@ -193,7 +193,7 @@ def _shown(run: Path, *, terminal: bool, quiet: bool = False) -> str:
 
 
 FIGURES = (
-    "loss ", "denoise ", "energy ", "in 100 steps", "tokens/s", "left", "score matching", "κ ", "active of",
+    "loss ", "denoise ", "energy ", "in 100 steps", "tokens/s", "left ", "score matching", "κ ", "active of",
     "recalled ", "epochs old", "kappa ", "rad apart",
 )  # fmt: skip
 

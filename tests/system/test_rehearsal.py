@@ -79,8 +79,8 @@ def test_a_batch_that_does_not_fit_is_told_which_one_would(
     monkeypatch.setattr(loop, "objective", hungry)
     said = dry()
     assert said.status == 2
-    assert "--batch-size 2 --accumulation-steps 2" in said.err
-    assert "dry-run" not in said.err
+    assert "error: --batch-size 4 does not fit" in said.err
+    assert "take --batch-size 2 --accumulation-steps 2" in said.err
     assert list(tmp_path.iterdir()) == []
 
 
