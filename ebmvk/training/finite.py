@@ -30,7 +30,7 @@ def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again
 
 def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
     """The first weight, or else the first output of a module in `again`, that is not finite."""
-    return _bad_weight(model) or _bad_output(model, again)
+    return bad_weight(model) or _bad_output(model, again)
 
 
 def _bad_gradient(model: nn.Module) -> str | None:
@@ -41,7 +41,8 @@ def _bad_gradient(model: nn.Module) -> str | None:
     return next(bad, "the norm of all gradients")
 
 
-def _bad_weight(model: nn.Module) -> str | None:
+def bad_weight(model: nn.Module) -> str | None:
+    """The first weight that is not finite."""
     bad = (f"the weight '{name}'" for name, value in model.state_dict().items() if not _is_finite(value))
     return next(bad, None)
 

@@ -343,11 +343,17 @@ class Trainer:
         self._differentiated(batches, step)
 
     def _non_finite(self, bad: str) -> NonFinite:
-        step = self.progress.step
+        """What to raise, once the weights are saved, which no step has touched since they were right."""
+        step, lr = self.progress.step, f"--lr {self.config.training.learning_rate / 2:g}"
+        saved = step > 0 and finite.bad_weight(self.model) is None
+        if saved:
+            self.save()
         return NonFinite(
             f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
             why="the learning rate is too high for this model, or the precision too low",
-            hint=f"continue with --resume --run-dir {self.folder} --lr {self.config.training.learning_rate / 2:g}",
+            hint=f"continue with --resume --run-dir {self.folder} {lr}"
+            if saved or checkpoint.step_folders(self.folder)
+            else f"start again in another --run-dir with {lr}",
         )
 
     # ---- evaluating ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 
 from ebmvk.config import Config
 from ebmvk.config import replace as replace_values
-from ebmvk.errors import BatchTooLarge, OutOfMemory, StorageError
+from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
 from ebmvk.training import resources
 from ebmvk.training.checkpoint import Checkpoint, storage_error
 from ebmvk.training.display import duration
@@ -72,6 +72,9 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
         except BatchTooLarge as error:
             batch = config.training.batch_size
             raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"take {error.flags}") from None
+        except NonFinite as error:
+            half = f"--lr {config.training.learning_rate / 2:g}"
+            raise NonFinite(error.what, why=error.why, hint=f"take {half}") from None
     for line in told(estimate, config, near, found.step if found else 0):
         print(line, flush=True)  # noqa: T201
     _refuse_full_disk(estimate, config, folder)

@@ -111,7 +111,33 @@ def test_a_poisoned_tensor_is_named_and_reported(
     assert row["sign"] == "non-finite values"
     assert words in row["reason"]
     assert "--lr" in row["advice"]
+    assert (run / "latest").read_text(encoding="ascii") == "checkpoints/step-2\n"
     assert "non-finite values" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_what_was_learned_before_a_number_went_wrong_is_saved(
+    done: int, ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    real, calls, run = loop.objective, iter(range(100)), tmp_path / "run"
+
+    def poisoned(*args: Any, **how: Any) -> Losses:
+        losses = real(*args, **how)
+        return dataclasses.replace(losses, total=losses.total * (1 if next(calls) < done else float("nan")))
+
+    monkeypatch.setattr(loop, "objective", poisoned)
+    said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, *BARE, "--quiet")
+    assert said.status == 2
+    assert f"step {done + 1}: the loss is not finite" in said.err
+    assert signs(run) == ["non-finite values"]
+    monkeypatch.undo()
+    if done:
+        assert f"--resume --run-dir {run} --lr 0.002" in said.err
+        train(run, "--resume", "--quiet", "--lr", 0.002)
+        assert [row["step"] for row in rows(run, "step")] == list(range(1, 9))
+    else:
+        assert "in another --run-dir with --lr" in said.err
 
 
 def _moved(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
