@@ -25,6 +25,7 @@ from ebmvk.training.resources import amount
 STEPS = 4  # the first of them warms up and is not timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)
 METRICS = 1000  # bytes of metrics.jsonl for a step, generously
+SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with their counts, 16 bytes each
 MakeTrainer = Callable[[Path, Monitor], Trainer]
 """Of the run, in a folder."""
 
@@ -34,7 +35,8 @@ class Estimate:
     """parameters by part; tokens of a step; seconds of a step, an evaluation, the last one, and a checkpoint.
 
     peak, twice: bytes with the batch and with one twice as large, measured unless `bound`: then twice is 2 x peak,
-    which it cannot exceed. obtainable: bytes, None where the system does not tell. checkpoint, free: bytes on the disk.
+    which it cannot exceed. obtainable: bytes, None where the system does not tell. checkpoint, free: bytes on the disk,
+    of a checkpoint with as many splats as there may be.
     """
 
     parameters: dict[str, int]
@@ -117,9 +119,17 @@ def _measured(trainer: Trainer, near: Path) -> Estimate:
         twice=2 * peak if twice is None else twice,
         bound=twice is None,
         obtainable=obtainable,
-        checkpoint=size,
+        checkpoint=size + _grown(trainer, tokens),
         free=resources.disk_free(near),
     )
+
+
+def _grown(trainer: Trainer, tokens: int) -> int:
+    """Bytes of the splats that the last checkpoints may hold and the first has not. tokens: of a step."""
+    if trainer.soc is None:
+        return 0
+    most = min(trainer.soc.consolidation.phases[-1].capacity, trainer.config.training.steps * tokens)
+    return most * (4 * trainer.config.model.latent_dim + SPLAT)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -193,5 +203,5 @@ def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
         fits = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint) - 2
         raise StorageError(
             f"--run-dir {folder}: {amount(needed)} for checkpoints and metrics, {amount(found.free)} are free",
-            hint=f"--keep-last {fits}" if fits >= 1 else "give --run-dir on a larger disk, or free some space",
+            hint=f"take --keep-last {fits}" if fits >= 1 else "give --run-dir on a larger disk, or free some space",
         )

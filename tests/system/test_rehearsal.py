@@ -92,7 +92,7 @@ def test_twice_the_batch_is_bounded_where_trying_it_is_not_safe(dry: Command, mo
     assert "400.0 MB at the peak, of 600.0 MB that can be had; with --batch-size 8 at most 800.0 MB" in said.out
 
 
-@pytest.mark.parametrize(("free", "hint"), [(20_000_000, "--keep-last 6"), (20_000, "larger disk")])
+@pytest.mark.parametrize(("free", "hint"), [(20_000_000, "take --keep-last "), (20_000, "larger disk")])
 def test_a_disk_without_room_for_the_checkpoints(
     free: int, hint: str, dry: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,3 +101,7 @@ def test_a_disk_without_room_for_the_checkpoints(
     assert said.status == 2
     assert "are free" in said.err
     assert hint in said.err
+    if "--keep-last" in hint:
+        most = said.err.partition(hint)[2].split()[0]
+        assert dry("--quiet", "--keep-last", most).status == 0
+        assert dry("--quiet", "--keep-last", int(most) + 1).status == 2
