@@ -130,6 +130,7 @@ class LoggingConfig:
     save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints.
     keep_last: int = knob(3, low=1, resume=True)  # Checkpoints kept; the best one is never deleted.
     sample_tokens: int = knob(40, low=0, resume=True)  # Tokens of the sample written at each evaluation; 0 for none.
+    tensorboard: bool = knob(False, resume=True)  # Write the metrics for TensorBoard too, an extra.
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,14 @@ class OutOfMemory(DeviceError):
     """An allocation on the device failed. Sizes are in the message."""
 
 
+class BatchTooLarge(OutOfMemory):
+    """A training step's batch does not fit; `flags` say what was seen to."""
+
+    def __init__(self, what: str, *, hint: str, flags: str) -> None:
+        super().__init__(what, hint=hint)
+        self.flags = flags
+
+
 class DeviceLost(DeviceError):
     """The device was lost or hung. No result of the failed submission is ever returned."""
 

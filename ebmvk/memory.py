@@ -8,12 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmvk.training.alerts import Alert
 
 MAX_SPLATS = 150_000
 
@@ -101,11 +104,24 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     fit = Fit(model, text, reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
     memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    _tell(run.folder, run.checkpoint.step, list(fit.alerts(memory)), quiet=command.quiet)
     if static and memory.static:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     path = save(run.checkpoint.path, memory)
     print(path)
     return 0
+
+
+def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
+    """Alerts go where those of training are: to the run's metrics and its report."""
+    from ebmvk.training.monitor import Monitor
+    from ebmvk.training.run import report
+
+    if alerts:
+        monitor = Monitor(folder, quiet=quiet, log_every=1, total=step, done=step)
+        for alert in alerts:
+            monitor.alert(step, alert)
+        report(folder)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class TrainCommand(Config):
     stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # A recipe of --model: small, medium, large.
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
+    dry_run: bool = False  # Say what the run would take, after a few steps; nothing is left of it.
     quiet: bool = False  # Print errors and the paths of the results only.
 
     @property
@@ -90,7 +91,7 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
     given = _given(args, command.settings)
     resume = command.resume
     job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
 

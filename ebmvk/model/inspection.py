@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.model.experts import MixtureOfExperts, Routing
+from ebmvk.model.infinito import ExternalMemory
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
 
@@ -92,6 +93,29 @@ def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]
         found.append(Specialisation(name, shares.cpu(), given.mean(0).cpu(), count.cpu()))
 
     with _watching(model, MixtureOfExperts, lambda name, module, _, out: look(name, module, out[1])):
+        model(tokens)
+    return found
+
+
+@torch.no_grad()
+def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
+    """Means over tokens (B, T) of what gates, by module: how strongly an external memory is written to, (1,); the load
+    of experts, (E,). Empty where a model has neither."""
+    found: dict[str, list[float]] = {}
+
+    def load(name: str, module: MixtureOfExperts, routing: Routing) -> None:
+        share = torch.bincount(routing.experts.flatten(), routing.weights.flatten().float(), module.experts)
+        found[name] = (share / share.sum()).tolist()
+
+    def strength(name: str, module: ExternalMemory, x: Tensor) -> None:
+        found[name] = [float(module.strength(x).mean())]
+
+    if not any(isinstance(module, MixtureOfExperts | ExternalMemory) for module in model.modules()):
+        return found
+    with (
+        _watching(model, MixtureOfExperts, lambda name, module, _, out: load(name, module, out[1])),
+        _watching(model, ExternalMemory, lambda name, module, args, _: strength(name, module, args[0])),
+    ):
         model(tokens)
     return found
 

@@ -19,6 +19,7 @@ class History:
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     soc: list[Row] = field(default_factory=list)
+    alerts: list[Row] = field(default_factory=list)
     end: Row | None = None
     restarts: int = 0
     broken_lines: int = 0
@@ -69,12 +70,15 @@ def read_metrics(path: Path) -> History:
             history.steps = [old for old in history.steps if old["step"] <= step]
             history.evals = [old for old in history.evals if old["step"] <= step]
             history.soc = [old for old in history.soc if old["step"] <= step]
+            history.alerts = [old for old in history.alerts if old["step"] <= step]
         elif event == "step":
             history.steps.append(row)
         elif event == "eval":
             history.evals.append(row)
         elif event == "soc":
             history.soc.append(row)
+        elif event == "alert":
+            history.alerts.append(row)
         elif event == "end":
             history.end = row
     return history

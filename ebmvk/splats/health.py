@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ebmvk.engine.api import Backend
 from ebmvk.sphere.geometry import dist
+from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
 _ASKED = 1024  # splats whose nearest neighbour is looked for: an exact mean would cost M^2 d
@@ -21,7 +22,8 @@ def health(store: SplatStore, backend: Backend, *, step: int, since: int, steps_
     splats; active, those recalled or born since the step `since`, and dead, the others; mass, in contexts; background,
     nu; mass_quantiles, kappa_quantiles (0, 25, 50, 75, 100 %); age_epochs, the mean; nearest_angle, radians, the mean
     angle between a splat and its nearest neighbour, over up to 1,024 splats (0 where there is only one); usage_gini, of
-    the frequencies, 0 where all splats are used alike, near 1 where few have it all; tokens_per_splat.
+    the frequencies, 0 where all splats are used alike, near 1 where few have it all; frequency, their mean, contexts
+    recalled by a splat since its birth; tokens_per_splat.
     """
     dead = int((store.last_use < since).sum())
     return {
@@ -35,8 +37,18 @@ def health(store: SplatStore, backend: Backend, *, step: int, since: int, steps_
         "age_epochs": float((step - store.birth).double().mean()) / steps_per_epoch,
         "nearest_angle": _nearest_angle(store, backend),
         "usage_gini": gini(store.frequency),
+        "frequency": float(store.frequency.mean()),
         "tokens_per_splat": len(store.count) / store.n,
     }
+
+
+def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
+    """(unseen, rare): of contexts h (n, d) and the tokens (n,) that followed them, those whose token the splats looked
+    up for them have never met, and those whose token they have met about once. By Good and Turing neither is small
+    beside the other, unless the splats hold the contexts themselves."""
+    ids = splats.find(h).ids
+    met = torch.stack([splats.store.count_of(near, tokens) for near in ids.T]).sum(0)
+    return int((met == 0).sum()), int(((met > 0) & (met < 1.5)).sum())
 
 
 def gini(values: Tensor) -> float:

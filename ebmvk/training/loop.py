@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -22,10 +22,10 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, OutOfMemory
+from ebmvk.errors import ArgumentError, BatchTooLarge, CheckpointError, ConfigError, EbmvkError, NonFinite
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
-from ebmvk.training import checkpoint, noise, optim
+from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
@@ -193,7 +193,7 @@ class Trainer:
             if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
                 self.save()
             while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
-                self._step()
+                self.step()
                 done = self.progress.step
                 improved = self._evaluate_if_due(interruption)
                 if interruption.came:
@@ -215,7 +215,7 @@ class Trainer:
         if due and not interruption.came:
             try:
                 with interruption.at_once():
-                    improved = self._evaluate()
+                    improved = self.evaluate()
             except EbmvkError:
                 self.save()  # steps must not be lost to what only looks at them
                 raise
@@ -232,20 +232,22 @@ class Trainer:
             return False
         return progress.step - progress.best_step >= training.patience * self.config.logging.eval_every
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One step of the optimiser, recorded.
+
+        Raises:
+            NonFinite: before the weights are touched. BatchTooLarge: with what was seen to fit.
+        """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
         torch.manual_seed(step_seed(config.run.seed, step))
         tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
-        self.optimizer.zero_grad()
-        try:
-            losses = self._differentiated(tokens, step)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(tokens, step) from error
+        batches = tokens.chunk(config.training.accumulation_steps)
+        losses = self._if_it_fits(batches, step)
+        if losses is None:
+            raise self._out_of_memory(tokens, step)
         parts = {name: float(value) for name, value in losses.parts.items()}
-        self._refuse_non_finite(losses.total, parts)
+        self._refuse_non_finite(losses.total, parts, batches)
         self._last_ce.append(parts["ce"])
         lr = optim.lr_at(step, config.training)
         norm = self.optimizer.step(lr)
@@ -266,46 +268,52 @@ class Trainer:
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
 
-    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> OutOfMemory:
-        """What to raise: with the largest batch, halved and halved again, that has been seen to fit."""
+    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
+        """What to raise, once all that was learned is saved."""
+        flags = self._what_fits(tokens, step)
+        self.optimizer.zero_grad()
+        what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
+        if not step:
+            return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
+        self.save()
+        again = f"continue with --resume --run-dir {self.folder} {flags}"
+        return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
+
+    def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
+        """Flags of the largest batch, halved and halved again, that is seen to fit."""
         training = self.config.training
         rows = training.batch_size
         while rows > 1:
             rows //= 2
-            if self._fits(tokens[:rows], step):
+            if self._if_it_fits([tokens[:rows]], step):
                 parts = -(-training.windows_per_step // rows)
-                hint = f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
-                break
-        else:
-            hint = f"--gradient-checkpointing, or a new run with --seq-length {self.config.data.seq_length // 2}"
-        self.optimizer.zero_grad()
-        if step:
-            self.save()
-        return OutOfMemory(
-            f"step {step + 1}: no memory for --batch-size {training.batch_size}; what was learned before is saved",
-            hint=f"continue with --resume --run-dir {self.folder} {hint}",
-        )
+                return f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
+        twice = "" if self.config.model.gradient_checkpointing else "--gradient-checkpointing, or "
+        return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
-    def _fits(self, tokens: torch.Tensor, step: int) -> bool:
+    def _if_it_fits(self, batches: Sequence[Tensor], step: int) -> Losses | None:
+        """As `_differentiated`; None where there is no memory for it. With the error its tensors are let go."""
         self.optimizer.zero_grad()
         try:
-            self._differentiated(tokens, step)
+            return self._differentiated(batches, step)
+        except ArgumentError:  # the engine refuses what is not finite before there is a loss
+            if bad := finite.origin(self.model, partial(self._again, batches, step)):
+                raise self._non_finite(bad) from None
+            raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return False
-        return True
+            return None
 
-    def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
-        """Losses of a step, part after part of its windows; their gradients are added up in the parameters."""
-        config, parts = self.config, tokens.chunk(self.config.training.accumulation_steps)
-        found = []
-        for number, part in enumerate(parts, start=step * len(parts)):
+    def _differentiated(self, batches: Sequence[Tensor], step: int) -> Losses:
+        """Losses of a step, batch after batch; their gradients are added up in the parameters."""
+        config, found = self.config, []
+        for number, part in enumerate(batches, start=step * len(batches)):
             with torch.autocast(
                 self.device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
             ):
                 losses = objective(self.model, part, self.device.backend, config, seed=config.run.seed, step=number)
-            (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
             found.append(dataclasses.replace(losses, total=losses.total.detach()))
         return Losses.mean(found)
 
@@ -323,28 +331,34 @@ class Trainer:
             f"against {found['threshold']:.3f}; {events or 'no event'}"
         )
 
-    def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float]) -> None:
-        """Raise NonFinite naming the first bad loss or gradient, before the optimiser sees it."""
-        step = self.progress.step + 1
-        bad = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
-        if bad is None and not bool(torch.isfinite(total)):
-            bad = "the loss"
-        if bad is None:
-            grads = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm([grad for _, grad in grads])
-            if not bool(torch.isfinite(norm)):
-                names = [name for name, grad in grads if not bool(torch.isfinite(grad).all())]
-                bad = f"the gradient of '{names[0]}'" if names else "the norm of all gradients"
-        if bad:
-            raise NonFinite(
-                f"step {step}: {bad} is not finite; the weights are as they were after step {step - 1}",
-                why="the learning rate is too high for this model, or the precision too low",
-                hint=f"continue with --resume --run-dir {self.folder} --lr {self.config.training.learning_rate / 2:g}",
-            )
+    def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]) -> None:
+        """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
+        again = partial(self._again, batches, self.progress.step)
+        if bad := finite.first_bad(self.model, total, parts, again):
+            raise self._non_finite(bad)
+
+    def _again(self, batches: Sequence[Tensor], step: int) -> None:
+        """The step's passes once more, with its randomness."""
+        torch.manual_seed(step_seed(self.config.run.seed, step))
+        self._differentiated(batches, step)
+
+    def _non_finite(self, bad: str) -> NonFinite:
+        """What to raise, once the weights are saved, which no step has touched since they were right."""
+        step, lr = self.progress.step, f"--lr {self.config.training.learning_rate / 2:g}"
+        saved = step > 0 and finite.bad_weight(self.model) is None
+        if saved:
+            self.save()
+        return NonFinite(
+            f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
+            why="the learning rate is too high for this model, or the precision too low",
+            hint=f"continue with --resume --run-dir {self.folder} {lr}"
+            if saved or checkpoint.step_folders(self.folder)
+            else f"start again in another --run-dir with {lr}",
+        )
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> bool:
+    def evaluate(self) -> bool:
         """Exact likelihood of a part of validation, and the probe; True if it is the best so far."""
         part = self.streams.validation.take(self.config.logging.eval_tokens + 1)
         found = self._likelihood(part)
@@ -352,7 +366,7 @@ class Trainer:
         # Nats per token compare only over the same tokens: --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
         scored = self._score_matching(part) if self.model.on_sphere else []
-        levels = {"score_matching": [level.record() for level in scored]}
+        levels = {"score_matching": [level.record() for level in scored], "gates": self._gates(part)}
         health = self.probe(step)
         if self.soc:
             health = {**health, "splats": self.soc.consolidation.summary(step)}
@@ -380,6 +394,11 @@ class Trainer:
         )
         self.model.train()
         return found
+
+    def _gates(self, stream: TokenStream) -> dict[str, list[float]]:
+        """Means of the model's gates on the first tokens of validation, dropout off."""
+        looked = windows(stream, self.config.data.seq_length, SCORED_TOKENS)[:, :-1]
+        return inspection.gates(self.model, looked.to(self.device.torch))
 
     def _likelihood(self, stream: TokenStream) -> Likelihood:
         context = self.config.data.seq_length

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +27,12 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.splats.build import cluster
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
+from ebmvk.splats.health import novelty
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
+from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
+from ebmvk.training.alerts import Alert, gate_of_memory, leak
 from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
 from ebmvk.training.evaluation import contexts
 from ebmvk.training.workspace import Device
@@ -39,6 +42,7 @@ KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
+LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
 FIT_TOKENS = 100_000  # of the text that some 30 numbers are fitted on, at most
 Say = Callable[[str], None]
 
@@ -154,6 +158,18 @@ class Fit:
         for mode, value in nats.items():
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
+
+    def alerts(self, memory: Memory) -> Iterator[Alert]:
+        """What is wrong with a memory that was fitted on this text: its splats hold it, or a tier's gate is stuck."""
+        mode: Mode = "episodic" if memory.static is None else "both"
+        if memory.static is not None:
+            splats = Splats.open(memory.static, self.backend, memory.k)
+            held = leak(*novelty(splats, self.h[:LOOKED_AT], self.tokens[:LOOKED_AT]))
+            yield from [held] if held else []
+        shares = memory.gates[mode].log_weights(self._terms(memory, mode, LOOKED_AT).features).exp().mean(0)
+        for tier, share in zip(TIERS[mode], shares[1:].tolist(), strict=True):
+            stuck = gate_of_memory(tier, share, memory.static.n if memory.static else 0)
+            yield from [stuck] if stuck else []
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
         """Only the static tier."""

@@ -1,22 +1,28 @@
-"""What a run says: metrics.jsonl always, a rich progress bar on a terminal, plain lines elsewhere."""
+"""What a run records and says: metrics.jsonl always, TensorBoard where asked for, and alerts where it goes wrong."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import linear_regression
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+import torch
 
 from ebmvk.errors import NonFinite
+from ebmvk.training import resources
+from ebmvk.training.alerts import Alert, Alerts, non_finite
 from ebmvk.training.checkpoint import storage_error
+from ebmvk.training.display import Display
+from ebmvk.training.tensorboard import Board
+
+TREND = 50  # steps over which the energy's trend is fitted
 
 
 def now() -> str:
@@ -27,37 +33,42 @@ def now() -> str:
 class Monitor:
     """One JSON object per event, flushed; what people read goes through `say`.
 
+    Args:
+        device: of torch, whose memory is told. alerts: what looks at the rows; board: TensorBoard's. display: of
+            people's lines, by default on standard output.
+
     Raises:
         StorageError: from any method that writes, when the disk is full.
     """
 
-    def __init__(self, run: Path, *, quiet: bool, log_every: int, total: int, done: int) -> None:
+    def __init__(
+        self, run: Path, *, quiet: bool, log_every: int, total: int, done: int, device: torch.device | None = None,
+        alerts: Alerts | None = None, board: Board | None = None, display: Display | None = None,
+    ) -> None:  # fmt: skip
         self._path = run / "metrics.jsonl"
-        self._quiet, self._log_every, self._total = quiet, log_every, total
-        self._done, self._began, self._first = done, time.perf_counter(), done
-        self._console = Console(file=sys.stdout, highlight=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
+        self._began, self._first, self._at = time.perf_counter(), done, done
+        self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
+        self._alerts, self._board = alerts, board
+        self._display = display or Display(quiet=quiet, log_every=log_every, total=total, done=done)
         self._close_broken_line()
 
     def __enter__(self) -> Monitor:
-        if self._console.is_terminal and not self._quiet:
-            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
-            self._task = self._bar.add_task("train", total=self._total, completed=self._done, note="")
-            self._bar.start()
+        self._display.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._display.stop()
+        if isinstance(error, NonFinite):
+            self.alert(self._at, non_finite(error))
+        if self._board:
+            self._board.close()
 
     def say(self, text: str) -> None:
         """A line for people, unless --quiet."""
-        if not self._quiet:
-            (self._bar.console if self._bar else self._console).print(text, soft_wrap=True, markup=False)
+        self._display.say(text)
 
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one event. Values must be JSON-able.
@@ -73,6 +84,17 @@ class Monitor:
                 hint="leave --langevin-dt, --langevin-T and --kappa away, or continue with a smaller --lr",
             )
         self._append(json.dumps(row) + "\n")
+        self._at = step
+        self._display.show(row)
+        if self._board:
+            self._board.add(row)
+        for alert in self._alerts.see(row) if self._alerts else ():
+            self.alert(step, alert)
+
+    def alert(self, step: int, alert: Alert) -> None:
+        """Record and say it."""
+        self.record("alert", step, alert.record())
+        self.say(f"alert       {alert}")
 
     def _close_broken_line(self) -> None:
         """After a line that a kill or a full disk cut short, the next event must not become a part of it."""
@@ -87,14 +109,15 @@ class Monitor:
             raise storage_error(self._path, error, "recording metrics") from error
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record one training step and show it: the bar at each step, a plain line every log_every."""
+        """Record one training step; every log_every with what it takes of the machine, the energy's trend, in nats per
+        100 steps, and the seconds left."""
+        self._energies.append((step, values["parts"]["ce"]))
+        if step % self._log_every == 0 or step == self._total:
+            taken = (time.perf_counter() - self._began) / max(1, step - self._first)
+            values = {**values, "left": taken * (self._total - step), "memory": resources.memory(self._device)}
+            if len(self._energies) > 1:
+                values["energy_trend"] = 100 * linear_regression(*zip(*self._energies, strict=True)).slope
         self.record("step", step, values)
-        note = f"loss {values['loss']:.3f}  lr {values['lr']:.1e}  {values['tokens_per_second']:,.0f} tokens/s"
-        if self._bar:
-            self._bar.update(self._task, completed=step, note=note)
-        elif step % self._log_every == 0 or step == self._total:
-            left = (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
-            self.say(f"step {step}/{self._total}  {note}  {_duration(left)} left")
 
 
 def _non_finite(value: Any, name: str) -> tuple[str, float] | None:
@@ -106,8 +129,3 @@ def _non_finite(value: Any, name: str) -> tuple[str, float] | None:
     entries = value.items() if isinstance(value, Mapping) else enumerate(value)
     found = (_non_finite(entry, f"{name}.{key}".lstrip(".")) for key, entry in entries)
     return next((bad for bad in found if bad), None)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

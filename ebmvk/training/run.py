@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
@@ -19,11 +20,15 @@ from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.tokenizer import Tokenizer, make_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
-from ebmvk.errors import ConfigError
-from ebmvk.training import checkpoint, noise
+from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
+from ebmvk.training import checkpoint, noise, tensorboard
+from ebmvk.training.advice import is_out_of_memory
+from ebmvk.training.alerts import Alerts
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.rehearsal import rehearse
+from ebmvk.training.score_matching import frequencies
 from ebmvk.training.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.training.workspace import (
     REPORT_FILE,
@@ -53,18 +58,33 @@ class Job:
     resume: Path | None = None
 
 
-def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
-    """Train `job` and return how it ended; the run folder has everything else.
+def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
+    """Train `job` and return how it ended; the run folder has everything else. dry_run: say what it would take, after
+    a few steps, and leave nothing.
 
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
     """
+    try:
+        return _execute(job, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"no memory: {next(iter(str(error).splitlines()), 'the system gave none')}",
+            why="it was not a step's batch: set-up, an update of the weights, an evaluation or the report asked for it",
+            hint=f"close other programs and --resume --run-dir {job.folder}, or start again with a smaller --size",
+        ) from error
 
+
+def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
     def say(text: str) -> None:
         if not quiet:
             print(text, flush=True)  # noqa: T201
 
-    # Before anything slow: a level that is no noise is refused here.
+    # Before anything slow: a level that is no noise, and a package that is missing, are refused here.
+    if job.config.logging.tensorboard:
+        tensorboard.check_installed()
     levels = noise.notes(job.config.training, job.config.model.latent_dim, job.config.data.vocab_size)
     said = [f"run folder  {job.folder}", f"corpus      {job.corpus.reason}", *levels]
     say("\n".join(said))
@@ -93,13 +113,25 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None) -> Outcome:
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
     started = {"init": apply_start(start, model, job.config, tokenizer, streams.train, say)} if start else {}
-    probe = Probe(job.config, model, tokenizer, device.backend, job.folder / SAMPLES_FILE)
+    config = job.config
+
+    def trainer_in(folder: Path, monitor: Monitor) -> Trainer:
+        probe = Probe(config, model, tokenizer, device.backend, folder / SAMPLES_FILE)
+        return Trainer(config, folder, model, tokenizer, streams, device, monitor, probe)
+
+    if dry_run:
+        rehearse(config, job.folder, trainer_in, found)
+        return "finished"
     total, done = job.config.training.steps, found.step if found else 0
     if not job.resume:
         save_config(job.folder, job.config, job.sources)
         tokenizer.save(job.folder / TOKENIZER_FILE)
-    with Monitor(job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done) as monitor:
-        trainer = Trainer(job.config, job.folder, model, tokenizer, streams, device, monitor, probe)
+    monitor = Monitor(
+        job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done, device=device.torch,
+        alerts=Alerts(job.config), board=tensorboard.Board(job.folder) if job.config.logging.tensorboard else None,
+    )  # fmt: skip
+    with _reported(job), monitor:
+        trainer = trainer_in(job.folder, monitor)
         if found:
             check_same_model(found, job.config, tokenizer)
             trainer.restore(found)
@@ -183,22 +215,37 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,
+        "unigram_nats": float(torch.special.entr(frequencies(train, trainer.tokenizer.vocab_size).double()).sum()),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": job.config.training.steps,
         "steps_per_epoch": trainer.batches.steps_per_epoch,
     }
 
 
-def _close(job: Job, trainer: Trainer, outcome: Outcome) -> Outcome:
-    """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
+@contextmanager
+def _reported(job: Job) -> Iterator[None]:
+    """Writes the report of a run that ends for a number that is not finite too: its alert says where that began."""
+    try:
+        yield
+    except NonFinite:
+        report(job.folder)
+        raise
+
+
+def report(folder: Path) -> Path:
+    """Write the report of a run folder. Raises StorageError."""
     from ebmvk.report.html import write_report  # matplotlib takes a while to import
 
-    report = job.folder / REPORT_FILE
+    file = folder / REPORT_FILE
     try:
-        write_report(job.folder, report)
+        return write_report(folder, file)
     except OSError as error:
-        raise checkpoint.storage_error(report, error, "writing the report") from error
-    lines = [f"run folder  {job.folder}", f"report      {report}"]
+        raise checkpoint.storage_error(file, error, "writing the report") from error
+
+
+def _close(job: Job, trainer: Trainer, outcome: Outcome) -> Outcome:
+    """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
+    lines = [f"run folder  {job.folder}", f"report      {report(job.folder)}"]
     if outcome != "finished":
         command = f"python -m ebmvk.train --resume --run-dir {shlex.quote(str(job.folder))}"
         lines += [f"saved       step {trainer.progress.step} of {job.config.training.steps}", f"continue    {command}"]

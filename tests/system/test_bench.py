@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, memory, models, ops, peers, torch_chains
+from bench import approximate, experiments, memory, models, monitor, ops, peers, torch_chains
 from bench.measure import chain_problem, unit
 from ebmvk import train
 from ebmvk.data.windows import TokenStream
@@ -148,6 +148,17 @@ def test_memory_measures_what_splats_are_worth(trained: Path, tmp_path: Path) ->
         assert row["gain"] < 0
         assert row["scrambled_gain"] > row["gain"]
         assert 0 <= row["coverage"] <= 1
+
+
+def test_monitor_compares_steps_of_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    monitor.main(["--repeats", "3", "--batch-size", "1", "--json", str(path)])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["device"]["command"].startswith("python -m bench.monitor ")
+    assert result["repeats"] == 3
+    assert set(result["steps"]) == {"monitored", "bare"}
+    assert result["overhead"]["low"] <= result["overhead"]["median"] <= result["overhead"]["high"]
+    assert 0 < result["recording"]["mean"] < result["steps"]["monitored"]["median"]
 
 
 def test_halves_are_whole_documents() -> None:

@@ -1,0 +1,82 @@
+"""Numbers that are not finite: the first tensor that has one, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmvk.errors import ArgumentError
+
+
+def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again: Callable[[], object]) -> str | None:
+    """What of a step is not finite, the losses or a gradient; of losses also where that begins: in a weight, or in the
+    output of a module. None where all is well.
+
+    again: does the step's forward pass once more, to watch it; called where a loss is bad.
+    """
+    loss = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
+    if loss is None and not bool(torch.isfinite(total)):
+        loss = "the loss"
+    if loss is None:
+        return _bad_gradient(model)
+    source = origin(model, again)
+    return f"{loss}, first {source}," if source else loss
+
+
+def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
+    """The first weight, or else the first output of a module in `again`, that is not finite."""
+    return bad_weight(model) or _bad_output(model, again)
+
+
+def _bad_gradient(model: nn.Module) -> str | None:
+    grads = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm([grad for _, grad in grads]))):
+        return None
+    bad = (f"the gradient of '{name}'" for name, grad in grads if not bool(torch.isfinite(grad).all()))
+    return next(bad, "the norm of all gradients")
+
+
+def bad_weight(model: nn.Module) -> str | None:
+    """The first weight that is not finite."""
+    bad = (f"the weight '{name}'" for name, value in model.state_dict().items() if not _is_finite(value))
+    return next(bad, None)
+
+
+def _bad_output(model: nn.Module, again: Callable[[], object]) -> str | None:
+    """The first module to end with a bad tensor: of nested ones the innermost, which ends first."""
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        if not found and not all(_is_finite(tensor) for tensor in _tensors(output)):
+            found.append(f"the output of '{name}'" if name else "the output of the model")
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with contextlib.suppress(ArgumentError):  # what comes of it the engine may refuse
+            again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(iter(found), None)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Of a module's output: a tensor, or tensors in tuples, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    parts = output.values() if isinstance(output, Mapping) else output
+    for part in parts if isinstance(output, tuple | list | Mapping) else getattr(output, "__dict__", {}).values():
+        yield from _tensors(part)

@@ -1,0 +1,207 @@
+"""`--dry-run`: what a run would take, from a few of its real steps; nothing of it is left."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ebmvk.config import Config
+from ebmvk.config import replace as replace_values
+from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
+from ebmvk.training import resources
+from ebmvk.training.checkpoint import Checkpoint, storage_error
+from ebmvk.training.display import duration
+from ebmvk.training.loop import Trainer
+from ebmvk.training.monitor import Monitor
+from ebmvk.training.resources import amount
+
+STEPS = 4  # the first of them warms up and is not timed
+COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)
+METRICS = 1000  # bytes of metrics.jsonl for a step, generously
+SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with their counts, 16 bytes each
+MakeTrainer = Callable[[Path, Monitor], Trainer]
+"""Of the run, in a folder."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parameters by part; tokens of a step; seconds of a step, an evaluation, the last one, and a checkpoint.
+
+    peak, twice: bytes with the batch and with one twice as large, measured unless `bound`: then twice is 2 x peak,
+    which it cannot exceed. obtainable: bytes, None where the system does not tell. checkpoint, free: bytes on the disk,
+    of a checkpoint with as many splats as there may be.
+    """
+
+    parameters: dict[str, int]
+    tokens: int
+    step: float
+    evaluation: float
+    last: float
+    saving: float
+    peak: int
+    twice: int
+    bound: bool
+    obtainable: int | None
+    checkpoint: int
+    free: int
+
+
+def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
+    """Print what the run would take. folder: where it would be; found: the checkpoint it would continue.
+
+    Raises:
+        OutOfMemory, StorageError: it cannot fit; with what to change.
+    """
+    near = resources.existing(folder)
+    try:
+        scratch = TemporaryDirectory(prefix=".ebmvk-dry-run-", dir=near)
+    except OSError as error:
+        raise storage_error(folder, error, "--dry-run") from error
+    with scratch as name, Monitor(Path(name), quiet=True, log_every=1, total=config.training.steps, done=0) as monitor:
+        trainer = trainer_in(Path(name), monitor)
+        if found:
+            trainer.restore(found)
+        _refuse_too_many_weights(trainer)
+        try:
+            estimate = _measured(trainer, near)
+        except BatchTooLarge as error:
+            batch = config.training.batch_size
+            raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"take {error.flags}") from None
+        except NonFinite as error:
+            half = f"--lr {config.training.learning_rate / 2:g}"
+            raise NonFinite(error.what, why=error.why, hint=f"take {half}") from None
+    for line in told(estimate, config, near, found.step if found else 0):
+        print(line, flush=True)  # noqa: T201
+    _refuse_full_disk(estimate, config, folder)
+
+
+def _refuse_too_many_weights(trainer: Trainer) -> None:
+    """Before anything is tried: a system that is out of memory may kill the process without a word."""
+    weights = sum(value.numel() * value.element_size() for value in trainer.model.parameters())
+    obtainable = resources.obtainable(trainer.device.torch)
+    if obtainable is not None and COPIES * weights > obtainable:
+        raise OutOfMemory(
+            f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
+            hint=f"take a smaller --size, or --latent-dim {trainer.config.model.latent_dim // 2}",
+        )
+
+
+def _measured(trainer: Trainer, near: Path) -> Estimate:
+    """A few steps, one evaluation and one checkpoint of the run. near: a folder on its disk."""
+    config, device = trainer.config, trainer.device.torch
+    resources.reset_peak(device)
+    before = trainer.progress
+    seconds = [_seconds(trainer.step) for _ in range(STEPS)]
+    tokens = (trainer.progress.tokens - before.tokens) // STEPS
+    peak = resources.step_peak(device)
+    evaluation = _seconds(trainer.evaluate)
+    part = min(config.logging.eval_tokens, len(trainer.streams.validation) - 1)
+    saving = _seconds(trainer.save)
+    size = sum(path.stat().st_size for path in trainer.folder.glob("checkpoints/*/*"))
+    obtainable, twice = resources.obtainable(device), None
+    if obtainable is None or 2 * peak < obtainable:
+        twice = _peak_of_twice(trainer)
+    return Estimate(
+        parameters=parameters(trainer.model),
+        tokens=tokens,
+        step=median(seconds[1:]),
+        evaluation=evaluation,
+        last=evaluation * (len(trainer.streams.validation) - 1) / part,
+        saving=saving,
+        peak=peak,
+        twice=2 * peak if twice is None else twice,
+        bound=twice is None,
+        obtainable=obtainable,
+        checkpoint=size + _grown(trainer, tokens),
+        free=resources.disk_free(near),
+    )
+
+
+def _grown(trainer: Trainer, tokens: int) -> int:
+    """Bytes of the splats that the last checkpoints may hold and the first has not. tokens: of a step."""
+    if trainer.soc is None:
+        return 0
+    most = min(trainer.soc.consolidation.phases[-1].capacity, trainer.config.training.steps * tokens)
+    return most * (4 * trainer.config.model.latent_dim + SPLAT)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _peak_of_twice(trainer: Trainer) -> int | None:
+    """Bytes at the peak of a step whose batches are twice as large; None where it did not fit after all."""
+    own, device = trainer, trainer.device
+    config = replace_values(own.config, {"batch_size": 2 * own.config.training.batch_size, "enable_soc": False})
+    resources.reset_peak(device.torch)
+    wide = Trainer(config, own.folder, own.model, own.tokenizer, own.streams, device, own.monitor, own.probe)
+    wide.optimizer = trainer.optimizer  # its moments are not needed twice; nor is the consolidation
+    try:
+        wide.step()
+    except OutOfMemory:
+        return None
+    return resources.step_peak(device.torch)
+
+
+def parameters(model: torch.nn.Module) -> dict[str, int]:
+    """{part: number of parameters}: the model's own children and tables, the largest first."""
+    count: Counter[str] = Counter()
+    for name, value in model.named_parameters():
+        count[name.partition(".")[0]] += value.numel()
+    return dict(count.most_common())
+
+
+def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str]:
+    """Lines for people. near: a folder on the run's disk; done: steps that the run has behind it."""
+    training, logging = config.training, config.logging
+    parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    yield f"parameters  {sum(found.parameters.values()):,}: {parts}"
+    yield f"speed       {found.tokens / found.step:,.0f} tokens/s: {found.tokens:,} tokens in {found.step:.3f} s"
+    limit = "" if found.obtainable is None else f", of {amount(found.obtainable)} that can be had"
+    more = "at most " if found.bound else ""
+    yield (
+        f"memory      {amount(found.peak)} at the peak{limit}; with --batch-size {2 * training.batch_size} "
+        f"{more}{amount(found.twice)}"
+    )
+    needed, free = amount(disk_needed(found, config)), amount(found.free)
+    yield (
+        f"disk        {needed} for {kept(logging.keep_last)} checkpoints of {amount(found.checkpoint)} and metrics, "
+        f"of {free} free in {near}"
+    )
+    left = max(0, training.steps - done)
+    evaluations, saves = (-(-left // every) for every in (logging.eval_every, logging.save_every))
+    evaluating = evaluations * found.evaluation + found.last
+    total = left * found.step + evaluating + saves * found.saving
+    yield (
+        f"time        {duration(total)} for {left:,} steps, without consolidation; {duration(evaluating)} of it "
+        f"({evaluating / total:.0%}) for {evaluations} evaluations and the last one"
+    )
+
+
+def kept(keep_last: int) -> int:
+    """Checkpoints on the disk at once: the last ones, the best one, and the one that is being written."""
+    return keep_last + 2
+
+
+def disk_needed(found: Estimate, config: Config) -> int:
+    """Bytes: of the checkpoints, and of the metrics."""
+    return kept(config.logging.keep_last) * found.checkpoint + METRICS * config.training.steps
+
+
+def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
+    needed = disk_needed(found, config)
+    if needed > found.free:
+        fits = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint) - 2
+        raise StorageError(
+            f"--run-dir {folder}: {amount(needed)} for checkpoints and metrics, {amount(found.free)} are free",
+            hint=f"take --keep-last {fits}" if fits >= 1 else "give --run-dir on a larger disk, or free some space",
+        )

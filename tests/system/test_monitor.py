@@ -1,0 +1,283 @@
+"""What a run tells of itself while it runs, and alerts that are provoked for real."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from ebmvk.data import windows
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.errors import ConfigError
+from ebmvk.training import alerts, loop, memory, tensorboard
+from ebmvk.training.display import Display, duration
+from ebmvk.training.losses import Losses
+from ebmvk.training.resources import amount
+
+from .conftest import Command, rows
+
+BARE = ("--sample-tokens", 0, "--eval-every", 1000)
+FAST = ("--no-enable-soc", "--model", "plain", "--batch-size", 2)
+SPLATS = (
+    "--soc-check-interval", 2, "--no-enable-curriculum-learning", "--n-splats-init", 60, "--soc-history", 400,
+    "--soc-threshold", 0.01,
+)  # fmt: skip
+
+
+def signs(run: Path) -> list[str]:
+    return [row["sign"] for row in rows(run, "alert")]
+
+
+def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
+    steps = rows(trained, "step")
+    told = [row for row in steps if "memory" in row]
+    assert [row["step"] for row in told] == [2, 4, 6, 8]  # --log-every 2
+    for row in told:
+        assert 0 < row["memory"].get("resident", 1) <= row["memory"]["peak"]
+        assert row["left"] >= 0
+    assert told[-1]["left"] == 0
+    energies = [row["parts"]["ce"] for row in steps]
+    slope = sum((2 * i - 7) * energy for i, energy in enumerate(energies)) / 84  # least squares over eight steps
+    assert told[-1]["energy_trend"] == pytest.approx(100 * slope)
+    assert all(sum(load) == pytest.approx(1) for row in rows(trained, "eval") for load in row["gates"].values())
+    assert signs(trained) == []
+    assert "<h2>Alerts</h2>" not in (trained / "report.html").read_text(encoding="utf-8")
+
+
+# ---- alerts, provoked ----------------------------------------------------------------------------------------------
+
+
+def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(alerts, "BLOCK", 5)
+    said = train(run, *BARE, *FAST, "--steps", 30, "--lr", 1, "--warmup-steps", 25)
+    assert signs(run) == ["energy rising"]
+    (row,) = rows(run, "alert")
+    assert "--lr 0.5" in row["advice"]
+    assert said.out.count("alert       energy rising: ") == 1
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Alerts</h2>" in page
+    assert row["reason"] in page
+
+
+def test_a_learning_rate_that_moves_nothing(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(alerts, "SETTLED", 20)
+    train(run, *BARE, *FAST, "--steps", 30, "--lr", 1e-9, "--quiet")
+    assert signs(run) == ["poor convergence"]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("weight", "the weight 'points' is not finite"),
+        ("output", "the output of 'trunk."),
+        ("gradient", "of 'points'"),
+    ],
+)
+def test_a_poisoned_tensor_is_named_and_reported(
+    where: str, words: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", loop.objective
+    train(run, *BARE, "--stop-after", 2, "--quiet")
+
+    def poisoned(model: nn.Module, *args: Any, **how: Any) -> Losses:
+        if where == "weight":
+            model.points.data[3, 1] = float("nan")  # type: ignore[union-attr,index]
+        elif where == "output":
+            part = next(
+                m for name, m in model.named_modules() if name.startswith("trunk.") and isinstance(m, nn.Linear)
+            )
+            part.register_forward_hook(lambda _module, _args, out: out * float("nan"))
+        else:
+            model.points.register_hook(lambda grad: grad / 0)  # type: ignore[union-attr,operator]
+        return real(model, *args, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "objective", poisoned)
+    said = ebmvk("train", "--resume", "--run-dir", run)
+    assert said.status == 2
+    assert words in said.err
+    (row,) = rows(run, "alert")
+    assert row["sign"] == "non-finite values"
+    assert words in row["reason"]
+    assert "--lr" in row["advice"]
+    assert (run / "latest").read_text(encoding="ascii") == "checkpoints/step-2\n"
+    assert "non-finite values" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_what_was_learned_before_a_number_went_wrong_is_saved(
+    done: int, ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    real, calls, run = loop.objective, iter(range(100)), tmp_path / "run"
+
+    def poisoned(*args: Any, **how: Any) -> Losses:
+        losses = real(*args, **how)
+        return dataclasses.replace(losses, total=losses.total * (1 if next(calls) < done else float("nan")))
+
+    monkeypatch.setattr(loop, "objective", poisoned)
+    said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, *BARE, "--quiet")
+    assert said.status == 2
+    assert f"step {done + 1}: the loss is not finite" in said.err
+    assert signs(run) == ["non-finite values"]
+    monkeypatch.undo()
+    if done:
+        assert f"--resume --run-dir {run} --lr 0.002" in said.err
+        train(run, "--resume", "--quiet", "--lr", 0.002)
+        assert [row["step"] for row in rows(run, "step")] == list(range(1, 9))
+    else:
+        assert "in another --run-dir with --lr" in said.err
+
+
+def _moved(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
+    """Consolidation sees the states that at(call, states) gives instead of the model's."""
+    real, calls = loop.objective, iter(range(10_000))
+
+    def moved(*args: Any, **how: Any) -> Losses:
+        losses = real(*args, **how)
+        states = at(next(calls), losses.states)
+        return dataclasses.replace(losses, states=nn.functional.normalize(states, dim=1))
+
+    monkeypatch.setattr(loop, "objective", moved)
+
+
+def test_splats_that_lie_on_top_of_one_another(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    _moved(monkeypatch, lambda _, states: torch.ones_like(states) + 1e-4 * states)
+    train(run, *BARE, *SPLATS, "--steps", 2, "--batch-size", 16, "--quiet")
+    assert signs(run) == ["splats collapsed"]
+
+
+def test_splats_that_nothing_recalls(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states turn round after four steps; what was learned of the others is kept for ever."""
+    run = tmp_path / "run"
+    _moved(monkeypatch, lambda call, states: states + (3 if call < 4 else -3) * torch.eye(states.shape[1])[0])
+    train(run, *BARE, *SPLATS, "--steps", 16, "--soc-keep", 1, "--batch-size", 16, "--quiet")
+    assert "dead splats" in signs(run)
+
+
+def test_splats_that_are_forgotten_at_every_check(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *BARE, *SPLATS, "--steps", 12, "--soc-keep", 0.001, "--quiet")
+    assert signs(run) == ["consolidation too fast"]
+    assert "--soc-check-interval 4 --soc-keep 0.5" in rows(run, "alert")[0]["advice"]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_memory_fitted_on_a_text_that_its_splats_hold(
+    held: bool, ebmvk: Command, tiny: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words at random, as frequent as Zipf says, so that much of a new text has not been seen."""
+    chance, text, run = random.Random(3), tmp_path / "text.txt", tmp_path / "run"
+    words = ["".join(chance.choices("abcdefghijklmno", k=4)) for _ in range(900)]
+    often = [1 / rank for rank in range(1, 901)]
+    documents = (" ".join(chance.choices(words, often, k=60)) for _ in range(90))
+    text.write_text("\n\n".join(documents), encoding="utf-8")
+    start = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, "--vocab-size", 900)
+    said = ebmvk("train", *start, *BARE, "--no-enable-soc", "--quiet")
+    assert said.status == 0, said.err
+    monkeypatch.setattr(memory, "KAPPAS", (28.0,))  # nothing to search among
+    monkeypatch.setattr(memory, "START", 0)
+    if held:
+        monkeypatch.setattr(windows, "encode_split", _of_training)
+    said = ebmvk("memory", "--checkpoint", run, "--splats", 300, "--device", device)
+    assert said.status == 0, said.err
+    assert ("memory holds its own text" in signs(run)) is held
+    assert ("alert       memory holds its own text" in said.out) is held
+    assert ("memory holds its own text" in (run / "report.html").read_text(encoding="utf-8")) is held
+
+
+def _of_training(corpus: Corpus, split: str, *rest: Any, **how: Any) -> TokenStream:
+    """What a validation text comes to that was copied from the training text."""
+    found = encode_split(corpus, "train", *rest, **how)
+    return found if split == "train" else found.take(2000)
+
+
+# ---- where it is shown ---------------------------------------------------------------------------------------------
+
+
+def _shown(run: Path, *, terminal: bool, quiet: bool = False) -> str:
+    """A run's rows as a display shows them."""
+    console = Console(record=True, force_terminal=terminal, width=160, file=sys.stderr, highlight=False)
+    display = Display(quiet=quiet, log_every=2, total=8, done=0, console=console)
+    display.start()
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        display.show(json.loads(line))
+    display.stop()
+    return console.export_text()
+
+
+FIGURES = (
+    "loss ", "denoise ", "energy ", "in 100 steps", "tokens/s", "left ", "score matching", "κ ", "active of",
+    "recalled ", "epochs old", "kappa ", "rad apart",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
+    """A finished run with splats, for the display."""
+    from ebmvk.train import main
+
+    folder = tmp_path_factory.mktemp("shown") / "run"
+    args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet", *SPLATS]
+    assert main([str(arg) for arg in [*args, "--tensorboard"]]) == 0
+    return folder
+
+
+def test_a_terminal_has_a_panel_and_a_file_has_lines(consolidated: Path) -> None:
+    panel, lines = _shown(consolidated, terminal=True), _shown(consolidated, terminal=False)
+    for words in FIGURES:
+        assert words in panel
+        assert words in lines
+    assert "per token at step 8" in panel
+    assert "events in 1,000 states, phi" in panel
+    assert lines.count("step 4/8") == 1
+    assert "step 3/8" not in lines
+    assert _shown(consolidated, terminal=True, quiet=True) == ""
+
+
+def test_figures_for_people() -> None:
+    assert [amount(size) for size in (7, 1500, 3_200_000, 14e9)] == ["7 bytes", "1.5 kB", "3.2 MB", "14.0 GB"]
+    assert [duration(seconds) for seconds in (0.2, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    yield from tensorboard.scalars({k: v for k, v in row.items() if k not in tensorboard.APART}, row["event"])
+
+
+def test_tensorboard_has_the_numbers_of_the_metrics(consolidated: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulator.EventAccumulator(str(consolidated / "tensorboard"), size_guidance={"scalars": 0})
+    found.Reload()
+    for event in ("step", "eval", "soc", "end"):
+        for row in rows(consolidated, event):
+            wanted = dict(_numbers(row))
+            assert wanted
+            for name, value in wanted.items():
+                at = [scalar for scalar in found.Scalars(name) if scalar.step == row["step"]]
+                assert [scalar.value for scalar in at] == [pytest.approx(value, rel=1e-6)]
+    assert "step/parts/ce" in found.Tags()["scalars"]
+    assert "eval/score_matching/0/loss" in found.Tags()["scalars"]
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_made(
+    ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError):
+        tensorboard.check_installed()
+    said = ebmvk("train", "--size", "nano", "--run-dir", tmp_path / "run", "--tensorboard")
+    assert said.status == 2
+    assert "pip install 'ebmvk[tensorboard]'" in said.err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,239 @@
+"""Alerts on series that are made up to provoke them, and their silence on series that are not and on recorded runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_support import build, tokens, variant
+
+from ebmvk import evaluate, train
+from ebmvk import memory as memory_command
+from ebmvk.config import Config, replace
+from ebmvk.engine import select
+from ebmvk.errors import NonFinite
+from ebmvk.model.infinito import Infinito
+from ebmvk.model.inspection import gates
+from ebmvk.splats.health import novelty
+from ebmvk.splats.recall import Splats
+from ebmvk.splats.store import SplatStore
+from ebmvk.training.alerts import BLOCK, Alert, Alerts, gate_of_memory, leak, non_finite
+
+CONFIG = replace(Config(), {"steps": 400, "warmup_steps": 10, "latent_dim": 65})
+HEALTHY = json.loads((Path(__file__).parent / "healthy_runs.json").read_text(encoding="utf-8"))
+Row = dict[str, Any]
+
+
+def said(rows: Iterable[Row], config: Config = CONFIG) -> list[str]:
+    """Signs, in the order they were told."""
+    alerts = Alerts(config)
+    found = [alert for row in rows for alert in alerts.see(row)]
+    for alert in found:
+        _is_sound(alert)
+    return [alert.sign for alert in found]
+
+
+def _is_sound(alert: Alert) -> None:
+    """A reason with a figure, advice with flags that there are, and a value."""
+    assert re.search(r"\d", alert.reason)
+    flags = re.findall(r"--[a-z-]+", alert.advice)
+    assert flags
+    assert set(flags) <= {*train.FLAGS, *memory_command.FLAGS, *evaluate.FLAGS}
+
+
+def energies(values: Iterable[float], start: float = 5.0, first: int = 1) -> Iterator[Row]:
+    yield {"event": "start", "step": first - 1, "unigram_nats": start}
+    for step, value in enumerate(values, start=first):
+        yield {"event": "step", "step": step, "parts": {"ce": value}}
+
+
+def falling(steps: int, noise: float = 0.1, seed: int = 0) -> list[float]:
+    rng = random.Random(seed)
+    return [2.5 + 2.5 * 0.98**step + rng.gauss(0, noise) for step in range(steps)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_energy_that_falls_is_silent_and_one_that_rises_is_told_once(noise: float, seed: int) -> None:
+    well = falling(400, noise, seed)
+    assert said(energies(well)) == []
+    ill = [*well[:200], *(value + 0.01 * step for step, value in enumerate(well[200:]))]
+    assert said(energies(ill)) == ["energy rising"]
+
+
+def test_a_spike_is_no_rise() -> None:
+    well = falling(400)
+    assert said(energies([*well[:210], 6.0, *well[211:]])) == []
+
+
+@pytest.mark.parametrize(("level", "advice"), [(4.99, "--lr 0.008"), (7.0, "--lr 0.0005")])
+def test_a_run_that_knows_frequencies_only_converges_poorly(level: float, advice: str) -> None:
+    alerts = Alerts(CONFIG)
+    found = [alert for row in energies([level] * 200) for alert in alerts.see(row)]
+    assert [alert.sign for alert in found] == ["poor convergence"]
+    assert advice in found[0].advice
+
+
+def test_a_run_resumed_at_its_plateau_converged() -> None:
+    assert said(energies([3.0] * 300, first=1000)) == []
+
+
+def evaluations(values: Iterable[float], size: int = 500) -> Iterator[Row]:
+    for number, nats in enumerate(values, start=1):
+        yield {"event": "eval", "step": 50 * number, "validation": {"nats_per_token": nats, "tokens": size}}
+
+
+@pytest.mark.parametrize(
+    ("nats", "expected"),
+    [
+        ([5.0, 4.0, 3.5, 3.51, 3.5, 3.515], []),
+        ([5.0, 4.0, 4.3, 3.9, 3.8], []),
+        ([5.0, 4.0, 4.1, 4.2, 4.3], ["perplexity worsening"]),
+    ],
+)
+def test_perplexity_that_stays_worse(nats: list[float], expected: list[str]) -> None:
+    assert said(evaluations(nats)) == expected
+
+
+def test_perplexities_of_other_tokens_do_not_compare() -> None:
+    assert said([*evaluations([3.0]), *evaluations([3.5, 3.4, 3.3], size=90)]) == []
+
+
+@pytest.mark.parametrize(("trained", "advice"), [(2.0, "--dropout 0.2"), (3.9, "--lr 0.001")])
+def test_worsening_is_told_apart_from_learning_by_heart(trained: float, advice: str) -> None:
+    alerts = Alerts(CONFIG)
+    rows = [*energies([trained] * 60), *evaluations([4.0, 4.1, 4.2])]
+    found = [alert for row in rows for alert in alerts.see(row)]
+    assert [advice in alert.advice for alert in found] == [True]
+
+
+WELL = {
+    "event": "soc", "splats": 200, "merged": 10, "pruned": 0, "dead": 40, "nearest_angle": 0.6,
+    "kappa_quantiles": [60.0, 100.0, 200.0, 300.0, 500.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"merged": 15, "pruned": 5}, []),  # the most that creation and splitting replace at capacity
+        ({"merged": 60}, ["consolidation too fast"]),
+        ({"pruned": 60}, ["consolidation too fast"]),
+        ({"dead": 120}, ["dead splats"]),
+        ({"nearest_angle": 0.02}, ["splats collapsed"]),
+        ({"splats": 9, "merged": 2, "dead": 9, "nearest_angle": 0.0}, []),  # too few to tell
+        ({"splats": 0, "merged": 0}, []),
+    ],
+)
+def test_splats(changes: Row, expected: list[str]) -> None:
+    rows = [WELL | {"step": 20 * check} | changes for check in range(1, 9)]
+    assert said(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "means", "expected"),
+    [
+        ("memory", [0.5], []),
+        ("memory", [0.02], []),
+        ("memory", [1e-4], ["gate stuck at 0"]),
+        ("memory", [0.9999], ["gate stuck at 1"]),
+        ("decoder.experts", [0.1, 0.2, 0.3, 0.4], []),
+        ("decoder.experts", [0.5, 0.5, 0.0, 0.0], ["gate stuck at 0"]),
+        ("decoder.experts", [0.999, 0.001], ["gate stuck at 1"]),
+    ],
+)
+def test_gates_that_are_stuck(name: str, means: list[float], expected: list[str]) -> None:
+    rows = [row | {"gates": {name: means}} for row in evaluations([3.0] * 5)]
+    assert said(rows[:3]) == []  # before the run has settled, and once is not stuck
+    assert said(rows) == expected
+
+
+def test_what_gates_is_seen_in_the_models() -> None:
+    model: Infinito = build(variant("infinito"))
+    (name,) = gates(model, tokens(12))
+    assert name == "memory"
+    with torch.no_grad():
+        model.memory.threshold.fill_(50.0)  # type: ignore[union-attr]
+    assert gates(model, tokens(12))[name][0] < 1e-6
+    found = gates(build(variant("gpt of experts")), tokens(12))
+    assert len(found) == 3
+    assert all(sum(load) == pytest.approx(1, abs=1e-5) for load in found.values())
+    assert gates(build(variant("plain")), tokens(12)) == {}
+
+
+def test_gates_of_a_memory() -> None:
+    assert gate_of_memory("static", 0.05, 300) is None
+    for tier in ("static", "episodic"):
+        for mean, sign in ((1e-5, "gate stuck at 0"), (0.999, "gate stuck at 1")):
+            found = gate_of_memory(tier, mean, 300)
+            assert found
+            assert found.sign == sign
+            _is_sound(found)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("splats", [60, 700])
+def test_a_memory_that_holds_the_text_it_is_asked_about(splats: int, seed: int) -> None:
+    """States around centres, each with a law of its own over tokens as frequent as words are."""
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(40, 16, generator=random), dim=1)
+    law = 1 / torch.arange(1, 801, dtype=torch.float64)
+    own = torch.stack([law[torch.randperm(800, generator=random)] for _ in range(40)])
+
+    def text(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        which = torch.randint(40, (n,), generator=random)
+        states = torch.nn.functional.normalize(centres[which] + 0.1 * torch.randn(n, 16, generator=random), dim=1)
+        return states, torch.multinomial(own[which], 1, generator=random)[:, 0]
+
+    states, following = text(3000)
+    points = states[torch.randperm(3000, generator=random)[:splats]]
+    owner = (states @ points.T).argmax(1)
+    store = SplatStore.gather(states, following, owner, vocab_size=800, beta=0.1, kappa=(80.0, 80.0))
+    looked = Splats.open(store, select("reference"), 16)
+    assert leak(*novelty(looked, *text(2000))) is None
+    found = leak(*novelty(looked, states[:2000], following[:2000]))
+    assert found
+    assert found.sign == "memory holds its own text"
+    _is_sound(found)
+
+
+def test_a_leak_is_not_told_of_a_few_contexts() -> None:
+    assert leak(0, 0) is None
+    assert leak(0, 40) is None
+    assert leak(0, 60)
+    assert leak(40, 160) is None
+
+
+def test_a_number_that_is_not_finite() -> None:
+    found = non_finite(NonFinite("step 3: the gradient of 'points' is not finite", hint="continue with --lr 0.001"))
+    assert found.sign == "non-finite values"
+    assert "'points'" in found.reason
+    _is_sound(found)
+
+
+def recorded(run: Row) -> Iterator[Row]:
+    """The rows of a recorded run, in order."""
+    rows = list(energies(run["ce"], run["unigram_nats"]))
+    for step, nats, means in run["evals"]:
+        validation = {"nats_per_token": nats, "tokens": 20_000}
+        rows.append({"event": "eval", "step": step, "validation": validation, "gates": means})
+    rows += [{"event": "soc"} | row for row in run["soc"]]
+    return iter(sorted(rows, key=lambda row: (row["step"], row["event"] != "step")))
+
+
+@pytest.mark.parametrize("seed", [42, 43, 44])
+def test_healthy_runs_are_silent(seed: int) -> None:
+    """`python -m ebmvk.train --size nano --eval-every 50 --seed SEED`, recorded; and not so once its end is spoilt."""
+    run = next(run for run in HEALTHY if run["seed"] == seed)
+    config = replace(Config(), {"steps": 300, "warmup_steps": 20, "latent_dim": 64})
+    assert len(run["ce"]) == 300
+    assert said(recorded(run), config) == []
+    spoilt = [*run["ce"][: -2 * BLOCK], *(value + 1 for value in run["ce"][-2 * BLOCK :])]
+    assert said(recorded(run | {"ce": spoilt}), config) == ["energy rising"]
