@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-EVENTS = ("start", "resume", "step", "eval", "soc", "end")
+EVENTS = ("start", "resume", "step", "eval", "soc", "alert", "end")
 
 
 @dataclass
@@ -31,7 +31,8 @@ class History:
             return [row for row in rows if row["step"] <= step]
 
         ended = self.end if self.end and self.end["step"] <= step else None
-        return replace(self, steps=before(self.steps), evals=before(self.evals), soc=before(self.soc), end=ended)
+        steps, evals, soc, alerts = map(before, (self.steps, self.evals, self.soc, self.alerts))
+        return replace(self, steps=steps, evals=evals, soc=soc, alerts=alerts, end=ended)
 
     @property
     def step(self) -> int:
@@ -53,6 +54,7 @@ def read_metrics(path: Path) -> History:
     """Read metrics.jsonl; a line that a kill cut short is counted in `broken_lines` and skipped, events of other kinds
     are skipped."""
     history = History()
+    series = {"step": history.steps, "eval": history.evals, "soc": history.soc, "alert": history.alerts}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -67,18 +69,10 @@ def read_metrics(path: Path) -> History:
             history.restarts += event == "resume"
             history.facts, history.end = row, None
             # A restart continues from an earlier checkpoint: what came after it was lost and is taken again.
-            history.steps = [old for old in history.steps if old["step"] <= step]
-            history.evals = [old for old in history.evals if old["step"] <= step]
-            history.soc = [old for old in history.soc if old["step"] <= step]
-            history.alerts = [old for old in history.alerts if old["step"] <= step]
-        elif event == "step":
-            history.steps.append(row)
-        elif event == "eval":
-            history.evals.append(row)
-        elif event == "soc":
-            history.soc.append(row)
-        elif event == "alert":
-            history.alerts.append(row)
+            for rows in series.values():
+                rows[:] = [old for old in rows if old["step"] <= step]
         elif event == "end":
             history.end = row
+        else:
+            series[event].append(row)
     return history
