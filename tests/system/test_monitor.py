@@ -60,10 +60,10 @@ def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
 def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(alerts, "BLOCK", 5)
-    said = train(run, *BARE, *FAST, "--steps", 30, "--lr", 1, "--warmup-steps", 25)
+    said = train(run, *BARE, *FAST, "--steps", 30, "--lr", 0.5, "--warmup-steps", 25)
     assert signs(run) == ["energy rising"]
     (row,) = rows(run, "alert")
-    assert "--lr 0.5" in row["advice"]
+    assert "--lr 0.25" in row["advice"]
     assert said.out.count("alert       energy rising: ") == 1
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Alerts</h2>" in page
