@@ -127,8 +127,9 @@ class LoggingConfig:
     log_every: int = knob(20, low=1, resume=True)  # Steps between printed lines; metrics.jsonl has every step.
     eval_every: int = knob(200, low=1, resume=True)  # Steps between evaluations on a part of validation.
     eval_tokens: int = knob(20_000, low=2, resume=True)  # Tokens of that part.
-    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints.
+    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints; each epoch's end has one too.
     keep_last: int = knob(3, low=1, resume=True)  # Checkpoints kept; the best one is never deleted.
+    keep_epochs: int = knob(5, low=0, resume=True)  # Epochs between checkpoints that are never deleted; 0: none.
     sample_tokens: int = knob(40, low=0, resume=True)  # Tokens of the sample written at each evaluation; 0 for none.
 
 

@@ -39,7 +39,8 @@ _FLAGS = {
         --no-enable-curriculum-learning --curriculum-epochs --curriculum-target-splats --soc-check-interval
         --soc-threshold --soc-history --soc-keep --splat-temperature --splat-weight-decay
         --splat-weight-decay-start --min-kappa --max-kappa --log-every --eval-every --eval-tokens --save-every
-        --keep-last --sample-tokens --run-dir --resume --stop-after --preset --config --quiet --no-quiet""",
+        --keep-last --keep-epochs --sample-tokens --run-dir --resume --stop-after --preset --config --quiet
+        --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --test-file --split --limit --context --stride --memory
         --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching

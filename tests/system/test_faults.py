@@ -313,11 +313,6 @@ def test_a_file_where_the_run_folder_should_be_is_refused(ebmvk: Command, tiny: 
     assert text.read_text(encoding="utf-8").strip()
 
 
-def test_a_run_without_a_checkpoint_is_not_advised_to_resume(ebmvk: Command, tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("")
-    _is_typed(ebmvk("train", "--run-dir", tmp_path), "ended before its first checkpoint", "take another folder")
-
-
 class _FullDisk:
     """Refuses the n-th write of a file, as a full disk does, after half of it went through."""
 
