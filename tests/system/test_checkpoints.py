@@ -96,7 +96,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> Pa
     return folder
 
 
-def _go_on(run: OpenRun) -> None:
+def go_on(run: OpenRun) -> None:
     """Take everything from a checkpoint that training does."""
     optim.build(run.model, run.config.training).load_state_dict(run.checkpoint.optimizer)
     sizes = {"d": run.config.model.latent_dim, "vocab_size": run.tokenizer.vocab_size, "steps": 8, "steps_per_epoch": 4}
@@ -106,7 +106,7 @@ def _go_on(run: OpenRun) -> None:
 
 def test_the_catalogue_is_of_damage_alone(good: Path) -> None:
     """What makes it mean something: the checkpoint that it damages is a good one."""
-    _go_on(open_run(good / "checkpoints" / "step-8", "--checkpoint", print))
+    go_on(open_run(good / "checkpoints" / "step-8", "--checkpoint", print))
     assert len(CATALOGUE) >= 40
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(name: str, g
     run = shutil.copytree(good, tmp_path / "run")
     damage.to(run / "checkpoints" / "step-8")
     with pytest.raises(CheckpointError) as error:
-        _go_on(open_run(run / "checkpoints" / "step-8", "--checkpoint", print))
+        go_on(open_run(run / "checkpoints" / "step-8", "--checkpoint", print))
     assert damage.words in error.value.what
     lines = str(error.value).splitlines()
     assert len(lines) <= 3
