@@ -88,11 +88,11 @@ def save(
         _make_folder(target.parent)
         unfinished.mkdir()
         files = {
-            MODEL: _describe(unfinished / MODEL, dump_tensors(weights)),
-            STATE: _describe(unfinished / STATE, dump_tensors(tensors)),
+            MODEL: _written(unfinished / MODEL, dump_tensors(weights)),
+            STATE: _written(unfinished / STATE, dump_tensors(tensors)),
         }
         if soc is not None:
-            files[SOC] = _describe(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
+            files[SOC] = _written(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
         manifest = {"format": FORMAT, "step": step, "keep": keep, "files": files, "optimizer": tree, "state": {**state}}
         write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
         sync_folder(unfinished)
@@ -136,8 +136,13 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _describe(path: Path, content: bytes) -> dict[str, Any]:
+def _written(path: Path, content: bytes) -> dict[str, Any]:
     write_file(path, content)
+    return describe(content)
+
+
+def describe(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file, and `read_tensors` asks for."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -344,7 +349,7 @@ def load(path: Path) -> Checkpoint:
     """
     manifest = _manifest(path)
     files = manifest["files"]
-    tensors = {name: _tensors(path / name, files.get(name)) for name in (MODEL, STATE, *({SOC} & files.keys()))}
+    tensors = {name: read_tensors(path / name, files.get(name)) for name in (MODEL, STATE, *({SOC} & files.keys()))}
     try:
         optimizer = unpack(manifest["optimizer"], tensors[STATE])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -354,16 +359,9 @@ def load(path: Path) -> Checkpoint:
 
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
-    try:
-        manifest = json.loads(_content(file, limit=_MANIFEST_LIMIT))
-    except FileNotFoundError:
-        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
-    except OSError as error:
-        raise _bad(file, error.strerror or str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise _bad(file, f"not valid JSON ({error})") from None
+    manifest = read_json(file)
     wanted = {"format": int, "step": int, "files": dict, "state": dict}
-    if not isinstance(manifest, dict) or any(type(manifest.get(k)) is not t for k, t in wanted.items()):
+    if any(type(manifest.get(k)) is not t for k, t in wanted.items()):
         raise _bad(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
     if manifest["format"] != FORMAT:
         raise _bad(file, f"format {manifest['format']}, this version reads {FORMAT}")
@@ -372,6 +370,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
         raise _bad(file, f"names a file {name!r}, which no checkpoint has")
     return {"optimizer": None, "keep": False} | manifest
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; {} for JSON that is no object. Raises CheckpointError."""
+    try:
+        found = json.loads(_content(file, limit=_MANIFEST_LIMIT))
+    except FileNotFoundError:
+        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
+    except OSError as error:
+        raise _bad(file, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise _bad(file, f"not valid JSON ({error})") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _content(file: Path, *, limit: int) -> bytes:
@@ -384,8 +395,8 @@ def _content(file: Path, *, limit: int) -> bytes:
     return file.read_bytes()
 
 
-def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
-    """The tensors of one file, verified. entry: what the manifest says of it."""
+def read_tensors(file: Path, entry: Any) -> dict[str, Tensor]:
+    """The tensors of one file, verified. entry: its size and digest as `describe` gave them. Raises CheckpointError."""
     said = entry if isinstance(entry, dict) else {}
     size = said.get("bytes")
     try:
@@ -398,10 +409,10 @@ def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
         raise _bad(file, f"no memory for its {size} bytes") from None
     if hashlib.sha256(content).hexdigest() != said.get("sha256"):
         raise _bad(file, "its SHA-256 is not the saved one: corrupt")
-    return parse(content, file)
+    return _parsed(content, file)
 
 
-def parse(content: bytes, file: Path) -> dict[str, Tensor]:
+def _parsed(content: bytes, file: Path) -> dict[str, Tensor]:
     """The tensors of safetensors bytes. file: where they are from, for messages.
 
     Raises:

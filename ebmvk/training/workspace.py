@@ -19,7 +19,7 @@ from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
-from ebmvk.training import checkpoint
+from ebmvk.training import checkpoint, hub
 from ebmvk.training.checkpoint import Checkpoint
 
 CONFIG_FILE, TOKENIZER_FILE = "config.toml", "tokenizer.json"
@@ -146,6 +146,13 @@ class _Found:
 
 def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
     """A checkpoint that is whole and of its run's configuration."""
+    if hub.is_exported(path):
+        folder = path.resolve()
+        config, found = hub.read(folder)
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+        check_same_model(found, config, tokenizer)
+        check_weights(found, config, tokenizer)
+        return _Found(folder, config, tokenizer, found)
     folder, at = checkpoint.locate(path, flag)
     config, tokenizer = read_config(folder), Tokenizer.load(folder / TOKENIZER_FILE)
 

@@ -67,6 +67,8 @@ _FLAGS = {
         --checkpoint --out --text --tokens --data-dir --device""",
     "sweep": """
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
+    "export": """
+        --checkpoint --to""",
     "doctor": """
         --device --json --no-json""",
     "certify": """
