@@ -19,12 +19,17 @@ SETTINGS, CARD = "config.json", "README.md"
 KIND = "ebmvk"  # what config.json says the model is
 
 
-def is_exported(path: Path) -> bool:
-    """Whether a folder looks like an exported model."""
+def is_laid_out(path: Path) -> bool:
+    """Whether a folder is laid out as models on a hub are, of whatever library."""
     try:
         return (path / SETTINGS).is_file() and (path / MODEL).is_file() and not (path / MANIFEST).exists()
     except (OSError, ValueError):  # the name is too long, for one; whoever opens the folder says so
         return False
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder is a model of this library, by its own word. Raises CheckpointError where that is no JSON."""
+    return is_laid_out(path) and read_json(path / SETTINGS).get("model_type") == KIND
 
 
 def read(folder: Path) -> tuple[Config, Checkpoint]:

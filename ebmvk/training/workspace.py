@@ -146,7 +146,7 @@ class _Found:
 
 def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
     """A checkpoint that is whole and of its run's configuration."""
-    if hub.is_exported(path):
+    if hub.is_laid_out(path):
         folder = path.resolve()
         config, found = hub.read(folder)
         tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)

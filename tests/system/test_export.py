@@ -99,6 +99,13 @@ def test_a_run_begins_with_an_exported_model(exported: Path, train: Command, ebm
     assert "is not an empty folder" in said.err
 
 
+def test_a_model_of_another_library_is_still_a_table(exported: Path) -> None:
+    """Hubs are full of folders with a config.json; their embeddings are something to begin with."""
+    _set(exported, model_type="gpt2")
+    start = open_start(str(exported), print)
+    assert (start.run, start.table) == (None, exported)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "settings cut": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
     "settings of another library": (
