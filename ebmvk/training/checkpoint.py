@@ -2,9 +2,9 @@
 
 A run folder holds checkpoints/step-N/ (model.safetensors, state.safetensors, soc.safetensors where splats are
 consolidated during training, state.json) and two small files beside it, `latest` and `best`, that name one of them.
-state.json is written last and carries the size and SHA-256 of the others, so a folder with a valid state.json is
-complete. What is read is not trusted: every file is a regular one of the size and digest that were saved, every tensor
-of a known dtype and finite, and nothing outside the folder is named.
+state.json is written last and carries the size and SHA-256 of the others, and of its own content, so a folder with a
+valid state.json is complete. What is read is not trusted: every file is a regular one of the size and digest that were
+saved, every tensor of a known dtype and finite, and nothing outside the folder is named.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def save(
         if soc is not None:
             files[SOC] = _written(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
         manifest = {"format": FORMAT, "step": step, "keep": keep, "files": files, "optimizer": tree, "state": {**state}}
-        write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+        manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
+        manifest["sha256"] = _digest(manifest)
+        write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(unfinished)
         _place(unfinished, target, files)
         point(run, "latest", target.name)
@@ -318,17 +320,13 @@ def newest_complete(
     foreign: CheckpointError | None = None
     skipped = []
     for path in step_folders(run):
+        found = None
         try:
             found = load(path)
-        except CheckpointError as error:
-            broken = broken or error
-            skipped.append(f"skipped {path.name}: {error.what}")
-            continue
-        try:
             if fits:
                 fits(found)
         except CheckpointError as error:
-            foreign = foreign or error
+            broken, foreign = (broken or error, foreign) if found is None else (broken, foreign or error)
             skipped.append(f"skipped {path.name}: {error.what}")
             continue
         if skipped:
@@ -363,6 +361,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     wanted = {"format": int, "step": int, "files": dict, "state": dict}
     if any(type(manifest.get(k)) is not t for k, t in wanted.items()):
         raise _bad(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
+    try:
+        whole = manifest.get("sha256", "") in ("", _digest(manifest))  # older checkpoints have none
+    except RecursionError:
+        whole = False
+    if not whole:
+        raise _bad(file, "its content is not of its own SHA-256: corrupt")
     if manifest["format"] != FORMAT:
         raise _bad(file, f"format {manifest['format']}, this version reads {FORMAT}")
     if path.name != f"step-{manifest['step']}" and (manifest["step"] < 0 or STEP.fullmatch(path.name)):
@@ -370,6 +374,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
         raise _bad(file, f"names a file {name!r}, which no checkpoint has")
     return {"optimizer": None, "keep": False} | manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content: a digit of the progress that has flipped is another run."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(file: Path) -> dict[str, Any]:

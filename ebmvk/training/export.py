@@ -14,6 +14,7 @@ from ebmvk.errors import ConfigError
 from ebmvk.report.metrics import History, read_metrics
 from ebmvk.training.checkpoint import MODEL, describe, storage_error
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
+from ebmvk.training.loop import Progress
 from ebmvk.training.memory import MEMORY_FILE
 from ebmvk.training.workspace import TOKENIZER_FILE, OpenRun
 
@@ -24,10 +25,14 @@ def write(run: OpenRun, target: Path) -> list[Path]:
     Raises:
         ConfigError: the folder holds something. StorageError: nothing is left of it.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--to {target} is not an empty folder", hint="take another folder, or delete that one")
+    progress, config = Progress.of(run.checkpoint), _public(run.config)
+    try:
+        target = target.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"--to {target} is not an empty folder", hint="take another folder, or delete that one")
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ConfigError(f"--to {target}: {error}", hint="take another folder") from None
     unfinished = target.with_name(f".{target.name}.unfinished")
-    config = _public(run.config)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -35,7 +40,7 @@ def write(run: OpenRun, target: Path) -> list[Path]:
             if file.is_file():
                 shutil.copyfile(file, unfinished / file.name)
         (unfinished / SETTINGS).write_text(json.dumps(_settings(config, run), indent=1) + "\n", encoding="utf-8")
-        (unfinished / CARD).write_text("\n".join(_card(config, run)) + "\n", encoding="utf-8")
+        (unfinished / CARD).write_text("\n".join(_card(config, run, progress.tokens)) + "\n", encoding="utf-8")
         unfinished.rename(target)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -103,7 +108,7 @@ model = ebmvk.Model.open("FOLDER")
 {toml}```"""
 
 
-def _card(config: Config, run: OpenRun) -> Iterator[str]:
+def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
     metrics, found = run.folder / "metrics.jsonl", run.checkpoint
     history = read_metrics(metrics) if metrics.is_file() else History()
     yield HEAD.format(
@@ -114,7 +119,7 @@ def _card(config: Config, run: OpenRun) -> Iterator[str]:
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         vocabulary=run.tokenizer.vocab_size,
         train=found.state.get("train", "unknown"),
-        tokens=found.state["progress"]["tokens"],
+        tokens=tokens,
         seed=config.run.seed,
         torch=history.facts.get("torch", "of an unknown version"),
     )

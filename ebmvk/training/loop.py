@@ -69,6 +69,9 @@ class Progress:
             progress = cls(**saved)  # type: ignore[arg-type]
             counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
             whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
+            best = {(int, progress.best_step), (float, progress.best_nats), (int, progress.best_tokens)}
+            whole = whole and all(value is None or type(value) is kind for kind, value in best)
+            whole = whole and type(progress.seconds) is float
         except TypeError:
             whole = False
         if not whole:

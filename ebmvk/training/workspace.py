@@ -150,25 +150,22 @@ def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
         folder = path.resolve()
         config, found = hub.read(folder)
         tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-        check_same_model(found, config, tokenizer)
-        check_weights(found, config, tokenizer)
+        check_fits(found, config, tokenizer)
         return _Found(folder, config, tokenizer, found)
     folder, at = checkpoint.locate(path, flag)
     config, tokenizer = read_config(folder), Tokenizer.load(folder / TOKENIZER_FILE)
-
-    def fits(found: Checkpoint) -> None:
-        check_same_model(found, config, tokenizer)
-        check_weights(found, config, tokenizer)
-
     if path.resolve() != at:
-        return _Found(folder, config, tokenizer, checkpoint.newest_complete(folder, flag, say, fits))
-    found = checkpoint.load(at)
-    fits(found)
+        found = checkpoint.newest_complete(folder, flag, say, lambda one: check_fits(one, config, tokenizer))
+    else:
+        found = checkpoint.load(at)
+        check_fits(found, config, tokenizer)
     return _Found(folder, config, tokenizer, found)
 
 
-def check_weights(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError naming the first tensor that the model of a configuration does not have, or not so."""
+def check_fits(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError naming the first key, or the first tensor, in which a checkpoint is not of a model of this
+    configuration."""
+    check_same_model(found, config, tokenizer)
     with torch.device("meta"):  # names, shapes and dtypes, without memory
         model = build_model(config.model, tokenizer.vocab_size)
     checkpoint.check_tensors(model, found)

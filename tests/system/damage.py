@@ -37,8 +37,9 @@ class Damage:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change entries of the manifest."""
+    """Change entries of the manifest, as somebody who takes its digest away."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest.pop("sha256", None)
     (path / MANIFEST).write_text(json.dumps(manifest | changes), encoding="utf-8")
 
 
@@ -135,6 +136,12 @@ def _slot(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable
     return damage
 
 
+def _another_digit(path: Path) -> None:
+    text = (path / MANIFEST).read_text(encoding="utf-8")
+    assert '"windows": 32' in text
+    (path / MANIFEST).write_text(text.replace('"windows": 32', '"windows": 36'), encoding="utf-8")
+
+
 def _nested(path: Path) -> None:
     edit(path, optimizer="deep")
     text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -145,6 +152,7 @@ CATALOGUE: dict[str, Damage] = {
     # the manifest
     "manifest missing": Damage(lambda p: (p / MANIFEST).unlink(), "incomplete"),
     "manifest cut": Damage(lambda p: _cut(p / MANIFEST, -9), "not valid JSON"),
+    "one digit of the progress": Damage(_another_digit, "its own SHA-256"),
     "manifest empty": Damage(_write(""), "not valid JSON"),
     "manifest not UTF-8": Damage(_write(b"\xff\xfe{}\x80"), "not valid JSON"),
     "manifest nested without end": Damage(_write("[" * 100_000), "not valid JSON"),
