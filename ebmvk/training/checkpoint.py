@@ -108,10 +108,11 @@ def save(
 
 
 def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
-    """Rename into place, with no moment at which the step has no checkpoint.
+    """Rename into place.
 
-    Where it has one with the same tensors only the manifest is replaced: a run that is resumed may save the step that
-    it begins with again. One with other tensors is moved aside first, as a rename can't replace a folder with files.
+    Where the step has a checkpoint of the same tensors, as when a resumed run saves the step that it begins with, only
+    the manifest is replaced: at no moment is there none. One of other tensors is moved aside first, as a rename can't
+    replace a folder that holds files; a kill right then leaves the checkpoint before it.
     """
     aside = target.with_name(f".{target.name}.replaced")
     if target.exists() and _files_of(target) == files:
@@ -212,8 +213,9 @@ def prune(run: Path, keep_last: int) -> list[Path]:
 
 
 def _is_kept(path: Path) -> bool:
+    """Whatever else is damaged: weights that were to be kept are not deleted for it."""
     with contextlib.suppress(CheckpointError):
-        return _manifest(path)["keep"] is True
+        return read_json(path / MANIFEST).get("keep") is True
     return False
 
 
@@ -373,7 +375,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _bad(file, f"says step {manifest['step']}, the folder is {path.name}")
     for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
         raise _bad(file, f"names a file {name!r}, which no checkpoint has")
-    return {"optimizer": None, "keep": False} | manifest
+    return {"optimizer": None} | manifest
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -195,7 +195,10 @@ def test_a_damaged_file_of_the_run_folder_is_named(
     assert "--config" not in said.err
 
 
-@pytest.mark.parametrize("progress", [None, {}, {"step": "x"}, {"step": 7}, {"step": 8, "tokens": -1}, {"step": 8, "best_step": "8"}, {"other": 1}])
+@pytest.mark.parametrize(
+    "progress",
+    [None, {}, {"step": "x"}, {"step": 7}, {"step": 8, "tokens": -1}, {"step": 8, "best_step": "8"}, {"other": 1}],
+)
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_a_checkpoint_without_a_runs_progress_is_refused(
     ebmvk: Command, trained: Path, tmp_path: Path, command: str, progress: object
