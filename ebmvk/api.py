@@ -84,7 +84,7 @@ class Model:
 
     @classmethod
     def open(cls, checkpoint: str | Path, *, device: str = "auto") -> Model:
-        """Open a run folder (its newest usable checkpoint) or one checkpoint folder.
+        """Open a run folder (its newest usable checkpoint), one checkpoint folder, or a folder that was exported.
 
         Raises:
             CheckpointError: missing, corrupt, or not of its run's configuration. DeviceError: no such device.

@@ -127,8 +127,9 @@ class LoggingConfig:
     log_every: int = knob(20, low=1, resume=True)  # Steps between printed lines; metrics.jsonl has every step.
     eval_every: int = knob(200, low=1, resume=True)  # Steps between evaluations on a part of validation.
     eval_tokens: int = knob(20_000, low=2, resume=True)  # Tokens of that part.
-    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints.
+    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints; each epoch's end has one too.
     keep_last: int = knob(3, low=1, resume=True)  # Checkpoints kept; the best one is never deleted.
+    keep_epochs: int = knob(5, low=0, resume=True)  # Epochs between checkpoints that are never deleted; 0: none.
     sample_tokens: int = knob(40, low=0, resume=True)  # Tokens of the sample written at each evaluation; 0 for none.
     tensorboard: bool = knob(False, resume=True)  # Write the metrics for TensorBoard too, an extra.
 
@@ -217,6 +218,11 @@ def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
         raise ConfigError(
             f"{flag}{path}: cannot be read as TOML", why=str(error), hint="compare it with another run's config.toml"
         ) from None
+    return _flat(tables, path)
+
+
+def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """{field: value} of {section: {field: value}}, as `read_toml` says."""
     values: dict[str, Any] = {}
     for section, table in tables.items():
         names = [n for n, s in SECTION_OF.items() if s == section]
@@ -297,6 +303,20 @@ def _toml(value: Any) -> str:
 def from_toml(path: Path) -> Config:
     """A complete configuration from a file written by `write_toml`; fields it leaves out have their defaults."""
     return replace(Config(), read_toml(path, flag=""))
+
+
+def from_tables(tables: Mapping[str, Any], path: Path) -> Config:
+    """A complete configuration from what `to_tables` gave. path: its file, for messages. Raises ConfigError."""
+    return replace(Config(), _flat(tables, path))
+
+
+def to_tables(config: Config) -> dict[str, dict[str, Any]]:
+    """{section: {field: value}}, JSON-able; unset (None) values are left out."""
+    tables: dict[str, dict[str, Any]] = {}
+    for section, name, value in items(config):
+        plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        tables.setdefault(section, {}).update({} if value is None else {name: plain})
+    return tables
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------

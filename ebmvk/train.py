@@ -193,26 +193,26 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], sta
 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint folder or None for the newest usable) that --resume and --run-dir mean."""
-    from ebmvk.training.checkpoint import locate, step_folders
+    """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
+    from ebmvk.training.checkpoint import locate
+    from ebmvk.training.workspace import ended_early
 
-    if resume != NEWEST:
-        folder, at = locate(Path(resume), "--resume")
-        if run_dir and Path(run_dir).resolve() != folder:
-            raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
-        return folder, at if Path(resume).resolve() == at else None
-    if run_dir:
-        return locate(Path(run_dir), "--run-dir")[0], None
-    runs = [path.parent for path in RUNS.glob("*/config.toml") if step_folders(path.parent)]
-    if not runs:
-        raise ConfigError(f"--resume: there is no run with a checkpoint in {RUNS}/", hint="name one: --resume PATH")
-    return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
+    if resume == NEWEST and not run_dir:
+        runs = [path.parent for path in RUNS.glob("*/config.toml")]
+        if not runs:
+            raise ConfigError(f"--resume: there is no run in {RUNS}/", hint="name one: --resume PATH")
+        return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
+    path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
+    folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
+    if run_dir and Path(run_dir).resolve() != folder:
+        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
+    return folder, at if path.resolve() == at else None
 
 
 def _resumed(command: TrainCommand, resume: str, file: dict[str, Any], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
-    from ebmvk.training.workspace import read_config
+    from ebmvk.training.workspace import ended_early, read_config
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
@@ -221,6 +221,8 @@ def _resumed(command: TrainCommand, resume: str, file: dict[str, Any], given: di
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
     corpus = resolve(config.data.dataset, config.data.data_dir)
     sources.update(dict.fromkeys(given, "flag"))
+    if ended_early(folder):
+        return Job(config, sources, folder, corpus, again=True)
     return Job(config, sources, folder, corpus, at or folder)
 
 

@@ -47,13 +47,19 @@ class Tokenizer:
                 f"the tokenizer has no {UNKNOWN if unk is None else END_OF_TEXT} token",
                 hint="use the tokenizer.json that ebmvk wrote",
             )
+        ids = sorted(bpe.get_vocab().values())
+        if ids != list(range(len(ids))):
+            raise DataError(
+                f"the tokenizer's ids are not 0 to {len(ids) - 1}, each of one token",
+                hint="use the tokenizer.json that ebmvk wrote",
+            )
         # So that "<|endoftext|>" written in a text stays text.
         bpe.encode_special_tokens = True
         self._bpe = bpe
         self.eos_id: int = eos
         self.unk_id: int = unk
         self.vocab_size: int = bpe.get_vocab_size()
-        self._byte_level = json.loads(bpe.to_str())["decoder"]["type"] == "ByteLevel"
+        self._byte_level = (json.loads(bpe.to_str())["decoder"] or {}).get("type") == "ByteLevel"
         self._byte_lengths = np.array([self._byte_length(i) for i in range(self.vocab_size)], dtype=np.int64)
 
     def _byte_length(self, token_id: int) -> int:
@@ -118,7 +124,9 @@ class Tokenizer:
             raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
         try:
             bpe = _Bpe.from_str(text)
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
             raise DataError(
                 f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
             ) from error

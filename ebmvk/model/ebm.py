@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel
-from ebmvk.sphere.geometry import projx
+from ebmvk.sphere.geometry import off_sphere, projx
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,22 @@ class EnergyModel(LanguageModel):
     def concentrations(self) -> Tensor:
         """kappa_v: (V,), 1 at first; the scale that all tokens share is the energy's."""
         return self.log_kappa.exp()
+
+    @torch.no_grad()
+    def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Every row of points has a direction, and every concentration is a number > 0."""
+        row = off_sphere(projx(weights["points"]))
+        if row is not None:
+            length = torch.linalg.vector_norm(weights["points"][row].double())
+            return f"tensor 'points': row {row}, of length {float(length):g}, has no direction"
+        for name in ("log_kappa", "energy.log_scale"):
+            kappa = weights[name].exp().flatten()
+            wrong = ~((kappa > 0) & kappa.isfinite())
+            if bool(wrong.any()):
+                return (
+                    f"tensor '{name}': it stands for kappa {float(kappa[wrong][0]):g}, which is not above 0 and finite"
+                )
+        return None
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:

@@ -9,6 +9,7 @@ exist.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +72,11 @@ class LanguageModel(nn.Module, ABC):
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
         """Sets the rows that known (V,) bool marks to those of directions (V, d), unit rows, at the length rows start
         with."""
+
+    def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
+        """What makes weights of this model's names, shapes and dtypes, all finite, no model, naming the tensor; None
+        where nothing does. Says the same of a model on the meta device."""
+        return None
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:

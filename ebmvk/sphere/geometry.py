@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Below this squared angle three Taylor terms are exact to float64 rounding: the next is (1e-3)^4 / 8! relative.
 _SMALL = 1e-3
+_ROUNDING = 1e-3  # how far from 1 the length of a unit row may be: far beyond float16's rounding, far below any damage
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -37,6 +38,12 @@ def _chords(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def projx(x: Tensor) -> Tensor:
     """Nearest point of the sphere, x / |x|. x: (..., d). The zero vector, which has none, stays zero."""
     return x / _safe_sqrt(_dot(x, x)).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def off_sphere(x: Tensor) -> int | None:
+    """The first row of x (n, d) that is no unit vector; None where all are."""
+    wrong = (torch.linalg.vector_norm(x.double(), dim=1) - 1).abs() > _ROUNDING
+    return int(wrong.nonzero()[0]) if bool(wrong.any()) else None
 
 
 def proju(x: Tensor, u: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.errors import CheckpointError
+from ebmvk.sphere.geometry import off_sphere
 
 
 @dataclass
@@ -72,7 +73,8 @@ class History:
         """Take back what `state` gave. source: the file, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing, or of another shape or dtype than a ring of this size has.
+            CheckpointError: a tensor is missing, of another shape or dtype than a ring of this size has, or has values
+                that no ring has.
         """
         for name, own in self.state().items():
             value = state.get(name)
@@ -83,4 +85,21 @@ class History:
                     why="it was saved with another --soc-history or --latent-dim, or the file was changed",
                     hint="resume with the config.toml that this checkpoint was trained with",
                 )
-            own.copy_(value)
+        if fault := History(**{name: state[name] for name in self.state()})._fault():
+            raise CheckpointError(
+                f"{source}: the history's {fault}", why="the file was changed", hint="use an older checkpoint"
+            )
+        for name, own in self.state().items():
+            own.copy_(state[name])
+
+    def _fault(self) -> str | None:
+        if not 0 <= int(self.pending) <= int(self.added):
+            return f"pending is {int(self.pending)} of {int(self.added)} states"
+        row = off_sphere(self.states[: self.n])
+        if row is not None:
+            return f"states: row {row} is no unit vector"
+        if bool((self.tokens < 0).any()) or bool((self.steps < 0).any()):
+            return "tokens or steps are negative"
+        if bool(((self.left < 0) | (self.left > 1)).any()):
+            return "left is outside [0, 1]"
+        return None

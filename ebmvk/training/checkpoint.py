@@ -2,18 +2,21 @@
 
 A run folder holds checkpoints/step-N/ (model.safetensors, state.safetensors, soc.safetensors where splats are
 consolidated during training, state.json) and two small files beside it, `latest` and `best`, that name one of them.
-state.json is written last and carries the size and SHA-256 of the others, so a folder with a valid state.json is
-complete.
+state.json is written last and carries the size and SHA-256 of the others, and of its own content, so a folder with a
+valid state.json is complete. What is read is not trusted: every file is a regular one of the size and digest that were
+saved, every tensor of a known dtype and finite, and nothing outside the folder is named.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,11 @@ FORMAT = 1
 MODEL, STATE, SOC, MANIFEST = "model.safetensors", "state.safetensors", "soc.safetensors", "state.json"
 STEP = re.compile(r"step-(\d+)")
 _TENSOR = "$tensor"
+_MANIFEST_LIMIT = 1 << 28  # bytes: ours have a few for each tensor
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ def save(
     optimizer: Any,
     state: Mapping[str, Any],
     soc: Mapping[str, Tensor] | None = None,
+    *,
+    keep: bool = False,
 ) -> Path:
     """Write checkpoints/step-N and let `latest` name it.
 
@@ -63,6 +73,7 @@ def save(
         optimizer: nested dicts and lists of tensors and JSON-able values.
         state: JSON-able values to come back from `load`.
         soc: tensors of the consolidation, a file of their own.
+        keep: `prune` never deletes it.
 
     Raises:
         StorageError: nothing that was there before is touched, and the unfinished folder is removed.
@@ -74,37 +85,67 @@ def save(
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        _make_folder(target.parent)
+        unfinished.mkdir()
         files = {
-            MODEL: _describe(unfinished / MODEL, dump_tensors(weights)),
-            STATE: _describe(unfinished / STATE, dump_tensors(tensors)),
+            MODEL: _written(unfinished / MODEL, dump_tensors(weights)),
+            STATE: _written(unfinished / STATE, dump_tensors(tensors)),
         }
         if soc is not None:
-            files[SOC] = _describe(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
-        manifest = {"format": FORMAT, "step": step, "files": files, "optimizer": tree, "state": dict(state)}
-        write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+            files[SOC] = _written(unfinished / SOC, dump_tensors({k: v.contiguous() for k, v in soc.items()}))
+        manifest = {"format": FORMAT, "step": step, "keep": keep, "files": files, "optimizer": tree, "state": {**state}}
+        manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
+        manifest["sha256"] = _digest(manifest)
+        write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(unfinished)
-        _swap(unfinished, target)
+        _place(unfinished, target, files)
         point(run, "latest", target.name)
+        _sweep(target.parent)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise storage_error(target, error, "saving the checkpoint") from error
     return target
 
 
-def _swap(unfinished: Path, target: Path) -> None:
-    """Rename into place; an older folder of the same step is moved aside first, as rename can't replace a full one."""
+def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
+    """Rename into place.
+
+    Where the step has a checkpoint of the same tensors, as when a resumed run saves the step that it begins with, only
+    the manifest is replaced: at no moment is there none. One of other tensors is moved aside first, as a rename can't
+    replace a folder that holds files; a kill right then leaves the checkpoint before it.
+    """
     aside = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists() and _files_of(target) == files:
+        (unfinished / MANIFEST).replace(target / MANIFEST)
+        sync_folder(target)
+        return
     if target.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
     unfinished.rename(target)
     sync_folder(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _describe(path: Path, content: bytes) -> dict[str, Any]:
+def _files_of(path: Path) -> Any:
+    """Sizes and digests in a checkpoint's manifest; None where it has none that is valid."""
+    with contextlib.suppress(CheckpointError):
+        return _manifest(path)["files"]
+    return None
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what saves that were killed have left; after a save, when none of it is needed any more."""
+    for left in (*folder.glob(".step-*.unfinished"), *folder.glob(".step-*.replaced")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _written(path: Path, content: bytes) -> dict[str, Any]:
     write_file(path, content)
+    return describe(content)
+
+
+def describe(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file, and `read_tensors` asks for."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -120,7 +161,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Replace one file so that a reader sees the old content or the new, never a part."""
     beside = path.with_name(f".{path.name}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         write_file(beside, content)
         beside.replace(path)
         sync_folder(path.parent)
@@ -128,6 +169,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise storage_error(path, error, "writing") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """With its parents, each of them synced: a folder whose name a power cut takes back takes all it holds with it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def storage_error(path: Path, error: OSError, doing: str) -> StorageError:
@@ -154,12 +203,20 @@ def point(run: Path, name: str, step_folder: str) -> None:
 
 
 def prune(run: Path, keep_last: int) -> list[Path]:
-    """Delete all but the `keep_last` newest checkpoints, never the ones `best` and `latest` name."""
-    kept = {_pointed(run, "best"), _pointed(run, "latest")}
-    gone = [path for path in step_folders(run)[keep_last:] if path.name not in kept]
+    """Delete all but the `keep_last` newest checkpoints; never one that `best` or `latest` names, or that was saved to
+    be kept."""
+    named = {_pointed(run, "best"), _pointed(run, "latest")}
+    gone = [path for path in step_folders(run)[keep_last:] if path.name not in named and not _is_kept(path)]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
     return gone
+
+
+def _is_kept(path: Path) -> bool:
+    """Whatever else is damaged: weights that were to be kept are not deleted for it."""
+    with contextlib.suppress(CheckpointError):
+        return read_json(path / MANIFEST).get("keep") is True
+    return False
 
 
 def supersede(run: Path, step: int) -> list[Path]:
@@ -208,15 +265,18 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 def step_folders(run: Path) -> list[Path]:
     """The finished checkpoint folders of a run, newest first."""
     folder = run / "checkpoints"
-    found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
+    try:
+        found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
+    except OSError as error:
+        raise _bad(folder / "step-*", f"the folder cannot be read: {error.strerror or error}") from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _pointed(run: Path, name: str) -> str | None:
     """The step folder's name that `latest` or `best` holds; None when the file is missing or not one of ours."""
     try:
-        text = (run / name).read_text(encoding="ascii").strip().removeprefix("checkpoints/")
-    except (OSError, UnicodeDecodeError):
+        text = _content(run / name, limit=1000).decode("ascii").strip().removeprefix("checkpoints/")
+    except (OSError, ValueError):
         return None
     return text if STEP.fullmatch(text) else None
 
@@ -227,41 +287,56 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
     Raises:
         CheckpointError: naming the flag and the path.
     """
-    path = path.resolve()
-    if path.is_dir() and ((path / MANIFEST).is_file() or STEP.match(path.name)):
+    try:
+        path = path.resolve()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, a NUL character
+        raise _not_found(flag, path, f"it cannot be looked up ({error})") from None
+    if is_folder and ((path / MANIFEST).is_file() or STEP.match(path.name)):
         return path.parent.parent, path
-    if path.is_dir() and (folders := step_folders(path)):
+    if is_folder and (folders := step_folders(path)):
         named = [path / "checkpoints" / name for name in [_pointed(path, "latest")] if name]
         return path, next((folder for folder in named if folder.is_dir()), folders[0])
-    reason = "it holds no checkpoint" if path.is_dir() else "there is no such folder"
-    raise CheckpointError(
-        f"{flag} {path}: {reason}", hint="give a run folder such as runs/NAME, or one of its checkpoints/step-N"
+    raise _not_found(flag, path, "it holds no checkpoint" if is_folder else "there is no such folder")
+
+
+def _not_found(flag: str, path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{flag} {path}: {what}", hint="give a run folder such as runs/NAME, or one of its checkpoints/step-N"
     )
 
 
-def newest_complete(run: Path, flag: str, say: Callable[[str], None]) -> Checkpoint:
+def newest_complete(
+    run: Path, flag: str, say: Callable[[str], None], fits: Callable[[Checkpoint], None] | None = None
+) -> Checkpoint:
     """The newest checkpoint of a run that verifies; `say` is told of each one that was skipped, and why.
 
     Args:
         flag: what named the run, for messages.
+        fits: raises CheckpointError for a checkpoint that is whole and yet not of this run.
 
     Raises:
-        CheckpointError: when the run has none.
+        CheckpointError: when the run has none; that of `fits` for the newest whole one, if there is a whole one.
     """
-    reason: CheckpointError | None = None
+    broken: CheckpointError | None = None
+    foreign: CheckpointError | None = None
+    skipped = []
     for path in step_folders(run):
+        found = None
         try:
             found = load(path)
+            if fits:
+                fits(found)
         except CheckpointError as error:
-            reason = error
-            say(f"skipped {path.name}: {error.what}")
+            broken, foreign = (broken or error, foreign) if found is None else (broken, foreign or error)
+            skipped.append(f"skipped {path.name}: {error.what}")
             continue
-        if reason is not None:
-            say(f"continuing from {found.path.name}, the newest usable checkpoint")
+        if skipped:
+            say("\n".join([*skipped, f"continuing from {found.path.name}, the newest usable checkpoint"]))
         return found
-    raise CheckpointError(
+    raise foreign or CheckpointError(
         f"{flag} {run}: no usable checkpoint",
-        why=reason.what if reason else "the run was stopped before its first checkpoint",
+        why=broken.what if broken else "the run was stopped before its first checkpoint",
         hint="start a new run with another --run-dir",
     )
 
@@ -273,54 +348,98 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: naming the file or the tensor that is missing, truncated, changed or not finite.
     """
     manifest = _manifest(path)
-    model = _tensors(path, MODEL, manifest["files"])
-    state = _tensors(path, STATE, manifest["files"])
-    soc = _tensors(path, SOC, manifest["files"]) if SOC in manifest["files"] else {}
-    for file, tensors in ((MODEL, model), (STATE, state), (SOC, soc)):
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise _bad(path / file, f"tensor '{name}' is not finite")
+    files = manifest["files"]
+    tensors = {name: read_tensors(path / name, files.get(name)) for name in (MODEL, STATE, *({SOC} & files.keys()))}
     try:
-        optimizer = unpack(manifest["optimizer"], state)
-    except (KeyError, TypeError, ValueError) as error:
+        optimizer = unpack(manifest["optimizer"], tensors[STATE])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _bad(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
-    return Checkpoint(path, manifest["step"], model, optimizer, manifest["state"], soc)
+    return Checkpoint(path, manifest["step"], tensors[MODEL], optimizer, manifest["state"], tensors.get(SOC, {}))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _bad(file, f"not valid JSON ({error})") from None
+    manifest = read_json(file)
     wanted = {"format": int, "step": int, "files": dict, "state": dict}
-    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(k), t) for k, t in wanted.items()):
+    if any(type(manifest.get(k)) is not t for k, t in wanted.items()):
         raise _bad(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
+    try:
+        whole = manifest.get("sha256", "") in ("", _digest(manifest))  # older checkpoints have none
+    except RecursionError:
+        whole = False
+    if not whole:
+        raise _bad(file, "its content is not of its own SHA-256: corrupt")
     if manifest["format"] != FORMAT:
         raise _bad(file, f"format {manifest['format']}, this version reads {FORMAT}")
-    if path.name != f"step-{manifest['step']}" and STEP.fullmatch(path.name):
+    if path.name != f"step-{manifest['step']}" and (manifest["step"] < 0 or STEP.fullmatch(path.name)):
         raise _bad(file, f"says step {manifest['step']}, the folder is {path.name}")
-    return manifest | {"optimizer": manifest.get("optimizer")}
+    for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
+        raise _bad(file, f"names a file {name!r}, which no checkpoint has")
+    return {"optimizer": None} | manifest
 
 
-def _tensors(path: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
-    file = path / name
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content: a digit of the progress that has flipped is another run."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint; {} for JSON that is no object. Raises CheckpointError."""
     try:
-        content = file.read_bytes()
+        found = json.loads(_content(file, limit=_MANIFEST_LIMIT))
+    except FileNotFoundError:
+        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
     except OSError as error:
         raise _bad(file, error.strerror or str(error)) from None
-    entry = files.get(name)
+    except (ValueError, RecursionError) as error:
+        raise _bad(file, f"not valid JSON ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _content(file: Path, *, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit`. Raises OSError for anything else: a pipe would never end."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > limit:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes where at most {limit} belong")
+    return file.read_bytes()
+
+
+def read_tensors(file: Path, entry: Any) -> dict[str, Tensor]:
+    """The tensors of one file, verified. entry: its size and digest as `describe` gave them. Raises CheckpointError."""
     said = entry if isinstance(entry, dict) else {}
-    if len(content) != said.get("bytes"):
-        raise _bad(file, f"{len(content)} bytes where {said.get('bytes')} were saved: truncated or replaced")
+    size = said.get("bytes")
+    try:
+        if type(size) is not int or file.stat().st_size != size:
+            raise _bad(file, f"{file.stat().st_size} bytes where {size} were saved: truncated or replaced")
+        content = _content(file, limit=size)
+    except OSError as error:
+        raise _bad(file, error.strerror or str(error)) from None
+    except MemoryError:
+        raise _bad(file, f"no memory for its {size} bytes") from None
     if hashlib.sha256(content).hexdigest() != said.get("sha256"):
         raise _bad(file, "its SHA-256 is not the saved one: corrupt")
+    return _parsed(content, file)
+
+
+def _parsed(content: bytes, file: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors bytes. file: where they are from, for messages.
+
+    Raises:
+        CheckpointError: not safetensors, or naming the tensor that is of no known dtype or not finite.
+    """
     try:
-        return load_tensors(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        tensors = load_tensors(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise _bad(file, f"not valid safetensors ({error})") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise _bad(file, f"tensor '{name}' is of {tensor.dtype}, which no checkpoint has")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _bad(file, f"tensor '{name}' is not finite")
+    return tensors
 
 
 def _bad(file: Path, what: str) -> CheckpointError:
@@ -331,26 +450,32 @@ def _bad(file: Path, what: str) -> CheckpointError:
     )
 
 
-def restore(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the weights after checking that names, shapes and dtypes are the model's.
+def check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Names, shapes and dtypes are the model's, which may be on the meta device.
 
     Raises:
-        CheckpointError: naming the first tensor that does not fit; the model is unchanged.
+        CheckpointError: naming the first tensor that does not fit.
     """
     own = model.state_dict()
     for name in [*own, *checkpoint.model]:
         have, want = checkpoint.model.get(name), own.get(name)
         if have is None or want is None:
-            raise _misfit(checkpoint, f"tensor '{name}' is {'missing' if have is None else 'not in the model'}")
+            raise misfit(checkpoint, f"tensor '{name}' is {'missing' if have is None else 'not in the model'}")
         if have.shape != want.shape or have.dtype != want.dtype:
-            raise _misfit(
+            raise misfit(
                 checkpoint,
                 f"tensor '{name}' is {tuple(have.shape)} {have.dtype}, the model has {tuple(want.shape)} {want.dtype}",
             )
+
+
+def restore(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load the weights, checked as `check_tensors` says. Raises CheckpointError; the model is unchanged then."""
+    check_tensors(model, checkpoint)
     model.load_state_dict(checkpoint.model)
 
 
-def _misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
+def misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
+    """What to raise of weights that are whole, but not this model's."""
     return CheckpointError(
         f"{checkpoint.path / MODEL}: {what}",
         why="the checkpoint belongs to another configuration than the run's config.toml",

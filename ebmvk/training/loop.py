@@ -69,6 +69,9 @@ class Progress:
             progress = cls(**saved)  # type: ignore[arg-type]
             counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
             whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
+            best = {(int, progress.best_step), (float, progress.best_nats), (int, progress.best_tokens)}
+            whole = whole and all(value is None or type(value) is kind for kind, value in best)
+            whole = whole and type(progress.seconds) is float
         except TypeError:
             whole = False
         if not whole:
@@ -173,7 +176,11 @@ class Trainer:
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None
-        path = checkpoint.save(self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc)
+        every = self.config.logging.keep_epochs
+        keep = every > 0 and self._ended(every)
+        path = checkpoint.save(
+            self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc, keep=keep
+        )
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
@@ -200,7 +207,7 @@ class Trainer:
                     outcome = "interrupted"
                 elif stop_after is not None and done - first >= stop_after and done < total:
                     outcome = "stopped"
-                if improved or outcome != "finished" or self._ends(done) or done % self.config.logging.save_every == 0:
+                if improved or outcome != "finished" or self._ends(done) or self._save_due():
                     self.save()
             if outcome == "finished" and not interruption.came:
                 with interruption.at_once():
@@ -224,6 +231,14 @@ class Trainer:
     def _ends(self, step: int) -> bool:
         """Whether this step is the last one."""
         return step == self.config.training.steps or self._out_of_patience()
+
+    def _save_due(self) -> bool:
+        return self.progress.step % self.config.logging.save_every == 0 or self._ended(epochs=1)
+
+    def _ended(self, epochs: int) -> bool:
+        """Whether the last step came to the end of an epoch, and so many epochs (or twice as many, …) are behind it."""
+        period, now = epochs * self.batches.windows, self.progress.windows
+        return now // period > max(0, now - self.config.training.windows_per_step) // period
 
     def _out_of_patience(self) -> bool:
         """Whether the last evaluations, as many as `patience` says, brought none that is the best so far."""

@@ -106,14 +106,20 @@ class Optimizer:
             for parameter in group["params"]
             for slot in slots
         }
+        if not isinstance(state, Mapping):
+            raise _misfit("is missing")
         for key in [*places, *state]:
             # Momentum that silently starts from zero would be another run.
             if key not in state or key not in places:
                 raise _misfit(f"{key!r} is {'not of this model' if key in state else 'missing'}")
             optimizer, parameter, slot = places[key]
             value = state[key]
+            if not isinstance(value, Tensor) or value.dtype != torch.float32:
+                raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a tensor of float32")
             if value.shape != (() if slot == "step" else parameter.shape):
                 raise _misfit(f"{key!r} of shape {tuple(value.shape)} does not fit the model")
+            if slot in ("step", "exp_avg_sq") and bool((value < 0).any()):
+                raise _misfit(f"{key!r} is negative")
             optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
 
 

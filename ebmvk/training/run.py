@@ -49,13 +49,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration with the source of each value, the run's folder, and what to continue from (None: a new run)."""
+    """A configuration with the source of each value, the run's folder, and what to continue from (None: a new run).
+    again: the folder holds a run of this configuration that ended before its first checkpoint."""
 
     config: Config
     sources: dict[str, Source]
     folder: Path
     corpus: Corpus
     resume: Path | None = None
+    again: bool = False
 
 
 def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
@@ -92,7 +94,9 @@ def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) ->
     say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
     set_deterministic(job.config)
     found = find(job.resume, "--resume", say)[1] if job.resume else None
-    if not job.resume:
+    if job.again:
+        say("begins again: it ended before its first checkpoint")
+    elif not job.resume:
         refuse_existing(job.folder)
     start = None if job.resume else open_start(job.config.training.init, say)
     if start and start.run:

@@ -18,6 +18,7 @@ from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.lexical import Directions, from_corpus, from_table
 from ebmvk.splats.tables import TOKENIZER, WEIGHTS, read_table
+from ebmvk.training.hub import SETTINGS, is_exported
 from ebmvk.training.workspace import CONFIG_FILE, OpenRun, open_run
 
 UNIFORM, CORPUS = "uniform", "corpus"
@@ -59,7 +60,8 @@ def open_start(init: str, say: Say) -> Start:
     if colon and Path(file).expanduser().is_file():
         return Start(init, table=Path(file).expanduser(), tensor=tensor)
     if _HUB_NAME.fullmatch(init) and not path.suffix and not path.parent.exists():
-        return Start(init, table=_download(init))
+        folder = _download(init)
+        return Start(init, run=open_run(folder, "--init", say)) if is_exported(folder) else Start(init, table=folder)
     close = nearest(init, (UNIFORM, CORPUS))
     raise ConfigError(
         f"--init {init}: no such file or folder, and no name of a model on the hub (OWNER/NAME)",
@@ -68,8 +70,9 @@ def open_start(init: str, say: Say) -> Start:
 
 
 def _is_run(path: Path) -> bool:
-    """A run folder, or one checkpoint of a run."""
-    return any((folder / CONFIG_FILE).is_file() for folder in (path, path.resolve().parent.parent)) and path.is_dir()
+    """A run folder, one checkpoint of a run, or an exported model."""
+    begun = any((folder / CONFIG_FILE).is_file() for folder in (path, path.resolve().parent.parent)) and path.is_dir()
+    return begun or is_exported(path)
 
 
 def _download(name: str) -> Path:
@@ -77,7 +80,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, TOKENIZER]))
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, TOKENIZER, SETTINGS]))
     except Exception as error:  # the library raises errors of a dozen kinds of its own and of its dependencies
         first = (str(error).splitlines() or [""])[0]
         raise DataError(

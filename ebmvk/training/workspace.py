@@ -19,7 +19,7 @@ from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
-from ebmvk.training import checkpoint
+from ebmvk.training import checkpoint, hub
 from ebmvk.training.checkpoint import Checkpoint
 
 CONFIG_FILE, TOKENIZER_FILE = "config.toml", "tokenizer.json"
@@ -99,15 +99,20 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
 
 def refuse_existing(folder: Path) -> None:
     """Raises ConfigError when the folder of a new run already holds one."""
-    saved = bool(checkpoint.step_folders(folder))
-    if saved or (folder / CONFIG_FILE).exists():
+    if checkpoint.step_folders(folder) or (folder / CONFIG_FILE).exists():
         raise ConfigError(
-            f"--run-dir {folder} already holds a run" + ("" if saved else ", which ended before its first checkpoint"),
+            f"--run-dir {folder} already holds a run",
             why="a new run there would mix its files with the old one's",
-            hint=f"continue it with --resume --run-dir {folder}, or take another folder"
-            if saved
-            else "take another folder, or delete that one",
+            hint=f"continue it with --resume --run-dir {folder}, or take another folder",
         )
+
+
+def ended_early(folder: Path) -> bool:
+    """Whether a run began in the folder and ended before its first checkpoint: it can only begin again."""
+    try:
+        return (folder / CONFIG_FILE).is_file() and not checkpoint.step_folders(folder)
+    except OSError:  # the name is too long, for one; whoever opens the folder says so
+        return False
 
 
 def save_config(folder: Path, config: Config, sources: Mapping[str, Source]) -> None:
@@ -127,10 +132,45 @@ def read_config(folder: Path) -> Config:
 
 def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Checkpoint]:
     """(run folder, verified checkpoint) of a checkpoint argument; of a run folder, its newest usable checkpoint."""
+    found = _find(path, flag, say)
+    return found.folder, found.checkpoint
+
+
+@dataclass(frozen=True)
+class _Found:
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+
+
+def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
+    """A checkpoint that is whole and of its run's configuration."""
+    if hub.is_laid_out(path):
+        folder = path.resolve()
+        config, found = hub.read(folder)
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+        check_fits(found, config, tokenizer)
+        return _Found(folder, config, tokenizer, found)
     folder, at = checkpoint.locate(path, flag)
-    if path.resolve() == at:
-        return folder, checkpoint.load(at)
-    return folder, checkpoint.newest_complete(folder, flag, say)
+    config, tokenizer = read_config(folder), Tokenizer.load(folder / TOKENIZER_FILE)
+    if path.resolve() != at:
+        found = checkpoint.newest_complete(folder, flag, say, lambda one: check_fits(one, config, tokenizer))
+    else:
+        found = checkpoint.load(at)
+        check_fits(found, config, tokenizer)
+    return _Found(folder, config, tokenizer, found)
+
+
+def check_fits(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError naming the first key, or the first tensor, in which a checkpoint is not of a model of this
+    configuration."""
+    check_same_model(found, config, tokenizer)
+    with torch.device("meta"):  # names, shapes and dtypes, without memory
+        model = build_model(config.model, tokenizer.vocab_size)
+    checkpoint.check_tensors(model, found)
+    if fault := model.fault_in(found.model):
+        raise checkpoint.misfit(found, fault)
 
 
 def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
@@ -139,18 +179,17 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
     Raises:
         CheckpointError: missing, corrupt, or not of the configuration in the run's config.toml.
     """
-    folder, found = find(path, flag, say)
-    config = read_config(folder)
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-    check_same_model(found, config, tokenizer)
-    model = build_model(config.model, tokenizer.vocab_size)
-    checkpoint.restore(model, found)
-    return OpenRun(folder, config, tokenizer, model.eval(), found)
+    found = _find(path, flag, say)
+    model = build_model(found.config.model, found.tokenizer.vocab_size)
+    checkpoint.restore(model, found.checkpoint)
+    return OpenRun(found.folder, found.config, found.tokenizer, model.eval(), found.checkpoint)
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint says about its model, JSON-able."""
-    return dataclasses.asdict(config.model) | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}
+    """What a checkpoint says about its model, JSON-able: all that a resumed run may not change."""
+    kept = {entry.name for entry in dataclasses.fields(ModelConfig) if not entry.metadata.get("resume")}
+    model = {name: value for name, value in dataclasses.asdict(config.model).items() if name in kept}
+    return model | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}
 
 
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:

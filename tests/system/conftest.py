@@ -172,7 +172,7 @@ def train(ebmvk: Command, tiny: Path, text: Path, device: str) -> Command:
 
     def call(folder: Path, *args: Any) -> Said:
         resumed = any(str(arg).startswith("--resume") for arg in args)
-        start = () if resumed else ("--dataset", text, "--config", tiny)
+        start = () if resumed else ("--config", tiny, *(() if "--dataset" in args else ("--dataset", text)))
         said = ebmvk("train", "--run-dir", folder, "--device", device, *start, *args)
         assert said.status == 0, said.err
         return said

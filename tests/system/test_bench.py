@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,16 @@ def test_torchebm_takes_every_step() -> None:
         assert out.shape == (B, D)
         assert bool(torch.isfinite(out).all())
         assert not torch.equal(out, p.x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["", "--model infinito --memory-slots 4", "--model tinygpt --use-moe"])
+def test_runs_that_are_killed_end_in_the_bits_of_one_left_alone(flags: str, tmp_path: Path) -> None:
+    for how in (("--kills", "40"), ("--changes", "--every", "3")):
+        command = [sys.executable, "-m", "bench.kills", "--json", str(tmp_path / "kills.json"), "--flags", flags, *how]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((tmp_path / "kills.json").read_text(encoding="utf-8"))
+        assert found["kills"] >= 40
+        assert found["whole"] == found["runs"]
+        assert found["lost"] <= 2

@@ -38,8 +38,8 @@ _FLAGS = {
         --no-enable-curriculum-learning --curriculum-epochs --curriculum-target-splats --soc-check-interval
         --soc-threshold --soc-history --soc-keep --splat-temperature --splat-weight-decay
         --splat-weight-decay-start --min-kappa --max-kappa --log-every --eval-every --eval-tokens --save-every
-        --keep-last --sample-tokens --tensorboard --no-tensorboard --run-dir --resume --stop-after --preset --config
-        --dry-run --no-dry-run --quiet --no-quiet""",
+        --keep-last --keep-epochs --sample-tokens --tensorboard --no-tensorboard --run-dir --resume
+        --stop-after --preset --config --dry-run --no-dry-run --quiet --no-quiet""",
     "evaluate": """
         --checkpoint --dataset --data-dir --test-file --split --limit --context --stride --memory
         --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching
@@ -68,6 +68,8 @@ _FLAGS = {
         --checkpoint --batch --report --quick --no-quick --json --no-json --data-dir --device""",
     "sweep": """
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
+    "export": """
+        --checkpoint --to""",
     "doctor": """
         --device --checkpoint --json --no-json""",
     "certify": """

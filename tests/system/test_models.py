@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ebmvk import Model
 from ebmvk.training import loop
@@ -28,20 +27,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, devi
     args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, *STEADY, *PLAIN]
     assert importlib.import_module("ebmvk.train").main([str(arg) for arg in args]) == 0
     return folder
-
-
-def _tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step-{step}"
-    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
-
-
-def test_resumed_bit_for_bit(plain: Path, train: Command, tmp_path: Path) -> None:
-    parts = tmp_path / "parts"
-    train(parts, *STEADY, *PLAIN, "--stop-after", 5)
-    train(parts, "--resume", "--quiet")
-    one, two = _tensors(plain, 8), _tensors(parts, 8)
-    assert one.keys() == two.keys()
-    assert [name for name in one if not one[name].equal(two[name])] == []
 
 
 @pytest.mark.parametrize("flags", [PLAIN, ("--no-use-splat",)], ids=str)
@@ -125,6 +110,7 @@ def test_a_checkpoint_older_than_a_key_has_its_default(trained: Path, ebmvk: Com
     shutil.copytree(trained, run)
     path = run / "checkpoints" / "step-8" / "state.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["sha256"]
     for key in ("use_splat", "decoder"):
         del manifest["state"]["model"][key]
     path.write_text(json.dumps(manifest), encoding="utf-8")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ebmvk.report.metrics import read_metrics
+from ebmvk.training import loop
 
 from .conftest import Command, made_up_text, rows
 
@@ -20,31 +25,133 @@ EVALUATE_NEVER = ("--eval-every", 100000, "--sample-tokens", 0)
 STEADY = ("--deterministic", "--quiet", "--sample-tokens", 0)
 
 
+# Checks, growth and creation of splats within eight steps.
+SPLATS = (
+    "--soc-check-interval", 2, "--curriculum-target-splats", 40, "--n-splats-init", 20, "--max-splats", 60,
+    "--soc-history", 400, "--soc-threshold", 0.01,
+)  # fmt: skip
+MODELS: dict[str, tuple[object, ...]] = {
+    "ebm": SPLATS,
+    "ebm without splats": ("--no-enable-soc",),
+    "plain": ("--model", "plain", *SPLATS),
+    "tinygpt": ("--model", "tinygpt"),
+    "tinygpt of experts": ("--model", "tinygpt", "--use-moe"),
+    "minillm": ("--model", "minillm"),
+    "infinito": ("--model", "infinito", "--memory-slots", 8),
+}
+EPOCH = 4  # steps, of SHORT in four windows each; the fourth reads windows of both epochs
+SHORT = made_up_text(45)
+
+
 def _tensors(run: Path, step: int) -> dict[str, Tensor]:
-    folder = run / "checkpoints" / f"step-{step}"
-    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    """Everything a checkpoint holds: weights, optimiser, and splats with their history and counters."""
+    files = sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors"))
+    return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])  # between evaluations, at one, and after it
-def test_n_steps_are_k_and_n_minus_k_bit_for_bit(train: Command, tmp_path: Path, stop: int) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, *STEADY, "--dropout", 0.2)
-    train(parts, *STEADY, "--dropout", 0.2, "--stop-after", stop)
-    assert (parts / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{stop}"
-    train(parts, "--resume", "--quiet")
-    one, two = _tensors(whole, 8), _tensors(parts, 8)
-    assert one.keys() == two.keys()
-    assert [name for name in one if not one[name].equal(two[name])] == []
-    losses = [[(row["step"], row["loss"]) for row in rows(run, "step")] for run in (whole, parts)]
+def _same_bits(one: Path, two: Path, step: int) -> None:
+    first, second = _tensors(one, step), _tensors(two, step)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not first[name].equal(second[name])] == []
+    histories = [read_metrics(run / "metrics.jsonl") for run in (one, two)]
+    losses = [[(row["step"], row["loss"]) for row in history.steps] for history in histories]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes half the time of so short a run, and says nothing of it."""
+    monkeypatch.setattr("ebmvk.report.html.write_report", lambda *_: None)
+    monkeypatch.setattr(loop.Trainer, "_finish", lambda _: None)
+
+
+class _Interrupting:
+    """loop.objective that sends SIGINT `signals` times before its n-th call."""
+
+    def __init__(self, nth: int, signals: int) -> None:
+        self.left, self.signals, self.real = nth, signals, loop.objective
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            for _ in range(self.signals):
+                os.kill(os.getpid(), signal.SIGINT)
+        return self.real(*args, **more)
+
+
+@pytest.mark.usefixtures("no_reports")
+@pytest.mark.parametrize("model", MODELS)
+def test_n_steps_are_k_and_n_minus_k_bit_for_bit(
+    model: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within an epoch, at its end, between two batches of one step, and there by a second Ctrl-C at once."""
+    whole, parts, text = tmp_path / "whole", tmp_path / "parts", tmp_path / "short.txt"
+    text.write_text(SHORT, encoding="utf-8")
+    flags = ("--dataset", text, "--batch-size", 2, "--accumulation-steps", 2, "--dropout", 0.2, "--eval-every", 6)
+    train(whole, *STEADY, *flags, *MODELS[model])
+    assert rows(whole, "start")[0]["steps_per_epoch"] == EPOCH
+    assert EPOCH * 4 > open_windows(whole) > (EPOCH - 1) * 4
+
+    train(parts, *STEADY, *flags, *MODELS[model], "--stop-after", 3)
+    train(parts, "--resume", "--quiet", "--stop-after", EPOCH - 3)
+    for signals, saved in ((1, EPOCH + 1), (2, EPOCH + 1)):  # the second one loses step 6, which nothing had saved
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "objective", _Interrupting(2, signals))
+            assert ebmvk("train", "--resume", "--run-dir", parts, "--quiet").status == 130
+        assert (parts / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{saved}"
+    train(parts, "--resume", "--quiet")
+    _same_bits(whole, parts, 8)
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_every_epoch_ends_with_a_checkpoint_and_some_stay(train: Command, tmp_path: Path) -> None:
+    run, text = tmp_path / "run", tmp_path / "short.txt"
+    text.write_text(SHORT, encoding="utf-8")
+    plain = (*STEADY, "--dataset", text, "--model", "plain", "--no-enable-soc")
+    never = ("--eval-every", 1000, "--save-every", 1000, "--keep-last", 1, "--keep-epochs", 2)
+    train(run, *plain, *never, "--steps", 18)
+    windows = open_windows(run)
+    ends = [step for step in range(1, 19) if step * 4 // windows > (step - 1) * 4 // windows]
+    assert len(ends) >= 4
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == sorted(f"step-{step}" for step in {*ends[1::2], 18})
+    manifest = (run / "checkpoints" / f"step-{ends[1]}" / "state.json").read_text(encoding="utf-8")
+    assert json.loads(manifest)["keep"] is True
+
+
+@pytest.mark.usefixtures("no_reports")
+@pytest.mark.parametrize("left", [("config.toml",), ("config.toml", "tokenizer.json", "metrics.jsonl")])
+def test_a_run_without_a_checkpoint_begins_again(
+    left: tuple[str, ...], train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
+    """Killed before its first checkpoint: config.toml says all there is to know."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, *STEADY, "--model", "plain", "--steps", 3)
+    cut.mkdir()
+    for name in left:
+        shutil.copy(whole / name, cut / name)
+    said = ebmvk("train", "--run-dir", cut)
+    assert "already holds a run" in said.err
+    assert f"--resume --run-dir {cut}" in said.err
+    said = train(cut, "--resume")
+    assert "begins again" in said.out
+    _same_bits(whole, cut, 3)
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_a_resumed_run_may_compute_blocks_twice(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--model", "plain", "--steps", 2, "--stop-after", 1)
+    train(run, "--resume", "--gradient-checkpointing", "--quiet")
+    assert (run / "checkpoints" / "step-2").is_dir()
 
 
 def test_another_seed_is_another_run(train: Command, tmp_path: Path) -> None:
     """What makes the bit-for-bit test mean something."""
     for seed in (1, 2):
         train(tmp_path / str(seed), *STEADY, "--steps", 1, "--seed", seed)
-    one, two = (_tensors(tmp_path / str(seed), 1) for seed in (1, 2))
-    assert not one["points"].equal(two["points"])
+    one, two = (_tensors(tmp_path / str(seed), 1)["model.safetensors points"] for seed in (1, 2))
+    assert not one.equal(two)
 
 
 def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Command, tmp_path: Path) -> None:
@@ -87,6 +194,7 @@ def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_pat
     train(run, *STEADY, "--stop-after", 4)
     weights = tmp_path / "run" / "checkpoints" / "step-4" / "state.json"
     manifest = json.loads(weights.read_text(encoding="utf-8"))
+    del manifest["sha256"]
     manifest["state"]["progress"]["best_nats"] = 0.001  # of the old part: nothing will beat it
     weights.write_text(json.dumps(manifest), encoding="utf-8")
     train(run, "--resume", "--eval-tokens", 100, "--quiet")

@@ -155,7 +155,7 @@ def test_a_hub_name_is_downloaded_as_a_folder(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert open_start("some-owner/some-model", print).table == tmp_path
-    assert asked == [("some-owner/some-model", ["model.safetensors", "tokenizer.json"])]
+    assert asked == [("some-owner/some-model", ["model.safetensors", "tokenizer.json", "config.json"])]
 
 
 def test_a_tensor_of_a_file_is_named_after_a_colon(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -144,8 +145,22 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     )
     with pytest.raises(DataError, match="has no <unk> token"):
         Tokenizer.load(tmp_path / "other.json")
+    tokenizer.save(tmp_path / "good.json")
+    good = json.loads((tmp_path / "good.json").read_text(encoding="utf-8"))
+    token = next(name for name in good["model"]["vocab"] if len(name) == 1)
+    del good["model"]["vocab"][token]
+    (tmp_path / "gap.json").write_text(json.dumps(good | {"model": good["model"] | {"merges": []}}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"gap\.json: the tokenizer's ids are not 0 to"):
+        Tokenizer.load(tmp_path / "gap.json")
     with pytest.raises(StorageError, match="cannot be written"):
         tokenizer.save(tmp_path / "missing" / "tokenizer.json")
+
+
+def test_a_tokenizer_without_a_decoder_is_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "bare.json")
+    bare = json.loads((tmp_path / "bare.json").read_text(encoding="utf-8")) | {"decoder": None}
+    (tmp_path / "bare.json").write_text(json.dumps(bare), encoding="utf-8")
+    assert Tokenizer.load(tmp_path / "bare.json").vocab_size == tokenizer.vocab_size
 
 
 def test_wikitext_2_takes_under_one_and_a_quarter_tokens_a_word() -> None:

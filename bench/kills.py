@@ -1,0 +1,213 @@
+"""Training that is killed, again and again, and resumed: does every run go on, and end in the bits of one left alone?
+
+    python -m bench.kills --kills 500            SIGKILL at random moments
+    python -m bench.kills --changes --every 7    SIGKILL at each seventh change that a run makes to files
+
+Runs are of nano size, deterministic, of a few steps, with a checkpoint at every second one. Each is a fork of this
+process, which has trained before, so that a kill costs a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has none of its parent's threads
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+
+from bench.changes import forked, kill_at, start, watched
+from bench.measure import commit, write
+from ebmvk import train
+from ebmvk.report import html
+from ebmvk.report.metrics import read_metrics
+
+STEPS, SAVE_EVERY = 6, 2
+NANO = f"""
+[data]
+vocab_size = 270
+seq_length = 16
+[model]
+latent_dim = 16
+n_layers = 2
+n_heads = 2
+ffn_dim = 16
+context_local = 4
+context_medium = 8
+context_global = 16
+hidden_dim = 16
+[langevin]
+knn_k = 8
+langevin_steps = 4
+langevin_levels = 2
+[logging]
+eval_every = 4
+eval_tokens = 60
+save_every = {SAVE_EVERY}
+keep_last = 1
+sample_tokens = 1
+[splats]
+soc_check_interval = 2
+soc_history = 200
+soc_threshold = 0.01
+curriculum_target_splats = 20
+"""
+
+
+@dataclass
+class Runs:
+    """What training in `folder` is given, and what has happened to it: kills, the most steps that one of them cost,
+    runs that ended as they should, and those that did not."""
+
+    folder: Path
+    flags: Sequence[str] = ()
+    kills: int = 0
+    lost: int = 0
+    whole: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        random_words = random.Random(7).choices(("the", "a", "cat", "dog", "sees", "likes", "fish", "house"), k=350)
+        text = [" ".join(random_words[i : i + 25]) for i in range(0, len(random_words), 25)]
+        (self.folder / "text.txt").write_text("\n\n".join(text), encoding="utf-8")
+        (self.folder / "nano.toml").write_text(NANO, encoding="utf-8")
+
+    def train(self, run: Path) -> int:
+        """Begin the run or go on with it, as a person would; the exit status. To be called in a fork."""
+        begun = (run / "config.toml").is_file()
+        new = ("--dataset", self.folder / "text.txt", "--config", self.folder / "nano.toml", "--steps", STEPS)
+        args = ("--resume",) if begun else (*new, "--deterministic", "--device", "cpu", *self.flags)
+        with (run.parent / f"{run.name}.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            return train.main([str(arg) for arg in ("--run-dir", run, *args)])
+
+    def was_killed(self, run: Path) -> None:
+        """Count the kill and the steps it cost: those in the metrics that are in no checkpoint."""
+        done = max(losses(run), default=0)
+        kept = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
+        self.kills, self.lost = self.kills + 1, max(self.lost, done - kept)
+        if done - kept > SAVE_EVERY:
+            self.faults.append(f"{run}: lost {done - kept} steps")
+
+    def ended(self, run: Path, status: int) -> None:
+        """Note a run that ended by itself."""
+        if status:
+            self.faults.append(f"{run}: ended by itself with status {status}")
+
+    def finish(self, run: Path, reference: dict[str, bytes]) -> None:
+        """Let a run that was killed come to its end, and compare it."""
+        status = forked(lambda: self.train(run))
+        if status:
+            self.faults.append(f"{run}: resumed with status {status}")
+        elif last(run) != reference:
+            self.faults.append(f"{run}: other bits")
+        else:
+            self.whole += 1
+            shutil.rmtree(run)
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The loss of each step, as it was last taken."""
+    path = run / "metrics.jsonl"
+    steps = read_metrics(path).steps if path.is_file() else []
+    return {row["step"]: row["loss"] for row in steps}
+
+
+def last(run: Path) -> dict[str, bytes]:
+    """Every tensor of the last checkpoint, and the losses of the run."""
+    files = (run / "checkpoints" / f"step-{STEPS}").glob("*.safetensors")
+    return {file.name: file.read_bytes() for file in files} | {"losses": repr(losses(run)).encode()}
+
+
+def at_random(runs: Runs, reference: dict[str, bytes], kills: int, longest: float, seed: int) -> None:
+    """SIGKILL after a time between 0 and `longest` seconds, and on with the same run until it ends by itself."""
+    moments, number = random.Random(seed), 0
+    while runs.kills < kills:
+        number += 1
+        run = runs.folder / f"random-{number}"
+        while runs.kills < kills and _killed_after(moments.uniform(0, longest), runs, run):
+            runs.was_killed(run)
+        runs.finish(run, reference)
+
+
+def _killed_after(seconds: float, runs: Runs, run: Path) -> bool:
+    child, until = start(lambda: runs.train(run)), time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            runs.ended(run, os.waitstatus_to_exitcode(status))
+            return False
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def at_changes(runs: Runs, reference: dict[str, bytes], every: int) -> None:
+    """SIGKILL at each `every`-th change of a run of its own, until a run makes no more changes."""
+    nth, status = 1, -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        run = runs.folder / f"change-{nth}"
+
+        def work(run: Path = run, nth: int = nth) -> int:
+            with watched(kill_at(nth)):
+                return runs.train(run)
+
+        status = forked(work)
+        if status == -signal.SIGKILL:
+            runs.was_killed(run)
+        else:
+            runs.ended(run, status)
+        runs.finish(run, reference)
+        nth += every
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=500, help="at random moments")
+    parser.add_argument("--changes", action="store_true", help="at changes to files instead")
+    parser.add_argument("--every", type=int, default=1, help="with --changes: at each so many-th")
+    parser.add_argument("--flags", default="", help="more flags of `ebmvk train`, as --model plain")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    html.line_plot = lambda *_, **__: ""  # most of the time of so short a run, and of no file
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(Path(folder), options.flags.split())
+        for name in ("warm", "whole"):  # in this process, so that forks find everything imported
+            began = time.monotonic()
+            if runs.train(runs.folder / name):
+                parser.error((runs.folder / f"{name}.log").read_text(encoding="utf-8"))
+            seconds = time.monotonic() - began
+        reference = last(runs.folder / "whole")
+        print(f"a whole run takes {seconds:.2f} s", flush=True)
+        if options.changes:
+            at_changes(runs, reference, options.every)
+        else:
+            at_random(runs, reference, options.kills, seconds, options.seed)
+        for fault in runs.faults:
+            print(fault, (Path(fault.split(":")[0] + ".log")).read_text(encoding="utf-8")[-2000:], sep="\n")
+    ended = runs.whole + len(runs.faults)
+    print(
+        f"{runs.kills} kills, none of which cost more than {runs.lost} steps; "
+        f"{runs.whole} of {ended} runs ended in the bits of a run left alone"
+    )
+    command = shlex.join(["python", "-m", "bench.kills", *(sys.argv[1:] if argv is None else argv)])
+    found = {"kills": runs.kills, "lost": runs.lost, "runs": ended, "whole": runs.whole, "faults": runs.faults}
+    write(options.json, {"commit": commit(), "command": command, **found})
+    return 1 if runs.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

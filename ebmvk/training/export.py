@@ -1,0 +1,145 @@
+"""Writing a trained model as a folder laid out as model hubs have them (`ebmvk.training.hub` reads it)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ebmvk
+from ebmvk.config import Config, replace, to_tables, write_toml
+from ebmvk.errors import ConfigError
+from ebmvk.report.metrics import History, read_metrics
+from ebmvk.training.checkpoint import MODEL, describe, storage_error
+from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
+from ebmvk.training.loop import Progress
+from ebmvk.training.memory import MEMORY_FILE
+from ebmvk.training.workspace import TOKENIZER_FILE, OpenRun
+
+
+def write(run: OpenRun, target: Path) -> list[Path]:
+    """Write an open checkpoint into a folder that is empty or not there yet; its files.
+
+    Raises:
+        ConfigError: the folder holds something. StorageError: nothing is left of it.
+    """
+    progress, config = Progress.of(run.checkpoint), _public(run.config)
+    try:
+        target = target.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"--to {target} is not an empty folder", hint="take another folder, or delete that one")
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ConfigError(f"--to {target}: {error}", hint="take another folder") from None
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for file in (run.checkpoint.path / MODEL, run.checkpoint.path / MEMORY_FILE, run.folder / TOKENIZER_FILE):
+            if file.is_file():
+                shutil.copyfile(file, unfinished / file.name)
+        (unfinished / SETTINGS).write_text(json.dumps(_settings(config, run), indent=1) + "\n", encoding="utf-8")
+        (unfinished / CARD).write_text("\n".join(_card(config, run, progress.tokens)) + "\n", encoding="utf-8")
+        unfinished.rename(target)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise storage_error(target, error, "exporting the model") from error
+    return sorted(target.iterdir())
+
+
+def _public(config: Config) -> Config:
+    """Without this machine's folders."""
+    names = {"dataset": config.data.dataset, "tokenizer": config.data.tokenizer, "init": config.training.init}
+    return replace(config, {"data_dir": None} | {name: _without_folder(value) for name, value in names.items()})
+
+
+def _without_folder(value: str) -> str:
+    path = Path(value).expanduser()
+    return path.name if path.is_absolute() or path.exists() else value
+
+
+def _settings(config: Config, run: OpenRun) -> dict[str, Any]:
+    state = run.checkpoint.state
+    return {
+        "model_type": KIND,
+        "format": FORMAT,
+        "ebmvk": ebmvk.__version__,
+        "step": run.checkpoint.step,
+        "weights": describe((run.checkpoint.path / MODEL).read_bytes()),
+        "state": {key: state[key] for key in ("progress", "model", "train") if key in state},
+        "config": to_tables(config),
+    }
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+HEAD = """---
+library_name: ebmvk
+pipeline_tag: text-generation
+tags: [ebmvk, {model}]
+---
+
+# {model}, {corpus}, step {step:,}
+
+A language model of ebmvk {version}: `--model {model}`, {parameters:,} parameters, {vocabulary:,} tokens.
+
+- Data set: {corpus}; SHA-256 of the training text's tokens: {train}.
+- Trained for {step:,} steps on {tokens:,} tokens, seed {seed}, under torch {torch}."""
+USE = """
+## Use
+
+```sh
+python -m ebmvk.generate --checkpoint FOLDER --prompt "The"
+python -m ebmvk.evaluate --checkpoint FOLDER --test-file FILE
+```
+
+```python
+import ebmvk
+
+model = ebmvk.Model.open("FOLDER")
+```
+
+## Training
+
+`python -m ebmvk.train --config FILE.toml`, with these settings in the file:
+
+```toml
+{toml}```"""
+
+
+def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
+    metrics, found = run.folder / "metrics.jsonl", run.checkpoint
+    history = read_metrics(metrics) if metrics.is_file() else History()
+    yield HEAD.format(
+        model=config.model.model,
+        corpus=history.facts.get("corpus", {}).get("name", config.data.dataset),
+        step=found.step,
+        version=ebmvk.__version__,
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        vocabulary=run.tokenizer.vocab_size,
+        train=found.state.get("train", "unknown"),
+        tokens=tokens,
+        seed=config.run.seed,
+        torch=history.facts.get("torch", "of an unknown version"),
+    )
+    yield from _figures(found.step, history)
+    yield USE.format(toml=write_toml(config))
+
+
+def _figures(step: int, history: History) -> Iterator[str]:
+    """Of this very step, or none: another step is another model."""
+    end = history.end if history.end and history.end["step"] == step else None
+    row = end or next((row for row in history.evals if row["step"] == step), None)
+    if row is None:
+        yield "- Not evaluated at this step."
+        return
+    figures = row["validation"]
+    word = f", {figures['ppl_word']:.3f} per word" if figures.get("ppl_word") is not None else ""
+    yield (
+        f"- Validation ({'all' if end else 'a first part'} of it: {figures['tokens']:,} tokens, context "
+        f"{figures['context']}, stride {figures['stride']}), exact: {figures['nats_per_token']:.4f} nats per token, "
+        f"perplexity {figures['ppl_token']:.3f} per token{word}, {figures['bits_per_byte']:.4f} bits per byte."
+    )
+    if end:
+        yield f"- A Kneser-Ney trigram on the same tokens: {end['trigram']['nats_per_token']:.4f} nats per token."

@@ -1,0 +1,305 @@
+"""Checkpoints: what was saved comes back, what is damaged is refused by name, no moment of a save loses anything."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import importlib
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ebmvk
+from bench.changes import fail_at, forked, kill_at, watched
+from ebmvk.engine import select
+from ebmvk.errors import CheckpointError, StorageError
+from ebmvk.splats.soc import Consolidation
+from ebmvk.training import checkpoint, optim
+from ebmvk.training.checkpoint import SOC
+from ebmvk.training.workspace import OpenRun, open_run
+
+from .conftest import Command
+from .damage import CATALOGUE, edit
+
+SPLATS = ("--soc-check-interval", 2, "--soc-history", 400, "--soc-threshold", 0.01)
+
+
+class Small(nn.Module):
+    """Two tensors are enough to save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+        self.bias = nn.Parameter(torch.ones(3))
+
+
+def _save(run: Path, step: int, model: nn.Module | None = None) -> Path:
+    state = {"weight/slot": torch.full((2, 3), float(step)), "weight/step": torch.tensor(float(step))}
+    return checkpoint.save(run, step, model or Small(), state, {"progress": {"step": step}})
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    model = Small()
+    path = _save(tmp_path, 7, model)
+    found = checkpoint.load(path)
+    assert (found.step, found.state) == (7, {"progress": {"step": 7}})
+    assert found.optimizer["weight/slot"].equal(torch.full((2, 3), 7.0))
+    other = Small()
+    nn.init.zeros_(other.weight)
+    checkpoint.restore(other, found)
+    assert other.weight.equal(model.weight)
+    assert checkpoint.locate(tmp_path, "--checkpoint") == (tmp_path, path)
+    assert checkpoint.locate(path, "--checkpoint") == (tmp_path, path)
+
+
+def test_a_step_that_is_saved_again_keeps_what_was_put_beside_it(tmp_path: Path) -> None:
+    """A memory is built for the weights, which are the same."""
+    path = _save(tmp_path, 7)
+    (path / "memory.safetensors").write_bytes(b"memory")
+    checkpoint.save(tmp_path, 7, Small(), checkpoint.load(path).optimizer, {"progress": {"step": 7, "evaluated": 7}})
+    assert checkpoint.load(path).state["progress"]["evaluated"] == 7
+    assert (path / "memory.safetensors").read_bytes() == b"memory"
+    assert [left.name for left in path.parent.iterdir()] == ["step-7"]
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        _save(tmp_path, step)
+    checkpoint.point(tmp_path, "best", "step-1")
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
+
+
+def test_a_checkpoint_to_be_kept_is_never_pruned(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        edit(_save(tmp_path, step), keep=step == 2)
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-4", "step-2"]
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> Path:
+    """A run with checkpoints of steps 4 and 8, and splats in them; to be read only."""
+    folder = tmp_path_factory.mktemp("good") / "run"
+    args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", "cpu", "--quiet", *SPLATS]
+    assert importlib.import_module("ebmvk.train").main([str(arg) for arg in (*args, "--sample-tokens", 0)]) == 0
+    return folder
+
+
+def go_on(run: OpenRun) -> None:
+    """Take everything from a checkpoint that training does."""
+    optim.build(run.model, run.config.training).load_state_dict(run.checkpoint.optimizer)
+    sizes = {"d": run.config.model.latent_dim, "vocab_size": run.tokenizer.vocab_size, "steps": 8, "steps_per_epoch": 4}
+    splats = Consolidation(run.config.splats, select("reference"), **sizes, seed=int)
+    splats.restore(run.checkpoint.soc, str(run.checkpoint.path / SOC))
+
+
+def test_the_catalogue_is_of_damage_alone(good: Path) -> None:
+    """What makes it mean something: the checkpoint that it damages is a good one."""
+    go_on(open_run(good / "checkpoints" / "step-8", "--checkpoint", print))
+    assert len(CATALOGUE) >= 40
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(name: str, good: Path, tmp_path: Path) -> None:
+    damage, said = CATALOGUE[name], list[str]()
+    run = shutil.copytree(good, tmp_path / "run")
+    damage.to(run / "checkpoints" / "step-8")
+    with pytest.raises(CheckpointError) as error:
+        go_on(open_run(run / "checkpoints" / "step-8", "--checkpoint", print))
+    assert damage.words in error.value.what
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 3
+    assert lines[-1].startswith("  try: ")
+    found = open_run(run, "--checkpoint", said.append)
+    if damage.resume:
+        assert found.checkpoint.step == 8  # its weights are good
+    else:
+        assert found.checkpoint.step == 4
+        assert said[0].startswith("skipped step-8: ")
+        assert "continuing from step-4" in said[0]
+
+
+@pytest.mark.parametrize("name", ["manifest a pipe", "signed: kappa 0", "splats: mass 0"])
+def test_a_command_says_it_in_three_lines_at_most(name: str, good: Path, ebmvk: Command, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    CATALOGUE[name].to(run / "checkpoints" / "step-8")
+    said = ebmvk("train", "--resume", run / "checkpoints" / "step-8", "--quiet", "--steps", 9)
+    assert said.status == 2
+    assert CATALOGUE[name].words in said.err
+    assert len(said.err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("content", [b"checkpoints/step-99", b"../../step-1", b"\xff\xfe", b"", None])
+def test_a_pointer_that_was_damaged_costs_nothing(content: bytes | None, good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    for name in ("latest", "best"):
+        (run / name).unlink()
+        if content is None:
+            (run / name).mkdir()
+        else:
+            (run / name).write_bytes(content)
+    assert open_run(run, "--checkpoint", print).checkpoint.step == 8
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "nul\0", "circle"])
+def test_a_path_that_cannot_be_looked_up_is_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(CheckpointError, match="--checkpoint"):
+        open_run(tmp_path / path, "--checkpoint", print)
+
+
+# ---- kills and failures at every change of a save ------------------------------------------------------------------
+
+
+def _before(run: Path) -> None:
+    for step in (1, 2):
+        _save(run, step)
+    checkpoint.point(run, "best", "step-2")
+
+
+def _again(run: Path) -> None:
+    """The best so far, saved anew with another state."""
+    model, optimizer = Small(), checkpoint.load(run / "checkpoints" / "step-2").optimizer
+    checkpoint.save(run, 2, model, optimizer, {"progress": {"step": 2, "evaluated": 2}})
+
+
+def _next(run: Path) -> None:
+    """All that a trainer does at a save."""
+    path = _save(run, 3)
+    checkpoint.point(run, "best", path.name)
+    checkpoint.prune(run, keep_last=1)
+
+
+def _usable(run: Path) -> int:
+    """The step of the newest checkpoint; the next save leaves nothing but what it should."""
+    step = checkpoint.newest_complete(run, "--resume", print).step
+    _next(run)
+    assert checkpoint.newest_complete(run, "--resume", print).step == 3
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
+    return step
+
+
+@pytest.mark.parametrize("work", [_next, _again])
+def test_a_kill_at_any_change_of_a_save_loses_nothing(work: Callable[[Path], None], tmp_path: Path) -> None:
+    steps = []
+    for nth in count(1):
+        run = tmp_path / str(nth)
+        _before(run)
+
+        def killed(run: Path = run, nth: int = nth) -> None:
+            with watched(kill_at(nth)):
+                work(run)
+
+        status = forked(killed)
+        assert status in (0, -signal.SIGKILL)
+        steps.append(_usable(run))
+        if status == 0:
+            break
+    assert len(steps) > 15  # changes, each of which it was killed at
+    assert steps == sorted(steps)  # there is one change at which a save takes place
+    assert (steps[0], steps[-1]) == ((2, 3) if work is _next else (2, 2))
+
+
+def _failure(work: Callable[[], object]) -> StorageError | None:
+    try:
+        work()
+    except StorageError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(("number", "lasting"), [(errno.ENOSPC, False), (errno.EROFS, True)])
+def test_a_failure_at_any_change_of_a_save_is_typed_and_loses_nothing(
+    number: int, lasting: bool, tmp_path: Path
+) -> None:
+    """A full disk that is cleared at once, and a folder that stays read-only; where only tidying fails, none is."""
+    failed = []
+    for nth in count(1):
+        run = tmp_path / str(nth)
+        _before(run)
+        with watched(fail_at(nth, number, lasting=lasting)) as changes:
+            error = _failure(lambda run=run: _save(run, 3))
+        if error:
+            failed.append(nth)
+            assert len(str(error).splitlines()) == 3
+            assert os.strerror(number) in error.what
+        assert _usable(run) in ((2, 3) if error else (3,))
+        if changes.made < nth:
+            break
+    assert len(failed) > 15
+
+
+# ---- nothing is pickled --------------------------------------------------------------------------------------------
+
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "pickletools",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "copyreg",
+}
+CALLS = {
+    *("torch.save", "torch.load", "torch.jit.load", "torch.jit.save", "torch.hub.load", "torch.package"),
+    *("pandas.read_pickle", "np.fromregex"),
+}
+ARRAYS = ("load", "save", "savez", "savez_compressed")  # of numpy, with pickle unless told not to
+
+
+def pickles(source: str) -> list[str]:
+    """What in a program could read or write pickled objects."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = (getattr(node, "module", None) or "").split(".")[0]
+            names = {alias.name.split(".")[0] for alias in node.names}
+            whole = {f"{module}.{alias.name}" for alias in node.names}
+            found += sorted((({module} | names) & MODULES) | (whole & CALLS))
+        elif isinstance(node, ast.Attribute) and (name := ast.unparse(node)) in CALLS:
+            found.append(name)
+        elif isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in {
+            f"{module}.{call}" for module in ("np", "numpy") for call in ARRAYS
+        }:
+            allowed = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("allow_pickle")
+            found += [name] if allowed != "False" else []
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in (
+            "__import__",
+            "import_module",
+        ):
+            found += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in MODULES]
+    return found
+
+
+def test_nothing_is_pickled() -> None:
+    """Loading a checkpoint must never run code that somebody put there."""
+    package = Path(ebmvk.__file__).parent
+    sources = [*package.rglob("*.py"), *(package.parent / "bench").rglob("*.py")]
+    assert len(sources) > 100
+    assert {path.name: found for path in sources if (found := pickles(path.read_text(encoding="utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import dill as d", "torch.load(f)", "torch.save(x, f)",
+        "from torch import load", "np.load(f)", "np.load(f, allow_pickle=True)", "numpy.save(f, x)", "import shelve",
+        "importlib.import_module('pickle')", "__import__('marshal')", "loader = torch.load",
+    ],
+)  # fmt: skip
+def test_what_pickles_is_found(source: str) -> None:
+    assert pickles(source)
