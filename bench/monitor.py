@@ -1,7 +1,8 @@
 """`python -m bench.monitor`: what monitoring costs of a training step.
 
-Steps of one run, each second one recorded and shown as `ebmvk train` does on a terminal (metrics.jsonl, alerts, the
-panel, and TensorBoard with --tensorboard), the others with nothing: what else the machine does falls on both alike.
+Steps of one run, of every two one by chance recorded and shown as `ebmvk train` does on a terminal (metrics.jsonl,
+alerts, the panel, and TensorBoard with --tensorboard), the other with nothing: what else the machine does falls on both
+alike.
 Consolidation is off, as its checks are no part of monitoring and would drown it.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,8 +94,9 @@ def measured(
         with Timed(folder, quiet=False, alerts=alerts, board=board, display=display, **how) as monitored:
             kinds = {"monitored": monitored, "bare": trainer.monitor}
             wall, processor = ({kind: list[float]() for kind in kinds} for _ in range(2))
-            for turn in range(options.repeats + 1):
-                for kind in sorted(kinds, reverse=turn % 2 == 1):  # what the first leaves in the caches, in turn
+            for _ in range(options.repeats + 1):
+                # By chance: the first leaves its caches to the other, and only some steps are logged.
+                for kind in random.sample(list(kinds), 2):
                     trainer.monitor = kinds[kind]
                     began = time.perf_counter(), time.process_time()
                     trainer.step()

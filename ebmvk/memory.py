@@ -18,8 +18,6 @@ from ebmvk.errors import ConfigError
 if TYPE_CHECKING:
     from ebmvk.training.alerts import Alert
 
-MAX_SPLATS = 150_000
-
 
 @dataclass(frozen=True)
 class MemoryCommand:
@@ -52,13 +50,12 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             "--fit-on training with --from-training: its splats hold contexts of all of the training text",
             hint="leave --fit-on away, or build the splats anew without --from-training",
         )
-    if not 0 <= command.splats <= MAX_SPLATS:
-        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
     from ebmvk.training.memory import (
         FIT_TOKENS,
+        MAX_SPLATS,
         Fit,
         Reading,
         Static,
@@ -69,6 +66,8 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     )
     from ebmvk.training.workspace import check_same_text, open_device, open_run
 
+    if not 0 <= command.splats <= MAX_SPLATS:
+        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -104,20 +103,25 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     fit = Fit(model, text, reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
     memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
-    _tell(run.folder, run.checkpoint.step, list(fit.alerts(memory)), quiet=command.quiet)
+    alerts = list(fit.alerts(memory, consolidated=command.from_training))
     if static and memory.static:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     path = save(run.checkpoint.path, memory)
+    _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
     print(path)
     return 0
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
-    """Alerts go where those of training are: to the run's metrics and its report."""
+    """Alerts go where those of training are: to a run's metrics and its report."""
     from ebmvk.training.monitor import Monitor
     from ebmvk.training.run import report
+    from ebmvk.training.workspace import CONFIG_FILE
 
-    if alerts:
+    if not (folder / CONFIG_FILE).is_file():  # an exported model
+        for alert in alerts:
+            print(f"alert       {alert}", file=sys.stderr)
+    elif alerts:
         monitor = Monitor(folder, quiet=quiet, log_every=1, total=step, done=step)
         for alert in alerts:
             monitor.alert(step, alert)

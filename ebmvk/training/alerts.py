@@ -235,19 +235,19 @@ class SickSplats:
         config = self._config.splats
         dead = row["dead"] / row["splats"]
         if dead > DEAD:
+            keep = max(0.5, config.soc_keep - 0.2)
+            faster = f"--soc-keep {keep:.2g}, so that they fade, or " if keep < config.soc_keep else ""
             yield Alert(
                 "dead splats",
                 f"{dead:.0%} of {row['splats']:,} splats were not recalled within the last checks",
-                f"a new run with --soc-keep {max(0.5, config.soc_keep - 0.2):.2g}, so that they fade, or "
-                f"{self._fewer(row['splats'])}",
+                f"a new run with {faster}{self._fewer(row['splats'])}",
             )
         width = math.sqrt((self._config.model.latent_dim - 1) / row["kappa_quantiles"][2])
         if row["nearest_angle"] < CLOSE * width:
             yield Alert(
                 "splats collapsed",
                 f"the nearest splat is {row['nearest_angle']:.2g} rad away on average, where one is {width:.2g} wide",
-                f"a new run with {self._fewer(row['splats'])}; if states lie so close too, --lambda-spread "
-                f"{10 * self._config.training.lambda_spread or 0.01:g}",
+                f"a new run with {self._fewer(row['splats'])}",
             )
 
     def _fewer(self, splats: int) -> str:
@@ -278,7 +278,7 @@ class StuckGates:
                 yield self._alert(name, stuck[0])
 
     def _alert(self, name: str, mean: float) -> Alert:
-        training, sign = self._config.training, f"gate stuck at {round(mean)}"
+        training, sign = self._config.training, f"gate of {name} stuck at {round(mean)}"
         if name.endswith(WRITING):
             reason = f"tokens of validation write to the external memory with strength {mean:.2g} on average"
             return Alert(sign, reason, f"take --lr {training.learning_rate / 2:g}; where it stays, --no-use-memory")
@@ -286,17 +286,21 @@ class StuckGates:
         return Alert(sign, reason, f"a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
 
 
-def gate_of_memory(tier: str, mean: float, splats: int) -> Alert | None:
-    """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted; splats: the static."""
+def gate_of_memory(tier: str, mean: float, *, static: bool, more: int | None, fewer: int | None) -> Alert | None:
+    """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted.
+
+    static: whether there is a static tier; more, fewer: other numbers of splats that it could be built with.
+    """
     if STUCK / 10 <= mean <= 1 - STUCK:  # little may be worth much: a gate opens where memory knows
         return None
     if tier != "static":
-        advice = "read with --memory static"
+        advice = "read with --memory static" if static else "leave --memory away"
     elif mean < 0.5:
-        advice = f"take --splats {2 * splats}, as they say nothing that the model does not"
+        advice = f"take --splats {more}, as they say nothing that the model does not" if more else "leave them out"
     else:
-        advice = f"take --splats {max(1, splats // 2)}, or another text to fit on: the model itself is not heard"
-    return Alert(f"gate stuck at {round(mean)}", f"{tier} memory has weight {mean:.2g} on average", advice)
+        advice = f"take --splats {fewer}, or " if fewer else "take "
+        advice += "another text to fit on: the model itself is not heard"
+    return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
 
 
 # ---- what must not be ----------------------------------------------------------------------------------------------
@@ -321,9 +325,9 @@ def leak(unseen: int, rare: int) -> Alert | None:
         return None
     return Alert(
         "memory holds its own text",
-        f"of {n:,} contexts with rare tokens {unseen / n:.0%} have a new one, where a text that the splats do not hold "
-        "has about 60 %: its likelihood will be too high",
-        "fit on a text that is not in the training text: validation without copies, or --fit-on training",
+        f"of {n:,} contexts with rare tokens {unseen / n:.0%} have a new one, where texts that splats do not hold have "
+        "37 % and more: its likelihood will be too high",
+        "train on a text that has nothing twice: `ebmvk prepare-corpus` takes copies out",
     )
 
 

@@ -23,7 +23,7 @@ class Display:
 
     def __init__(self, *, quiet: bool, log_every: int, total: int, done: int, console: Console | None = None) -> None:
         self._quiet, self._log_every, self._total = quiet, log_every, total
-        self._console = console or Console(file=sys.stdout, highlight=False)
+        self._console = console or Console(file=sys.stdout, highlight=False, emoji=False)
         self._figures: dict[str, str] = {}
         self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task("train", total=total, completed=done)

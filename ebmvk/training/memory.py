@@ -42,6 +42,7 @@ KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.
 START = 4  # where the search begins
 KAPPA_TOKENS = 30_000  # of the text, on which they are compared
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
+MAX_SPLATS = 150_000  # static ones
 LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
 FIT_TOKENS = 100_000  # of the text that some 30 numbers are fitted on, at most
 Say = Callable[[str], None]
@@ -159,16 +160,23 @@ class Fit:
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
 
-    def alerts(self, memory: Memory) -> Iterator[Alert]:
-        """What is wrong with a memory that was fitted on this text: its splats hold it, or a tier's gate is stuck."""
+    def alerts(self, memory: Memory, *, consolidated: bool) -> Iterator[Alert]:
+        """What is wrong with a memory that was fitted on this text: its splats hold it, or a tier's gate is stuck.
+
+        consolidated: its splats are those of training, whose counts have faded and whose number is not chosen here.
+        """
         mode: Mode = "episodic" if memory.static is None else "both"
-        if memory.static is not None:
+        if memory.static is not None and not consolidated:
             splats = Splats.open(memory.static, self.backend, memory.k)
             held = leak(*novelty(splats, self.h[:LOOKED_AT], self.tokens[:LOOKED_AT]))
             yield from [held] if held else []
+        n = 0 if memory.static is None or consolidated else memory.static.n
+        more, fewer = min(2 * n, MAX_SPLATS), n // 2
         shares = memory.gates[mode].log_weights(self._terms(memory, mode, LOOKED_AT).features).exp().mean(0)
         for tier, share in zip(TIERS[mode], shares[1:].tolist(), strict=True):
-            stuck = gate_of_memory(tier, share, memory.static.n if memory.static else 0)
+            stuck = gate_of_memory(
+                *(tier, share), static=memory.static is not None, more=more if more > n else None, fewer=fewer or None
+            )
             yield from [stuck] if stuck else []
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:

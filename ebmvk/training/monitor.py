@@ -61,10 +61,12 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._display.stop()
-        if isinstance(error, NonFinite):
-            self.alert(self._at, non_finite(error))
-        if self._board:
-            self._board.close()
+        try:
+            if isinstance(error, NonFinite):
+                self.alert(self._at, non_finite(error))
+        finally:
+            if self._board:
+                self._board.close()
 
     def say(self, text: str) -> None:
         """A line for people, unless --quiet."""

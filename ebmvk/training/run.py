@@ -132,7 +132,8 @@ def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) ->
         tokenizer.save(job.folder / TOKENIZER_FILE)
     monitor = Monitor(
         job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done, device=device.torch,
-        alerts=Alerts(job.config), board=tensorboard.Board(job.folder) if job.config.logging.tensorboard else None,
+        alerts=Alerts(job.config),
+        board=tensorboard.Board(job.folder, done) if job.config.logging.tensorboard else None,
     )  # fmt: skip
     with _reported(job), monitor:
         trainer = trainer_in(job.folder, monitor)

@@ -32,16 +32,17 @@ def _writer_class() -> Any:
 
 
 class Board:
-    """Writes rows of metrics.jsonl to a run's folder `tensorboard`.
+    """Writes rows of metrics.jsonl to a run's folder `tensorboard`. done: the step that the run goes on from; what was
+    written of later ones is hidden.
 
     Raises:
         ConfigError: TensorBoard is missing. StorageError: from any method, when the disk is full.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, done: int = 0) -> None:
         self._folder = run / FOLDER
         make = _writer_class()
-        self._writer = self._do(lambda: make(log_dir=str(self._folder)))
+        self._writer = self._do(lambda: make(log_dir=str(self._folder), purge_step=done + 1))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """All numbers of a row, at its step and time; of an alert, its text."""

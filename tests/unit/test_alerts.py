@@ -142,11 +142,11 @@ def test_splats(changes: Row, expected: list[str]) -> None:
     [
         ("memory", [0.5], []),
         ("memory", [0.02], []),
-        ("memory", [1e-4], ["gate stuck at 0"]),
-        ("memory", [0.9999], ["gate stuck at 1"]),
+        ("memory", [1e-4], ["gate of memory stuck at 0"]),
+        ("memory", [0.9999], ["gate of memory stuck at 1"]),
         ("decoder.experts", [0.1, 0.2, 0.3, 0.4], []),
-        ("decoder.experts", [0.5, 0.5, 0.0, 0.0], ["gate stuck at 0"]),
-        ("decoder.experts", [0.999, 0.001], ["gate stuck at 1"]),
+        ("decoder.experts", [0.5, 0.5, 0.0, 0.0], ["gate of decoder.experts stuck at 0"]),
+        ("decoder.experts", [0.999, 0.001], ["gate of decoder.experts stuck at 1"]),
     ],
 )
 def test_gates_that_are_stuck(name: str, means: list[float], expected: list[str]) -> None:
@@ -168,13 +168,22 @@ def test_what_gates_is_seen_in_the_models() -> None:
     assert gates(build(variant("plain")), tokens(12)) == {}
 
 
-def test_gates_of_a_memory() -> None:
-    assert gate_of_memory("static", 0.05, 300) is None
-    for tier in ("static", "episodic"):
-        for mean, sign in ((1e-5, "gate stuck at 0"), (0.999, "gate stuck at 1")):
-            found = gate_of_memory(tier, mean, 300)
-            assert found
-            assert found.sign == sign
+def test_each_stuck_gate_is_told() -> None:
+    rows = [row | {"gates": {"a": [1.0, 0.0], "b": [0.5, 0.5]}} for row in evaluations([3.0] * 5)]
+    rows += [row | {"gates": {"a": [1.0, 0.0], "b": [0.0, 1.0]}} for row in evaluations([3.0] * 5)]
+    assert sorted(said(rows)) == ["gate of a stuck at 1", "gate of b stuck at 0"]
+
+
+@pytest.mark.parametrize("tier", ["static", "episodic"])
+@pytest.mark.parametrize("others", [{"more": 600, "fewer": 150}, {"more": None, "fewer": None}], ids=str)
+def test_gates_of_a_memory(tier: str, others: dict[str, Any]) -> None:
+    assert gate_of_memory(tier, 0.05, static=True, **others) is None
+    for mean in (1e-5, 0.999):
+        found = gate_of_memory(tier, mean, static=True, **others)
+        assert found
+        assert found.sign == f"gate of {tier} memory stuck at {round(mean)}"
+        assert ("--splats" in found.advice) == (tier == "static" and others["more"] is not None)
+        if "--" in found.advice:
             _is_sound(found)
 
 
