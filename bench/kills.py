@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             at_random(runs, reference, options.kills, seconds, options.seed)
         for fault in runs.faults:
             print(fault, (Path(fault.split(":")[0] + ".log")).read_text(encoding="utf-8")[-2000:], sep="\n")
-    ended = runs.whole + len(runs.faults)
+    ended = runs.whole + len({fault.partition(":")[0] for fault in runs.faults})
     print(
         f"{runs.kills} kills, none of which cost more than {runs.lost} steps; "
         f"{runs.whole} of {ended} runs ended in the bits of a run left alone"

@@ -140,7 +140,6 @@ def _trainer(config: Config, device: Device, folder: Path) -> Trainer:
     config = replace(config, never)
     folder.mkdir()
     monitor = Monitor(folder, quiet=True, log_every=config.logging.log_every, total=config.training.steps, done=0)
-    monitor.__enter__()
     model = new_model(config, tokenizer, stream)
     return Trainer(config, folder, model, tokenizer, Streams(stream, stream), device, monitor, lambda _: {})
 

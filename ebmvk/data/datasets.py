@@ -97,7 +97,7 @@ def _beginning(corpus: Corpus, characters: int) -> Corpus:
     if characters > total or not all(shares.values()):
         raise DataError(
             f"--dataset {corpus.name}:{characters}: it has {total:,} characters in {len(sizes)} splits",
-            hint=f"take from {len(sizes)} to {total:,}, or --dataset {corpus.name} for all",
+            hint=f"take from {-(-total // min(sizes.values())):,} to {total:,}, or --dataset {corpus.name} for all",
         )
     splits = {split: _cut(documents, shares[split]) for split, documents in corpus.splits.items()}
     reason = f"{corpus.reason}; the first {characters:,} of its {total:,} characters"

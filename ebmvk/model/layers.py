@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ebmvk.config import ModelConfig
@@ -57,7 +58,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """F.rms_norm with the gradient in closed form, (g - y mean(g y)) / rms: two passes over the rows, not ten."""
+    """F.rms_norm of float32 or float64 with the gradient in closed form, (g - y mean(g y)) / rms: two passes over the
+    rows, not ten."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class _RmsNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         y, inverse = ctx.saved_tensors
         (grad,) = grads
@@ -78,6 +81,8 @@ class _RmsNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor) -> Tensor:
     """sqrt(d) projx(x), without parameters: the matrix that follows would absorb a scale."""
+    if x.dtype in (torch.bfloat16, torch.float16):  # whose own epsilon would be added to the mean square
+        return F.rms_norm(x, (x.shape[-1],))
     normed: Tensor = _RmsNorm.apply(x)  # type: ignore[no-untyped-call]
     return normed
 
@@ -184,6 +189,7 @@ class _SquaredRelu(torch.autograd.Function):
         return y.square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.addcmul(torch.zeros((), dtype=y.dtype, device=y.device), grads[0], y, value=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import time
 from collections import deque
@@ -122,6 +123,7 @@ class Trainer:
             else None
         )
         self.progress = Progress()
+        self._text = digest(streams.train)
         self._first_batch = 0
         self._last_ce: deque[float] = deque(maxlen=LAST)
         self._unigram = frequencies(streams.train, tokenizer.vocab_size)
@@ -172,7 +174,7 @@ class Trainer:
         state = {
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
-            "train": digest(self.streams.train),
+            "train": self._text,
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None
@@ -358,16 +360,14 @@ class Trainer:
         self._differentiated(batches, step)
 
     def _non_finite(self, bad: str) -> NonFinite:
-        """What to raise, once the weights are saved, which no step has touched since they were right."""
+        """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
         step, lr = self.progress.step, f"--lr {self.config.training.learning_rate / 2:g}"
-        saved = step > 0 and finite.bad_weight(self.model) is None
-        if saved:
-            self.save()
+        older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
             f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
             why="the learning rate is too high for this model, or the precision too low",
-            hint=f"continue with --resume --run-dir {self.folder} {lr}"
-            if saved or checkpoint.step_folders(self.folder)
+            hint=f"go back before it: --resume {shlex.quote(str(older[0]))} {lr}"
+            if older
             else f"start again in another --run-dir with {lr}",
         )
 

@@ -62,6 +62,9 @@ class Muon(torch.optim.Optimizer):
     def _momenta(self, matrices: list[Tensor]) -> list[Tensor]:
         """Their gradients, moved most of the way to the running means of gradients, which have had them."""
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        means = [self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)) for matrix in matrices]
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
         return list(torch._foreach_lerp(gradients, means, MOMENTUM))

@@ -36,7 +36,7 @@ class Estimate:
 
     peak, twice: bytes with the batch and with one twice as large, measured unless `bound`: then twice is 2 x peak,
     which it cannot exceed. obtainable: bytes, None where the system does not tell. checkpoint, free: bytes on the disk,
-    of a checkpoint with as many splats as there may be.
+    of a checkpoint with as many splats as there may be. epochs: of the run, from its beginning, whole ones.
     """
 
     parameters: dict[str, int]
@@ -51,6 +51,7 @@ class Estimate:
     obtainable: int | None
     checkpoint: int
     free: int
+    epochs: int
 
 
 def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
@@ -120,7 +121,8 @@ def _measured(trainer: Trainer, near: Path) -> Estimate:
         bound=twice is None,
         obtainable=obtainable,
         checkpoint=size + _grown(trainer, tokens),
-        free=resources.disk_free(near),
+        free=resources.disk_free(near) + size,
+        epochs=config.training.steps * config.training.windows_per_step // trainer.batches.windows,
     )
 
 
@@ -174,11 +176,12 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
     )
     needed, free = amount(disk_needed(found, config)), amount(found.free)
     yield (
-        f"disk        {needed} for {kept(logging.keep_last)} checkpoints of {amount(found.checkpoint)} and metrics, "
+        f"disk        {needed} for {kept(found, config)} checkpoints of {amount(found.checkpoint)} and metrics, "
         f"of {free} free in {near}"
     )
     left = max(0, training.steps - done)
     evaluations, saves = (-(-left // every) for every in (logging.eval_every, logging.save_every))
+    saves += found.epochs * left // training.steps  # each ends with one
     evaluating = evaluations * found.evaluation + found.last
     total = left * found.step + evaluating + saves * found.saving
     yield (
@@ -187,21 +190,28 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
     )
 
 
-def kept(keep_last: int) -> int:
-    """Checkpoints on the disk at once: the last ones, the best one, and the one that is being written."""
-    return keep_last + 2
+def kept(found: Estimate, config: Config) -> int:
+    """Checkpoints on the disk at once: the last ones, the best one, the one that is being written, and those of epochs
+    that stay."""
+    logging = config.logging
+    return logging.keep_last + 2 + (found.epochs // logging.keep_epochs if logging.keep_epochs else 0)
 
 
 def disk_needed(found: Estimate, config: Config) -> int:
     """Bytes: of the checkpoints, and of the metrics."""
-    return kept(config.logging.keep_last) * found.checkpoint + METRICS * config.training.steps
+    return kept(found, config) * found.checkpoint + METRICS * config.training.steps
 
 
 def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
     needed = disk_needed(found, config)
     if needed > found.free:
-        fits = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint) - 2
+        room = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint)
+        fits = room - kept(found, config) + config.logging.keep_last
         raise StorageError(
             f"--run-dir {folder}: {amount(needed)} for checkpoints and metrics, {amount(found.free)} are free",
-            hint=f"take --keep-last {fits}" if fits >= 1 else "give --run-dir on a larger disk, or free some space",
+            hint=f"take --keep-last {fits}"
+            if fits >= 1
+            else "take --keep-epochs 0"
+            if room > 2 and config.logging.keep_epochs
+            else "give --run-dir on a larger disk, or free some space",
         )

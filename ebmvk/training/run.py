@@ -144,6 +144,7 @@ def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) ->
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
         monitor.record("resume" if found else "start", done, _facts(job, trainer, device) | started)
+        del found  # weights, moments and splats once more, for as long as the run takes
         outcome = trainer.run(stop_after)
     return _close(job, trainer, outcome)
 

@@ -31,6 +31,7 @@ def test_what_a_run_would_take_and_nothing_left(model: str, dry: Command, tmp_pa
     assert "tokens/s: 64 tokens in" in told["speed"]
     assert "--batch-size 8" in told["memory"]
     assert "for 5 checkpoints" in told["disk"]
+    assert "for 15 checkpoints" in dry("--quiet", "--epochs", 10, "--keep-epochs", 1).out
     assert "for 8 steps" in told["time"]
     assert "2 evaluations and the last one" in told["time"]
     if model == "ebm":

@@ -210,7 +210,7 @@ def test_a_memory_that_holds_the_text_it_is_asked_about(splats: int, seed: int) 
     found = leak(*novelty(looked, states[:2000], following[:2000]))
     assert found
     assert found.sign == "memory holds its own text"
-    _is_sound(found)
+    assert "prepare-corpus" in found.advice
 
 
 def test_a_leak_is_not_told_of_a_few_contexts() -> None:

@@ -143,7 +143,7 @@ def test_own_gradients_are_torchs(shape: tuple[int, ...]) -> None:
         found, wanted = (torch.autograd.grad((f(x) * g).sum(), x)[0] for f in (ours, theirs))
         torch.testing.assert_close(found, wanted)
         assert torch.autograd.gradcheck(ours, x)
-        half = x.detach().bfloat16()
+        half = 0.1 * x.detach().bfloat16()  # where bfloat16's own epsilon would count
         torch.testing.assert_close(ours(half), theirs(half))
 
 
