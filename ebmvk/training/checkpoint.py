@@ -19,6 +19,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def save(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         _make_folder(target.parent)
+        _recover(target.parent)
+        keep = keep or _is_kept(target)
         unfinished.mkdir()
         files = {
             MODEL: _written(unfinished / MODEL, dump_tensors(weights)),
@@ -112,30 +115,58 @@ def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
 
     Where the step has a checkpoint of the same tensors, as when a resumed run saves the step that it begins with, only
     the manifest is replaced: at no moment is there none. One of other tensors is moved aside first, as a rename can't
-    replace a folder that holds files; a kill right then leaves the checkpoint before it.
+    replace a folder that holds files; where that is as far as it comes, `_recover` puts it back.
     """
-    aside = target.with_name(f".{target.name}.replaced")
-    if target.exists() and _files_of(target) == files:
+    was = _files_of(target)
+    if was == files:
         (unfinished / MANIFEST).replace(target / MANIFEST)
         sync_folder(target)
         return
+    if was.get(MODEL) == files[MODEL]:
+        _carry_over(target, unfinished)
+    aside = target.with_name(f".{target.name}.replaced")
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-    unfinished.rename(target)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        _recover(target.parent)
+        raise
     sync_folder(target.parent)
 
 
-def _files_of(path: Path) -> Any:
-    """Sizes and digests in a checkpoint's manifest; None where it has none that is valid."""
+def _carry_over(old: Path, new: Path) -> None:
+    """Copy what others have put beside the weights, as a memory, which is built for them."""
+    for file in old.iterdir():
+        if file.is_file() and file.name not in (MODEL, STATE, SOC, MANIFEST):
+            write_file(new / file.name, file.read_bytes())
+    sync_folder(new)
+
+
+def _recover(folder: Path) -> None:
+    """Put a step back that was moved aside for another to take its place, which none did."""
+    for aside in folder.glob(".step-*.replaced"):
+        with contextlib.suppress(OSError):  # of a folder that is read-only: it stays aside
+            if not _replaced_by(aside).exists():
+                aside.rename(_replaced_by(aside))
+
+
+def _replaced_by(aside: Path) -> Path:
+    return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+
+
+def _files_of(path: Path) -> dict[str, Any]:
+    """Sizes and digests in a checkpoint's manifest; {} where it has none that is valid."""
     with contextlib.suppress(CheckpointError):
-        return _manifest(path)["files"]
-    return None
+        return dict(_manifest(path)["files"])
+    return {}
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what saves that were killed have left; after a save, when none of it is needed any more."""
-    for left in (*folder.glob(".step-*.unfinished"), *folder.glob(".step-*.replaced")):
+    """Delete what saves that were killed have left, and nothing needs any more."""
+    replaced = (aside for aside in folder.glob(".step-*.replaced") if _replaced_by(aside).exists())
+    for left in (*folder.glob(".step-*.unfinished"), *replaced):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -179,20 +210,26 @@ def _make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def storage_error(path: Path, error: OSError, doing: str) -> StorageError:
-    """A typed error for a failed write to `path`."""
+def storage_error(path: Path, error: OSError, doing: str, then: str = "continue with --resume") -> StorageError:
+    """A typed error for a failed write to `path`. then: what to do once there is space."""
     return StorageError(
         f"{doing}: {path} could not be written: {error.strerror or error}",
         why="the disk is full or the folder is read-only; what was saved before is intact",
-        hint="free some space or make the folder writable, then continue with --resume",
+        hint=f"free some space or make the folder writable, then {then}",
     )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a power cut."""
+    """Make renames within a folder survive a power cut, where the system can: Windows opens no folder, and some
+    network file systems sync none."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -213,20 +250,27 @@ def prune(run: Path, keep_last: int) -> list[Path]:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whatever else is damaged: weights that were to be kept are not deleted for it."""
-    with contextlib.suppress(CheckpointError):
-        return read_json(path / MANIFEST).get("keep") is True
-    return False
+    """Only a manifest that is whole, or is not there, says that it is not: no damage costs weights to be kept."""
+    try:
+        (path / MANIFEST).lstat()
+        return _manifest(path).get("keep") is True
+    except FileNotFoundError:
+        return False
+    except (OSError, CheckpointError):
+        return True
 
 
 def supersede(run: Path, step: int) -> list[Path]:
     """Set aside the checkpoints after `step`, from which a run continues: they belong to another future.
 
-    They stay on the disk as step-N.superseded and can still be evaluated by path.
+    They stay on the disk as step-N.superseded and can still be evaluated by path. One of an earlier future makes way,
+    unless it was saved to be kept: the later one is step-N.superseded-2 then.
     """
     later = [path for path in step_folders(run) if int(path.name[5:]) > step]
+    _sweep(run / "checkpoints")  # or what such a step replaced would be put back in its place
     for path in later:
-        aside = path.with_name(f"{path.name}.superseded")
+        names = (f"{path.name}.superseded{f'-{n}' if n > 1 else ''}" for n in count(1))
+        aside = next(aside for name in names if not _is_kept(aside := path.with_name(name)))
         try:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -266,6 +310,7 @@ def step_folders(run: Path) -> list[Path]:
     """The finished checkpoint folders of a run, newest first."""
     folder = run / "checkpoints"
     try:
+        _recover(folder)
         found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
     except OSError as error:
         raise _bad(folder / "step-*", f"the folder cannot be read: {error.strerror or error}") from None
