@@ -45,7 +45,7 @@ _DTYPES = {
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint folder holds, verified. `state` is JSON-able; `optimizer` is a tree of tensors and numbers;
-    `soc` is empty where the run consolidates no splats."""
+    `soc` is empty where the run consolidates no splats; `settings` is the name of the file with its configuration."""
 
     path: Path
     step: int
@@ -53,6 +53,7 @@ class Checkpoint:
     optimizer: Any
     state: dict[str, Any]
     soc: dict[str, Tensor]
+    settings: str = "config.toml"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -313,7 +314,9 @@ def step_folders(run: Path) -> list[Path]:
         _recover(folder)
         found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
     except OSError as error:
-        raise _bad(folder / "step-*", f"the folder cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(
+            f"{folder} cannot be read: {error.strerror or error}", hint="make it readable, or name another run"
+        ) from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -337,12 +340,18 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
         is_folder = path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, a NUL character
         raise _not_found(flag, path, f"it cannot be looked up ({error})") from None
-    if is_folder and ((path / MANIFEST).is_file() or STEP.match(path.name)):
+    if is_folder and is_checkpoint(path):
         return path.parent.parent, path
     if is_folder and (folders := step_folders(path)):
         named = [path / "checkpoints" / name for name in [_pointed(path, "latest")] if name]
         return path, next((folder for folder in named if folder.is_dir()), folders[0])
     raise _not_found(flag, path, "it holds no checkpoint" if is_folder else "there is no such folder")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, be it damaged. path: resolved."""
+    named = STEP.fullmatch(path.name) is not None and path.parent.name == "checkpoints"
+    return named or (path / MANIFEST).is_file()
 
 
 def _not_found(flag: str, path: Path, what: str) -> CheckpointError:
@@ -398,7 +407,7 @@ def load(path: Path) -> Checkpoint:
     try:
         optimizer = unpack(manifest["optimizer"], tensors[STATE])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _bad(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
+        raise damaged(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
     return Checkpoint(path, manifest["step"], tensors[MODEL], optimizer, manifest["state"], tensors.get(SOC, {}))
 
 
@@ -407,19 +416,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(file)
     wanted = {"format": int, "step": int, "files": dict, "state": dict}
     if any(type(manifest.get(k)) is not t for k, t in wanted.items()):
-        raise _bad(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
+        raise damaged(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
     try:
         whole = manifest.get("sha256", "") in ("", _digest(manifest))  # older checkpoints have none
     except RecursionError:
         whole = False
     if not whole:
-        raise _bad(file, "its content is not of its own SHA-256: corrupt")
+        raise damaged(file, "its content is not of its own SHA-256: corrupt")
     if manifest["format"] != FORMAT:
-        raise _bad(file, f"format {manifest['format']}, this version reads {FORMAT}")
+        raise damaged(file, f"format {manifest['format']}, this version reads {FORMAT}")
     if path.name != f"step-{manifest['step']}" and (manifest["step"] < 0 or STEP.fullmatch(path.name)):
-        raise _bad(file, f"says step {manifest['step']}, the folder is {path.name}")
+        raise damaged(file, f"says step {manifest['step']}, the folder is {path.name}")
     for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
-        raise _bad(file, f"names a file {name!r}, which no checkpoint has")
+        raise damaged(file, f"names a file {name!r}, which no checkpoint has")
     return {"optimizer": None} | manifest
 
 
@@ -434,11 +443,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(_content(file, limit=_MANIFEST_LIMIT))
     except FileNotFoundError:
-        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
+        raise damaged(file, "the file is missing, so the checkpoint is incomplete") from None
     except OSError as error:
-        raise _bad(file, error.strerror or str(error)) from None
+        raise damaged(file, error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise _bad(file, f"not valid JSON ({error})") from None
+        raise damaged(file, f"not valid JSON ({error})") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -458,14 +467,14 @@ def read_tensors(file: Path, entry: Any) -> dict[str, Tensor]:
     size = said.get("bytes")
     try:
         if type(size) is not int or file.stat().st_size != size:
-            raise _bad(file, f"{file.stat().st_size} bytes where {size} were saved: truncated or replaced")
+            raise damaged(file, f"{file.stat().st_size} bytes where {size} were saved: truncated or replaced")
         content = _content(file, limit=size)
     except OSError as error:
-        raise _bad(file, error.strerror or str(error)) from None
+        raise damaged(file, error.strerror or str(error)) from None
     except MemoryError:
-        raise _bad(file, f"no memory for its {size} bytes") from None
+        raise damaged(file, f"no memory for its {size} bytes") from None
     if hashlib.sha256(content).hexdigest() != said.get("sha256"):
-        raise _bad(file, "its SHA-256 is not the saved one: corrupt")
+        raise damaged(file, "its SHA-256 is not the saved one: corrupt")
     return _parsed(content, file)
 
 
@@ -478,20 +487,26 @@ def _parsed(content: bytes, file: Path) -> dict[str, Tensor]:
     try:
         tensors = load_tensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise _bad(file, f"not valid safetensors ({error})") from None
+        raise damaged(file, f"not valid safetensors ({error})") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise _bad(file, f"tensor '{name}' is of {tensor.dtype}, which no checkpoint has")
+            raise damaged(file, f"tensor '{name}' is of {tensor.dtype}, which no checkpoint has")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise _bad(file, f"tensor '{name}' is not finite")
+            raise damaged(file, f"tensor '{name}' is not finite")
     return tensors
 
 
-def _bad(file: Path, what: str) -> CheckpointError:
+def damaged(
+    file: Path, what: str, why: str = "the file was cut short, changed or written by something else"
+) -> CheckpointError:
+    """What to raise of a file that no checkpoint or exported model has so. file: resolved."""
+    older = file.parent.parent
     return CheckpointError(
         f"{file}: {what}",
-        why="the file was cut short, changed or written by something else",
-        hint=f"use an older checkpoint of {file.parent.parent}, or --resume, which takes the newest usable one",
+        why=why,
+        hint=f"use an older checkpoint of {older}, or --resume, which takes the newest usable one"
+        if older.name == "checkpoints"
+        else "export, copy or download that folder again",
     )
 
 
@@ -523,6 +538,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
     """What to raise of weights that are whole, but not this model's."""
     return CheckpointError(
         f"{checkpoint.path / MODEL}: {what}",
-        why="the checkpoint belongs to another configuration than the run's config.toml",
-        hint="put back the config.toml that this checkpoint was trained with",
+        why=f"the checkpoint belongs to another configuration than the {checkpoint.settings} beside it",
+        hint=f"put back the {checkpoint.settings} that this checkpoint was saved with",
     )

@@ -219,6 +219,22 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(name: str, g
         assert "continuing from step-4" in said[0]
 
 
+def test_weights_that_are_no_model_are_not_said_to_be_of_another(good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    CATALOGUE["signed: kappa 0"].to(run / "checkpoints" / "step-8")
+    with pytest.raises(CheckpointError) as error:
+        open_run(run / "checkpoints" / "step-8", "--checkpoint", print)
+    assert error.value.why.startswith("training went wrong")
+    assert error.value.hint.startswith(f"use an older checkpoint of {run}")
+
+
+@pytest.mark.parametrize("name", ["step-2-lr", "step-2"])
+def test_a_run_may_be_named_like_a_step(name: str, good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / name)
+    assert open_run(run, "--checkpoint", print).checkpoint.step == 8
+    assert checkpoint.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
+
+
 @pytest.mark.parametrize("name", ["manifest a pipe", "signed: kappa 0", "splats: mass 0"])
 def test_a_command_says_it_in_three_lines_at_most(name: str, good: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
