@@ -124,9 +124,9 @@ class Tokenizer:
             raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
         try:
             bpe = _Bpe.from_str(text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise DataError(
                 f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
             ) from error

@@ -19,6 +19,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ _DTYPES = {
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint folder holds, verified. `state` is JSON-able; `optimizer` is a tree of tensors and numbers;
-    `soc` is empty where the run consolidates no splats."""
+    `soc` is empty where the run consolidates no splats; `settings` is the name of the file with its configuration."""
 
     path: Path
     step: int
@@ -52,6 +53,7 @@ class Checkpoint:
     optimizer: Any
     state: dict[str, Any]
     soc: dict[str, Tensor]
+    settings: str = "config.toml"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -86,6 +88,8 @@ def save(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         _make_folder(target.parent)
+        _recover(target.parent)
+        keep = keep or _is_kept(target)
         unfinished.mkdir()
         files = {
             MODEL: _written(unfinished / MODEL, dump_tensors(weights)),
@@ -112,30 +116,58 @@ def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
 
     Where the step has a checkpoint of the same tensors, as when a resumed run saves the step that it begins with, only
     the manifest is replaced: at no moment is there none. One of other tensors is moved aside first, as a rename can't
-    replace a folder that holds files; a kill right then leaves the checkpoint before it.
+    replace a folder that holds files; where that is as far as it comes, `_recover` puts it back.
     """
-    aside = target.with_name(f".{target.name}.replaced")
-    if target.exists() and _files_of(target) == files:
+    was = _files_of(target)
+    if was == files:
         (unfinished / MANIFEST).replace(target / MANIFEST)
         sync_folder(target)
         return
+    if was.get(MODEL) == files[MODEL]:
+        _carry_over(target, unfinished)
+    aside = target.with_name(f".{target.name}.replaced")
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-    unfinished.rename(target)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        _recover(target.parent)
+        raise
     sync_folder(target.parent)
 
 
-def _files_of(path: Path) -> Any:
-    """Sizes and digests in a checkpoint's manifest; None where it has none that is valid."""
+def _carry_over(old: Path, new: Path) -> None:
+    """Copy what others have put beside the weights, as a memory, which is built for them."""
+    for file in old.iterdir():
+        if file.is_file() and file.name not in (MODEL, STATE, SOC, MANIFEST):
+            write_file(new / file.name, file.read_bytes())
+    sync_folder(new)
+
+
+def _recover(folder: Path) -> None:
+    """Put a step back that was moved aside for another to take its place, which none did."""
+    for aside in folder.glob(".step-*.replaced"):
+        with contextlib.suppress(OSError):  # of a folder that is read-only: it stays aside
+            if not _replaced_by(aside).exists():
+                aside.rename(_replaced_by(aside))
+
+
+def _replaced_by(aside: Path) -> Path:
+    return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+
+
+def _files_of(path: Path) -> dict[str, Any]:
+    """Sizes and digests in a checkpoint's manifest; {} where it has none that is valid."""
     with contextlib.suppress(CheckpointError):
-        return _manifest(path)["files"]
-    return None
+        return dict(_manifest(path)["files"])
+    return {}
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what saves that were killed have left; after a save, when none of it is needed any more."""
-    for left in (*folder.glob(".step-*.unfinished"), *folder.glob(".step-*.replaced")):
+    """Delete what saves that were killed have left, and nothing needs any more."""
+    replaced = (aside for aside in folder.glob(".step-*.replaced") if _replaced_by(aside).exists())
+    for left in (*folder.glob(".step-*.unfinished"), *replaced):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -179,20 +211,26 @@ def _make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def storage_error(path: Path, error: OSError, doing: str) -> StorageError:
-    """A typed error for a failed write to `path`."""
+def storage_error(path: Path, error: OSError, doing: str, then: str = "continue with --resume") -> StorageError:
+    """A typed error for a failed write to `path`. then: what to do once there is space."""
     return StorageError(
         f"{doing}: {path} could not be written: {error.strerror or error}",
         why="the disk is full or the folder is read-only; what was saved before is intact",
-        hint="free some space or make the folder writable, then continue with --resume",
+        hint=f"free some space or make the folder writable, then {then}",
     )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a power cut."""
+    """Make renames within a folder survive a power cut, where the system can: Windows opens no folder, and some
+    network file systems sync none."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -213,20 +251,27 @@ def prune(run: Path, keep_last: int) -> list[Path]:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whatever else is damaged: weights that were to be kept are not deleted for it."""
-    with contextlib.suppress(CheckpointError):
-        return read_json(path / MANIFEST).get("keep") is True
-    return False
+    """Only a manifest that is whole, or is not there, says that it is not: no damage costs weights to be kept."""
+    try:
+        (path / MANIFEST).lstat()
+        return _manifest(path).get("keep") is True
+    except FileNotFoundError:
+        return False
+    except (OSError, CheckpointError):
+        return True
 
 
 def supersede(run: Path, step: int) -> list[Path]:
     """Set aside the checkpoints after `step`, from which a run continues: they belong to another future.
 
-    They stay on the disk as step-N.superseded and can still be evaluated by path.
+    They stay on the disk as step-N.superseded and can still be evaluated by path. One of an earlier future makes way,
+    unless it was saved to be kept: the later one is step-N.superseded-2 then.
     """
     later = [path for path in step_folders(run) if int(path.name[5:]) > step]
+    _sweep(run / "checkpoints")  # or what such a step replaced would be put back in its place
     for path in later:
-        aside = path.with_name(f"{path.name}.superseded")
+        names = (f"{path.name}.superseded{f'-{n}' if n > 1 else ''}" for n in count(1))
+        aside = next(aside for name in names if not _is_kept(aside := path.with_name(name)))
         try:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -266,9 +311,12 @@ def step_folders(run: Path) -> list[Path]:
     """The finished checkpoint folders of a run, newest first."""
     folder = run / "checkpoints"
     try:
+        _recover(folder)
         found = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
     except OSError as error:
-        raise _bad(folder / "step-*", f"the folder cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(
+            f"{folder} cannot be read: {error.strerror or error}", hint="make it readable, or name another run"
+        ) from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -292,12 +340,18 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
         is_folder = path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, a NUL character
         raise _not_found(flag, path, f"it cannot be looked up ({error})") from None
-    if is_folder and ((path / MANIFEST).is_file() or STEP.match(path.name)):
+    if is_folder and is_checkpoint(path):
         return path.parent.parent, path
     if is_folder and (folders := step_folders(path)):
         named = [path / "checkpoints" / name for name in [_pointed(path, "latest")] if name]
         return path, next((folder for folder in named if folder.is_dir()), folders[0])
     raise _not_found(flag, path, "it holds no checkpoint" if is_folder else "there is no such folder")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, be it damaged. path: resolved."""
+    named = STEP.fullmatch(path.name) is not None and path.parent.name == "checkpoints"
+    return named or (path / MANIFEST).is_file()
 
 
 def _not_found(flag: str, path: Path, what: str) -> CheckpointError:
@@ -353,7 +407,7 @@ def load(path: Path) -> Checkpoint:
     try:
         optimizer = unpack(manifest["optimizer"], tensors[STATE])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _bad(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
+        raise damaged(path / MANIFEST, f"the optimiser's state does not fit {STATE}: {error}") from None
     return Checkpoint(path, manifest["step"], tensors[MODEL], optimizer, manifest["state"], tensors.get(SOC, {}))
 
 
@@ -362,19 +416,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(file)
     wanted = {"format": int, "step": int, "files": dict, "state": dict}
     if any(type(manifest.get(k)) is not t for k, t in wanted.items()):
-        raise _bad(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
+        raise damaged(file, f"not a checkpoint's manifest: it needs {', '.join(wanted)}")
     try:
         whole = manifest.get("sha256", "") in ("", _digest(manifest))  # older checkpoints have none
     except RecursionError:
         whole = False
     if not whole:
-        raise _bad(file, "its content is not of its own SHA-256: corrupt")
+        raise damaged(file, "its content is not of its own SHA-256: corrupt")
     if manifest["format"] != FORMAT:
-        raise _bad(file, f"format {manifest['format']}, this version reads {FORMAT}")
+        raise damaged(file, f"format {manifest['format']}, this version reads {FORMAT}")
     if path.name != f"step-{manifest['step']}" and (manifest["step"] < 0 or STEP.fullmatch(path.name)):
-        raise _bad(file, f"says step {manifest['step']}, the folder is {path.name}")
+        raise damaged(file, f"says step {manifest['step']}, the folder is {path.name}")
     for name in manifest["files"].keys() - {MODEL, STATE, SOC}:
-        raise _bad(file, f"names a file {name!r}, which no checkpoint has")
+        raise damaged(file, f"names a file {name!r}, which no checkpoint has")
     return {"optimizer": None} | manifest
 
 
@@ -389,11 +443,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(_content(file, limit=_MANIFEST_LIMIT))
     except FileNotFoundError:
-        raise _bad(file, "the file is missing, so the checkpoint is incomplete") from None
+        raise damaged(file, "the file is missing, so the checkpoint is incomplete") from None
     except OSError as error:
-        raise _bad(file, error.strerror or str(error)) from None
+        raise damaged(file, error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise _bad(file, f"not valid JSON ({error})") from None
+        raise damaged(file, f"not valid JSON ({error})") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -413,14 +467,14 @@ def read_tensors(file: Path, entry: Any) -> dict[str, Tensor]:
     size = said.get("bytes")
     try:
         if type(size) is not int or file.stat().st_size != size:
-            raise _bad(file, f"{file.stat().st_size} bytes where {size} were saved: truncated or replaced")
+            raise damaged(file, f"{file.stat().st_size} bytes where {size} were saved: truncated or replaced")
         content = _content(file, limit=size)
     except OSError as error:
-        raise _bad(file, error.strerror or str(error)) from None
+        raise damaged(file, error.strerror or str(error)) from None
     except MemoryError:
-        raise _bad(file, f"no memory for its {size} bytes") from None
+        raise damaged(file, f"no memory for its {size} bytes") from None
     if hashlib.sha256(content).hexdigest() != said.get("sha256"):
-        raise _bad(file, "its SHA-256 is not the saved one: corrupt")
+        raise damaged(file, "its SHA-256 is not the saved one: corrupt")
     return _parsed(content, file)
 
 
@@ -433,20 +487,26 @@ def _parsed(content: bytes, file: Path) -> dict[str, Tensor]:
     try:
         tensors = load_tensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise _bad(file, f"not valid safetensors ({error})") from None
+        raise damaged(file, f"not valid safetensors ({error})") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise _bad(file, f"tensor '{name}' is of {tensor.dtype}, which no checkpoint has")
+            raise damaged(file, f"tensor '{name}' is of {tensor.dtype}, which no checkpoint has")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise _bad(file, f"tensor '{name}' is not finite")
+            raise damaged(file, f"tensor '{name}' is not finite")
     return tensors
 
 
-def _bad(file: Path, what: str) -> CheckpointError:
+def damaged(
+    file: Path, what: str, why: str = "the file was cut short, changed or written by something else"
+) -> CheckpointError:
+    """What to raise of a file that no checkpoint or exported model has so. file: resolved."""
+    older = file.parent.parent
     return CheckpointError(
         f"{file}: {what}",
-        why="the file was cut short, changed or written by something else",
-        hint=f"use an older checkpoint of {file.parent.parent}, or --resume, which takes the newest usable one",
+        why=why,
+        hint=f"use an older checkpoint of {older}, or --resume, which takes the newest usable one"
+        if older.name == "checkpoints"
+        else "export, copy or download that folder again",
     )
 
 
@@ -478,6 +538,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
     """What to raise of weights that are whole, but not this model's."""
     return CheckpointError(
         f"{checkpoint.path / MODEL}: {what}",
-        why="the checkpoint belongs to another configuration than the run's config.toml",
-        hint="put back the config.toml that this checkpoint was trained with",
+        why=f"the checkpoint belongs to another configuration than the {checkpoint.settings} beside it",
+        hint=f"put back the {checkpoint.settings} that this checkpoint was saved with",
     )

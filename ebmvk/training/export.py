@@ -10,12 +10,13 @@ from typing import Any
 
 import ebmvk
 from ebmvk.config import Config, replace, to_tables, write_toml
-from ebmvk.errors import ConfigError
+from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.report.metrics import History, read_metrics
-from ebmvk.training.checkpoint import MODEL, describe, storage_error
+from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
 from ebmvk.training.loop import Progress
 from ebmvk.training.memory import MEMORY_FILE
+from ebmvk.training.start import is_hub_name
 from ebmvk.training.workspace import TOKENIZER_FILE, OpenRun
 
 
@@ -23,7 +24,8 @@ def write(run: OpenRun, target: Path) -> list[Path]:
     """Write an open checkpoint into a folder that is empty or not there yet; its files.
 
     Raises:
-        ConfigError: the folder holds something. StorageError: nothing is left of it.
+        ConfigError: the folder holds something. StorageError: nothing is left of it. CheckpointError: what is to be
+        copied has vanished since it was opened.
     """
     progress, config = Progress.of(run.checkpoint), _public(run.config)
     try:
@@ -32,41 +34,58 @@ def write(run: OpenRun, target: Path) -> list[Path]:
             raise ConfigError(f"--to {target} is not an empty folder", hint="take another folder, or delete that one")
     except (OSError, RuntimeError) as error:  # too long a name, links in a circle
         raise ConfigError(f"--to {target}: {error}", hint="take another folder") from None
-    unfinished = target.with_name(f".{target.name}.unfinished")
+    contents, unfinished = _contents(run), target.with_name(f".{target.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        for file in (run.checkpoint.path / MODEL, run.checkpoint.path / MEMORY_FILE, run.folder / TOKENIZER_FILE):
-            if file.is_file():
-                shutil.copyfile(file, unfinished / file.name)
-        (unfinished / SETTINGS).write_text(json.dumps(_settings(config, run), indent=1) + "\n", encoding="utf-8")
-        (unfinished / CARD).write_text("\n".join(_card(config, run, progress.tokens)) + "\n", encoding="utf-8")
+        for name, content in contents.items():
+            write_file(unfinished / name, content)
+        settings = _settings(config, run, contents[MODEL])
+        write_file(unfinished / SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
+        write_file(unfinished / CARD, ("\n".join(_card(config, run, progress.tokens)) + "\n").encode())
         unfinished.rename(target)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise storage_error(target, error, "exporting the model") from error
+        raise storage_error(target, error, "exporting the model", "export again") from error
     return sorted(target.iterdir())
+
+
+def _contents(run: OpenRun) -> dict[str, bytes]:
+    """The files that are copied; of a checkpoint, the memory only if it has one."""
+    files, memory = (run.checkpoint.path / MODEL, run.folder / TOKENIZER_FILE), run.checkpoint.path / MEMORY_FILE
+    try:
+        return {file.name: file.read_bytes() for file in (*files, *([memory] if memory.exists() else []))}
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: {error.strerror or error}",
+            why="the run went on meanwhile and deleted this checkpoint, or the disk failed",
+            hint="export the run's latest checkpoint, or one that `best` names",
+        ) from error
 
 
 def _public(config: Config) -> Config:
     """Without this machine's folders."""
-    names = {"dataset": config.data.dataset, "tokenizer": config.data.tokenizer, "init": config.training.init}
-    return replace(config, {"data_dir": None} | {name: _without_folder(value) for name, value in names.items()})
+    init = config.training.init
+    names = {
+        "dataset": _last_part(config.data.dataset),
+        "tokenizer": _last_part(config.data.tokenizer),
+        "init": init if is_hub_name(init) else _last_part(init),
+    }
+    return replace(config, {"data_dir": None} | names)
 
 
-def _without_folder(value: str) -> str:
-    path = Path(value).expanduser()
-    return path.name if path.is_absolute() or path.exists() else value
+def _last_part(path: str) -> str:
+    return Path(path).name or path
 
 
-def _settings(config: Config, run: OpenRun) -> dict[str, Any]:
+def _settings(config: Config, run: OpenRun, weights: bytes) -> dict[str, Any]:
     state = run.checkpoint.state
     return {
         "model_type": KIND,
         "format": FORMAT,
         "ebmvk": ebmvk.__version__,
         "step": run.checkpoint.step,
-        "weights": describe((run.checkpoint.path / MODEL).read_bytes()),
+        "weights": describe(weights),
         "state": {key: state[key] for key in ("progress", "model", "train") if key in state},
         "config": to_tables(config),
     }

@@ -47,7 +47,7 @@ def read(folder: Path) -> tuple[Config, Checkpoint]:
         raise _foreign(file, f"format {settings['format']}, this version reads {FORMAT}")
     config = check(from_tables(settings["config"], file))
     weights = read_tensors(folder / MODEL, settings["weights"])
-    return config, Checkpoint(folder, settings["step"], weights, None, settings["state"], {})
+    return config, Checkpoint(folder, settings["step"], weights, None, settings["state"], {}, SETTINGS)
 
 
 def _foreign(file: Path, what: str) -> CheckpointError:

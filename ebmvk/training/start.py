@@ -18,6 +18,7 @@ from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.lexical import Directions, from_corpus, from_table
 from ebmvk.splats.tables import TOKENIZER, WEIGHTS, read_table
+from ebmvk.training.checkpoint import is_checkpoint
 from ebmvk.training.hub import SETTINGS, is_exported
 from ebmvk.training.workspace import CONFIG_FILE, OpenRun, open_run
 
@@ -59,7 +60,7 @@ def open_start(init: str, say: Say) -> Start:
     file, colon, tensor = init.rpartition(":")
     if colon and Path(file).expanduser().is_file():
         return Start(init, table=Path(file).expanduser(), tensor=tensor)
-    if _HUB_NAME.fullmatch(init) and not path.suffix and not path.parent.exists():
+    if is_hub_name(init):
         folder = _download(init)
         return Start(init, run=open_run(folder, "--init", say)) if is_exported(folder) else Start(init, table=folder)
     close = nearest(init, (UNIFORM, CORPUS))
@@ -69,10 +70,17 @@ def open_start(init: str, say: Say) -> Start:
     )
 
 
+def is_hub_name(init: str) -> bool:
+    """Whether it is OWNER/NAME, and no file or folder of this machine."""
+    path = Path(init)
+    return bool(_HUB_NAME.fullmatch(init)) and not path.suffix and not path.parent.exists()
+
+
 def _is_run(path: Path) -> bool:
     """A run folder, one checkpoint of a run, or an exported model."""
-    begun = any((folder / CONFIG_FILE).is_file() for folder in (path, path.resolve().parent.parent)) and path.is_dir()
-    return begun or is_exported(path)
+    at = path.resolve()
+    folder = at.parent.parent if is_checkpoint(at) else at
+    return (path.is_dir() and (folder / CONFIG_FILE).is_file()) or is_exported(path)
 
 
 def _download(name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ebmvk.training.checkpoint import Checkpoint
 
 CONFIG_FILE, TOKENIZER_FILE = "config.toml", "tokenizer.json"
 SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
+_MOST_THREADS = 1 << 12  # more than any machine has processors; a library that is asked for 2^40 crashes
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError(
             f"--run-dir {folder} already holds a run",
             why="a new run there would mix its files with the old one's",
-            hint=f"continue it with --resume --run-dir {folder}, or take another folder",
+            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
         )
 
 
@@ -166,11 +168,21 @@ def check_fits(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
     """Raises CheckpointError naming the first key, or the first tensor, in which a checkpoint is not of a model of this
     configuration."""
     check_same_model(found, config, tokenizer)
+    _check_threads(found)
     with torch.device("meta"):  # names, shapes and dtypes, without memory
         model = build_model(config.model, tokenizer.vocab_size)
     checkpoint.check_tensors(model, found)
     if fault := model.fault_in(found.model):
-        raise checkpoint.misfit(found, fault)
+        why = "training went wrong before it was saved, or the file was written by something else"
+        raise checkpoint.damaged(found.path / checkpoint.MODEL, fault, why)
+
+
+def _check_threads(found: Checkpoint) -> None:
+    threads = found.state.get("threads", 1)  # older checkpoints have none
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise checkpoint.damaged(
+            found.path / checkpoint.MANIFEST, f"says threads {threads!r}, which is no number of them"
+        )
 
 
 def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
@@ -193,16 +205,16 @@ def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError naming the first key on which checkpoint and config.toml disagree, and both values."""
+    """Raises CheckpointError naming the first key on which checkpoint and settings disagree, and both values."""
     saved, now = found.state.get("model"), model_record(config, tokenizer)
     # A checkpoint older than a key was saved by a program that did what the key's default does now.
     old = dataclasses.asdict(ModelConfig()) | saved if isinstance(saved, dict) else {}
     for key, value in now.items():
         if old.get(key) != value:
             was = old.get(key)
-            file = TOKENIZER_FILE if key in ("tokens", "tokenizer") else CONFIG_FILE
+            file = TOKENIZER_FILE if key in ("tokens", "tokenizer") else found.settings
             raise CheckpointError(
-                f"{found.path}: model.{key} was {was!r} when it was saved, the run's {file} says {value!r}",
+                f"{found.path}: model.{key} was {was!r} when it was saved, {file} says {value!r}",
                 why="the checkpoint belongs to another configuration",
-                hint="put back the config.toml and tokenizer.json that this checkpoint was trained with",
+                hint=f"put back the {found.settings} and {TOKENIZER_FILE} that this checkpoint was saved with",
             )

@@ -114,6 +114,14 @@ def _model_record(path: Path, **changes: Any) -> None:
     edit(path, state=state | {"model": state["model"] | changes})
 
 
+def _threads(value: object) -> Damage:
+    def damage(path: Path) -> None:
+        state = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["state"]
+        edit(path, state=state | {"threads": value})
+
+    return Damage(damage, f"threads {value!r}")
+
+
 def _write(text: str | bytes) -> Callable[[Path], object]:
     return lambda path: (path / MANIFEST).write_bytes(text.encode() if isinstance(text, str) else text)
 
@@ -173,6 +181,11 @@ CATALOGUE: dict[str, Damage] = {
     "manifest of a step in words": Damage(lambda p: edit(p, step="8"), "not a checkpoint's manifest"),
     "manifest of step true": Damage(lambda p: edit(p, step=True), "not a checkpoint's manifest"),
     "manifest of a step below 0": Damage(lambda p: edit(p, step=-8), "says step -8"),
+    "threads in words": _threads("many"),
+    "no threads": _threads(0),
+    "threads a list": _threads([]),
+    "threads true": _threads(True),
+    "2^40 threads": _threads(1 << 40),
     "manifest whose state is a list": Damage(lambda p: edit(p, state=[]), "not a checkpoint's manifest"),
     "manifest whose entry is a list": Damage(lambda p: edit(p, files={MODEL: [1], STATE: {}}), "None were saved"),
     "manifest naming a file outside": Damage(

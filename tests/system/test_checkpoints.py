@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -22,11 +23,11 @@ from ebmvk.engine import select
 from ebmvk.errors import CheckpointError, StorageError
 from ebmvk.splats.soc import Consolidation
 from ebmvk.training import checkpoint, optim
-from ebmvk.training.checkpoint import SOC
+from ebmvk.training.checkpoint import MANIFEST, SOC
 from ebmvk.training.workspace import OpenRun, open_run
 
 from .conftest import Command
-from .damage import CATALOGUE, edit
+from .damage import CATALOGUE
 
 SPLATS = ("--soc-check-interval", 2, "--soc-history", 400, "--soc-threshold", 0.01)
 
@@ -40,9 +41,16 @@ class Small(nn.Module):
         self.bias = nn.Parameter(torch.ones(3))
 
 
-def _save(run: Path, step: int, model: nn.Module | None = None) -> Path:
-    state = {"weight/slot": torch.full((2, 3), float(step)), "weight/step": torch.tensor(float(step))}
-    return checkpoint.save(run, step, model or Small(), state, {"progress": {"step": step}})
+def _save(run: Path, step: int, model: nn.Module | None = None, *, slot: float = 0.0, keep: bool = False) -> Path:
+    state = {"weight/slot": torch.full((2, 3), slot or step), "weight/step": torch.tensor(float(step))}
+    return checkpoint.save(run, step, model or Small(), state, {"progress": {"step": step}}, keep=keep)
+
+
+def _other() -> Small:
+    """Of other weights."""
+    model = Small()
+    nn.init.zeros_(model.bias)
+    return model
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -69,6 +77,17 @@ def test_a_step_that_is_saved_again_keeps_what_was_put_beside_it(tmp_path: Path)
     assert [left.name for left in path.parent.iterdir()] == ["step-7"]
 
 
+def test_it_keeps_it_where_another_optimisers_state_is_saved_but_not_with_other_weights(tmp_path: Path) -> None:
+    path = _save(tmp_path, 7)
+    (path / "memory.safetensors").write_bytes(b"memory")
+    _save(tmp_path, 7, slot=9.0)
+    assert checkpoint.load(path).optimizer["weight/slot"].equal(torch.full((2, 3), 9.0))
+    assert (path / "memory.safetensors").read_bytes() == b"memory"
+    _save(tmp_path, 7, _other())
+    assert not (path / "memory.safetensors").exists()
+    assert [left.name for left in path.parent.iterdir()] == ["step-7"]
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         _save(tmp_path, step)
@@ -77,11 +96,81 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
 
 
-def test_a_checkpoint_to_be_kept_is_never_pruned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [Small, _other])
+def test_a_checkpoint_to_be_kept_is_never_pruned(model: Callable[[], Small], tmp_path: Path) -> None:
+    """Nor is it when its step is saved again, by a run that is resumed there."""
+    _save(tmp_path, 2, keep=True)
     for step in (1, 2, 3, 4):
-        edit(_save(tmp_path, step), keep=step == 2)
+        _save(tmp_path, step, model())
     checkpoint.prune(tmp_path, keep_last=1)
     assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-4", "step-2"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"keep": tr', b'{"format": 1, "step": 1}', None])
+def test_a_manifest_that_cannot_be_read_costs_no_weights(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = _save(tmp_path, 1, keep=True) / MANIFEST
+    if content is None:
+        monkeypatch.setattr(checkpoint, "_content", _failing(checkpoint._content, manifest, errno.EIO))
+    else:
+        manifest.write_bytes(content)
+    for step in (2, 3):
+        _save(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-3", "step-1"]
+
+
+def _failing(call: Callable[..., bytes], at: Path, number: int) -> Callable[..., bytes]:
+    def fails(file: Path, **more: int) -> bytes:
+        if file == at:
+            raise OSError(number, os.strerror(number))
+        return call(file, **more)
+
+    return fails
+
+
+def test_what_was_set_aside_to_be_kept_is_kept(tmp_path: Path) -> None:
+    """A run that continues from an older step again and again has as many futures."""
+    for slot, keep in ((1.0, False), (2.0, True), (3.0, True), (4.0, False), (5.0, False)):
+        _save(tmp_path, 1)
+        _save(tmp_path, 2, slot=slot, keep=keep)
+        checkpoint.supersede(tmp_path, 1)
+    names = {"step-2.superseded": 2.0, "step-2.superseded-2": 3.0, "step-2.superseded-3": 5.0}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-1", *names}
+    for name, slot in names.items():
+        found = checkpoint.load(tmp_path / "checkpoints" / name)
+        assert found.optimizer["weight/slot"][0, 0] == slot
+
+
+def test_what_a_step_replaced_does_not_come_back_for_a_future_that_was_left(tmp_path: Path) -> None:
+    path = _save(tmp_path, 2)
+    _save(tmp_path, 1)
+    shutil.copytree(path, path.with_name(".step-2.replaced"))  # as a kill before the folder was tidied leaves it
+    checkpoint.supersede(tmp_path, 1)
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-1"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_syncs_no_folder_is_no_full_disk(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    assert checkpoint.load(_save(tmp_path, 1)).step == 1
+
+
+def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        windows.setattr(os, "open", None)
+        checkpoint.sync_folder(tmp_path)
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -130,6 +219,22 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(name: str, g
         assert "continuing from step-4" in said[0]
 
 
+def test_weights_that_are_no_model_are_not_said_to_be_of_another(good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    CATALOGUE["signed: kappa 0"].to(run / "checkpoints" / "step-8")
+    with pytest.raises(CheckpointError) as error:
+        open_run(run / "checkpoints" / "step-8", "--checkpoint", print)
+    assert error.value.why.startswith("training went wrong")
+    assert error.value.hint.startswith(f"use an older checkpoint of {run}")
+
+
+@pytest.mark.parametrize("name", ["step-2-lr", "step-2"])
+def test_a_run_may_be_named_like_a_step(name: str, good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / name)
+    assert open_run(run, "--checkpoint", print).checkpoint.step == 8
+    assert checkpoint.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
+
+
 @pytest.mark.parametrize("name", ["manifest a pipe", "signed: kappa 0", "splats: mass 0"])
 def test_a_command_says_it_in_three_lines_at_most(name: str, good: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
@@ -174,6 +279,11 @@ def _again(run: Path) -> None:
     checkpoint.save(run, 2, model, optimizer, {"progress": {"step": 2, "evaluated": 2}})
 
 
+def _anew(run: Path) -> None:
+    """Its step, reached again with other weights."""
+    _save(run, 2, _other())
+
+
 def _next(run: Path) -> None:
     """All that a trainer does at a save."""
     path = _save(run, 3)
@@ -190,7 +300,7 @@ def _usable(run: Path) -> int:
     return step
 
 
-@pytest.mark.parametrize("work", [_next, _again])
+@pytest.mark.parametrize("work", [_next, _again, _anew])
 def test_a_kill_at_any_change_of_a_save_loses_nothing(work: Callable[[Path], None], tmp_path: Path) -> None:
     steps = []
     for nth in count(1):
@@ -219,9 +329,10 @@ def _failure(work: Callable[[], object]) -> StorageError | None:
     return None
 
 
+@pytest.mark.parametrize("step", [3, 2])
 @pytest.mark.parametrize(("number", "lasting"), [(errno.ENOSPC, False), (errno.EROFS, True)])
 def test_a_failure_at_any_change_of_a_save_is_typed_and_loses_nothing(
-    number: int, lasting: bool, tmp_path: Path
+    step: int, number: int, lasting: bool, tmp_path: Path
 ) -> None:
     """A full disk that is cleared at once, and a folder that stays read-only; where only tidying fails, none is."""
     failed = []
@@ -229,12 +340,12 @@ def test_a_failure_at_any_change_of_a_save_is_typed_and_loses_nothing(
         run = tmp_path / str(nth)
         _before(run)
         with watched(fail_at(nth, number, lasting=lasting)) as changes:
-            error = _failure(lambda run=run: _save(run, 3))
+            error = _failure(lambda run=run: _save(run, step, _other()))
         if error:
             failed.append(nth)
             assert len(str(error).splitlines()) == 3
             assert os.strerror(number) in error.what
-        assert _usable(run) in ((2, 3) if error else (3,))
+        assert _usable(run) in ((2, step) if error else (step,))
         if changes.made < nth:
             break
     assert len(failed) > 15

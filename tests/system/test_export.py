@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,7 +14,9 @@ import torch
 from huggingface_hub import CommitOperationAdd, ModelCard, snapshot_download
 
 import ebmvk as package
-from ebmvk.errors import EbmvkError
+from ebmvk.config import replace
+from ebmvk.errors import CheckpointError, EbmvkError, StorageError
+from ebmvk.training.export import write
 from ebmvk.training.hub import read
 from ebmvk.training.start import open_start
 from ebmvk.training.workspace import open_run
@@ -134,6 +137,63 @@ def test_a_damaged_export_is_refused_by_name(name: str, exported: Path) -> None:
         open_run(exported, "--checkpoint", print)
     assert words in error.value.what
     assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("name", ["settings cut", "another width", "weights cut"])
+def test_what_to_try_is_of_an_exported_model(name: str, exported: Path) -> None:
+    """It has no older checkpoint, is not resumed, and has its settings in another file than a run."""
+    DAMAGE[name][0](exported)
+    with pytest.raises(EbmvkError) as error:
+        open_run(exported, "--checkpoint", print)
+    assert not any(word in str(error.value) for word in ("--resume", "an older", "config.toml"))
+    assert ("config.json" if name == "another width" else "again") in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("given", "public"),
+    [
+        ("../me/secret/text.txt:1000", "text.txt:1000"),
+        ("~/secret/text.txt", "text.txt"),
+        ("secret/text", "text"),
+        ("wikitext-2:1000", "wikitext-2:1000"),
+    ],
+)
+def test_no_folder_of_this_machine_is_published(given: str, public: str, trained: Path, tmp_path: Path) -> None:
+    """Nor where it is not there any more."""
+    run, names = open_run(trained, "--checkpoint", print), ("dataset", "tokenizer")
+    config = replace(run.config, dict.fromkeys(names, given) | {"init": f"{tmp_path}/{public}:wte"})
+    write(dataclasses.replace(run, config=config), tmp_path / "exported")
+    found = json.loads((tmp_path / "exported" / "config.json").read_text(encoding="utf-8"))["config"]
+    assert [found["data"][name] for name in names] == [public, public]
+    assert found["training"]["init"] == f"{public}:wte"
+    assert "secret" not in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("init", "public"),
+    [("corpus", "corpus"), ("owner/name", "owner/name"), ("../secret", "secret"), ("~/me/secret", "secret")],
+)
+def test_of_a_start_only_a_hubs_name_has_two_parts(init: str, public: str, trained: Path, tmp_path: Path) -> None:
+    run = open_run(trained, "--checkpoint", print)
+    write(dataclasses.replace(run, config=replace(run.config, {"init": init})), tmp_path / "exported")
+    assert read(tmp_path / "exported")[0].training.init == public
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_what_has_vanished_meanwhile_is_not_left_out(file: str, trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    run = open_run(folder, "--checkpoint", print)
+    next(folder.rglob(f"{run.checkpoint.path.name}/{file}" if file == "model.safetensors" else file)).unlink()
+    with pytest.raises(CheckpointError, match=file):
+        write(run, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_full_disk_names_no_flag_of_another_command(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as error:
+        write(open_run(trained, "--checkpoint", print), tmp_path / "file" / "exported")
+    assert error.value.hint.endswith("then export again")
 
 
 def test_settings_come_back(exported: Path, trained: Path) -> None:

@@ -19,12 +19,13 @@ from torch import nn
 
 from ebmvk.engine.api import LangevinResult
 from ebmvk.engine.reference import Reference
-from ebmvk.errors import CheckpointError, EbmvkError, NonFinite, StorageError
+from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, StorageError
 from ebmvk.report.metrics import read_metrics
 from ebmvk.training import checkpoint, loop
 from ebmvk.training.checkpoint import MANIFEST, MODEL
 from ebmvk.training.losses import Losses
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.workspace import refuse_existing
 
 from .conftest import Command, Said, rows
 from .damage import edit
@@ -217,6 +218,15 @@ def test_a_checkpoint_without_a_runs_progress_is_refused(
     edit(path, state=state | {"progress": progress})
     args = ("--resume", path) if command == "train" else ("--checkpoint", path)
     _is_typed(ebmvk(command, *args), "step-8", "progress")
+
+
+def test_a_command_that_is_suggested_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run; now"
+    run.mkdir()
+    (run / "config.toml").touch()
+    with pytest.raises(ConfigError) as error:
+        refuse_existing(run)
+    assert f"--run-dir '{run}'," in error.value.hint
 
 
 def test_a_file_where_the_run_folder_should_be_is_refused(ebmvk: Command, tiny: Path, text: Path, device: str) -> None:

@@ -12,10 +12,12 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ import pytest
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, encode_split
-from ebmvk.errors import EbmvkError
+from ebmvk.errors import DataError, EbmvkError
 from ebmvk.training.checkpoint import MANIFEST, MODEL, SOC, STATE
 from ebmvk.training.workspace import OpenRun, open_run, read_config
 
@@ -215,18 +217,52 @@ def small(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> P
     return run
 
 
+class Hang(BaseException):
+    """No error of a file: nothing that reads one may take it for one."""
+
+
 @contextmanager
 def _alarm(what: str) -> Iterator[None]:
-    def rings(*_: object) -> None:
-        raise AssertionError(f"{what}: not done after {LONGEST} s")
+    """Hang after LONGEST seconds; the timer that ran before, as of the test itself, runs on."""
 
-    before = signal.signal(signal.SIGALRM, rings)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    def rings(*_: object) -> None:
+        raise Hang(f"{what}: not done after {LONGEST} s")
+
+    handler, began = signal.signal(signal.SIGALRM, rings), time.monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)))
+
+
+def test_the_alarm_leaves_the_timer_that_ran_before() -> None:
+    with _alarm("outer"):
+        handler, left = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]
+        with _alarm("inner"):
+            assert signal.getsignal(signal.SIGALRM) is not handler
+        assert signal.getsignal(signal.SIGALRM) is handler
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= left
+
+
+def test_a_hang_of_the_tokenizer_is_none_of_its_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the library's panics are named."""
+
+    def raising(error: BaseException) -> Callable[[str], None]:
+        def from_str(_: str) -> None:
+            raise error
+
+        return from_str
+
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    for error, seen in ((Hang(), Hang), (PanicException(), DataError), (Exception(), DataError)):
+        monkeypatch.setattr("ebmvk.data.tokenizer._Bpe", SimpleNamespace(from_str=raising(error)))
+        with pytest.raises(seen):
+            Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 def _refused(kind: str, folder: Folder, number: int) -> bool:

@@ -162,3 +162,11 @@ def test_a_tensor_of_a_file_is_named_after_a_colon(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.ones((3, 3)))
     start = open_start(f"{tmp_path}/t.npy:wte", print)
     assert (start.table, start.tensor) == (tmp_path / "t.npy", "wte")
+
+
+def test_a_folder_two_below_any_settings_is_no_run(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "gpt2"
+    model.mkdir(parents=True)
+    (tmp_path / "config.toml").write_text("[tool]\n", encoding="utf-8")
+    start = open_start(str(model), print)
+    assert (start.run, start.table) == (None, model)
