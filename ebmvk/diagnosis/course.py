@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.report.metrics import History
+from ebmvk.report.metrics import METRICS_FILE, History
 
 Word = Literal["converging", "converged", "stalled", "diverging", "undecided"]
 Values = npt.NDArray[np.float64]
@@ -26,11 +26,14 @@ BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
 EPOCHS = 24  # in the table at most: of more, those at even distances
 SPIKE = 6.0  # robust standard deviations above a neighbourhood
 NEIGHBOURHOOD = 25  # steps
+RELATED = 0.98  # the largest correlation of neighbours that is believed
 TEST = (
-    "trend of the second half: Mann-Kendall at the 5 % level, Theil-Sen slope with its 95 % interval, on up to 20 "
-    "means of as many stretches; a change below 1 % of the level counts as none. Diverging also where the last tenth "
-    "lies above the best tenth (Welch, p < 1e-4). Without a trend, undecided where the interval reaches beyond 5 % of "
-    "the level; converged where the level is 5 % and three standard errors below the first, else stalled"
+    "trend of the second half: Mann-Kendall at the 5 % level, its variance corrected for autocorrelation (Hamed and "
+    "Rao), Theil-Sen slope with its 95 % interval, on up to 20 means of as many stretches; a change below 1 % of the "
+    "level counts as none. Diverging also where the last tenth lies more than 2 % above the best tenth (Welch with the "
+    "same correlation, p < 1e-4). Without a trend, undecided where the interval reaches beyond 5 % of the level; "
+    "converged where the level is 5 % and three standard errors below the first, else stalled. The verdict is that on "
+    "training energies; validation's where it is diverging, or where training's alone is undecided"
 )
 
 
@@ -68,25 +71,67 @@ def verdict(values: Sequence[float]) -> Verdict:
 
 
 def _trend(means: Values) -> dict[str, float]:
-    """Mann and Kendall's p and Theil and Sen's slope, as a change from the first mean to the last."""
-    place = np.arange(len(means))
-    slope, _, low, high = (float(value) for value in stats.theilslopes(means, place, 1 - LEVEL))
-    p = float(stats.kendalltau(place, means).pvalue)
-    span = len(means) - 1
+    """Mann and Kendall's p and Theil and Sen's slope (Sen 1968), as a change from the first mean to the last.
+
+    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k.
+    """
+    n, span = len(means), len(means) - 1
+    first, second = np.triu_indices(n, 1)
+    slopes = np.sort((means[second] - means[first]) / (second - first))
+    s, slope = float(np.sign(slopes).sum()), float(np.median(slopes))
+    ties = np.unique(means, return_counts=True)[1]
+    variance = (n * span * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18
+    lag = np.arange(1, n)
+    r = _related(means - slope * np.arange(n))
+    variance *= 1 + 2 * float(((n - lag) * (n - lag - 1) * (n - lag - 2) * r**lag).sum()) / (n * span * (n - 2))
+    reach = float(stats.norm.isf(LEVEL / 2)) * math.sqrt(variance)
+    low, high = (round((len(slopes) - 1 + side * reach) / 2) for side in (-1, 1))
+    p = 2 * float(stats.norm.sf(max(0.0, abs(s) - 1) / math.sqrt(variance))) if variance > 0 else 1.0
     return {
-        "change": slope * span, "low": low * span, "high": high * span, "p": p if math.isfinite(p) else 1.0
-    }  # fmt: skip
+        "change": slope * span,
+        "low": float(slopes[max(0, low)]) * span,
+        "high": float(slopes[min(len(slopes) - 1, high)]) * span,
+        "p": min(1.0, p),
+    }
+
+
+def _related(residuals: Values) -> float:
+    """Correlation of the ranks of neighbours, 0 to `RELATED`, as it is before a line was fitted to few of them: of n
+    values it then appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954; a line in place of a mean)."""
+    n = len(residuals)
+    ranks = stats.rankdata(residuals) - (n + 1) / 2
+    own = float(ranks @ ranks)
+    return min(RELATED, max(0.0, (n * float(ranks[1:] @ ranks[:-1]) / own + 2) / (n - 4))) if own else 0.0
 
 
 def _jumped(y: Values) -> bool:
-    """Whether the last tenth lies above the best tenth by more than noise and by a material amount."""
+    """Whether the last tenth lies above the best tenth by more than noise and by a material amount.
+
+    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat. Soc. 8 (1946).
+    """
     parts = np.array_split(y, 10)
     if min(map(len, parts)) < 2:
         return False
     best, last = min(parts, key=lambda part: float(part.mean())), parts[-1]
-    if last.mean() - best.mean() <= 2 * MATERIAL * best.mean():
+    above = float(last.mean() - best.mean())
+    if above <= 2 * MATERIAL * best.mean():
         return False
-    return bool(stats.ttest_ind(last, best, equal_var=False, alternative="greater").pvalue < JUMP_LEVEL)
+    before = y[len(y) // 2 : -len(last)]  # the jump itself is no autocorrelation
+    place = np.arange(len(before))
+    r = _related(before - np.polyval(np.polyfit(place, before, 1), place))
+    one, other = (float(part.var(ddof=1)) / len(part) * _inflation(r, len(part)) for part in (last, best))
+    if one + other == 0:
+        return True
+    share = one / (one + other)
+    freedom = 1 / (share**2 / (len(last) - 1) + (1 - share) ** 2 / (len(best) - 1))
+    return bool(stats.t.sf(above / math.sqrt(one + other), freedom) < JUMP_LEVEL)
+
+
+def _inflation(r: float, m: int) -> float:
+    """What the variance of a mean of m values is larger by than s^2 / m says, where their correlations are r^k."""
+    lag = np.arange(1, m)
+    of_mean = 1 + 2 * float(((1 - lag / m) * r**lag).sum())
+    return of_mean / (1 - (of_mean - 1) / (m - 1))
 
 
 def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Word, str]:
@@ -110,7 +155,7 @@ def convergence(subject: Subject) -> Row | Absent:
     """Verdicts on training and validation energies; together, validation's where that is diverging."""
     history = subject.history
     if not history.steps:
-        return Absent("the run folder has no metrics.jsonl with training steps")
+        return Absent(f"the run folder has no {METRICS_FILE} with training steps")
     training = verdict([row["parts"]["ce"] for row in history.steps])
     validation = verdict([row["validation"]["nats_per_token"] for row in history.evals])
     word, reason = training.word, f"training energy {training.reason}"
@@ -124,7 +169,7 @@ def energy(subject: Subject) -> Row | Absent:
     """Energy E(v|c) of the true tokens by epoch, its spread between steps, and how steady the run was."""
     history = subject.history
     if not history.steps:
-        return Absent("the run folder has no metrics.jsonl with training steps")
+        return Absent(f"the run folder has no {METRICS_FILE} with training steps")
     ce = np.array([row["parts"]["ce"] for row in history.steps], dtype=np.float64)
     norms = np.array([row["grad_norm"] for row in history.steps], dtype=np.float64)
     chains = [row["langevin"]["energy"] for row in history.evals if "langevin" in row]
@@ -138,15 +183,24 @@ def energy(subject: Subject) -> Row | Absent:
     }
 
 
+def passes(history: History) -> tuple[Values, Values]:
+    """Steps and the passes over the training text at them, to interpolate between: a resumed run may have had another
+    batch size. The last is one pass beyond the last step."""
+    starts = [(row["step"], row["steps_per_epoch"]) for row in history.starts] or [(0, history.step)]
+    steps, lengths = zip(*starts, strict=True)
+    at = np.array([0, *steps[1:], max(history.step, steps[-1]) + max(1, lengths[-1])], dtype=np.float64)
+    return at, np.concatenate([[0.0], np.cumsum(np.diff(at) / np.maximum(1, lengths))])
+
+
 def epochs(history: History) -> list[Row]:
     """Of each pass over the training text: steps, mean energy in nats, standard deviation between steps, change per
     100 steps within it (least squares), and the last validation in it."""
-    length = max(1, int(history.facts.get("steps_per_epoch", 0)) or history.step)
-    last = (history.step - 1) // length
+    at, done = passes(history)
+    last = math.ceil(done[-1] - 1e-9) - 2
     chosen = sorted({round(float(i)) for i in np.linspace(0, last, min(EPOCHS, last + 1))})
     found = []
     for number in chosen:
-        low, high = number * length, (number + 1) * length
+        low, high = (round(float(step)) for step in np.interp((number, number + 1), done, at))
         rows = [row for row in history.steps if low < row["step"] <= high]
         if not rows:
             continue
@@ -157,7 +211,7 @@ def epochs(history: History) -> list[Row]:
         found.append({
             "epoch": number + 1,
             "steps": len(rows),
-            "of": length,
+            "of": high - low,
             "energy": float(y.mean()),
             "deviation": float(y.std()),
             "per_100_steps": 100 * slope,
