@@ -14,10 +14,11 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from ebmvk.data.windows import TokenStream
-from ebmvk.diagnosis.course import epochs, spikes, verdict
+from ebmvk.diagnosis.course import epochs, spikes
 from ebmvk.diagnosis.diagnosis import Diagnosis, together
 from ebmvk.diagnosis.likelihood import EDGES, buckets
 from ebmvk.diagnosis.splats import histogram, nearest_angles, projected, spaced, twins
+from ebmvk.diagnosis.verdict import verdict
 from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
 from ebmvk.report.charts import bar_plot
