@@ -137,6 +137,13 @@ def test_a_trend_is_found_in_noise_that_goes_on(r: float) -> None:
     assert words["converging"] >= 18
 
 
+@pytest.mark.parametrize("n", [16, 18, 20, 30])
+def test_a_trend_is_found_in_few_values_without_noise(n: int) -> None:
+    """Such as validation's: on the same tokens each time."""
+    for kind in ("converging", "diverging"):
+        assert verdict(_curve(kind, n, 0.0, 0)).word == kind
+
+
 @pytest.mark.parametrize("values", [[5.0] * 60, [5.0] * 40 + [6.0] * 20, [9.0] * 10 + [5.0] * 50])
 def test_stretches_without_any_change_are_judged(values: list[float]) -> None:
     with warnings.catch_warnings():
