@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__, cli
-from ebmvk.errors import ConfigError
+from ebmvk.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from ebmvk.diagnosis.subject import Subject
+    from ebmvk.diagnosis.diagnosis import Diagnosis
 
 ALONE = "-"  # --batch or --report without a value
 REPORT = "diagnosis.html"
@@ -27,7 +27,7 @@ class DiagnoseCommand:
     checkpoint: tuple[Path, ...] = ()  # Run folders (their latest complete checkpoint), or checkpoint folders.
     batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # All checkpoints of a run, side by side.
     report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
-    quick: bool = False  # Look at less: seconds instead of most of a minute.
+    quick: bool = False  # Look at less: in about half the time.
     json: bool = False  # Print one JSON object instead of lines.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
@@ -45,21 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _diagnose(command: DiagnoseCommand) -> int:
-    from ebmvk.diagnosis.diagnosis import diagnose, together
+    from ebmvk.diagnosis.diagnosis import together
     from ebmvk.report.overview import lines, overview
     from ebmvk.report.tables import plain
 
-    paths = _paths(command)
-    subjects = list(_subjects(command, paths))
-    found = []
-    for subject in subjects:
-        _say(subject.name)
-        found.append(diagnose(subject, _say))
-    record: dict[str, Any] = {"ebmvk": __version__} | together(found, subjects)
+    found = list(_found(command))
+    record: dict[str, Any] = {"ebmvk": __version__} | together(found)
     if command.report is not None:
         from ebmvk.report.diagnosis import page
 
-        target = subjects[0].run.folder / REPORT if command.report == ALONE else Path(command.report)
+        target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
         cli.write_output(target, page(record), "--report")
         _say(f"report      {target}")
     if command.json:
@@ -93,18 +88,36 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
     return step_folders(locate(path, "--batch")[0])[::-1]
 
 
-def _subjects(command: DiagnoseCommand, paths: Sequence[Path]) -> Iterator[Subject]:
-    """Each checkpoint with its text, which checkpoints of one run share."""
+def _found(command: DiagnoseCommand) -> Iterator[Diagnosis]:
+    """Each checkpoint diagnosed; only one is held at a time, and those of one run share their text.
+
+    Raises:
+        CheckpointError: one is damaged, or with --batch all of them are.
+    """
+    from ebmvk.diagnosis.diagnosis import diagnose
     from ebmvk.diagnosis.subject import QUICK, Sizes, Subject, Text
     from ebmvk.training.workspace import open_device, open_run
 
-    device = open_device(command.device)
+    paths, device = _paths(command), open_device(command.device)
     texts: dict[Path, Text] = {}
-    for path in paths:
+
+    def one(path: Path) -> Diagnosis:
         run = open_run(path, "--checkpoint" if command.batch is None else "--batch", _say)
         if run.folder not in texts:
             texts[run.folder] = Text.of(run, command.data_dir)
-        yield Subject(run, device, texts[run.folder], QUICK if command.quick else Sizes())
+        subject = Subject(run, device, texts[run.folder], QUICK if command.quick else Sizes())
+        _say(subject.name)
+        return diagnose(subject, _say)
+
+    left = len(paths)
+    for path in paths:
+        try:
+            yield one(path)
+        except CheckpointError as error:
+            left -= 1
+            if command.batch is None or not left:
+                raise
+            _say(f"{path} is left out: {error.what}")
 
 
 if __name__ == "__main__":

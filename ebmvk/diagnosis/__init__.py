@@ -5,7 +5,8 @@
 | `diagnosis` | which sections there are; runs them, and sets several checkpoints side by side |
 | `subject` | a checkpoint with the text it is diagnosed on, and how much of that is read |
 | `likelihood` | exact perplexity, also by how frequent a token is in the training text |
-| `course` | energy per epoch; has the run converged? the test behind the verdict |
+| `course` | energy per epoch; has the run converged? |
+| `verdict` | the test behind that verdict |
 | `chains` | denoising by noise level; Langevin chains and other samplers against p(v|c) |
 | `splats` | what is dead, double, used; their map, and the tokens near them |
 | `memory` | what the gate lets through, and what memory is worth |

@@ -6,13 +6,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
 from ebmvk.diagnosis.memory import GAIN
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.report.series import thin
 from ebmvk.training.evaluation import paired_interval
 
 SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
@@ -32,11 +36,13 @@ LOOKS = ("attention", "experts")  # both from one reading
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON-able. nats: (n,) of validation's first tokens, to pair with another's; tokens: which they are."""
+    """record: JSON-able. nats: (n,) of validation's first tokens, to pair with another's; tokens: which they are;
+    pieces: where those begin that an interval is taken over."""
 
     record: Row
     nats: Tensor
     tokens: bytes
+    pieces: npt.NDArray[np.int64]
 
 
 def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
@@ -64,7 +70,7 @@ def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
     add("experts", writing.experts(looked, subject.kind))
     sections["recommendations"] = recommendations(subject, sections)
     record = _facts(subject) | {"sections": sections, "absent": absent, "seconds": time.perf_counter() - began}
-    return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes())
+    return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes(), subject.pieces(subject.validation))
 
 
 def _facts(subject: Subject) -> Row:
@@ -87,24 +93,37 @@ def _facts(subject: Subject) -> Row:
 
 
 def _curves(subject: Subject) -> Row:
-    """Training and validation energy by step, for pictures."""
+    """Training and validation energy by step, for pictures: a few hundred points at most."""
     history = subject.history
+    training = thin([row["step"] for row in history.steps], [row["parts"]["ce"] for row in history.steps])
     return {
-        "training": [(row["step"], row["parts"]["ce"]) for row in history.steps],
+        "training": list(zip(*training, strict=True)),
         "validation": [(row["step"], row["validation"]["nats_per_token"]) for row in history.evals],
     }
 
 
-def together(found: Sequence[Diagnosis], subjects: Sequence[Subject]) -> Row:
+def together(found: Sequence[Diagnosis]) -> Row:
     """The record of one diagnosis or of several; each but the first with its difference to the first, token by token.
 
     gain: None where they read other tokens, so that nothing can be paired.
     """
     first, rows = found[0], []
-    for own, subject in zip(found, subjects, strict=True):
+    tails = _tails([own.record["folder"] for own in found])
+    for own, tail in zip(found, tails, strict=True):
         gain = None
         if own is not first and own.tokens == first.tokens:
-            values = paired_interval(own.nats, first.nats, subject.pieces(subject.validation))
+            values = paired_interval(own.nats, first.nats, own.pieces)
             gain = dict(zip(GAIN, values, strict=True))
-        rows.append(own.record | {"against_first": gain})
+        name = f"{tail}, step {own.record['step']:,}"
+        rows.append(own.record | {"name": name, "against_first": gain})
     return {"checkpoints": rows}
+
+
+def _tails(folders: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell the folders apart."""
+    parts = [Path(folder).parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        tails = [str(Path(*own[-length:])) for own in parts]
+        if len(set(tails)) == len(set(folders)):
+            break
+    return tails

@@ -12,7 +12,7 @@ from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
 from ebmvk.training.evaluation import paired_interval
-from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
+from ebmvk.training.memory import FIT_TOKENS, MEMORY_FILE, Fit, Reading, load
 from ebmvk.training.soc import nats_with
 
 GAIN = ("nats_per_token", "low", "high")
@@ -38,7 +38,7 @@ def _fit(subject: Subject) -> Fit:
 
 
 def _fitted(subject: Subject) -> Row:
-    """Each mode that the memory has, on the beginning of validation."""
+    """Each mode that the memory has, on the beginning of validation, which its gates are fitted on by default."""
     found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
     mode: Mode = "episodic" if found.static is None else "both"
     fit = _fit(subject)
@@ -51,6 +51,7 @@ def _fitted(subject: Subject) -> Row:
     return {
         "of": "memory.safetensors",
         "tokens": len(fit.tokens),
+        "fit_tokens": FIT_TOKENS,
         "nats_per_token": {name: float(own.mean()) for name, own in nats.items()},
         "gains": {name: dict(zip(GAIN, values, strict=True)) for name, values in gains.items()},
         "gate": {

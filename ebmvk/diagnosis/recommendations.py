@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
+from ebmvk.report.sections import SETTLED
 from ebmvk.training.advice import advice
 
 DEAD, TWINS, COVERED = 0.3, 0.1, 0.3  # shares of the splats; share of the contexts
@@ -13,6 +15,7 @@ UNBALANCED = 0.7  # effective experts over experts
 TEMPERATURE_OFF = 0.05
 WORTH = 0.01  # nats per token
 REPEATS = 0.1  # more than human text does
+MOST_STATIC = 150_000  # splats that `ebmvk memory` builds
 RECENT = 50  # steps whose mean is the training energy
 
 
@@ -27,7 +30,8 @@ def recommendations(subject: Subject, found: Row) -> list[str]:
 
 
 def _train(subject: Subject, steps: int) -> str:
-    return f"ebmvk train --resume --run-dir {shlex.quote(str(subject.run.folder))} --steps {steps}"
+    patience = " --patience 0" if subject.run.config.training.patience else ""  # or it would stop at once again
+    return f"ebmvk train --resume --run-dir {shlex.quote(str(subject.run.folder))} --steps {steps}{patience}"
 
 
 def _advice(subject: Subject, found: Row) -> Iterator[str]:
@@ -45,7 +49,7 @@ def _advice(subject: Subject, found: Row) -> Iterator[str]:
         train_nats=sum(recent) / len(recent),
         rose=best is not None and best["step"] != history.evals[-1]["step"],
         rate=history.steps[-1]["tokens"] / max(seconds, 1e-9),
-        epochs=history.step / max(1, history.facts["steps_per_epoch"]),
+        epochs=float(passes(history)[1][-1]) - 1,
     )
 
 
@@ -60,7 +64,8 @@ def _course(subject: Subject, found: Row) -> Iterator[str]:
         case "diverging":
             yield "validation gets worse while the training text does not: a new run with --patience 3, or more text"
         case "stalled":
-            yield f"the energy hardly fell: a new run with --lr {3 * training.learning_rate:g}, or --init corpus"
+            other = "" if training.init == "corpus" else ", or --init corpus"
+            yield f"the energy hardly fell: a new run with --lr {3 * training.learning_rate:g}{other}"
         case "undecided":
             yield f"too few steps or too much noise for a verdict: go on with `{longer}`"
     spikes = found.get("energy", {}).get("spikes", 0)
@@ -70,9 +75,7 @@ def _course(subject: Subject, found: Row) -> Iterator[str]:
 
 def _energies(subject: Subject, found: Row) -> Iterator[str]:
     config = subject.run.config
-    worse = [
-        level for level in found.get("denoising", {}).get("levels", []) if level["name"] and (level["ratio"] or 0) > 1
-    ]
+    worse = [level for level in found.get("denoising", {}).get("levels", []) if level["name"] and _worse(level)]
     if worse:
         yield (
             f"denoising at {worse[-1]['name']} is no better than unigram frequencies: "
@@ -93,22 +96,42 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
         yield f"chains have kinetic temperature {measured:.3f} where {wanted:g} is asked for: {how}"
 
 
+def _worse(level: Row) -> bool:
+    """Whether its error is above that of frequencies, by two standard errors and where that says something."""
+    ratio, settled = level["ratio"], level["unigram_loss"] < SETTLED
+    return ratio is not None and not settled and ratio - 1 > 2 * level["error"]
+
+
 def _splats(subject: Subject, found: Row) -> Iterator[str]:
-    config = subject.run.config.splats
     for store in found.get("splats", {}).get("stores", []):
-        n = store["splats"]
-        if store["dead"] and store["dead"] > DEAD * n:
-            yield f"{store['dead']:,} of {n:,} splats are dead: --curriculum-target-splats {max(1, store['active'])}"
-        if store["twins"] > TWINS * store["asked"]:
-            keep = max(1, round(n * (1 - store["twins"] / store["asked"])))
-            flag = "--curriculum-target-splats" if store["dead"] is not None else "--splats"
-            what = f"{store['twins']:,} of {store['asked']:,} splats are doubles of others ({store['name']})"
-            yield f"{what}: {flag} {keep}"
-        if store["coverage"] < COVERED and store["dead"] is not None:
-            yield (
-                f"splats cover {store['coverage']:.0%} of validation's contexts: "
-                f"--curriculum-target-splats {2 * config.curriculum_target_splats}"
-            )
+        n, twins = store["splats"], store["twins"] / max(1, store["asked"])
+        fewer = max(1, round(n * (1 - twins)))
+        doubles = f"{store['twins']:,} of {store['asked']:,} splats are doubles of others ({store['name']})"
+        if store["dead"] is None:
+            checkpoint = shlex.quote(str(subject.run.checkpoint.path))
+            if twins > TWINS:
+                yield f"{doubles}: `ebmvk memory --checkpoint {checkpoint} --splats {min(fewer, MOST_STATIC)}`"
+        elif not store["active"]:
+            yield f"none of {n:,} splats was recalled at the last checks: a new run saves their time by --no-enable-soc"
+        elif store["dead"] > DEAD * n:
+            yield f"{store['dead']:,} of {n:,} splats are dead: {_most_splats(subject, store['active'])}"
+        elif twins > TWINS:
+            yield f"{doubles}: {_most_splats(subject, fewer)}"
+        elif store["coverage"] < COVERED and (more := _more_splats(subject)):
+            yield f"splats cover {store['coverage']:.0%} of validation's contexts: {more}"
+
+
+def _most_splats(subject: Subject, n: int) -> str:
+    name = "curriculum-target-splats" if subject.run.config.splats.enable_curriculum_learning else "n-splats-init"
+    return f"a new run with --{name} {n}"
+
+
+def _more_splats(subject: Subject) -> str | None:
+    """Twice as many, or as many as may be; None where there are so many."""
+    config = subject.run.config.splats
+    now = config.curriculum_target_splats if config.enable_curriculum_learning else config.n_splats_init
+    most = min(2 * now, config.max_splats)
+    return _most_splats(subject, most) if most > now else None
 
 
 def _memory(subject: Subject, found: Row) -> Iterator[str]:
@@ -118,7 +141,10 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
         yield f"memory is worth {gain:.3f} nats per token: `ebmvk memory --checkpoint {folder}`"
     for mode, paired in memory.get("gains", {}).items():
         if paired["low"] > 0:
-            yield f"memory {mode} makes it worse: leave --memory {mode} away, or build it again with --fit-on training"
+            yield (
+                f"memory {mode} makes it worse, by default even on the text that its gates were fitted on: leave "
+                f"--memory {mode} away, or build it again by `ebmvk memory --checkpoint {folder} --fit-on training`"
+            )
     if found.get("external", {}).get("gain", {}).get("low", -1) > 0:
         yield "the external memory makes it worse: a new run with --no-use-memory"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.engine.api import Backend
 from ebmvk.model.language import LanguageModel
+from ebmvk.report.tables import STATIC, TRAINED
 from ebmvk.sphere.geometry import dist, projx
 from ebmvk.splats.coverage import posterior
 from ebmvk.splats.health import gini, health
@@ -31,7 +32,7 @@ _LAWS = 1 << 22  # probabilities held at once
 
 def splats(subject: Subject) -> Row | Absent:
     """Of the splats that training consolidated and of the static memory, whichever the checkpoint has."""
-    stores = {"consolidated during training": subject.store, "static memory": _static(subject)}
+    stores = {TRAINED: subject.store, STATIC: _static(subject)}
     found = [_described(subject, name, store) for name, store in stores.items() if store]
     return (
         {"stores": found} if found else Absent("the checkpoint has no memory splats, of training or of `ebmvk memory`")

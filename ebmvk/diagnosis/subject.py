@@ -15,13 +15,13 @@ from torch import Tensor
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.model.language import LanguageModel
-from ebmvk.report.metrics import History, read_metrics
+from ebmvk.report.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
+from ebmvk.training.checkpoint import SOC
 from ebmvk.training.evaluation import contexts, token_nats
-from ebmvk.training.workspace import Device, OpenRun
+from ebmvk.training.workspace import Device, OpenRun, check_same_text
 
-METRICS = "metrics.jsonl"
 DOCUMENTS, STRETCH = 20, 256
 Row = dict[str, Any]
 
@@ -72,12 +72,17 @@ class Text:
 
     @classmethod
     def of(cls, run: OpenRun, data_dir: Path | None) -> Text:
-        """The text that a run was trained on. Raises DataError where it cannot be found."""
+        """The text that a run was trained on.
+
+        Raises:
+            DataError: it cannot be found. CheckpointError: the files, or Python's own for `builtin`, are others now.
+        """
         data = run.config.data
         corpus = resolve(data.dataset, data_dir or data.data_dir)
         train, validation = (
             encode_split(corpus, split, run.tokenizer, apart=data.apart) for split in ("train", "validation")
         )
+        check_same_text(run.checkpoint, train, run.config)
         counts = torch.bincount(torch.from_numpy(train.tokens).long(), minlength=run.tokenizer.vocab_size)
         return cls(corpus.name, validation, train, counts)
 
@@ -111,7 +116,7 @@ class Subject:
     @cached_property
     def history(self) -> History:
         """Of the run up to this checkpoint; empty where the run folder has no metrics."""
-        path = self.run.folder / METRICS
+        path = self.run.folder / METRICS_FILE
         return read_metrics(path).until(self.run.checkpoint.step) if path.is_file() else History()
 
     @property
@@ -152,4 +157,4 @@ class Subject:
     def store(self) -> SplatStore | None:
         """The splats that training consolidated up to this checkpoint."""
         found = self.run.checkpoint
-        return store_of(found.soc, str(found.path / "soc.safetensors")) if found.soc else None
+        return store_of(found.soc, str(found.path / SOC)) if found.soc else None

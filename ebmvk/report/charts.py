@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from ebmvk.report.plots import GRID, INK, SERIES, STYLE, dress, svg_of
@@ -30,13 +31,16 @@ def bar_plot(
     """An <svg> element: a group of bars for each label, a colour for each of the series."""
     with _axes(name, (6.4, 3.1)) as (figure, axes):
         width = 0.8 / len(series)
-        for i, (label, values) in enumerate(series.items()):
+        colours = [SERIES[i % len(SERIES)] for i in range(len(series))]
+        for i, values in enumerate(series.values()):
             place = np.arange(len(labels)) + (i + 0.5) * width - 0.4
-            axes.bar(place, list(values), width * 0.92, label=label, color=SERIES[i % len(SERIES)])
+            axes.bar(place, list(values), width * 0.92, color=colours[i])
         dress(axes, xlabel, ylabel)
         axes.set_xticks(range(len(labels)), labels)
         if len(series) > 1:
-            figure.legend(loc="outside upper center", ncols=3, fontsize=9.5, labelcolor=INK, handlelength=1.0)
+            patches = [Patch(color=colour) for colour in colours]
+            how = {"ncols": 3, "fontsize": 9.5, "labelcolor": INK, "handlelength": 1.0}
+            figure.legend(patches, list(series), loc="outside upper center", **how)
         return svg_of(figure, name)
 
 

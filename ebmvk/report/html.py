@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ebmvk.report.metrics import History, Row, read_metrics
+from ebmvk.report.metrics import METRICS_FILE, History, Row, read_metrics
 from ebmvk.report.page import render
-from ebmvk.report.plots import Curve, heat_maps, line_plot, smooth, thin
+from ebmvk.report.plots import Curve, heat_maps, line_plot
+from ebmvk.report.sections import level_mark
+from ebmvk.report.series import smooth, thin
+from ebmvk.report.tables import shown
 
 SAMPLES = 6
 
@@ -21,7 +24,7 @@ def write_report(run: Path, target: Path) -> Path:
     Raises:
         OSError: a file cannot be read or written.
     """
-    history = read_metrics(run / "metrics.jsonl")
+    history = read_metrics(run / METRICS_FILE)
     samples = run / "samples.txt"
     text = samples.read_text(encoding="utf-8", errors="replace") if samples.is_file() else ""
     page = render(
@@ -35,7 +38,7 @@ def write_report(run: Path, target: Path) -> Path:
         levels=_levels(history),
         attention=attention_picture(history.end.get("looks")) if history.end else None,
         experts=(history.end.get("looks") or {}).get("experts", []) if history.end else [],
-        parts=history.steps[-1]["parts"] if history.steps else {},
+        shown=shown,
         samples="".join(re.split(r"(?m)^(?=--- step )", text)[-SAMPLES:]).rstrip(),
         config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
         facts=_facts(history),
@@ -82,7 +85,7 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
     """(title, explanation, svg) of every curve there is data for."""
     steps, loss = _series(history.steps, "loss")
     if steps:
-        x, y = thin(steps, smooth(loss, max(1, len(loss) // 40)))
+        x, y = thin(steps, smooth(loss))
         curves = [Curve("each step", *thin(steps, loss), faint=True), Curve("smoothed", x, y)]
         yield _plot("Training loss", "nats; the objective with all its parts", curves, ylabel="loss")
     for unit in ("token", "word"):
@@ -116,7 +119,7 @@ def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
     """Score matching by noise level, and the parts of the loss."""
     levels = history.evals[-1].get("score_matching", []) if history.evals else []
     if levels:
-        labels = [f"κ = {level['kappa']:.0f} {_named(level)}".strip() for level in levels]
+        labels = [f"κ = {level['kappa']:.0f} {level_mark(level)}".strip() for level in levels]
         curves = [Curve(label, *_level(history, i), dots=True, colour=i) for i, label in enumerate(labels)]
         note = "relative squared error of the score, by noise level; predicting no score at all gets 1"
         yield _plot("Score matching", note, curves, ylabel="L_κ", lines={"zero score": 1.0})
@@ -124,23 +127,21 @@ def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
     curves = []
     for name in names:
         x, y = _series(history.steps, "parts", name)
-        curves.append(Curve(name, *thin(x, smooth(y, max(1, len(y) // 40))), colour=len(curves)))
+        curves.append(Curve(name, *thin(x, smooth(y)), colour=len(curves)))
     if curves:
         yield _plot("Parts of the loss", "before their weights, smoothed", curves, ylabel="nats")
-
-
-def _named(level: Row) -> str:
-    return f"({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
 
 
 def _levels(history: History) -> list[Row]:
     """Rows of the table of score matching, of the last evaluation; those of before levels had names have none."""
     levels = history.evals[-1].get("score_matching", []) if history.evals else []
-    return [level | {"label": _named(level)} for level in levels if "ratio" in level]
+    return [level | {"label": level_mark(level)} for level in levels if "ratio" in level]
 
 
-def attention_picture(looks: Row | None) -> str | None:
-    """Heat maps of every head, with its mean entropy in nats and how many tokens it looks back; None without any."""
+def attention_picture(looks: Row | None, prefix: str = "") -> str | None:
+    """Heat maps of every head, with its mean entropy in nats and how many tokens it looks back; None without any.
+
+    prefix: of its name, which keeps its ids apart from those of another one on the page."""
     if not looks or not looks["attention"]:
         return None
     rows = [(own["layer"].removesuffix(".attention"), own["weights"]) for own in looks["attention"]]
@@ -148,7 +149,7 @@ def attention_picture(looks: Row | None) -> str | None:
         [f"{nats:.1f} nats, {back:.1f} back" for nats, back in zip(own["entropy"], own["distance"], strict=True)]
         for own in looks["attention"]
     ]
-    return heat_maps("Attention by layer and head", rows, titles)
+    return heat_maps(f"{prefix}Attention by layer and head", rows, titles)
 
 
 def _splat_plots(history: History) -> Iterator[tuple[str, str, str]]:
@@ -217,5 +218,5 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("ebmvk", facts["ebmvk"]),
         ("begun", facts["time"]),
     ]
-    trouble = (("restarts", history.restarts), ("unreadable lines of metrics.jsonl", history.broken_lines))
+    trouble = (("restarts", history.restarts), (f"unreadable lines of {METRICS_FILE}", history.broken_lines))
     return lines + [(what, str(count)) for what, count in trouble if count]

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-EVENTS = ("start", "resume", "step", "eval", "soc", "alert", "end")
+METRICS_FILE = "metrics.jsonl"
+_LIKELIHOOD = (
+    "nats_per_token", "ppl_token", "ppl_word", "bits_per_byte", "tokens", "words", "bytes", "context", "stride"
+)  # fmt: skip
+_FACTS = (
+    "parameters", "vocabulary", "steps", "steps_per_epoch", "threads", "corpus.name", "corpus.reason", "device",
+    "torch", "torch_device", "platform", "ebmvk", "time",
+    *(f"text.train.{name}" for name in ("tokens", "words", "bytes")),
+)  # fmt: skip
+USED: dict[str, tuple[str, ...]] = {
+    "start": _FACTS,
+    "resume": _FACTS,
+    "step": ("parts.ce", "grad_norm", "seconds", "tokens"),
+    "eval": tuple(f"validation.{name}" for name in _LIKELIHOOD),
+    "soc": (),
+    "alert": ("sign", "reason", "advice"),
+    "end": tuple(f"{of}.{name}" for of in ("validation", "trigram") for name in _LIKELIHOOD),
+}
+"""Paths of what readers take for granted, by event: numbers, but for WORDS."""
+WORDS = {"name", "reason", "device", "torch", "torch_device", "platform", "ebmvk", "time", "sign", "advice"}
 
 
 @dataclass
 class History:
-    """Rows by event, steps rising. A step that was taken again after a restart appears once, as it was last taken."""
+    """Rows by event, steps rising. A step that was taken again after a restart appears once, as it was last taken.
 
-    facts: Row = field(default_factory=dict)
+    starts: what the run ran on, from the step on at which it started or went on."""
+
+    starts: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     soc: list[Row] = field(default_factory=list)
@@ -30,9 +52,15 @@ class History:
         def before(rows: list[Row]) -> list[Row]:
             return [row for row in rows if row["step"] <= step]
 
+        starts = self.starts[:1] + [row for row in self.starts[1:] if row["step"] < step]
         ended = self.end if self.end and self.end["step"] <= step else None
         steps, evals, soc, alerts = map(before, (self.steps, self.evals, self.soc, self.alerts))
-        return replace(self, steps=steps, evals=evals, soc=soc, alerts=alerts, end=ended)
+        return replace(self, starts=starts, steps=steps, evals=evals, soc=soc, alerts=alerts, end=ended)
+
+    @property
+    def facts(self) -> Row:
+        """What the run ran on last."""
+        return self.starts[-1] if self.starts else {}
 
     @property
     def step(self) -> int:
@@ -51,28 +79,49 @@ class History:
 
 
 def read_metrics(path: Path) -> History:
-    """Read metrics.jsonl; a line that a kill cut short is counted in `broken_lines` and skipped, events of other kinds
-    are skipped."""
+    """Read metrics.jsonl; a line that a kill cut short, or that lacks what readers use, is counted in `broken_lines`
+    and skipped; events of other kinds are skipped."""
     history = History()
     series = {"step": history.steps, "eval": history.evals, "soc": history.soc, "alert": history.alerts}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=_finite, parse_constant=_finite)
             event = row["event"]
-            if event not in EVENTS:
+            if event not in USED:
                 continue
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError):
+            _check(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
             history.broken_lines += 1
             continue
         if event in ("start", "resume"):
             history.restarts += event == "resume"
-            history.facts, history.end = row, None
             # A restart continues from an earlier checkpoint: what came after it was lost and is taken again.
+            history.starts[:] = [old for old in history.starts if old["step"] < row["step"]] + [row]
+            history.end = None
             for rows in series.values():
-                rows[:] = [old for old in rows if old["step"] <= step]
+                rows[:] = [old for old in rows if old["step"] <= row["step"]]
         elif event == "end":
             history.end = row
         else:
             series[event].append(row)
     return history
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _check(row: Row) -> None:
+    """Raises KeyError, TypeError, ValueError where a row lacks what readers use, or has another type there."""
+    if type(row["step"]) is not int:
+        raise TypeError("step")
+    for path in USED[row["event"]]:
+        keys = path.split(".")
+        value: Any = row
+        for key in keys:
+            value = value[key]
+        kinds = (str,) if keys[-1] in WORDS else (int, float)
+        if type(value) not in kinds and (value, keys[-1]) != (None, "ppl_word"):
+            raise TypeError(path)

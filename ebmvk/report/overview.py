@@ -7,7 +7,7 @@ from typing import Any
 
 from ebmvk.report.metrics import Row
 from ebmvk.report.sections import TITLES, sections
-from ebmvk.report.tables import Table, at, interval, number, percent, plain
+from ebmvk.report.tables import STATIC, TRAINED, Table, at, interval, number, percent, plain
 
 
 def lines(record: Row) -> Iterator[str]:
@@ -41,14 +41,6 @@ def _share(*keys: Any) -> Callable[[Row], str]:
     return lambda record: percent(at(record, *keys))
 
 
-def _ratio(name: str) -> Callable[[Row], str]:
-    def figure(record: Row) -> str:
-        levels = [level for level in at(record, "denoising", "levels") or [] if level["name"] == name]
-        return number(levels[0]["ratio"], ".3f") if levels else "–"
-
-    return figure
-
-
 FIGURES: dict[str, Callable[[Row], str]] = {
     "model": lambda record: record["model"],
     "parameters": lambda record: f"{record['parameters'] / 1e6:.2f} M",
@@ -59,11 +51,13 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else "–",
     "nats per token of training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
     "verdict": lambda record: at(record, "convergence", "verdict") or "–",
-    "denoising error at ½ κ_c, of frequencies'": _ratio("1/2 kappa_c"),
-    "denoising error at κ_c, of frequencies'": _ratio("kappa_c"),
+    "denoising error at ½ κ_c, of frequencies'": _figure(".3f", "denoising", "levels", "1/2 kappa_c", "ratio"),
+    "denoising error at κ_c, of frequencies'": _figure(".3f", "denoising", "levels", "kappa_c", "ratio"),
     "kinetic temperature": _figure(".4f", "langevin", "samplers", 0, "kinetic_temperature"),
-    "memory splats": _figure(",d", "splats", "stores", 0, "splats"),
-    "coverage": _share("splats", "stores", 0, "coverage"),
+    "splats of training": _figure(",d", "splats", "stores", TRAINED, "splats"),
+    "coverage by them": _share("splats", "stores", TRAINED, "coverage"),
+    "static splats": _figure(",d", "splats", "stores", STATIC, "splats"),
+    "coverage by static ones": _share("splats", "stores", STATIC, "coverage"),
     "repetition of samples": _share("samples", "model", "repetition_rate"),
     "distinct-2 of samples": _figure(".3f", "samples", "model", "distinct_2"),
     "effective experts": _figure(".2f", "experts", "layers", 0, "effective"),

@@ -9,8 +9,9 @@ from typing import Any
 from ebmvk.report.charts import bar_plot, histogram_plot, map_plot
 from ebmvk.report.html import attention_picture
 from ebmvk.report.metrics import Row
-from ebmvk.report.plots import Curve, line_plot, smooth, thin
-from ebmvk.report.tables import at
+from ebmvk.report.plots import Curve, line_plot
+from ebmvk.report.series import smooth, thin
+from ebmvk.report.tables import TRAINED, at
 
 Points = Sequence[tuple[float, float]]
 
@@ -19,7 +20,13 @@ MOST_CURVES = 6  # colours there are
 TRENDS: dict[str, tuple[Any, ...]] = {
     "Bits per byte": ("exact, on the same tokens for each checkpoint", "likelihood", "validation", "bits_per_byte"),
     "Nats of training text": ("per token, exact, of its beginning", "likelihood", "training", "nats_per_token"),
-    "Coverage": ("share of validation contexts that memory splats explain", "splats", "stores", 0, "coverage"),
+    "Coverage": (
+        "share of validation contexts that memory splats of training explain",
+        "splats",
+        "stores",
+        TRAINED,
+        "coverage",
+    ),
     "Distinct-2 of samples": ("different pairs of tokens over all", "samples", "model", "distinct_2"),
 }
 LABELS = {
@@ -75,7 +82,7 @@ def _energy(record: Row, prefix: str) -> Iterator[Picture]:
     x, y = _columns(curves["training"])
     drawn = [
         Curve("each step", *thin(x, y), faint=True),
-        Curve("training, smoothed", *thin(x, smooth(y, max(1, len(y) // 40)))),
+        Curve("training, smoothed", *thin(x, smooth(y))),
     ]
     if curves["validation"]:
         drawn.append(_dots("validation", curves["validation"], 1))
@@ -136,8 +143,8 @@ def _map(found: Row, name: str, of: str, note: str) -> Picture:
     return Picture("Map", f"{of}: directions along the two axes of largest variance ({share}); {note}", svg)
 
 
-def _attention(record: Row, _prefix: str) -> Iterator[Picture]:
-    svg = attention_picture({"attention": record["sections"]["attention"]["layers"]})
+def _attention(record: Row, prefix: str) -> Iterator[Picture]:
+    svg = attention_picture({"attention": record["sections"]["attention"]["layers"]}, prefix)
     assert svg is not None  # the section is absent where there is none
     yield Picture("What each head looks at", "position t (down) at position s (across); darker is more", svg, wide=True)
 
@@ -196,7 +203,7 @@ def _courses(records: Sequence[Row]) -> Picture:
     drawn = []
     for colour, own in enumerate(records):
         x, y = _columns(own["curves"]["training"])
-        drawn.append(Curve(own["name"], *thin(x, smooth(y, max(1, len(y) // 40))), colour=colour))
+        drawn.append(Curve(own["name"], *thin(x, smooth(y)), colour=colour))
     svg = line_plot("Courses", drawn, ylabel="nats")
     return Picture("Training energy", "E(v|c) of the true tokens, smoothed", svg)
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Drawn in these colours, which nothing else in the picture has, then replaced by the page's own variables.
@@ -38,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "text.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # a run may be named $x$
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
@@ -53,23 +55,6 @@ class Curve:
     faint: bool = False
     dots: bool = False
     colour: int = 0
-
-
-def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average with the start's bias removed; span: about how many values it remembers."""
-    keep, total, weight, out = 1.0 - 1.0 / max(1, span), 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(total / weight)
-    return out
-
-
-def thin(x: Sequence[float], y: Sequence[float], points: int = 600) -> tuple[list[float], list[float]]:
-    """At most `points` points, each the mean of a stretch: a long run must not make a long picture."""
-    if len(x) <= points:
-        return list(x), list(y)
-    parts = np.array_split(np.arange(len(x)), points)
-    return [float(np.mean(np.take(x, part))) for part in parts], [float(np.mean(np.take(y, part))) for part in parts]
 
 
 def line_plot(
@@ -94,8 +79,8 @@ def line_plot(
         figure = Figure(figsize=(6.4, 3.1), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for curve in curves:
-            _draw(axes, curve)
+        drawn = [(_draw(axes, curve), curve) for curve in curves]
+        named = [(line, curve.label) for line, curve in drawn if not curve.faint]
         for label, value in (lines or {}).items():
             axes.axhline(value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -106,8 +91,11 @@ def line_plot(
         low, high = axes.get_ylim()
         if high - low < span:
             axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
-        if sum(not curve.faint for curve in curves) > 1:
-            figure.legend(loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4)
+        if len(named) > 1:
+            # Handed over: of themselves, names that begin with _ are left out.
+            figure.legend(
+                *zip(*named, strict=True), loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4
+            )
         return svg_of(figure, name)
 
 
@@ -135,17 +123,17 @@ def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequ
         return svg_of(figure, name)
 
 
-def _draw(axes: Axes, curve: Curve) -> None:
-    axes.plot(
+def _draw(axes: Axes, curve: Curve) -> Line2D:
+    (line,) = axes.plot(
         np.asarray(curve.x, dtype=float),
         np.asarray(curve.y, dtype=float),
-        label=None if curve.faint else curve.label,
         color=SERIES[curve.colour % len(SERIES)],
         alpha=0.28 if curve.faint else 1.0,
         linewidth=1.0 if curve.faint else 1.8,
         marker="o" if curve.dots else None,
         markersize=4.0,
     )
+    return line
 
 
 def dress(axes: Axes, xlabel: str, ylabel: str, log: bool = False, log_x: bool = False) -> None:

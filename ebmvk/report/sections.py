@@ -114,10 +114,9 @@ def _energy(found: Row) -> Section:
     return Section("energy", TITLES["energy"], note, [Table(head, rows)])
 
 
-def level_name(level: Row) -> str:
-    """Its kappa, and the name it has."""
-    named = f" ({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
-    return f"{level['kappa']:.1f}{named}"
+def level_mark(level: Row) -> str:
+    """The name that a noise level has, in brackets."""
+    return f"({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
 
 
 SETTLED = 1e-3  # a reference error below which the token is plain to see, and a ratio of errors says nothing
@@ -131,7 +130,8 @@ def _denoising(found: Row) -> Section:
     )
     rows = [
         (
-            level_name(level), f"{level['angle']:.1f}°", f"{level['sigma']:.3g}", number(level["loss"]),
+            f"{level['kappa']:.1f} {level_mark(level)}".strip(), f"{level['angle']:.1f}°",
+            f"{level['sigma']:.3g}", number(level["loss"]),
             number(level["unigram_loss"]),
             "–" if level["ratio"] is None or level["unigram_loss"] < SETTLED
             else f"{percent(1 - level['ratio'])} ± {100 * level['error']:.1f}",
@@ -246,7 +246,9 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        "bootstrap over documents, or over stretches of the text where documents are few."
+        "bootstrap over documents, or over stretches of the text where documents are few. By default gates are fitted "
+        f"on the first {found['fit_tokens']:,} tokens of validation, so that these figures are in sample and flatter "
+        "the memory; with --fit-on training they are not."
     )
     tables = [
         Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),

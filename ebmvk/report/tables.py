@@ -9,6 +9,7 @@ from typing import Any
 from ebmvk.report.metrics import Row
 
 Cells = Sequence[str]
+TRAINED, STATIC = "consolidated during training", "static memory"  # stores of splats
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ def interval(gain: Row) -> str:
 
 
 def at(record: Row, *keys: Any) -> Any:
-    """The value at a path below the sections; None where it ends early."""
+    """The value at a path below the sections, where a name picks a row of a list; None where it ends early."""
     value: Any = record["sections"]
     for key in keys:
         if isinstance(value, dict):
             value = value.get(key)
         elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
             value = value[key]
+        elif isinstance(value, list):
+            value = next((row for row in value if row.get("name") == key), None)
         else:
             return None
     return value

@@ -92,6 +92,32 @@ def test_checkpoints_of_a_run_side_by_side(trained: Path, diagnose: Command, tmp
     assert "Bits per byte" in page.text
 
 
+def test_a_damaged_checkpoint_is_left_out(trained: Path, ebmvk: Command, tmp_path: Path, device: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "checkpoints" / "step-4" / "model.safetensors").write_bytes(b"")
+    said = ebmvk("diagnose", "--batch", run, "--device", device, "--quick", "--json")
+    assert said.status == 0, said.err
+    assert [own["step"] for own in json.loads(said.out)["checkpoints"]] == [8]
+    assert "step-4 is left out" in said.err
+    (run / "checkpoints" / "step-8" / "model.safetensors").write_bytes(b"")
+    said = ebmvk("diagnose", "--batch", run, "--device", device, "--quick")
+    assert said.status == 2
+    assert "  try: " in said.err
+
+
+def test_another_text_than_that_of_training_is_refused(
+    train: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    run, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the cat\n" * 400, encoding="utf-8")
+    train(run, "--dataset", text, "--tokenizer", "char", "--model", "plain", *SHORT)
+    text.write_text(text.read_text(encoding="utf-8").replace("cat", "cap"), encoding="utf-8")
+    said = ebmvk("diagnose", "--checkpoint", run, "--device", device, "--quick")
+    assert said.status == 2
+    assert "is not the text this run was trained on" in said.err
+
+
 def test_runs_of_other_tokens_are_not_paired(
     train: Command, trained: Path, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.signal import lfilter
 from torch import Tensor
 
-import ebmvk.diagnosis.recommendations
-from ebmvk import generate, memory, train
 from ebmvk.data.windows import TokenStream
-from ebmvk.diagnosis.course import epochs, spikes, verdict
+from ebmvk.diagnosis.course import epochs, spikes
+from ebmvk.diagnosis.diagnosis import Diagnosis, together
 from ebmvk.diagnosis.likelihood import EDGES, buckets
 from ebmvk.diagnosis.splats import histogram, nearest_angles, projected, spaced, twins
+from ebmvk.diagnosis.verdict import verdict
 from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
+from ebmvk.report.charts import bar_plot
 from ebmvk.report.diagnosis import marked
-from ebmvk.report.metrics import History, read_metrics
+from ebmvk.report.metrics import METRICS_FILE, History, read_metrics
+from ebmvk.report.pictures import PICTURES
+from ebmvk.report.plots import Curve, line_plot
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.health import gini
 from ebmvk.splats.store import SplatStore
-from ebmvk.training import advice
 
 D, V = 16, 40
 
@@ -112,6 +116,41 @@ def test_noise_alone_is_seldom_taken_for_a_trend() -> None:
     assert words["converged"] == 0
 
 
+def _related(r: float, steps: int, seed: int) -> list[float]:
+    """A flat course whose noise, of deviation 0.4, goes on from step to step: AR(1)."""
+    noise = np.random.default_rng(seed).normal(size=steps)
+    noise[1:] *= np.sqrt(1 - r * r)
+    return list(6.5 + 0.4 * lfilter([1.0], [1.0, -r], noise))
+
+
+@pytest.mark.parametrize(("r", "steps", "most"), [(0.5, 120, 0.13), (0.9, 400, 0.13), (0.9, 40, 0.23)])
+def test_noise_that_goes_on_is_seldom_taken_for_a_trend(r: float, steps: int, most: float) -> None:
+    """Within a correlation's own length a trend cannot be told from noise: 40 steps of r = 0.9 have the worst rate."""
+    words = [verdict(_related(r, steps, seed)).word for seed in range(200)]
+    assert sum(word in ("converging", "diverging") for word in words) < most * 200
+
+
+@pytest.mark.parametrize("r", [0.5, 0.9])
+def test_a_trend_is_found_in_noise_that_goes_on(r: float) -> None:
+    fall = np.linspace(0, 6, 400)
+    words = Counter(verdict(list(_related(r, 400, seed) - fall + 4)).word for seed in range(20))
+    assert words["converging"] >= 18
+
+
+@pytest.mark.parametrize("n", [16, 18, 20, 30])
+def test_a_trend_is_found_in_few_values_without_noise(n: int) -> None:
+    """Such as validation's: on the same tokens each time."""
+    for kind in ("converging", "diverging"):
+        assert verdict(_curve(kind, n, 0.0, 0)).word == kind
+
+
+@pytest.mark.parametrize("values", [[5.0] * 60, [5.0] * 40 + [6.0] * 20, [9.0] * 10 + [5.0] * 50])
+def test_stretches_without_any_change_are_judged(values: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert verdict(values).word == {6.0: "diverging", 5.0: "stalled" if values[0] == 5 else "converged"}[values[-1]]
+
+
 def test_spikes_are_found_where_they_were_planted() -> None:
     y = np.array(_curve("converging", 500, 0.1, 3))
     assert spikes(y) == 0
@@ -124,7 +163,7 @@ def test_epochs_part_the_steps() -> None:
     energies = np.random.default_rng(1).random(95) + 2
     steps = [{"step": i + 1, "parts": {"ce": float(value)}} for i, value in enumerate(energies)]
     evals = [{"step": 40, "validation": {"nats_per_token": 2.5}}]
-    found = epochs(History(facts={"steps_per_epoch": 20}, steps=steps, evals=evals))
+    found = epochs(History(starts=[{"step": 0, "steps_per_epoch": 20}], steps=steps, evals=evals))
     assert [own["steps"] for own in found] == [20, 20, 20, 20, 15]
     assert [own["validation"] for own in found] == [None, 2.5, None, None, None]
     weighted = sum(own["energy"] * own["steps"] for own in found) / 95
@@ -140,16 +179,49 @@ def test_a_history_until_a_step_knows_nothing_later() -> None:
     assert (part.end, part.step, whole.until(8)) == (None, 5, whole)
 
 
+def test_a_resumed_run_may_have_longer_epochs() -> None:
+    steps = [{"step": i + 1, "parts": {"ce": 2.0}} for i in range(50)]
+    starts = [{"step": 0, "steps_per_epoch": 20}, {"step": 30, "steps_per_epoch": 10}]
+    whole = History(starts=starts, steps=steps)
+    assert [(own["epoch"], own["steps"], own["of"]) for own in epochs(whole)] == [
+        (1, 20, 20), (2, 15, 15), (3, 10, 10), (4, 5, 10),
+    ]  # fmt: skip
+    assert [whole.until(step).facts["steps_per_epoch"] for step in (20, 30, 31)] == [20, 20, 10]
+
+
+def _metrics(tmp_path: Path, *lines: str) -> History:
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines), encoding="utf-8")
+    return read_metrics(tmp_path / METRICS_FILE)
+
+
+STEP = '{"event": "step", "step": 1, "parts": {"ce": 2.5}, "grad_norm": 1, "seconds": 0.5, "tokens": 64}'
+
+
 def test_events_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
-    lines = [
-        '{"event": "alert"}',
-        '{"event": "step", "step": 1}',
-        '{"event": "system", "step": "many"}',
-        '{"event": "st',
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = read_metrics(tmp_path / "metrics.jsonl")
+    found = _metrics(tmp_path, STEP, '{"event": "system", "step": "many"}', '{"event": "st')
     assert (len(found.steps), found.broken_lines) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "step", "step": 2}',
+        '{"event": "alert", "step": 2}',
+        '{"event": "eval", "step": 2, "validation": {"nats_per_token": 2.5}}',
+        '{"event": "resume", "step": 2}',
+        '{"event": ["step"]}',
+        "[1]",
+        *(
+            STEP.replace('"step": 1', f'"step": {other}')
+            for other in ('"2"', "true", "2.0", "1e999", "null", "[2]", "NaN")
+        ),
+        *(STEP.replace("2.5", other) for other in ("1e999", '"2.5"', "NaN", "null", "true", "{}")),
+        STEP.replace('{"ce": 2.5}', "3"),
+    ],
+)
+def test_a_line_that_lacks_what_readers_use_is_counted(line: str, tmp_path: Path) -> None:
+    found = _metrics(tmp_path, STEP, line)
+    assert (len(found.steps), found.broken_lines, found.restarts) == (1, 1, 0)
 
 
 # ---- splats --------------------------------------------------------------------------------------------------------
@@ -264,8 +336,38 @@ def test_a_marked_line_is_the_line() -> None:
     ]
 
 
-def test_every_flag_that_is_recommended_exists() -> None:
-    known = {*train.FLAGS, *memory.FLAGS, *generate.FLAGS}
-    for module in (ebmvk.diagnosis.recommendations, advice):
-        source = Path(module.__file__ or "").read_text(encoding="utf-8")
-        assert {flag for flag in re.findall(r"--[a-z][A-Za-z-]+", source) if flag not in known} == set()
+# ---- several runs in one picture -----------------------------------------------------------------------------------
+
+
+def _diagnosis(folder: str, step: int) -> Diagnosis:
+    return Diagnosis({"folder": folder, "step": step}, torch.rand(9).double(), folder.encode(), np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["/x/a", "/x/a"], ["a, step 3", "a, step 4"]),
+        (["/x/a/run", "/x/b/run"], ["a/run, step 3", "b/run, step 4"]),
+        (["a/run", "/x/a/run", "b"], ["a/run, step 3", "x/a/run, step 4", "b, step 5"]),
+    ],
+)
+def test_runs_have_names_that_tell_them_apart(folders: list[str], names: list[str]) -> None:
+    found = together([_diagnosis(folder, step) for step, folder in enumerate(folders, start=3)])
+    assert [own["name"] for own in found["checkpoints"]] == names
+
+
+def test_every_name_is_in_the_legend_as_it_is() -> None:
+    names = ["_hidden", r"a$\foo$", "plain"]
+    curves = [Curve(name, [1.0, 2.0], [1.0, i], colour=i) for i, name in enumerate(names)]
+    drawn = [line_plot("lines", curves, ylabel="y")]
+    drawn.append(bar_plot("bars", ["1", "2"], {name: [1.0, 2.0] for name in names}, xlabel="x", ylabel="y"))
+    assert [name for svg in drawn for name in names if f">{name}<" not in svg] == []
+
+
+def test_pictures_side_by_side_share_no_ids() -> None:
+    layer = {"layer": "one", "weights": [[[1.0, 0.0], [0.5, 0.5]]], "entropy": [0.3], "distance": [0.2]}
+    record = {"sections": {"attention": {"layers": [layer]}}}
+    svgs = ["".join(own.svg for own in PICTURES["attention"](record, prefix)) for prefix in ("1. ", "2. ")]
+    one, two = (set(re.findall(r' id="([^"]+)"', svg)) for svg in svgs)
+    assert one
+    assert one & two == set()

@@ -1,0 +1,153 @@
+"""Whether a loss has converged, by a test that is stated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Word = Literal["converging", "converged", "stalled", "diverging", "undecided"]
+Values = npt.NDArray[np.float64]
+LEVEL = 0.05  # of the tests, two-sided
+JUMP_LEVEL = 1e-4  # the stretch that is compared with is the best of ten, so the level must be small
+MATERIAL = 0.01  # of the present level: a smaller change over the second half of a run is none
+NOISY = 0.05  # of the present level: with a wider interval nothing can be said
+PROGRESS = 0.05  # of the first level: who has not come so far has stalled, not converged
+ERRORS = 3.0  # standard errors that the progress has to exceed, too
+BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
+RELATED = 0.98  # the largest correlation of neighbours that is believed
+TEST = (
+    "trend of the second half: Mann-Kendall at the 5 % level, its variance corrected for autocorrelation (Hamed and "
+    "Rao), or a sign test of the steps from mean to mean at half that level, Theil-Sen slope with its 95 % interval, "
+    "on up to 20 means of as many stretches; a change below 1 % of the level counts as none. Diverging also where the "
+    "last tenth lies more than 2 % above the best tenth (Welch with the same correlation, p < 1e-4). Without a trend, "
+    "undecided where the interval reaches beyond 5 % of the level; converged where the level is 5 % and three "
+    "standard errors below the first, else stalled. The verdict is that on training energies; validation's where it "
+    "is diverging, or where training's alone is undecided"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """change: over the second half, in the unit of the values, with its interval; p: of the trend; n: means tested;
+    level: mean of the second half; fallen: share of the first level that was gained since; all None where there are too
+    few values to test. reason: one line."""
+
+    word: Word
+    reason: str
+    n: int
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    level: float | None = None
+    fallen: float | None = None
+
+
+def verdict(values: Sequence[float]) -> Verdict:
+    """Of a loss by step or by evaluation: the smaller the better, values > 0."""
+    y = np.asarray(values, dtype=np.float64)
+    second = y[len(y) // 2 :]
+    if len(second) < LEAST:
+        return Verdict("undecided", f"of {len(y)} values, where {2 * LEAST} are needed", len(second))
+    means = np.array([part.mean() for part in np.array_split(second, min(BLOCKS, len(second)))])
+    found = _trend(means)
+    level, beginning, end = float(second.mean()), y[: max(1, len(y) // 50)], second[len(second) // 2 :]
+    fallen = float((beginning.mean() - end.mean()) / max(beginning.mean(), 1e-300))
+    noise = float(end.std() * math.sqrt(1 / len(beginning) + 1 / len(end)) / max(beginning.mean(), 1e-300))
+    found |= {"level": level, "fallen": fallen}
+    word, reason = _judged(found, jumped=_jumped(y), learned=fallen > max(PROGRESS, ERRORS * noise))
+    return Verdict(word, reason, len(means), **found)
+
+
+def _trend(means: Values) -> dict[str, float]:
+    """Mann and Kendall's p and Theil and Sen's slope (Sen 1968), as a change from the first mean to the last.
+
+    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k.
+    """
+    n, span = len(means), len(means) - 1
+    first, second = np.triu_indices(n, 1)
+    slopes = np.sort((means[second] - means[first]) / (second - first))
+    s, slope = float(np.sign(slopes).sum()), float(np.median(slopes))
+    ties = np.unique(means, return_counts=True)[1]
+    variance = (n * span * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18
+    lag = np.arange(1, n)
+    r = _related(means - slope * np.arange(n))
+    variance *= 1 + 2 * float(((n - lag) * (n - lag - 1) * (n - lag - 2) * r**lag).sum()) / (n * span * (n - 2))
+    reach = float(stats.norm.isf(LEVEL / 2)) * math.sqrt(variance)
+    low, high = (round((len(slopes) - 1 + side * reach) / 2) for side in (-1, 1))
+    p = 2 * float(stats.norm.sf(max(0.0, abs(s) - 1) / math.sqrt(variance))) if variance > 0 else 1.0
+    return {
+        "change": slope * span,
+        "low": float(slopes[max(0, low)]) * span,
+        "high": float(slopes[min(len(slopes) - 1, high)]) * span,
+        "p": min(1.0, p, 2 * _sign_test(np.diff(means))),
+    }
+
+
+def _sign_test(rises: Values) -> float:
+    """p of so many rises or falls under a random walk, the most correlated noise: few means that all rise say enough,
+    where a correlation cannot be estimated."""
+    up, down = int((rises > 0).sum()), int((rises < 0).sum())
+    return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
+
+
+def _related(residuals: Values) -> float:
+    """Correlation of the ranks of neighbours, 0 to `RELATED`, as it is before a line was fitted to few of them: of n
+    values it then appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954; a line in place of a mean)."""
+    n = len(residuals)
+    ranks = stats.rankdata(residuals) - (n + 1) / 2
+    own = float(ranks @ ranks)
+    return min(RELATED, max(0.0, (n * float(ranks[1:] @ ranks[:-1]) / own + 2) / (n - 4))) if own else 0.0
+
+
+def _jumped(y: Values) -> bool:
+    """Whether the last tenth lies above the best tenth by more than noise and by a material amount.
+
+    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat. Soc. 8 (1946).
+    """
+    parts = np.array_split(y, 10)
+    if min(map(len, parts)) < 2:
+        return False
+    best, last = min(parts, key=lambda part: float(part.mean())), parts[-1]
+    above = float(last.mean() - best.mean())
+    if above <= 2 * MATERIAL * best.mean():
+        return False
+    before = y[len(y) // 2 : -len(last)]  # the jump itself is no autocorrelation
+    place = np.arange(len(before))
+    r = _related(before - np.polyval(np.polyfit(place, before, 1), place))
+    one, other = (float(part.var(ddof=1)) / len(part) * _inflation(r, len(part)) for part in (last, best))
+    if one + other == 0:
+        return True
+    share = one / (one + other)
+    freedom = 1 / (share**2 / (len(last) - 1) + (1 - share) ** 2 / (len(best) - 1))
+    return bool(stats.t.sf(above / math.sqrt(one + other), freedom) < JUMP_LEVEL)
+
+
+def _inflation(r: float, m: int) -> float:
+    """What the variance of a mean of m values is larger by than s^2 / m says, where their correlations are r^k."""
+    lag = np.arange(1, m)
+    of_mean = 1 + 2 * float(((1 - lag / m) * r**lag).sum())
+    return of_mean / (1 - (of_mean - 1) / (m - 1))
+
+
+def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Word, str]:
+    change, level = found["change"], found["level"]
+    said = (
+        f"{change:+.4f} over the second half (95 % {found['low']:+.4f} to {found['high']:+.4f}), p = {found['p']:.2g}"
+    )
+    said = said.replace("-", "−")
+    if jumped:
+        return "diverging", f"with its last tenth above its best tenth; {said}"
+    if found["p"] < LEVEL and abs(change) > MATERIAL * level:
+        return ("converging", f"still falling: {said}") if change < 0 else ("diverging", f"rising: {said}")
+    if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
+        return "undecided", f"too noisy to tell: {said}"
+    if not learned:
+        return "stalled", f"flat, and {max(0.0, 100 * found['fallen']):.1f} % below where it began: {said}"
+    return "converged", f"flat, {100 * found['fallen']:.0f} % below where it began: {said}"
