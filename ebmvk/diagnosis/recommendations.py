@@ -9,13 +9,13 @@ from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.report.sections import SETTLED
 from ebmvk.training.advice import advice
+from ebmvk.training.memory import MAX_SPLATS
 
 DEAD, TWINS, COVERED = 0.3, 0.1, 0.3  # shares of the splats; share of the contexts
 UNBALANCED = 0.7  # effective experts over experts
 TEMPERATURE_OFF = 0.05
 WORTH = 0.01  # nats per token
 REPEATS = 0.1  # more than human text does
-MOST_STATIC = 150_000  # splats that `ebmvk memory` builds
 RECENT = 50  # steps whose mean is the training energy
 
 
@@ -110,7 +110,7 @@ def _splats(subject: Subject, found: Row) -> Iterator[str]:
         if store["dead"] is None:
             checkpoint = shlex.quote(str(subject.run.checkpoint.path))
             if twins > TWINS:
-                yield f"{doubles}: `ebmvk memory --checkpoint {checkpoint} --splats {min(fewer, MOST_STATIC)}`"
+                yield f"{doubles}: `ebmvk memory --checkpoint {checkpoint} --splats {min(fewer, MAX_SPLATS)}`"
         elif not store["active"]:
             yield f"none of {n:,} splats was recalled at the last checks: a new run saves their time by --no-enable-soc"
         elif store["dead"] > DEAD * n:
