@@ -15,6 +15,7 @@ from ebmvk.config import Config, check, check_resume, replace
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.report.metrics import History
 from ebmvk.training.advice import advice
+from ebmvk.training.memory import MAX_SPLATS
 
 STORE = {"name": "s", "splats": 100, "dead": 5, "active": 95, "twins": 2, "asked": 100, "coverage": 0.8}
 UNCOVERED = {"stores": [STORE | {"coverage": 0.1}]}
@@ -156,7 +157,7 @@ def _train(args: list[str], config: Config) -> None:
 
 def _memory(args: list[str], _config: Config) -> None:
     command = cli.parse(memory.MemoryCommand, args, command="memory", known=memory.FLAGS)
-    assert 1 <= command.splats <= memory.MAX_SPLATS
+    assert 1 <= command.splats <= MAX_SPLATS
 
 
 def _generate(args: list[str], _config: Config) -> None:
