@@ -66,8 +66,8 @@ def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
         add(name, section(subject))
         say(f"  {name}: {time.perf_counter() - start:.1f} s")
     looked = writing.looks(subject)
-    add("attention", writing.attention(looked))
-    add("experts", writing.experts(looked, subject.kind))
+    for name, found in zip(LOOKS, (writing.attention(looked), writing.experts(looked, subject.kind)), strict=True):
+        add(name, found)
     sections["recommendations"] = recommendations(subject, sections)
     record = _facts(subject) | {"sections": sections, "absent": absent, "seconds": time.perf_counter() - began}
     return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes(), subject.pieces(subject.validation))

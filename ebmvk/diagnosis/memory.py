@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model.infinito import ExternalMemory, Infinito
+from ebmvk.splats.health import quantiles
 from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
 from ebmvk.training.evaluation import paired_interval
 from ebmvk.training.memory import FIT_TOKENS, MEMORY_FILE, Fit, Reading, load
 from ebmvk.training.soc import nats_with
 
+SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
 GAIN = ("nats_per_token", "low", "high")
 
 
@@ -49,23 +51,17 @@ def _fitted(subject: Subject) -> Row:
     gates = found.gates[mode].log_weights(terms.features).exp()
     gains = {name: paired_interval(own, nats["none"], starts) for name, own in nats.items() if name != "none"}
     return {
-        "of": "memory.safetensors",
+        "of": MEMORY_FILE,
         "tokens": len(fit.tokens),
         "fit_tokens": FIT_TOKENS,
         "nats_per_token": {name: float(own.mean()) for name, own in nats.items()},
         "gains": {name: dict(zip(GAIN, values, strict=True)) for name, values in gains.items()},
         "gate": {
-            name: {"mean": float(column.mean()), "quantiles": _quantiles(column)}
+            name: {"mean": float(column.mean()), "quantiles": quantiles(column, SHARES)}
             for name, column in zip(("model", *TIERS[mode]), gates.T, strict=True)
         },
         "splats": 0 if found.static is None else found.static.n,
     }
-
-
-def _quantiles(values: Tensor) -> list[float]:
-    """At 5, 50 and 95 %."""
-    ordered = values.sort().values
-    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.05, 0.5, 0.95)]
 
 
 @torch.no_grad()
@@ -87,7 +83,7 @@ def external(subject: Subject) -> Row | Absent:
     return {
         "slots": len(model.memory.addresses),
         "threshold": float(model.memory.threshold),
-        "strength": {"mean": float(written.mean()), "quantiles": _quantiles(written)},
+        "strength": {"mean": float(written.mean()), "quantiles": quantiles(written, SHARES)},
         "gain": dict(zip(GAIN, paired_interval(nats, base, subject.pieces(stream)), strict=True)),
         "tokens": len(nats),
     }

@@ -14,9 +14,9 @@ from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.engine.api import Backend
 from ebmvk.model.language import LanguageModel
 from ebmvk.report.tables import STATIC, TRAINED
-from ebmvk.sphere.geometry import dist, projx
+from ebmvk.sphere.geometry import projx
 from ebmvk.splats.coverage import posterior
-from ebmvk.splats.health import gini, health
+from ebmvk.splats.health import gini, health, nearest_angles, neighbours, spaced
 from ebmvk.splats.soc import ACTIVE_CHECKS, NEAR
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.memory import MEMORY_FILE, load
@@ -85,7 +85,7 @@ def lexical(subject: Subject) -> Row | Absent:
     with torch.no_grad():
         mu, kappa = model.embeddings().float(), kappa.double().cpu()
     ask = spaced(len(mu), sizes.splats)
-    ids, cosines = _neighbours(mu.cpu(), backend, ask, 1)
+    ids, cosines = neighbours(mu.cpu(), backend, ask, 1)
     both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair may have been found from either side
     pairs = dict.fromkeys(tuple(both[i].tolist()) for i in cosines[:, 0].argsort(descending=True))
     return {
@@ -109,40 +109,12 @@ def lexical(subject: Subject) -> Row | Absent:
 # ---- neighbours ----------------------------------------------------------------------------------------------------
 
 
-def spaced(n: int, most: int) -> Tensor:
-    """(m,) int64: at most `most` of n numbers, at even distances."""
-    return torch.arange(0, n, max(1, -(-n // most)))
-
-
-def _neighbours(mu: Tensor, backend: Backend, ask: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """ids and cosines (m, k) of the nearest other rows of mu (n, d), best first; fewer where there are not so many."""
-    k = min(k, len(mu) - 1)
-    if k < 1:
-        return torch.zeros(len(ask), 0, dtype=torch.int64), torch.zeros(len(ask), 0)
-    found = backend.topk(mu[ask].contiguous(), backend.points(mu.contiguous()), k + 1)
-    ids, scores = found.ids.cpu(), found.scores.cpu()
-    # Of equal points another may come first, so that a row's own place is looked for, and the last one goes without.
-    own = (ids == ask[:, None]).int()
-    own[:, -1] |= (own.sum(1) == 0).int()
-    keep = own.argsort(dim=1, stable=True)[:, :k]
-    return ids.gather(1, keep), scores.gather(1, keep)
-
-
-def nearest_angles(store: SplatStore, backend: Backend, most: int) -> tuple[Tensor, Tensor]:
-    """(asked (m,), radians (m,)) between some splats and the nearest other one; no angle of a single splat."""
-    ask = spaced(store.n, most)
-    ids, _ = _neighbours(store.mu, backend, ask, 1)
-    if not ids.shape[1]:
-        return ask, torch.zeros(0, dtype=torch.float64)
-    return ask, dist(store.mu[ask].double(), store.mu[ids[:, 0]].double())
-
-
 def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
     """Those of ask (m,) with a double of a lower number: a direction within 2.6 degrees and nearly the same token law.
 
     They could be merged at no cost; a group of n counts n - 1 times.
     """
-    ids, cosines = _neighbours(store.mu, backend, ask, TWINS)
+    ids, cosines = neighbours(store.mu, backend, ask, TWINS)
     near = ((cosines >= TWIN_COSINE) & (ids < ask[:, None])).nonzero()
     found: set[int] = set()
     for part in torch.split(near, max(1, _LAWS // store.vocab_size)):

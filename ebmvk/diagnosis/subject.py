@@ -15,7 +15,7 @@ from torch import Tensor
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.model.language import LanguageModel
-from ebmvk.report.metrics import METRICS_FILE, History, read_metrics
+from ebmvk.report.metrics import History, read_history
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import SOC
@@ -116,8 +116,7 @@ class Subject:
     @cached_property
     def history(self) -> History:
         """Of the run up to this checkpoint; empty where the run folder has no metrics."""
-        path = self.run.folder / METRICS_FILE
-        return read_metrics(path).until(self.run.checkpoint.step) if path.is_file() else History()
+        return read_history(self.run.folder).until(self.run.checkpoint.step)
 
     @property
     def window(self) -> tuple[int, int]:

@@ -78,6 +78,12 @@ class History:
         return min(self.evals, key=lambda row: float(row["validation"]["nats_per_token"]), default=None)
 
 
+def read_history(run: Path) -> History:
+    """Of a run folder; empty where it has no metrics, as an exported model."""
+    path = run / METRICS_FILE
+    return read_metrics(path) if path.is_file() else History()
+
+
 def read_metrics(path: Path) -> History:
     """Read metrics.jsonl; a line that a kill cut short, or that lacks what readers use, is counted in `broken_lines`
     and skipped; events of other kinds are skipped."""

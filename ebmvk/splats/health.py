@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,17 +26,17 @@ def health(store: SplatStore, backend: Backend, *, step: int, since: int, steps_
     the frequencies, 0 where all splats are used alike, near 1 where few have it all; frequency, their mean, contexts
     recalled by a splat since its birth; tokens_per_splat.
     """
-    dead = int((store.last_use < since).sum())
+    dead, (_, angles) = int((store.last_use < since).sum()), nearest_angles(store, backend, _ASKED)
     return {
         "splats": store.n,
         "active": store.n - dead,
         "dead": dead,
         "mass": float(store.mass.sum()),
         "background": store.background,
-        "mass_quantiles": _quantiles(store.mass),
-        "kappa_quantiles": _quantiles(store.kappa.double()),
+        "mass_quantiles": quantiles(store.mass, _QUANTILES),
+        "kappa_quantiles": quantiles(store.kappa.double(), _QUANTILES),
         "age_epochs": float((step - store.birth).double().mean()) / steps_per_epoch,
-        "nearest_angle": _nearest_angle(store, backend),
+        "nearest_angle": float(angles.mean()) if len(angles) else 0.0,
         "usage_gini": gini(store.frequency),
         "frequency": float(store.frequency.mean()),
         "tokens_per_splat": len(store.count) / store.n,
@@ -58,16 +59,35 @@ def gini(values: Tensor) -> float:
     return float((rank * values.double().sort().values).sum()) / (n * total) if total > 0 else 0.0
 
 
-def _quantiles(values: Tensor) -> list[float]:
-    """By order alone: torch.quantile refuses more than 2^24 values."""
+def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
+    """Of (n,) values, by order alone: torch.quantile refuses more than 2^24."""
     ordered = values.sort().values
-    return [float(ordered[round(share * (len(ordered) - 1))]) for share in _QUANTILES]
+    return [float(ordered[round(share * (len(ordered) - 1))]) for share in shares]
 
 
-def _nearest_angle(store: SplatStore, backend: Backend) -> float:
-    if store.n < 2:
-        return 0.0
-    ask = torch.arange(0, store.n, -(-store.n // _ASKED))
-    ids = backend.topk(store.mu[ask], backend.points(store.mu), 2).ids.cpu()
-    other = torch.where(ids[:, 0] == ask, ids[:, 1], ids[:, 0])
-    return float(dist(store.mu[ask].double(), store.mu[other].double()).mean())
+def spaced(n: int, most: int) -> Tensor:
+    """(m,) int64: at most `most` of n numbers, at even distances."""
+    return torch.arange(0, n, max(1, -(-n // most)))
+
+
+def neighbours(mu: Tensor, backend: Backend, ask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """ids and cosines (m, k) of the nearest other rows of mu (n, d), best first; fewer where there are not so many."""
+    k = min(k, len(mu) - 1)
+    if k < 1:
+        return torch.zeros(len(ask), 0, dtype=torch.int64), torch.zeros(len(ask), 0)
+    found = backend.topk(mu[ask].contiguous(), backend.points(mu.contiguous()), k + 1)
+    ids, scores = found.ids.cpu(), found.scores.cpu()
+    # Of equal points another may come first, so that a row's own place is looked for, and the last one goes without.
+    own = (ids == ask[:, None]).int()
+    own[:, -1] |= (own.sum(1) == 0).int()
+    keep = own.argsort(dim=1, stable=True)[:, :k]
+    return ids.gather(1, keep), scores.gather(1, keep)
+
+
+def nearest_angles(store: SplatStore, backend: Backend, most: int) -> tuple[Tensor, Tensor]:
+    """(asked (m,), radians (m,)) between some splats and the nearest other one; no angle of a single splat."""
+    ask = spaced(store.n, most)
+    ids, _ = neighbours(store.mu, backend, ask, 1)
+    if not ids.shape[1]:
+        return ask, torch.zeros(0, dtype=torch.float64)
+    return ask, dist(store.mu[ask].double(), store.mu[ids[:, 0]].double())

@@ -11,7 +11,7 @@ from typing import Any
 import ebmvk
 from ebmvk.config import Config, replace, to_tables, write_toml
 from ebmvk.errors import CheckpointError, ConfigError
-from ebmvk.report.metrics import History, read_metrics
+from ebmvk.report.metrics import History, read_history
 from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
 from ebmvk.training.loop import Progress
@@ -128,8 +128,7 @@ model = ebmvk.Model.open("FOLDER")
 
 
 def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
-    metrics, found = run.folder / "metrics.jsonl", run.checkpoint
-    history = read_metrics(metrics) if metrics.is_file() else History()
+    found, history = run.checkpoint, read_history(run.folder)
     yield HEAD.format(
         model=config.model.model,
         corpus=history.facts.get("corpus", {}).get("name", config.data.dataset),

@@ -17,7 +17,7 @@ def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again
     """What of a step is not finite, the losses or a gradient; of losses also where that begins: in a weight, or in the
     output of a module. None where all is well.
 
-    again: does the step's forward pass once more, to watch it; called where a loss is bad.
+    again: does the step once more, to watch its modules; called where a loss is bad.
     """
     loss = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
     if loss is None and not bool(torch.isfinite(total)):
@@ -30,7 +30,7 @@ def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again
 
 def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
     """The first weight, or else the first output of a module in `again`, that is not finite."""
-    return bad_weight(model) or _bad_output(model, again)
+    return _bad_weight(model) or _bad_output(model, again)
 
 
 def _bad_gradient(model: nn.Module) -> str | None:
@@ -41,7 +41,7 @@ def _bad_gradient(model: nn.Module) -> str | None:
     return next(bad, "the norm of all gradients")
 
 
-def bad_weight(model: nn.Module) -> str | None:
+def _bad_weight(model: nn.Module) -> str | None:
     """The first weight that is not finite."""
     bad = (f"the weight '{name}'" for name, value in model.state_dict().items() if not _is_finite(value))
     return next(bad, None)

@@ -126,7 +126,7 @@ class Trainer:
         self._text = digest(streams.train)
         self._first_batch = 0
         self._last_ce: deque[float] = deque(maxlen=LAST)
-        self._unigram = frequencies(streams.train, tokenizer.vocab_size)
+        self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class Trainer:
             self.model,
             windows(stream, self.config.data.seq_length, SCORED_TOKENS).to(self.device.torch),
             self.device.backend,
-            self._unigram.to(self.device.torch),
+            self.unigram.to(self.device.torch),
             k=self.config.langevin.knn_k,
             seed=self.config.run.seed,
             extra=noise.given(self.config.training, self.config.model.latent_dim),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ebmvk.errors import NonFinite
+from ebmvk.report.metrics import METRICS_FILE
 from ebmvk.training import resources
 from ebmvk.training.alerts import Alert, Alerts, non_finite
 from ebmvk.training.checkpoint import storage_error
@@ -45,7 +46,7 @@ class Monitor:
         self, run: Path, *, quiet: bool, log_every: int, total: int, done: int, device: torch.device | None = None,
         alerts: Alerts | None = None, board: Board | None = None, display: Display | None = None,
     ) -> None:  # fmt: skip
-        self._path = run / "metrics.jsonl"
+        self._path = run / METRICS_FILE
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
         self._began, self._first, self._at = time.perf_counter(), done, done
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)

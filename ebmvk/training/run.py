@@ -28,7 +28,6 @@ from ebmvk.training.evaluation import text_size
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.rehearsal import rehearse
-from ebmvk.training.score_matching import frequencies
 from ebmvk.training.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.training.workspace import (
     REPORT_FILE,
@@ -221,7 +220,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,
-        "unigram_nats": float(torch.special.entr(frequencies(train, trainer.tokenizer.vocab_size).double()).sum()),
+        "unigram_nats": float(torch.special.entr(trainer.unigram.double()).sum()),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": job.config.training.steps,
         "steps_per_epoch": trainer.batches.steps_per_epoch,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmvk.errors import ConfigError, RunFailed
+from ebmvk.report.metrics import METRICS_FILE
 from ebmvk.training.checkpoint import write_atomic
 
 
@@ -81,6 +82,6 @@ class PlannedRun:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Rows of its metrics, of one kind."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]

@@ -17,7 +17,7 @@ from ebmvk.splats.gate import fit_gate, mix
 from ebmvk.splats.memory import Memory, Reader, Terms
 from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.checkpoint import Checkpoint
+from ebmvk.training.checkpoint import SOC, Checkpoint
 from ebmvk.training.losses import Losses
 from ebmvk.training.memory import Fit, Reading
 from ebmvk.training.workspace import Device, step_seed
@@ -65,7 +65,7 @@ class TrainingSoc:
         begins with no splats."""
         self._run_seconds = run_seconds
         if found.soc:
-            self.consolidation.restore(found.soc, str(found.path / "soc.safetensors"))
+            self.consolidation.restore(found.soc, str(found.path / SOC))
         else:
             self.consolidation.counters.step = found.step
         return bool(found.soc)

@@ -17,7 +17,7 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.diagnosis.course import epochs, spikes
 from ebmvk.diagnosis.diagnosis import Diagnosis, together
 from ebmvk.diagnosis.likelihood import EDGES, buckets
-from ebmvk.diagnosis.splats import histogram, nearest_angles, projected, spaced, twins
+from ebmvk.diagnosis.splats import histogram, projected, twins
 from ebmvk.diagnosis.verdict import verdict
 from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
@@ -27,7 +27,7 @@ from ebmvk.report.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.report.pictures import PICTURES
 from ebmvk.report.plots import Curve, line_plot
 from ebmvk.sphere.geometry import projx
-from ebmvk.splats.health import gini
+from ebmvk.splats.health import gini, nearest_angles, spaced
 from ebmvk.splats.store import SplatStore
 
 D, V = 16, 40
