@@ -101,6 +101,7 @@ class TrainingConfig:
     batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
     accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: their gradients are averaged.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
+    optimizer: Literal["muon", "adamw"] = "muon"  # Of hidden matrices; AdamW moves the rest.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
     grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
     patience: int = knob(0, low=0, resume=True)  # Stop after so many evaluations without a better one; 0: never.

@@ -267,11 +267,13 @@ class _Reading:
     def go_on(self) -> None:
         """To the texts' newest tokens; texts that ended are left behind."""
         rows = [i for i, text in enumerate(self.texts) if not text.ended]
+        some = len(rows) < len(self.texts)
         self.texts = [self.texts[i] for i in rows]
         if self.cache.length == self.model.reach:
             self._restart()
         else:
-            self.cache.keep(torch.tensor(rows, dtype=torch.int64, device=self.mu.device))
+            if some:
+                self.cache.keep(torch.tensor(rows, dtype=torch.int64, device=self.mu.device))
             self.new = torch.tensor([[text.ids[-1]] for text in self.texts], device=self.mu.device)
 
 

@@ -3,34 +3,79 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+ROOM = 64  # positions that a buffer has room for beyond twice what it holds
+
+
+class Growing:
+    """Tensors (B, ..., n, d) whose n grows, in a buffer with room: what is appended is written, the rest stays."""
+
+    def __init__(self, buffer: Tensor | None = None, begin: int = 0, end: int = 0) -> None:
+        self._buffer, self._begin, self._end = buffer, begin, end
+
+    def append(self, new: Tensor, most: int) -> Tensor:
+        """The last `most` of what there is, and then the new: a view, valid until the next append."""
+        begin = max(self._begin, self._end - most)
+        old, end = self._end - begin, self._end + new.shape[-2]
+        if self._buffer is None or end > self._buffer.shape[-2]:
+            room = new.new_empty(*new.shape[:-2], 2 * (old + new.shape[-2]) + ROOM, new.shape[-1])
+            if self._buffer is not None:
+                room[..., :old, :] = self._buffer[..., begin : self._end, :]
+            self._buffer, begin, end = room, 0, old + new.shape[-2]
+        self._buffer[..., end - new.shape[-2] : end, :] = new
+        self._begin, self._end = begin, end
+        return self._buffer[..., begin:end, :]
+
+    def numel(self) -> int:
+        """Numbers that there is room for."""
+        return 0 if self._buffer is None else self._buffer.numel()
+
+    def __getitem__(self, rows: Tensor) -> Growing:
+        """Of these rows. rows: (b,) int64."""
+        return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
+
 
 @dataclass
 class Cache:
-    """Of B rows of tokens. Each module keeps its own part, which only it understands; rows lie along dimension 0.
+    """Of B rows of tokens. Each module keeps its own part, which only it understands: tensors whose rows lie along
+    dimension 0, or `Growing` ones.
 
     pads: (B,) int64, how many of a row's first positions are padding: rows of unequal length end together. length:
-    positions read so far, padding included.
+    positions read so far, padding included. padded: whether any row has padding.
     """
 
     pads: Tensor
     length: int = 0
-    parts: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+    parts: dict[nn.Module, tuple[Any, ...]] = field(default_factory=dict)
+    padded: bool = field(init=False)
 
-    @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return bool((self.pads > 0).any())
+    def __post_init__(self) -> None:
+        self.padded = bool((self.pads > 0).any())
+        self._hidden: dict[tuple[int, int, int], Tensor] = {}
 
     def real(self, n: int) -> Tensor:
         """(B, n) bool: which of the next n positions are not padding."""
         places = torch.arange(self.length, self.length + n, device=self.pads.device)
         return places >= self.pads[:, None]
 
+    def hidden(self, new: int, reach: int) -> Tensor:
+        """(B, 1, new, reach) bool: which of the last `reach` positions are padding, for the `new` that are being read
+        and are the last of them. Padding sees itself, as a row of no weight at all would be no number."""
+        at = (self.length, new, reach)
+        if at not in self._hidden:
+            if self._hidden and next(iter(self._hidden))[0] != self.length:
+                self._hidden.clear()
+            place = torch.arange(self.length + new - reach, self.length + new, device=self.pads.device)
+            self._hidden[at] = (place < self.pads[:, None])[:, None, None] & (place != place[-new:, None])
+        return self._hidden[at]
+
     def keep(self, rows: Tensor) -> None:
         """Drops all other rows. rows: (b,) int64."""
         self.pads = self.pads[rows]
+        self.padded = bool((self.pads > 0).any())
+        self._hidden.clear()
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}

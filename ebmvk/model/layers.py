@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ebmvk.config import ModelConfig
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Cache, Growing
 from ebmvk.model.dropout import dropout
 
 MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
@@ -81,7 +81,8 @@ class _RmsNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor) -> Tensor:
     """sqrt(d) projx(x), without parameters: the matrix that follows would absorb a scale."""
-    if x.dtype in (torch.bfloat16, torch.float16):  # whose own epsilon would be added to the mean square
+    # Half precision has an epsilon of its own, which would be added to the mean square.
+    if x.dtype in (torch.bfloat16, torch.float16) or not torch.is_grad_enabled():
         return F.rms_norm(x, (x.shape[-1],))
     normed: Tensor = _RmsNorm.apply(x)  # type: ignore[no-untyped-call]
     return normed
@@ -148,35 +149,33 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
         begin = cache.length if cache else 0
         cos, sin = _rotations(begin, begin + length, width, x.dtype, x.device)
-        root = math.sqrt(width)
-        q = _rotate(rms_norm(q.to(x.dtype)), cos, sin) * (self.temperature / root)
         early, own = k.tensor_split([self.heads // 2], dim=1)
-        k = torch.cat([self._shifted(early, cache), own], dim=1)
-        return q, _rotate(rms_norm(k.to(x.dtype)), cos, sin) / root, v
+        both = torch.cat([q, self._shifted(early, cache), own], dim=1).to(x.dtype)
+        q, k = _rotate(rms_norm(both), cos, sin).chunk(2, dim=1)
+        root = math.sqrt(width)
+        return q * (self.temperature / root), k / root, v
 
     def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
         """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""
         if cache is None:
             return F.pad(early, (0, 0, 1, -1))
-        early = early * cache.real(early.shape[-2])[:, None, :, None].to(early.dtype)
-        last, *seen = cache.parts.get(self, (torch.zeros_like(early[..., :1, :]),))
-        cache.parts[self] = (early[..., -1:, :], *seen)
-        return torch.cat([last, early[..., :-1, :]], dim=-2)
+        if cache.padded:
+            early = early * cache.real(early.shape[-2])[:, None, :, None].to(early.dtype)
+        last, keys, values = cache.parts.get(self) or (torch.zeros_like(early[..., :1, :]), Growing(), Growing())
+        cache.parts[self] = (early[..., -1:, :], keys, values)
+        return torch.cat([last, early[..., :-1, :]], dim=-2) if early.shape[-2] > 1 else last
 
     def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
         """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept."""
-        last, *seen = cache.parts[self]
-        if seen:
-            k, v = (torch.cat(pair, dim=-2) for pair in zip(seen, (k, v), strict=True))
+        _, keys, values = cache.parts[self]
+        k, v = keys.append(k, self.window - 1), values.append(v, self.window - 1)
         new, reach = q.shape[-2], k.shape[-2]
-        bias = _window_bias(new, reach, self.window, q.dtype, q.device)
+        scores = q @ k.transpose(-1, -2)
+        if new > 1:  # one position sees all that is kept
+            scores += _window_bias(new, reach, self.window, q.dtype, q.device)
         if cache.padded:
-            place = torch.arange(cache.length + new - reach, cache.length + new, device=q.device)
-            hidden = (place < cache.pads[:, None])[:, None, None] & (place != place[-new:, None])  # padding sees itself
-            bias = torch.where(hidden, -math.inf, bias)
-        kept = slice(max(0, reach - self.window + 1), None)
-        cache.parts[self] = (last, k[..., kept, :], v[..., kept, :])
-        return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v
+            scores.masked_fill_(cache.hidden(new, reach), -math.inf)
+        return torch.softmax(scores, dim=-1) @ v
 
 
 class _SquaredRelu(torch.autograd.Function):
@@ -197,6 +196,8 @@ class _SquaredRelu(torch.autograd.Function):
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
+    if not torch.is_grad_enabled():
+        return F.relu(x).square_()
     squared: Tensor = _SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
     return squared
 

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for the rest, and the schedule of both (model section 10)."""
+"""Muon for the hidden matrices, AdamW for the rest, and the schedule of both (model section 10); or AdamW alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ebmvk.training.muon import Muon
 # Rates of the AdamW groups as multiples of the learning rate, tuned on WikiText-2's validation split.
 TABLE_RATES = {"points": 2.0, "table": 3.0}  # of the tokens' rows, by name: directions on the sphere, free vectors
 SCALAR_RATE = 5.0
+HIDDEN_RATE = 1.0  # where there is no Muon
 ROUTER_RATE = 0.1
 FINAL_RATE = 0.0
 # What torch's optimisers keep for each parameter.
@@ -36,49 +37,57 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and name not in TABLE_RATES and not name.endswith("router.weight")
 
 
-def _rate(name: str) -> float:
+def _rate(name: str, parameter: nn.Parameter) -> float:
     """Multiple of the learning rate of a parameter that AdamW moves."""
     if name.endswith("router.weight"):
         return ROUTER_RATE
+    if is_hidden_matrix(name, parameter):
+        return HIDDEN_RATE
     return TABLE_RATES.get(name, SCALAR_RATE)
 
 
 class Optimizer:
-    """Muon and AdamW behind one `step`. State is kept by parameter name, as tensors only."""
+    """Muon and AdamW, or AdamW alone, behind one `step`. State is kept by parameter name, as tensors only."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
-        rest = {name: p for name, p in named.items() if name not in hidden}
+        rates: dict[float, list[str]] = {}
+        for name, parameter in named.items():
+            if config.optimizer == "adamw" or name not in hidden:
+                rates.setdefault(_rate(name, parameter), []).append(name)
         groups = [
-            {"params": [p for name, p in rest.items() if _rate(name) == rate], "rate": rate}
-            for rate in sorted({_rate(name) for name, p in rest.items()})
+            {
+                "params": [named[name] for name in names],
+                "rate": rate,
+                "weight_decay": config.weight_decay if hidden.issuperset(names) else 0.0,
+            }
+            for rate, names in sorted(rates.items())
         ]
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
-        self.muon = Muon(
-            [named[name] for name in sorted(hidden)],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.muon = (
+            None
+            if config.optimizer == "adamw"
+            else Muon(
+                [named[name] for name in sorted(hidden)],
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+            )
         )
-        self.adam = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-            fused=True,
-        )
+        self._kinds = [(self.adam, ADAM_SLOTS), *([(self.muon, MUON_SLOTS)] if self.muon else [])]
 
     def zero_grad(self) -> None:
         """Drops all gradients."""
-        self.muon.zero_grad(set_to_none=True)
-        self.adam.zero_grad(set_to_none=True)
+        for optimizer, _ in self._kinds:
+            optimizer.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> float:
         """Clips, moves the parameters at rate `lr`, and returns the norm the gradient had before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(list(self.names), self.grad_clip)
-        for optimizer in (self.muon, self.adam):
+        for optimizer, _ in self._kinds:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)
             optimizer.step()
@@ -88,7 +97,7 @@ class Optimizer:
         """'parameter/slot' -> tensor, for everything a resumed run needs."""
         return {
             f"{self.names[parameter]}/{slot}": value.detach()
-            for optimizer in (self.muon, self.adam)
+            for optimizer, _ in self._kinds
             for parameter, slots in optimizer.state.items()
             for slot, value in slots.items()
         }
@@ -101,7 +110,7 @@ class Optimizer:
         """
         places = {
             f"{self.names[parameter]}/{slot}": (optimizer, parameter, slot)
-            for optimizer, slots in ((self.muon, MUON_SLOTS), (self.adam, ADAM_SLOTS))
+            for optimizer, slots in self._kinds
             for group in optimizer.param_groups
             for parameter in group["params"]
             for slot in slots

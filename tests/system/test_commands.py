@@ -32,7 +32,7 @@ _FLAGS = {
         --use-splat --no-use-splat --use-memory --no-use-memory --memory-slots --gradient-checkpointing
         --no-gradient-checkpointing --decoder --knn-k --langevin-steps --langevin-levels --langevin-dt
         --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --accumulation-steps
-        --learning-rate --weight-decay --grad-clip --patience --warmup-steps --precision --lambda-denoise
+        --learning-rate --optimizer --weight-decay --grad-clip --patience --warmup-steps --precision --lambda-denoise
         --lambda-spread --moe-balance --moe-z --lambda-phi --noise-levels --noise-unit --denoise-form --init
         --enable-soc --no-enable-soc --n-splats-init --max-splats --enable-curriculum-learning
         --no-enable-curriculum-learning --curriculum-epochs --curriculum-target-splats --soc-check-interval

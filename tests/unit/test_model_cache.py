@@ -7,7 +7,7 @@ import torch
 from model_support import VARIANTS, build, tokens, variant
 
 from ebmvk.model import language
-from ebmvk.model.cache import Cache
+from ebmvk.model.cache import Cache, Growing
 
 EXACT = 1e-5  # of logits of about 1 in float32, what the cache promises
 
@@ -73,7 +73,21 @@ def test_a_cache_holds_a_window_only() -> None:
     """However long the text: what is kept of it stays the same."""
     model, sizes = build(), []
     cache = _cache([0, 0])
-    for _ in range(3):
+    for _ in range(12):
         model.extend(tokens(64), cache)
         sizes.append(sum(value.numel() for part in cache.parts.values() for value in part))
-    assert len(set(sizes)) == 1
+    assert len(set(sizes[6:])) == 1
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 1000])
+def test_what_grows_is_what_was_appended(most: int) -> None:
+    """In pieces of any length, rows left out on the way: the last `most` of the past, and the new."""
+    random = torch.Generator().manual_seed(most)
+    growing, whole = Growing(), torch.empty(4, 2, 0, 3)
+    for n in (1, 3, 200, 1, 1, 90, 0, 2):
+        new = torch.randn(len(whole), 2, n, 3, generator=random)
+        seen = growing.append(new, most)
+        assert torch.equal(seen, torch.cat([whole[:, :, max(0, whole.shape[2] - most) :], new], dim=2))
+        whole = torch.cat([whole, new], dim=2)
+        if n == 200:
+            growing, whole = growing[torch.tensor([2, 0])], whole[[2, 0]]

@@ -256,6 +256,36 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     assert id(net.trunk.blocks[0].up.weight) in hidden
 
 
+def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only() -> None:
+    """Two steps beside torch's AdamW, parameter by parameter."""
+    config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
+    net = model()
+    ours, theirs = (
+        optim.build(net, config),
+        {n: torch.nn.Parameter(p.detach().clone()) for n, p in net.named_parameters()},
+    )
+    assert ours.muon is None
+    rates = {"points": 2.0, "decoder.moe.router.weight": 0.1}
+    peers = []
+    for name, p in theirs.items():
+        hidden = p.ndim == 2 and name not in rates
+        lr = 0.01 * (1.0 if hidden else rates.get(name, 5.0))
+        peers.append(torch.optim.AdamW([p], lr=lr, betas=(0.9, 0.95), weight_decay=0.1 if hidden else 0.0))
+    for _ in range(2):
+        for name, p in net.named_parameters():
+            p.grad = torch.randn_like(p)
+            theirs[name].grad = p.grad.clone()
+        ours.step(0.01)
+        for peer in peers:
+            peer.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p, theirs[name], msg=name)
+    again = optim.build(model(), config)
+    again.load_state_dict(ours.state_dict())
+    with pytest.raises(CheckpointError):
+        optim.build(model(), CONFIG.training).load_state_dict(ours.state_dict())
+
+
 def test_muon_of_many_matrices_is_torchs_of_one_after_another() -> None:
     torch.manual_seed(0)
     shapes = [(8, 20), (8, 20), (20, 8), (5, 5), (8, 20)]
