@@ -3,12 +3,13 @@
 cache: one text of 256 tokens of a Mini-LLM of the small preset with random weights, and the same by reading everything
 again for each token. texts: eight together, and one by one.
 
-training: a TinyGPT of the small preset in our trainer, with everything that it does (its optimiser, checks, records and
-the checkpoint at the end of a round), and the same model in the loop that one writes on an afternoon: random windows,
-cross-entropy of the logits, AdamW, nothing recorded; and the same with torch's Muon, which is our optimiser.
+training: a TinyGPT of the small preset in our trainer, with everything that it does (checks, records, and a checkpoint
+at the end of a round, which is as long as from one to the next by default), and the same model in the loop that one
+writes on an afternoon: random windows, cross-entropy of the logits, nothing recorded; both with AdamW, both with Muon
+(the loop with torch's), and ours with Muon, which is the default, beside the loop with AdamW.
 
 experts: a step of the trainer for a TinyGPT without experts, and with four of which each token visits one: equal active
-parameters.
+parameters, with AdamW, whose work per parameter is least, and with Muon.
 
 Ratios are medians of interleaved rounds, of the plain way over ours: above 1 means that ours is faster.
 """
@@ -53,7 +54,7 @@ class Sizes:
     rows: int
 
 
-FULL, QUICK = Sizes(8192, 256, 40, 32), Sizes(300, 8, 2, 2)
+FULL, QUICK = Sizes(8192, 256, 200, 32), Sizes(300, 8, 2, 2)
 TEXTS, PROMPT = 8, "the quick brown fox "
 Pair = tuple[Work, Work]
 """The plain way and ours."""
@@ -117,28 +118,27 @@ def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
 
 
-def training(optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
-    config = recipe("tinygpt-small")
-    ours, plain = (_trainer(config, device, folder / f"{optimizers.__name__}-{name}") for name in ("ours", "plain"))
+def training(optimizer: str, optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
+    """optimizer: of our trainer; optimizers: of the plain loop."""
+    config = recipe("tinygpt-small", optimizer=optimizer)
+    ours, plain = (_trainer(config, device, folder) for _ in range(2))
     return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)
 
 
-def experts(device: Device, of: Sizes, folder: Path) -> Pair:
-    shared = {"batch_size": of.rows, "moe_experts": 4, "moe_active": 1}
-    dense, sparse = recipe("tinygpt-small", **shared), recipe("tinygpt-small", **shared, use_moe=True)
-    return (
-        _rounds(_trainer(dense, device, folder / "dense"), of.steps),
-        _rounds(_trainer(sparse, device, folder / "sparse"), of.steps),
-    )
+def experts(optimizer: str, device: Device, of: Sizes, folder: Path) -> Pair:
+    shared = {"batch_size": of.rows, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
+    dense, sparse = (_trainer(recipe("tinygpt-small", **shared, use_moe=moe), device, folder) for moe in (False, True))
+    steps = max(1, of.steps // 5)
+    return _rounds(dense, steps), _rounds(sparse, steps)
 
 
-def _trainer(config: Config, device: Device, folder: Path) -> Trainer:
+def _trainer(config: Config, device: Device, parent: Path) -> Trainer:
     tokenizer = character_tokenizer(resolve("builtin"))
     ids = np.random.default_rng(0).integers(tokenizer.vocab_size, size=100_000).astype(np.int32)
     stream = TokenStream("random", ids, np.zeros(1, dtype=np.int64), word_level=False)
     never = {"eval_every": 10**9, "save_every": 10**9, "steps": 10**8}
     config = replace(config, never)
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=parent))
     monitor = Monitor(folder, quiet=True, log_every=config.logging.log_every, total=config.training.steps, done=0)
     model = new_model(config, tokenizer, stream)
     return Trainer(config, folder, model, tokenizer, Streams(stream, stream), device, monitor, lambda _: {})
@@ -174,9 +174,11 @@ def plain_loop(model: LanguageModel, optimizers: list[torch.optim.Optimizer], co
 COMPARED: dict[str, Callable[[Device, Sizes, Path], Pair]] = {
     "cache": cache,
     "texts": texts,
-    "training": partial(training, adamw),
-    "training with Muon": partial(training, muon),
-    "experts": experts,
+    "training": partial(training, "adamw", adamw),
+    "training with Muon": partial(training, "muon", muon),
+    "Muon beside AdamW": partial(training, "muon", adamw),
+    "experts": partial(experts, "adamw"),
+    "experts with Muon": partial(experts, "muon"),
 }
 
 
