@@ -53,7 +53,8 @@ def _rounded_up(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Routing:
-    """Expert choice of N rows: weights (N, A) sum to 1, experts (N, A) int64, logits (N, E) float."""
+    """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
+    int64, logits (N, E) float."""
 
     weights: Tensor
     experts: Tensor
@@ -68,7 +69,8 @@ class Routing:
 
 
 class MixtureOfExperts(nn.Module):
-    """Top-A of E two-layer experts (N, input) -> (N, output), each A rows weighted by a softmax over the chosen.
+    """Top-A of E two-layer experts (N, input) -> (N, output), weighted by a softmax over the chosen, one alone by its
+    probability (Fedus et al. 2021).
 
     Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every expert on every row
     and weights by zero what was not chosen: a group's size depends on other tokens, and a matrix product's rounding may
@@ -90,7 +92,11 @@ class MixtureOfExperts(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.router(x)
         top = torch.topk(logits, self.active, dim=-1)
-        return Routing(torch.softmax(top.values, -1), top.indices, logits)
+        # Over one that was chosen a softmax is 1, which would teach the router nothing.
+        weights = (
+            torch.softmax(logits, -1).gather(-1, top.indices) if self.active == 1 else torch.softmax(top.values, -1)
+        )
+        return Routing(weights, top.indices, logits)
 
     def expert(self, index: int, x: Tensor) -> Tensor:
         """x: (n, input) -> (n, output) through one expert."""

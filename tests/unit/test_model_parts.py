@@ -30,7 +30,9 @@ def loop(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
     for row in x:
         logits = moe.router.weight @ row
         chosen = sorted(range(moe.experts), key=lambda e: -float(logits[e].detach()))[: moe.active]
-        weights = torch.softmax(logits[chosen], -1)
+        weights = torch.softmax(logits, -1)[chosen]
+        if moe.active > 1:
+            weights = weights / weights.sum()
         outputs = [moe.down[e].weight @ torch.relu(moe.up[e].weight @ row) ** 2 for e in chosen]
         rows.append(sum(w * y for w, y in zip(weights, outputs, strict=True)))
     return torch.stack(rows)
@@ -52,6 +54,13 @@ def test_grouped_and_dense_experts_are_the_loop(n_experts: int, active: int, row
     for a, b, parameter in zip(found, wanted, parameters, strict=True):
         zero = torch.zeros_like(parameter)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("active", [1, 2])
+def test_the_router_learns_from_what_experts_are_worth(active: int) -> None:
+    moe, x = experts(4, active).train(), torch.randn(9, 10, dtype=torch.float64)
+    moe(x)[0].square().sum().backward()
+    assert moe.router.weight.grad.abs().max() > 1e-6
 
 
 def test_balance_is_one_when_even_and_grows_when_collapsed() -> None:
