@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ebmvk import cli
-from ebmvk.config import Config
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(command: EvaluateCommand) -> int:
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
-    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats
+    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
 
@@ -65,8 +64,10 @@ def _evaluate(command: EvaluateCommand) -> int:
         raise ConfigError(
             f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
         )
+    if command.limit is not None and command.limit < 1:
+        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    context, stride = _window(command, run.config)
+    context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
     device = open_device(command.device)
     reader = _reader(command, run, device.backend)
@@ -179,21 +180,6 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
     memory = load(run.checkpoint.path, run.model, command.memory)
     memory = memory.using(command.memory_capacity, scramble=command.scramble_memory)
     return Reader(memory, command.memory, backend)
-
-
-def _window(command: EvaluateCommand, config: Config) -> tuple[int, int]:
-    """(context, stride), checked before anything slow."""
-    if command.limit is not None and command.limit < 1:
-        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
-    context = config.data.seq_length if command.context is None else command.context
-    if context < 1:
-        raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
-    stride = max(1, context // 2) if command.stride is None else command.stride
-    if not 1 <= stride <= context:
-        raise ConfigError(
-            f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {max(1, context // 2)}"
-        )
-    return context, stride
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
