@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +17,7 @@ from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.training.alerts import Alert
+    from ebmvk.training.workspace import OpenRun
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,9 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             "--fit-on training with --from-training: its splats hold contexts of all of the training text",
             hint="leave --fit-on away, or build the splats anew without --from-training",
         )
-    from ebmvk.data.datasets import resolve
-    from ebmvk.data.windows import encode_split
-    from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import (
-        FIT_TOKENS,
-        MAX_SPLATS,
-        Fit,
-        Reading,
-        Static,
-        build_static,
-        first_documents,
-        of_training,
-        save,
-    )
-    from ebmvk.training.workspace import check_same_text, open_device, open_run
+    from ebmvk.training.lock import locked
+    from ebmvk.training.memory import MAX_SPLATS
+    from ebmvk.training.workspace import open_run
 
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
@@ -75,6 +64,19 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    with locked(run.folder, say):
+        print(_build(command, run, say))
+    return 0
+
+
+def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
+    """The memory's file, written."""
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.splats.memory import Memory
+    from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.training.workspace import check_same_text, open_device
+
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
     corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
@@ -108,8 +110,7 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     path = save(run.checkpoint.path, memory)
     _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
-    print(path)
-    return 0
+    return path
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:

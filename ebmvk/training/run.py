@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
@@ -25,6 +25,7 @@ from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
 from ebmvk.training.evaluation import text_size
+from ebmvk.training.lock import locked
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.rehearsal import rehearse
@@ -66,8 +67,14 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
     """
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)  # noqa: T201
+
     try:
-        return _execute(job, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
+        with nullcontext() if dry_run else locked(job.folder, say):
+            return _execute(job, say, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -78,11 +85,7 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
         ) from error
 
 
-def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, flush=True)  # noqa: T201
-
+def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
     # Before anything slow: a level that is no noise, and a package that is missing, are refused here.
     if job.config.logging.tensorboard:
         tensorboard.check_installed()
