@@ -99,6 +99,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         "memory": command.memory,
         "scrambled": command.scramble_memory,
         "splats": reader.splats() if reader else {},
+        **(_in_sample(run, whole, size.tokens) if reader else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
@@ -120,6 +121,17 @@ def _evaluate(command: EvaluateCommand) -> int:
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
+    """What the memory was fitted on, and how many of the text's tokens are of that; None where it does not say."""
+    from ebmvk.training.fitted_on import FittedOn
+    from ebmvk.training.memory import MEMORY_FILE
+
+    fitted_on = FittedOn.read(run.checkpoint.path / MEMORY_FILE)
+    if fitted_on is None:
+        return {"fitted_on": None, "in_sample_tokens": None}
+    return {"fitted_on": dataclasses.asdict(fitted_on), "in_sample_tokens": fitted_on.among(whole, tokens)}
 
 
 def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
@@ -197,6 +209,8 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
         word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
         gain = tier.get("gain")
         print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
+    if record["tiers"]:
+        print(f"memory fitted on      {_fitted_on(record)}")
     if "against" in record:
         base = record["against"]
         print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
@@ -204,6 +218,18 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
             print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):
         _print_levels(record["score_matching"])
+
+
+def _fitted_on(record: dict[str, Any]) -> str:
+    fitted_on, here = record["fitted_on"], record["in_sample_tokens"]
+    if fitted_on is None:
+        return "a text that an earlier version did not record: by default validation, where figures are in sample"
+    text = f"{fitted_on['tokens']:,} tokens of {fitted_on['text']}"
+    if not here:
+        return f"{text}; none of them is of this text"
+    return (
+        f"{text}: {here:,} of the {record['tokens']:,} here, so that figures with memory are in sample and flatter it"
+    )
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:

@@ -74,6 +74,7 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
     from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
+    from ebmvk.training.fitted_on import FittedOn
     from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
     from ebmvk.training.workspace import check_same_text, open_device
 
@@ -93,22 +94,23 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
     if command.splats and not command.from_training:
         say(f"static      reading {len(train):,} tokens of the training text")
         static = build_static(model, train, command.splats, reading=reading, device=device, seed=run.config.run.seed)
-        mass = int(static.store.mass.sum())
-        say(f"static      {static.store.n:,} splats of {mass:,} contexts of the training text")
+        say(f"static      {static.store.n:,} splats of {static.store.mass.sum():,.0f} contexts of the training text")
     if command.fit_on == "training":
-        text = train.take(first_documents(train) + 1)
+        whole, most = train, first_documents(train)
         splats = static.without if static else None
     else:
-        validation = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart)
-        text, reading = validation.take(FIT_TOKENS + 1), Reading.evaluation(context)
+        whole, most = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart), FIT_TOKENS
+        reading = Reading.evaluation(context)
         splats = static.store if static else None
-    fit = Fit(model, text, reading=reading, device=device)
+    fit = Fit(model, whole.take(most + 1), reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
     memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
     alerts = list(fit.alerts(memory, consolidated=command.from_training))
     if static and memory.static:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
-    path = save(run.checkpoint.path, memory)
+    contexts = int(static.store.mass.sum()) if static else 0
+    fitted_on = FittedOn.of(whole, len(fit.tokens), command.fit_on, contexts)
+    path = save(run.checkpoint.path, memory, fitted_on)
     _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
     return path
 

@@ -141,10 +141,9 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
         yield f"memory is worth {gain:.3f} nats per token: `ebmvk memory --checkpoint {folder}`"
     for mode, paired in memory.get("gains", {}).items():
         if paired["low"] > 0:
-            yield (
-                f"memory {mode} makes it worse, by default even on the text that its gates were fitted on: leave "
-                f"--memory {mode} away, or build it again by `ebmvk memory --checkpoint {folder} --fit-on training`"
-            )
+            even = ", even on the text that its gates were fitted on" if memory.get("in_sample_tokens") else ""
+            again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
+            yield f"memory {mode} makes it worse{even}: leave --memory {mode} away, or build it again by {again}"
     if found.get("external", {}).get("gain", {}).get("low", -1) > 0:
         yield "the external memory makes it worse: a new run with --no-use-memory"
 

@@ -246,15 +246,22 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        "bootstrap over documents, or over stretches of the text where documents are few. By default gates are fitted "
-        f"on the first {found['fit_tokens']:,} tokens of validation, so that these figures are in sample and flatter "
-        "the memory; with --fit-on training they are not."
+        f"bootstrap over documents, or over stretches of the text where documents are few. {_in_sample(found)}"
     )
     tables = [
         Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),
         Table(("share in the mixture", "mean", "5 %", "median", "95 %"), gates),
     ]
     return Section("memory", TITLES["memory"], note, tables)
+
+
+def _in_sample(found: Row) -> str:
+    fitted_on, here = found["fitted_on"], found["in_sample_tokens"]
+    flatter = "these figures are in sample and flatter the memory; with --fit-on training they are not."
+    if fitted_on is None:
+        return f"What gates were fitted on was not recorded by an earlier version. If it was validation, {flatter}"
+    text = f"Gates were fitted on {fitted_on['tokens']:,} tokens of {fitted_on['text']}"
+    return f"{text}, {here:,} of which are these: {flatter}" if here else f"{text}, which are others."
 
 
 def _external(found: Row) -> Section:
