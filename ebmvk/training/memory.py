@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,7 +257,7 @@ def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to another model.
     """
-    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {folder}`"
+    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {shlex.quote(str(folder))}`"
     try:
         state = load_tensors(file.read_bytes())
     except FileNotFoundError:

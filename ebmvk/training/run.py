@@ -17,7 +17,7 @@ import ebmvk
 from ebmvk.config import Config, Source, check, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
-from ebmvk.data.tokenizer import Tokenizer, make_tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
@@ -33,7 +33,6 @@ from ebmvk.training.start import Start, apply_start, check_same_trunk, open_star
 from ebmvk.training.workspace import (
     REPORT_FILE,
     SAMPLES_FILE,
-    TOKENIZER_FILE,
     Device,
     check_same_model,
     find,
@@ -78,10 +77,11 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        again = f"--resume --run-dir {shlex.quote(str(job.folder))}"
         raise OutOfMemory(
             f"no memory: {next(iter(str(error).splitlines()), 'the system gave none')}",
             why="it was not a step's batch: set-up, an update of the weights, an evaluation or the report asked for it",
-            hint=f"close other programs and --resume --run-dir {job.folder}, or start again with a smaller --size",
+            hint=f"close other programs and {again}, or start again with a smaller --size",
         ) from error
 
 

@@ -136,6 +136,9 @@ def test_what_cannot_be_remembered_is_said(
 
     assert "has no memory" in error("evaluate", trained, "--memory", "episodic")
     assert "has no memory" in error("generate", trained, "--memory", "static")
+    blank = tmp_path / "a run"  # what is said to be typed has to be one word to a shell
+    shutil.copytree(trained, blank)
+    assert f"`ebmvk memory --checkpoint '{blank}/checkpoints/" in error("evaluate", blank, "--memory", "episodic")
     assert "with --split train" in error("evaluate", remembered, "--memory", "static", "--split", "train")
     for few in (0, 1):
         said = error("evaluate", remembered, "--memory", "both", "--memory-capacity", few)

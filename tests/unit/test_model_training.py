@@ -167,7 +167,7 @@ def train(net: LanguageModel, optimizer: optim.Optimizer, first: int, last: int)
         optimizer.zero_grad()
         found = losses.objective(net, batch(step % 2), Reference(), CONFIG, seed=1, step=step)
         found.total.backward()
-        optimizer.step(optim.lr_at(step, CONFIG.training))
+        optimizer.step(optim.lr_at(step, CONFIG.training), optimizer.gradient_norm())
         history.append(float(found.parts["ce"]))
     return history
 
