@@ -159,7 +159,7 @@ def _langevin(found: Row) -> Section:
         (
             own["sampler"], f"{own['each']:,} × {len(own['contexts'])}", words[own["ok"]],
             number(min(row["p"] for row in own["contexts"]), ".2g"),
-            number(max(row["excess"] for row in own["contexts"]), "+.4f"),
+            number(max(row["excess"] for row in own["contexts"]), "+z.4f"),
             number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
             number(own.get("tangency"), ".1e"),
             ", ".join(f"{rate:.2f}" for rate in own["rates"]) or "–",
@@ -171,7 +171,7 @@ def _langevin(found: Row) -> Section:
         "off the sphere", "exchanged or moved",
     )  # fmt: skip
     each = [
-        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+.4f"))
+        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+z.4f"))
         for row in samplers[0]["contexts"]
     ]
     contexts = Table((f"context of {samplers[0]['sampler']}", "entropy, nats", "p", "excess of TV"), each)
@@ -325,7 +325,7 @@ def _samples(found: Row) -> Section:
         "temperature 1."
     )
     head = ("text", "repetition", "distinct-1", "distinct-2", "distinct-3")
-    texts = [(f"sample {place}", text.strip("\n")) for place, text in enumerate(found["texts"], start=1)]
+    texts = [(f"sample {place}", text.strip()) for place, text in enumerate(found["texts"], start=1)]
     return Section("samples", TITLES["samples"], note, [Table(head, rows)], texts)
 
 
