@@ -16,6 +16,7 @@ import pytest
 from ebmvk.errors import FolderInUse, StorageError
 from ebmvk.training import lock
 from ebmvk.training.lock import LOCK_FILE, locked
+from ebmvk.training.runs import PlannedRun
 
 from .conftest import Command
 
@@ -49,6 +50,16 @@ def test_a_second_writer_is_refused_and_readers_are_not(
             assert ebmvk(*reader, "--checkpoint", trained, "--device", device).status == 0
     assert sorted(path.name for path in trained.iterdir()) == before
     assert SAID == []
+
+
+def test_a_planned_run_that_has_just_begun_elsewhere_is_not_cleared_away(tmp_path: Path) -> None:
+    planned = PlannedRun(tmp_path / "run", (), {})
+    planned.note.write_text('{"arguments": []}', encoding="utf-8")
+    with locked(planned.folder, print):
+        (planned.folder / "config.toml").touch()
+        with pytest.raises(FolderInUse):
+            planned.train(threads=1)
+        assert (planned.folder / "config.toml").exists()
 
 
 def test_a_lock_ends_with_whoever_has_it(tmp_path: Path) -> None:
