@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def _analyze(command: AnalyzeCommand) -> int:
         low, high = found.perplexity
         print(f"expect      perplexity {low:.0f} to {high:.0f} per token (a trigram has {high:.0f})")
     print(
-        f"train       python -m ebmvk.train --model minillm --preset {found.preset} --corpus {command.dataset} "
-        f"--block-size {found.block_size} --stride {found.stride}"
+        f"train       python -m ebmvk.train --model minillm --preset {found.preset} --corpus "
+        f"{shlex.quote(str(command.dataset))} --block-size {found.block_size} --stride {found.stride}"
     )
     return 0
 

@@ -246,7 +246,7 @@ class Model:
         """
         ids = self._run.tokenizer.encode_prompt(text)
         context = self._run.config.data.seq_length
-        stream = TokenStream("text", ids, np.zeros(1, dtype=np.int64), self._run.tokenizer.word_level)
+        stream = TokenStream.of_text(ids, word_level=self._run.tokenizer.word_level)
         found = token_nats(self._model, stream, context=context, stride=max(1, context // 2), device=self._device.torch)
         return Energy(self._texts(ids[1:]), found["none"])
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "diagnose": "what is well with a checkpoint, what is not, and what to do about it; several side by side",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
     "export": "a checkpoint as a folder laid out as model hubs have them, with a card of exact figures",
+    "harness": "tasks of lm-evaluation-harness, an extra; flags that are not listed are lm_eval's: --tasks, --limit …",
     "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
     "attention": "what each head looks at, and what experts specialise in, as pictures and figures",
     "embed": "texts as points on the sphere, and their exact energies",

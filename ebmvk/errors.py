@@ -44,6 +44,10 @@ class StorageError(EbmvkError):
     """Writing failed: the disk is full, the folder is read-only. What was there before is intact."""
 
 
+class FolderInUse(EbmvkError):
+    """Another process writes into the run folder."""
+
+
 class ArgumentError(EbmvkError, ValueError):
     """An operation got an argument of the wrong shape, dtype or device, or with values it must not have."""
 

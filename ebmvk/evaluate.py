@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ebmvk import cli
-from ebmvk.config import Config
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(command: EvaluateCommand) -> int:
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
-    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats
+    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
 
@@ -65,8 +64,10 @@ def _evaluate(command: EvaluateCommand) -> int:
         raise ConfigError(
             f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
         )
+    if command.limit is not None and command.limit < 1:
+        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    context, stride = _window(command, run.config)
+    context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
     device = open_device(command.device)
     reader = _reader(command, run, device.backend)
@@ -98,6 +99,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         "memory": command.memory,
         "scrambled": command.scramble_memory,
         "splats": reader.splats() if reader else {},
+        **(_in_sample(run, whole, size.tokens) if reader else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
@@ -119,6 +121,17 @@ def _evaluate(command: EvaluateCommand) -> int:
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
+    """What the memory was fitted on, and how many of the text's tokens are of that; None where it does not say."""
+    from ebmvk.training.fitted_on import FittedOn
+    from ebmvk.training.memory import MEMORY_FILE
+
+    fitted_on = FittedOn.read(run.checkpoint.path / MEMORY_FILE)
+    if fitted_on is None:
+        return {"fitted_on": None, "in_sample_tokens": None}
+    return {"fitted_on": dataclasses.asdict(fitted_on), "in_sample_tokens": fitted_on.among(whole, tokens)}
 
 
 def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
@@ -181,21 +194,6 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
     return Reader(memory, command.memory, backend)
 
 
-def _window(command: EvaluateCommand, config: Config) -> tuple[int, int]:
-    """(context, stride), checked before anything slow."""
-    if command.limit is not None and command.limit < 1:
-        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
-    context = config.data.seq_length if command.context is None else command.context
-    if context < 1:
-        raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
-    stride = max(1, context // 2) if command.stride is None else command.stride
-    if not 1 <= stride <= context:
-        raise ConfigError(
-            f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {max(1, context // 2)}"
-        )
-    return context, stride
-
-
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     part = "whole split" if record["whole_split"] else "its beginning"
     word = "no words" if record["ppl_word"] is None else f"{record['ppl_word']:.3f}   ({record['words']:,} words)"
@@ -211,6 +209,8 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
         word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
         gain = tier.get("gain")
         print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
+    if record["tiers"]:
+        print(f"memory fitted on      {_fitted_on(record)}")
     if "against" in record:
         base = record["against"]
         print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
@@ -218,6 +218,18 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
             print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):
         _print_levels(record["score_matching"])
+
+
+def _fitted_on(record: dict[str, Any]) -> str:
+    fitted_on, here = record["fitted_on"], record["in_sample_tokens"]
+    if fitted_on is None:
+        return "a text that an earlier version did not record: by default validation, where figures are in sample"
+    text = f"{fitted_on['tokens']:,} tokens of {fitted_on['text']}"
+    if not here:
+        return f"{text}; none of them is of this text"
+    return (
+        f"{text}: {here:,} of the {record['tokens']:,} here, so that figures with memory are in sample and flatter it"
+    )
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:

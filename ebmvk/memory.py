@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +17,7 @@ from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.training.alerts import Alert
+    from ebmvk.training.workspace import OpenRun
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,9 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             "--fit-on training with --from-training: its splats hold contexts of all of the training text",
             hint="leave --fit-on away, or build the splats anew without --from-training",
         )
-    from ebmvk.data.datasets import resolve
-    from ebmvk.data.windows import encode_split
-    from ebmvk.splats.memory import Memory
-    from ebmvk.training.memory import (
-        FIT_TOKENS,
-        MAX_SPLATS,
-        Fit,
-        Reading,
-        Static,
-        build_static,
-        first_documents,
-        of_training,
-        save,
-    )
-    from ebmvk.training.workspace import check_same_text, open_device, open_run
+    from ebmvk.training.lock import locked
+    from ebmvk.training.memory import MAX_SPLATS
+    from ebmvk.training.workspace import open_run
 
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
@@ -75,6 +64,20 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    with locked(run.folder, say):
+        print(_build(command, run, say))
+    return 0
+
+
+def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
+    """The memory's file, written."""
+    from ebmvk.data.datasets import resolve
+    from ebmvk.data.windows import encode_split
+    from ebmvk.splats.memory import Memory
+    from ebmvk.training.fitted_on import FittedOn
+    from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.training.workspace import check_same_text, open_device
+
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
     corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
@@ -91,25 +94,25 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     if command.splats and not command.from_training:
         say(f"static      reading {len(train):,} tokens of the training text")
         static = build_static(model, train, command.splats, reading=reading, device=device, seed=run.config.run.seed)
-        mass = int(static.store.mass.sum())
-        say(f"static      {static.store.n:,} splats of {mass:,} contexts of the training text")
+        say(f"static      {static.store.n:,} splats of {static.store.mass.sum():,.0f} contexts of the training text")
     if command.fit_on == "training":
-        text = train.take(first_documents(train) + 1)
+        whole, most = train, first_documents(train)
         splats = static.without if static else None
     else:
-        validation = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart)
-        text, reading = validation.take(FIT_TOKENS + 1), Reading.evaluation(context)
+        whole, most = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart), FIT_TOKENS
+        reading = Reading.evaluation(context)
         splats = static.store if static else None
-    fit = Fit(model, text, reading=reading, device=device)
+    fit = Fit(model, whole.take(most + 1), reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
     memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
     alerts = list(fit.alerts(memory, consolidated=command.from_training))
     if static and memory.static:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
-    path = save(run.checkpoint.path, memory)
+    contexts = int(static.store.mass.sum()) if static else 0
+    fitted_on = FittedOn.of(whole, len(fit.tokens), command.fit_on, contexts)
+    path = save(run.checkpoint.path, memory, fitted_on)
     _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
-    print(path)
-    return 0
+    return path
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:

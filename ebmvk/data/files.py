@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import os
 import re
+import shlex
 import zlib
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path} is not a text file: it has a NUL byte at offset {raw.index(0)}",
             why="it is binary, or UTF-16",
-            hint=f"convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8 {path.name}",
+            hint=f"convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)}",
         )
     try:
         text = raw.decode("utf-8")
@@ -35,7 +36,7 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}",
             why="it is binary, or in an older encoding such as Latin-1",
-            hint=f"convert it to UTF-8, for example: iconv -f LATIN1 -t UTF-8 {path.name}",
+            hint=f"convert it to UTF-8, for example: iconv -f LATIN1 -t UTF-8 {shlex.quote(path.name)}",
         ) from error
     if not text.strip():
         raise DataError(f"{path} is empty: {len(raw)} bytes, no text", hint="give a file or folder that holds text")

@@ -20,6 +20,8 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.files import write_text
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
+# Beside one another in a hub's snapshot, an exported model and, save for folders between them, a run.
+TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
 END_OF_TEXT = "<|endoftext|>"

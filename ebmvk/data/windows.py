@@ -36,6 +36,11 @@ class TokenStream:
     word_level: bool = False
     apart: bool = False
 
+    @classmethod
+    def of_text(cls, tokens: Ids, *, word_level: bool = False) -> TokenStream:
+        """One document, led by its end-of-text token."""
+        return cls("text", tokens, np.zeros(1, dtype=np.int64), word_level)
+
     def __len__(self) -> int:
         return len(self.tokens)
 

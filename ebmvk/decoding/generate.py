@@ -205,9 +205,9 @@ class _Text:
         """
         assert self.reader is not None
         if self._state is None:
-            self.reader.read(h[:-1], torch.tensor(self.ids[len(self.ids) - len(h) + 1 :], dtype=torch.int64))
+            self.reader.remember(h[:-1], torch.tensor(self.ids[len(self.ids) - len(h) + 1 :], dtype=torch.int64))
         else:
-            self.reader.read(self._state, torch.tensor(self.ids[-1:]))
+            self.reader.remember(self._state, torch.tensor(self.ids[-1:]))
         self._state = h[-1:]
 
     def _written(self) -> str:

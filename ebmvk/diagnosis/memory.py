@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.splats.health import quantiles
 from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
 from ebmvk.training.evaluation import paired_interval
-from ebmvk.training.memory import FIT_TOKENS, MEMORY_FILE, Fit, Reading, load
+from ebmvk.training.fitted_on import FittedOn
+from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
 from ebmvk.training.soc import nats_with
 
 SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
@@ -40,8 +42,10 @@ def _fit(subject: Subject) -> Fit:
 
 
 def _fitted(subject: Subject) -> Row:
-    """Each mode that the memory has, on the beginning of validation, which its gates are fitted on by default."""
+    """Each mode that the memory has, on the beginning of validation, and whether that is what its gates were fitted
+    on."""
     found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
+    fitted_on = FittedOn.read(subject.run.checkpoint.path / MEMORY_FILE)
     mode: Mode = "episodic" if found.static is None else "both"
     fit = _fit(subject)
     starts = subject.pieces(subject.text.validation.take(subject.sizes.remembered + 1))
@@ -53,7 +57,8 @@ def _fitted(subject: Subject) -> Row:
     return {
         "of": MEMORY_FILE,
         "tokens": len(fit.tokens),
-        "fit_tokens": FIT_TOKENS,
+        "fitted_on": None if fitted_on is None else dataclasses.asdict(fitted_on),
+        "in_sample_tokens": None if fitted_on is None else fitted_on.among(subject.text.validation, len(fit.tokens)),
         "nats_per_token": {name: float(own.mean()) for name, own in nats.items()},
         "gains": {name: dict(zip(GAIN, values, strict=True)) for name, values in gains.items()},
         "gate": {

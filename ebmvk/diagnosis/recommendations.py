@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
@@ -29,9 +30,15 @@ def recommendations(subject: Subject, found: Row) -> list[str]:
     return lines
 
 
+def _typed(path: Path) -> str:
+    """For a shell, from the working directory on where the path lies in there: a page may be shown to others."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
 def _train(subject: Subject, steps: int) -> str:
     patience = " --patience 0" if subject.run.config.training.patience else ""  # or it would stop at once again
-    return f"ebmvk train --resume --run-dir {shlex.quote(str(subject.run.folder))} --steps {steps}{patience}"
+    return f"ebmvk train --resume --run-dir {_typed(subject.run.folder)} --steps {steps}{patience}"
 
 
 def _advice(subject: Subject, found: Row) -> Iterator[str]:
@@ -90,7 +97,7 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
         )
     wanted, measured = config.langevin.langevin_T, annealed.get("kinetic_temperature")
     if measured is not None and abs(measured / wanted - 1) > TEMPERATURE_OFF:
-        checkpoint = shlex.quote(str(subject.run.checkpoint.path))
+        checkpoint = _typed(subject.run.checkpoint.path)
         given = config.langevin.langevin_dt is not None or config.langevin.langevin_gamma is not None
         how = "leave --langevin-dt and --langevin-gamma away" if given else f"`ebmvk certify --checkpoint {checkpoint}`"
         yield f"chains have kinetic temperature {measured:.3f} where {wanted:g} is asked for: {how}"
@@ -108,7 +115,7 @@ def _splats(subject: Subject, found: Row) -> Iterator[str]:
         fewer = max(1, round(n * (1 - twins)))
         doubles = f"{store['twins']:,} of {store['asked']:,} splats are doubles of others ({store['name']})"
         if store["dead"] is None:
-            checkpoint = shlex.quote(str(subject.run.checkpoint.path))
+            checkpoint = _typed(subject.run.checkpoint.path)
             if twins > TWINS:
                 yield f"{doubles}: `ebmvk memory --checkpoint {checkpoint} --splats {min(fewer, MAX_SPLATS)}`"
         elif not store["active"]:
@@ -135,16 +142,15 @@ def _more_splats(subject: Subject) -> str | None:
 
 
 def _memory(subject: Subject, found: Row) -> Iterator[str]:
-    memory, folder = found.get("memory", {}), shlex.quote(str(subject.run.checkpoint.path))
+    memory, folder = found.get("memory", {}), _typed(subject.run.checkpoint.path)
     if memory.get("of") == "splats of training" and memory["without"] - memory["with"] > WORTH:
         gain = memory["without"] - memory["with"]
         yield f"memory is worth {gain:.3f} nats per token: `ebmvk memory --checkpoint {folder}`"
     for mode, paired in memory.get("gains", {}).items():
         if paired["low"] > 0:
-            yield (
-                f"memory {mode} makes it worse, by default even on the text that its gates were fitted on: leave "
-                f"--memory {mode} away, or build it again by `ebmvk memory --checkpoint {folder} --fit-on training`"
-            )
+            even = ", even on the text that its gates were fitted on" if memory.get("in_sample_tokens") else ""
+            again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
+            yield f"memory {mode} makes it worse{even}: leave --memory {mode} away, or build it again by {again}"
     if found.get("external", {}).get("gain", {}).get("low", -1) > 0:
         yield "the external memory makes it worse: a new run with --no-use-memory"
 
@@ -163,5 +169,5 @@ def _experts(subject: Subject, found: Row) -> Iterator[str]:
 def _samples(subject: Subject, found: Row) -> Iterator[str]:
     said = found["samples"]
     if said["model"]["repetition_rate"] > said["human"]["repetition_rate"] + REPEATS:
-        folder = shlex.quote(str(subject.run.checkpoint.path))
+        folder = _typed(subject.run.checkpoint.path)
         yield f"it repeats itself more than people do: `ebmvk generate --checkpoint {folder} --repetition-penalty 1.2`"

@@ -54,7 +54,7 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
     states = subject.states
     covered = float(posterior(store, states, backend, NEAR)[1].sum(1).mean())
     asked, angles = nearest_angles(store, backend, subject.sizes.splats)
-    told = health(store, backend, step=step, since=since, steps_per_epoch=length)
+    told = health(store, angles, step=step, since=since, steps_per_epoch=length)
     return {
         "name": name,
         **(told if lived else told | {"active": None, "dead": None, "age_epochs": None}),

@@ -132,6 +132,8 @@ def _splats(record: Row, prefix: str) -> Iterator[Picture]:
 
 def _histograms(found: Row, name: str, note: str, counted: str) -> Iterator[Picture]:
     for what, own in found.items():
+        if len(own["counts"]) == 1:  # all are alike, and a table has the value
+            continue
         title, xlabel = LABELS[what]
         svg = histogram_plot(f"{name}: {what}", own["edges"], own["counts"], xlabel=xlabel, ylabel=counted)
         yield Picture(title, note, svg)
@@ -140,7 +142,8 @@ def _histograms(found: Row, name: str, note: str, counted: str) -> Iterator[Pict
 def _map(found: Row, name: str, of: str, note: str) -> Picture:
     svg = map_plot(f"{name}: map", found["x"], found["y"], found["usage"])
     share = f"{100 * found['variance']:.0f} % of it"
-    return Picture("Map", f"{of}: directions along the two axes of largest variance ({share}); {note}", svg)
+    said = f"{of}: directions along the two axes of largest variance ({share}); {note}"
+    return Picture("Map", said, svg, wide=True)
 
 
 def _attention(record: Row, prefix: str) -> Iterator[Picture]:

@@ -83,9 +83,9 @@ def line_plot(
         named = [(line, curve.label) for line, curve in drawn if not curve.faint]
         for label, value in (lines or {}).items():
             axes.axhline(value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-2, 4),
-                textcoords="offset points", ha="right", fontsize=9.5,
+            axes.annotate(  # beside the axes, where no curve is
+                label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=9.5,
             )  # fmt: skip
         dress(axes, xlabel, ylabel, log, log_x)
         low, high = axes.get_ylim()

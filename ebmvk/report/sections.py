@@ -159,7 +159,7 @@ def _langevin(found: Row) -> Section:
         (
             own["sampler"], f"{own['each']:,} × {len(own['contexts'])}", words[own["ok"]],
             number(min(row["p"] for row in own["contexts"]), ".2g"),
-            number(max(row["excess"] for row in own["contexts"]), "+.4f"),
+            number(max(row["excess"] for row in own["contexts"]), "+z.4f"),
             number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
             number(own.get("tangency"), ".1e"),
             ", ".join(f"{rate:.2f}" for rate in own["rates"]) or "–",
@@ -171,7 +171,7 @@ def _langevin(found: Row) -> Section:
         "off the sphere", "exchanged or moved",
     )  # fmt: skip
     each = [
-        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+.4f"))
+        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+z.4f"))
         for row in samplers[0]["contexts"]
     ]
     contexts = Table((f"context of {samplers[0]['sampler']}", "entropy, nats", "p", "excess of TV"), each)
@@ -246,15 +246,22 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        "bootstrap over documents, or over stretches of the text where documents are few. By default gates are fitted "
-        f"on the first {found['fit_tokens']:,} tokens of validation, so that these figures are in sample and flatter "
-        "the memory; with --fit-on training they are not."
+        f"bootstrap over documents, or over stretches of the text where documents are few. {_in_sample(found)}"
     )
     tables = [
         Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),
         Table(("share in the mixture", "mean", "5 %", "median", "95 %"), gates),
     ]
     return Section("memory", TITLES["memory"], note, tables)
+
+
+def _in_sample(found: Row) -> str:
+    fitted_on, here = found["fitted_on"], found["in_sample_tokens"]
+    flatter = "these figures are in sample and flatter the memory; with --fit-on training they are not."
+    if fitted_on is None:
+        return f"What gates were fitted on was not recorded by an earlier version. If it was validation, {flatter}"
+    text = f"Gates were fitted on {fitted_on['tokens']:,} tokens of {fitted_on['text']}"
+    return f"{text}, {here:,} of which are these: {flatter}" if here else f"{text}, which are others."
 
 
 def _external(found: Row) -> Section:
@@ -318,7 +325,7 @@ def _samples(found: Row) -> Section:
         "temperature 1."
     )
     head = ("text", "repetition", "distinct-1", "distinct-2", "distinct-3")
-    texts = [(f"sample {place}", text.strip("\n")) for place, text in enumerate(found["texts"], start=1)]
+    texts = [(f"sample {place}", text.strip()) for place, text in enumerate(found["texts"], start=1)]
     return Section("samples", TITLES["samples"], note, [Table(head, rows)], texts)
 
 

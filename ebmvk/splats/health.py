@@ -13,20 +13,20 @@ from ebmvk.sphere.geometry import dist
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
-_ASKED = 1024  # splats whose nearest neighbour is looked for: an exact mean would cost M^2 d
+ASKED = 1024  # splats whose nearest neighbour is looked for in training: an exact mean would cost M^2 d
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def health(store: SplatStore, backend: Backend, *, step: int, since: int, steps_per_epoch: int) -> dict[str, Any]:
+def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_per_epoch: int) -> dict[str, Any]:
     """What a store is like at a training step, JSON-able.
 
     splats; active, those recalled or born since the step `since`, and dead, the others; mass, in contexts; background,
     nu; mass_quantiles, kappa_quantiles (0, 25, 50, 75, 100 %); age_epochs, the mean; nearest_angle, radians, the mean
-    angle between a splat and its nearest neighbour, over up to 1,024 splats (0 where there is only one); usage_gini, of
-    the frequencies, 0 where all splats are used alike, near 1 where few have it all; frequency, their mean, contexts
-    recalled by a splat since its birth; tokens_per_splat.
+    of `angles`, those of `nearest_angles` (0 where there is none); usage_gini, of the frequencies, 0 where all splats
+    are used alike, near 1 where few have it all; frequency, their mean, contexts recalled by a splat since its birth;
+    tokens_per_splat.
     """
-    dead, (_, angles) = int((store.last_use < since).sum()), nearest_angles(store, backend, _ASKED)
+    dead = int((store.last_use < since).sum())
     return {
         "splats": store.n,
         "active": store.n - dead,

@@ -175,16 +175,27 @@ class Reader:
             parts.append(Terms.join(terms, dim=1))
         return Terms.join(parts, dim=0)
 
+    def remember(self, h: Tensor, tokens: Tensor) -> None:
+        """`read`, where nobody asks how likely the tokens were."""
+        if self.episodic:
+            h, tokens = h.float().cpu().contiguous(), tokens.cpu()
+            for rows, following in zip(torch.split(h, _ROWS), torch.split(tokens, _ROWS), strict=True):
+                self.episodic.read(rows, following)
+
     def splats(self) -> dict[Tier, int]:
         """How many there are in each tier."""
         static: dict[Tier, int] = {} if self.static is None else {"static": self.static.store.n}
         return static | ({} if self.episodic is None else {"episodic": self.episodic.n})
 
-    def log_prob(self, h: Tensor, log_p_lex: Tensor) -> Tensor:
-        """log p(v|c) (n, V) after the text read so far, in the dtype and on the device of log_p_lex."""
+    def log_prob(self, h: Tensor, log_p_lex: Tensor, following: Tensor | None = None) -> Tensor:
+        """log p(v|c) (n, V) after the text read so far, in the dtype and on the device of log_p_lex.
+
+        following: the tokens (n,) that followed; the contexts are then read too, each after those before it.
+        """
         own = h.float().cpu().contiguous()
         recalls = [self.static.recall(own)] if self.static else []
-        recalls += [self.episodic.recall(own)] if self.episodic else []
+        if self.episodic:
+            recalls.append(self.episodic.recall(own) if following is None else self.episodic.read(own, following.cpu()))
         lexical = log_p_lex.float().cpu()
         features = torch.cat([lexical_features(lexical), *(recall.features for recall in recalls)], dim=1)
         laws = torch.stack([lexical, *(log_of(recall.law) for recall in recalls)], dim=1)

@@ -24,7 +24,7 @@ from ebmvk.splats.consolidation import consolidate
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.creation import candidates, created, split
 from ebmvk.splats.curriculum import due, phases, threshold
-from ebmvk.splats.health import health
+from ebmvk.splats.health import ASKED, health, nearest_angles
 from ebmvk.splats.history import History
 from ebmvk.splats.store import SplatStore
 
@@ -152,7 +152,8 @@ class Consolidation:
         }
         if self.store is None:
             return {**told, "splats": 0}
-        return told | health(self.store, self.backend, step=step, since=since, steps_per_epoch=self.steps_per_epoch)
+        _, angles = nearest_angles(self.store, self.backend, ASKED)
+        return told | health(self.store, angles, step=step, since=since, steps_per_epoch=self.steps_per_epoch)
 
     def _may_try(self) -> bool:
         return self.counters.checks - self.counters.tried >= RETRY_CHECKS

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO
 
 import numpy as np
@@ -17,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as _Tokenizer
 from torch import Tensor
 
+from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE
 from ebmvk.errors import DataError
 
-TOKENIZER, WEIGHTS = "tokenizer.json", "model.safetensors"
 # What the token table is called by widespread models; the first is GPT-2's.
 TENSORS = (
     "wte.weight",
@@ -59,11 +60,11 @@ def read_table(path: Path, tensor: str | None, words: Collection[str]) -> Table:
         DataError: the file is missing, damaged or of another format; its rows are not finite floating numbers; there
             is no tokenizer.json beside rows that need names.
     """
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise DataError(
             f"--init {path}: there is no {file.name if path.is_dir() else 'such file'}",
-            hint=f"give a {', '.join(FORMATS)} file, or a folder with {WEIGHTS} and {TOKENIZER}",
+            hint=f"give a {', '.join(FORMATS)} file, or a folder with {WEIGHTS_FILE} and {TOKENIZER_FILE}",
         )
     match file.suffix.lower():
         case ".safetensors":
@@ -99,7 +100,9 @@ def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) 
         return candidates[0]
     what = f"has no tensor {tensor!r}" if tensor is not None else f"has {len(candidates)} tensors that it could mean"
     shown = ", ".join(f"{name} {shapes[name]}" for name in candidates[:8]) or "none"
-    raise DataError(f"--init {file}: {what}; matrices: {shown}", hint=f"name one of them: --init {file}:TENSOR")
+    raise DataError(
+        f"--init {file}: {what}; matrices: {shown}", hint=f"name one of them: --init {quote(f'{file}:TENSOR')}"
+    )
 
 
 def _npy(file: Path) -> Tensor:
@@ -128,7 +131,7 @@ def _named(file: Path, rows: Tensor) -> Table:
             f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
             hint="the file is damaged: get it again",
         )
-    tokenizer = _tokenizer(file.with_name(TOKENIZER), rows)
+    tokenizer = _tokenizer(file.with_name(TOKENIZER_FILE), rows)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     unknown = {vocabulary.get(name) for name in ("<unk>", "[UNK]")}
 
@@ -148,7 +151,7 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     except FileNotFoundError:
         raise DataError(
             f"--init: {file} is missing, so nothing says which token each of the {len(rows):,} rows is",
-            hint=f"put the {TOKENIZER} of that model beside the file",
+            hint=f"put the {TOKENIZER_FILE} of that model beside the file",
         ) from None
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"--init: {file} is no tokenizer: {error}", hint="get the file again") from error

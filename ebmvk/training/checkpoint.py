@@ -29,10 +29,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from ebmvk.data.tokenizer import WEIGHTS_FILE
 from ebmvk.errors import CheckpointError, StorageError
 
 FORMAT = 1
-MODEL, STATE, SOC, MANIFEST = "model.safetensors", "state.safetensors", "soc.safetensors", "state.json"
+MODEL, STATE, SOC, MANIFEST = WEIGHTS_FILE, "state.safetensors", "soc.safetensors", "state.json"
 STEP = re.compile(r"step-(\d+)")
 _TENSOR = "$tensor"
 _MANIFEST_LIMIT = 1 << 28  # bytes: ours have a few for each tensor

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ebmvk.config import Config
 from ebmvk.data import ngram
 from ebmvk.data.datasets import count_words
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
-from ebmvk.errors import NonFinite
+from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel
 from ebmvk.splats.memory import Mode, Reader, Terms, lexical_terms, log_probs
 
@@ -72,6 +73,18 @@ class Likelihood:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
+def window(context: int | None, stride: int | None, config: Config) -> tuple[int, int]:
+    """(context, stride) of windows; by default a training window, and half of the context. Raises ConfigError."""
+    context = config.data.seq_length if context is None else context
+    if context < 1:
+        raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
+    usual = max(1, context // 2)
+    stride = usual if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ConfigError(f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {usual}")
+    return context, stride
+
+
 def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
     """Words and bytes by the text itself, document by document, so that a cut stream is counted as cut."""
     ends = [*stream.starts[1:], len(stream)]
@@ -115,12 +128,17 @@ def token_nats(
             parts.setdefault(mode, []).append(-log_p)
     nats = {mode: torch.cat(values) for mode, values in parts.items()}
     if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
-        raise NonFinite(
-            f"the likelihood of {stream.name} is not finite",
-            why="the weights diverged",
-            hint="take an earlier checkpoint, or train with a smaller --lr",
-        )
+        raise diverged(stream.name)
     return nats
+
+
+def diverged(name: str) -> NonFinite:
+    """What to raise where a text has no finite likelihood."""
+    return NonFinite(
+        f"the likelihood of {name} is not finite",
+        why="the weights diverged",
+        hint="take an earlier checkpoint, or train with a smaller --lr",
+    )
 
 
 @torch.no_grad()

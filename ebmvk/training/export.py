@@ -10,6 +10,7 @@ from typing import Any
 
 import ebmvk
 from ebmvk.config import Config, replace, to_tables, write_toml
+from ebmvk.data.tokenizer import TOKENIZER_FILE
 from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.report.metrics import History, read_history
 from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
@@ -17,7 +18,7 @@ from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
 from ebmvk.training.loop import Progress
 from ebmvk.training.memory import MEMORY_FILE
 from ebmvk.training.start import is_hub_name
-from ebmvk.training.workspace import TOKENIZER_FILE, OpenRun
+from ebmvk.training.workspace import OpenRun
 
 
 def write(run: OpenRun, target: Path) -> list[Path]:

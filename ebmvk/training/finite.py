@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from ebmvk.errors import ArgumentError
 
 
-def first_bad(model: nn.Module, total: Tensor, parts: Mapping[str, float], again: Callable[[], object]) -> str | None:
+def first_bad(
+    model: nn.Module, total: Tensor, norm: Tensor, parts: Mapping[str, float], again: Callable[[], object]
+) -> str | None:
     """What of a step is not finite, the losses or a gradient; of losses also where that begins: in a weight, or in the
     output of a module. None where all is well.
 
-    again: does the step once more, to watch its modules; called where a loss is bad.
+    norm: of all gradients. again: does the step once more, to watch its modules; called where a loss is bad.
     """
     loss = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
     if loss is None and not bool(torch.isfinite(total)):
         loss = "the loss"
     if loss is None:
-        return _bad_gradient(model)
+        return None if bool(torch.isfinite(norm)) else _bad_gradient(model)
     source = origin(model, again)
     return f"{loss}, first {source}," if source else loss
 
@@ -33,11 +35,12 @@ def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
     return _bad_weight(model) or _bad_output(model, again)
 
 
-def _bad_gradient(model: nn.Module) -> str | None:
-    grads = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    if bool(torch.isfinite(torch.nn.utils.get_total_norm([grad for _, grad in grads]))):
-        return None
-    bad = (f"the gradient of '{name}'" for name, grad in grads if not bool(torch.isfinite(grad).all()))
+def _bad_gradient(model: nn.Module) -> str:
+    bad = (
+        f"the gradient of '{name}'"
+        for name, p in model.named_parameters()
+        if p.grad is not None and not _is_finite(p.grad)
+    )
     return next(bad, "the norm of all gradients")
 
 

@@ -264,10 +264,11 @@ class Trainer:
         if losses is None:
             raise self._out_of_memory(tokens, step)
         parts = {name: float(value) for name, value in losses.parts.items()}
-        self._refuse_non_finite(losses.total, parts, batches)
+        norm = self.optimizer.gradient_norm()
+        self._refuse_non_finite(losses.total, norm, parts, batches)
         self._last_ce.append(parts["ce"])
         lr = optim.lr_at(step, config.training)
-        norm = self.optimizer.step(lr)
+        self.optimizer.step(lr, norm)
         found = self.soc.after(step + 1, self._first_batch + step, losses, tokens) if self.soc else None
         seconds = time.perf_counter() - began
         seen = int((tokens[:, 1:] >= 0).sum())
@@ -279,7 +280,7 @@ class Trainer:
             seconds=self.progress.seconds + seconds,
         )
         rate = seen / seconds
-        values = {"loss": float(losses.total.detach()), "parts": parts, "lr": lr, "grad_norm": norm, "seconds": seconds}
+        values = {"loss": float(losses.total), "parts": parts, "lr": lr, "grad_norm": float(norm), "seconds": seconds}
         counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
         self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
         if self.soc and found:
@@ -293,7 +294,7 @@ class Trainer:
         if not step:
             return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
         self.save()
-        again = f"continue with --resume --run-dir {self.folder} {flags}"
+        again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))} {flags}"
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
 
     def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
@@ -348,10 +349,12 @@ class Trainer:
             f"against {found['threshold']:.3f}; {events or 'no event'}"
         )
 
-    def _refuse_non_finite(self, total: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]) -> None:
+    def _refuse_non_finite(
+        self, total: Tensor, norm: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]
+    ) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
         again = partial(self._again, batches, self.progress.step)
-        if bad := finite.first_bad(self.model, total, parts, again):
+        if bad := finite.first_bad(self.model, total, norm, parts, again):
             raise self._non_finite(bad)
 
     def _again(self, batches: Sequence[Tensor], step: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from ebmvk.splats.store import SplatStore
 from ebmvk.training.alerts import Alert, gate_of_memory, leak
 from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
 from ebmvk.training.evaluation import contexts
+from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.workspace import Device
 
 MEMORY_FILE = "memory.safetensors"
@@ -242,9 +244,10 @@ class Fit:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, memory: Memory) -> Path:
+def save(folder: Path, memory: Memory, fitted_on: FittedOn) -> Path:
     """Write the memory into the checkpoint folder it was built for. Raises StorageError; an older one is intact."""
-    write_atomic(folder / MEMORY_FILE, dump_tensors(memory.state() | {"model": _weights(folder)}))
+    state = memory.state() | {"model": _weights(folder)}
+    write_atomic(folder / MEMORY_FILE, dump_tensors(state, metadata=fitted_on.metadata()))
     return folder / MEMORY_FILE
 
 
@@ -254,7 +257,7 @@ def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to another model.
     """
-    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {folder}`"
+    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {shlex.quote(str(folder))}`"
     try:
         state = load_tensors(file.read_bytes())
     except FileNotFoundError:

@@ -84,14 +84,17 @@ class Optimizer:
         for optimizer, _ in self._kinds:
             optimizer.zero_grad(set_to_none=True)
 
-    def step(self, lr: float) -> float:
-        """Clips, moves the parameters at rate `lr`, and returns the norm the gradient had before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(list(self.names), self.grad_clip)
+    def gradient_norm(self) -> Tensor:
+        """Of all gradients together."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.names if p.grad is not None])
+
+    def step(self, lr: float, norm: Tensor) -> None:
+        """Clips gradients of the norm `gradient_norm()`, and moves the parameters at rate `lr`."""
+        torch.nn.utils.clip_grads_with_norm_(list(self.names), self.grad_clip, norm)
         for optimizer, _ in self._kinds:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)
             optimizer.step()
-        return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
         """'parameter/slot' -> tensor, for everything a resumed run needs."""

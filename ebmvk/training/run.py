@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
@@ -17,7 +17,7 @@ import ebmvk
 from ebmvk.config import Config, Source, check, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
-from ebmvk.data.tokenizer import Tokenizer, make_tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
@@ -25,6 +25,7 @@ from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
 from ebmvk.training.evaluation import text_size
+from ebmvk.training.lock import locked
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.rehearsal import rehearse
@@ -32,7 +33,6 @@ from ebmvk.training.start import Start, apply_start, check_same_trunk, open_star
 from ebmvk.training.workspace import (
     REPORT_FILE,
     SAMPLES_FILE,
-    TOKENIZER_FILE,
     Device,
     check_same_model,
     find,
@@ -66,23 +66,26 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
     """
-    try:
-        return _execute(job, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"no memory: {next(iter(str(error).splitlines()), 'the system gave none')}",
-            why="it was not a step's batch: set-up, an update of the weights, an evaluation or the report asked for it",
-            hint=f"close other programs and --resume --run-dir {job.folder}, or start again with a smaller --size",
-        ) from error
 
-
-def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
     def say(text: str) -> None:
         if not quiet:
             print(text, flush=True)  # noqa: T201
 
+    try:
+        with nullcontext() if dry_run else locked(job.folder, say):
+            return _execute(job, say, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        again = f"--resume --run-dir {shlex.quote(str(job.folder))}"
+        raise OutOfMemory(
+            f"no memory: {next(iter(str(error).splitlines()), 'the system gave none')}",
+            why="it was not a step's batch: set-up, an update of the weights, an evaluation or the report asked for it",
+            hint=f"close other programs and {again}, or start again with a smaller --size",
+        ) from error
+
+
+def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
     # Before anything slow: a level that is no noise, and a package that is missing, are refused here.
     if job.config.logging.tensorboard:
         tensorboard.check_installed()

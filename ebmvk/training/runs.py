@@ -15,6 +15,7 @@ from typing import Any
 from ebmvk.errors import ConfigError, RunFailed
 from ebmvk.report.metrics import METRICS_FILE
 from ebmvk.training.checkpoint import write_atomic
+from ebmvk.training.lock import locked
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class PlannedRun:
         """Train what is left of the run. threads: of torch, by OMP_NUM_THREADS.
 
         Raises:
-            ConfigError: as `finished`. RunFailed: it ended with an error, which it has printed.
+            ConfigError: as `finished`. FolderInUse: another process trains it. RunFailed: it ended with an error, which
+                it has printed.
         """
         if self.finished():
             return
         if not any(self.folder.glob("checkpoints/step-*")):
-            shutil.rmtree(self.folder, ignore_errors=True)  # stopped before its first checkpoint
+            with locked(self.folder, lambda _: None):  # or it is another process that has just begun
+                shutil.rmtree(self.folder, ignore_errors=True)  # stopped before its first checkpoint
         arguments: tuple[str, ...] = ("--resume", "--quiet")
         if not self.folder.exists():
             arguments = self.arguments

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ebmvk.config import Config, nearest
-from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.lexical import Directions, from_corpus, from_table
-from ebmvk.splats.tables import TOKENIZER, WEIGHTS, read_table
+from ebmvk.splats.tables import read_table
 from ebmvk.training.checkpoint import is_checkpoint
 from ebmvk.training.hub import SETTINGS, is_exported
 from ebmvk.training.workspace import CONFIG_FILE, OpenRun, open_run
@@ -88,13 +88,13 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, TOKENIZER, SETTINGS]))
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS_FILE, TOKENIZER_FILE, SETTINGS]))
     except Exception as error:  # the library raises errors of a dozen kinds of its own and of its dependencies
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
             f"--init {name}: the hub's model could not be fetched ({type(error).__name__}: {first[:200]})",
             why="no network, the library is offline by its settings, or there is no model of that name",
-            hint=f"put its {WEIGHTS} and {TOKENIZER} into a folder and give --init FOLDER, or take --init {CORPUS}",
+            hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or take --init {CORPUS}",
         ) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
-from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
@@ -23,7 +23,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, hub
 from ebmvk.training.checkpoint import Checkpoint
 
-CONFIG_FILE, TOKENIZER_FILE = "config.toml", "tokenizer.json"
+CONFIG_FILE = "config.toml"
 SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
 _MOST_THREADS = 1 << 12  # more than any machine has processors; a library that is asked for 2^40 crashes
 

@@ -70,6 +70,8 @@ _FLAGS = {
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
     "export": """
         --checkpoint --to""",
+    "harness": """
+        --checkpoint --memory --context --stride --sampler --batch-size --device""",
     "doctor": """
         --device --checkpoint --json --no-json""",
     "certify": """

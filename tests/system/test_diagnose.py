@@ -142,7 +142,11 @@ def test_a_memory_and_its_gate(trained: Path, ebmvk: Command, diagnose: Command,
     assert sum(gate["mean"] for gate in found["gate"].values()) == pytest.approx(1, abs=1e-5)
     limit = ("--limit", found["tokens"])
     said = ebmvk("evaluate", *at, *limit, "--memory", "both", "--device", device, "--json")
-    tiers = json.loads(said.out)["tiers"]
+    evaluated = json.loads(said.out)
+    assert found["in_sample_tokens"] == evaluated["in_sample_tokens"] == found["tokens"]
+    assert found["fitted_on"] == evaluated["fitted_on"]
+    assert "in sample" in Page.of(tmp_path / "page.html").text
+    tiers = evaluated["tiers"]
     for mode, nats in found["nats_per_token"].items():
         assert nats == pytest.approx(tiers[mode]["nats_per_token"], rel=1e-5)
     for mode, gain in found["gains"].items():

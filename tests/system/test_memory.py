@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader
 from ebmvk.training.evaluation import paired_interval, token_nats
+from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, build_static, first_documents, load
 from ebmvk.training.workspace import open_device, open_run
 
@@ -133,6 +136,9 @@ def test_what_cannot_be_remembered_is_said(
 
     assert "has no memory" in error("evaluate", trained, "--memory", "episodic")
     assert "has no memory" in error("generate", trained, "--memory", "static")
+    blank = tmp_path / "a run"  # what is said to be typed has to be one word to a shell
+    shutil.copytree(trained, blank)
+    assert f"`ebmvk memory --checkpoint '{blank}/checkpoints/" in error("evaluate", blank, "--memory", "episodic")
     assert "with --split train" in error("evaluate", remembered, "--memory", "static", "--split", "train")
     for few in (0, 1):
         said = error("evaluate", remembered, "--memory", "both", "--memory-capacity", few)
@@ -164,6 +170,50 @@ def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Pat
     tiers = _evaluate(ebmvk, folder, device, "--memory", "both")["tiers"]
     assert tiers["static"]["gain"]["high"] < 0
     assert tiers["both"]["gain"]["high"] < 0
+
+
+def test_figures_on_what_was_fitted_on_are_said_to_be_in_sample(
+    ebmvk: Command, remembered: Path, trained: Path, text: Path, device: str, tmp_path: Path
+) -> None:
+    """Of validation by default, all of it or its beginning; of the training text's beginning; of no other text."""
+    (tmp_path / "other.txt").write_text("The old king paints a house. " * 9, encoding="utf-8")
+    found = _evaluate(ebmvk, remembered, device, "--memory", "static")
+    assert (found["fitted_on"]["text"], found["fitted_on"]["fit_on"]) == ("made-up/validation", "validation")
+    assert found["fitted_on"]["contexts"] > found["fitted_on"]["tokens"] == found["tokens"] == found["in_sample_tokens"]
+    args = ("--memory", "episodic")
+    assert _evaluate(ebmvk, remembered, device, *args, "--limit", 70)["in_sample_tokens"] == 70
+    for other in (("--test-file", tmp_path / "other.txt"), ("--split", "train", "--limit", 50)):
+        assert _evaluate(ebmvk, remembered, device, *args, *other)["in_sample_tokens"] == 0
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    flags = ("--splats", 0, "--device", device, "--fit-on", "training", "--quiet")
+    assert ebmvk("memory", "--checkpoint", folder, *flags).status == 0
+    assert _evaluate(ebmvk, folder, device, *args)["in_sample_tokens"] == 0
+    read = _evaluate(ebmvk, folder, device, *args, "--split", "train")
+    assert 0 < read["in_sample_tokens"] == read["fitted_on"]["tokens"] <= read["tokens"] / 10
+    said = ebmvk("evaluate", "--checkpoint", folder, "--device", device, *args, "--split", "train")
+    assert f"{read['in_sample_tokens']:,} of the {read['tokens']:,} here, so that figures" in said.out
+
+
+def test_a_memory_that_does_not_say_what_it_was_fitted_on(
+    ebmvk: Command, remembered: Path, device: str, tmp_path: Path
+) -> None:
+    """Of an earlier version it is read; what says anything else than it should is damaged."""
+    folder = tmp_path / "run"
+    shutil.copytree(remembered, folder)
+    file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
+    tensors, kept = load_file(file), dataclasses.asdict(FittedOn.read(file) or FittedOn("", "", 0, "", 0))
+    save_file(tensors, file)
+    found = _evaluate(ebmvk, folder, device, "--memory", "static", "--limit", 50)
+    assert (found["fitted_on"], found["in_sample_tokens"]) == (None, None)
+    at = ("--checkpoint", folder, "--device", device, "--memory", "static", "--limit", 50)
+    assert "did not record" in ebmvk("evaluate", *at).out
+    bad = ["{", "7", "{}", json.dumps(kept | {"tokens": "7"}), json.dumps(kept | {"more": 1}), json.dumps([*kept])]
+    for said in bad:
+        save_file(tensors, file, metadata={"fitted_on": said})
+        told = ebmvk("evaluate", *at)
+        assert told.status == 2
+        assert f"{file}: what it was fitted on" in told.err
 
 
 def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained: Path, text: Path) -> None:

@@ -127,7 +127,7 @@ def test_it_starts_near_the_unigram_law_and_learns_a_text_by_heart() -> None:
         found = losses.objective(model, text, Reference(), config, seed=0, step=step)
         assert set(found.parts) == {"ce"}
         found.total.backward()
-        optimizer.step(optim.lr_at(step, config.training))
+        optimizer.step(optim.lr_at(step, config.training), optimizer.gradient_norm())
         history.append(float(found.parts["ce"]))
     assert abs(history[0] - float(unigram)) < 0.3
     assert history[-1] < 0.05

@@ -167,7 +167,7 @@ def train(net: LanguageModel, optimizer: optim.Optimizer, first: int, last: int)
         optimizer.zero_grad()
         found = losses.objective(net, batch(step % 2), Reference(), CONFIG, seed=1, step=step)
         found.total.backward()
-        optimizer.step(optim.lr_at(step, CONFIG.training))
+        optimizer.step(optim.lr_at(step, CONFIG.training), optimizer.gradient_norm())
         history.append(float(found.parts["ce"]))
     return history
 
@@ -275,7 +275,7 @@ def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_onl
         for name, p in net.named_parameters():
             p.grad = torch.randn_like(p)
             theirs[name].grad = p.grad.clone()
-        ours.step(0.01)
+        ours.step(0.01, ours.gradient_norm())
         for peer in peers:
             peer.step()
     for name, p in net.named_parameters():

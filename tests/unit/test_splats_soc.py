@@ -25,7 +25,7 @@ from ebmvk.splats.consolidation import consolidate, merge_cost
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.creation import candidates, created, divided, entropies, seeds, split
 from ebmvk.splats.curriculum import due, phases, threshold
-from ebmvk.splats.health import gini, health
+from ebmvk.splats.health import ASKED, gini, health, nearest_angles
 from ebmvk.splats.history import History
 from ebmvk.splats.soc import Consolidation, store_of
 from ebmvk.splats.store import SplatStore
@@ -496,7 +496,7 @@ def test_the_history_is_the_last_states(sizes: list[int]) -> None:
 
 def test_health_is_what_it_says() -> None:
     store = _store()
-    found = health(store, Reference(), step=100, since=60, steps_per_epoch=20)
+    found = health(store, nearest_angles(store, Reference(), ASKED)[1], step=100, since=60, steps_per_epoch=20)
     json.dumps(found, allow_nan=False)
     assert found["splats"] == store.n == found["active"] + found["dead"]
     assert found["dead"] == int((store.last_use < 60).sum())
@@ -509,7 +509,8 @@ def test_health_is_what_it_says() -> None:
     difference = (x[:, None] - x[None]).abs().sum() / (2 * len(x) ** 2 * x.mean())
     assert found["usage_gini"] == pytest.approx(float(difference))
     assert gini(torch.zeros(3)) == gini(torch.ones(3)) == 0
-    one = health(store.kept(torch.arange(store.n) == 0), Reference(), step=100, since=60, steps_per_epoch=20)
+    single = store.kept(torch.arange(store.n) == 0)
+    one = health(single, nearest_angles(single, Reference(), ASKED)[1], step=100, since=60, steps_per_epoch=20)
     assert (one["splats"], one["nearest_angle"]) == (1, 0.0)
 
 

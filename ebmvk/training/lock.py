@@ -1,0 +1,80 @@
+"""One writer at a time in a run folder: a lock of the operating system, which it takes back from whoever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ebmvk.errors import FolderInUse
+from ebmvk.training.checkpoint import storage_error
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"  # who writes: its process and host, for people
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A block in which nobody else writes into a run folder. It is made where there is none, and removed if nothing has
+    been put into it by the end. say: told where the file system has no locks, so that nothing is refused.
+
+    Raises:
+        FolderInUse: another process is in such a block. StorageError: no file can be made there.
+    """
+    path = folder / LOCK_FILE
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _taken(path, say)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as error:
+        raise storage_error(path, error, "locking the run folder", "try again") from error
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if new:
+                    folder.rmdir()
+
+
+def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
+    """The lock's file, open and locked. Raises FolderInUse, OSError."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is None:
+                raise OSError("this system has none that we know")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                raise _in_use(path, file) from None
+        except OSError as error:
+            say(f"not locked  {path.parent}: no locks ({error}); a second run that writes here would not be noticed")
+            return file
+        # Whoever had the lock before may have deleted the file since it was opened: then another one is the lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _in_use(path: Path, file: IO[str]) -> FolderInUse:
+    file.seek(0)
+    who = file.read().strip() or "another process"
+    return FolderInUse(
+        f"{path.parent} is in use: {who} writes into it",
+        why="two that write into one run folder would spoil each other's checkpoints and metrics",
+        hint="wait until it has finished, stop it with Ctrl-C or SIGTERM (it saves), or take another --run-dir",
+    )

@@ -1,0 +1,135 @@
+"""Of two that would write into one run folder the second is refused, and nobody who died keeps others out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmvk.errors import FolderInUse, StorageError
+from ebmvk.training import lock
+from ebmvk.training.lock import LOCK_FILE, locked
+from ebmvk.training.runs import PlannedRun
+
+from .conftest import Command
+
+SAID: list[str] = []
+
+
+def forked(body: Callable[[], Any]) -> int:
+    """The process id of a fork that does nothing else."""
+    child = os.fork()
+    if not child:
+        try:
+            body()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(
+    trained: Path, ebmvk: Command, text: Path, tiny: Path, device: str
+) -> None:
+    before = sorted(path.name for path in trained.iterdir())
+    with locked(trained, SAID.append):
+        for command in (("train", "--resume", "--run-dir", trained, "--steps", 9), ("memory", "--checkpoint", trained)):
+            said = ebmvk(*command, "--device", device)
+            assert said.status == 2
+            assert f"{trained} is in use: process {os.getpid()} on {socket.gethostname()}" in said.err
+        new = ("train", "--run-dir", trained, "--dataset", text, "--config", tiny, "--device", device)
+        assert "is in use" in ebmvk(*new).err
+        assert "is in use" not in ebmvk(*new, "--dry-run").err
+        for reader in (("evaluate", "--limit", 20), ("generate", "--max-tokens", 2)):
+            assert ebmvk(*reader, "--checkpoint", trained, "--device", device).status == 0
+    assert sorted(path.name for path in trained.iterdir()) == before
+    assert SAID == []
+
+
+def test_a_planned_run_that_has_just_begun_elsewhere_is_not_cleared_away(tmp_path: Path) -> None:
+    planned = PlannedRun(tmp_path / "run", (), {})
+    planned.note.write_text('{"arguments": []}', encoding="utf-8")
+    with locked(planned.folder, print):
+        (planned.folder / "config.toml").touch()
+        with pytest.raises(FolderInUse):
+            planned.train(threads=1)
+        assert (planned.folder / "config.toml").exists()
+
+
+def test_a_lock_ends_with_whoever_has_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ready, told = os.pipe()
+
+    def hold() -> None:
+        with locked(run, print):
+            os.write(told, b"!")
+            signal.pause()
+
+    child = forked(hold)
+    try:
+        os.read(ready, 1)
+        with pytest.raises(FolderInUse, match=f"process {child} on"), locked(run, print):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert (run / LOCK_FILE).exists()  # it was not asked before it went
+    with locked(run, print):
+        assert str(os.getpid()) in (run / LOCK_FILE).read_text(encoding="utf-8")
+    assert not (run / LOCK_FILE).exists()
+
+
+def test_never_two_at_once_though_each_deletes_the_file(tmp_path: Path) -> None:
+    """Processes that take turns count in a file, a read and a write apart: with two at once a count would be lost."""
+    total = tmp_path / "total"
+    total.write_text("0", encoding="utf-8")
+
+    def count() -> None:
+        done = 0
+        while done < 40:
+            try:
+                with locked(tmp_path / "run", print):
+                    seen = int(total.read_text(encoding="utf-8"))
+                    time.sleep(0)
+                    total.write_text(str(seen + 1), encoding="utf-8")
+                done += 1
+            except FolderInUse:
+                time.sleep(0.0005)
+
+    children = [forked(count) for _ in range(4)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert total.read_text(encoding="utf-8") == "160"
+
+
+@pytest.mark.parametrize("missing", [errno.ENOTSUP, errno.ENOLCK, None])
+def test_without_locks_a_line_says_so(missing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing is None:
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+
+        def refuse(*_: Any) -> None:
+            raise OSError(missing, os.strerror(missing))
+
+        monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    said: list[str] = []
+    with locked(tmp_path, said.append), locked(tmp_path, said.append):
+        pass
+    assert len(said) == 2
+    assert "would not be noticed" in said[0]
+
+
+def test_a_folder_that_stays_empty_is_not_left_behind(tmp_path: Path) -> None:
+    with locked(tmp_path / "runs" / "a", print):
+        pass
+    assert not (tmp_path / "runs" / "a").exists()
+    with locked(tmp_path / "runs" / "a", print):
+        (tmp_path / "runs" / "a" / "config.toml").touch()
+    assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["config.toml"]
+    with pytest.raises(StorageError, match="locking"), locked(tmp_path / "runs" / "a" / "config.toml", print):
+        pass
