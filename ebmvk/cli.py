@@ -10,15 +10,18 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from ebmvk import __version__
 from ebmvk.config import nearest
 from ebmvk.errors import ConfigError, EbmvkError, StorageError
+
+if TYPE_CHECKING:
+    from ebmvk.ranks import Handler, Ranks
 
 COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
@@ -90,7 +93,8 @@ def run(body: Callable[[], int]) -> int:
     try:
         return body()
     except EbmvkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {_rank()}{error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted; what was saved is intact", file=sys.stderr)
@@ -98,6 +102,42 @@ def run(body: Callable[[], int]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         return 1
+
+
+def _rank() -> str:
+    """Which of several processes this is, for messages, where it is not the first."""
+    rank = os.environ.get("RANK", "0") if processes() > 1 else "0"
+    return "" if rank == "0" else f"rank {rank}: "
+
+
+def processes() -> int:
+    """How many of them torchrun has started to do this together. Raises ConfigError."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or not int(given):
+        raise ConfigError(f"WORLD_SIZE={given} is no number of processes", hint="unset it, or start with torchrun")
+    return int(given)
+
+
+def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mapping[str, Handler]]) -> int:
+    """The exit status of `body`, which runs in the first of the processes that torchrun has started; the others do
+    what it tells them. With one process it is called with None, and nothing is imported.
+
+    followers: what they can be told to do, by name.
+    """
+    if processes() == 1:
+        return body(None)
+    from ebmvk.ranks import Ranks
+
+    ranks = Ranks.join()
+    with ranks.together():
+        if ranks.rank:
+            return ranks.follow(followers(ranks))
+        try:
+            status = body(ranks)
+        except SystemExit as stop:  # --help
+            status = int(stop.code or 0)
+        ranks.tell("end", status=status)
+        return status
 
 
 def parse(

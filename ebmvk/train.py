@@ -35,6 +35,7 @@ from ebmvk.config import (
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
 RUNS = Path("runs")
@@ -76,11 +77,17 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     command: its name; stage: {field: value} that are defaults of this command, over those of the size.
     """
     args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
-    return cli.run(lambda: _train(args, command, stage))
+    return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
-def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
-    """Parse, decide what to train, train it."""
+def _followed(ranks: Ranks) -> Mapping[str, Handler]:
+    from ebmvk.training.follower import Follower
+
+    return Follower(ranks).handlers()
+
+
+def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
+    """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
     cli.check_flags(args, FLAGS, name)
     base, file = _defaults(args, stage)
     command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
@@ -91,7 +98,8 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
     given = _given(args, command.settings)
     resume = command.resume
     job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
+    how: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
+    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run, **how)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
 
