@@ -338,9 +338,11 @@ class Trainer:
             sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
             came = self._interruption.came
             losses, self._interruption.came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
-        except RankLost:
+        except RankLost as lost:
             if step:
                 self.save()
+                lost.what += f"; the run is saved as it was after step {step}"
+                lost.hint = f"continue with --resume --run-dir {self.folder}, with any number of processes"
             raise
         return losses, sample
 
