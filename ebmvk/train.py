@@ -93,13 +93,13 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | 
     command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    from ebmvk.ranks import ALONE
     from ebmvk.training.run import execute
 
     given = _given(args, command.settings)
     resume = command.resume
     job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
-    how: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run, **how)
+    outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
 

@@ -206,12 +206,13 @@ class Trainer:
         """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones.
 
         Raises:
-            DeviceError: other ranks have other weights; nothing is written.
+            DeviceError: other ranks have other weights; nothing is written. RankLost: one died; all is written.
         """
-        if not self.ranks.lost:
-            with self.ranks.whole():
-                self.ranks.tell("compare", step=self.progress.step)
-                check_same_weights(self.ranks, self.model, self.progress.step)
+        lost: RankLost | None = None
+        try:
+            self._compare()
+        except RankLost as error:
+            lost = error
         state = {
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
@@ -227,7 +228,22 @@ class Trainer:
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
+        if lost:
+            raise self._saved_before(lost)
         return path
+
+    def _compare(self) -> None:
+        """The weights of all ranks that can be reached. Raises DeviceError where they differ, RankLost."""
+        if not self.ranks.lost:
+            with self.ranks.whole():
+                self.ranks.tell("compare", step=self.progress.step)
+                check_same_weights(self.ranks, self.model, self.progress.step)
+
+    def _saved_before(self, lost: RankLost) -> RankLost:
+        """The error, with what is left of the run."""
+        lost.what += f"; the run is saved as it was after step {self.progress.step}"
+        lost.hint = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}, with any number of processes"
+        return lost
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -339,11 +355,10 @@ class Trainer:
             came = self._interruption.came
             losses, self._interruption.came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
         except RankLost as lost:
-            if step:
-                self.save()
-                lost.what += f"; the run is saved as it was after step {step}"
-                lost.hint = f"continue with --resume --run-dir {self.folder}, with any number of processes"
-            raise
+            if not step:
+                raise
+            self.save()
+            raise self._saved_before(lost) from None
         return losses, sample
 
     def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
@@ -360,8 +375,10 @@ class Trainer:
 
     def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
         """Flags of the largest batch, halved and halved again, that is seen to fit."""
-        training = self.config.training
-        rows = training.batch_size if self.ranks.size == 1 else 1  # others can't take part in trying
+        training, size = self.config.training, self.ranks.size
+        if size > 1 and training.batch_size % (2 * size) == 0:  # the others can't take part in trying
+            return f"--batch-size {training.batch_size // 2} --accumulation-steps {2 * training.accumulation_steps}"
+        rows = training.batch_size if size == 1 else 1
         while rows > 1:
             rows //= 2
             if self._if_it_fits([tokens[:rows]], step):

@@ -61,7 +61,7 @@ class Job:
     again: bool = False
 
 
-def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = False, ranks: Ranks = ALONE) -> Outcome:
+def execute(job: Job, ranks: Ranks = ALONE, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
     """Train `job` and return how it ended; the run folder has everything else. dry_run: say what it would take, after
     a few steps, and leave nothing. ranks: the processes of the run, of which this is the first.
 
@@ -69,7 +69,7 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
         EbmvkError: of any kind; what was saved before is intact.
     """
     try:
-        return _execute(job, quiet=quiet, stop_after=stop_after, dry_run=dry_run, ranks=ranks)
+        return _execute(job, ranks, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -80,7 +80,7 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
         ) from error
 
 
-def _execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool, ranks: Ranks) -> Outcome:
+def _execute(job: Job, ranks: Ranks, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
     def say(text: str) -> None:
         if not quiet:
             print(text, flush=True)  # noqa: T201

@@ -45,7 +45,7 @@ def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step:
     """(m, d + 1) float32: states and energies of the tokens that consolidation sees, 0 for those of other shares, so
     that all shares' samples add up to the batch's. Empty without consolidation. tokens: (B, T+1), the whole batch."""
     if not config.splats.enable_soc:
-        return losses.states.new_zeros(0)
+        return losses.states.new_zeros(0, dtype=torch.float32)
     own = torch.zeros(config.training.accumulation_steps, config.training.batch_size, dtype=torch.bool)
     own[:, share.rows(config.training.batch_size)] = True
     there = tokens[:, 1:] >= 0

@@ -22,15 +22,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ebmvk import cli
+from bench import scaling
+from ebmvk import cli, pretrain
 from ebmvk import train as training
 from ebmvk.engine import Backend, select
 from ebmvk.engine.sharded import Shards, sharded
 from ebmvk.errors import DeviceError
 from ebmvk.model.integration import phi
 from ebmvk.ranks import Ranks, sharing
-from ebmvk.training import loop
+from ebmvk.training import follower, loop
 from ebmvk.training.reduction import check_same_weights
+from ebmvk.training.workspace import read_config
 
 from .conftest import launched, rows
 from .test_resume import SPLATS
@@ -120,6 +122,34 @@ def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ..
     _ended_alike(one, other)
 
 
+def test_a_stage_of_its_own_goes_over_ranks(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+    args = [str(arg) for arg in ("--run-dir", tmp_path / "run", *begun, "--steps", 2, "--no-enable-soc")]
+    found = launched(2, lambda: pretrain.main(args), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
+    assert [row["ranks"] for row in rows(tmp_path / "run", "start")] == [2]
+
+
+def test_a_step_sends_what_is_predicted(
+    tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
+    run, real = tmp_path / "run", Ranks._sum
+
+    def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
+        with (tmp_path / f"sent-{ranks.rank}").open("a") as file:
+            print(tensor.nbytes, file=file)
+        return real(ranks, tensor)
+
+    monkeypatch.setattr(Ranks, "_sum", counted)
+    launched(2, command(run, *begun, *SPLATS, "--steps", 1), tmp_path)
+    load = scaling.Load.of(read_config(run))
+    for rank in range(2):
+        sent = sum(map(int, (tmp_path / f"sent-{rank}").read_text().split()))
+        # Consolidation sees all of so small a batch: of the most that the prediction allows for, these are not there.
+        fewer = load.sample - 4 * (4 * 16) * (32 + 1)
+        assert 0 < sent - (load.gradients + load.sample - fewer) < 2000
+
+
 def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
     for number, flags, told in (
         (3, (), "error: --batch-size 4 is not a multiple of the 3 processes\n"),
@@ -179,6 +209,18 @@ def test_an_interruption_of_any_rank_is_saved(
     found = launched(2, command(tmp_path / "run", *begun), tmp_path)
     assert [(said.status, said.err) for said in found] == [(cli.INTERRUPTED, "")] * 2
     assert "saved       step 3 of 8" in found[0].out
+
+
+def test_a_rank_that_dies_before_a_save_costs_no_step(
+    tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    monkeypatch.setattr(follower.Follower, "compare", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    run = tmp_path / "run"
+    one, two = launched(2, command(run, *begun), tmp_path)
+    assert (one.status, two.status) == (2, -signal.SIGKILL)
+    assert one.err.startswith("error: rank 1 of 2 stopped answering; the run is saved as it was after step 4\n")
+    assert command(run, "--resume", "--quiet", "--stop-after", 1)() == 0
+    assert rows(run, "resume")[0]["step"] == 4
 
 
 def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
