@@ -68,8 +68,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step works on. windows: of the batch; gradients, sample: bytes added up; splats: in the store, of `d` numbers; queries: states
-    looked up at a consolidation; interval: steps between two."""
+    """What a step works on. windows: of the batch; gradients, sample: bytes added up; splats: in the store, of `d`
+    numbers; queries: states looked up at a consolidation; interval: steps between two."""
 
     windows: int
     parameters: int

@@ -63,7 +63,6 @@ class Follower:
         Raises:
             NonFinite: of this rank's share, before there is a loss. OutOfMemory: there is none for its share.
         """
-        torch.manual_seed(step_seed(self.config.run.seed, step) + self.ranks.rank)
         tokens = self.batches.batch(batch).to(self._device.torch)
         losses = self._losses(tokens, step)
         sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
@@ -72,17 +71,18 @@ class Follower:
         if not finite.first_bad(self.model, losses.total, parts, lambda: None):
             self.optimizer.step(optim.lr_at(step, self.config.training))
 
+    def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
+        batches, share = tokens.chunk(self.config.training.accumulation_steps), self.ranks.share
+        torch.manual_seed(step_seed(self.config.run.seed, step) + share.rank)  # of dropout: each rank its own
+        return differentiated(self.model, batches, self._device, self.config, step=step, share=share)
+
     def _losses(self, tokens: torch.Tensor, step: int) -> Losses:
-        batches = tokens.chunk(self.config.training.accumulation_steps)
         self.optimizer.zero_grad()
-        work = partial(
-            differentiated, self.model, batches, self._device, self.config, step=step, share=self.ranks.share
-        )
         try:
             with sharing(self.ranks):
-                return work()
+                return self._differentiated(tokens, step)
         except ArgumentError:  # the engine refuses what is not finite before there is a loss
-            if bad := finite.origin(self.model, work):
+            if bad := finite.origin(self.model, partial(self._differentiated, tokens, step)):
                 raise NonFinite(
                     f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
                     why="the learning rate is too high for this model, or the precision too low",

@@ -353,7 +353,9 @@ class Trainer:
                 raise self._out_of_memory(tokens, step)
             sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
             came = self._interruption.came
-            losses, self._interruption.came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
+            losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
+            if came:  # to any rank; one that has come to this one meanwhile stays
+                self._interruption.came = True
         except RankLost as lost:
             if not step:
                 raise
