@@ -54,6 +54,8 @@ ALIASES = {
     "--ckpt": "--checkpoint",
 }
 """Other names of flags, as the systems that this project implements spell them."""
+TOGETHER = ("train", "pretrain", "evaluate")
+"""Commands that several processes of torchrun do together."""
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 T = TypeVar("T")
 
@@ -106,8 +108,8 @@ def run(body: Callable[[], int]) -> int:
 
 def _rank() -> str:
     """Which of several processes this is, for messages, where it is not the first."""
-    rank = os.environ.get("RANK", "0") if processes() > 1 else "0"
-    return "" if rank == "0" else f"rank {rank}: "
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
 
 
 def processes() -> int:
@@ -161,6 +163,12 @@ def parse(
         SystemExit: status 0, after --help.
     """
     check_flags(args, known, command, repeatable)
+    if processes() > 1 and command not in TOGETHER:
+        raise ConfigError(
+            f"`ebmvk {command}` in {os.environ['WORLD_SIZE']} processes of torchrun",
+            why=f"only {', '.join(TOGETHER)} share their work; each would do and write all of this",
+            hint="start it without torchrun",
+        )
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

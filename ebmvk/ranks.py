@@ -18,18 +18,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from ebmvk import errors
 from ebmvk.errors import ConfigError, EbmvkError, RankLost, RunFailed
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import PrefixStore
 
 BUCKET = 1 << 23  # elements added up at once: 32 MiB of float32
 JOIN = timedelta(minutes=5)  # until all ranks have started
@@ -76,6 +77,10 @@ class Ranks:
         Raises:
             ConfigError: the environment is not whole, or the others do not come.
         """
+        # Not above: a torch that was built without it is enough for one process.
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         try:
             store, rank, size = next(rendezvous("env://", timeout=JOIN))
             own = PrefixStore("gloo", store)

@@ -34,7 +34,7 @@ from ebmvk.training import follower, loop
 from ebmvk.training.reduction import check_same_weights
 from ebmvk.training.workspace import read_config
 
-from .conftest import launched, rows
+from .conftest import Command, launched, rows
 from .test_resume import SPLATS
 
 FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--deterministic")
@@ -162,6 +162,21 @@ def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tupl
         assert found[0].err.count("error:") == 1
         assert [said.err for said in found[1:]] == [""] * (number - 1)
         assert not (tmp_path / "run").exists()
+
+
+def test_what_is_of_one_process_is_refused_to_several(
+    tmp_path: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, told in (("2", "only train, pretrain, evaluate share"), ("two", "WORLD_SIZE=two is no number")):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        said = ebmvk("memory", "--checkpoint", tmp_path)
+        assert said.status == 2
+        assert told in said.err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    said = ebmvk("evaluate", "--checkpoint", tmp_path)
+    assert said.status == 2
+    assert said.err.startswith("error: WORLD_SIZE=2: the processes of this run did not meet\n")
 
 
 @pytest.mark.parametrize("fault", ["not finite", "no memory", "a bug"])
