@@ -113,12 +113,13 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            self.fail(error)
+            self.fail(error)  # signals stay handled: torchrun sends one, and the error is still to be printed
             raise
-        finally:
-            self._close()
+        else:
             for number, handler in kept.items():
                 signal.signal(number, handler)
+        finally:
+            self._close()
 
     def _signalled(self, *_: object) -> None:
         self.interrupted = True
@@ -135,6 +136,9 @@ class Ranks:
         before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in _SIGNALS}
         try:
             yield
+        except BaseException as error:
+            self.fail(error)  # they wait for what does not come any more
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
