@@ -10,15 +10,18 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from ebmvk import __version__
 from ebmvk.config import nearest
 from ebmvk.errors import ConfigError, EbmvkError, StorageError
+
+if TYPE_CHECKING:
+    from ebmvk.ranks import Handler, Ranks
 
 COMMANDS = {
     "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
@@ -52,6 +55,8 @@ ALIASES = {
     "--ckpt": "--checkpoint",
 }
 """Other names of flags, as the systems that this project implements spell them."""
+TOGETHER = ("train", "pretrain", "evaluate")
+"""Commands that several processes of torchrun do together."""
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 T = TypeVar("T")
 
@@ -91,7 +96,8 @@ def run(body: Callable[[], int]) -> int:
     try:
         return body()
     except EbmvkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {_rank()}{error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted; what was saved is intact", file=sys.stderr)
@@ -99,6 +105,42 @@ def run(body: Callable[[], int]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         return 1
+
+
+def _rank() -> str:
+    """Which of several processes this is, for messages, where it is not the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
+
+
+def processes() -> int:
+    """How many of them torchrun has started to do this together. Raises ConfigError."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or not int(given):
+        raise ConfigError(f"WORLD_SIZE={given} is no number of processes", hint="unset it, or start with torchrun")
+    return int(given)
+
+
+def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mapping[str, Handler]]) -> int:
+    """The exit status of `body`, which runs in the first of the processes that torchrun has started; the others do
+    what it tells them. With one process it is called with None, and nothing is imported.
+
+    followers: what they can be told to do, by name.
+    """
+    if processes() == 1:
+        return body(None)
+    from ebmvk.ranks import Ranks
+
+    ranks = Ranks.join()
+    with ranks.together():
+        if ranks.rank:
+            return ranks.follow(followers(ranks))
+        try:
+            status = body(ranks)
+        except SystemExit as stop:  # --help
+            status = int(stop.code or 0)
+        ranks.tell("end", status=status)
+        return status
 
 
 def parse(
@@ -122,6 +164,12 @@ def parse(
         SystemExit: status 0, after --help.
     """
     check_flags(args, known, command, repeatable)
+    if processes() > 1 and command not in TOGETHER:
+        raise ConfigError(
+            f"`ebmvk {command}` in {os.environ['WORLD_SIZE']} processes of torchrun",
+            why=f"only {', '.join(TOGETHER)} share their work; each would do and write all of this",
+            hint="start it without torchrun",
+        )
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

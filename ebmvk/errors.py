@@ -14,9 +14,12 @@ class EbmvkError(Exception):
         what: what happened, naming the flag, file or tensor and its value.
         hint: one thing to try, as an imperative sentence.
         why: the likely cause, where it is not obvious from `what`.
+
+    told: another process of the run has printed it.
     """
 
     exit_status = 2
+    told = False
 
     def __init__(self, what: str, *, hint: str, why: str = "") -> None:
         super().__init__(what)
@@ -74,6 +77,10 @@ class DeviceLost(DeviceError):
 
 class RunFailed(EbmvkError):
     """A training run in a process of its own ended with an error, which it has printed."""
+
+
+class RankLost(EbmvkError):
+    """Another process of a run of several died or cannot be reached."""
 
 
 class NonFinite(EbmvkError):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from ebmvk.errors import ConfigError
 if TYPE_CHECKING:
     from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
+    from ebmvk.ranks import Handler, Ranks
     from ebmvk.splats.memory import Reader
     from ebmvk.training.workspace import Device, OpenRun
 
@@ -50,12 +51,24 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateC
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _evaluate(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS)))
+    return cli.run(
+        lambda: cli.lead(
+            lambda ranks: _evaluate(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS), ranks), _followed
+        )
+    )
 
 
-def _evaluate(command: EvaluateCommand) -> int:
+def _followed(ranks: Ranks) -> Mapping[str, Handler]:
+    from ebmvk.engine.sharded import Shards
+
+    return Shards(ranks).handlers()
+
+
+def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
+    """ranks: the processes among which the memory is spread, if there are several."""
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
+    from ebmvk.engine.sharded import sharded
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import open_device, open_run
@@ -70,7 +83,8 @@ def _evaluate(command: EvaluateCommand) -> int:
     context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
     device = open_device(command.device)
-    reader = _reader(command, run, device.backend)
+    backend = device.backend if ranks is None else sharded(device.backend, ranks, command.device)
+    reader = _reader(command, run, backend)
     if command.test_file:
         corpus, split = read_whole(command.test_file, "--test-file"), "test"
     else:

@@ -35,6 +35,7 @@ from ebmvk.config import (
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
 RUNS = Path("runs")
@@ -76,22 +77,29 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     command: its name; stage: {field: value} that are defaults of this command, over those of the size.
     """
     args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
-    return cli.run(lambda: _train(args, command, stage))
+    return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
-def _train(args: list[str], name: str, stage: Mapping[str, Any]) -> int:
-    """Parse, decide what to train, train it."""
+def _followed(ranks: Ranks) -> Mapping[str, Handler]:
+    from ebmvk.training.follower import Follower
+
+    return Follower(ranks).handlers()
+
+
+def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
+    """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
     cli.check_flags(args, FLAGS, name)
     base, file = _defaults(args, stage)
     command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    from ebmvk.ranks import ALONE
     from ebmvk.training.run import execute
 
     given = _given(args, command.settings)
     resume = command.resume
     job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
+    outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
     return cli.INTERRUPTED if outcome == "interrupted" else 0
 
 

@@ -7,6 +7,7 @@
 | `reference` | every operation in plain torch: the float64 oracle, and the path on CUDA |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
 | `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
+| `sharded` | points spread over the processes of a run, and exact top-k among them |
 | `approximate` | spherical k-means, and approximate search where exact top-k is out of reach (FAISS) |
 | `autograd` | `energy(...)` and `energy_score(...)`, differentiable, on any backend |
 | `philox` | counter-based random numbers, the same on every backend |

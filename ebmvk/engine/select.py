@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,21 @@ def select(device: str = "auto") -> Backend:
         return Vulkan(choice.index)
     from ebmvk.engine.reference import Reference
 
+    if choice.kind == "cuda":
+        _take_own_cuda_device()
     return Reference("cuda" if choice.kind == "cuda" else "cpu")
+
+
+def _take_own_cuda_device() -> None:
+    """Of the processes that torchrun starts on a machine, each has its own: cuda:LOCAL_RANK."""
+    number, have = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number and number >= have:
+        raise DeviceError(
+            f"rank {os.environ.get('RANK')} is process {number} of its machine, which has {have} CUDA devices",
+            hint=f"take torchrun --nproc-per-node {have}, or --device cpu",
+        )
+    if "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(number)
 
 
 def explain(device: str = "auto") -> str:

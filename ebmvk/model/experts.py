@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmvk.model.layers import squared_relu
+from ebmvk.ranks import batch_mean
 
 _ROUND = 64
 
@@ -63,7 +64,8 @@ class Routing:
     def losses(self) -> dict[str, Tensor]:
         """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021); z: mean logsumexp^2 (Zoph et al. 2022)."""
         n_experts = self.logits.shape[-1]
-        share = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.logits.dtype) / self.experts.numel()
+        chosen = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.logits.dtype)
+        share = batch_mean(chosen) / self.experts.numel()
         balance = n_experts * (share * torch.softmax(self.logits, -1).mean(0)).sum()
         return {"moe_balance": balance, "moe_z": torch.logsumexp(self.logits, -1).square().mean()}
 

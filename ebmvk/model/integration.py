@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ebmvk.ranks import batch_mean
+
 SILENT = 1e-6  # standard deviation below which a unit says nothing
 RIDGE = 1e-4  # of the variance of a unit: hidden units may depend on one another exactly
 
@@ -19,9 +21,11 @@ RIDGE = 1e-4  # of the variance of a unit: hidden units may depend on one anothe
 def correlation(x: Tensor) -> Tensor:
     """(n, n) of units x (samples, n), regularised: information does not depend on the units' scales. A unit that never
     changes is independent of all others."""
-    centred = x - x.mean(0)
-    unit = centred / (centred.square().mean(0) + SILENT**2).sqrt()  # the root of 0 has no gradient
-    return unit.T @ unit / len(x) * (1 - RIDGE) + RIDGE * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    centred = x - batch_mean(x.mean(0))
+    unit = centred / (batch_mean(centred.square().mean(0)) + SILENT**2).sqrt()  # the root of 0 has no gradient
+    return batch_mean(unit.T @ unit / len(x)) * (1 - RIDGE) + RIDGE * torch.eye(
+        x.shape[1], dtype=x.dtype, device=x.device
+    )
 
 
 def information(covariance: Tensor, part: Tensor) -> Tensor:

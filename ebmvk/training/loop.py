@@ -23,17 +23,28 @@ from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine import Backend
-from ebmvk.errors import ArgumentError, BatchTooLarge, CheckpointError, ConfigError, EbmvkError, NonFinite
+from ebmvk.engine.sharded import sharded
+from ebmvk.errors import (
+    ArgumentError,
+    BatchTooLarge,
+    CheckpointError,
+    ConfigError,
+    EbmvkError,
+    NonFinite,
+    RankLost,
+)
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
+from ebmvk.ranks import ALONE, Ranks, Share, sharing
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.losses import Losses, objective
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.reduction import add_up, check_same_weights
 from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
-from ebmvk.training.soc import TrainingSoc
+from ebmvk.training.soc import TrainingSoc, observed
 from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
 
 LAST = 50  # steps whose mean loss is what training text costs
@@ -90,12 +101,34 @@ class Streams:
     validation: TokenStream
 
 
+def batches_of(config: Config, train: TokenStream) -> Batches:
+    """The batches of a run's steps."""
+    return Batches(
+        *(train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)),
+        stride=config.data.stride,
+    )
+
+
+def differentiated(
+    model: LanguageModel, batches: Sequence[Tensor], device: Device, config: Config, *, step: int, share: Share
+) -> Losses:
+    """Losses of a step, or of a share of it, batch after batch; their gradients are added up in the parameters."""
+    found = []
+    for number, part in enumerate(batches, start=step * len(batches)):
+        with torch.autocast(device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+            losses = objective(model, part, device.backend, config, seed=config.run.seed, step=number, share=share)
+        (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+        found.append(dataclasses.replace(losses, total=losses.total.detach()))
+    return Losses.mean(found)
+
+
 class Trainer:
-    """One run in one process.
+    """One run, in one process or as the first of several.
 
     Args:
         folder: the run folder, which has its config.toml and tokenizer.json.
         probe: called at each evaluation with the step; what it returns joins the metrics (sampling health).
+        ranks: the processes of the run; the others are `follower.Follower`s.
     """
 
     def __init__(
@@ -108,20 +141,20 @@ class Trainer:
         device: Device,
         monitor: Monitor,
         probe: Probe,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.folder, self.tokenizer, self.streams = config, folder, tokenizer, streams
         self.model = model.to(device.torch).train()
-        self.device, self.monitor, self.probe = device, monitor, probe
+        self.device, self.monitor, self.probe, self.ranks = device, monitor, probe, ranks
         self.optimizer = optim.build(self.model, config.training)
-        self.batches = Batches(
-            *(streams.train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)),
-            stride=config.data.stride,
-        )
+        self.batches = batches_of(config, streams.train)
+        spread = dataclasses.replace(device, backend=sharded(device.backend, ranks, config.run.device))
         self.soc = (
-            TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, device)
+            TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, spread)
             if config.splats.enable_soc
             else None
         )
+        self._interruption = _Interruption()
         self.progress = Progress()
         self._text = digest(streams.train)
         self._first_batch = 0
@@ -170,7 +203,16 @@ class Trainer:
         return aside
 
     def save(self) -> Path:
-        """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones."""
+        """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones.
+
+        Raises:
+            DeviceError: other ranks have other weights; nothing is written. RankLost: one died; all is written.
+        """
+        lost: RankLost | None = None
+        try:
+            self._compare()
+        except RankLost as error:
+            lost = error
         state = {
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
@@ -186,7 +228,22 @@ class Trainer:
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
+        if lost:
+            raise self._saved_before(lost)
         return path
+
+    def _compare(self) -> None:
+        """The weights of all ranks that can be reached. Raises DeviceError where they differ, RankLost."""
+        if not self.ranks.lost:
+            with self.ranks.whole():
+                self.ranks.tell("compare", step=self.progress.step)
+                check_same_weights(self.ranks, self.model, self.progress.step)
+
+    def _saved_before(self, lost: RankLost) -> RankLost:
+        """The error, with what is left of the run."""
+        lost.what += f"; the run is saved as it was after step {self.progress.step}"
+        lost.hint = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}, with any number of processes"
+        return lost
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +255,7 @@ class Trainer:
         """
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        with _Interruption() as interruption:
+        with self._interruption as interruption:
             if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
                 self.save()
             while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
@@ -257,19 +314,16 @@ class Trainer:
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
-        torch.manual_seed(step_seed(config.run.seed, step))
         tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
         batches = tokens.chunk(config.training.accumulation_steps)
-        losses = self._if_it_fits(batches, step)
-        if losses is None:
-            raise self._out_of_memory(tokens, step)
+        losses, sample = self._of_all_ranks(tokens, batches, step)
         parts = {name: float(value) for name, value in losses.parts.items()}
         norm = self.optimizer.gradient_norm()
         self._refuse_non_finite(losses.total, norm, parts, batches)
         self._last_ce.append(parts["ce"])
         lr = optim.lr_at(step, config.training)
         self.optimizer.step(lr, norm)
-        found = self.soc.after(step + 1, self._first_batch + step, losses, tokens) if self.soc else None
+        found = self.soc.after(step + 1, self._first_batch + step, sample, tokens) if self.soc else None
         seconds = time.perf_counter() - began
         seen = int((tokens[:, 1:] >= 0).sum())
         self.progress = dataclasses.replace(
@@ -286,6 +340,30 @@ class Trainer:
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
 
+    def _of_all_ranks(self, tokens: Tensor, batches: Sequence[Tensor], step: int) -> tuple[Losses, Tensor]:
+        """Losses and gradients of a step over all ranks, and the sample of states that consolidation takes.
+
+        Raises:
+            RankLost: one died; what was learned before is saved. BatchTooLarge: with what was seen to fit.
+        """
+        try:
+            self.ranks.tell("step", step=step, batch=self._first_batch + step)
+            torch.manual_seed(step_seed(self.config.run.seed, step))
+            losses = self._if_it_fits(batches, step)
+            if losses is None:
+                raise self._out_of_memory(tokens, step)
+            sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
+            came = self._interruption.came
+            losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
+            if came:  # to any rank; one that has come to this one meanwhile stays
+                self._interruption.came = True
+        except RankLost as lost:
+            if not step:
+                raise
+            self.save()
+            raise self._saved_before(lost) from None
+        return losses, sample
+
     def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
         """What to raise, once all that was learned is saved."""
         flags = self._what_fits(tokens, step)
@@ -293,14 +371,17 @@ class Trainer:
         what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
         if not step:
             return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
+        self.ranks.fail(BatchTooLarge(what, hint=f"continue with --resume {flags}", flags=flags))
         self.save()
         again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))} {flags}"
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
 
     def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
         """Flags of the largest batch, halved and halved again, that is seen to fit."""
-        training = self.config.training
-        rows = training.batch_size
+        training, size = self.config.training, self.ranks.size
+        if size > 1 and training.batch_size % (2 * size) == 0:  # the others can't take part in trying
+            return f"--batch-size {training.batch_size // 2} --accumulation-steps {2 * training.accumulation_steps}"
+        rows = training.batch_size if size == 1 else 1
         while rows > 1:
             rows //= 2
             if self._if_it_fits([tokens[:rows]], step):
@@ -310,10 +391,11 @@ class Trainer:
         return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
     def _if_it_fits(self, batches: Sequence[Tensor], step: int) -> Losses | None:
-        """As `_differentiated`; None where there is no memory for it. With the error its tensors are let go."""
+        """As `differentiated`; None where there is no memory for it. With the error its tensors are let go."""
         self.optimizer.zero_grad()
         try:
-            return self._differentiated(batches, step)
+            with sharing(self.ranks):
+                return self._differentiated(batches, step)
         except ArgumentError:  # the engine refuses what is not finite before there is a loss
             if bad := finite.origin(self.model, partial(self._again, batches, step)):
                 raise self._non_finite(bad) from None
@@ -324,16 +406,7 @@ class Trainer:
             return None
 
     def _differentiated(self, batches: Sequence[Tensor], step: int) -> Losses:
-        """Losses of a step, batch after batch; their gradients are added up in the parameters."""
-        config, found = self.config, []
-        for number, part in enumerate(batches, start=step * len(batches)):
-            with torch.autocast(
-                self.device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
-            ):
-                losses = objective(self.model, part, self.device.backend, config, seed=config.run.seed, step=number)
-            (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
-            found.append(dataclasses.replace(losses, total=losses.total.detach()))
-        return Losses.mean(found)
+        return differentiated(self.model, batches, self.device, self.config, step=step, share=self.ranks.share)
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
@@ -358,7 +431,7 @@ class Trainer:
             raise self._non_finite(bad)
 
     def _again(self, batches: Sequence[Tensor], step: int) -> None:
-        """The step's passes once more, with its randomness."""
+        """The step's passes once more, with its randomness; of several ranks, this one's, on its own."""
         torch.manual_seed(step_seed(self.config.run.seed, step))
         self._differentiated(batches, step)
 

@@ -14,6 +14,7 @@ from ebmvk.config import Config, TrainingConfig
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
 from ebmvk.model.language import LanguageModel
+from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
 from ebmvk.training import noise
@@ -28,7 +29,8 @@ SPREAD_EPSILON = 1e-3
 @dataclass(frozen=True)
 class Losses:
     """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
-    h of the batch's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached."""
+    h of the batch's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. Of a
+    share of a batch: what it adds to total and parts, and its own states."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -49,14 +51,21 @@ class Losses:
 
 
 def objective(
-    model: LanguageModel, tokens: Tensor, backend: Backend, config: Config, *, seed: int, step: int
+    model: LanguageModel,
+    tokens: Tensor,
+    backend: Backend,
+    config: Config,
+    *,
+    seed: int,
+    step: int,
+    share: Share = WHOLE,
 ) -> Losses:
-    """Loss of one batch: CE, and what else its model has: lambda_d denoising and lambda_spread spread where tokens are
-    points of the sphere, expert losses where there are experts.
+    """Loss of one batch, or what a share of its rows adds to it: CE, and what else its model has: lambda_d denoising
+    and lambda_spread spread where tokens are points of the sphere, expert losses where there are experts.
 
     While no memory takes part, p and p_lex are one law and one cross-entropy stands for both. The trunk runs in the
-    ambient autocast; the energies and all sums run in float32. Random choices are a function of (seed, step), except
-    dropout's, which is drawn from torch's global generator.
+    ambient autocast; the energies and all sums run in float32. Random choices are a function of (seed, step) and the
+    same for every share, except dropout's, which is drawn from torch's global generator.
 
     tokens: (B, T+1) int64, each row a window whose last T tokens are predicted; from -1 on a row has ended.
     """
@@ -65,30 +74,34 @@ def objective(
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     rng = torch.Generator(tokens.device).manual_seed(mixed_seed(seed, step))
     mu = model.embeddings()
-    context = model(tokens[:, :-1].clamp_min(0), mu)
-    query, targets, states = context.query.flatten(0, -2), tokens[:, 1:].flatten(), context.h.detach().flatten(0, -2)
+    mine = tokens[share.rows(len(tokens))]
+    context = model(mine[:, :-1].clamp_min(0), mu)
+    query, targets, states = context.query.flatten(0, -2), mine[:, 1:].flatten(), context.h.detach().flatten(0, -2)
     if bool((targets < 0).any()):
         there = (targets >= 0).nonzero()[:, 0]
         query, targets, states = query[there], targets[there], states[there]
+    everyone = tokens[:, 1:][tokens[:, 1:] >= 0]
     with torch.autocast(device, enabled=False):
         outputs = model.outputs(mu)
         mean, energies = linear_cross_entropies(query, outputs, model.bias, targets, narrow)
-        parts = {"ce": mean}
+        parts = {"ce": mean * (len(targets) / len(everyone))}
         if model.on_sphere and weights.lambda_denoise > 0:
             rows = torch.randint(
-                len(targets), (min(DENOISE_POSITIONS, len(targets)),), generator=rng, device=rng.device
+                len(everyone), (min(DENOISE_POSITIONS, len(everyone)),), generator=rng, device=rng.device
             )
+            place = rows - int((tokens[: share.rows(len(tokens)).start, 1:] >= 0).sum())
             parts["denoise"] = denoising(
-                *(backend, query[rows], mu, model.bias, targets[rows]),
+                *(backend, query, mu, model.bias, everyone[rows]),
                 k=config.langevin.knn_k,
                 generator=rng,
                 outputs=outputs,
                 kappa=noise.draw(weights, mu, len(rows), rng),
                 form=weights.denoise_form,
+                place=place,
             )
         if model.on_sphere and weights.lambda_spread > 0:
-            parts["spread"] = spread(mu, rng)
-        parts |= context.aux
+            parts["spread"] = spread(mu, rng) / share.size
+        parts |= {name: value / share.size for name, value in context.aux.items()}  # each is of the whole batch
         total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
     return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
 
@@ -117,6 +130,7 @@ def denoising(
     outputs: Tensor | None = None,
     points: Points | None = None,
     form: Form = "cross-entropy",
+    place: Tensor | None = None,
 ) -> Tensor:
     """Loss of x ~ vMF(mu_v, kappa), a mean over the rows, in one of two forms.
 
@@ -127,14 +141,20 @@ def denoising(
     score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
 
     query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form;
-    outputs: (V, d), the rows of p(v|c), kappa_v mu_v; by default mu.
+    outputs: (V, d), the rows of p(v|c), kappa_v mu_v; by default mu. place: (B,), which row of query (N, d) belongs to
+    each target, where that is not the same one; outside [0, N) for what other shares of the batch add to the mean.
     """
-    clean = mu.detach()[targets]
+    clean, rows = mu.detach()[targets], len(targets)
     x = sample_vmf(clean, kappa, generator=generator)
+    if place is not None:
+        mine = (place >= 0) & (place < len(query))
+        if not bool(mine.any()):
+            return query.new_zeros(())
+        query, targets, x, kappa, clean = query[place[mine]], targets[mine], x[mine], kappa[mine], clean[mine]
     handle = backend.points(mu.detach()) if points is None else points
     ids = candidates(backend, handle, query, bias, x, kappa, targets, k)
     law = (query, mu, bias, targets, ids, x, kappa, clean)
-    return denoising_at(backend, *law, outputs=outputs, points=handle, form=form)
+    return denoising_at(backend, *law, outputs=outputs, points=handle, form=form) * (len(targets) / rows)
 
 
 def candidates(

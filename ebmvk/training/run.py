@@ -21,6 +21,7 @@ from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import Batches, TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
+from ebmvk.ranks import ALONE, Ranks
 from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
@@ -28,6 +29,7 @@ from ebmvk.training.evaluation import text_size
 from ebmvk.training.lock import locked
 from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
 from ebmvk.training.monitor import Monitor
+from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
 from ebmvk.training.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.training.workspace import (
@@ -59,9 +61,9 @@ class Job:
     again: bool = False
 
 
-def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
+def execute(job: Job, ranks: Ranks = ALONE, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
     """Train `job` and return how it ended; the run folder has everything else. dry_run: say what it would take, after
-    a few steps, and leave nothing.
+    a few steps, and leave nothing. ranks: the processes of the run, of which this is the first.
 
     Raises:
         EbmvkError: of any kind; what was saved before is intact.
@@ -73,7 +75,7 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
 
     try:
         with nullcontext() if dry_run else locked(job.folder, say):
-            return _execute(job, say, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
+            return _execute(job, ranks, say, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -85,8 +87,14 @@ def execute(job: Job, *, quiet: bool, stop_after: int | None, dry_run: bool = Fa
         ) from error
 
 
-def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
-    # Before anything slow: a level that is no noise, and a package that is missing, are refused here.
+def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:
+    # Before anything slow: what does not go over ranks, a level that is no noise, and a package that is missing.
+    check_shares(job.config, ranks)
+    if dry_run and ranks.size > 1:
+        raise ConfigError(
+            f"--dry-run with {ranks.size} processes: it measures one",
+            hint=f"leave torchrun away and take --batch-size {job.config.training.batch_size // ranks.size}, a share",
+        )
     if job.config.logging.tensorboard:
         tensorboard.check_installed()
     levels = noise.notes(job.config.training, job.config.model.latent_dim, job.config.data.vocab_size)
@@ -94,6 +102,9 @@ def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run
     say("\n".join(said))
     device = open_device(job.config.run.device)
     say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
+    if ranks.size > 1:
+        rows = job.config.training.batch_size
+        say(f"ranks       {ranks.size}: each takes {rows // ranks.size} of {rows} windows; the first one writes")
     set_deterministic(job.config)
     found = find(job.resume, "--resume", say)[1] if job.resume else None
     if job.again:
@@ -123,7 +134,7 @@ def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run
 
     def trainer_in(folder: Path, monitor: Monitor) -> Trainer:
         probe = Probe(config, model, tokenizer, device.backend, folder / SAMPLES_FILE)
-        return Trainer(config, folder, model, tokenizer, streams, device, monitor, probe)
+        return Trainer(config, folder, model, tokenizer, streams, device, monitor, probe, ranks)
 
     if dry_run:
         rehearse(config, job.folder, trainer_in, found)
@@ -145,6 +156,7 @@ def _execute(job: Job, say: Say, *, quiet: bool, stop_after: int | None, dry_run
             save_config(job.folder, job.config, job.sources)  # not before the checkpoint is known to fit
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
+        enlist(ranks, config, streams.train, trainer.model, trainer.optimizer)
         monitor.record("resume" if found else "start", done, _facts(job, trainer, device) | started)
         del found  # weights, moments and splats once more, for as long as the run takes
         outcome = trainer.run(stop_after)
@@ -218,6 +230,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
         "torch": torch.__version__,
         "platform": platform(),
         "threads": torch.get_num_threads(),
+        "ranks": trainer.ranks.size,
         "device": device.reason,
         "torch_device": str(device.torch),
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason},

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ebmvk.config import Config
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.model.language import LanguageModel
+from ebmvk.ranks import Share
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.gate import fit_gate, mix
 from ebmvk.splats.memory import Memory, Reader, Terms
@@ -25,6 +28,33 @@ from ebmvk.training.workspace import Device, step_seed
 FOLD = 16  # one block of seq_length tokens of the training text in so many is held out of the splats
 MOST_STATES = 256  # of a step: the cost must not grow with the batch
 JUDGE_TOKENS = 4096  # of validation, that decide on a growth
+
+
+def _seed(config: Config, step: int) -> int:
+    return step_seed(config.run.seed, -10 - step)  # apart from those of the steps and of the model
+
+
+def sampled(config: Config, n: int, step: int) -> Tensor:
+    """(m,) int64: which of a step's n tokens consolidation sees. step: steps done, this one included."""
+    # As many states as the history holds from one check to the next: none is lost.
+    most = min(MOST_STATES, config.splats.soc_history // config.splats.soc_check_interval)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config, step)))[:most]
+
+
+def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step: int) -> Tensor:
+    """(m, d + 1) float32: states and energies of the tokens that consolidation sees, 0 for those of other shares, so
+    that all shares' samples add up to the batch's. Empty without consolidation. tokens: (B, T+1), the whole batch."""
+    if not config.splats.enable_soc:
+        return losses.states.new_zeros(0, dtype=torch.float32)
+    own = torch.zeros(config.training.accumulation_steps, config.training.batch_size, dtype=torch.bool)
+    own[:, share.rows(config.training.batch_size)] = True
+    there = tokens[:, 1:] >= 0
+    mine = own.flatten()[:, None].to(there.device).expand_as(there)[there]
+    rows = sampled(config, len(mine), step).to(mine.device)
+    found = losses.states.new_zeros(len(rows), losses.states.shape[1] + 1, dtype=torch.float32)
+    place = (mine.cumsum(0) - 1)[rows[mine[rows]]]
+    found[mine[rows]] = torch.cat((losses.states[place].float(), losses.energies[place, None].float()), dim=1)
+    return found
 
 
 class TrainingSoc:
@@ -44,8 +74,6 @@ class TrainingSoc:
         blocks = -(-len(train) // config.data.seq_length)
         # By place in the text, so that a block held out once is held out in every epoch.
         self._held_out = np.random.default_rng([seed, FOLD]).integers(FOLD, size=blocks) == 0
-        # As many states as the history holds from one check to the next: none is lost.
-        self._rows = min(MOST_STATES, splats.soc_history // splats.soc_check_interval)
         self.consolidation = Consolidation(
             splats,
             device.backend,
@@ -53,12 +81,9 @@ class TrainingSoc:
             vocab_size=model.vocab_size,
             steps=config.training.steps,
             steps_per_epoch=batches.steps_per_epoch,
-            seed=self._seed,
+            seed=partial(_seed, config),
         )
         self._seconds, self._run_seconds = 0.0, 0.0
-
-    def _seed(self, step: int) -> int:
-        return step_seed(self.config.run.seed, -10 - step)  # apart from those of the steps and of the model
 
     def restore(self, found: Checkpoint, run_seconds: float) -> bool:
         """Continue from a checkpoint after run_seconds of training; False where it has no consolidation, which then
@@ -70,23 +95,18 @@ class TrainingSoc:
             self.consolidation.counters.step = found.step
         return bool(found.soc)
 
-    def after(self, step: int, batch: int, losses: Losses, tokens: torch.Tensor) -> dict[str, Any] | None:
-        """Take a sample of a step's states; at a check consolidate, and return its record.
+    def after(self, step: int, batch: int, sample: Tensor, tokens: Tensor) -> dict[str, Any] | None:
+        """Take the `sample` of a step's states; at a check consolidate, and return its record.
 
         step: steps done, this one included. batch: the number of the batch. tokens: (B, T+1), what it held.
         """
         began = time.perf_counter()
-        places, following = self.batches.positions(batch)[:, 1:].reshape(-1), tokens[:, 1:].flatten()
+        places, following = self.batches.positions(batch)[:, 1:].reshape(-1), tokens[:, 1:].flatten().cpu()
         places, following = places[places >= 0], following[following >= 0]
-        rows = torch.randperm(len(places), generator=torch.Generator().manual_seed(self._seed(step)))[: self._rows]
-        there = rows.to(losses.states.device)
+        rows, sample = sampled(self.config, len(places), step), sample.cpu()
         held_out = self._held_out[places[rows.numpy()] // self.config.data.seq_length]
         self.consolidation.observe(
-            projx(losses.states[there].float().cpu()),
-            following[there].cpu(),
-            losses.energies[there].float().cpu(),
-            torch.from_numpy(held_out),
-            step,
+            projx(sample[:, :-1]), following[rows], sample[:, -1], torch.from_numpy(held_out), step
         )
         record = None
         if step % self.config.splats.soc_check_interval == 0:

@@ -9,14 +9,20 @@ import importlib
 import json
 import os
 import random
+import socket
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from bench.changes import start
 
 TINY = """
 [data]
@@ -188,6 +194,33 @@ def trained(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, de
     args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet"]
     assert main([str(arg) for arg in args]) == 0
     return folder
+
+
+def launched(n: int, work: Callable[[], int], folder: Path) -> list[Said]:
+    """What `work` leaves behind in n forks of this process, which meet as processes of torchrun do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> int:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(n)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false"}
+        for file, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{name}-{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), file)
+        sys.stdout, sys.stderr = (os.fdopen(file, "w", encoding="utf-8") for file in (1, 2))
+        try:
+            status = work()
+        except Exception:  # noqa: BLE001  # as the interpreter does at its end
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return status
+
+    children = [start(partial(rank, number)) for number in range(n)]
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    said = [[(folder / f"{name}-{i}").read_text(encoding="utf-8") for name in ("out", "err")] for i in range(n)]
+    return [Said(status, out, err) for status, (out, err) in zip(ended, said, strict=True)]
 
 
 def rows(folder: Path, event: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, memory, models, monitor, ops, peers, torch_chains
+from bench import approximate, experiments, memory, models, monitor, ops, peers, scaling, torch_chains
 from bench.measure import chain_problem, unit
 from ebmvk import train
 from ebmvk.data.windows import TokenStream
@@ -161,6 +161,23 @@ def test_monitor_compares_steps_of_one_run(tmp_path: Path) -> None:
     assert set(result["steps"]) == {"monitored", "bare"}
     assert result["overhead"]["low"] <= result["overhead"]["median"] <= result["overhead"]["high"]
     assert 0 < result["recording"]["mean"] < result["steps"]["monitored"]["median"]
+
+
+def test_scaling_is_predicted_for_every_size_and_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out.json"
+    for size, model in (("nano", "ebm"), ("base", "tinygpt")):
+        scaling.main(["--size", size, "--model", model, "--json", str(path)])
+        result = json.loads(path.read_text(encoding="utf-8"))
+        one, two, *_, most = result["predicted"]
+        assert [row["processes"] for row in result["predicted"]] == list(scaling.NODES)
+        assert one["weak"] == one["strong"] == 1
+        assert one["communication_s"] == one["reduced_bytes"] == one["lookup_bytes"] == 0
+        assert two["reduced_bytes"] == result["load"]["gradients"] + result["load"]["sample"]  # a ring of two: once all
+        assert most["store_bytes"] == one["store_bytes"] / 64
+        assert 0 < two["strong"] < 1
+        assert most["strong"] is None  # of a batch of fewer windows
+        assert 0 < most["weak"] < two["weak"] < 1
+        assert f"{result['load']['parameters']:,} parameters" in capsys.readouterr().out
 
 
 def test_halves_are_whole_documents() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ebmvk import evaluate
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader
@@ -22,7 +23,7 @@ from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, build_static, first_documents, load
 from ebmvk.training.workspace import open_device, open_run
 
-from .conftest import Command
+from .conftest import Command, launched
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,17 @@ def test_static_and_episodic_alone_are_the_same_figures(ebmvk: Command, remember
         alone = _evaluate(ebmvk, remembered, device, "--memory", mode)["tiers"]
         assert set(alone) == {"none", mode}
         assert alone[mode]["nats"] == pytest.approx(both[mode]["nats"], rel=1e-9)
+
+
+def test_a_memory_that_is_spread_over_processes_is_the_same(remembered: Path, tmp_path: Path, ebmvk: Command) -> None:
+    """Look-ups of both tiers by three processes; the first of them tells."""
+    args = ["--checkpoint", str(remembered), "--device", "cpu", "--memory", "both", "--json"]
+    one, *others = launched(3, lambda: evaluate.main(args), tmp_path)
+    assert (one.status, one.err) == (0, "")
+    assert [(said.status, said.out, said.err) for said in others] == [(0, "", "")] * 2
+    found, whole = json.loads(one.out), _evaluate(ebmvk, remembered, "cpu", "--memory", "both")
+    for mode, figures in whole["tiers"].items():
+        assert found["tiers"][mode]["nats"] == figures["nats"]
 
 
 def test_capacity_bounds_the_splats(ebmvk: Command, remembered: Path, device: str) -> None:

@@ -1,0 +1,199 @@
+"""Points spread over the ranks of a run, and exact top-k among them: for stores beyond one device's memory.
+
+Each rank keeps a contiguous part of the rows on its own backend. For a look-up the first rank sends the queries to all,
+each finds the k best of its part, and the first merges them: the result of `Backend.topk` over all rows, in the same
+order, and bit for bit where a backend's score of a row does not depend on the other rows.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine import checks
+from ebmvk.engine.api import Backend, Points, Storage, TopK
+from ebmvk.engine.select import select
+from ebmvk.ranks import Handler, Ranks
+
+Parts = list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A rank's rows of a store of n, from `first` on; points is None where it has none."""
+
+    n: int
+    first: int
+    points: Points | None
+
+
+class Shards:
+    """One rank's parts of stores, and what it does with them when it is told to.
+
+    Args:
+        opened: a backend, by the name that `--device` has.
+    """
+
+    def __init__(self, ranks: Ranks, opened: Callable[[str], Backend] = select) -> None:
+        self.ranks, self._opened = ranks, opened
+        self.backend: Backend | None = None
+        self._parts: dict[int, _Part] = {}
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the first rank can tell this one to do, by name."""
+        return {"open": self.open, "keep": self.keep, "topk": self.topk, "drop": self.drop}
+
+    def open(self, device: str) -> None:
+        """Open the backend that works on the parts. Raises as `ebmvk.engine.select`."""
+        self.backend = self._opened(device)
+
+    def keep(self, key: int, n: int, d: int, dtype: str, storage: Storage, rows: Tensor | None = None) -> None:
+        """Take this rank's part of n rows, in place of an older one. rows: (n, d), all of them, at the first rank."""
+        assert self.backend is not None
+        own = self._part_of(rows, (n, d), dtype)
+        first = min(n, self.ranks.rank * len(own))
+        own = own[: n - first]
+        if key in self._parts:
+            points = self._parts[key].points
+            if points is not None:
+                points.update(own)
+        else:
+            self._parts[key] = _Part(n, first, self.backend.points(own, storage) if len(own) else None)
+
+    def drop(self, key: int) -> None:
+        """Keep this part no longer."""
+        del self._parts[key]
+
+    def topk(
+        self,
+        key: int,
+        shape: tuple[int, int],
+        k: int,
+        dtype: str,
+        weights: Sequence[str],
+        queries: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Parts, Parts]:
+        """Find the k best of this rank's part. Returns, at the first rank, everyone's scores and ids, filled up to k by
+        -inf and the number of all rows.
+
+        shape: of the queries. weights: which of scale and bias there are. queries, given: at the first rank.
+        """
+        ranks, part, kind = self.ranks, self._parts[key], getattr(torch, dtype)
+        asked = ranks.broadcast(torch.empty(shape, dtype=kind) if queries is None else queries.clone())
+        own = {name: self._part_of(given[name] if given else None, (part.n,), dtype) for name in weights}
+        scores, ids = torch.full((shape[0], k), -math.inf, dtype=kind), torch.full((shape[0], k), part.n)
+        if part.points is not None:
+            assert self.backend is not None
+            here = {name: weight[: part.points.n].contiguous() for name, weight in own.items()}
+            most = min(k, part.points.n)
+            found = self.backend.topk(asked, part.points, most, **here)
+            scores[:, :most], ids[:, :most] = found.scores.cpu(), found.ids.cpu() + part.first
+        return ranks.gather(scores), ranks.gather(ids)
+
+    def _part_of(self, whole: Tensor | None, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """This rank's part of a tensor of `shape` that the first one has, parts being of one length: the last ones are
+        filled up by zeros."""
+        size = self.ranks.size
+        length = -(-shape[0] // size)
+        own = torch.empty(length, *shape[1:], dtype=getattr(torch, dtype))
+        if whole is None:
+            return self.ranks.scatter(own)
+        full = torch.cat((whole, whole.new_zeros(size * length - shape[0], *shape[1:])))
+        return self.ranks.scatter(own, torch.split(full, length))
+
+
+class ShardedPoints:
+    """Rows (n, d) of which every rank keeps a part. For top-k only: no other operation takes them."""
+
+    def __init__(self, backend: _Sharded, key: int, points: Tensor, storage: Storage) -> None:
+        self._backend, self._key = backend, key
+        self.n, self.d = points.shape
+        self.storage = storage
+        self.nbytes = -(-points.nbytes // backend.ranks.size)  # of this rank
+
+    def update(self, points: Tensor) -> None:
+        checks.points(checks.ANY, points, like=(self.n, self.d))
+        self._backend.spread(self._key, points, self.storage)
+
+
+class _Sharded:
+    """The first rank's backend, with points and top-k over all ranks; the rest is its own."""
+
+    def __init__(self, own: Backend, ranks: Ranks) -> None:
+        self._own, self.ranks, self._shards = own, ranks, Shards(ranks)
+        self._shards.backend = own
+        self._keys, self._dropped = 0, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def points(self, points: Tensor, storage: Storage = "float32") -> ShardedPoints:
+        checks.storage(storage)
+        checks.points(checks.ANY, points)
+        self._keys += 1
+        self.spread(self._keys, points, storage)
+        kept = ShardedPoints(self, self._keys, points, storage)
+        weakref.finalize(kept, self._dropped.append, self._keys)  # told with the next message: not in the midst of one
+        return kept
+
+    def spread(self, key: int, points: Tensor, storage: Storage) -> None:
+        """Let each rank keep its part of points (n, d)."""
+        rows = points.detach().cpu().contiguous()
+        how: dict[str, Any] = {"key": key, "n": len(rows), "d": rows.shape[1], "dtype": _name(rows), "storage": storage}
+        with self.ranks.whole():
+            self._drop()
+            self.ranks.tell("keep", **how)
+            self._shards.keep(**how, rows=rows)
+
+    def topk(
+        self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
+    ) -> TopK:
+        if not isinstance(points, ShardedPoints):
+            return self._own.topk(queries, points, k, scale=scale, bias=bias)
+        checks.topk(checks.ANY, queries, points.n, points.d, k, scale, bias)
+        asked = queries.detach().cpu().contiguous()
+        weights = {"scale": scale, "bias": bias}
+        given = {name: value.detach().cpu().contiguous() for name, value in weights.items() if value is not None}
+        how: dict[str, Any] = {"key": points._key, "shape": [*asked.shape], "k": k, "dtype": _name(asked)}
+        how["weights"] = [*given]
+        with self.ranks.whole():
+            self._drop()
+            self.ranks.tell("topk", **how)
+            scores, ids = self._shards.topk(**how, queries=asked, given=given)
+        best = merged(torch.cat(scores, 1), torch.cat(ids, 1), k)
+        return TopK(best.scores.to(queries.device), best.ids.to(queries.device))
+
+    def _drop(self) -> None:
+        while self._dropped:
+            key = self._dropped.pop()
+            self.ranks.tell("drop", key=key)
+            self._shards.drop(key)
+
+
+def merged(scores: Tensor, ids: Tensor, k: int) -> TopK:
+    """The k best of candidates (B, K), K >= k: scores descending, ties by lower id."""
+    ids, order = ids.sort(dim=1, stable=True)
+    scores, best = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return TopK(scores[:, :k].contiguous(), ids.gather(1, best)[:, :k].contiguous())
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def sharded(own: Backend, ranks: Ranks, device: str) -> Backend:
+    """`own`, with points spread over the ranks, each on its own `device`; `own` itself where there is one.
+
+    The other ranks follow with the handlers of `Shards`.
+    """
+    if ranks.size == 1:
+        return own
+    ranks.tell("open", device=device)
+    return cast("Backend", _Sharded(own, ranks))

@@ -1,0 +1,104 @@
+"""A rank of a training run that is not the first: it takes its share of each step, and keeps its part of the splats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebmvk.config import from_tables
+from ebmvk.data.windows import TokenStream
+from ebmvk.engine.api import Backend
+from ebmvk.engine.sharded import Shards
+from ebmvk.errors import ArgumentError, NonFinite, OutOfMemory
+from ebmvk.model.build import build_model
+from ebmvk.ranks import Handler, Ranks, sharing
+from ebmvk.training import finite, optim
+from ebmvk.training.advice import is_out_of_memory
+from ebmvk.training.loop import batches_of, differentiated
+from ebmvk.training.losses import Losses
+from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
+from ebmvk.training.soc import observed
+from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, set_deterministic, step_seed
+
+
+class Follower:
+    """What the first rank can tell this one to do: first it opens a device, then it is enlisted."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self._shards = ranks, Shards(ranks, self._opened)
+        self._device: Device
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the name of what is told."""
+        return {**self._shards.handlers(), "enlist": self.enlist, "step": self.step, "compare": self.compare}
+
+    def _opened(self, name: str) -> Backend:
+        self._device = open_device(name)
+        return self._device.backend
+
+    def enlist(self, config: dict[str, Any], tokens: int, stream: dict[str, Any], threads: int) -> None:
+        """Take over what `reduction.enlist` gives. tokens: of the vocabulary."""
+        self.config, given = from_tables(config, Path(CONFIG_FILE)), self.ranks.receive()
+        set_deterministic(self.config)
+        torch.set_num_threads(threads)
+        train = TokenStream(tokens=given.pop("tokens").numpy(), starts=given.pop("starts").numpy(), **stream)
+        self.batches = batches_of(self.config, train)
+        self.model = build_model(self.config.model, tokens)
+        self.model.load_state_dict({name.removeprefix(MODEL): v for name, v in given.items() if name.startswith(MODEL)})
+        self.model.to(self._device.torch).train()
+        self.optimizer = optim.build(self.model, self.config.training)
+        if moments := {n.removeprefix(OPTIMIZER): v for n, v in given.items() if n.startswith(OPTIMIZER)}:
+            self.optimizer.load_state_dict(moments)
+        self.ranks.use(self._device.torch)
+
+    def step(self, step: int, batch: int) -> None:
+        """Take part in a step; where something is not finite the weights stay, and the first rank says so.
+
+        step: steps done before. batch: its number.
+
+        Raises:
+            NonFinite: of this rank's share, before there is a loss. OutOfMemory: there is none for its share.
+        """
+        tokens = self.batches.batch(batch).to(self._device.torch)
+        losses = self._losses(tokens, step)
+        sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
+        losses, _ = add_up(self.ranks, self.model, losses, sample, interrupted=self.ranks.interrupted)
+        parts = {name: float(value) for name, value in losses.parts.items()}
+        norm = self.optimizer.gradient_norm()
+        if not finite.first_bad(self.model, losses.total, norm, parts, lambda: None):
+            self.optimizer.step(optim.lr_at(step, self.config.training), norm)
+
+    def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
+        batches, share = tokens.chunk(self.config.training.accumulation_steps), self.ranks.share
+        torch.manual_seed(step_seed(self.config.run.seed, step) + share.rank)  # of dropout: each rank its own
+        return differentiated(self.model, batches, self._device, self.config, step=step, share=share)
+
+    def _losses(self, tokens: torch.Tensor, step: int) -> Losses:
+        self.optimizer.zero_grad()
+        try:
+            with sharing(self.ranks):
+                return self._differentiated(tokens, step)
+        except ArgumentError:  # the engine refuses what is not finite before there is a loss
+            if bad := finite.origin(self.model, partial(self._differentiated, tokens, step)):
+                raise NonFinite(
+                    f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
+                    why="the learning rate is too high for this model, or the precision too low",
+                    hint=f"continue from an older checkpoint with --lr {self.config.training.learning_rate / 2:g}",
+                ) from None
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"step {step + 1}: rank {self.ranks.rank} has no memory for its share of "
+                f"--batch-size {self.config.training.batch_size}",
+                hint="continue with --resume and a smaller --batch-size, and more --accumulation-steps",
+            ) from None
+
+    def compare(self, step: int) -> None:
+        """Compare the weights of all ranks after a step."""
+        check_same_weights(self.ranks, self.model, step)

@@ -1,0 +1,100 @@
+"""What the ranks of a run have in common: their state at the beginning, and what a step adds up over them.
+
+Each rank has all weights and moments and takes an equal share of every batch. Losses, gradients and the sample of
+states for consolidation are added up, so that every rank makes the same step, in the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ebmvk.config import Config, to_tables
+from ebmvk.data.windows import TokenStream
+from ebmvk.errors import ConfigError, DeviceError
+from ebmvk.model.language import LanguageModel
+from ebmvk.ranks import Ranks
+from ebmvk.training.losses import Losses
+from ebmvk.training.optim import Optimizer
+
+MODEL, OPTIMIZER = "model.", "optimizer."
+
+
+def check_shares(config: Config, ranks: Ranks) -> None:
+    """Raises ConfigError where a batch does not part into equal shares."""
+    batch, size = config.training.batch_size, ranks.size
+    if batch % size:
+        near = max(size, round(batch / size) * size)
+        raise ConfigError(
+            f"--batch-size {batch} is not a multiple of the {size} processes",
+            why="it is of all of them together: each takes an equal share of its windows",
+            hint=f"take --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
+        )
+
+
+def _divisor(batch: int, size: int) -> int:
+    return next(fewer for fewer in range(size, 0, -1) if batch % fewer == 0)
+
+
+def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageModel, optimizer: Optimizer) -> None:
+    """Give the ranks that follow all that a step depends on: settings, text, weights and moments."""
+    stream = {"name": train.name, "word_level": train.word_level, "apart": train.apart}
+    ranks.tell(
+        "enlist", config=to_tables(config), tokens=model.vocab_size, stream=stream, threads=torch.get_num_threads()
+    )
+    ranks.send(
+        {"tokens": torch.from_numpy(train.tokens), "starts": torch.from_numpy(train.starts)}
+        | {MODEL + name: value for name, value in model.state_dict().items()}
+        | {OPTIMIZER + name: value for name, value in optimizer.state_dict().items()}
+    )
+    ranks.use(next(model.parameters()).device)
+
+
+def add_up(
+    ranks: Ranks, model: LanguageModel, losses: Losses, sample: Tensor, *, interrupted: bool
+) -> tuple[Losses, bool]:
+    """The step's losses over all ranks, and whether any was interrupted; gradients and `sample` are added up in place.
+
+    A parameter that no rank has a gradient of has none afterwards either.
+    """
+    if ranks.size == 1:
+        return losses, interrupted
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    values = [float(losses.total), *map(float, losses.parts.values()), float(interrupted)]
+    known = torch.tensor([*values, *(parameter.grad is not None for parameter in trained)], dtype=torch.float64)
+    # First what is small, on the host: a rank that is lost is noticed before devices wait for one another.
+    ranks.add_up([known])
+    total, *parts, interruptions = known[: len(values)].tolist()
+    gradients = []
+    for parameter, ranks_with in zip(trained, known[len(values) :].tolist(), strict=True):
+        if ranks_with:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    ranks.add_up([*gradients, sample])
+    summed = {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(losses.parts, parts, strict=True)}
+    return dataclasses.replace(losses, total=torch.tensor(total, dtype=torch.float64), parts=summed), bool(
+        interruptions
+    )
+
+
+def check_same_weights(ranks: Ranks, model: LanguageModel, step: int) -> None:
+    """Raises DeviceError where ranks have come to other weights. All ranks call it together."""
+    if ranks.size > 1 and not ranks.agree(fingerprint(model)):
+        error = DeviceError(
+            f"the ranks' weights are not the same any more after step {step}; nothing is saved of it",
+            why="processors of different kinds round differently, or a memory is faulty",
+            hint="continue with --resume on machines of one kind",
+        )
+        error.told = ranks.rank > 0  # by the first
+        raise error
+
+
+def fingerprint(model: LanguageModel) -> int:
+    """62 bits of the weights' digest."""
+    found = hashlib.blake2b(digest_size=8)
+    for value in model.state_dict().values():
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return int.from_bytes(found.digest(), "little") >> 2

@@ -1,0 +1,388 @@
+"""Several processes train as one does, stop together, and go on in any number; points spread over them are found as if
+they were in one place.
+
+Processes are forks of this one with torchrun's environment; torchrun itself starts those of which one is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bench import scaling
+from ebmvk import cli, pretrain
+from ebmvk import train as training
+from ebmvk.engine import Backend, select
+from ebmvk.engine.sharded import Shards, sharded
+from ebmvk.errors import DeviceError
+from ebmvk.model.integration import phi
+from ebmvk.ranks import Ranks, sharing
+from ebmvk.training import follower, loop
+from ebmvk.training.reduction import check_same_weights
+from ebmvk.training.workspace import read_config
+
+from .conftest import Command, launched, rows
+from .test_resume import SPLATS
+
+FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--deterministic")
+# Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most this of it. Rows of
+# tokens whose gradients nearly cancel are moved by AdamW as far as others.
+WEIGHTS, NATS = 2e-5, 2e-6
+MODELS: dict[str, tuple[object, ...]] = {"ebm": SPLATS, "tinygpt": ("--model", "tinygpt")}
+OTHERS: dict[str, tuple[object, ...]] = {
+    "ebm by parts": ("--accumulation-steps", 2, "--windows", "document", "--denoise-form", "score", *SPLATS),
+    "ebm with a transformer": ("--decoder", "transformer", "--gradient-checkpointing"),
+    "plain": ("--model", "plain", *SPLATS),
+    "minillm of experts": ("--model", "minillm", "--use-moe", "--accumulation-steps", 2),
+    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one process, weights that
+    # begin 1e-7 apart are as far from each other after a few steps. That its gradient is exact has a test of its own.
+    "infinito": ("--model", "infinito", "--memory-slots", 8, "--lambda-phi", 0),
+}
+
+
+@pytest.fixture
+def begun(tiny: Path, text: Path) -> tuple[object, ...]:
+    """Flags of a new run."""
+    return ("--config", tiny, "--dataset", text, "--device", "cpu", *FLAGS)
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmvk.report.html.write_report", lambda *_: None)
+
+
+def command(run: Path, *args: object) -> Callable[[], int]:
+    return lambda: training.main([str(arg) for arg in ("--run-dir", run, *args)])
+
+
+def _ended_alike(one: Path, two: Path) -> None:
+    first, second = (load_file(run / "checkpoints" / "step-8" / "model.safetensors") for run in (one, two))
+    for name, value in first.items():
+        torch.testing.assert_close(
+            second[name], value, rtol=0, atol=WEIGHTS, msg=lambda said, name=name: f"{name}: {said}"
+        )
+    nats = [[row["validation"]["nats_per_token"] for row in rows(run, "eval")] for run in (one, two)]
+    assert nats[1] == pytest.approx(nats[0], abs=NATS)
+    steps = [
+        [(row["loss"], *row["parts"].values(), row["grad_norm"]) for row in rows(run, "step")] for run in (one, two)
+    ]
+    for own, others in zip(*steps, strict=True):
+        assert others == pytest.approx(own, rel=1e-4)
+
+
+def _same_as_one(tmp_path: Path, begun: tuple[object, ...], flags: tuple[object, ...]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert command(one, *begun, *flags)() == 0
+    found = launched(2, command(two, *begun, *flags), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
+    assert found[1].out == ""  # the first one alone prints
+    _ended_alike(one, two)
+    checks = [rows(run, "soc") for run in (one, two)]
+    assert [row["states"] for row in checks[0]] == [row["states"] for row in checks[1]]
+    for own, others in zip(*checks, strict=True):
+        assert others["phi"] == pytest.approx(own["phi"], abs=1e-3)
+        assert (others["created"], others["merged"]) == (own["created"], own["merged"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_are_one(model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+    _same_as_one(tmp_path, begun, MODELS[model])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", OTHERS)
+def test_two_processes_are_one_for_every_model(
+    model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    _same_as_one(tmp_path, begun, OTHERS[model])
+
+
+def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+    """Two steps by one process, two by four, four by two: as eight by one."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert command(one, *begun)() == 0
+    assert command(other, *begun, "--stop-after", 2)() == 0
+    for number, more in ((4, ("--stop-after", 2)), (2, ())):
+        found = launched(number, command(other, "--resume", "--quiet", *more), tmp_path)
+        assert [said.status for said in found] == [0] * number, found[0].err
+    assert [row["ranks"] for event in ("start", "resume") for row in rows(other, event)] == [1, 4, 2]
+    _ended_alike(one, other)
+
+
+def test_a_stage_of_its_own_goes_over_ranks(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+    args = [str(arg) for arg in ("--run-dir", tmp_path / "run", *begun, "--steps", 2, "--no-enable-soc")]
+    found = launched(2, lambda: pretrain.main(args), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
+    assert [row["ranks"] for row in rows(tmp_path / "run", "start")] == [2]
+
+
+def test_a_step_sends_what_is_predicted(
+    tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
+    run, real = tmp_path / "run", Ranks._sum
+
+    def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
+        with (tmp_path / f"sent-{ranks.rank}").open("a") as file:
+            print(tensor.nbytes, file=file)
+        return real(ranks, tensor)
+
+    monkeypatch.setattr(Ranks, "_sum", counted)
+    launched(2, command(run, *begun, *SPLATS, "--steps", 1), tmp_path)
+    load = scaling.Load.of(read_config(run))
+    for rank in range(2):
+        sent = sum(map(int, (tmp_path / f"sent-{rank}").read_text().split()))
+        # Consolidation sees all of so small a batch: of the most that the prediction allows for, these are not there.
+        fewer = load.sample - 4 * (4 * 16) * (32 + 1)
+        assert 0 < sent - (load.gradients + load.sample - fewer) < 2000
+
+
+def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
+    for number, flags, told in (
+        (3, (), "error: --batch-size 4 is not a multiple of the 3 processes\n"),
+        (2, ("--dry-run",), "error: --dry-run with 2 processes: it measures one\n"),
+        (2, ("--lr", "fast"), "error: "),
+    ):
+        found = launched(number, command(tmp_path / "run", *begun, *flags), tmp_path)
+        assert [said.status for said in found] == [2] * number
+        assert found[0].err.startswith(told)
+        assert found[0].err.count("error:") == 1
+        assert [said.err for said in found[1:]] == [""] * (number - 1)
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_is_of_one_process_is_refused_to_several(
+    tmp_path: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, told in (("2", "only train, pretrain, evaluate share"), ("two", "WORLD_SIZE=two is no number")):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        said = ebmvk("memory", "--checkpoint", tmp_path)
+        assert said.status == 2
+        assert told in said.err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    said = ebmvk("evaluate", "--checkpoint", tmp_path)
+    assert said.status == 2
+    assert said.err.startswith("error: WORLD_SIZE=2: the processes of this run did not meet\n")
+
+
+@pytest.mark.parametrize("fault", ["not finite", "no memory", "a bug"])
+def test_what_one_rank_ends_with_ends_all(
+    fault: str, tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    real = loop.objective
+
+    def failing(model: nn.Module, *args: Any, step: int, **more: Any) -> Any:
+        losses = real(model, *args, step=step, **more)
+        if step < 5 or os.environ.get("RANK") != "1":
+            return losses
+        if fault == "not finite":
+            return loop.dataclasses.replace(losses, total=losses.total * math.nan)
+        raise MemoryError if fault == "no memory" else RuntimeError("unheard of")
+
+    monkeypatch.setattr(loop, "objective", failing)
+    run = tmp_path / "run"
+    one, two = launched(2, command(run, *begun), tmp_path)
+    if fault == "not finite":
+        assert (one.status, two.status, two.err) == (2, 2, "")
+        assert one.err.startswith("error: step 6: the loss is not finite; the weights are as they were after step 5\n")
+    elif fault == "no memory":
+        assert (one.status, two.status, one.err) == (2, 2, "")
+        assert two.err.startswith("error: rank 1: step 6: rank 1 has no memory for its share of --batch-size 4\n")
+    else:
+        assert (one.status, two.status, one.err) == (1, 1, "")
+        assert "RuntimeError: unheard of" in two.err
+    monkeypatch.setattr(loop, "objective", real)
+    assert command(run, "--resume", "--quiet")() == 0
+    assert rows(run, "resume")[0]["step"] == 4
+
+
+def test_an_interruption_of_any_rank_is_saved(
+    tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    real = loop.objective
+
+    def interrupted(*args: Any, step: int, **more: Any) -> Any:
+        if step == 2 and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, step=step, **more)
+
+    monkeypatch.setattr(loop, "objective", interrupted)
+    found = launched(2, command(tmp_path / "run", *begun), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(cli.INTERRUPTED, "")] * 2
+    assert "saved       step 3 of 8" in found[0].out
+
+
+def test_a_rank_that_dies_before_a_save_costs_no_step(
+    tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
+) -> None:
+    monkeypatch.setattr(follower.Follower, "compare", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    run = tmp_path / "run"
+    one, two = launched(2, command(run, *begun), tmp_path)
+    assert (one.status, two.status) == (2, -signal.SIGKILL)
+    assert one.err.startswith("error: rank 1 of 2 stopped answering; the run is saved as it was after step 4\n")
+    assert command(run, "--resume", "--quiet", "--stop-after", 1)() == 0
+    assert rows(run, "resume")[0]["step"] == 4
+
+
+def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
+    tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    run = tmp_path / "run"
+    args = ("--run-dir", run, *begun, "--steps", 100000, "--save-every", 2, "--eval-every", 100000, "--no-enable-soc")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = subprocess.Popen(
+        [*torchrun, "-m", "ebmvk.train", *map(str, args)],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        while not (run / "latest").exists() and process.poll() is None:
+            time.sleep(0.2)
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+        ranks = {
+            rank[1]: int(child)
+            for child in found.split()
+            if (rank := re.search(rb"\0RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes()))
+        }
+        os.kill(ranks[b"1"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    told = re.search(r"error: rank 1 of 2 stopped answering; the run is saved as it was after step (\d+)", out)
+    assert told, out
+    assert f"try: continue with --resume --run-dir {run}, with any number of processes" in out
+    assert (run / "latest").read_text(encoding="ascii") == f"checkpoints/step-{told[1]}\n"
+    assert command(run, "--resume", "--stop-after", 1, "--quiet")() == 0
+    assert rows(run, "resume")[0]["step"] == int(told[1])
+
+
+# ---- in one place or spread ----------------------------------------------------------------------------------------
+
+
+def on_ranks(body: Callable[[Ranks], None], number: int, tmp_path: Path) -> None:
+    """`body` in each of several processes, which must not raise."""
+
+    def work() -> int:
+        ranks = Ranks.join()
+        with ranks.together():
+            body(ranks)
+        return 0
+
+    for said in launched(number, work, tmp_path):
+        assert said.status == 0, said.err
+
+
+def _dyadic(rows: int, d: int, seed: int) -> torch.Tensor:
+    """Unit rows of which many are equal, and with queries of small integers no product is rounded."""
+    random = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (rows, d), generator=random).float() * 2 - 1
+    return signs / d**0.5  # d is a power of 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_top_k_of_spread_points_is_that_of_one_store(device: str, tmp_path: Path) -> None:
+    """Ties, more neighbours than a part has rows, parts without rows, weights of minus infinity, and rows replaced."""
+
+    def equal(backend: Backend, own: Backend, n: int, d: int, k: int, seed: int) -> None:
+        random = torch.Generator().manual_seed(seed)
+        queries = torch.randint(-3, 4, (7, d), generator=random).float()
+        scale = torch.randint(1, 4, (n,), generator=random).float()
+        bias = torch.randint(-2, 3, (n,), generator=random).float()
+        bias[torch.rand(n, generator=random) < 0.3] = -math.inf
+        spread, whole = backend.points(_dyadic(n, d, seed)), own.points(_dyadic(n, d, seed))
+        for again in (1, 2):
+            for given in ({}, {"scale": scale}, {"bias": bias}, {"scale": scale, "bias": bias}):
+                found, true = backend.topk(queries, spread, k, **given), own.topk(queries, whole, k, **given)
+                assert torch.equal(found.scores, true.scores)
+                assert torch.equal(found.ids, true.ids)
+            for points in (spread, whole):
+                points.update(_dyadic(n, d, seed + again))
+
+    def body(ranks: Ranks) -> None:
+        if ranks.rank:
+            ranks.follow(Shards(ranks).handlers())
+            return
+        own = select(device)
+        backend = sharded(own, ranks, device)
+        for seed, (n, d, k) in enumerate([(1, 4, 1), (2, 4, 2), (4, 16, 3), (10, 16, 9), (50, 64, 50), (333, 16, 20)]):
+            equal(backend, own, n, d, k, seed)
+        with pytest.raises(ValueError, match="k"):
+            backend.topk(torch.ones(1, 4), backend.points(_dyadic(2, 4, 1)), 3)
+        ranks.tell("end", status=0)
+
+    on_ranks(body, 3, tmp_path)
+
+
+def test_losses_of_a_batch_are_those_of_all_its_shares(tmp_path: Path) -> None:
+    """PHI of units whose samples are shared, and its gradient; and weights that differ are noticed."""
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = (x @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).requires_grad_()
+    whole = phi(x)
+    whole.backward()
+    assert x.grad is not None
+    gradient = x.grad
+
+    def body(ranks: Ranks) -> None:
+        mine = ranks.share.rows(len(x))
+        own = x.detach()[mine].requires_grad_()
+        with sharing(ranks):
+            part = phi(own)
+            (part / ranks.size).backward()
+        torch.testing.assert_close(part.detach(), whole.detach())
+        torch.testing.assert_close(own.grad, gradient[mine])
+        assert torch.equal(phi(own), phi(x.detach()[mine]))  # apart again
+        model: Any = nn.Linear(3, 2)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        check_same_weights(ranks, model, 1)
+        with torch.no_grad():
+            model.weight[1, 2] += 1e-7 * ranks.rank
+        with pytest.raises(DeviceError, match="not the same any more after step 2"):
+            check_same_weights(ranks, model, 2)
+
+    on_ranks(body, 2, tmp_path)
+
+
+def test_sums_go_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmvk.ranks.BUCKET", 10)
+
+    def body(ranks: Ranks) -> None:
+        shapes = [(3,), (2, 4), (), (25,), (0,), (5, 2)]
+        given = [torch.full(shape, float(ranks.rank + 1)) for shape in shapes]
+        ranks.add_up(given)
+        assert all(torch.equal(value, torch.full(shape, 3.0)) for value, shape in zip(given, shapes, strict=True))
+
+    on_ranks(body, 2, tmp_path)
+
+
+def test_long_messages_and_tensors_arrive(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    def body(ranks: Ranks) -> None:
+        said = {"text": "σ" * 2000, "short": [1, None, 2.5]}
+        tensors = {"a": torch.arange(5), "b": torch.ones(2, 3, dtype=torch.bfloat16), "c": torch.zeros(0)}
+        if ranks.rank:
+            follow = {"say": lambda **more: heard.append((more, ranks.receive()))}
+            assert ranks.follow(follow) == 7
+            assert heard[0][0] == said
+            assert all(torch.equal(heard[0][1][name], value) for name, value in tensors.items())
+        else:
+            ranks.tell("say", **said)
+            ranks.send(tensors)
+            ranks.tell("end", status=7)
+
+    on_ranks(body, 2, tmp_path)
