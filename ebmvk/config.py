@@ -52,6 +52,7 @@ class DataConfig:
     seq_length: int = knob(128, low=2)  # Tokens per training window.
     windows: Literal["stream", "document"] = "stream"  # Cut from the whole text, or from each document on its own.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = knob(None, low=1)  # Between a document's windows.
+    num_workers: int = knob(0, low=0, high=64, resume=True)  # Threads that prepare batches ahead of the steps.
 
     @property
     def apart(self) -> bool:

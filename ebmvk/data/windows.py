@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -139,6 +140,24 @@ class Batches:
         shifted = first + np.maximum(0, number * self._stride - random.integers(self._stride, size=1))
         starts = np.where(number == 0, first, np.minimum(shifted, np.maximum(first, last - self._seq_length)))
         return np.stack((starts, last), axis=1)[random.permutation(self.windows)]
+
+
+class Ahead:
+    """Batches that threads make before they are asked for: the same ones with any number of threads, as a batch is a
+    function of its number. workers: threads, each one batch ahead; with 0 a batch is made when it is asked for."""
+
+    def __init__(self, batches: Batches, workers: int) -> None:
+        self._batches, self._workers = batches, workers
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batches") if workers else None
+        self._made: dict[int, Future[torch.Tensor]] = {}
+
+    def batch(self, step: int) -> torch.Tensor:
+        """As of `Batches`."""
+        if self._threads is None:
+            return self._batches.batch(step)
+        wanted = range(step, step + 1 + self._workers)
+        self._made = {n: self._made.get(n) or self._threads.submit(self._batches.batch, n) for n in wanted}
+        return self._made.pop(step).result()
 
 
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:

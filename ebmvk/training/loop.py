@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.data.windows import Batches, TokenStream
+from ebmvk.data.windows import Ahead, Batches, TokenStream
 from ebmvk.engine import Backend
 from ebmvk.engine.sharded import sharded
 from ebmvk.errors import (
@@ -148,6 +148,7 @@ class Trainer:
         self.device, self.monitor, self.probe, self.ranks = device, monitor, probe, ranks
         self.optimizer = optim.build(self.model, config.training)
         self.batches = batches_of(config, streams.train)
+        self._ahead = Ahead(self.batches, config.data.num_workers)
         spread = dataclasses.replace(device, backend=sharded(device.backend, ranks, config.run.device))
         self.soc = (
             TrainingSoc(config, self.model, streams.train, streams.validation, self.batches, spread)
@@ -314,7 +315,7 @@ class Trainer:
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
-        tokens = self.batches.batch(self._first_batch + step).to(self.device.torch)
+        tokens = self._ahead.batch(self._first_batch + step).to(self.device.torch)
         batches = tokens.chunk(config.training.accumulation_steps)
         losses, sample = self._of_all_ranks(tokens, batches, step)
         parts = {name: float(value) for name, value in losses.parts.items()}

@@ -26,7 +26,7 @@ from .conftest import Command, Page, rows
 _FLAGS = {
     "train": """
         --size --device --seed --deterministic --no-deterministic --dataset --data-dir --tokenizer
-        --vocab-size --seq-length --windows --stride --model --latent-dim --n-layers --n-heads --ffn-dim
+        --vocab-size --seq-length --windows --stride --num-workers --model --latent-dim --n-layers --n-heads --ffn-dim
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
         --use-splat --no-use-splat --use-memory --no-use-memory --memory-slots --gradient-checkpointing

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import train_tokenizer
-from ebmvk.data.windows import Batches, TokenStream, encode_split, evaluation_windows
+from ebmvk.data.windows import Ahead, Batches, TokenStream, encode_split, evaluation_windows
 from ebmvk.errors import ArgumentError, DataError
 
 
@@ -119,6 +119,14 @@ def test_each_token_but_the_first_is_scored_once_with_context(n: int, context: i
             assert index + 1 >= min(target, context - stride + 1)
         assert torch.equal(tokens[1:], tokens[:-1] + 1)
     assert scored == list(range(1, n))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_made_ahead_are_the_same(workers: int) -> None:
+    batches = Batches(stream_of(97), 4, 7, seed=5)
+    ahead = Ahead(batches, workers)
+    for step in (0, 1, 2, 9, 10, 3, 4):  # where a run goes on, steps are passed over
+        assert torch.equal(ahead.batch(step), batches.batch(step))
 
 
 def test_refusals() -> None:
