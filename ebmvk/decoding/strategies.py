@@ -96,8 +96,8 @@ NAMED = MappingProxyType(
         "sampling": Strategy(),
     }
 )
-"""What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which leaves the temperature between .7
-and 1; at 1, and with no eight tokens twice, texts of subwords repeat themselves about as much as people do."""
+"""What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which leaves the temperature between
+.7 and 1; at 1, and with no eight tokens twice, texts of subwords repeat themselves about as much as people do."""
 
 
 def named(name: str) -> Strategy:

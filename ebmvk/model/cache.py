@@ -45,17 +45,26 @@ class Cache:
     dimension 0, or `Growing` ones.
 
     pads: (B,) int64, how many of a row's first positions are padding: rows of unequal length end together. length:
-    positions read so far, padding included. padded: whether any row has padding.
+    positions read so far, padding included.
     """
 
     pads: Tensor
     length: int = 0
     parts: dict[nn.Module, tuple[Any, ...]] = field(default_factory=dict)
-    padded: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.padded = bool((self.pads > 0).any())
+        self._most_pads = max(self.pads.tolist(), default=0)  # on the host, to be asked in every layer
         self._hidden: dict[tuple[int, int, int], Tensor] = {}
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return self._most_pads > 0
+
+    @property
+    def in_padding(self) -> bool:
+        """Whether the next position is padding of any row."""
+        return self.length < self._most_pads
 
     def real(self, n: int) -> Tensor:
         """(B, n) bool: which of the next n positions are not padding."""
@@ -76,6 +85,6 @@ class Cache:
     def keep(self, rows: Tensor) -> None:
         """Drops all other rows. rows: (b,) int64."""
         self.pads = self.pads[rows]
-        self.padded = bool((self.pads > 0).any())
+        self._most_pads = max(self.pads.tolist(), default=0)
         self._hidden.clear()
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}

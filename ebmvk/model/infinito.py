@@ -55,7 +55,7 @@ class ExternalMemory(nn.Module):
         """x: (B, T, d), normalised."""
         reads, writes, value = self._near(self.read(x)), self._near(self.write(x)), self.value(x)
         weight = self.strength(x)
-        if cache:
+        if cache and cache.in_padding:
             weight = weight * cache.real(x.shape[1]).to(weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             writes, value = writes * weight[..., None].float(), value.float()

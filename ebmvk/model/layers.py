@@ -159,7 +159,7 @@ class Attention(nn.Module):
         """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""
         if cache is None:
             return F.pad(early, (0, 0, 1, -1))
-        if cache.padded:
+        if cache.in_padding:
             early = early * cache.real(early.shape[-2])[:, None, :, None].to(early.dtype)
         last, keys, values = cache.parts.get(self) or (torch.zeros_like(early[..., :1, :]), Growing(), Growing())
         cache.parts[self] = (early[..., -1:, :], keys, values)
