@@ -256,8 +256,12 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     assert id(net.trunk.blocks[0].up.weight) in hidden
 
 
-def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only() -> None:
-    """Two steps beside torch's AdamW, parameter by parameter."""
+@pytest.mark.parametrize("rate", [optim.HIDDEN_RATE, optim.SCALAR_RATE], ids=str)
+def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps beside torch's AdamW, parameter by parameter. rate: of hidden matrices; scalars may have the same."""
+    monkeypatch.setattr(optim, "HIDDEN_RATE", rate)
     config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
     net = model()
     ours, theirs = (
@@ -269,7 +273,7 @@ def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_onl
     peers = []
     for name, p in theirs.items():
         hidden = p.ndim == 2 and name not in rates
-        lr = 0.01 * (1.0 if hidden else rates.get(name, 5.0))
+        lr = 0.01 * (rate if hidden else rates.get(name, 5.0))
         peers.append(torch.optim.AdamW([p], lr=lr, betas=(0.9, 0.95), weight_decay=0.1 if hidden else 0.0))
     for _ in range(2):
         for name, p in net.named_parameters():
