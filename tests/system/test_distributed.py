@@ -133,14 +133,14 @@ def test_a_step_sends_what_is_predicted(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
-    run, real = tmp_path / "run", Ranks._sum
+    run, real = tmp_path / "run", Ranks.all_reduce
 
     def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
         with (tmp_path / f"sent-{ranks.rank}").open("a") as file:
             print(tensor.nbytes, file=file)
         return real(ranks, tensor)
 
-    monkeypatch.setattr(Ranks, "_sum", counted)
+    monkeypatch.setattr(Ranks, "all_reduce", counted)
     launched(2, command(run, *begun, *SPLATS, "--steps", 1), tmp_path)
     load = scaling.Load.of(read_config(run))
     for rank in range(2):
@@ -358,7 +358,7 @@ def test_losses_of_a_batch_are_those_of_all_its_shares(tmp_path: Path) -> None:
 
 
 def test_sums_go_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebmvk.ranks.BUCKET", 10)
+    monkeypatch.setattr("ebmvk.ranks.processes.BUCKET", 10)
 
     def body(ranks: Ranks) -> None:
         shapes = [(3,), (2, 4), (), (25,), (0,), (5, 2)]
