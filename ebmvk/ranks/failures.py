@@ -18,7 +18,7 @@ from ebmvk.errors import EbmvkError, RankLost, RunFailed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
-ROLL_CALL = 2.0  # seconds that ranks have to say that they are there
+ROLL_CALL = 2.0  # seconds that ranks have to say that they are there, or that they know enough
 _INTERRUPTED = 130
 
 
@@ -38,15 +38,16 @@ class Failures:
 
     def why_lost(self, error: RuntimeError) -> EbmvkError:
         """What one has ended with, or who does not answer. error: of a connection that has ended."""
-        here = {self._rank}
-        with suppress(RuntimeError):
+        try:
             self._store.set(f"here {self._rank}", "")
             until = time.monotonic() + ROLL_CALL
             while not self._store.check(["failed"]) and time.monotonic() < until:
                 time.sleep(0.05)
             if self._store.check(["failed"]):
                 return _relayed(json.loads(self._store.get("failed")))
-            here |= {rank for rank in range(self._size) if self._store.check([f"here {rank}"])}
+            here = {rank for rank in range(self._size) if self._store.check([f"here {rank}"])}
+        except RuntimeError:  # the store is gone: it is kept by the first rank, or beside it by torchrun
+            here = {self._rank, *range(1, self._size)}
         missing = sorted(set(range(self._size)) - here)
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}" if missing else "another rank"
         lost = RankLost(
@@ -56,6 +57,15 @@ class Failures:
         )
         lost.told = self._rank != min(here)
         return lost
+
+    def leave(self) -> None:
+        """Where no torchrun keeps the store, the first rank does: it stays until the others have looked into it."""
+        others = [f"left {rank}" for rank in range(1, self._size)]
+        with suppress(RuntimeError):
+            self._store.set(f"left {self._rank}", "")
+            until = time.monotonic() + ROLL_CALL
+            while self._rank == 0 and not self._store.check(others) and time.monotonic() < until:
+                time.sleep(0.05)
 
 
 def _relayed(said: Mapping[str, Any]) -> EbmvkError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ebmvk.errors import ConfigError
+from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.ranks.failures import Failures
 from ebmvk.ranks.shares import Share
 
@@ -40,6 +41,8 @@ class Ranks:
         self.rank, self.size, self._failures = rank, size, failures
         self.interrupted = False  # by a signal, where others decide what comes of it
         self.lost = False  # the others cannot be reached any more
+        # Of our own, as torch's group of all is kept by whatever is imported later, and its connections with it.
+        self._idle: dist.ProcessGroup | None = None
         self._turn: dist.ProcessGroup | None = None
         self._device: dist.ProcessGroup | None = None
 
@@ -57,9 +60,9 @@ class Ranks:
         try:
             store, rank, size = next(rendezvous("env://", timeout=JOIN))
             own = PrefixStore("gloo", store)
-            dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=IDLE)
+            dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=TURN)
             ranks = cls(rank, size, Failures(PrefixStore("ebmvk", store), rank, size))
-            ranks._turn = dist.new_group(backend="gloo", timeout=TURN)
+            ranks._idle, ranks._turn = (dist.new_group(backend="gloo", timeout=limit) for limit in (IDLE, TURN))
         except (ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"WORLD_SIZE={os.environ.get('WORLD_SIZE')}: the processes of this run did not meet",
@@ -73,7 +76,19 @@ class Ranks:
         return Share(self.rank, self.size)
 
     def use(self, device: torch.device) -> None:
-        """Tensors on a CUDA device go from device to device from now on. All ranks call it together."""
+        """Tensors on a CUDA device go from device to device from now on. All ranks call it together.
+
+        Raises:
+            DeviceError: some ranks have a CUDA device and others none, which would wait for one another.
+        """
+        if not self.agree(int(device.type == "cuda")):
+            error = DeviceError(
+                f"--device: rank {self.rank} computes on {device.type}, and not all others do",
+                why="not every process found a CUDA device",
+                hint="take --device cpu, or machines and processes with a CUDA device each",
+            )
+            error.told = self.rank > 0  # by the first
+            raise error
         if self.size > 1 and device.type == "cuda":
             self._device = dist.new_group(backend="nccl", timeout=TURN)
 
@@ -87,6 +102,8 @@ class Ranks:
             yield
         except BaseException as error:
             self.fail(error)  # signals stay handled: torchrun sends one, and the error is still to be printed
+            if self._failures is not None:
+                self._failures.leave()
             raise
         else:
             for number, handler in kept.items():
@@ -153,7 +170,7 @@ class Ranks:
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The first rank's, in place. On the CPU."""
         with self._reaching():
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0, group=self._idle)
         return tensor
 
     def send(self, tensors: Mapping[str, Tensor]) -> None:
@@ -173,14 +190,14 @@ class Ranks:
     def scatter(self, own: Tensor, parts: Sequence[Tensor] | None = None) -> Tensor:
         """Into `own` its part of what the first rank has, all of one shape. On the CPU."""
         with self._reaching():
-            dist.scatter(own, None if parts is None else list(parts), src=0)
+            dist.scatter(own, None if parts is None else list(parts), src=0, group=self._idle)
         return own
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """At the first rank everyone's, of one shape, in the order of the ranks; elsewhere none. On the CPU."""
         found = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else []
         with self._reaching():
-            dist.gather(tensor, found or None, dst=0)
+            dist.gather(tensor, found or None, dst=0, group=self._idle)
         return found
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -217,6 +234,7 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what torch.distributed raises when a connection ends
+            traceback.clear_frames(error.__traceback__)  # they hold the connections
             self._close()
             assert self._failures is not None
             raise self._failures.why_lost(error) from None
@@ -229,6 +247,7 @@ class Ranks:
 
     def _close(self) -> None:
         self.lost = True
+        self._idle = self._turn = self._device = None
         if self.size > 1 and dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
