@@ -46,7 +46,6 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     path = folder / LOCK_FILE
     try:
         new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         file = _taken(path, say)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -67,7 +66,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
     """The lock's file, open and locked. Raises FolderInUse, OSError."""
     while True:
-        file = path.open("a+", encoding="utf-8", errors="replace")
+        file = _opened(path)
         _files.add(file)
         try:
             if fcntl is None:
@@ -87,6 +86,17 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _opened(path: Path, tries: int = 20) -> IO[str]:
+    """The file, in a folder that whoever had the lock before may remove meanwhile. Raises OSError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8", errors="replace")
+    except (FileExistsError, FileNotFoundError):
+        if not tries:
+            raise
+    return _opened(path, tries - 1)
 
 
 def _in_use(path: Path, file: IO[str]) -> FolderInUse:

@@ -25,13 +25,15 @@ SAID: list[str] = []
 
 
 def forked(body: Callable[[], Any]) -> int:
-    """The process id of a fork that does nothing else."""
+    """The process id of a fork that does nothing else, and ends with status 1 if that raises."""
     child = os.fork()
     if not child:
+        status = 1
         try:
             body()
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
     return child
 
 
@@ -130,6 +132,23 @@ def test_a_file_that_is_gone_from_the_server_is_opened_again(tmp_path: Path, mon
     with locked(tmp_path, said.append), pytest.raises(FolderInUse), locked(tmp_path, said.append):
         pass
     assert said == []
+
+
+def test_a_folder_that_another_one_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, times = Path.mkdir, [1, 2]
+
+    def mkdir(folder: Path, *args: Any, **how: Any) -> None:
+        real(folder, *args, **how)
+        if times:
+            times.pop()
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "run", print):
+        assert (tmp_path / "run" / LOCK_FILE).exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_never_two_at_once_though_each_deletes_the_file(tmp_path: Path) -> None:
