@@ -63,8 +63,11 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
         if not command.quiet:
             print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
 
-    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    with locked(run.folder, say):
+    def warn(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = open_run(command.checkpoint, "--checkpoint", warn)
+    with locked(run.folder, warn):
         print(_build(command, run, say))
     return 0
 

@@ -22,7 +22,8 @@ class Growing:
         begin = max(self._begin, self._end - most)
         old, end = self._end - begin, self._end + new.shape[-2]
         if self._buffer is None or end > self._buffer.shape[-2]:
-            room = new.new_empty(*new.shape[:-2], 2 * (old + new.shape[-2]) + ROOM, new.shape[-1])
+            with torch.inference_mode(False):  # whoever reads a stream may leave that mode before the next token
+                room = new.new_empty(*new.shape[:-2], 2 * (old + new.shape[-2]) + ROOM, new.shape[-1])
             if self._buffer is not None:
                 room[..., :old, :] = self._buffer[..., begin : self._end, :]
             self._buffer, begin, end = room, 0, old + new.shape[-2]
@@ -36,7 +37,8 @@ class Growing:
 
     def __getitem__(self, rows: Tensor) -> Growing:
         """Of these rows. rows: (b,) int64."""
-        return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
+        with torch.inference_mode(False):
+            return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
 
 
 @dataclass

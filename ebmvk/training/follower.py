@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ebmvk.config import from_tables
-from ebmvk.data.windows import TokenStream
+from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine.api import Backend
 from ebmvk.engine.sharded import Shards
 from ebmvk.errors import ArgumentError, NonFinite, OutOfMemory
@@ -46,7 +46,7 @@ class Follower:
         set_deterministic(self.config)
         torch.set_num_threads(threads)
         train = TokenStream(tokens=given.pop("tokens").numpy(), starts=given.pop("starts").numpy(), **stream)
-        self.batches = batches_of(self.config, train)
+        self._ahead = Ahead(batches_of(self.config, train), self.config.data.num_workers)
         self.model = build_model(self.config.model, tokens)
         self.model.load_state_dict({name.removeprefix(MODEL): v for name, v in given.items() if name.startswith(MODEL)})
         self.model.to(self._device.torch).train()
@@ -63,7 +63,7 @@ class Follower:
         Raises:
             NonFinite: of this rank's share, before there is a loss. OutOfMemory: there is none for its share.
         """
-        tokens = self.batches.batch(batch).to(self._device.torch)
+        tokens = self._ahead.batch(batch).to(self._device.torch)
         losses = self._losses(tokens, step)
         sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
         losses, _ = add_up(self.ranks, self.model, losses, sample, interrupted=self.ranks.interrupted)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,18 @@ except ImportError:  # Windows has none
 
 LOCK_FILE = ".lock"  # who writes: its process and host, for people
 
+_files = weakref.WeakSet[IO[str]]()  # that this process has locked
+
+
+def _leave() -> None:
+    """A fork shares its parent's locks, and would keep them after the parent has died."""
+    for file in _files:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_leave)
+
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
@@ -32,7 +46,6 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     path = folder / LOCK_FILE
     try:
         new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         file = _taken(path, say)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -43,16 +56,18 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-                if new:
-                    folder.rmdir()
+            if not file.closed:  # in a fork it is: there the lock is the parent's
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    if new:
+                        folder.rmdir()
 
 
 def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
     """The lock's file, open and locked. Raises FolderInUse, OSError."""
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = _opened(path)
+        _files.add(file)
         try:
             if fcntl is None:
                 raise OSError("this system has none that we know")
@@ -61,6 +76,9 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
             with file:
                 raise _in_use(path, file) from None
         except OSError as error:
+            if error.errno == errno.ESTALE:  # over NFS: it was deleted since it was opened
+                file.close()
+                continue
             say(f"not locked  {path.parent}: no locks ({error}); a second run that writes here would not be noticed")
             return file
         # Whoever had the lock before may have deleted the file since it was opened: then another one is the lock.
@@ -68,6 +86,17 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _opened(path: Path, tries: int = 20) -> IO[str]:
+    """The file, in a folder that whoever had the lock before may remove meanwhile. Raises OSError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8", errors="replace")
+    except (FileExistsError, FileNotFoundError):
+        if not tries:
+            raise
+    return _opened(path, tries - 1)
 
 
 def _in_use(path: Path, file: IO[str]) -> FolderInUse:

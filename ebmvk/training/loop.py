@@ -31,6 +31,7 @@ from ebmvk.errors import (
     ConfigError,
     EbmvkError,
     NonFinite,
+    OutOfMemory,
     RankLost,
 )
 from ebmvk.model import inspection
@@ -345,7 +346,7 @@ class Trainer:
         """Losses and gradients of a step over all ranks, and the sample of states that consolidation takes.
 
         Raises:
-            RankLost: one died; what was learned before is saved. BatchTooLarge: with what was seen to fit.
+            RankLost: one died. OutOfMemory: here or elsewhere. What was learned before is saved.
         """
         try:
             self.ranks.tell("step", step=step, batch=self._first_batch + step)
@@ -358,22 +359,22 @@ class Trainer:
             losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
             if came:  # to any rank; one that has come to this one meanwhile stays
                 self._interruption.came = True
-        except RankLost as lost:
-            if not step:
-                raise
-            self.save()
-            raise self._saved_before(lost) from None
+        except (RankLost, OutOfMemory) as error:
+            if step:
+                self.ranks.fail(error)  # others may be in the midst of the step, and could not be told of a save
+                self.save()
+            if step and isinstance(error, RankLost):
+                raise self._saved_before(error) from None
+            raise
         return losses, sample
 
     def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
-        """What to raise, once all that was learned is saved."""
+        """What to raise where all that was learned before is saved."""
         flags = self._what_fits(tokens, step)
         self.optimizer.zero_grad()
         what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
         if not step:
             return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
-        self.ranks.fail(BatchTooLarge(what, hint=f"continue with --resume {flags}", flags=flags))
-        self.save()
         again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))} {flags}"
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
 

@@ -52,21 +52,19 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
-        rates: dict[float, list[str]] = {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             if config.optimizer == "adamw" or name not in hidden:
-                rates.setdefault(_rate(name, parameter), []).append(name)
-        groups = [
-            {
-                "params": [named[name] for name in names],
-                "rate": rate,
-                "weight_decay": config.weight_decay if hidden.issuperset(names) else 0.0,
-            }
-            for rate, names in sorted(rates.items())
-        ]
+                decay = config.weight_decay if name in hidden else 0.0
+                groups.setdefault((_rate(name, parameter), decay), []).append(parameter)
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
-        self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.adam = torch.optim.AdamW(
+            [{"params": own, "rate": rate, "weight_decay": decay} for (rate, decay), own in sorted(groups.items())],
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
         self.muon = (
             None
             if config.optimizer == "adamw"

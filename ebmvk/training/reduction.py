@@ -75,9 +75,8 @@ def add_up(
             gradients.append(parameter.grad)
     ranks.add_up([*gradients, sample])
     summed = {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(losses.parts, parts, strict=True)}
-    return dataclasses.replace(losses, total=torch.tensor(total, dtype=torch.float64), parts=summed), bool(
-        interruptions
-    )
+    losses = dataclasses.replace(losses, total=torch.tensor(total, dtype=torch.float64), parts=summed)
+    return losses, interruptions > 0
 
 
 def check_same_weights(ranks: Ranks, model: LanguageModel, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def execute(job: Job, ranks: Ranks = ALONE, *, quiet: bool, stop_after: int | No
             print(text, flush=True)  # noqa: T201
 
     try:
-        with nullcontext() if dry_run else locked(job.folder, say):
+        with nullcontext() if dry_run else locked(job.folder, _warn):
             return _execute(job, ranks, say, quiet=quiet, stop_after=stop_after, dry_run=dry_run)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -85,6 +86,11 @@ def execute(job: Job, ranks: Ranks = ALONE, *, quiet: bool, stop_after: int | No
             why="it was not a step's batch: set-up, an update of the weights, an evaluation or the report asked for it",
             hint=f"close other programs and {again}, or start again with a smaller --size",
         ) from error
+
+
+def _warn(text: str) -> None:
+    """With --quiet too."""
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int | None, dry_run: bool) -> Outcome:

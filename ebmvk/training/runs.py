@@ -65,8 +65,8 @@ class PlannedRun:
         """
         if self.finished():
             return
-        if not any(self.folder.glob("checkpoints/step-*")):
-            with locked(self.folder, lambda _: None):  # or it is another process that has just begun
+        with locked(self.folder, lambda _: None):  # or another process trains it
+            if not any(self.folder.glob("checkpoints/step-*")):
                 shutil.rmtree(self.folder, ignore_errors=True)  # stopped before its first checkpoint
         arguments: tuple[str, ...] = ("--resume", "--quiet")
         if not self.folder.exists():

@@ -27,9 +27,10 @@ from ebmvk import cli, pretrain
 from ebmvk import train as training
 from ebmvk.engine import Backend, select
 from ebmvk.engine.sharded import Shards, sharded
-from ebmvk.errors import DeviceError
+from ebmvk.errors import DeviceError, EbmvkError
 from ebmvk.model.integration import phi
 from ebmvk.ranks import Ranks, sharing
+from ebmvk.ranks.failures import Failures
 from ebmvk.training import follower, loop
 from ebmvk.training.reduction import check_same_weights
 from ebmvk.training.workspace import read_config
@@ -41,7 +42,7 @@ FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quie
 # Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most this of it. Rows of
 # tokens whose gradients nearly cancel are moved by AdamW as far as others.
 WEIGHTS, NATS = 2e-5, 2e-6
-MODELS: dict[str, tuple[object, ...]] = {"ebm": SPLATS, "tinygpt": ("--model", "tinygpt")}
+MODELS: dict[str, tuple[object, ...]] = {"ebm": (*SPLATS, "--num-workers", 2), "tinygpt": ("--model", "tinygpt")}
 OTHERS: dict[str, tuple[object, ...]] = {
     "ebm by parts": ("--accumulation-steps", 2, "--windows", "document", "--denoise-form", "score", *SPLATS),
     "ebm with a transformer": ("--decoder", "transformer", "--gradient-checkpointing"),
@@ -133,14 +134,14 @@ def test_a_step_sends_what_is_predicted(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
-    run, real = tmp_path / "run", Ranks._sum
+    run, real = tmp_path / "run", Ranks.all_reduce
 
     def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
         with (tmp_path / f"sent-{ranks.rank}").open("a") as file:
             print(tensor.nbytes, file=file)
         return real(ranks, tensor)
 
-    monkeypatch.setattr(Ranks, "_sum", counted)
+    monkeypatch.setattr(Ranks, "all_reduce", counted)
     launched(2, command(run, *begun, *SPLATS, "--steps", 1), tmp_path)
     load = scaling.Load.of(read_config(run))
     for rank in range(2):
@@ -207,7 +208,7 @@ def test_what_one_rank_ends_with_ends_all(
         assert "RuntimeError: unheard of" in two.err
     monkeypatch.setattr(loop, "objective", real)
     assert command(run, "--resume", "--quiet")() == 0
-    assert rows(run, "resume")[0]["step"] == 4
+    assert rows(run, "resume")[0]["step"] == (5 if fault == "no memory" else 4)
 
 
 def test_an_interruption_of_any_rank_is_saved(
@@ -357,8 +358,56 @@ def test_losses_of_a_batch_are_those_of_all_its_shares(tmp_path: Path) -> None:
     on_ranks(body, 2, tmp_path)
 
 
+def test_devices_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    def body(ranks: Ranks) -> None:
+        ranks.use(torch.device("cpu"))
+        with pytest.raises(DeviceError, match=f"rank {ranks.rank} computes on"):
+            ranks.use(torch.device("cuda" if ranks.rank else "cpu"))
+
+    on_ranks(body, 2, tmp_path)
+
+
+def test_a_first_rank_that_dies_with_the_store_is_named(tmp_path: Path) -> None:
+    def body() -> int:
+        ranks = Ranks.join()
+        with ranks.together():
+            if ranks.rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return ranks.follow({})
+
+    _, one, two = launched(3, lambda: cli.run(body), tmp_path)
+    assert (one.status, two.status) == (2, 2)
+    assert "error: rank 1: rank 0 of 3 stopped answering\n" in one.err
+    assert "error:" not in two.err
+
+
+def test_what_the_first_rank_ends_with_is_known_to_others_that_look_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the store ends with the process of the first rank, and torch's compiler keeps the group of all ranks."""
+    real = Failures.why_lost
+
+    def late(*args: Any) -> EbmvkError:
+        time.sleep(0.7)
+        return real(*args)
+
+    monkeypatch.setattr(Failures, "why_lost", late)
+
+    def body() -> int:
+        ranks = Ranks.join()
+        torch.use_deterministic_algorithms(True)
+        with ranks.together():
+            if ranks.rank == 0:
+                raise DeviceError("no device", hint="take another")
+            return ranks.follow({})
+
+    one, two = launched(2, lambda: cli.run(body), tmp_path)
+    assert (one.status, one.err) == (2, "error: no device\n  try: take another\n")
+    assert (two.status, two.err) == (2, "")
+
+
 def test_sums_go_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebmvk.ranks.BUCKET", 10)
+    monkeypatch.setattr("ebmvk.ranks.processes.BUCKET", 10)
 
     def body(ranks: Ranks) -> None:
         shapes = [(3,), (2, 4), (), (25,), (0,), (5, 2)]

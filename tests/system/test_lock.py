@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -24,13 +25,15 @@ SAID: list[str] = []
 
 
 def forked(body: Callable[[], Any]) -> int:
-    """The process id of a fork that does nothing else."""
+    """The process id of a fork that does nothing else, and ends with status 1 if that raises."""
     child = os.fork()
     if not child:
+        status = 1
         try:
             body()
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
     return child
 
 
@@ -85,6 +88,69 @@ def test_a_lock_ends_with_whoever_has_it(tmp_path: Path) -> None:
     assert not (run / LOCK_FILE).exists()
 
 
+def test_a_fork_does_not_keep_the_lock_of_a_parent_that_died(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ready, told = os.pipe()
+
+    def hold() -> None:
+        with locked(run, print):
+            child = forked(signal.pause)
+            os.write(told, child.to_bytes(8, "little"))
+            signal.pause()
+
+    parent = forked(hold)
+    child = int.from_bytes(os.read(ready, 8), "little")
+    try:
+        with pytest.raises(FolderInUse), locked(run, print):
+            pass
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        with locked(run, print):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_fork_that_leaves_the_block_ends_no_lock(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as block:
+        block.enter_context(locked(tmp_path, print))
+        os.waitpid(forked(block.close), 0)
+        with pytest.raises(FolderInUse), locked(tmp_path, print):
+            pass
+
+
+def test_a_file_that_is_gone_from_the_server_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, stale = lock.fcntl.flock, [errno.ESTALE]
+
+    def flock(*args: Any) -> None:
+        if stale:
+            raise OSError(stale.pop(), "Stale file handle")
+        real(*args)
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    said: list[str] = []
+    with locked(tmp_path, said.append), pytest.raises(FolderInUse), locked(tmp_path, said.append):
+        pass
+    assert said == []
+
+
+def test_a_folder_that_another_one_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, times = Path.mkdir, [1, 2]
+
+    def mkdir(folder: Path, *args: Any, **how: Any) -> None:
+        real(folder, *args, **how)
+        if times:
+            times.pop()
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "run", print):
+        assert (tmp_path / "run" / LOCK_FILE).exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_never_two_at_once_though_each_deletes_the_file(tmp_path: Path) -> None:
     """Processes that take turns count in a file, a read and a write apart: with two at once a count would be lost."""
     total = tmp_path / "total"
@@ -122,6 +188,15 @@ def test_without_locks_a_line_says_so(missing: int | None, tmp_path: Path, monke
         pass
     assert len(said) == 2
     assert "would not be noticed" in said[0]
+
+
+def test_without_locks_a_quiet_run_says_so_too(
+    trained: Path, ebmvk: Command, text: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "fcntl", None)
+    said = ebmvk("train", "--run-dir", trained, "--dataset", text, "--config", tiny, "--device", "cpu", "--quiet")
+    assert said.err.startswith(f"not locked  {trained}: no locks")
+    assert "already holds a run" in said.err
 
 
 def test_a_folder_that_stays_empty_is_not_left_behind(tmp_path: Path) -> None:

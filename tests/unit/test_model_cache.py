@@ -60,6 +60,22 @@ def test_rows_that_are_kept() -> None:
     torch.testing.assert_close(found, whole, rtol=0, atol=EXACT)
 
 
+def test_a_text_goes_on_outside_of_inference_mode() -> None:
+    """A stream's reader may be in another mode at each token."""
+    model, ids, rows = build(), tokens(40), torch.tensor([1])
+    cache = _cache([0, 0])
+    with torch.no_grad():
+        whole = model(ids).query
+    with torch.inference_mode():
+        model.extend(ids[:, :30], cache)
+    found = model.extend(ids[:, 30:35], cache).query
+    torch.testing.assert_close(found, whole[:, 30:35], rtol=0, atol=EXACT)
+    with torch.inference_mode():
+        cache.keep(rows)
+    found = model.extend(ids[rows, 35:], cache).query
+    torch.testing.assert_close(found, whole[rows, 35:], rtol=0, atol=EXACT)
+
+
 def test_long_texts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = build(), tokens(50)
     with torch.no_grad():

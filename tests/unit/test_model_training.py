@@ -15,10 +15,12 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
+from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.vmf import sample_vmf
 from ebmvk.training import cross_entropy, losses, muon, optim
 from ebmvk.training.cross_entropy import linear_cross_entropy
 from ebmvk.training.score_matching import score_matching
+from ebmvk.training.soc import observed
 
 MODEL = ModelConfig(
     latent_dim=16, n_layers=3, n_heads=2, ffn_dim=24, context_local=3, context_medium=5, context_global=9,
@@ -82,6 +84,31 @@ def test_objective_is_the_weighted_sum_of_its_parts_and_a_function_of_seed_and_s
         assert losses.objective(net, batch(), Reference(), CONFIG, **other).parts["denoise"] != first.parts["denoise"]
     ce = F.cross_entropy(net.logits(net(batch()[:, :-1])).flatten(0, 1), batch()[:, 1:].flatten())
     assert parts["ce"] == pytest.approx(float(ce.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("form", ["cross-entropy", "score"])
+def test_shares_add_up_to_the_batch(form: str, size: int) -> None:
+    """Losses, gradients and the sample of states, of rows that end early: shares have unlike numbers of targets."""
+    weights = dataclasses.replace(CONFIG.training, denoise_form=form, lambda_spread=0.3, batch_size=4)
+    config, net = dataclasses.replace(CONFIG, training=weights), model(decoder="transformer")
+    rows = batch()
+    for row, there in enumerate((13, 4, 2, 3)):
+        rows[row, there:] = -1
+
+    def found(share: Share) -> tuple[list[torch.Tensor], torch.Tensor]:
+        net.zero_grad()
+        own = losses.objective(net, rows, Reference(), config, seed=3, step=5, share=share)
+        own.total.backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+        return [own.total.detach(), *own.parts.values(), *gradients], observed(config, own, rows, share, 6)
+
+    values, states = found(WHOLE)
+    shares = [found(Share(rank, size)) for rank in range(size)]
+    for value, *parts in zip(values, *(own for own, _ in shares), strict=True):
+        torch.testing.assert_close(torch.stack(parts).sum(0), value, rtol=1e-4, atol=1e-6)
+    assert states.shape == (int((rows[:, 1:] >= 0).sum()), 17)
+    torch.testing.assert_close(torch.stack([own for _, own in shares]).sum(0), states)
 
 
 def test_switched_off_losses_are_not_computed() -> None:
@@ -256,8 +283,12 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     assert id(net.trunk.blocks[0].up.weight) in hidden
 
 
-def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only() -> None:
-    """Two steps beside torch's AdamW, parameter by parameter."""
+@pytest.mark.parametrize("rate", [optim.HIDDEN_RATE, optim.SCALAR_RATE], ids=str)
+def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps beside torch's AdamW, parameter by parameter. rate: of hidden matrices; scalars may have the same."""
+    monkeypatch.setattr(optim, "HIDDEN_RATE", rate)
     config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
     net = model()
     ours, theirs = (
@@ -269,7 +300,7 @@ def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_onl
     peers = []
     for name, p in theirs.items():
         hidden = p.ndim == 2 and name not in rates
-        lr = 0.01 * (1.0 if hidden else rates.get(name, 5.0))
+        lr = 0.01 * (rate if hidden else rates.get(name, 5.0))
         peers.append(torch.optim.AdamW([p], lr=lr, betas=(0.9, 0.95), weight_decay=0.1 if hidden else 0.0))
     for _ in range(2):
         for name, p in net.named_parameters():
