@@ -21,14 +21,16 @@ PROGRESS = 0.05  # of the first level: who has not come so far has stalled, not 
 ERRORS = 3.0  # standard errors that the progress has to exceed, too
 BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
 RELATED = 0.98  # the largest correlation of neighbours that is believed
+FEW = 5  # values in a stretch from which on they say how far their noise reaches
 TEST = (
     "trend of the second half: Mann-Kendall at the 5 % level, its variance corrected for autocorrelation (Hamed and "
-    "Rao), or a sign test of the steps from mean to mean at half that level, Theil-Sen slope with its 95 % interval, "
-    "on up to 20 means of as many stretches; a change below 1 % of the level counts as none. Diverging also where the "
-    "last tenth lies more than 2 % above the best tenth (Welch with the same correlation, p < 1e-4). Without a trend, "
-    "undecided where the interval reaches beyond 5 % of the level; converged where the level is 5 % and three "
-    "standard errors below the first, else stalled. The verdict is that on training energies; validation's where it "
-    "is diverging, or where training's alone is undecided"
+    "Rao; of a fall no more of it than the values within the stretches have), or a sign test of the steps from mean "
+    "to mean at half that level, Theil-Sen slope with its 95 % interval, on up to 20 means of as many stretches; a "
+    "change below 1 % of the level counts as none. Diverging also where the last tenth lies more than 2 % above the "
+    "best tenth (Welch with the same correlation, p < 1e-4). Without a trend, undecided where the interval reaches "
+    "beyond 5 % of the level; converged where the level is 5 % and three standard errors below the first, else "
+    "stalled. The verdict is that on training energies; validation's where it is diverging, or where training's alone"
+    " is undecided"
 )
 
 
@@ -56,7 +58,7 @@ def verdict(values: Sequence[float]) -> Verdict:
     if len(second) < LEAST:
         return Verdict("undecided", f"of {len(y)} values, where {2 * LEAST} are needed", len(second))
     means = np.array([part.mean() for part in np.array_split(second, min(BLOCKS, len(second)))])
-    found = _trend(means)
+    found = _trend(means, _reach(second, len(second) // len(means)))
     level, beginning, end = float(second.mean()), y[: max(1, len(y) // 50)], second[len(second) // 2 :]
     fallen = float((beginning.mean() - end.mean()) / max(beginning.mean(), 1e-300))
     noise = float(end.std() * math.sqrt(1 / len(beginning) + 1 / len(end)) / max(beginning.mean(), 1e-300))
@@ -65,10 +67,12 @@ def verdict(values: Sequence[float]) -> Verdict:
     return Verdict(word, reason, len(means), **found)
 
 
-def _trend(means: Values) -> dict[str, float]:
+def _trend(means: Values, most: float) -> dict[str, float]:
     """Mann and Kendall's p and Theil and Sen's slope (Sen 1968), as a change from the first mean to the last.
 
-    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k.
+    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k. most: of the
+    r of a fall, which bends and steps at epochs, so that a line leaves residuals that look correlated. A rise is an
+    alarm and gets no such help: noise may reach farther than neighbouring values say.
     """
     n, span = len(means), len(means) - 1
     first, second = np.triu_indices(n, 1)
@@ -77,7 +81,7 @@ def _trend(means: Values) -> dict[str, float]:
     ties = np.unique(means, return_counts=True)[1]
     variance = (n * span * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18
     lag = np.arange(1, n)
-    r = _related(means - slope * np.arange(n))
+    r = min(_related(means - slope * np.arange(n)), most if slope < 0 else 1.0)
     variance *= 1 + 2 * float(((n - lag) * (n - lag - 1) * (n - lag - 2) * r**lag).sum()) / (n * span * (n - 2))
     reach = float(stats.norm.isf(LEVEL / 2)) * math.sqrt(variance)
     low, high = (round((len(slopes) - 1 + side * reach) / 2) for side in (-1, 1))
@@ -88,6 +92,21 @@ def _trend(means: Values) -> dict[str, float]:
         "high": float(slopes[min(len(slopes) - 1, high)]) * span,
         "p": min(1.0, p, 2 * _sign_test(np.diff(means))),
     }
+
+
+def _reach(y: Values, m: int) -> float:
+    """Correlation of neighbouring means of m values, as far as the values themselves are correlated; 1 of few values.
+
+    By differences, which no slow change moves: of an AR(1) with r, those next to each other have the correlation
+    -(1 - r) / 2. Two standard errors are added.
+    """
+    d = np.diff(y) - np.diff(y).mean()
+    own = float(d @ d)
+    if m < FEW or own == 0:
+        return 1.0
+    r = min(1 - 1e-6, max(0.0, 1 + 2 * float(d[1:] @ d[:-1]) / own + 4 / math.sqrt(len(d))))
+    lag = np.arange(1, m)
+    return r * ((1 - r**m) / (1 - r)) ** 2 / (m + 2 * float(((m - lag) * r**lag).sum()))
 
 
 def _sign_test(rises: Values) -> float:

@@ -123,6 +123,15 @@ def _related(r: float, steps: int, seed: int) -> list[float]:
     return list(6.5 + 0.4 * lfilter([1.0], [1.0, -r], noise))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fall_that_bends_and_steps_is_found(seed: int) -> None:
+    """As a loss did fall: at once where a second epoch began, and hardly at its end."""
+    fell = (4.39, 4.37, 4.32, 4.33, 4.27, 4.26, 4.19, 4.12, 3.96, 3.90, 3.88, 3.86, 3.89, 3.87, 3.86, 3.88, 3.80)
+    course = np.interp(np.linspace(-21, 19, 900), (-21, *range(20)), (7.0, *fell, 3.86, 3.81, 3.85))
+    found = verdict(course + np.random.default_rng(seed).normal(0, 0.1, 900))
+    assert found.word == "converging"
+
+
 @pytest.mark.parametrize(("r", "steps", "most"), [(0.5, 120, 0.13), (0.9, 400, 0.13), (0.9, 40, 0.23)])
 def test_noise_that_goes_on_is_seldom_taken_for_a_trend(r: float, steps: int, most: float) -> None:
     """Within a correlation's own length a trend cannot be told from noise: 40 steps of r = 0.9 have the worst rate."""
