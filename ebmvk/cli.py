@@ -18,7 +18,7 @@ import tyro
 
 from ebmvk import __version__
 from ebmvk.config import nearest
-from ebmvk.errors import ConfigError, EbmvkError, StorageError
+from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
 if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
@@ -57,7 +57,6 @@ ALIASES = {
 """Other names of flags, as the systems that this project implements spell them."""
 TOGETHER = ("train", "pretrain", "evaluate")
 """Commands that several processes of torchrun do together."""
-INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 T = TypeVar("T")
 
 

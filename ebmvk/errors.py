@@ -6,6 +6,8 @@ and end with `exit_status`; nothing else catches it on the way.
 
 from __future__ import annotations
 
+INTERRUPTED = 130  # exit status, 128 + SIGINT, as shells expect
+
 
 class EbmvkError(Exception):
     """Base of all typed errors.

@@ -32,7 +32,7 @@ from ebmvk.config import (
     replace,
     with_windows,
 )
-from ebmvk.errors import ConfigError
+from ebmvk.errors import INTERRUPTED, ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
@@ -100,7 +100,7 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | 
     resume = command.resume
     job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
     outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
-    return cli.INTERRUPTED if outcome == "interrupted" else 0
+    return INTERRUPTED if outcome == "interrupted" else 0
 
 
 # ---- what to train: size < file < flags ----------------------------------------------------------------------------

@@ -105,8 +105,7 @@ def _reach(y: Values, m: int) -> float:
     if m < FEW or own == 0:
         return 1.0
     r = min(1 - 1e-6, max(0.0, 1 + 2 * float(d[1:] @ d[:-1]) / own + 4 / math.sqrt(len(d))))
-    lag = np.arange(1, m)
-    return r * ((1 - r**m) / (1 - r)) ** 2 / (m + 2 * float(((m - lag) * r**lag).sum()))
+    return r * ((1 - r**m) / (1 - r)) ** 2 / (m * _of_mean(r, m))
 
 
 def _sign_test(rises: Values) -> float:
@@ -150,9 +149,14 @@ def _jumped(y: Values) -> bool:
 
 def _inflation(r: float, m: int) -> float:
     """What the variance of a mean of m values is larger by than s^2 / m says, where their correlations are r^k."""
-    lag = np.arange(1, m)
-    of_mean = 1 + 2 * float(((1 - lag / m) * r**lag).sum())
+    of_mean = _of_mean(r, m)
     return of_mean / (1 - (of_mean - 1) / (m - 1))
+
+
+def _of_mean(r: float, m: int) -> float:
+    """What the variance of a mean of m values is larger by than their own over m, where their correlations are r^k."""
+    lag = np.arange(1, m)
+    return 1 + 2 * float(((1 - lag / m) * r**lag).sum())
 
 
 def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Word, str]:

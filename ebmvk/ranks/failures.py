@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
 ROLL_CALL = 2.0  # seconds that ranks have to say that they are there, or that they know enough
-_INTERRUPTED = 130
 
 
 class Failures:
@@ -30,7 +29,7 @@ class Failures:
 
     def say(self, error: BaseException) -> None:
         """What this rank ends with, for the others; only the first one counts."""
-        status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
+        status = errors.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
         said = {"rank": self._rank, "kind": type(error).__name__, "status": status}
         said |= {name: str(getattr(error, name, "")) for name in ("what", "why", "hint")}
         with suppress(RuntimeError):  # the store is gone with the process that kept it

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ebmvk.errors import ConfigError, DeviceError
+from ebmvk.errors import ConfigError, DeviceError, EbmvkError
 from ebmvk.ranks.failures import Failures
 from ebmvk.ranks.shares import Share
 
@@ -81,14 +81,14 @@ class Ranks:
         Raises:
             DeviceError: some ranks have a CUDA device and others none, which would wait for one another.
         """
-        if not self.agree(int(device.type == "cuda")):
-            error = DeviceError(
+        self.check_agreed(
+            int(device.type == "cuda"),
+            DeviceError(
                 f"--device: rank {self.rank} computes on {device.type}, and not all others do",
                 why="not every process found a CUDA device",
                 hint="take --device cpu, or machines and processes with a CUDA device each",
-            )
-            error.told = self.rank > 0  # by the first
-            raise error
+            ),
+        )
         if self.size > 1 and device.type == "cuda":
             self._device = dist.new_group(backend="nccl", timeout=TURN)
 
@@ -216,14 +216,16 @@ class Ranks:
             dist.all_reduce(tensor, group=self._device if tensor.is_cuda else self._turn)
         return tensor
 
-    def agree(self, number: int) -> bool:
-        """Whether all ranks have the same number, of less than 63 bits."""
+    def check_agreed(self, number: int, error: EbmvkError) -> None:
+        """Raises `error` where not all ranks have the same number, of less than 63 bits; the first one prints it."""
         if self.size == 1:
-            return True
+            return
         both = torch.tensor([number, -number])
         with self._reaching():
             dist.all_reduce(both, dist.ReduceOp.MIN, group=self._turn)
-        return int(both[0]) == -int(both[1])
+        if int(both[0]) != -int(both[1]):
+            error.told = self.rank > 0
+            raise error
 
     # ---- who is lost -----------------------------------------------------------------------------------------------
 

@@ -13,12 +13,11 @@ from ebmvk.config import from_tables
 from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine.api import Backend
 from ebmvk.engine.sharded import Shards
-from ebmvk.errors import ArgumentError, NonFinite, OutOfMemory
+from ebmvk.errors import NonFinite, OutOfMemory
 from ebmvk.model.build import build_model
-from ebmvk.ranks import Handler, Ranks, sharing
+from ebmvk.ranks import Handler, Ranks
 from ebmvk.training import finite, optim
-from ebmvk.training.advice import is_out_of_memory
-from ebmvk.training.loop import batches_of, differentiated
+from ebmvk.training.loop import attempted, batches_of, differentiated
 from ebmvk.training.losses import Losses
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
 from ebmvk.training.soc import observed
@@ -78,26 +77,23 @@ class Follower:
         return differentiated(self.model, batches, self._device, self.config, step=step, share=share)
 
     def _losses(self, tokens: torch.Tensor, step: int) -> Losses:
+        def non_finite(bad: str) -> NonFinite:
+            return NonFinite(
+                f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
+                why="the learning rate is too high for this model, or the precision too low",
+                hint=f"continue from an older checkpoint with --lr {self.config.training.learning_rate / 2:g}",
+            )
+
         self.optimizer.zero_grad()
-        try:
-            with sharing(self.ranks):
-                return self._differentiated(tokens, step)
-        except ArgumentError:  # the engine refuses what is not finite before there is a loss
-            if bad := finite.origin(self.model, partial(self._differentiated, tokens, step)):
-                raise NonFinite(
-                    f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
-                    why="the learning rate is too high for this model, or the precision too low",
-                    hint=f"continue from an older checkpoint with --lr {self.config.training.learning_rate / 2:g}",
-                ) from None
-            raise
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        passes = partial(self._differentiated, tokens, step)
+        losses = attempted(self.model, self.ranks, passes, passes, non_finite)
+        if losses is None:
             raise OutOfMemory(
                 f"step {step + 1}: rank {self.ranks.rank} has no memory for its share of "
                 f"--batch-size {self.config.training.batch_size}",
                 hint="continue with --resume and a smaller --batch-size, and more --accumulation-steps",
-            ) from None
+            )
+        return losses
 
     def compare(self, step: int) -> None:
         """Compare the weights of all ranks after a step."""

@@ -123,6 +123,33 @@ def differentiated(
     return Losses.mean(found)
 
 
+def attempted(
+    model: LanguageModel,
+    ranks: Ranks,
+    passes: Callable[[], Losses],
+    again: Callable[[], object],
+    non_finite: Callable[[str], NonFinite],
+) -> Losses | None:
+    """A rank's `passes` of a step; None where there is no memory for them: with the error its tensors are let go.
+
+    again: the same once more, on its own, to find what is not finite; non_finite: what to raise then, by its name.
+
+    Raises:
+        NonFinite: of a tensor that the engine refuses, before there is a loss.
+    """
+    try:
+        with sharing(ranks):
+            return passes()
+    except ArgumentError:
+        if bad := finite.origin(model, again):
+            raise non_finite(bad) from None
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
 class Trainer:
     """One run, in one process or as the first of several.
 
@@ -393,19 +420,9 @@ class Trainer:
         return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
     def _if_it_fits(self, batches: Sequence[Tensor], step: int) -> Losses | None:
-        """As `differentiated`; None where there is no memory for it. With the error its tensors are let go."""
         self.optimizer.zero_grad()
-        try:
-            with sharing(self.ranks):
-                return self._differentiated(batches, step)
-        except ArgumentError:  # the engine refuses what is not finite before there is a loss
-            if bad := finite.origin(self.model, partial(self._again, batches, step)):
-                raise self._non_finite(bad) from None
-            raise
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+        passes, again = partial(self._differentiated, batches, step), partial(self._again, batches, step)
+        return attempted(self.model, self.ranks, passes, again, self._non_finite)
 
     def _differentiated(self, batches: Sequence[Tensor], step: int) -> Losses:
         return differentiated(self.model, batches, self.device, self.config, step=step, share=self.ranks.share)

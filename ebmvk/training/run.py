@@ -19,7 +19,7 @@ from ebmvk.config import Config, Source, check, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
-from ebmvk.data.windows import Batches, TokenStream, encode_split
+from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
 from ebmvk.ranks import ALONE, Ranks
@@ -28,7 +28,7 @@ from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.lock import locked
-from ebmvk.training.loop import Outcome, Progress, Streams, Trainer
+from ebmvk.training.loop import Outcome, Progress, Streams, Trainer, batches_of
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
@@ -205,9 +205,7 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     The epochs of a resumed run count what it has read already, whatever its batch size was then.
     """
     config, sources = job.config, dict(job.sources)
-    batches = Batches(
-        train, config.training.windows_per_step, config.data.seq_length, config.run.seed, config.data.stride
-    )
+    batches = batches_of(config, train)
     if config.training.epochs is not None:
         left = config.training.epochs * batches.windows - done.windows
         steps = max(1, done.step + ceil(left / config.training.windows_per_step))

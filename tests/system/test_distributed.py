@@ -27,7 +27,7 @@ from ebmvk import cli, pretrain
 from ebmvk import train as training
 from ebmvk.engine import Backend, select
 from ebmvk.engine.sharded import Shards, sharded
-from ebmvk.errors import DeviceError, EbmvkError
+from ebmvk.errors import INTERRUPTED, DeviceError, EbmvkError
 from ebmvk.model.integration import phi
 from ebmvk.ranks import Ranks, sharing
 from ebmvk.ranks.failures import Failures
@@ -223,7 +223,7 @@ def test_an_interruption_of_any_rank_is_saved(
 
     monkeypatch.setattr(loop, "objective", interrupted)
     found = launched(2, command(tmp_path / "run", *begun), tmp_path)
-    assert [(said.status, said.err) for said in found] == [(cli.INTERRUPTED, "")] * 2
+    assert [(said.status, said.err) for said in found] == [(INTERRUPTED, "")] * 2
     assert "saved       step 3 of 8" in found[0].out
 
 
