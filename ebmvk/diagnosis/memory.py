@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.splats.health import quantiles
-from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
+from ebmvk.splats.memory import TIERS, Mode, log_probs
 from ebmvk.training.evaluation import paired_interval
 from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
@@ -49,8 +49,7 @@ def _fitted(subject: Subject) -> Row:
     mode: Mode = "episodic" if found.static is None else "both"
     fit = _fit(subject)
     starts = subject.pieces(subject.text.validation.take(subject.sizes.remembered + 1))
-    read = Reader(found, mode, subject.device.backend).read(fit.h, fit.tokens)
-    terms = Terms.join([fit.lexical, read], dim=1)
+    terms = fit.terms(found, mode)
     nats = {name: -log_p for name, log_p in log_probs(terms, found.gates, mode).items()}
     gates = found.gates[mode].log_weights(terms.features).exp()
     gains = {name: paired_interval(own, nats["none"], starts) for name, own in nats.items() if name != "none"}

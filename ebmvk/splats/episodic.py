@@ -27,12 +27,13 @@ SLACK = 4  # a full store is consolidated by a quarter of its capacity at once: 
 
 @dataclass(frozen=True)
 class EpisodicConfig:
-    """capacity: most splats; kappa: concentration of each; half_life: tokens after which a splat's mass is halved;
-    k: neighbours looked up among the folded ones; scramble: the control, in which a context is stored with the token of
-    another one."""
+    """capacity: most splats; kappa: concentration of each; share: of its law in the pool with the lexical one;
+    half_life: tokens after which a splat's mass is halved; k: neighbours looked up among the folded ones; scramble: the
+    control, in which a context is stored with the token of another one."""
 
     capacity: int = 10_000
     kappa: float = 14.0
+    share: float = 0.7
     half_life: float = 1500.0
     k: int = 256
     scramble: bool = False
@@ -89,7 +90,7 @@ class Episodic:
             self.tokens = torch.cat((self.tokens, self._stored(following)))
             recalls.append(self._recall(states, before + torch.arange(len(states))))
             self._fold_if_full()
-        return Recall(torch.cat([r.law for r in recalls]), torch.cat([r.features for r in recalls]))
+        return Recall.join(recalls)
 
     def _stored(self, tokens: Tensor) -> Tensor:
         """The tokens to store; for the control, each is one of those before it or itself."""
@@ -118,7 +119,7 @@ class Episodic:
         if self.folded and old:
             law += self.folded.store.token_law(old.ids, weights[:, 1 + recent :])
         total = torch.where(mass > 0, 2 * mass, 1.0).log()
-        return Recall.of(law, closest, scores.logsumexp(1) - total.float())
+        return Recall(law, closest, scores.logsumexp(1) - total.float())
 
     def _fold_if_full(self) -> None:
         if len(self.tokens) < self.recent:

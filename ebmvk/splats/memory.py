@@ -1,8 +1,10 @@
 """Memory as part of the exact token law (model section 5).
 
-    p(v|c) = g_0 p_lex(v|c) + sum over tiers g_i p_i(v|c),    p_i = sum_k q_k V_k + q_inf / V
+    p(v|c) = g_0 p_lex(v|c) + sum over tiers g_i p_i(v|c)
+    p_i = p_mem^s p_lex^(1 - s) / Z,    p_mem = sum_k q_k V_k + q_inf / V
 
-Every part is normalised, so the mixture is too. The two tiers are static memory, from training text only, and episodic
+Every part is normalised, so the mixture is too. Within a tier energies add: the share s weighs the splats against the
+lexical law. At s = 1 the tier is p_mem alone. The two tiers are static memory, from training text only, and episodic
 memory, of the text that has just been read.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -21,11 +24,13 @@ from torch import Tensor
 from ebmvk.engine.api import Backend
 from ebmvk.errors import CheckpointError
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
-from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, log_of, mix
-from ebmvk.splats.recall import FEATURES, Splats
+from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, mix
+from ebmvk.splats.recall import FEATURES, Recall, Splats
 from ebmvk.splats.store import SplatStore
 
-KNN_K = 64  # static splats looked up for each context
+KNN_K = 256  # static splats looked up for each context
+SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where nothing is fitted yet
+SMOOTHING = 2.0  # beta of static splats: in a pool, a token they never met is not to be out of the question
 _ROWS = 2048  # contexts whose token laws are held at once
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
@@ -39,20 +44,23 @@ TIERS: dict[Mode, tuple[Tier, ...]] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """static: splats of the training text, if any; k: neighbours looked up among them; episodic: how to read; gates: of
-    each mode that can be used but "none". d, vocab_size: of the model that the memory belongs to."""
+    """static: splats of the training text, if any; k: neighbours looked up among them; share: of their law in the pool
+    with the lexical one; episodic: how to read; gates: of each mode that can be used but "none". d, vocab_size: of the
+    model that the memory belongs to."""
 
     d: int
     vocab_size: int
     static: SplatStore | None
     k: int
+    share: float
     episodic: EpisodicConfig
     gates: Mapping[Mode, Gate]
 
     @classmethod
     def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
         """A memory without gates yet."""
-        return cls(d, vocab_size, static, KNN_K, EpisodicConfig(), {})
+        static = None if static is None else replace(static, beta=SMOOTHING)
+        return cls(d, vocab_size, static, KNN_K, SHARE, EpisodicConfig(), {})
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places
@@ -62,12 +70,24 @@ class Memory:
         static = self.static.scrambled(seed=0) if self.static is not None and scramble else self.static
         return replace(self, static=static, episodic=episodic)
 
+    def with_kappa(self, tier: Tier, kappa: float) -> Memory:
+        """With another concentration of a tier's splats."""
+        if tier == "episodic":
+            return replace(self, episodic=replace(self.episodic, kappa=kappa))
+        return replace(self, static=None if self.static is None else self.static.at(kappa))
+
+    def with_share(self, tier: Tier, share: float) -> Memory:
+        """With another share of a tier's law in the pool with the lexical one."""
+        if tier == "episodic":
+            return replace(self, episodic=replace(self.episodic, share=share))
+        return replace(self, share=share)
+
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
         tensors = {f"static.{name}": value for name, value in (self.static.state() if self.static else {}).items()}
         for mode, gate in self.gates.items():
             tensors |= {f"gate.{mode}.{name}": value.contiguous() for name, value in vars(gate).items()}
-        numbers = {"d": self.d, "vocab_size": self.vocab_size, "k": self.k}
+        numbers = {"d": self.d, "vocab_size": self.vocab_size, "k": self.k, "share": self.share}
         numbers |= {f"episodic.{name}": value for name, value in dataclasses.asdict(self.episodic).items()}
         return tensors | {f"number.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
@@ -91,19 +111,21 @@ class Memory:
             raise _damaged(source, f"has splats of d {static.d}, {static.vocab_size} tokens, not {d}, {vocab_size}")
         modes = [mode for mode, tiers in TIERS.items() if tiers and (static or "static" not in tiers)]
         gates = {mode: _gate(state, mode, source) for mode in modes}
-        return cls(d, vocab_size, static, k, EpisodicConfig(**episodic), gates)
+        return cls(d, vocab_size, static, k, number["share"], EpisodicConfig(**episodic), gates)
 
 
 def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
-    """Every number of a memory, finite and not negative (a half-life may be infinite)."""
+    """Every number of a memory, finite and not negative (a half-life may be infinite). Files written before laws were
+    pooled with the lexical one have no shares: 1."""
     episodic = [f"episodic.{entry.name}" for entry in dataclasses.fields(EpisodicConfig)]
     found = {}
-    for name in ("d", "vocab_size", "k", *episodic):
-        value = state.get(f"number.{name}")
+    for name in ("d", "vocab_size", "k", "share", *episodic):
+        value = state.get(f"number.{name}", torch.ones(()) if name.endswith("share") else None)
         if value is None or value.numel() != 1:
             raise _damaged(source, f"lacks {name!r}")
         found[name] = float(value)
-        if not 0 <= found[name] < math.inf and name != "episodic.half_life":
+        most = 1.0 if name.endswith("share") else math.inf if name == "episodic.half_life" else sys.float_info.max
+        if not 0 <= found[name] <= most:
             raise _damaged(source, f"has {name} {found[name]}")
     return found
 
@@ -130,14 +152,9 @@ class Terms:
     features: Tensor
 
     @classmethod
-    def join(cls, parts: Sequence[Terms], dim: int) -> Terms:
-        """Of the same tokens under more laws (dim 1), or of more tokens (dim 0)."""
-        return cls(torch.cat([part.log_p for part in parts], dim), torch.cat([part.features for part in parts], dim))
-
-
-def lexical_terms(log_p_lex: Tensor, tokens: Tensor) -> Terms:
-    """Terms of the lexical law. log_p_lex: (n, V); tokens: (n,)."""
-    return Terms(log_p_lex.gather(1, tokens[:, None]).float().cpu(), lexical_features(log_p_lex))
+    def join(cls, parts: Sequence[Terms]) -> Terms:
+        """Of the tokens of all parts."""
+        return cls(torch.cat([part.log_p for part in parts]), torch.cat([part.features for part in parts]))
 
 
 class Reader:
@@ -161,19 +178,33 @@ class Reader:
             return None
         return Episodic(memory.episodic, self.backend, memory.d, memory.vocab_size)
 
-    def read(self, h: Tensor, tokens: Tensor) -> Terms:
-        """Contexts h (n, d), in the order of the text, and the tokens (n,) that followed them.
+    def read(self, h: Tensor, log_p_lex: Tensor, tokens: Tensor) -> Terms:
+        """Contexts h (n, d), in the order of the text, their log p_lex (n, V), and the tokens (n,) that followed.
 
-        Context b is told of the text before b and of nothing else.
+        Context b is told of the text before b and of nothing else. Returns the lexical law's terms, then the tiers'.
         """
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
         parts = []
-        for rows, following in zip(torch.split(h, _ROWS), torch.split(tokens, _ROWS), strict=True):
-            recalls = [self.static.recall(rows)] if self.static else []
-            recalls += [self.episodic.read(rows, following)] if self.episodic else []
-            terms = [Terms(log_of(r.law.gather(1, following[:, None])), r.features) for r in recalls]
-            parts.append(Terms.join(terms, dim=1))
-        return Terms.join(parts, dim=0)
+        for rows, lexical, following in zip(*(torch.split(x, _ROWS) for x in (h, log_p_lex, tokens)), strict=True):
+            laws, features = self._laws(lexical.float().cpu(), self._recalls(rows, following))
+            parts.append(Terms(torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1), features))
+        return Terms.join(parts)
+
+    def _recalls(self, h: Tensor, following: Tensor | None) -> list[tuple[Recall, float]]:
+        """What each tier says of contexts h (n, d), and its share. following: as of `log_prob`."""
+        memory, recalls = self.memory, []
+        if self.static:
+            recalls.append((self.static.recall(h), memory.share))
+        if self.episodic:
+            said = self.episodic.recall(h) if following is None else self.episodic.read(h, following)
+            recalls.append((said, memory.episodic.share))
+        return recalls
+
+    def _laws(self, lexical: Tensor, recalls: Sequence[tuple[Recall, float]]) -> tuple[list[Tensor], Tensor]:
+        """log p (n, V) under the lexical law and each tier, and the features (n, F) of all of them for a gate."""
+        pools = [recall.pooled(lexical, share) for recall, share in recalls]
+        features = torch.cat([lexical_features(lexical), *(own for _, own in pools)], dim=1)
+        return [lexical, *(law for law, _ in pools)], features
 
     def remember(self, h: Tensor, tokens: Tensor) -> None:
         """`read`, where nobody asks how likely the tokens were."""
@@ -193,13 +224,9 @@ class Reader:
         following: the tokens (n,) that followed; the contexts are then read too, each after those before it.
         """
         own = h.float().cpu().contiguous()
-        recalls = [self.static.recall(own)] if self.static else []
-        if self.episodic:
-            recalls.append(self.episodic.recall(own) if following is None else self.episodic.read(own, following.cpu()))
-        lexical = log_p_lex.float().cpu()
-        features = torch.cat([lexical_features(lexical), *(recall.features for recall in recalls)], dim=1)
-        laws = torch.stack([lexical, *(log_of(recall.law) for recall in recalls)], dim=1)
-        return mix(self.memory.gates[self.mode].log_weights(features), laws).to(log_p_lex)
+        recalls = self._recalls(own, None if following is None else following.cpu())
+        laws, features = self._laws(log_p_lex.float().cpu(), recalls)
+        return mix(self.memory.gates[self.mode].log_weights(features), torch.stack(laws, dim=1)).to(log_p_lex)
 
 
 def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Mode, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +18,28 @@ FEATURES = 4
 
 @dataclass(frozen=True)
 class Recall:
-    """p_mem (B, V) float32 and features (B, FEATURES) for the gate: the largest mu_k.h, the log density of the context
-    relative to the uniform one, the entropy of p_mem and its largest log probability."""
+    """law: (B, V) float32, p_mem; closest: (B,), the largest mu_k.h; log_density: (B,), of the context, relative to the
+    uniform one."""
 
     law: Tensor
-    features: Tensor
+    closest: Tensor
+    log_density: Tensor
 
     @classmethod
-    def of(cls, law: Tensor, closest: Tensor, log_density: Tensor) -> Recall:
-        return cls(law, torch.stack((closest, log_density, entropy(law, log_of(law)), law.amax(1).log()), dim=1))
+    def join(cls, parts: Sequence[Recall]) -> Recall:
+        """Of the same splats' answers to more contexts."""
+        return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in ("law", "closest", "log_density")))
+
+    def pooled(self, log_p_lex: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """log p_i (B, V) with p_i = p_mem^share p_lex^(1 - share) / Z, and features (B, FEATURES) for the gate: the
+        closest, the log density, and the entropy and the largest entry of log p_i.
+
+        The logarithmic pool (Genest and Zidek 1986): energies add. Splats that gather many contexts say what follows
+        places like this one; the lexical law, which of that fits here. log_p_lex: (B, V) float32, on the CPU.
+        """
+        log_law = torch.log_softmax(share * log_of(self.law) + (1 - share) * log_p_lex, dim=1)
+        of_law = (entropy(log_law.exp(), log_law), log_law.amax(1))
+        return log_law, torch.stack((self.closest, self.log_density, *of_law), dim=1)
 
 
 @dataclass(frozen=True)
@@ -65,4 +79,4 @@ class Splats:
         weights = torch.softmax(scores, dim=1)
         law = self.store.token_law(found.ids, weights[:, 1:]) + weights[:, :1] / self.store.vocab_size
         total = float(self.store.mass.sum()) + self.store.background
-        return Recall.of(law, found.closest, scores.logsumexp(1) - math.log(total))
+        return Recall(law, found.closest, scores.logsumexp(1) - math.log(total))

@@ -20,7 +20,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel
-from ebmvk.splats.memory import Mode, Reader, Terms, lexical_terms, log_probs
+from ebmvk.splats.memory import Mode, Reader, log_probs
 
 # Log-probabilities held at once: 2^24 float32 values are 64 MiB.
 _LOGITS_AT_ONCE = 1 << 24
@@ -147,8 +147,7 @@ def _token_log_p(model: LanguageModel, seen: Context, following: Tensor, reader:
     log_p = model.log_p_lex(seen)[0]
     if reader is None:
         return {"none": log_p.gather(1, following[:, None])[:, 0].double().cpu()}
-    terms = Terms.join([lexical_terms(log_p, following), reader.read(seen.h[0], following)], dim=1)
-    return log_probs(terms, reader.memory.gates, reader.mode)
+    return log_probs(reader.read(seen.h[0], log_p, following), reader.memory.gates, reader.mode)
 
 
 def contexts(

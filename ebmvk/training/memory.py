@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -29,7 +30,7 @@ from ebmvk.splats.build import cluster
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.health import novelty
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs, part_of
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, log_probs, part_of
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
@@ -40,13 +41,17 @@ from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.workspace import Device
 
 MEMORY_FILE = "memory.safetensors"
-KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)  # of a tier's splats
-START = 4  # where the search begins
-KAPPA_TOKENS = 30_000  # of the text, on which they are compared
+KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+GRIDS = {"kappa": (KAPPAS, Memory.with_kappa), "share": (SHARES, Memory.with_share)}
+"""What is tuned of a tier: values in rising order, and how it gets one."""
+START = 20.0  # the kappa where the search begins
+TUNED_TOKENS = 30_000  # of the text, on which kappas and shares are compared
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
 MAX_SPLATS = 150_000  # static ones
 LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
 FIT_TOKENS = 100_000  # of the text that some 30 numbers are fitted on, at most
+_ROWS = 2048  # contexts whose token laws are held at once
 Say = Callable[[str], None]
 
 
@@ -123,7 +128,7 @@ def read_states(
 
 def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatStore:
     """Splats of contexts h (n, d) by owner (n,), before anything of them is fitted."""
-    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=0.1, kappa=(20.0, 20.0))
+    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=0.1, kappa=(START, START))
 
 
 def of_training(found: Checkpoint) -> SplatStore:
@@ -142,22 +147,21 @@ class Fit:
     """A text as a model reads it, to fit memories on. None of its contexts may be in their static splats."""
 
     def __init__(self, model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device) -> None:
-        self.backend = device.backend
-        states, following, lexical = [], [], []
-        with torch.no_grad():
-            for seen, tokens in contexts(model, stream, device=device.torch, **vars(reading)):
-                states.append(seen.h[0].float().cpu())
-                following.append(tokens.cpu())
-                lexical.append(lexical_terms(model.log_p_lex(seen)[0], tokens))
-        self.h, self.tokens, self.lexical = torch.cat(states), torch.cat(following), Terms.join(lexical, dim=0)
+        self.model, self.device, self.backend = model, device.torch, device.backend
+        # The query, not the law: V numbers a context are computed again where they are asked for.
+        read = [
+            (seen.query[0].float().cpu(), seen.h[0].float().cpu(), tokens.cpu())
+            for seen, tokens in contexts(model, stream, device=device.torch, **vars(reading))
+        ]
+        self.query, self.h, self.tokens = (torch.cat(part) for part in zip(*read, strict=True))
 
     def fit(self, memory: Memory, say: Say) -> Memory:
         """The memory with concentrations, background and gates of largest likelihood."""
         memory = self._placed(memory, say)
         whole: Mode = "episodic" if memory.static is None else "both"
-        online = memory.episodic
-        kappa = self._best(lambda kappa: replace(memory, episodic=replace(online, kappa=kappa)), "episodic", say)
-        memory, nats = self._gated(replace(memory, episodic=replace(online, kappa=kappa)), whole, len(self.tokens))
+        memory = self._tuned(memory, "episodic", "kappa", START, say)
+        memory = self._tuned(memory, "episodic", "share", memory.episodic.share, say)
+        memory, nats = self._gated(memory, whole, len(self.tokens))
         for mode, value in nats.items():
             say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return memory
@@ -174,7 +178,7 @@ class Fit:
             yield from [held] if held else []
         n = 0 if memory.static is None or consolidated else memory.static.n
         more, fewer = min(2 * n, MAX_SPLATS), n // 2
-        shares = memory.gates[mode].log_weights(self._terms(memory, mode, LOOKED_AT).features).exp().mean(0)
+        shares = memory.gates[mode].log_weights(self.terms(memory, mode, LOOKED_AT).features).exp().mean(0)
         for tier, share in zip(TIERS[mode], shares[1:].tolist(), strict=True):
             stuck = gate_of_memory(
                 *(tier, share), static=memory.static is not None, more=more if more > n else None, fewer=fewer or None
@@ -187,45 +191,48 @@ class Fit:
 
     def _placed(self, memory: Memory, say: Say) -> Memory:
         """The memory with its static splats' concentration and background of largest likelihood."""
-        static = memory.static
-        if static is None:
+        if memory.static is None:
             return memory
-        kappa = self._best(lambda kappa: replace(memory, static=static.at(kappa)), "static", say)
-        return replace(memory, static=self._covering(static.at(kappa), memory.k, say))
+        memory = self._tuned(memory, "static", "kappa", START, say)
+        assert memory.static is not None
+        memory = replace(memory, static=self._covering(memory.static, memory.k, say))
+        return self._tuned(memory, "static", "share", memory.share, say)
 
     def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
         """The splats with a background fitted by EM on one half of a fold; says how much of the other they cover."""
-        fold = self.h[:KAPPA_TOKENS]
+        fold = self.h[:TUNED_TOKENS]
         first, other = fold[: len(fold) // 2], fold[len(fold) // 2 :]
         static, _ = fit_background(static, first, self.backend, k)
         share = float(posterior(static, other, self.backend, k)[1].sum(1).mean())
         say(f"static      covers {share:.2%} of {len(other):,} contexts, at kappa {static.kappa_max:g}")
         return static
 
-    def _best(self, at: Callable[[float], Memory], mode: Mode, say: Say) -> float:
-        """The kappa of largest likelihood of at(kappa), uphill from KAPPAS[START]; the likelihood has one summit."""
-        nats = {-1: math.inf, len(KAPPAS): math.inf}
+    def _tuned(self, memory: Memory, tier: Tier, name: str, start: float, say: Say) -> Memory:
+        """The memory with that number of a tier at the value of GRIDS of largest likelihood, uphill from `start`; the
+        likelihood has one summit."""
+        values, at = GRIDS[name]
+        nats = {-1: math.inf, len(values): math.inf}
 
         def cost(i: int) -> float:
             if i not in nats:
-                nats[i] = self._gated(at(KAPPAS[i]), mode, KAPPA_TOKENS)[1][mode]
-                say(f"{mode:<12}kappa {KAPPAS[i]:g}: {nats[i]:.4f} nats per token")
+                nats[i] = self._gated(at(memory, tier, values[i]), tier, TUNED_TOKENS)[1][tier]
+                say(f"{tier:<12}{name} {values[i]:g}: {nats[i]:.4f} nats per token")
             return nats[i]
 
-        best = START
+        best = values.index(start)
         for step in (1, -1):
             while cost(best + step) < cost(best):
                 best += step
-        return KAPPAS[best]
+        return at(memory, tier, values[best])
 
     def nats(self, memory: Memory, mode: Mode) -> dict[Mode, float]:
         """Nats per token of the text, of a fitted memory, for `mode` and those of fewer tiers."""
-        terms = self._terms(memory, mode, len(self.tokens))
+        terms = self.terms(memory, mode, len(self.tokens))
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
-        terms = self._terms(memory, mode, limit)
+        terms = self.terms(memory, mode, limit)
         gates = {
             other: fit_gate(part.features, part.log_p)
             for other, tiers in TIERS.items()
@@ -235,10 +242,16 @@ class Fit:
         nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
         return replace(memory, gates=gates), nats
 
-    def _terms(self, memory: Memory, mode: Mode, limit: int) -> Terms:
+    @torch.no_grad()
+    def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
         """Of the text's first tokens under the lexical law and the tiers of `mode`."""
-        read = Reader(memory, mode, self.backend).read(self.h[:limit], self.tokens[:limit])
-        return Terms.join([Terms(self.lexical.log_p[:limit], self.lexical.features[:limit]), read], dim=1)
+        reader, outputs = Reader(memory, mode, self.backend), self.model.outputs()
+        part = (x[:limit] for x in (self.query, self.h, self.tokens))
+        found = []
+        for query, h, tokens in zip(*(torch.split(x, _ROWS) for x in part), strict=True):
+            logits = F.linear(query.to(self.device), outputs, self.model.bias)
+            found.append(reader.read(h, torch.log_softmax(logits, dim=-1), tokens))
+        return Terms.join(found)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

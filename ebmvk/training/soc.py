@@ -17,7 +17,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import Share
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.gate import fit_gate, mix
-from ebmvk.splats.memory import Memory, Reader, Terms
+from ebmvk.splats.memory import Memory
 from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import SOC, Checkpoint
@@ -143,11 +143,10 @@ class TrainingSoc:
 def nats_with(store: SplatStore | None, fit: Fit) -> float:
     """Nats per token of the second half of a text with the splats as static memory, the gate fitted on the first."""
     half = len(fit.tokens) // 2
-    lexical = fit.lexical
-    if store is None:
-        return -float(lexical.log_p[half:, 0].double().mean())
+    memory = Memory.unfitted(store, d=fit.h.shape[1], vocab_size=fit.model.vocab_size)
     # Posteriors are peaked: looking further costs more than it tells two stores apart.
-    memory = replace(Memory.unfitted(store, d=store.d, vocab_size=store.vocab_size), k=NEAR)
-    terms = Terms.join([lexical, Reader(memory, "static", fit.backend).read(fit.h, fit.tokens)], dim=1)
+    terms = fit.terms(replace(memory, k=NEAR), "none" if store is None else "static")
+    if store is None:
+        return -float(terms.log_p[half:, 0].double().mean())
     gate = fit_gate(terms.features[:half], terms.log_p[:half])
     return -float(mix(gate.log_weights(terms.features[half:]), terms.log_p[half:]).double().mean())

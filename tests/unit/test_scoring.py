@@ -81,7 +81,7 @@ def by_hand(own: Scorer, ids: list[int], first: int) -> tuple[float, bool]:
             law = own.model.log_p_lex(seen)[0, -1:]
             if reader:
                 law = reader.log_prob(seen.h[0, -1:], law)
-                reader.read(seen.h[0, -1:], torch.tensor(ids[n : n + 1]))
+                reader.remember(seen.h[0, -1:], torch.tensor(ids[n : n + 1]))
             if n >= first:
                 total += float(law[0, ids[n]])
                 greedy &= int(law[0].argmax()) == ids[n]

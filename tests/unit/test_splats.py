@@ -21,7 +21,7 @@ from ebmvk.splats.build import cluster
 from ebmvk.splats.consolidation import consolidate, merge_cost
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
 from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_of, mix
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, lexical_terms, log_probs
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, log_probs
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 
@@ -60,7 +60,7 @@ def _gate(mode: Mode, bias: float = -0.5) -> Gate:
 def _memory(**episodic: float) -> Memory:
     gates: dict[Mode, Gate] = {mode: _gate(mode) for mode, tiers in TIERS.items() if tiers}
     config = EpisodicConfig(**{"capacity": 60, "k": 5, **episodic})  # type: ignore[arg-type]
-    return Memory(D, V, _store(background=40.0), 5, config, gates)
+    return Memory(D, V, _store(background=40.0), 5, 0.4, config, gates)
 
 
 def _lexical(n: int, seed: int = 4) -> Tensor:
@@ -178,9 +178,23 @@ def test_recall_is_the_formula_of_the_model(device: str) -> None:
     law, log_density = _brute_force(store, h)
     # float32 exponents up to kappa = 100 are good to 1e-5.
     torch.testing.assert_close(found.law.double(), law, rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(found.features[:, 0], (h @ store.mu.T).amax(1), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.features[:, 1].double(), log_density, rtol=0, atol=5e-5)
-    torch.testing.assert_close(found.features[:, 2].double(), -(law * law.log()).sum(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.closest, (h @ store.mu.T).amax(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.log_density.double(), log_density, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_pool_is_the_product_of_powers(share: float) -> None:
+    """p_mem^s p_lex^(1-s) / Z in float64: the lexical law at s = 0, the splats' at 1; its entropy and largest entry."""
+    store, lexical = _store(background=40.0), _lexical(6)
+    h = projx(torch.randn(6, D, generator=torch.Generator().manual_seed(3)))
+    found, features = Splats.open(store, Reference(), 64).recall(h).pooled(lexical, share)
+    law, log_density = _brute_force(store, h)
+    product = law**share * lexical.double().exp() ** (1 - share)
+    pool = product / product.sum(1, keepdim=True)
+    torch.testing.assert_close(found.double(), pool.log(), rtol=0, atol=2e-4)
+    closest, entropy = (h @ store.mu.T).amax(1).double(), -(pool * pool.log()).sum(1)
+    expected = torch.stack((closest, log_density, entropy, pool.log().amax(1)), dim=1)
+    torch.testing.assert_close(features.double(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("k", [1, 4, 64])
@@ -190,7 +204,7 @@ def test_the_law_sums_to_one(mode: Mode, k: int) -> None:
     states, tokens, _ = _members(150, seed=2)
     reader = Reader(memory, mode, Reference())
     for read in (0, 40, 110):  # nothing read, some of it folded, all of it consolidated
-        reader.read(states[:read], tokens[:read])
+        reader.read(states[:read], _lexical(read), tokens[:read])
         mixed = reader.log_prob(states[130:], _lexical(20))
         torch.testing.assert_close(mixed.exp().sum(1), torch.ones(20), rtol=0, atol=1e-5)
         assert (mixed - _lexical(20)).abs().max() > 0.1
@@ -202,15 +216,14 @@ def test_reading_scores_what_the_law_says() -> None:
     states, tokens, _ = _members(100, seed=2)
     lexical = _lexical(100)
     whole, steps = Reader(memory, "both", Reference()), Reader(memory, "both", Reference())
-    terms = Terms.join([lexical_terms(lexical, tokens), whole.read(states, tokens)], dim=1)
-    found = log_probs(terms, memory.gates, "both")
+    found = log_probs(whole.read(states, lexical, tokens), memory.gates, "both")
     assert set(found) == set(TIERS)
     for i in range(100):
         row = slice(i, i + 1)
         expected = steps.log_prob(states[row], lexical[row])[0, tokens[i]]
         # The order of float32 sums differs.
         torch.testing.assert_close(found["both"][i].float(), expected, rtol=0, atol=1e-4)
-        steps.read(states[row], tokens[row])
+        steps.read(states[row], lexical[row], tokens[row])
     assert whole.splats() == steps.splats()
 
 
@@ -229,7 +242,7 @@ def test_episodic_memory_is_the_mixture_over_what_was_read(device: str) -> None:
         store = SplatStore.gather(states[:i], tokens[:i], torch.arange(i), **own)  # type: ignore[arg-type]
         law, log_density = _brute_force(store, states[i : i + 1])
         torch.testing.assert_close(found.law[i : i + 1].double(), law, rtol=1e-4, atol=1e-8)
-        torch.testing.assert_close(found.features[i, 1].double(), log_density[0], rtol=0, atol=5e-5)
+        torch.testing.assert_close(found.log_density[i].double(), log_density[0], rtol=0, atol=5e-5)
     torch.testing.assert_close(found.law[0], torch.full((V,), 1 / V))
 
 
@@ -407,9 +420,11 @@ def test_file_round_trip(static: bool, tmp_path: Path) -> None:
         memory, mode = replace(memory, static=None, gates={"episodic": memory.gates["episodic"]}), "episodic"
     save_file(memory.state(), tmp_path / "memory.safetensors")
     back = Memory.from_state(load_file(tmp_path / "memory.safetensors"), "memory.safetensors")
-    assert (back.episodic, back.k, set(back.gates)) == (memory.episodic, memory.k, set(memory.gates))
+    assert (back.episodic, back.k, back.share) == (memory.episodic, memory.k, memory.share)
+    assert set(back.gates) == set(memory.gates)
     states, tokens, _ = _members(100, seed=2)
-    terms = [Reader(m, mode, Reference()).read(states, tokens) for m in (memory, back)]  # type: ignore[arg-type]
+    readers = [Reader(m, mode, Reference()) for m in (memory, back)]  # type: ignore[arg-type]
+    terms = [reader.read(states, _lexical(100), tokens) for reader in readers]
     assert torch.equal(terms[0].log_p, terms[1].log_p)
 
 
@@ -429,6 +444,8 @@ def test_file_round_trip(static: bool, tmp_path: Path) -> None:
         ("static.kappa_max", lambda t: t * 0, "have to be positive"),
         ("static.vocab_size", lambda t: t + 1, "not 12, 30"),
         ("number.episodic.kappa", None, "lacks 'episodic.kappa'"),
+        ("number.share", lambda t: t + 1, "share 1.4"),
+        ("number.episodic.share", lambda t: -t, "episodic.share -0.7"),
         ("number.episodic.capacity", lambda t: t * math.nan, "capacity"),
         ("gate.static.weight", lambda t: t[:, 1:], "gate.static.weight"),
         ("gate.both.bias", None, "gate.both.bias"),
@@ -443,6 +460,12 @@ def test_damaged_files_are_refused(name: str, damage: Callable[[Tensor], Tensor]
         state[name] = damage(state[name])
     with pytest.raises(CheckpointError, match=words):
         Memory.from_state(state, "x.safetensors")
+
+
+def test_files_from_before_laws_were_pooled_have_a_share_of_one() -> None:
+    state = {name: value for name, value in _memory().state().items() if not name.endswith("share")}
+    found = Memory.from_state(state, "x.safetensors")
+    assert (found.share, found.episodic.share) == (1.0, 1.0)
 
 
 def test_weights_use_the_normaliser_relative_to_uniform() -> None:
