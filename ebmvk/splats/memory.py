@@ -30,7 +30,6 @@ from ebmvk.splats.store import SplatStore
 
 KNN_K = 256  # static splats looked up for each context
 SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where nothing is fitted yet
-SMOOTHING = 2.0  # beta of static splats: in a pool, a token they never met is not to be out of the question
 _ROWS = 2048  # contexts whose token laws are held at once
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
@@ -59,7 +58,6 @@ class Memory:
     @classmethod
     def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
         """A memory without gates yet."""
-        static = None if static is None else replace(static, beta=SMOOTHING)
         return cls(d, vocab_size, static, KNN_K, SHARE, EpisodicConfig(), {})
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:

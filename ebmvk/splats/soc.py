@@ -26,14 +26,13 @@ from ebmvk.splats.creation import candidates, created, split
 from ebmvk.splats.curriculum import due, phases, threshold
 from ebmvk.splats.health import ASKED, health, nearest_angles
 from ebmvk.splats.history import History
-from ebmvk.splats.store import SplatStore
+from ebmvk.splats.store import BETA, SplatStore
 
 NEAR = 16  # splats looked up for each state
 LEAST_WEIGHT = 0.05  # of an assignment: less is left to the background, so that token counts stay sparse
 LEAST_MASS = 0.5  # contexts: what has faded below this is pruned
 LEAST_COUNT = 0.01  # of a token in a splat: less is forgotten
 CHURN = 20  # at capacity, one splat in so many may be replaced by creation, and by splitting, at one check
-BETA = 0.1  # smoothing mass of the token distributions
 FOLD_SHARE = 8  # the fold's ring is so much smaller than the history
 ACTIVE_CHECKS = 5  # checks without a recall after which a splat counts as dead
 RETRY_CHECKS = 4  # between two attempts at a growth that was refused

@@ -33,7 +33,7 @@ from ebmvk.splats.health import novelty
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, log_probs, part_of
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
-from ebmvk.splats.store import SplatStore
+from ebmvk.splats.store import BETA, SplatStore
 from ebmvk.training.alerts import Alert, gate_of_memory, leak
 from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
 from ebmvk.training.evaluation import contexts
@@ -128,7 +128,7 @@ def read_states(
 
 def gather(h: Tensor, tokens: Tensor, owner: Tensor, vocab_size: int) -> SplatStore:
     """Splats of contexts h (n, d) by owner (n,), before anything of them is fitted."""
-    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=0.1, kappa=(START, START))
+    return SplatStore.gather(h, tokens, owner, vocab_size=vocab_size, beta=BETA, kappa=(START, START))
 
 
 def of_training(found: Checkpoint) -> SplatStore:
