@@ -1,25 +1,30 @@
 """`python -m bench.memory`: what the static memory of a trained model is worth, and what makes it so.
 
 On half of the validation documents concentration, background and gate are fitted; the other half scores them, so that
-no figure is of the text it was tuned on. Three tables: the gain over the number of splats, with the time that building
-took, the coverage, and the scrambled control; merging by description length beside merging by angle, near pairs at
-random and any pairs at random, at equal size; and the figures of one seed after another.
+no figure is of the text it was tuned on. Tables: the gain over the number of splats, with the time that building took,
+the coverage, and two scrambled controls, with the gate that was fitted and with one fitted anew, which is what the pool
+with the lexical law gains by making that flatter; merging by description length beside merging by angle, near pairs at
+random and any pairs at random, at equal size; and what the search from coarse to fine costs and misses, at the model's
+d and at 640: the states turned into 640 dimensions at random, with noise of a third of their length.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bench.measure import facts, introduce, table, write
 from ebmvk.data.datasets import resolve
@@ -36,17 +41,20 @@ from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
 @dataclass(frozen=True)
 class Sizes:
     """splats: numbers whose gain is measured; start, merged: splats before and after merging; contexts: of the training
-    text, None meaning all; tokens: of the validation text, tuning and scoring together."""
+    text, None meaning all; tokens: of the validation text, tuning and scoring together; searched: splats whose search
+    from coarse to fine is looked at."""
 
     splats: tuple[int, ...]
     start: int
     merged: tuple[int, ...]
     contexts: int | None
     tokens: int
+    searched: int
 
 
-FULL = Sizes((5_000, 20_000, 50_000, 150_000), 20_000, (10_000, 5_000, 2_500), None, 30_000)
-QUICK = Sizes((20, 60), 60, (30,), 2_000, 400)
+FULL = Sizes((5_000, 20_000, 50_000, 150_000), 20_000, (10_000, 5_000, 2_500), None, 30_000, 50_000)
+QUICK = Sizes((20, 60), 60, (30,), 2_000, 400, 60)
+WIDE, NOISE, ASKED = 640, 1 / 3, 4096
 
 
 def by_angle(_: SplatStore, __: Tensor, ___: Tensor, cosine: Tensor) -> Tensor:
@@ -107,14 +115,19 @@ class Bench:
         d, vocab_size = self.model.config.latent_dim, self.model.vocab_size
         memory = self.tuning.fit_static(Memory.unfitted(store, d=d, vocab_size=vocab_size), lambda _: None)
         nats = self.scoring.nats(memory, "static")
-        control = self.scoring.nats(memory.using(None, scramble=True), "static")
+        scrambled = memory.using(None, scramble=True)
+        control, anew = (
+            self.scoring.nats(own, "static") for own in (scrambled, self.tuning.gated(scrambled, "static"))
+        )
         fitted = memory.static or store
         return {
             "splats": store.n,
             "kappa": fitted.kappa_max,
+            "share": memory.share,
             "nats": nats["static"],
             "gain": nats["static"] - nats["none"],
             "scrambled_gain": control["static"] - nats["none"],
+            "scrambled_gain_fitted_anew": anew["static"] - nats["none"],
             "coverage": float(posterior(fitted, self.scoring.h, self.backend, memory.k)[1].sum(1).mean()),
         }
 
@@ -129,7 +142,8 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             row = {"asked": splats, "seed": seed, "build_s": spent, **bench.worth(store)}
             print(
                 f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token "
-                f"(scrambled {row['scrambled_gain']:+.4f}), covers {row['coverage']:.2%}",
+                f"(scrambled {row['scrambled_gain']:+.4f}, fitted anew {row['scrambled_gain_fitted_anew']:+.4f}), "
+                f"covers {row['coverage']:.2%}",
                 flush=True,
             )
             yield row
@@ -150,6 +164,51 @@ def mergers(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
                 row = {"way": way, "seed": seed, "from": store.n, **bench.worth(merged)}
                 print(f"{store.n:,} to {merged.n:,}, seed {seed}, {way}: {row['gain']:+.4f}", flush=True)
                 yield row
+
+
+def searches(bench: Bench, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Seconds of clustering, the share of states that joined the nearest of all centroids, and the mean cosine to the
+    one they joined and to the nearest."""
+    marks = token_marks(bench.model)
+    for d in dict.fromkeys((bench.states.shape[1], WIDE)):
+        states = bench.states if d == bench.states.shape[1] else widened(bench.states, d)
+        began = time.perf_counter()
+        owner = cluster(states, bench.tokens, sizes.searched, bench.backend, 0, marks)
+        spent = time.perf_counter() - began
+        place = torch.unique(owner, return_inverse=True)[1]
+        rows = partial(_marked, states, bench.tokens, marks)
+        total = torch.zeros(int(place.max()) + 1, d + marks.shape[1])
+        for part in torch.split(torch.arange(len(states)), 1 << 16):
+            total.index_add_(0, place[part], rows(part))
+        asked = torch.randperm(len(states), generator=torch.Generator().manual_seed(0))[:ASKED]
+        centroids, query = normalize(total, dim=1), normalize(rows(asked), dim=1)
+        found = bench.backend.topk(query, bench.backend.points(centroids), 1)
+        own = (query * centroids[place[asked]]).sum(1)
+        row = {"d": d, "states": len(states), "splats": len(total), "cluster_s": spent}
+        row |= {"recall": float((found.ids[:, 0].cpu() == place[asked]).double().mean())}
+        row |= {"cosine": float(own.mean()), "cosine_of_nearest": float(found.scores.mean())}
+        print(
+            f"d {d}: {len(states):,} states into {len(total):,} splats in {spent:.1f} s; {row['recall']:.1%} joined "
+            f"the nearest, cosine {row['cosine']:.4f}, of the nearest {row['cosine_of_nearest']:.4f}",
+            flush=True,
+        )
+        yield row
+
+
+def widened(states: Tensor, d: int) -> Tensor:
+    """Unit rows (n, d) in half precision: the states, turned into d dimensions at random, and noise."""
+    random = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(d, states.shape[1], generator=random))[0].T
+    wide = torch.empty(len(states), d, dtype=torch.float16)
+    for rows in torch.split(torch.arange(len(states)), 1 << 16):
+        noise = torch.randn(len(rows), d, generator=random) * (NOISE / math.sqrt(d))
+        wide[rows] = normalize(states[rows].float() @ turn + noise, dim=1).half()
+    return wide
+
+
+def _marked(states: Tensor, tokens: Tensor, marks: Tensor, which: Tensor) -> Tensor:
+    """What `cluster` compares: states beside the marks of the tokens that followed."""
+    return torch.cat((states[which].float(), marks[tokens[which]]), dim=1)
 
 
 def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:
@@ -185,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     n, scored = len(bench.states), len(bench.scoring.tokens)
     print(f"{n:,} training states read in {bench.reading_s:.1f} s; {scored:,} validation tokens scored", flush=True)
     by_number, by_way = list(gains(bench, sizes, options.seeds)), list(mergers(bench, sizes, options.seeds))
+    by_search = list(searches(bench, sizes))
     head = ["splats", "merged by", "gain, nats per token", "over seeds"]
     print(table([head, *summary(by_number, "asked"), *summary(by_way, "way")]))
     size = {"training_states": n, "tuned_tokens": len(bench.tuning.tokens), "scored_tokens": scored}
@@ -198,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "reading_s": bench.reading_s,
             "gain_over_splats": by_number,
             "merging": by_way,
+            "search": by_search,
         },
     )
 

@@ -187,7 +187,7 @@ class Fit:
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
         """Only the static tier."""
-        return self._gated(self._placed(memory, say), "static", len(self.tokens))[0]
+        return self.gated(self._placed(memory, say), "static")
 
     def _placed(self, memory: Memory, say: Say) -> Memory:
         """The memory with its static splats' concentration and background of largest likelihood."""
@@ -229,6 +229,10 @@ class Fit:
         """Nats per token of the text, of a fitted memory, for `mode` and those of fewer tiers."""
         terms = self.terms(memory, mode, len(self.tokens))
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
+
+    def gated(self, memory: Memory, mode: Mode) -> Memory:
+        """The memory with gates fitted for `mode`, and nothing else."""
+        return self._gated(memory, mode, len(self.tokens))[0]
 
     def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
