@@ -33,6 +33,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "plain": {"ebm": "", "plain": "--model plain"},
     "decoder": {"moe": "", "transformer": "--decoder transformer"},
+    "start": {"corpus": "", "uniform": "--init uniform"},
 }
 """{table: {row: training flags}}; the others are compared with the first row."""
 COMMON = ("--quiet", "--sample-tokens", "0")
