@@ -37,7 +37,7 @@ class Recall:
         The logarithmic pool (Genest and Zidek 1986): energies add. Splats that gather many contexts say what follows
         places like this one; the lexical law, which of that fits here. log_p_lex: (B, V) float32, on the CPU.
         """
-        log_law = torch.log_softmax(share * log_of(self.law) + (1 - share) * log_p_lex, dim=1)
+        log_law = torch.log_softmax(torch.lerp(log_p_lex, log_of(self.law), share), dim=1)
         of_law = (entropy(log_law.exp(), log_law), log_law.amax(1))
         return log_law, torch.stack((self.closest, self.log_density, *of_law), dim=1)
 
