@@ -179,6 +179,14 @@ def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Pat
     covered = re.search(r"covers ([0-9.]+)% of", said.out)
     assert covered
     assert float(covered[1]) >= 80
+    run = open_run(folder, "--checkpoint", print)
+    memory = load(run.checkpoint.path, run.model, "both")
+    chosen = {"static": memory.share, "episodic": memory.episodic.share}
+    for tier, share in chosen.items():
+        tried = {float(s): float(n) for s, n in re.findall(rf"{tier} +share ([0-9.]+): ([0-9.]+)", said.out)}
+        assert len(tried) >= 2
+        assert share in tried
+        assert tried[share] == min(tried.values())
     tiers = _evaluate(ebmvk, folder, device, "--memory", "both")["tiers"]
     assert tiers["static"]["gain"]["high"] < 0
     assert tiers["both"]["gain"]["high"] < 0
