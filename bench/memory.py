@@ -52,7 +52,7 @@ class Sizes:
     searched: int
 
 
-FULL = Sizes((5_000, 20_000, 50_000, 150_000), 20_000, (10_000, 5_000, 2_500), None, 30_000, 50_000)
+FULL = Sizes((5_000, 50_000, 150_000), 20_000, (10_000, 2_500), None, 30_000, 50_000)
 QUICK = Sizes((20, 60), 60, (30,), 2_000, 400, 60)
 WIDE, NOISE, ASKED = 640, 1 / 3, 4096
 
@@ -111,14 +111,22 @@ class Bench:
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
-        """Nats per token of the scoring part, alone and with the splats; their coverage; the scrambled control."""
+        """Nats per token of the scoring part, with the splats and less those without; their coverage."""
+        return self._fitted(store)[1]
+
+    def controlled(self, store: SplatStore) -> dict[str, Any]:
+        """`worth`, and both scrambled controls."""
+        memory, found = self._fitted(store)
+        scrambled = memory.using(None, scramble=True)
+        for name, own in (("", scrambled), ("_fitted_anew", self.tuning.gated(scrambled, "static"))):
+            nats = self.scoring.nats(own, "static")
+            found[f"scrambled_gain{name}"] = nats["static"] - nats["none"]
+        return found
+
+    def _fitted(self, store: SplatStore) -> tuple[Memory, dict[str, Any]]:
         d, vocab_size = self.model.config.latent_dim, self.model.vocab_size
         memory = self.tuning.fit_static(Memory.unfitted(store, d=d, vocab_size=vocab_size), lambda _: None)
         nats = self.scoring.nats(memory, "static")
-        scrambled = memory.using(None, scramble=True)
-        control, anew = (
-            self.scoring.nats(own, "static") for own in (scrambled, self.tuning.gated(scrambled, "static"))
-        )
         fitted = memory.static or store
         return {
             "splats": store.n,
@@ -126,8 +134,6 @@ class Bench:
             "share": memory.share,
             "nats": nats["static"],
             "gain": nats["static"] - nats["none"],
-            "scrambled_gain": control["static"] - nats["none"],
-            "scrambled_gain_fitted_anew": anew["static"] - nats["none"],
             "coverage": float(posterior(fitted, self.scoring.h, self.backend, memory.k)[1].sum(1).mean()),
         }
 
@@ -139,7 +145,7 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             began = time.perf_counter()
             store = bench.build(splats, seed)
             spent = time.perf_counter() - began
-            row = {"asked": splats, "seed": seed, "build_s": spent, **bench.worth(store)}
+            row = {"asked": splats, "seed": seed, "build_s": spent, **bench.controlled(store)}
             print(
                 f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token "
                 f"(scrambled {row['scrambled_gain']:+.4f}, fitted anew {row['scrambled_gain_fitted_anew']:+.4f}), "
