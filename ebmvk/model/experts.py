@@ -64,7 +64,7 @@ class _Groups:
     def products(self, rows: Tensor, matrices: Tensor) -> Tensor:
         """Each group by its own matrix: rows (..., d), matrices (E, d, e) -> (..., e)."""
         if self.even:
-            return torch.bmm(rows.view(len(matrices), -1, rows.shape[1]), matrices).flatten(0, 1)
+            return torch.bmm(rows.view(len(matrices), self.room[0], rows.shape[1]), matrices).flatten(0, 1)
         found = rows.new_empty(len(rows), matrices.shape[2])
         for group, matrix, into in zip(
             torch.split(rows, self.room), matrices, torch.split(found, self.room), strict=True
@@ -75,7 +75,7 @@ class _Groups:
     def gradients(self, grads: Tensor, rows: Tensor) -> Tensor:
         """(E, e, d), of the matrices W of `products` with W^T: grads (..., e), of the products; rows (..., d)."""
         if self.even:
-            grads, rows = (part.view(len(self.room), -1, part.shape[1]) for part in (grads, rows))
+            grads, rows = (part.view(len(self.room), self.room[0], part.shape[1]) for part in (grads, rows))
             return torch.bmm(grads.mT, rows)
         found = rows.new_empty(len(self.room), grads.shape[1], rows.shape[1])
         for grad, own, into in zip(torch.split(grads, self.room), torch.split(rows, self.room), found, strict=True):
