@@ -137,15 +137,16 @@ class Generator:
                 states = None if how.sampler == "exact" else self._states(how.sampler, mu)
                 reading = _Reading(self.model, mu, texts)
             for position in range(how.max_tokens):
-                if not reading.texts:
-                    break
                 with torch.no_grad():  # not around the yield: whoever reads the stream keeps their own mode
+                    if position:
+                        reading.go_on()
+                    if not reading.texts:
+                        break
                     query, log_p = reading.law()
                     log_p = how.strategy.law(log_p, [text.ids for text in reading.texts])
                     drawn = self._draw(reading.texts, query, log_p, states, how, position)
                     for text, token in zip(reading.texts, drawn, strict=True):
                         text.add(token)
-                    reading.go_on()
                 yield
         finally:
             self.model.train(was_training)
@@ -235,7 +236,10 @@ class _Text:
 
 
 class _Reading:
-    """Texts as a model reads them, each position once; where a model's reach is bounded, again from what it may see."""
+    """Texts as a model reads them, each position once; a text that fills a model's reach again, from what it may see.
+
+    What a text is read from depends on that text alone, whichever ones it is read with.
+    """
 
     def __init__(self, model: LanguageModel, mu: Tensor, texts: list[_Text]) -> None:
         self.model, self.mu, self.texts = model, mu, list(texts)
@@ -244,37 +248,53 @@ class _Reading:
 
     def _restart(self) -> None:
         """An empty cache, and everything the model may see still to be read."""
-        reach = self.model.reach
-        keep = None if reach is None else -max(1, reach - reach // 4)  # not all: every token more would be a restart
-        rows = [text.ids if reach is None or len(text.ids) < reach else text.ids[keep:] for text in self.texts]
+        rows = [self._visible(text.ids) for text in self.texts]
         longest = max(map(len, rows), default=0)
         pads = [longest - len(row) for row in rows]
-        self.cache = Cache(torch.tensor(pads, device=self.mu.device))
-        self.new = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)], device=self.mu.device)
+        self.cache = Cache(self._tensor(pads))
+        self.new = self._tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
+
+    def _visible(self, ids: list[int]) -> list[int]:
+        """What of a text is read: all of it, or so much of its end that it is not full again with the next token."""
+        reach = self.model.reach
+        return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
+
+    def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.mu.device)
 
     def law(self) -> tuple[Tensor, Tensor]:
         """Query (B, d) and log p(v|c) (B, V) of each text's next token."""
-        padding = (self.cache.pads - self.cache.length).clamp_min(0).tolist()
+        before = self.cache.lengths()
         seen = self.model.extend(self.new, self.cache, self.mu)
-        query = seen.query[:, -1]
+        query, after = seen.query[:, -1], self.cache.lengths()
         log_p = torch.log_softmax(F.linear(query, self.outputs, self.model.bias).double(), -1)
         for i, text in enumerate(self.texts):
             if text.reader:
-                text.remember(seen.h[i, padding[i] :])
+                text.remember(seen.h[i, before[i] - after[i] :])
                 log_p[i] = text.reader.log_prob(seen.h[i, -1:], log_p[i : i + 1])[0]
         return query, log_p.to(query.dtype)
 
     def go_on(self) -> None:
         """To the texts' newest tokens; texts that ended are left behind."""
         rows = [i for i, text in enumerate(self.texts) if not text.ended]
-        some = len(rows) < len(self.texts)
-        self.texts = [self.texts[i] for i in rows]
-        if self.cache.length == self.model.reach:
+        if len(rows) < len(self.texts):
+            self.texts = [self.texts[i] for i in rows]
+            self.cache.keep(self._tensor(rows))
+        full = [i for i, length in enumerate(self.cache.lengths()) if length == self.model.reach]
+        if full and len(full) == len(self.texts):
             self._restart()
-        else:
-            if some:
-                self.cache.keep(torch.tensor(rows, dtype=torch.int64, device=self.mu.device))
-            self.new = torch.tensor([[text.ids[-1]] for text in self.texts], device=self.mu.device)
+            return
+        if full:
+            self._read_again(full)
+        self.new = self._tensor([[text.ids[-1]] for text in self.texts])
+
+    def _read_again(self, rows: list[int]) -> None:
+        """These full texts from what the model may still see, up to their newest tokens, which are yet to be read."""
+        tokens = self._tensor([self._visible(self.texts[i].ids)[:-1] for i in rows])
+        begin = self.cache.length - tokens.shape[1]  # so that they end where the others do
+        again = Cache(self._tensor([begin] * len(rows)), length=begin)
+        self.model.extend(tokens, again, self.mu)
+        self.cache.replace(self._tensor(rows), again)
 
 
 def _blocks(numbers: list[int]) -> list[tuple[int, slice]]:

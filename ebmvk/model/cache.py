@@ -40,6 +40,13 @@ class Growing:
         with torch.inference_mode(False):
             return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
 
+    def replace(self, rows: Tensor, other: Growing) -> None:
+        """These rows' last positions by another's, as far as both have them. rows: (b,) int64."""
+        if self._buffer is not None and other._buffer is not None:
+            n = min(self._end - self._begin, other._end - other._begin)
+            new = other._buffer[..., other._end - n : other._end, :]
+            self._buffer[..., self._end - n : self._end, :].index_copy_(0, rows, new)
+
 
 @dataclass
 class Cache:
@@ -55,18 +62,31 @@ class Cache:
     parts: dict[nn.Module, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._most_pads = max(self.pads.tolist(), default=0)  # on the host, to be asked in every layer
         self._hidden: dict[tuple[int, int, int], Tensor] = {}
+        self._pad(self.pads)
 
-    @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return self._most_pads > 0
+    def _pad(self, pads: Tensor) -> None:
+        self.pads = pads
+        self._pads: list[int] = pads.tolist()  # on the host, to be asked in every layer
+        self._least_pads, self._most_pads = min(self._pads, default=0), max(self._pads, default=0)
+        self._hidden.clear()
+
+    def lengths(self) -> list[int]:
+        """Positions of each row that were read and are not padding."""
+        return [max(0, self.length - pads) for pads in self._pads]
 
     @property
     def in_padding(self) -> bool:
         """Whether the next position is padding of any row."""
         return self.length < self._most_pads
+
+    def seen(self, window: int) -> int:
+        """How many positions before the next one any row can see that sees `window`, itself among them."""
+        return min(window - 1, max(0, self.length - self._least_pads))
+
+    def padded(self, new: int, reach: int) -> bool:
+        """Whether there is anything in `hidden`."""
+        return self._most_pads > self.length + new - reach
 
     def real(self, n: int) -> Tensor:
         """(B, n) bool: which of the next n positions are not padding."""
@@ -86,7 +106,22 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Drops all other rows. rows: (b,) int64."""
-        self.pads = self.pads[rows]
-        self._most_pads = max(self.pads.tolist(), default=0)
-        self._hidden.clear()
+        self._pad(self.pads[rows])
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}
+
+    def replace(self, rows: Tensor, other: Cache) -> None:
+        """These rows by those of a cache of the same length, as far back as both have them. rows: (b,) int64."""
+        self._pad(self.pads.index_copy(0, rows, other.pads))
+        for module, part in self.parts.items():
+            self.parts[module] = tuple(
+                _replaced(value, rows, new) for value, new in zip(part, other.parts[module], strict=True)
+            )
+
+
+def _replaced(value: Growing | Tensor, rows: Tensor, new: Growing | Tensor) -> Growing | Tensor:
+    if isinstance(value, Growing):
+        assert isinstance(new, Growing)
+        value.replace(rows, new)
+        return value
+    assert isinstance(new, Tensor)
+    return value.index_copy(0, rows, new)

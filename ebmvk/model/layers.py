@@ -166,14 +166,15 @@ class Attention(nn.Module):
         return torch.cat([last, early[..., :-1, :]], dim=-2) if early.shape[-2] > 1 else last
 
     def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
-        """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept."""
+        """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept at most."""
         _, keys, values = cache.parts[self]
-        k, v = keys.append(k, self.window - 1), values.append(v, self.window - 1)
+        past = cache.seen(self.window)
+        k, v = keys.append(k, past), values.append(v, past)
         new, reach = q.shape[-2], k.shape[-2]
         scores = q @ k.transpose(-1, -2)
         if new > 1:  # one position sees all that is kept
             scores += _window_bias(new, reach, self.window, q.dtype, q.device)
-        if cache.padded:
+        if cache.padded(new, reach):
             scores.masked_fill_(cache.hidden(new, reach), -math.inf)
         return torch.softmax(scores, dim=-1) @ v
 

@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, points, bias = ctx.saved_tensors
         scale = grads[0] / ctx.rows
-        return query * scale, points * scale, bias * scale, None, None
+        return query.mul_(scale), points.mul_(scale), bias.mul_(scale), None, None  # a second backward is refused
 
 
 def linear_cross_entropy(

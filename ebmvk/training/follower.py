@@ -21,7 +21,7 @@ from ebmvk.training.loop import attempted, batches_of, differentiated
 from ebmvk.training.losses import Losses
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
 from ebmvk.training.soc import observed
-from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, set_deterministic, step_seed
+from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, seed_torch, set_deterministic, step_seed
 
 
 class Follower:
@@ -73,7 +73,8 @@ class Follower:
 
     def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
         batches, share = tokens.chunk(self.config.training.accumulation_steps), self.ranks.share
-        torch.manual_seed(step_seed(self.config.run.seed, step) + share.rank)  # of dropout: each rank its own
+        seed = step_seed(self.config.run.seed, step) + share.rank  # of dropout: each rank its own
+        seed_torch(seed, self._device.torch)
         return differentiated(self.model, batches, self._device, self.config, step=step, share=share)
 
     def _losses(self, tokens: torch.Tensor, step: int) -> Losses:

@@ -46,7 +46,7 @@ from ebmvk.training.monitor import Monitor
 from ebmvk.training.reduction import add_up, check_same_weights
 from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
 from ebmvk.training.soc import TrainingSoc, observed
-from ebmvk.training.workspace import Device, check_same_text, digest, model_record, step_seed
+from ebmvk.training.workspace import Device, check_same_text, digest, model_record, seed_torch, step_seed
 
 LAST = 50  # steps whose mean loss is what training text costs
 LOOKED_AT = 32  # tokens of validation whose attention the report shows
@@ -377,7 +377,7 @@ class Trainer:
         """
         try:
             self.ranks.tell("step", step=step, batch=self._first_batch + step)
-            torch.manual_seed(step_seed(self.config.run.seed, step))
+            self._seed(step)
             losses = self._if_it_fits(batches, step)
             if losses is None:
                 raise self._out_of_memory(tokens, step)
@@ -451,8 +451,11 @@ class Trainer:
 
     def _again(self, batches: Sequence[Tensor], step: int) -> None:
         """The step's passes once more, with its randomness; of several ranks, this one's, on its own."""
-        torch.manual_seed(step_seed(self.config.run.seed, step))
+        self._seed(step)
         self._differentiated(batches, step)
+
+    def _seed(self, step: int) -> None:
+        seed_torch(step_seed(self.config.run.seed, step), self.device.torch)
 
     def _non_finite(self, bad: str) -> NonFinite:
         """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""

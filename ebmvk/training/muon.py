@@ -23,13 +23,15 @@ _LEAST_NORM = 1e-7
 def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """U S V^T to about U V^T, by Newton-Schulz iterations in `dtype`. matrices and result: (n, rows, columns)."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(dtype)
+    x = matrices.to(dtype)
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(_LEAST_NORM)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        # Tall ones from the right: products with a transposed view take longer.
+        x = torch.baddbmm(x, *((x, p) if tall else (p, x)), beta=a)
+    return x
 
 
 class Muon(torch.optim.Optimizer):

@@ -88,7 +88,8 @@ class Optimizer:
 
     def step(self, lr: float, norm: Tensor) -> None:
         """Clips gradients of the norm `gradient_norm()`, and moves the parameters at rate `lr`."""
-        torch.nn.utils.clip_grads_with_norm_(list(self.names), self.grad_clip, norm)
+        if float(norm) > self.grad_clip:  # or all of them would be multiplied by 1
+            torch.nn.utils.clip_grads_with_norm_(list(self.names), self.grad_clip, norm)
         for optimizer, _ in self._kinds:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)

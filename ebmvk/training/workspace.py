@@ -67,6 +67,16 @@ def step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed what torch draws on the host and on a device."""
+    if device.type == "cpu":
+        # torch.manual_seed asks for every kind of device as well, and formats a stack trace for each: half a percent of
+        # a small model's step.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def set_deterministic(config: Config) -> None:
     """With --deterministic, let torch use only algorithms that repeat bit for bit."""
     if config.run.deterministic:

@@ -131,6 +131,27 @@ def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: 
         assert min(lengths[2 * reach :]) >= reach // 2
 
 
+@pytest.mark.parametrize("reach", [2, 8, 13])
+def test_a_full_text_alone_is_read_again(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unequal texts beyond a bounded reach are what they are alone, and no token is read more often than alone."""
+    own = generator(tokenizer, "plain", reach)
+    read: list[int] = []
+    extend = own.model.extend
+
+    def spy(tokens: torch.Tensor, cache: Cache, embeddings: torch.Tensor | None = None) -> Any:
+        before = cache.lengths()
+        found = extend(tokens, cache, embeddings)
+        read.append(sum(cache.lengths()) - sum(before))
+        assert max(cache.lengths()) <= reach
+        return found
+
+    monkeypatch.setattr(own.model, "extend", spy)
+    alone, total = own.generate(PROMPTS, exact(30), batch_size=1), sum(read)
+    read.clear()
+    assert own.generate(PROMPTS, exact(30)) == alone
+    assert sum(read) == total
+
+
 def test_reading_leaves_no_mode_behind(tokenizer: Tokenizer) -> None:
     """A stream that is left half way: gradients are on, and the model is in the mode it was in."""
     own = generator(tokenizer)

@@ -60,6 +60,23 @@ def test_rows_that_are_kept() -> None:
     torch.testing.assert_close(found, whole, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rows_that_are_replaced(name: str) -> None:
+    """Two of three rows are read again, from a later place on; then each row is as it is alone."""
+    model, ids = build(variant(name)), tokens(60, batch=3)
+    cache, rows = _cache([0, 3, 5]), torch.tensor([2, 0])
+    with torch.no_grad():
+        model.extend(ids[:, :40], cache)
+        again = Cache(torch.tensor([22, 24]), length=22)
+        model.extend(ids[rows, 22:40], again)
+        cache.replace(rows, again)
+        assert cache.lengths() == [16, 37, 18]
+        found = torch.cat([model.extend(part, cache).query for part in torch.split(ids[:, 40:], [1, 1, 18], dim=1)], 1)
+        for i, first in enumerate([24, 3, 22]):
+            alone = model(ids[i : i + 1, first:]).query[0, 40 - first :]
+            torch.testing.assert_close(found[i], alone, rtol=0, atol=EXACT)
+
+
 def test_a_text_goes_on_outside_of_inference_mode() -> None:
     """A stream's reader may be in another mode at each token."""
     model, ids, rows = build(), tokens(40), torch.tensor([1])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
-from ebmvk.model.experts import MixtureOfExperts
+from ebmvk.model.experts import MixtureOfExperts, _Groups
 from ebmvk.model.layers import _banded_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
@@ -40,8 +40,12 @@ def loop(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n_experts", "active"), [(1, 1), (4, 2), (5, 3), (8, 1), (3, 3)])
 @pytest.mark.parametrize("rows", [1, 2, 37])
-@pytest.mark.parametrize("training", [True, False])
-def test_grouped_and_dense_experts_are_the_loop(n_experts: int, active: int, rows: int, training: bool) -> None:
+@pytest.mark.parametrize(("training", "multiple"), [(True, 1), (True, 4), (True, 64), (False, 64)])
+def test_grouped_and_dense_experts_are_the_loop(
+    n_experts: int, active: int, rows: int, training: bool, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much room groups have, equal or not."""
+    monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
     moe = experts(n_experts, active).train(training)
     x = torch.randn(rows, 10, dtype=torch.float64, requires_grad=True)
     y, _routing = moe(x)
@@ -54,6 +58,21 @@ def test_grouped_and_dense_experts_are_the_loop(n_experts: int, active: int, row
     for a, b, parameter in zip(found, wanted, parameters, strict=True):
         zero = torch.zeros_like(parameter)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [[5, 5, 5], [5, 9, 0], [0, 0, 14], [1, 0, 0]], ids=str)
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_groups_hold_each_row_once_and_zeros(sizes: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
+    torch.manual_seed(sum(sizes))
+    chosen = torch.tensor([e for e, size in enumerate(sizes) for _ in range(size)])[torch.randperm(sum(sizes))]
+    groups = _Groups.of(chosen, 3)
+    x, matrices = torch.randn(len(chosen), 6, dtype=torch.float64), torch.randn(3, 6, 2, dtype=torch.float64)
+    found = groups.spread(x)
+    torch.testing.assert_close(found[groups.place], x, rtol=0, atol=0)
+    assert int(found.any(-1).sum()) == len(x)
+    products = groups.products(found, matrices)[groups.place]
+    torch.testing.assert_close(products, torch.einsum("nd,nde->ne", x, matrices[chosen]))
 
 
 @pytest.mark.parametrize("active", [1, 2])

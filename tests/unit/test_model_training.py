@@ -21,6 +21,7 @@ from ebmvk.training import cross_entropy, losses, muon, optim
 from ebmvk.training.cross_entropy import linear_cross_entropy
 from ebmvk.training.score_matching import score_matching
 from ebmvk.training.soc import observed
+from ebmvk.training.workspace import seed_torch
 
 MODEL = ModelConfig(
     latent_dim=16, n_layers=3, n_heads=2, ffn_dim=24, context_local=3, context_medium=5, context_global=9,
@@ -52,6 +53,33 @@ def test_linear_cross_entropy_is_cross_entropy(rows: int, monkeypatch: pytest.Mo
     wanted = torch.autograd.grad(3 * expected, (query, points, bias))
     for a, b in zip(torch.autograd.grad(3 * found, (query, points, bias)), wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_second_gradient_of_cross_entropy_is_refused() -> None:
+    """What the first one scaled in place would be scaled twice."""
+    query, points = torch.randn(3, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+    loss = linear_cross_entropy(query, points, torch.zeros(5), torch.arange(3))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+def test_seeding_the_host_is_seeding_torch() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(5)
+    seed_torch(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)
+
+
+@pytest.mark.parametrize("most", [0.1, 1e3])
+def test_gradients_are_clipped_to_a_norm(most: float) -> None:
+    net = model()
+    optimizer = optim.build(net, dataclasses.replace(CONFIG.training, grad_clip=most))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norm = optimizer.gradient_norm()
+    optimizer.step(0.0, norm)
+    torch.testing.assert_close(optimizer.gradient_norm(), norm.clamp_max(most))
 
 
 def test_bfloat16_cross_entropy_is_close_and_its_gradient_points_the_same_way() -> None:
