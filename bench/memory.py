@@ -128,7 +128,7 @@ class Bench:
         memory = self.tuning.fit_static(Memory.unfitted(store, d=d, vocab_size=vocab_size), lambda _: None)
         nats = self.scoring.nats(memory, "static")
         fitted = memory.static or store
-        return {
+        return memory, {
             "splats": store.n,
             "kappa": fitted.kappa_max,
             "share": memory.share,
