@@ -49,7 +49,7 @@ def watched(before: Callable[[int], None]) -> Iterator[Changes]:
         changes.next()
         return _Written(open_file(file, mode, *args, **more), changes)
 
-    calls = {name: telling(getattr(os, name)) for name in CALLS}
+    calls: dict[str, Any] = {name: telling(getattr(os, name)) for name in CALLS}
     with patch.multiple(os, **calls), patch.object(io, "open", opened):
         yield changes
 

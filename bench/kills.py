@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    html.line_plot = lambda *_, **__: ""  # most of the time of so short a run, and of no file
+    vars(html)["line_plot"] = lambda *_, **__: ""  # most of the time of so short a run, and of no file
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), options.flags.split())
         for name in ("warm", "whole"):  # in this process, so that forks find everything imported

@@ -85,7 +85,7 @@ def measured(
     options: argparse.Namespace, folder: Path, device: Device
 ) -> tuple[dict[str, Timing], dict[str, list[float]], list[float]]:
     """Of both kinds of steps, timings and seconds of processor time; of the monitored ones, those of recording."""
-    how = {"log_every": 20, "total": 10**6, "done": 0}
+    how: dict[str, Any] = {"log_every": 20, "total": 10**6, "done": 0}
     trainer = _trainer(options, folder, device)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         display = Display(quiet=False, console=Console(file=nowhere, force_terminal=True, width=160), **how)
