@@ -255,7 +255,7 @@ class _Reading:
         self.new = self._tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
 
     def _visible(self, ids: list[int]) -> list[int]:
-        """What of a text is read: all of it, or so much of its end that it is not full again with the next token."""
+        """What of a text is read: all of it, or so much of its end that tokens follow before it is full again."""
         reach = self.model.reach
         return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
 

@@ -89,7 +89,7 @@ class _Experts(torch.autograd.Function):
 
     groups: of all first choices, then of all second ones, and so on; matrices: up of all experts, then down of all. One
     pass over all groups wherever it is not a product: what autograd makes of pieces, paddings and concatenations takes
-    as long as the products.
+    as long as the products. In autocast the sum over choices is of its dtype, as the products are.
     """
 
     @staticmethod

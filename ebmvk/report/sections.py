@@ -246,7 +246,8 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        f"bootstrap over documents, or over stretches of the text where documents are few. {_in_sample(found)}"
+        f"bootstrap over documents, or over stretches of the text where documents are few. The model's law is part of "
+        f"each tier's, too. {_in_sample(found)}"
     )
     tables = [
         Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),

@@ -30,7 +30,6 @@ from ebmvk.splats.store import SplatStore
 
 KNN_K = 256  # static splats looked up for each context
 SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where nothing is fitted yet
-_ROWS = 2048  # contexts whose token laws are held at once
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
 TIERS: dict[Mode, tuple[Tier, ...]] = {
@@ -80,6 +79,10 @@ class Memory:
             return replace(self, episodic=replace(self.episodic, share=share))
         return replace(self, share=share)
 
+    def share_of(self, tier: Tier) -> float:
+        """Of a tier's splats in the pool with the lexical law."""
+        return self.episodic.share if tier == "episodic" else self.share
+
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
         tensors = {f"static.{name}": value for name, value in (self.static.state() if self.static else {}).items()}
@@ -114,11 +117,13 @@ class Memory:
 
 def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
     """Every number of a memory, finite and not negative (a half-life may be infinite). Files written before laws were
-    pooled with the lexical one have no shares: 1."""
+    pooled with the lexical one have neither share: 1."""
+    shares = {f"number.{name}": torch.ones(()) for name in ("share", "episodic.share")}
+    state = state if state.keys() & shares.keys() else {**state, **shares}
     episodic = [f"episodic.{entry.name}" for entry in dataclasses.fields(EpisodicConfig)]
     found = {}
     for name in ("d", "vocab_size", "k", "share", *episodic):
-        value = state.get(f"number.{name}", torch.ones(()) if name.endswith("share") else None)
+        value = state.get(f"number.{name}")
         if value is None or value.numel() != 1:
             raise _damaged(source, f"lacks {name!r}")
         found[name] = float(value)
@@ -155,6 +160,11 @@ class Terms:
         return cls(torch.cat([part.log_p for part in parts]), torch.cat([part.features for part in parts]))
 
 
+def laws_at_once(vocab_size: int) -> int:
+    """How many contexts' token laws are held at once: some 64 MiB of each."""
+    return max(1, min(2048, (1 << 24) // vocab_size))
+
+
 class Reader:
     """Reads one text, from its beginning, with the tiers of a memory that a mode names."""
 
@@ -183,7 +193,8 @@ class Reader:
         """
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
         parts = []
-        for rows, lexical, following in zip(*(torch.split(x, _ROWS) for x in (h, log_p_lex, tokens)), strict=True):
+        at_once = laws_at_once(self.memory.vocab_size)
+        for rows, lexical, following in zip(*(torch.split(x, at_once) for x in (h, log_p_lex, tokens)), strict=True):
             laws, features = self._laws(lexical.float().cpu(), self._recalls(rows, following))
             parts.append(Terms(torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1), features))
         return Terms.join(parts)
@@ -192,10 +203,10 @@ class Reader:
         """What each tier says of contexts h (n, d), and its share. following: as of `log_prob`."""
         memory, recalls = self.memory, []
         if self.static:
-            recalls.append((self.static.recall(h), memory.share))
+            recalls.append((self.static.recall(h), memory.share_of("static")))
         if self.episodic:
             said = self.episodic.recall(h) if following is None else self.episodic.read(h, following)
-            recalls.append((said, memory.episodic.share))
+            recalls.append((said, memory.share_of("episodic")))
         return recalls
 
     def _laws(self, lexical: Tensor, recalls: Sequence[tuple[Recall, float]]) -> tuple[list[Tensor], Tensor]:
@@ -208,7 +219,8 @@ class Reader:
         """`read`, where nobody asks how likely the tokens were."""
         if self.episodic:
             h, tokens = h.float().cpu().contiguous(), tokens.cpu()
-            for rows, following in zip(torch.split(h, _ROWS), torch.split(tokens, _ROWS), strict=True):
+            at_once = laws_at_once(self.memory.vocab_size)
+            for rows, following in zip(torch.split(h, at_once), torch.split(tokens, at_once), strict=True):
                 self.episodic.read(rows, following)
 
     def splats(self) -> dict[Tier, int]:

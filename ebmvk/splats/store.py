@@ -19,9 +19,8 @@ from ebmvk.errors import ArgumentError, CheckpointError
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 
-BETA = (
-    2.0  # of splats of a training text: in a pool with the lexical law, what they never met is not out of the question
-)
+BETA = 2.0
+"""beta of splats of a training text: in a pool with the lexical law, a token never met is not out of the question."""
 _ROWS = 1 << 16  # states converted to float64 at once
 
 

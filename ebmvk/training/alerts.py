@@ -286,12 +286,16 @@ class StuckGates:
         return Alert(sign, reason, f"a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
 
 
-def gate_of_memory(tier: str, mean: float, *, static: bool, more: int | None, fewer: int | None) -> Alert | None:
+def gate_of_memory(
+    tier: str, mean: float, share: float, *, static: bool, more: int | None, fewer: int | None
+) -> Alert | None:
     """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted.
 
-    static: whether there is a static tier; more, fewer: other numbers of splats that it could be built with.
+    share: of its splats in the pool with the model's law, which makes up the rest; static: whether there is a static
+    tier; more, fewer: other numbers of splats that it could be built with.
     """
-    if STUCK / 10 <= mean <= 1 - STUCK:  # little may be worth much: a gate opens where memory knows
+    # Little may be worth much: a gate opens where memory knows. All may be fair: a pool has the model's law, too.
+    if mean >= STUCK / 10 and mean * share <= 1 - STUCK:
         return None
     if tier != "static":
         advice = "read with --memory static" if static else "leave --memory away"

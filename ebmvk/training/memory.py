@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -25,12 +24,12 @@ from torch.nn.functional import normalize
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.splats.build import cluster
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.health import novelty
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, log_probs, part_of
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, laws_at_once, log_probs, part_of
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore
@@ -50,8 +49,8 @@ TUNED_TOKENS = 30_000  # of the text, on which kappas and shares are compared
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
 MAX_SPLATS = 150_000  # static ones
 LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
+NEAREST = 64  # splats whose tokens say whether a text is held: among more, what is its own is no longer rare
 FIT_TOKENS = 100_000  # of the text that some 30 numbers are fitted on, at most
-_ROWS = 2048  # contexts whose token laws are held at once
 Say = Callable[[str], None]
 
 
@@ -173,16 +172,16 @@ class Fit:
         """
         mode: Mode = "episodic" if memory.static is None else "both"
         if memory.static is not None and not consolidated:
-            splats = Splats.open(memory.static, self.backend, memory.k)
+            splats = Splats.open(memory.static, self.backend, NEAREST)
             held = leak(*novelty(splats, self.h[:LOOKED_AT], self.tokens[:LOOKED_AT]))
             yield from [held] if held else []
         n = 0 if memory.static is None or consolidated else memory.static.n
         more, fewer = min(2 * n, MAX_SPLATS), n // 2
-        shares = memory.gates[mode].log_weights(self.terms(memory, mode, LOOKED_AT).features).exp().mean(0)
-        for tier, share in zip(TIERS[mode], shares[1:].tolist(), strict=True):
-            stuck = gate_of_memory(
-                *(tier, share), static=memory.static is not None, more=more if more > n else None, fewer=fewer or None
-            )
+        weights = memory.gates[mode].log_weights(self.terms(memory, mode, LOOKED_AT).features).exp().mean(0)
+        more_or_fewer = {"more": more if more > n else None, "fewer": fewer or None}
+        for tier, weight in zip(TIERS[mode], weights[1:].tolist(), strict=True):
+            share, static = memory.share_of(tier), memory.static is not None
+            stuck = gate_of_memory(tier, weight, share, static=static, **more_or_fewer)
             yield from [stuck] if stuck else []
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
@@ -249,12 +248,12 @@ class Fit:
     @torch.no_grad()
     def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
         """Of the text's first tokens under the lexical law and the tiers of `mode`."""
-        reader, outputs = Reader(memory, mode, self.backend), self.model.outputs()
+        reader, embeddings = Reader(memory, mode, self.backend), self.model.embeddings()
         part = (x[:limit] for x in (self.query, self.h, self.tokens))
-        found = []
-        for query, h, tokens in zip(*(torch.split(x, _ROWS) for x in part), strict=True):
-            logits = F.linear(query.to(self.device), outputs, self.model.bias)
-            found.append(reader.read(h, torch.log_softmax(logits, dim=-1), tokens))
+        rows, found = laws_at_once(self.model.vocab_size), []
+        for query, h, tokens in zip(*(torch.split(x, rows) for x in part), strict=True):
+            seen = Context(query.to(self.device)[None], h[None], {})
+            found.append(reader.read(h, self.model.log_p_lex(seen, embeddings)[0], tokens))
         return Terms.join(found)
 
 

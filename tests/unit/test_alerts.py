@@ -24,6 +24,7 @@ from ebmvk.splats.health import novelty
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.alerts import BLOCK, Alert, Alerts, gate_of_memory, leak, non_finite
+from ebmvk.training.memory import NEAREST
 
 CONFIG = replace(Config(), {"steps": 400, "warmup_steps": 10, "latent_dim": 65})
 HEALTHY = json.loads((Path(__file__).parent / "healthy_runs.json").read_text(encoding="utf-8"))
@@ -177,9 +178,10 @@ def test_each_stuck_gate_is_told() -> None:
 @pytest.mark.parametrize("tier", ["static", "episodic"])
 @pytest.mark.parametrize("others", [{"more": 600, "fewer": 150}, {"more": None, "fewer": None}], ids=str)
 def test_gates_of_a_memory(tier: str, others: dict[str, Any]) -> None:
-    assert gate_of_memory(tier, 0.05, static=True, **others) is None
+    for mean, share in ((0.05, 1.0), (0.999, 0.5)):
+        assert gate_of_memory(tier, mean, share, static=True, **others) is None
     for mean in (1e-5, 0.999):
-        found = gate_of_memory(tier, mean, static=True, **others)
+        found = gate_of_memory(tier, mean, 1.0, static=True, **others)
         assert found
         assert found.sign == f"gate of {tier} memory stuck at {round(mean)}"
         assert ("--splats" in found.advice) == (tier == "static" and others["more"] is not None)
@@ -188,24 +190,26 @@ def test_gates_of_a_memory(tier: str, others: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("splats", [60, 700])
-def test_a_memory_that_holds_the_text_it_is_asked_about(splats: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "splats", "words", "k"), [(3000, 60, 800, 16), (3000, 700, 800, 16), (40_000, 700, 2048, NEAREST)]
+)
+def test_a_memory_that_holds_the_text_it_is_asked_about(n: int, splats: int, words: int, k: int, seed: int) -> None:
     """States around centres, each with a law of its own over tokens as frequent as words are."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.nn.functional.normalize(torch.randn(40, 16, generator=random), dim=1)
-    law = 1 / torch.arange(1, 801, dtype=torch.float64)
-    own = torch.stack([law[torch.randperm(800, generator=random)] for _ in range(40)])
+    law = 1 / torch.arange(1, words + 1, dtype=torch.float64)
+    own = torch.stack([law[torch.randperm(words, generator=random)] for _ in range(40)])
 
     def text(n: int) -> tuple[torch.Tensor, torch.Tensor]:
         which = torch.randint(40, (n,), generator=random)
         states = torch.nn.functional.normalize(centres[which] + 0.1 * torch.randn(n, 16, generator=random), dim=1)
         return states, torch.multinomial(own[which], 1, generator=random)[:, 0]
 
-    states, following = text(3000)
-    points = states[torch.randperm(3000, generator=random)[:splats]]
+    states, following = text(n)
+    points = states[torch.randperm(n, generator=random)[:splats]]
     owner = (states @ points.T).argmax(1)
-    store = SplatStore.gather(states, following, owner, vocab_size=800, beta=0.1, kappa=(80.0, 80.0))
-    looked = Splats.open(store, select("reference"), 16)
+    store = SplatStore.gather(states, following, owner, vocab_size=words, beta=0.1, kappa=(80.0, 80.0))
+    looked = Splats.open(store, select("reference"), k)
     assert leak(*novelty(looked, *text(2000))) is None
     found = leak(*novelty(looked, states[:2000], following[:2000]))
     assert found

@@ -132,9 +132,12 @@ def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: 
 
 
 @pytest.mark.parametrize("reach", [2, 8, 13])
-def test_a_full_text_alone_is_read_again(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["plain", "gpt", "infinito"])
+def test_a_full_text_alone_is_read_again(
+    name: str, reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unequal texts beyond a bounded reach are what they are alone, and no token is read more often than alone."""
-    own = generator(tokenizer, "plain", reach)
+    own = generator(tokenizer, name, reach)
     read: list[int] = []
     extend = own.model.extend
 

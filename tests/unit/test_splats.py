@@ -466,6 +466,9 @@ def test_files_from_before_laws_were_pooled_have_a_share_of_one() -> None:
     state = {name: value for name, value in _memory().state().items() if not name.endswith("share")}
     found = Memory.from_state(state, "x.safetensors")
     assert (found.share, found.episodic.share) == (1.0, 1.0)
+    for other in ("number.share", "number.episodic.share"):
+        with pytest.raises(CheckpointError, match="lacks"):
+            Memory.from_state({**state, other: torch.tensor(0.5)}, "x.safetensors")
 
 
 def test_weights_use_the_normaliser_relative_to_uniform() -> None:
