@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from bench.measure import commit, table, write
+from ebmvk import cli
+from ebmvk.training import sweep
 from ebmvk.training.runs import PlannedRun
 
 TABLES: dict[str, dict[str, str]] = {
@@ -34,6 +36,10 @@ TABLES: dict[str, dict[str, str]] = {
     "plain": {"ebm": "", "plain": "--model plain"},
     "decoder": {"moe": "", "transformer": "--decoder transformer"},
     "start": {"corpus": "", "uniform": "--init uniform"},
+    "infinito": {
+        name.replace(" ", "-"): f"--model infinito {flags}".strip()
+        for name, flags in sweep.TABLES["infinito-ablation"].items()
+    },
 }
 """{table: {row: training flags}}; the others are compared with the first row."""
 COMMON = ("--quiet", "--sample-tokens", "0")
@@ -54,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="tiny", help="of the model, as of ebmvk.train")
     parser.add_argument("--dataset", default="wikitext-2", help="the text, as of ebmvk.train")
     parser.add_argument("--steps", type=int, default=None, help="of each run; by default the size's")
+    parser.add_argument("--flags", default="", help="more training flags of every run, in one string")
     parser.add_argument("--threads", type=int, default=None, help="of torch, by OMP_NUM_THREADS")
     parser.add_argument("--only", default=None, help="train this row only; the others appear as far as they are done")
     parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text: only to see that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(cli.joined(sys.argv[1:] if argv is None else list(argv), "--flags"))
     if options.only is not None and options.only not in TABLES[options.table]:
         parser.error(f"--only {options.only}: --table {options.table} has {', '.join(TABLES[options.table])}")
     runs = planned(options)
@@ -82,7 +89,7 @@ def planned(options: argparse.Namespace) -> dict[tuple[str, int], PlannedRun]:
     """{(row, seed): run}, seed by seed, so that a table stopped half way has whole seeds."""
     size = ("--size", options.size, "--dataset", options.dataset)
     steps = () if options.steps is None else ("--steps", str(options.steps))
-    shared = QUICK if options.quick else (*size, *steps)
+    shared = (*(QUICK if options.quick else (*size, *steps)), *shlex.split(options.flags))
     return {
         (row, seed): PlannedRun(
             options.folder / options.table / f"{row}-{seed}",

@@ -100,6 +100,7 @@ def test_experiments_train_once_and_compare_with_the_first_row(
 ) -> None:
     monkeypatch.setenv("EBMVK_COMMIT", "of today")
     args = ("--quick", "--table", "plain", "--seeds", "7", "--threads", "1", "--folder", str(tmp_path / "runs"))
+    args = (*args, "--flags", "--lr 1e-3")
     path = tmp_path / "out.json"
     experiments.main([*args, "--json", str(path)])
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +109,7 @@ def test_experiments_train_once_and_compare_with_the_first_row(
     ebm, plain = result["runs"]
     assert (ebm["row"], plain["row"], plain["threads"], plain["steps"]) == ("ebm", "plain", 1, 6)
     assert plain["parameters"] < ebm["parameters"]
-    assert plain["command"].endswith("--seed 7 --quiet --sample-tokens 0 --model plain")
+    assert plain["command"].endswith("--lr 1e-3 --seed 7 --quiet --sample-tokens 0 --model plain")
     gap = plain["nats_per_token"] - ebm["nats_per_token"]
     assert [row["difference"] for row in result["rows"]] == [None, {"mean": gap, "std": None, "seeds": 1}]
     assert f"{gap:+.4f}" in capfd.readouterr().out
