@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from bench.measure import facts, introduce, table, write
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.splats.build import cluster
+from ebmvk.splats.build import cluster, marked
 from ebmvk.splats.consolidation import Cost, consolidate, merge_cost
 from ebmvk.splats.coverage import posterior
 from ebmvk.splats.memory import Memory
@@ -182,7 +182,7 @@ def searches(bench: Bench, sizes: Sizes) -> Iterator[dict[str, Any]]:
         owner = cluster(states, bench.tokens, sizes.searched, bench.backend, 0, marks)
         spent = time.perf_counter() - began
         place = torch.unique(owner, return_inverse=True)[1]
-        rows = partial(_marked, states, bench.tokens, marks)
+        rows = partial(marked, states, bench.tokens, marks)
         total = torch.zeros(int(place.max()) + 1, d + marks.shape[1])
         for part in torch.split(torch.arange(len(states)), 1 << 16):
             total.index_add_(0, place[part], rows(part))
@@ -210,11 +210,6 @@ def widened(states: Tensor, d: int) -> Tensor:
         noise = torch.randn(len(rows), d, generator=random) * (NOISE / math.sqrt(d))
         wide[rows] = normalize(states[rows].float() @ turn + noise, dim=1).half()
     return wide
-
-
-def _marked(states: Tensor, tokens: Tensor, marks: Tensor, which: Tensor) -> Tensor:
-    """What `cluster` compares: states beside the marks of the tokens that followed."""
-    return torch.cat((states[which].float(), marks[tokens[which]]), dim=1)
 
 
 def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:

@@ -8,6 +8,7 @@ Exact assignment of n states to M centroids costs n M d; two levels of about sqr
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,10 +45,7 @@ def cluster(
             f"the text gives {len(states):,} states, fewer than --splats {splats:,}", hint="ask for fewer splats"
         )
 
-    def rows(which: Tensor) -> Tensor:
-        own = states[which].float()
-        return own if marks is None else torch.cat((own, marks[tokens[which]]), dim=1)
-
+    rows = partial(marked, states, tokens, marks)
     random = torch.Generator().manual_seed(seed)
     cells = max(1, math.isqrt(splats))
     sample = rows(torch.randperm(len(states), generator=random)[: _SAMPLE * cells])
@@ -64,6 +62,12 @@ def cluster(
             owner[members] = first + _assign(own, _lloyd(own, share, backend, random, rounds), backend)
             first += share
     return owner
+
+
+def marked(states: Tensor, tokens: Tensor, marks: Tensor | None, which: Tensor) -> Tensor:
+    """What `cluster` compares of some states: rows (n, d) or, beside the marks of their tokens, (n, d + m)."""
+    own = states[which].float()
+    return own if marks is None else torch.cat((own, marks[tokens[which]]), dim=1)
 
 
 def _shares(sizes: Tensor, splats: int) -> list[int]:
