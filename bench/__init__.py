@@ -1,1 +1,5 @@
 """Measurements of the engine: `python -m bench.ops` by itself, `python -m bench.peers` against other libraries."""
+
+from ebmvk import process
+
+process.tune()  # as the commands do, before torch is imported

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from ebmvk import __version__
+from ebmvk import __version__, process
 from ebmvk.config import nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
@@ -88,10 +88,7 @@ def _top_level(args: list[str]) -> int:
 
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
-    # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
-    # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training got
-    # ten times slower. So short a spin costs an idle machine nothing, and no spin at all a sixth of the speed.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    process.tune()
     try:
         return body()
     except EbmvkError as error:

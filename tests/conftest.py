@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import settings
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the commands do, before torch is imported
+from ebmvk import process
+
+process.tune()  # as the commands do, before torch is imported
 
 settings.register_profile("ebmvk", deadline=None, derandomize=True)
 settings.load_profile("ebmvk")
