@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import commit, table, write
+from bench.measure import command_line, commit, table, write
 from ebmvk import cli
 from ebmvk.training import sweep
 from ebmvk.training.runs import PlannedRun
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {(row, seed): figures(row, seed, run) for (row, seed), run in runs.items() if run.finished()}
     rows = summary(list(TABLES[options.table]), options.seeds, found)
     print(printed(rows))
-    command = shlex.join(["python", "-m", "bench.experiments", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("bench.experiments", argv)
     where = {"command": command, "commit": commit(), "torch": torch.__version__, "system": platform.platform()}
     write(options.json, {"device": where, "table": options.table, "rows": rows, "runs": list(found.values())})
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shlex
 import shutil
 import signal
 import sys
@@ -29,7 +28,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 
 from bench.changes import forked, kill_at, start, watched
-from bench.measure import commit, write
+from bench.measure import command_line, commit, write
 from ebmvk import train
 from ebmvk.report import html
 from ebmvk.report.metrics import read_metrics
@@ -203,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{runs.kills} kills, none of which cost more than {runs.lost} steps; "
         f"{runs.whole} of {ended} runs ended in the bits of a run left alone"
     )
-    command = shlex.join(["python", "-m", "bench.kills", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("bench.kills", argv)
     found = {"kills": runs.kills, "lost": runs.lost, "runs": ended, "whole": runs.whole, "faults": runs.faults}
     write(options.json, {"commit": commit(), "command": command, **found})
     return 1 if runs.faults else 0

@@ -155,7 +155,7 @@ def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str
         # Unset, torch's threads spin for long between two operations: bad where others work.
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "cuda": _cuda_facts(),
-        "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
+        "command": command_line(module, argv),
         "commit": commit(),
     }
 
@@ -191,6 +191,11 @@ def _cpuinfo(key: str) -> str:
             if line.startswith(key):
                 return line.partition(":")[2].strip()
     return ""
+
+
+def command_line(module: str, argv: Sequence[str] | None) -> str:
+    """What a person would type for `module`'s main(argv)."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def commit() -> str | None:

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import commit, write
+from bench.measure import command_line, commit, write
 from ebmvk.config import SIZES, Config, replace
 from ebmvk.model.build import build_model
 from ebmvk.presets import PRESETS
@@ -153,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{options.serial:.0%} of it serial"
     )
     print(printed(rows))
-    command = shlex.join(["python", "-m", "bench.scaling", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("bench.scaling", argv)
     found: dict[str, Any] = {"commit": commit(), "command": command, "load": asdict(load), "predicted": rows}
     write(options.json, found)
 
