@@ -6,10 +6,12 @@ again for each token. texts: eight together, and one by one.
 training: a TinyGPT of the small preset in our trainer, with everything that it does (checks, records, and a checkpoint
 at the end of a round, which is as long as from one to the next by default), and the same model in the loop that one
 writes on an afternoon: random windows, cross-entropy of the logits, nothing recorded; both with AdamW, both with Muon
-(the loop with torch's), and ours with Muon, which is the default, beside the loop with AdamW.
+(the loop with torch's), and ours with Muon, which is the default, beside the loop with AdamW. And a Mini-LLM of the
+small preset, 2,048 tokens a step, without a checkpoint, which would weigh more there than in a run.
 
 experts: a step of the trainer for a TinyGPT without experts, and with four of which each token visits one: equal active
-parameters, with AdamW, whose work per parameter is least, and with Muon.
+parameters, at 2,048 and at 8,192 tokens a step, with AdamW, whose work per parameter is least, and with Muon, which
+orthogonalises four times as many matrices however many tokens there are.
 
 Ratios are medians of interleaved rounds, of the plain way over ours: above 1 means that ours is faster.
 """
@@ -36,8 +38,7 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
-from ebmvk.presets import fast_precision
-from ebmvk.train import RECIPES
+from ebmvk.presets import RECIPES, fast_precision
 from ebmvk.training.loop import Streams, Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.optim import is_hidden_matrix
@@ -46,7 +47,8 @@ from ebmvk.training.workspace import Device, new_model, open_device
 
 @dataclass(frozen=True)
 class Sizes:
-    """tokens: written by each text; steps: of a training round; rows: windows of 64 in a batch for experts."""
+    """tokens: written by each text; steps: of a training round; rows: windows in a batch, of a Mini-LLM and, four times
+    as many of a quarter of its length, for experts."""
 
     vocab_size: int
     tokens: int
@@ -54,7 +56,7 @@ class Sizes:
     rows: int
 
 
-FULL, QUICK = Sizes(8192, 256, 200, 32), Sizes(300, 8, 2, 2)
+FULL, QUICK = Sizes(8192, 256, 200, 8), Sizes(300, 8, 2, 1)
 TEXTS, PROMPT = 8, "the quick brown fox "
 Pair = tuple[Work, Work]
 """The plain way and ours."""
@@ -125,15 +127,30 @@ def training(optimizer: str, optimizers: Optimizers, device: Device, of: Sizes, 
     return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)
 
 
-def experts(optimizer: str, device: Device, of: Sizes, folder: Path) -> Pair:
-    shared = {"batch_size": of.rows, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
+def training_minillm(device: Device, of: Sizes, folder: Path) -> Pair:
+    config = recipe("minillm-small", optimizer="adamw", batch_size=of.rows, vocab_size=of.vocab_size)
+    ours, plain = (_trainer(config, device, folder) for _ in range(2))
+    steps = max(1, of.steps // 40)
+
+    def work() -> None:
+        for _ in range(steps):
+            ours.step()
+
+    return plain_loop(plain.model, adamw(plain.model), config, steps), work
+
+
+def experts(optimizer: str, times: int, device: Device, of: Sizes, folder: Path) -> Pair:
+    """times: how many times as many tokens as of a step of a Mini-LLM here."""
+    shared = {"batch_size": 4 * of.rows * times, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
     dense, sparse = (_trainer(recipe("tinygpt-small", **shared, use_moe=moe), device, folder) for moe in (False, True))
-    steps = max(1, of.steps // 5)
+    steps = max(1, of.steps // (5 * times))
     return _rounds(dense, steps), _rounds(sparse, steps)
 
 
 def _trainer(config: Config, device: Device, parent: Path) -> Trainer:
-    tokenizer = character_tokenizer(resolve("builtin"))
+    text = resolve("builtin")
+    of_characters = config.data.tokenizer == "char"
+    tokenizer = character_tokenizer(text) if of_characters else train_tokenizer(text, config.data.vocab_size)
     ids = np.random.default_rng(0).integers(tokenizer.vocab_size, size=100_000).astype(np.int32)
     stream = TokenStream("random", ids, np.zeros(1, dtype=np.int64), word_level=False)
     never = {"eval_every": 10**9, "save_every": 10**9, "steps": 10**8}
@@ -177,8 +194,11 @@ COMPARED: dict[str, Callable[[Device, Sizes, Path], Pair]] = {
     "training": partial(training, "adamw", adamw),
     "training with Muon": partial(training, "muon", muon),
     "Muon beside AdamW": partial(training, "muon", adamw),
-    "experts": partial(experts, "adamw"),
-    "experts with Muon": partial(experts, "muon"),
+    "training Mini-LLM": training_minillm,
+    "experts": partial(experts, "adamw", 1),
+    "experts with Muon": partial(experts, "muon", 1),
+    "experts, 8,192 tokens": partial(experts, "adamw", 4),
+    "experts with Muon, 8,192 tokens": partial(experts, "muon", 4),
 }
 
 
@@ -206,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             timing = interleaved({"plain": plain, "ours": ours}, options.repeats)
             medians = {f"{which}_s": own.median for which, own in timing.items()}
             found.append({"compared": title, "ratio": medians["plain_s"] / medians["ours_s"], **medians})
-            print("{compared:<20}{ratio:7.2f} times as fast: {ours_s:.3f} s, not {plain_s:.3f} s".format(**found[-1]))
+            print("{compared:<32}{ratio:7.2f} times as fast: {ours_s:.3f} s, not {plain_s:.3f} s".format(**found[-1]))
     write(options.json, {"device": where, "sizes": vars(of), "ratios": found})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ from ebmvk.errors import ConfigError
 
 @dataclass(frozen=True)
 class AttentionCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
-    out: Path  # The folder for attention.json and attention.svg.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
     tokens: int = 48  # Most tokens of it.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
@@ -56,6 +58,10 @@ def _attention(command: AttentionCommand) -> int:
     assert picture is not None  # every model has attention
     cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
     cli.write_output(command.out / "attention.svg", _alone(picture), "--out")
+    if found["experts"]:
+        table = io.StringIO()
+        csv.writer(table).writerows(inspection.expert_table(model, run.tokenizer, validation[:EXPERT_TOKENS]))
+        cli.write_output(command.out / "experts.csv", table.getvalue(), "--out")
     print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
     for own in found["attention"]:
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):

@@ -9,45 +9,48 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ebmvk.model.layers import squared_relu
 from ebmvk.ranks import batch_mean
 
-_ROUND = 64
-"""Groups of rows have room for a multiple of it: oneDNN compiles a kernel for every new number of rows, which takes as
-long as several products."""
-_MOST_EVEN = 1.125
+_ROUND = 16
+"""Groups of rows have room for a multiple of it, and of a `_PARTS`-th of their mean size: oneDNN compiles a kernel for
+every new number of rows, which takes as long as several products."""
+_PARTS = 32
+_MOST_EVEN = 1.03
 """Groups have equal room where that is at most so many times as much: one batched product costs less than one product
 after another."""
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Where rows stand when they are sorted by expert, in groups that have room to spare, of zeros.
+    """Where rows stand when they are sorted by expert, in groups that have room to spare.
 
-    sizes: of the groups; room: how many rows each may have. source: (sum of room,) int64, which row stands in each
-    place; place: (rows,) int64, where each row stands.
+    N rows have A choices each. room: how many rows each group may have. row: (R,) int64, R the sum of room, which row
+    stands in each place; 0 in those to spare. place: (A N,) int64, where the rows stand, by their first choices, then
+    by their second ones, and so on.
     """
 
-    sizes: list[int]
     room: list[int]
-    source: Tensor
+    row: Tensor
     place: Tensor
 
     @classmethod
     def of(cls, chosen: Tensor, experts: int) -> _Groups:
-        """chosen: (rows,) int64, the expert of each."""
-        order, sizes = torch.argsort(chosen, stable=True), torch.bincount(chosen, minlength=experts).tolist()
-        room = [-(-size // _ROUND) * _ROUND for size in sizes]
+        """chosen: (A, N) int64, the experts of each row."""
+        every, rows = chosen.flatten(), chosen.shape[1]
+        order, sizes = torch.argsort(every, stable=True), torch.bincount(every, minlength=experts).tolist()
+        multiple = max(1, len(every) // (_ROUND * _PARTS * experts)) * _ROUND
+        room = [-(-size // multiple) * multiple for size in sizes]
         if max(room) * experts <= _MOST_EVEN * sum(room):
             room = [max(room)] * experts
         begins = [0, *accumulate(room)][:-1]
-        places = [torch.arange(b, b + n, device=chosen.device) for b, n in zip(begins, sizes, strict=True)]
-        place, sorted_place = torch.empty_like(order), torch.cat(places)
-        place[order] = sorted_place
-        return cls(sizes, room, order.new_zeros(sum(room)).index_copy_(0, sorted_place, order), place)
+        places = torch.cat([torch.arange(b, b + n, device=order.device) for b, n in zip(begins, sizes, strict=True)])
+        row = order.new_zeros(sum(room)).index_copy_(0, places, order % rows if len(chosen) > 1 else order)
+        return cls(room, row, torch.empty_like(order).index_copy_(0, order, places))
 
     @property
     def even(self) -> bool:
@@ -55,14 +58,20 @@ class _Groups:
         return len(set(self.room)) == 1
 
     def spread(self, x: Tensor) -> Tensor:
-        """Rows of x at their places; where there are more rows than in x, they are copies of it, one after another."""
-        found = x.index_select(0, self.source % len(x) if len(self.place) > len(x) else self.source)
-        for size, group in zip(self.sizes, torch.split(found, self.room), strict=True):
-            group[size:] = 0
-        return found
+        """(R, d), rows of x (N, d) at their places."""
+        return x.index_select(0, self.row)
+
+    def weighted(self, placed: Tensor, weights: Tensor) -> Tensor:
+        """Multiplies what stands in each place, (R, d), by the weight of its row and choice, (A, N), in place; by zero
+        what stands in places to spare."""
+        return placed.mul_(weights.new_zeros(len(placed)).index_copy_(0, self.place, weights.flatten())[:, None])
+
+    def collected(self, placed: Tensor, choices: int) -> Tensor:
+        """(A, N, ...): what stands in the places of each row, of (R, ...)."""
+        return placed.index_select(0, self.place).view(choices, -1, *placed.shape[1:])
 
     def products(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """Each group by its own matrix: rows (..., d), matrices (E, d, e) -> (..., e)."""
+        """Each group by its own matrix: rows (R, d), matrices (E, d, e) -> (R, e)."""
         if self.even:
             return torch.bmm(rows.view(len(matrices), self.room[0], rows.shape[1]), matrices).flatten(0, 1)
         found = rows.new_empty(len(rows), matrices.shape[2])
@@ -73,7 +82,7 @@ class _Groups:
         return found
 
     def gradients(self, grads: Tensor, rows: Tensor) -> Tensor:
-        """(E, e, d), of the matrices W of `products` with W^T: grads (..., e), of the products; rows (..., d)."""
+        """(E, e, d), of the matrices W of `products` with W^T: grads (R, e), of the products; rows (R, d)."""
         if self.even:
             grads, rows = (part.view(len(self.room), self.room[0], part.shape[1]) for part in (grads, rows))
             return torch.bmm(grads.mT, rows)
@@ -84,12 +93,12 @@ class _Groups:
 
 
 class _Experts(torch.autograd.Function):
-    """sum_a weights[:, a] down_e squared_relu(up_e x), e the a-th choice of each row: x (N, input), weights (N, A) ->
+    """sum_a weights[a] down_e squared_relu(up_e x), e the a-th choice of each row: x (N, input), weights (A, N) ->
     (N, output).
 
-    groups: of all first choices, then of all second ones, and so on; matrices: up of all experts, then down of all. One
-    pass over all groups wherever it is not a product: what autograd makes of pieces, paddings and concatenations takes
-    as long as the products. In autocast the sum over choices is of its dtype, as the products are.
+    matrices: up of all experts, then down of all. One pass over all groups wherever it is not a product: what autograd
+    makes of pieces, paddings and concatenations takes as long as the products. Places to spare hold a row like any
+    other; only their gradients have to be zero. In autocast the sum over choices is of its dtype, as the products are.
     """
 
     @staticmethod
@@ -99,26 +108,26 @@ class _Experts(torch.autograd.Function):
         rows = groups.spread(x)
         positive = groups.products(rows, up.mT).relu_()
         hidden = positive.square()
-        copies = groups.products(hidden, down.mT).index_select(0, groups.place)
+        found = groups.products(hidden, down.mT)
         ctx.groups, ctx.dtype = groups, matrices[0].dtype
         weights = weights.to(x.dtype)
-        ctx.save_for_backward(weights, rows, positive, hidden, copies, up, down)
-        return _weighted(weights, torch.split(copies, len(x)))
+        ctx.save_for_backward(weights, rows, positive, hidden, found, up, down)
+        return _sum(groups.collected(found, len(weights)).mul_(weights[..., None]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weights, rows, positive, hidden, copies, up, down = ctx.saved_tensors
+        weights, rows, positive, hidden, found, up, down = ctx.saved_tensors
         groups: _Groups = ctx.groups
-        n = len(weights)
-        given = [(grads[0] * copy).sum(-1, dtype=ctx.dtype) for copy in torch.split(copies, n)]
-        grad = groups.spread(torch.cat([grads[0] * weight[:, None] for weight in weights.unbind(-1)]))
+        grad = groups.spread(grads[0])
+        given = groups.collected((grad * found).sum(-1, dtype=ctx.dtype), len(weights))
+        grad = groups.weighted(grad, weights)
         grad_down = groups.gradients(grad, hidden)
-        half = groups.products(grad, down).mul_(positive)  # of the gradient: doubled below, where there is less of it
-        grad_up = groups.gradients(half, rows).to(ctx.dtype).mul_(2)
-        grad_rows = groups.products(half, up).index_select(0, groups.place).mul_(2)
-        grad_x = reduce(torch.add, torch.split(grad_rows, n))
-        return grad_x, torch.stack(given, dim=-1), None, *grad_up, *grad_down.to(ctx.dtype)
+        # The square's 2 goes to what is least of all that it could be multiplied with.
+        grad = groups.products(grad, 2 * down).mul_(positive)
+        grad_up = groups.gradients(grad, rows)
+        grad_x = _sum(groups.collected(groups.products(grad, up), len(weights)))
+        return grad_x, given, None, *grad_up.to(ctx.dtype), *grad_down.to(ctx.dtype)
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -129,12 +138,44 @@ def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return found
 
 
-def _weighted(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """sum_j weights[:, j] terms[j], in the order of j. weights: (N, J); terms: (N, output)."""
-    total = weights[:, :1] * terms[0]
-    for j, term in enumerate(terms[1:], start=1):
-        total = total + weights[:, j : j + 1] * term
-    return total
+def _sum(terms: Tensor) -> Tensor:
+    """Over the first dimension, in its order."""
+    return reduce(torch.add, terms.unbind())
+
+
+class _Router(torch.autograd.Function):
+    """Logits matrix x of E experts, x (N, d) -> weights (A, N) and experts (A, N) of the A chosen, all probabilities
+    (E, N), and the logits' logsumexp (N,).
+
+    Its gradient in closed form takes a third of the passes of autograd's. Experts lie along the first dimension, as
+    sums and largest values over so few are fast only across rows of memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits = F.linear(x, matrix).t().contiguous()  # matrix x^T takes twice as long
+        log_p = torch.log_softmax(logits, 0)
+        log_z, p = logits[0] - log_p[0], log_p.exp()
+        chosen = torch.topk(logits, active, dim=0).indices
+        weights = p.gather(0, chosen)
+        # Over one that was chosen a softmax is 1, which would teach the router nothing.
+        total = weights.sum(0) if active > 1 else None
+        if total is not None:
+            weights = weights / total
+        ctx.mark_non_differentiable(chosen)
+        ctx.save_for_backward(x, matrix, p, chosen, weights, total)
+        return weights, chosen, p, log_z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, matrix, p, chosen, weights, total = ctx.saved_tensors
+        of_weights, _, of_p, of_log_z = grads
+        if total is not None:
+            of_weights = (of_weights - (of_weights * weights).sum(0)) / total
+        of_p = of_p.scatter_add(0, chosen, of_weights)
+        of_logits = (of_p - (p * of_p).sum(0)).add_(of_log_z).mul_(p)
+        return of_logits.t() @ matrix, of_logits @ x, None
 
 
 @dataclass(frozen=True)
@@ -146,6 +187,11 @@ class Routing:
     experts: Tensor
     probabilities: Tensor
     log_z: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """(N, A), how each row is divided among its experts: the weights, so that they sum to 1 for A = 1 too."""
+        return self.weights / self.weights.sum(-1, keepdim=True)
 
     def losses(self) -> dict[str, Tensor]:
         """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021); z: mean logsumexp^2 (Zoph et al. 2022)."""
@@ -178,15 +224,8 @@ class MixtureOfExperts(nn.Module):
     def route(self, x: Tensor) -> Routing:
         """x: (N, input). Outside autocast: routing decides discretely, so it gets full precision."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = self.router(x)
-            log_z = torch.logsumexp(logits, -1)
-            p = (logits - log_z[:, None]).exp()  # torch's softmax takes four times as long over so few
-        experts = torch.topk(logits, self.active, dim=-1).indices
-        weights = p.gather(-1, experts)
-        # Over one that was chosen a softmax is 1, which would teach the router nothing.
-        if self.active > 1:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return Routing(weights, experts, p, log_z)
+            weights, experts, p, log_z = _Router.apply(x, self.router.weight, self.active)  # type: ignore[no-untyped-call]
+        return Routing(weights.t(), experts.t(), p.t(), log_z)
 
     def expert(self, index: int, x: Tensor) -> Tensor:
         """x: (n, input) -> (n, output) through one expert."""
@@ -197,16 +236,15 @@ class MixtureOfExperts(nn.Module):
         """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # before the copies, not after
-        # Copy-major: row a N + n is the a-th choice of row n, so that the copies are slices.
-        groups = _Groups.of(routing.experts.t().flatten(), self.experts)
+        groups = _Groups.of(routing.experts.t(), self.experts)
         matrices = [layer.weight for layers in (self.up, self.down) for layer in layers]
-        y: Tensor = _Experts.apply(x, routing.weights, groups, *matrices)  # type: ignore[no-untyped-call]
+        y: Tensor = _Experts.apply(x, routing.weights.t(), groups, *matrices)  # type: ignore[no-untyped-call]
         return y
 
     def dense(self, x: Tensor, routing: Routing) -> Tensor:
         """Every expert on every row: what a row gets depends on that row alone. x: (N, input) -> (N, output)."""
         weight = torch.zeros_like(routing.probabilities).scatter(-1, routing.experts, routing.weights)
-        return _weighted(weight, [self.expert(i, x) for i in range(self.experts)])
+        return reduce(torch.add, (weight[:, i : i + 1] * self.expert(i, x) for i in range(self.experts)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x: (N, input) -> (N, output) and the routing, for its losses."""

@@ -86,7 +86,7 @@ def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]
     def look(name: str, module: MixtureOfExperts, routing: Routing) -> None:
         ids = tokens.flatten().to(routing.weights.device)
         given = torch.zeros(len(ids), module.experts, device=ids.device)
-        given.scatter_(-1, routing.experts, routing.weights.float())
+        given.scatter_(-1, routing.experts, routing.shares.float())
         total = torch.zeros(model.vocab_size, module.experts, device=ids.device).index_add_(0, ids, given)
         count = torch.bincount(ids, minlength=model.vocab_size)
         shares = total / count.clamp_min(1)[:, None]
@@ -104,7 +104,7 @@ def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
 
     def load(name: str, module: MixtureOfExperts, routing: Routing) -> None:
-        share = torch.bincount(routing.experts.flatten(), routing.weights.flatten().float(), module.experts)
+        share = torch.bincount(routing.experts.flatten(), routing.shares.flatten().float(), module.experts)
         found[name] = (share / share.sum()).tolist()
 
     def strength(name: str, module: ExternalMemory, x: Tensor) -> None:
@@ -143,11 +143,7 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, tokens: Ids) -
 
     Weights have three digits: they are drawn, not computed with.
     """
-    device = next(model.parameters()).device
-    maps = attention_maps(model, torch.from_numpy(text.astype(np.int64)).to(device))
-    length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
-    rows = max(1, len(tokens) // length)
-    batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length).to(device)
+    maps = attention_maps(model, torch.from_numpy(text.astype(np.int64)).to(next(model.parameters()).device))
     return {
         "tokens": [_said(tokenizer, token) for token in text.tolist()],
         "attention": [
@@ -165,9 +161,29 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, tokens: Ids) -
                 "load": own.load.tolist(),
                 "top": [[(_said(tokenizer, token), share) for token, share in top] for top in own.top(TOP_TOKENS)],
             }
-            for own in specialisation(model, batch)
+            for own in specialisation(model, _windows(model, tokens))
         ],
     }
+
+
+def expert_table(model: LanguageModel, tokenizer: Tokenizer, tokens: Ids) -> Iterator[list[str | int | float]]:
+    """Rows of what experts get of every token among `tokens` (n,), the head first: layer, id, what it says, how often
+    it came, and its share of each expert. Nothing where a model has no experts."""
+    found = specialisation(model, _windows(model, tokens))
+    if found:
+        yield ["layer", "id", "token", "count", *(f"expert {i + 1}" for i in range(len(found[0].load)))]
+    for own in found:
+        for token in own.count.nonzero()[:, 0].tolist():
+            shares = [round(share, 4) for share in own.shares[token].tolist()]
+            yield [own.layer, token, _said(tokenizer, token), int(own.count[token]), *shares]
+
+
+def _windows(model: LanguageModel, tokens: Ids) -> Tensor:
+    """(rows, length) of as many of the tokens as fill rows that the model reads at once."""
+    length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
+    rows = max(1, len(tokens) // length)
+    batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)
+    return batch.to(next(model.parameters()).device)
 
 
 def _said(tokenizer: Tokenizer, token: int) -> str:

@@ -39,8 +39,9 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
 
     Queyranne (1998): n - 1 times an order is built in which each next group is the one whose information with those
     before is largest; the last one alone against the rest is the best cut between the last two, which then are merged.
+    The search is on the host: every one of its steps asks for a number, and a device would be waited for each time.
     """
-    covariance = covariance.detach().double()
+    device, covariance = covariance.device, covariance.detach().cpu().double()
     groups = [[i] for i in range(len(covariance))]
     found: list[tuple[float, list[int]]] = []
     while len(groups) > 1:
@@ -60,7 +61,7 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
         groups = [group for i, group in enumerate(groups) if i not in (before, last)] + [merged]
     part = torch.zeros(len(covariance), dtype=torch.bool)
     part[min(found)[1]] = True
-    return part.to(covariance.device)
+    return part.to(device)
 
 
 def integrated_information(x: Tensor) -> Tensor:
@@ -84,10 +85,11 @@ def _log_det(covariance: Tensor) -> Tensor:
 
 
 def _entropies(covariance: Tensor, groups: list[list[int]]) -> Tensor:
-    """log det of the covariance of each group, at once: what a group lacks stands as ones on the diagonal."""
+    """log det of the covariance (n, n), on the host, of each group, at once: what a group lacks stands as ones on the
+    diagonal."""
     n = max(map(len, groups))
     index = torch.tensor([group + [-1] * (n - len(group)) for group in groups])
     there = index >= 0
     rows = covariance[index.clamp_min(0)[:, :, None], index.clamp_min(0)[:, None, :]]
     both = there[:, :, None] & there[:, None, :]
-    return _log_det(torch.where(both, rows, torch.eye(n, dtype=covariance.dtype, device=covariance.device)))
+    return _log_det(torch.where(both, rows, torch.eye(n, dtype=covariance.dtype)))

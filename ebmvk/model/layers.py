@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache, Growing
 from ebmvk.model.dropout import dropout
+
+Result = TypeVar("Result")
 
 MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
 _ANGLES = 1024  # positions whose rotary angles are computed at once
@@ -88,6 +90,16 @@ def rms_norm(x: Tensor) -> Tensor:
     return normed
 
 
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """As `_banded_attention`: on a CUDA device by torch's fused kernels (flash attention), where a window holds all."""
+    return (_fused_attention if q.is_cuda and q.shape[-2] <= window else _banded_attention)(q, k, v, window)
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:  # noqa: ARG001
+    """`_banded_attention` of a window that holds all of the sequence."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+
+
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention over the last `window` tokens, in blocks that see themselves and the block before.
 
@@ -132,7 +144,7 @@ class Attention(nn.Module):
         if cache:
             mixed = self._cached_attention(q, k, v, cache)
         else:
-            mixed = _banded_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
+            mixed = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.window)
         projected: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
         return projected
 
@@ -223,11 +235,10 @@ class Block(nn.Module):
         return x + dropout(self.down(hidden), self.rate, self.training)
 
 
-def apply(block: nn.Module, x: Tensor, cache: Cache | None, *, again: bool) -> Tensor:
+def apply(block: Callable[[Tensor, Cache | None], Result], x: Tensor, cache: Cache | None, *, again: bool) -> Result:
     """block(x, cache); `again`: in training, compute the block's inside once more for its gradient, and keep none of
     it."""
     if again and cache is None and torch.is_grad_enabled():
-        kept: Tensor = checkpoint(block, x, use_reentrant=False)
+        kept: Result = checkpoint(block, x, None, use_reentrant=False)
         return kept
-    found: Tensor = block(x, cache)
-    return found
+    return block(x, cache)

@@ -51,11 +51,12 @@ class Transformer(LanguageModel):
         """The residual stream (B, T, d) after the last block, and losses by name: of experts, means over the blocks."""
         losses: list[dict[str, Tensor]] = []
         for block in self.blocks:
+            again = self.config.gradient_checkpointing
             if isinstance(block, ExpertBlock):
-                x, routing = block.routed(x, cache)
+                x, routing = apply(block.routed, x, cache, again=again)
                 losses.append(routing.losses())
             else:
-                x = apply(block, x, cache, again=self.config.gradient_checkpointing)
+                x = apply(block, x, cache, again=again)
         return x, {name: torch.stack([own[name] for own in losses]).mean() for name in (losses[0] if losses else ())}
 
 

@@ -77,10 +77,11 @@ def objective(
     mine = tokens[share.rows(len(tokens))]
     context = model(mine[:, :-1].clamp_min(0), mu)
     query, targets, states = context.query.flatten(0, -2), mine[:, 1:].flatten(), context.h.detach().flatten(0, -2)
-    if bool((targets < 0).any()):
+    everyone = tokens[:, 1:].flatten()
+    if bool((everyone < 0).any()):
         there = (targets >= 0).nonzero()[:, 0]
         query, targets, states = query[there], targets[there], states[there]
-    everyone = tokens[:, 1:][tokens[:, 1:] >= 0]
+        everyone = everyone[everyone >= 0]
     with torch.autocast(device, enabled=False):
         outputs = model.outputs(mu)
         mean, energies = linear_cross_entropies(query, outputs, model.bias, targets, narrow)

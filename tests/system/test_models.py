@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import shutil
@@ -168,7 +169,7 @@ def test_documents_apart(model: str, ebmvk: Command, tiny: Path, tmp_path: Path)
     text = tmp_path / "documents.txt"
     text.write_text("\n<|doc|>\n".join("It is a fish. " * (i % 4) + "Yes." for i in range(90)), encoding="utf-8")
     flags = ("--dataset", text, "--config", tiny, "--model", model, "--quiet", "--sample-tokens", 0)
-    for name, how in {"apart": ("--windows", "document", "--stride", 9), "stream": ()}.items():
+    for name, how in {"apart": ("--windows", "document", "--stride", 9), "stream": ("--windows", "stream")}.items():
         said = ebmvk("train", "--run-dir", tmp_path / name, *flags, *how)
         assert said.status == 0, said.err
     found = []
@@ -194,6 +195,16 @@ def test_attention_and_experts_as_files_and_in_the_report(
         found = json.loads((tmp_path / "a" / "attention.json").read_text(encoding="utf-8"))
         assert "".join(found["tokens"]) == "<|endoftext|>the cat"
         assert len(found["experts"]) == experts
+        with (tmp_path / "a" / "experts.csv").open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert {row["layer"] for row in table} == {own["layer"] for own in found["experts"]}
+        for own in found["experts"]:  # tokens and their shares add up to the experts' loads
+            assert sum(own["load"]) == pytest.approx(1, abs=1e-3)
+            rows_of = [row for row in table if row["layer"] == own["layer"]]
+            total = sum(int(row["count"]) for row in rows_of)
+            for expert, load in enumerate(own["load"], start=1):
+                share = sum(int(row["count"]) * float(row[f"expert {expert}"]) for row in rows_of) / total
+                assert share == pytest.approx(load, abs=1e-3)
         assert (tmp_path / "a" / "attention.svg").read_text(encoding="utf-8").count("<image") == sum(
             len(layer["weights"]) for layer in found["attention"]
         )

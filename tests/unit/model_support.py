@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gpt": {"model": "tinygpt"},
     "infinito": {"model": "infinito", "memory_slots": 7},
     "gpt of experts": {"model": "tinygpt", "use_moe": True},
+    "gpt of one expert": {"model": "tinygpt", "use_moe": True, "moe_active": 1},
 }
 
 

@@ -51,7 +51,7 @@ def test_figures_of_known_maps() -> None:
     torch.testing.assert_close(own.entropy, torch.tensor([0.0, 0.0, sum(math.log(i) for i in range(1, n + 1)) / n]))
 
 
-@pytest.mark.parametrize("name", ["ebm", "gpt of experts"])
+@pytest.mark.parametrize("name", ["ebm", "gpt of experts", "gpt of one expert"])
 def test_experts_and_their_tokens(name: str) -> None:
     model, ids = build(variant(name)), tokens(50, batch=3)
     found = specialisation(model, ids)

@@ -29,6 +29,9 @@ def test_cached_is_uncached(name: str, pieces: list[int]) -> None:
     for field in ("query", "h"):
         found = torch.cat([getattr(part, field) for part in parts], dim=1)
         torch.testing.assert_close(found, getattr(whole, field), rtol=0, atol=EXACT)
+    with torch.no_grad():
+        logits = torch.cat([model.logits(part) for part in parts], dim=1)
+        torch.testing.assert_close(logits, model.logits(whole), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

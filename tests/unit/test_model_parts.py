@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
-from ebmvk.model.experts import MixtureOfExperts, _Groups
-from ebmvk.model.layers import _banded_attention, rms_norm, squared_relu
+from ebmvk.model.experts import MixtureOfExperts, _Groups, _Router
+from ebmvk.model.layers import _banded_attention, _fused_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
 
@@ -62,17 +62,36 @@ def test_grouped_and_dense_experts_are_the_loop(
 
 @pytest.mark.parametrize("sizes", [[5, 5, 5], [5, 9, 0], [0, 0, 14], [1, 0, 0]], ids=str)
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_groups_hold_each_row_once_and_zeros(sizes: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights by zero what stands to spare, so that no row has a second gradient."""
     monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
     torch.manual_seed(sum(sizes))
     chosen = torch.tensor([e for e, size in enumerate(sizes) for _ in range(size)])[torch.randperm(sum(sizes))]
-    groups = _Groups.of(chosen, 3)
+    groups = _Groups.of(chosen[None], 3)
     x, matrices = torch.randn(len(chosen), 6, dtype=torch.float64), torch.randn(3, 6, 2, dtype=torch.float64)
     found = groups.spread(x)
-    torch.testing.assert_close(found[groups.place], x, rtol=0, atol=0)
-    assert int(found.any(-1).sum()) == len(x)
-    products = groups.products(found, matrices)[groups.place]
+    torch.testing.assert_close(groups.collected(found, 1)[0], x, rtol=0, atol=0)
+    products = groups.collected(groups.products(found, matrices), 1)[0]
     torch.testing.assert_close(products, torch.einsum("nd,nde->ne", x, matrices[chosen]))
+    weights = torch.rand(1, len(chosen), dtype=torch.float64)
+    weighted = groups.weighted(found, weights)
+    torch.testing.assert_close(groups.collected(weighted, 1)[0], x * weights[0][:, None], rtol=0, atol=0)
+    assert int(weighted.any(-1).sum()) == len(x)
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_the_router_has_the_gradient_of_what_it_says(active: int) -> None:
+    torch.manual_seed(active)
+    x, matrix = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (7, 4))
+    assert torch.autograd.gradcheck(lambda *given: _Router.apply(*given, active)[::2], (x, matrix))
+    assert torch.autograd.gradcheck(lambda *given: _Router.apply(*given, active)[3], (x, matrix))
+    weights, chosen, p, log_z = _Router.apply(x, matrix, active)
+    logits = x @ matrix.t()
+    torch.testing.assert_close(p, torch.softmax(logits, -1).t())
+    torch.testing.assert_close(log_z, torch.logsumexp(logits, -1))
+    assert torch.equal(chosen, logits.topk(active, -1).indices.t())
+    kept = p.gather(0, chosen)
+    torch.testing.assert_close(weights, kept if active == 1 else kept / kept.sum(0))
 
 
 @pytest.mark.parametrize("active", [1, 2])
@@ -145,6 +164,14 @@ def test_banded_attention_is_masked_attention(length: int, window: int) -> None:
     wanted = torch.autograd.grad((expected * direction).sum(), (q, k, v))
     for a, b in zip(torch.autograd.grad((found * direction).sum(), (q, k, v)), wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_fused_attention_is_banded_attention(length: int) -> None:
+    """What CUDA devices take, here in torch's own form of it."""
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(_fused_attention(q, k, v, 64), _banded_attention(q, k, v, 64))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -15,6 +15,7 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.layers import Attention
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.vmf import sample_vmf
 from ebmvk.training import cross_entropy, losses, muon, optim
@@ -264,16 +265,23 @@ def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("changes", [{"model": "minillm"}, {"model": "infinito"}, {"model": "plain"}, {}], ids=str)
-def test_checkpointing_changes_no_gradient(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "minillm"}, {"model": "tinygpt", "use_moe": True}, {"model": "infinito"}, {"model": "plain"}, {}],
+    ids=str,
+)
+def test_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that are computed twice, dropout and all."""
-    gradients = []
+    gradients, passes, forward = [], [], Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
     for again in (False, True):
         net = model(**changes, dropout=0.3, gradient_checkpointing=again)
         torch.manual_seed(1)
         batch = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
         losses.objective(net, batch, Reference(), CONFIG, seed=0, step=0).total.backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
+        # The first run once through each layer, the second twice.
+        assert len(passes) == (3 if again else 1) * sum(isinstance(module, Attention) for module in net.modules())
     for name, one in gradients[0].items():
         assert one is not None
         assert torch.equal(one, gradients[1][name]), name
