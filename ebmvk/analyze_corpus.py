@@ -6,14 +6,19 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ebmvk import cli
+from ebmvk import cli, presets
+
+if TYPE_CHECKING:
+    from ebmvk.data.analysis import Analysis
+
+MODEL = "minillm"
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
-    vocab_size: int = 8192  # Tokens of the bpe.
+    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
     json: bool = False  # Print one JSON object instead of lines.
 
@@ -36,15 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _analyze(command: AnalyzeCommand) -> int:
-    from ebmvk.data.analysis import analyse
+    from ebmvk.data.analysis import REACHED, analyse, preset_for
     from ebmvk.data.datasets import Corpus, data_folders, read_documents
+    from ebmvk.data.splitting import hold_out
     from ebmvk.data.tokenizer import make_tokenizer
 
     documents = read_documents(command.dataset, "--corpus", command.separator)
-    corpus = Corpus(command.dataset.name, "", {"train": documents})
+    preset = preset_for(documents)
+    recipe = presets.recipe(MODEL, preset)
+    corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})  # as training learns its tokens
     folders = [path for path, _ in data_folders(command.data_dir)]
-    tokenizer = make_tokenizer(command.tokenizer, corpus, command.vocab_size, folders)
-    found = analyse(documents, tokenizer)
+    tokenizer = make_tokenizer(command.tokenizer, corpus, command.vocab_size or recipe["vocab_size"], folders)
+    found = analyse(documents, tokenizer, preset, recipe["seq_length"])
     if command.json:
         print(json.dumps(dataclasses.asdict(found)))
         return 0
@@ -56,12 +64,32 @@ def _analyze(command: AnalyzeCommand) -> int:
     print(f"block size  {found.block_size}, stride {found.stride}")
     if found.perplexity:
         low, high = found.perplexity
-        print(f"expect      perplexity {low:.0f} to {high:.0f} per token (a trigram has {high:.0f})")
-    print(
-        f"train       python -m ebmvk.train --model minillm --preset {found.preset} --corpus "
-        f"{shlex.quote(str(command.dataset))} --block-size {found.block_size} --stride {found.stride}"
-    )
+        least, most = REACHED
+        print(
+            f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out: "
+            f"{least:g} to {most:g} times a trigram's, of {found.fitted:,} tokens, measured on {found.measured:,}"
+        )
+    for line in _commands(command, found):
+        print(line)
     return 0
+
+
+def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
+    """What to type next: training knows no other separators than those of a corpus."""
+    from ebmvk.data.splitting import STANDARD
+
+    text = command.dataset
+    if command.separator not in (None, *STANDARD):
+        text = Path(f"{text.resolve().name.removesuffix('.gz').removesuffix('.txt')}-prepared.txt")
+        given = [f"--separator={command.separator}", "--input", str(command.dataset), "--output", str(text)]
+        yield f"first       python -m ebmvk.prepare_corpus {shlex.join(given)}"
+    given = ["--model", MODEL, "--preset", found.preset, "--corpus", str(text)]
+    given += ["--block-size", str(found.block_size), "--stride", str(found.stride)]
+    # Perplexity is per token: the range is of these tokens only.
+    given += ["--tokenizer", command.tokenizer] if command.tokenizer != "bpe" else []
+    given += ["--vocab-size", str(command.vocab_size)] if command.tokenizer == "bpe" and command.vocab_size else []
+    given += ["--data-dir", str(command.data_dir)] if command.data_dir else []
+    yield f"train       python -m ebmvk.train {shlex.join(given)}"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import contextlib
 import importlib
 import io
 import os
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +64,7 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """The `ebmvk` program: dispatches to a command and returns its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args and args[0] in COMMANDS:
+    if args and args[0].replace("_", "-") in COMMANDS:
         command = importlib.import_module(f"ebmvk.{args[0].replace('-', '_')}")
         status: int = command.main(args[1:])
         return status
@@ -153,7 +154,8 @@ def parse(
     Args:
         known: every flag of the command, to suggest the nearest one to a misspelt flag.
         default: values of the flags that are not given; they are what --help shows.
-        repeatable: flags that may be given more than once.
+        repeatable: flags of any number of values, `UseAppendAction` fields: each value behind a flag of its own, or
+            several behind one.
 
     Raises:
         ConfigError: for an unknown flag, a missing or a bad value.
@@ -171,7 +173,7 @@ def parse(
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
-                args=_spelled(args),
+                args=_spelled(list(_spread(args, repeatable))),
                 prog=f"ebmvk {command}",
                 description=f"{COMMANDS[command].capitalize()}.{_other_names(known)}",
                 default=tyro.MISSING_NONPROP if default is None else default,
@@ -189,6 +191,21 @@ def _spelled(args: Sequence[str]) -> list[str]:
     return [ALIASES.get(name.replace("_", "-"), name) + equals + value for name, equals, value in pairs]
 
 
+def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """`--prompt a b` as `--prompt=a --prompt=b`, of these flags."""
+    groups: list[list[str]] = []
+    for arg in args:
+        if flags_in([arg]) or not groups:
+            groups.append([arg])
+        else:
+            groups[-1].append(arg)
+    for flag, *values in groups:
+        if values and "=" not in flag and set(flags_in([flag])) & set(names):
+            yield from (f"{flag}={value}" for value in values)
+        else:
+            yield from (flag, *values)
+
+
 def _other_names(known: Sequence[str]) -> str:
     names = [f"{short} is {long}" for short, long in ALIASES.items() if long in known]
     return f" Other names: {', '.join(names)}." if names else ""
@@ -204,18 +221,32 @@ def _first_line(boxed: str) -> str:
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
     """Reject the first unknown or repeated flag, with the nearest known one."""
     seen: set[str] = set()
-    for name in flags_in(args):
-        if name not in known and name not in ("-h", "--help"):
-            close = nearest(name, known)
-            raise ConfigError(
-                f"unknown flag {name}",
-                why=f"`ebmvk {command}` has no such flag",
-                hint=f"did you mean {close}?" if close else f"see `ebmvk {command} --help`",
-            )
-        key = name.replace("--no-", "--", 1) if name.replace("--no-", "--", 1) in known else name
-        if key in seen and key not in repeatable:
-            raise ConfigError(f"{name} is given twice", hint="give it once")
-        seen.add(key)
+    before = ""
+    for arg in args:
+        for name in flags_in([arg]):
+            if name not in known and name not in ("-h", "--help"):
+                raise ConfigError(
+                    f"unknown flag {name}",
+                    why=f"`ebmvk {command}` has no such flag",
+                    hint=_instead(arg, before, known) or f"see `ebmvk {command} --help`",
+                )
+            key = name.replace("--no-", "--", 1) if name.replace("--no-", "--", 1) in known else name
+            if key in seen and key not in repeatable:
+                raise ConfigError(f"{name} is given twice", hint="give it once")
+            seen.add(key)
+            before = arg
+
+
+def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:
+    """What may be meant by an argument that looks like a flag, and is none. before: the flag before it."""
+    # Without the hyphens, which all have in common: they would make any two short names alike.
+    names = {flag.lstrip("-"): flag for flag in known}
+    close = nearest(arg.partition("=")[0].lstrip("-"), names, cutoff=0.65)
+    flag = next(iter(flags_in([before])), "")
+    switch = not {f"--no-{flag[2:]}", flag.replace("--no-", "--", 1)}.isdisjoint(set(known) - {flag})
+    if flag in known and "=" not in before and not switch and not (close and arg.startswith("--")):
+        return f"write {flag}={shlex.quote(arg)} if it is a value: what begins with a hyphen looks like a flag"
+    return f"did you mean {names[close]}?" if close else None
 
 
 def flags_in(args: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from ebmvk.errors import ConfigError
 
 @dataclass(frozen=True)
 class ComposeCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.
     k: int = 10  # Nearest tokens shown.
     json: bool = False  # Print one JSON object instead of lines.

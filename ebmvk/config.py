@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, `--size` as the one dial, TOML in and out.
 
-Precedence: size < TOML file < flags. Names are those of the original system where it had one. The comment beside a
-field is its help text on the command line; `knob` adds its range and whether `--resume` may change it.
+Precedence: size < model < preset < TOML file < flags. Names are those of the original system where it had one. The
+comment beside a field is its help text on the command line; `knob` adds its range and whether `--resume` may change it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 WHOLE_SEQUENCE = ("tinygpt", "minillm", "infinito")
 WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
-Source = Literal["default", "size", "stage", "file", "flag", "derived"]
+Source = Literal["default", "size", "model", "stage", "preset", "file", "flag", "derived"]
 
 
 def knob(default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False) -> Any:
@@ -187,9 +187,16 @@ def _entry(name: str) -> dataclasses.Field[Any]:
     return next(entry for entry in dataclasses.fields(section) if entry.name == name)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, or None where nothing is close."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)), None)
+def number(name: str) -> type[int] | type[float] | None:
+    """int or float where the field `name` is such a number, be it an optional one; None where it is anything else."""
+    hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
+    options = set(get_args(hint) or (hint,)) - {type(None)}
+    return int if options == {int} else float if options == {float} else None
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str | None:
+    """The known name closest to `name`, or None where nothing is close. cutoff: the least likeness, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:

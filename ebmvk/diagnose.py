@@ -24,7 +24,7 @@ REPORT = "diagnosis.html"
 
 @dataclass(frozen=True)
 class DiagnoseCommand:
-    checkpoint: tuple[Path, ...] = ()  # Run folders (their latest complete checkpoint), or checkpoint folders.
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Runs (their latest checkpoint) or checkpoints.
     batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # All checkpoints of a run, side by side.
     report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
     quick: bool = False  # Look at less: in about half the time.
@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else list(argv)
     for flag in ("--batch", "--report"):
         args = cli.fill_optional(args, flag, ALONE)
-    return cli.run(lambda: _diagnose(cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS)))
+    return cli.run(
+        lambda: _diagnose(
+            cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS, repeatable=("--checkpoint",))
+        )
+    )
 
 
 def _diagnose(command: DiagnoseCommand) -> int:

@@ -18,7 +18,7 @@ from ebmvk.errors import ConfigError, StorageError
 
 @dataclass(frozen=True)
 class EmbedCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
     file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # More texts, one a line.
     scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.

@@ -81,6 +81,10 @@ class RunFailed(EbmvkError):
     """A training run in a process of its own ended with an error, which it has printed."""
 
 
+class RunStopped(RunFailed):
+    """A training run in a process of its own was interrupted or killed: it can go on."""
+
+
 class RankLost(EbmvkError):
     """Another process of a run of several died or cannot be reached."""
 

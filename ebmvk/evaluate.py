@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # A text file, all of it, instead.
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
     limit: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # Only the first TOKENS.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
@@ -71,7 +72,7 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     from ebmvk.engine.sharded import sharded
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
     from ebmvk.training.loop import Progress
-    from ebmvk.training.workspace import open_device, open_run
+    from ebmvk.training.workspace import check_tokenizer, open_device, open_run
 
     if command.test_file and command.dataset:
         raise ConfigError(
@@ -80,6 +81,7 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    check_tokenizer(command.tokenizer, run)
     context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
     device = open_device(command.device)

@@ -13,7 +13,7 @@ from ebmvk import cli
 
 @dataclass(frozen=True)
 class ExportCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     to: Path  # The folder to write, empty or not there yet.
 
 

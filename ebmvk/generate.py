@@ -18,13 +18,12 @@ from ebmvk.errors import ConfigError
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
     from ebmvk.decoding.strategies import Strategy
-    from ebmvk.training.workspace import OpenRun
 
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
-    prompt: tuple[str, ...] = ()  # Text to continue; several prompts give several texts. None: from scratch.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
     batch_generate: bool = False  # Each line of --prompt-file is a prompt of its own.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
@@ -38,7 +37,7 @@ class GenerateCommand:
     typical_p: float = 1.0  # Only tokens of this mass whose information is nearest to the entropy.
     repetition_penalty: float = 1.0  # log p times this for tokens that the text has already.
     no_repeat_ngram: int = 0  # No run of so many tokens twice; 0: any.
-    stop: tuple[str, ...] = ()  # Strings that end a text.
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Strings that end a text.
     sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] | None = None  # A state to decode; or p(v|c).
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` in the token law.
     seed: int = 42  # The same seed gives the same text.
@@ -55,8 +54,11 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(GenerateC
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
+    several = ("--prompt", "--stop")
     return cli.run(
-        lambda: _generate(cli.parse(GenerateCommand, args, command="generate", known=FLAGS), cli.flags_in(args))
+        lambda: _generate(
+            cli.parse(GenerateCommand, args, command="generate", known=FLAGS, repeatable=several), cli.flags_in(args)
+        )
     )
 
 
@@ -140,33 +142,20 @@ def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
     cli.write_output(path, "".join(lines), "--output")
 
 
-def _check_tokenizer(given: Path, run: OpenRun) -> None:
-    """Raises ConfigError where a file is not the tokenizer that a run was trained with."""
-    from ebmvk.data.tokenizer import Tokenizer
-
-    if Tokenizer.load(given).digest() != run.tokenizer.digest():
-        raise ConfigError(
-            f"--tokenizer {given} is not the one that {run.folder} was trained with",
-            why="its tokens would be others",
-            hint="leave --tokenizer away: a run has its own",
-        )
-
-
 def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     _check(command)
     prompts, strategy = _prompts(command), _strategy(command, given)
     from ebmvk.decoding.generate import Decoding, Generator
     from ebmvk.splats.memory import Reader
     from ebmvk.training.memory import load
-    from ebmvk.training.workspace import open_device, open_run
+    from ebmvk.training.workspace import check_tokenizer, open_device, open_run
 
     def note(text: str) -> None:
         if not command.quiet:
             print(text, file=sys.stderr)
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    if command.tokenizer:
-        _check_tokenizer(command.tokenizer, run)
+    check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
     sampler = command.sampler or ("langevin" if run.model.on_sphere else "exact")
     note(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")

@@ -24,7 +24,7 @@ from ebmvk.errors import ConfigError
 class HarnessCommand:
     """Each has a value, by which they are told from lm_eval's."""
 
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` that take part.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.

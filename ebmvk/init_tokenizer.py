@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from ebmvk import cli
+from ebmvk.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class TokenizerCommand:
-    files: tuple[Path, ...]  # Text files, or folders of them.
     out: Path  # The tokenizer.json to write.
+    files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
     vocab_size: int = 32_000  # All tokens together.
 
 
@@ -24,10 +27,16 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(Tokenizer
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _train(cli.parse(TokenizerCommand, args, command="init-tokenizer", known=FLAGS)))
+    return cli.run(
+        lambda: _train(
+            cli.parse(TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files",))
+        )
+    )
 
 
 def _train(command: TokenizerCommand) -> int:
+    if not command.files:
+        raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
     from ebmvk.data.datasets import Corpus, read_documents
     from ebmvk.data.tokenizer import train_tokenizer
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
     fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.

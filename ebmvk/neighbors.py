@@ -15,7 +15,7 @@ from ebmvk.errors import ConfigError
 
 @dataclass(frozen=True)
 class NeighborsCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), or one checkpoint folder.
+    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     text: str  # The text whose point is looked around.
     k: int = 10  # How many of each kind.
     json: bool = False  # Print one JSON object instead of lines.

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ebmvk import cli
-from ebmvk.errors import DataError
+from ebmvk.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class PrepareCommand:
-    input: tuple[Path, ...]  # Text files, or folders of them; lines <|doc|> separate documents.
     output: Path  # The file to write.
+    input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
+    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Their line between documents; <|doc|>.
     preserve_case: bool = True  # Or all in small letters.
 
 
@@ -25,15 +29,21 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCo
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _prepare(cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS)))
+    return cli.run(
+        lambda: _prepare(
+            cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input",))
+        )
+    )
 
 
 def _prepare(command: PrepareCommand) -> int:
+    if not command.input:
+        raise ConfigError("--input is missing", hint="name text files, or folders of them: --input A B")
     from ebmvk.data.cleaning import clean
     from ebmvk.data.datasets import read_documents
     from ebmvk.data.splitting import DOCUMENT
 
-    documents = [document for path in command.input for document in read_documents(path, "--input")]
+    documents = [document for path in command.input for document in read_documents(path, "--input", command.separator)]
     cleaned = clean(documents, preserve_case=command.preserve_case)
     if not cleaned.documents:
         what = f"--input {command.input[0]}: nothing is left of {len(documents)} documents"

@@ -1,4 +1,5 @@
-"""What `--size` stands for: one table, and the few values that also follow from how much text there is.
+"""What `--size` stands for: one table, and the few values that also follow from how much text there is; what a model
+has whatever its size; and the recipes, what `--preset` stands for.
 
 `base` is the configuration of the system this project implements, by its own names and values; what that left open
 (layers, heads, feed-forward width) is filled in. The smaller sizes are tuned on WikiText-2's validation split.
@@ -6,7 +7,11 @@
 
 from __future__ import annotations
 
-from ebmvk.config import Size
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebmvk.config import SIZES, Config, Size, read_toml
 
 _SHARED: dict[str, object] = {
     "moe_experts": 4,
@@ -118,6 +123,22 @@ PRESETS: dict[Size, dict[str, object]] = {
     },
 }
 
+FFN_RATIO = 4
+"""Width of the feed-forward part over latent_dim, in every size and recipe."""
+
+OF_MODEL: dict[str, dict[str, object]] = {
+    "tinygpt": {"enable_soc": False},
+    "minillm": {"windows": "document", "patience": 5, "enable_soc": False},
+    "infinito": {"enable_soc": False},
+}
+"""What a model has over every size; recipes, files and flags can say otherwise. Splats are the energy model's, and a
+Mini-LLM reads document by document."""
+
+DIMENSIONS = ("latent_dim", "n_layers", "ffn_dim")
+"""What a step of a model takes its time for, in every size and recipe."""
+
+RECIPES = Path(__file__).with_name("recipes")
+
 PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, batch and steps stand
 FEWEST_TOKENS = 512
 BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
@@ -147,6 +168,31 @@ def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
         most = round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / (batch * length))
         values |= {"batch_size": batch, "steps": max(1, min(steps, most)), "dropout": REPEATED_DROPOUT}
     return values
+
+
+def recipe_names(model: str) -> list[str]:
+    """The presets of a model, the smallest first."""
+    return [name for name in ("nano", "small", "medium", "large") if (RECIPES / f"{model}-{name}.toml").exists()]
+
+
+def recipe(model: str, name: str) -> dict[str, Any]:
+    """{field: value} of one of the `recipe_names` of a model."""
+    return read_toml(RECIPES / f"{model}-{name}.toml")
+
+
+def smaller(config: Config) -> str | None:
+    """The flag for the next smaller preset, where the model's dimensions are those of one, or the next smaller size,
+    where they are those of its size; None where they are neither's, or the smallest's."""
+    names = recipe_names(config.model.model)
+    presets = {name: recipe(config.model.model, name) for name in names}
+    if name := next((name for name, values in presets.items() if _is_of(config, values)), None):
+        return f"--preset {names[names.index(name) - 1]}" if name != names[0] else None
+    size = config.run.size
+    return f"--size {SIZES[SIZES.index(size) - 1]}" if _is_of(config, PRESETS[size]) and size != SIZES[0] else None
+
+
+def _is_of(config: Config, values: Mapping[str, object]) -> bool:
+    return all(getattr(config.model, name) == values[name] for name in DIMENSIONS)
 
 
 def fast_precision() -> str:

@@ -33,14 +33,17 @@ from ebmvk.config import (
     with_windows,
 )
 from ebmvk.errors import INTERRUPTED, ConfigError
+from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
 
 if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
 RUNS = Path("runs")
-RECIPES = Path(__file__).with_name("recipes")
 NEWEST = "newest"
+CUSTOM = "custom"  # No preset: what flags say, over the defaults of size and model.
+Level = tuple[Source, Mapping[str, Any]]
+"""{field: value} that something says, and what does."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +91,40 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
     """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
-    cli.check_flags(args, FLAGS, name)
-    base, file = _defaults(args, stage)
-    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
-    if command.stop_after is not None and command.stop_after < 1:
-        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    command, job = asked(args, name, stage)
     from ebmvk.ranks import ALONE
     from ebmvk.training.run import execute
 
-    given = _given(args, command.settings)
-    resume = command.resume
-    job = _new(command, file, given, stage) if resume is None else _resumed(command, resume, file, given)
     outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
     return INTERRUPTED if outcome == "interrupted" else 0
 
 
-# ---- what to train: size < file < flags ----------------------------------------------------------------------------
+def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = FULL) -> tuple[TrainCommand, Job]:
+    """What the arguments of a command ask for; nothing of it is begun.
+
+    Raises:
+        ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
+            is no such text, no such run to resume.
+    """
+    cli.check_flags(args, FLAGS, name)
+    base, levels = _defaults(args, stage)
+    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
+    if command.stop_after is not None and command.stop_after < 1:
+        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    given = _given(args, command.settings)
+    resume = command.resume
+    return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
 
 
-def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, dict[str, Any]]:
-    """The configuration that --help shows and flags change: of the run to resume, or of --size and the stage; with the
-    file."""
-    file = _recipe(args) | _file(args)
+# ---- what to train: size < model < stage < preset < file < flags ---------------------------------------------------
+
+
+def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
+    """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
+    it; and that, from the weakest on."""
+    file = _file(args)
+    model = cli.value_of(args, "--model") or file.get("model", ModelConfig.model)
+    levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
     resume = cli.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.training.workspace import read_config
@@ -117,13 +132,22 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
         config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])
     else:
         size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
-        config = replace(Config(), {**_sized(size, None), **stage})
-    return replace(config, file), file
+        config = replace(Config(), _sized(size, None))
+        levels = [("model", OF_MODEL.get(model, {})), ("stage", stage), *levels]
+    return replace(config, _overrides(*(said for _, said in levels), {})), levels
 
 
 def _file(args: Sequence[str]) -> dict[str, Any]:
     path = cli.value_of(args, "--config")
-    return read_toml(Path(path)) if path and not _names_preset(args, path) else {}
+    if not path or _names_preset(args, path):
+        return {}
+    if path in (*recipe_names("minillm"), CUSTOM) and not Path(path).exists():
+        raise ConfigError(
+            f"--config {path}: no such file",
+            why="it names a preset with --model minillm only",
+            hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
+        )
+    return read_toml(Path(path))
 
 
 def _names_preset(args: Sequence[str], config: str) -> bool:
@@ -131,32 +155,29 @@ def _names_preset(args: Sequence[str], config: str) -> bool:
     return cli.value_of(args, "--model") == "minillm" and "." not in config and not Path(config).exists()
 
 
-def _recipe(args: Sequence[str]) -> dict[str, Any]:
+def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
     """{field: value} of the preset that the arguments name.
 
     Raises:
         ConfigError: the model has no such preset.
     """
-    config, name = cli.value_of(args, "--config"), cli.value_of(args, "--preset")
+    by, name = "--preset", cli.value_of(args, "--preset")
+    config = cli.value_of(args, "--config")
     if config and _names_preset(args, config):
-        name = config
-    if name is None or name == "custom":
+        by, name = "--config", config
+    if name is None or name == CUSTOM:
         return {}
-    model = cli.value_of(args, "--model") or ModelConfig.model
-    known = sorted(path.stem.partition("-")[::2] for path in RECIPES.glob("*.toml"))
-    if (model, name) not in known:
-        own = [preset for of, preset in known if of == model]
+    if name not in (known := recipe_names(model)):
+        others = f"its sizes are --size {', '.join(SIZES)}; presets are of --model {', '.join(WHOLE_SEQUENCE)}"
         raise ConfigError(
-            f"--preset {name} with --model {model}: no such preset",
-            hint=f"take {', '.join(own)}" if own else f"its sizes are --size {', '.join(SIZES)}",
+            f"{by} {name} with --model {model}: no such preset",
+            hint=f"take {by} {', '.join(known)}" if known else others,
         )
-    return read_toml(RECIPES / f"{model}-{name}.toml")
+    return recipe(model, name)
 
 
 def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
     """{field: value} that --size stands for, with a training text of so many bytes (None: not known yet)."""
-    from ebmvk.presets import derive
-
     if size not in SIZES:
         close = nearest(size, SIZES)
         hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
@@ -171,15 +192,23 @@ def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
     return {name: value for _, name, value in items(settings) if name.lower() in names}
 
 
-def _overrides(file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Flags over the file; whoever says steps last takes back the epochs said before."""
-    if {"steps", "epochs"} <= set(given):
+def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Later ones over earlier ones, flags last; whoever says steps takes back the epochs said before."""
+    if {"steps", "epochs"} <= set(levels[-1]):
         raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
-    in_steps = "steps" in given or ("steps" in file and not {"epochs"} & {*file, *given})
-    return {**file, **({"epochs": None} if in_steps else {}), **given}
+    found: dict[str, Any] = {}
+    for said in levels:
+        found |= ({"epochs": None} if "steps" in said else {}) | dict(said)
+    return found
 
 
-def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], stage: Mapping[str, Any] = FULL) -> Job:
+def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether latent_dim is said and no ffn_dim with it or after it: that of a size or a preset goes with its width."""
+    last: Mapping[str, Any] = next((said for said in reversed(levels) if {"latent_dim", "ffn_dim"} & set(said)), {})
+    return "ffn_dim" not in last and "latent_dim" in last
+
+
+def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
 
@@ -189,10 +218,13 @@ def _new(command: TrainCommand, file: dict[str, Any], given: dict[str, Any], sta
     sources: dict[str, Source] = {
         name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
     }
-    sources.update(dict.fromkeys(stage, "stage"))
-    sources.update(dict.fromkeys(file, "file"))
-    sources.update(dict.fromkeys(given, "flag"))
-    config = check(with_windows(replace(Config(), {**derived, **stage, **_overrides(file, given)}), given))
+    for source, said in (*levels, ("flag", given)):
+        sources.update(dict.fromkeys(said, source))
+    over = [*(said for _, said in levels), given]
+    values = {**derived, **_overrides(*over)}
+    if _widened(over):
+        values["ffn_dim"], sources["ffn_dim"] = FFN_RATIO * values["latent_dim"], "derived"
+    config = check(with_windows(replace(Config(), values), given))
     if config.model.model in WHOLE_SEQUENCE:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -214,17 +246,17 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
     if run_dir and Path(run_dir).resolve() != folder:
         raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
-    return folder, at if path.resolve() == at else None
+    return folder, None if path.resolve() == folder else at
 
 
-def _resumed(command: TrainCommand, resume: str, file: dict[str, Any], given: dict[str, Any]) -> Job:
+def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
     from ebmvk.training.workspace import ended_early, read_config
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
-    config = check(replace(old, _overrides(file, given)))
+    config = check(replace(old, _overrides(*(said for _, said in levels), given)))
     check_resume(old, config)
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
     corpus = resolve(config.data.dataset, config.data.data_dir)

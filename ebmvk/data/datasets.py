@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 from ebmvk.data.files import read_text, split_files, text_files
 from ebmvk.data.splitting import at_separators, hold_out, wikitext_articles
-from ebmvk.errors import DataError
+from ebmvk.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
 
@@ -137,8 +137,13 @@ def read_documents(path: Path, flag: str, separator: str | None = None) -> list[
     """The documents of a text file or a folder of them, between lines `separator` (by default those of a corpus).
 
     Raises:
-        DataError: there is no such file or folder, or something in it is no text.
+        DataError: there is no such file or folder, or something in it is no text. ConfigError: separator is no line.
     """
+    if separator is not None and (not separator.strip() or len(separator.splitlines()) > 1):
+        raise ConfigError(
+            f"--separator {separator!r} is no line",
+            hint="give the line that stands between documents, or leave --separator away for <|doc|>",
+        )
     if not path.exists():
         raise DataError(f"{flag} {path}: no such file or folder", hint="name a text file, or a folder of them")
     texts = [read_text(file) for file in (text_files(path) if path.is_dir() else [path])]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 DOCUMENT = "<|doc|>"
+STANDARD = (DOCUMENT, "<|endoftext|>")
 # A line of its own between documents (the separator itself is dropped).
 SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
 # A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J = " is a piece of a
@@ -15,9 +16,12 @@ WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)"
 
 
 def at_separators(text: str, separator: str | None = None) -> list[str]:
-    """Documents between lines `separator`, by default `<|doc|>` or `<|endoftext|>`; a text without such lines is one
-    document."""
-    between = SEPARATOR if separator is None else re.compile(rf"^{re.escape(separator)}\r?\n?", re.MULTILINE)
+    """Documents between lines `separator`; by default, or where it is one of them, between those of a corpus, `<|doc|>`
+    and `<|endoftext|>`. A text without such lines is one document."""
+    if separator is None or separator in STANDARD:
+        between = SEPARATOR
+    else:  # all of a line: "### A heading" is none of ###
+        between = re.compile(rf"^{re.escape(separator.strip())}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
     return [document for document in between.split(text) if document.strip()]
 
 

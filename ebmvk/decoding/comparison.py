@@ -1,7 +1,8 @@
 """Decoding strategies side by side, beside what people wrote, by figures.
 
 Every strategy continues the same prompts, beginnings of held-out text; the same figures are taken of how that text
-really goes on. Perplexities are exact: of the model itself without any strategy, and of another model that judges.
+really goes on. Perplexities are exact, of all texts together: under the model itself without any strategy, per token,
+and under another model that judges, per token where it has the same tokens, and per byte where it has others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ebmvk.data.ngram import bits_per_byte
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
@@ -68,20 +70,21 @@ class Passages:
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that texts are scored by: nats of the tokens, or bits per byte where it has other tokens."""
+    """A model that texts are scored by, in nats of a whole continuation: of tokens that are its own, or of a text in
+    its own tokens, so that models of different tokens can be compared by the nats of the same bytes."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     context: int
 
     def nats(self, begun: list[int], tokens: list[int]) -> float:
-        """Nats per token of a continuation."""
-        return float(self._after(begun, [*begun, *tokens]).mean())
+        """Of tokens that go on after those of a prompt."""
+        return float(self._after(begun, [*begun, *tokens]).sum())
 
-    def bits_per_byte(self, prompt: str, text: str) -> float:
-        """Of a continuation, in this model's own tokens: what follows as many tokens as the prompt alone has."""
+    def nats_of_text(self, prompt: str, text: str) -> float:
+        """Of a text that goes on after a prompt: of what follows as many tokens as the prompt alone has."""
         whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
-        return float(self._after(begun, whole).sum()) / math.log(2) / max(1, len(text.encode()))
+        return float(self._after(begun, whole).sum())
 
     def _after(self, begun: list[int], whole: list[int]) -> torch.Tensor:
         """Nats of the tokens of `whole` beyond the number of `begun`."""
@@ -127,13 +130,40 @@ def _figures(
     seconds: float | None,
 ) -> dict[str, Any]:
     written = [(begun, ids) for begun, ids in zip(passages.begun, tokens, strict=True) if ids]
-    judged = [(prompt, text) for prompt, text in zip(passages.prompts, texts, strict=True) if text]
     total = sum(len(ids) for _, ids in written)
+    nats = sum(own.nats(begun, ids) for begun, ids in written) / total if total else None
     return {
         "tokens": total,
         "repetition_rate": mean(repetition_rate(begun, ids) for begun, ids in written) if written else 0.0,
         **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
-        "nats_per_token": mean(own.nats(begun, ids) for begun, ids in written) if written else None,
-        "judge_bits_per_byte": mean(other.bits_per_byte(*pair) for pair in judged) if other and judged else None,
+        "nats_per_token": nats,
+        "perplexity": _perplexity(nats),
+        **_judged(own, other, passages.prompts, written, texts),
         "tokens_per_second": None if seconds is None else total / seconds,
     }
+
+
+def _judged(
+    own: Judge, other: Judge | None, prompts: list[str], written: list[tuple[list[int], list[int]]], texts: list[str]
+) -> dict[str, Any]:
+    """Figures under another model. judge_unit says what its perplexity is of: a token, or a byte where its tokens are
+    not those that were written; judge_nats are of one such unit."""
+    size = sum(len(text.encode()) for text in texts)
+    if other is None or not size:
+        return dict.fromkeys(("judge_unit", "judge_nats", "judge_perplexity", "judge_bits_per_byte"))
+    same = other.tokenizer.digest() == own.tokenizer.digest()
+    if same:
+        nats, units = sum(other.nats(begun, ids) for begun, ids in written), sum(len(ids) for _, ids in written)
+    else:
+        pairs = zip(prompts, texts, strict=True)
+        nats, units = sum(other.nats_of_text(prompt, text) for prompt, text in pairs if text), size
+    return {
+        "judge_unit": "token" if same else "byte",
+        "judge_nats": nats / units,
+        "judge_perplexity": _perplexity(nats / units),
+        "judge_bits_per_byte": bits_per_byte(nats, size),
+    }
+
+
+def _perplexity(nats: float | None) -> float | None:
+    return None if nats is None else math.exp(min(nats, 700.0))

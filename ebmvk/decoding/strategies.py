@@ -91,6 +91,8 @@ NAMED = MappingProxyType(
         "temperature 1.5": Strategy(temperature=1.5),
         "top-k 5": Strategy(top_k=5),
         "nucleus 0.9": Strategy(top_p=0.9),
+        "min-p 0.05": Strategy(min_p=0.05),
+        "typical 0.95": Strategy(typical_p=0.95),
         "combined": Strategy(temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.2),
         "infinito": Strategy(temperature=1.0, top_k=50, top_p=0.95, repetition_penalty=1.2, no_repeat_ngram=8),
         "sampling": Strategy(),

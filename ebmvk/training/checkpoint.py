@@ -35,6 +35,8 @@ from ebmvk.errors import CheckpointError, StorageError
 FORMAT = 1
 MODEL, STATE, SOC, MANIFEST = WEIGHTS_FILE, "state.safetensors", "soc.safetensors", "state.json"
 STEP = re.compile(r"step-(\d+)")
+POINTERS = {"latest": "latest", "best": "best", "ckpt_last": "latest", "ckpt_best": "best"}
+"""{name: file of a run folder that names a checkpoint}; the last two are older names."""
 _TENSOR = "$tensor"
 _MANIFEST_LIMIT = 1 << 28  # bytes: ours have a few for each tensor
 _DTYPES = {
@@ -331,7 +333,8 @@ def _pointed(run: Path, name: str) -> str | None:
 
 
 def locate(path: Path, flag: str) -> tuple[Path, Path]:
-    """(run folder, checkpoint folder) of a checkpoint argument: a run folder (its latest) or one checkpoint folder.
+    """(run folder, checkpoint folder) of a checkpoint argument: a run folder (its latest), one checkpoint folder, or
+    RUN/best, RUN/latest and their older names. The first is the path itself for a run folder only.
 
     Raises:
         CheckpointError: naming the flag and the path.
@@ -346,7 +349,16 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
     if is_folder and (folders := step_folders(path)):
         named = [path / "checkpoints" / name for name in [_pointed(path, "latest")] if name]
         return path, next((folder for folder in named if folder.is_dir()), folders[0])
+    if names_checkpoint(path) and (name := _pointed(path.parent, POINTERS[path.name])):
+        if (at := path.parent / "checkpoints" / name).is_dir():
+            return path.parent, at
+        raise _not_found(flag, path, f"it names {name}, which is not there")
     raise _not_found(flag, path, "it holds no checkpoint" if is_folder else "there is no such folder")
+
+
+def names_checkpoint(path: Path) -> bool:
+    """Whether a path is RUN/best, RUN/latest, or an older name of one, and no folder. path: resolved."""
+    return path.name in POINTERS and not path.is_dir()
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -357,7 +369,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def _not_found(flag: str, path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{flag} {path}: {what}", hint="give a run folder such as runs/NAME, or one of its checkpoints/step-N"
+        f"{flag} {path}: {what}",
+        hint="give a run folder such as runs/NAME, runs/NAME/best, or one of its checkpoints/step-N",
     )
 
 

@@ -88,9 +88,12 @@ def _refuse_too_many_weights(trainer: Trainer) -> None:
     weights = sum(value.numel() * value.element_size() for value in trainer.model.parameters())
     obtainable = resources.obtainable(trainer.device.torch)
     if obtainable is not None and COPIES * weights > obtainable:
+        model = trainer.config.model
+        unit = 2 * model.n_heads  # of which a width is a multiple
+        half = max(1, model.latent_dim // 2 // unit) * unit  # and the feed-forward part with it, unless a flag says it
         raise OutOfMemory(
             f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
-            hint=f"take a smaller --size, or --latent-dim {trainer.config.model.latent_dim // 2}",
+            hint=f"take a smaller --size or --preset, or --latent-dim {half}",
         )
 
 

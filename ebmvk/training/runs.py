@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebmvk.errors import ConfigError, RunFailed
+from ebmvk.errors import INTERRUPTED, ConfigError, RunFailed, RunStopped
 from ebmvk.report.metrics import METRICS_FILE
 from ebmvk.training.checkpoint import write_atomic
 from ebmvk.training.lock import locked
@@ -61,7 +61,7 @@ class PlannedRun:
 
         Raises:
             ConfigError: as `finished`. FolderInUse: another process trains it. RunFailed: it ended with an error, which
-                it has printed.
+                it has printed. RunStopped: it was interrupted or killed.
         """
         if self.finished():
             return
@@ -81,6 +81,8 @@ class PlannedRun:
         status = done.returncode
         if status:
             what = f"python {shlex.join(command)} ended with status {status}"
+            if status < 0 or status == INTERRUPTED:
+                raise RunStopped(what, hint="run this again: it goes on from its last checkpoint")
             raise RunFailed(what, hint="once mended, run this again: what is done is kept")
 
     def events(self, event: str) -> list[dict[str, Any]]:

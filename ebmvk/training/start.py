@@ -18,7 +18,7 @@ from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.model.language import LanguageModel
 from ebmvk.splats.lexical import Directions, from_corpus, from_table
 from ebmvk.splats.tables import read_table
-from ebmvk.training.checkpoint import is_checkpoint
+from ebmvk.training.checkpoint import is_checkpoint, names_checkpoint
 from ebmvk.training.hub import SETTINGS, is_exported
 from ebmvk.training.workspace import CONFIG_FILE, OpenRun, open_run
 
@@ -77,10 +77,10 @@ def is_hub_name(init: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    """A run folder, one checkpoint of a run, or an exported model."""
+    """A run folder, one checkpoint of a run, its name in the run folder, or an exported model."""
     at = path.resolve()
-    folder = at.parent.parent if is_checkpoint(at) else at
-    return (path.is_dir() and (folder / CONFIG_FILE).is_file()) or is_exported(path)
+    folder = at.parent.parent if is_checkpoint(at) else at.parent if names_checkpoint(at) else at
+    return (folder / CONFIG_FILE).is_file() or is_exported(path)
 
 
 def _download(name: str) -> Path:

@@ -6,13 +6,21 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any
 
-from ebmvk.errors import ConfigError
+from ebmvk.config import SECTION_OF, flag, number
+from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.training.runs import PlannedRun
+from ebmvk.training.workspace import read_config
+
+if TYPE_CHECKING:
+    import optuna
 
 TABLES: dict[str, dict[str, str]] = {
     "infinito": {
@@ -37,7 +45,8 @@ LAST = 50  # steps whose mean is a training figure
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting to search: a field of the configuration, log-uniform between two positive bounds."""
+    """A setting to search: a number of the configuration, log-uniform between two positive bounds; whole where the
+    setting is."""
 
     name: str
     low: float
@@ -45,7 +54,12 @@ class Axis:
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """`learning_rate=1e-4:1e-2`. Raises ConfigError."""
+        """`learning_rate=1e-4:1e-2`.
+
+        Raises:
+            ConfigError: it is not of that form; there is no such setting, or it is no number; a bound is not whole
+                where the setting is.
+        """
         name, _, bounds = text.partition("=")
         try:
             low, high = (float(part) for part in bounds.split(":"))
@@ -53,7 +67,31 @@ class Axis:
             low = high = math.nan
         if not 0 < low < high < math.inf:
             raise ConfigError(f"--search {text}: not NAME=LOW:HIGH", hint="write learning_rate=1e-4:1e-2, for example")
-        return cls(name.replace("-", "_").lstrip("_"), low, high)
+        name = name.replace("-", "_").lstrip("_")
+        if name not in SECTION_OF:
+            raise ConfigError(f"--search {name}: no such setting", hint="take a setting of `ebmvk train --help`")
+        if (kind := number(name)) is None:
+            raise ConfigError(f"--search {name}: it is no number", hint="take learning_rate, dropout or batch_size")
+        if kind is int and not (low.is_integer() and high.is_integer()):
+            raise ConfigError(f"--search {text}: {name} is a whole number", hint=f"write {name}=4:32, for example")
+        return cls(name, kind(low), kind(high))
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """For Optuna, which must be there."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if number(self.name) is int:
+            return IntDistribution(int(self.low), int(self.high), log=True)
+        return FloatDistribution(self.low, self.high, log=True)
+
+
+def flags_of(values: Mapping[str, float]) -> tuple[str, ...]:
+    """Training flags of {setting: value}."""
+    return tuple(
+        part
+        for name, value in values.items()
+        for part in (flag(name), f"{value:.6g}" if isinstance(value, float) else str(value))
+    )
 
 
 def planned(folder: Path, experiments: Mapping[str, str], shared: Sequence[str], seed: int) -> dict[str, PlannedRun]:
@@ -73,16 +111,41 @@ def train_all(runs: Mapping[str, PlannedRun], jobs: int, threads: int | None, sa
         say(f"{name}: {'done before' if runs[name].finished() else runs[name].command}")
         runs[name].train(threads)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(one, name) for name in runs]:
+    _at_once([partial(one, name) for name in runs], jobs, KeyboardInterrupt)
+
+
+def _at_once(tasks: Sequence[Callable[[], None]], jobs: int, ends: type[BaseException]) -> None:
+    """Do the tasks, `jobs` at once, and raise what the first that fails raises; after an error of the kind `ends` no
+    other is begun."""
+    ended = Event()
+
+    def begin(task: Callable[[], None]) -> None:
+        if not ended.is_set():
+            with _setting(ended, ends):
+                task()
+
+    with ThreadPoolExecutor(jobs) as pool, _setting(ended, ends):  # here Ctrl-C comes, while all threads are busy
+        for done in [pool.submit(begin, task) for task in tasks]:
             done.result()
 
 
+@contextmanager
+def _setting(event: Event, ends: type[BaseException]) -> Iterator[None]:
+    """Sets the event for an error of the kind `ends`."""
+    try:
+        yield
+    except ends:
+        event.set()
+        raise
+
+
 def figures(run: PlannedRun) -> dict[str, Any]:
-    """Of a finished run."""
-    steps, end = run.events("step"), run.events("end")[-1]
+    """Of a finished run. train_ppl and phi are means over its last steps; phi_loss is what PHI adds to the loss."""
+    steps, end, training = run.events("step"), run.events("end")[-1], read_config(run.folder).training
     last = steps[-LAST:]
     found = {
+        "learning_rate": training.learning_rate,
+        "batch_size": training.batch_size,
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl": end["validation"]["ppl_token"],
         "train_ppl": math.exp(mean(row["parts"]["ce"] for row in last)),
@@ -91,7 +154,8 @@ def figures(run: PlannedRun) -> dict[str, Any]:
         "command": run.command,
     }
     if "phi" in last[-1]["parts"]:
-        found["phi"] = 1 - mean(row["parts"]["phi"] for row in last)
+        lost = mean(row["parts"]["phi"] for row in last)
+        found |= {"lambda_phi": training.lambda_phi, "phi": 1 - lost, "phi_loss": training.lambda_phi * lost}
     return found
 
 
@@ -131,42 +195,79 @@ def search(
 ) -> list[dict[str, Any]]:
     """Trials chosen by Optuna's TPE until there are `trials`, those of before included; the best first.
 
+    A trial's point follows from the seed, its number and the trials that were done before it, so that a search of one
+    job at a time is the same however often it was stopped. A trial that was stopped goes on before there are new ones.
+
     Raises:
-        ConfigError: Optuna is not installed. RunFailed: a run ended with an error.
+        ConfigError: Optuna is not installed, or the folder has a search of other settings or flags. RunFailed: a run
+            ended with an error; its point is given up. RunStopped: a run was interrupted or killed. FolderInUse:
+            another process is at it.
     """
     try:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.trial import TrialState
     except ImportError:
         raise ConfigError("--trials needs Optuna, which is not installed", hint="pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="sweep",
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        load_if_exists=True,
-    )
+    study, space = _study(folder), {axis.name: axis.distribution() for axis in axes}
+    _check_same_settings(folder, study, space)
 
-    def objective(trial: optuna.Trial) -> float:
-        values = {axis.name: trial.suggest_float(axis.name, axis.low, axis.high, log=True) for axis in axes}
-        flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", f"{value:.6g}")]
-        arguments = (*shared, "--seed", str(seed), "--quiet", *flags)
-        run = PlannedRun(folder / f"trial-{trial.number}", arguments, {})
-        say(f"trial {trial.number}: {shlex.join(flags)}")
-        run.train(threads)
-        found = figures(run)
-        trial.set_user_attr("figures", found)
-        nats: float = found["nats_per_token"]
-        return nats
+    def run_of(number: int, values: Mapping[str, float]) -> PlannedRun:
+        arguments = (*shared, "--seed", str(seed), "--quiet", *flags_of(values))
+        return PlannedRun(folder / f"trial-{number}", arguments, {})
 
-    complete = optuna.trial.TrialState.COMPLETE
-    left = trials - len(study.get_trials(states=(complete,)))
-    if left > 0:
-        study.optimize(objective, n_trials=left, n_jobs=jobs)
-    rows = [
-        {"experiment": f"trial {trial.number}", "values": trial.params, **trial.user_attrs["figures"]}
-        for trial in study.get_trials(states=(complete,))
-    ]
+    def row(number: int, values: Mapping[str, float]) -> dict[str, Any]:
+        run = run_of(number, values)
+        run.finished()  # raises where it was trained with other flags
+        return {"experiment": f"trial {number}", "values": dict(values), **figures(run)}
+
+    rows = [row(trial.number, trial.params) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    # One that was killed while its point was being chosen has only a part of it, and no run.
+    stopped = [t for t in study.get_trials(states=(TrialState.RUNNING,)) if t.params.keys() == space.keys()]
+    choosing = Lock()
+
+    def one() -> None:
+        with choosing:
+            if stopped:
+                trial: optuna.Trial | optuna.trial.FrozenTrial = stopped.pop(0)
+            else:
+                study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+                trial = study.ask(space)
+        say(f"trial {trial.number}: {shlex.join(flags_of(trial.params))}")
+        try:
+            run_of(trial.number, trial.params).train(threads)
+        except RunStopped:
+            raise
+        except RunFailed:
+            study.tell(trial.number, state=TrialState.FAIL)
+            raise
+        rows.append(row(trial.number, trial.params))
+        study.tell(trial.number, rows[-1]["nats_per_token"])
+
+    _at_once([one] * max(0, trials - len(rows)), jobs, BaseException)
     return sorted(rows, key=lambda row: row["nats_per_token"])
+
+
+def _study(folder: Path) -> optuna.Study:
+    """What Optuna remembers in a folder, or the beginning of it."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    return optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
+
+
+def _check_same_settings(
+    folder: Path, study: optuna.Study, space: Mapping[str, optuna.distributions.BaseDistribution]
+) -> None:
+    """Raises ConfigError where trials of before chose what is not searched now, or chose it as another kind of number;
+    bounds may change."""
+    for trial in study.trials:
+        for name, was in trial.distributions.items():
+            if type(was) is not type(space.get(name)):
+                raise ConfigError(
+                    f"--search {', '.join(space)}: in {folder} is a search of {', '.join(trial.distributions)}",
+                    hint="take another --folder, or the same settings",
+                )

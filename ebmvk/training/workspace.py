@@ -166,7 +166,7 @@ def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
         return _Found(folder, config, tokenizer, found)
     folder, at = checkpoint.locate(path, flag)
     config, tokenizer = read_config(folder), Tokenizer.load(folder / TOKENIZER_FILE)
-    if path.resolve() != at:
+    if path.resolve() == folder:
         found = checkpoint.newest_complete(folder, flag, say, lambda one: check_fits(one, config, tokenizer))
     else:
         found = checkpoint.load(at)
@@ -205,6 +205,16 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
     model = build_model(found.config.model, found.tokenizer.vocab_size)
     checkpoint.restore(model, found.checkpoint)
     return OpenRun(found.folder, found.config, found.tokenizer, model.eval(), found.checkpoint)
+
+
+def check_tokenizer(given: Path | None, run: OpenRun) -> None:
+    """Raises ConfigError where the file that --tokenizer names is not the tokenizer that a run was trained with."""
+    if given is not None and Tokenizer.load(given).digest() != run.tokenizer.digest():
+        raise ConfigError(
+            f"--tokenizer {given} is not the one that {run.folder} was trained with",
+            why="its tokens would be others",
+            hint="leave --tokenizer away: a run has its own",
+        )
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:

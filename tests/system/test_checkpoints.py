@@ -257,6 +257,55 @@ def test_a_pointer_that_was_damaged_costs_nothing(content: bytes | None, good: P
     assert open_run(run, "--checkpoint", print).checkpoint.step == 8
 
 
+NAMES = {"best": 4, "ckpt_best": 4, "latest": 8, "ckpt_last": 8}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_opened_by_its_name_in_the_run_folder(name: str, good: Path, tmp_path: Path) -> None:
+    """Whatever came after it; and being damaged, it is not replaced by another one."""
+    run = shutil.copytree(good, tmp_path / "run")
+    checkpoint.point(run, "best", "step-4")
+    found = open_run(run / name, "--checkpoint", print)
+    assert (found.folder, found.checkpoint.step) == (run, NAMES[name])
+    assert checkpoint.locate(run / name, "--checkpoint") == (run, run / "checkpoints" / f"step-{NAMES[name]}")
+    (found.checkpoint.path / checkpoint.MODEL).unlink()
+    with pytest.raises(CheckpointError, match=f"step-{NAMES[name]}.*{checkpoint.MODEL}"):
+        open_run(run / name, "--checkpoint", print)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"checkpoints/step-99", "it names step-99, which is not there"),
+        (b"../../step-1", "there is no such folder"),
+        (b"checkpoints/../../run", "there is no such folder"),
+        (b"\xff\xfe", "there is no such folder"),
+        (b"x" * 2000, "there is no such folder"),
+        (b"", "there is no such folder"),
+    ],
+)
+@pytest.mark.parametrize("name", ["best", "ckpt_best"])
+def test_a_name_of_nothing_is_refused(name: str, content: bytes, words: str, good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    (run / "best").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"--checkpoint .*{name}: {words}"):
+        open_run(run / name, "--checkpoint", print)
+
+
+def test_a_run_may_be_named_best(good: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "best")
+    assert open_run(run, "--checkpoint", print).checkpoint.step == 8
+
+
+def test_a_run_goes_on_from_its_best(good: Path, ebmvk: Command, tmp_path: Path) -> None:
+    run = shutil.copytree(good, tmp_path / "run")
+    checkpoint.point(run, "best", "step-4")
+    said = ebmvk("train", "--resume", run / "best", "--quiet", "--steps", 5, "--sample-tokens", 0)
+    assert said.status == 0, said.err
+    assert (run / "checkpoints" / "step-8.superseded").is_dir()
+    assert [path.name for path in checkpoint.step_folders(run)] == ["step-5", "step-4"]
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "nul\0", "circle"])
 def test_a_path_that_cannot_be_looked_up_is_refused(path: str, tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")

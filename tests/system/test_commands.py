@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ebmvk as package
 from ebmvk import cli
@@ -41,7 +43,7 @@ _FLAGS = {
         --keep-last --keep-epochs --sample-tokens --tensorboard --no-tensorboard --run-dir --resume
         --stop-after --preset --config --dry-run --no-dry-run --quiet --no-quiet""",
     "evaluate": """
-        --checkpoint --dataset --data-dir --test-file --split --limit --context --stride --memory
+        --checkpoint --dataset --data-dir --test-file --tokenizer --split --limit --context --stride --memory
         --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching
         --no-score-matching --device --json --no-json""",
     "memory": """
@@ -54,14 +56,15 @@ _FLAGS = {
     "neighbors": """
         --checkpoint --text --k --json --no-json --device""",
     "prepare-corpus": """
-        --input --output --preserve-case --no-preserve-case""",
+        --input --output --separator --preserve-case --no-preserve-case""",
     "analyze-corpus": """
         --dataset --separator --tokenizer --vocab-size --data-dir --json --no-json""",
     "init-tokenizer": """
         --files --out --vocab-size""",
     "compare-decoding": """
-        --checkpoint --judge --strategy --prompts --prompt-tokens --max-tokens --sampler --seed --data-dir
-        --device --json --no-json""",
+        --checkpoint --judge --strategy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
+        --no-repeat-ngram --prompts --prompt-tokens --max-tokens --sampler --seed --data-dir --device --json
+        --no-json""",
     "attention": """
         --checkpoint --out --text --tokens --data-dir --device""",
     "diagnose": """
@@ -285,6 +288,54 @@ def test_a_named_strategy_is_its_flags_and_flags_change_it(ebmvk: Command, train
     assert text("--strategy", "combined") == text(*flags, 1.2)
     assert text("--strategy", "combined", "--repetition-penalty", 3) == text(*flags, 3)
     assert text("--strategy", "greedy") == text("--greedy", "--tokenizer", trained / "tokenizer.json")
+
+
+def test_a_tokenizer_that_is_named_must_be_the_runs(
+    ebmvk: Command, trained: Path, text: Path, tmp_path: Path, device: str
+) -> None:
+    other = tmp_path / "other.json"
+    assert ebmvk("init-tokenizer", "--files", text, "--vocab-size", 280, "--out", other).status == 0
+    for command in (("evaluate", "--limit", 20), ("generate", "--max-tokens", 1)):
+        at = (*command, "--checkpoint", trained, "--device", device, "--tokenizer")
+        assert ebmvk(*at, trained / "tokenizer.json").status == 0
+        said = ebmvk(*at, other)
+        assert (said.status, f"--tokenizer {other} is not the one" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--prompt", "-hola", "the cat"),
+        ("--prompt", "-hola", "--prompt", "the cat"),
+        ("--prompt=-hola", "--prompt", "the cat"),
+        ("--prompt=-hola", "--prompt=the cat"),
+    ],
+)
+def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
+    ebmvk: Command, trained: Path, device: str, args: tuple[str, ...]
+) -> None:
+    said = ebmvk("generate", "--checkpoint", trained, "--max-tokens", 1, "--device", device, *args)
+    if "-hola" in args:
+        assert (said.status, "write --prompt=-hola" in said.err) == (2, True)
+    else:
+        assert [line[:5] for line in said.out.splitlines()] == ["-hola", "the c"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["--prompt", "--seed", "--stop"]), st.lists(st.sampled_from("abc")))))
+def test_values_keep_their_flags_and_their_order(groups: list[tuple[str, list[str]]]) -> None:
+    """However they are given, a flag that may be repeated has them one by one, and no other flag changes."""
+    found = list(cli._spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
+    expected = []
+    for flag, values in groups:
+        alone = flag == "--seed" or not values
+        expected += [flag, *values] if alone else [f"{flag}={value}" for value in values]
+    assert found == expected
+
+
+def test_a_command_may_be_spelled_as_its_module(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("analyze_corpus", "analyze-corpus"):
+        assert cli.main([name, "--dataset", "/no/such/file"]) == 2
+        assert "/no/such/file" in capsys.readouterr().err
 
 
 def test_report_is_one_file_with_curves_and_the_trigram(trained: Path) -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ebmvk.compare_decoding import _advice
+from ebmvk.decoding.comparison import Judge
+from ebmvk.training.workspace import open_run
+
 from .conftest import Command
 
 SMALL = ("--prompts", 6, "--prompt-tokens", 4, "--max-tokens", 8)
+
+
+@pytest.fixture(scope="module")
+def by_characters(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
+    """A run on the same text that reads it character by character; to be read only."""
+    folder = tmp_path_factory.mktemp("characters") / "run"
+    args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet"]
+    own = ["--tokenizer", "char", "--knn-k", 4, "--sample-tokens", 0]
+    assert importlib.import_module("ebmvk.train").main([str(arg) for arg in (*args, *own)]) == 0
+    return folder
 
 
 @pytest.fixture
@@ -32,6 +48,9 @@ def test_every_strategy_has_its_figures(compared: Any, trained: Path) -> None:
     for row in rows.values():
         assert 0 <= row["repetition_rate"] <= 1
         assert 0 < row["distinct_1"] <= row["distinct_2"] <= 1
+        # A judge with the same weights says the same of the same tokens.
+        assert (row["judge_unit"], row["judge_nats"]) == ("token", row["nats_per_token"])
+        assert row["judge_perplexity"] == row["perplexity"] == pytest.approx(math.exp(row["nats_per_token"]))
         assert row["judge_bits_per_byte"] > 0
     assert len({row["nats_per_token"] for row in rows.values()}) == len(rows)
     # What the model finds likeliest costs it least; drawing more boldly costs it more than its own law does.
@@ -40,6 +59,58 @@ def test_every_strategy_has_its_figures(compared: Any, trained: Path) -> None:
         < rows["sampling"]["nats_per_token"]
         < rows["temperature 1.5"]["nats_per_token"]
     )
+
+
+def test_a_judge_of_other_tokens_is_compared_by_bytes(
+    compared: Any, ebmvk: Command, trained: Path, by_characters: Path, device: str
+) -> None:
+    rows = compared("--judge", by_characters, "--strategy", "sampling")
+    for row in rows.values():
+        assert row["judge_unit"] == "byte"
+        assert row["judge_nats"] == pytest.approx(row["judge_bits_per_byte"] * math.log(2))
+        assert row["judge_perplexity"] == pytest.approx(2 ** row["judge_bits_per_byte"])
+    args = ("--checkpoint", trained, "--device", device, *SMALL, "--strategy", "greedy")
+    lines = ebmvk("compare-decoding", *args, "--judge", by_characters).out.splitlines()
+    assert "judge PPL/byte  judge b/B" in lines[0]
+    assert "per byte" in lines[3]
+    assert "judge PPL/token  judge b/B" in ebmvk("compare-decoding", *args, "--judge", trained).out
+    assert "judge" not in ebmvk("compare-decoding", *args).out
+
+
+def test_a_text_costs_what_its_tokens_cost(by_characters: Path) -> None:
+    """Both ways of judging are one where the tokens of a text are those that were written, as characters always are."""
+    run = open_run(by_characters, "--checkpoint", print)
+    judge = Judge(run.model, run.tokenizer, run.config.data.seq_length)
+    prompt, text = "The cat sees", " a house. She paints it."
+    begun, whole = (run.tokenizer.encode_prompt(part).tolist() for part in (prompt, prompt + text))
+    assert len(whole) - len(begun) == len(text)
+    assert judge.nats_of_text(prompt, text) == pytest.approx(judge.nats(begun, whole[len(begun) :]))
+
+
+def test_settings_of_ones_own_are_one_more_row(compared: Any) -> None:
+    flags = ("--temperature", 0.5, "--min-p", 0.1, "--typical-p", 0.9, "--no-repeat-ngram", 3)
+    rows = compared("--strategy", "greedy", *flags)
+    assert list(rows) == ["human", "greedy", "custom"]
+    assert rows["custom"]["settings"] == {
+        "temperature": 0.5, "min_p": 0.1, "typical_p": 0.9, "no_repeat_ngram": 3
+    }  # fmt: skip
+    # It is what its settings are: those of a named one give its figures.
+    same = compared("--strategy", "temperature 0.5", "--temperature", 0.5)
+    assert same["custom"]["nats_per_token"] == same["temperature 0.5"]["nats_per_token"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"repetition_penalty": 1.2}, {"repetition_penalty": 1.2, "no_repeat_ngram": 4}]
+)
+def test_what_is_advised_against_repetition_is_not_so_already(settings: dict[str, float]) -> None:
+    rows = [
+        {"strategy": "human", "settings": {}, "repetition_rate": 0.03},
+        {"strategy": "mine", "settings": settings, "repetition_rate": 0.5},
+    ]
+    (line,) = _advice(rows)
+    flag, value = line.split()[-2:]
+    assert settings.get(flag[2:].replace("-", "_")) != float(value)
+    assert list(_advice([rows[0], rows[1] | {"repetition_rate": 0.04}])) == []
 
 
 def test_the_same_seed_gives_the_same_figures(compared: Any) -> None:
@@ -62,6 +133,7 @@ def test_refusals(ebmvk: Command, trained: Path, device: str) -> None:
     for args, said in (
         (("--strategy", "magic"), "--strategy 'magic'"),
         (("--prompts", 0), "--prompts 0"),
+        (("--top-p", 3), "--top-p 3"),
         (("--prompts", 10_000), "fewer than 10000"),
     ):
         found = ebmvk("compare-decoding", *at, *args)

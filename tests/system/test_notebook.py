@@ -22,4 +22,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert printed.count("--- nucleus 0.9:") == 2
     assert "human" in printed
     assert "expert 4:" in printed
+    assert printed.count("nats per character of validation") == 2
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 2

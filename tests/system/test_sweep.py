@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ebmvk import train
-from ebmvk.errors import ConfigError, RunFailed
+from ebmvk.config import SECTION_OF, flag, number
+from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.training import runs, sweep
 from ebmvk.training.runs import PlannedRun
+from ebmvk.training.sweep import flags_of
 
 from .conftest import Command
+from .conftest import rows as rows_of
 
 
 def row(nats: float, train_ppl: float = 20.0) -> dict[str, Any]:
@@ -47,6 +53,133 @@ def test_axes() -> None:
             sweep.Axis.parse(text)
 
 
+def test_only_numbers_are_searched_and_whole_ones_are_whole() -> None:
+    numbers = {name for name in SECTION_OF if number(name)}
+    assert {name for name in numbers if number(name) is int} >= {"batch_size", "n_layers", "stride", "steps"}
+    assert {name for name in numbers if number(name) is float} >= {"learning_rate", "dropout", "epochs", "kappa"}
+    assert not numbers & {"device", "size", "use_moe", "noise_levels", "data_dir", "optimizer"}
+    for name in SECTION_OF:
+        if name not in numbers:
+            with pytest.raises(ConfigError, match=f"--search {name}: it is no number"):
+                sweep.Axis.parse(f"{name}=1:2")
+        elif number(name) is int:
+            assert flags_of({name: sweep.Axis.parse(f"{name}=4:1e6").high}) == (flag(name), "1000000")
+            with pytest.raises(ConfigError, match="a whole number"):
+                sweep.Axis.parse(f"{name}=4.5:32")
+
+
+# ---- searching, with training replaced by a formula ----------------------------------------------------------------
+
+
+Search = Callable[..., list[dict[str, Any]]]
+AXES = ("learning_rate=1e-4:1e-2", "batch_size=4:32")
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """search(trials, name of the folder, what becomes of the runs, one by one) -> rows, by trial."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+
+    def figures(run: PlannedRun) -> dict[str, Any]:
+        rate, batch = (float(run.arguments[run.arguments.index(f) + 1]) for f in ("--learning-rate", "--batch-size"))
+        return row(3 + abs(math.log(rate / 1e-3)) + abs(math.log(batch / 8)))
+
+    monkeypatch.setattr(sweep, "figures", figures)
+    monkeypatch.setattr(PlannedRun, "finished", lambda _: True)
+
+    def call(
+        trials: int,
+        folder: str = "s",
+        becomes: Iterable[BaseException | None] = (),
+        jobs: int = 1,
+        axes: tuple[str, ...] = AXES,
+    ) -> Any:
+        ends = iter(becomes)
+
+        def train_it(_: PlannedRun, __: int | None) -> None:
+            if error := next(ends, None):
+                raise error
+
+        monkeypatch.setattr(PlannedRun, "train", train_it)
+        parsed = [sweep.Axis.parse(text) for text in axes]
+        how = {"trials": trials, "jobs": jobs, "threads": 1, "seed": 42, "say": lambda _: None}
+        rows = sweep.search(tmp_path / folder, parsed, ("--size", "nano"), **how)
+        assert [r["nats_per_token"] for r in rows] == sorted(r["nats_per_token"] for r in rows)
+        return sorted(rows, key=lambda r: int(r["experiment"].split()[1]))
+
+    return call
+
+
+def test_a_search_that_goes_on_goes_on_where_it_was(search: Search) -> None:
+    """The same points whether it is called once or three times, no two alike; beyond those that are random, too."""
+    whole = search(14, "whole")
+    assert len({r["values"]["learning_rate"] for r in whole}) == 14
+    assert all(isinstance(r["values"]["batch_size"], int) and 4 <= r["values"]["batch_size"] <= 32 for r in whole)
+    for trials in (1, 2, 3, 12, 14):
+        assert search(trials, "parts") == whole[:trials]
+    assert search(3, "parts") == whole
+    # It learns: what it chooses lies nearer to the best than what is drawn at random.
+    nats = [r["nats_per_token"] for r in whole]
+    assert min(nats[10:]) < sum(nats[:10]) / 10
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RunStopped("killed", hint="go on")])
+def test_what_was_stopped_is_taken_up_again(search: Search, stop: BaseException) -> None:
+    whole = search(4, "whole")
+    with pytest.raises(type(stop)):
+        search(4, becomes=(None, stop))
+    assert search(1) == whole[:1]
+    assert search(4) == whole
+
+
+def test_several_that_were_stopped_are_all_taken_up_again(search: Search) -> None:
+    stop = RunStopped("killed", hint="go on")
+    with pytest.raises(RunStopped):
+        search(4, becomes=(stop, stop, stop, stop), jobs=2)
+    assert [r["experiment"] for r in search(4)] == ["trial 0", "trial 1", "trial 2", "trial 3"]
+
+
+def test_a_point_that_fails_is_not_tried_again(search: Search) -> None:
+    with pytest.raises(RunFailed):
+        search(3, becomes=(None, RunFailed("diverged", hint="mend it")))
+    assert [r["experiment"] for r in search(3)] == ["trial 0", "trial 2", "trial 3"]
+
+
+def test_a_folder_has_one_search_whose_bounds_may_change(search: Search) -> None:
+    search(1)
+    with pytest.raises(ConfigError, match="is a search of learning_rate, batch_size"):
+        search(2, axes=AXES[:1])
+    narrow = ("learning_rate=1e-3:1.1e-3", "batch_size=8:9")
+    assert 1e-3 <= search(2, axes=narrow)[1]["values"]["learning_rate"] <= 1.1e-3
+
+
+@pytest.mark.parametrize(("status", "kind"), [(-9, RunStopped), (130, RunStopped), (2, RunFailed), (1, RunFailed)])
+def test_a_run_that_was_killed_is_not_one_that_failed(
+    status: int, kind: type[RunFailed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, status))
+    with pytest.raises(RunFailed) as error:
+        PlannedRun(tmp_path / "run", (), {}).train(None)
+    assert type(error.value) is kind
+
+
+def test_an_interrupted_table_begins_no_other_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = []
+
+    def interrupted(run: PlannedRun, _: int | None) -> None:
+        begun.append(run.folder.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlannedRun, "train", interrupted)
+    planned = {name: PlannedRun(tmp_path / name, (), {}) for name in "abcdefgh"}
+    with pytest.raises(KeyboardInterrupt):
+        sweep.train_all(planned, 1, None, lambda _: None)
+    assert begun == ["a"]
+
+
+# ---- runs that were stopped, tables, and a search from end to end --------------------------------------------------
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
@@ -77,14 +210,24 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
     assert said.status == 0, said.err
     rows = json.loads(said.out)["rows"]
     assert [r["experiment"] for r in rows] == ["1", "2"]
-    assert all(0 < r["phi"] < 1 for r in rows)
+    assert [(r["learning_rate"], r["batch_size"], r["lambda_phi"]) for r in rows] == [(1e-3, 4, 0.1), (1e-4, 4, 0.3)]
+    for r in rows:
+        assert 0 < r["phi"] < 1
+        assert r["phi_loss"] == pytest.approx(r["lambda_phi"] * (1 - r["phi"]))
+        parts = [step["parts"]["phi"] for step in rows_of(tmp_path / "infinito" / r["experiment"], "step")]
+        assert r["phi"] == pytest.approx(1 - sum(parts) / len(parts))
     assert sum("best" in r["verdict"] for r in rows) == 1
 
     monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
     again = ebmvk("sweep", *at)
     assert again.status == 0
     assert again.err.count("done before") == 2
-    assert again.out.splitlines()[0].split()[:3] == ["experiment", "val", "ppl"]
+    head, *lines, legend = again.out.splitlines()
+    assert re.split("  +", head) == [
+        "exp", "lr", "batch", "λ", "val PPL", "train PPL", "PHI", "ΔPHI loss", "minutes", "verdict"
+    ]  # fmt: skip
+    assert [line.split()[:4] for line in lines] == [["1", "0.001", "4", "0.1"], ["2", "0.0001", "4", "0.3"]]
+    assert "λ (1 − PHI)" in legend
 
 
 def test_a_search_remembers_its_trials(
@@ -92,11 +235,14 @@ def test_a_search_remembers_its_trials(
 ) -> None:
     pytest.importorskip("optuna", reason="optuna is not installed")
     flags = f"--model plain --dataset {text} --config {tiny} --steps 2 --sample-tokens 0"
-    at = ("--folder", tmp_path, "--flags", flags, "--threads", 1, "--search", "learning_rate=1e-4:1e-2", "--json")
+    axes = ("--search", "lr=1e-4:1e-2", "--search", "batch-size=2:6")
+    at = ("--folder", tmp_path, "--flags", flags, "--threads", 1, *axes, "--json")
     rows = json.loads(ebmvk("sweep", *at, "--trials", 2).out)["rows"]
     assert len(rows) == 2
     assert rows[0]["nats_per_token"] <= rows[1]["nats_per_token"]
-    assert all(1e-4 <= r["values"]["learning_rate"] <= 1e-2 for r in rows)
+    for r in rows:
+        assert 1e-4 <= r["values"]["learning_rate"] <= 1e-2
+        assert r["values"]["batch_size"] == r["batch_size"] in range(2, 7)
     monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
     assert json.loads(ebmvk("sweep", *at, "--trials", 2).out)["rows"] == rows
 
@@ -105,9 +251,27 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
     for args, said in (
         (("--table", "magic"), "--table magic"),
         (("--flags", "--lrr 3"), "unknown flag --lrr"),
+        (("--flags", "--model infinito --lr 1e-3"), "--flags has --learning-rate, which --table infinito sets"),
+        (("--flags", "--batch-size=8"), "--flags has --batch-size, which --table infinito sets"),
+        (("--flags", "--seed 3"), "--flags has --seed, which the sweep itself sees to"),
+        (("--flags", "--dry-run"), "--flags has --dry-run"),
+        (("--flags", "--outdir x"), "--flags has --run-dir"),
+        (("--flags", "--dropout 3"), "--dropout 3.0 is above"),
+        (("--flags", "--model infinto"), "--model"),
+        (("--flags", "--corpus /no/such.txt"), "/no/such.txt"),
+        (("--flags", "--size 'nano"), "--flags"),
+        (("--trials", -1), "--trials -1"),
+        (("--search", "learning_rate=1e-4:1e-2"), "without --trials"),
         (("--trials", 1, "--search", "magic=1:2"), "--search magic"),
+        (("--trials", 1, "--search", "device=1:2"), "--search device: it is no number"),
+        (("--trials", 1, "--search", "dropout=.1:3"), "--dropout 3.0 is above"),
+        (("--trials", 1, "--search", "seed=1:3"), "--search has --seed"),
+        (("--trials", 1, "--search", "lr=1e-4:1e-2", "learning-rate=1e-3:1"), "learning_rate is given twice"),
+        (("--trials", 1, "--flags", "--lr 1"), "--flags has --learning-rate, which --search sets"),
         (("--jobs", 0), "--jobs 0"),
     ):
         found = ebmvk("sweep", "--folder", tmp_path, *args)
         assert found.status == 2
         assert said in found.err
+        assert len(found.err.splitlines()) <= 3
+    assert not any(tmp_path.iterdir())  # nothing was begun

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from train_support import job
 
-from ebmvk.config import Config, replace
+from ebmvk.config import SIZES, WHOLE_SEQUENCE, Config, replace
+from ebmvk.presets import PRESETS, recipe_names
 from ebmvk.training.advice import advice, is_out_of_memory
 
 WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate": 5000.0, "epochs": 2.0}
@@ -23,13 +26,49 @@ WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate
         ({"perplexity": 300.0}, {"steps": 100}, "--steps 200"),
         ({"perplexity": 300.0, "epochs": 9.0}, {"latent_dim": 64}, "--latent-dim 128"),
         ({"rate": 20.0}, {"seq_length": 1024}, "--seq-length 512"),
-        ({"rate": 20.0}, {"seq_length": 128}, "--size tiny"),
+        ({"rate": 20.0}, {"seq_length": 512, "stride": 300}, "--seq-length 256 --stride 256"),
+        ({"rate": 20.0}, {"n_layers": 12, "latent_dim": 100}, "--n-layers 6"),
+        ({"rate": 20.0}, {"n_layers": 1, "latent_dim": 100, "precision": "bfloat16"}, None),
+        ({"rate": 20.0}, {**PRESETS["nano"], "size": "nano", "n_layers": 1, "precision": "bfloat16"}, None),
     ],
 )
 def test_advice(changes: dict[str, Any], config: dict[str, Any], said: str | None) -> None:
     found = list(advice(replace(Config(), config), **(WELL | changes)))
     assert len(found) == (said is not None)
     assert said is None or said in found[0]
+
+
+STARTS = [
+    *(("--size", size) for size in SIZES),
+    *(("--model", model, "--size", size) for model in WHOLE_SEQUENCE for size in SIZES),
+    *(("--model", model, "--preset", name) for model in WHOLE_SEQUENCE for name in recipe_names(model)),
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=" ".join)
+def test_what_is_slow_is_told_what_is_faster_and_not_so_already(
+    start: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each flag, given in place of those that a run was started with, makes a token of its model cheaper, or lets the
+    processor work in what it is fast in."""
+    asked = job(*start, "--dataset", "builtin").config
+    for native, precision in product(("float32", "bfloat16"), repeat=2):
+        monkeypatch.setattr("ebmvk.training.advice.fast_precision", lambda native=native: native)
+        config = replace(asked, {"precision": precision})
+        (line,) = advice(config, **(WELL | {"rate": 20.0}))
+        told = line.partition("take ")[2].split(", or ")
+        assert ("--precision bfloat16" in told) == ((native, precision) == ("bfloat16", "float32"))
+        for name, value in (flags.split() for flags in told if "--precision" not in flags):
+            kept = start[:-2] if name in ("--size", "--preset") else start
+            found = job(*kept, "--dataset", "builtin", name, value).config
+            assert found.model.model == config.model.model
+            assert _cost(found) < _cost(config)
+
+
+def _cost(config: Config) -> int:
+    """About the multiplications of a token in the blocks."""
+    model = config.model
+    return model.n_layers * model.latent_dim * (model.latent_dim + model.ffn_dim + config.data.seq_length)
 
 
 def test_what_running_out_of_memory_looks_like() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from train_support import job
 
-from ebmvk import train
 from ebmvk.config import (
     SECTION_OF,
     Config,
@@ -91,20 +91,11 @@ def test_resuming_may_change_exactly_what_was_promised() -> None:
                 check_resume(Config(), changed)
 
 
-def _job(*args: str) -> object:
-    """What `ebmvk train` would do with these flags."""
-    base, file = train._defaults(list(args))
-    settings = train.cli.parse(
-        train.TrainCommand, args, command="train", known=train.FLAGS, default=train.TrainCommand(**vars(base))
-    )
-    return train._new(settings, file, train._given(args, settings.settings))
-
-
 def test_flags_win_over_the_file_and_the_file_over_the_size(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[training]\nsteps = 7\nbatch_size = 3\n[run]\nsize = 'tiny'\n", encoding="utf-8")
-    job = _job("--config", str(path), "--batch-size", "5", "--lr", "0.5", "--no-use-geometric")
-    config, sources = job.config, job.sources  # type: ignore[attr-defined]
+    found = job("--config", str(path), "--batch-size", "5", "--lr", "0.5", "--no-use-geometric")
+    config, sources = found.config, found.sources
     assert (config.training.steps, sources["steps"]) == (7, "file")
     assert (config.training.batch_size, sources["batch_size"]) == (5, "flag")
     assert (config.training.learning_rate, sources["learning_rate"]) == (0.5, "flag")
@@ -115,5 +106,102 @@ def test_flags_win_over_the_file_and_the_file_over_the_size(tmp_path: Path) -> N
 
 
 def test_steps_take_back_the_epochs_of_a_size() -> None:
-    assert _job("--size", "base").config.training.epochs is not None  # type: ignore[attr-defined]
-    assert _job("--size", "base", "--steps", "5").config.training.epochs is None  # type: ignore[attr-defined]
+    assert job("--size", "base").config.training.epochs is not None
+    assert job("--size", "base", "--steps", "5").config.training.epochs is None
+
+
+def test_whoever_says_steps_or_epochs_last_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    preset = ("--model", "minillm", "--preset", "small", "--dataset", "builtin")
+    for said, flags, epochs in (
+        ("steps = 7", (), None),
+        ("epochs = 2", (), 2.0),
+        ("steps = 7\nepochs = 2", (), 2.0),  # as a run's own file says both
+        ("steps = 7", ("--epochs", "3"), 3.0),
+        ("epochs = 2", ("--steps", "9"), None),
+    ):
+        path.write_text(f"[training]\n{said}\n", encoding="utf-8")
+        assert job(*preset, "--config", str(path), *flags).config.training.epochs == epochs
+    assert job(*preset).config.training.epochs == 30.0
+
+
+@pytest.mark.parametrize(
+    ("said", "ffn_dim", "source"),
+    [
+        ("--size nano", 256, "size"),
+        ("--size nano --latent-dim 96", 384, "derived"),
+        ("--size nano --latent-dim 96 --ffn-dim 100", 100, "flag"),
+        ("--size nano --ffn-dim 100", 100, "flag"),
+        ("--model minillm --config custom --n-embd 384", 1536, "derived"),
+        ("--model minillm --preset small", 1152, "preset"),
+        ("--model minillm --preset small --n-embd 24", 96, "derived"),
+        ("--config both.toml", 50, "file"),
+        ("--config both.toml --latent-dim 64", 256, "derived"),
+        ("--config width.toml", 128, "derived"),
+        ("--config width.toml --ffn-dim 60", 60, "flag"),
+        ("--model minillm --preset small --config width.toml", 128, "derived"),
+    ],
+)
+def test_the_feed_forward_part_goes_with_the_width(
+    said: str, ffn_dim: int, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times it, unless it is said beside it or after it."""
+    monkeypatch.chdir(tmp_path)
+    Path("both.toml").write_text("[model]\nlatent_dim = 32\nffn_dim = 50\nn_heads = 2\n", encoding="utf-8")
+    Path("width.toml").write_text("[model]\nlatent_dim = 32\nn_heads = 2\n", encoding="utf-8")
+    found = job(*said.split(), "--dataset", "builtin")
+    assert (found.config.model.ffn_dim, found.sources["ffn_dim"]) == (ffn_dim, source)
+
+
+@pytest.mark.parametrize("how", ["", "--size nano", "--preset small", "--config large", "--config custom"])
+def test_a_mini_llm_never_reads_across_documents(how: str) -> None:
+    found = job("--model", "minillm", *how.split(), "--dataset", "builtin", "--stride", "16")
+    data, training, splats = found.config.data, found.config.training, found.config.splats
+    assert (data.windows, data.stride, training.patience, splats.enable_soc) == ("document", 16, 5, False)
+    assert {found.sources[name] for name in ("windows", "patience", "enable_soc")} <= {"model", "preset"}
+
+
+def test_what_a_model_has_of_its_own_can_be_said_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[data]\nwindows = 'stream'\n", encoding="utf-8")
+    flags = ("--model", "minillm", "--dataset", "builtin", "--patience", "0", "--enable-soc")
+    found = job(*flags, "--config", str(tmp_path / "c.toml"))
+    assert (found.config.data.windows, found.sources["windows"]) == ("stream", "file")
+    assert (found.config.training.patience, found.config.splats.enable_soc) == (0, True)
+    (tmp_path / "c.toml").write_text("[model]\nmodel = 'minillm'\n", encoding="utf-8")
+    assert job("--config", str(tmp_path / "c.toml")).config.data.windows == "document"
+    for model in ("ebm", "plain"):
+        assert job("--model", model).config.splats.enable_soc
+    for model in ("tinygpt", "infinito"):
+        assert not job("--model", model).config.splats.enable_soc
+
+
+def test_an_older_run_goes_on_as_it_was(tmp_path: Path) -> None:
+    old = replace(
+        Config(), {"model": "minillm", "latent_dim": 96, "ffn_dim": 1024, "windows": "stream", "enable_soc": True}
+    )
+    (tmp_path / "config.toml").write_text(write_toml(old), encoding="utf-8")
+    found = job("--resume", str(tmp_path), "--lr", "0.5")
+    assert found.config == replace(old, {"learning_rate": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("--config small", "take --model minillm --config small, or --preset small"),
+        ("--config custom", "--model minillm --config custom"),
+        ("--model tinygpt --config large", "--preset large"),
+        ("--model minillm --config tiny", "take --config small, medium, large"),
+        ("--model minillm --preset nano", "take --preset small, medium, large"),
+        ("--model infinito --preset nano", "take --preset small, medium, large"),
+        ("--model tinygpt --preset huge", "take --preset nano, small, medium, large"),
+        ("--preset small", "--size nano, tiny, small, base; presets are of --model tinygpt, minillm, infinito"),
+    ],
+)
+def test_a_preset_that_is_not_there_says_what_is(
+    said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said.rpartition("--")[2]) as caught:
+        job(*said.split())
+    assert caught.value.hint
+    assert hint in caught.value.hint

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmvk.data import datasets
-from ebmvk.data.datasets import count_words, resolve
+from ebmvk.data.datasets import count_words, read_documents, resolve
 from ebmvk.data.splitting import at_separators, hold_out, wikitext_articles
-from ebmvk.errors import DataError
+from ebmvk.errors import ConfigError, DataError
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests.\n"
 
@@ -296,6 +296,16 @@ def test_separators_stand_on_lines_of_their_own() -> None:
         "three",
     ]
     assert at_separators("<|doc|>\r\none\n<|doc|>\n\n<|doc|>") == ["one\n"]
+    assert at_separators("one\n### \r\n### two\n<|doc|>\n####\n###", "###") == ["one\n", "### two\n<|doc|>\n####\n"]
+    for separator in (None, "<|doc|>", "<|endoftext|>"):
+        assert at_separators("one\n<|doc|>\ntwo\n<|endoftext|>\nthree", separator) == ["one\n", "two\n", "three"]
+
+
+@pytest.mark.parametrize("separator", ["", " \n", "###\n---"])
+def test_a_separator_is_one_line(separator: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--separator"):
+        read_documents(tmp_path / "text.txt", "--corpus", separator)
 
 
 def test_word_counts_have_one_end_of_line_each_in_word_level_text_only() -> None:

@@ -1,12 +1,34 @@
-"""Sizes: known names, valid models, and what follows from the amount of text."""
+"""Sizes and recipes: known names, valid models, and what follows from the amount of text."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from typing import Any
 
-from ebmvk.config import SIZES, Config, ModelConfig, Size, check, replace
+import numpy as np
+import pytest
+import torch
+from train_support import job
+
+from ebmvk.config import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, check, items, replace
+from ebmvk.data.windows import TokenStream
+from ebmvk.model.build import build_model
 from ebmvk.model.ebm import EnergyModel
-from ebmvk.presets import PLENTY_BYTES, PRESETS, derive
+from ebmvk.presets import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
+from ebmvk.training.loop import Progress
+from ebmvk.training.run import Job, _with_steps
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+CHARACTERS, GPT2 = 67, 50_258  # tokens of Tiny Shakespeare, and of GPT-2 with <unk>
+CLAIMS = {
+    "n_layers": r"(\d+) layers",
+    "latent_dim": r"(?:layers of|[Ww]idth) (\d+)",
+    "n_heads": r"(\d+) heads",
+    "memory_slots": r"(\d+) slots",
+    "batch_size": r"(\d+) windows of",
+    "seq_length": r"windows of (\d+)",
+}
+"""What the comment on top of a recipe may say of it."""
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,3 +67,54 @@ def test_the_small_sizes_build(size: Size) -> None:
     config: ModelConfig = replace(Config(), PRESETS[size]).model
     parameters = sum(p.numel() for p in EnergyModel(config, 300).parameters())
     assert parameters < 6_000_000
+
+
+def _of(name: str, *flags: str) -> Job:
+    model, _, preset = name.partition("-")
+    return job("--model", model, "--preset", preset, "--dataset", "builtin", *flags)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_what_it_says(name: str) -> None:
+    """As `train --model M --preset P` takes it: every value of it, and the model that the comment on top tells of."""
+    model, _, preset = name.partition("-")
+    said, config = recipe(model, preset), _of(name).config
+    found: dict[str, Any] = {key: value for _, key, value in items(config)}
+    assert {key: found[key] for key in said} | {"dataset": "builtin"} == said | {"dataset": "builtin"}
+    assert (found["model"], found["enable_soc"]) == (model, False)
+    assert (found["windows"] == "document") == (model == "minillm")
+    assert found["ffn_dim"] == FFN_RATIO * found["latent_dim"]
+
+    comment = (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
+    assert comment.startswith("# ")
+    for key, claim in CLAIMS.items():
+        if told := re.search(claim, comment):
+            assert int(told[1]) == found[key], key
+    vocabulary = {"char": CHARACTERS, "gpt2": GPT2}.get(config.data.tokenizer, config.data.vocab_size)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config.model, vocabulary).parameters())
+    if told := re.search(r"[Aa]bout (\d+) million parameters", comment):
+        assert parameters == pytest.approx(int(told[1]) * 1e6, rel=0.1)
+
+
+def test_every_transformer_has_the_same_presets() -> None:
+    for model in WHOLE_SEQUENCE:
+        assert {"small", "medium", "large"} <= set(recipe_names(model))
+    assert sorted(f"{model}-{name}" for model in WHOLE_SEQUENCE for name in recipe_names(model)) == NAMES
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_the_feed_forward_part_that_follows_from_its_width(size: Size) -> None:
+    assert PRESETS[size]["ffn_dim"] == FFN_RATIO * replace(Config(), PRESETS[size]).model.latent_dim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warm_up_that_nobody_asked_for_is_a_tenth_of_the_steps_at_most(name: str) -> None:
+    stream = TokenStream("made-up/train", np.zeros(5_000, dtype=np.int32), np.zeros(1, dtype=np.int64), apart=True)
+    for flags in ((), ("--epochs", "2"), ("--steps", "30"), ("--steps", "100000")):
+        found = _with_steps(_of(name, *flags), stream, Progress())
+        steps, warmup = found.config.training.steps, found.config.training.warmup_steps
+        assert warmup == min(recipe(*name.split("-"))["warmup_steps"], max(1, steps // 10))
+        assert (found.sources["warmup_steps"] == "derived") == (warmup != recipe(*name.split("-"))["warmup_steps"])
+        asked = _with_steps(_of(name, *flags, "--warmup-steps", "25"), stream, Progress())
+        assert (asked.config.training.warmup_steps, asked.sources["warmup_steps"]) == (25, "flag")

@@ -1,0 +1,11 @@
+"""What `ebmvk train` makes of its flags, without training."""
+
+from __future__ import annotations
+
+from ebmvk import train
+from ebmvk.training.run import Job
+
+
+def job(*args: str) -> Job:
+    """What it would do with these flags."""
+    return train.asked(args)[1]
