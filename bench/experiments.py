@@ -3,7 +3,11 @@
 Runs come one after another, each a `python -m ebmvk.train` of its own in FOLDER/TABLE/NAME-SEED. A run that is finished
 is not repeated and one that was stopped goes on, so the same command completes a table. A seed fixes the order of the
 text whatever the model is, so that rows differ seed by seed in nothing but their flags. Figures are of the whole
-validation split, exact; minutes are those of the training steps.
+validation split, exact; minutes are those of the training steps. Heads' entropy (nats) and distance (tokens) are means
+over all heads on the beginning of validation, `spread` the deviation of the heads' distances.
+
+With --equal-time each row takes as many steps as fit into the time of the first one's: by the medians of TIMED steps of
+each row, trained for that alone, with nothing else beside them.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, pstdev, stdev
 from typing import Any
 
 import torch
@@ -36,6 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
     "plain": {"ebm": "", "plain": "--model plain"},
     "decoder": {"moe": "", "transformer": "--decoder transformer"},
     "start": {"corpus": "", "uniform": "--init uniform"},
+    "experts": {"dense": "--model tinygpt", "experts": "--model tinygpt --use-moe --moe-active 1"},
     "infinito": {
         name.replace(" ", "-"): f"--model infinito {flags}".strip()
         for name, flags in sweep.TABLES["infinito-ablation"].items()
@@ -44,8 +49,10 @@ TABLES: dict[str, dict[str, str]] = {
 """{table: {row: training flags}}; the others are compared with the first row."""
 COMMON = ("--quiet", "--sample-tokens", "0")
 """Samples are not looked at here, and take as long as the steps between them."""
-QUICK = ("--size", "nano", "--steps", "6", "--batch-size", "4", "--eval-tokens", "200")
-FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens")
+QUICK, QUICK_STEPS = ("--size", "nano", "--batch-size", "4", "--eval-tokens", "200"), 6
+FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens", "entropy", "distance", "spread")
+TIMED = 40
+"""Steps by which a row is timed; the first half warms up."""
 
 
 Found = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -60,15 +67,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="tiny", help="of the model, as of ebmvk.train")
     parser.add_argument("--dataset", default="wikitext-2", help="the text, as of ebmvk.train")
     parser.add_argument("--steps", type=int, default=None, help="of each run; by default the size's")
+    parser.add_argument("--equal-time", action="store_true", help="steps of each row by the time that its steps take")
     parser.add_argument("--flags", default="", help="more training flags of every run, in one string")
     parser.add_argument("--threads", type=int, default=None, help="of torch, by OMP_NUM_THREADS")
     parser.add_argument("--only", default=None, help="train this row only; the others appear as far as they are done")
     parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text: only to see that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(cli.joined(sys.argv[1:] if argv is None else list(argv), "--flags"))
+    if options.equal_time and options.steps is None and not options.quick:
+        parser.error("--equal-time needs --steps, of the first row")
     if options.only is not None and options.only not in TABLES[options.table]:
         parser.error(f"--only {options.only}: --table {options.table} has {', '.join(TABLES[options.table])}")
-    runs = planned(options)
+    times = timed(options) if options.equal_time else {}
+    runs = planned(options, times)
     for number, ((row, _), run) in enumerate(runs.items(), start=1):
         if options.only in (None, row):
             print(f"{number}/{len(runs)}  {run.folder}", flush=True)
@@ -78,27 +89,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(printed(rows))
     command = command_line("bench.experiments", argv)
     where = {"command": command, "commit": commit(), "torch": torch.__version__, "system": platform.platform()}
-    write(options.json, {"device": where, "table": options.table, "rows": rows, "runs": list(found.values())})
+    result = {"device": where, "table": options.table, "rows": rows, "runs": list(found.values())}
+    write(options.json, result | ({"step_seconds": times} if times else {}))
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def planned(options: argparse.Namespace) -> dict[tuple[str, int], PlannedRun]:
-    """{(row, seed): run}, seed by seed, so that a table stopped half way has whole seeds."""
-    size = ("--size", options.size, "--dataset", options.dataset)
-    steps = () if options.steps is None else ("--steps", str(options.steps))
-    shared = (*(QUICK if options.quick else (*size, *steps)), *shlex.split(options.flags))
+def planned(options: argparse.Namespace, times: Mapping[str, float]) -> dict[tuple[str, int], PlannedRun]:
+    """{(row, seed): run}, seed by seed, so that a table stopped half way has whole seeds. times: {row: seconds of a
+    step} where rows are to take equal time, else empty."""
+    table = TABLES[options.table]
+    steps = QUICK_STEPS if options.quick else options.steps
+    of_row = {row: round(steps * times[next(iter(table))] / times[row]) if times else steps for row in table}
     return {
-        (row, seed): PlannedRun(
-            options.folder / options.table / f"{row}-{seed}",
-            (*shared, "--seed", str(seed), *COMMON, *shlex.split(flags)),
-            {"commit": commit()},
-        )
+        (row, seed): _planned(options, row, seed, f"{row}-{seed}" + ("-equal-time" if times else ""), of_row[row])
         for seed in options.seeds
-        for row, flags in TABLES[options.table].items()
+        for row in table
     }
+
+
+def _planned(options: argparse.Namespace, row: str, seed: int, name: str, steps: int | None) -> PlannedRun:
+    size = QUICK if options.quick else ("--size", options.size, "--dataset", options.dataset)
+    return PlannedRun(
+        options.folder / options.table / name,
+        (
+            *(*size, *(() if steps is None else ("--steps", str(steps))), *shlex.split(options.flags)),
+            *("--seed", str(seed), *COMMON, *shlex.split(TABLES[options.table][row])),
+        ),
+        {"commit": commit()},
+    )
+
+
+def timed(options: argparse.Namespace) -> dict[str, float]:
+    """{row: seconds of a step}, of a run of its own for each row."""
+    found = {}
+    for row in TABLES[options.table]:
+        run = _planned(options, row, options.seeds[0], f"{row}-timed", QUICK_STEPS if options.quick else TIMED)
+        run.train(options.threads)
+        seconds = [event["seconds"] for event in run.events("step")]
+        found[row] = median(seconds[len(seconds) // 2 :])
+        print(f"{row}: {1000 * found[row]:.1f} ms a step", flush=True)
+    return found
 
 
 def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
@@ -109,6 +142,7 @@ def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
         "seed": seed,
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl_word": end["validation"]["ppl_word"],
+        **heads(end["looks"]["attention"]),
         "minutes": end["progress"]["seconds"] / 60,
         "parameters": start["parameters"],
         "tokens": end["progress"]["tokens"],
@@ -118,6 +152,12 @@ def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
         "command": run.command,
         "commit": run.started_with()["commit"],
     }
+
+
+def heads(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Over all heads of the layers of an end's record."""
+    entropy, distance = ([value for own in layers for value in own[name]] for name in ("entropy", "distance"))
+    return {"entropy": mean(entropy), "distance": mean(distance), "spread": pstdev(distance)}
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -145,13 +185,25 @@ def summary(rows: Sequence[str], seeds: Sequence[int], found: Found) -> list[dic
 
 
 def printed(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ["row", "seeds", "nats/token", "difference", "ppl/word", "minutes", "parameters", "tokens"]
+    head = [
+        "row",
+        "seeds",
+        "nats/token",
+        "difference",
+        "ppl/word",
+        "minutes",
+        "parameters",
+        "tokens",
+        "entropy",
+        "distance",
+    ]
     body = [
         [
             *(row["row"], str(len(row["seeds"])), _figure(row["nats_per_token"], ".4f")),
             "" if row["difference"] is None else _figure(row["difference"], "+.4f"),
             *(_figure(row["ppl_word"], ".2f"), _figure(row["minutes"], ".1f")),
             *(f"{row['parameters']['mean']:,.0f}", f"{row['tokens']['mean']:,.0f}"),
+            *(_figure(row["entropy"], ".3f"), _figure(row["distance"], ".2f")),
         ]
         for row in rows
     ]

@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "infinito-ablation": {
         "full": "",
+        "more phi": "--lambda-phi 0.3",
         "without phi": "--lambda-phi 0",
         "without memory": "--no-use-memory",
         "neither": "--lambda-phi 0 --no-use-memory",

@@ -121,6 +121,20 @@ def test_experiments_train_once_and_compare_with_the_first_row(
         experiments.main([*args[1:]])
 
 
+def test_rows_of_equal_time_take_as_many_steps_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.3, 0.1])
+    monkeypatch.setattr(experiments, "median", lambda _: next(times))
+    args = ("--quick", "--table", "plain", "--seeds", "7", "--threads", "1", "--folder", str(tmp_path / "runs"))
+    path = tmp_path / "out.json"
+    experiments.main([*args, "--equal-time", "--json", str(path)])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["step_seconds"] == {"ebm": 0.3, "plain": 0.1}
+    assert [run["steps"] for run in result["runs"]] == [6, 18]
+    assert "ebm: 300.0 ms a step" in capfd.readouterr().out
+
+
 def test_experiments_are_paired_by_seed() -> None:
     """Rows whose seeds differ by much and whose difference by little; the last row lacks a seed."""
     nats = {("a", 1): 3.0, ("a", 2): 4.0, ("a", 3): 5.0, ("b", 1): 3.5, ("b", 2): 4.6, ("b", 3): 5.7, ("c", 3): 5.0}
