@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from ebmvk.model.layers import squared_relu
 from ebmvk.ranks import batch_mean
 
-_ROUND = 16
+_ROUND = 8
 """Groups of rows have room for a multiple of it, and of a `_PARTS`-th of their mean size: oneDNN compiles a kernel for
 every new number of rows, which takes as long as several products."""
 _PARTS = 32
@@ -92,42 +92,73 @@ class _Groups:
         return found
 
 
-class _Experts(torch.autograd.Function):
-    """sum_a weights[a] down_e squared_relu(up_e x), e the a-th choice of each row: x (N, input), weights (A, N) ->
-    (N, output).
+class _Mixture(torch.autograd.Function):
+    """sum_a w_a down_e squared_relu(up_e x), e the a-th choice of each row and w_a its weight: x (N, input) -> y (N,
+    output), weights and experts (A, N), the mean probability of each expert (E,), the mean square of the logits'
+    logsumexp.
 
-    matrices: up of all experts, then down of all. One pass over all groups wherever it is not a product: what autograd
-    makes of pieces, paddings and concatenations takes as long as the products. Places to spare hold a row like any
-    other; only their gradients have to be zero. In autocast the sum over choices is of its dtype, as the products are.
+    router: (E, input); matrices: up of all experts, then down of all. One pass over all groups wherever it is not a
+    product, and one gradient of it all in closed form: what autograd makes of pieces, paddings and routing takes as
+    long as the products. Places to spare hold a row like any other; only their gradients have to be zero. In autocast
+    products and the sum over choices are of its dtype; routing is not.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, groups: _Groups, *matrices: Tensor) -> Tensor:
-        half = len(matrices) // 2
-        up, down = _stacked(matrices[:half], x.dtype), _stacked(matrices[half:], x.dtype)
-        rows = groups.spread(x)
+    def forward(
+        ctx: Any, x: Tensor, router: Tensor, active: int, *matrices: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        weights, chosen, p, log_z = _routed(x, router, active)
+        device, dtype, half = x.device.type, x.dtype, len(matrices) // 2
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        up, down = _stacked(matrices[:half], narrow), _stacked(matrices[half:], narrow)
+        groups = _Groups.of(chosen, half)
+        rows = groups.spread(x.to(narrow))
         positive = groups.products(rows, up.mT).relu_()
         hidden = positive.square()
         found = groups.products(hidden, down.mT)
-        ctx.groups, ctx.dtype = groups, matrices[0].dtype
-        weights = weights.to(x.dtype)
-        ctx.save_for_backward(weights, rows, positive, hidden, found, up, down)
-        return _sum(groups.collected(found, len(weights)).mul_(weights[..., None]))
+        ctx.groups, ctx.active = groups, active
+        ctx.mark_non_differentiable(weights, chosen)
+        ctx.save_for_backward(x, router, weights, chosen, p, log_z, rows, positive, hidden, found, up, down)
+        y = _sum(groups.collected(found, active).mul_(weights.to(narrow)[..., None]))
+        return y, weights, chosen, p.mean(1), log_z.square().mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weights, rows, positive, hidden, found, up, down = ctx.saved_tensors
+        x, router, weights, chosen, p, log_z, rows, positive, hidden, found, up, down = ctx.saved_tensors
         groups: _Groups = ctx.groups
-        grad = groups.spread(grads[0])
-        given = groups.collected((grad * found).sum(-1, dtype=ctx.dtype), len(weights))
-        grad = groups.weighted(grad, weights)
+        of_y, _, _, of_mean, of_square = grads
+        grad = groups.spread(of_y)
+        of_weights = groups.collected((grad * found).sum(-1, dtype=x.dtype), ctx.active)
+        grad = groups.weighted(grad, weights.to(grad.dtype))
         grad_down = groups.gradients(grad, hidden)
         # The square's 2 goes to what is least of all that it could be multiplied with.
         grad = groups.products(grad, 2 * down).mul_(positive)
         grad_up = groups.gradients(grad, rows)
-        grad_x = _sum(groups.collected(groups.products(grad, up), len(weights)))
-        return grad_x, given, None, *grad_up.to(ctx.dtype), *grad_down.to(ctx.dtype)
+        grad_x = _sum(groups.collected(groups.products(grad, up), ctx.active))
+        if ctx.active > 1:  # the weights are shares of the chosen probabilities
+            of_weights = (of_weights - (of_weights * weights).sum(0)) / p.gather(0, chosen).sum(0)
+        of_p = (of_mean / len(x))[:, None].expand_as(p).scatter_add(0, chosen, of_weights)
+        of_logits = (of_p - (p * of_p).sum(0)).add_(log_z * (2 / len(x) * of_square)).mul_(p)
+        grad_x = torch.addmm(grad_x.to(x.dtype), of_logits.t(), router)
+        return grad_x, of_logits @ x, None, *grad_up.to(x.dtype), *grad_down.to(x.dtype)
+
+
+def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights and experts (A, N) of the A most probable experts of each row, all probabilities (E, N), and the logits'
+    logsumexp (N,). x: (N, input); router: (E, input).
+
+    Outside autocast: routing decides discretely, so it gets full precision. Experts lie along the first dimension, as
+    sums and largest values over so few are fast only across rows of memory.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        logits = F.linear(x, router).t().contiguous()  # router x^T takes twice as long
+    log_p = torch.log_softmax(logits, 0)
+    log_z, p = logits[0] - log_p[0], log_p.exp()
+    chosen = torch.topk(logits, active, dim=0).indices
+    weights = p.gather(0, chosen)
+    # Over one that was chosen a softmax is 1, which would teach the router nothing.
+    return weights / weights.sum(0) if active > 1 else weights, chosen, p, log_z
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -143,50 +174,15 @@ def _sum(terms: Tensor) -> Tensor:
     return reduce(torch.add, terms.unbind())
 
 
-class _Router(torch.autograd.Function):
-    """Logits matrix x of E experts, x (N, d) -> weights (A, N) and experts (A, N) of the A chosen, all probabilities
-    (E, N), and the logits' logsumexp (N,).
-
-    Its gradient in closed form takes a third of the passes of autograd's. Experts lie along the first dimension, as
-    sums and largest values over so few are fast only across rows of memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits = F.linear(x, matrix).t().contiguous()  # matrix x^T takes twice as long
-        log_p = torch.log_softmax(logits, 0)
-        log_z, p = logits[0] - log_p[0], log_p.exp()
-        chosen = torch.topk(logits, active, dim=0).indices
-        weights = p.gather(0, chosen)
-        # Over one that was chosen a softmax is 1, which would teach the router nothing.
-        total = weights.sum(0) if active > 1 else None
-        if total is not None:
-            weights = weights / total
-        ctx.mark_non_differentiable(chosen)
-        ctx.save_for_backward(x, matrix, p, chosen, weights, total)
-        return weights, chosen, p, log_z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, matrix, p, chosen, weights, total = ctx.saved_tensors
-        of_weights, _, of_p, of_log_z = grads
-        if total is not None:
-            of_weights = (of_weights - (of_weights * weights).sum(0)) / total
-        of_p = of_p.scatter_add(0, chosen, of_weights)
-        of_logits = (of_p - (p * of_p).sum(0)).add_(of_log_z).mul_(p)
-        return of_logits.t() @ matrix, of_logits @ x, None
-
-
 @dataclass(frozen=True)
 class Routing:
     """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
-    int64, probabilities (N, E) of all experts, log_z (N,), the logsumexp of their logits."""
+    int64; over the rows, the mean probability of each expert (E,), and the mean square of their logits' logsumexp."""
 
     weights: Tensor
     experts: Tensor
-    probabilities: Tensor
-    log_z: Tensor
+    probability: Tensor
+    square: Tensor
 
     @property
     def shares(self) -> Tensor:
@@ -195,11 +191,10 @@ class Routing:
 
     def losses(self) -> dict[str, Tensor]:
         """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021); z: mean logsumexp^2 (Zoph et al. 2022)."""
-        n_experts = self.probabilities.shape[-1]
-        chosen = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.probabilities.dtype)
+        n_experts = len(self.probability)
+        chosen = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.probability.dtype)
         share = batch_mean(chosen) / self.experts.numel()
-        balance = n_experts * (share * self.probabilities.mean(0)).sum()
-        return {"moe_balance": balance, "moe_z": self.log_z.square().mean()}
+        return {"moe_balance": n_experts * (share * self.probability).sum(), "moe_z": self.square}
 
 
 class MixtureOfExperts(nn.Module):
@@ -221,32 +216,24 @@ class MixtureOfExperts(nn.Module):
         for down in self.down:
             nn.init.zeros_(down.weight)  # type: ignore[arg-type]
 
-    def route(self, x: Tensor) -> Routing:
-        """x: (N, input). Outside autocast: routing decides discretely, so it gets full precision."""
-        with torch.autocast(x.device.type, enabled=False):
-            weights, experts, p, log_z = _Router.apply(x, self.router.weight, self.active)  # type: ignore[no-untyped-call]
-        return Routing(weights.t(), experts.t(), p.t(), log_z)
-
     def expert(self, index: int, x: Tensor) -> Tensor:
         """x: (n, input) -> (n, output) through one expert."""
         y: Tensor = self.down[index](squared_relu(self.up[index](x)))
         return y
 
-    def grouped(self, x: Tensor, routing: Routing) -> Tensor:
+    def grouped(self, x: Tensor) -> tuple[Tensor, Routing]:
         """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # before the copies, not after
-        groups = _Groups.of(routing.experts.t(), self.experts)
         matrices = [layer.weight for layers in (self.up, self.down) for layer in layers]
-        y: Tensor = _Experts.apply(x, routing.weights.t(), groups, *matrices)  # type: ignore[no-untyped-call]
-        return y
+        y, weights, chosen, *means = _Mixture.apply(x, self.router.weight, self.active, *matrices)  # type: ignore[no-untyped-call]
+        return y, Routing(weights.t(), chosen.t(), *means)
 
-    def dense(self, x: Tensor, routing: Routing) -> Tensor:
+    def dense(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Every expert on every row: what a row gets depends on that row alone. x: (N, input) -> (N, output)."""
-        weight = torch.zeros_like(routing.probabilities).scatter(-1, routing.experts, routing.weights)
-        return reduce(torch.add, (weight[:, i : i + 1] * self.expert(i, x) for i in range(self.experts)))
+        weights, chosen, p, log_z = _routed(x, self.router.weight, self.active)
+        weight = torch.zeros_like(p).scatter(0, chosen, weights)
+        y = reduce(torch.add, (weight[i, :, None] * self.expert(i, x) for i in range(self.experts)))
+        return y, Routing(weights.t(), chosen.t(), p.mean(1), log_z.square().mean())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x: (N, input) -> (N, output) and the routing, for its losses."""
-        routing = self.route(x)
-        return (self.grouped if self.training else self.dense)(x, routing), routing
+        return (self.grouped if self.training else self.dense)(x)

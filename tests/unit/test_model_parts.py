@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
-from ebmvk.model.experts import MixtureOfExperts, _Groups, _Router
+from ebmvk.model.experts import MixtureOfExperts, _Groups
 from ebmvk.model.layers import _banded_attention, _fused_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
@@ -79,19 +79,32 @@ def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch:
     assert int(weighted.any(-1).sum()) == len(x)
 
 
-@pytest.mark.parametrize("active", [1, 2, 3])
-def test_the_router_has_the_gradient_of_what_it_says(active: int) -> None:
-    torch.manual_seed(active)
-    x, matrix = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (7, 4))
-    assert torch.autograd.gradcheck(lambda *given: _Router.apply(*given, active)[::2], (x, matrix))
-    assert torch.autograd.gradcheck(lambda *given: _Router.apply(*given, active)[3], (x, matrix))
-    weights, chosen, p, log_z = _Router.apply(x, matrix, active)
-    logits = x @ matrix.t()
-    torch.testing.assert_close(p, torch.softmax(logits, -1).t())
-    torch.testing.assert_close(log_z, torch.logsumexp(logits, -1))
-    assert torch.equal(chosen, logits.topk(active, -1).indices.t())
-    kept = p.gather(0, chosen)
-    torch.testing.assert_close(weights, kept if active == 1 else kept / kept.sum(0))
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("active", [1, 2, 4])
+def test_losses_of_routing_are_their_definitions(active: int, training: bool) -> None:
+    """With their gradients, and that of the rows beside them."""
+    moe, x = experts(4, active).train(training), torch.randn(9, 10, dtype=torch.float64, requires_grad=True)
+    y, routing = moe(x)
+    found = routing.losses()
+    logits = x @ moe.router.weight.t()
+    p, chosen = torch.softmax(logits, -1), logits.topk(active, -1).indices
+    assert torch.equal(routing.experts, chosen)
+    kept = p.gather(-1, chosen)
+    torch.testing.assert_close(routing.weights, kept if active == 1 else kept / kept.sum(-1, keepdim=True))
+    torch.testing.assert_close(routing.shares, kept / kept.sum(-1, keepdim=True))
+    share = torch.nn.functional.one_hot(chosen, 4).double().mean((0, 1))
+    wanted = {"moe_balance": 4 * (share * p.mean(0)).sum(), "moe_z": torch.logsumexp(logits, -1).square().mean()}
+    torch.testing.assert_close(found, wanted)
+    for a, b in ((found, wanted), ({"y": y.sum(), **found}, {"y": loop(moe, x).sum(), **wanted})):
+        gradients = [
+            torch.autograd.grad(
+                sum(i * own for i, own in enumerate(losses.values(), start=2)),
+                (x, moe.router.weight),
+                retain_graph=True,
+            )
+            for losses in (a, b)
+        ]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("active", [1, 2])
@@ -104,12 +117,12 @@ def test_the_router_learns_from_what_experts_are_worth(active: int) -> None:
 def test_balance_is_one_when_even_and_grows_when_collapsed() -> None:
     moe = MixtureOfExperts(6, 4, 6, 4, 2)
     with torch.no_grad():
-        even = moe.route(torch.randn(2000, 6)).losses()
+        even = moe(torch.randn(2000, 6))[1].losses()
     assert float(even["moe_balance"]) == pytest.approx(1.0, abs=1e-5)  # equal probabilities, whatever was chosen
     assert float(even["moe_z"]) == pytest.approx(math.log(4) ** 2, rel=1e-5)
     with torch.no_grad():
         moe.router.weight[0] = 5.0
-    assert float(moe.route(torch.rand(2000, 6)).losses()["moe_balance"].detach()) > 1.9  # one of two choices: 4 (1/2) 1
+    assert float(moe(torch.rand(2000, 6))[1].losses()["moe_balance"].detach()) > 1.9  # one of two choices: 4 (1/2) 1
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
