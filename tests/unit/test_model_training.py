@@ -41,8 +41,11 @@ def batch(seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCABULARY, (4, 13), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("few", [0, 1 << 18])
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_linear_cross_entropy_is_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_cross_entropy_is_cross_entropy(rows: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's passes over few logits, and by ours."""
+    monkeypatch.setattr(cross_entropy, "FEW_LOGITS", few)
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 5 * 23)  # chunks of 5 rows, the last one incomplete
     torch.manual_seed(rows)
     shapes = (rows, 6), (23, 6), (23,)
@@ -56,7 +59,8 @@ def test_linear_cross_entropy_is_cross_entropy(rows: int, monkeypatch: pytest.Mo
         torch.testing.assert_close(a, b)
 
 
-def test_a_second_gradient_of_cross_entropy_is_refused() -> None:
+def test_a_second_gradient_of_cross_entropy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "FEW_LOGITS", 0)
     """What the first one scaled in place would be scaled twice."""
     query, points = torch.randn(3, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
     loss = linear_cross_entropy(query, points, torch.zeros(5), torch.arange(3))
@@ -83,7 +87,11 @@ def test_gradients_are_clipped_to_a_norm(most: float) -> None:
     torch.testing.assert_close(optimizer.gradient_norm(), norm.clamp_max(most))
 
 
-def test_bfloat16_cross_entropy_is_close_and_its_gradient_points_the_same_way() -> None:
+@pytest.mark.parametrize("few", [0, 1 << 18])
+def test_bfloat16_cross_entropy_is_close_and_its_gradient_points_the_same_way(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "FEW_LOGITS", few)
     torch.manual_seed(0)
     query, points = torch.randn(300, 32) * 2, F.normalize(torch.randn(500, 32), dim=-1)
     query.requires_grad_()
