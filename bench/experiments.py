@@ -7,7 +7,7 @@ validation split, exact; minutes are those of the training steps. Heads' entropy
 over all heads on the beginning of validation, `spread` the deviation of the heads' distances.
 
 With --equal-time each row takes as many steps as fit into the time of the first one's: by the medians of TIMED steps of
-each row, trained for that alone, with nothing else beside them.
+each row, trained for that alone: what else the machine does meanwhile goes into them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def timed(options: argparse.Namespace) -> dict[str, float]:
     """{row: seconds of a step}, of a run of its own for each row."""
     found = {}
     for row in TABLES[options.table]:
-        run = _planned(options, row, options.seeds[0], f"{row}-timed", QUICK_STEPS if options.quick else TIMED)
+        run = _planned(options, row, 0, f"{row}-timed", QUICK_STEPS if options.quick else TIMED)
         run.train(options.threads)
         seconds = [event["seconds"] for event in run.events("step")]
         found[row] = median(seconds[len(seconds) // 2 :])

@@ -53,14 +53,15 @@ def _attention(command: AttentionCommand) -> int:
     corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
     validation = encode_split(corpus, "validation", run.tokenizer).tokens
     text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
-    found = inspection.record(model, run.tokenizer, text[: command.tokens], validation[:EXPERT_TOKENS])
+    experts = inspection.specialisation_in(model, validation[:EXPERT_TOKENS])
+    found = inspection.record(model, run.tokenizer, text[: command.tokens], experts)
     picture = attention_picture(found)
     assert picture is not None  # every model has attention
     cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
     cli.write_output(command.out / "attention.svg", _alone(picture), "--out")
-    if found["experts"]:
+    if experts:
         table = io.StringIO()
-        csv.writer(table).writerows(inspection.expert_table(model, run.tokenizer, validation[:EXPERT_TOKENS]))
+        csv.writer(table).writerows(inspection.expert_table(run.tokenizer, experts))
         cli.write_output(command.out / "experts.csv", table.getvalue(), "--out")
     print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
     for own in found["attention"]:

@@ -234,11 +234,15 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeata
             if key in seen and key not in repeatable:
                 raise ConfigError(f"{name} is given twice", hint="give it once")
             seen.add(key)
+        if flags_in([arg]):
             before = arg
+        elif set(flags_in([before])).isdisjoint(repeatable):
+            before = ""  # it has its value
 
 
 def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:
-    """What may be meant by an argument that looks like a flag, and is none. before: the flag before it."""
+    """What may be meant by an argument that looks like a flag, and is none. before: the flag whose value may come
+    there."""
     # Without the hyphens, which all have in common: they would make any two short names alike.
     names = {flag.lstrip("-"): flag for flag in known}
     close = nearest(arg.partition("=")[0].lstrip("-"), names, cutoff=0.65)

@@ -181,12 +181,18 @@ def recipe(model: str, name: str) -> dict[str, Any]:
 
 
 def smaller(config: Config) -> str | None:
-    """The flag for the next smaller preset, where the model's dimensions are those of one, or the next smaller size,
-    where they are those of its size; None where they are neither's, or the smallest's."""
+    """The flag for the next smaller preset of the same text, where the model's dimensions are those of one, or the next
+    smaller size, where they are those of its size; None where they are neither's, or the smallest's."""
     names = recipe_names(config.model.model)
     presets = {name: recipe(config.model.model, name) for name in names}
     if name := next((name for name, values in presets.items() if _is_of(config, values)), None):
-        return f"--preset {names[names.index(name) - 1]}" if name != names[0] else None
+        # Of another text figures would be of something else.
+        below = [
+            other
+            for other in names[: names.index(name)]
+            if presets[other].get("dataset") == presets[name].get("dataset")
+        ]
+        return f"--preset {below[-1]}" if below else None
     size = config.run.size
     return f"--size {SIZES[SIZES.index(size) - 1]}" if _is_of(config, PRESETS[size]) and size != SIZES[0] else None
 

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(command: SweepCommand) -> int:
+    from ebmvk import train
     from ebmvk.training.sweep import TABLES, planned, search, table, train_all
 
     if command.table not in TABLES:
@@ -87,6 +88,7 @@ def _sweep(command: SweepCommand) -> int:
             threads=command.threads,
             seed=command.seed,
             say=say,
+            check=lambda flags: train.asked([*shared, *flags]),
         )
     else:
         experiments = TABLES[command.table]

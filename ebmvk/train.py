@@ -20,7 +20,6 @@ from ebmvk.config import (
     WHOLE_SEQUENCE,
     WINDOWS,
     Config,
-    ModelConfig,
     RunConfig,
     Size,
     Source,
@@ -122,10 +121,7 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
     """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
     it; and that, from the weakest on."""
-    file = _file(args)
-    model = cli.value_of(args, "--model") or file.get("model", ModelConfig.model)
-    levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
-    resume = cli.value_of(args, "--resume")
+    file, resume = _file(args), cli.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.training.workspace import read_config
 
@@ -133,6 +129,9 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
     else:
         size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
         config = replace(Config(), _sized(size, None))
+    model = cli.value_of(args, "--model") or file.get("model", config.model.model)
+    levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
+    if resume is None:
         levels = [("model", OF_MODEL.get(model, {})), ("stage", stage), *levels]
     return replace(config, _overrides(*(said for _, said in levels), {})), levels
 

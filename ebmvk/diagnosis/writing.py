@@ -51,9 +51,8 @@ def passages(stream: TokenStream, count: int, length: int) -> list[list[int]]:
 def looks(subject: Subject) -> Row:
     """Attention of every head on the beginning of validation, and what its experts are for."""
     tokens, sizes = subject.text.validation.tokens, subject.sizes
-    return inspection.record(
-        subject.model, subject.run.tokenizer, tokens[: sizes.looked], tokens[: sizes.routed]
-    )  # fmt: skip
+    experts = inspection.specialisation_in(subject.model, tokens[: sizes.routed])
+    return inspection.record(subject.model, subject.run.tokenizer, tokens[: sizes.looked], experts)
 
 
 def attention(looked: Row) -> Row | Absent:

@@ -177,7 +177,10 @@ def _sum(terms: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Routing:
     """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
-    int64; over the rows, the mean probability of each expert (E,), and the mean square of their logits' logsumexp."""
+    int64; over the rows, the mean probability of each expert (E,), and the mean square of their logits' logsumexp.
+
+    The two means have gradients; how the weights came about has its gradient in the output alone.
+    """
 
     weights: Tensor
     experts: Tensor
@@ -232,7 +235,7 @@ class MixtureOfExperts(nn.Module):
         weights, chosen, p, log_z = _routed(x, self.router.weight, self.active)
         weight = torch.zeros_like(p).scatter(0, chosen, weights)
         y = reduce(torch.add, (weight[i, :, None] * self.expert(i, x) for i in range(self.experts)))
-        return y, Routing(weights.t(), chosen.t(), p.mean(1), log_z.square().mean())
+        return y, Routing(weights.detach().t(), chosen.t(), p.mean(1), log_z.square().mean())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x: (N, input) -> (N, output) and the routing, for its losses."""

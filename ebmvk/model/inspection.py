@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +92,9 @@ def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]
         shares = total / count.clamp_min(1)[:, None]
         found.append(Specialisation(name, shares.cpu(), given.mean(0).cpu(), count.cpu()))
 
-    with _watching(model, MixtureOfExperts, lambda name, module, _, out: look(name, module, out[1])):
-        model(tokens)
+    if any(isinstance(module, MixtureOfExperts) for module in model.modules()):
+        with _watching(model, MixtureOfExperts, lambda name, module, _, out: look(name, module, out[1])):
+            model(tokens)
     return found
 
 
@@ -138,8 +139,8 @@ def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator
         model.train(was_training)
 
 
-def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, tokens: Ids) -> dict[str, Any]:
-    """JSON-able: maps with their figures on `text` (T,), and what experts specialise in on `tokens` (n,).
+def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Sequence[Specialisation]) -> dict[str, Any]:
+    """JSON-able: maps with their figures on `text` (T,), and what experts specialise in.
 
     Weights have three digits: they are drawn, not computed with.
     """
@@ -161,29 +162,27 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, tokens: Ids) -
                 "load": own.load.tolist(),
                 "top": [[(_said(tokenizer, token), share) for token, share in top] for top in own.top(TOP_TOKENS)],
             }
-            for own in specialisation(model, _windows(model, tokens))
+            for own in experts
         ],
     }
 
 
-def expert_table(model: LanguageModel, tokenizer: Tokenizer, tokens: Ids) -> Iterator[list[str | int | float]]:
-    """Rows of what experts get of every token among `tokens` (n,), the head first: layer, id, what it says, how often
-    it came, and its share of each expert. Nothing where a model has no experts."""
-    found = specialisation(model, _windows(model, tokens))
-    if found:
-        yield ["layer", "id", "token", "count", *(f"expert {i + 1}" for i in range(len(found[0].load)))]
-    for own in found:
+def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Iterator[list[str | int | float]]:
+    """Rows of what experts get of every token that came, the head first: layer, id, what it says, how often it came,
+    and its share of each expert. experts: of one layer at least."""
+    yield ["layer", "id", "token", "count", *(f"expert {i + 1}" for i in range(len(experts[0].load)))]
+    for own in experts:
         for token in own.count.nonzero()[:, 0].tolist():
             shares = [round(share, 4) for share in own.shares[token].tolist()]
             yield [own.layer, token, _said(tokenizer, token), int(own.count[token]), *shares]
 
 
-def _windows(model: LanguageModel, tokens: Ids) -> Tensor:
-    """(rows, length) of as many of the tokens as fill rows that the model reads at once."""
+def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
+    """`specialisation` by as many of the tokens (n,) as fill rows that the model reads at once."""
     length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
     rows = max(1, len(tokens) // length)
     batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)
-    return batch.to(next(model.parameters()).device)
+    return specialisation(model, batch.to(next(model.parameters()).device))
 
 
 def _said(tokenizer: Tokenizer, token: int) -> str:

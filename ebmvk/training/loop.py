@@ -528,9 +528,8 @@ class Trainer:
         gain = self.soc.gain() if self.soc else None
         if self.progress.step < self.config.training.steps:
             self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
-        looks = inspection.record(
-            self.model, self.tokenizer, validation.tokens[:LOOKED_AT], validation.tokens[:EXPERT_TOKENS]
-        )
+        experts = inspection.specialisation_in(self.model, validation.tokens[:EXPERT_TOKENS])
+        looks = inspection.record(self.model, self.tokenizer, validation.tokens[:LOOKED_AT], experts)
         record = {"looks": looks, "validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")

@@ -93,7 +93,7 @@ def _refuse_too_many_weights(trainer: Trainer) -> None:
         half = max(1, model.latent_dim // 2 // unit) * unit  # and the feed-forward part with it, unless a flag says it
         raise OutOfMemory(
             f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
-            hint=f"take a smaller --size or --preset, or --latent-dim {half}",
+            hint="take a smaller --size or --preset" + (f", or --latent-dim {half}" if half < model.latent_dim else ""),
         )
 
 

@@ -41,6 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
 """{table: {experiment: training flags}}; the first is what the others are compared with. `infinito` is the five
 experiments of the system it is named for."""
 SAME = 0.01  # nats per token within which runs of one seed are called alike
+MOST_REFUSED = 1000  # points in a row that no run accepts
 LAST = 50  # steps whose mean is a training figure
 
 
@@ -193,14 +194,18 @@ def search(
     threads: int | None,
     seed: int,
     say: Callable[[str], None],
+    check: Callable[[Sequence[str]], object],
 ) -> list[dict[str, Any]]:
     """Trials chosen by Optuna's TPE until there are `trials`, those of before included; the best first.
 
     A trial's point follows from the seed, its number and the trials that were done before it, so that a search of one
-    job at a time is the same however often it was stopped. A trial that was stopped goes on before there are new ones.
+    job at a time is the same however often it was stopped, but for being killed while it chose a point. A trial that
+    was stopped goes on before there are new ones. check: raises ConfigError for a run's flags where they are refused;
+    such a point is given up.
 
     Raises:
-        ConfigError: Optuna is not installed, or the folder has a search of other settings or flags. RunFailed: a run
+        ConfigError: Optuna is not installed, the folder has a search of other settings or flags or lacks a trial of it,
+            or no point is accepted. RunFailed: a run
             ended with an error; its point is given up. RunStopped: a run was interrupted or killed. FolderInUse:
             another process is at it.
     """
@@ -219,7 +224,11 @@ def search(
 
     def row(number: int, values: Mapping[str, float]) -> dict[str, Any]:
         run = run_of(number, values)
-        run.finished()  # raises where it was trained with other flags
+        if not run.finished():
+            raise ConfigError(
+                f"{run.folder}: trial {number} of the search is not there any more",
+                hint="put it back, or take another --folder",
+            )
         return {"experiment": f"trial {number}", "values": dict(values), **figures(run)}
 
     rows = [row(trial.number, trial.params) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
@@ -227,13 +236,23 @@ def search(
     stopped = [t for t in study.get_trials(states=(TrialState.RUNNING,)) if t.params.keys() == space.keys()]
     choosing = Lock()
 
+    def chosen() -> optuna.Trial:
+        """A point that runs accept: not every number between two that are accepted has to be."""
+        for _ in range(MOST_REFUSED):
+            study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+            trial = study.ask(space)
+            try:
+                check(flags_of(trial.params))
+            except ConfigError as error:
+                refused = error
+                study.tell(trial.number, state=TrialState.FAIL)
+            else:
+                return trial
+        raise refused
+
     def one() -> None:
         with choosing:
-            if stopped:
-                trial: optuna.Trial | optuna.trial.FrozenTrial = stopped.pop(0)
-            else:
-                study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-                trial = study.ask(space)
+            trial = stopped.pop(0) if stopped else chosen()
         say(f"trial {trial.number}: {shlex.join(flags_of(trial.params))}")
         try:
             run_of(trial.number, trial.params).train(threads)
@@ -263,12 +282,12 @@ def _study(folder: Path) -> optuna.Study:
 def _check_same_settings(
     folder: Path, study: optuna.Study, space: Mapping[str, optuna.distributions.BaseDistribution]
 ) -> None:
-    """Raises ConfigError where trials of before chose what is not searched now, or chose it as another kind of number;
-    bounds may change."""
+    """Raises ConfigError where trials of before chose other settings, or another kind of number for one; bounds may
+    change."""
     for trial in study.trials:
-        for name, was in trial.distributions.items():
-            if type(was) is not type(space.get(name)):
-                raise ConfigError(
-                    f"--search {', '.join(space)}: in {folder} is a search of {', '.join(trial.distributions)}",
-                    hint="take another --folder, or the same settings",
-                )
+        lacks = trial.state.is_finished() and trial.distributions.keys() != space.keys()
+        if lacks or any(type(was) is not type(space.get(name)) for name, was in trial.distributions.items()):
+            raise ConfigError(
+                f"--search {', '.join(space)}: in {folder} is a search of {', '.join(trial.distributions)}",
+                hint="take another --folder, or the same settings",
+            )

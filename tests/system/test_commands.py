@@ -317,6 +317,8 @@ def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
     said = ebmvk("generate", "--checkpoint", trained, "--max-tokens", 1, "--device", device, *args)
     if "-hola" in args:
         assert (said.status, "write --prompt=-hola" in said.err) == (2, True)
+        said = ebmvk("generate", "--checkpoint", trained, "--seed", 3, "-hola")
+        assert (said.status, "--seed=-hola" in said.err) == (2, False)  # it has its value
     else:
         assert [line[:5] for line in said.out.splitlines()] == ["-hola", "the c"]
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
         becomes: Iterable[BaseException | None] = (),
         jobs: int = 1,
         axes: tuple[str, ...] = AXES,
+        check: Callable[[Sequence[str]], object] = lambda _: None,
     ) -> Any:
         ends = iter(becomes)
 
@@ -102,7 +103,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
 
         monkeypatch.setattr(PlannedRun, "train", train_it)
         parsed = [sweep.Axis.parse(text) for text in axes]
-        how = {"trials": trials, "jobs": jobs, "threads": 1, "seed": 42, "say": lambda _: None}
+        how = {"trials": trials, "jobs": jobs, "threads": 1, "seed": 42, "say": lambda _: None, "check": check}
         rows = sweep.search(tmp_path / folder, parsed, ("--size", "nano"), **how)
         assert [r["nats_per_token"] for r in rows] == sorted(r["nats_per_token"] for r in rows)
         return sorted(rows, key=lambda r: int(r["experiment"].split()[1]))
@@ -145,10 +146,28 @@ def test_a_point_that_fails_is_not_tried_again(search: Search) -> None:
     assert [r["experiment"] for r in search(3)] == ["trial 0", "trial 2", "trial 3"]
 
 
+def test_a_point_that_runs_refuse_is_another_point(search: Search) -> None:
+    def check(flags: Sequence[str]) -> None:
+        if int(flags[flags.index("--batch-size") + 1]) % 4:
+            raise ConfigError("no multiple of 4", hint="take one")
+
+    assert all(r["values"]["batch_size"] % 4 == 0 for r in search(5, check=check))
+    with pytest.raises(ConfigError, match="no multiple of 4"):
+        search(1, "never", axes=(AXES[0], "batch_size=9:11"), check=check)
+
+
+def test_a_trial_that_is_gone_is_said_to_be(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(2)
+    monkeypatch.setattr(PlannedRun, "finished", lambda run: run.folder.name != "trial-1")
+    with pytest.raises(ConfigError, match="trial-1: trial 1 of the search is not there any more"):
+        search(3)
+
+
 def test_a_folder_has_one_search_whose_bounds_may_change(search: Search) -> None:
     search(1)
-    with pytest.raises(ConfigError, match="is a search of learning_rate, batch_size"):
-        search(2, axes=AXES[:1])
+    for other in (AXES[:1], (*AXES, "dropout=0.1:0.3")):
+        with pytest.raises(ConfigError, match="is a search of learning_rate, batch_size"):
+            search(2, axes=other)
     narrow = ("learning_rate=1e-3:1.1e-3", "batch_size=8:9")
     assert 1e-3 <= search(2, axes=narrow)[1]["values"]["learning_rate"] <= 1.1e-3
 

@@ -10,7 +10,7 @@ import torch
 from train_support import job
 
 from ebmvk.config import SIZES, WHOLE_SEQUENCE, Config, replace
-from ebmvk.presets import PRESETS, recipe_names
+from ebmvk.presets import PRESETS, recipe, recipe_names
 from ebmvk.training.advice import advice, is_out_of_memory
 
 WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate": 5000.0, "epochs": 2.0}
@@ -63,6 +63,9 @@ def test_what_is_slow_is_told_what_is_faster_and_not_so_already(
             found = job(*kept, "--dataset", "builtin", name, value).config
             assert found.model.model == config.model.model
             assert _cost(found) < _cost(config)
+            if name == "--preset":  # and is about the same text
+                texts = {recipe(config.model.model, preset).get("dataset") for preset in (value, start[-1])}
+                assert len(texts) == 1
 
 
 def _cost(config: Config) -> int:
