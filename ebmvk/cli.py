@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that --help answers at once; each command imp
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from ebmvk import __version__, process
-from ebmvk.config import nearest
+from ebmvk.config import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
 if TYPE_CHECKING:
@@ -199,11 +200,11 @@ def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
             groups.append([arg])
         else:
             groups[-1].append(arg)
-    for flag, *values in groups:
-        if values and "=" not in flag and set(flags_in([flag])) & set(names):
-            yield from (f"{flag}={value}" for value in values)
+    for head, *values in groups:
+        if values and "=" not in head and set(flags_in([head])) & set(names):
+            yield from (f"{head}={value}" for value in values)
         else:
-            yield from (flag, *values)
+            yield from (head, *values)
 
 
 def _other_names(known: Sequence[str]) -> str:
@@ -223,7 +224,8 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeata
     seen: set[str] = set()
     before = ""
     for arg in args:
-        for name in flags_in([arg]):
+        flags = flags_in([arg])
+        for name in flags:
             if name not in known and name not in ("-h", "--help"):
                 raise ConfigError(
                     f"unknown flag {name}",
@@ -234,7 +236,7 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeata
             if key in seen and key not in repeatable:
                 raise ConfigError(f"{name} is given twice", hint="give it once")
             seen.add(key)
-        if flags_in([arg]):
+        if flags:
             before = arg
         elif set(flags_in([before])).isdisjoint(repeatable):
             before = ""  # it has its value
@@ -251,6 +253,11 @@ def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:
     if flag in known and "=" not in before and not switch and not (close and arg.startswith("--")):
         return f"write {flag}={shlex.quote(arg)} if it is a value: what begins with a hyphen looks like a flag"
     return f"did you mean {names[close]}?" if close else None
+
+
+def settings_of(command: Any, kind: Any, given: Sequence[str]) -> dict[str, Any]:
+    """{field: what the command has} of the fields of a dataclass that are among the flags given."""
+    return {entry.name: getattr(command, entry.name) for entry in dataclasses.fields(kind) if flag(entry.name) in given}
 
 
 def flags_in(args: Sequence[str]) -> list[str]:

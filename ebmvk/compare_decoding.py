@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ebmvk import cli
-from ebmvk.config import flag
 from ebmvk.decoding.metrics import GRAM
 from ebmvk.errors import ConfigError
 
@@ -75,8 +74,7 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
         if (value := getattr(command, name)) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
     strategies = {name: named(name) for name in command.strategy or NAMED}
-    fields = [entry.name for entry in dataclasses.fields(Strategy)]
-    if own_settings := {name: getattr(command, name) for name in fields if flag(name) in given}:
+    if own_settings := cli.settings_of(command, Strategy, given):
         strategies[CUSTOM] = Strategy(**own_settings)
 
     def say(text: str) -> None:

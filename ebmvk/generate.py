@@ -76,11 +76,11 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
     """The one named, with what flags change."""
     from ebmvk.decoding.strategies import GREEDY, Strategy, named
 
-    own = {entry.name for entry in dataclasses.fields(Strategy)} & {flag[2:].replace("-", "_") for flag in given}
-    strategy = dataclasses.replace(named(command.strategy), **{name: getattr(command, name) for name in own})
+    own = cli.settings_of(command, Strategy, given)
+    strategy = dataclasses.replace(named(command.strategy), **own)
     if not command.greedy:
         return strategy
-    chosen = own & {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+    chosen = own.keys() & {"temperature", "top_k", "top_p", "min_p", "typical_p"}
     if other := min(chosen, default="strategy" if "--strategy" in given else None):
         raise ConfigError(
             f"--greedy with --{other.replace('_', '-')} {getattr(command, other)}",

@@ -92,6 +92,11 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
     )
 
 
+def perplexity(nats: float) -> float:
+    """e^nats, of nats per token, word or byte; finite, however many they are."""
+    return math.exp(min(nats, 700.0))
+
+
 def bits_per_byte(nats: float, byte_count: int) -> float:
     """Nats of a whole text to bits per byte of it."""
     if byte_count < 1:

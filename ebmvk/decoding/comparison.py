@@ -7,7 +7,6 @@ and under another model that judges, per token where it has the same tokens, and
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebmvk.data.ngram import bits_per_byte
+from ebmvk.data.ngram import bits_per_byte, perplexity
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
@@ -137,7 +136,7 @@ def _figures(
         "repetition_rate": mean(repetition_rate(begun, ids) for begun, ids in written) if written else 0.0,
         **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
         "nats_per_token": nats,
-        "perplexity": _perplexity(nats),
+        "perplexity": None if nats is None else perplexity(nats),
         **_judged(own, other, passages.prompts, written, texts),
         "tokens_per_second": None if seconds is None else total / seconds,
     }
@@ -160,10 +159,6 @@ def _judged(
     return {
         "judge_unit": "token" if same else "byte",
         "judge_nats": nats / units,
-        "judge_perplexity": _perplexity(nats / units),
+        "judge_perplexity": perplexity(nats / units),
         "judge_bits_per_byte": bits_per_byte(nats, size),
     }
-
-
-def _perplexity(nats: float | None) -> float | None:
-    return None if nats is None else math.exp(min(nats, 700.0))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ebmvk.data.ngram import perplexity
 from ebmvk.report.metrics import Row
 from ebmvk.report.tables import Cells, Section, Table, interval, number, percent, shown
 
@@ -76,7 +77,7 @@ def _likelihood(found: Row) -> Section:
 
 
 def _exp(nats: float | None) -> str:
-    return "–" if nats is None else f"{math.exp(min(nats, 700.0)):,.1f}"
+    return "–" if nats is None else f"{perplexity(nats):,.1f}"
 
 
 def _convergence(found: Row) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,12 +55,12 @@ class Likelihood:
 
     @property
     def ppl_token(self) -> float:
-        return math.exp(min(self.nats / self.tokens, 700.0))
+        return ngram.perplexity(self.nats / self.tokens)
 
     @property
     def ppl_word(self) -> float | None:
         """exp(total nats / words); None where the text has no word."""
-        return math.exp(min(self.nats / self.words, 700.0)) if self.words else None
+        return ngram.perplexity(self.nats / self.words) if self.words else None
 
     @property
     def bits_per_byte(self) -> float:
