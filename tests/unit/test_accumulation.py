@@ -209,5 +209,3 @@ def test_observed_states_are_those_of_the_batch() -> None:
 )
 def test_smaller_batches_leave_the_step_as_it_is(rows: int, windows: int, ranks: int, wanted: list[int]) -> None:
     assert list(smaller_batches(rows, windows, ranks)) == wanted
-
-
