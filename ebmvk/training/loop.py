@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from types import FrameType
 from typing import Any, Literal
 
@@ -248,7 +247,7 @@ class Trainer:
         self.progress = Progress()
         self._text = digest(streams.train)
         self._first_batch = 0
-        self._last_ce: deque[float] = deque(maxlen=LAST)
+        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
@@ -410,12 +409,12 @@ class Trainer:
         parts = {name: float(value) for name, value in losses.parts.items()}
         norm = self.optimizer.gradient_norm()
         self._refuse_non_finite(losses.total, norm, parts, passes)
-        self._last_ce.append(parts["ce"])
         lr = optim.lr_at(step, config.training)
         self.optimizer.step(lr, norm)
         found = self.soc.after(step + 1, self._first_batch + step, sample, tokens) if self.soc else None
         seconds = time.perf_counter() - began
         seen = int((tokens[:, 1:] >= 0).sum())
+        self._last_ce.append((parts["ce"], seen))
         self.progress = dataclasses.replace(
             self.progress,
             step=step + 1,
@@ -594,12 +593,13 @@ class Trainer:
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
-        last, progress = self._last_ce, self.progress
+        progress, targets = self.progress, sum(seen for _, seen in self._last_ce)
+        learned = sum(ce * seen for ce, seen in self._last_ce) / targets if targets else found.nats_per_token
         return advice(
             self.config,
             perplexity=found.ppl_token,
             nats=found.nats_per_token,
-            train_nats=fmean(last) if last else found.nats_per_token,
+            train_nats=learned,
             rose=progress.best_step != progress.step,
             rate=progress.tokens / max(progress.seconds, 1e-9),
             epochs=progress.windows / self.batches.windows,

@@ -368,7 +368,7 @@ def test_ranks_with_unlike_numbers_of_targets_make_the_step_of_one(changes: dict
 def test_a_step_may_be_divided_in_any_way(
     model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
-    """Documents of two words beside long ones: one batch of four windows, four of one, and two ranks with two of two."""
+    """Documents of two words beside long ones: a batch of four windows, four of one, and two ranks with two of two."""
     words = ["sun", "moon", "tree", "house", "river", "stone", "bird", "fish", "road", "cloud"]
     random = Random(0)
     documents = [" ".join(random.choices(words, k=2 if i % 3 else 60)) for i in range(120)]
