@@ -100,7 +100,7 @@ class TrainingConfig:
     steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
     epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
     batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
-    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: their gradients are averaged.
+    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: as one batch of all their windows.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
     optimizer: Literal["muon", "adamw"] = "muon"  # Of hidden matrices; AdamW moves the rest.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import Scales
 from ebmvk.model.experts import MixtureOfExperts
+from ebmvk.model.language import OwnLoss
 from ebmvk.model.layers import Block
 from ebmvk.sphere.geometry import expmap, proju, projx
 
@@ -65,11 +67,11 @@ class Decoder(nn.Module, ABC):
         self.gain = math.sqrt(config.latent_dim)
 
     @abstractmethod
-    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own by name."""
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
+        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own."""
 
-    def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, d) rows -> unit rows (B, T, d), and losses by name."""
+    def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
+        """(B, T, d) rows -> unit rows (B, T, d), and losses of its own."""
         h = scales.state
         assert h is not None
         rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1)
@@ -85,10 +87,10 @@ class MixtureDecoder(Decoder):
         d = config.latent_dim
         self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
 
-    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
         del cache  # position by position
         y, routing = self.moe(rows.flatten(0, -2))
-        return y.view(*rows.shape[:-1], -1), routing.losses()
+        return y.view(*rows.shape[:-1], -1), (routing,)
 
 
 class TransformerDecoder(Decoder):
@@ -105,9 +107,9 @@ class TransformerDecoder(Decoder):
         self.inner = nn.Linear(4 * d, d, bias=False)
         self.block = Block(config, config.context_global, width, F.gelu)
 
-    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
         y: Tensor = self.block(self.inner(rows).to(rows.dtype), cache)
-        return y, {}
+        return y, ()
 
 
 def build_decoder(config: ModelConfig) -> Decoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ebmvk.config import ModelConfig, check_model
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import SCALES, ContextTrunk
-from ebmvk.model.decoder import Composition, build_decoder
+from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
-from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.sphere.geometry import off_sphere, projx
 
 
@@ -54,6 +54,7 @@ class EnergyModel(LanguageModel):
         self.trunk = ContextTrunk(config)
         self.composition = Composition(config.latent_dim) if config.use_compositional else None
         self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
+        self.own_losses = isinstance(self.decoder, MixtureDecoder)
         self.energy = TokenEnergy(config)
         # The scales' heads are the same in every stage of training; where nothing reads them, nothing trains them.
         read = config.use_geometric or config.use_compositional or self.decoder is not None
@@ -93,7 +94,7 @@ class EnergyModel(LanguageModel):
         mu = self.embeddings() if embeddings is None else embeddings
         scales = self.trunk(F.embedding(tokens, mu), cache)
         composed, point = None, scales.state
-        aux: dict[str, Tensor] = {}
+        aux: Sequence[OwnLoss] = ()
         if self.composition is not None:
             composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
         if self.decoder is not None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ebmvk.model.layers import squared_relu
-from ebmvk.ranks import batch_mean
 
 _ROUND = 8
 """Groups of rows have room for a multiple of it, and of a `_PARTS`-th of their mean size: oneDNN compiles a kernel for
@@ -94,8 +93,7 @@ class _Groups:
 
 class _Mixture(torch.autograd.Function):
     """sum_a w_a down_e squared_relu(up_e x), e the a-th choice of each row and w_a its weight: x (N, input) -> y (N,
-    output), weights and experts (A, N), the mean probability of each expert (E,), the mean square of the logits'
-    logsumexp.
+    output), weights and experts (A, N), the probabilities of the experts (E, N), the logsumexp of the logits (N,).
 
     router: (E, input); matrices: up of all experts, then down of all. One pass over all groups wherever it is not a
     product, and one gradient of it all in closed form: what autograd makes of pieces, paddings and routing takes as
@@ -118,16 +116,16 @@ class _Mixture(torch.autograd.Function):
         found = groups.products(hidden, down.mT)
         ctx.groups, ctx.active = groups, active
         ctx.mark_non_differentiable(weights, chosen)
-        ctx.save_for_backward(x, router, weights, chosen, p, log_z, rows, positive, hidden, found, up, down)
+        ctx.save_for_backward(x, router, weights, chosen, p, rows, positive, hidden, found, up, down)
         y = _sum(groups.collected(found, active).mul_(weights.to(narrow)[..., None]))
-        return y, weights, chosen, p.mean(1), log_z.square().mean()
+        return y, weights, chosen, p, log_z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, router, weights, chosen, p, log_z, rows, positive, hidden, found, up, down = ctx.saved_tensors
+        x, router, weights, chosen, p, rows, positive, hidden, found, up, down = ctx.saved_tensors
         groups: _Groups = ctx.groups
-        of_y, _, _, of_mean, of_square = grads
+        of_y, _, _, of_p, of_z = grads
         grad = groups.spread(of_y)
         of_weights = groups.collected((grad * found).sum(-1, dtype=x.dtype), ctx.active)
         grad = groups.weighted(grad, weights.to(grad.dtype))
@@ -138,8 +136,8 @@ class _Mixture(torch.autograd.Function):
         grad_x = _sum(groups.collected(groups.products(grad, up), ctx.active))
         if ctx.active > 1:  # the weights are shares of the chosen probabilities
             of_weights = (of_weights - (of_weights * weights).sum(0)) / p.gather(0, chosen).sum(0)
-        of_p = (of_mean / len(x))[:, None].expand_as(p).scatter_add(0, chosen, of_weights)
-        of_logits = (of_p - (p * of_p).sum(0)).add_(log_z * (2 / len(x) * of_square)).mul_(p)
+        of_p = of_p.scatter_add(0, chosen, of_weights)
+        of_logits = (of_p - (p * of_p).sum(0)).add_(of_z).mul_(p)
         grad_x = torch.addmm(grad_x.to(x.dtype), of_logits.t(), router)
         return grad_x, of_logits @ x, None, *grad_up.to(x.dtype), *grad_down.to(x.dtype)
 
@@ -177,27 +175,41 @@ def _sum(terms: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Routing:
     """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
-    int64; over the rows, the mean probability of each expert (E,), and the mean square of their logits' logsumexp.
+    int64; probability (E, N), of each expert; log_z (N,), logsumexp of the logits.
 
-    The two means have gradients; how the weights came about has its gradient in the output alone.
+    The last two have gradients; how the weights came about has its gradient in the output alone.
     """
 
     weights: Tensor
     experts: Tensor
     probability: Tensor
-    square: Tensor
+    log_z: Tensor
 
     @property
     def shares(self) -> Tensor:
         """(N, A), how each row is divided among its experts: the weights, so that they sum to 1 for A = 1 too."""
         return self.weights / self.weights.sum(-1, keepdim=True)
 
-    def losses(self) -> dict[str, Tensor]:
-        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021); z: mean logsumexp^2 (Zoph et al. 2022)."""
-        n_experts = len(self.probability)
-        chosen = torch.bincount(self.experts.flatten(), minlength=n_experts).to(self.probability.dtype)
-        share = batch_mean(chosen) / self.experts.numel()
-        return {"moe_balance": n_experts * (share * self.probability).sum(), "moe_z": self.square}
+    @property
+    def size(self) -> int:
+        return 2 * len(self.probability) + 1
+
+    def sums(self, there: Tensor | None) -> Tensor:
+        """Each expert's probability, how often each was chosen, and logsumexp^2; as of `OwnLoss`."""
+        experts, p, log_z = self.experts, self.probability, self.log_z
+        if there is not None:
+            experts, p, log_z = experts[there], p[:, there], log_z[there]
+        chosen = torch.bincount(experts.flatten(), minlength=len(p))
+        return torch.cat([p.sum(1).double(), chosen.double(), log_z.square().sum()[None].double()])
+
+    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021), of the chosen shares f and the mean probabilities
+        P; z: mean logsumexp^2 (Zoph et al. 2022)."""
+        experts = len(self.probability)
+        p, chosen, square = torch.split(sums / n, [experts, experts, 1])
+        balance = experts * (chosen / self.experts.shape[1] * p).sum()
+        dtype = self.probability.dtype
+        return {"moe_balance": balance.to(dtype), "moe_z": square[0].to(dtype)}
 
 
 class MixtureOfExperts(nn.Module):
@@ -227,15 +239,15 @@ class MixtureOfExperts(nn.Module):
     def grouped(self, x: Tensor) -> tuple[Tensor, Routing]:
         """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
         matrices = [layer.weight for layers in (self.up, self.down) for layer in layers]
-        y, weights, chosen, *means = _Mixture.apply(x, self.router.weight, self.active, *matrices)  # type: ignore[no-untyped-call]
-        return y, Routing(weights.t(), chosen.t(), *means)
+        y, weights, chosen, p, log_z = _Mixture.apply(x, self.router.weight, self.active, *matrices)  # type: ignore[no-untyped-call]
+        return y, Routing(weights.t(), chosen.t(), p, log_z)
 
     def dense(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Every expert on every row: what a row gets depends on that row alone. x: (N, input) -> (N, output)."""
         weights, chosen, p, log_z = _routed(x, self.router.weight, self.active)
         weight = torch.zeros_like(p).scatter(0, chosen, weights)
         y = reduce(torch.add, (weight[i, :, None] * self.expert(i, x) for i in range(self.experts)))
-        return y, Routing(weights.detach().t(), chosen.t(), p.mean(1), log_z.square().mean())
+        return y, Routing(weights.detach().t(), chosen.t(), p, log_z)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x: (N, input) -> (N, output) and the routing, for its losses."""

@@ -13,6 +13,8 @@ features are the slots (Katharopoulos et al. 2020), normalised slot by slot.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
-from ebmvk.model.integration import phi
+from ebmvk.model.integration import correlation_of, phi_of
+from ebmvk.model.language import OwnLoss
 from ebmvk.model.layers import apply, rms_norm
 from ebmvk.model.transformer import GPT
 
@@ -81,15 +84,39 @@ class ExternalMemory(nn.Module):
         return projected
 
 
+@dataclass(frozen=True)
+class Integration:
+    """The integration of hidden units (N, n) float64, whose loss is 1 - PHI."""
+
+    units: Tensor
+
+    @property
+    def size(self) -> int:
+        n = self.units.shape[1]
+        return n + n * n
+
+    def sums(self, there: Tensor | None) -> Tensor:
+        """Of the units and of their products; as of `OwnLoss`."""
+        units = self.units if there is None else self.units[there]
+        return torch.cat([units.sum(0), (units.T @ units).flatten()])
+
+    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+        units = self.units.shape[1]
+        mean, products = torch.split(sums / n, [units, units * units])
+        return {"phi": 1 - phi_of(correlation_of(mean, products.view(units, units))).float()}
+
+
 class Infinito(GPT):
     """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
     units, in training only: PHI is of a batch, not of a token."""
+
+    own_losses = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
 
-    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
         """As `GPT.read`."""
         middle = (len(self.blocks) + 1) // 2
         for i, block in enumerate(self.blocks):
@@ -97,9 +124,9 @@ class Infinito(GPT):
             if i + 1 == middle and self.memory is not None:
                 x = x + self.memory(rms_norm(x), cache)
         if not self.training or cache is not None:
-            return x, {}
+            return x, ()
         with torch.autocast(x.device.type, enabled=False):
-            return x, {"phi": 1 - phi(hidden_units(x)).float()}
+            return x, (Integration(hidden_units(x)),)
 
 
 def hidden_units(x: Tensor) -> Tensor:

@@ -12,20 +12,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ebmvk.ranks import batch_mean
-
 SILENT = 1e-6  # standard deviation below which a unit says nothing
 RIDGE = 1e-4  # of the variance of a unit: hidden units may depend on one another exactly
 
 
 def correlation(x: Tensor) -> Tensor:
-    """(n, n) of units x (samples, n), regularised: information does not depend on the units' scales. A unit that never
-    changes is independent of all others."""
-    centred = x - batch_mean(x.mean(0))
-    unit = centred / (batch_mean(centred.square().mean(0)) + SILENT**2).sqrt()  # the root of 0 has no gradient
-    return batch_mean(unit.T @ unit / len(x)) * (1 - RIDGE) + RIDGE * torch.eye(
-        x.shape[1], dtype=x.dtype, device=x.device
-    )
+    """(n, n) of units x (samples, n), as `correlation_of` their moments."""
+    centred = x - x.mean(0)
+    return correlation_of(torch.zeros_like(centred[0]), centred.T @ centred / len(x))
+
+
+def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
+    """(n, n) of units with these means (n,) and mean products x_i x_j (n, n), regularised: information does not depend
+    on the units' scales. A unit that never changes is independent of all others. In float64, as means are subtracted.
+    """
+    covariance = products - mean[:, None] * mean
+    scale = (covariance.diagonal().clamp_min(0) + SILENT**2).rsqrt()  # the root of 0 has no gradient
+    own = scale[:, None] * covariance * scale
+    return own * (1 - RIDGE) + RIDGE * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
 
 
 def information(covariance: Tensor, part: Tensor) -> Tensor:
@@ -73,7 +77,11 @@ def integrated_information(x: Tensor) -> Tensor:
 def phi(x: Tensor) -> Tensor:
     """Phi as a share in [0, 1): 1 - e^{-2 Phi / min(|A|, |B|)}, of one unit against the others its squared multiple
     correlation. x: (samples, n)."""
-    covariance = correlation(x)
+    return phi_of(correlation(x))
+
+
+def phi_of(covariance: Tensor) -> Tensor:
+    """`phi` of units with this correlation (n, n)."""
     part = weakest_bipartition(covariance)
     smaller = int(torch.minimum(part.sum(), (~part).sum()))
     return -torch.expm1(-2 * information(covariance, part).clamp_min(0) / smaller)

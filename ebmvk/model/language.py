@@ -9,9 +9,9 @@ exist.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,46 @@ from ebmvk.model.cache import Cache
 EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
 
 
+class OwnLoss(Protocol):
+    """Losses of a model's own, beside that of its tokens. They are functions of sums over all positions of a step, and
+    not linear in them: a step that is computed part by part adds up the sums first."""
+
+    @property
+    def size(self) -> int:
+        """How many sums there are, S."""
+        ...
+
+    def sums(self, there: Tensor | None) -> Tensor:
+        """(S,) float64 over the positions that are there. there: (N,) bool, by default all."""
+        ...
+
+    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+        """Scalars by name, from the sums over n positions."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a model makes of every prefix; tensors are (B, T, d).
 
-    query: with the tokens' rows it gives the logits. h: unit rows, the state that memory keeps. aux: scalar losses of
-    the model's own, by name.
+    query: with the tokens' rows it gives the logits. h: unit rows, the state that memory keeps. aux: the model's own
+    losses, in training; of several with the same name the mean counts.
     """
 
     query: Tensor
     h: Tensor
-    aux: dict[str, Tensor]
+    aux: Sequence[OwnLoss]
+
+    def sums(self, there: Tensor | None = None) -> Tensor:
+        """(S,) float64, of all of `aux`, one after another. there: (B T,) bool, by default all positions."""
+        return torch.cat([own.sums(there) for own in self.aux] or [self.query.new_zeros(0, dtype=torch.float64)])
+
+    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+        """Scalars by name, from what `sums` gives over n positions."""
+        each = torch.split(sums, [own.size for own in self.aux])
+        parts = [own.losses(part, n) for own, part in zip(self.aux, each, strict=True)]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: torch.stack([part[name] for part in parts if name in part]).mean() for name in names}
 
 
 class LanguageModel(nn.Module, ABC):
@@ -43,6 +72,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     on_sphere: ClassVar[bool] = False
+    own_losses: bool = False  # whether contexts have losses of the model's own, in training
     reach: int | None = None  # most tokens of one sequence; None: any number, a window moves along with them
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -85,7 +115,7 @@ class LanguageModel(nn.Module, ABC):
         for part in torch.split(tokens, EXTENDED, dim=1):
             found.append(self(part, embeddings, cache))
             cache.length += part.shape[1]
-        return Context(torch.cat([c.query for c in found], dim=1), torch.cat([c.h for c in found], dim=1), {})
+        return Context(torch.cat([c.query for c in found], dim=1), torch.cat([c.h for c in found], dim=1), ())
 
     @torch.no_grad()
     def start_from_counts(self, counts: Tensor) -> None:

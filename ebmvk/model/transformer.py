@@ -7,6 +7,7 @@ They have one shape: embedding, blocks, tied output. `PlainModel` is the trunk o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ebmvk.model.cache import Cache
 from ebmvk.model.context import trunk_blocks
 from ebmvk.model.dropout import dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing
-from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.model.layers import Attention, Block, apply, rms_norm
 from ebmvk.sphere.geometry import projx
 
@@ -47,17 +48,17 @@ class Transformer(LanguageModel):
         x, aux = self.read(rms_norm(dropout(rows, self.config.dropout, self.training)), cache)
         return Context(rms_norm(x), projx(x), aux)
 
-    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The residual stream (B, T, d) after the last block, and losses by name: of experts, means over the blocks."""
-        losses: list[dict[str, Tensor]] = []
+    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
+        """The residual stream (B, T, d) after the last block, and losses: of the experts of each block."""
+        losses: list[OwnLoss] = []
         for block in self.blocks:
             again = self.config.gradient_checkpointing
             if isinstance(block, ExpertBlock):
                 x, routing = apply(block.routed, x, cache, again=again)
-                losses.append(routing.losses())
+                losses.append(routing)
             else:
                 x = apply(block, x, cache, again=again)
-        return x, {name: torch.stack([own[name] for own in losses]).mean() for name in (losses[0] if losses else ())}
+        return x, losses
 
 
 class PlainModel(Transformer):
@@ -91,7 +92,7 @@ class GPT(Transformer):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         kind = ExpertBlock if config.use_moe else _dense
         super().__init__(config, vocab_size, nn.ModuleList(kind(config) for _ in range(config.n_layers)))
-        self.reach = config.context_global
+        self.reach, self.own_losses = config.context_global, self.own_losses or config.use_moe
 
 
 def _dense(config: ModelConfig) -> Block:

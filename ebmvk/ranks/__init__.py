@@ -5,6 +5,6 @@ at a time, until it tells them to end, so that nothing is decided twice. With on
 """
 
 from ebmvk.ranks.processes import ALONE, BUCKET, Handler, Ranks
-from ebmvk.ranks.shares import WHOLE, Share, batch_mean, sharing
+from ebmvk.ranks.shares import WHOLE, Share
 
-__all__ = ["ALONE", "BUCKET", "WHOLE", "Handler", "Ranks", "Share", "batch_mean", "sharing"]
+__all__ = ["ALONE", "BUCKET", "WHOLE", "Handler", "Ranks", "Share"]

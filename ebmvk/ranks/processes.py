@@ -210,6 +210,16 @@ class Ranks:
             for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """Its sum over all ranks, without a gradient; the tensor itself where there is one rank only.
+
+        Through the host, wherever it is: it is little, and where a rank ends in the midst of its pass, NCCL would leave
+        the others waiting.
+        """
+        if self.size == 1:
+            return tensor
+        return self.all_reduce(tensor.detach().to("cpu", copy=True)).to(tensor.device)
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Its sum over all ranks, in place."""
         with self._reaching():

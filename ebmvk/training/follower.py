@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from ebmvk.errors import NonFinite, OutOfMemory
 from ebmvk.model.build import build_model
 from ebmvk.ranks import Handler, Ranks
 from ebmvk.training import finite, optim
-from ebmvk.training.loop import attempted, batches_of, differentiated
+from ebmvk.training.loop import Passes, attempted, batches_of
 from ebmvk.training.losses import Losses
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
 from ebmvk.training.soc import observed
-from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, seed_torch, set_deterministic, step_seed
+from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, set_deterministic
 
 
 class Follower:
@@ -71,12 +70,6 @@ class Follower:
         if not finite.first_bad(self.model, losses.total, norm, parts, lambda: None):
             self.optimizer.step(optim.lr_at(step, self.config.training), norm)
 
-    def _differentiated(self, tokens: torch.Tensor, step: int) -> Losses:
-        batches, share = tokens.chunk(self.config.training.accumulation_steps), self.ranks.share
-        seed = step_seed(self.config.run.seed, step) + share.rank  # of dropout: each rank its own
-        seed_torch(seed, self._device.torch)
-        return differentiated(self.model, batches, self._device, self.config, step=step, share=share)
-
     def _losses(self, tokens: torch.Tensor, step: int) -> Losses:
         def non_finite(bad: str) -> NonFinite:
             return NonFinite(
@@ -86,8 +79,11 @@ class Follower:
             )
 
         self.optimizer.zero_grad()
-        passes = partial(self._differentiated, tokens, step)
-        losses = attempted(self.model, self.ranks, passes, passes, non_finite)
+        passes = Passes(
+            *(self.model, self._device, self.config, tokens, step, self.config.training.accumulation_steps),
+            *(self.ranks.share, self.ranks.total),
+        )
+        losses = attempted(self.model, passes, non_finite)
         if losses is None:
             raise OutOfMemory(
                 f"step {step + 1}: rank {self.ranks.rank} has no memory for its share of "

@@ -7,12 +7,10 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from statistics import fmean
 from types import FrameType
 from typing import Any, Literal
 
@@ -36,12 +34,12 @@ from ebmvk.errors import (
 )
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
-from ebmvk.ranks import ALONE, Ranks, Share, sharing
+from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
-from ebmvk.training.losses import Losses, objective
+from ebmvk.training.losses import Losses, objective, targets_of
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.reduction import add_up, check_same_weights
 from ebmvk.training.score_matching import ScoreMatching, frequencies, score_matching, windows
@@ -110,44 +108,106 @@ def batches_of(config: Config, train: TokenStream) -> Batches:
     )
 
 
-def differentiated(
-    model: LanguageModel, batches: Sequence[Tensor], device: Device, config: Config, *, step: int, share: Share
-) -> Losses:
-    """Losses of a step, or of a share of it, batch after batch; their gradients are added up in the parameters."""
-    found = []
-    for number, part in enumerate(batches, start=step * len(batches)):
-        with torch.autocast(device.torch.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-            losses = objective(model, part, device.backend, config, seed=config.run.seed, step=number, share=share)
-        (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
-        found.append(dataclasses.replace(losses, total=losses.total.detach()))
-    return Losses.mean(found)
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a step, or of one rank's share of it: batch after batch, as one batch of all its windows would be.
+
+    Losses and gradients are those of the one batch, to rounding; all random choices are the same but dropout's masks,
+    which have the same law. tokens: (B, T+1), of the whole step; batches: how many; total: of the ranks' tensors.
+    """
+
+    model: LanguageModel
+    device: Device
+    config: Config
+    tokens: Tensor
+    step: int
+    batches: int
+    share: Share = WHOLE
+    total: Callable[[Tensor], Tensor] = lambda own: own
+
+    def run(self) -> Losses:
+        """The losses; gradients are added up in the parameters."""
+        over_step, found = self._over_step(), list[Losses]()
+        self._seed()
+        for share in self._shares():
+            with self._autocast():
+                losses = self._objective(share, over_step)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            found.append(dataclasses.replace(losses, total=losses.total.detach()))
+        return Losses.sum(found)
+
+    def _over_step(self) -> Callable[[Tensor], Tensor]:
+        if self.batches == 1 or not self.model.own_losses:
+            return self.total
+        sums = self.total(self._sums())
+        return lambda _: sums
+
+    def _shares(self) -> list[Share]:
+        return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
+
+    def _seed(self) -> None:
+        """Of dropout: each rank has its own."""
+        config = self.config
+        seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.training.precision == "bfloat16"
+        return torch.autocast(self.device.torch.type, torch.bfloat16, enabled=enabled)
+
+    def _objective(self, share: Share, over_step: Callable[[Tensor], Tensor]) -> Losses:
+        own, seed = self.config, self.config.run.seed
+        return objective(
+            self.model, self.tokens, self.device.backend, own, seed=seed, step=self.step, share=share,
+            over_step=over_step,
+        )  # fmt: skip
+
+    def _sums(self) -> Tensor:
+        """What the model's own losses need of all batches before any gradient: a pass through the trunk, with the same
+        masks of dropout and, as a graph is built, in the same bits as the pass that is differentiated."""
+        self._seed()
+        return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
+            0
+        )
+
+    def _sums_of(self, rows: Tensor) -> Tensor:
+        with self._autocast():
+            context = self.model(rows[:, :-1].clamp_min(0))
+        return context.sums(targets_of(rows)).detach()
 
 
-def attempted(
-    model: LanguageModel,
-    ranks: Ranks,
-    passes: Callable[[], Losses],
-    again: Callable[[], object],
-    non_finite: Callable[[str], NonFinite],
-) -> Losses | None:
+def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
     """A rank's `passes` of a step; None where there is no memory for them: with the error its tensors are let go.
 
-    again: the same once more, on its own, to find what is not finite; non_finite: what to raise then, by its name.
+    non_finite: what to raise where something is not finite, by its name.
 
     Raises:
         NonFinite: of a tensor that the engine refuses, before there is a loss.
     """
     try:
-        with sharing(ranks):
-            return passes()
+        return passes.run()
     except ArgumentError:
-        if bad := finite.origin(model, again):
+        if bad := finite.origin(model, alone(passes).run):
             raise non_finite(bad) from None
         raise
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return None
+
+
+def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
+    """Batches of fewer than `rows` windows that parts of a step of so many windows can have, over so many ranks: each
+    at most half as large as the one before."""
+    fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
+    for part in reversed(fitting):
+        if part <= rows // 2:
+            yield part
+            rows = part
+
+
+def alone(passes: Passes) -> Passes:
+    """The passes of this rank without the others, who take no part in it."""
+    return dataclasses.replace(passes, total=lambda own: own)
 
 
 class Trainer:
@@ -187,7 +247,7 @@ class Trainer:
         self.progress = Progress()
         self._text = digest(streams.train)
         self._first_batch = 0
-        self._last_ce: deque[float] = deque(maxlen=LAST)
+        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
@@ -344,17 +404,17 @@ class Trainer:
         began = time.perf_counter()
         step, config = self.progress.step, self.config
         tokens = self._ahead.batch(self._first_batch + step).to(self.device.torch)
-        batches = tokens.chunk(config.training.accumulation_steps)
-        losses, sample = self._of_all_ranks(tokens, batches, step)
+        passes = self._passes(tokens, step)
+        losses, sample = self._of_all_ranks(passes)
         parts = {name: float(value) for name, value in losses.parts.items()}
         norm = self.optimizer.gradient_norm()
-        self._refuse_non_finite(losses.total, norm, parts, batches)
-        self._last_ce.append(parts["ce"])
+        self._refuse_non_finite(losses.total, norm, parts, passes)
         lr = optim.lr_at(step, config.training)
         self.optimizer.step(lr, norm)
         found = self.soc.after(step + 1, self._first_batch + step, sample, tokens) if self.soc else None
         seconds = time.perf_counter() - began
         seen = int((tokens[:, 1:] >= 0).sum())
+        self._last_ce.append((parts["ce"], seen))
         self.progress = dataclasses.replace(
             self.progress,
             step=step + 1,
@@ -369,16 +429,22 @@ class Trainer:
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
 
-    def _of_all_ranks(self, tokens: Tensor, batches: Sequence[Tensor], step: int) -> tuple[Losses, Tensor]:
+    def _passes(self, tokens: Tensor, step: int) -> Passes:
+        return Passes(
+            *(self.model, self.device, self.config, tokens, step, self.config.training.accumulation_steps),
+            *(self.ranks.share, self.ranks.total),
+        )
+
+    def _of_all_ranks(self, passes: Passes) -> tuple[Losses, Tensor]:
         """Losses and gradients of a step over all ranks, and the sample of states that consolidation takes.
 
         Raises:
             RankLost: one died. OutOfMemory: here or elsewhere. What was learned before is saved.
         """
+        tokens, step = passes.tokens, passes.step
         try:
             self.ranks.tell("step", step=step, batch=self._first_batch + step)
-            self._seed(step)
-            losses = self._if_it_fits(batches, step)
+            losses = self._if_it_fits(passes)
             if losses is None:
                 raise self._out_of_memory(tokens, step)
             sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
@@ -406,26 +472,21 @@ class Trainer:
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
 
     def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
-        """Flags of the largest batch, halved and halved again, that is seen to fit."""
-        training, size = self.config.training, self.ranks.size
-        if size > 1 and training.batch_size % (2 * size) == 0:  # the others can't take part in trying
-            return f"--batch-size {training.batch_size // 2} --accumulation-steps {2 * training.accumulation_steps}"
-        rows = training.batch_size if size == 1 else 1
-        while rows > 1:
-            rows //= 2
-            if self._if_it_fits([tokens[:rows]], step):
-                parts = -(-training.windows_per_step // rows)
-                return f"--batch-size {rows} --accumulation-steps {parts}: a batch of {rows} has just fitted"
+        """Flags of the largest batch, about halved and halved again, that is seen to fit and leaves the step as it is:
+        of as many windows in all."""
+        windows, ranks = self.config.training.windows_per_step, self.ranks.size
+        for rows in smaller_batches(self.config.training.batch_size, windows, ranks):
+            flags = f"--batch-size {rows} --accumulation-steps {windows // rows}"
+            if ranks > 1:  # the others can't take part in trying
+                return flags
+            if self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)):
+                return f"{flags}: a batch of {rows} has just fitted"
         twice = "" if self.config.model.gradient_checkpointing else "--gradient-checkpointing, or "
         return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
-    def _if_it_fits(self, batches: Sequence[Tensor], step: int) -> Losses | None:
+    def _if_it_fits(self, passes: Passes) -> Losses | None:
         self.optimizer.zero_grad()
-        passes, again = partial(self._differentiated, batches, step), partial(self._again, batches, step)
-        return attempted(self.model, self.ranks, passes, again, self._non_finite)
-
-    def _differentiated(self, batches: Sequence[Tensor], step: int) -> Losses:
-        return differentiated(self.model, batches, self.device, self.config, step=step, share=self.ranks.share)
+        return attempted(self.model, passes, self._non_finite)
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
@@ -441,21 +502,10 @@ class Trainer:
             f"against {found['threshold']:.3f}; {events or 'no event'}"
         )
 
-    def _refuse_non_finite(
-        self, total: Tensor, norm: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]
-    ) -> None:
+    def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
-        again = partial(self._again, batches, self.progress.step)
-        if bad := finite.first_bad(self.model, total, norm, parts, again):
+        if bad := finite.first_bad(self.model, total, norm, parts, alone(passes).run):
             raise self._non_finite(bad)
-
-    def _again(self, batches: Sequence[Tensor], step: int) -> None:
-        """The step's passes once more, with its randomness; of several ranks, this one's, on its own."""
-        self._seed(step)
-        self._differentiated(batches, step)
-
-    def _seed(self, step: int) -> None:
-        seed_torch(step_seed(self.config.run.seed, step), self.device.torch)
 
     def _non_finite(self, bad: str) -> NonFinite:
         """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
@@ -543,12 +593,13 @@ class Trainer:
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
-        last, progress = self._last_ce, self.progress
+        progress, targets = self.progress, sum(seen for _, seen in self._last_ce)
+        learned = sum(ce * seen for ce, seen in self._last_ce) / targets if targets else found.nats_per_token
         return advice(
             self.config,
             perplexity=found.ppl_token,
             nats=found.nats_per_token,
-            train_nats=fmean(last) if last else found.nats_per_token,
+            train_nats=learned,
             rose=progress.best_step != progress.step,
             rate=progress.tokens / max(progress.seconds, 1e-9),
             epochs=progress.windows / self.batches.windows,

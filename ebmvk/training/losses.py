@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ebmvk.config import Config, TrainingConfig
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
@@ -29,8 +29,8 @@ SPREAD_EPSILON = 1e-3
 @dataclass(frozen=True)
 class Losses:
     """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
-    h of the batch's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. Of a
-    share of a batch: what it adds to total and parts, and its own states."""
+    h of the step's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. Of a
+    share of a step: what it adds to total and parts, and its own states."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -38,15 +38,15 @@ class Losses:
     energies: Tensor
 
     @classmethod
-    def mean(cls, parts: Sequence[Losses]) -> Losses:
-        """Of parts of a step that are equally large; their states one after another."""
-        if len(parts) == 1:
-            return parts[0]
+    def sum(cls, shares: Sequence[Losses]) -> Losses:
+        """Of shares of a step; their states one after another."""
+        if len(shares) == 1:
+            return shares[0]
         return cls(
-            torch.stack([part.total for part in parts]).mean(),
-            {name: torch.stack([part.parts[name] for part in parts]).mean() for name in parts[0].parts},
-            torch.cat([part.states for part in parts]),
-            torch.cat([part.energies for part in parts]),
+            torch.stack([share.total for share in shares]).sum(),
+            {name: torch.stack([share.parts[name] for share in shares]).sum() for name in shares[0].parts},
+            torch.cat([share.states for share in shares]),
+            torch.cat([share.energies for share in shares]),
         )
 
 
@@ -59,15 +59,19 @@ def objective(
     seed: int,
     step: int,
     share: Share = WHOLE,
+    over_step: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Losses:
-    """Loss of one batch, or what a share of its rows adds to it: CE, and what else its model has: lambda_d denoising
-    and lambda_spread spread where tokens are points of the sphere, expert losses where there are experts.
+    """Loss of one step, or what a share of its rows adds to it: CE, and what else its model has: lambda_d denoising
+    and lambda_spread spread where tokens are points of the sphere, losses of experts where there are experts.
 
-    While no memory takes part, p and p_lex are one law and one cross-entropy stands for both. The trunk runs in the
-    ambient autocast; the energies and all sums run in float32. Random choices are a function of (seed, step) and the
-    same for every share, except dropout's, which is drawn from torch's global generator.
+    Every part is a mean over all targets of the step, or a function of such means, however the step is divided: the
+    shares' losses and gradients add up to those of the step. While no memory takes part, p and p_lex are one law and
+    one cross-entropy stands for both. The trunk runs in the ambient autocast; the energies and all sums run in float32.
+    Random choices are a function of (seed, step) and the same for every share, except dropout's, which is drawn from
+    torch's global generator: how a step is divided changes its masks, not their law.
 
-    tokens: (B, T+1) int64, each row a window whose last T tokens are predicted; from -1 on a row has ended.
+    tokens: (B, T+1) int64, all rows of the step, each a window whose last T tokens are predicted; from -1 on a row has
+    ended. over_step: gives the sums over the step, of those over the share, for losses that are not linear in them.
     """
     weights = config.training
     device = tokens.device.type
@@ -77,11 +81,10 @@ def objective(
     mine = tokens[share.rows(len(tokens))]
     context = model(mine[:, :-1].clamp_min(0), mu)
     query, targets, states = context.query.flatten(0, -2), mine[:, 1:].flatten(), context.h.detach().flatten(0, -2)
-    everyone = tokens[:, 1:].flatten()
-    if bool((everyone < 0).any()):
-        there = (targets >= 0).nonzero()[:, 0]
+    everyone, there = tokens[:, 1:].flatten(), targets_of(mine)
+    if there is not None:
         query, targets, states = query[there], targets[there], states[there]
-        everyone = everyone[everyone >= 0]
+    everyone = everyone[everyone >= 0]
     with torch.autocast(device, enabled=False):
         outputs = model.outputs(mu)
         mean, energies = linear_cross_entropies(query, outputs, model.bias, targets, narrow)
@@ -101,10 +104,28 @@ def objective(
                 place=place,
             )
         if model.on_sphere and weights.lambda_spread > 0:
-            parts["spread"] = spread(mu, rng) / share.size
-        parts |= {name: value / share.size for name, value in context.aux.items()}  # each is of the whole batch
+            parts["spread"] = spread(mu, rng) / share.parts
+        if context.aux:
+            parts |= _own_losses(context, there, len(everyone), share, over_step)
         total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
     return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
+
+
+def targets_of(rows: Tensor) -> Tensor | None:
+    """(B T,) bool, which targets of rows (B, T+1) are there; None where all are."""
+    there = rows[:, 1:].flatten() >= 0
+    return None if bool(there.all()) else there
+
+
+def _own_losses(
+    context: Context, there: Tensor | None, n: int, share: Share, over_step: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The model's own losses of a step of n targets: their value in equal parts, as every share comes to the same, and
+    the gradient by what this share adds to the sums."""
+    own = context.sums(there)
+    whole = over_step(own.detach())
+    losses = context.losses(own + (whole - own.detach()), n)
+    return {name: value - value.detach() * (1 - 1 / share.parts) for name, value in losses.items()}
 
 
 def _weight(part: str, weights: TrainingConfig) -> float:

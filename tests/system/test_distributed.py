@@ -6,6 +6,7 @@ Processes are forks of this one with torchrun's environment; torchrun itself sta
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,15 +27,17 @@ from torch import nn
 from bench import scaling
 from ebmvk import cli, pretrain
 from ebmvk import train as training
+from ebmvk.config import Config, ModelConfig
 from ebmvk.engine import Backend, select
 from ebmvk.engine.sharded import Shards, sharded
 from ebmvk.errors import INTERRUPTED, DeviceError, EbmvkError
-from ebmvk.model.integration import phi
-from ebmvk.ranks import Ranks, sharing
+from ebmvk.model.build import build_model
+from ebmvk.ranks import Ranks
 from ebmvk.ranks.failures import Failures
 from ebmvk.training import follower, loop
-from ebmvk.training.reduction import check_same_weights
-from ebmvk.training.workspace import read_config
+from ebmvk.training.loop import Passes
+from ebmvk.training.reduction import add_up, check_same_weights
+from ebmvk.training.workspace import Device, read_config
 
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS
@@ -328,24 +332,65 @@ def test_top_k_of_spread_points_is_that_of_one_store(device: str, tmp_path: Path
     on_ranks(body, 3, tmp_path)
 
 
-def test_losses_of_a_batch_are_those_of_all_its_shares(tmp_path: Path) -> None:
-    """PHI of units whose samples are shared, and its gradient; and weights that differ are noticed."""
-    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x = (x @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).requires_grad_()
-    whole = phi(x)
-    whole.backward()
-    assert x.grad is not None
-    gradient = x.grad
+@pytest.mark.parametrize("changes", [{"model": "infinito", "memory_slots": 4}, {"model": "minillm", "use_moe": True}])
+def test_ranks_with_unlike_numbers_of_targets_make_the_step_of_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    """PHI and the losses of experts are of all targets of a step, over ranks and over batches at once."""
+    config = ModelConfig(latent_dim=16, n_layers=2, n_heads=2, ffn_dim=24, hidden_dim=12, dropout=0.0, **changes)
+    torch.manual_seed(0)
+    model = build_model(config, 40).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    tokens = torch.randint(40, (8, 10))
+    for row, there in enumerate((10, 2, 2, 3, 9, 2, 10, 2)):
+        tokens[row, there:] = -1
+    settings = dataclasses.replace(Config(), model=config)
+
+    def made(batches: int, ranks: Ranks) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        model.zero_grad()
+        passes = Passes(model, Device(select("reference"), torch.device("cpu"), ""), settings, tokens, 3, batches)
+        losses = dataclasses.replace(passes, share=ranks.share, total=ranks.total).run()
+        losses, _ = add_up(ranks, model, losses, torch.zeros(0), interrupted=False)
+        values = [losses.total.double(), *(part.double() for part in losses.parts.values())]
+        return values, [p.grad for p in model.parameters() if p.grad is not None]
+
+    wanted = made(1, Ranks())
 
     def body(ranks: Ranks) -> None:
-        mine = ranks.share.rows(len(x))
-        own = x.detach()[mine].requires_grad_()
-        with sharing(ranks):
-            part = phi(own)
-            (part / ranks.size).backward()
-        torch.testing.assert_close(part.detach(), whole.detach())
-        torch.testing.assert_close(own.grad, gradient[mine])
-        assert torch.equal(phi(own), phi(x.detach()[mine]))  # apart again
+        for batches in (1, 2, 4):
+            for found, true in zip(made(batches, ranks), wanted, strict=True):
+                torch.testing.assert_close(found, true, rtol=2e-4, atol=2e-6)
+
+    on_ranks(body, 2, tmp_path)
+
+
+@pytest.mark.parametrize("model", [("minillm", "--use-moe"), ("ebm", "--windows", "document")], ids=str)
+def test_a_step_may_be_divided_in_any_way(
+    model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    """Documents of two words beside long ones: a batch of four windows, four of one, and two ranks with two of two."""
+    words = ["sun", "moon", "tree", "house", "river", "stone", "bird", "fish", "road", "cloud"]
+    random = Random(0)
+    documents = [" ".join(random.choices(words, k=2 if i % 3 else 60)) for i in range(120)]
+    text = tmp_path / "documents.txt"
+    text.write_text("\n\n".join(documents), encoding="utf-8")
+    begun = tuple(text if str(flag).endswith("made-up.txt") else flag for flag in begun)
+    flags = (*begun, "--model", *model, "--optimizer", "adamw", "--steps", 4, "--no-enable-soc")
+    runs = [tmp_path / name for name in ("one", "parts", "ranks")]
+    assert command(runs[0], *flags)() == 0
+    assert command(runs[1], *flags, "--batch-size", 1, "--accumulation-steps", 4)() == 0
+    found = launched(2, command(runs[2], *flags, "--batch-size", 2, "--accumulation-steps", 2), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
+    one, *others = (
+        [(row["loss"], *row["parts"].values(), row["grad_norm"]) for row in rows(run, "step")] for run in runs
+    )
+    for other in others:
+        for own, true in zip(other, one, strict=True):
+            assert own == pytest.approx(true, rel=2e-4)
+
+
+def test_weights_that_differ_are_noticed(tmp_path: Path) -> None:
+    def body(ranks: Ranks) -> None:
         model: Any = nn.Linear(3, 2)
         nn.init.ones_(model.weight)
         nn.init.zeros_(model.bias)

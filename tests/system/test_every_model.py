@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ebmvk.ranks import Share
 from ebmvk.report import html
 from ebmvk.training import loop
 from ebmvk.training.checkpoint import step_folders
@@ -48,10 +49,10 @@ def test_too_little_memory_names_what_fits_and_it_does(
     not in the parts that are computed one after another."""
     objective, most = loop.objective, [3]
 
-    def hungry(model: Any, tokens: Any, *args: Any, **more: Any) -> Any:
-        if len(tokens) > most[0]:
+    def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
+        if len(tokens[share.rows(len(tokens))]) > most[0]:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return objective(model, tokens, *args, **more)
+        return objective(model, tokens, *args, share=share, **more)
 
     monkeypatch.setattr(loop, "objective", hungry)
     run, batch = tmp_path / "run", ("--batch-size", 4, "--accumulation-steps", 2)

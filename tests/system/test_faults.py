@@ -20,6 +20,7 @@ from torch import nn
 from ebmvk.engine.api import LangevinResult
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, StorageError
+from ebmvk.ranks import Share
 from ebmvk.report.metrics import read_metrics
 from ebmvk.training import checkpoint, loop
 from ebmvk.training.checkpoint import MANIFEST, MODEL
@@ -355,12 +356,12 @@ def test_too_large_a_batch_is_told_which_one_fits(
     """Memory for three windows at most, from the third step on: what fits is tried, and the run goes on with it."""
     objective, calls = loop.objective, iter(range(1000))
 
-    def hungry(model: Any, tokens: Any, *args: Any, **more: Any) -> Any:
-        if len(tokens) > 3 and next(calls) >= 2:
+    def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
+        if len(tokens[share.rows(len(tokens))]) > 3 and next(calls) >= 2:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
-        return objective(model, tokens, *args, **more)
+        return objective(model, tokens, *args, share=share, **more)
 
     monkeypatch.setattr(loop, "objective", hungry)
     run = tmp_path / "run"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ebmvk.ranks import Share
 from ebmvk.training import loop, rehearsal, resources
 from ebmvk.training.workspace import open_run
 
@@ -73,10 +74,10 @@ def test_a_batch_that_does_not_fit_is_told_which_one_would(
 ) -> None:
     objective = loop.objective
 
-    def hungry(model: Any, tokens: Any, *args: Any, **more: Any) -> Any:
-        if len(tokens) > 2:
+    def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
+        if len(tokens[share.rows(len(tokens))]) > 2:
             raise MemoryError
-        return objective(model, tokens, *args, **more)
+        return objective(model, tokens, *args, share=share, **more)
 
     monkeypatch.setattr(loop, "objective", hungry)
     said = dry()

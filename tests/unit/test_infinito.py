@@ -101,13 +101,15 @@ def test_the_memory_reaches_beyond_the_window() -> None:
 def test_integration_is_of_training_and_depends_on_dependence() -> None:
     model: Any = build(dataclasses.replace(INFINITO, dropout=0.0))
     ids = tokens(40, batch=8)
-    assert model(ids).aux == {}
-    aux = model.train()(ids).aux
-    assert set(aux) == {"phi"}
+    assert not model(ids).aux
+    context = model.train()(ids)
+    losses = context.losses(context.sums(), ids.numel())
+    assert set(losses) == {"phi"}
     x, _ = model.read(torch.randn(8, 40, SMALL.latent_dim, generator=torch.Generator().manual_seed(0)), None)
     units = hidden_units(x).detach()
     g = torch.Generator().manual_seed(1)
     shuffled = torch.stack([column[torch.randperm(len(units), generator=g)] for column in units.T], dim=1)
     assert 0 < float(phi(shuffled)) < float(phi(units)) < 1
-    aux["phi"].backward()
+    torch.testing.assert_close(losses["phi"].detach(), 1 - phi(context.aux[0].units.detach()).float())
+    losses["phi"].backward()
     assert model.blocks[-1].down.weight.grad.abs().max() > 0

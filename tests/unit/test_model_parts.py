@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
 from ebmvk.model.dropout import dropout
-from ebmvk.model.experts import MixtureOfExperts, _Groups
+from ebmvk.model.experts import MixtureOfExperts, Routing, _Groups
 from ebmvk.model.layers import _banded_attention, _fused_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
@@ -85,7 +85,7 @@ def test_losses_of_routing_are_their_definitions(active: int, training: bool) ->
     """With their gradients, and that of the rows beside them."""
     moe, x = experts(4, active).train(training), torch.randn(9, 10, dtype=torch.float64, requires_grad=True)
     y, routing = moe(x)
-    found = routing.losses()
+    found = routing.losses(routing.sums(None), len(x))
     logits = x @ moe.router.weight.t()
     p, chosen = torch.softmax(logits, -1), logits.topk(active, -1).indices
     assert torch.equal(routing.experts, chosen)
@@ -114,15 +114,19 @@ def test_the_router_learns_from_what_experts_are_worth(active: int) -> None:
     assert moe.router.weight.grad.abs().max() > 1e-6
 
 
+def balance(routing: Routing) -> dict[str, torch.Tensor]:
+    return routing.losses(routing.sums(None), len(routing.weights))
+
+
 def test_balance_is_one_when_even_and_grows_when_collapsed() -> None:
     moe = MixtureOfExperts(6, 4, 6, 4, 2)
     with torch.no_grad():
-        even = moe(torch.randn(2000, 6))[1].losses()
+        even = balance(moe(torch.randn(2000, 6))[1])
     assert float(even["moe_balance"]) == pytest.approx(1.0, abs=1e-5)  # equal probabilities, whatever was chosen
     assert float(even["moe_z"]) == pytest.approx(math.log(4) ** 2, rel=1e-5)
     with torch.no_grad():
         moe.router.weight[0] = 5.0
-    assert float(moe(torch.rand(2000, 6))[1].losses()["moe_balance"].detach()) > 1.9  # one of two choices: 4 (1/2) 1
+    assert float(balance(moe(torch.rand(2000, 6))[1])["moe_balance"].detach()) > 1.9  # one of two choices: 4 (1/2) 1
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
