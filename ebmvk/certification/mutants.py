@@ -46,7 +46,7 @@ class _Walk:
 
     def run(self) -> Run:
         task, metropolis = self.task, self.task.scheme == "ghmc"
-        noise = Noise(task.seed, task.first_step, first_chain=0)
+        noise = Noise(task.seed, task.first_step, task.first_chain)
         streams = (philox.STREAM_NOISE, philox.STREAM_NOISE_2) if metropolis else (philox.STREAM_NOISE,)
         at_once = max(1, _NUMBERS // max(1, self.x.numel()))
         for done in range(0, task.steps, at_once):
