@@ -17,8 +17,9 @@ from ebmvk.errors import DeviceError
 from ebmvk.sphere.geometry import projx
 
 STEPS = 40
-FIRST = (0, 2**16 - 8, 2**31 - 8)
-"""Steps and chains that trajectories begin at."""
+FEW = 6
+FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
+"""Steps and chains that some trajectories begin at, to pass a power of two on the way."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
     """The largest deviation of x over 16 chains after 40 steps, of |v|/sqrt(d) too; d = 640, 64 candidates.
 
-    Runs begin at step 0 and chain 0, and so that steps and chains pass 2^16 and 2^31 on the way.
+    And over a few chains and steps that pass number 2^16, and 2^31, on the way.
     Bound: float32 against float64, 40 steps; 1.1e-7 is seen.
     """
     g = torch.Generator().manual_seed(seed)
@@ -58,16 +59,21 @@ def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
     checks = []
     for scheme in ("gbaoab", "ghmc"):
         task = Task(target, x, v, arc_step(0.15, d), math.sqrt(640), STEPS // (4 if scheme == "ghmc" else 1), seed)
-        tasks = [replace(task, scheme=scheme, first_step=first, first_chain=first) for first in FIRST]
+        task = replace(task, scheme=scheme)
+        tasks = [task, *(_short(task, first) for first in FIRST)]
         mine = [engine_sampler(backend)(task) for task in tasks]
         for peer in others:
             gap = max(_gap(own, peer.sampler(task)) for own, task in zip(mine, tasks, strict=True))
             name = f"{backend.name} = {peer.name}, {scheme}"
-            claim = (
-                f"the same chains after {STEPS} steps, d = {d}, from steps and chains {', '.join(map(str, FIRST))} on"
-            )
-            checks.append(Check(10, name, claim, len(x) * len(tasks), gap, "max", high=2e-6))
+            claim = f"the same chains after {STEPS} steps, d = {d}, some past number 2^16 and 2^31"
+            checks.append(Check(10, name, claim, len(x), gap, "max", high=2e-6))
     return Findings(checks)
+
+
+def _short(task: Task, first: int) -> Task:
+    """Of a few chains over a few steps, numbered from `first` on."""
+    steps = min(2 * FEW, task.steps)
+    return replace(task, x=task.x[:FEW], v=task.v[:FEW], steps=steps, first_step=first, first_chain=first)
 
 
 def _gap(one: Run, other: Run) -> float:
@@ -107,7 +113,7 @@ def operations(backend: Backend, seed: int) -> Findings:
         )
     )
     near, level = mu[:n].contiguous(), 640 * torch.rand(n, generator=g)
-    how = {"seed": seed, "first_row": FIRST[1]}
+    how = {"seed": seed, "first_row": FIRST[0]}
     drawn = backend.vmf_sample(near, level, **how).cpu().double() - oracle.vmf_sample(near, level, **how)
     claims = (
         ("best candidates", f"the {k} best of {v:,} scores", n * k, lost, 1e-4),

@@ -1,7 +1,7 @@
-"""Test 11: the numbers that chains are moved by are independent, whatever step, chain, seed and coordinate they are of.
+"""Test 11: the numbers that move chains are independent, whatever step, chain, seed and coordinate they are of.
 
-Without a force, and with a friction that leaves nothing of the old velocity, the velocity after one step is the noise of
-that step. So a counter that repeats, or that a part of is ignored, shows as a correlation.
+Without a force, and with a friction that leaves nothing of the old velocity, the velocity after one step is the noise
+of that step. So a counter that repeats, or that a part of is ignored, shows as a correlation.
 """
 
 from __future__ import annotations

@@ -174,8 +174,11 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Route:
-    """A way from laws to tokens. drawn: (context, first chain, chains, steps, seed); outside: of a context, (V,) bool, the
-    tokens that are no candidates; slack: what all contexts together may be off."""
+    """A way from laws to tokens.
+
+    drawn: (context, first chain, chains, steps, seed); outside: of a context, (V,) bool, the tokens that are no
+    candidates; slack: what all contexts together may be off.
+    """
 
     name: str
     claim: str
@@ -197,7 +200,7 @@ _CHAINS = _Slack(rest=0.03, exponent=0.02, concentration=0.02)
 """Several times what 200 steps of annealed Langevin are off."""
 
 
-def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
+def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
     """Each context with 200 steps, as generation does it; where that is not enough, with twice as many until it is.
 
     A context that needs more passes with what it needs, and says so; one that needs more than 3,200 fails.
@@ -211,30 +214,29 @@ def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> F
     name = "tokens" if contexts.lexical is None else "tokens with memory"
     claim = "Langevin, then decoded from x alone"
     route = _Route(name, claim, drawn, lambda i: _outside(_law(backend, contexts, points, i)), _CHAINS)
-    return _compared(route, contexts, sizes.token_chains, seed)
+    return _compared(route, contexts, sizes.token_chains, seed, most_steps)
 
 
 def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
     """States drawn exactly, and tokens decoded from them: no chain, no bias, and p-values of all contexts together."""
     points = backend.points(contexts.mu.contiguous())
-
-    def drawn(i: int, first: int, n: int, steps: int, own: int) -> _Drawn:
-        law = _law(backend, contexts, points, i)
-        level = float(LAST * kappa_critical(law.points.d, law.entropy))
-
-        def some(at: int, rows: int) -> _Drawn:
-            many, log_p = _expanded(law, contexts.log_p[i], rows)
-            x = many.sample_exact(level, contexts.mu, seed=own, first_chain=at)
-            return _decoded(many, contexts.mu, x, many.concentration(level), log_p, own, at)
-
-        return _in_batches(some, contexts, first, n)
-
-    claim = "an exact state, then decoded from it alone"
-    route = _Route("exact states", claim, drawn, lambda i: _outside(_law(backend, contexts, points, i)), _Slack())
-    n, total = sizes.chains // 4, _Total()
+    n, total = sizes.chains // 2, _Total()
     for i in range(len(contexts.labels)):
-        total.add(contexts, i, route.outside(i), route.drawn(i, 0, n, 0, seed * 1000 + i))
-    return Findings(total.checks(route))
+        law = _law(backend, contexts, points, i)
+        total.add(contexts, i, _outside(law), _exactly(law, contexts, i, n, seed * 1000 + i))
+    return Findings(total.checks("exact states", "an exact state, then decoded from it alone", _Slack()))
+
+
+def _exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> _Drawn:
+    """At the concentration that chains end at."""
+    level = float(LAST * kappa_critical(law.points.d, law.entropy))
+
+    def some(first: int, rows: int) -> _Drawn:
+        many, log_p = _expanded(law, contexts.log_p[i], rows)
+        x = many.sample_exact(level, contexts.mu, seed=seed, first_chain=first)
+        return _decoded(many, contexts.mu, x, many.concentration(level), log_p, seed, first)
+
+    return _in_batches(some, contexts, 0, n)
 
 
 def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
@@ -266,6 +268,17 @@ def coarse_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     return coarse(backend, contexts, sizes, seed, most_steps=STEPS)
 
 
+def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """`exact` on made-up laws."""
+    return exact(backend, synthetic(sizes.token_dimension, seed), sizes, seed)
+
+
+def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """`identity` on a few made-up laws, as `coarse_made_up`."""
+    contexts = synthetic(sizes.token_dimension, seed, count=8)
+    return identity(backend, contexts, sizes, seed, most_steps=STEPS)
+
+
 def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: int | None = None) -> Findings:
     most = MOST_STEPS if most_steps is None else most_steps
     checks, total, series = [], _Total(), []
@@ -284,7 +297,7 @@ def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: 
     title = f"{route.claim}: {n:,} chains per context"
     slug = route.name.replace(", ", "-").replace(" ", "-")
     pictures = [Picture(slug, title, "entropy of p(v|c), nats", "total variation", drawn_series)]
-    return Findings(checks + total.checks(route), pictures)
+    return Findings(checks + total.checks(route.name, route.claim, route.slack), pictures)
 
 
 def _settled(route: _Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, _Drawn, float]:
@@ -344,12 +357,12 @@ class _Total:
         if drawn.heat is not None:
             self.heat.append(drawn.heat)
 
-    def checks(self, route: _Route) -> list[Check]:
-        n, name, slack = self.fit.n, f"{route.name}, all contexts", route.slack
+    def checks(self, route: str, claim: str, slack: _Slack) -> list[Check]:
+        n, name = self.fit.n, f"{route}, all contexts"
         whole = statistics.Evidence(self.fit.statistic, self.fit.p)
         bound = f"root mean square over contexts of the bound of TV {self.fit.distance():.4f}"
         found = [
-            by_p(8, name, f"{route.claim}: tokens of all contexts", n, "chi2", whole, bound),
+            by_p(8, name, f"{claim}: tokens of all contexts", n, "chi2", whole, bound),
             by_p(8, f"{name}: rest", f"mass outside the candidates{_within(slack.rest, ' in log odds')}", n, "z",
                  self.rest.test(slack.rest), f"log odds off by {self.rest.tilt:.4f}"),
             by_p(8, f"{name}: exponent", f"tokens follow p^s with s = 1{_within(slack.exponent)}", n, "z",
