@@ -44,11 +44,15 @@ COLUMNS = {
     "val PPL": ("ppl", ".2f"),
     "train PPL": ("train_ppl", ".2f"),
     "PHI": ("phi", ".3f"),
+    "by chance": ("phi_chance", ".3f"),
     "ΔPHI loss": ("phi_loss", ".4f"),
     "minutes": ("minutes", ".1f"),
 }
 """{head: (figure, how it is written)}."""
-LEGEND = "ΔPHI loss: λ (1 − PHI). train PPL, PHI: of the last steps; val PPL: of all of validation, per token."
+LEGEND = (
+    "ΔPHI loss: λ (1 − PHI). train PPL, PHI: of the last steps; val PPL: of all of validation, per token. "
+    "by chance: PHI is not corrected for the size of a batch; independent units would have up to so much."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

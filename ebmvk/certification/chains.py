@@ -55,6 +55,7 @@ class Task:
     leapfrogs: int = 4
     temperature: float = 1.0
     first_step: int = 0
+    first_chain: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def engine_sampler(backend: Backend) -> Sampler:
             level,
             seed=task.seed,
             first_step=task.first_step,
+            first_chain=task.first_chain,
             temperature=task.temperature,
             scheme=task.scheme,
             leapfrogs=task.leapfrogs,

@@ -1,45 +1,149 @@
-"""A backend that answers one question wrongly: what breaks block Gibbs, tempering and the coarse level, one each.
+"""What breaks block Gibbs, tempering, the latent law and its decoder, one each.
 
-`mutants.Plain` breaks the chain itself; these samplers are made of whole operations, so a wrong operation stands for a
-wrong line in them. Each lie changes what one of them makes of the answer and nothing else that the test looks at.
+`mutants.Plain` breaks the chain itself. What is broken here is made of whole operations: some lies are a backend that
+answers one question wrongly, others put a wrong line in the place of the right one in the very code that is tested.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from ebmvk.certification.tokens import VOCABULARY
-from ebmvk.engine.api import EnergyScore
+from ebmvk.engine import select
+from ebmvk.engine.api import Backend, EnergyScore, TopK
 from ebmvk.engine.reference import Reference
+from ebmvk.errors import DeviceError
+from ebmvk.model import latent, mixing
+from ebmvk.model.latent import LatentLaw
+from ebmvk.sphere import schedule
 from ebmvk.sphere.vmf import log_c_ratio
 
-Lie = Literal["swap without the ratio", "x|v at twice kappa", "coarse decoder without weights"]
+Lie = Literal[
+    "swap without the ratio",
+    "x|v at twice kappa",
+    "coarse decoder without weights",
+    "exact samples at 1.03 kappa",
+    "Gibbs: rest at .3 kappa",
+    "top-k without its best",
+    "points rounded to float16",
+    "rest mass times e^-.2",
+    "log C times 1.05",
+    "log C of d + 1",
+    "decoding at the last level but one",
+    "a candidate twice",
+    "decoder with the numbers of x",
+    "ladder upside down",
+]
 """Replicas always exchange; block Gibbs draws x|v at twice kappa; the coarse decoder takes its neighbourhoods for
-equally likely before it sees x."""
+equally likely before it sees x; the names say the others."""
 
 
-class Liar(Reference):
-    """Plain torch with at most one lie."""
+class Liar:
+    """A backend with at most one lie."""
 
-    def __init__(self, lie: Lie | None = None) -> None:
-        super().__init__()
-        self.lie = lie
+    def __init__(self, own: Backend, lie: Lie | None) -> None:
+        self._own, self.lie = own, lie
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def points(self, points: Tensor, *how: Any) -> Any:
+        rounded = self.lie == "points rounded to float16"
+        return self._own.points(points.half().float() if rounded else points, *how)
+
+    def topk(self, queries: Tensor, points: Any, k: int, **more: Any) -> TopK:
+        if self.lie != "top-k without its best":
+            return self._own.topk(queries, points, k, **more)
+        found = self._own.topk(queries, points, k + 1, **more)
+        return dataclasses.replace(found, scores=found.scores[:, 1:], ids=found.ids[:, 1:].contiguous())
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, **more: Any) -> Tensor:
-        wrong = self.lie == "x|v at twice kappa"
-        return super().vmf_sample(mu, 2 * kappa if wrong else kappa, **more)
+        if self.lie == "x|v at twice kappa":
+            kappa = 2 * kappa
+        elif self.lie == "exact samples at 1.03 kappa":
+            kappa = 1.03 * kappa
+        elif self.lie == "Gibbs: rest at .3 kappa":
+            kappa = torch.where(kappa == 0, 0.3 * kappa.max(), kappa)
+        return self._own.vmf_sample(mu, kappa, **more)
 
     def energy_score(
         self, x: Tensor, points: Any, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         if self.lie == "coarse decoder without weights" and points.n < VOCABULARY:  # neighbourhoods are fewer
             logw = torch.where(logw > -math.inf, log_c_ratio(kappa, points.d), logw)
-        found = super().energy_score(x, points, ids, logw, kappa, log_background)
+        found = self._own.energy_score(x, points, ids, logw, kappa, log_background)
         if self.lie == "swap without the ratio":  # the energy on the other rung: nothing could be better
             found = dataclasses.replace(found, energy=torch.full_like(found.energy, -math.inf))
         return found
+
+
+@contextmanager
+def lying(lie: Lie | None) -> Iterator[Backend]:
+    """A backend to test, on the CPU, while the lie is in force; kernels if they can be had, else plain torch."""
+    try:
+        own = select("cpu")
+    except DeviceError:
+        own = Reference()
+    with ExitStack() as stack:
+        for target, name, wrong in _PATCHES[lie]() if lie in _PATCHES else ():
+            stack.enter_context(patch.object(target, name, wrong))
+        yield cast("Backend", Liar(own, lie))
+
+
+Patch = tuple[Any, str, Any]
+
+
+def _normaliser(wrong: Callable[[Tensor, int], Tensor]) -> list[Patch]:
+    """Wherever a law or a schedule takes log C."""
+    return [(module, "log_c_ratio", wrong) for module in (latent, mixing, schedule)]
+
+
+def _of_candidates(change: Callable[[LatentLaw], LatentLaw]) -> list[Patch]:
+    right = LatentLaw.with_candidates.__func__  # type: ignore[attr-defined]
+    return [(LatentLaw, "with_candidates", classmethod(lambda cls, *args: change(right(cls, *args))))]
+
+
+def _early_decoding() -> list[Patch]:
+    right = LatentLaw.langevin
+
+    def langevin(law: LatentLaw, **how: Any) -> latent.LatentSample:
+        found = right(law, **how)
+        return dataclasses.replace(found, kappa=found.schedule.kappa_scale[:, -2].contiguous())
+
+    return [(LatentLaw, "langevin", langevin)]
+
+
+def _twice(law: LatentLaw) -> LatentLaw:
+    """The best candidate in the place of the second, too."""
+    ids, logp = law.ids.clone(), law.logp.clone()
+    ids[:, 1], logp[:, 1] = ids[:, 0], logp[:, 0]
+    return dataclasses.replace(law, ids=ids, logp=logp)
+
+
+def _upside_down() -> list[Patch]:
+    right = mixing._Ladder.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: Any, law: LatentLaw, rungs: int, *more: Any) -> Any:
+        found = right(cls, law, rungs, *more)
+        return dataclasses.replace(found, kappa=found.kappa.view(-1, rungs).flip(1).flatten().contiguous())
+
+    return [(mixing._Ladder, "of", classmethod(of))]
+
+
+_PATCHES: dict[Lie | None, Callable[[], list[Patch]]] = {
+    "rest mass times e^-.2": lambda: _of_candidates(lambda law: dataclasses.replace(law, log_rest=law.log_rest - 0.2)),
+    "log C times 1.05": lambda: _normaliser(lambda kappa, d: 1.05 * log_c_ratio(kappa, d)),
+    "log C of d + 1": lambda: _normaliser(lambda kappa, d: log_c_ratio(kappa, d + 1)),
+    "decoding at the last level but one": _early_decoding,
+    "a candidate twice": lambda: _of_candidates(_twice),
+    "decoder with the numbers of x": lambda: [(latent, "_STREAM_CHOICE", latent._STREAM_EXACT)],
+    "ladder upside down": _upside_down,
+}

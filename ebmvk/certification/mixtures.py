@@ -30,7 +30,7 @@ TEMPERED = 5000
 
 @dataclass(frozen=True)
 class Mixture:
-    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, the last and least being the background."""
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, the last being the background, the second heaviest of all."""
 
     mu: Tensor
     p: Tensor
@@ -38,7 +38,8 @@ class Mixture:
     @classmethod
     def of(cls, seed: int) -> Mixture:
         mu = projx(torch.randn(MODES, D, generator=torch.Generator().manual_seed(seed)))
-        return cls(mu, torch.softmax(-torch.arange(MODES + 1.0).add(1).log(), 0))
+        zipf = torch.softmax(-torch.arange(MODES + 1.0).add(1).log(), 0)
+        return cls(mu, torch.cat((zipf[:1], zipf[2:], zipf[1:2])))
 
     def target(self, level: float) -> Target:
         kappa = torch.full((MODES,), KAPPA * level)
@@ -55,30 +56,42 @@ class Mixture:
         """Of n chains, with the rows (MODES + 1, D) that its points are: the last is never looked at."""
         rows = torch.cat((self.mu, self.mu[:1]))
         log_p = self.p.log().expand(n, -1).contiguous()
-        return LatentLaw.from_log_probs(backend, backend.points(rows), log_p, MODES), rows
+        ids = torch.arange(MODES).expand(n, -1).contiguous()
+        return LatentLaw.with_candidates(backend, backend.points(rows), ids, log_p), rows
+
+    def mean(self, level: float) -> Tensor:
+        """(D,) float64: the mean state, to which the background adds nothing."""
+        weights = self.p[:-1].double() * statistics.vmf_mean(D, KAPPA * level)
+        return weights @ self.mu.double()
 
 
 @dataclass(frozen=True)
 class Wanted:
     """States counted by the component that most likely made them, and by whether their energy is above the median of
-    n exact samples; counts: of those."""
+    n exact samples; counts: of those; mean: (D,), the exact mean state."""
 
     target: Target
     median: float
     n: int
     counts: Tensor
+    mean: Tensor
 
     @classmethod
     def of(cls, mixture: Mixture, level: float, n: int, seed: int) -> Wanted:
         exact, target = mixture.exact(level, n, seed + 1), mixture.target(level)
         median = float(target.energy(exact).median())
-        return cls(target, median, n, _cells(target, exact, median))
+        return cls(target, median, n, _cells(target, exact, median), mixture.mean(level))
 
     def findings(self, name: str, how: str, x: Tensor, detail: str = "") -> Findings:
         seen = _cells(self.target, x, self.median)
         found = statistics.same_law_test(seen, self.counts)
         claim = f"{how}{MODES} modes and background, low and high energy: as often as in {self.n:,} exact samples"
-        return Findings([by_p(7, name, claim, len(x), "chi2", found, detail)], [_picture(seen, self.counts, name)])
+        checks = [
+            by_p(7, name, claim, len(x), "chi2", found, detail),
+            by_p(7, f"{name}: mean", f"{how}mean state of the mixture (Hotelling)", len(x), "T2",
+                 statistics.known_mean_test(x, self.mean)),
+        ]  # fmt: skip
+        return Findings(checks, [_picture(seen, self.counts, name)])
 
 
 def _join(parts: list[Findings]) -> Findings:

@@ -7,7 +7,7 @@ that unbroken it follows them step by step, which the suite checks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,9 +17,25 @@ from ebmvk.certification.chains import Run, Target, Task
 from ebmvk.engine import philox
 from ebmvk.engine.reference_chains import Noise
 
-Mutant = Literal["no projection", "wrong O variance", "no transport", "no negation"]
+Mutant = Literal[
+    "no projection",
+    "wrong O variance",
+    "no transport",
+    "no negation",
+    "acceptance at T = 1",
+    "friction that heats",
+    "steps repeat after 2^16",
+    "one noise for all chains",
+    "mirrored chains",
+    "one noise for both halves",
+]
 """Without P_x (of force, noise and velocity); sqrt(1 - e^(-gamma h)) for sqrt(1 - e^(-2 gamma h)); v not turned with x;
-v kept as it was before a rejected trajectory, where it has to be reversed."""
+v kept as it was before a rejected trajectory, where it has to be reversed; trajectories accepted as at temperature 1,
+whatever the temperature; e^(gamma h) for e^(-gamma h); noise of step s + 2^16 that of step s; noise that does not
+depend on the chain; every second chain with the noise of the one before, its sign changed; the second half of GHMC's
+noise that of the first."""
+
+_PERIOD = 1 << 16
 
 _NUMBERS = 1 << 18
 """Random numbers drawn at once, for speed."""
@@ -46,11 +62,12 @@ class _Walk:
 
     def run(self) -> Run:
         task, metropolis = self.task, self.task.scheme == "ghmc"
-        noise = Noise(task.seed, task.first_step, first_chain=0)
+        first = task.first_step % _PERIOD if self.mutant == "steps repeat after 2^16" else task.first_step
+        noise = Noise(task.seed, first, task.first_chain)
         streams = (philox.STREAM_NOISE, philox.STREAM_NOISE_2) if metropolis else (philox.STREAM_NOISE,)
         at_once = max(1, _NUMBERS // max(1, self.x.numel()))
         for done in range(0, task.steps, at_once):
-            for numbers in zip(*noise.draw(self.x, min(at_once, task.steps - done), *streams), strict=True):
+            for numbers in zip(*self._numbers(noise, min(at_once, task.steps - done), streams), strict=True):
                 if metropolis:
                     self._trajectory(*numbers)
                 else:
@@ -58,6 +75,21 @@ class _Walk:
         count = max(1, task.steps)
         means = (self.kinetic / count, self.error / count, self.accepted / count)
         return Run(self.x.float(), self.v.float(), *means, self.tangency)
+
+    def _numbers(self, noise: Noise, steps: int, streams: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """As `Noise.draw`."""
+        if self.mutant == "one noise for all chains":
+            one = replace(noise, first_chain=0)
+            drawn = tuple(row.expand(-1, len(self.x), *row.shape[2:]) for row in one.draw(self.x[:1], steps, *streams))
+            noise.step = one.step
+            return drawn
+        drawn = noise.draw(self.x, steps, *streams)
+        if self.mutant == "mirrored chains":
+            for xi in drawn[:-1]:
+                xi[:, 1::2] = -xi[:, ::2][:, : xi[:, 1::2].shape[1]]
+        if self.mutant == "one noise for both halves" and len(streams) == 2:
+            drawn = (drawn[0], *drawn[::2])
+        return drawn
 
     def _step(self, xi: Tensor) -> None:
         """B A O A B."""
@@ -86,7 +118,7 @@ class _Walk:
             self._drift(task.step_size)
             self._land()
         change = self.energy + _half_square(self.v) - before
-        accept = change <= -task.temperature * u.log()
+        accept = change <= -(1.0 if self.mutant == "acceptance at T = 1" else task.temperature) * u.log()
         self.error += change.abs()
         self.accepted += accept
         x, v, energy, force = old
@@ -108,9 +140,9 @@ class _Walk:
         self.x = x
 
     def _stir(self, xi: Tensor, rate: float) -> None:
-        decay = math.exp(-rate)
+        decay = math.exp(min(20.0, rate) if self.mutant == "friction that heats" else -rate)
         kept = decay if self.mutant == "wrong O variance" else decay**2
-        self.v = decay * self.v + math.sqrt(self.task.temperature * (1 - kept)) * self._tangent(self.x, xi)
+        self.v = decay * self.v + math.sqrt(self.task.temperature * abs(1 - kept)) * self._tangent(self.x, xi)
 
     def _land(self) -> None:
         """Back onto the sphere, the second half kick, back into the tangent space."""

@@ -15,7 +15,7 @@ FAMILY_LEVEL = 1e-3
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: by p-value, or by bounds where the statistic is no random number or its bound is specified.
+    """One verdict: by p-value, by bounds if the statistic is no random number or its bound is specified, or by both.
 
     number: of the test in model section 7. name: unique. claim: what is tested. n: values behind the statistic.
     """
@@ -33,8 +33,10 @@ class Check:
 
     def ok(self, alpha: float) -> bool:
         """False for NaN, too."""
-        if self.p is not None:
-            return self.p >= alpha
+        if self.p is not None and not self.p >= alpha:
+            return False
+        if math.isinf(self.low) and math.isinf(self.high):
+            return self.p is not None
         return self.low <= self.statistic <= self.high
 
 
@@ -88,7 +90,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bench:
-    """A sampler to be tested, and how. scheme names are those of the engine."""
+    """A sampler to be tested, and how."""
 
     sampler: Sampler
     sizes: Sizes

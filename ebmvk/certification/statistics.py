@@ -8,18 +8,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 from torch import Tensor
 
 from ebmvk.sphere.vmf import mean_cosine
 
 TWO_SIDED_1E5 = float(stats.norm.isf(1e-5 / 2))
 """4.4 standard errors: what a p-value of 1e-5 allows, the usual level of one of a hundred tests."""
+
+CONFIDENCE = 0.99
+"""Of upper bounds of total variation."""
+RARE, POOLED = 5, 50
+"""Cells expected fewer than RARE times are pooled in cells expected about POOLED times."""
 
 Cdf = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -87,23 +93,118 @@ def vmf_mean(d: int, kappa: float) -> float:
     return float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d))
 
 
-def counts_test(counts: Tensor, p: Tensor) -> Evidence:
-    """Pearson's chi^2 of counts against a law, cells expected fewer than 5 times pooled. counts, p: (V,).
+@dataclass(frozen=True)
+class Fit:
+    """Pearson's chi^2 of n counts against a law, rare cells pooled, and the likelihood-ratio statistic G of the same
+    cells. freedom: the mean of chi^2 under the law; variance: its own, exact. Fits of independent counts add up."""
 
-    p = 1 where that leaves one cell: then nothing could have been seen.
-    """
-    expected = p.double() / p.double().sum() * counts.sum()
-    observed, wanted = _pooled(counts.double(), expected, expected < 5)
-    if len(wanted) == 1:
-        return Evidence(0.0, 1.0)
-    statistic = float(((observed - wanted).square() / wanted).sum())
-    return Evidence(statistic, float(stats.chi2.sf(statistic, len(wanted) - 1)))
+    statistic: float
+    likelihood: float
+    freedom: float
+    variance: float
+    n: int
+
+    def __add__(self, other: Fit) -> Fit:
+        return Fit(
+            self.statistic + other.statistic,
+            self.likelihood + other.likelihood,
+            self.freedom + other.freedom,
+            self.variance + other.variance,
+            self.n + other.n,
+        )
+
+    @property
+    def p(self) -> float:
+        """The larger one of two: of chi^2 by the scaled law of its mean and variance, and of G. A cell expected 5 times
+        is seen 15 times with a probability that chi^2 takes for 15 times smaller and G for what it is; with many such
+        cells it is G that has the wrong mean. 1 if there is one cell: then nothing could have been seen."""
+        if self.freedom == 0:
+            return 1.0
+        scale = self.variance / (2 * self.freedom)
+        found = (self.statistic / scale, self.freedom / scale), (self.likelihood, self.freedom)
+        return max(float(stats.chi2.sf(*one)) for one in found)
+
+    def distance(self, confidence: float = CONFIDENCE) -> float:
+        """Upper confidence bound of the total variation between the true law of the counts and the law tested, over the
+        cells; at most 1.
+
+        n times the chi^2 distance X of the two is the non-centrality of the statistic, without a bias of any order, and
+        total variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by one factor.
+        """
+        if self.freedom == 0:
+            return 0.0
+        return _total_variation_of(_noncentrality(self.statistic, self.freedom, 1 - confidence), self.n)
+
+    def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
+        """The least total variation over the cells that a test of level alpha finds with probability `confidence`,
+        whatever its shape; at most 1."""
+        if self.freedom == 0:
+            return 0.0
+        scale = self.variance / (2 * self.freedom)
+        critical = scale * float(stats.chi2.isf(alpha, self.freedom / scale))
+        return _total_variation_of(_noncentrality(critical, self.freedom, 1 - confidence), self.n)
+
+
+def _noncentrality(statistic: float, freedom: float, below: float) -> float:
+    """The non-centrality with which a chi^2 is at most `statistic` with probability `below`; 0 if it is more likely."""
+    if not math.isfinite(statistic):
+        return math.inf
+
+    def gap(value: float) -> float:
+        return float(stats.ncx2.cdf(statistic, freedom, value)) - below
+
+    if stats.chi2.cdf(statistic, freedom) <= below:
+        return 0.0
+    high = statistic + 10 * math.sqrt(2 * statistic) + 50  # far beyond: its mean alone exceeds the statistic
+    return float(optimize.brentq(gap, 1e-9, high))
+
+
+def _total_variation_of(noncentrality: float, n: int) -> float:
+    return min(1.0, math.sqrt(noncentrality / n) / 2)
+
+
+def fit(counts: Tensor, p: Tensor) -> Fit:
+    """How counts agree with a law: cells expected fewer than 5 times are pooled. counts, p: (V,)."""
+    n = int(counts.sum())
+    expected = p.double() / p.double().sum() * n
+    observed, wanted = _gathered(counts.double(), expected)
+    k = len(wanted)
+    if k == 1:
+        return Fit(0.0, 0.0, 0.0, 0.0, n)
+    statistic = float(((observed - wanted).square() / wanted.clamp_min(1e-300)).sum())
+    seen = wanted[wanted > 0]
+    variance = 2 * (k - 1) + (float((n / seen).sum()) - k * k - 2 * k + 2) / n  # Haldane 1937
+    likelihood = 2 * float(torch.special.xlogy(observed, observed / wanted).sum())
+    return Fit(statistic, likelihood, k - 1, variance, n)
+
+
+def counts_test(counts: Tensor, p: Tensor) -> Evidence:
+    """`fit` as evidence. counts, p: (V,)."""
+    found = fit(counts, p)
+    return Evidence(found.statistic, found.p)
+
+
+def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with cells that are rare in cells of about POOLED expected counts each, likelier ones first: one cell for
+    all of them would not see what happens among them."""
+    rare = expected < RARE
+    if not bool(rare.any()):
+        return counts, expected
+    order = expected[rare].argsort(descending=True, stable=True)
+    few = expected[rare][order]
+    cells = max(1, int(few.sum() / POOLED))
+    at = ((few.cumsum(0) - few / 2) / max(1e-300, float(few.sum())) * cells).long().clamp_max(cells - 1)
+    pooled = [
+        torch.cat((row[~rare], row.new_zeros(cells).index_add_(0, at, row[rare][order]))) for row in (counts, expected)
+    ]
+    there = (pooled[0] > 0) | (pooled[1] > 0)
+    return pooled[0][there], pooled[1][there]
 
 
 def same_law_test(one: Tensor, other: Tensor) -> Evidence:
-    """Chi^2 of homogeneity: two samples of counts (V,) from one unknown law; rare cells pooled as in `counts_test`."""
+    """Chi^2 of homogeneity: two samples of counts (V,) from one unknown law; rare cells are pooled in one."""
     one, other = one.double(), other.double()
-    rare = (one + other) * min(float(one.sum()), float(other.sum())) / float(one.sum() + other.sum()) < 5
+    rare = (one + other) * min(float(one.sum()), float(other.sum())) / float(one.sum() + other.sum()) < RARE
     table = torch.stack(_pooled(one, other, rare))
     found = stats.chi2_contingency(table.numpy(), correction=False)
     return Evidence(float(found.statistic), float(found.pvalue))
@@ -116,6 +217,53 @@ def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
     pooled = torch.stack([torch.cat((counts[~rare], counts[rare].sum()[None])) for counts in (one, other)])
     first, second = pooled[:, pooled.sum(0) > 0]
     return first, second
+
+
+def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
+    """z of the tilt s of a law q ~ p e^(s f), from draws: to first order the sum of f less its mean under p, `excess`,
+    is s times the variance of that sum. Draws from several laws add up.
+
+    slack: how far s may be from 0 without being held against it.
+    """
+    if variance == 0:
+        return Evidence(0.0, 1.0) if excess == 0 else Evidence(math.copysign(math.inf, excess), 0.0)
+    return _beyond(excess / variance, variance**-0.5, slack)
+
+
+def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
+    """z of the ratio of two means against 0, by the delta method; above, below: (n,) of the same n draws."""
+    ratio = float(above.double().mean() / below.double().mean())
+    left = above.double() - ratio * below.double()
+    return _beyond(ratio, float(left.std() / abs(float(below.double().mean())) / math.sqrt(len(left))), slack)
+
+
+def _beyond(value: float, error: float, slack: float) -> Evidence:
+    """z of what is left of a value beyond `slack` of 0."""
+    over = math.copysign(max(0.0, abs(value) - slack), value)
+    if error == 0 and not math.isnan(value):
+        return Evidence(0.0, 1.0) if over == 0 else Evidence(math.inf, 0.0)
+    return Evidence(over / error, 2 * float(stats.norm.sf(abs(over / error))))
+
+
+def known_mean_test(x: Tensor, mean: Tensor) -> Evidence:
+    """Hotelling's T^2 ~ chi^2_d of the sample mean against a known one. x: (n, d), n large; mean: (d,)."""
+    values = x.double()
+    if not bool(torch.isfinite(values).all()):
+        return Evidence(math.nan, math.nan)
+    gap = values.mean(0) - mean.double()
+    statistic = len(values) * float(gap @ torch.linalg.solve(torch.cov(values.T), gap))
+    return Evidence(statistic, float(stats.chi2.sf(statistic, len(gap))))
+
+
+def uncorrelated_test(pairs: list[tuple[Tensor, Tensor]]) -> Evidence:
+    """The largest |z| of the correlations of pairs of noise, each of two tensors of one shape with mean 0; p of the
+    largest of so many (Sidak)."""
+    z = [float((a.double() * b.double()).sum() / (a.double().norm() * b.double().norm()) * math.sqrt(a.numel()))
+         for a, b in pairs]  # fmt: skip
+    if not all(map(math.isfinite, z)):
+        return Evidence(math.nan, math.nan)
+    worst = max(z, key=abs)
+    return Evidence(worst, -math.expm1(len(z) * math.log1p(-min(1 - 1e-16, 2 * float(stats.norm.sf(abs(worst)))))))
 
 
 def total_variation(counts: Tensor, p: Tensor) -> float:

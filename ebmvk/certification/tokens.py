@@ -3,14 +3,26 @@
 So does one that is drawn coarse to fine. Contexts come from a trained model, with its static memory in half of them if
 it has one; or are made up, and then some of their laws are mixtures with a memory that the candidates know nothing of.
 
-The statistic is the total variation of n tokens to p(v|c), less what n true draws have on average (computed exactly).
-It may be .02. With fewer chains than the 20,000 that are specified, noise alone would come near that, so 4.4 of its
-standard deviations are added to the bound then.
+Exact states test the law, its sampler and its decoder without any bias of a chain. Chains have one: 200 steps leave a
+total variation of some .002. So what is claimed of them is a bound, and what every context has a share in is tested
+with some slack:
+
+- each context by chi^2, whose p-value decides, and by an upper bound (99 %) of the total variation to p(v|c) over the
+  cells of that test. True draws exceed the bound allowed with probability 1e-5; with 25,000 chains it is .05, or little
+  more where a law needs more than 512 cells. Total variation itself is no statistic: noise of the counts hides it, and
+  less its mean under the law it grows with the square of a small deviation only.
+- all contexts together by chi^2, and by three numbers: the mass outside the candidates, the exponent s of p^s that the
+  tokens follow, and the concentration that the states have.
+
+The steps of a context that fails are doubled up to 3,200 times: it may need more. Once one has failed for good, others
+get no more, and of a sampler that is clearly wrong a tenth of the chains is enough.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebmvk.certification import statistics
-from ebmvk.certification.results import Check, Findings, Picture, Series, Sizes
+from ebmvk.certification.results import Check, Findings, Picture, Series, Sizes, by_p
+from ebmvk.certification.statistics import Evidence, Fit
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.engine.api import Backend, Points
@@ -27,10 +40,17 @@ from ebmvk.model.coarse import Neighbourhoods, coarse_to_fine
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
+from ebmvk.sphere.schedule import LAST
+from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 from ebmvk.splats.memory import Reader
 
 CONTEXTS = 20
-BOUND, CHAINS = 0.02, 20_000
+BOUND = 0.05
+"""Of total variation. Fewer chains than 25,000 exclude less, and the bound is what they exclude."""
+ALPHA = 1e-5
+"""Of a context: some hundred p-values share 1e-3."""
+CERTAIN, FEWEST = 1e-12, 100
+"""A p-value that needs no more chains, and the fewest of them that it is taken from."""
 STEPS, MOST_STEPS = 200, 3200
 CANDIDATES = 64
 VOCABULARY = 512
@@ -141,45 +161,82 @@ def of_text(
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """Of one context: total variation, what true draws have on average, and their spread."""
+class _Drawn:
+    """tokens: (n,); heat: (n, 2) as of `_heat`, None where a token comes from several states."""
 
-    variation: float
-    noise: float
-    spread: float
-    p: float
+    tokens: Tensor
+    heat: Tensor | None
 
-    @property
-    def excess(self) -> float:
-        return self.variation - self.noise
+    def __add__(self, other: _Drawn) -> _Drawn:
+        heat = None if self.heat is None or other.heat is None else torch.cat((self.heat, other.heat))
+        return _Drawn(torch.cat((self.tokens, other.tokens)), heat)
 
 
 @dataclass(frozen=True)
 class _Route:
-    """A way from laws to tokens. decoded: (context, chains, steps, seed) to tokens (n,). aside: of a context."""
+    """A way from laws to tokens.
+
+    drawn: (context, first chain, chains, steps, seed); outside: of a context, (V,) bool, the tokens that are no
+    candidates; slack: what all contexts together may be off.
+    """
 
     name: str
     claim: str
-    decoded: Callable[[int, int, int, int], Tensor]
-    aside: Callable[[int], str]
+    drawn: Callable[[int, int, int, int, int], _Drawn]
+    outside: Callable[[int], Tensor]
+    slack: _Slack
 
 
-def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
+@dataclass(frozen=True)
+class _Slack:
+    """How far off may be: the log odds of the mass outside the candidates, the exponent of p^s, the concentration."""
+
+    rest: float = 0.0
+    exponent: float = 0.0
+    concentration: float = 0.0
+
+
+_CHAINS = _Slack(rest=0.03, exponent=0.02, concentration=0.02)
+"""Several times what 200 steps of annealed Langevin are off."""
+
+
+def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
     """Each context with 200 steps, as generation does it; where that is not enough, with twice as many until it is.
 
     A context that needs more passes with what it needs, and says so; one that needs more than 3,200 fails.
     """
     points = backend.points(contexts.mu.contiguous())
 
-    def decoded(i: int, n: int, steps: int, own: int) -> Tensor:
+    def drawn(i: int, first: int, n: int, steps: int, own: int) -> _Drawn:
         law = _law(backend, contexts, points, i)
-        return _in_batches(lambda rows, first: _decoded(law, contexts.log_p[i], rows, steps, own, first), contexts, n)
-
-    def aside(i: int) -> str:
-        return f"mass outside the candidates {float(_law(backend, contexts, points, i).log_rest.exp()):.2f}"
+        return _in_batches(lambda at, rows: _annealed(law, contexts, i, at, rows, steps, own), contexts, first, n)
 
     name = "tokens" if contexts.lexical is None else "tokens with memory"
-    return _compared(_Route(name, "Langevin, then decoded from x alone", decoded, aside), contexts, sizes, seed)
+    claim = "Langevin, then decoded from x alone"
+    route = _Route(name, claim, drawn, lambda i: _outside(_law(backend, contexts, points, i)), _CHAINS)
+    return _compared(route, contexts, sizes.token_chains, seed, most_steps)
+
+
+def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
+    """States drawn exactly, and tokens decoded from them: no chain, no bias, and p-values of all contexts together."""
+    points = backend.points(contexts.mu.contiguous())
+    n, total = sizes.chains // 2, _Total()
+    for i in range(len(contexts.labels)):
+        law = _law(backend, contexts, points, i)
+        total.add(contexts, i, _outside(law), _exactly(law, contexts, i, n, seed * 1000 + i))
+    return Findings(total.checks("exact states", "an exact state, then decoded from it alone", _Slack()))
+
+
+def _exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> _Drawn:
+    """At the concentration that chains end at."""
+    level = float(LAST * kappa_critical(law.points.d, law.entropy))
+
+    def some(first: int, rows: int) -> _Drawn:
+        many, log_p = _expanded(law, contexts.log_p[i], rows)
+        x = many.sample_exact(level, contexts.mu, seed=seed, first_chain=first)
+        return _decoded(many, contexts.mu, x, many.concentration(level), log_p, seed, first)
+
+    return _in_batches(some, contexts, 0, n)
 
 
 def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
@@ -188,20 +245,21 @@ def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_s
     neighbourhoods = Neighbourhoods.of(backend, contexts.mu)
     few = contexts.some(slice(1, None, 5))
 
-    def decoded(i: int, n: int, steps: int, own: int) -> Tensor:
-        def tokens(rows: int, first: int) -> Tensor:
+    def drawn(i: int, first: int, n: int, steps: int, own: int) -> _Drawn:
+        def some(at: int, rows: int) -> _Drawn:
             log_p = few.log_p[i].expand(rows, -1).contiguous()
-            how = {"seed": own, "steps": steps, "first_chain": first}
-            return coarse_to_fine(backend, points, neighbourhoods, log_p, CANDIDATES, **how).tokens
+            how = {"seed": own, "steps": steps, "first_chain": at}
+            return _Drawn(coarse_to_fine(backend, points, neighbourhoods, log_p, CANDIDATES, **how).tokens, None)
 
-        return _in_batches(tokens, few, n)
+        return _in_batches(some, few, first, n)
 
-    def aside(i: int) -> str:
-        best = neighbourhoods.log_probs(few.log_p[i : i + 1]).exp().topk(min(CANDIDATES, neighbourhoods.centres.n))
-        return f"mass outside the candidate neighbourhoods {max(0.0, 1 - float(best.values.sum())):.2f}"
+    def outside(i: int) -> Tensor:
+        best = neighbourhoods.log_probs(few.log_p[i : i + 1]).topk(min(CANDIDATES, neighbourhoods.centres.n)).indices
+        return ~torch.isin(neighbourhoods.group, best[0].to(neighbourhoods.group.device)).cpu()
 
     claim = f"one of {neighbourhoods.centres.n} neighbourhoods from x, then its token from another x"
-    return _compared(_Route("tokens, coarse to fine", claim, decoded, aside), few, sizes, seed, most_steps)
+    route = _Route("tokens, coarse to fine", claim, drawn, outside, _CHAINS)
+    return _compared(route, few, sizes.token_chains, seed, most_steps)
 
 
 def coarse_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
@@ -210,34 +268,140 @@ def coarse_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     return coarse(backend, contexts, sizes, seed, most_steps=STEPS)
 
 
-def _compared(route: _Route, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
+def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """`exact` on made-up laws."""
+    return exact(backend, synthetic(sizes.token_dimension, seed), sizes, seed)
+
+
+def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
+    """`identity` on a few made-up laws, as `coarse_made_up`."""
+    contexts = synthetic(sizes.token_dimension, seed, count=8)
+    return identity(backend, contexts, sizes, seed, most_steps=STEPS)
+
+
+def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: int | None = None) -> Findings:
     most = MOST_STEPS if most_steps is None else most_steps
-    n, checks, outcomes = sizes.token_chains, [], []
-    for i, label in enumerate(contexts.labels):
-        p = contexts.log_p[i].double().exp()
-        steps, tried = STEPS, []
-        while True:
-            outcome = _compare(route.decoded(i, n, steps, seed * 1000 + i), p, seed)
-            bound = BOUND if n >= CHAINS else BOUND + statistics.TWO_SIDED_1E5 * outcome.spread
-            tried.append(f"{outcome.excess:.4f} with {steps}")
-            if outcome.excess <= bound or steps >= most:
-                break
-            steps *= 2
-        outcomes.append(outcome)
-        entropy = float(contexts.entropy[i])
-        detail = (
-            f"TV {outcome.variation:.4f}, of true draws {outcome.noise:.4f} +- {outcome.spread:.4f}; {steps} steps"
-            + (f" ({', '.join(tried)})" if len(tried) > 1 else "")
-            + f"; chi2 p {outcome.p:.2g}; {route.aside(i)}; {label!r}"
-        )
-        name, claim = f"{route.name}, context {i + 1}", f"{route.claim}; H = {entropy:.2f} nats"
-        checks.append(Check(8, name, claim, n, outcome.excess, "excess TV", high=bound, detail=detail))
+    checks, total, series = [], _Total(), []
+    for i in range(len(contexts.labels)):
+        check, drawn, bound = _settled(route, contexts, i, n, seed, most)
+        checks.append(check)
+        series.append(bound)
+        total.add(contexts, i, route.outside(i), drawn)
+        if not check.ok(ALPHA):
+            most = STEPS  # more did not help, and this failure is enough
     x = contexts.entropy.tolist()
-    series = [Series("TV, less that of true draws", x, [outcome.excess for outcome in outcomes], marks=True)]
+    drawn_series = [
+        Series("upper bound, 99 %", x, series, marks=True),
+        Series("allowed", x, [check.high for check in checks], marks=True),
+    ]
     title = f"{route.claim}: {n:,} chains per context"
     slug = route.name.replace(", ", "-").replace(" ", "-")
-    pictures = [Picture(slug, title, "entropy of p(v|c), nats", "total variation", series, lines={"bound": BOUND})]
-    return Findings(checks, pictures)
+    pictures = [Picture(slug, title, "entropy of p(v|c), nats", "total variation", drawn_series)]
+    return Findings(checks + total.checks(route.name, route.claim, route.slack), pictures)
+
+
+def _settled(route: _Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, _Drawn, float]:
+    """The check of one context, with as many steps as it takes, its draws, and the bound of its total variation."""
+    p = contexts.log_p[i].double().exp().cpu()
+    steps, tried = STEPS, []
+    while True:
+        drawn, found = _until_clear(route, i, n, steps, seed * 1000 + i, p)
+        high = max(BOUND, found.excluded(ALPHA))
+        bound = found.distance()
+        tried.append(f"p {found.p:.2g} with {steps}")
+        if (found.p >= ALPHA and bound <= high) or 2 * steps > most:
+            break
+        steps *= 2
+    counts = torch.bincount(drawn.tokens, minlength=len(p))
+    detail = (
+        f"chi2 {found.statistic:.1f} for {found.freedom:.0f}; TV {statistics.total_variation(counts, p):.4f}, of true "
+        f"draws {statistics.expected_total_variation(p / p.sum(), found.n):.4f}; {steps} steps"
+        + (f" ({', '.join(tried)})" if len(tried) > 1 else "")
+        + f"; mass outside the candidates {float(p[route.outside(i)].sum()):.2f}; {contexts.labels[i]!r}"
+    )
+    name = f"{route.name}, context {i + 1}"
+    claim = f"{route.claim}; H = {float(contexts.entropy[i]):.2f} nats"
+    check = Check(8, name, claim, found.n, bound, "TV bound", p=found.p, high=high, detail=detail)
+    return check, drawn, bound
+
+
+def _until_clear(route: _Route, i: int, n: int, steps: int, seed: int, p: Tensor) -> tuple[_Drawn, Fit]:
+    """n draws and their fit, or a tenth of them where these already leave no doubt that the law is another one."""
+    few = n // 10 if n >= 10 * FEWEST else n
+    drawn = route.drawn(i, 0, few, steps, seed)
+    found = _fit(drawn, p)
+    if found.p >= CERTAIN and few < n:
+        drawn += route.drawn(i, few, n - few, steps, seed)
+        found = _fit(drawn, p)
+    return drawn, found
+
+
+def _fit(drawn: _Drawn, p: Tensor) -> Fit:
+    return statistics.fit(torch.bincount(drawn.tokens, minlength=len(p)), p)
+
+
+class _Total:
+    """All contexts together."""
+
+    def __init__(self) -> None:
+        self.fit = Fit(0.0, 0.0, 0.0, 0.0, 0)
+        self.rest, self.surprise = _Sum(), _Sum()
+        self.heat: list[Tensor] = []
+
+    def add(self, contexts: Contexts, i: int, outside: Tensor, drawn: _Drawn) -> None:
+        log_p = contexts.log_p[i].double().cpu()
+        p = log_p.exp() / log_p.exp().sum()
+        self.fit += _fit(drawn, p)
+        self.rest.add(outside.double(), p, drawn.tokens)
+        self.surprise.add(log_p.clamp_min(-1e3), p, drawn.tokens)
+        if drawn.heat is not None:
+            self.heat.append(drawn.heat)
+
+    def checks(self, route: str, claim: str, slack: _Slack) -> list[Check]:
+        n, name = self.fit.n, f"{route}, all contexts"
+        whole = statistics.Evidence(self.fit.statistic, self.fit.p)
+        bound = f"root mean square over contexts of the bound of TV {self.fit.distance():.4f}"
+        found = [
+            by_p(8, name, f"{claim}: tokens of all contexts", n, "chi2", whole, bound),
+            by_p(8, f"{name}: rest", f"mass outside the candidates{_within(slack.rest, ' in log odds')}", n, "z",
+                 self.rest.test(slack.rest), f"log odds off by {self.rest.tilt:.4f}"),
+            by_p(8, f"{name}: exponent", f"tokens follow p^s with s = 1{_within(slack.exponent)}", n, "z",
+                 self.surprise.test(slack.exponent), f"s is {1 + self.surprise.tilt:.4f}"),
+        ]  # fmt: skip
+        if self.heat:
+            found.append(self._concentration(name, slack.concentration))
+        return found
+
+    def _concentration(self, name: str, slack: float) -> Check:
+        above, below = torch.cat(self.heat).unbind(1)
+        claim = f"x has the concentration that decoding takes it to have{_within(slack)}"
+        detail = f"configurational temperature {1 + float(above.mean() / below.mean()):.4f}"
+        tested = statistics.ratio_test(above, below, slack)
+        return by_p(8, f"{name}: concentration", claim, len(above), "z", tested, detail)
+
+
+def _within(slack: float, what: str = "") -> str:
+    return f", within {slack:g}{what}" if slack else ""
+
+
+@dataclass
+class _Sum:
+    """Of a function f of tokens over draws: how far off its mean, and its variance under the laws."""
+
+    excess: float = 0.0
+    variance: float = 0.0
+
+    def add(self, f: Tensor, p: Tensor, tokens: Tensor) -> None:
+        mean = float((p * f).sum())
+        self.excess += float((f[tokens] - mean).sum())
+        self.variance += len(tokens) * float((p * (f - mean).square()).sum())
+
+    @property
+    def tilt(self) -> float:
+        return self.excess / self.variance if self.variance else 0.0
+
+    def test(self, slack: float) -> Evidence:
+        return statistics.tilt_test(self.excess, self.variance, slack)
 
 
 def _law(backend: Backend, contexts: Contexts, points: Points, i: int) -> LatentLaw:
@@ -252,27 +416,43 @@ def _law(backend: Backend, contexts: Contexts, points: Points, i: int) -> Latent
     return LatentLaw.from_query(backend, points, contexts.bias, query, row, CANDIDATES, contexts.concentrations)
 
 
-def _in_batches(tokens: Callable[[int, int], Tensor], contexts: Contexts, n: int) -> Tensor:
-    """n tokens of (rows, first chain), as many at once as memory allows; numbered, so that batches change nothing."""
+def _outside(law: LatentLaw) -> Tensor:
+    return torch.ones(law.points.n, dtype=torch.bool).index_fill(0, law.ids[0].cpu(), False)
+
+
+def _in_batches(some: Callable[[int, int], _Drawn], contexts: Contexts, first: int, n: int) -> _Drawn:
+    """n draws of (first chain, rows), as many at once as memory allows; numbered, so that batches change nothing."""
     batch = max(1, _AT_ONCE // contexts.log_p.shape[1])
-    return torch.cat([tokens(min(batch, n - first), first) for first in range(0, n, batch)])
+    parts = [some(at, min(batch, first + n - at)) for at in range(first, first + n, batch)]
+    return functools.reduce(operator.add, parts)
 
 
-def _decoded(law: LatentLaw, log_p: Tensor, rows: int, steps: int, seed: int, first: int) -> Tensor:
-    """Tokens of `rows` chains of the law of one."""
-    many = LatentLaw(
-        *(law.backend, law.points),
-        *(tensor.expand(rows, *tensor.shape[1:]).contiguous() for tensor in (law.ids, law.logp, law.log_rest)),
-    )
+def _expanded(law: LatentLaw, log_p: Tensor, rows: int) -> tuple[LatentLaw, Tensor]:
+    """The law of one as that of many."""
+    each = (tensor.expand(rows, *tensor.shape[1:]).contiguous() for tensor in (law.ids, law.logp, law.log_rest))
+    return LatentLaw(law.backend, law.points, *each), log_p.expand(rows, -1)
+
+
+def _annealed(law: LatentLaw, contexts: Contexts, i: int, first: int, rows: int, steps: int, seed: int) -> _Drawn:
+    many, log_p = _expanded(law, contexts.log_p[i], rows)
     sample = many.langevin(seed=seed, steps=steps, first_chain=first)
-    return many.decode(sample.x.cpu(), sample.kappa, log_p.expand(rows, -1), seed=seed, first_chain=first)
+    return _decoded(many, contexts.mu, sample.x, sample.kappa, log_p, seed, first)
 
 
-def _compare(tokens: Tensor, p: Tensor, seed: int) -> _Outcome:
-    counts, n = torch.bincount(tokens, minlength=len(p)), len(tokens)
-    return _Outcome(
-        statistics.total_variation(counts, p),
-        statistics.expected_total_variation(p / p.sum(), n),
-        statistics.total_variation_spread(p / p.sum(), n, seed=seed),
-        statistics.counts_test(counts, p).p,
-    )
+def _decoded(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor, log_p: Tensor, seed: int, first: int) -> _Drawn:
+    tokens = law.decode(x.cpu(), kappa, log_p, seed=seed, first_chain=first)
+    return _Drawn(tokens, _heat(law, mu, x.cpu(), kappa))
+
+
+def _heat(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor) -> Tensor:
+    """(n, 2): a and b of each chain, where E a = (T - 1) E b for the temperature T that states would have at kappa.
+
+    The Laplacian of the density has integral 0: E sum_j rho_j (kappa^2 (1 - t_j^2) - (d - 1) kappa t_j) = 0 with
+    t_j = mu_j.x and the responsibilities rho_j of the candidates, whatever the rest. All chains are of one context.
+    """
+    t = x.double() @ mu[law.ids[0]].double().T
+    level = kappa.double()[:, None]
+    log_terms = law.logp.double() + log_c_ratio(level, law.points.d) + level * t
+    rho = torch.cat((log_terms, law.log_rest.double()[:, None]), dim=1).softmax(1)[:, :-1]
+    slope = (law.points.d - 1) * level * t
+    return torch.stack(((rho * (level.square() * (1 - t * t) - slope)).sum(1), (rho * slope).sum(1)), dim=1)

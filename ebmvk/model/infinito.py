@@ -108,7 +108,7 @@ class Integration:
 
 class Infinito(GPT):
     """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
-    units, in training only: PHI is of a batch, not of a token."""
+    units, in training only: PHI is of a batch, not of a token, and larger in a small batch (`integration.chance`)."""
 
     own_losses = True
 

@@ -75,16 +75,27 @@ def integrated_information(x: Tensor) -> Tensor:
 
 
 def phi(x: Tensor) -> Tensor:
-    """Phi as a share in [0, 1): 1 - e^{-2 Phi / min(|A|, |B|)}, of one unit against the others its squared multiple
-    correlation. x: (samples, n)."""
+    """`phi_of` the correlation of units x (samples, n); differentiable.
+
+    It is not corrected for the number of samples: even independent units seem to predict one another, by up to
+    `chance(n, samples)`.
+    """
     return phi_of(correlation(x))
 
 
 def phi_of(covariance: Tensor) -> Tensor:
-    """`phi` of units with this correlation (n, n)."""
-    part = weakest_bipartition(covariance)
-    smaller = int(torch.minimum(part.sum(), (~part).sum()))
-    return -torch.expm1(-2 * information(covariance, part).clamp_min(0) / smaller)
+    """Phi as a share in [0, 1), 1 - e^{-2 Phi}, of units with this correlation (n, n).
+
+    If one unit is cut from the others, this is its squared multiple correlation. It is continuous and rises with Phi,
+    whichever cut is the weakest.
+    """
+    return -torch.expm1(-2 * information(covariance, weakest_bipartition(covariance)).clamp_min(0))
+
+
+def chance(units: int, samples: int) -> float:
+    """The squared multiple correlation of one of `units` independent Gaussian units with the others, on average over
+    samples of that size; PHI of independent units lies below it, as it takes the weakest cut."""
+    return min(1.0, (units - 1) / max(1, samples - 1))
 
 
 def _log_det(covariance: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ebmvk.engine.api import Backend, EnergyScore, LangevinDiagnostics, Points, 
 from ebmvk.errors import ArgumentError, NonFinite
 from ebmvk.sphere.geometry import proju, projx
 from ebmvk.sphere.schedule import annealed_schedule
-from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
+from ebmvk.sphere.vmf import log_c_ratio
 
 _STREAM_START = philox.STREAM_FREE
 _STREAM_CHOICE = philox.STREAM_FREE + 1
@@ -104,13 +104,17 @@ class LatentLaw:
         return self.backend.energy_score(x, self.points, self.ids, logw, full, self.log_rest)
 
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
-        """x (B, d) drawn from p_kappa exactly: a component, then a vMF (or uniform) point. embeddings: (V, d)."""
+        """x (B, d) drawn from p_kappa exactly: a component, then a vMF (or uniform) point.
+
+        embeddings: (V, d) unit rows, those of `points`. A chain's draw does not depend on how a batch is split.
+        """
         weights = torch.cat((self.logp, self.log_rest[:, None]), dim=1)
         choice = draw(weights.exp(), self.uniforms(_STREAM_EXACT, seed, first_chain))
         rest = choice == self.ids.shape[1]
         token = self.ids.gather(1, choice.clamp_max(self.ids.shape[1] - 1)[:, None])[:, 0]
         level = torch.where(rest, 0.0, self.concentration(kappa))
-        return sample_vmf(embeddings.detach()[token], level, seed=seed)
+        mu = embeddings.detach()[token].contiguous()
+        return self.backend.vmf_sample(mu, level, seed=seed, first_row=first_chain)
 
     def langevin(
         self,

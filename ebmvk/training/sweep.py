@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ebmvk.config import SECTION_OF, flag, number
 from ebmvk.errors import ConfigError, RunFailed, RunStopped
+from ebmvk.model.infinito import UNITS
+from ebmvk.model.integration import chance
 from ebmvk.training.runs import PlannedRun
 from ebmvk.training.workspace import read_config
 
@@ -142,8 +144,10 @@ def _setting(event: Event, ends: type[BaseException]) -> Iterator[None]:
 
 
 def figures(run: PlannedRun) -> dict[str, Any]:
-    """Of a finished run. train_ppl and phi are means over its last steps; phi_loss is what PHI adds to the loss."""
-    steps, end, training = run.events("step"), run.events("end")[-1], read_config(run.folder).training
+    """Of a finished run. train_ppl and phi are means over its last steps; phi_loss is what PHI adds to the loss;
+    phi_chance is about what independent units would have at this batch."""
+    steps, end, config = run.events("step"), run.events("end")[-1], read_config(run.folder)
+    training = config.training
     last = steps[-LAST:]
     found = {
         "learning_rate": training.learning_rate,
@@ -158,6 +162,8 @@ def figures(run: PlannedRun) -> dict[str, Any]:
     if "phi" in last[-1]["parts"]:
         lost = mean(row["parts"]["phi"] for row in last)
         found |= {"lambda_phi": training.lambda_phi, "phi": 1 - lost, "phi_loss": training.lambda_phi * lost}
+        units = min(UNITS, config.model.latent_dim)
+        found["phi_chance"] = chance(units, training.batch_size * config.data.seq_length)
     return found
 
 

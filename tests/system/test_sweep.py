@@ -233,6 +233,7 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
     for r in rows:
         assert 0 < r["phi"] < 1
         assert r["phi_loss"] == pytest.approx(r["lambda_phi"] * (1 - r["phi"]))
+        assert 0 < r["phi_chance"] < 1
         parts = [step["parts"]["phi"] for step in rows_of(tmp_path / "infinito" / r["experiment"], "step")]
         assert r["phi"] == pytest.approx(1 - sum(parts) / len(parts))
     assert sum("best" in r["verdict"] for r in rows) == 1
@@ -243,7 +244,7 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
     assert again.err.count("done before") == 2
     head, *lines, legend = again.out.splitlines()
     assert re.split("  +", head) == [
-        "exp", "lr", "batch", "λ", "val PPL", "train PPL", "PHI", "ΔPHI loss", "minutes", "verdict"
+        "exp", "lr", "batch", "λ", "val PPL", "train PPL", "PHI", "by chance", "ΔPHI loss", "minutes", "verdict"
     ]  # fmt: skip
     assert [line.split()[:4] for line in lines] == [["1", "0.001", "4", "0.1"], ["2", "0.0001", "4", "0.3"]]
     assert "λ (1 − PHI)" in legend

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebmvk.model.integration import information, integrated_information, phi, weakest_bipartition
+from ebmvk.model.integration import chance, information, integrated_information, phi, weakest_bipartition
 
 F64 = torch.float64
 
@@ -100,3 +100,43 @@ def test_phi_stays_below_one_and_has_a_gradient() -> None:
     x = torch.randn(200, 5, dtype=F64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     small = x[:40].detach().requires_grad_()
     assert torch.autograd.gradcheck(phi, (small,), eps=1e-6, atol=1e-5)
+
+
+def _mixed(signal: float, cross: float) -> Tensor:
+    """Covariance of two pairs of units: `signal` within each pair, `cross` between any two of different pairs."""
+    c = torch.full((4, 4), cross, dtype=F64)
+    c[0, 1] = c[1, 0] = c[2, 3] = c[3, 2] = signal
+    return c.fill_diagonal_(1)
+
+
+def _exactly(c: Tensor) -> Tensor:
+    """64 samples whose correlations are those of c to rounding."""
+    x = torch.randn(64, len(c), dtype=F64, generator=torch.Generator().manual_seed(3))
+    white = torch.linalg.qr(x - x.mean(0))[0]
+    return white @ torch.linalg.cholesky(c).T
+
+
+def test_phi_rises_with_information_where_the_weakest_cut_changes_size() -> None:
+    """Two pairs, tied ever closer: the weakest cut is between the pairs at first, then of one unit from the rest."""
+    ties = torch.linspace(0.05, 0.69, 65).tolist()
+    sizes, shares, nats = [], [], []
+    for tie in ties:
+        x = _exactly(_mixed(0.7, tie))
+        part = weakest_bipartition(_mixed(0.7, tie))
+        sizes.append(min(int(part.sum()), 4 - int(part.sum())))
+        shares.append(float(phi(x)))
+        nats.append(float(integrated_information(x)))
+    assert set(sizes) == {1, 2}
+    steps = [b - a for a, b in itertools.pairwise(shares)]
+    assert all((b > a) == (d > 0) for (a, b), d in zip(itertools.pairwise(nats), steps, strict=True))
+    assert max(map(abs, steps)) < 0.05  # no jump
+
+
+@pytest.mark.parametrize("samples", [64, 1024])
+def test_independent_units_have_some_phi_by_chance(samples: int) -> None:
+    """The multiple correlation of one unit with 15 others is 15 / (n - 1) on average; PHI takes the weakest cut."""
+    g = torch.Generator().manual_seed(5)
+    found = [torch.randn(samples, 16, dtype=F64, generator=g) for _ in range(20)]
+    each = torch.stack([1 - 1 / torch.linalg.inv(torch.corrcoef(x.T)).diagonal() for x in found])
+    assert float(each.mean()) == pytest.approx(chance(16, samples), rel=0.1)
+    assert 0 < max(float(phi(x)) for x in found) < chance(16, samples)
