@@ -211,25 +211,28 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
+    from ebmvk.report.tables import number, per_word, why_no_word
+
     part = "whole split" if record["whole_split"] else "its beginning"
-    word = "no words" if record["ppl_word"] is None else f"{record['ppl_word']:.3f}   ({record['words']:,} words)"
+    word = f"{number(per_word(record), ',.3f')}   ({record['words']:,} words)"
+    word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
     print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
     print(f"device                {device}")
-    print(f"nats per token        {record['nats_per_token']:.5f}   ({record['tokens']:,} tokens, exact)")
-    print(f"perplexity per token  {record['ppl_token']:.3f}")
+    print(f"nats per token        {number(record['nats_per_token'], '.5f')}   ({record['tokens']:,} tokens, exact)")
+    print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")
     print(f"perplexity per word   {word}")
-    print(f"bits per byte         {record['bits_per_byte']:.5f}   ({record['bytes']:,} bytes)")
+    print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     for mode, tier in record["tiers"].items():
-        word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
+        word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"
         gain = tier.get("gain")
-        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
+        print(f"memory {mode:<15}{number(tier['ppl_token'], ',.3f')} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
     if record["tiers"]:
         print(f"memory fitted on      {_fitted_on(record)}")
     if "against" in record:
         base = record["against"]
-        print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
+        print(f"against               {base['checkpoint']} without memory: {number(base['nats_per_token'], '.5f')} nats per token")
         for mode, difference in base["modes"].items():
             print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):
@@ -250,19 +253,22 @@ def _fitted_on(record: dict[str, Any]) -> str:
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
     """1 - L_kappa is 0 for a score of zero; what counts is to be below the denoiser that knows frequencies only."""
+    from ebmvk.report.tables import DASH, below, number
+
     print(f"score matching        L_kappa over {levels[0]['tokens']:,} tokens, kappa_c = sqrt(2 d ln V)")
     for level in levels:
-        noise = f"kappa {level['kappa']:.1f}, {level['angle']:.1f} degrees, sigma {level['sigma']:.3g}"
-        ratio = level["ratio"]
-        below = "" if ratio is None else f", {100 * (1 - ratio):+.1f} % below (+- {100 * level['error']:.1f})"
+        noise = f"kappa {number(level['kappa'], '.1f')}, {number(level['angle'], '.1f')} degrees, sigma {level['sigma']:.3g}"
+        ratio = f", below it by {below(level)}" if below(level) != DASH else ", right itself: no ratio"
         print(
-            f"  {level['name'] or 'level':<20}{noise}: 1 - L {level['explained']:.4f}, "
-            f"unigram Bayes {1 - level['unigram_loss']:.4f}{below}"
+            f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "
+            f"unigram Bayes {number(1 - level['unigram_loss'])}{ratio}"
         )
 
 
 def _gain(gain: dict[str, float]) -> str:
-    return f"{gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
+    from ebmvk.report.tables import interval
+
+    return f"{interval(gain)} nats per token, by article"
 
 
 if __name__ == "__main__":

@@ -141,11 +141,11 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The table, aligned; what does not apply is a dash."""
-    from ebmvk.report.tables import Table, plain
+    from ebmvk.report.tables import Table, number, plain
     from ebmvk.training.sweep import flags_of
 
     body = [
-        (row["experiment"], *(f"{row[name]:{form}}" if name in row else "–" for name, form in COLUMNS.values()))
+        (row["experiment"], *(number(row.get(name), form) for name, form in COLUMNS.values()))
         for row in rows
     ]
     said = [row.get("verdict") or " ".join(flags_of(row["values"])) for row in rows]

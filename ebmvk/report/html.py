@@ -11,9 +11,9 @@ from typing import Any
 from ebmvk.report.metrics import METRICS_FILE, History, Row, read_metrics
 from ebmvk.report.page import render
 from ebmvk.report.plots import Curve, heat_maps, line_plot
-from ebmvk.report.sections import level_mark
+from ebmvk.report.sections import SETTLED_NOTE, level_mark
 from ebmvk.report.series import smooth, thin
-from ebmvk.report.tables import shown
+from ebmvk.report.tables import against_trigram, duration, number, per_word, percent, shown, why_no_word
 
 SAMPLES = 6
 
@@ -35,7 +35,10 @@ def write_report(run: Path, target: Path) -> Path:
         tiles=list(_tiles(history)),
         plots=list(_plots(history)),
         figures=_figures(history),
+        remarks=list(_remarks(history)),
         levels=_levels(history),
+        settled=SETTLED_NOTE,
+        dispatched=any(count["dispatches"] for count in history.counts.values()),
         attention=attention_picture(history.end.get("looks")) if history.end else None,
         experts=(history.end.get("looks") or {}).get("experts", []) if history.end else [],
         shown=shown,
@@ -67,18 +70,19 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
         note = where
         if history.end:
             base = history.end["trigram"]["bits_per_byte"]
-            change = 100 * (1 - found["bits_per_byte"] / base)
-            note = f"{abs(change):.1f} % {'below' if change >= 0 else 'above'} the trigram's {base:.3f}"
-        yield f"{found['bits_per_byte']:.3f}", "bits per byte", note
-        yield f"{found['ppl_token']:,.1f}", "perplexity per token", f"{found['tokens']:,} tokens, exact"
-        if found["ppl_word"] is not None:
-            yield f"{found['ppl_word']:,.1f}", "perplexity per word", f"{found['words']:,} words"
+            change = 1 - found["bits_per_byte"] / base
+            note = f"{percent(abs(change))} {'below' if change >= 0 else 'above'} the trigram's {number(base, '.3f')}"
+        yield number(found["bits_per_byte"], ".3f"), "bits per byte", note
+        yield number(found["ppl_token"], ",.1f"), "perplexity per token", f"{found['tokens']:,} tokens, exact"
+        if (word := per_word(found)) is not None:
+            yield number(word, ",.1f"), "perplexity per word", f"{found['words']:,} words"
     if history.facts:
         yield f"{history.facts['parameters'] / 1e6:.2f} M", "parameters", f"{history.facts['vocabulary']:,} tokens"
     if history.steps:
         seconds = sum(row["seconds"] for row in history.steps)
         tokens = history.steps[-1]["tokens"]
-        yield f"{seconds / 60:.1f} min", "training", f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f} per second"
+        rate = number(tokens / max(seconds, 1e-9), ",.0f")
+        yield duration(seconds), "training", f"{tokens:,} tokens, {rate} per second"
 
 
 def _plots(history: History) -> Iterator[tuple[str, str, str]]:
@@ -201,6 +205,16 @@ def _figures(history: History) -> list[tuple[str, Row]]:
             (f"best evaluation (step {history.best['step']:,}, part of validation)", history.best["validation"])
         )
     return rows
+
+
+def _remarks(history: History) -> Iterator[str]:
+    """Below the exact figures: which is better, the model or the trigram; and why there is none per word."""
+    if history.end:
+        line = against_trigram(history.end["validation"], history.end["trigram"])
+        yield f"{line[0].upper()}{line[1:]}."
+    found, _ = _last_validation(history)
+    if found and per_word(found) is None:
+        yield f"Perplexity per word: {why_no_word(found)}."
 
 
 def _facts(history: History) -> list[tuple[str, str]]:

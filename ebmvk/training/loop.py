@@ -37,6 +37,7 @@ from ebmvk.errors import (
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, Ranks, Share, sharing
+from ebmvk.report.tables import against_trigram, number, per_word
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
@@ -430,16 +431,7 @@ class Trainer:
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
         self.monitor.record("soc", self.progress.step, found)
-        events = ", ".join(f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name])
-        growth = found["growth"]
-        if growth:
-            verdict = "accepted" if growth["accepted"] else "refused"
-            change = growth["after"] - growth["before"]
-            events = f"growth to phase {growth['phase']} {verdict} ({change:+.4f} nats per token); {events}"
-        self.monitor.say(
-            f"step {self.progress.step}: {found['splats']:,} of {found['capacity']:,} splats, phi {found['phi']:.3f} "
-            f"against {found['threshold']:.3f}; {events or 'no event'}"
-        )
+        self.monitor.say(f"step {self.progress.step}: {consolidated(found)}")
 
     def _refuse_non_finite(
         self, total: Tensor, norm: Tensor, parts: Mapping[str, float], batches: Sequence[Tensor]
@@ -534,12 +526,13 @@ class Trainer:
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
+        self.monitor.say(f"compared    {against_trigram(found.record(), base.record())}")
         for line in self._advice(found):
             self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without"
+                f"{number(gain['with'])} nats per token, {number(gain['without'])} without"
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
@@ -555,10 +548,24 @@ class Trainer:
         )
 
 
-def _figures(found: Likelihood) -> str:
-    word = f"{found.ppl_word:.2f} per word, " if found.ppl_word is not None else ""
+def consolidated(found: Mapping[str, Any]) -> str:
+    """One consolidation in a line. found: what `TrainingSoc.after` returned."""
+    events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
+    if growth := found["growth"]:
+        change = growth["after"] - growth["before"]
+        how = f"{number(abs(change))} nats per token {'worse' if change > 0 else 'better'} on validation with it"
+        events.insert(0, f"growth to phase {growth['phase']} {'accepted' if growth['accepted'] else 'refused'}: {how}")
     return (
-        f"perplexity {found.ppl_token:.2f} per token, {word}{found.bits_per_byte:.4f} bits per byte "
+        f"{found['splats']:,} of {found['capacity']:,} splats, phi {number(found['phi'], '.3f')} "
+        f"against {number(found['threshold'], '.3f')}; {', '.join(events) or 'no event'}"
+    )
+
+
+def _figures(found: Likelihood) -> str:
+    record = found.record()
+    word = "" if per_word(record) is None else f"{number(per_word(record), ',.2f')} per word, "
+    return (
+        f"perplexity {number(found.ppl_token, ',.2f')} per token, {word}{number(found.bits_per_byte)} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
 
