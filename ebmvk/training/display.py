@@ -102,7 +102,9 @@ def _of_evaluation(row: Mapping[str, Any]) -> dict[str, str]:
     found = {"perplexity": f"{number(row['validation']['ppl_token'], ',.2f')} per token at step {row['step']}"}
     levels = row.get("score_matching")
     if levels:
-        found["score matching"] = ", ".join(f"κ {level['kappa']:.3g}: {number(level['loss'], '.3f')}" for level in levels)
+        found["score matching"] = ", ".join(
+            f"κ {level['kappa']:.3g}: {number(level['loss'], '.3f')}" for level in levels
+        )
     return found
 
 

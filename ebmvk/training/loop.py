@@ -37,7 +37,7 @@ from ebmvk.errors import (
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, Ranks, Share, sharing
-from ebmvk.report.tables import against_trigram, number, per_word
+from ebmvk.report import tables
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
@@ -526,13 +526,13 @@ class Trainer:
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
-        self.monitor.say(f"compared    {against_trigram(found.record(), base.record())}")
+        self.monitor.say(f"compared    {tables.against_trigram(found.record(), base.record())}")
         for line in self._advice(found):
             self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{number(gain['with'])} nats per token, {number(gain['without'])} without"
+                f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without"
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
@@ -553,19 +553,19 @@ def consolidated(found: Mapping[str, Any]) -> str:
     events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
     if growth := found["growth"]:
         change = growth["after"] - growth["before"]
-        how = f"{number(abs(change))} nats per token {'worse' if change > 0 else 'better'} on validation with it"
+        how = f"{tables.number(abs(change))} nats per token {'worse' if change > 0 else 'better'} on validation with it"
         events.insert(0, f"growth to phase {growth['phase']} {'accepted' if growth['accepted'] else 'refused'}: {how}")
     return (
-        f"{found['splats']:,} of {found['capacity']:,} splats, phi {number(found['phi'], '.3f')} "
-        f"against {number(found['threshold'], '.3f')}; {', '.join(events) or 'no event'}"
+        f"{found['splats']:,} of {found['capacity']:,} splats, phi {tables.number(found['phi'], '.3f')} "
+        f"against {tables.number(found['threshold'], '.3f')}; {', '.join(events) or 'no event'}"
     )
 
 
 def _figures(found: Likelihood) -> str:
     record = found.record()
-    word = "" if per_word(record) is None else f"{number(per_word(record), ',.2f')} per word, "
+    word = "" if tables.per_word(record) is None else f"{tables.number(tables.per_word(record), ',.2f')} per word, "
     return (
-        f"perplexity {number(found.ppl_token, ',.2f')} per token, {word}{number(found.bits_per_byte)} bits per byte "
+        f"perplexity {tables.number(found.ppl_token, ',.2f')} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
 
