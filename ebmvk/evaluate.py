@@ -259,16 +259,14 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     for mode, tier in record["tiers"].items():
         word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"
         gain = tier.get("gain")
-        print(
-            f"memory {mode:<15}{number(tier['ppl_token'], ',.3f')} per token{word}{'' if gain is None else '; ' + _gain(gain)}"
-        )
+        gained = "" if gain is None else f"; {_gain(gain)}"
+        print(f"memory {mode:<15}{number(tier['ppl_token'], ',.3f')} per token{word}{gained}")
     if record["tiers"]:
         print(f"memory fitted on      {_fitted_on(record)}")
     if "against" in record:
         base = record["against"]
-        print(
-            f"against               {base['checkpoint']} without memory: {number(base['nats_per_token'], '.5f')} nats per token"
-        )
+        nats = number(base["nats_per_token"], ".5f")
+        print(f"against               {base['checkpoint']} without memory: {nats} nats per token")
         for mode, difference in base["modes"].items():
             print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):

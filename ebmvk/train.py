@@ -98,9 +98,7 @@ def train(**settings: Any) -> Trained:
             as the command prints them; what was saved before is intact.
     """
     if settings.get("dry_run"):
-        raise ConfigError(
-            "ebmvk.train(dry_run=True) has no result", hint="take `ebmvk train --dry-run`, which prints it"
-        )
+        raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="take the command: ebmvk train --dry-run")
     if settings.get("resume") is True:
         settings["resume"] = NEWEST
     command, job = asked(cli.arguments("train", settings, FLAGS))

@@ -158,7 +158,8 @@ def _figures(step: int, history: History) -> Iterator[str]:
     word = "" if per_word(figures) is None else f", {number(per_word(figures), ',.3f')} per word"
     yield (
         f"- Validation ({'all' if end else 'a first part'} of it: {figures['tokens']:,} tokens, context "
-        f"{figures['context']}, stride {figures['stride']}), exact: {number(figures['nats_per_token'])} nats per token, "
+        f"{figures['context']}, stride {figures['stride']}), exact: {number(figures['nats_per_token'])} nats per "
+        "token, "
         f"perplexity {number(figures['ppl_token'], ',.3f')} per token{word}, {number(figures['bits_per_byte'])} bits "
         "per byte."
     )

@@ -563,9 +563,10 @@ def consolidated(found: Mapping[str, Any]) -> str:
 
 def _figures(found: Likelihood) -> str:
     record = found.record()
-    word = "" if tables.per_word(record) is None else f"{tables.number(tables.per_word(record), ',.2f')} per word, "
+    token, per_word = tables.number(found.ppl_token, ",.2f"), tables.per_word(record)
+    word = "" if per_word is None else f"{tables.number(per_word, ',.2f')} per word, "
     return (
-        f"perplexity {tables.number(found.ppl_token, ',.2f')} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
+        f"perplexity {token} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
 
