@@ -303,7 +303,7 @@ class Model:
         self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: str | Sequence[str]
     ) -> Decoding:
         usual: Sampler = "langevin" if self._model.on_sphere else "exact"
-        if sampler is not None and sampler not in SAMPLERS:
+        if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
             raise ArgumentError(f"sampler {sampler!r} is not known", hint=f"take one of {', '.join(SAMPLERS)}")
         if _whole(seed, "seed") < 0 or seed >= 2**63:
             raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="take seed=42")
@@ -327,7 +327,8 @@ class Model:
 
     def neighbors(self, x: str | Tensor, k: int = 10) -> list[NearToken]:
         """The k tokens of largest cosine to a text's point or a unit vector (d,), best first."""
-        found = self._device.backend.topk(self._query(x), self._points, self._at_most(k, self._points.n))
+        most = min(_positive(k, "k", "neighbour"), self._points.n)
+        found = self._device.backend.topk(self._query(x), self._points, most)
         ids = found.ids[0].cpu()
         texts = self._texts(ids.numpy())
         return [NearToken(int(i), t, float(c)) for i, t, c in zip(ids, texts, found.scores[0].cpu(), strict=True)]
@@ -338,13 +339,14 @@ class Model:
         Raises:
             CheckpointError: the memory is damaged, or was built for other weights.
         """
+        query, most = self._query(x), _positive(k, "k", "splat")
         if self._memory is None and (self._run.checkpoint.path / MEMORY_FILE).is_file():
             store = load(self._run.checkpoint.path, self._run.model, "episodic").static
             self._memory = (store, self._device.backend.points(store.mu)) if store else None
         if self._memory is None:
             return []
         store, points = self._memory
-        found = self._device.backend.topk(self._query(x), points, self._at_most(k, store.n))
+        found = self._device.backend.topk(query, points, min(most, store.n))
         ids = found.ids[0].cpu()
         law = store.token_law(ids[:, None], torch.ones(len(ids), 1))
         top = law.topk(min(TOP_TOKENS, store.vocab_size), dim=1)
@@ -355,9 +357,6 @@ class Model:
             )
             for i, cosine, own, p in zip(ids, found.scores[0].cpu(), top.indices, top.values, strict=True)
         ]
-
-    def _at_most(self, k: int, n: int) -> int:
-        return min(_positive(k, "k", "neighbour"), n)
 
     def _texts(self, ids: Ids) -> list[str]:
         return [self._run.tokenizer.decode([int(i)]) or "<|endoftext|>" for i in ids]
@@ -408,9 +407,12 @@ def _texts(values: object, name: str) -> list[str]:
 
 
 def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentError(f"{name} = {value!r} is no whole number", hint="pass an int")
-    return operator.index(value)  # type: ignore[arg-type]
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} = {value!r} is no whole number", hint="pass an int")
 
 
 def _positive(value: object, name: str, what: str) -> int:

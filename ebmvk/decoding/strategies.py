@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 
 import torch
@@ -56,13 +57,14 @@ class Strategy:
             ("no_repeat_ngram", 0, _LARGEST, "take 4, or 0 to allow any"),
         ):
             value, whole = getattr(self, name), name in WHOLE
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"--{name.replace('_', '-')} {value!r} is not {kind}", hint=hint)
             if not low <= value <= high:  # not a number is in no range
                 least = "a positive number" if low == _POSITIVE else "0 or more"
                 most = "" if high == _LARGEST else f" and {high} at most"
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not {least}{most}", hint=hint)
+            object.__setattr__(self, name, int(value) if whole else float(value))  # torch takes no larger integers
 
     def law(self, log_p: Tensor, seen: Sequence[Sequence[int]]) -> Tensor:
         """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.

@@ -149,7 +149,7 @@ def _map(found: Row, name: str, of: str, note: str) -> Picture:
 
 def _attention(record: Row, prefix: str) -> Iterator[Picture]:
     found = record["sections"]["attention"]
-    svg = attention_picture({"attention": found["layers"], "tokens": found["tokens"]}, prefix)
+    svg = attention_picture({"attention": found["layers"], "tokens": found.get("tokens", [])}, prefix)
     assert svg is not None  # the section is absent where there is none
     yield Picture("What each head looks at", "position t (down) at position s (across); darker is more", svg, wide=True)
 

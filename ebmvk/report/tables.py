@@ -37,7 +37,7 @@ DASH = "–"  # for what is not defined
 UNBOUNDED = 1e300  # perplexities are cut off here, before they overflow
 HUGE = 1e6  # from here on a figure with decimals is written with a power of ten
 SETTLED = 1e-3  # a reference error below which the token is plain to see: dividing by it says nothing
-MOST_TOKENS = 3.0  # per word, above which perplexity per word says nothing: tokens are characters, or the text is code
+MOST_TOKENS = 2.5  # per word, above which perplexity per word says nothing: tokens are characters, or the text is code
 
 
 def number(value: float | None, form: str = ".4f") -> str:
