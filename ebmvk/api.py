@@ -1,12 +1,14 @@
-"""A trained model as an object: embeddings, composition, energies and neighbours of texts (`ebmvk.Model`)."""
+"""A trained model as an object (`ebmvk.Model`): text, embeddings, composition, energies and neighbours; and what the
+functions `ebmvk.train`, `ebmvk.evaluate` and `ebmvk.diagnose` return."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 from ebmvk.data.tokenizer import Ids
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
-from ebmvk.decoding.strategies import GREEDY, Strategy
+from ebmvk.decoding.states import StateSampler
+from ebmvk.decoding.strategies import GREEDY, Strategy, of
 from ebmvk.engine.api import Points
 from ebmvk.errors import ArgumentError, ConfigError
 from ebmvk.sphere.geometry import projx
@@ -24,7 +27,7 @@ from ebmvk.training.evaluation import token_nats
 from ebmvk.training.memory import MEMORY_FILE, load
 from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
 
-__all__ = ["Energy", "Model", "NearSplat", "NearToken", "Strategy"]
+__all__ = ["Diagnosed", "Energy", "Evaluated", "Model", "NearSplat", "NearToken", "Strategy", "Trained"]
 
 Scale = Literal["point", "local", "medium", "global", "composed"]
 _FIELD: dict[Scale, str] = {
@@ -32,6 +35,7 @@ _FIELD: dict[Scale, str] = {
 }  # fmt: skip
 AS_IT_IS = Strategy()
 TOP_TOKENS = 5  # of a splat's token law
+SAMPLERS: tuple[Sampler, ...] = ("exact", *get_args(StateSampler))
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,45 @@ class NearSplat:
     tokens: list[tuple[str, float]]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How a training run ended. step: steps that are behind it. validation, trigram: figures of all of validation
+    (`nats_per_token`, `ppl_token`, `ppl_word`, `bits_per_byte`, `tokens` …), of the model and of a Kneser-Ney trigram
+    on the same tokens; None unless the run is finished."""
+
+    folder: Path
+    outcome: Literal["finished", "stopped", "interrupted"]
+    step: int
+    validation: dict[str, Any] | None
+    trigram: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Exact figures of a text. ppl_word is None where the text has no words. record: everything that `ebmvk evaluate
+    --json` prints."""
+
+    nats_per_token: float
+    ppl_token: float
+    ppl_word: float | None
+    bits_per_byte: float
+    tokens: int
+    words: int
+    bytes: int
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """verdict: converging, converged, stalled, diverging or undecided, with its reason; None of a run without metrics.
+    recommendations: lines that name a flag and a value. record: everything that `ebmvk diagnose --json` prints."""
+
+    verdict: str | None
+    reason: str | None
+    recommendations: list[str]
+    record: dict[str, Any]
+
+
 class Model:
     """A trained model, opened for use. Points are unit rows (d,) float32 on the CPU.
 
@@ -87,8 +130,12 @@ class Model:
         """Open a run folder (its newest usable checkpoint), one checkpoint folder, or a folder that was exported.
 
         Raises:
-            CheckpointError: missing, corrupt, or not of its run's configuration. DeviceError: no such device.
+            ArgumentError: it is no path. CheckpointError: missing, corrupt, or not of its run's configuration.
+            DeviceError: no such device.
         """
+        if not isinstance(checkpoint, str | Path):
+            raise ArgumentError(f"checkpoint {checkpoint!r} is no path", hint='give a folder, such as "runs/first"')
+        _text(device, "device")
         return cls(open_run(Path(checkpoint), "checkpoint", lambda _: None), open_device(device))
 
     @property
@@ -110,11 +157,11 @@ class Model:
         Each text is read alone, so no vector depends on the others. scale: the point h_hat that is compared with the
         tokens, one of the three context vectors, or their composition.
         """
-        if scale not in _FIELD:
+        if not isinstance(scale, str) or scale not in _FIELD:
             raise ArgumentError(f"scale {scale!r} is not known", hint=f"take one of {', '.join(_FIELD)}")
         if isinstance(text, str):
-            return self._embed(text, scale)
-        rows = [self._embed(one, scale) for one in text]
+            return self._embed(_text(text, "text"), scale)
+        rows = [self._embed(one, scale) for one in _texts(text, "text")]
         return torch.stack(rows) if rows else torch.zeros(0, self.d)
 
     @torch.no_grad()
@@ -156,52 +203,74 @@ class Model:
         composed: Tensor = composition(*pair)[0]
         return composed.float().cpu()
 
+    @overload
+    def generate(
+        self, prompt: str, max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
+        sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
+    ) -> str: ...  # fmt: skip
+    @overload
+    def generate(
+        self, prompt: Sequence[str], max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
+        sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
+    ) -> list[str]: ...  # fmt: skip
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         max_tokens: int = 100,
         *,
-        strategy: Strategy = AS_IT_IS,
+        strategy: Strategy | str = AS_IT_IS,
         sampler: Sampler | None = None,
         seed: int = 42,
-        stop: Sequence[str] = (),
-    ) -> str:
-        """What the model writes after a prompt.
+        stop: str | Sequence[str] = (),
+        **settings: float,
+    ) -> str | list[str]:
+        """What the model writes after a prompt; of several prompts, a list of texts, written at once.
 
-        strategy: what is done to p(v|c); by default nothing. sampler: of states, or "exact"; by default annealed
-        Langevin where the model is on the sphere. stop: strings that end the text and are no part of it.
+        strategy: what is done to p(v|c), by default nothing; or its name, such as "nucleus". settings: of the strategy,
+        changed: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram. sampler: of states,
+        or "exact"; by default annealed Langevin where the model is on the sphere. stop: strings that end the text and
+        are no part of it.
+
+        >>> model.generate("The value of", 60, temperature=0.7, top_k=50)
 
         Raises:
-            ConfigError: the sampler does not fit the model.
+            ArgumentError: a prompt is no text, a count below 1. ConfigError: there is no such strategy or setting, or
+                its value is out of range; the sampler does not fit the model.
         """
-        return self.generate_all([prompt], max_tokens, strategy=strategy, sampler=sampler, seed=seed, stop=stop)[0]
+        prompts = [_text(prompt, "prompt")] if isinstance(prompt, str) else _texts(prompt, "prompt")
+        how = self._how(max_tokens, of(strategy, settings), sampler, seed, stop)
+        found = [text.text for text in self._generator.generate(prompts, how)]
+        return found[0] if isinstance(prompt, str) else found
 
     def generate_all(
         self,
         prompts: Sequence[str],
         max_tokens: int = 100,
         *,
-        strategy: Strategy = AS_IT_IS,
+        strategy: Strategy | str = AS_IT_IS,
         sampler: Sampler | None = None,
         seed: int = 42,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
+        **settings: float,
     ) -> list[str]:
         """`generate` for each of several prompts, at once; each draws for itself."""
-        how = self._how(max_tokens, strategy, sampler, seed, stop)
-        return [found.text for found in self._generator.generate(prompts, how)]
+        several = _texts(prompts, "prompts")
+        return self.generate(several, max_tokens, strategy=strategy, sampler=sampler, seed=seed, stop=stop, **settings)
 
     def stream(
         self,
         prompt: str,
         max_tokens: int = 100,
         *,
-        strategy: Strategy = AS_IT_IS,
+        strategy: Strategy | str = AS_IT_IS,
         sampler: Sampler | None = None,
         seed: int = 42,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
+        **settings: float,
     ) -> Iterator[str]:
-        """What `generate` returns, piece by piece while it is written."""
-        return self._generator.stream(prompt, self._how(max_tokens, strategy, sampler, seed, stop))
+        """What `generate` returns for one prompt, piece by piece while it is written."""
+        how = self._how(max_tokens, of(strategy, settings), sampler, seed, stop)
+        return self._generator.stream(_text(prompt, "prompt"), how)
 
     def generate_greedy(self, prompt: str, max_tokens: int = 100) -> str:
         """Always the most probable token."""
@@ -209,7 +278,7 @@ class Model:
 
     def generate_nucleus(self, prompt: str, max_tokens: int = 100, p: float = 0.9, *, seed: int = 42) -> str:
         """Only the fewest most probable tokens that hold the mass p."""
-        return self.generate(prompt, max_tokens, strategy=Strategy(top_p=p), sampler="exact", seed=seed)
+        return self.generate(prompt, max_tokens, sampler="exact", seed=seed, top_p=p)
 
     def generateV2(  # noqa: N802, as the system it comes from calls it
         self,
@@ -222,8 +291,8 @@ class Model:
         seed: int = 42,
     ) -> str:
         """Temperature, top-k and top-p in any combination."""
-        strategy = Strategy(temperature=temperature, top_k=top_k, top_p=top_p)
-        return self.generate(prompt, max_tokens, strategy=strategy, sampler="exact", seed=seed)
+        how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return self.generate(prompt, max_tokens, sampler="exact", seed=seed, **how)
 
     @cached_property
     def _generator(self) -> Generator:
@@ -231,20 +300,26 @@ class Model:
         return Generator(self._model, run.tokenizer, self._device.backend, run.config.langevin)
 
     def _how(
-        self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: Sequence[str]
+        self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: str | Sequence[str]
     ) -> Decoding:
-        if max_tokens < 1:
-            raise ArgumentError(f"max_tokens = {max_tokens} is below 1", hint="ask for one token or more")
         usual: Sampler = "langevin" if self._model.on_sphere else "exact"
-        return Decoding(max_tokens, strategy, sampler or usual, seed, tuple(stop))
+        if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
+            raise ArgumentError(f"sampler {sampler!r} is not known", hint=f"take one of {', '.join(SAMPLERS)}")
+        if _whole(seed, "seed") < 0 or seed >= 2**63:
+            raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="take seed=42")
+        ends = [_text(stop, "stop")] if isinstance(stop, str) else _texts(stop, "stop")
+        if "" in ends:
+            raise ArgumentError("stop has an empty string, which every text has", hint="give the text to stop at")
+        most = _positive(max_tokens, "max_tokens", "token")
+        return Decoding(most, strategy, sampler or usual, int(seed), tuple(ends))
 
     def energy(self, text: str) -> Energy:
         """Exact energies of the tokens of a text, read as `ebmvk evaluate` reads a document, without memory.
 
         Raises:
-            DataError: the text is empty.
+            ArgumentError: it is no text. DataError: the text is empty.
         """
-        ids = self._run.tokenizer.encode_prompt(text)
+        ids = self._run.tokenizer.encode_prompt(_text(text, "text"))
         context = self._run.config.data.seq_length
         stream = TokenStream.of_text(ids, word_level=self._run.tokenizer.word_level)
         found = token_nats(self._model, stream, context=context, stride=max(1, context // 2), device=self._device.torch)
@@ -252,7 +327,8 @@ class Model:
 
     def neighbors(self, x: str | Tensor, k: int = 10) -> list[NearToken]:
         """The k tokens of largest cosine to a text's point or a unit vector (d,), best first."""
-        found = self._device.backend.topk(self._query(x), self._points, self._at_most(k, self._points.n))
+        most = min(_positive(k, "k", "neighbour"), self._points.n)
+        found = self._device.backend.topk(self._query(x), self._points, most)
         ids = found.ids[0].cpu()
         texts = self._texts(ids.numpy())
         return [NearToken(int(i), t, float(c)) for i, t, c in zip(ids, texts, found.scores[0].cpu(), strict=True)]
@@ -263,13 +339,14 @@ class Model:
         Raises:
             CheckpointError: the memory is damaged, or was built for other weights.
         """
+        query, most = self._query(x), _positive(k, "k", "splat")
         if self._memory is None and (self._run.checkpoint.path / MEMORY_FILE).is_file():
             store = load(self._run.checkpoint.path, self._run.model, "episodic").static
             self._memory = (store, self._device.backend.points(store.mu)) if store else None
         if self._memory is None:
             return []
         store, points = self._memory
-        found = self._device.backend.topk(self._query(x), points, self._at_most(k, store.n))
+        found = self._device.backend.topk(query, points, min(most, store.n))
         ids = found.ids[0].cpu()
         law = store.token_law(ids[:, None], torch.ones(len(ids), 1))
         top = law.topk(min(TOP_TOKENS, store.vocab_size), dim=1)
@@ -281,11 +358,6 @@ class Model:
             for i, cosine, own, p in zip(ids, found.scores[0].cpu(), top.indices, top.values, strict=True)
         ]
 
-    def _at_most(self, k: int, n: int) -> int:
-        if k < 1:
-            raise ArgumentError(f"k = {k} is below 1", hint="ask for one neighbour or more")
-        return min(k, n)
-
     def _texts(self, ids: Ids) -> list[str]:
         return [self._run.tokenizer.decode([int(i)]) or "<|endoftext|>" for i in ids]
 
@@ -296,6 +368,10 @@ class Model:
         """(d,) of a text, or a unit vector, checked."""
         if isinstance(x, str):
             return self.embed(x)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ArgumentError(
+                f"a point {x!r}, where a text or a unit vector is needed", hint="pass a text, or what `embed` returned"
+            )
         if x.shape != (self.d,) or not abs(float(torch.linalg.vector_norm(x.double())) - 1) < 1e-3:
             raise ArgumentError(
                 f"a point of shape {tuple(x.shape)} and norm {float(x.double().norm()):.4g}, where a unit vector of "
@@ -303,3 +379,43 @@ class Model:
                 hint="pass a text, or what `embed` returned",
             )
         return x.float()
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _text(value: object, name: str) -> str:
+    """The value, which must be a text that UTF-8 can say."""
+    if not isinstance(value, str):
+        hint = "decode it first: value.decode()" if isinstance(value, bytes) else "pass a str"
+        raise ArgumentError(f"{name} {value!r} is no text, but of the type {type(value).__name__}", hint=hint)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(
+            f"{name} {value!r} has half a surrogate pair, which is no character",
+            hint='take text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")',
+        ) from None
+    return value
+
+
+def _texts(values: object, name: str) -> list[str]:
+    """The values, which must be several texts: a text alone is no list of its characters."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ArgumentError(f"{name} {values!r} is no list of texts", hint=f"pass a list, such as [{values!r}]")
+    return [_text(value, name) for value in values]
+
+
+def _whole(value: object, name: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} = {value!r} is no whole number", hint="pass an int")
+
+
+def _positive(value: object, name: str, what: str) -> int:
+    if (number := _whole(value, name)) < 1:
+        raise ArgumentError(f"{name} = {number} is below 1", hint=f"ask for one {what} or more")
+    return number

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -281,6 +283,54 @@ def value_of(args: Sequence[str], name: str) -> str | None:
         if flags_in([arg]) == [name]:
             return arg.split("=", 1)[1] if "=" in arg else next(iter(args[i + 1 :]), None)
     return None
+
+
+def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """The flags that keyword arguments stand for: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is
+    `--no-enable-soc`, a list gives a flag several values, and None leaves it away.
+
+    Raises:
+        ConfigError: there is no such setting, or its value is of a kind that no flag has.
+    """
+    args: list[str] = []
+    for name, value in settings.items():
+        own = "--" + name.replace("_", "-")
+        if own not in known or name.startswith("no_"):
+            names = [flag[2:].replace("-", "_") for flag in known if not flag.startswith("--no-")]
+            close = nearest(name.removeprefix("no_"), names)
+            hint = f"did you mean {close}?" if close else f"see help(ebmvk.{command}), or `ebmvk {command} --help`"
+            raise ConfigError(f"ebmvk.{command}() has no setting {name!r}", hint=hint)
+        args += _argument(f"ebmvk.{command}({name}={value!r})", own, value)
+    return args
+
+
+def _argument(what: str, own: str, value: Any) -> list[str]:
+    """One of them. what: the call, for the message."""
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return []
+    if isinstance(value, bool):
+        return [own if value else own.replace("--", "--no-", 1)]
+    if isinstance(value, str | int | float | Path):
+        return [f"{own}={value}"]
+    if isinstance(value, list | tuple) and all(isinstance(part, str | int | float | Path) for part in value):
+        return [own, *map(str, value)]
+    raise ConfigError(
+        f"{what}: a {type(value).__name__} is no value of a setting", hint="give a text, a number, a path or a list"
+    )
+
+
+def callable_module(name: str, function: Callable[..., Any]) -> None:
+    """Let the module `name` be called as its function of the same name.
+
+    Importing `ebmvk.train` makes the package's `train` a module, so that no function could stay under that name.
+    """
+
+    class Called(ModuleType):
+        __call__ = staticmethod(function)
+
+    module = sys.modules[name]
+    module.__class__ = Called
+    vars(module)["__signature__"] = inspect.signature(function)
 
 
 def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:

@@ -145,7 +145,9 @@ def _against_repetition(settings: Mapping[str, float]) -> str:
 
 
 def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    from ebmvk.report.tables import number
+
+    return number(value, form)
 
 
 if __name__ == "__main__":

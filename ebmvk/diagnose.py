@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ from ebmvk import __version__, cli
 from ebmvk.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.api import Diagnosed
     from ebmvk.diagnosis.diagnosis import Diagnosis
 
 ALONE = "-"  # --batch or --report without a value
@@ -48,19 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
+    """What is well with a checkpoint, what is not, and what to do about it, as `ebmvk diagnose` finds out.
+
+    settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`, `device="cpu"`,
+    `data_dir="texts"`. Several checkpoints side by side are the command's.
+
+    >>> print(*ebmvk.diagnose("runs/first", quick=True).recommendations, sep="\\n")
+
+    Raises:
+        ConfigError: a setting is unknown or its value bad. EbmvkError: of any other kind, as the command prints them.
+    """
+    known = [flag for flag in FLAGS if flag not in ("--json", "--no-json", "--batch")]
+    if settings.get("report") is True:
+        settings["report"] = ALONE
+    args = cli.arguments("diagnose", {"checkpoint": checkpoint, **settings}, known)
+    from ebmvk.api import Diagnosed
+
+    record = _record(cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS), lambda _: None)
+    (own,) = record["checkpoints"]
+    course = own["sections"].get("convergence", {})
+    return Diagnosed(course.get("verdict"), course.get("reason"), own["sections"]["recommendations"], own)
+
+
+cli.callable_module(__name__, diagnose)
+
+
 def _diagnose(command: DiagnoseCommand) -> int:
-    from ebmvk.diagnosis.diagnosis import together
     from ebmvk.report.overview import lines, overview
     from ebmvk.report.tables import plain
 
-    found = list(_found(command))
-    record: dict[str, Any] = {"ebmvk": __version__} | together(found)
-    if command.report is not None:
-        from ebmvk.report.diagnosis import page
-
-        target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
-        cli.write_output(target, page(record), "--report")
-        _say(f"report      {target}")
+    record = _record(command, _say)
     if command.json:
         print(json.dumps(record, allow_nan=False))
         return 0
@@ -69,6 +88,21 @@ def _diagnose(command: DiagnoseCommand) -> int:
     if len(rows) > 1:
         print("\nSide by side\n" + "\n".join(plain(overview(rows))))
     return 0
+
+
+def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every checkpoint's diagnosis, JSON-able; the page is written if it is asked for."""
+    from ebmvk.diagnosis.diagnosis import together
+
+    found = list(_found(command, say))
+    record: dict[str, Any] = {"ebmvk": __version__} | together(found)
+    if command.report is not None:
+        from ebmvk.report.diagnosis import page
+
+        target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
+        cli.write_output(target, page(record), "--report")
+        say(f"report      {target}")
+    return record
 
 
 def _say(text: str) -> None:
@@ -92,7 +126,7 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
     return step_folders(locate(path, "--batch")[0])[::-1]
 
 
-def _found(command: DiagnoseCommand) -> Iterator[Diagnosis]:
+def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Diagnosis]:
     """Each checkpoint diagnosed; only one is held at a time, and those of one run share their text.
 
     Raises:
@@ -106,12 +140,12 @@ def _found(command: DiagnoseCommand) -> Iterator[Diagnosis]:
     texts: dict[Path, Text] = {}
 
     def one(path: Path) -> Diagnosis:
-        run = open_run(path, "--checkpoint" if command.batch is None else "--batch", _say)
+        run = open_run(path, "--checkpoint" if command.batch is None else "--batch", say)
         if run.folder not in texts:
             texts[run.folder] = Text.of(run, command.data_dir)
         subject = Subject(run, device, texts[run.folder], QUICK if command.quick else Sizes())
-        _say(subject.name)
-        return diagnose(subject, _say)
+        say(subject.name)
+        return diagnose(subject, say)
 
     left = len(paths)
     for path in paths:
@@ -121,7 +155,7 @@ def _found(command: DiagnoseCommand) -> Iterator[Diagnosis]:
             left -= 1
             if command.batch is None or not left:
                 raise
-            _say(f"{path} is left out: {error.what}")
+            say(f"{path} is left out: {error.what}")
 
 
 if __name__ == "__main__":

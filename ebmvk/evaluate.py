@@ -17,6 +17,7 @@ from ebmvk import cli
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.api import Evaluated
     from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
     from ebmvk.ranks import Handler, Ranks
@@ -59,6 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
+    """The exact likelihood of a text under a checkpoint, as `ebmvk evaluate` takes it.
+
+    settings: the flags of the command as keyword arguments, with underscores: `split="test"`, `test_file="my.txt"`,
+    `limit=10_000`, `memory="both"`, `against="runs/other"`, `device="cpu"`.
+
+    >>> ebmvk.evaluate("runs/first", split="test").ppl_token
+
+    Raises:
+        ConfigError: a setting is unknown or its value bad. EbmvkError: of any other kind, as the command prints them.
+    """
+    known = [flag for flag in FLAGS if flag not in ("--json", "--no-json")]
+    args = cli.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
+    from ebmvk.api import Evaluated
+
+    record, _, _ = _record(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS), None)
+    figures = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte", "tokens", "words", "bytes")
+    return Evaluated(*(record[name] for name in figures), record)
+
+
+cli.callable_module(__name__, evaluate)
+
+
 def _followed(ranks: Ranks) -> Mapping[str, Handler]:
     from ebmvk.engine.sharded import Shards
 
@@ -66,7 +90,19 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 
 def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
-    """ranks: the processes among which the memory is spread, if there are several."""
+    record, corpus, device = _record(command, ranks)
+    if command.json:
+        print(json.dumps(record))
+    else:
+        _print(record, corpus, device)
+    return 0
+
+
+def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, Any], str, str]:
+    """The figures, JSON-able; where the text is from; and where the work was done.
+
+    ranks: the processes among which the memory is spread, if there are several.
+    """
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
@@ -132,11 +168,7 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
         }
     if command.score_matching:
         record["score_matching"] = _score_matching(run, stream, device)
-    if command.json:
-        print(json.dumps(record))
-    else:
-        _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
-    return 0
+    return record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}"
 
 
 def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
@@ -211,25 +243,30 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
+    from ebmvk.report.tables import number, per_word, why_no_word
+
     part = "whole split" if record["whole_split"] else "its beginning"
-    word = "no words" if record["ppl_word"] is None else f"{record['ppl_word']:.3f}   ({record['words']:,} words)"
+    word = f"{number(per_word(record), ',.3f')}   ({record['words']:,} words)"
+    word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
     print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
     print(f"device                {device}")
-    print(f"nats per token        {record['nats_per_token']:.5f}   ({record['tokens']:,} tokens, exact)")
-    print(f"perplexity per token  {record['ppl_token']:.3f}")
+    print(f"nats per token        {number(record['nats_per_token'], '.5f')}   ({record['tokens']:,} tokens, exact)")
+    print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")
     print(f"perplexity per word   {word}")
-    print(f"bits per byte         {record['bits_per_byte']:.5f}   ({record['bytes']:,} bytes)")
+    print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     for mode, tier in record["tiers"].items():
-        word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
+        word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"
         gain = tier.get("gain")
-        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
+        gained = "" if gain is None else f"; {_gain(gain)}"
+        print(f"memory {mode:<15}{number(tier['ppl_token'], ',.3f')} per token{word}{gained}")
     if record["tiers"]:
         print(f"memory fitted on      {_fitted_on(record)}")
     if "against" in record:
         base = record["against"]
-        print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
+        nats = number(base["nats_per_token"], ".5f")
+        print(f"against               {base['checkpoint']} without memory: {nats} nats per token")
         for mode, difference in base["modes"].items():
             print(f"  with memory {mode:<10}{_gain(difference)}")
     if record.get("score_matching"):
@@ -250,19 +287,23 @@ def _fitted_on(record: dict[str, Any]) -> str:
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
     """1 - L_kappa is 0 for a score of zero; what counts is to be below the denoiser that knows frequencies only."""
+    from ebmvk.report.tables import DASH, below, number
+
     print(f"score matching        L_kappa over {levels[0]['tokens']:,} tokens, kappa_c = sqrt(2 d ln V)")
     for level in levels:
-        noise = f"kappa {level['kappa']:.1f}, {level['angle']:.1f} degrees, sigma {level['sigma']:.3g}"
-        ratio = level["ratio"]
-        below = "" if ratio is None else f", {100 * (1 - ratio):+.1f} % below (+- {100 * level['error']:.1f})"
+        kappa, angle = (number(level[name], ".1f") for name in ("kappa", "angle"))
+        noise = f"kappa {kappa}, {angle} degrees, sigma {number(level['sigma'], '.3g')}"
+        ratio = f", below it by {below(level)}" if below(level) != DASH else ", right itself: no ratio"
         print(
-            f"  {level['name'] or 'level':<20}{noise}: 1 - L {level['explained']:.4f}, "
-            f"unigram Bayes {1 - level['unigram_loss']:.4f}{below}"
+            f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "
+            f"unigram Bayes {number(1 - level['unigram_loss'])}{ratio}"
         )
 
 
 def _gain(gain: dict[str, float]) -> str:
-    return f"{gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
+    from ebmvk.report.tables import interval
+
+    return f"{interval(gain)} nats per token, by article"
 
 
 if __name__ == "__main__":

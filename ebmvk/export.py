@@ -26,12 +26,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(lambda: _export(cli.parse(ExportCommand, args, command="export", known=FLAGS)))
 
 
-def _export(command: ExportCommand) -> int:
+def export(checkpoint: str | Path, to: str | Path) -> list[Path]:
+    """Write a checkpoint as a folder laid out as model hubs have them, as `ebmvk export` does; its files.
+
+    Raises:
+        ConfigError: the folder holds something. CheckpointError: there is no such checkpoint. StorageError: the disk is
+            full; nothing is left of the folder.
+    """
+    args = cli.arguments("export", {"checkpoint": checkpoint, "to": to}, FLAGS)
+    return _written(cli.parse(ExportCommand, args, command="export", known=FLAGS))
+
+
+cli.callable_module(__name__, export)
+
+
+def _written(command: ExportCommand) -> list[Path]:
     from ebmvk.training.export import write
     from ebmvk.training.workspace import open_run
 
-    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    for file in write(run, command.to):
+    return write(open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr)), command.to)
+
+
+def _export(command: ExportCommand) -> int:
+    for file in _written(command):
         print(f"{file}  {file.stat().st_size:,} bytes")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,7 +45,7 @@ class GenerateCommand:
     stream: bool = False  # Write a text while it is made.
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Prompts and texts there too, as JSONL.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    quiet: bool = False  # The text only, without the prompt's headline and the chains' health.
+    quiet: bool = False  # The texts only, an empty line between them; no headlines, nothing about the chains.
 
 
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(GenerateCommand)})
@@ -109,11 +109,19 @@ def _prompts(command: GenerateCommand) -> list[str]:
     return lines
 
 
-def _streamed(generator: Generator, prompts: Sequence[str], how: Decoding) -> list[str]:
+def _headline(command: GenerateCommand, prompts: Sequence[str], number: int) -> str:
+    """What parts a text from the one before it, on the same stream: a line about its prompt; an empty one if quiet."""
+    if len(prompts) == 1:
+        return ""
+    gap = "\n" if number else ""
+    return gap if command.quiet else f"{gap}--- {number + 1}: {prompts[number]!r}\n"
+
+
+def _streamed(command: GenerateCommand, generator: Generator, prompts: Sequence[str], how: Decoding) -> list[str]:
     """The texts, each printed while it is written."""
     found = []
     for number, prompt in enumerate(prompts):
-        print(prompt, end="", flush=True)
+        print(_headline(command, prompts, number) + prompt, end="", flush=True)
         pieces = []
         for piece in generator.stream(prompt, how, number):
             print(piece, end="", flush=True)
@@ -123,15 +131,11 @@ def _streamed(generator: Generator, prompts: Sequence[str], how: Decoding) -> li
     return found
 
 
-def _whole(
-    command: GenerateCommand, generator: Generator, prompts: Sequence[str], how: Decoding, note: Callable[[str], None]
-) -> list[str]:
+def _whole(command: GenerateCommand, generator: Generator, prompts: Sequence[str], how: Decoding) -> list[str]:
     """The texts, each printed after its prompt."""
     found = generator.generate(prompts, how, command.batch_size)
-    for number, (prompt, text) in enumerate(zip(prompts, found, strict=True), start=1):
-        if len(prompts) > 1:
-            note(f"--- {number}: {prompt!r}")
-        print((prompt + text.text).strip("\n"))
+    for number, (prompt, text) in enumerate(zip(prompts, found, strict=True)):
+        print(_headline(command, prompts, number) + (prompt + text.text).strip("\n"))
     return [text.text for text in found]
 
 
@@ -164,7 +168,7 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     if command.memory != "none":
         memory = Reader(load(run.checkpoint.path, run.model, command.memory), command.memory, device.backend)
     generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin, memory)
-    found = _streamed(generator, prompts, how) if command.stream else _whole(command, generator, prompts, how, note)
+    found = (_streamed if command.stream else _whole)(command, generator, prompts, how)
     if command.output:
         _write(command.output, prompts, found)
     health, rates = generator.health.record(), generator.health.mixing()

@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ebmvk import train
+from ebmvk.train import FLAGS as TRAIN_FLAGS
+from ebmvk.train import main as train
 
-FLAGS = train.FLAGS
+FLAGS = TRAIN_FLAGS
 # Defaults of this stage; flags and a file can still say otherwise.
 STAGE = {"decoder": "none", "use_geometric": False, "use_compositional": False, "lambda_denoise": 0.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status as of `ebmvk train`."""
-    return train.main(argv, command="pretrain", stage=STAGE)
+    return train(argv, command="pretrain", stage=STAGE)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(command: SweepCommand) -> int:
-    from ebmvk import train
+    from ebmvk.train import asked
     from ebmvk.training.sweep import TABLES, planned, search, table, train_all
 
     if command.table not in TABLES:
@@ -92,7 +92,7 @@ def _sweep(command: SweepCommand) -> int:
             threads=command.threads,
             seed=command.seed,
             say=say,
-            check=lambda flags: train.asked([*shared, *flags]),
+            check=lambda flags: asked([*shared, *flags]),
         )
     else:
         experiments = TABLES[command.table]
@@ -130,9 +130,10 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
     Raises:
         ConfigError: also for a flag that runs have from `source` or from the sweep itself.
     """
-    from ebmvk import train
+    from ebmvk.train import FLAGS as TRAIN_FLAGS
+    from ebmvk.train import asked
 
-    cli.check_flags(shared, train.FLAGS, "train")
+    cli.check_flags(shared, TRAIN_FLAGS, "train")
     given, added = cli.flags_in(shared), [flag for run in runs for flag in cli.flags_in(run)]
     for flags, whose in ((given, "--flags"), (added, source)):
         if own := next((flag for flag in flags if flag.replace("--no-", "--") in OWN), None):
@@ -140,18 +141,15 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
     if both := next((flag for flag in added if flag in given), None):
         raise ConfigError(f"--flags has {both}, which {source} sets for each run", hint=f"take {both} out of --flags")
     for run in runs:
-        train.asked([*shared, *run])
+        asked([*shared, *run])
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The table, aligned; what does not apply is a dash."""
-    from ebmvk.report.tables import Table, plain
+    from ebmvk.report.tables import Table, number, plain
     from ebmvk.training.sweep import flags_of
 
-    body = [
-        (row["experiment"], *(f"{row[name]:{form}}" if name in row else "–" for name, form in COLUMNS.values()))
-        for row in rows
-    ]
+    body = [(row["experiment"], *(number(row.get(name), form) for name, form in COLUMNS.values())) for row in rows]
     said = [row.get("verdict") or " ".join(flags_of(row["values"])) for row in rows]
     table = plain(Table(("exp", *COLUMNS), body))
     return [f"{line}  {words}" for line, words in zip(table, ("verdict", *said), strict=True)]

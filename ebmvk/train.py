@@ -35,6 +35,7 @@ from ebmvk.errors import INTERRUPTED, ConfigError
 from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
 
 if TYPE_CHECKING:
+    from ebmvk.api import Trained
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
@@ -80,6 +81,38 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     """
     args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
     return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
+
+
+def train(**settings: Any) -> Trained:
+    """Train a model, as `ebmvk train` does, and return how the run ended; its folder has everything else.
+
+    settings: the flags of the command as keyword arguments, with underscores: `size="nano"`, `steps=300`, `lr=1e-3`,
+    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`. A
+    run is saved when Ctrl-C interrupts it.
+
+    >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
+    >>> run.validation["bits_per_byte"]
+
+    Raises:
+        ConfigError: a setting is unknown, its value bad, or two contradict each other. EbmvkError: of any other kind,
+            as the command prints them; what was saved before is intact.
+    """
+    if settings.get("dry_run"):
+        raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="take the command: ebmvk train --dry-run")
+    if settings.get("resume") is True:
+        settings["resume"] = NEWEST
+    command, job = asked(cli.arguments("train", settings, FLAGS))
+    from ebmvk.api import Trained
+    from ebmvk.report.metrics import read_history
+    from ebmvk.training.run import execute
+
+    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    history = read_history(job.folder)
+    end = history.end or {}
+    return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
+
+
+cli.callable_module(__name__, train)
 
 
 def _followed(ranks: Ranks) -> Mapping[str, Handler]:

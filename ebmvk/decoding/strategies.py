@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from ebmvk.config import nearest
 from ebmvk.errors import ConfigError
 
 _POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max
+WHOLE = ("top_k", "no_repeat_ngram")  # settings that count something
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ class Strategy:
             ("repetition_penalty", _POSITIVE, _LARGEST, "take 1.2, or 1 for none"),
             ("no_repeat_ngram", 0, _LARGEST, "take 4, or 0 to allow any"),
         ):
-            value = getattr(self, name)
+            value, whole = getattr(self, name), name in WHOLE
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigError(f"--{name.replace('_', '-')} {value!r} is not {kind}", hint=hint)
             if not low <= value <= high:  # not a number is in no range
                 least = "a positive number" if low == _POSITIVE else "0 or more"
                 most = "" if high == _LARGEST else f" and {high} at most"
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not {least}{most}", hint=hint)
+            object.__setattr__(self, name, int(value) if whole else float(value))  # torch takes no larger integers
 
     def law(self, log_p: Tensor, seen: Sequence[Sequence[int]]) -> Tensor:
         """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.
@@ -103,10 +110,39 @@ NAMED = MappingProxyType(
 
 
 def named(name: str) -> Strategy:
-    """Raises ConfigError where there is no strategy of that name."""
-    if name not in NAMED:
-        raise ConfigError(f"--strategy {name!r}: no such strategy", hint=f"take one of {', '.join(NAMED)}")
-    return NAMED[name]
+    """The strategy of a name, or of its first word where that is enough: `nucleus` is `nucleus 0.9`.
+
+    Raises:
+        ConfigError: there is none of that name, or more than one begins with it.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    begun = [known for known in NAMED if name and known.partition(" ")[0] == name.replace("_", "-")]
+    if len(begun) == 1:
+        return NAMED[begun[0]]
+    close = nearest(name, NAMED)
+    hint = f"take {' or '.join(begun)}" if begun else f"did you mean {close}?" if close else ""
+    raise ConfigError(
+        f"--strategy {name!r}: {'several strategies begin so' if begun else 'no such strategy'}",
+        hint=hint or f"take one of {', '.join(NAMED)}",
+    )
+
+
+def of(strategy: Strategy | str, settings: Mapping[str, float]) -> Strategy:
+    """A strategy or the one of that name, with some of its settings changed.
+
+    Raises:
+        ConfigError: there is no such strategy or setting, or a value is out of range.
+    """
+    base = named(strategy) if isinstance(strategy, str) else strategy
+    if not isinstance(base, Strategy):
+        raise ConfigError(f"strategy {base!r} is none", hint='give a Strategy, or a name such as "nucleus"')
+    names = [entry.name for entry in dataclasses.fields(Strategy)]
+    if unknown := next((name for name in settings if name not in names), None):
+        close = nearest(unknown, names)
+        hint = f"did you mean {close}?" if close else f"take {', '.join(names)}"
+        raise ConfigError(f"strategies have no setting {unknown!r}", hint=hint)
+    return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
 
 
 def changed(strategy: Strategy) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
-from ebmvk.report.sections import SETTLED
+from ebmvk.report.tables import SETTLED
 from ebmvk.training.advice import advice
 from ebmvk.training.memory import MAX_SPLATS
 

@@ -27,6 +27,7 @@ TWINS = 8  # nearest splats among which a twin is looked for
 BINS = 24  # of a histogram, at most
 CHOSEN = 10  # splats whose tokens are shown
 TOKENS = 6  # of each
+LABELS = 60  # points of a map, at most, that have a label; the picture leaves out those without room
 _LAWS = 1 << 22  # probabilities held at once
 
 
@@ -70,7 +71,7 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
             "log10_usage": histogram(usage.clamp_min(1e-3).log10()),
         }
         | ({"age_epochs": histogram((step - store.birth).double() / length)} if lived else {}),
-        "map": flat_map(store, usage, subject.sizes.drawn),
+        "map": flat_map(subject, store, usage),
         "chosen": _chosen(subject, store, usage),
     }
 
@@ -102,7 +103,8 @@ def lexical(subject: Subject) -> Row | Absent:
             {"tokens": _texts(subject, pair), "cosine": float(mu[pair[0]] @ mu[pair[1]])}
             for pair in list(pairs)[:CHOSEN]
         ],
-        "map": projected(mu.cpu()[(order := counts.argsort(descending=True)[: sizes.drawn])], counts[order].double()),
+        "map": projected(mu.cpu()[(order := counts.argsort(descending=True)[: sizes.drawn])], counts[order].double())
+        | {"labels": list(enumerate(_texts(subject, order[:LABELS].tolist())))},
     }
 
 
@@ -138,10 +140,13 @@ def histogram(values: Tensor) -> Row:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def flat_map(store: SplatStore, usage: Tensor, most: int) -> Row:
-    """`projected` of some splats, at even distances."""
-    ask = spaced(store.n, most)
-    return projected(store.mu[ask], usage[ask])
+def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
+    """`projected` of some splats, at even distances; the most used ones are labelled with their likeliest tokens."""
+    ask = spaced(store.n, subject.sizes.drawn)
+    most = usage[ask].argsort(descending=True)[:LABELS]
+    likeliest = store.token_law(ask[most][:, None], torch.ones(len(most), 1)).argmax(1)
+    labels = list(zip(most.tolist(), _texts(subject, likeliest.tolist()), strict=True))
+    return projected(store.mu[ask], usage[ask]) | {"labels": labels}
 
 
 def projected(mu: Tensor, usage: Tensor) -> Row:

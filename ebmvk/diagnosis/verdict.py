@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from ebmvk.report.tables import number, percent
+
 Word = Literal["converging", "converged", "stalled", "diverging", "undecided"]
 Values = npt.NDArray[np.float64]
 LEVEL = 0.05  # of the tests, two-sided
@@ -161,10 +163,8 @@ def _of_mean(r: float, m: int) -> float:
 
 def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Word, str]:
     change, level = found["change"], found["level"]
-    said = (
-        f"{change:+.4f} over the second half (95 % {found['low']:+.4f} to {found['high']:+.4f}), p = {found['p']:.2g}"
-    )
-    said = said.replace("-", "−")
+    moved, low, high = (number(value, "+.4f") for value in (change, found["low"], found["high"]))
+    said = f"{moved} over the second half (95 % {low} to {high}), p = {number(found['p'], '.2g')}"
     if jumped:
         return "diverging", f"with its last tenth above its best tenth; {said}"
     if found["p"] < LEVEL and abs(change) > MATERIAL * level:
@@ -172,5 +172,5 @@ def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Wo
     if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
         return "undecided", f"too noisy to tell: {said}"
     if not learned:
-        return "stalled", f"flat, and {max(0.0, 100 * found['fallen']):.1f} % below where it began: {said}"
-    return "converged", f"flat, {100 * found['fallen']:.0f} % below where it began: {said}"
+        return "stalled", f"flat, and {percent(max(0.0, found['fallen']))} below where it began: {said}"
+    return "converged", f"flat, {percent(found['fallen'], 0)} below where it began: {said}"

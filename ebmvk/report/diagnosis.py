@@ -11,7 +11,7 @@ from ebmvk.report.overview import overview
 from ebmvk.report.page import render
 from ebmvk.report.pictures import MOST_CURVES, PICTURES, Picture, compared
 from ebmvk.report.sections import TITLES, sections
-from ebmvk.report.tables import Section, number
+from ebmvk.report.tables import Section, number, per_word
 
 CODE = re.compile(r"`([^`]+)`|(--[a-z][A-Za-z-]*(?: [0-9][\w.+-]*)?)")
 """A command, or a flag with a number."""
@@ -75,6 +75,6 @@ def _tiles(record: Row) -> Iterator[tuple[str, str, str]]:
     own = record["sections"]["likelihood"]["validation"]
     yield number(own["bits_per_byte"], ".3f"), "bits per byte", f"{own['bytes']:,} bytes, exact"
     yield number(own["ppl_token"], ",.1f"), "perplexity per token", f"{own['tokens']:,} tokens"
-    if own["ppl_word"] is not None:
-        yield number(own["ppl_word"], ",.1f"), "perplexity per word", f"{own['words']:,} words"
+    if (word := per_word(own)) is not None:
+        yield number(word, ",.1f"), "perplexity per word", f"{own['words']:,} words"
     yield f"{record['parameters'] / 1e6:.2f} M", "parameters", f"{record['vocabulary']:,} tokens, d = {record['d']}"

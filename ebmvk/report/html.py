@@ -10,10 +10,10 @@ from typing import Any
 
 from ebmvk.report.metrics import METRICS_FILE, History, Row, read_metrics
 from ebmvk.report.page import render
-from ebmvk.report.plots import Curve, heat_maps, line_plot
-from ebmvk.report.sections import level_mark
+from ebmvk.report.plots import Curve, heat_maps, is_course, line_plot
+from ebmvk.report.sections import SETTLED_NOTE, level_mark
 from ebmvk.report.series import smooth, thin
-from ebmvk.report.tables import shown
+from ebmvk.report.tables import against_trigram, duration, number, per_word, percent, shown, why_no_word
 
 SAMPLES = 6
 
@@ -35,7 +35,10 @@ def write_report(run: Path, target: Path) -> Path:
         tiles=list(_tiles(history)),
         plots=list(_plots(history)),
         figures=_figures(history),
+        remarks=list(_remarks(history)),
         levels=_levels(history),
+        settled=SETTLED_NOTE,
+        dispatched=any(count["dispatches"] for count in history.counts.values()),
         attention=attention_picture(history.end.get("looks")) if history.end else None,
         experts=(history.end.get("looks") or {}).get("experts", []) if history.end else [],
         shown=shown,
@@ -67,18 +70,19 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
         note = where
         if history.end:
             base = history.end["trigram"]["bits_per_byte"]
-            change = 100 * (1 - found["bits_per_byte"] / base)
-            note = f"{abs(change):.1f} % {'below' if change >= 0 else 'above'} the trigram's {base:.3f}"
-        yield f"{found['bits_per_byte']:.3f}", "bits per byte", note
-        yield f"{found['ppl_token']:,.1f}", "perplexity per token", f"{found['tokens']:,} tokens, exact"
-        if found["ppl_word"] is not None:
-            yield f"{found['ppl_word']:,.1f}", "perplexity per word", f"{found['words']:,} words"
+            change = 1 - found["bits_per_byte"] / base
+            note = f"{percent(abs(change))} {'below' if change >= 0 else 'above'} the trigram's {number(base, '.3f')}"
+        yield number(found["bits_per_byte"], ".3f"), "bits per byte", note
+        yield number(found["ppl_token"], ",.1f"), "perplexity per token", f"{found['tokens']:,} tokens, exact"
+        if (word := per_word(found)) is not None:
+            yield number(word, ",.1f"), "perplexity per word", f"{found['words']:,} words"
     if history.facts:
         yield f"{history.facts['parameters'] / 1e6:.2f} M", "parameters", f"{history.facts['vocabulary']:,} tokens"
     if history.steps:
         seconds = sum(row["seconds"] for row in history.steps)
         tokens = history.steps[-1]["tokens"]
-        yield f"{seconds / 60:.1f} min", "training", f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f} per second"
+        rate = number(tokens / max(seconds, 1e-9), ",.0f")
+        yield duration(seconds), "training", f"{tokens:,} tokens, {rate} per second"
 
 
 def _plots(history: History) -> Iterator[tuple[str, str, str]]:
@@ -87,20 +91,22 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
     if steps:
         x, y = thin(steps, smooth(loss))
         curves = [Curve("each step", *thin(steps, loss), faint=True), Curve("smoothed", x, y)]
-        yield _plot("Training loss", "nats; the objective with all its parts", curves, ylabel="loss")
+        yield from _plot("Training loss", "nats; the objective with all its parts", curves, ylabel="loss")
     for unit in ("token", "word"):
         x, y = _series(history.evals, "validation", f"ppl_{unit}")
-        base = {"trigram, whole split": history.end["trigram"][f"ppl_{unit}"]} if history.end and x else {}
-        if x:
-            note = f"exact, on the first {history.evals[-1]['validation']['tokens']:,} tokens of validation"
+        if x and (unit == "token" or per_word(history.evals[-1]["validation"]) is not None):
+            tokens = history.evals[-1]["validation"]["tokens"]
+            note = f"exact, on the first {tokens:,} tokens of validation"
+            base = history.end["trigram"] if history.end else None
+            lines = {"trigram": base[f"ppl_{unit}"]} if base and base["tokens"] == tokens else {}  # of the same tokens
             curve = Curve(f"per {unit}", x, y, dots=True, colour=unit == "word")
-            yield _plot(f"Perplexity per {unit}", note, [curve], ylabel="perplexity", log=True, lines=base)
+            yield from _plot(f"Perplexity per {unit}", note, [curve], ylabel="perplexity", log=True, lines=lines)
     energies = [Curve("of tokens, E(v|c)", *_series(history.evals, "validation", "nats_per_token"), dots=True)]
     latent = _series(history.evals, "langevin", "energy")
     energies += [Curve("of Langevin states, E(x|c)", *latent, dots=True, colour=1)] if latent[0] else []
     if energies[0].x:
         note = "mean energy on validation: of the true next tokens, and of states where the chains end"
-        yield _plot("Energy", note, energies, ylabel="nats")
+        yield from _plot("Energy", note, energies, ylabel="nats")
     yield from _part_plots(history)
     yield from _splat_plots(history)
     x, y = _series(history.evals, "langevin", "kinetic_temperature")
@@ -108,11 +114,11 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
         note = "mean |v|² / (d−1) right after the noise; the law asks for the dashed line"
         target = {"target": float(history.evals[-1]["langevin"]["temperature"])}
         curves = [Curve("kinetic temperature", x, y, dots=True)]
-        yield _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target, span=0.1)
+        yield from _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target, span=0.1)
     x, y = _series(history.steps, "grad_norm")
     if x:
         curves = [Curve("gradient norm", *thin(x, y))]
-        yield _plot("Gradient norm", "before clipping", curves, ylabel="norm")
+        yield from _plot("Gradient norm", "before clipping", curves, ylabel="norm")
 
 
 def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
@@ -122,14 +128,14 @@ def _part_plots(history: History) -> Iterator[tuple[str, str, str]]:
         labels = [f"κ = {level['kappa']:.0f} {level_mark(level)}".strip() for level in levels]
         curves = [Curve(label, *_level(history, i), dots=True, colour=i) for i, label in enumerate(labels)]
         note = "relative squared error of the score, by noise level; predicting no score at all gets 1"
-        yield _plot("Score matching", note, curves, ylabel="L_κ", lines={"zero score": 1.0})
+        yield from _plot("Score matching", note, curves, ylabel="L_κ", lines={"zero score": 1.0})
     names = dict.fromkeys(name for row in history.steps for name in row["parts"])
     curves = []
     for name in names:
         x, y = _series(history.steps, "parts", name)
         curves.append(Curve(name, *thin(x, smooth(y)), colour=len(curves)))
     if curves:
-        yield _plot("Parts of the loss", "before their weights, smoothed", curves, ylabel="nats")
+        yield from _plot("Parts of the loss", "before their weights, smoothed", curves, ylabel="nats")
 
 
 def _levels(history: History) -> list[Row]:
@@ -149,7 +155,7 @@ def attention_picture(looks: Row | None, prefix: str = "") -> str | None:
         [f"{nats:.1f} nats, {back:.1f} back" for nats, back in zip(own["entropy"], own["distance"], strict=True)]
         for own in looks["attention"]
     ]
-    return heat_maps(f"{prefix}Attention by layer and head", rows, titles)
+    return heat_maps(f"{prefix}Attention by layer and head", rows, titles, [shown(t) for t in looks.get("tokens", [])])
 
 
 def _splat_plots(history: History) -> Iterator[tuple[str, str, str]]:
@@ -159,14 +165,16 @@ def _splat_plots(history: History) -> Iterator[tuple[str, str, str]]:
     curves = [Curve("splats", *_series(history.soc, "splats"), dots=True)]
     curves.append(Curve("capacity", *_series(history.soc, "capacity"), faint=True))
     note = "consolidated during training; faint: the capacity of the phase"
-    yield _plot("Memory splats", note, curves, ylabel="splats")
+    yield from _plot("Memory splats", note, curves, ylabel="splats")
     names = ("phi", "threshold")
     curves = [Curve(name, *_series(history.soc, name), dots=True, colour=i) for i, name in enumerate(names)]
     note = "phi: share of held-out training contexts that no splat explains; splats are created above the threshold"
-    yield _plot("Uncovered share", note, curves, ylabel="share", span=0.1)
+    yield from _plot("Uncovered share", note, curves, ylabel="share", span=0.1)
     events = ("created", "split", "merged", "pruned")
     curves = [Curve(name, *_series(history.soc, name), dots=True, colour=i) for i, name in enumerate(events)]
-    yield _plot("Consolidation events", "splats at each check; their sum is the avalanche", curves, ylabel="splats")
+    yield from _plot(
+        "Consolidation events", "splats at each check; their sum is the avalanche", curves, ylabel="splats"
+    )
 
 
 def _level(history: History, index: int) -> tuple[list[float], list[float]]:
@@ -174,8 +182,10 @@ def _level(history: History, index: int) -> tuple[list[float], list[float]]:
     return [float(row["step"]) for row in rows], [float(row["score_matching"][index]["loss"]) for row in rows]
 
 
-def _plot(title: str, note: str, curves: list[Curve], **how: Any) -> tuple[str, str, str]:
-    return title, note, line_plot(title, curves, **how)
+def _plot(title: str, note: str, curves: list[Curve], **how: Any) -> Iterator[tuple[str, str, str]]:
+    """The picture, where there is a course to draw."""
+    if is_course(curves):
+        yield title, note, line_plot(title, curves, **how)
 
 
 def _series(rows: list[Row], *keys: str) -> tuple[list[float], list[float]]:
@@ -201,6 +211,16 @@ def _figures(history: History) -> list[tuple[str, Row]]:
             (f"best evaluation (step {history.best['step']:,}, part of validation)", history.best["validation"])
         )
     return rows
+
+
+def _remarks(history: History) -> Iterator[str]:
+    """Below the exact figures: which is better, the model or the trigram; and why there is none per word."""
+    if history.end:
+        line = against_trigram(history.end["validation"], history.end["trigram"])
+        yield f"{line[0].upper()}{line[1:]}."
+    found, _ = _last_validation(history)
+    if found and per_word(found) is None:
+        yield f"Perplexity per word: {why_no_word(found)}."
 
 
 def _facts(history: History) -> list[tuple[str, str]]:

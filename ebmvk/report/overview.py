@@ -7,15 +7,14 @@ from typing import Any
 
 from ebmvk.report.metrics import Row
 from ebmvk.report.sections import TITLES, sections
-from ebmvk.report.tables import STATIC, TRAINED, Table, at, interval, number, percent, plain
+from ebmvk.report.tables import DASH, STATIC, TRAINED, Table, at, interval, number, per_word, percent, plain
 
 
 def lines(record: Row) -> Iterator[str]:
-    """A checkpoint's diagnosis as text, recommendations last."""
+    """A checkpoint's diagnosis as text: the verdict first and, below all the figures and recommendations, last."""
     size = f"{record['parameters'] / 1e6:.2f} M parameters"
+    yield from verdict(record)
     yield f"{record['checkpoint']}: --model {record['model']}, {size}, {record['corpus']}"
-    if verdict := record["sections"].get("convergence"):
-        yield f"{verdict['verdict']}: {verdict['reason']}"
     for section in sections(record):
         yield f"\n{section.title}\n{section.note}"
         for table in section.tables:
@@ -25,12 +24,19 @@ def lines(record: Row) -> Iterator[str]:
     yield from (f"\n{TITLES[name]}: none; {why}" for name, why in record["absent"].items())
     yield "\nRecommendations"
     yield from (f"  {line}" for line in record["sections"]["recommendations"] or ["nothing stands out"])
+    yield from ("\n" + line for line in verdict(record))
+
+
+def verdict(record: Row) -> list[str]:
+    """The line that matters most; none where the run has no course to judge."""
+    found = record["sections"].get("convergence")
+    return [f"Verdict: {found['verdict']}, {found['reason']}"] if found else []
 
 
 def overview(records: Sequence[Row]) -> Table:
     """A row per figure, a column per checkpoint; figures that none has are left out."""
     rows = [(name, *(figure(record) for record in records)) for name, figure in FIGURES.items()]
-    return Table(("", *(record["name"] for record in records)), [row for row in rows if set(row[1:]) != {"–"}])
+    return Table(("", *(record["name"] for record in records)), [row for row in rows if set(row[1:]) != {DASH}])
 
 
 def _figure(form: str, *keys: Any) -> Callable[[Row], str]:
@@ -45,12 +51,12 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "model": lambda record: record["model"],
     "parameters": lambda record: f"{record['parameters'] / 1e6:.2f} M",
     "bits per byte": _figure(".4f", "likelihood", "validation", "bits_per_byte"),
-    "perplexity per word": _figure(",.2f", "likelihood", "validation", "ppl_word"),
+    "perplexity per word": lambda record: number(per_word(at(record, "likelihood", "validation")), ",.2f"),
     "perplexity per token": _figure(",.2f", "likelihood", "validation", "ppl_token"),
     "nats per token": _figure(".4f", "likelihood", "validation", "nats_per_token"),
-    "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else "–",
+    "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else DASH,
     "nats per token of training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
-    "verdict": lambda record: at(record, "convergence", "verdict") or "–",
+    "verdict": lambda record: at(record, "convergence", "verdict") or DASH,
     "denoising error at ½ κ_c, of frequencies'": _figure(".3f", "denoising", "levels", "1/2 kappa_c", "ratio"),
     "denoising error at κ_c, of frequencies'": _figure(".3f", "denoising", "levels", "kappa_c", "ratio"),
     "kinetic temperature": _figure(".4f", "langevin", "samplers", 0, "kinetic_temperature"),

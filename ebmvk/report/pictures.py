@@ -9,14 +9,14 @@ from typing import Any
 from ebmvk.report.charts import bar_plot, histogram_plot, map_plot
 from ebmvk.report.html import attention_picture
 from ebmvk.report.metrics import Row
-from ebmvk.report.plots import Curve, line_plot
+from ebmvk.report.plots import SERIES, Curve, is_course, line_plot
 from ebmvk.report.series import smooth, thin
-from ebmvk.report.tables import TRAINED, at
+from ebmvk.report.tables import TRAINED, at, percent, shown
 
 Points = Sequence[tuple[float, float]]
 
 FREQUENCY: dict[str, str] = {"xlabel": "occurrences in the training text", "ylabel": "nats per token"}
-MOST_CURVES = 6  # colours there are
+MOST_CURVES = len(SERIES)
 TRENDS: dict[str, tuple[Any, ...]] = {
     "Bits per byte": ("exact, on the same tokens for each checkpoint", "likelihood", "validation", "bits_per_byte"),
     "Nats of training text": ("per token, exact, of its beginning", "likelihood", "training", "nats_per_token"),
@@ -140,14 +140,16 @@ def _histograms(found: Row, name: str, note: str, counted: str) -> Iterator[Pict
 
 
 def _map(found: Row, name: str, of: str, note: str) -> Picture:
-    svg = map_plot(f"{name}: map", found["x"], found["y"], found["usage"])
-    share = f"{100 * found['variance']:.0f} % of it"
+    labels = [(i, shown(text)) for i, text in found.get("labels", [])]
+    svg = map_plot(f"{name}: map", found["x"], found["y"], found["usage"], labels)
+    share = f"{percent(found['variance'], 0)} of it"
     said = f"{of}: directions along the two axes of largest variance ({share}); {note}"
     return Picture("Map", said, svg, wide=True)
 
 
 def _attention(record: Row, prefix: str) -> Iterator[Picture]:
-    svg = attention_picture({"attention": record["sections"]["attention"]["layers"]}, prefix)
+    found = record["sections"]["attention"]
+    svg = attention_picture({"attention": found["layers"], "tokens": found.get("tokens", [])}, prefix)
     assert svg is not None  # the section is absent where there is none
     yield Picture("What each head looks at", "position t (down) at position s (across); darker is more", svg, wide=True)
 
@@ -196,8 +198,8 @@ def _trend(records: Sequence[Row]) -> Iterator[Picture]:
     rows = sorted(records, key=lambda own: float(own["step"]))
     for title, (note, *keys) in TRENDS.items():
         points = [(float(own["step"]), float(at(own, *keys))) for own in rows if at(own, *keys) is not None]
-        if points:
-            svg = line_plot(f"{title} by checkpoint", [_dots(title, points, 0)], ylabel=title.lower())
+        if is_course(curves := [_dots(title, points, 0)]):
+            svg = line_plot(f"{title} by checkpoint", curves, ylabel=title.lower())
             yield Picture(title, note, svg)
 
 

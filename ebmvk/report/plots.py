@@ -19,16 +19,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Drawn in these colours, which nothing else in the picture has, then replaced by the page's own variables.
-SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06", "#0a0b07", "#0a0b08")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # for as many lines again, when colours are used up
 INK, GRID = "#0a0b0c", "#0a0b0d"
 COLOURS = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)} | {
     INK: "var(--ink-soft)",
     GRID: "var(--rule)",
 }
 HEAT = (0.20, 0.45, 0.75)  # seen on light and on dark
+WIDTH = 4.8  # inches of a chart: its text is legible in a column of a wide page, and on the whole width of a phone
+LEGIBLE = 0.95  # pixels that a point must have for its text to be read; narrower pages scroll the picture
+MOST_HEADS = 6  # beside each other
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 10.5,
+    "font.size": 10,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
     "axes.grid": True,
@@ -43,6 +47,9 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
+
+
+STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def line_plot(
     log: bool = False,
     lines: Mapping[str, float] | None = None,
     span: float = 0.0,
-    xlabel: str = "step",
+    xlabel: str = STEP,
     log_x: bool = False,
 ) -> str:
     """An <svg> element.
@@ -76,7 +83,7 @@ def line_plot(
         span: the least height of the y axis, so that noise around a constant does not look like a story.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(6.4, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         drawn = [(_draw(axes, curve), curve) for curve in curves]
@@ -85,31 +92,56 @@ def line_plot(
             axes.axhline(value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
             axes.annotate(  # beside the axes, where no curve is
                 label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=9.5,
+                textcoords="offset points", va="center", fontsize=9,
             )  # fmt: skip
         dress(axes, xlabel, ylabel, log, log_x)
         low, high = axes.get_ylim()
         if high - low < span:
             axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+        if xlabel == STEP:
+            axes.set_xlim(left=0)  # where training begins
         if len(named) > 1:
-            # Handed over: of themselves, names that begin with _ are left out.
-            figure.legend(
-                *zip(*named, strict=True), loc="outside right upper", fontsize=9.5, labelcolor=INK, handlelength=1.4
-            )
+            legend(figure, [line for line, _ in named], [label for _, label in named])
         return svg_of(figure, name)
 
 
-def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequence[Sequence[str]]) -> str:
-    """An <svg> element with a picture per head: rows of (label, weights (H, T, T)), titles of each head.
+def legend(figure: Figure, marks: Sequence[Any], labels: Sequence[str]) -> None:
+    """Above the axes, in as many columns as the labels have room for; all of them, also those that begin with _."""
+    longest = max(map(len, labels))
+    columns = 3 if longest <= 17 else 2 if longest <= 28 else 1
+    figure.legend(
+        marks, labels, loc="outside upper left", ncols=columns, fontsize=9, labelcolor=INK, handlelength=1.6,
+        columnspacing=1.2, borderpad=0.1,
+    )  # fmt: skip
+
+
+def is_course(curves: Sequence[Curve]) -> bool:
+    """Whether there is more than one place to draw: a single dot is no course, and tables have its value."""
+    return len({x for curve in curves for x in curve.x}) > 1
+
+
+def heat_maps(
+    name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequence[Sequence[str]], tokens: Sequence[str] = ()
+) -> str:
+    """An <svg> element with a picture per head: rows of (label, weights (H, T, T)), titles of each head, and the
+    tokens (T) at the positions.
 
     The darker, the more position t (down) looks at position s (across); square roots, so that little is seen too.
     """
-    heads = max(len(maps) for _, maps in rows)
+    parts = [
+        (label, maps[i : i + MOST_HEADS], own[i : i + MOST_HEADS])
+        for (label, maps), own in zip(rows, titles, strict=True)
+        for i in range(0, len(maps), MOST_HEADS)
+    ]
+    heads = max(len(maps) for _, maps, _ in parts)
+    width = max(1.35 * heads + 0.5, 3.6)
+    told = _numbered(tokens, round(width * 15))
     with mpl.rc_context({**STYLE, "svg.hashsalt": name, "axes.grid": False}):
-        figure = Figure(figsize=(1.35 * heads + 0.5, 1.55 * len(rows)), layout="constrained")
+        height = 1.65 * len(parts) + 0.15 * len(told)
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        grid = figure.subplots(len(rows), heads, squeeze=False)
-        for cells, (label, maps), own in zip(grid, rows, titles, strict=True):
+        grid = figure.subplots(len(parts), heads, squeeze=False)
+        for cells, (label, maps, own) in zip(grid, parts, strict=True):
             for axes in cells[len(maps) :]:
                 axes.set_visible(False)
             for axes, weights, title in zip(cells, maps, own, strict=False):
@@ -118,9 +150,25 @@ def heat_maps(name: str, rows: Sequence[tuple[str, Sequence[Any]]], titles: Sequ
                 colour[..., 3] = np.sqrt(np.asarray(weights, dtype=float))
                 axes.imshow(colour, interpolation="nearest")
                 axes.set_title(title, fontsize=8, color=INK, pad=2)
-                axes.set(xticks=[], yticks=[])
+                places = range(0, len(weights), max(1, len(weights) // 4))
+                axes.set_xticks(places, [f"{place + 1}" for place in places], fontsize=7)
+                axes.set_yticks(places, [f"{place + 1}" for place in places], fontsize=7)
+                axes.tick_params(length=0, pad=1)
             cells[0].set_ylabel(label, fontsize=8)
-        return svg_of(figure, name)
+        if told:
+            figure.supxlabel("\n".join(told), x=0.01, ha="left", fontsize=8, color=INK)
+        return svg_of(figure, name, most=1.6)
+
+
+def _numbered(tokens: Sequence[str], width: int) -> list[str]:
+    """Lines of at most about `width` characters: each token behind the number of its position."""
+    lines: list[str] = []
+    for word in (f"{place} {token}" for place, token in enumerate(tokens, start=1)):
+        if lines and len(lines[-1]) + 2 + len(word) <= width:
+            lines[-1] += f"  {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _draw(axes: Axes, curve: Curve) -> Line2D:
@@ -128,6 +176,7 @@ def _draw(axes: Axes, curve: Curve) -> Line2D:
         np.asarray(curve.x, dtype=float),
         np.asarray(curve.y, dtype=float),
         color=SERIES[curve.colour % len(SERIES)],
+        linestyle=DASHES[curve.colour // len(SERIES) % len(DASHES)],
         alpha=0.28 if curve.faint else 1.0,
         linewidth=1.0 if curve.faint else 1.8,
         marker="o" if curve.dots else None,
@@ -162,14 +211,15 @@ def _log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def svg_of(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element for a page. name: for readers that can't see it."""
+def svg_of(figure: Figure, name: str, most: float | None = None) -> str:
+    """The figure as an <svg> element for a page, as wide as its place. name: for readers that can't see it; most:
+    pixels that a point has at most."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), name)
+    return _inline(buffer.getvalue(), name, most)
 
 
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str, name: str, most: float | None) -> str:
     """The <svg> element alone, scaling with the page, in the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
@@ -177,6 +227,9 @@ def _inline(svg: str, name: str) -> str:
     for colour, variable in COLOURS.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
-    size = re.search(r'viewBox="[^"]+"', svg)
+    size = re.search(r'viewBox="\S+ \S+ (\S+) [^"]+"', svg)
     assert size is not None  # matplotlib writes one
-    return f'<svg {size[0]} role="img" aria-label="{escape(name)}">{svg[svg.index(">") + 1 :]}'
+    wide = float(size[1])
+    limit = f";max-width:{most * wide:.0f}px" if most else ""
+    style = f'style="min-width:{LEGIBLE * wide:.0f}px{limit}"'
+    return f'<svg {size[0]} {style} role="img" aria-label="{escape(name)}">{svg[svg.index(">") + 1 :]}'

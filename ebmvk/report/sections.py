@@ -8,7 +8,20 @@ from typing import Any
 
 from ebmvk.data.ngram import perplexity
 from ebmvk.report.metrics import Row
-from ebmvk.report.tables import Cells, Section, Table, interval, number, percent, shown
+from ebmvk.report.tables import (
+    DASH,
+    SETTLED,
+    Cells,
+    Section,
+    Table,
+    below,
+    interval,
+    number,
+    per_word,
+    percent,
+    shown,
+    why_no_word,
+)
 
 TITLES = {
     "likelihood": "Exact likelihood",
@@ -47,12 +60,15 @@ def _likelihood(found: Row) -> Section:
     gap = own["nats_per_token"] - train["nats_per_token"]
     note = (
         f"{part}, context {own['context']}, stride {own['stride']}. The first {train['tokens']:,} tokens of the "
-        f"training text cost {number(train['nats_per_token'])} nats each: validation costs {number(gap, '+.4f')} more."
+        f"training text cost {number(train['nats_per_token'])} nats each: validation costs {number(abs(gap))} "
+        f"{'more' if gap >= 0 else 'less'}."
     )
+    if per_word(own) is None:
+        note += f" Perplexity per word: {why_no_word(own)}."
     main = Table(
         ("bits per byte", "perplexity / token", "/ word", "nats / token", "tokens", "words", "bytes"),
         [(
-            number(own["bits_per_byte"]), number(own["ppl_token"], ",.2f"), number(own["ppl_word"], ",.2f"),
+            number(own["bits_per_byte"]), number(own["ppl_token"], ",.2f"), number(per_word(own), ",.2f"),
             number(own["nats_per_token"]), *(f"{own[name]:,}" for name in ("tokens", "words", "bytes")),
         )],
     )  # fmt: skip
@@ -77,14 +93,14 @@ def _likelihood(found: Row) -> Section:
 
 
 def _exp(nats: float | None) -> str:
-    return "–" if nats is None else f"{perplexity(nats):,.1f}"
+    return number(None if nats is None else perplexity(nats), ",.1f")
 
 
 def _convergence(found: Row) -> Section:
     rows = [
         (
             name, own["word"], f"{own['n']}", number(own["change"], "+.4f"),
-            "–" if own["p"] is None else f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}",
+            DASH if own["p"] is None else f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}",
             number(own["p"], ".2g"),
             percent(own["fallen"], 0),
         )
@@ -120,22 +136,21 @@ def level_mark(level: Row) -> str:
     return f"({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
 
 
-SETTLED = 1e-3  # a reference error below which the token is plain to see, and a ratio of errors says nothing
+SETTLED_NOTE = f"A dash: the reference's own error is below {SETTLED:g}, so that a ratio to it says nothing."
 
 
 def _denoising(found: Row) -> Section:
     levels = found["levels"]
     note = (
         f"Relative squared error of the score at {levels[0]['tokens']:,} tokens of validation; a score of zero has 1. "
-        "The reference is the exact denoiser that knows unigram frequencies only; κ_c = √(2 d ln V)."
+        f"The reference is the exact denoiser that knows unigram frequencies only; κ_c = √(2 d ln V). {SETTLED_NOTE}"
     )
     rows = [
         (
-            f"{level['kappa']:.1f} {level_mark(level)}".strip(), f"{level['angle']:.1f}°",
-            f"{level['sigma']:.3g}", number(level["loss"]),
+            f"{number(level['kappa'], '.1f')} {level_mark(level)}".strip(), f"{number(level['angle'], '.1f')}°",
+            number(level["sigma"], ".3g"), number(level["loss"]),
             number(level["unigram_loss"]),
-            "–" if level["ratio"] is None or level["unigram_loss"] < SETTLED
-            else f"{percent(1 - level['ratio'])} ± {100 * level['error']:.1f}",
+            below(level),
         )
         for level in levels
     ]  # fmt: skip
@@ -163,7 +178,7 @@ def _langevin(found: Row) -> Section:
             number(max(row["excess"] for row in own["contexts"]), "+z.4f"),
             number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
             number(own.get("tangency"), ".1e"),
-            ", ".join(f"{rate:.2f}" for rate in own["rates"]) or "–",
+            ", ".join(number(rate, ".2f") for rate in own["rates"]) or DASH,
         )
         for own in samplers
     ]  # fmt: skip
@@ -194,8 +209,8 @@ def _splats(found: Row) -> Section:
         (
             own["name"], f"{own['splats']:,}", _count(own["active"]), _count(own["dead"]),
             f"{own['twins']:,} of {own['asked']:,}", percent(own["coverage"]), number(own["usage_gini"], ".3f"),
-            f"{own['kappa_quantiles'][2]:.3g}", f"{math.degrees(own['nearest_angle']):.1f}°",
-            number(own["age_epochs"], ".2f"), f"{own['tokens_per_splat']:.1f}",
+            number(own["kappa_quantiles"][2], ".3g"), f"{number(math.degrees(own['nearest_angle']), '.1f')}°",
+            number(own["age_epochs"], ".2f"), number(own["tokens_per_splat"], ".1f"),
         )
         for own in found["stores"]
     ]  # fmt: skip
@@ -207,8 +222,8 @@ def _splats(found: Row) -> Section:
     for own in found["stores"]:
         chosen = [
             (
-                f"{splat['id']}", f"{splat['mass']:.1f}", f"{splat['kappa']:.3g}",
-                ", ".join(f"{shown(token)} {p:.2f}" for token, p in splat["law"]),
+                f"{splat['id']}", number(splat["mass"], ",.1f"), number(splat["kappa"], ".3g"),
+                ", ".join(f"{shown(token)} {number(p, '.2f')}" for token, p in splat["law"]),
                 ", ".join(map(shown, splat["near"])),
             )
             for splat in own["chosen"]
@@ -225,7 +240,7 @@ def _splats(found: Row) -> Section:
 
 
 def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
+    return number(value, ",d")
 
 
 def _memory(found: Row) -> Section:
@@ -238,7 +253,7 @@ def _memory(found: Row) -> Section:
         rows = [("without", number(found["without"])), ("with", number(found["with"]))]
         return Section("memory", TITLES["memory"], note, [Table(("memory", "nats / token"), rows)])
     rows = [
-        (mode, number(nats), _exp(nats), interval(found["gains"][mode]) if mode in found["gains"] else "–")
+        (mode, number(nats), _exp(nats), interval(found["gains"][mode]) if mode in found["gains"] else DASH)
         for mode, nats in found["nats_per_token"].items()
     ]
     gates = [
@@ -267,10 +282,10 @@ def _in_sample(found: Row) -> str:
 
 
 def _external(found: Row) -> Section:
-    low, middle, high = (f"{value:.3f}" for value in found["strength"]["quantiles"])
+    low, middle, high = (number(value, ".3f") for value in found["strength"]["quantiles"])
     note = (
         f"{found['slots']} slots, threshold {number(found['threshold'], '.3f')}. Tokens write with strength "
-        f"{found['strength']['mean']:.3f} in the mean (5 % {low}, median {middle}, 95 % {high})."
+        f"{number(found['strength']['mean'], '.3f')} in the mean (5 % {low}, median {middle}, 95 % {high})."
     )
     rows = [("with the memory, against the same model without", interval(found["gain"]))]
     return Section("external", TITLES["external"], note, [Table(("", "nats / token (95 %)"), rows)])
@@ -280,7 +295,7 @@ def _experts(found: Row) -> Section:
     balance = [
         (
             own["layer"],
-            f"{own['effective']:.2f} of {len(own['load'])}",
+            f"{number(own['effective'], '.2f')} of {len(own['load'])}",
             percent(own["largest"]),
             number(own["gini"], ".3f"),
         )
@@ -289,7 +304,7 @@ def _experts(found: Row) -> Section:
     rows = [
         (
             f"{own['layer']}, {place}", percent(load),
-            ", ".join(f"{shown(token)} {percent(share, 0)}" for token, share in own["top"][place - 1]) or "–",
+            ", ".join(f"{shown(token)} {percent(share, 0)}" for token, share in own["top"][place - 1]) or DASH,
         )
         for own in found["layers"]
         for place, load in enumerate(own["load"], start=1)
@@ -304,7 +319,7 @@ def _experts(found: Row) -> Section:
 
 def _attention(found: Row) -> Section:
     rows = [
-        (own["layer"], f"{head}", f"{nats:.2f}", f"{back:.1f}")
+        (own["layer"], f"{head}", number(nats, ".2f"), number(back, ".1f"))
         for own in found["layers"]
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1)
     ]
@@ -319,7 +334,7 @@ def _attention(found: Row) -> Section:
 
 def _samples(found: Row) -> Section:
     rows = [
-        (who, percent(own["repetition_rate"]), *(f"{own[f'distinct_{n}']:.3f}" for n in (1, 2, 3)))
+        (who, percent(own["repetition_rate"]), *(number(own[f"distinct_{n}"], ".3f") for n in (1, 2, 3)))
         for who, own in (("model", found["model"]), ("human text", found["human"]))
     ]
     note = (

@@ -1,7 +1,8 @@
-"""Tables of figures, for pages and for the terminal."""
+"""How figures are written, and tables of them, for pages and for the terminal."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +33,82 @@ class Section:
     texts: Sequence[tuple[str, str]] = ()
 
 
+DASH = "–"  # for what is not defined
+UNBOUNDED = 1e300  # perplexities are cut off here, before they overflow
+HUGE = 1e6  # from here on a figure with decimals is written with a power of ten
+SETTLED = 1e-3  # a reference error below which the token is plain to see: dividing by it says nothing
+MOST_TOKENS = 2.5  # per word, above which perplexity per word says nothing: tokens are characters, or the text is code
+
+
 def number(value: float | None, form: str = ".4f") -> str:
-    """A dash for None, a true minus sign for what is negative."""
-    return "–" if value is None else format(value, form).replace("-", "−")
+    """A figure as people read it. form: a format specification, of which `f` means a fixed number of decimals.
+
+    None and NaN are a dash, an infinity is ∞. Minus signs are true ones. What rounds to zero has no sign of its own
+    (0.0000, or +0.0000 where all figures have one). A fixed-point figure of a million or more is written with a power
+    of ten, as 5.50e8: so many digits are noise, and no column or tile is made for them. From 1e300 on it is `> 1e300`.
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isfinite(value) and abs(value) >= UNBOUNDED:
+        return f"{'< −' if value < 0 else '> '}1e300"
+    if math.isinf(value):
+        return f"{'−' if value < 0 else '+' if '+' in form else ''}∞"
+    if form.endswith("f") and abs(value) >= HUGE:
+        sign = "+" if "+" in form else ""
+        digits, _, exponent = f"{value:{sign}.2e}".partition("e")
+        return f"{digits}e{int(exponent)}".replace("-", "−")
+    fixed = form[-1:] in "f%" and "z" not in form  # z: a zero that lost its digits loses its minus, too
+    sign, rest = (form[0], form[1:]) if form[:1] in ("+", "-", " ") else ("", form)
+    return format(value, f"{sign}z{rest}" if fixed else form).replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+    """A share, with a per cent sign."""
+    text = number(None if value is None else 100 * value, f".{digits}f")
+    return text if text == DASH else f"{text} %"
+
+
+def duration(seconds: float) -> str:
+    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash for what is no time."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return DASH
+    for unit, part, name, smaller in ((86_400, 3600, "day", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if (rounded := round(seconds / part) * part) >= unit:
+            count, rest = divmod(rounded, unit)
+            several = "s" if name == "day" and count > 1 else ""
+            return f"{count:,} {name}{several}" + (f" {rest // part} {smaller}" if rest else "")
+    return f"{round(seconds)} s"
+
+
+def below(level: Row) -> str:
+    """How far the error of a noise level lies below that of its reference, which knows frequencies only; a dash where
+    the reference is right, too (`SETTLED`): then their ratio says nothing."""
+    if level["ratio"] is None or level["unigram_loss"] < SETTLED:
+        return DASH
+    return f"{percent(1 - level['ratio'])} ± {number(100 * level['error'], '.1f')}"
+
+
+def per_word(row: Row) -> float | None:
+    """Perplexity per word of a row of likelihood; None where it says nothing: there are no words, or a word has so many
+    tokens (`MOST_TOKENS`) that it is no unit of this text."""
+    return None if row["ppl_word"] is None or row["tokens"] > MOST_TOKENS * row["words"] else row["ppl_word"]
+
+
+def why_no_word(row: Row) -> str:
+    """Why a row of likelihood has no perplexity per word."""
+    if not row["words"]:
+        return "the text has no words"
+    each = number(row["tokens"] / row["words"], ".1f")
+    return f"not shown: {each} tokens a word; bits per byte compare"
+
+
+def against_trigram(own: Row, base: Row) -> str:
+    """A line that compares a model with the trigram on the same tokens, saying plainly which is better."""
+    mine, other = own["bits_per_byte"], base["bits_per_byte"]
+    figures = f"{number(mine, '.3f')} bits per byte, the trigram has {number(other, '.3f')}"
+    if mine < other:
+        return f"the model is better than the trigram on the same tokens: {figures}"
+    return f"the trigram on the same tokens is better: the model has {figures}"
 
 
 def shown(token: str) -> str:
@@ -48,9 +118,11 @@ def shown(token: str) -> str:
 
 
 def interval(gain: Row) -> str:
-    """A paired difference of nats per token with its interval."""
-    low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
-    return f"{number(gain['nats_per_token'], '+.4f')} ({low} to {high})"
+    """A paired difference of nats per token with its interval, if there is one."""
+    value = number(gain["nats_per_token"], "+.4f")
+    if gain["low"] is None or gain["high"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({number(gain['low'], '+.4f')} to {number(gain['high'], '+.4f')})"
 
 
 def at(record: Row, *keys: Any) -> Any:

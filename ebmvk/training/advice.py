@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ebmvk.config import Config
 from ebmvk.presets import fast_precision, smaller
+from ebmvk.report.tables import number
 
 HIGH_PERPLEXITY = 100.0  # per token
 OVERFITTED = 0.5  # nats that training text is easier than validation text
@@ -47,7 +48,7 @@ def advice(
             if epochs < SHORT
             else f"--latent-dim {2 * model.latent_dim}, or more text"
         )
-        yield f"perplexity {perplexity:.0f} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
+        yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
     if rate < SLOW and (faster := ", or ".join(_faster(config))):
         yield f"{rate:,.0f} tokens per second are slow: take {faster}"
 

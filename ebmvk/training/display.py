@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from ebmvk.report.tables import duration, number
 from ebmvk.training.resources import amount
 
 REDRAWN = 1.0  # seconds after which the panel is drawn again, by the next row: no thread takes training's time
@@ -25,7 +26,7 @@ class Display:
         self._quiet, self._log_every, self._total = quiet, log_every, total
         self._console = console or Console(file=sys.stdout, highlight=False, emoji=False)
         self._figures: dict[str, str] = {}
-        self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn())
         self._task = self._bar.add_task("train", total=total, completed=done)
         self._live: Live | None = None
         self._drawn = 0.0
@@ -79,14 +80,15 @@ def figures(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_step(row: Mapping[str, Any]) -> dict[str, str]:
-    parts = ", ".join(f"{name} {value:.3f}" for name, value in row["parts"].items())
+    parts = ", ".join(f"{name} {number(value, '.3f')}" for name, value in row["parts"].items())
     found = {
-        "loss": f"{row['loss']:.3f} ({parts})",
-        "lr": f"{row['lr']:.1e}",
-        "speed": f"{row['tokens_per_second']:,.0f} tokens/s",
+        "loss": f"{number(row['loss'], '.3f')} ({parts})",
+        "lr": number(row["lr"], ".1e"),
+        "speed": f"{number(row['tokens_per_second'], ',.0f')} tokens/s",
     }
     if "energy_trend" in row:
-        found["energy"] = f"{row['parts']['ce']:.3f}, {row['energy_trend']:+.3f} in 100 steps"
+        energy, trend = number(row["parts"]["ce"], ".3f"), number(row["energy_trend"], "+.3f")
+        found["energy"] = f"{energy}, {trend} in 100 steps"
     if "memory" in row:
         held = row["memory"]
         device = f", {amount(held['device'])} on the device" if "device" in held else ""
@@ -97,27 +99,23 @@ def _of_step(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_evaluation(row: Mapping[str, Any]) -> dict[str, str]:
-    found = {"perplexity": f"{row['validation']['ppl_token']:.2f} per token at step {row['step']}"}
+    found = {"perplexity": f"{number(row['validation']['ppl_token'], ',.2f')} per token at step {row['step']}"}
     levels = row.get("score_matching")
     if levels:
-        found["score matching"] = ", ".join(f"κ {level['kappa']:.3g}: {level['loss']:.3f}" for level in levels)
-    return found
-
-
-def _of_consolidation(row: Mapping[str, Any]) -> dict[str, str]:
-    order = f"phi {row['phi']:.3f} against {row['threshold']:.3f}"
-    found = {"consolidation": f"{row['rate']:.2f} events in 1,000 states, {order}"}
-    if row["splats"]:
-        low, _, median, _, high = row["kappa_quantiles"]
-        found["splats"] = (
-            f"{row['active']:,} active of {row['splats']:,}, recalled {row['frequency']:.1f} times, "
-            f"{row['age_epochs']:.2f} epochs old, kappa {low:.3g} to {high:.3g} (median {median:.3g}), "
-            f"{row['nearest_angle']:.3f} rad apart"
+        found["score matching"] = ", ".join(
+            f"κ {level['kappa']:.3g}: {number(level['loss'], '.3f')}" for level in levels
         )
     return found
 
 
-def duration(seconds: float) -> str:
-    """For people: '0:42', '1:03:20'."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+def _of_consolidation(row: Mapping[str, Any]) -> dict[str, str]:
+    order = f"phi {number(row['phi'], '.3f')} against {number(row['threshold'], '.3f')}"
+    found = {"consolidation": f"{number(row['rate'], '.2f')} events in 1,000 states, {order}"}
+    if row["splats"]:
+        low, _, median, _, high = row["kappa_quantiles"]
+        found["splats"] = (
+            f"{row['active']:,} active of {row['splats']:,}, recalled {number(row['frequency'], '.1f')} times, "
+            f"{number(row['age_epochs'], '.2f')} epochs old, kappa {low:.3g} to {high:.3g} (median {median:.3g}), "
+            f"{row['nearest_angle']:.3f} rad apart"
+        )
+    return found

@@ -13,6 +13,7 @@ from ebmvk.config import Config, replace, to_tables, write_toml
 from ebmvk.data.tokenizer import TOKENIZER_FILE
 from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.report.metrics import History, read_history
+from ebmvk.report.tables import against_trigram, number, per_word
 from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
 from ebmvk.training.loop import Progress
@@ -154,11 +155,13 @@ def _figures(step: int, history: History) -> Iterator[str]:
         yield "- Not evaluated at this step."
         return
     figures = row["validation"]
-    word = f", {figures['ppl_word']:.3f} per word" if figures.get("ppl_word") is not None else ""
+    word = "" if per_word(figures) is None else f", {number(per_word(figures), ',.3f')} per word"
     yield (
         f"- Validation ({'all' if end else 'a first part'} of it: {figures['tokens']:,} tokens, context "
-        f"{figures['context']}, stride {figures['stride']}), exact: {figures['nats_per_token']:.4f} nats per token, "
-        f"perplexity {figures['ppl_token']:.3f} per token{word}, {figures['bits_per_byte']:.4f} bits per byte."
+        f"{figures['context']}, stride {figures['stride']}), exact: {number(figures['nats_per_token'])} nats per "
+        "token, "
+        f"perplexity {number(figures['ppl_token'], ',.3f')} per token{word}, {number(figures['bits_per_byte'])} bits "
+        "per byte."
     )
     if end:
-        yield f"- A Kneser-Ney trigram on the same tokens: {end['trigram']['nats_per_token']:.4f} nats per token."
+        yield f"- Compared with a Kneser-Ney trigram, {against_trigram(figures, end['trigram'])}."

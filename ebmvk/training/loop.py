@@ -35,6 +35,7 @@ from ebmvk.errors import (
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
+from ebmvk.report import tables
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
@@ -491,16 +492,7 @@ class Trainer:
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
         self.monitor.record("soc", self.progress.step, found)
-        events = ", ".join(f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name])
-        growth = found["growth"]
-        if growth:
-            verdict = "accepted" if growth["accepted"] else "refused"
-            change = growth["after"] - growth["before"]
-            events = f"growth to phase {growth['phase']} {verdict} ({change:+.4f} nats per token); {events}"
-        self.monitor.say(
-            f"step {self.progress.step}: {found['splats']:,} of {found['capacity']:,} splats, phi {found['phi']:.3f} "
-            f"against {found['threshold']:.3f}; {events or 'no event'}"
-        )
+        self.monitor.say(f"step {self.progress.step}: {consolidated(found)}")
 
     def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
@@ -584,12 +576,13 @@ class Trainer:
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
+        self.monitor.say(f"compared    {tables.against_trigram(found.record(), base.record())}")
         for line in self._advice(found):
             self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without"
+                f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without"
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
@@ -606,10 +599,25 @@ class Trainer:
         )
 
 
-def _figures(found: Likelihood) -> str:
-    word = f"{found.ppl_word:.2f} per word, " if found.ppl_word is not None else ""
+def consolidated(found: Mapping[str, Any]) -> str:
+    """One consolidation in a line. found: what `TrainingSoc.after` returned."""
+    events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
+    if growth := found["growth"]:
+        change = growth["after"] - growth["before"]
+        how = f"{tables.number(abs(change))} nats per token {'worse' if change > 0 else 'better'} on validation with it"
+        events.insert(0, f"growth to phase {growth['phase']} {'accepted' if growth['accepted'] else 'refused'}: {how}")
     return (
-        f"perplexity {found.ppl_token:.2f} per token, {word}{found.bits_per_byte:.4f} bits per byte "
+        f"{found['splats']:,} of {found['capacity']:,} splats, phi {tables.number(found['phi'], '.3f')} "
+        f"against {tables.number(found['threshold'], '.3f')}; {', '.join(events) or 'no event'}"
+    )
+
+
+def _figures(found: Likelihood) -> str:
+    record = found.record()
+    token, per_word = tables.number(found.ppl_token, ",.2f"), tables.per_word(record)
+    word = "" if per_word is None else f"{tables.number(per_word, ',.2f')} per word, "
+    return (
+        f"perplexity {token} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, median
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from ebmvk.errors import NonFinite
 from ebmvk.report.metrics import METRICS_FILE
+from ebmvk.report.tables import duration
 from ebmvk.training import resources
 from ebmvk.training.alerts import Alert, Alerts, non_finite
 from ebmvk.training.checkpoint import storage_error
@@ -24,6 +25,8 @@ from ebmvk.training.display import Display
 from ebmvk.training.tensorboard import Board
 
 TREND = 50  # steps over which the energy's trend is fitted
+TIMED, ENOUGH = 6, 20.0  # steps, or seconds of steps if they are slow, after which the time that is left is told
+WORTH_TELLING, LONG = 60.0, 600.0  # seconds: shorter runs say nothing; longer ones say how to shorten them
 
 
 def now() -> str:
@@ -36,7 +39,7 @@ class Monitor:
 
     Args:
         device: of torch, whose memory is told. alerts: what looks at the rows; board: TensorBoard's. display: of
-            people's lines, by default on standard output.
+            people's lines, by default on standard output. smaller: a flag that makes steps cheaper, for long runs.
 
     Raises:
         StorageError: from any method that writes, when the disk is full.
@@ -45,11 +48,14 @@ class Monitor:
     def __init__(
         self, run: Path, *, quiet: bool, log_every: int, total: int, done: int, device: torch.device | None = None,
         alerts: Alerts | None = None, board: Board | None = None, display: Display | None = None,
+        smaller: str | None = None,
     ) -> None:  # fmt: skip
         self._path = run / METRICS_FILE
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
         self._began, self._first, self._at = time.perf_counter(), done, done
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
+        self._timed: list[float] | None = []  # seconds of the first steps; None once their time was told
+        self._smaller = smaller
         self._alerts, self._board = alerts, board
         self._display = display or Display(quiet=quiet, log_every=log_every, total=total, done=done)
         self._close_broken_line()
@@ -121,6 +127,30 @@ class Monitor:
             if len(self._energies) > 1:
                 values["energy_trend"] = 100 * linear_regression(*zip(*self._energies, strict=True)).slope
         self.record("step", step, values)
+        self._tell_time(step, values["seconds"])
+
+    def _tell_time(self, step: int, seconds: float) -> None:
+        """Say once, after the first steps, how long the others will take: a run of hours should not look like one of
+        minutes. The first step warms up and does not count."""
+        if self._timed is None:
+            return
+        self._timed.append(seconds)
+        counted = self._timed[1:]
+        if len(self._timed) < TIMED and (not counted or sum(counted) < ENOUGH):
+            return
+        self._timed = None
+        if (left := median(counted) * (self._total - step)) >= WORTH_TELLING:
+            self.say(f"time        {time_left(median(counted), step, self._total, left, self._smaller)}")
+
+
+def time_left(pace: float, step: int, total: int, left: float, smaller: str | None) -> str:
+    """A line about the time of a run. pace: seconds of a step; left: of all that are left."""
+    said = f"about {duration(left)} left for {total - step:,} steps, and evaluations besides"
+    if left < LONG:
+        return said
+    steps = max(step + 1, round(LONG / pace))
+    other = f" or {smaller}" if smaller else ""
+    return f"{said}; Ctrl-C saves. For a run of about {duration(steps * pace)} take --steps {steps}{other}"
 
 
 def _non_finite(value: Any, name: str) -> tuple[str, float] | None:

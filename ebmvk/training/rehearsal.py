@@ -15,9 +15,9 @@ import torch
 from ebmvk.config import Config
 from ebmvk.config import replace as replace_values
 from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
+from ebmvk.report.tables import duration
 from ebmvk.training import resources
 from ebmvk.training.checkpoint import Checkpoint, storage_error
-from ebmvk.training.display import duration
 from ebmvk.training.loop import Trainer
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.resources import amount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
+from ebmvk.presets import smaller
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
@@ -104,7 +106,8 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
     if job.config.logging.tensorboard:
         tensorboard.check_installed()
     levels = noise.notes(job.config.training, job.config.model.latent_dim, job.config.data.vocab_size)
-    said = [f"run folder  {job.folder}", f"corpus      {job.corpus.reason}", *levels]
+    unmade = " (--dry-run: it is not made)" if dry_run else ""
+    said = [f"run folder  {job.folder}{unmade}", f"corpus      {job.corpus.reason}", *levels]
     say("\n".join(said))
     device = open_device(job.config.run.device)
     say(f"device      {device.reason}; the trunk runs on {device.torch} in {job.config.training.precision}")
@@ -151,7 +154,7 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
         tokenizer.save(job.folder / TOKENIZER_FILE)
     monitor = Monitor(
         job.folder, quiet=quiet, log_every=job.config.logging.log_every, total=total, done=done, device=device.torch,
-        alerts=Alerts(job.config),
+        alerts=Alerts(job.config), smaller=smaller(job.config),
         board=tensorboard.Board(job.folder, done) if job.config.logging.tensorboard else None,
     )  # fmt: skip
     with _reported(job), monitor:
@@ -166,7 +169,7 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
         monitor.record("resume" if found else "start", done, _facts(job, trainer, device) | started)
         del found  # weights, moments and splats once more, for as long as the run takes
         outcome = trainer.run(stop_after)
-    return _close(job, trainer, outcome)
+    return _close(job, trainer, outcome, say)
 
 
 def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
@@ -268,11 +271,40 @@ def report(folder: Path) -> Path:
         raise checkpoint.storage_error(file, error, "writing the report") from error
 
 
-def _close(job: Job, trainer: Trainer, outcome: Outcome) -> Outcome:
-    """Write the report and say where everything is. Paths are printed even with --quiet: they are the result."""
-    lines = [f"run folder  {job.folder}", f"report      {report(job.folder)}"]
+def _close(job: Job, trainer: Trainer, outcome: Outcome, say: Say) -> Outcome:
+    """Write the report; say what the model writes, where everything is, and what to do next. Paths are printed even
+    with --quiet: they are the result."""
+    page = report(job.folder)
+    if outcome == "finished" and (text := sample(job.folder)):
+        say(f"it writes   {text}")
+    lines = [f"run folder  {job.folder}", f"report      {page}"]
     if outcome != "finished":
         command = f"python -m ebmvk.train --resume --run-dir {shlex.quote(str(job.folder))}"
         lines += [f"saved       step {trainer.progress.step} of {job.config.training.steps}", f"continue    {command}"]
     print("\n".join(lines), flush=True)  # noqa: T201
+    if outcome == "finished":
+        say("\n".join(next_steps(job.folder, tested="test" in job.corpus.splits)))
     return outcome
+
+
+SHOWN = 400  # characters of a sample
+
+
+def sample(folder: Path) -> str:
+    """The beginning of the newest sample of a run, nothing in it that would steer a terminal; empty without samples."""
+    try:
+        text = (folder / SAMPLES_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    blocks = re.split(r"(?m)^--- step (\d+), sample 1\b.*$", text)
+    newest = re.split(r"(?m)^--- step ", blocks[-1])[0].strip() if len(blocks) > 1 else ""
+    cut = newest[:SHOWN] + ("…" if len(newest) > SHOWN else "")
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)
+
+
+def next_steps(folder: Path, *, tested: bool) -> Iterator[str]:
+    """Commands to go on with after a run. tested: its corpus has a test split."""
+    at = f"--checkpoint {shlex.quote(str(folder))}"
+    yield f"next        python -m ebmvk.generate {at} --max-tokens 100    # text; --prompt TEXT begins it"
+    yield f"            python -m ebmvk.evaluate {at}{' --split test' if tested else ''}    # its exact likelihood"
+    yield f"            python -m ebmvk.diagnose {at} --report    # what is well with it, and what to change"

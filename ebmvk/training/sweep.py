@@ -18,6 +18,7 @@ from ebmvk.config import SECTION_OF, flag, number
 from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.model.infinito import UNITS
 from ebmvk.model.integration import chance
+from ebmvk.report.tables import number as number_text
 from ebmvk.training.runs import PlannedRun
 from ebmvk.training.workspace import read_config
 
@@ -182,7 +183,7 @@ def _verdict(row: Mapping[str, Any], base: Mapping[str, Any] | None, best: float
     if base:
         change = row["nats_per_token"] - base["nats_per_token"]
         how = "no different" if abs(change) < SAME else "better" if change < 0 else "worse"
-        said.append(f"{how} than the first ({change:+.3f} nats)")
+        said.append(f"{how} than the first ({number_text(change, '+.3f')} nats)")
     if row["nats_per_token"] == best:
         said.append("best")
     if math.log(row["train_ppl"]) < row["nats_per_token"] - 0.5:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 
 import ebmvk as package
 from ebmvk import Model, Strategy
-from ebmvk.errors import ArgumentError, ConfigError, DataError
+from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError, EbmvkError
 from ebmvk.training.memory import load
 from ebmvk.training.workspace import open_run
 
@@ -218,3 +221,152 @@ def test_it_writes(model: Model) -> None:
     assert model.generate("The cat", 12, seed=3, stop=[whole[4:6]]) == whole[: whole.index(whole[4:6])]
     with pytest.raises(ArgumentError, match="max_tokens = 0"):
         model.generate("The cat", 0)
+
+
+# ---- what is given to the object -----------------------------------------------------------------------------------
+
+
+def test_several_prompts_are_several_texts(model: Model) -> None:
+    texts = model.generate(["The", "A"], 6, seed=3)
+    assert texts == model.generate_all(["The", "A"], 6, seed=3)
+    assert len(texts) == 2
+    assert texts[0] == model.generate("The", 6, seed=3)
+    assert model.generate([], 6) == []
+    for call in (model.generate_all, model.stream):
+        with pytest.raises(ArgumentError):  # the one takes no single text, the other no list
+            list(call("The" if call == model.generate_all else ["The", "A"], 6))  # type: ignore[arg-type]
+
+
+def test_settings_of_a_strategy_are_keywords_and_names_are_enough(model: Model) -> None:
+    def text(**how: Any) -> str:
+        return model.generate("The cat", 10, sampler="exact", seed=1, **how)
+
+    assert text(temperature=0.5) == text(strategy=Strategy(temperature=0.5)) != text()
+    assert text(strategy="nucleus") == text(strategy="nucleus 0.9") == text(top_p=0.9)
+    assert text(strategy="nucleus", top_k=1) == model.generate_greedy("The cat", 10)
+    assert text(strategy="top_k", top_k=np.int64(1)) == text(strategy="greedy")
+    assert "".join(model.stream("The cat", 10, sampler="exact", seed=1, temperature=0.5)) == text(temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"temprature": 0.5}, "did you mean temperature"),
+        ({"strategy": "nucelus"}, "did you mean nucleus 0.9"),
+        ({"strategy": "temperature"}, "temperature 0.5 or temperature 1.5"),
+        ({"strategy": 0.9}, "nucleus"),
+        ({"temperature": "hot"}, "is not a number"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_k": 2.5}, "is not a whole number"),
+        ({"top_k": True}, "is not a whole number"),
+        ({"sampler": "exakt"}, "exact"),
+        ({"sampler": np.array([1, 2])}, "exact"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["a", ""]}, "empty"),
+        ({"stop": 3}, "list"),
+        ({"max_tokens": -1}, "max_tokens = -1"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": None}, "max_tokens"),
+    ],
+)
+def test_a_bad_setting_is_named(model: Model, how: dict[str, Any], words: str) -> None:
+    with pytest.raises(EbmvkError) as caught:
+        model.generate("a", **how)
+    assert words in str(caught.value)
+
+
+NO_TEXTS: tuple[Any, ...] = (
+    None, b"ab", 3, 2.5, object(), float("nan"), True, "\ud800", ["a", None], [b"x"], torch.ones(3), np.ones(32)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", NO_TEXTS, ids=[repr(bad)[:20] for bad in NO_TEXTS])
+def test_what_is_no_text_is_refused_by_every_method(model: Model, bad: Any) -> None:
+    """Also where there is no memory to look into."""
+    calls = [model.embed, model.energy, model.neighbors, model.splats, lambda x: model.compose("a", x)]
+    calls += [lambda x: model.compose(x, "a"), model.generate_greedy, model.generate_nucleus, model.generateV2]
+    for call in [*calls, model.generate, model.generate_all, lambda x: list(model.stream(x)), Model.open]:
+        with pytest.raises(EbmvkError):
+            call(bad)
+    for count in (model.neighbors, model.splats):
+        with pytest.raises(ArgumentError):
+            count("a", 0 if isinstance(bad, int) else bad)
+
+
+def test_a_single_stop_string_is_not_its_characters(model: Model) -> None:
+    whole = model.generate("The cat", 12, seed=3)
+    end = whole[4:7]
+    assert model.generate("The cat", 12, seed=3, stop=end) == whole[: whole.index(end)]
+
+
+# ---- the commands as functions -------------------------------------------------------------------------------------
+
+FUNCTIONS = ("diagnose", "evaluate", "export", "train")
+
+
+def test_the_package_shows_its_names_and_its_commands_are_modules_to_call() -> None:
+    assert set(package.__all__) <= set(dir(package))
+    for name in FUNCTIONS:
+        module = importlib.import_module(f"ebmvk.{name}")
+        assert getattr(package, name) is module  # whichever was first
+        assert module.main is not None
+        assert inspect.signature(module) == inspect.signature(getattr(module, name))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_command_is_the_same_whether_imported_or_not(name: str) -> None:
+    """In processes of their own: asked of the package first, or imported first."""
+    for begin in (f"import ebmvk; f = ebmvk.{name}", f"import ebmvk.{name}; f = ebmvk.{name}"):
+        code = f"import sys; {begin}; sys.exit(not callable(f) or 'torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    run = (sys.executable, "-m", f"ebmvk.{name}", "--help")
+    assert subprocess.run(run, check=False, capture_output=True).returncode == 0
+
+
+def test_training_evaluating_diagnosing_and_exporting(
+    ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, device: str
+) -> None:
+    given = {"dataset": text, "config": tiny, "device": device, "quiet": True, "enable_soc": False}
+    run = package.train(**given, run_dir=tmp_path / "run", steps=4, lr=1e-3, stop_after=2)
+    assert (run.outcome, run.step, run.validation) == ("stopped", 2, None)
+    run = package.train(resume=run.folder, quiet=True)
+    assert (run.outcome, run.step) == ("finished", 4)
+    assert run.validation is not None
+    assert run.trigram is not None
+    found = package.evaluate(run.folder, device=device, limit=60)
+    told = json.loads(ebmvk("evaluate", "--checkpoint", run.folder, "--device", device, "--limit", 60, "--json").out)
+    assert (found.nats_per_token, found.tokens) == (told["nats_per_token"], told["tokens"]) == (told["nats"] / 60, 60)
+    assert package.evaluate(run.folder, device=device, context=16, stride=16).ppl_token == pytest.approx(
+        run.validation["ppl_token"]
+    )
+    health = package.diagnose(run.folder, device=device, quick=True, report=tmp_path / "page.html")
+    assert health.verdict == "undecided"
+    assert health.record["step"] == 4
+    assert (tmp_path / "page.html").is_file()
+    files = package.export(run.folder, tmp_path / "out")
+    assert "model.safetensors" in [file.name for file in files]
+    assert Model.open(tmp_path / "out", device=device).embed("a").shape == Model.open(run.folder).embed("a").shape
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("train", {"stepz": 3}, "no setting 'stepz'\n  try: did you mean steps?"),
+        ("train", {"steps": b"3"}, "ebmvk.train(steps=b'3')"),
+        ("train", {"steps": "many"}, "--steps"),
+        ("train", {"no_enable_soc": True}, "did you mean enable_soc"),
+        ("train", {"dry_run": True}, "ebmvk train --dry-run"),
+        ("train", {"size": "nani"}, "did you mean nano"),
+        ("evaluate", {"checkpoint": "nowhere"}, "no such folder"),
+        ("evaluate", {"checkpoint": None}, "--checkpoint"),
+        ("evaluate", {"checkpoint": "nowhere", "json": True}, "no setting 'json'"),
+        ("diagnose", {"checkpoint": ["a", "b"], "batch": "x"}, "no setting 'batch'"),
+        ("export", {"checkpoint": "nowhere", "to": "x"}, "no such folder"),
+    ],
+)
+def test_bad_calls_of_functions_are_named(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        getattr(package, name)(**settings)
+    assert words in str(caught.value)

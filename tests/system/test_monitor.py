@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import random
 import sys
@@ -19,10 +20,12 @@ from ebmvk.data import windows
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
+from ebmvk.report.tables import duration
 from ebmvk.splats.memory import SHARE, EpisodicConfig, Memory
 from ebmvk.training import alerts, loop, memory, tensorboard
-from ebmvk.training.display import Display, duration
+from ebmvk.training.display import Display
 from ebmvk.training.losses import Losses
+from ebmvk.training.monitor import Monitor, time_left
 from ebmvk.training.resources import amount
 
 from .conftest import Command, rows
@@ -250,7 +253,33 @@ def test_a_terminal_has_a_panel_and_a_file_has_lines(consolidated: Path) -> None
 
 def test_figures_for_people() -> None:
     assert [amount(size) for size in (7, 1500, 3_200_000, 14e9)] == ["7 bytes", "1.5 kB", "3.2 MB", "14.0 GB"]
-    assert [duration(seconds) for seconds in (0.2, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+    told = [duration(seconds) for seconds in (0.2, 61, 3600, 3723, 59.7, 3599.8, 18_600, 180_000)]
+    assert told == ["0 s", "1 min 1 s", "1 h", "1 h 2 min", "1 min", "1 h", "5 h 10 min", "2 days 2 h"]
+    assert [duration(wrong) for wrong in (float("nan"), float("inf"), -1.0)] == ["–"] * 3
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.01, 0), (2.0, 1)])
+def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: float, told: int, tmp_path: Path) -> None:
+    console = Console(record=True, width=200, file=io.StringIO())
+    display = Display(quiet=False, log_every=1000, total=1000, done=0, console=console)
+    with Monitor(
+        tmp_path, quiet=False, log_every=1000, total=1000, done=0, display=display, smaller="--size nano"
+    ) as m:
+        for step in range(1, 20):
+            own = {"loss": 1.0, "lr": 0.1, "seconds": 90.0 if step == 1 else seconds, "tokens_per_second": 1.0}
+            m.step(step, own | {"parts": {"ce": 1.0}})
+    said = console.export_text()
+    assert said.count("time  ") == told
+    if told:
+        assert "about 33 min 8 s left for 994 steps" in said  # 2 s each; the first one warms up
+        assert "--steps 300 or --size nano" in said
+
+
+def test_a_slow_step_does_not_hide_the_time() -> None:
+    """At 10 s a step two steps are enough to tell; a flag to shorten is offered for runs beyond ten minutes only."""
+    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s left for 994 steps, and evaluations besides"
+    assert "take --steps 60" in time_left(10.0, 3, 2000, 19_970.0, None)
+    assert "take --steps 4" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
 
 
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
