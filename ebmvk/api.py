@@ -287,7 +287,7 @@ class Model:
         return min(k, n)
 
     def _texts(self, ids: Ids) -> list[str]:
-        return [self._run.tokenizer.decode([int(i)]) or "<|endoftext|>" for i in ids]
+        return [self._run.tokenizer.label(int(i)) for i in ids]
 
     def _query(self, x: str | Tensor) -> Tensor:
         return self._point(x)[None].to(self._device.torch).contiguous()
