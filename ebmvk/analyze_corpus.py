@@ -26,6 +26,7 @@ class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Ends a document; by its usual name.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
     json: bool = False  # Print one JSON object instead of lines.
@@ -43,15 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _analyze(command: AnalyzeCommand) -> int:
     from ebmvk.data.analysis import REACHED, analyse, preset_for
     from ebmvk.data.datasets import Corpus, data_folders, read_documents
+    from ebmvk.data.fidelity import round_trip
     from ebmvk.data.splitting import hold_out
-    from ebmvk.data.tokenizer import make_tokenizer
+    from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
 
     documents = read_documents(command.dataset, "--corpus", command.separator)
     preset = preset_for(documents)
     recipe = presets.recipe(MODEL, preset)
     corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})  # as training learns its tokens
     folders = [path for path, _ in data_folders(command.data_dir)]
-    tokenizer = make_tokenizer(command.tokenizer, corpus, command.vocab_size or recipe["vocab_size"], folders)
+    vocab_size = command.vocab_size or recipe["vocab_size"]
+    tokenizer = make_tokenizer(command.tokenizer, corpus, vocab_size, folders, command.end_token)
+    if command.tokenizer not in OWN_KINDS:
+        for line in (*tokenizer.notes, str(round_trip(tokenizer, documents))):
+            print(f"tokenizer   {line}", file=sys.stderr)
     found = analyse(documents, tokenizer, preset, recipe["seq_length"])
     if command.json:
         print(json.dumps(dataclasses.asdict(found)))
@@ -87,6 +93,7 @@ def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
     given += ["--block-size", str(found.block_size), "--stride", str(found.stride)]
     # Perplexity is per token: the range is of these tokens only.
     given += ["--tokenizer", command.tokenizer] if command.tokenizer != "bpe" else []
+    given += [f"--end-token={command.end_token}"] if command.end_token else []
     given += ["--vocab-size", str(command.vocab_size)] if command.tokenizer == "bpe" and command.vocab_size else []
     given += ["--data-dir", str(command.data_dir)] if command.data_dir else []
     yield f"train       python -m ebmvk.train {shlex.join(given)}"

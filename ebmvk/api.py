@@ -359,7 +359,7 @@ class Model:
         ]
 
     def _texts(self, ids: Ids) -> list[str]:
-        return [self._run.tokenizer.decode([int(i)]) or "<|endoftext|>" for i in ids]
+        return [self._run.tokenizer.label(int(i)) for i in ids]
 
     def _query(self, x: str | Tensor) -> Tensor:
         return self._point(x)[None].to(self._device.torch).contiguous()

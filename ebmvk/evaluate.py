@@ -155,6 +155,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
+        "unknown_characters": size.unknown,
         **found[command.memory],
         "tiers": found if reader else {},
     }
@@ -255,6 +256,8 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
+    if record["unknown_characters"]:
+        print(f"unknown characters    {record['unknown_characters']:,}   (the nats do not say which ones they are)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     for mode, tier in record["tiers"].items():
         word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"

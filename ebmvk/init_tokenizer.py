@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from ebmvk import cli
-from ebmvk.errors import ConfigError
+from ebmvk.errors import ConfigError, StorageError
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def _make_place(out: Path) -> None:
+    """The folder of the file to write, made before the training. Raises ConfigError, StorageError."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder", hint=f"name a file: --out {out / 'tokenizer.json'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")  # what the writing begins with
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"--out {out} cannot be written: {error.strerror or error}", hint="name a file in another folder"
+        ) from error
+
+
 def _train(command: TokenizerCommand) -> int:
     if not command.files:
         raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
     from ebmvk.data.datasets import Corpus, read_documents
     from ebmvk.data.tokenizer import train_tokenizer
 
+    _make_place(command.out)
     documents = [document for path in command.files for document in read_documents(path, "--files")]
     tokenizer = train_tokenizer(Corpus("files", "", {"train": documents}), command.vocab_size)
     tokenizer.save(command.out)

@@ -6,73 +6,88 @@ words, and " \\n", the end of a line, is one token and one word. Other text is c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as _Bpe
 
+from ebmvk.data import foreign
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.files import write_text
+from ebmvk.data.foreign import BYTES, END_OF_TEXT
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 # Beside one another in a hub's snapshot, an exported model and, save for folders between them, a run.
 TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
-END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
-BYTES = 256
+OWN_KINDS = ("bpe", "char", "gpt2")  # made here, and named rather than read from a file
+FEWEST_USED = 7 / 8  # of the ids up to the largest one: a table of a model has a row for each
+LONGEST_PIECE = 1024  # characters that merges are learned from together: the time for it grows with the square
+_PART = 1 << 16  # characters whose offsets are held at once
 
 WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
 TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """How tokens spell a text. unknown: characters that unknown tokens stand for; blanks: white space that no token
+    stands for; lost: the same of other characters."""
+
+    unknown: int = 0
+    blanks: int = 0
+    lost: str = ""
+
+
 class Tokenizer:
     """Text to ids and back.
 
-    Ids run from 0 to vocab_size − 1: bytes first, then merges, `<unk>`, end-of-text. `<unk>` written in a text is
-    one token (in word-level text together with the blank before it); the end-of-text token cannot be written in a text:
-    it stands at the start of each document, where `encode_documents` puts it.
+    Ids run from 0 to vocab_size - 1; a tokenizer of other makers may leave some of them out. Of the trained one: bytes
+    first, then merges, `<unk>`, end-of-text. Its `<unk>` written in a text is one token (in word-level text together
+    with the blank before it). The end token cannot be written in a text: it stands at the start of each document, where
+    `encode_documents` puts it.
+
+    Attributes:
+        end_token, eos_id: what ends a document.
+        unk_id: the token of what cannot be spelled, or of a written `<unk>`; None where there is neither.
+        notes: what had to be changed in a file of other makers, for people.
+        altered: it was read from a file that cuts texts short, fills them up or the like, which is switched off here.
     """
 
-    def __init__(self, bpe: _Bpe) -> None:
-        eos = bpe.token_to_id(END_OF_TEXT)
-        self.word_level = bpe.token_to_id(" " + UNKNOWN) is not None
-        unk = bpe.token_to_id(" " + UNKNOWN if self.word_level else UNKNOWN)
-        if eos is None or unk is None:
-            raise DataError(
-                f"the tokenizer has no {UNKNOWN if unk is None else END_OF_TEXT} token",
-                hint="use the tokenizer.json that ebmvk wrote",
-            )
-        ids = sorted(bpe.get_vocab().values())
-        if ids != list(range(len(ids))):
-            raise DataError(
-                f"the tokenizer's ids are not 0 to {len(ids) - 1}, each of one token",
-                hint="use the tokenizer.json that ebmvk wrote",
-            )
+    def __init__(self, bpe: _Bpe, end_token: str | None = None, notes: Sequence[str] = ()) -> None:
+        """end_token: by default the usual one. Raises DataError: ids or tokens are missing that it needs."""
+        self._written = bpe.to_str()
+        description = json.loads(self._written)
+        self.end_token = foreign.end_token(description, end_token)
+        self._usual_end = self.end_token == foreign.usual_end(description)
+        self.vocab_size = _size(bpe)
+        _switch_off(bpe, description)
         # So that "<|endoftext|>" written in a text stays text.
         bpe.encode_special_tokens = True
         self._bpe = bpe
-        self.eos_id: int = eos
-        self.unk_id: int = unk
-        self.vocab_size: int = bpe.get_vocab_size()
-        self._byte_level = (json.loads(bpe.to_str())["decoder"] or {}).get("type") == "ByteLevel"
-        self._byte_lengths = np.array([self._byte_length(i) for i in range(self.vocab_size)], dtype=np.int64)
-
-    def _byte_length(self, token_id: int) -> int:
-        if token_id == self.eos_id:
-            return 0
-        symbol = self.symbol(token_id)
-        return len(symbol) if self._byte_level else len(symbol.encode())  # <unk> is ASCII
+        self.notes = tuple(notes)
+        self.altered = bpe.to_str() != self._written
+        self.eos_id: int = bpe.token_to_id(self.end_token)
+        self._unknown = _unknown(description)
+        literal = bpe.token_to_id(" " + UNKNOWN)
+        self.word_level = literal is not None
+        self.unk_id: int | None = literal if literal is not None else bpe.token_to_id(self._unknown or UNKNOWN)
+        self._byte_lengths = _byte_lengths(bpe, description, self.vocab_size)
 
     def encode(self, text: str) -> Ids:
-        """(n,) int32 ids with no end-of-text token; `decode` gives exactly `text` back, but for characters that a
-        tokenizer of characters does not know: each is `<unk>`.
+        """(n,) int32 ids with no end-of-text token. `decode` gives exactly `text` back if the tokenizer was trained
+        here or spells bytes. Else characters that it does not know become its unknown token, and one of words may leave
+        blanks out: `spelling` counts both.
 
         Raises:
             ArgumentError: the text holds half of a surrogate pair, which is no Unicode text.
@@ -82,7 +97,7 @@ class Tokenizer:
     def encode_many(self, texts: list[str]) -> list[Ids]:
         """`encode` of each text, on all cores."""
         try:
-            encodings = self._bpe.encode_batch_fast(texts)
+            encodings = self._bpe.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError as error:  # the library's word for text that has no UTF-8
             raise _lone_surrogate(texts) from error
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -100,42 +115,176 @@ class Tokenizer:
         """A token as tokenizer.json spells it: one letter of the byte-level alphabet for each byte, or a character."""
         return self._bpe.id_to_token(token_id) or ""
 
-    def count_bytes(self, ids: Ids) -> int:
-        """UTF-8 bytes that ids stand for; end-of-text stands for none."""
-        return int(self._byte_lengths[ids].sum())
+    def label(self, token_id: int) -> str:
+        """A token for people: its text, or its name where it has none."""
+        return self.decode([token_id]) or self.symbol(token_id)
+
+    def beginning(self, text: str, ids: Ids) -> bytes:
+        """The UTF-8 bytes at the beginning of a text that its first tokens, `ids`, stand for.
+
+        Of a tokenizer that does not spell bytes, a character that is only begun counts as whole, and blanks that no
+        token stands for count with what follows them.
+        """
+        if self._byte_lengths is not None:
+            return text.encode()[: int(self._byte_lengths[ids].sum())]
+        size = 8 * len(ids) + 64
+        while True:
+            found = self._bpe.encode(text[:size], add_special_tokens=False)
+            own = found.ids[: len(ids)]
+            # Where the cut changes the tokens beside it, more of the text is read.
+            if size >= len(text) or (len(found.ids) > len(ids) and np.array_equal(own, ids)):
+                return text[: found.offsets[len(own) - 1][1] if own else 0].encode()
+            size *= 2
+
+    def spelling(self, text: str) -> Spelling:
+        """What of a text its tokens do not say."""
+        if self._byte_lengths is not None:
+            return Spelling()
+        found = [self._spelling(part) for part in _parts(text)]
+        return Spelling(
+            sum(one.unknown for one in found), sum(one.blanks for one in found), "".join(one.lost for one in found)
+        )
+
+    def _spelling(self, text: str) -> Spelling:
+        encoding = self._bpe.encode(text, add_special_tokens=False)
+        return Spelling(self._unknown_characters(encoding, text), *_left_out(encoding, text))
+
+    def _unknown_characters(self, encoding: Encoding, text: str) -> int:
+        """Not where the text itself says `<unk>`."""
+        if self._unknown is None:
+            return 0
+        unknown, offsets = self._bpe.token_to_id(self._unknown), encoding.offsets
+        places = (offsets[i] for i in np.flatnonzero(np.asarray(encoding.ids) == unknown))
+        return sum(end - start for start, end in places if text[start:end].strip() != self._unknown)
+
+    def unknown_characters(self, text: str, ids: Ids) -> int:
+        """Characters of a text that unknown tokens among its tokens, `ids`, stand for."""
+        if self._unknown is None or not (ids == self._bpe.token_to_id(self._unknown)).any():
+            return 0
+        return self.spelling(text).unknown
 
     def digest(self) -> str:
-        """SHA-256 of what `save` writes: the same tokens, merges and cuts."""
-        return hashlib.sha256(self._bpe.to_str().encode()).hexdigest()
+        """SHA-256 of what `save` writes: the same tokens, merges and cuts; and of the end token, if it is not the usual
+        one."""
+        return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
+
+    def faithful(self) -> Tokenizer:
+        """This one, as `save` should write it into a new run: what was switched off in a file is off in its copy."""
+        return Tokenizer(_Bpe.from_str(self._bpe.to_str()), self.end_token) if self.altered else self
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json, whole or not at all. Raises StorageError."""
         try:
-            write_text(path, self._bpe.to_str())
+            write_text(path, self._written)
         except OSError as error:
-            raise StorageError(
-                f"{path} cannot be written: {error.strerror or error}", hint="free some space"
-            ) from error
+            hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name a file in another folder"
+            raise StorageError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """Read what `save` wrote. Raises DataError if it is missing or no tokenizer."""
+    def load(cls, path: Path, end_token: str | None = None) -> Tokenizer:
+        """Read what `save` wrote. end_token: of the run's settings. Raises DataError if it is missing or no
+        tokenizer."""
+        bpe = read_library_tokenizer(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
-        try:
-            bpe = _Bpe.from_str(text)
-        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise DataError(
-                f"{path} is no tokenizer: {error}", hint="use the tokenizer.json that ebmvk wrote"
-            ) from error
-        try:
-            return cls(bpe)
+            return cls(bpe, end_token)
         except DataError as error:
-            raise DataError(f"{path}: {error.what}", hint=error.hint) from None
+            raise _of_file(path, error) from None
+
+
+def _of_file(path: Path, error: DataError) -> DataError:
+    return DataError(f"{path}: {error.what}", why=error.why, hint=error.hint)
+
+
+def read_library_tokenizer(path: Path) -> _Bpe:
+    """The library's tokenizer of a file. Raises DataError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
+    try:
+        return _Bpe.from_str(text)
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"{path} is no tokenizer: {error}", hint="name a tokenizer.json of the tokenizers library"
+        ) from error
+
+
+def _size(bpe: _Bpe) -> int:
+    """Rows that a model needs, one for each id up to the largest. Raises DataError."""
+    ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
+    size = ids[-1] + 1 if ids else 0
+    twice = next((a for a, b in pairwise(ids) if a == b), None)
+    if twice is not None or len(ids) < FEWEST_USED * size:
+        raise DataError(
+            f"the tokenizer has two tokens of id {twice}"
+            if twice is not None
+            else f"the tokenizer has {len(ids):,} tokens with ids up to {size - 1:,}",
+            why="the file was damaged or edited" if twice is not None else "a model would have rows for unused ids",
+            hint="get the file again, or number its tokens from 0 on",
+        )
+    return size
+
+
+def _unknown(description: foreign.Description) -> str | None:
+    """The token of what the vocabulary cannot spell; None where it spells any text.
+
+    Raises:
+        DataError: it needs one and has none.
+    """
+    missing = foreign.missing_bytes(description)
+    found = foreign.unknown_token(description) if missing else None
+    if missing and found is None:
+        few = ", ".join(map(repr, missing[:4]))
+        raise DataError(
+            f"the tokenizer has no unknown token, and none for {few if len(missing[0]) < 9 else missing[0]}",
+            why="characters that it cannot spell would vanish",
+            hint=f"add {UNKNOWN} to its vocabulary, as the unk_token of its model",
+        )
+    return found
+
+
+def _switch_off(bpe: _Bpe, description: foreign.Description) -> None:
+    """What an older run's file may have: new runs get files without it."""
+    bpe.no_truncation()
+    bpe.no_padding()
+    if any(part["type"] != "ByteLevel" for part in foreign.parts(description, "post_processor")):
+        bpe.post_processor = None  # type: ignore[assignment]  # the library's stubs do not know that it may be
+    if description["model"].get("dropout"):
+        bpe.model.dropout = None  # type: ignore[attr-defined]
+
+
+def _byte_lengths(bpe: _Bpe, description: foreign.Description, size: int) -> npt.NDArray[np.int64] | None:
+    """(size,) bytes that each token stands for; None where tokens of a text need not add up to its bytes."""
+    if not foreign.is_byte_level(description) or foreign.missing_bytes(description) or foreign.changes(description):
+        return None
+    added = foreign.added_tokens(description)
+    symbols = [bpe.id_to_token(i) or "" for i in range(size)]
+    return np.array([len(symbol.encode() if symbol in added else symbol) for symbol in symbols], dtype=np.int64)
+
+
+def _left_out(encoding: Encoding, text: str) -> tuple[int, str]:
+    """(blanks, other characters) of a text that no token stands for."""
+    blanks, lost, at = 0, "", 0
+    for start, end in chain(encoding.offsets, [(len(text), len(text))]):
+        if start > at:
+            other = "".join(text[at:start].split())
+            blanks, lost = blanks + start - at - len(other), lost + other
+        at = max(at, end)
+    return blanks, lost
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of bounded length, cut after a blank if one has any."""
+    at = 0
+    while at < len(text):
+        end = at + _PART
+        if end < len(text):
+            blank = max(text.rfind(" ", at, end), text.rfind("\n", at, end))
+            end = blank + 1 if blank >= at else end
+        yield text[at:end]
+        at = end
 
 
 def _lone_surrogate(texts: list[str]) -> ArgumentError:
@@ -145,14 +294,22 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
     )
 
 
-def make_tokenizer(kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = ()) -> Tokenizer:
+def make_tokenizer(
+    kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = (), end_token: str | None = None
+) -> Tokenizer:
     """What `--tokenizer` names: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a tokenizer.json.
 
-    folders: where GPT-2's files may lie, in a folder `gpt2-bpe`.
+    folders: where GPT-2's files may lie, in a folder `gpt2-bpe`. end_token: of a tokenizer.json; by default the usual
+    one.
 
     Raises:
-        ConfigError: no such file; vocab_size is too small.
+        ConfigError: no such file; vocab_size is too small; an end token for a tokenizer that has its own. DataError:
+            the file is no tokenizer, or one that changes texts.
     """
+    if end_token is not None and kind in OWN_KINDS:
+        raise ConfigError(
+            f"--end-token {end_token} with --tokenizer {kind}, which has {END_OF_TEXT}", hint="leave --end-token away"
+        )
     if kind == "bpe":
         return train_tokenizer(corpus, vocab_size)
     if kind == "char":
@@ -163,7 +320,26 @@ def make_tokenizer(kind: str, corpus: Corpus, vocab_size: int, folders: Iterable
         raise ConfigError(
             f"--tokenizer {kind}: no such file", hint="take bpe, char, gpt2, or the path of a tokenizer.json"
         )
-    return Tokenizer.load(Path(kind))
+    return foreign_tokenizer(Path(kind), corpus, end_token)
+
+
+def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) -> Tokenizer:
+    """A tokenizer.json of any makers, made faithful; its notes say how.
+
+    Raises:
+        DataError: it is no tokenizer, or changes the corpus in a way that cannot be switched off.
+    """
+    texts = chain.from_iterable(corpus.splits.values())
+    bpe = read_library_tokenizer(path)
+    try:
+        _size(bpe)  # of the file as it is: the library writes only one of two tokens of one id
+        found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
+        tokenizer = Tokenizer(foreign.built(found), end_token)
+    except DataError as error:
+        raise _of_file(path, error) from None
+    notes = [f"{path}: the end of a document is {tokenizer.end_token}"] if tokenizer.end_token != END_OF_TEXT else []
+    notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
+    return Tokenizer(foreign.built(found), end_token, notes)
 
 
 def character_tokenizer(corpus: Corpus) -> Tokenizer:
@@ -217,9 +393,10 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     bpe = _Bpe(models.BPE())
     pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    # A text without blanks (DNA, Thai) is one piece, and the trainer shifts all of it at each merge; `encode` does not.
+    short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
@@ -229,6 +406,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     )
     unknown = " " + UNKNOWN if corpus.word_level else UNKNOWN
     bpe.train_from_iterator(_without(unknown, corpus.documents("train")), trainer)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     bpe.add_tokens([AddedToken(unknown, normalized=False)])
     bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
     return Tokenizer(bpe)

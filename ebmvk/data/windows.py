@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,8 @@ class TokenStream:
         starts: (documents,) int64, where each document's end-of-text token stands.
         word_level: of the corpus, which says what a word is; the tokenizer may come from another kind of text.
         apart: no window holds tokens of two documents, but for the end-of-text token that ends one and leads the next.
+        text: the documents' texts, by which words and bytes are counted; none where only tokens are known.
+        cut: the tokens end within the last document.
     """
 
     name: str
@@ -36,6 +38,8 @@ class TokenStream:
     starts: npt.NDArray[np.int64]
     word_level: bool = False
     apart: bool = False
+    text: Sequence[str] = field(default=(), repr=False)
+    cut: bool = False
 
     @classmethod
     def of_text(cls, tokens: Ids, *, word_level: bool = False) -> TokenStream:
@@ -47,7 +51,17 @@ class TokenStream:
 
     def take(self, limit: int) -> TokenStream:
         """The first `limit` tokens."""
-        return replace(self, tokens=self.tokens[:limit], starts=self.starts[self.starts < limit])
+        if limit >= len(self):
+            return self
+        starts = self.starts[self.starts < limit]
+        cut = limit not in self.starts
+        return replace(self, tokens=self.tokens[:limit], starts=starts, text=self.text[: len(starts)], cut=cut)
+
+    def documents(self) -> Iterator[tuple[str, Ids, bool]]:
+        """(text, tokens without end-of-text, whether those are all of it) of each document."""
+        ends = [*self.starts[1:].tolist(), len(self)]
+        for text, start, end in zip(self.text, self.starts.tolist(), ends, strict=True):
+            yield text, self.tokens[start + 1 : end], not self.cut or end < len(self)
 
     def parts(self) -> list[tuple[int, int]]:
         """(first, last) of every run of tokens that windows keep to: a target is any token in it but the first."""
@@ -60,11 +74,13 @@ class TokenStream:
 def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer, *, apart: bool = False) -> TokenStream:
     """Encode the documents of a split; `apart`: to be read document by document. Raises DataError if there is no such
     split."""
-    encoded = tokenizer.encode_many(corpus.documents(split))
+    text = corpus.documents(split)
+    encoded = tokenizer.encode_many(text)
     eos = np.array([tokenizer.eos_id], dtype=np.int32)
     tokens = np.concatenate([part for document in encoded for part in (eos, document)])
     lengths = np.array([len(document) + 1 for document in encoded], dtype=np.int64)
-    return TokenStream(f"{corpus.name}/{split}", tokens, np.cumsum(lengths) - lengths, corpus.word_level, apart)
+    starts = np.cumsum(lengths) - lengths
+    return TokenStream(f"{corpus.name}/{split}", tokens, starts, corpus.word_level, apart, text)
 
 
 class Batches:

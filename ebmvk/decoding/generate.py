@@ -143,7 +143,7 @@ class Generator:
                     if not reading.texts:
                         break
                     query, log_p = reading.law()
-                    log_p = how.strategy.law(log_p, [text.ids for text in reading.texts])
+                    log_p = how.strategy.law(log_p, [text.ids for text in reading.texts], self.tokenizer.eos_id)
                     drawn = self._draw(reading.texts, query, log_p, states, how, position)
                     for text, token in zip(reading.texts, drawn, strict=True):
                         text.add(token)

@@ -32,7 +32,7 @@ class Strategy:
     hold this mass (Holtzman et al. 2020). min_p: only what has this share of the largest probability (Nguyen et al.
     2024). typical_p: only the tokens of this mass whose information is nearest to the entropy (Meister et al. 2023).
     repetition_penalty: log p times this for every token seen (Keskar et al. 2019). no_repeat_ngram: no n-gram twice
-    (0: any).
+    (0: any). Neither of the two touches the end token: it leads every text, and ending one repeats nothing.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -66,16 +66,16 @@ class Strategy:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not {least}{most}", hint=hint)
             object.__setattr__(self, name, int(value) if whole else float(value))  # torch takes no larger integers
 
-    def law(self, log_p: Tensor, seen: Sequence[Sequence[int]]) -> Tensor:
+    def law(self, log_p: Tensor, seen: Sequence[Sequence[int]], end: int | None = None) -> Tensor:
         """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.
 
-        log_p: (B, V) normalised; seen: of each row, the tokens of its text so far.
+        log_p: (B, V) normalised; seen: of each row, the tokens of its text so far; end: the token that ends a text.
         """
         found = log_p.double()
         if self.repetition_penalty != 1:
-            found = _normalised(penalised(found, seen, self.repetition_penalty))
+            found = _normalised(penalised(found, seen, self.repetition_penalty, end))
         if self.no_repeat_ngram:
-            found = _normalised(without_repeats(found, seen, self.no_repeat_ngram))
+            found = _normalised(without_repeats(found, seen, self.no_repeat_ngram, end))
         if self.temperature != 1:
             # Less the largest: the smallest temperature must not overflow all of them.
             found = _normalised((found - found.amax(-1, keepdim=True)) / self.temperature)
@@ -162,21 +162,22 @@ def _only(log_p: Tensor, allowed: Tensor) -> Tensor:
     return _normalised(log_p.where(allowed, -math.inf))
 
 
-def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """log p times `penalty` where a row has seen the token: p^penalty, not normalised. (B, V)."""
+def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
+    """log p times `penalty` where a row has seen the token and it is not `end`: p^penalty, not normalised. (B, V)."""
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
-        row[list(set(tokens))] = penalty
+        row[list(set(tokens) - {end})] = penalty
     return log_p * factor
 
 
-def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int) -> Tensor:
-    """-inf where a token would end an n-gram that its row has already; a row without any other token stays. (B, V)."""
+def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: int | None = None) -> Tensor:
+    """-inf where a token other than `end` would complete an n-gram that its row has already; a row without any other
+    token stays. (B, V)."""
     found = log_p.clone()
     for row, tokens in zip(found, seen, strict=True):
-        end = tuple(tokens[len(tokens) - n + 1 :]) if n > 1 else ()
-        banned = {tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == end}
-        banned &= {token for token in banned if row[token] > -math.inf}
+        last = tuple(tokens[len(tokens) - n + 1 :]) if n > 1 else ()
+        banned = {tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == last}
+        banned = {token for token in banned if token != end and row[token] > -math.inf}
         if banned and len(banned) < int((row > -math.inf).sum()):
             row[list(banned)] = -math.inf
     return found

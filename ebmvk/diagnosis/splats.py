@@ -193,4 +193,4 @@ def _near_tokens(model: LanguageModel, backend: Backend, points: Tensor) -> list
 
 
 def _texts(subject: Subject, ids: Iterable[int]) -> list[str]:
-    return [subject.run.tokenizer.decode([i]) or "<|endoftext|>" for i in ids]
+    return [subject.run.tokenizer.label(i) for i in ids]

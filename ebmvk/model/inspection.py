@@ -146,7 +146,7 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Seque
     """
     maps = attention_maps(model, torch.from_numpy(text.astype(np.int64)).to(next(model.parameters()).device))
     return {
-        "tokens": [_said(tokenizer, token) for token in text.tolist()],
+        "tokens": [tokenizer.label(token) for token in text.tolist()],
         "attention": [
             {
                 "layer": own.layer,
@@ -160,7 +160,7 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Seque
             {
                 "layer": own.layer,
                 "load": own.load.tolist(),
-                "top": [[(_said(tokenizer, token), share) for token, share in top] for top in own.top(TOP_TOKENS)],
+                "top": [[(tokenizer.label(token), share) for token, share in top] for top in own.top(TOP_TOKENS)],
             }
             for own in experts
         ],
@@ -174,7 +174,7 @@ def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Ite
     for own in experts:
         for token in own.count.nonzero()[:, 0].tolist():
             shares = [round(share, 4) for share in own.shares[token].tolist()]
-            yield [own.layer, token, _said(tokenizer, token), int(own.count[token]), *shares]
+            yield [own.layer, token, tokenizer.label(token), int(own.count[token]), *shares]
 
 
 def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
@@ -183,7 +183,3 @@ def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]
     rows = max(1, len(tokens) // length)
     batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)
     return specialisation(model, batch.to(next(model.parameters()).device))
-
-
-def _said(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.decode([token]) or "<|endoftext|>"

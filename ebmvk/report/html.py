@@ -238,5 +238,10 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("ebmvk", facts["ebmvk"]),
         ("begun", facts["time"]),
     ]
-    trouble = (("restarts", history.restarts), (f"unreadable lines of {METRICS_FILE}", history.broken_lines))
+    unknown = sum(size.get("unknown", 0) for size in facts["text"].values())
+    trouble = (
+        ("unknown characters", unknown),
+        ("restarts", history.restarts),
+        (f"unreadable lines of {METRICS_FILE}", history.broken_lines),
+    )
     return lines + [(what, str(count)) for what, count in trouble if count]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as _Tokenizer
 from torch import Tensor
 
-from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE
+from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, read_library_tokenizer
 from ebmvk.errors import DataError
 
 # What the token table is called by widespread models; the first is GPT-2's.
@@ -121,11 +121,12 @@ def _npy(file: Path) -> Tensor:
 
 def _named(file: Path, rows: Tensor) -> Table:
     """Rows named by the tokenizer beside them."""
-    if rows.dim() != 2 or not rows.is_floating_point():
+    if rows.dim() != 2 or not rows.is_floating_point() or not rows.numel():
         raise DataError(
             f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}, not a floating matrix (tokens, width)",
             hint="give the matrix of the token embeddings",
         )
+    rows = _widened(file, rows)
     if bool((bad := ~torch.isfinite(rows).all(1)).any()):
         raise DataError(
             f"--init {file}: row {int(bad.nonzero()[0])} is not finite, and {int(bad.sum()) - 1} more",
@@ -145,16 +146,25 @@ def _named(file: Path, rows: Tensor) -> Table:
     return Table(str(file), rows, find)
 
 
-def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
+def _widened(file: Path, rows: Tensor) -> Tensor:
+    """Eight-bit numbers as float32, as torch computes with those only; their scale changes no direction."""
+    if rows.element_size() > 1:
+        return rows
     try:
-        tokenizer = _Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return rows.float()
+    except (RuntimeError, NotImplementedError) as error:  # two numbers of four bits in a byte
+        raise DataError(f"--init {file}: {rows.dtype} cannot be read", hint="save the table as float32") from error
+
+
+def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
+    if not file.exists():
         raise DataError(
             f"--init: {file} is missing, so nothing says which token each of the {len(rows):,} rows is",
             hint=f"put the {TOKENIZER_FILE} of that model beside the file",
-        ) from None
-    except Exception as error:  # the library raises bare Exception
-        raise DataError(f"--init: {file} is no tokenizer: {error}", hint="get the file again") from error
+        )
+    tokenizer = read_library_tokenizer(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= len(rows):
         raise DataError(

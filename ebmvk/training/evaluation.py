@@ -27,11 +27,13 @@ _LOGITS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class TextSize:
-    """What a stream stands for. tokens: predicted ones, all but the first; words, bytes: of its text."""
+    """What a stream stands for. tokens: predicted ones, all but the first; words, bytes: of its text; unknown: its
+    characters that are unknown tokens, whose nats do not say which characters they are."""
 
     tokens: int
     words: int
     bytes: int
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,16 @@ def window(context: int | None, stride: int | None, config: Config) -> tuple[int
 
 
 def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
-    """Words and bytes by the text itself, document by document, so that a cut stream is counted as cut."""
-    ends = [*stream.starts[1:], len(stream)]
-    documents = (stream.tokens[start:end] for start, end in zip(stream.starts, ends, strict=True))
-    words = sum(count_words(tokenizer.decode(ids), word_level=stream.word_level) for ids in documents)
-    return TextSize(len(stream) - 1, words, tokenizer.count_bytes(stream.tokens))
+    """Words, bytes and unknown characters of the text itself, whatever its tokens leave out or change; of a document
+    that is cut, of the beginning that its tokens stand for."""
+    words = size = unknown = 0
+    for text, ids, whole in stream.documents():
+        raw = text.encode() if whole else tokenizer.beginning(text, ids)
+        part = text if whole else raw.decode(errors="replace")  # a cut may go through a character
+        words += count_words(part, word_level=stream.word_level)
+        size += len(raw)
+        unknown += tokenizer.unknown_characters(part, ids)
+    return TextSize(len(stream) - 1, words, size, unknown)
 
 
 def likelihood(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from math import ceil
 from pathlib import Path
 from platform import platform
+from typing import Any
 
 import torch
 
@@ -19,10 +20,11 @@ import ebmvk
 from ebmvk.config import Config, Source, check, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
-from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, make_tokenizer
+from ebmvk.data.fidelity import round_trip
+from ebmvk.data.tokenizer import END_OF_TEXT, OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
-from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
+from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
 from ebmvk.presets import smaller
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.training import checkpoint, noise, tensorboard
@@ -43,12 +45,14 @@ from ebmvk.training.workspace import (
     find,
     new_model,
     open_device,
+    read_tokenizer,
     refuse_existing,
     save_config,
     set_deterministic,
 )
 
 Say = Callable[[str], None]
+SPLITS = ("validation", "train")  # that a run reads; the shorter one first
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
     if not job.resume and job.config.data.tokenizer != "bpe":
         what = f"--tokenizer {job.config.data.tokenizer}"
         job = _with_vocabulary(job, tokenizer.vocab_size, what, "it is not made for a number of tokens", ("flag",))
+    job, told = _with_tokenizer(job, start, tokenizer, say)
     data = job.config.data
     streams = Streams(
         *(encode_split(job.corpus, split, tokenizer, apart=data.apart) for split in ("train", "validation"))
@@ -166,7 +171,10 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
         enlist(ranks, config, streams.train, trainer.model, trainer.optimizer)
-        monitor.record("resume" if found else "start", done, _facts(job, trainer, device) | started)
+        facts = _facts(job, trainer, device)
+        for line in _unknown(facts["text"]):
+            monitor.say(line)
+        monitor.record("resume" if found else "start", done, facts | told | started)
         del found  # weights, moments and splats once more, for as long as the run takes
         outcome = trainer.run(stop_after)
     return _close(job, trainer, outcome, say)
@@ -174,14 +182,46 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
 
 def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
     """The run's own when it is resumed, that of the run it starts from, or a new one."""
-    if start is None:
-        return Tokenizer.load(job.folder / TOKENIZER_FILE)
-    if start.run:
-        return start.run.tokenizer
     data = job.config.data
-    return make_tokenizer(
-        data.tokenizer, job.corpus, data.vocab_size, [path for path, _ in data_folders(data.data_dir)]
-    )
+    if start is None:
+        return _unaltered(read_tokenizer(job.folder, job.config), job.folder)
+    if start.run:
+        return start.run.tokenizer.faithful()
+    folders = [path for path, _ in data_folders(data.data_dir)]
+    return make_tokenizer(data.tokenizer, job.corpus, data.vocab_size, folders, data.end_token)
+
+
+def _unaltered(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """Raises CheckpointError where a run was trained on other tokens than its tokenizer gives now."""
+    if tokenizer.altered:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} cuts texts short, fills them up, or puts special tokens around them",
+            why="an earlier version trained this run on such tokens; they are not its text",
+            hint="start a new run with the same --tokenizer: its copy is made faithful",
+        )
+    return tokenizer
+
+
+def _with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Say) -> tuple[Job, dict[str, object]]:
+    """The job with the end token that was found, and what there is to say of a tokenizer of other makers."""
+    if start is None:
+        return job, {}
+    wanted = job.config.data.end_token
+    if start.run and wanted not in (None, tokenizer.end_token):
+        raise ConfigError(
+            f"--end-token {wanted}: the tokenizer of --init {start.run.folder} has {tokenizer.end_token}",
+            hint="leave --end-token away",
+        )
+    facts: dict[str, object] = {"end_token": tokenizer.end_token}
+    if tokenizer.end_token != END_OF_TEXT and wanted is None:
+        config = replace_values(job.config, {"end_token": tokenizer.end_token})
+        job = replace(job, config=config, sources={**job.sources, "end_token": "derived"})
+    if not start.run and job.config.data.tokenizer not in OWN_KINDS:
+        found = round_trip(tokenizer, chain(*(job.corpus.splits.get(split, ()) for split in SPLITS)))
+        facts |= {"notes": tokenizer.notes, "round_trip": vars(found)}
+        for line in (*tokenizer.notes, str(found)):
+            say(f"tokenizer   {line}")
+    return job, {"tokenizer": facts}
 
 
 def _with_vocabulary(job: Job, have: int, what: str, why: str, binding: tuple[Source, ...]) -> Job:
@@ -228,7 +268,17 @@ def _settings(job: Job) -> Iterator[str]:
         yield f"{section:<12}{', '.join(shown)}"
 
 
-def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, object]:
+def _unknown(text: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """A line for each split with characters that the tokenizer does not know."""
+    for split, size in text.items():
+        if size["unknown"]:
+            yield (
+                f"unknown     {size['unknown']:,} characters of the {split} text are unknown tokens: "
+                "the likelihood does not say which ones they are"
+            )
+
+
+def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
     """What stays the same for the whole run, for the metrics and the report."""
     train, validation = trainer.streams.train, trainer.streams.validation
     sizes = {"train": text_size(train, trainer.tokenizer), "validation": text_size(validation, trainer.tokenizer)}

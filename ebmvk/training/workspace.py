@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
-from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ebmvk.data.datasets import Corpus
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, foreign_tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import Backend, explain, select
 from ebmvk.errors import CheckpointError, ConfigError, DeviceError
@@ -142,6 +143,11 @@ def read_config(folder: Path) -> Config:
     return check(from_toml(folder / CONFIG_FILE))
 
 
+def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+    """The tokenizer of a run folder. Raises DataError where it is missing or damaged."""
+    return Tokenizer.load(folder / TOKENIZER_FILE, config.data.end_token)
+
+
 def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Checkpoint]:
     """(run folder, verified checkpoint) of a checkpoint argument; of a run folder, its newest usable checkpoint."""
     found = _find(path, flag, say)
@@ -161,11 +167,12 @@ def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
     if hub.is_laid_out(path):
         folder = path.resolve()
         config, found = hub.read(folder)
-        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+        tokenizer = read_tokenizer(folder, config)
         check_fits(found, config, tokenizer)
         return _Found(folder, config, tokenizer, found)
     folder, at = checkpoint.locate(path, flag)
-    config, tokenizer = read_config(folder), Tokenizer.load(folder / TOKENIZER_FILE)
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config)
     if path.resolve() == folder:
         found = checkpoint.newest_complete(folder, flag, say, lambda one: check_fits(one, config, tokenizer))
     else:
@@ -209,7 +216,12 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 def check_tokenizer(given: Path | None, run: OpenRun) -> None:
     """Raises ConfigError where the file that --tokenizer names is not the tokenizer that a run was trained with."""
-    if given is not None and Tokenizer.load(given).digest() != run.tokenizer.digest():
+    if given is None:
+        return
+    end = run.config.data.end_token
+    # A run's own file, or the one of other makers that it was made from.
+    digests = Tokenizer.load(given, end).digest(), foreign_tokenizer(given, Corpus("", "", {}), end).digest()
+    if run.tokenizer.digest() not in digests:
         raise ConfigError(
             f"--tokenizer {given} is not the one that {run.folder} was trained with",
             why="its tokens would be others",

@@ -185,7 +185,7 @@ def _tokenizer(at: Folder, chance: random.Random) -> None:
     ids = tokenizer.encode_prompt("The old king paints 12 houses. <unk>")
     assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
     tokenizer.decode(ids)
-    tokenizer.count_bytes(ids)
+    tokenizer.beginning("The old king", tokenizer.encode("The old king"))
 
 
 def _corpus(at: Folder, chance: random.Random) -> None:

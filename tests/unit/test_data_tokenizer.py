@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ def test_any_text_comes_back_whole(kind: str, text: str, request: pytest.Fixture
         ids = tokenizer.encode(whole)
         assert ids.dtype == np.int32
         assert tokenizer.decode(ids) == whole
-        assert tokenizer.count_bytes(ids) == len(whole.encode())
+        assert tokenizer.beginning(whole, ids) == whole.encode()
         assert tokenizer.eos_id not in ids
 
 
@@ -101,7 +103,7 @@ def test_gpt2_is_gpt2s() -> None:
     assert gpt2.encode("This is an example of text, and").tolist() == [1212, 318, 281, 1672, 286, 2420, 11, 290]
     text = WORDS + "año 猫 🙂 <|endoftext|>"
     assert gpt2.decode(gpt2.encode(text)) == text
-    assert gpt2.count_bytes(gpt2.encode(text)) == len(text.encode())
+    assert gpt2.beginning(text, gpt2.encode(text)) == text.encode()
     assert (gpt2.encode(WORDS) == gpt2.unk_id).sum() == WORDS.count("<unk>")
 
 
@@ -119,7 +121,7 @@ def test_characters_are_tokens(tmp_path: Path) -> None:
         plain = text.replace("<unk>", "")
         assert len(tokenizer.encode(plain)) == len(plain)
         assert tokenizer.decode(tokenizer.encode(plain)) == plain
-        assert tokenizer.count_bytes(tokenizer.encode(plain)) == len(plain.encode())
+        assert tokenizer.beginning(plain, tokenizer.encode(plain)) == plain.encode()
         assert tokenizer.decode(tokenizer.encode("The ñandú")) == "The ñand<unk>"
     assert made.digest() == make_tokenizer("char", corpus, 0).digest()
 
@@ -143,14 +145,14 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "other.json").write_text(
         '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
     )
-    with pytest.raises(DataError, match="has no <unk> token"):
+    with pytest.raises(DataError, match="has no end-of-text token"):
         Tokenizer.load(tmp_path / "other.json")
     tokenizer.save(tmp_path / "good.json")
     good = json.loads((tmp_path / "good.json").read_text(encoding="utf-8"))
     token = next(name for name in good["model"]["vocab"] if len(name) == 1)
     del good["model"]["vocab"][token]
     (tmp_path / "gap.json").write_text(json.dumps(good | {"model": good["model"] | {"merges": []}}), encoding="utf-8")
-    with pytest.raises(DataError, match=r"gap\.json: the tokenizer's ids are not 0 to"):
+    with pytest.raises(DataError, match=r"gap\.json: the tokenizer has two tokens of id \d+"):
         Tokenizer.load(tmp_path / "gap.json")
     with pytest.raises(StorageError, match="cannot be written"):
         tokenizer.save(tmp_path / "missing" / "tokenizer.json")
@@ -161,6 +163,26 @@ def test_a_tokenizer_without_a_decoder_is_read(tmp_path: Path, tokenizer: Tokeni
     bare = json.loads((tmp_path / "bare.json").read_text(encoding="utf-8")) | {"decoder": None}
     (tmp_path / "bare.json").write_text(json.dumps(bare), encoding="utf-8")
     assert Tokenizer.load(tmp_path / "bare.json").vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "กขคงจฉชซ", "天地玄黃宇宙洪荒", " ", "\n", "=", "0123456789"], ids=repr)
+def test_text_without_blanks_takes_time_in_proportion(letters: str) -> None:
+    """Three hundred thousand letters in one piece: training took a minute and more, as each merge shifted all of it."""
+    text = "".join(random.Random(1).choices(letters, k=300_000))
+    corpus = Corpus("one piece", "test", {"train": [text]})
+    began = time.process_time()
+    tokenizer = train_tokenizer(corpus, 400)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert count_words(text, word_level=False) <= 1
+    assert time.process_time() - began < 15  # about one on a quiet core
+
+
+def test_short_pieces_train_the_same_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound on pieces is above any piece of ordinary text, and is in no file."""
+    bounded = train_tokenizer(resolve("builtin"), 1024)
+    monkeypatch.setattr("ebmvk.data.tokenizer.LONGEST_PIECE", 100_000)
+    assert bounded.digest() == train_tokenizer(resolve("builtin"), 1024).digest()
 
 
 def test_wikitext_2_takes_under_one_and_a_quarter_tokens_a_word() -> None:

@@ -12,6 +12,7 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import train_tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream, encode_split, evaluation_windows
 from ebmvk.errors import ArgumentError, DataError
+from ebmvk.training.evaluation import text_size
 
 
 def stream_of(n: int) -> TokenStream:
@@ -25,7 +26,7 @@ def test_documents_are_led_by_end_of_text() -> None:
     assert stream.tokens.dtype == np.int32
     assert np.flatnonzero(stream.tokens == tokenizer.eos_id).tolist() == stream.starts.tolist() == [0, 8, 14]
     assert tokenizer.decode(stream.tokens) == "one twothreefour five six"
-    assert tokenizer.count_bytes(stream.tokens) == corpus.bytes("train")
+    assert text_size(stream, tokenizer).bytes == corpus.bytes("train")
     assert stream.take(14).starts.tolist() == [0, 8]
     assert len(stream.take(14)) == 14
 

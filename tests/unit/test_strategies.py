@@ -55,6 +55,27 @@ def test_as_transformers_does_it(name: str, peer: str, ours: dict[str, Any], the
         torch.testing.assert_close(found[i], wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_the_end_token_is_neither_banned_nor_made_rarer(n: int, penalty: float) -> None:
+    """It leads every text, so that it counts as seen; the other tokens are treated as transformers does it."""
+    transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
+    end, seen = 0, [[0, 3, 5, 3, 5, 3, 0], [0], [0, 0, 0]]
+    log_p = laws()[: len(seen)]
+    found = Strategy(repetition_penalty=penalty, no_repeat_ngram=n).law(log_p, seen, end)
+    for i, tokens in enumerate(seen):
+        ids, wanted = torch.tensor([tokens]), log_p[i : i + 1].clone()
+        wanted = torch.log_softmax(transformers.RepetitionPenaltyLogitsProcessor(penalty)(ids, wanted), -1)
+        wanted = transformers.NoRepeatNGramLogitsProcessor(n)(ids, wanted)
+        rest = torch.arange(VOCABULARY) != end
+        torch.testing.assert_close(
+            torch.log_softmax(found[i, rest], -1), torch.log_softmax(wanted[0, rest], -1), rtol=0, atol=1e-12
+        )
+        assert found[i, end] > log_p[i, end] - 1e-12  # it can only gain by what the others lose
+    without = Strategy(repetition_penalty=penalty, no_repeat_ngram=n).law(log_p, [tokens[1:-1] for tokens in seen], end)
+    assert without[0, end] > -math.inf
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_combination_is_a_law(seed: int) -> None:
     """Normalised, some token always allowed, and a token's rank among the unpenalised kept."""

@@ -1,0 +1,72 @@
+"""Whether a text comes back from its tokens, and what of it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ebmvk.data import foreign
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.errors import DataError
+
+MOST = 16_000_000  # characters that are looked at
+_PIECE = 1 << 20  # of a document at once
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Of pieces of documents: how many characters were looked at, how many pieces came back changed and where the first
+    of them differs; unknown: characters that are unknown tokens; blanks: white space that no token stands for."""
+
+    characters: int
+    pieces: int
+    changed: int
+    unknown: int
+    blanks: int
+    example: tuple[str, str] | None
+
+    def __str__(self) -> str:
+        looked = f"{self.characters:,} characters were turned into tokens and back"
+        if not self.changed:
+            return f"{looked}: every one came back"
+        parts = [f"{self.changed:,} of {self.pieces:,} documents come back changed"]
+        parts += [f"first {self.example[0]!r} as {self.example[1]!r}"] if self.example else []
+        parts += [f"{self.unknown:,} characters are unknown tokens"] if self.unknown else []
+        parts += [f"{self.blanks:,} blanks and line ends are in no token"] if self.blanks else []
+        return f"{looked}: {'; '.join(parts)}. Bits per byte are of all of the text, of which the tokens say less"
+
+
+def round_trip(tokenizer: Tokenizer, documents: Iterable[str], most: int = MOST) -> RoundTrip:
+    """Encode and decode documents, up to `most` characters of them.
+
+    Raises:
+        DataError: characters other than white space are in no token.
+    """
+    characters = pieces = changed = unknown = blanks = 0
+    example = None
+    for piece in _pieces(documents, most):
+        characters, pieces = characters + len(piece), pieces + 1
+        back = tokenizer.decode(tokenizer.encode(piece))
+        if back == piece:
+            continue
+        changed += 1
+        example = example or foreign.difference(piece, back)
+        found = tokenizer.spelling(piece)
+        if found.lost:
+            raise DataError(
+                f"the tokenizer leaves out {len(found.lost):,} characters of the text, such as {found.lost[:_SHOWN]!r}",
+                why="they are in no token, so that the model would be one of another text",
+                hint="take a tokenizer that keeps them: bpe or gpt2",
+            )
+        unknown, blanks = unknown + found.unknown, blanks + found.blanks
+    return RoundTrip(characters, pieces, changed, unknown, blanks, example)
+
+
+def _pieces(documents: Iterable[str], most: int) -> Iterable[str]:
+    for document in documents:
+        for at in range(0, min(len(document), most), _PIECE):
+            yield document[at : min(at + _PIECE, most)]
+        most -= len(document)
+        if most <= 0:
+            return

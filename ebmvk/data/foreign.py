@@ -1,0 +1,317 @@
+"""What a tokenizer.json says, and how one of other makers is made faithful: its tokens stand for the text, all of it.
+
+Published files do more than cut a text into tokens: they cut it short, fill it up, put special tokens around it, add a
+blank before it, or change its characters. What can be switched off is, with a word about it. What cannot is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer as _Bpe
+from tokenizers import pre_tokenizers
+
+from ebmvk.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+# Ends of a text, the most usual first. Not <|im_end|>, which ends a turn of a chat: --end-token can name it.
+END_TOKENS = (
+    *(END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]", "<|eos|>"),
+    *("<｜end▁of▁sentence｜>", "[SEP]"),
+)
+BYTES = 256
+Description = dict[str, Any]
+_INNER = {
+    "normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders", "post_processor": "processors"
+}  # fmt: skip
+_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")  # parts that keep every character
+_CONTEXT = 20  # characters shown on either side of a place in a text
+
+
+# ---- what it says --------------------------------------------------------------------------------------------------
+
+
+def parts(description: Description, step: str) -> list[dict[str, Any]]:
+    """The parts of a step (`normalizer`, `pre_tokenizer`, `decoder` or `post_processor`), without their sequences."""
+
+    def flat(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        if part and part["type"] == "Sequence":
+            for inner in part[_INNER[step]]:
+                yield from flat(inner)
+        elif part:
+            yield part
+
+    return list(flat(description.get(step)))
+
+
+def _set_parts(description: Description, step: str, found: list[dict[str, Any]]) -> None:
+    if found != parts(description, step):  # else the file stays as it was written
+        one = found[0] if len(found) == 1 else {"type": "Sequence", _INNER[step]: found}
+        description[step] = one if found else None
+
+
+def _has(description: Description, step: str, kind: str) -> bool:
+    return any(part["type"] == kind for part in parts(description, step))
+
+
+def model_vocabulary(description: Description) -> dict[str, int]:
+    """{token: id} of the model, without added tokens."""
+    found = description["model"]["vocab"]
+    return found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
+
+
+def added_tokens(description: Description) -> dict[str, dict[str, Any]]:
+    """{content: what is said of it} of the added tokens."""
+    return {token["content"]: token for token in description["added_tokens"]}
+
+
+def is_byte_level(description: Description) -> bool:
+    """Whether tokens are spelled with one letter for each byte."""
+    return any(_has(description, step, "ByteLevel") for step in ("pre_tokenizer", "normalizer"))
+
+
+def changes(description: Description) -> bool:
+    """Whether anything before the model may add, change or leave out characters."""
+    before = parts(description, "normalizer") + parts(description, "pre_tokenizer")
+    return any(
+        part["type"] not in _CUTTING or part.get("add_prefix_space") or part.get("behavior") == "Removed"
+        for part in before
+    )
+
+
+def missing_bytes(description: Description) -> list[str]:
+    """Tokens of single bytes that the vocabulary lacks: where there are none, it spells any text."""
+    if description["model"]["type"] not in ("BPE", "Unigram"):
+        return ["single bytes"]
+    if is_byte_level(description):
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    elif description["model"].get("byte_fallback"):
+        letters = [f"<0x{byte:02X}>" for byte in range(BYTES)]
+    else:
+        return ["single bytes"]
+    known = model_vocabulary(description)
+    return [letter for letter in letters if letter not in known]
+
+
+def unknown_token(description: Description) -> str | None:
+    """The token that stands for whatever the model's vocabulary cannot spell; None where it has none."""
+    model, known = description["model"], model_vocabulary(description)
+    if model["type"] == "Unigram":
+        at = model.get("unk_id")
+        return None if at is None else next((piece for piece, i in known.items() if i == at), None)
+    name = model.get("unk_token")
+    return name if name in known else None
+
+
+def usual_end(description: Description) -> str | None:
+    """The first usual name of an end of text that the vocabulary has."""
+    known = model_vocabulary(description).keys() | added_tokens(description).keys()
+    return next((name for name in END_TOKENS if name in known), None)
+
+
+def end_token(description: Description, wanted: str | None) -> str:
+    """The token that ends a document: `wanted`, or by default the usual one.
+
+    Raises:
+        DataError: there is no such token.
+    """
+    known = model_vocabulary(description).keys() | added_tokens(description).keys()
+    found = usual_end(description) if wanted is None else wanted
+    if found is None or found not in known:
+        special = [name for name, token in added_tokens(description).items() if token["special"]][:8]
+        raise DataError(
+            f"the tokenizer has no token {wanted!r}" if found else "the tokenizer has no end-of-text token",
+            why="" if found else f"none of its tokens is {', '.join(END_TOKENS)}",
+            hint=f"name one of its special tokens by --end-token: {', '.join(special)}"
+            if special
+            else f"add {END_OF_TEXT} to its special tokens",
+        )
+    return found
+
+
+# ---- made faithful -------------------------------------------------------------------------------------------------
+
+
+def faithful(description: Description, texts: Iterable[str], wanted: str | None) -> tuple[Description, list[str]]:
+    """The description with everything switched off that would change a text, and what that was.
+
+    Args:
+        texts: the corpus, on which a normaliser that cannot be switched off must change nothing.
+        wanted: the end token, or None for the usual one.
+
+    Raises:
+        DataError: what cannot be switched off changes a text; there is no end token, or text can spell it.
+    """
+    found = copy.deepcopy(description)
+    mends: tuple[Callable[[Description], Iterator[str]], ...] = (_lengths, _chance, _surroundings, _blanks, _decoder)
+    off = [said for mend in mends for said in mend(found)]
+    off += _normalizer(found, texts)
+    off += _swallowed(found)
+    off += _misread(found)
+    off += _end(found, end_token(found, wanted))
+    return found, off
+
+
+def _lengths(found: Description) -> Iterator[str]:
+    if found["truncation"]:
+        yield f"truncation to {found['truncation']['max_length']} tokens"
+    if found["padding"]:
+        yield f"padding with {found['padding']['pad_token']}"
+    found["truncation"] = found["padding"] = None
+
+
+def _chance(found: Description) -> Iterator[str]:
+    if dropout := found["model"].get("dropout"):
+        found["model"]["dropout"] = None
+        yield f"dropout of {dropout:g} of the merges"
+
+
+def _surroundings(found: Description) -> Iterator[str]:
+    """A ByteLevel processor moves offsets only; all others put special tokens around a text."""
+    processors = parts(found, "post_processor")
+    adding = [part["type"] for part in processors if part["type"] != "ByteLevel"]
+    _set_parts(found, "post_processor", [part for part in processors if part["type"] == "ByteLevel"])
+    if adding:
+        yield f"special tokens around each text ({', '.join(adding)})"
+
+
+def _blanks(found: Description) -> Iterator[str]:
+    """The blank that is put before each text, and its removal when tokens are read back."""
+    before = copy.deepcopy([found[step] for step in ("normalizer", "pre_tokenizer")])
+    for part in [*parts(found, "pre_tokenizer"), *parts(found, "decoder")]:
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+    for part in parts(found, "pre_tokenizer"):
+        if part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+    _set_parts(found, "normalizer", [part for part in parts(found, "normalizer") if part["type"] != "Prepend"])
+    _set_parts(found, "decoder", [part for part in parts(found, "decoder") if part["type"] != "Strip"])
+    if before != [found[step] for step in ("normalizer", "pre_tokenizer")]:
+        yield "the blank before each text"
+
+
+def _decoder(found: Description) -> Iterator[str]:
+    """Without one, tokens would be joined by blanks."""
+    if found["decoder"] is None:
+        meta = next((part for part in parts(found, "pre_tokenizer") if part["type"] == "Metaspace"), None)
+        if meta or is_byte_level(found):
+            found["decoder"] = copy.deepcopy(meta) or {
+                "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
+            }  # fmt: skip
+            yield f"reading tokens back joined by blanks (now by {found['decoder']['type']})"
+
+
+def _undone(part: dict[str, Any], found: Description) -> bool:
+    """Whether a part of the normaliser is one that the decoder takes back."""
+    if part["type"] != "Replace":
+        return part["type"] == "ByteLevel"
+    was, becomes = part["pattern"].get("String"), part["content"]
+    return any(
+        (other["type"] == "Replace" and other["pattern"].get("String") == becomes and other["content"] == was)
+        or (other["type"] == "Metaspace" and other["replacement"] == becomes and was == " ")
+        for other in parts(found, "decoder")
+    )
+
+
+def _normalizer(found: Description, texts: Iterable[str]) -> Iterator[str]:
+    """Parts that change characters for good are left out. A vocabulary of bytes spells the text without them; any other
+    one was made for what they write, so that they must change nothing in this text.
+
+    Raises:
+        DataError: they do.
+    """
+    changing = [part for part in parts(found, "normalizer") if not _undone(part, found)]
+    if not changing:
+        return
+    names = ", ".join(dict.fromkeys(part["type"] for part in changing))
+    if missing_bytes(found):
+        _check_unchanged(found, changing, names, texts)
+    _set_parts(found, "normalizer", [part for part in parts(found, "normalizer") if _undone(part, found)])
+    yield f"the normaliser {names}"
+
+
+def _check_unchanged(found: Description, changing: list[dict[str, Any]], names: str, texts: Iterable[str]) -> None:
+    normalizer = built({**found, "normalizer": {"type": "Sequence", "normalizers": changing}}).normalizer
+    for text in texts:
+        if normalizer and (other := normalizer.normalize_str(text)) != text:
+            was, becomes = difference(text, other)
+            raise DataError(
+                f"the tokenizer's normaliser {names} changes the text: {was!r} becomes {becomes!r}",
+                why="its tokens are made for the changed text, and no text comes back from them as it was",
+                hint="take a tokenizer without it (bpe, gpt2), or change the text in the same way before training",
+            )
+
+
+def difference(text: str, other: str) -> tuple[str, str]:
+    """Both texts around the first place where they differ."""
+    at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    cut = slice(max(0, at - _CONTEXT), at + _CONTEXT)
+    return text[cut], other[cut]
+
+
+def _swallowed(found: Description) -> Iterator[str]:
+    """Added tokens that take the blanks beside them along."""
+    eating = [token for token in found["added_tokens"] if token["lstrip"] or token["rstrip"]]
+    for token in eating:
+        token["lstrip"] = token["rstrip"] = False
+    if eating:
+        yield f"blanks taken along by {', '.join(token['content'] for token in eating[:4])}"
+
+
+def _misread(found: Description) -> Iterator[str]:
+    """Added tokens whose letters are not what they are read back as: special tokens never stand for text."""
+    bpe = built(found)
+    wrong = [
+        token
+        for token in found["added_tokens"]
+        if not token["special"] and bpe.decode([token["id"]], skip_special_tokens=False) != token["content"]
+    ]
+    for token in wrong:
+        token["special"] = True
+    if wrong:
+        yield f"in text, the added tokens {', '.join(token['content'] for token in wrong[:4])}"
+
+
+def _end(found: Description, end: str) -> Iterator[str]:
+    """The end token becomes a special one, which no text spells.
+
+    Raises:
+        DataError: a text still can.
+    """
+    token = added_tokens(found).get(end)
+    if token is None:
+        token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        token = {"id": model_vocabulary(found)[end], "content": end, **token}
+        found["added_tokens"] = sorted([*found["added_tokens"], token], key=lambda one: one["id"])
+    token["special"] = True
+    if not _written(found, end):
+        return
+    # Its first letter apart from the others, so that the model is never asked for all of it.
+    cut = {"Regex": f"{re.escape(end[0])}(?={re.escape(end[1:])})"}
+    split = {"type": "Split", "pattern": cut, "behavior": "Isolated", "invert": False}
+    _set_parts(found, "pre_tokenizer", [split, *parts(found, "pre_tokenizer")])
+    if len(end) < 2 or _written(found, end):
+        raise DataError(
+            f"the end token {end!r} can be spelled in a text",
+            why="a text that holds these letters would end there",
+            hint="name another one by --end-token",
+        )
+    yield f"{end} as one token where it is written in a text"
+
+
+def _written(found: Description, end: str) -> bool:
+    """Whether a text can hold the end token."""
+    bpe = built(found)
+    bpe.encode_special_tokens = True
+    texts = [end, f" {end}", f"a {end} b", f"a{end}{end}b", f"{end}\n"]
+    encodings = bpe.encode_batch(texts, add_special_tokens=False)
+    return any(bpe.token_to_id(end) in encoding.ids for encoding in encodings)
+
+
+def built(description: Description) -> _Bpe:
+    """The library's tokenizer of a description."""
+    return _Bpe.from_str(json.dumps(description))
