@@ -66,6 +66,15 @@ class Corpus:
         """UTF-8 bytes of the text of a split: the denominator of bits per byte."""
         return sum(len(document.encode("utf-8")) for document in self.documents(split))
 
+    def digest(self, split: str) -> str:
+        """SHA-256 of the documents of a split and of where they end. Raises DataError as `documents` does."""
+        found = hashlib.sha256()
+        for document in self.documents(split):
+            encoded = document.encode("utf-8")
+            found.update(len(encoded).to_bytes(8, "little"))  # so that a and bc are not ab and c
+            found.update(encoded)
+        return found.hexdigest()
+
 
 def count_words(text: str, *, word_level: bool) -> int:
     """Words between white space; in word-level text each end of line counts as one word more (`<eos>`)."""
