@@ -128,7 +128,7 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
     """
     from ebmvk import train
 
-    cli.check_flags(shared, train.FLAGS, "train")
+    cli.check_flags(shared, train.FLAGS, "train", train.REPEATABLE)
     given, added = cli.flags_in(shared), [flag for run in runs for flag in cli.flags_in(run)]
     for flags, whose in ((given, "--flags"), (added, source)):
         if own := next((flag for flag in flags if flag.replace("--no-", "--") in OWN), None):
