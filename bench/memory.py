@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bench.measure import facts, introduce, table, write
-from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.splats.build import cluster, marked
 from ebmvk.splats.consolidation import Cost, consolidate, merge_cost
@@ -35,6 +34,7 @@ from ebmvk.splats.coverage import posterior
 from ebmvk.splats.memory import Memory
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.memory import Fit, Reading, gather, read_states, token_marks
+from ebmvk.training.text import check_own, own_text
 from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
 
 
@@ -92,7 +92,8 @@ class Bench:
     """A model, the states of its training text, and two parts of its validation text."""
 
     def __init__(self, run: OpenRun, device: Device, data_dir: Path | None, sizes: Sizes) -> None:
-        corpus = resolve(run.config.data.dataset, data_dir or run.config.data.data_dir)
+        corpus = own_text(run.config, data_dir=data_dir)
+        check_own(run, corpus, "train", "validation")
         train = encode_split(corpus, "train", run.tokenizer, apart=run.config.data.apart)
         train = train if sizes.contexts is None else train.take(min(len(train), sizes.contexts + 1))
         context, self.model, self.backend = run.config.data.seq_length, run.model.to(device.torch), device.backend

@@ -112,7 +112,8 @@ def _trainer(options: argparse.Namespace, folder: Path, device: Device) -> Train
     values |= {} if options.batch_size is None else {"batch_size": options.batch_size}
     config = replace(Config(), {**values, "steps": 10**6, "epochs": None})
     tokenizer = make_tokenizer(config.data.tokenizer, corpus, config.data.vocab_size, [])
-    streams = Streams(*(encode_split(corpus, split, tokenizer) for split in ("train", "validation")))
+    train, validation = (encode_split(corpus, split, tokenizer) for split in ("train", "validation"))
+    streams = Streams(train, validation)
     model = new_model(config, tokenizer, streams.train)
     silent = Silent(folder, quiet=True, log_every=20, total=10**6, done=0)
     return Trainer(config, folder, model, tokenizer, streams, device, silent, lambda _: {})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ebmvk import cli, presets
+from ebmvk.cli import Include
 
 if TYPE_CHECKING:
     from ebmvk.data.analysis import Analysis
@@ -25,6 +26,8 @@ MODEL = "minillm"
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
+    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
     end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Ends a document; by its usual name.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
@@ -38,17 +41,24 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AnalyzeCo
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _analyze(cli.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS)))
+    return cli.run(
+        lambda: _analyze(
+            cli.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
+        )
+    )
 
 
 def _analyze(command: AnalyzeCommand) -> int:
     from ebmvk.data.analysis import REACHED, analyse, preset_for
     from ebmvk.data.datasets import Corpus, data_folders, read_documents
     from ebmvk.data.fidelity import round_trip
+    from ebmvk.data.files import Reading
     from ebmvk.data.splitting import hold_out
     from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
 
-    documents = read_documents(command.dataset, "--corpus", command.separator)
+    reading = Reading(tuple(command.include), command.raw)
+    read = read_documents([command.dataset], "--corpus", command.separator, reading)
+    documents = read.texts
     preset = preset_for(documents)
     recipe = presets.recipe(MODEL, preset)
     corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})  # as training learns its tokens
@@ -62,6 +72,8 @@ def _analyze(command: AnalyzeCommand) -> int:
     if command.json:
         print(json.dumps(dataclasses.asdict(found)))
         return 0
+    for note in read.notes:
+        print(f"read        {note}")
     print(f"text        {found.bytes:,} bytes, {found.tokens:,} tokens of {tokenizer.vocab_size:,}")
     print(
         f"documents   {found.documents:,}; tokens each: mean {found.mean:,.1f}, median {found.median:,.0f}, "
@@ -73,7 +85,8 @@ def _analyze(command: AnalyzeCommand) -> int:
         least, most = REACHED
         print(
             f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out: "
-            f"{least:g} to {most:g} times a trigram's, of {found.fitted:,} tokens, measured on {found.measured:,}"
+            f"{least:g} to {most:g} times a trigram's, and 1 at least, of {found.fitted:,} tokens, measured on "
+            f"{found.measured:,}"
         )
     for line in _commands(command, found):
         print(line)
@@ -88,8 +101,10 @@ def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
     if command.separator not in (None, *STANDARD):
         text = Path(f"{text.resolve().name.removesuffix('.gz').removesuffix('.txt')}-prepared.txt")
         given = [f"--separator={command.separator}", "--input", str(command.dataset), "--output", str(text)]
+        given += _reading_flags(command)
         yield f"first       python -m ebmvk.prepare_corpus {shlex.join(given)}"
     given = ["--model", MODEL, "--preset", found.preset, "--corpus", str(text)]
+    given += _reading_flags(command) if text == command.dataset else []
     given += ["--block-size", str(found.block_size), "--stride", str(found.stride)]
     # Perplexity is per token: the range is of these tokens only.
     given += ["--tokenizer", command.tokenizer] if command.tokenizer != "bpe" else []
@@ -97,6 +112,10 @@ def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
     given += ["--vocab-size", str(command.vocab_size)] if command.tokenizer == "bpe" and command.vocab_size else []
     given += ["--data-dir", str(command.data_dir)] if command.data_dir else []
     yield f"train       python -m ebmvk.train {shlex.join(given)}"
+
+
+def _reading_flags(command: AnalyzeCommand) -> list[str]:
+    return [f"--include={pattern}" for pattern in command.include] + (["--raw"] if command.raw else [])
 
 
 if __name__ == "__main__":

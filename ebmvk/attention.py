@@ -24,6 +24,7 @@ class AttentionCommand:
     out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
     tokens: int = 48  # Most tokens of it.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
@@ -41,20 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _attention(command: AttentionCommand) -> int:
     if command.tokens < 1:
         raise ConfigError(f"--tokens {command.tokens} is below 1", hint="give a number of tokens")
-    from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.model import inspection
     from ebmvk.report.html import attention_picture
+    from ebmvk.training.text import own_text, say_if_other
     from ebmvk.training.workspace import open_device, open_run
 
-    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = open_run(command.checkpoint, "--checkpoint", say)
     device = open_device(command.device)
     model = run.model.to(device.torch)
-    corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    own = say_if_other(run, corpus, "validation", say)
     validation = encode_split(corpus, "validation", run.tokenizer).tokens
     text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
     experts = inspection.specialisation_in(model, validation[:EXPERT_TOKENS])
-    found = inspection.record(model, run.tokenizer, text[: command.tokens], experts)
+    found = inspection.record(model, run.tokenizer, text[: command.tokens], experts) | own.record()
     picture = attention_picture(found)
     assert picture is not None  # every model has attention
     cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")

@@ -34,6 +34,7 @@ Record = dict[str, Any]
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Contexts of test 8; else made-up laws.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where that run's text lies, if it moved.
     quick: bool = False  # Fewer chains: below a minute on two cores.
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write every figure to this file.
     plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw the pictures into this folder (SVG).
@@ -84,25 +85,25 @@ def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contex
 
     if command.checkpoint is None:
         return tokens.synthetic(sizes.token_dimension, command.seed)
-    from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Reader
     from ebmvk.training.memory import MEMORY_FILE, load
+    from ebmvk.training.text import own_text, say_if_other
     from ebmvk.training.workspace import open_run
 
-    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = open_run(command.checkpoint, "--checkpoint", say)
     if not run.model.on_sphere:
         raise ConfigError(
             f"--checkpoint {command.checkpoint} is a run of --model {run.config.model.model}",
             why="its tokens are no points of the sphere, so there are no chains to certify",
             hint="give a run of --model ebm",
         )
-    stream = encode_split(
-        resolve(run.config.data.dataset, run.config.data.data_dir),
-        "validation",
-        run.tokenizer,
-        apart=run.config.data.apart,
-    )
+    corpus = own_text(run.config, command.dataset)
+    say_if_other(run, corpus, "validation", say)
+    stream = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart)
     reader = None
     if (run.checkpoint.path / MEMORY_FILE).is_file():
         reader = Reader(load(run.checkpoint.path, run.model, "static"), "static", backend)

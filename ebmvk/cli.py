@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -62,6 +62,8 @@ ALIASES = {
 TOGETHER = ("train", "pretrain", "evaluate")
 """Commands that several processes of torchrun do together."""
 T = TypeVar("T")
+Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
+"""Of `--include`, which is given again for more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +95,9 @@ def _top_level(args: list[str]) -> int:
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
     process.tune()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal can't show is no reason to end
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         return body()
     except EbmvkError as error:
@@ -165,6 +170,12 @@ def parse(
         SystemExit: status 0, after --help.
     """
     check_flags(args, known, command, repeatable)
+    if bad := next((arg for arg in args if not _is_text(arg)), None):
+        raise ConfigError(
+            f"{ascii(bad)} is not UTF-8",
+            why="a run writes the names it was given into its files, which are UTF-8",
+            hint="rename the file or folder; its name may be of an older encoding such as Latin-1",
+        )
     if processes() > 1 and command not in TOGETHER:
         raise ConfigError(
             f"`ebmvk {command}` in {os.environ['WORLD_SIZE']} processes of torchrun",
@@ -186,6 +197,11 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
+
+
+def _is_text(arg: str) -> bool:
+    """Whether it is UTF-8: other bytes come as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in arg)
 
 
 def _spelled(args: Sequence[str]) -> list[str]:

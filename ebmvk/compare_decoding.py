@@ -34,6 +34,7 @@ class CompareCommand:
     max_tokens: int = 128  # Tokens that are written.
     sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # A state to decode; or p(v|c).
     seed: int = 42  # The same seed gives the same texts.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of a table.
@@ -63,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(command: CompareCommand, given: Sequence[str]) -> int:
-    from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.decoding.comparison import Judge, Passages, compare
     from ebmvk.decoding.generate import Generator
     from ebmvk.decoding.strategies import NAMED, Strategy, named
+    from ebmvk.training.text import own_text, say_if_other
     from ebmvk.training.workspace import OpenRun, open_device, open_run
 
     for name in ("prompts", "prompt_tokens", "max_tokens"):
@@ -87,7 +88,8 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
 
     run = open_run(command.checkpoint, "--checkpoint", say)
     other = open_run(command.judge, "--judge", say) if command.judge else None
-    corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    compared = say_if_other(run, corpus, "validation", say)
     validation = encode_split(corpus, "validation", run.tokenizer)
     sizes = (command.prompts, command.prompt_tokens, command.max_tokens)
     passages = Passages.of(validation, run.tokenizer, *sizes)
@@ -105,7 +107,8 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     )
     rows = list(found)
     if command.json:
-        print(json.dumps({"checkpoint": str(run.checkpoint.path), "seed": command.seed, "rows": rows}))
+        said = {"checkpoint": str(run.checkpoint.path), "seed": command.seed, **compared.record(), "rows": rows}
+        print(json.dumps(said))
     else:
         print("\n".join([*_lines(rows), *_advice(rows)]))
     return 0

@@ -27,6 +27,8 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 WHOLE_SEQUENCE = ("tinygpt", "minillm", "infinito")
 WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
+# Where the text lies and how it is read. A resumed run may change it: a digest proves that the text is the same.
+OF_TEXT = ("dataset", "data_dir", "include", "raw", "keep_bom")
 Source = Literal["default", "size", "model", "stage", "preset", "file", "flag", "derived"]
 
 
@@ -47,6 +49,10 @@ class RunConfig:
 class DataConfig:
     dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    # Names of a folder's files that are read too, such as '*.py'.
+    include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
+    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
+    keep_bom: bool = False  # Keep a byte order mark at a file's beginning as text.
     tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
     end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Ends a document; by its usual name.
     vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
@@ -221,7 +227,7 @@ def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
         ConfigError: naming the file, the key and its value, with the nearest known name.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{flag}{path}: no such file", hint="check the path; a run's config.toml is one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -260,8 +266,9 @@ def _coerce(name: str, value: Any, where: str) -> Any:
             if value in get_args(option):
                 return value
         elif get_origin(option) is tuple:
-            if isinstance(value, list) and all(type(v) in (int, float) for v in value):
-                return tuple(float(v) for v in value)
+            words = get_args(option)[0] is str
+            if isinstance(value, list) and all(type(v) in ((str,) if words else (int, float)) for v in value):
+                return tuple(value if words else map(float, value))
         elif option is Path and isinstance(value, str):
             return Path(value)
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -276,8 +283,12 @@ def _words(option: Any) -> str:
     if get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, get_args(option)))
     if get_origin(option) is tuple:
-        return "an array of numbers"
+        return "an array of strings" if get_args(option)[0] is str else "an array of numbers"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}[option]
+
+
+_BEFORE = {"raw": True, "keep_bom": True}
+"""What a version did that had no such setting, where that is not the default of now: every file was plain text."""
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -311,13 +322,14 @@ def _toml(value: Any) -> str:
 
 
 def from_toml(path: Path) -> Config:
-    """A complete configuration from a file written by `write_toml`; fields it leaves out have their defaults."""
-    return replace(Config(), read_toml(path, flag=""))
+    """A complete configuration from a file written by `write_toml`; fields it leaves out have the values that versions
+    without them went by."""
+    return replace(Config(), _BEFORE | read_toml(path, flag=""))
 
 
 def from_tables(tables: Mapping[str, Any], path: Path) -> Config:
     """A complete configuration from what `to_tables` gave. path: its file, for messages. Raises ConfigError."""
-    return replace(Config(), _flat(tables, path))
+    return replace(Config(), _BEFORE | _flat(tables, path))
 
 
 def to_tables(config: Config) -> dict[str, dict[str, Any]]:
@@ -464,15 +476,15 @@ def _require(condition: bool, what: str, hint: str) -> None:
 
 
 def check_resume(old: Config, new: Config) -> None:
-    """Only learning rate, batch size, length, device, sampling and logging may change when a run is resumed.
+    """Only learning rate, batch size, length, device, sampling, logging and the place of the text may change when a run
+    is resumed.
 
     Raises:
         ConfigError: naming the first key that may not, and both values.
     """
     before = {name: value for _, name, value in items(old)}
     for section, name, value in items(new):
-        # Where the data lies may change: the same text is proved by its digest, which the checkpoint holds.
-        if value != before[name] and not _entry(name).metadata.get("resume") and name != "data_dir":
+        if value != before[name] and not _entry(name).metadata.get("resume") and name not in OF_TEXT:
             raise ConfigError(
                 f"--resume: {section}.{name} is {value!r} now but was {before[name]!r}",
                 why="a run can't change its model, data or objective half way",

@@ -30,6 +30,7 @@ class DiagnoseCommand:
     report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
     quick: bool = False  # Look at less: in about half the time.
     json: bool = False  # Print one JSON object instead of lines.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
@@ -142,7 +143,7 @@ def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Dia
     def one(path: Path) -> Diagnosis:
         run = open_run(path, "--checkpoint" if command.batch is None else "--batch", say)
         if run.folder not in texts:
-            texts[run.folder] = Text.of(run, command.data_dir)
+            texts[run.folder] = Text.of(run, command.dataset, command.data_dir)
         subject = Subject(run, device, texts[run.folder], QUICK if command.quick else Sizes())
         say(subject.name)
         return diagnose(subject, say)

@@ -20,7 +20,9 @@ from ebmvk.errors import ConfigError, StorageError
 class EmbedCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
-    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # More texts, one a line.
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = (
+        None  # More texts, one a line (ended by \\n or \\r\\n).
+    )
     scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.
     energy: bool = False  # Also the exact energy of each text, in nats.
     npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Write the points as an npy matrix.
@@ -64,9 +66,9 @@ def _embed(command: EmbedCommand) -> int:
 def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
-    from ebmvk.data.files import read_text
+    from ebmvk.data.files import ANYTHING, lines_of, read_text
 
-    return read_text(file).splitlines()
+    return lines_of(read_text(file, ANYTHING))  # whatever they are of: a row for each
 
 
 def _write(path: Path, rows: Any) -> None:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ebmvk import cli
+from ebmvk.cli import Include
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmvk.api import Evaluated
+    from ebmvk.data.datasets import Corpus
     from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.splats.memory import Reader
+    from ebmvk.training.text import Comparison
     from ebmvk.training.workspace import Device, OpenRun
 
 
@@ -30,6 +33,8 @@ class EvaluateCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    include: Include = ()  # Names of files in the folder --dataset that are read too, such as '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and their like in --dataset or --test-file as text, with their marks.
     test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # A text file, all of it, instead.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
@@ -53,11 +58,11 @@ FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateC
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
-        lambda: cli.lead(
-            lambda ranks: _evaluate(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS), ranks), _followed
-        )
-    )
+    return cli.run(lambda: cli.lead(lambda ranks: _evaluate(_parsed(args), ranks), _followed))
+
+
+def _parsed(args: Sequence[str]) -> EvaluateCommand:
+    return cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS, repeatable=("--include",))
 
 
 def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
@@ -75,7 +80,7 @@ def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
     args = cli.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
     from ebmvk.api import Evaluated
 
-    record, _, _ = _record(cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS), None)
+    record, _, _ = _record(_parsed(args), None)
     figures = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte", "tokens", "words", "bytes")
     return Evaluated(*(record[name] for name in figures), record)
 
@@ -103,7 +108,6 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
 
     ranks: the processes among which the memory is spread, if there are several.
     """
-    from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
@@ -123,11 +127,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     device = open_device(command.device)
     backend = device.backend if ranks is None else sharded(device.backend, ranks, command.device)
     reader = _reader(command, run, backend)
-    if command.test_file:
-        corpus, split = read_whole(command.test_file, "--test-file"), "test"
-    else:
-        corpus = resolve(command.dataset or run.config.data.dataset, command.data_dir or run.config.data.data_dir)
-        split = command.split
+    corpus, split, own = _text(command, run)
     whole = encode_split(corpus, split, run.tokenizer, apart=run.config.data.apart)
     stream = whole if command.limit is None else whole.take(command.limit + 1)
     model = run.model.to(device.torch)
@@ -147,6 +147,8 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "step": run.checkpoint.step,
         "dataset": corpus.name,
         "split": split,
+        "sha256": corpus.digest(split),
+        **own.record(),
         "whole_split": size.tokens == len(whole) - 1,
         "memory": command.memory,
         "scrambled": command.scramble_memory,
@@ -168,8 +170,27 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
             "modes": {mode: dict(zip(GAIN, values, strict=True)) for mode, values in differences.items()},
         }
     if command.score_matching:
-        record["score_matching"] = _score_matching(run, stream, device)
+        record["score_matching"] = _score_matching(run, stream, device, corpus, command.data_dir)
     return record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}"
+
+
+def _text(command: EvaluateCommand, run: OpenRun) -> tuple[Corpus, str, Comparison]:
+    """What is scored, its split, and whether it is the run's own text; if it should be and is not, a line says so."""
+    from ebmvk.data.datasets import read_whole, resolve
+    from ebmvk.data.files import Reading
+    from ebmvk.training.text import NOT_ASKED, compared_by_text, own_text, say_if_other
+
+    reading = Reading(tuple(command.include), command.raw)
+    if command.include and not command.dataset:
+        raise ConfigError(f"--include {command.include[0]} without --dataset", hint="add --dataset FOLDER")
+    if command.test_file:
+        return read_whole(command.test_file, "--test-file", reading), "test", NOT_ASKED
+    data_dir, split = command.data_dir or run.config.data.data_dir, command.split
+    if command.dataset:
+        corpus = resolve(command.dataset, data_dir, reading)
+        return corpus, split, compared_by_text(run, corpus, split)
+    corpus = own_text(run.config, data_dir=data_dir)
+    return corpus, split, say_if_other(run, corpus, split, lambda text: print(text, file=sys.stderr))
 
 
 def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
@@ -203,15 +224,27 @@ def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
     return other
 
 
-def _score_matching(run: OpenRun, stream: TokenStream, device: Device) -> list[dict[str, Any]]:
-    """L_kappa by noise level on the first tokens, without memory; frequencies are those of the run's training text."""
-    from ebmvk.data.datasets import resolve
+def _score_matching(
+    run: OpenRun, stream: TokenStream, device: Device, corpus: Corpus, data_dir: Path | None
+) -> list[dict[str, Any]]:
+    """L_kappa by noise level on the first tokens, without memory; frequencies are those of the run's training text.
+
+    corpus: of the stream; the run's own one is read if it is another.
+
+    Raises:
+        DataError: the run's own text is not there. CheckpointError: its files are others now.
+    """
     from ebmvk.data.windows import encode_split
     from ebmvk.training import noise
     from ebmvk.training.score_matching import frequencies, score_matching, windows
+    from ebmvk.training.text import compared_by_text, own_text
+    from ebmvk.training.workspace import check_same_text
 
     config = run.config
-    train = encode_split(resolve(config.data.dataset, config.data.data_dir), "train", run.tokenizer)
+    if "train" not in corpus.splits or not compared_by_text(run, corpus, "train").same:
+        corpus = own_text(config, data_dir=data_dir)
+    train = encode_split(corpus, "train", run.tokenizer)
+    check_same_text(run.checkpoint, train, config)
     found = score_matching(
         *(run.model, windows(stream, config.data.seq_length, SCORED_TOKENS).to(device.torch), device.backend),
         frequencies(train, run.tokenizer.vocab_size).to(device.torch),
@@ -251,6 +284,8 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
     print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
+    if record["own_text"] is False and record["own_text_by"]:
+        print("                      it is not the run's own text")
     print(f"device                {device}")
     print(f"nats per token        {number(record['nats_per_token'], '.5f')}   ({record['tokens']:,} tokens, exact)")
     print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")

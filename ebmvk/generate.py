@@ -25,7 +25,7 @@ class GenerateCommand:
     checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
-    batch_generate: bool = False  # Each line of --prompt-file is a prompt of its own.
+    batch_generate: bool = False  # Each line of --prompt-file (ended by \\n or \\r\\n) is a prompt.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     max_tokens: int = 100  # Most tokens to write.
     strategy: str = "sampling"  # A name of `ebmvk compare-decoding`; the flags below change it.
@@ -91,7 +91,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
 
 
 def _prompts(command: GenerateCommand) -> list[str]:
-    """Raises ConfigError where the file cannot be read, or nothing says what it is for."""
+    """Raises ConfigError where the file cannot be read or holds no prompt, or nothing says what it is for."""
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
@@ -99,14 +99,18 @@ def _prompts(command: GenerateCommand) -> list[str]:
         return list(command.prompt) or [""]
     if command.prompt:
         raise ConfigError(f"--prompt and --prompt-file {path} are both given", hint="leave one of them away")
+    from ebmvk.data.files import ANYTHING, NoText, lines_of, read_text
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-file {path}: cannot be read", why=str(error), hint="give a UTF-8 file") from None
-    lines = [line for line in text.splitlines() if line.strip()] if command.batch_generate else [text.rstrip("\n")]
-    if not lines:
-        raise ConfigError(f"--prompt-file {path} has no prompt", hint="give one prompt a line")
-    return lines
+        text = read_text(path, ANYTHING)
+    except NoText as error:
+        raise ConfigError(f"--prompt-file: {error.what}", why=error.why, hint=error.hint) from None
+    return [line for line in lines_of(text) if line.strip()] if command.batch_generate else [_without_end(text)]
+
+
+def _without_end(text: str) -> str:
+    """Without the ends of its last lines, which an editor puts there and nobody means."""
+    return text.rstrip("\r\n") if text.endswith("\n") else text
 
 
 def _headline(command: GenerateCommand, prompts: Sequence[str], number: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from ebmvk import cli
+from ebmvk.cli import Include
 from ebmvk.errors import ConfigError, StorageError
 
 
@@ -18,9 +19,12 @@ from ebmvk.errors import ConfigError, StorageError
 class TokenizerCommand:
     out: Path  # The tokenizer.json to write.
     files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
+    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
     vocab_size: int = 32_000  # All tokens together.
 
 
+REPEATABLE = ("--files", "--include")
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
 
 
@@ -29,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else list(argv)
     return cli.run(
         lambda: _train(
-            cli.parse(TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files",))
+            cli.parse(
+                TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
+            )
         )
     )
 
@@ -53,13 +59,17 @@ def _train(command: TokenizerCommand) -> int:
     if not command.files:
         raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
     from ebmvk.data.datasets import Corpus, read_documents
+    from ebmvk.data.files import Reading
     from ebmvk.data.tokenizer import train_tokenizer
 
     _make_place(command.out)
-    documents = [document for path in command.files for document in read_documents(path, "--files")]
+    found = read_documents(command.files, "--files", reading=Reading(tuple(command.include), command.raw))
+    documents = found.texts
     tokenizer = train_tokenizer(Corpus("files", "", {"train": documents}), command.vocab_size)
     tokenizer.save(command.out)
     size, tokens = sum(len(d.encode()) for d in documents), sum(map(len, tokenizer.encode_many(documents)))
+    for note in found.notes:
+        print(note)
     print(
         f"{command.out}  {tokenizer.vocab_size:,} tokens; {size / tokens:.2f} bytes per token on {size:,} bytes of text"
     )

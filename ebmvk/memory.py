@@ -26,6 +26,7 @@ class MemoryCommand:
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
     fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.
@@ -74,16 +75,17 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
 
 def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
     """The memory's file, written."""
-    from ebmvk.data.datasets import resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.splats.memory import Memory
     from ebmvk.training.fitted_on import FittedOn
     from ebmvk.training.memory import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.training.text import check_own, own_text
     from ebmvk.training.workspace import check_same_text, open_device
 
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
-    corpus = resolve(run.config.data.dataset, command.data_dir or run.config.data.data_dir)
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    check_own(run, corpus, "validation")  # gates are fitted on it
     model, context = run.model.to(device.torch), run.config.data.seq_length
     reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
     static = None

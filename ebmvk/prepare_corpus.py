@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from ebmvk import cli
+from ebmvk.cli import Include
 from ebmvk.errors import ConfigError, DataError
 
 
@@ -20,7 +21,14 @@ class PrepareCommand:
     output: Path  # The file to write.
     input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Their line between documents; <|doc|>.
+    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
     preserve_case: bool = True  # Or all in small letters.
+    # Runs of blanks become single where no line is indented; keep all; single everywhere; flat: no indentation either.
+    blanks: Literal["auto", "keep", "single", "flat"] = "auto"
+    narrow: bool = False  # Make full-width characters narrow: that changes Chinese and Japanese punctuation.
+    keep_direction: bool = False  # Keep signs that turn the direction of writing, such as U+200E and U+202E.
+    same: Literal["text", "letters"] = "text"  # Repeats are of the same text, or of the same letters and digits.
 
 
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
@@ -31,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else list(argv)
     return cli.run(
         lambda: _prepare(
-            cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input",))
+            cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include"))
         )
     )
 
@@ -39,26 +47,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(command: PrepareCommand) -> int:
     if not command.input:
         raise ConfigError("--input is missing", hint="name text files, or folders of them: --input A B")
-    from ebmvk.data.cleaning import clean
-    from ebmvk.data.datasets import read_documents
-    from ebmvk.data.splitting import DOCUMENT
+    from ebmvk.data.cleaning import Rules, clean
+    from ebmvk.data.datasets import read_documents, stray_note
+    from ebmvk.data.files import Reading, shown
+    from ebmvk.data.splitting import DOCUMENT, at_separators
 
-    documents = [document for path in command.input for document in read_documents(path, "--input", command.separator)]
-    cleaned = clean(documents, preserve_case=command.preserve_case)
+    reading = Reading(tuple(command.include), command.raw)
+    found = read_documents(command.input, "--input", command.separator, reading, [command.output])
+    rules = Rules(command.preserve_case, command.blanks, command.narrow, command.keep_direction, command.same)
+    cleaned = clean(found.texts, rules)
     if not cleaned.documents:
-        what = f"--input {command.input[0]}: nothing is left of {len(documents)} documents"
+        what = f"--input {shown(command.input[0])}: nothing is left of {len(found.texts)} documents"
         raise DataError(what, hint="name files that hold text")
     text = f"\n{DOCUMENT}\n".join(cleaned.documents) + "\n"
     cli.write_output(command.output, text, "--output")
+    for note in found.notes:
+        print(f"input       {note}")
     print(
-        f"documents   {len(documents):,} read, {cleaned.documents_changed:,} changed, {len(cleaned.documents):,} kept"
+        f"documents   {len(found.texts):,} read, {cleaned.documents_changed:,} changed, {len(cleaned.documents):,} kept"
     )
+    for what, count in sorted(cleaned.changes.items(), key=lambda item: -item[1]):
+        print(f"  {what} in {count:,}")
     print(
         f"left out    {cleaned.documents_empty:,} empty and {cleaned.documents_repeated:,} repeated documents, "
         f"{cleaned.paragraphs_repeated:,} repeated paragraphs"
     )
     print(f"written     {command.output}, {len(text.encode()):,} bytes")
+    for note in [*stray_note([text]), *_parted(len(at_separators(text)), len(cleaned.documents))]:
+        print(f"note        {note}")
     return 0
+
+
+def _parted(read_back: int, written: int) -> Iterator[str]:
+    """A document may hold the line that parts documents in the output, where it was parted by another one itself."""
+    if read_back != written:
+        yield f"{read_back:,} documents will be read from it: some hold lines <|doc|> or <|endoftext|> of their own"
 
 
 if __name__ == "__main__":

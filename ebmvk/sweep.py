@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(command: SweepCommand) -> int:
-    from ebmvk.train import asked
+    from ebmvk.train import REPEATABLE, asked
     from ebmvk.training.sweep import TABLES, planned, search, table, train_all
 
     if command.table not in TABLES:
@@ -131,9 +131,9 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
         ConfigError: also for a flag that runs have from `source` or from the sweep itself.
     """
     from ebmvk.train import FLAGS as TRAIN_FLAGS
-    from ebmvk.train import asked
+    from ebmvk.train import REPEATABLE, asked
 
-    cli.check_flags(shared, TRAIN_FLAGS, "train")
+    cli.check_flags(shared, TRAIN_FLAGS, "train", REPEATABLE)
     given, added = cli.flags_in(shared), [flag for run in runs for flag in cli.flags_in(run)]
     for flags, whose in ((given, "--flags"), (added, source)):
         if own := next((flag for flag in flags if flag.replace("--no-", "--") in OWN), None):

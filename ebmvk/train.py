@@ -36,6 +36,7 @@ from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
+    from ebmvk.data.datasets import Corpus
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
@@ -71,6 +72,7 @@ OWN = [
 FLAGS = cli.known_flags(
     {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
 )
+REPEATABLE = ("--include",)
 FULL: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -138,9 +140,12 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
         ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
             is no such text, no such run to resume.
     """
-    cli.check_flags(args, FLAGS, name)
+    cli.check_flags(args, FLAGS, name, REPEATABLE)
     base, levels = _defaults(args, stage)
-    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=TrainCommand(**vars(base)))
+    if "--include" in cli.flags_in(args):  # flags replace what a file says, and do not add to it
+        base = replace(base, {"include": ()})
+    default = TrainCommand(**vars(base))
+    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
     given = _given(args, command.settings)
@@ -241,11 +246,11 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
+    from ebmvk.training.text import find_text
 
     size = command.settings.run.size
-    corpus = resolve(command.settings.data.dataset, command.settings.data.data_dir)
+    corpus = find_text(command.settings.data)
     nominal, derived = _sized(size, None), _sized(size, corpus.bytes("train"))
     sources: dict[str, Source] = {
         name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
@@ -256,12 +261,18 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     values = {**derived, **_overrides(*over)}
     if _widened(over):
         values["ffn_dim"], sources["ffn_dim"] = FFN_RATIO * values["latent_dim"], "derived"
-    config = check(with_windows(replace(Config(), values), given))
+    config = check(with_windows(replace(Config(), values | _found_again(command.settings, corpus)), given))
     if config.model.model in WHOLE_SEQUENCE:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
     return Job(config, sources, folder, corpus)
+
+
+def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
+    """What finds the same text from any folder."""
+    folder = settings.data.data_dir
+    return {"dataset": corpus.source, "data_dir": folder and folder.expanduser().resolve()}
 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
@@ -282,8 +293,8 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 
 
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.data.datasets import resolve
     from ebmvk.training.run import Job
+    from ebmvk.training.text import own_text
     from ebmvk.training.workspace import ended_early, read_config
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
@@ -291,7 +302,8 @@ def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given:
     config = check(replace(old, _overrides(*(said for _, said in levels), given)))
     check_resume(old, config)
     sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
-    corpus = resolve(config.data.dataset, config.data.data_dir)
+    corpus = own_text(config)
+    config = replace(config, _found_again(config, corpus))
     sources.update(dict.fromkeys(given, "flag"))
     if ended_early(folder):
         return Job(config, sources, folder, corpus, again=True)

@@ -84,5 +84,5 @@ def _expected(train: Ids, held: Ids, vocab_size: int) -> tuple[float, float] | N
         return None
     nats = ngram.fit(train, vocab_size).nats(held)
     trigram = float(np.exp(nats / (len(held) - 1)))
-    low, high = REACHED
-    return low * trigram, high * trigram
+    low, high = (max(1.0, share * trigram) for share in REACHED)  # 1: every token is certain
+    return low, high

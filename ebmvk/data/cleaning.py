@@ -1,73 +1,234 @@
-"""Text as it is found made into text to learn from: repaired, normalised, every document and long paragraph once."""
+"""Text as it is found made into text to learn from: repaired, normalised, every document and long paragraph once.
+
+What is done by default loses no document, no indentation and no writing system; what may lose something is a `Rules`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import ftfy
 
 LONG_PARAGRAPH = 100  # characters from which a repeated paragraph is boilerplate and not a turn of phrase
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width blanks, byte order mark
-_BLANKS = re.compile(r"[^\S\n]+")
-_EMPTY_LINES = re.compile(r"\n{3,}")
+Blanks = Literal["auto", "keep", "single", "flat"]
+Same = Literal["text", "letters"]
+
+# Never of use in a text: soft hyphen, word joiner, byte order mark, and deprecated format characters.
+_INVISIBLE = re.compile("[\u00ad\u2060\ufeff\u206a-\u206f]")
+# Signs that turn the direction of writing. Letters have their own direction; these reorder what is seen only.
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_JOINER = re.compile("[\u200c\u200d]")
+_WORD_BREAK = re.compile("\u200b")
+# Scripts without blanks between words, whose texts mark words with U+200B: Thai, Lao, Myanmar, Khmer.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+# What a joiner may stand behind: letters without case (Arabic, Indic), marks (a virama), emoji and their skin tones.
+_JOINED = frozenset({"Lo", "Lm", "Mn", "Mc", "So", "Sk"})
+_PAGE_ENDS = re.compile(r"[\x0b\x0c]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+_NOTHING_TO_MEND = re.compile(r"[\t\x20-\x25\x27-\x7e]*")  # ASCII without & and control characters
+# Blanks that mean no more than a space: not U+202F, which joins suffixes in Mongolian, nor U+3000 of Chinese.
+_SPACES = re.compile(r"(?<=\S)[ \u00a0\u2000-\u200a]+(?=\S)")
+_BLANKS = re.compile(r"(?<=\S)[^\S\n]+(?=\S)")
+_TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
+_LEADING = re.compile(r"^[^\S\n]+", re.MULTILINE)
+_INDENTED = re.compile(r"^(?:[^\S\n]{2}|\t)[^\S\n]*\S", re.MULTILINE)
+# What ftfy did, by its names for it, in words for people.
+_REPAIRS = {
+    "unescape_html": "HTML entities resolved",
+    "fix_latin_ligatures": "Latin ligatures spelt out",
+    "fix_character_width": "full-width characters made narrow",
+    "fix_line_breaks": "line ends made one newline",
+    "fix_surrogates": "surrogate pairs mended",
+    "remove_terminal_escapes": "terminal escapes removed",
+    "remove_control_chars": "control characters removed",
+    "normalize": "characters composed (NFC)",
+}
+_ENCODINGS = "encodings mended"  # by whatever steps
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What cleaning does beyond repairs.
+
+    preserve_case: keep capitals. blanks: `keep` inner blanks; make runs of them `single`; `flat`: single, and no
+    indentation; `auto`: single where no line of a document is indented, which is prose. narrow: full-width characters
+    become narrow ones, which changes the punctuation of Chinese and Japanese. keep_direction: keep signs that turn the
+    direction of writing. same: two documents are the same if their `text` is, or only their `letters` and digits,
+    whatever their case.
+    """
+
+    preserve_case: bool = True
+    blanks: Blanks = "auto"
+    narrow: bool = False
+    keep_direction: bool = False
+    same: Same = "text"
+
+
+DEFAULT = Rules()
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """documents: what is left, in order; the rest counts what was done."""
+    """documents: what is left, in order; changes: {what was done: documents it was done in}; the rest counts."""
 
     documents: list[str]
+    changes: dict[str, int]
     documents_changed: int
     documents_empty: int
     documents_repeated: int
     paragraphs_repeated: int
 
 
-def clean_text(text: str, *, preserve_case: bool = True) -> str:
-    """Broken encodings mended (ftfy), composed characters (NFC), no control or invisible characters, single blanks."""
-    text = ftfy.fix_text(text, normalization="NFC", uncurl_quotes=False).translate(_INVISIBLE)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    lines = [_BLANKS.sub(" ", line).strip() for line in text.split("\n")]
-    text = _EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
-    return text if preserve_case else text.lower()
+def clean_text(text: str, rules: Rules = DEFAULT) -> str:
+    """Broken encodings mended (ftfy), characters composed (NFC); no control characters, none that are invisible but
+    for joiners and word breaks where a script needs them, no blanks at the ends of lines. Lines keep their indentation.
+    """
+    return _cleaned(text, rules)[0]
 
 
-def clean(documents: Iterable[str], *, preserve_case: bool = True) -> Cleaned:
-    """Each document cleaned; documents said before are left out, and so are long paragraphs (lines) said before.
+def _cleaned(text: str, rules: Rules) -> tuple[str, set[str]]:
+    """The text, and what was done to it."""
+    done: set[str] = set()
+    while True:  # what is taken out can leave more to mend
+        before = text
+        for what, step in _steps(rules):
+            changed = step(text)
+            if changed != text and what:
+                done.add(what)
+            text = changed
+        text = _mended(text, rules, done).strip("\n")
+        if text == before:
+            return text, done
 
-    Whether two are the same is decided without case and punctuation.
+
+def _steps(rules: Rules) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """What is done, in words for people, in order. An empty word: it is not worth one."""
+    yield "ends of pages made ends of lines", lambda text: _PAGE_ENDS.sub("\n", text)
+    yield "line ends made one newline", lambda text: text.replace("\r\n", "\n")
+    yield "invisible characters removed", lambda text: _INVISIBLE.sub("", text)
+    if not rules.keep_direction:
+        yield "direction signs removed", lambda text: _DIRECTION.sub("", text)
+    yield "joiners removed where nothing joins", lambda text: _beside(text, _JOINER, _joins)
+    yield "zero-width blanks removed", lambda text: _beside(text, _WORD_BREAK, _UNSPACED.match)
+    yield "control characters removed", lambda text: _CONTROL.sub("", text)
+    yield "blanks at ends of lines removed", lambda text: _TRAILING.sub("", text)
+    yield "runs of blanks made one", partial(_spaced, blanks=rules.blanks)
+    yield "empty lines removed", partial(_closed_up, blanks=rules.blanks)
+    yield "", lambda text: text.strip("\n")
+    if not rules.preserve_case:
+        yield "made small letters", str.lower
+
+
+def _spaced(text: str, blanks: Blanks) -> str:
+    if blanks == "keep" or (blanks == "auto" and _INDENTED.search(text)):
+        return text
+    if blanks == "flat":
+        text = _LEADING.sub("", text)
+    return (_SPACES if blanks == "auto" else _BLANKS).sub(" ", text)
+
+
+def _closed_up(text: str, blanks: Blanks) -> str:
+    """One empty line at most; two in a text with indentation, as code has them."""
+    most = 2 if blanks == "keep" or (blanks == "auto" and _INDENTED.search(text)) else 1
+    return re.sub(rf"\n{{{most + 2},}}", "\n" * (most + 1), text)
+
+
+def _beside(text: str, pattern: re.Pattern[str], wants: Callable[[str], object]) -> str:
+    """Without characters of the pattern, but where the character before or after one wants it."""
+
+    def kept(found: re.Match[str]) -> str:
+        beside = text[max(0, found.start() - 1) : found.start()], text[found.end() : found.end() + 1]
+        return found[0] if any(character and wants(character) for character in beside) else ""
+
+    return pattern.sub(kept, text)
+
+
+def _joins(character: str) -> bool:
+    return unicodedata.category(character) in _JOINED
+
+
+def _mended(text: str, rules: Rules, done: set[str]) -> str:
+    """What ftfy repairs, line by line."""
+    config = ftfy.TextFixerConfig(
+        normalization="NFC",
+        uncurl_quotes=False,
+        fix_character_width=rules.narrow,
+        unescape_html="<" not in text,  # where there are tags, entities are of the same markup
+    )
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if not _NOTHING_TO_MEND.fullmatch(line):
+            lines[i] = "".join(_mended_part(part, config, done) for part in _parts(line, config.max_decode_length))
+    return "\n".join(lines)
+
+
+def _parts(line: str, length: int) -> list[str]:
+    return [line[i : i + length] for i in range(0, len(line), length)]
+
+
+def _mended_part(part: str, config: ftfy.TextFixerConfig, done: set[str]) -> str:
+    found = ftfy.fix_and_explain(part, config)
+    if found.text != part:
+        steps = found.explanation or []
+        names = [step.parameter if step.action == "apply" else step.action for step in steps]
+        done.update(_REPAIRS.get(name, _ENCODINGS) for name in names)
+    return found.text
+
+
+def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
+    """Each document cleaned; documents said before are left out, and so are long paragraphs said before.
+
+    A paragraph is a line that is not indented. `rules.same` says which documents, and paragraphs, are the same.
     """
     seen: set[bytes] = set()
-    found, changed, empty, repeated, paragraphs = [], 0, 0, 0, 0
+    changes: Counter[str] = Counter()
+    found: list[str] = []
+    changed = empty = repeated = paragraphs = 0
     for document in documents:
-        text = clean_text(document, preserve_case=preserve_case)
+        text, done = _cleaned(document, rules)
         changed += text != document.strip("\n")
+        changes.update(done)
         if not text:
             empty += 1
             continue
-        if _digest(text) in seen:
+        digest = _digest(text, rules.same)
+        if digest in seen:
             repeated += 1
             continue
-        seen.add(_digest(text))
-        kept = []
-        for line in text.split("\n"):
-            if len(line) >= LONG_PARAGRAPH and line != text:
-                if _digest(line) in seen:
-                    paragraphs += 1
-                    continue
-                seen.add(_digest(line))
-            kept.append(line)
-        if left := "\n".join(kept).strip("\n"):
+        seen.add(digest)
+        left, said_before = _said_once(text, seen, rules.same)
+        paragraphs += said_before
+        if left:
             found.append(left)
         else:
             repeated += 1
-    return Cleaned(found, changed, empty, repeated, paragraphs)
+    return Cleaned(found, dict(changes), changed, empty, repeated, paragraphs)
 
 
-def _digest(text: str) -> bytes:
-    letters = "".join(c for c in text.casefold() if c.isalnum())
-    return hashlib.blake2b(letters.encode(), digest_size=16).digest()
+def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
+    """The text without long paragraphs that were seen, and how many they were; its own are seen from now on."""
+    kept = []
+    lines = text.split("\n")
+    for line in lines:
+        if len(line) >= LONG_PARAGRAPH and line != text and not line[0].isspace():
+            digest = _digest(line, same)
+            if digest in seen:
+                continue
+            seen.add(digest)
+        kept.append(line)
+    return "\n".join(kept).strip("\n"), len(lines) - len(kept)
+
+
+def _digest(text: str, same: Same) -> bytes:
+    if same == "letters":
+        # Marks are vowels in Indic scripts. A text without letters is itself.
+        letters = "".join(c for c in text.casefold() if c.isalnum() or unicodedata.category(c).startswith("M"))
+        text = letters or text
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

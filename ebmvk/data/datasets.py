@@ -9,13 +9,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from ebmvk.data.files import read_text, split_files, text_files
-from ebmvk.data.splitting import at_separators, hold_out, wikitext_articles
+from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, listing, read_text, shown, split_files
+from ebmvk.data.splitting import (
+    STANDARD,
+    at_separators,
+    hold_out,
+    is_wikitext,
+    stray_separators,
+    wikitext_articles,
+)
 from ebmvk.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
@@ -41,12 +48,14 @@ class Corpus:
         reason: one line: which source was taken and why.
         splits: documents by split; a corpus without official splits has no `test`.
         word_level: the text is already words between single blanks (WikiText): words include one end of line each.
+        source: what to give `resolve` to find it again from any folder: a whole path, or a name.
     """
 
     name: str
     reason: str
     splits: Mapping[Split, list[str]]
     word_level: bool = False
+    source: str = ""
 
     def documents(self, split: str) -> list[str]:
         """The documents of a split. Raises DataError naming the splits there are."""
@@ -66,27 +75,47 @@ class Corpus:
         """UTF-8 bytes of the text of a split: the denominator of bits per byte."""
         return sum(len(document.encode("utf-8")) for document in self.documents(split))
 
+    def digest(self, split: str) -> str:
+        """SHA-256 of the documents of a split and of where they end. Raises DataError as `documents` does."""
+        found = hashlib.sha256()
+        for document in self.documents(split):
+            encoded = document.encode("utf-8")
+            found.update(len(encoded).to_bytes(8, "little"))  # so that a and bc are not ab and c
+            found.update(encoded)
+        return found.hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """{split: its digest} of all splits."""
+        return {split: self.digest(split) for split in self.splits}
+
 
 def count_words(text: str, *, word_level: bool) -> int:
     """Words between white space; in word-level text each end of line counts as one word more (`<eos>`)."""
     return len(text.split()) + (text.count("\n") if word_level else 0)
 
 
-def resolve(dataset: str, data_dir: Path | None = None) -> Corpus:
+def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT_COMES) -> Corpus:
     """Find and read a corpus.
 
     Args:
         dataset: `builtin`, the path of a text file or a folder of them, or a name; with `:100000` behind it, the first
             100,000 characters, each split giving its share.
         data_dir: the folder to look names up in, before the one that the environment names.
+        reading: which files of a folder count, and how they are read.
 
     Raises:
-        DataError: no such corpus; or it is empty, binary, not UTF-8, not the text its name promises, or too short.
+        DataError: no such corpus; or it is empty, binary, not UTF-8, of a format that is not plain text, not the text
+            its name promises, or too short. ConfigError: `reading.include` without a folder, or it matches nothing.
     """
     whole, _, characters = dataset.rpartition(":")
     if whole and characters.isdecimal() and not Path(dataset).expanduser().exists():
-        return _beginning(_find(whole, data_dir), int(characters))
-    return _find(dataset, data_dir)
+        return _beginning(_find(whole, data_dir, reading), int(characters))
+    return _find(dataset, data_dir, reading)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether a `Corpus.source` is the path of a file or folder, be it there or not, and no name."""
+    return dataset.startswith(os.sep)
 
 
 def _beginning(corpus: Corpus, characters: int) -> Corpus:
@@ -101,7 +130,8 @@ def _beginning(corpus: Corpus, characters: int) -> Corpus:
         )
     splits = {split: _cut(documents, shares[split]) for split, documents in corpus.splits.items()}
     reason = f"{corpus.reason}; the first {characters:,} of its {total:,} characters"
-    return Corpus(f"{corpus.name}-{characters}", reason, splits, corpus.word_level)
+    name, source = f"{corpus.name}-{characters}", f"{corpus.source}:{characters}"
+    return replace(corpus, name=name, reason=reason, splits=splits, source=source)
 
 
 def _cut(documents: Iterable[str], characters: int) -> list[str]:
@@ -114,52 +144,129 @@ def _cut(documents: Iterable[str], characters: int) -> list[str]:
     return found
 
 
-def _find(dataset: str, data_dir: Path | None) -> Corpus:
+def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
+    path = Path(dataset).expanduser()
+    if dataset != BUILTIN and dataset.strip() and path.exists():
+        return _read(path, f"{shown(dataset)} is a path on this machine", str(_whole_path(path)), reading)
+    if dataset != BUILTIN and dataset.strip() and path.parent == Path():
+        for folder, flag in data_folders(data_dir):
+            if (folder / dataset).exists():
+                return _read(folder / dataset, f"{dataset} lies in {flag} {folder}", dataset, reading)
+    if reading.include:
+        raise _no_folder(f"--dataset {dataset}")
     if dataset == BUILTIN:
         return _builtin()
     if not dataset.strip():
         raise DataError(
             f"--dataset {dataset!r} is no name", hint=f"give a path, or one of: {BUILTIN}, {', '.join(FETCHABLE)}"
         )
-    path = Path(dataset).expanduser()
-    if path.exists():
-        return _read(path, _name_of(path), f"{dataset} is a path on this machine")
-    if path.parent == Path():
-        for folder, flag in data_folders(data_dir):
-            if (folder / dataset).exists():
-                return _read(folder / dataset, _name_of(path), f"{dataset} lies in {flag} {folder}")
-        if dataset in FETCHABLE:
-            return _fetch(dataset)
+    if dataset in FETCHABLE:
+        return _fetch(dataset)
     raise _unknown(dataset, data_dir)
 
 
-def read_documents(path: Path, flag: str, separator: str | None = None) -> list[str]:
-    """The documents of a text file or a folder of them, between lines `separator` (by default those of a corpus).
+def _whole_path(path: Path) -> Path:
+    """Without `~`, and from the root; a link keeps its own name."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def _no_folder(what: str) -> ConfigError:
+    return ConfigError(
+        f"--include with {what}, which is no folder of files",
+        why="--include says which files of a folder are read",
+        hint="leave --include away: one file is read whatever its name is",
+    )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """texts: documents in order. notes: what was read and what was left out, in lines for people."""
+
+    texts: list[str]
+    notes: list[str]
+
+
+def read_documents(
+    paths: Sequence[Path],
+    flag: str,
+    separator: str | None = None,
+    reading: Reading = AS_IT_COMES,
+    written: Collection[Path] = (),
+) -> Documents:
+    """The documents of text files and of folders of them, between lines `separator` (by default those of a corpus).
+
+    written: files that the command itself writes, which a folder's text does not include.
 
     Raises:
-        DataError: there is no such file or folder, or something in it is no text. ConfigError: separator is no line.
+        DataError: there is no such file or folder, or it holds no text. ConfigError: separator is no line, or
+            `reading.include` is given without a folder.
     """
-    if separator is not None and (not separator.strip() or len(separator.splitlines()) > 1):
+    if separator is not None and (not separator.strip() or len(lines_of(separator)) > 1):
         raise ConfigError(
             f"--separator {separator!r} is no line",
             hint="give the line that stands between documents, or leave --separator away for <|doc|>",
         )
-    if not path.exists():
-        raise DataError(f"{flag} {path}: no such file or folder", hint="name a text file, or a folder of them")
-    texts = [read_text(file) for file in (text_files(path) if path.is_dir() else [path])]
-    return [document for text in texts for document in at_separators(text, separator)]
+    if missing := next((path for path in paths if not path.exists()), None):
+        what = f"{flag} {shown(missing)}: no such file or folder"
+        raise DataError(what, hint="name a text file, or a folder of them")
+    if reading.include and not any(path.is_dir() for path in paths):
+        raise _no_folder(f"{flag} {shown(paths[0])}")
+    found: list[str] = []
+    notes: list[str] = []
+    for path in paths:
+        texts, note = _texts(path, reading, written)
+        notes += [note] if note else []
+        parts = [at_separators(text, separator) for text in texts]
+        if not any(parts):
+            raise _only_separators(path)
+        found += [document for part in parts for document in part]
+        notes += stray_note(texts, separator)
+    return Documents(found, notes)
 
 
-def read_whole(path: Path, flag: str) -> Corpus:
-    """One text file, all of it as the split `test`: text to evaluate on.
+def _texts(path: Path, reading: Reading, written: Collection[Path]) -> tuple[list[str], str]:
+    """The texts of a file or folder; of a folder also how many there are, and what was left out."""
+    if not path.is_dir():
+        return [read_text(path, reading)], ""
+    found = listing(path, reading, written)
+    texts = list(found.texts(reading).values())
+    return texts, "; ".join(filter(None, [f"{len(texts):,} read in {shown(path)}", found.summary()]))
+
+
+def stray_note(texts: Iterable[str], separator: str | None = None) -> list[str]:
+    """A line about separators that are none, where there are any."""
+    if not (count := sum(stray_separators(text, separator) for text in texts)):
+        return []
+    named = " or ".join(STANDARD) if separator is None else separator
+    lines = "lines hold" if count > 1 else "line holds"
+    return [f"{count:,} {lines} {named} among other text: no documents are parted there"]
+
+
+def _only_separators(path: Path) -> DataError:
+    return DataError(
+        f"{shown(path)} has no text: only lines that separate documents", hint="give a file or folder that holds text"
+    )
+
+
+def read_whole(path: Path, flag: str, reading: Reading = AS_IT_COMES) -> Corpus:
+    """One text file, all of it as the split `test`: text to evaluate on. That of WikiText is recognised, so that its
+    words and documents are those of `--dataset wikitext-2`.
 
     Raises:
-        DataError: it is no text file.
+        DataError: it is no text file, or has no text but separators.
     """
     if path.is_dir() or not path.exists():
-        raise DataError(f"{flag} {path}: no such file", hint="name a text file, or take --dataset for a folder")
-    documents = at_separators(read_text(path))
-    return Corpus(_name_of(path), f"{path}, all of it: {len(documents)} documents", {"test": documents})
+        raise DataError(f"{flag} {shown(path)}: no such file", hint="name a text file, or take --dataset for a folder")
+    text = read_text(path, reading)
+    word_level = is_wikitext(text)
+    documents = wikitext_articles(text) if word_level else at_separators(text)
+    if not documents:
+        raise _only_separators(path)
+    reason = f"{shown(path)}, all of it: {len(documents)} documents"
+    if word_level:
+        reason += "; words between blanks, as WikiText has them, so that each end of line is a word"
+    reason = "; ".join([reason, *stray_note([text])])
+    return Corpus(_name_of(path), reason, {"test": documents}, word_level, str(_whole_path(path)))
 
 
 def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
@@ -191,22 +298,40 @@ def _unknown(dataset: str, data_dir: Path | None) -> DataError:
 
 def _name_of(path: Path) -> str:
     """`wikitext-2` for a folder of that name, `input` for input.txt.gz; never empty."""
-    path = path.resolve() if path.name in ("", "..") else path
-    return path.name.removesuffix(".gz").removesuffix(".txt") or path.name
+    name = shown(_whole_path(path).name)
+    return name.removesuffix(".gz").removesuffix(".txt") or name
 
 
-def _read(path: Path, name: str, reason: str) -> Corpus:
-    official = split_files(path) if path.is_dir() else {}
-    if official:
-        return _with_official_splits({split: read_text(file) for split, file in official.items()}, name, reason)
-    files = text_files(path) if path.is_dir() else [path]
-    per_file = [at_separators(read_text(file)) for file in files]
+def _read(path: Path, reason: str, source: str, reading: Reading) -> Corpus:
+    """source: how to find it again."""
+    name = _name_of(path)
+    if not path.is_dir():
+        if reading.include:
+            raise _no_folder(f"--dataset {shown(path)}")
+        return _without_splits({path: read_text(path, reading)}, path, name, reason, source)
+    found = listing(path, reading)
+    if official := split_files(found):
+        texts = {split: read_text(file, reading) for split, file in official.items()}
+        if empty := next((split for split, text in texts.items() if not at_separators(text)), None):
+            raise _only_separators(official[empty])
+        corpus = _with_official_splits(texts, name, reason, source)
+        return replace(corpus, reason="; ".join(filter(None, [corpus.reason, found.summary()])))
+    corpus = _without_splits(found.texts(reading), path, name, reason, source)
+    return replace(corpus, reason="; ".join(filter(None, [corpus.reason, found.summary()])))
+
+
+def _without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: str, source: str) -> Corpus:
+    """The last tenth of some files is validation."""
+    per_file = [at_separators(text) for text in texts.values()]
+    if not any(per_file):
+        raise _only_separators(path)
     # Files of many documents are split each on its own, so that validation has of each kind; files of one are pooled.
     groups = [documents for documents in per_file if len(documents) > 1]
     pool = [documents[0] for documents in per_file if len(documents) == 1]
     train, validation = _hold_out_of_each([*groups, *([pool] if pool else [])], path)
-    detail = f"{len(files)} text file{'s' * (len(files) > 1)}, no official splits: the last 10 % is validation"
-    return Corpus(name, f"{reason}; {detail}", {"train": train, "validation": validation})
+    detail = f"{len(texts):,} text file{'s' * (len(texts) > 1)}, no official splits: the last 10 % is validation"
+    reason = "; ".join([reason, detail, *stray_note(texts.values())])
+    return Corpus(name, reason, {"train": train, "validation": validation}, source=source)
 
 
 def _hold_out_of_each(groups: Iterable[list[str]], path: Path) -> tuple[list[str], list[str]]:
@@ -218,7 +343,7 @@ def _hold_out_of_each(groups: Iterable[list[str]], path: Path) -> tuple[list[str
     return train, validation
 
 
-def _with_official_splits(texts: Mapping[str, str], name: str, reason: str) -> Corpus:
+def _with_official_splits(texts: Mapping[str, str], name: str, reason: str, source: str) -> Corpus:
     word_level = name in WIKITEXT_WORDS
     into_documents = wikitext_articles if word_level else at_separators
     splits = {cast("Split", split): into_documents(text) for split, text in texts.items()}
@@ -226,7 +351,8 @@ def _with_official_splits(texts: Mapping[str, str], name: str, reason: str) -> C
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_of_each([splits["train"]], Path(name))
         reason += "; the last 10 % of train is validation"
-    corpus = Corpus(name, reason, splits, word_level=word_level)
+    reason = "; ".join([reason, *([] if word_level else stray_note(texts.values()))])
+    corpus = Corpus(name, reason, splits, word_level, source)
     if word_level:
         _assert_word_counts(corpus)
     return corpus
@@ -262,7 +388,7 @@ def _builtin() -> Corpus:
     rest, test = hold_out(documents, 0.1)
     train, validation = hold_out(rest, 1 / 9)
     reason = f"builtin: the {len(documents)} documentation topics of this Python (pydoc_data.topics), no network needed"
-    return Corpus(BUILTIN, reason, {"train": train, "validation": validation, "test": test})
+    return Corpus(BUILTIN, reason, {"train": train, "validation": validation, "test": test}, source=BUILTIN)
 
 
 def _fetch(name: str) -> Corpus:
@@ -277,7 +403,7 @@ def _fetch(name: str) -> Corpus:
             rows = datasets.load_dataset("Salesforce/wikitext", f"{name}-v1")
         texts = {split: [str(row) for row in rows[split]["text"]] for split in ("train", "validation", "test")}
     except Exception as error:  # the library raises errors of a dozen kinds of its own and of its dependencies
-        first_line = (str(error).splitlines() or [""])[0]
+        first_line = next(iter(lines_of(str(error))), "")
         raise DataError(
             f"--dataset {name}: the `datasets` library could not fetch it ({type(error).__name__}: {first_line[:200]})",
             why=f"no network, or it is offline by its settings; it was in no --data-dir or {ENVIRONMENT} folder either",
@@ -288,8 +414,9 @@ def _fetch(name: str) -> Corpus:
         return _tiny_shakespeare("".join(part for split in texts.values() for part in split), reason)
     # The library drops the blanks of blank lines; with them back the text is the original, byte for byte.
     return _with_official_splits(
-        {split: "".join(row if row.strip() else " \n" for row in part) for split, part in texts.items()}, name, reason
-    )
+        {split: "".join(row if row.strip() else " \n" for row in part) for split, part in texts.items()},
+        name, reason, source=name,
+    )  # fmt: skip
 
 
 def _tiny_shakespeare(text: str, reason: str) -> Corpus:
@@ -299,6 +426,6 @@ def _tiny_shakespeare(text: str, reason: str) -> Corpus:
             hint="put input.txt into a folder tiny-shakespeare/ and give --data-dir its parent",
         )
     train, validation = hold_out([text])
-    return Corpus(
-        "tiny-shakespeare", f"{reason}; the last 10 % is validation", {"train": train, "validation": validation}
-    )
+    reason += "; the last 10 % is validation"
+    splits: dict[Split, list[str]] = {"train": train, "validation": validation}
+    return Corpus("tiny-shakespeare", reason, splits, source="tiny-shakespeare")

@@ -3,60 +3,151 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import gzip
 import os
 import re
 import shlex
 import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ebmvk.errors import DataError
+from ebmvk.data import formats
+from ebmvk.data.splitting import at_separators
+from ebmvk.errors import ConfigError, DataError
 
 TEXT_NAME = re.compile(r"\.(txt|text|md|rst|tokens)(\.gz)?$", re.IGNORECASE)
-# What stands beside the text of a corpus without being part of it.
-ABOUT_NAME = re.compile(r"^(readme|licen[cs]e|notice|copying|authors|changelog|sha\d+sums?|md5sums?)\b", re.IGNORECASE)
+SPLIT_NAME = re.compile(
+    r"(?:wiki\.)?(train|valid|validation|val|dev|test)\.(?:txt|text|tokens)(?:\.gz)?", re.IGNORECASE
+)
+# What stands beside the text of a corpus without being part of it: the word alone, or in capitals with more behind it,
+# so that "License to Kill.txt" is a text.
+_ABOUT = "readme|licen[cs]e|notice|copying|authors|contributing|changelog"
+_ABOUT_NAMES = (
+    re.compile(rf"(?:{_ABOUT})(?:[-_.][a-z]{{2}})?(?:\.(?:txt|text|md|rst))?(?:\.gz)?", re.IGNORECASE),
+    re.compile(rf"(?:{_ABOUT.upper()})[-_.]\S*"),
+    re.compile(r"(?:sha\d+sums?|md5sums?)\b.*", re.IGNORECASE),
+)
+BYTE_ORDER_MARK = "\ufeff"
+HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+NAMED, SUFFIXES = 3, 5  # names, and suffixes, that a summary lists
 
 
-def read_text(path: Path) -> str:
-    """The text of one file, `.gz` unpacked, with no newline translated.
+@dataclass(frozen=True)
+class Reading:
+    """How text files are read.
+
+    include: glob patterns of names that are read too in a folder, beside those of text files; one with a slash is for
+    the path inside the folder. raw: formats that hold rows or markup are text as they are. keep_bom: a byte order mark
+    at the beginning of a file stays in the text, as it did in runs of earlier versions.
+    """
+
+    include: tuple[str, ...] = ()
+    raw: bool = False
+    keep_bom: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern in self.include:
+            if not pattern.strip() or pattern.startswith(("/", "~")) or ".." in pattern.split("/"):
+                raise ConfigError(
+                    f"--include {pattern!r} is no pattern of names inside the folder",
+                    hint="give one such as '*.py' or 'src/*.c'",
+                )
+
+    def takes(self, name: str) -> bool:
+        """Whether a pattern matches a path inside the folder, in whatever case."""
+        name = name.lower()
+        patterns = [pattern.lower() for pattern in self.include]
+        return any(fnmatch.fnmatchcase(name if "/" in p else name.rsplit("/", 1)[-1], p) for p in patterns)
+
+
+AS_IT_COMES = Reading()
+ANYTHING = Reading(raw=True)
+
+
+class NoText(DataError):
+    """A file that holds no text to read. reason: in a word or two, for a summary of many files."""
+
+    def __init__(self, what: str, *, hint: str, reason: str, why: str = "") -> None:
+        super().__init__(what, hint=hint, why=why)
+        self.reason = reason
+
+
+def shown(path: Path | str) -> str:
+    """A path for messages: bytes of its name that are no UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
+    """The text of one file, gzip unpacked, with no newline translated, without a byte order mark at its beginning.
 
     Raises:
-        DataError: the file cannot be read, is empty, binary, or not UTF-8.
+        NoText: the file cannot be read, is empty, binary or not UTF-8, or of a format that is not plain text.
     """
-    raw = _read_bytes(path)
-    if b"\0" in raw:
-        raise DataError(
-            f"{path} is not a text file: it has a NUL byte at offset {raw.index(0)}",
-            why="it is binary, or UTF-16",
-            hint=f"convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)}",
-        )
+    raw, name = _read_bytes(path), shown(path)
+    _refuse_binary(raw, path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}",
+        raise NoText(
+            f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}",
             why="it is binary, or in an older encoding such as Latin-1",
-            hint=f"convert it to UTF-8, for example: iconv -f LATIN1 -t UTF-8 {shlex.quote(path.name)}",
+            hint=f"convert it to UTF-8, for example: iconv -f LATIN1 -t UTF-8 {shlex.quote(shown(path.name))}",
+            reason="not UTF-8",
         ) from error
+    if not reading.keep_bom:
+        text = text.removeprefix(BYTE_ORDER_MARK)
     if not text.strip():
-        raise DataError(f"{path} is empty: {len(raw)} bytes, no text", hint="give a file or folder that holds text")
+        what = f"{name} is empty: {len(raw)} bytes, no text"
+        raise NoText(what, hint="give a file or folder that holds text", reason="empty")
+    if not reading.raw and (found := formats.of_text(text, path)):
+        raise _of_format(found, path)
     return text
+
+
+def _refuse_binary(raw: bytes, path: Path) -> None:
+    if found := formats.of_bytes(raw, path):
+        raise _of_format(found, path)
+    if b"\0" not in raw:
+        return
+    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff")) or raw[:200].count(b"\0") * 3 > len(raw[:200])
+    raise NoText(
+        f"{shown(path)} is not a text file: it has a NUL byte at offset {raw.index(0)}",
+        why="it is UTF-16" if wide else "it is binary",
+        hint=f"convert it to UTF-8, for example: iconv -f UTF-16 -t UTF-8 {shlex.quote(shown(path.name))}"
+        if wide
+        else "name a text file, or a folder of them",
+        reason="UTF-16" if wide else "binary",
+    )
+
+
+def _of_format(found: formats.Format, path: Path) -> NoText:
+    return NoText(
+        f"{shown(path)} is no plain text: it was recognised as {found.name}",
+        why="its brackets, quotes or tags would be learnt as if they were text" if found.text else "",
+        hint=found.hint(Path(shown(path))),
+        reason=found.name + (" (--raw)" if found.text else ""),
+    )
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as stream:
-                return stream.read()
-        return path.read_bytes()
+        raw = path.read_bytes()
+        packed = raw.startswith(b"\x1f\x8b") or path.suffix.lower() == ".gz"
+        return gzip.decompress(raw) if packed else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is not a whole gzip file: {error}", hint="get it again, or unpack it yourself"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}", hint="check the name and its permissions"
-        ) from error
+        what = f"{shown(path)} is not a whole gzip file: {error}"
+        raise NoText(what, hint="get it again, or unpack it yourself", reason="damaged gzip") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        what = f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise NoText(what, hint="check the name and its permissions", reason="unreadable") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, which end at \\n or \\r\\n and nowhere else; no empty one behind the last end."""
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [line.removesuffix("\r") for line in lines]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,45 +162,210 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The text files of a folder and its subfolders, sorted; hidden files, READMEs, licences and check sums left out.
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Listing:
+    """Files of a folder that may hold text, sorted, and what was left out: {why: names inside the folder}."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, path: Path, why: str) -> None:
+        name = shown(path.relative_to(self.folder))
+        self.left_out.setdefault(why, []).append(name)
+
+    def texts(self, reading: Reading) -> dict[Path, str]:
+        """The text of each file that has one; the others are left out.
+
+        Raises:
+            DataError: none has, with the reasons.
+        """
+        found: dict[Path, str] = {}
+        for path in self.files:
+            try:
+                text = read_text(path, reading)
+            except NoText as error:
+                self.leave(path, error.reason)
+                continue
+            if at_separators(text):
+                found[path] = text
+            else:
+                self.leave(path, "with separators only")
+        if not found:
+            raise DataError(
+                f"{shown(self.folder)} holds no text file",
+                why=self.summary()
+                or "their names end in .txt, .text, .md, .rst or .tokens (and .gz); READMEs and licences do not count",
+                hint="give a folder with such files, the path of one file, or --include '*.SUFFIX' for other names",
+            )
+        return found
+
+    def summary(self) -> str:
+        """ "skipped 2 empty (a.txt, b.txt), 120 .py (--include '*.py')"; "" where nothing was left out."""
+        kinds = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
+        suffixes = [names for why, names in kinds if why.startswith(".")]
+        listed = [item for item in kinds if not item[0].startswith(".") or item[1] in suffixes[:SUFFIXES]]
+        parts = [_kind(why, names) for why, names in sorted(listed, key=lambda item: item[0].startswith("."))]
+        if more := sum(map(len, suffixes[SUFFIXES:])):
+            parts.append(f"{more:,} of {len(suffixes) - SUFFIXES} other suffixes")
+        return f"skipped {', '.join(parts)}" if parts else ""
+
+
+def _kind(why: str, names: list[str]) -> str:
+    if why.startswith("."):  # a suffix, which says enough
+        return f"{len(names):,} {why}"
+    dots = ", …" if len(names) > NAMED else ""
+    plural = "s" if len(names) > 1 and why.endswith(("folder", "link", "file")) else ""
+    return f"{len(names):,} {why}{plural} ({', '.join(names[:NAMED])}{dots})"
+
+
+def listing(folder: Path, reading: Reading = AS_IT_COMES, written: Collection[Path] = ()) -> Listing:
+    """The text files of a folder and of its subfolders, by their names. Links are followed once.
+
+    written: files that the command itself writes, which are no input.
 
     Raises:
-        DataError: there is none.
+        DataError: the folder is a run or a model. ConfigError: a pattern of --include matches nothing.
     """
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and TEXT_NAME.search(path.name)
-        and not ABOUT_NAME.match(path.name)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
+    if kind := model_kind(folder):
         raise DataError(
-            f"{folder} holds no text file",
-            why="their names end in .txt, .text, .md, .rst or .tokens (and .gz); READMEs and licences do not count",
-            hint="give a folder with such files, or the path of one file",
+            f"{shown(folder)} is a {kind}, no text",
+            why="its samples and its report are what a model wrote",
+            hint="name a text file, or a folder of them; --checkpoint names a run",
         )
+    found = Listing(folder)
+    ours = {os.path.realpath(path) for path in written}
+    for path in _walk(found):
+        name = path.relative_to(folder).as_posix()
+        if os.path.realpath(path) in ours:
+            found.leave(path, "of this command itself")
+        elif reading.takes(shown(name)) or (TEXT_NAME.search(path.name) and not _is_about(path.name)):
+            found.files.append(path)
+        else:
+            found.leave(path, _why_not_text(path))
+    _check_patterns(found, reading)
+    found.files.sort()
     return found
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """The files of official splits that lie in a folder: {"train", "validation", "test"} as far as present.
+def _is_about(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in _ABOUT_NAMES)
 
-    `train.txt`, `valid.txt.gz`, `wiki.test.tokens` and their like are recognised.
+
+def _why_not_text(path: Path) -> str:
+    if _is_about(path.name):
+        return "about the text"
+    suffix = path.suffix.lower()
+    if not suffix or not suffix.isprintable() or not suffix.isascii():
+        return "without a suffix of text"
+    known = formats.BY_NAME.get(suffix)
+    if known:
+        return f"{suffix} ({known.name})"
+    return f"{suffix} (--include '*{suffix}')"
+
+
+def _check_patterns(found: Listing, reading: Reading) -> None:
+    names = [shown(path.relative_to(found.folder).as_posix()) for path in found.files]
+    for pattern in reading.include:
+        if not any(Reading((pattern,)).takes(name) for name in names):
+            raise ConfigError(
+                f"--include {pattern!r} matches no file in {shown(found.folder)}",
+                why=found.summary(),
+                hint="correct the pattern, or leave --include away",
+            )
+
+
+def model_kind(folder: Path) -> str | None:
+    """What a folder is where it holds a model and no text: a run of training, or a model as hubs have them."""
+
+    def has(name: str) -> bool:
+        return (folder / name).exists()
+
+    if has("config.toml") and any(map(has, ("tokenizer.json", "metrics.jsonl", "checkpoints"))):
+        return "run folder"
+    if has("config.json") and any(map(has, HUB_WEIGHTS)):
+        return "model folder"
+    return None
+
+
+def _walk(found: Listing) -> Iterator[Path]:
+    """Every file below the folder once: first what lies there, then what links lead to."""
+    above = {_identity(path) for path in found.folder.resolve().parents}
+    seen = {_identity(found.folder)}
+    folders, links = [found.folder], list[Path]()
+    while folders or links:
+        path = folders.pop() if folders else links.pop(0)
+        if path != found.folder and (why := _why_not_followed(path, seen, above)):
+            found.leave(path, why)
+            continue
+        seen.add(_identity(path))
+        if path.is_file():
+            yield path
+            continue
+        for entry in _entries(path, found):
+            if entry.name.startswith("."):
+                found.leave(entry, "hidden")
+            elif entry.is_symlink():
+                links.append(entry)
+            else:
+                folders.append(entry)
+        links.sort()
+
+
+def _entries(folder: Path, found: Listing) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), reverse=True)  # the last one is taken first
+    except OSError:
+        found.leave(folder, "unreadable")
+        return []
+
+
+def _why_not_followed(path: Path, seen: set[tuple[int, int]], above: set[tuple[int, int]]) -> str | None:
+    try:
+        identity = _identity(path)
+    except OSError:
+        return "broken link"
+    if path.is_symlink() and identity in above:
+        return "link upwards"
+    if identity in seen:
+        return "linked again"
+    if path.is_dir():
+        return model_kind(path)
+    return None if path.is_file() else "no regular file"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def split_files(found: Listing) -> dict[str, Path]:
+    """The files of official splits that lie in a folder: {"train", "validation", "test"} as far as present; {} without
+    one of `train`. What else could be text is left out then.
+
+    `train.txt`, `Valid.txt.gz`, `wiki.test.tokens` and their like are recognised, in any case.
+
+    Raises:
+        DataError: two files are of one split.
     """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(
-            r"(?:wiki\.)?(train|valid|validation|val|dev|test)\.(?:txt|text|tokens)(?:\.gz)?", path.name
-        )
-        if match and path.is_file():
-            name = match[1] if match[1] in ("train", "test") else "validation"
-            if name in found:
-                raise DataError(
-                    f"{folder} has two files for the {name} split: {found[name].name} and {path.name}",
-                    hint="remove one of them, or give the path of a single file",
-                )
-            found[name] = path
-    return found if "train" in found else {}
+    splits: dict[str, Path] = {}
+    for path in found.files:
+        match = SPLIT_NAME.fullmatch(path.name)
+        if not match or path.parent != found.folder:
+            continue
+        word = match[1].lower()
+        name = word if word in ("train", "test") else "validation"
+        if name in splits:
+            raise DataError(
+                f"{shown(found.folder)} has two files for the {name} split: {splits[name].name} and {path.name}",
+                hint="remove one of them, or give the path of a single file",
+            )
+        splits[name] = path
+    if "train" not in splits:
+        return {}
+    for path in set(found.files) - set(splits.values()):
+        found.leave(path, "beside the files of official splits")
+    return splits

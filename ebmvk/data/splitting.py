@@ -25,6 +25,29 @@ def at_separators(text: str, separator: str | None = None) -> list[str]:
     return [document for document in between.split(text) if document.strip()]
 
 
+def stray_separators(text: str, separator: str | None = None) -> int:
+    """Lines that hold a separator and yet separate nothing, as there is other text in them."""
+    standard = separator is None or separator in STANDARD
+    wanted = STANDARD if standard else (separator.strip(),)  # type: ignore[union-attr]
+    found = set()
+    for word in wanted:
+        at = text.find(word)
+        while at >= 0:
+            start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
+            line = text[start : end if end >= 0 else len(text)]
+            if not (line.startswith(word) if standard else line.rstrip() == word):
+                found.add(start)
+            at = text.find(word, at + len(word))
+    return len(found)
+
+
+def is_wikitext(text: str) -> bool:
+    """Whether a text is word-level as WikiText is: each line has a blank at both ends, save a cut last one."""
+    lines = text.split("\n")
+    whole = lines[:-1]
+    return len(whole) >= 3 and all(line[:1] == " " == line[-1:] for line in whole) and lines[-1][:1] in ("", " ")
+
+
 def wikitext_articles(text: str) -> list[str]:
     """The articles of a WikiText split; text before the first heading, if any, is a document too."""
     starts = [match.start() for match in WIKITEXT_HEADING.finditer(text)]

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.model.language import LanguageModel
 from ebmvk.report.metrics import History, read_history
@@ -20,6 +19,7 @@ from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import SOC
 from ebmvk.training.evaluation import contexts, token_nats
+from ebmvk.training.text import check_own, own_text
 from ebmvk.training.workspace import Device, OpenRun, check_same_text
 
 DOCUMENTS, STRETCH = 20, 256
@@ -71,14 +71,15 @@ class Text:
     counts: Tensor
 
     @classmethod
-    def of(cls, run: OpenRun, data_dir: Path | None) -> Text:
-        """The text that a run was trained on.
+    def of(cls, run: OpenRun, dataset: str | None, data_dir: Path | None) -> Text:
+        """The text that a run was trained on. dataset, data_dir: where it lies, if it has moved.
 
         Raises:
             DataError: it cannot be found. CheckpointError: the files, or Python's own for `builtin`, are others now.
         """
         data = run.config.data
-        corpus = resolve(data.dataset, data_dir or data.data_dir)
+        corpus = own_text(run.config, dataset, data_dir)
+        check_own(run, corpus, "validation")
         train, validation = (
             encode_split(corpus, split, run.tokenizer, apart=data.apart) for split in ("train", "validation")
         )

@@ -88,7 +88,7 @@ def _settings(config: Config, run: OpenRun, weights: bytes) -> dict[str, Any]:
         "ebmvk": ebmvk.__version__,
         "step": run.checkpoint.step,
         "weights": describe(weights),
-        "state": {key: state[key] for key in ("progress", "model", "train") if key in state},
+        "state": {key: state[key] for key in ("progress", "model", "train", "text") if key in state},
         "config": to_tables(config),
     }
 
@@ -105,7 +105,7 @@ tags: [ebmvk, {model}]
 
 A language model of ebmvk {version}: `--model {model}`, {parameters:,} parameters, {vocabulary:,} tokens.
 
-- Data set: {corpus}; SHA-256 of the training text's tokens: {train}.
+- Data set: {corpus}; SHA-256 of the training text's tokens: {train}{text}.
 - Trained for {step:,} steps on {tokens:,} tokens, seed {seed}, under torch {torch}."""
 USE = """
 ## Use
@@ -139,6 +139,7 @@ def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         vocabulary=run.tokenizer.vocab_size,
         train=found.state.get("train", "unknown"),
+        text="".join(f", of the {split} text: {sha256}" for split, sha256 in found.state.get("text", {}).items()),
         tokens=tokens,
         seed=config.run.seed,
         torch=history.facts.get("torch", "of an unknown version"),

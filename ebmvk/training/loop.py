@@ -97,8 +97,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Streams:
+    """text: {split: SHA-256 of its text}, of all splits of the corpus."""
+
     train: TokenStream
     validation: TokenStream
+    text: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def batches_of(config: Config, train: TokenStream) -> Batches:
@@ -307,6 +310,7 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
             "train": self._text,
+            "text": dict(self.streams.text),
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None

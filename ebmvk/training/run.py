@@ -136,9 +136,10 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
         job = _with_vocabulary(job, tokenizer.vocab_size, what, "it is not made for a number of tokens", ("flag",))
     job, told = _with_tokenizer(job, start, tokenizer, say)
     data = job.config.data
-    streams = Streams(
-        *(encode_split(job.corpus, split, tokenizer, apart=data.apart) for split in ("train", "validation"))
+    train, validation = (
+        encode_split(job.corpus, split, tokenizer, apart=data.apart) for split in ("train", "validation")
     )
+    streams = Streams(train, validation, job.corpus.digests())
     job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
     for line in _settings(job):
         say(line)
@@ -290,7 +291,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
         "ranks": trainer.ranks.size,
         "device": device.reason,
         "torch_device": str(device.torch),
-        "corpus": {"name": job.corpus.name, "reason": job.corpus.reason},
+        "corpus": {"name": job.corpus.name, "reason": job.corpus.reason, "sha256": dict(trainer.streams.text)},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,
         "unigram_nats": float(torch.special.entr(trainer.unigram.double()).sum()),

@@ -171,11 +171,24 @@ def figures(run: PlannedRun) -> dict[str, Any]:
 def table(runs: Mapping[str, PlannedRun]) -> Iterator[dict[str, Any]]:
     """A row of figures and a verdict for each finished run, compared with the first."""
     done = {name: figures(run) for name, run in runs.items() if run.finished()}
+    _check_same_text([runs[name] for name in done])
     first = next(iter(runs))
     best = min((row["nats_per_token"] for row in done.values()), default=math.nan)
     for name, row in done.items():
         base = done.get(first)
         yield {"experiment": name, **row, "verdict": _verdict(row, base if name != first else None, best)}
+
+
+def _check_same_text(runs: Sequence[PlannedRun]) -> None:
+    """Raises ConfigError where two runs were trained on different texts, as a file changed between them."""
+    texts = [(run, begun[-1].get("corpus", {}).get("sha256")) for run in runs if (begun := run.events("start"))]
+    known = [(run, text) for run, text in texts if text]
+    if other := next((run for run, text in known if text != known[0][1]), None):
+        raise ConfigError(
+            f"{other.folder} was trained on another text than {known[0][0].folder}",
+            why="the files of --dataset changed between the runs",
+            hint="take another --folder, and so train all of them on the text of now",
+        )
 
 
 def _verdict(row: Mapping[str, Any], base: Mapping[str, Any] | None, best: float) -> str:

@@ -77,7 +77,7 @@ def test_another_separator_leads_through_prepare_corpus(
     suggested = _suggested(analysed, "train")
     (text,) = Path().glob("*-prepared.txt")
     assert suggested[suggested.index("--corpus") + 1] == str(text)
-    assert len(read_documents(text, "--corpus")) == documents
+    assert len(read_documents([text], "--corpus").texts) == documents
     small = ("--n-embd", 32, "--n-layer", 1, "--n-head", 2, "--steps", 2, "--sample-tokens", 0, "--quiet")
     said = ebmvk("train", *suggested, *small, "--outdir", "run")
     assert said.status == 0, said.err

@@ -305,7 +305,7 @@ def test_separators_stand_on_lines_of_their_own() -> None:
 def test_a_separator_is_one_line(separator: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text", encoding="utf-8")
     with pytest.raises(ConfigError, match="--separator"):
-        read_documents(tmp_path / "text.txt", "--corpus", separator)
+        read_documents([tmp_path / "text.txt"], "--corpus", separator)
 
 
 def test_word_counts_have_one_end_of_line_each_in_word_level_text_only() -> None:
