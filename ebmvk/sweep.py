@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(command: SweepCommand) -> int:
-    from ebmvk.train import REPEATABLE, asked
+    from ebmvk.train import asked
     from ebmvk.training.sweep import TABLES, planned, search, table, train_all
 
     if command.table not in TABLES:
