@@ -152,7 +152,7 @@ def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
         for folder, flag in data_folders(data_dir):
             if (folder / dataset).exists():
                 return _read(folder / dataset, f"{dataset} lies in {flag} {folder}", dataset, reading)
-    if reading.include:
+    if reading.include and dataset in (BUILTIN, *FETCHABLE):
         raise _no_folder(f"--dataset {dataset}")
     if dataset == BUILTIN:
         return _builtin()
