@@ -172,7 +172,7 @@ def parse(
     check_flags(args, known, command, repeatable)
     if bad := next((arg for arg in args if not _is_text(arg)), None):
         raise ConfigError(
-            f"{ascii(bad)} is not UTF-8",
+            f"{os.fsencode(bad).decode('utf-8', 'backslashreplace')} is not UTF-8",
             why="a run writes the names it was given into its files, which are UTF-8",
             hint="rename the file or folder; its name may be of an older encoding such as Latin-1",
         )

@@ -36,7 +36,6 @@ _NOTHING_TO_MEND = re.compile(r"[\t\x20-\x25\x27-\x7e]*")  # ASCII without & and
 # Blanks that mean no more than a space: not U+202F, which joins suffixes in Mongolian, nor U+3000 of Chinese.
 _SPACES = re.compile(r"(?<=\S)[ \u00a0\u2000-\u200a]+(?=\S)")
 _BLANKS = re.compile(r"(?<=\S)[^\S\n]+(?=\S)")
-_TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _LEADING = re.compile(r"^[^\S\n]+", re.MULTILINE)
 _INDENTED = re.compile(r"^(?:[^\S\n]{2}|\t)[^\S\n]*\S", re.MULTILINE)
 # What ftfy did, by its names for it, in words for people.
@@ -118,7 +117,7 @@ def _steps(rules: Rules) -> Iterator[tuple[str, Callable[[str], str]]]:
     yield "joiners removed where nothing joins", lambda text: _beside(text, _JOINER, _joins)
     yield "zero-width blanks removed", lambda text: _beside(text, _WORD_BREAK, _UNSPACED.match)
     yield "control characters removed", lambda text: _CONTROL.sub("", text)
-    yield "blanks at ends of lines removed", lambda text: _TRAILING.sub("", text)
+    yield "blanks at ends of lines removed", lambda text: "\n".join(map(str.rstrip, text.split("\n")))
     yield "runs of blanks made one", partial(_spaced, blanks=rules.blanks)
     yield "empty lines removed", partial(_closed_up, blanks=rules.blanks)
     yield "", lambda text: text.strip("\n")

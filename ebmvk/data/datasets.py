@@ -152,7 +152,7 @@ def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
         for folder, flag in data_folders(data_dir):
             if (folder / dataset).exists():
                 return _read(folder / dataset, f"{dataset} lies in {flag} {folder}", dataset, reading)
-    if reading.include:
+    if reading.include and dataset in (BUILTIN, *FETCHABLE):
         raise _no_folder(f"--dataset {dataset}")
     if dataset == BUILTIN:
         return _builtin()
@@ -330,7 +330,7 @@ def _without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: st
     pool = [documents[0] for documents in per_file if len(documents) == 1]
     train, validation = _hold_out_of_each([*groups, *([pool] if pool else [])], path)
     detail = f"{len(texts):,} text file{'s' * (len(texts) > 1)}, no official splits: the last 10 % is validation"
-    reason = "; ".join([reason, detail, *stray_note(texts.values())])
+    reason = "; ".join([reason, detail, *_notes(texts.values())])
     return Corpus(name, reason, {"train": train, "validation": validation}, source=source)
 
 
@@ -343,6 +343,13 @@ def _hold_out_of_each(groups: Iterable[list[str]], path: Path) -> tuple[list[str
     return train, validation
 
 
+def _notes(texts: Collection[str]) -> list[str]:
+    """What is worth a word in texts that are not read as WikiText."""
+    wikitext = "its lines are WikiText's, but words and documents are not counted as WikiText's: call its folder "
+    names = " or ".join(WIKITEXT_WORDS)
+    return [*stray_note(texts), *([wikitext + names] if all(map(is_wikitext, texts)) else [])]
+
+
 def _with_official_splits(texts: Mapping[str, str], name: str, reason: str, source: str) -> Corpus:
     word_level = name in WIKITEXT_WORDS
     into_documents = wikitext_articles if word_level else at_separators
@@ -351,7 +358,7 @@ def _with_official_splits(texts: Mapping[str, str], name: str, reason: str, sour
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_of_each([splits["train"]], Path(name))
         reason += "; the last 10 % of train is validation"
-    reason = "; ".join([reason, *([] if word_level else stray_note(texts.values()))])
+    reason = "; ".join([reason, *([] if word_level else _notes(texts.values()))])
     corpus = Corpus(name, reason, splits, word_level, source)
     if word_level:
         _assert_word_counts(corpus)

@@ -75,8 +75,9 @@ class NoText(DataError):
 
 
 def shown(path: Path | str) -> str:
-    """A path for messages: bytes of its name that are no UTF-8 as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path for messages: bytes of its name that are no UTF-8 as \\xNN, and no control characters."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
@@ -101,7 +102,7 @@ def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
     if not text.strip():
         what = f"{name} is empty: {len(raw)} bytes, no text"
         raise NoText(what, hint="give a file or folder that holds text", reason="empty")
-    if not reading.raw and (found := formats.of_text(text, path)):
+    if not reading.raw and (found := formats.of_text(text.removeprefix(BYTE_ORDER_MARK), path)):
         raise _of_format(found, path)
     return text
 

@@ -162,8 +162,8 @@ def _json_in(text: str) -> Format | None:
 
 def _first_lines(text: str) -> list[str]:
     """The first lines that are not empty."""
-    lines = re.finditer(r"[^\n]*\S[^\n]*", text)
-    return [line[0].removesuffix("\r") for line in islice(lines, ROWS)]
+    lines = (line[0].removesuffix("\r") for line in re.finditer(r"[^\n]+", text))
+    return list(islice((line for line in lines if line.strip()), ROWS))
 
 
 def _is_row(line: str) -> bool:

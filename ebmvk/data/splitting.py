@@ -18,34 +18,42 @@ WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)"
 def at_separators(text: str, separator: str | None = None) -> list[str]:
     """Documents between lines `separator`; by default, or where it is one of them, between those of a corpus, `<|doc|>`
     and `<|endoftext|>`. A text without such lines is one document."""
+    return [document for document in _between(separator).split(text) if document.strip()]
+
+
+def _between(separator: str | None) -> re.Pattern[str]:
+    """What stands between documents."""
     if separator is None or separator in STANDARD:
-        between = SEPARATOR
-    else:  # all of a line: "### A heading" is none of ###
-        between = re.compile(rf"^{re.escape(separator.strip())}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
-    return [document for document in between.split(text) if document.strip()]
+        return SEPARATOR
+    # All of a line: "### A heading" is none of ###.
+    return re.compile(rf"^{re.escape(separator.strip())}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
 
 
 def stray_separators(text: str, separator: str | None = None) -> int:
     """Lines that hold a separator and yet separate nothing, as there is other text in them."""
-    standard = separator is None or separator in STANDARD
-    wanted = STANDARD if standard else (separator.strip(),)  # type: ignore[union-attr]
-    found = set()
-    for word in wanted:
-        at = text.find(word)
-        while at >= 0:
-            start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
-            line = text[start : end if end >= 0 else len(text)]
-            if not (line.startswith(word) if standard else line.rstrip() == word):
-                found.add(start)
-            at = text.find(word, at + len(word))
-    return len(found)
+    words = STANDARD if separator is None or separator in STANDARD else (separator.strip(),)
+    return len(set().union(*(_stray(text, word, _between(separator)) for word in words)))
+
+
+def _stray(text: str, word: str, between: re.Pattern[str]) -> set[int]:
+    """Where lines begin that hold a word and are no separator."""
+    found, at = set(), text.find(word)
+    while at >= 0:
+        start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
+        if not between.match(text, start):
+            found.add(start)
+        at = text.find(word, end) if end >= 0 else -1
+    return found
 
 
 def is_wikitext(text: str) -> bool:
     """Whether a text is word-level as WikiText is: each line has a blank at both ends, save a cut last one."""
-    lines = text.split("\n")
-    whole = lines[:-1]
-    return len(whole) >= 3 and all(line[:1] == " " == line[-1:] for line in whole) and lines[-1][:1] in ("", " ")
+    start = lines = 0
+    while (end := text.find("\n", start)) >= 0:
+        if not (text.startswith(" ", start) and text[end - 1] == " " and end > start):
+            return False
+        start, lines = end + 1, lines + 1
+    return lines >= 3 and text[start : start + 1] in ("", " ")
 
 
 def wikitext_articles(text: str) -> list[str]:

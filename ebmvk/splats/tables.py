@@ -5,6 +5,7 @@ Numbers are read, never objects. A table knows which of its rows a token of anot
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,7 @@ def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
 
 
 def _header(file: Path, stream: BinaryIO) -> tuple[int, int]:
-    fields = stream.readline(_LONGEST_LINE).split()
+    fields = stream.readline(_LONGEST_LINE).removeprefix(BOM_UTF8).split()
     if len(fields) == 2 and all(field.isdigit() for field in fields) and min(map(int, fields)) > 0:
         return int(fields[0]), int(fields[1])
     raise DataError(

@@ -27,7 +27,8 @@ from .conftest import Command, Page, rows
 
 _FLAGS = {
     "train": """
-        --size --device --seed --deterministic --no-deterministic --dataset --data-dir --tokenizer
+        --size --device --seed --deterministic --no-deterministic --dataset --data-dir --include --raw --no-raw
+        --keep-bom --no-keep-bom --tokenizer
         --vocab-size --seq-length --windows --stride --num-workers --model --latent-dim --n-layers --n-heads --ffn-dim
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
@@ -43,11 +44,12 @@ _FLAGS = {
         --keep-last --keep-epochs --sample-tokens --tensorboard --no-tensorboard --run-dir --resume
         --stop-after --preset --config --dry-run --no-dry-run --quiet --no-quiet""",
     "evaluate": """
-        --checkpoint --dataset --data-dir --test-file --tokenizer --split --limit --context --stride --memory
+        --checkpoint --dataset --data-dir --include --raw --no-raw
+        --test-file --tokenizer --split --limit --context --stride --memory
         --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching
         --no-score-matching --device --json --no-json""",
     "memory": """
-        --checkpoint --splats --from-training --no-from-training --fit-on --data-dir --device --quiet
+        --checkpoint --splats --from-training --no-from-training --fit-on --dataset --data-dir --device --quiet
         --no-quiet""",
     "embed": """
         --checkpoint --text --file --scale --energy --no-energy --npy --json --no-json --device""",
@@ -56,19 +58,20 @@ _FLAGS = {
     "neighbors": """
         --checkpoint --text --k --json --no-json --device""",
     "prepare-corpus": """
-        --input --output --separator --preserve-case --no-preserve-case""",
+        --input --output --separator --include --raw --no-raw --preserve-case --no-preserve-case
+        --blanks --narrow --no-narrow --keep-direction --no-keep-direction --same""",
     "analyze-corpus": """
-        --dataset --separator --tokenizer --vocab-size --data-dir --json --no-json""",
+        --dataset --separator --include --raw --no-raw --tokenizer --vocab-size --data-dir --json --no-json""",
     "init-tokenizer": """
-        --files --out --vocab-size""",
+        --files --out --include --raw --no-raw --vocab-size""",
     "compare-decoding": """
         --checkpoint --judge --strategy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
-        --no-repeat-ngram --prompts --prompt-tokens --max-tokens --sampler --seed --data-dir --device --json
+        --no-repeat-ngram --prompts --prompt-tokens --max-tokens --sampler --seed --dataset --data-dir --device --json
         --no-json""",
     "attention": """
-        --checkpoint --out --text --tokens --data-dir --device""",
+        --checkpoint --out --text --tokens --dataset --data-dir --device""",
     "diagnose": """
-        --checkpoint --batch --report --quick --no-quick --json --no-json --data-dir --device""",
+        --checkpoint --batch --report --quick --no-quick --json --no-json --dataset --data-dir --device""",
     "sweep": """
         --table --flags --folder --jobs --threads --trials --search --seed --json --no-json""",
     "export": """
@@ -78,7 +81,7 @@ _FLAGS = {
     "doctor": """
         --device --checkpoint --json --no-json""",
     "certify": """
-        --device --checkpoint --quick --no-quick --json --plots --seed""",
+        --device --checkpoint --dataset --quick --no-quick --json --plots --seed""",
     "generate": """
         --checkpoint --prompt --prompt-file --batch-generate --no-batch-generate --tokenizer --max-tokens
         --strategy --greedy --no-greedy --temperature --top-k --top-p --min-p --typical-p

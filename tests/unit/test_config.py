@@ -92,6 +92,27 @@ def test_resuming_may_change_exactly_what_was_promised() -> None:
                 check_resume(Config(), changed)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_configuration_and_names_are_strings(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("\ufeff[data]\ninclude = ['*.py', 'src/*']\n", encoding="utf-8")
+    assert read_toml(path) == {"include": ("*.py", "src/*")}
+    path.write_text("[data]\ninclude = ['*.py', 3]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data\.include .* not an array of strings"):
+        read_toml(path)
+
+
+def test_include_is_given_again_for_more_and_flags_replace_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("a.py", "b.c", "c.h"):
+        (tmp_path / "data" / name).write_text("some text\n" * 20, encoding="utf-8")
+    path = tmp_path / "c.toml"
+    path.write_text("[data]\ninclude = ['*.h']\n", encoding="utf-8")
+    own = ("--dataset", str(tmp_path / "data"), "--config", str(path))
+    assert job(*own).config.data.include == ("*.h",)
+    for flags in (("--include", "*.py", "*.c"), ("--include", "*.py", "--include=*.c")):
+        assert job(*own, *flags).config.data.include == ("*.py", "*.c")
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_size(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[training]\nsteps = 7\nbatch_size = 3\n[run]\nsize = 'tiny'\n", encoding="utf-8")

@@ -114,7 +114,7 @@ def test_official_splits_are_taken(tmp_path: Path) -> None:
         (b"text\0text", "NUL byte at offset 4"),
         ("text".encode("utf-16"), "NUL byte"),
         ("caf\u00e9".encode("latin-1"), "0xe9 at offset 3"),
-        (b"\x89PNG\r\n", "not UTF-8"),
+        (b"\x89PNG\r\n", "picture"),
     ],
 )
 def test_what_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:

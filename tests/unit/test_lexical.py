@@ -156,6 +156,12 @@ def test_binary_word2vec_without_line_ends(tokenizer: Tokenizer, tmp_path: Path)
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
 
 
+def test_a_byte_order_mark_is_no_part_of_word2vec(tmp_path: Path) -> None:
+    path = tmp_path / "w.vec"
+    path.write_bytes(b"\xef\xbb\xbf" + _text(["king", "the"], _rows(2, 4).numpy()))
+    assert len(read_table(path, None, {"king", "the"}).rows) == 2
+
+
 # ---- what is damaged -----------------------------------------------------------------------------------------------
 
 
