@@ -145,6 +145,9 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
     )
 
 
+KINDS = ("bpe", "char", "gpt2")
+
+
 def make_tokenizer(kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = ()) -> Tokenizer:
     """What `--tokenizer` names: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a tokenizer.json.
 
@@ -159,11 +162,16 @@ def make_tokenizer(kind: str, corpus: Corpus, vocab_size: int, folders: Iterable
         return character_tokenizer(corpus)
     if kind == "gpt2":
         return gpt2_tokenizer(list(folders), word_level=corpus.word_level)
-    if Path(kind).is_dir() or not Path(kind).exists():
-        raise ConfigError(
-            f"--tokenizer {kind}: no such file", hint="take bpe, char, gpt2, or the path of a tokenizer.json"
-        )
+    check_named(kind)
     return Tokenizer.load(Path(kind))
+
+
+def check_named(kind: str) -> None:
+    """Raises ConfigError if --tokenizer names neither a kind nor a file."""
+    if kind not in KINDS and (Path(kind).is_dir() or not Path(kind).exists()):
+        raise ConfigError(
+            f"--tokenizer {kind}: no such file", hint=f"take {', '.join(KINDS)}, or the path of a tokenizer.json"
+        )
 
 
 def character_tokenizer(corpus: Corpus) -> Tokenizer:

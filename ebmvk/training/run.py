@@ -23,6 +23,7 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import ConfigError, NonFinite, OutOfMemory
 from ebmvk.ranks import ALONE, Ranks
+from ebmvk.runs import refuse_existing
 from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
@@ -41,7 +42,6 @@ from ebmvk.training.workspace import (
     find,
     new_model,
     open_device,
-    refuse_existing,
     save_config,
     set_deterministic,
 )
