@@ -12,6 +12,14 @@
 
 VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
 
+// DynamicLoader is in vk up to Vulkan-Hpp 1.3.300, and in vk::detail since then: it is looked up in both.
+namespace vk::detail {}
+namespace found {
+using namespace vk;
+using namespace vk::detail;
+using Loader = DynamicLoader;
+}  // namespace found
+
 namespace ebmvk {
 namespace {
 
@@ -26,7 +34,7 @@ void load_vulkan() {
   static std::once_flag once;
   std::call_once(once, [] {
     try {
-      static auto& loader = *new vk::DynamicLoader;
+      static auto& loader = *new found::Loader;
       VULKAN_HPP_DEFAULT_DISPATCHER.init(loader.getProcAddress<PFN_vkGetInstanceProcAddr>("vkGetInstanceProcAddr"));
     } catch (const std::runtime_error&) {
       throw Unavailable("the Vulkan loader (libvulkan.so.1) is not installed");
@@ -245,13 +253,15 @@ void Device::create_instance() {
   if (!options_.validate) return;
   const auto creator =
       reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));
-  const vk::DebugUtilsMessengerCreateInfoEXT info(
-      {}, vk::DebugUtilsMessageSeverityFlagBitsEXT::eError | vk::DebugUtilsMessageSeverityFlagBitsEXT::eWarning,
-      vk::DebugUtilsMessageTypeFlagBitsEXT::eValidation | vk::DebugUtilsMessageTypeFlagBitsEXT::ePerformance,
-      collect_message, messages_.get());
-  const VkDebugUtilsMessengerCreateInfoEXT& plain = info;
+  VkDebugUtilsMessengerCreateInfoEXT info{};  // the C++ one takes a callback of another type in each generation
+  info.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT;
+  info.messageSeverity =
+      VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT;
+  info.messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT;
+  info.pfnUserCallback = collect_message;
+  info.pUserData = messages_.get();
   VkDebugUtilsMessengerEXT messenger = VK_NULL_HANDLE;
-  if (creator && creator(instance_, &plain, nullptr, &messenger) == VK_SUCCESS) messenger_ = messenger;
+  if (creator && creator(instance_, &info, nullptr, &messenger) == VK_SUCCESS) messenger_ = messenger;
 }
 
 void Device::create_device() {

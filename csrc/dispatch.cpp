@@ -3,6 +3,7 @@
 #include <atomic>
 #include <mutex>
 #include <stdexcept>
+#include <type_traits>
 
 namespace ebmvk {
 namespace {
@@ -43,7 +44,10 @@ struct Wrapper<Member, VkResult(VKAPI_PTR*)(Arguments...)> {
   }
 };
 
-#define EBMVK_WRAP(FUNCTION) Wrapper<&vk::DispatchLoaderDynamic::FUNCTION, PFN_##FUNCTION>::install(#FUNCTION)
+// Its class is in vk up to Vulkan-Hpp 1.3.300, and in vk::detail since then.
+using Dispatcher = std::remove_reference_t<decltype(VULKAN_HPP_DEFAULT_DISPATCHER)>;
+
+#define EBMVK_WRAP(FUNCTION) Wrapper<&Dispatcher::FUNCTION, PFN_##FUNCTION>::install(#FUNCTION)
 
 VkResult note(VkResult result) {
   if (result < 0 && dropped == VK_SUCCESS) dropped = result;

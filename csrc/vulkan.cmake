@@ -1,45 +1,15 @@
-#The Vulkan engine, `_vulkan`: headers, shader compiler and Kompute's sources are looked for; what is missing is named.
+# The Vulkan engine, `_vulkan`: headers and shader compiler are looked for; what is missing is named.
 
-set(KOMPUTE_VERSION 0.9.0)
-set(KOMPUTE_SHA256 98e583dc6e9731ff6d7a3e3317817e4d93f7b2945929619e29a56325db279949)
-set(KOMPUTE_SOURCE_DIR "" CACHE PATH "Unpacked sources of Kompute ${KOMPUTE_VERSION}; empty: pip fetches the sdist kp")
-
-#Says what is missing and how to get it; ends the build where EBMVK_VULKAN = ON.
-function(ebmvk_vulkan_missing what how)
+# Says what is missing and how to get it; ends the build if EBMVK_VULKAN=ON.
+macro(ebmvk_vulkan_missing what how)
   if(EBMVK_VULKAN STREQUAL "ON")
     message(FATAL_ERROR "ebmvk: EBMVK_VULKAN=ON, and ${what} is missing. ${how}")
   endif()
+  set(vulkan_left_out "${what} was missing when it was built. ${how}")
   message(WARNING "ebmvk: built without the Vulkan engine: ${what} is missing. ${how}")
-endfunction()
+endmacro()
 
-#Sets kompute_src to the folder with Kompute's C++ sources, or to NOTFOUND.
-function(ebmvk_find_kompute)
-  set(kompute_src NOTFOUND PARENT_SCOPE)
-  if(KOMPUTE_SOURCE_DIR)
-    set(root "${KOMPUTE_SOURCE_DIR}")
-  else()
-    set(root "${PROJECT_BINARY_DIR}/kompute/kp-${KOMPUTE_VERSION}")
-    if(NOT EXISTS "${root}/src/Sequence.cpp")
-      set(folder "${PROJECT_BINARY_DIR}/kompute")
-      file(MAKE_DIRECTORY "${folder}")
-      file(WRITE "${folder}/requirements.txt" "kp==${KOMPUTE_VERSION} --hash=sha256:${KOMPUTE_SHA256}\n")
-      execute_process(
-        COMMAND "${Python_EXECUTABLE}" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all:
-          --no-build-isolation --require-hashes --dest "${folder}" -r "${folder}/requirements.txt"
-        RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
-      if(failed)
-        message(STATUS "ebmvk: pip said: ${log}")
-        return()
-      endif()
-      file(ARCHIVE_EXTRACT INPUT "${folder}/kp-${KOMPUTE_VERSION}.tar.gz" DESTINATION "${folder}")
-    endif()
-  endif()
-  if(EXISTS "${root}/src/Sequence.cpp")
-    set(kompute_src "${root}/src" PARENT_SCOPE)
-  endif()
-endfunction()
-
-#Compiles and validates every shader of the manifest; sets kernels_dir, and kernels.cpp is built in it.
+# Compiles and validates every shader of the manifest; sets kernels_dir, and kernels.cpp is built in it.
 function(ebmvk_add_shaders target)
   set(out "${PROJECT_BINARY_DIR}/shaders")
   set(shaders "${PROJECT_SOURCE_DIR}/shaders")
@@ -92,7 +62,7 @@ elseif(NOT FMT_DIR)
   return()
 endif()
 ebmvk_find_kompute()
-if(NOT kompute_src)
+if(NOT kompute_root)
   ebmvk_vulkan_missing("Kompute ${KOMPUTE_VERSION}"
     "pip fetches its sources (sdist kp) when it can reach an index; or set KOMPUTE_SOURCE_DIR to unpacked ones")
   return()
@@ -101,7 +71,13 @@ if(NOT SPIRV_VAL)
   message(STATUS "ebmvk: shaders are not validated: spirv-val is missing. To have it: apt install spirv-tools")
 endif()
 
-#Only what kp::Sequence needs.No log : Kompute's would go to standard output.
+if(EBMVK_VULKAN STREQUAL "AUTO")
+  include(csrc/try_vulkan.cmake)
+  return()
+endif()
+
+# Only what kp::Sequence needs. No log: Kompute's would go to standard output.
+set(kompute_src "${kompute_root}/src")
 add_library(ebmvk_kompute STATIC "${kompute_src}/Sequence.cpp")
 target_include_directories(ebmvk_kompute SYSTEM PUBLIC
   "${kompute_src}/include" "${kompute_src}/include/kompute" "${VULKAN_HPP_DIR}" "${FMT_DIR}")
@@ -119,4 +95,4 @@ pybind11_add_module(_vulkan MODULE
 ebmvk_add_shaders(_vulkan)
 target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
 install(TARGETS _vulkan DESTINATION ebmvk)
-message(STATUS "ebmvk: _vulkan is built with Kompute ${KOMPUTE_VERSION} from ${kompute_src}")
+message(STATUS "ebmvk: _vulkan is built with Kompute ${KOMPUTE_VERSION} from ${kompute_root}")

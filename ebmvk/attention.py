@@ -16,11 +16,12 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class AttentionCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
     tokens: int = 48  # Most tokens of it.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from ebmvk import __version__, process
+from ebmvk import __version__, process, runs
 from ebmvk.config import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
@@ -185,7 +185,7 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            found = tyro.cli(
                 kind,
                 args=_spelled(list(_spread(args, repeatable))),
                 prog=f"ebmvk {command}",
@@ -197,6 +197,17 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
+    return _with_newest(found)
+
+
+def _with_newest(command: T) -> T:
+    """`--checkpoint newest`, the default, as the run that it stands for; says which. Raises ConfigError."""
+    given = getattr(command, "checkpoint", None)
+    if given != Path(runs.NEWEST) or given.exists():
+        return command
+    run = runs.newest("--checkpoint", trained=True)
+    print(f"--checkpoint {run}: the newest run", file=sys.stderr)
+    return dataclasses.replace(command, checkpoint=run)  # type: ignore[type-var]
 
 
 def _is_text(arg: str) -> bool:

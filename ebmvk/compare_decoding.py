@@ -15,11 +15,12 @@ import tyro
 from ebmvk import cli
 from ebmvk.decoding.metrics import GRAM
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class CompareCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run that scores the texts too.
     strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Which of the named strategies; by default all.
     temperature: float = 1.0  # This and the next six, as of `ebmvk generate`, make one more row, "custom".

@@ -13,11 +13,12 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class ComposeCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.
     k: int = 10  # Nearest tokens shown.
     json: bool = False  # Print one JSON object instead of lines.

@@ -14,11 +14,12 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError, StorageError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class EmbedCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
     file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = (
         None  # More texts, one a line (ended by \\n or \\r\\n).

@@ -16,6 +16,7 @@ import tyro
 from ebmvk import cli
 from ebmvk.cli import Include
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.api import Evaluated
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     include: Include = ()  # Names of files in the folder --dataset that are read too, such as '*.py'.
@@ -94,6 +95,25 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
     return Shards(ranks).handlers()
 
 
+def _check(command: EvaluateCommand) -> None:
+    """What can be told without the run: before torch is imported. Raises ConfigError."""
+    if command.test_file and command.dataset:
+        raise ConfigError(
+            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
+        )
+    if command.limit is not None and command.limit < 1:
+        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
+    if command.memory == "none" and (command.memory_capacity is not None or command.scramble_memory):
+        flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
+        raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
+    if command.split == "train" and command.memory in ("static", "both"):
+        raise ConfigError(
+            f"--memory {command.memory} with --split train",
+            why="the static splats are this very text: each context would find itself",
+            hint="take --split validation",
+        )
+
+
 def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     record, corpus, device = _record(command, ranks)
     if command.json:
@@ -108,18 +128,13 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
 
     ranks: the processes among which the memory is spread, if there are several.
     """
+    _check(command)
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import check_tokenizer, open_device, open_run
 
-    if command.test_file and command.dataset:
-        raise ConfigError(
-            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
-        )
-    if command.limit is not None and command.limit < 1:
-        raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     check_tokenizer(command.tokenizer, run)
     context, stride = window(command.context, command.stride, run.config)
@@ -258,16 +273,7 @@ def _score_matching(
 def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader | None:
     """The checkpoint's memory as the flags want it; None without memory."""
     if command.memory == "none":
-        if command.memory_capacity is not None or command.scramble_memory:
-            flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
-            raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
         return None
-    if command.split == "train" and command.memory in ("static", "both"):
-        raise ConfigError(
-            f"--memory {command.memory} with --split train",
-            why="the static splats are this very text: each context would find itself",
-            hint="take --split validation",
-        )
     from ebmvk.splats.memory import Reader
     from ebmvk.training.memory import load
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebmvk import cli
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class ExportCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     to: Path  # The folder to write, empty or not there yet.
 
 

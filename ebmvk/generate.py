@@ -14,6 +14,7 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
     batch_generate: bool = False  # Each line of --prompt-file (ended by \\n or \\r\\n) is a prompt.

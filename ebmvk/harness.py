@@ -18,13 +18,14 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class HarnessCommand:
     """Each has a value, by which they are told from lm_eval's."""
 
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` that take part.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
@@ -65,7 +66,9 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         raise ConfigError(
-            f"lm_eval: {error}", why="lm-evaluation-harness is an extra", hint="pip install 'ebmvk[harness]'"
+            f"lm_eval: {error}",
+            why="lm-evaluation-harness is an extra",
+            hint="./run setup --extra harness, or pip install 'lm-eval>=0.4.9'",
         ) from error
     import ebmvk.harness_model  # noqa: F401, registers the model
 

@@ -14,6 +14,7 @@ import tyro
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.training.alerts import Alert
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
     fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.

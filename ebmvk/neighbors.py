@@ -11,11 +11,12 @@ from pathlib import Path
 
 from ebmvk import cli
 from ebmvk.errors import ConfigError
+from ebmvk.runs import NEWEST
 
 
 @dataclass(frozen=True)
 class NeighborsCommand:
-    checkpoint: Path  # A run folder (its latest complete checkpoint), RUN/best, or one checkpoint folder.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: str  # The text whose point is looked around.
     k: int = 10  # How many of each kind.
     json: bool = False  # Print one JSON object instead of lines.

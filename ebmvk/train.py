@@ -33,6 +33,7 @@ from ebmvk.config import (
 )
 from ebmvk.errors import INTERRUPTED, ConfigError
 from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
+from ebmvk.runs import NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.run import Job
 
-RUNS = Path("runs")
-NEWEST = "newest"
 CUSTOM = "custom"  # No preset: what flags say, over the defaults of size and model.
 Level = tuple[Source, Mapping[str, Any]]
 """{field: value} that something says, and what does."""
@@ -246,9 +245,11 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.training.run import Job
+    from ebmvk.data.tokenizer import check_named
     from ebmvk.training.text import find_text
 
+    if command.run_dir is not None:
+        refuse_existing(command.run_dir)
     size = command.settings.run.size
     corpus = find_text(command.settings.data)
     nominal, derived = _sized(size, None), _sized(size, corpus.bytes("train"))
@@ -262,10 +263,13 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     if _widened(over):
         values["ffn_dim"], sources["ffn_dim"] = FFN_RATIO * values["latent_dim"], "derived"
     config = check(with_windows(replace(Config(), values | _found_again(command.settings, corpus)), given))
+    check_named(config.data.tokenizer)
     if config.model.model in WHOLE_SEQUENCE:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
+    from ebmvk.training.run import Job  # torch takes seconds, and what was wrong until here is said before
+
     return Job(config, sources, folder, corpus)
 
 
@@ -277,14 +281,11 @@ def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
     """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
+    if resume == NEWEST and not run_dir:
+        return newest("--resume"), None
     from ebmvk.training.checkpoint import locate
     from ebmvk.training.workspace import ended_early
 
-    if resume == NEWEST and not run_dir:
-        runs = [path.parent for path in RUNS.glob("*/config.toml")]
-        if not runs:
-            raise ConfigError(f"--resume: there is no run in {RUNS}/", hint="name one: --resume PATH")
-        return max(runs, key=lambda path: (path / "config.toml").stat().st_mtime), None
     path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
     if run_dir and Path(run_dir).resolve() != folder:

@@ -316,10 +316,7 @@ def make_tokenizer(
         return character_tokenizer(corpus)
     if kind == "gpt2":
         return gpt2_tokenizer(list(folders), word_level=corpus.word_level)
-    if Path(kind).is_dir() or not Path(kind).exists():
-        raise ConfigError(
-            f"--tokenizer {kind}: no such file", hint="take bpe, char, gpt2, or the path of a tokenizer.json"
-        )
+    check_named(kind)
     return foreign_tokenizer(Path(kind), corpus, end_token)
 
 
@@ -340,6 +337,14 @@ def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) 
     notes = [f"{path}: the end of a document is {tokenizer.end_token}"] if tokenizer.end_token != END_OF_TEXT else []
     notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
     return Tokenizer(foreign.built(found), end_token, notes)
+
+
+def check_named(kind: str) -> None:
+    """Raises ConfigError if --tokenizer names neither a kind nor a file."""
+    if kind not in OWN_KINDS and (Path(kind).is_dir() or not Path(kind).exists()):
+        raise ConfigError(
+            f"--tokenizer {kind}: no such file", hint=f"take {', '.join(OWN_KINDS)}, or the path of a tokenizer.json"
+        )
 
 
 def character_tokenizer(corpus: Corpus) -> Tokenizer:

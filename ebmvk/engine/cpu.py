@@ -28,6 +28,7 @@ from ebmvk.engine.api import (
     TopK,
 )
 from ebmvk.engine.counting import Counter
+from ebmvk.engine.missing import extension_error
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Cpu:
     """All processors this process may use. Takes contiguous float32 tensors on the CPU.
 
     Raises:
-        DeviceError: the extension is not built.
+        DeviceError: the extension cannot be imported; the message knows the usual causes.
     """
 
     name = "cpu"
@@ -100,11 +101,7 @@ class Cpu:
         try:
             from ebmvk import _cpu
         except ImportError as error:
-            raise DeviceError(
-                "the CPU kernels (ebmvk._cpu) cannot be loaded",
-                why=str(error),
-                hint="run `pip install .` in the project folder; it needs a C++17 compiler",
-            ) from error
+            raise extension_error("_cpu", error) from error
         self._ops = _cpu
         self._counter = Counter()
 

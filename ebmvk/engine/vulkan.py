@@ -31,6 +31,7 @@ from ebmvk.engine.api import (
     Storage,
     TopK,
 )
+from ebmvk.engine.missing import extension_error
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
 
 if TYPE_CHECKING:
@@ -140,11 +141,7 @@ def _extension() -> ModuleType:
     try:
         from ebmvk import _vulkan
     except ImportError as error:
-        raise DeviceError(
-            "the Vulkan engine (ebmvk._vulkan) is not built",
-            why=str(error),
-            hint="apt install libvulkan-dev glslc libfmt-dev, then `pip install -v .`, which says what it leaves out",
-        ) from error
+        raise extension_error("_vulkan", error) from error
     return _vulkan
 
 

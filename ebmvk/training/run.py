@@ -27,6 +27,7 @@ from ebmvk.decoding.probe import Probe
 from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
 from ebmvk.presets import smaller
 from ebmvk.ranks import ALONE, Ranks
+from ebmvk.runs import refuse_existing
 from ebmvk.training import checkpoint, noise, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
@@ -46,7 +47,6 @@ from ebmvk.training.workspace import (
     new_model,
     open_device,
     read_tokenizer,
-    refuse_existing,
     save_config,
     set_deterministic,
 )

@@ -27,7 +27,8 @@ def _writer_class() -> Any:
         raise ConfigError(
             f"--tensorboard: {error}",
             why="TensorBoard is an extra",
-            hint="pip install 'ebmvk[tensorboard]', or leave --tensorboard away: metrics.jsonl has the same numbers",
+            hint="./run setup --extra tensorboard, or pip install 'tensorboard>=2.16', or leave --tensorboard away: "
+            "metrics.jsonl has the same numbers",
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ebmvk import runs
 from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, foreign_tokenizer
@@ -24,7 +24,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.training import checkpoint, hub
 from ebmvk.training.checkpoint import Checkpoint
 
-CONFIG_FILE = "config.toml"
+CONFIG_FILE = runs.CONFIG_FILE
 SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
 _MOST_THREADS = 1 << 12  # more than any machine has processors; a library that is asked for 2^40 crashes
 
@@ -107,16 +107,6 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
             f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
             why="the files changed, or another version of them was found",
             hint="bring the old text back, or start a new run with another --run-dir",
-        )
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises ConfigError when the folder of a new run already holds one."""
-    if checkpoint.step_folders(folder) or (folder / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"--run-dir {folder} already holds a run",
-            why="a new run there would mix its files with the old one's",
-            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
         )
 
 

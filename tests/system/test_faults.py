@@ -26,7 +26,7 @@ from ebmvk.training import checkpoint, loop
 from ebmvk.training.checkpoint import MANIFEST, MODEL
 from ebmvk.training.losses import Losses
 from ebmvk.training.monitor import Monitor
-from ebmvk.training.workspace import refuse_existing
+from ebmvk.runs import refuse_existing
 
 from .conftest import Command, Said, rows
 from .damage import edit

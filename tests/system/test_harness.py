@@ -121,4 +121,4 @@ def test_values_out_of_range_are_refused(bad: dict[str, Any], trained: Path) -> 
 def test_without_the_extra_it_says_what_to_install(ebmvk: Command) -> None:
     said = ebmvk("harness", "--checkpoint", "run", "--tasks", "x")
     assert said.status == 2
-    assert "pip install 'ebmvk[harness]'" in said.err
+    assert "./run setup --extra harness" in said.err

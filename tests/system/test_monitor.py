@@ -309,5 +309,5 @@ def test_a_missing_tensorboard_is_told_before_anything_is_made(
         tensorboard.check_installed()
     said = ebmvk("train", "--size", "nano", "--run-dir", tmp_path / "run", "--tensorboard")
     assert said.status == 2
-    assert "pip install 'ebmvk[tensorboard]'" in said.err
+    assert "./run setup --extra tensorboard" in said.err
     assert not (tmp_path / "run").exists()

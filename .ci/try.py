@@ -1,0 +1,36 @@
+"""Both extensions, imported and tried on a small top-k against numpy in float64. Needs no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ebmvk import _built, _cpu, _vulkan
+
+generator = np.random.default_rng(7)
+queries, points = (generator.normal(size=(rows, 24)).astype(np.float32) for rows in (9, 300))
+scale, bias = np.ones(300, np.float32), np.zeros(300, np.float32)
+exact = queries.astype(np.float64) @ points.astype(np.float64).T
+best = np.argsort(-exact, axis=1)[:, :5]
+
+
+def check(name: str, scores: object, ids: object) -> None:
+    assert (np.asarray(ids) == best).all(), f"{name}: other points than numpy's"
+    difference = np.abs(np.asarray(scores) - np.take_along_axis(exact, best, 1)).max()
+    assert difference < 1e-4, f"{name}: scores differ by {difference}"
+    print(f"{name}: top-k is numpy's, scores differ by {difference:.1e}")
+
+
+assert _built.SIMD, "built without SIMD"
+assert not _built.VULKAN_LEFT_OUT, _built.VULKAN_LEFT_OUT
+scores, ids, _ = _cpu.topk(queries, points, 5, scale, bias, None)
+check(f"_cpu ({', '.join(_cpu.targets())})", scores, ids)
+
+usable = [device for device in _vulkan.devices() if not device.missing]
+assert usable, "no Vulkan device, though a driver is installed"
+options = _vulkan.Options()
+options.validate = True
+engine = _vulkan.Engine(usable[0].index, options)
+scores, ids = engine.topk(queries, engine.points(points, _vulkan.Storage.float32), 5, scale, bias)[:2]
+check(f"_vulkan ({usable[0].name}, under validation)", scores, ids)
+said = engine.take_messages()
+assert not said, "\n".join(said)

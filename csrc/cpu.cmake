@@ -1,0 +1,56 @@
+# The CPU engine, `_cpu`: always built.
+
+# Installs the shared library of an imported target beside the extension, which looks there first. Nothing if it is static.
+function(ebmvk_copy_shared target)
+  get_target_property(library ${target} LOCATION)
+  file(REAL_PATH "${library}" library)
+  get_filename_component(name "${library}" NAME)
+  if(NOT name MATCHES "^(lib[a-z_]+\\.so\\.[0-9]+)")
+    return()
+  endif()
+  install(FILES "${library}" DESTINATION ebmvk RENAME "${CMAKE_MATCH_1}")
+  set_target_properties(_cpu PROPERTIES INSTALL_RPATH "$ORIGIN")
+endfunction()
+
+file(GLOB cpu_sources CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/csrc/cpu_*.cpp ${PROJECT_SOURCE_DIR}/csrc/thread_pool.cpp ${PROJECT_SOURCE_DIR}/csrc/bind_cpu.cpp)
+pybind11_add_module(_cpu MODULE ${cpu_sources})
+target_include_directories(_cpu PRIVATE ${PROJECT_SOURCE_DIR}/csrc)  # Highway includes each source again, by name
+target_link_libraries(_cpu PRIVATE ebmvk_warnings Threads::Threads)
+
+# A static Highway goes into the extension. A shared one is copied beside it, so that a wheel needs none on its machine.
+set(highway_found FALSE)
+if(EBMVK_HIGHWAY)
+  find_path(HWY_INCLUDE_DIR hwy/highway.h)
+  find_library(HWY_STATIC_LIBRARY "${CMAKE_STATIC_LIBRARY_PREFIX}hwy${CMAKE_STATIC_LIBRARY_SUFFIX}")
+  if(NOT HWY_STATIC_LIBRARY)
+    find_package(hwy CONFIG QUIET)
+  endif()
+  if(TARGET hwy::hwy)
+    set(highway_target hwy::hwy)
+    set(highway_found TRUE)
+  else()
+    if(HWY_STATIC_LIBRARY)
+      set(HWY_LIBRARY "${HWY_STATIC_LIBRARY}")
+    else()
+      find_library(HWY_LIBRARY hwy)
+    endif()
+    if(HWY_INCLUDE_DIR AND HWY_LIBRARY)
+      add_library(ebmvk_hwy UNKNOWN IMPORTED)
+      set_target_properties(ebmvk_hwy PROPERTIES
+        IMPORTED_LOCATION "${HWY_LIBRARY}" INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${HWY_INCLUDE_DIR}")
+      set(highway_target ebmvk_hwy)
+      set(highway_found TRUE)
+    endif()
+  endif()
+endif()
+if(highway_found)
+  target_link_libraries(_cpu PRIVATE ${highway_target})
+  target_compile_definitions(_cpu PRIVATE EBMVK_HAVE_HIGHWAY=1)
+  message(STATUS "ebmvk: _cpu uses Highway for SIMD, chosen for the processor at run time")
+  ebmvk_copy_shared(${highway_target})
+elseif(EBMVK_HIGHWAY)
+  message(STATUS "ebmvk: _cpu is built without Highway, plain loops for the compiler's baseline processor; "
+    "to have it: apt install libhwy-dev")
+endif()
+install(TARGETS _cpu DESTINATION ebmvk)

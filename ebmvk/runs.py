@@ -1,0 +1,41 @@
+"""Run folders, as far as the names of files tell. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ebmvk.errors import ConfigError
+
+RUNS = Path("runs")
+NEWEST = "newest"
+"""What stands for the newest run in RUNS, if there is no folder of this name."""
+CONFIG_FILE = "config.toml"
+
+
+def newest(flag: str, *, trained: bool = False) -> Path:
+    """The run in RUNS whose settings were written last. trained: only of runs that have a checkpoint.
+
+    Raises:
+        ConfigError: there is none; the message names the flag.
+    """
+    found = [path.parent for path in RUNS.glob(f"*/{CONFIG_FILE}") if not trained or has_checkpoint(path.parent)]
+    if not found:
+        what = "run with a checkpoint" if trained else "run"
+        raise ConfigError(f"{flag}: there is no {what} in {RUNS}/", hint=f"name one: {flag} PATH")
+    return max(found, key=lambda path: (path / CONFIG_FILE).stat().st_mtime)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether it is a run folder with at least one checkpoint, be it damaged."""
+    return any(path.is_dir() for path in folder.glob("checkpoints/step-*"))
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises ConfigError when the folder of a new run already holds one."""
+    if (folder / CONFIG_FILE).exists() or has_checkpoint(folder):
+        raise ConfigError(
+            f"--run-dir {folder} already holds a run",
+            why="a new run there would mix its files with the old one's",
+            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
+        )
