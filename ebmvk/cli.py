@@ -37,7 +37,7 @@ COMMANDS = {
     "init-tokenizer": "a tokenizer of one's own, for --tokenizer FILE",
     "sweep": "a table of training runs with verdicts, resumable and parallel, and a search beyond it",
     "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
-    "certify": "are the samplers right? ten tests with p-values, and broken samplers that they must catch",
+    "certify": "are the samplers right? twelve tests with p-values, and broken samplers that they must catch",
     "diagnose": "what is well with a checkpoint, what is not, and what to do about it; several side by side",
     "generate": "write text by annealed Langevin sampling, or by exact sampling",
     "export": "a checkpoint as a folder laid out as model hubs have them, with a card of exact figures",

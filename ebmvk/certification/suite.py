@@ -53,6 +53,7 @@ CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
 MIXING: dict[str, LawTest] = {
     "10 operations": lambda backend, _, seed: agreement.operations(backend, seed),
     "12 exact samples": exact.samples,
+    "12 normaliser": lambda backend, *_: exact.normaliser(backend),
     "7 block Gibbs": mixtures.gibbs,
     "7 tempering": mixtures.replicas,
 }
@@ -68,7 +69,7 @@ SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
     "points rounded to float16": (MIXING["10 operations"], "float64 reference, energies and scores"),
     "rest mass times e^-.2": (tokens.exact_made_up, "exact states, all contexts: rest"),
     "log C times 1.05": (tokens.exact_made_up, "exact states, all contexts: rest"),
-    "log C of d + 1": (tokens.exact_made_up, "exact states, all contexts: rest"),
+    "log C of d + 1": (MIXING["12 normaliser"], "normaliser"),
     "decoding at the last level but one": (tokens.identity_made_up, "tokens, all contexts: concentration"),
     "a candidate twice": (tokens.exact_made_up, "exact states, all contexts"),
     "decoder with the numbers of x": (tokens.exact_made_up, "exact states, all contexts"),

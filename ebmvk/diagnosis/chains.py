@@ -44,6 +44,7 @@ def denoising(subject: Subject) -> Row | Absent:
 def langevin(subject: Subject) -> Row | Absent:
     """Each sampler on contexts that span the entropies: its diagnostics, and its tokens against p(v|c).
 
+    p: of chi^2; bound: an upper bound (99 %) of the total variation between the law of the tokens and p(v|c).
     ok: no chi^2 p-value of a sampler is below FAMILY_LEVEL shared by its contexts; None where the run's own temperature
     is another than 1, whose chains do not have the law p(v|c).
     """
@@ -76,8 +77,8 @@ def _sampled(subject: Subject, contexts: Contexts, name: StateSampler, temperatu
         tokens = states.tokens(query, log_p, seed=subject.seed + i, first_chain=0)
         p = contexts.log_p[i].double().exp()
         counts = torch.bincount(tokens, minlength=len(p))
-        excess = statistics.total_variation(counts, p) - statistics.expected_total_variation(p / p.sum(), n)
-        tested = statistics.counts_test(counts, p)
-        rows.append({"label": label, "entropy": float(contexts.entropy[i]), "p": tested.p, "excess": excess})
+        found = statistics.fit(counts, p)
+        entropy = float(contexts.entropy[i])
+        rows.append({"label": label, "entropy": entropy, "p": found.p, "bound": found.distance()})
     ok = min(row["p"] for row in rows) >= FAMILY_LEVEL / len(rows) if temperature == 1 else None
     return {"sampler": name, "each": n, "ok": ok, "contexts": rows, "rates": health.mixing(), **health.record()}

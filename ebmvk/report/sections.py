@@ -175,7 +175,7 @@ def _langevin(found: Row) -> Section:
         (
             own["sampler"], f"{own['each']:,} × {len(own['contexts'])}", words[own["ok"]],
             number(min(row["p"] for row in own["contexts"]), ".2g"),
-            number(max(row["excess"] for row in own["contexts"]), "+z.4f"),
+            number(max(row["bound"] for row in own["contexts"]), ".4f"),
             number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
             number(own.get("tangency"), ".1e"),
             ", ".join(number(rate, ".2f") for rate in own["rates"]) or DASH,
@@ -183,14 +183,14 @@ def _langevin(found: Row) -> Section:
         for own in samplers
     ]  # fmt: skip
     head = (
-        "sampler", "chains", "tokens", "least p", "largest excess of TV", "kinetic temperature", "accepted",
+        "sampler", "chains", "tokens", "least p", "TV at most (99 %)", "kinetic temperature", "accepted",
         "off the sphere", "exchanged or moved",
     )  # fmt: skip
     each = [
-        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["excess"], "+z.4f"))
+        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["bound"], ".4f"))
         for row in samplers[0]["contexts"]
     ]
-    contexts = Table((f"context of {samplers[0]['sampler']}", "entropy, nats", "p", "excess of TV"), each)
+    contexts = Table((f"context of {samplers[0]['sampler']}", "entropy, nats", "p", "TV at most (99 %)"), each)
     return Section("langevin", TITLES["langevin"], note, [Table(head, rows), contexts])
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from laws_support import ALPHA
+from torch import Tensor
 
-from ebmvk.certification import agreement, dynamics, laws, mixtures, suite, tokens
+from ebmvk.certification import agreement, dynamics, laws, mixtures, noise, suite, tokens
 from ebmvk.certification.chains import Run, Task, engine_sampler, onward, uniform_start, vmf_target
+from ebmvk.certification.liars import Liar, lying
 from ebmvk.certification.mutants import Mutant, Plain
 from ebmvk.certification.results import Bench, Findings, Sizes
 from ebmvk.engine.api import Backend, LangevinResult
@@ -117,7 +119,10 @@ def test_tokens_follow_their_law(backend: Backend) -> None:
     sizes = CPU if backend.name == "cpu" else SLOW
     findings = tokens.identity(backend, contexts, sizes, SEED)
     assert _failed(findings) == []
-    assert all("200 steps" in check.detail for check in findings.checks)
+    assert [
+        check.name for check in findings.checks if "context " in check.name and "200 steps" not in check.detail
+    ] == []
+    assert _failed(tokens.exact(backend, contexts, replace(sizes, chains=sizes.token_chains), SEED)) == []
 
 
 class Sluggish(Reference):
@@ -136,6 +141,43 @@ def test_too_few_steps_are_doubled_and_then_fail(monkeypatch: pytest.MonkeyPatch
     worst = found.checks[1]
     assert not worst.ok(ALPHA)
     assert all(f"with {steps}" in worst.detail for steps in (200, 400, 800))
+
+
+class Counting(Liar):
+    """Counts steps of chains."""
+
+    work = 0
+
+    def langevin(self, x: Tensor, *args: Any, **more: Any) -> LangevinResult:
+        self.work += len(x) * sum(args[-1].steps)
+        found: LangevinResult = self._own.langevin(x, *args, **more)
+        return found
+
+
+def test_a_clearly_wrong_law_takes_less_work_than_a_right_one(cpu: Backend) -> None:
+    """A tenth of the chains tells; and only the first context that fails is tried with up to 3,200 steps."""
+    contexts, sizes = tokens.synthetic(16, SEED, count=8), replace(CPU, token_chains=4000)
+    work = {}
+    for lie in (None, "a candidate twice"):
+        with lying(lie):
+            counting = Counting(cpu, None)
+            findings = tokens.identity(cast("Backend", counting), contexts, sizes, SEED)
+        work[lie] = counting.work
+        assert (_failed(findings) == []) == (lie is None)
+    assert work[None] == 8 * 4000 * 200
+    assert work["a candidate twice"] < work[None]
+
+
+def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
+    """Noise that repeats in a part of a counter only."""
+    sample = engine_sampler(cpu)
+    for name, wrong in {
+        "noise of steps": lambda task: replace(task, first_step=task.first_step % 50_000),
+        "noise of chains": lambda task: replace(task, first_chain=task.first_chain & 0xFFFFFF),
+        "noise of seeds": lambda task: replace(task, seed=task.seed & 0xFFFFFFFF),
+    }.items():
+        findings = noise.independent_noise(Bench(lambda task, wrong=wrong: sample(wrong(task)), CPU, SEED))
+        assert _failed(findings) == [name]
 
 
 def test_a_failing_device_fails_its_test() -> None:

@@ -24,7 +24,9 @@ from ebmvk.model.mixing import block_gibbs, tempering
 from ebmvk.sphere.geometry import projx
 
 D, VOCABULARY, K = 24, 200, 16
-CPU, SLOW = (Sizes(n, 0, looks=0, long_chains=0, long_steps=0, token_chains=0, token_dimension=0) for n in (1000, 200))
+CPU, SLOW = (
+    Sizes(n, 200, looks=0, long_chains=0, long_steps=0, token_chains=0, token_dimension=0) for n in (1000, 200)
+)
 
 
 def _context(exponent: float, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -95,7 +97,7 @@ def test_neighbourhoods_split_the_vocabulary(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", suite.MIXING)
-def test_every_backend_has_the_weights_of_a_mixture(name: str, backend: Backend) -> None:
+def test_every_backend_passes(name: str, backend: Backend) -> None:
     findings = suite.MIXING[name](backend, CPU if backend.name == "cpu" else SLOW, 1)
     assert [check.name for check in findings.checks if not check.ok(ALPHA)] == []
 
@@ -173,7 +175,7 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["gibbs", "tempering", "coarse"])
 def test_tokens_in_256_dimensions_long(name: str, cpu: Backend) -> None:
-    """n = 20,000 at d = 256, V = 1000, K = 64: total variation within .02 of that of true draws."""
+    """n = 20,000 at d = 256, V = 1000, K = 64: by chi^2, and total variation at most .05 (99 %)."""
     g = torch.Generator().manual_seed(2)
     mu = projx(torch.randn(1000, 256, generator=g))
     row = torch.log_softmax(-1.3 * torch.arange(1, 1001).log(), 0)
@@ -187,6 +189,6 @@ def test_tokens_in_256_dimensions_long(name: str, cpu: Backend) -> None:
             continue
         state = block_gibbs(law, mu, **where) if name == "gibbs" else tempering(law, **where)
         parts.append(law.decode(state.x, state.kappa, log_p, seed=4, first_chain=first))
-    p = row.double().exp()
-    found = statistics.total_variation(torch.bincount(torch.cat(parts), minlength=1000), p / p.sum())
-    assert found - statistics.expected_total_variation(p / p.sum(), 20_000) <= 0.02
+    found = statistics.fit(torch.bincount(torch.cat(parts), minlength=1000), row.exp())
+    assert found.p > ALPHA
+    assert found.distance() <= max(0.05, found.excluded(ALPHA))

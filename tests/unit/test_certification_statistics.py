@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -17,6 +18,7 @@ from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import sample_vmf
 
 REPEATS = 300
+MIX = torch.tensor([[1.0, 0.5, 0, 0], [0, 1, 0.5, 0], [0, 0, 1, 0.5], [0, 0, 0, 1]])
 LAW = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
 
 
@@ -40,6 +42,7 @@ TRUE = {
     "cosine": lambda g: statistics.cosine_test(_cosines(g), 8, 8.0),
     "counts": lambda g: statistics.counts_test(_counts(g), LAW),
     "same law": lambda g: statistics.same_law_test(_counts(g), _counts(g, n=1500)),
+    "known mean": lambda g: statistics.known_mean_test(torch.randn(500, 4, generator=g) @ MIX + 1, torch.ones(4)),
 }
 OFF = torch.tensor([0.3, 0.4, 0.15, 0.1, 0.05])
 FALSE = {
@@ -50,6 +53,7 @@ FALSE = {
     "cosine": lambda g: statistics.cosine_test(_cosines(g, 10.0), 8, 8.0),
     "counts": lambda g: statistics.counts_test(_counts(g, OFF), LAW),
     "same law": lambda g: statistics.same_law_test(_counts(g, n=3000), _counts(g, OFF, n=6000)),
+    "known mean": lambda g: statistics.known_mean_test(torch.randn(500, 4, generator=g) @ MIX + 1.3, torch.ones(4)),
 }
 
 
@@ -108,6 +112,112 @@ def test_total_variation_of_true_draws() -> None:
     assert float(values.mean()) == pytest.approx(statistics.expected_total_variation(p, n), abs=5 * spread / 200**0.5)
 
 
+def _zipf(exponent: float, tokens: int = 512) -> torch.Tensor:
+    return torch.softmax(-exponent * torch.arange(1.0, tokens + 1).log(), 0).double()
+
+
+def _away(p: torch.Tensor, distance: float, g: torch.Generator) -> torch.Tensor:
+    """A law at that total variation: half of the tokens, at random, more likely by one factor, the others less; of a
+    peaked law, some of the first token's mass is the second one's."""
+    if p[0] > 0.5:
+        return p + distance * (torch.eye(len(p))[1] - torch.eye(len(p))[0]).double()
+    q = p * (1 + distance * torch.sign(torch.randn(len(p), generator=g)).double())
+    gap = q / q.sum() - p
+    return p + gap * distance / (gap.abs().sum() / 2)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.95, 1.36, 3.65])
+def test_a_total_variation_of_a_twentieth_fails(exponent: float) -> None:
+    """25,000 draws, as the full suite has, of laws of 512 tokens and entropies of .4 to 6.2 nats. Total variation less
+    its mean under the law would call it .01 to .03, within a bound of .02 or little beyond."""
+    g, p = torch.Generator().manual_seed(3), _zipf(exponent)
+    for _ in range(20):
+        found = statistics.fit(_counts(g, _away(p, 0.05, g), 25_000), p)
+        assert found.p < 1e-4
+        assert found.distance() >= 0.05
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.95, 1.36, 3.65])
+def test_true_draws_pass(exponent: float) -> None:
+    """200 samples: p-values of an allowed family, and bounds that stay within what the suite allows."""
+    g, p = torch.Generator().manual_seed(4), _zipf(exponent)
+    found = [statistics.fit(_counts(g, p, 25_000), p) for _ in range(200)]
+    assert min(one.p for one in found) > 1e-5  # the level of a context
+    assert sum(one.p < 0.05 for one in found) < 25  # 10 of 200 are expected
+    assert max(one.distance() for one in found) <= found[0].excluded(1e-5) <= 0.05
+
+
+def test_upper_bounds_cover() -> None:
+    """The bound lies below the true distance in at most 1 % of all samples, even where it is sharpest."""
+    g, p = torch.Generator().manual_seed(6), torch.full((128,), 1 / 128, dtype=torch.float64)
+    q = p * (1 + 0.06 * torch.tensor([1.0, -1.0]).repeat(64).double())
+    low = sum(statistics.fit(_counts(g, q, 4000), p).distance() < 0.03 for _ in range(400))
+    assert low <= 12  # 4 are expected, and 12 or more with probability 1e-3
+
+
+@pytest.mark.parametrize("expected", [5.0, 8.0, 20.0])
+@pytest.mark.parametrize("level", [1e-3, 1e-5])
+def test_rare_cells_raise_no_false_alarm(expected: float, level: float) -> None:
+    """Two cells: the chance of p < level by enumeration. By chi^2 alone it is up to 20 times the level."""
+    n = 1000
+    p = torch.tensor([expected / n, 1 - expected / n], dtype=torch.float64)
+    alarms = 0.0
+    for seen in range(200):
+        if statistics.fit(torch.tensor([seen, n - seen]), p).p < level:
+            alarms += float(stats.binom.pmf(seen, n, expected / n))
+    assert 0 < alarms <= level
+
+
+def test_fits_add_up() -> None:
+    g = torch.Generator().manual_seed(7)
+    laws = [_zipf(exponent) for exponent in (0.5, 1.0, 2.0)]
+    values = []
+    for _ in range(200):
+        one, *more = (statistics.fit(_counts(g, p, 2000), p) for p in laws)
+        values.append(sum(more, one).p)
+    assert stats.kstest(values, "uniform").pvalue > 1e-3
+
+
+def test_a_tail_of_rare_tokens_is_looked_into() -> None:
+    """A tenth of the mass on 2,000 tokens, the less likely half of which never occurs."""
+    g = torch.Generator().manual_seed(8)
+    tail = 0.1 * torch.linspace(1.2, 0.8, 2000).double() / 2000
+    p = torch.cat((torch.full((10,), 0.09, dtype=torch.float64), tail))
+    q = p.clone()
+    q[1010:] = 0
+    q[10:1010] *= 0.1 / q[10:1010].sum()
+    assert statistics.fit(_counts(g, q, 20_000), p).p < 1e-10
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.02])
+def test_slack_is_allowed_and_no_more(slack: float) -> None:
+    """p^s of a Zipf law, by `tilt_test`, and a ratio of means, by `ratio_test`."""
+    p = _zipf(1.0)
+    log_p, n = p.log(), 200_000
+    mean = float((p * log_p).sum())
+    variance = n * float((p * (log_p - mean).square()).sum())
+    found = []
+    for s in (1.0, 1.0 + slack * 0.9, 1.0 + slack + 0.03):
+        g = torch.Generator().manual_seed(1)
+        drawn = torch.multinomial((s * log_p).softmax(0), n, replacement=True, generator=g)
+        found.append(statistics.tilt_test(float((log_p[drawn] - mean).sum()), variance, slack).p)
+    assert min(found[:2]) > 1e-3
+    assert found[2] < 1e-5
+    g = torch.Generator().manual_seed(2)
+    below = 1 + torch.randn(20_000, generator=g).square()
+    assert statistics.ratio_test(torch.randn(20_000, generator=g) * below, below, slack).p > 1e-3
+    assert statistics.ratio_test(torch.randn(20_000, generator=g) + (slack + 0.05) * below, below, slack).p < 1e-5
+
+
+def test_correlations_of_a_few_pairs_are_seen() -> None:
+    g = torch.Generator().manual_seed(9)
+    noise = [torch.randn(8, 256, generator=g) for _ in range(40)]
+    pairs = [(noise[0], other) for other in noise[1:]]
+    assert statistics.uncorrelated_test(pairs).p > 1e-3
+    assert statistics.uncorrelated_test([*pairs, (noise[0], noise[0])]).p < 1e-10
+    assert statistics.uncorrelated_test([*pairs, (noise[0], -0.3 * noise[0] + noise[1])]).p < 1e-10
+
+
 def test_rare_cells_are_pooled() -> None:
     p = torch.cat((torch.tensor([0.5, 0.4]), torch.full((100,), 0.001)))
     counts = torch.cat((torch.tensor([500, 400]), torch.ones(100, dtype=torch.int64)))
@@ -126,3 +236,8 @@ def test_verdicts() -> None:
     assert by_p(4, "a", "b", 1, "z", Evidence(3.0, 0.003)).ok(1e-5)
     assert not by_p(4, "a", "b", 1, "z", Evidence(5.0, 1e-7)).ok(1e-5)
     assert not by_p(4, "a", "b", 1, "z", Evidence(math.nan, math.nan)).ok(1e-5)
+    both = Check(8, "a", "b", 1, 0.04, "TV bound", p=0.1, high=0.05)  # a p-value and a bound
+    assert both.ok(1e-5)
+    assert not dataclasses.replace(both, p=1e-7).ok(1e-5)
+    assert not dataclasses.replace(both, statistic=0.06).ok(1e-5)
+    assert not dataclasses.replace(both, statistic=math.nan).ok(1e-5)
