@@ -105,7 +105,8 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
     latent = _series(history.evals, "langevin", "energy")
     energies += [Curve("of Langevin states, E(x|c)", *latent, dots=True, colour=1)] if latent[0] else []
     if energies[0].x:
-        note = "mean energy on validation: of the true next tokens, and of states where the chains end"
+        of_states = ", and of states where the chains end" if latent[0] else ""
+        note = f"mean energy on validation: of the true next tokens{of_states}"
         yield from _plot("Energy", note, energies, ylabel="nats")
     yield from _part_plots(history)
     yield from _splat_plots(history)
@@ -233,7 +234,10 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("corpus", facts["corpus"]["reason"]),
         ("training text", f"{text['tokens']:,} tokens, {text['words']:,} words, {text['bytes']:,} bytes"),
         ("engine", facts["device"]),
-        ("trunk", f"torch {facts['torch']} on {facts['torch_device']}, {facts['threads']} threads"),
+        (
+            "trunk",
+            f"torch {facts['torch']} on {facts['torch_device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}",
+        ),
         ("platform", facts["platform"]),
         ("ebmvk", facts["ebmvk"]),
         ("begun", facts["time"]),

@@ -157,7 +157,7 @@ def heat_maps(
             cells[0].set_ylabel(label, fontsize=8)
         if told:
             figure.supxlabel("\n".join(told), x=0.01, ha="left", fontsize=8, color=INK)
-        return svg_of(figure, name, most=1.6)
+        return svg_of(figure, name, least=1.35, most=1.6)  # their text is small
 
 
 def _numbered(tokens: Sequence[str], width: int) -> list[str]:
@@ -211,15 +211,15 @@ def _log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def svg_of(figure: Figure, name: str, most: float | None = None) -> str:
-    """The figure as an <svg> element for a page, as wide as its place. name: for readers that can't see it; most:
-    pixels that a point has at most."""
+def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None = None) -> str:
+    """The figure as an <svg> element for a page, as wide as its place. name: for readers that can't see it; least,
+    most: pixels that a point has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), name, most)
+    return _inline(buffer.getvalue(), name, least, most)
 
 
-def _inline(svg: str, name: str, most: float | None) -> str:
+def _inline(svg: str, name: str, least: float, most: float | None) -> str:
     """The <svg> element alone, scaling with the page, in the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
@@ -231,5 +231,5 @@ def _inline(svg: str, name: str, most: float | None) -> str:
     assert size is not None  # matplotlib writes one
     wide = float(size[1])
     limit = f";max-width:{most * wide:.0f}px" if most else ""
-    style = f'style="min-width:{LEGIBLE * wide:.0f}px{limit}"'
+    style = f'style="min-width:{least * wide:.0f}px{limit}"'
     return f'<svg {size[0]} {style} role="img" aria-label="{escape(name)}">{svg[svg.index(">") + 1 :]}'

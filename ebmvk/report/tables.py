@@ -56,10 +56,15 @@ def number(value: float | None, form: str = ".4f") -> str:
     if form.endswith("f") and abs(value) >= HUGE:
         sign = "+" if "+" in form else ""
         digits, _, exponent = f"{value:{sign}.2e}".partition("e")
-        return f"{digits}e{int(exponent)}".replace("-", "−")
+        return _signed(f"{digits}e{int(exponent)}")
     fixed = form[-1:] in "f%" and "z" not in form  # z: a zero that lost its digits loses its minus, too
     sign, rest = (form[0], form[1:]) if form[:1] in ("+", "-", " ") else ("", form)
-    return format(value, f"{sign}z{rest}" if fixed else form).replace("-", "−")
+    return _signed(format(value, f"{sign}z{rest}" if fixed else form))
+
+
+def _signed(text: str) -> str:
+    """With a true minus sign in front; that of an exponent stays, so that a number can be copied."""
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from ebmvk import cli
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
+from ebmvk.training.run import sample
 from ebmvk.training.workspace import open_run
 
 from .conftest import Command, Page, rows
@@ -323,7 +325,9 @@ def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
         said = ebmvk("generate", "--checkpoint", trained, "--seed", 3, "-hola")
         assert (said.status, "--seed=-hola" in said.err) == (2, False)  # it has its value
     else:
-        assert [line[:5] for line in said.out.splitlines()] == ["-hola", "the c"]
+        told = said.out.splitlines()
+        assert [line[:6] for line in told if line.startswith("--- ")] == ["--- 1:", "--- 2:"]
+        assert [told[1][:5], told[told.index("") + 2][:5]] == ["-hola", "the c"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["--prompt", "--seed", "--stop"]), st.lists(st.sampled_from("abc")))))
@@ -394,3 +398,54 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
     counts = rows(run, "end")[0]["counts"]
     assert all(counts[op]["dispatches"] > 0 for op in ("topk", "energy_score", "langevin")), counts
     assert "vulkan" in rows(run, "start")[0]["device"]
+
+
+# ---- the end of a run, and what parts texts from each other ---------------------------------------------------------
+
+
+def test_a_run_ends_with_a_text_a_comparison_and_commands_that_work(
+    ebmvk: Command, train: Command, tmp_path: Path, device: str
+) -> None:
+    run = tmp_path / "a run"
+    said = train(run, "--no-enable-soc")
+    told = said.out.splitlines()
+    newest = (run / "samples.txt").read_text(encoding="utf-8").split("--- step 8, sample 1")[1].split("--- step 8")[0]
+    written = newest.split("\n", 1)[1].strip()
+    assert f"it writes   {written}" in said.out
+    assert len([line for line in told if "the trigram" in line and line.startswith("compared")]) == 1
+    commands = [shlex.split(line.partition("python -m ")[2], comments=True) for line in told[-3:]]
+    assert [words[0] for words in commands] == ["ebmvk.generate", "ebmvk.evaluate", "ebmvk.diagnose"]
+    for name, *args in commands:
+        found = ebmvk(name.removeprefix("ebmvk."), *args, "--device", device, *(("--quick",) if "diag" in name else ()))
+        assert found.status == 0, found.err
+    assert (run / "diagnosis.html").is_file()
+
+
+def test_quiet_ends_with_paths_only_and_a_sample_cannot_steer_the_terminal(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = train(run, "--no-enable-soc", "--quiet", "--steps", 2)
+    assert said.out.splitlines() == [f"run folder  {run}", f"report      {run / 'report.html'}"]
+    assert sample(tmp_path) == ""
+    (tmp_path / "samples.txt").write_text(
+        "--- step 1, sample 1, exact\nold\n\n--- step 2, sample 1, exact\nred \x1b[31m\nline\n\n--- step 2, sample 2\nb"
+    )
+    assert sample(tmp_path) == "red \\x1b[31m\nline"
+
+
+def test_a_rehearsal_says_that_its_folder_is_not_made(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--dry-run", "--device", "cpu")
+    assert f"run folder  {run} (--dry-run: it is not made)" in said.out
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_texts_of_several_prompts_are_parted_on_the_stream_they_are_written_to(
+    stream: tuple[str, ...], ebmvk: Command, trained: Path, device: str
+) -> None:
+    args = ("--checkpoint", trained, "--max-tokens", 4, "--device", device, "--sampler", "exact", *stream)
+    one = ebmvk("generate", *args, "--prompt", "The cat", "--quiet").out
+    both = ebmvk("generate", *args, "--prompt", "The cat", "She").out
+    assert both.startswith(f"--- 1: 'The cat'\n{one}\n--- 2: 'She'\nShe")
+    quiet = ebmvk("generate", *args, "--prompt", "The cat", "She", "--quiet").out
+    assert quiet.startswith(f"{one}\nShe")

@@ -40,7 +40,7 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {r["experiment"]: r["verdict"] for r in sweep.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
     assert said == {
         "a": "the base",
-        "b": "better than the first (-0.100 nats); best",
+        "b": "better than the first (−0.100 nats); best",
         "c": "no different than the first (+0.004 nats)",
         "d": "worse than the first (+0.200 nats); overfits: more dropout or fewer epochs",
     }
