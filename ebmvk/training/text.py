@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ebmvk.config import Config, DataConfig
 from ebmvk.data.datasets import BUILTIN, FETCHABLE, Corpus, resolve
 from ebmvk.data.files import Reading, shown
-from ebmvk.data.windows import encode_split
 from ebmvk.errors import CheckpointError, DataError
-from ebmvk.training.workspace import OpenRun, digest
+
+if TYPE_CHECKING:  # torch takes seconds, and a text that cannot be read is said before
+    from ebmvk.training.workspace import OpenRun
 
 
 def reading_of(data: DataConfig) -> Reading:
@@ -81,6 +82,9 @@ def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
     if isinstance(saved, dict) and saved:
         return Comparison(saved.get(split) == corpus.digest(split), TEXT)
     if "train" in state:
+        from ebmvk.data.windows import encode_split
+        from ebmvk.training.workspace import digest
+
         return Comparison(digest(encode_split(corpus, "train", run.tokenizer)) == state["train"], TOKENS)
     return Comparison(None, NOTHING)
 
