@@ -262,7 +262,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
             if isinstance(value, list) and all(type(v) in (int, float) for v in value):
                 return tuple(float(v) for v in value)
         elif option is Path and isinstance(value, str):
-            return Path(value)
+            return Path(value).expanduser()
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif type(value) is option:

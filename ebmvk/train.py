@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
     command: its name; stage: {field: value} that are defaults of this command, over those of the size.
     """
-    args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
+    args = cli.fill_optional(cli.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 

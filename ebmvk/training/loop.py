@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebmvk import terminal
 from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream
@@ -31,6 +32,7 @@ from ebmvk.errors import (
     NonFinite,
     OutOfMemory,
     RankLost,
+    StorageError,
 )
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
@@ -246,7 +248,7 @@ class Trainer:
         self._interruption = _Interruption()
         self.progress = Progress()
         self._text = digest(streams.train)
-        self._first_batch = 0
+        self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
@@ -267,7 +269,7 @@ class Trainer:
             )
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
-        self.progress = progress
+        self.progress, self._saved = progress, progress.step
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
@@ -314,6 +316,7 @@ class Trainer:
         path = checkpoint.save(
             self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc, keep=keep
         )
+        self._saved = self.progress.step
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
@@ -340,27 +343,50 @@ class Trainer:
         """Train to the configured step; stop earlier after `stop_after` steps, or when interrupted, with a checkpoint.
 
         Raises:
-            NonFinite: before the weights are touched. StorageError: the previous checkpoint is intact.
+            NonFinite: before the weights are touched. StorageError: something could not be written; the last
+                checkpoint is of the last step where that could be.
         """
+        with self._interruption as interruption:
+            try:
+                outcome = self._run(interruption, stop_after)
+            except (StorageError, OSError) as error:  # steps must not be lost to what only tells of them
+                raise self._kept(error) from error
+        return "interrupted" if interruption.came else outcome
+
+    def _kept(self, error: StorageError | OSError) -> StorageError:
+        """What to raise where something could not be written; the steps are saved, if they can be."""
+        typed = isinstance(error, StorageError)
+        what, why = (error.what, error.why) if isinstance(error, StorageError) else (str(error), "")
+        try:
+            if self.progress.step != self._saved:
+                self.save()
+            what += f"; the run is saved as it was after step {self.progress.step}"
+        except StorageError:
+            saved = f"that of step {self._saved} is the newest" if self._saved else "there is none"
+            what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
+        own = f"{error.hint}; " if typed and "--resume" not in error.hint else ""
+        again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
+        return StorageError(what, why=why, hint=f"{own or 'free some space, '}then {again}")
+
+    def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        with self._interruption as interruption:
-            if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+        if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+            self.save()
+        while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
+            self.step()
+            done = self.progress.step
+            improved = self._evaluate_if_due(interruption)
+            if interruption.came:
+                outcome = "interrupted"
+            elif stop_after is not None and done - first >= stop_after and done < total:
+                outcome = "stopped"
+            if improved or outcome != "finished" or self._ends(done) or self._save_due():
                 self.save()
-            while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
-                self.step()
-                done = self.progress.step
-                improved = self._evaluate_if_due(interruption)
-                if interruption.came:
-                    outcome = "interrupted"
-                elif stop_after is not None and done - first >= stop_after and done < total:
-                    outcome = "stopped"
-                if improved or outcome != "finished" or self._ends(done) or self._save_due():
-                    self.save()
-            if outcome == "finished" and not interruption.came:
-                with interruption.at_once():
-                    self._finish()
-        return "interrupted" if interruption.came else outcome
+        if outcome == "finished" and not interruption.came:
+            with interruption.at_once():
+                self._finish()
+        return outcome
 
     def _evaluate_if_due(self, interruption: _Interruption) -> bool:
         """Evaluate where this step asks for it; True if it is the best so far. Ctrl-C ends it undone."""
@@ -371,6 +397,8 @@ class Trainer:
             try:
                 with interruption.at_once():
                     improved = self.evaluate()
+            except StorageError:
+                raise  # `run` saves
             except EbmvkError:
                 self.save()  # steps must not be lost to what only looks at them
                 raise
@@ -620,27 +648,33 @@ def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
 
 
 class _Interruption:
-    """Ctrl-C and SIGTERM while it is entered: the first is remembered, a second one ends the program.
+    """Ctrl-C, SIGTERM and SIGHUP while it is entered: the first is remembered, a second one ends the program.
 
-    A step is finished first, so that the run can be saved as it then is; within `at_once`, where nothing is lost by
-    stopping, the first one ends the block.
+    A terminal that is closed sends SIGHUP, mostly twice; then nothing more is written to it. A step is finished first,
+    so that the run can be saved as it then is; within `at_once`, where nothing is lost by stopping, the first one ends
+    the block.
     """
 
     def __init__(self) -> None:
         self.came = False
         self._at_once = False
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> _Interruption:
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = terminal.terminals()  # once it is closed, nothing tells that it was one
+        self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, _number: int, _frame: FrameType | None) -> None:
-        again, self.came = self.came, True
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        hung_up = number not in (signal.SIGINT, signal.SIGTERM)
+        if hung_up:
+            terminal.let_go_of(self._terminals)
+        again, self.came = self.came and not hung_up, True
         if again or self._at_once:
             raise KeyboardInterrupt
 
