@@ -262,7 +262,7 @@ def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given:
     sources.update(dict.fromkeys(given, "flag"))
     if ended_early(folder):
         return Job(config, sources, folder, corpus, again=True)
-    return Job(config, sources, folder, corpus, at or folder)
+    return Job(config, sources, folder, corpus, at or folder, before=old)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from ebmvk.errors import (
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
+from ebmvk.report.metrics import read_history
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
@@ -62,7 +63,8 @@ class Progress:
     """Where a run is: what a checkpoint stores beside weights and optimiser.
 
     step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
-    best_*: of the evaluations, nats per token over best_tokens tokens.
+    best_*: of the evaluations, nats per token over best_tokens tokens; since_best: evaluations after it, none of which
+    was better. None in a checkpoint of an earlier version, which did not count them.
     """
 
     step: int = 0
@@ -73,6 +75,7 @@ class Progress:
     best_step: int | None = None
     best_nats: float | None = None
     best_tokens: int | None = None
+    since_best: int | None = None
 
     @classmethod
     def of(cls, found: Checkpoint) -> Progress:
@@ -83,6 +86,7 @@ class Progress:
             counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
             whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
             best = {(int, progress.best_step), (float, progress.best_nats), (int, progress.best_tokens)}
+            best |= {(int, progress.since_best)}
             whole = whole and all(value is None or type(value) is kind for kind, value in best)
             whole = whole and type(progress.seconds) is float
         except TypeError:
@@ -247,7 +251,7 @@ class Trainer:
         )
         self._interruption = _Interruption()
         self.progress = Progress()
-        self._text = digest(streams.train)
+        self._text, self._validation = digest(streams.train), digest(streams.validation)
         self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
@@ -269,13 +273,28 @@ class Trainer:
             )
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
-        self.progress, self._saved = progress, progress.step
+        self.progress, self._saved = self._comparable(found, progress), progress.step
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
         self._first_batch = self.progress.windows // self.config.training.windows_per_step - self.progress.step
         if self.config.run.deterministic:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
+
+    def _comparable(self, found: Checkpoint, progress: Progress) -> Progress:
+        """The progress with what compares with evaluations to come: without the best one where it was of another
+        validation text, and with the number of evaluations since."""
+        if found.state.get("validation", self._validation) != self._validation:
+            self.monitor.say(
+                "validation  its text is not the one that was evaluated before, and losses of two texts do not "
+                "compare: the best checkpoint and --patience begin anew"
+            )
+            return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
+        if progress.best_step is None or progress.since_best is not None:
+            return progress
+        evaluated = {row["step"] for row in read_history(self.folder).evals}
+        since = len([step for step in evaluated if progress.best_step < step <= progress.step])
+        return dataclasses.replace(progress, since_best=since)
 
     def take_over(self, found: Checkpoint) -> list[Path]:
         """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.
@@ -308,6 +327,7 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
             "train": self._text,
+            "validation": self._validation,
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None
@@ -421,7 +441,7 @@ class Trainer:
         training, progress = self.config.training, self.progress
         if not training.patience or progress.evaluated != progress.step or progress.best_step is None:
             return False
-        return progress.step - progress.best_step >= training.patience * self.config.logging.eval_every
+        return (progress.since_best or 0) >= training.patience
 
     def step(self) -> None:
         """One step of the optimiser, recorded.
@@ -563,7 +583,8 @@ class Trainer:
             health = {**health, "splats": self.soc.consolidation.summary(step)}
         counts = counts_record(self.device.backend)
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
-        self.progress = dataclasses.replace(self.progress, evaluated=step)
+        since = 0 if improved else (self.progress.since_best or 0) + 1
+        self.progress = dataclasses.replace(self.progress, evaluated=step, since_best=since)
         if improved:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
