@@ -88,7 +88,11 @@ class Runs:
         begun = (run / "config.toml").is_file()
         new = ("--dataset", self.folder / "text.txt", "--config", self.folder / "nano.toml", "--steps", STEPS)
         args = ("--resume",) if begun else (*new, "--deterministic", "--device", "cpu", *self.flags)
-        with (run.parent / f"{run.name}.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        with (
+            (run.parent / f"{run.name}.log").open("a", encoding="utf-8") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
             return train.main([str(arg) for arg in ("--run-dir", run, *args)])
 
     def was_killed(self, run: Path) -> None:

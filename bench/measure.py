@@ -204,7 +204,7 @@ def commit() -> str | None:
         return os.environ["EBMVK_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+        return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
 

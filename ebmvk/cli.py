@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from ebmvk import __version__, process, runs
+from ebmvk import __version__, process, runs, terminal
 from ebmvk.config import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
@@ -59,6 +59,33 @@ ALIASES = {
     "--ckpt": "--checkpoint",
 }
 """Other names of flags, as the systems that this project implements spell them."""
+PATHS = (
+    *(
+        "--checkpoint",
+        "--run-dir",
+        "--resume",
+        "--config",
+        "--dataset",
+        "--data-dir",
+        "--tokenizer",
+        "--init",
+        "--folder",
+    ),
+    *(
+        "--against",
+        "--judge",
+        "--test-file",
+        "--prompt-file",
+        "--file",
+        "--files",
+        "--input",
+        "--output",
+        "--out",
+        "--to",
+    ),
+    *("--json", "--plots", "--npy"),
+)
+"""Flags whose values are paths, or may be: `~` at their beginning is the home folder, as shells have it."""
 TOGETHER = ("train", "pretrain", "evaluate")
 """Commands that several processes of torchrun do together."""
 T = TypeVar("T")
@@ -95,21 +122,53 @@ def _top_level(args: list[str]) -> int:
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
     process.tune()
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal can't show is no reason to end
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+    terminal.prepare()
     try:
-        return body()
+        return _written(body)
     except EbmvkError as error:
         if not error.told:
-            print(f"error: {_rank()}{error}", file=sys.stderr)
+            _complain(f"error: {_rank()}{error}")
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted; what was saved is intact", file=sys.stderr)
+        _complain("interrupted; what was saved is intact")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+    except OSError as error:
+        if not terminal.is_of_output(error):
+            raise
+        return _output_lost(error)
+
+
+def _written(body: Callable[[], int]) -> int:
+    """The status of `body`, whose output has left this process."""
+    try:
+        status = body()
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _complain(text: str) -> None:
+    """Print to standard error, where there is one."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+    if terminal.is_broken():  # or the interpreter would fail at its end
+        terminal.let_go()
+
+
+def _output_lost(error: OSError) -> int:
+    """Exit status where standard output could not be written: 1 and no word where its reader went away."""
+    if isinstance(error, BrokenPipeError):
+        terminal.let_go()
         return 1
+    lost = StorageError(
+        f"standard output could not be written: {error.strerror or error}",
+        hint="free some space, or let it go to another file",
+    )
+    terminal.let_go()
+    _complain(f"error: {_rank()}{lost}")
+    return lost.exit_status
 
 
 def _rank() -> str:
@@ -169,6 +228,7 @@ def parse(
         ConfigError: for an unknown flag, a missing or a bad value.
         SystemExit: status 0, after --help.
     """
+    args = at_home(args)
     check_flags(args, known, command, repeatable)
     if bad := next((arg for arg in args if not _is_text(arg)), None):
         raise ConfigError(
@@ -213,6 +273,25 @@ def _with_newest(command: T) -> T:
 def _is_text(arg: str) -> bool:
     """Whether it is UTF-8: other bytes come as halves of surrogate pairs."""
     return not any("\ud800" <= character <= "\udfff" for character in arg)
+
+
+def at_home(args: Sequence[str]) -> list[str]:
+    """The arguments, with `~` in the values of `PATHS` expanded: a shell leaves it as it is in `--run-dir=~/x`, and in
+    quotes."""
+    found, name = [], ""
+    for arg in args:
+        if flags := flags_in([arg]):
+            name, (own, equals, value) = flags[0], arg.partition("=")
+            found.append(own + equals + _expanded(value) if name in PATHS else arg)
+        else:
+            found.append(_expanded(arg) if name in PATHS else arg)
+    return found
+
+
+def _expanded(path: str) -> str:
+    with contextlib.suppress(RuntimeError):  # there is no such user: it is a name like any other
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
 
 
 def _spelled(args: Sequence[str]) -> list[str]:

@@ -270,7 +270,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
             if isinstance(value, list) and all(type(v) in ((str,) if words else (int, float)) for v in value):
                 return tuple(value if words else map(float, value))
         elif option is Path and isinstance(value, str):
-            return Path(value)
+            return Path(value).expanduser()
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif type(value) is option:

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
     command: its name; stage: {field: value} that are defaults of this command, over those of the size.
     """
-    args = cli.fill_optional(sys.argv[1:] if argv is None else list(argv), "--resume", NEWEST)
+    args = cli.fill_optional(cli.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
@@ -308,7 +308,7 @@ def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given:
     sources.update(dict.fromkeys(given, "flag"))
     if ended_early(folder):
         return Job(config, sources, folder, corpus, again=True)
-    return Job(config, sources, folder, corpus, at or folder)
+    return Job(config, sources, folder, corpus, at or folder, before=old)
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
     """The folders of data sets, each with what named it. Raises DataError where one is no folder."""
     named = [(data_dir, "--data-dir")] if data_dir else []
     if os.environ.get(ENVIRONMENT):
-        named.append((Path(os.environ[ENVIRONMENT]), ENVIRONMENT))
+        named.append((Path(os.environ[ENVIRONMENT]).expanduser(), ENVIRONMENT))
     for folder, flag in named:
         if not folder.is_dir():
             raise DataError(

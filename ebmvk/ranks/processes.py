@@ -23,13 +23,13 @@ from torch import Tensor
 from ebmvk.errors import ConfigError, DeviceError, EbmvkError
 from ebmvk.ranks.failures import Failures
 from ebmvk.ranks.shares import Share
+from ebmvk.terminal import ending_signals
 
 BUCKET = 1 << 23  # elements added up at once: 32 MiB of float32
 JOIN = timedelta(minutes=5)  # until all ranks have started
 TURN = timedelta(minutes=10)  # until a rank that takes part in a step has come as far as the others
 IDLE = timedelta(days=1)  # until the first rank tells something: it may evaluate for hours
 _FRAME = 1024  # bytes of a message that are sent at once
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[..., object]
 
 
@@ -97,7 +97,7 @@ class Ranks:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Whoever ends within it with an error ends the others, with the same one."""
-        kept = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
+        kept = {number: signal.signal(number, self._signalled) for number in ending_signals()}
         try:
             yield
         except BaseException as error:
@@ -123,7 +123,7 @@ class Ranks:
             yield
             return
         came: list[int] = []
-        before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in _SIGNALS}
+        before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in ending_signals()}
         try:
             yield
         except BaseException as error:

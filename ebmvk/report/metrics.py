@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The evaluation of the lowest validation loss."""
-        return min(self.evals, key=lambda row: float(row["validation"]["nats_per_token"]), default=None)
+        """The evaluation of the lowest validation loss, of those of the text that was evaluated last."""
+        digests = [(row["step"], row.get("validation_digest")) for row in self.starts]
+        changed = [new[0] for old, new in pairwise(digests) if None not in (old[1], new[1]) and old[1] != new[1]]
+        evals = [row for row in self.evals if row["step"] > max(changed, default=-1)]
+        return min(evals, key=lambda row: float(row["validation"]["nats_per_token"]), default=None)
 
 
 def read_history(run: Path) -> History:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from ebmvk import terminal
+from ebmvk.errors import StorageError
 from ebmvk.report.tables import duration, number
 from ebmvk.training.resources import amount
 
@@ -19,12 +22,23 @@ REDRAWN = 1.0  # seconds after which the panel is drawn again, by the next row: 
 LINES = ("score matching", "splats")  # figures that have a plain line of their own; what tells the others says them
 
 
+class _Console(Console):
+    """Rich's own ends the program where a pipe is closed, and the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  # what is being handled
+
+
 class Display:
-    """Shows rows of metrics.jsonl. `console`: where to; standard output by default."""
+    """Shows rows of metrics.jsonl. `console`: where to; standard output by default.
+
+    Raises:
+        StorageError: from any method, the first time that it cannot be written; nothing is shown from then on.
+    """
 
     def __init__(self, *, quiet: bool, log_every: int, total: int, done: int, console: Console | None = None) -> None:
         self._quiet, self._log_every, self._total = quiet, log_every, total
-        self._console = console or Console(file=sys.stdout, highlight=False, emoji=False)
+        self._console = console or _Console(file=sys.stdout, highlight=False, emoji=False)
         self._figures: dict[str, str] = {}
         self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn())
         self._task = self._bar.add_task("train", total=total, completed=done)
@@ -34,16 +48,32 @@ class Display:
     def start(self) -> None:
         if self._console.is_terminal and not self._quiet:
             self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._panel)
-            self._live.start()
+            with self._shown():
+                self._live.start()
 
     def stop(self) -> None:
         if self._live:
-            self._live.stop()
+            with self._shown():
+                self._live.stop()
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._quiet, self._live = True, None
+            terminal.let_go()
+            raise StorageError(
+                f"standard output could not be written: {error.strerror or error}",
+                why="what read it has ended, as `| head` does, or its disk is full",
+                hint="let it go to a file or terminal that takes it, or take --quiet",
+            ) from error
 
     def say(self, text: str) -> None:
         """A line, unless --quiet."""
         if not self._quiet:
-            self._console.print(text, soft_wrap=True, markup=False)
+            with self._shown():
+                self._console.print(text, soft_wrap=True, markup=False)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """A row as it was recorded: in the panel, or as a line where it is time for one."""
@@ -55,7 +85,8 @@ class Display:
             self._figures |= own
             self._bar.update(self._task, completed=step)
             if time.perf_counter() - self._drawn >= REDRAWN:
-                self._live.refresh()
+                with self._shown():
+                    self._live.refresh()
                 self._drawn = time.perf_counter()
         elif event == "step":
             if step % self._log_every == 0 or step == self._total:

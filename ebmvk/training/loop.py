@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ebmvk import terminal
 from ebmvk.config import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream
@@ -31,11 +32,13 @@ from ebmvk.errors import (
     NonFinite,
     OutOfMemory,
     RankLost,
+    StorageError,
 )
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.report import tables
+from ebmvk.report.metrics import read_history
 from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
@@ -61,7 +64,8 @@ class Progress:
     """Where a run is: what a checkpoint stores beside weights and optimiser.
 
     step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
-    best_*: of the evaluations, nats per token over best_tokens tokens.
+    best_*: of the evaluations, nats per token over best_tokens tokens; since_best: evaluations after it, none of which
+    was better. None in a checkpoint of an earlier version, which did not count them.
     """
 
     step: int = 0
@@ -72,6 +76,7 @@ class Progress:
     best_step: int | None = None
     best_nats: float | None = None
     best_tokens: int | None = None
+    since_best: int | None = None
 
     @classmethod
     def of(cls, found: Checkpoint) -> Progress:
@@ -82,6 +87,7 @@ class Progress:
             counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
             whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
             best = {(int, progress.best_step), (float, progress.best_nats), (int, progress.best_tokens)}
+            best |= {(int, progress.since_best)}
             whole = whole and all(value is None or type(value) is kind for kind, value in best)
             whole = whole and type(progress.seconds) is float
         except TypeError:
@@ -249,8 +255,8 @@ class Trainer:
         )
         self._interruption = _Interruption()
         self.progress = Progress()
-        self._text = digest(streams.train)
-        self._first_batch = 0
+        self._text, self._validation = digest(streams.train), digest(streams.validation)
+        self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
@@ -271,13 +277,28 @@ class Trainer:
             )
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
-        self.progress = progress
+        self.progress, self._saved = self._comparable(found, progress), progress.step
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
         self._first_batch = self.progress.windows // self.config.training.windows_per_step - self.progress.step
         if self.config.run.deterministic:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
+
+    def _comparable(self, found: Checkpoint, progress: Progress) -> Progress:
+        """The progress with what compares with evaluations to come: without the best one where it was of another
+        validation text, and with the number of evaluations since."""
+        if found.state.get("validation", self._validation) != self._validation:
+            self.monitor.say(
+                "validation  its text is not the one that was evaluated before, and losses of two texts do not "
+                "compare: the best checkpoint and --patience begin anew"
+            )
+            return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
+        if progress.best_step is None or progress.since_best is not None:
+            return progress
+        evaluated = {row["step"] for row in read_history(self.folder).evals}
+        since = len([step for step in evaluated if progress.best_step < step <= progress.step])
+        return dataclasses.replace(progress, since_best=since)
 
     def take_over(self, found: Checkpoint) -> list[Path]:
         """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.
@@ -311,6 +332,7 @@ class Trainer:
             "model": model_record(self.config, self.tokenizer),
             "train": self._text,
             "text": dict(self.streams.text),
+            "validation": self._validation,
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None
@@ -319,6 +341,7 @@ class Trainer:
         path = checkpoint.save(
             self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc, keep=keep
         )
+        self._saved = self.progress.step
         if self.progress.best_step == self.progress.step:
             checkpoint.point(self.folder, "best", path.name)
         checkpoint.prune(self.folder, self.config.logging.keep_last)
@@ -345,27 +368,50 @@ class Trainer:
         """Train to the configured step; stop earlier after `stop_after` steps, or when interrupted, with a checkpoint.
 
         Raises:
-            NonFinite: before the weights are touched. StorageError: the previous checkpoint is intact.
+            NonFinite: before the weights are touched. StorageError: something could not be written; the last
+                checkpoint is of the last step where that could be.
         """
+        with self._interruption as interruption:
+            try:
+                outcome = self._run(interruption, stop_after)
+            except (StorageError, OSError) as error:  # steps must not be lost to what only tells of them
+                raise self._kept(error) from error
+        return "interrupted" if interruption.came else outcome
+
+    def _kept(self, error: StorageError | OSError) -> StorageError:
+        """What to raise where something could not be written; the steps are saved, if they can be."""
+        typed = isinstance(error, StorageError)
+        what, why = (error.what, error.why) if isinstance(error, StorageError) else (str(error), "")
+        try:
+            if self.progress.step != self._saved:
+                self.save()
+            what += f"; the run is saved as it was after step {self.progress.step}"
+        except StorageError:
+            saved = f"that of step {self._saved} is the newest" if self._saved else "there is none"
+            what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
+        own = f"{error.hint}; " if typed and "--resume" not in error.hint else ""
+        again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
+        return StorageError(what, why=why, hint=f"{own or 'free some space, '}then {again}")
+
+    def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        with self._interruption as interruption:
-            if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+        if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+            self.save()
+        while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
+            self.step()
+            done = self.progress.step
+            improved = self._evaluate_if_due(interruption)
+            if interruption.came:
+                outcome = "interrupted"
+            elif stop_after is not None and done - first >= stop_after and done < total:
+                outcome = "stopped"
+            if improved or outcome != "finished" or self._ends(done) or self._save_due():
                 self.save()
-            while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
-                self.step()
-                done = self.progress.step
-                improved = self._evaluate_if_due(interruption)
-                if interruption.came:
-                    outcome = "interrupted"
-                elif stop_after is not None and done - first >= stop_after and done < total:
-                    outcome = "stopped"
-                if improved or outcome != "finished" or self._ends(done) or self._save_due():
-                    self.save()
-            if outcome == "finished" and not interruption.came:
-                with interruption.at_once():
-                    self._finish()
-        return "interrupted" if interruption.came else outcome
+        if outcome == "finished" and not interruption.came:
+            with interruption.at_once():
+                self._finish()
+        return outcome
 
     def _evaluate_if_due(self, interruption: _Interruption) -> bool:
         """Evaluate where this step asks for it; True if it is the best so far. Ctrl-C ends it undone."""
@@ -376,6 +422,8 @@ class Trainer:
             try:
                 with interruption.at_once():
                     improved = self.evaluate()
+            except StorageError:
+                raise  # `run` saves
             except EbmvkError:
                 self.save()  # steps must not be lost to what only looks at them
                 raise
@@ -398,7 +446,7 @@ class Trainer:
         training, progress = self.config.training, self.progress
         if not training.patience or progress.evaluated != progress.step or progress.best_step is None:
             return False
-        return progress.step - progress.best_step >= training.patience * self.config.logging.eval_every
+        return (progress.since_best or 0) >= training.patience
 
     def step(self) -> None:
         """One step of the optimiser, recorded.
@@ -531,7 +579,8 @@ class Trainer:
             health = {**health, "splats": self.soc.consolidation.summary(step)}
         counts = counts_record(self.device.backend)
         self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
-        self.progress = dataclasses.replace(self.progress, evaluated=step)
+        since = 0 if improved else (self.progress.since_best or 0) + 1
+        self.progress = dataclasses.replace(self.progress, evaluated=step, since_best=since)
         if improved:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
@@ -632,27 +681,33 @@ def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
 
 
 class _Interruption:
-    """Ctrl-C and SIGTERM while it is entered: the first is remembered, a second one ends the program.
+    """Ctrl-C, SIGTERM and SIGHUP while it is entered: the first is remembered, a second one ends the program.
 
-    A step is finished first, so that the run can be saved as it then is; within `at_once`, where nothing is lost by
-    stopping, the first one ends the block.
+    A terminal that is closed sends SIGHUP, mostly twice; then nothing more is written to it. A step is finished first,
+    so that the run can be saved as it then is; within `at_once`, where nothing is lost by stopping, the first one ends
+    the block.
     """
 
     def __init__(self) -> None:
         self.came = False
         self._at_once = False
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> _Interruption:
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = terminal.terminals()  # once it is closed, nothing tells that it was one
+        self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, _number: int, _frame: FrameType | None) -> None:
-        again, self.came = self.came, True
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        hung_up = number not in (signal.SIGINT, signal.SIGTERM)
+        if hung_up:
+            terminal.let_go_of(self._terminals)
+        again, self.came = self.came and not hung_up, True
         if again or self._at_once:
             raise KeyboardInterrupt
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import ebmvk
-from ebmvk.config import Config, Source, check, items
+from ebmvk.config import Config, Source, check, flag, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.fidelity import round_trip
@@ -28,7 +28,7 @@ from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
 from ebmvk.presets import smaller
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.runs import refuse_existing
-from ebmvk.training import checkpoint, noise, tensorboard
+from ebmvk.training import checkpoint, noise, optim, tensorboard
 from ebmvk.training.advice import is_out_of_memory
 from ebmvk.training.alerts import Alerts
 from ebmvk.training.evaluation import text_size
@@ -43,6 +43,7 @@ from ebmvk.training.workspace import (
     SAMPLES_FILE,
     Device,
     check_same_model,
+    digest,
     find,
     new_model,
     open_device,
@@ -58,7 +59,8 @@ SPLITS = ("validation", "train")  # that a run reads; the shorter one first
 @dataclass(frozen=True)
 class Job:
     """A configuration with the source of each value, the run's folder, and what to continue from (None: a new run).
-    again: the folder holds a run of this configuration that ended before its first checkpoint."""
+    again: the folder holds a run of this configuration that ended before its first checkpoint. before: the
+    configuration of a run to continue, as it was until now."""
 
     config: Config
     sources: dict[str, Source]
@@ -66,6 +68,7 @@ class Job:
     corpus: Corpus
     resume: Path | None = None
     again: bool = False
+    before: Config | None = None
 
 
 def execute(job: Job, ranks: Ranks = ALONE, *, quiet: bool, stop_after: int | None, dry_run: bool = False) -> Outcome:
@@ -169,6 +172,8 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
             check_same_model(found, job.config, tokenizer)
             trainer.restore(found)
             save_config(job.folder, job.config, job.sources)  # not before the checkpoint is known to fit
+            if job.before and (jump := _jump(job.before, job.config, done)):
+                monitor.say(jump)
             for path in trainer.take_over(found):
                 monitor.say(f"set aside   {path.name}: it lies after the step this run continues from")
         enlist(ranks, config, streams.train, trainer.model, trainer.optimizer)
@@ -260,6 +265,23 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     return replace(job, config=config, sources=sources)
 
 
+JUMP = 1.25  # times, from which a change of the learning rate is told
+
+
+def _jump(before: Config, now: Config, step: int) -> str | None:
+    """A line where other settings let the learning rate jump at the next step; None where it goes on as it was."""
+    names = ("learning_rate", "steps", "warmup_steps")
+    old, new = (optim.lr_at(step, config.training) for config in (before, now))
+    if max(old, new) < JUMP * min(old, new):
+        return None
+    changed = [
+        f"{flag(name)} {getattr(before.training, name):g}, now {getattr(now.training, name):g}"
+        for name in names
+        if getattr(before.training, name) != getattr(now.training, name)
+    ]
+    return f"rate        the learning rate jumps from {old:.2g} to {new:.2g} at step {step + 1}: {'; '.join(changed)}"
+
+
 def _settings(job: Job) -> Iterator[str]:
     """Every value and where it came from, a line per section."""
     for section, entries in groupby(items(job.config), key=lambda item: item[0]):
@@ -293,6 +315,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
         "torch_device": str(device.torch),
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason, "sha256": dict(trainer.streams.text)},
         "text": {split: vars(size) for split, size in sizes.items()},
+        "validation_digest": digest(validation),
         "vocabulary": trainer.tokenizer.vocab_size,
         "unigram_nats": float(torch.special.entr(trainer.unigram.double()).sum()),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),

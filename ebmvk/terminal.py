@@ -1,0 +1,96 @@
+"""Standard output and error, whatever reads them: any encoding, a pipe that is closed, a terminal that is gone."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import os
+import signal
+import sys
+import unicodedata
+
+_SIGNS = {
+    **dict.fromkeys("−–‐‑", "-"),
+    **dict.fromkeys("‘’", "'"),
+    **dict.fromkeys("“”", '"'),
+    **dict(
+        zip("—…·•×÷≈→←≤≥≠±", ["--", "...", ".", "*", "x", "/", "~", "->", "<-", "<=", ">=", "!=", "+-"], strict=True)
+    ),
+    **dict(zip("∞√∑²³½°µ", ["inf", "sqrt", "sum", "^2", "^3", "1/2", "deg", "mu"], strict=True)),
+}
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """ASCII for what an encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_readable(sign, alone=len(lacking) == 1) for sign in lacking), error.end
+
+
+def _readable(sign: str, *, alone: bool) -> str:
+    """Signs that we print, the lines of frames, and single Greek letters by their names; others as \\u escapes."""
+    kind, _, name = unicodedata.name(sign, "").partition(" ")
+    if kind == "BOX":
+        return "+" if "AND" in name.split() else "|" if "VERTICAL" in name else "-"
+    if kind == "GREEK" and alone:
+        last = name.split()[-1]
+        return last.lower() if "SMALL" in name else last.capitalize()
+    return _SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error("ebmvk.readable", _substitute)
+
+
+def prepare() -> None:
+    """Let standard output and error take every character, whatever their encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # not of a file, or closed
+            stream.reconfigure(errors="ebmvk.readable")  # type: ignore[union-attr]
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether it may come of printing: of an open file, without a name, and of a kind that writing ends with."""
+    kinds = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+    return error.filename is None and error.errno in kinds
+
+
+def is_broken() -> bool:
+    """Whether what standard output still holds cannot be written."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def let_go() -> None:
+    """Send standard output nowhere from now on, so that nothing fails when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):  # it is not of a file
+        _discard(sys.stdout.fileno())
+
+
+def let_go_of(terminals: list[int]) -> None:
+    """The same of file descriptors."""
+    for number in terminals:
+        with contextlib.suppress(OSError):
+            _discard(number)
+
+
+def terminals() -> list[int]:
+    """Which of the file descriptors of standard output and error are terminals."""
+    return [number for number in (1, 2) if os.isatty(number)]
+
+
+def _discard(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that ask a process to end: Ctrl-C, kill, and a terminal that is closed, unless `nohup` lets that pass."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heeded = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, hangup) if heeded and hangup else (signal.SIGINT, signal.SIGTERM)

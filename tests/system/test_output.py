@@ -1,0 +1,231 @@
+"""What reads a command's output may be gone, full or of any encoding: no step is lost, and no command dies of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from ebmvk import cli
+from ebmvk.errors import INTERRUPTED
+from ebmvk.training import loop
+from ebmvk.training.checkpoint import step_folders
+from ebmvk.training.monitor import Monitor
+
+from .conftest import Command, rows
+
+ENDLESS = ("--steps", 10**6, "--eval-every", 10**6, "--save-every", 10**6, "--no-enable-soc", "--sample-tokens", 0)
+
+
+def program(*args: object) -> list[str]:
+    return [sys.executable, "-m", "ebmvk", *map(str, args)]
+
+
+@pytest.fixture
+def begun(tiny: Path, text: Path, tmp_path: Path) -> Sequence[object]:
+    return ("train", "--run-dir", tmp_path / "run", "--config", tiny, "--dataset", text, "--device", "cpu")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", pytest.param("cp1252", marks=pytest.mark.slow)])
+def test_a_command_prints_in_any_encoding(encoding: str, trained: Path, tmp_path: Path) -> None:
+    """Greek letters and signs by names; what is written to files is UTF-8."""
+    out = tmp_path / "texts.jsonl"
+    commands = {
+        ("evaluate", "--help"): "--checkpoint",
+        ("generate", "--checkpoint", trained, "--prompt", "κ €", "--max-tokens", 2, "--output", out): r"kappa",
+    }
+    for args, told in commands.items():
+        done = subprocess.run(
+            program(*args), env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout.decode(encoding)
+    assert json.loads(out.read_text(encoding="utf-8"))["prompt"] == "κ €"
+
+
+def test_training_prints_its_evaluations_in_ascii(begun: Sequence[object], tmp_path: Path) -> None:
+    done = subprocess.run(
+        program(*begun), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"score matching kappa " in done.stdout
+    assert len(rows(tmp_path / "run", "end")) == 1
+
+
+def test_a_closed_pipe_costs_no_step(begun: Sequence[object], tmp_path: Path) -> None:
+    process = subprocess.Popen(program(*begun, *ENDLESS), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    while b"step 2/" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait(60) == 2
+    run = tmp_path / "run"
+    newest = step_folders(run)[0].name.removeprefix("step-")
+    assert said.startswith("error: standard output could not be written: Broken pipe; ")
+    assert f"the run is saved as it was after step {newest}" in said
+    assert f"--resume --run-dir {run}" in said
+    assert int(newest) == rows(run, "step")[-1]["step"] >= 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_for_output_costs_no_step(begun: Sequence[object], tmp_path: Path, trained: Path) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        said = subprocess.run(
+            program(*begun, *ENDLESS, "--quiet", "--stop-after", 3), stdout=full, stderr=-1, check=False
+        )
+        assert (said.returncode, step_folders(tmp_path / "run")[0].name) == (2, "step-3")
+        assert said.stderr.decode().startswith("error: standard output could not be written: No space left on device\n")
+        said = subprocess.run(program("evaluate", "--help"), stdout=full, stderr=-1, check=False)
+        assert (said.returncode, b"Traceback" in said.stderr) == (2, False)
+        said = subprocess.run(program("doctor", "--checkpoint", trained), stdout=full, stderr=-1, check=False)
+        assert (said.returncode, b"Traceback" in said.stderr) == (2, False)
+
+
+def _last(run: Path) -> int:
+    """The last recorded step; 0 where there is none."""
+    return max((row["step"] for row in rows(run, "step")), default=0) if (run / "metrics.jsonl").exists() else 0
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "samples.txt"])
+def test_records_that_cannot_be_written_cost_no_step(
+    what: str, train: Command, ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run, real = tmp_path / "run", Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **how: Any) -> Any:
+        if path.name == what and mode == "a" and (what == "samples.txt" or _last(run) == 3):
+            raise OSError(28, "No space left on device")
+        return real(path, mode, *args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
+    assert said.status == 2
+    assert "No space left on device; the run is saved as it was after step 4" in said.err
+    assert [path.name for path in step_folders(run)] == ["step-4"]
+    train(run, "--resume", "--quiet")
+    assert rows(run, "resume")[0]["step"] == 4
+
+
+def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
+    ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    real, append = loop.checkpoint.write_file, Monitor._append
+    full = [False]
+
+    def recorded(monitor: Monitor, line: str) -> None:
+        full[0] = full[0] or '"event": "step", "step": 7' in line
+        if full[0]:
+            raise loop.checkpoint.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
+        append(monitor, line)
+
+    def written(path: Path, content: bytes) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(Monitor, "_append", recorded)
+    monkeypatch.setattr(loop.checkpoint, "write_file", written)
+    said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
+    assert said.status == 2
+    assert "nor could a checkpoint of step 7: that of step 4 is the newest" in said.err
+
+
+def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
+    """Hung up while it prints: SIGHUP comes twice, and writing to the terminal fails."""
+    leader, terminal = pty.openpty()
+    process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    run = tmp_path / "run"
+    while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
+        os.read(leader, 1 << 16)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    os.close(leader)
+    assert process.wait(60) == INTERRUPTED
+    assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
+
+
+def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None:
+    process = subprocess.Popen(["nohup", *program(*begun, "--quiet", "--sample-tokens", 0)], stdout=-1, stderr=-1)
+    run = tmp_path / "run"
+    while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(rows(run, "end")) == 1
+
+
+# ---- the home folder -----------------------------------------------------------------------------------------------
+
+
+def _path_flags() -> Iterator[str]:
+    """Of all commands, those whose values are of type Path."""
+    for command in cli.COMMANDS:
+        module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
+        for kind in vars(module).values():
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                for name, hint in get_type_hints(kind).items():
+                    if "Path" in str(hint):
+                        yield "--" + name.replace("_", "-")
+
+
+def test_every_flag_of_a_path_knows_the_home_folder() -> None:
+    assert set(_path_flags()) - set(cli.PATHS) == set()
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = [
+        "--run-dir=~/x",
+        "--ckpt",
+        "~/y",
+        "--files",
+        "a",
+        "~/b",
+        "--prompt",
+        "~/c",
+        "--out=~",
+        "--to=~nobody-here/x",
+    ]
+    home = str(tmp_path)
+    wanted = [
+        f"--run-dir={home}/x",
+        "--ckpt",
+        f"{home}/y",
+        "--files",
+        "a",
+        f"{home}/b",
+        "--prompt",
+        "~/c",
+        f"--out={home}",
+    ]
+    assert cli.at_home(given) == [*wanted, "--to=~nobody-here/x"]
+
+
+def test_a_run_goes_to_the_home_folder(
+    ebmvk: Command, tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    start = ("--dataset=~/own.txt", "--config", tiny, "--device", "cpu", "--quiet", "--steps", 2)
+    (tmp_path / "own.txt").write_bytes(text.read_bytes())
+    assert ebmvk("train", "--run-dir=~/x", *start).status == 0
+    assert ebmvk("train", "--resume=~/x", "--steps", 3, "--quiet").status == 0
+    assert ebmvk("evaluate", "--checkpoint=~/x").status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.txt", "x"]
