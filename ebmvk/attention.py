@@ -19,7 +19,7 @@ from ebmvk.errors import ConfigError
 from ebmvk.runs import NEWEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.

@@ -16,7 +16,7 @@ from ebmvk.errors import ConfigError
 from ebmvk.runs import NEWEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ComposeCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.

@@ -132,10 +132,14 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
     from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
+    from ebmvk.training.known_faults import known_faults
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import check_tokenizer, open_device, open_run
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    faults = known_faults(run)
+    for fault in faults:
+        print(f"warning: {run.folder} was made by an earlier version. {fault}", file=sys.stderr)
     check_tokenizer(command.tokenizer, run)
     context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
@@ -172,6 +176,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_tokens": Progress.of(run.checkpoint).tokens,
         "seed": run.config.run.seed,
+        "known_faults": faults,
         "unknown_characters": size.unknown,
         **found[command.memory],
         "tiers": found if reader else {},

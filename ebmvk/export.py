@@ -12,7 +12,7 @@ from ebmvk import cli
 from ebmvk.runs import NEWEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     to: Path  # The folder to write, empty or not there yet.

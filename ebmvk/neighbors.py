@@ -14,7 +14,7 @@ from ebmvk.errors import ConfigError
 from ebmvk.runs import NEWEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeighborsCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: str  # The text whose point is looked around.

@@ -84,6 +84,11 @@ class Tokenizer:
         self.unk_id: int | None = literal if literal is not None else bpe.token_to_id(self._unknown or UNKNOWN)
         self._byte_lengths = _byte_lengths(bpe, description, self.vocab_size)
 
+    @property
+    def spells_bytes(self) -> bool:
+        """Whether tokens stand for bytes, so that those of a text are known from its tokens."""
+        return self._byte_lengths is not None
+
     def encode(self, text: str) -> Ids:
         """(n,) int32 ids with no end-of-text token. `decode` gives exactly `text` back if the tokenizer was trained
         here or spells bytes. Else characters that it does not know become its unknown token, and one of words may leave
@@ -138,7 +143,7 @@ class Tokenizer:
 
     def spelling(self, text: str) -> Spelling:
         """What of a text its tokens do not say."""
-        if self._byte_lengths is not None:
+        if self.spells_bytes:
             return Spelling()
         found = [self._spelling(part) for part in _parts(text)]
         return Spelling(

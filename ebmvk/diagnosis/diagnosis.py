@@ -18,6 +18,7 @@ from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.report.series import thin
 from ebmvk.training.evaluation import paired_interval
+from ebmvk.training.known_faults import known_faults
 
 SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
     "likelihood": likelihood.likelihood,
@@ -88,6 +89,7 @@ def _facts(subject: Subject) -> Row:
         "device": subject.device.reason,
         "seed": subject.seed,
         "sizes": dataclasses.asdict(subject.sizes),
+        "known_faults": known_faults(run),
         "curves": _curves(subject),
     }
 

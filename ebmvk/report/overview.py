@@ -15,6 +15,7 @@ def lines(record: Row) -> Iterator[str]:
     size = f"{record['parameters'] / 1e6:.2f} M parameters"
     yield from verdict(record)
     yield f"{record['checkpoint']}: --model {record['model']}, {size}, {record['corpus']}"
+    yield from (f"Made by an earlier version. {fault}" for fault in record["known_faults"])
     for section in sections(record):
         yield f"\n{section.title}\n{section.note}"
         for table in section.tables:

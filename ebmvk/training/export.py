@@ -16,6 +16,7 @@ from ebmvk.report.metrics import History, read_history
 from ebmvk.report.tables import against_trigram, number, per_word
 from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
+from ebmvk.training.known_faults import known_faults
 from ebmvk.training.loop import Progress
 from ebmvk.training.memory import MEMORY_FILE
 from ebmvk.training.start import is_hub_name
@@ -88,7 +89,7 @@ def _settings(config: Config, run: OpenRun, weights: bytes) -> dict[str, Any]:
         "ebmvk": ebmvk.__version__,
         "step": run.checkpoint.step,
         "weights": describe(weights),
-        "state": {key: state[key] for key in ("progress", "model", "train", "text") if key in state},
+        "state": {key: state[key] for key in ("progress", "model", "revision", "train", "text") if key in state},
         "config": to_tables(config),
     }
 
@@ -145,6 +146,7 @@ def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
         torch=history.facts.get("torch", "of an unknown version"),
     )
     yield from _figures(found.step, history)
+    yield from (f"- Made by an earlier version. {fault}" for fault in known_faults(run))
     yield USE.format(toml=write_toml(config))
 
 

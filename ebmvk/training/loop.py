@@ -43,6 +43,7 @@ from ebmvk.training import checkpoint, finite, noise, optim
 from ebmvk.training.advice import advice, is_out_of_memory
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
+from ebmvk.training.known_faults import REVISION, revision
 from ebmvk.training.losses import Losses, objective, targets_of
 from ebmvk.training.monitor import Monitor
 from ebmvk.training.reduction import add_up, check_same_weights
@@ -257,6 +258,7 @@ class Trainer:
         self.progress = Progress()
         self._text, self._validation = digest(streams.train), digest(streams.validation)
         self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
+        self._revision = REVISION
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
@@ -278,6 +280,7 @@ class Trainer:
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
         self.progress, self._saved = self._comparable(found, progress), progress.step
+        self._revision = revision(found)
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
         # With another batch size the position in the text is kept, to within one batch.
@@ -330,6 +333,7 @@ class Trainer:
         state = {
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
+            "revision": self._revision,
             "train": self._text,
             "text": dict(self.streams.text),
             "validation": self._validation,

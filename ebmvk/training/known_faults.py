@@ -1,0 +1,68 @@
+"""Runs that an earlier version made, and which of their figures its faults made wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ebmvk.config import Config
+from ebmvk.report.metrics import read_history
+from ebmvk.training.checkpoint import Checkpoint
+from ebmvk.training.workspace import OpenRun
+
+REVISION = 2
+"""Of what training computes and records; a checkpoint keeps it. Earlier versions, which keep none, are revision 1."""
+
+
+def revision(found: Checkpoint) -> int:
+    """By which revision a run was begun: resuming does not undo what its first steps did."""
+    kept = found.state.get("revision")
+    return kept if type(kept) is int else 1
+
+
+def known_faults(run: OpenRun) -> list[str]:
+    """What is wrong with a run, or with the figures in its folder, a sentence each. What is measured now is right."""
+    return list(_faults(run)) if revision(run.checkpoint) < REVISION else []
+
+
+def _faults(run: OpenRun) -> Iterator[str]:
+    config, tokenizer = run.config, run.tokenizer
+    if tokenizer.altered:
+        yield (
+            "Its tokenizer.json cuts texts short, fills them up or adds tokens, and an earlier version trained on what "
+            "that left of the text. Train it again."
+        )
+    if parts := _parts_of_a_step(run):
+        if config.data.apart:
+            yield (
+                f"It was trained with a mean over {parts}, each of which counted the same however few tokens it had, "
+                "where the mean over all tokens is right. The same flags give other weights now."
+            )
+        if _has_losses_of_a_batch(config) and config.training.accumulation_steps > 1:
+            yield (
+                "Its losses of experts, or PHI, were of each accumulated batch, not of the whole step: those in "
+                "metrics.jsonl and report.html are others than the same flags give now."
+            )
+    if config.model.model == "infinito":
+        yield (
+            "PHI in its metrics.jsonl and report.html is divided by the size of the smaller side of the weakest cut; "
+            "it is not any more, so where a cut has more than one unit on both sides, it reads higher now."
+        )
+    if not tokenizer.spells_bytes:
+        yield (
+            "Bits per byte in its metrics.jsonl and report.html count bytes of the tokens' names, not of the text. "
+            "Those that `ebmvk evaluate` gives are right."
+        )
+
+
+def _parts_of_a_step(run: OpenRun) -> str:
+    """What a step was split into; empty if it was one batch."""
+    steps = run.config.training.accumulation_steps
+    ranks = max((row.get("ranks", 1) for row in read_history(run.folder).starts), default=1)
+    parts = [f"{steps} accumulated batches"] * (steps > 1) + [f"{ranks} processes"] * (ranks > 1)
+    return " and ".join(parts)
+
+
+def _has_losses_of_a_batch(config: Config) -> bool:
+    model = config.model
+    experts = model.use_moe or (model.model == "ebm" and model.use_splat and model.decoder == "moe")
+    return experts or model.model == "infinito"

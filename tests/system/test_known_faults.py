@@ -1,0 +1,94 @@
+"""Runs of earlier versions, which kept no revision: `evaluate`, `diagnose` and the card say what their faults touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import Command, rows
+from .damage import edit
+
+SHORT = ("--steps", 4, "--no-enable-soc", "--sample-tokens", 0, "--quiet")
+WINDOWS, BATCHES, PHI, BYTES, CUT = "mean over 2 accumulated", "of each accumulated batch", "PHI in its", "Bits", "cuts"
+
+
+def aged(run: Path) -> Path:
+    """The run as an earlier version would have left it."""
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))["state"]
+        assert state.pop("revision") == 2
+        edit(folder, state=state)
+    return run
+
+
+def faults(ebmvk: Command, run: Path) -> list[str]:
+    said = ebmvk("evaluate", "--checkpoint", run, "--limit", 50, "--json")
+    assert said.status == 0, said.err
+    found: list[str] = json.loads(said.out)["known_faults"]
+    assert said.err.count("was made by an earlier version") == len(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "plain"), []),
+        (("--model", "plain", "--accumulation-steps", 2), []),
+        (("--model", "plain", "--accumulation-steps", 2, "--windows", "document"), [WINDOWS]),
+        (("--model", "ebm", "--accumulation-steps", 2, "--windows", "document"), [WINDOWS, BATCHES]),
+        (("--model", "ebm", "--accumulation-steps", 2, "--decoder", "none"), []),
+        (("--model", "infinito", "--accumulation-steps", 2), [BATCHES, PHI]),
+        (("--model", "plain", "--tokenizer", "char"), [BYTES]),
+    ],
+)
+def test_only_what_was_touched_is_said(
+    flags: tuple[object, ...], words: list[str], train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(run, *SHORT, *flags)
+    assert faults(ebmvk, run) == []
+    found = faults(ebmvk, aged(run))
+    assert len(found) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, found, strict=True))
+
+
+def test_a_tokenizer_that_cuts_texts_is_said(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *SHORT, "--model", "plain")
+    file = run / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    said = ebmvk("evaluate", "--checkpoint", run)
+    assert said.status == 2
+    assert "tokenizer" in said.err  # its digest is another now
+    from ebmvk.data.tokenizer import Tokenizer
+
+    digest = Tokenizer.load(file).digest()
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))["state"]
+        edit(folder, state=state | {"model": state["model"] | {"tokenizer": digest}})
+    (found,) = faults(ebmvk, aged(run))
+    assert CUT in found
+
+
+def test_diagnosis_and_card_say_it_too_and_resuming_does_not_take_it_back(
+    train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(run, *SHORT, "--model", "plain", "--accumulation-steps", 2, "--windows", "document")
+    train(aged(run), "--resume", "--steps", 5, "--quiet")
+    assert len(faults(ebmvk, run)) == 1
+    assert rows(run, "end")[-1]["step"] == 5
+    page = tmp_path / "page.html"
+    said = ebmvk("diagnose", "--checkpoint", run, "--quick", "--report", page)
+    assert said.status == 0, said.err
+    assert WINDOWS in said.out
+    assert WINDOWS in page.read_text(encoding="utf-8")
+    assert ebmvk("export", "--checkpoint", run, "--to", tmp_path / "model").status == 0
+    assert WINDOWS in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert len(faults(ebmvk, tmp_path / "model")) == 1
+    shutil.rmtree(tmp_path / "model")
