@@ -1,4 +1,4 @@
-"""Runs of earlier versions, which kept no revision: `evaluate`, `diagnose` and the card say what their faults touched."""
+"""Runs of earlier versions: `evaluate`, `diagnose` and the card say what their faults touched."""
 
 from __future__ import annotations
 
