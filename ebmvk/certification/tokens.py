@@ -38,7 +38,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.engine.api import Backend, Points
 from ebmvk.model.coarse import Neighbourhoods, coarse_to_fine
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.model.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.schedule import LAST
@@ -135,13 +135,12 @@ def of_text(
     context: the most tokens a window gives. reader: of a memory that every second context then consults.
     """
     mu = model.embeddings()
-    queries, states, entropies, labels = [], [], [], []
+    law, queries, states, entropies, labels = TokenLaw(model, mu), [], [], [], []
     for tokens, first in evaluation_windows(stream.take(TOKENS_READ + 1), context, context):
         seen = model(tokens[None, :-1].to(mu.device), mu)
-        log_p = model.log_p_lex(seen, mu)[0, first:].double()
         queries.append(seen.query[0, first:])
         states.append(seen.h[0, first:])
-        entropies.append(-(log_p.exp() * log_p).sum(1))
+        entropies += [-(log_p.double().exp() * log_p).sum(1) for _, log_p in law.pieces(queries[-1])]
         ends = range(first + 1, len(tokens))
         labels += [(tokens, end) for end in ends]
     query, entropy = torch.cat(queries), torch.cat(entropies)

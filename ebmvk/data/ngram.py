@@ -16,6 +16,7 @@ from ebmvk.errors import ArgumentError, DataError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_AT_ONCE = 1 << 16  # tokens looked up at once: some twenty arrays are as long
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class KneserNey:
     def token_nats(self, ids: npt.NDArray[np.integer]) -> Floats:
         """(n−1,) −log p of every token but the first; the second has one token of context."""
         stream = _checked(ids, self._vocab, minimum=2)
-        a, b, c = stream[:-2], stream[1:-1], stream[2:]
-        second = self._bigram.probability(
+        p = np.empty(len(stream) - 1)
+        p[:1] = self._bigram.probability(
             stream[:1] * self._vocab + stream[1:2], stream[:1], self._unigram[stream[1:2]]
         )
-        nats: Floats = -np.log(np.concatenate([second, self.probabilities(a, b, c)]))
+        for at in range(1, len(p), _AT_ONCE):
+            a, b, c = (stream[at + k : at + k + _AT_ONCE] for k in (-1, 0, 1))
+            p[at : at + _AT_ONCE] = self.probabilities(a[: len(c)], b[: len(c)], c)
+        nats: Floats = -np.log(p, out=p)
         return nats
 
     def nats(self, ids: npt.NDArray[np.integer]) -> float:

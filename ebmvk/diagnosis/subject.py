@@ -18,7 +18,7 @@ from ebmvk.report.metrics import History, read_history
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
 from ebmvk.training.checkpoint import SOC
-from ebmvk.training.evaluation import contexts, token_nats
+from ebmvk.training.evaluation import states, token_nats
 from ebmvk.training.text import check_own, own_text
 from ebmvk.training.workspace import Device, OpenRun, check_same_text
 
@@ -150,8 +150,8 @@ class Subject:
     def states(self) -> Tensor:
         """(n, d) float32: the contexts h of `validation`, on the CPU."""
         context, stride = self.window
-        seen = contexts(self.model, self.validation, context=context, stride=stride, device=self.device.torch)
-        return torch.cat([found.h[0].float().cpu() for found, _ in seen])
+        how = {"context": context, "stride": stride, "device": self.device.torch}
+        return states(self.model, self.validation, ("h",), **how)[0]
 
     @cached_property
     def store(self) -> SplatStore | None:

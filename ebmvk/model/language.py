@@ -9,7 +9,7 @@ exist.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -21,6 +21,7 @@ from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
 
 EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
+LOGITS_AT_ONCE = 1 << 22  # that `TokenLaw` holds: 16 MiB of float32, twice
 
 
 class OwnLoss(Protocol):
@@ -130,3 +131,34 @@ class LanguageModel(nn.Module, ABC):
     def log_p_lex(self, context: Context, embeddings: Tensor | None = None) -> Tensor:
         """Exact log p(v|c): (B, T, V), normalised over the whole vocabulary."""
         return torch.log_softmax(self.logits(context, embeddings), dim=-1)
+
+
+class TokenLaw:
+    """log p(v|c) of any number of contexts under one model, a few rows at a time.
+
+    Logits and log-probabilities of all rows are written into the same two arrays, so a text of any length takes the
+    memory of one piece of it. The weights are read once: after a step of training make a new one. No gradients.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: LanguageModel, embeddings: Tensor | None = None) -> None:
+        self._outputs, self._bias = model.outputs(embeddings), model.bias
+        rows = max(1, LOGITS_AT_ONCE // model.vocab_size)
+        self._logits, self._log_p = (self._outputs.new_empty(rows, model.vocab_size) for _ in range(2))
+
+    @torch.no_grad()
+    def pieces(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Of queries (N, d): (rows, log p (m, V)) for some rows after others. The next piece overwrites log p."""
+        for first in range(0, len(query), len(self._logits)):
+            part = query[first : first + len(self._logits)].to(self._outputs.device)
+            logits, log_p = self._logits[: len(part)], self._log_p[: len(part)]
+            torch.addmm(self._bias, part, self._outputs.t(), out=logits)
+            torch.log_softmax(logits, -1, out=log_p)
+            yield slice(first, first + len(part)), log_p
+
+    def of(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """log p (N,) of the tokens (N,) that followed the queries (N, d)."""
+        found = query.new_empty(len(query))
+        for rows, log_p in self.pieces(query):
+            found[rows] = log_p.gather(1, tokens[rows, None])[:, 0]
+        return found

@@ -17,6 +17,7 @@ from ebmvk.engine.api import Backend
 from ebmvk.errors import ConfigError
 from ebmvk.sphere.vmf import log_c_ratio
 from ebmvk.splats.consolidation import consolidate
+from ebmvk.splats.gate import log_density
 from ebmvk.splats.recall import Recall, Splats
 from ebmvk.splats.store import SplatStore
 
@@ -118,8 +119,8 @@ class Episodic:
         law.scatter_add_(1, self.tokens.expand(queries, -1), weights[:, 1 : 1 + recent])
         if self.folded and old:
             law += self.folded.store.token_law(old.ids, weights[:, 1 + recent :])
-        total = torch.where(mass > 0, 2 * mass, 1.0).log()
-        return Recall(law, closest, scores.logsumexp(1) - total.float())
+        density = log_density(scores[:, 1:], mass, torch.where(mass > 0, mass, 1.0))  # nothing read yet: log 1
+        return Recall(law, closest, density.float())
 
     def _fold_if_full(self) -> None:
         if len(self.tokens) < self.recent:

@@ -15,7 +15,7 @@ LEXICAL = 2  # features of the lexical law, which come before those of the tiers
 class Gate:
     """log g = log softmax(0, W (features - mean) / scale + b).
 
-    weight: (tiers, F); bias: (tiers,); mean, scale: (F,)."""
+    weight: (tiers, F); bias: (tiers,); mean, scale: (F,) float64, float32 in files of earlier versions."""
 
     weight: Tensor
     bias: Tensor
@@ -24,7 +24,9 @@ class Gate:
 
     def log_weights(self, features: Tensor) -> Tensor:
         """features: (B, F). Returns (B, 1 + tiers), the lexical law's first."""
-        logits = ((features - self.mean) / self.scale) @ self.weight.T + self.bias
+        # A feature may vary by less than float32 tells of its mean: the difference is taken in float64.
+        inputs = (features.double() - self.mean) / self.scale
+        logits = inputs.to(self.weight.dtype) @ self.weight.T + self.bias
         return log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1), dim=1)
 
 
@@ -37,6 +39,21 @@ def entropy(law: Tensor, log_law: Tensor) -> Tensor:
     """-sum_v p log p of rows (B, V), log p finite: half the time of torch.special.entr, which is not vectorised."""
     information: Tensor = torch.linalg.vecdot(law, log_law)
     return -information
+
+
+def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float) -> Tensor:
+    """log of (background + sum_k e^score) / (background + mass), (B,) float64: the density of a context relative to the
+    uniform one, where e^score is a splat's mass times its density there. scores: (B, K), -inf for no splat; mass: of
+    all splats; background > 0 or mass 0.
+
+    Where the background outweighs all splats this is near 0 and hardly varies. As a difference of two logarithms it
+    would be their rounding; log1p keeps it to 1e-15 of itself, so what is left is the error of the scores: float32's
+    6e-8 times |score|, of each splat's part.
+    """
+    scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
+    splats = scores.exp().sum(1)
+    found = ((splats - mass) / total).log1p()
+    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())  # beside e^709 nothing else counts
 
 
 def log_of(law: Tensor) -> Tensor:
@@ -70,4 +87,4 @@ def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4) -> Gate:
 
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return Gate(weight.detach().float(), bias.detach().float(), mean.float(), scale.float())
+    return Gate(weight.detach().float(), bias.detach().float(), mean, scale)

@@ -155,14 +155,18 @@ class Terms:
     features: Tensor
 
     @classmethod
-    def join(cls, parts: Sequence[Terms]) -> Terms:
-        """Of the tokens of all parts."""
-        return cls(torch.cat([part.log_p for part in parts]), torch.cat([part.features for part in parts]))
+    def empty(cls, n: int, tiers: int) -> Terms:
+        """Of n tokens, under the lexical law and so many tiers; `put` fills them in."""
+        return cls(torch.empty(n, 1 + tiers), torch.empty(n, LEXICAL + FEATURES * tiers))
+
+    def put(self, rows: slice, part: Terms) -> None:
+        """Sets some of the tokens' terms."""
+        self.log_p[rows], self.features[rows] = part.log_p, part.features
 
 
 def laws_at_once(vocab_size: int) -> int:
-    """How many contexts' token laws are held at once: some 64 MiB of each."""
-    return max(1, min(2048, (1 << 24) // vocab_size))
+    """How many contexts' token laws are held at once: some 16 MiB of each."""
+    return max(1, min(2048, (1 << 22) // vocab_size))
 
 
 class Reader:
@@ -192,12 +196,14 @@ class Reader:
         Context b is told of the text before b and of nothing else. Returns the lexical law's terms, then the tiers'.
         """
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
-        parts = []
-        at_once = laws_at_once(self.memory.vocab_size)
-        for rows, lexical, following in zip(*(torch.split(x, at_once) for x in (h, log_p_lex, tokens)), strict=True):
-            laws, features = self._laws(lexical.float().cpu(), self._recalls(rows, following))
-            parts.append(Terms(torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1), features))
-        return Terms.join(parts)
+        terms, at_once = Terms.empty(len(tokens), len(TIERS[self.mode])), laws_at_once(self.memory.vocab_size)
+        for first in range(0, len(tokens), at_once):
+            rows = slice(first, first + at_once)
+            following = tokens[rows]
+            laws, features = self._laws(log_p_lex[rows].float().cpu(), self._recalls(h[rows], following))
+            own = torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1)
+            terms.put(rows, Terms(own, features))
+        return terms
 
     def _recalls(self, h: Tensor, following: Tensor | None) -> list[tuple[Recall, float]]:
         """What each tier says of contexts h (n, d), and its share. following: as of `log_prob`."""

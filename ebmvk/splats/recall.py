@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Points
-from ebmvk.splats.gate import entropy, log_of
+from ebmvk.splats.gate import entropy, log_density, log_of
 from ebmvk.splats.store import SplatStore
 
 FEATURES = 4
@@ -78,5 +78,5 @@ class Splats:
         scores = torch.cat((torch.full((len(h), 1), math.log(self.store.background)), found.scores), dim=1)
         weights = torch.softmax(scores, dim=1)
         law = self.store.token_law(found.ids, weights[:, 1:]) + weights[:, :1] / self.store.vocab_size
-        total = float(self.store.mass.sum()) + self.store.background
-        return Recall(law, found.closest, scores.logsumexp(1) - math.log(total))
+        mass = float(self.store.mass.sum())
+        return Recall(law, found.closest, log_density(found.scores, mass, self.store.background).float())

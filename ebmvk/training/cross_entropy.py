@@ -24,18 +24,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows, vocabulary = len(query), len(points)
         narrow, narrow_bias = points.to(dtype), bias.to(dtype)
-        ones = query.new_ones(rows, dtype=dtype)
         grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
         log_p = query.new_empty(rows)
-        size = max(1, CHUNK_ELEMENTS // vocabulary)
+        size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
+        # All chunks are written into the same arrays: of new ones the system fills each page with zeros first.
+        logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
+        ones, product = query.new_ones(size, dtype=dtype), None if dtype == points.dtype else torch.empty_like(narrow)
         for start in range(0, rows, size):
             chunk = slice(start, start + size)
             part = query[chunk].to(dtype)
-            p = torch.softmax(torch.addmm(narrow_bias, part, narrow.t()), dim=-1)
+            p = probabilities[: len(part)]
+            torch.addmm(narrow_bias, part, narrow.t(), out=logits[: len(part)])
+            torch.softmax(logits[: len(part)], dim=-1, out=p)
             log_p[chunk] = p.gather(-1, targets[chunk, None]).squeeze(-1).to(query.dtype).log()
             grad_query[chunk] = p @ narrow
-            grad_points += p.t() @ part
-            grad_bias += p.t() @ ones[chunk]
+            if product is None:
+                grad_points.addmm_(p.t(), part)
+            else:
+                grad_points += torch.mm(p.t(), part, out=product)
+            grad_bias += p.t() @ ones[: len(part)]
         losses = -log_p
         grad_query -= points.index_select(0, targets)
         grad_points.index_add_(0, targets, query, alpha=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,10 @@ from ebmvk.data.datasets import count_words
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import ConfigError, NonFinite
-from ebmvk.model.language import Context, LanguageModel
-from ebmvk.splats.memory import Mode, Reader, log_probs
+from ebmvk.model.language import Context, LanguageModel, TokenLaw
+from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
 
-# Log-probabilities held at once: 2^24 float32 values are 64 MiB.
-_LOGITS_AT_ONCE = 1 << 24
+_TOKENS_AT_ONCE = 2048  # that the trunk reads: its largest array is then 21 MB at the size `base`
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,14 @@ def token_nats(
     Raises:
         ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
     """
-    parts: dict[Mode, list[Tensor]] = {}
+    law, at, read = TokenLaw(model), 0, set(TIERS[reader.mode] if reader else ())
+    # One array for the whole text: kept apart, the results of many pieces would pin what is freed around them.
+    modes: list[Mode] = [mode for mode, tiers in TIERS.items() if read.issuperset(tiers)]
+    nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in modes}
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
-        found = _token_log_p(model, seen, following, reader)
-        for mode, log_p in found.items():
-            parts.setdefault(mode, []).append(-log_p)
-    nats = {mode: torch.cat(values) for mode, values in parts.items()}
+        for mode, log_p in _token_log_p(law, seen, following, reader).items():
+            torch.neg(log_p, out=nats[mode][at : at + len(following)])
+        at += len(following)
     if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
         raise diverged(stream.name)
     return nats
@@ -148,12 +149,19 @@ def diverged(name: str) -> NonFinite:
 
 
 @torch.no_grad()
-def _token_log_p(model: LanguageModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
+def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
     """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
-    log_p = model.log_p_lex(seen)[0]
     if reader is None:
-        return {"none": log_p.gather(1, following[:, None])[:, 0].double().cpu()}
-    return log_probs(reader.read(seen.h[0], log_p, following), reader.memory.gates, reader.mode)
+        return {"none": law.of(seen.query[0], following).double().cpu()}
+    return log_probs(read_text(law, reader, seen.query[0], seen.h[0], following), reader.memory.gates, reader.mode)
+
+
+def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: Tensor) -> Terms:
+    """The terms of the next part of a text: queries and states (n, d) of its contexts, tokens (n,) that followed."""
+    terms = Terms.empty(len(tokens), len(TIERS[reader.mode]))
+    for rows, log_p in law.pieces(query):
+        terms.put(rows, reader.read(h[rows], log_p, tokens[rows]))
+    return terms
 
 
 def contexts(
@@ -171,11 +179,13 @@ def contexts(
     Raises:
         ArgumentError: stride out of range.
     """
-    for tokens, first in _batches(stream, context, stride, model.vocab_size):
+    with torch.no_grad():
+        embeddings = model.embeddings()
+    for tokens, first in _batches(stream, context, stride):
         was_training = model.training
         model.eval()
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            seen = model(tokens[:, :-1].to(device))
+            seen = model(tokens[:, :-1].to(device), embeddings)
         model.train(was_training)
         points = {
             name: value[:, first:].flatten(0, 1)[None]
@@ -185,9 +195,33 @@ def contexts(
         yield dataclasses.replace(seen, **points), tokens[:, 1 + first :].flatten().to(device)
 
 
-def _batches(stream: TokenStream, context: int, stride: int, vocab_size: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of equal shape stacked, as many as the memory for their log-probabilities allows."""
-    rows = max(1, _LOGITS_AT_ONCE // (stride * vocab_size))
+def states(
+    model: LanguageModel,
+    stream: TokenStream,
+    names: Sequence[str],
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    bfloat16: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """What `contexts` gives of a whole text, on the CPU: for each name, a tensor of `Context`, (n - 1, d) of `dtype`.
+
+    Raises:
+        ArgumentError: stride out of range.
+    """
+    found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
+    for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
+        for whole, name in zip(found, names, strict=True):
+            whole[at : at + len(following)] = getattr(seen, name)[0]
+        at += len(following)
+    return found
+
+
+def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
+    """Windows of equal shape stacked, as many as the trunk reads at once."""
+    rows = max(1, _TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)
     for tokens, first in evaluation_windows(stream, context, stride):

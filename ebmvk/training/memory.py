@@ -24,18 +24,18 @@ from torch.nn.functional import normalize
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
-from ebmvk.model.language import Context, LanguageModel
+from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.splats.build import cluster
 from ebmvk.splats.coverage import fit_background, posterior
 from ebmvk.splats.gate import fit_gate
 from ebmvk.splats.health import novelty
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, laws_at_once, log_probs, part_of
+from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, log_probs, part_of
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore
 from ebmvk.training.alerts import Alert, gate_of_memory, leak
 from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
-from ebmvk.training.evaluation import contexts
+from ebmvk.training.evaluation import read_text, states
 from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.workspace import Device
 
@@ -117,11 +117,8 @@ def read_states(
     model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device
 ) -> tuple[Tensor, Tensor]:
     """Contexts h (n, d) of a text, in half precision, and the tokens (n,) that followed them."""
-    n, done = len(stream) - 1, 0
-    h = torch.empty(n, model.config.latent_dim, dtype=torch.float16)  # errors of 2^-11 of a coordinate, half the memory
-    for seen, following in contexts(model, stream, device=device.torch, **vars(reading)):
-        h[done : done + len(following)] = seen.h[0].cpu()
-        done += len(following)
+    # Half precision: errors of 2^-11 of a coordinate, half the memory.
+    (h,) = states(model, stream, ("h",), device=device.torch, dtype=torch.float16, **vars(reading))
     return h, torch.from_numpy(stream.tokens[1:].astype("int64"))
 
 
@@ -146,13 +143,10 @@ class Fit:
     """A text as a model reads it, to fit memories on. None of its contexts may be in their static splats."""
 
     def __init__(self, model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device) -> None:
-        self.model, self.device, self.backend = model, device.torch, device.backend
+        self.model, self.backend = model, device.backend
         # The query, not the law: V numbers a context are computed again where they are asked for.
-        read = [
-            (seen.query[0].float().cpu(), seen.h[0].float().cpu(), tokens.cpu())
-            for seen, tokens in contexts(model, stream, device=device.torch, **vars(reading))
-        ]
-        self.query, self.h, self.tokens = (torch.cat(part) for part in zip(*read, strict=True))
+        self.query, self.h = states(model, stream, ("query", "h"), device=device.torch, **vars(reading))
+        self.tokens = torch.from_numpy(stream.tokens[1:].astype("int64"))
 
     def fit(self, memory: Memory, say: Say) -> Memory:
         """The memory with concentrations, background and gates of largest likelihood."""
@@ -248,13 +242,8 @@ class Fit:
     @torch.no_grad()
     def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
         """Of the text's first tokens under the lexical law and the tiers of `mode`."""
-        reader, embeddings = Reader(memory, mode, self.backend), self.model.embeddings()
-        part = (x[:limit] for x in (self.query, self.h, self.tokens))
-        rows, found = laws_at_once(self.model.vocab_size), []
-        for query, h, tokens in zip(*(torch.split(x, rows) for x in part), strict=True):
-            seen = Context(query.to(self.device)[None], h[None], {})
-            found.append(reader.read(h, self.model.log_p_lex(seen, embeddings)[0], tokens))
-        return Terms.join(found)
+        reader = Reader(memory, mode, self.backend)
+        return read_text(TokenLaw(self.model), reader, *(x[:limit] for x in (self.query, self.h, self.tokens)))
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

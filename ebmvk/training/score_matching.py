@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine.api import Backend, Points
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 from ebmvk.training.losses import mixed_seed, score_loss
@@ -21,7 +20,6 @@ from ebmvk.training.noise import Noise, critical, kappa_range
 NAMED = {"1/2 kappa_c": 0.5, "kappa_c": 1.0}
 """What counts is to be below the unigram denoiser at these, of kappa_c = sqrt(2 d ln V)."""
 LEVELS = 5  # log-spaced over the range that training takes by default
-_ROWS = 512  # contexts at once
 
 
 @dataclass(frozen=True)
@@ -86,21 +84,19 @@ def score_matching(
     """
     mu = model.embeddings()
     query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
-    handle, outputs, found = backend.points(mu), model.outputs(mu), []
+    handle, law, found = backend.points(mu), TokenLaw(model, mu), []
+    both = torch.empty(2, len(targets), dtype=torch.float64, device=mu.device)  # the model's losses, and the unigram's
     for number, level in enumerate(levels(mu.shape[1], len(mu), extra)):
         kappa = level.noise.kappa
-        losses: list[Tensor] = []
         x = sample_vmf(mu[targets], kappa, seed=mixed_seed(seed, number))
-        for rows in (slice(first, first + _ROWS) for first in range(0, len(targets), _ROWS)):
-            log_p = torch.log_softmax(F.linear(query[rows], outputs, model.bias), -1)
+        for rows, log_p in law.pieces(query):
             pull = kappa * (x[rows] @ mu.t())
             # Every token takes part, and no background: exact where only unigram frequencies are known.
             only_frequencies = kappa * proju(x[rows], torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
             own = _latent_score(backend, handle, x[rows], log_p, pull, kappa, k=k)
             each = torch.full_like(x[rows, 0], kappa)
             scores = (own, only_frequencies)
-            losses.append(torch.stack([score_loss(s, x[rows], mu[targets[rows]], each).double() for s in scores]))
-        both = torch.cat(losses, 1)
+            both[:, rows] = torch.stack([score_loss(s, x[rows], mu[targets[rows]], each).double() for s in scores])
         mine, unigrams = both.mean(1).tolist()
         spread = float((both[0] - both[1] * mine / max(unigrams, 1e-300)).std(correction=0))
         error = spread / max(unigrams, 1e-300) / math.sqrt(both.shape[1])

@@ -21,7 +21,7 @@ from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.decoding.strategies import GREEDY, Strategy, named
 from ebmvk.errors import ConfigError
-from ebmvk.model.language import Context
+from ebmvk.model.language import Context, TokenLaw
 from ebmvk.splats.memory import TIERS, Mode, Reader
 from ebmvk.training.evaluation import diverged, token_nats, window
 from ebmvk.training.memory import load
@@ -87,9 +87,10 @@ class Scorer:
         found: dict[int, tuple[float, bool]] = {}
         with torch.no_grad():
             rows = self.model.embeddings()
+            law = TokenLaw(self.model, rows)
             for batch in _batched(order, self.batch_size):
                 states = self._states([texts[i][0] for i in batch], rows)
-                found |= {i: self._scored(*texts[i], seen, rows) for i, seen in zip(batch, states, strict=True)}
+                found |= {i: self._scored(*texts[i], seen, law) for i, seen in zip(batch, states, strict=True)}
                 done(len(batch))
         return [found[i] for i in range(len(texts))]
 
@@ -102,28 +103,34 @@ class Scorer:
             if len(ids) > 1
             for found in evaluation_windows(TokenStream.of_text(ids), self.context, self.stride)
         ]
-        empty = torch.zeros(0, rows.shape[1], device=self.device)
-        query, h = [[empty] for _ in texts], [[empty] for _ in texts]
+        # Written into arrays that are there beforehand: parts kept apart would pin what is freed around them.
+        whole = [[rows.new_empty(max(0, len(ids) - 1), rows.shape[1]) for ids in texts] for _ in range(2)]
+        done = [0] * len(texts)
         for group in _batched(windows, self.batch_size):
             tokens = pad_sequence([tokens[:-1] for _, tokens, _ in group], batch_first=True)
             seen = self.model(tokens.to(self.device), rows)
             for row, (i, tokens, first) in enumerate(group):
-                query[i].append(seen.query[row, first : len(tokens) - 1])
-                h[i].append(seen.h[row, first : len(tokens) - 1])
-        return [Context(torch.cat(q)[None], torch.cat(own)[None], {}) for q, own in zip(query, h, strict=True)]
+                at = slice(done[i], done[i] + len(tokens) - 1 - first)
+                for into, values in zip(whole, (seen.query, seen.h), strict=True):
+                    into[i][at] = values[row, first : len(tokens) - 1]
+                done[i] = at.stop
+        return [Context(query[None], h[None], {}) for query, h in zip(*whole, strict=True)]
 
-    def _scored(self, ids: Ids, first: int, seen: Context, rows: Tensor) -> tuple[float, bool]:
+    def _scored(self, ids: Ids, first: int, seen: Context, law: TokenLaw) -> tuple[float, bool]:
         """As `log_likelihoods`, of the tokens from `first` on."""
-        at, tokens = slice(first - 1, None), torch.from_numpy(ids.astype(np.int64))
-        log_p = self.model.log_p_lex(Context(seen.query[:, at], seen.h[:, at], {}), rows)[0]
-        if self.reader and first < len(ids):
-            text, h = self.reader.again(), seen.h[0]
-            text.remember(h[: first - 1], tokens[1:first])
-            log_p = text.log_prob(h[at], log_p, tokens[first:])
-        own = log_p.gather(1, tokens[first:, None].to(log_p.device))[:, 0]
+        h, tokens = seen.h[0, first - 1 :], torch.from_numpy(ids.astype(np.int64))
+        text = self.reader.again() if self.reader and first < len(ids) else None
+        if text:
+            text.remember(seen.h[0, : first - 1], tokens[1:first])
+        own, most = h.new_empty(len(h)), h.new_empty(len(h))
+        for rows, log_p in law.pieces(seen.query[0, first - 1 :]):
+            following = tokens[first:][rows]
+            log_p = text.log_prob(h[rows], log_p, following) if text else log_p  # noqa: PLW2901
+            own[rows] = log_p.gather(1, following[:, None].to(log_p.device))[:, 0]
+            most[rows] = log_p.amax(1)
         if not bool(torch.isfinite(own).all()):
             raise diverged("a continuation")
-        return float(own.double().sum()), bool((own >= log_p.amax(1)).all())
+        return float(own.double().sum()), bool((own >= most).all())
 
     def rolling(self, texts: Sequence[str], done: Done = _nobody) -> list[float]:
         """log p of each text as a document of its own: what `ebmvk evaluate` calls nats, with the other sign.
