@@ -199,10 +199,9 @@ def _decoder(found: Description) -> Iterator[str]:
     if found["decoder"] is None:
         meta = next((part for part in parts(found, "pre_tokenizer") if part["type"] == "Metaspace"), None)
         if meta or is_byte_level(found):
-            found["decoder"] = copy.deepcopy(meta) or {
-                "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
-            }  # fmt: skip
-            yield f"reading tokens back joined by blanks (now by {found['decoder']['type']})"
+            bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+            found["decoder"] = copy.deepcopy(meta) if meta else bytes_
+            yield "blanks between tokens that are read back"
 
 
 def _undone(part: dict[str, Any], found: Description) -> bool:
@@ -211,7 +210,7 @@ def _undone(part: dict[str, Any], found: Description) -> bool:
         return part["type"] == "ByteLevel"
     was, becomes = part["pattern"].get("String"), part["content"]
     return any(
-        (other["type"] == "Replace" and other["pattern"].get("String") == becomes and other["content"] == was)
+        (other["type"] == "Replace" and (other["pattern"].get("String"), other["content"]) == (becomes, was))
         or (other["type"] == "Metaspace" and other["replacement"] == becomes and was == " ")
         for other in parts(found, "decoder")
     )

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as _Bpe
 from ebmvk.data import foreign
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.files import write_text
-from ebmvk.data.foreign import BYTES, END_OF_TEXT
+from ebmvk.data.foreign import BYTES, END_OF_TEXT, Description
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 # Beside one another in a hub's snapshot, an exported model and, save for folders between them, a run.
@@ -77,7 +77,7 @@ class Tokenizer:
         self._bpe = bpe
         self.notes = tuple(notes)
         self.altered = bpe.to_str() != self._written
-        self.eos_id: int = bpe.token_to_id(self.end_token)
+        self.eos_id: int = bpe.get_vocab(with_added_tokens=True)[self.end_token]
         self._unknown = _unknown(description)
         literal = bpe.token_to_id(" " + UNKNOWN)
         self.word_level = literal is not None
@@ -193,11 +193,7 @@ class Tokenizer:
         try:
             return cls(bpe, end_token)
         except DataError as error:
-            raise _of_file(path, error) from None
-
-
-def _of_file(path: Path, error: DataError) -> DataError:
-    return DataError(f"{path}: {error.what}", why=error.why, hint=error.hint)
+            raise DataError(f"{path}: {error.what}", why=error.why, hint=error.hint) from None
 
 
 def read_library_tokenizer(path: Path) -> _Bpe:
@@ -232,7 +228,7 @@ def _size(bpe: _Bpe) -> int:
     return size
 
 
-def _unknown(description: foreign.Description) -> str | None:
+def _unknown(description: Description) -> str | None:
     """The token of what the vocabulary cannot spell; None where it spells any text.
 
     Raises:
@@ -250,17 +246,17 @@ def _unknown(description: foreign.Description) -> str | None:
     return found
 
 
-def _switch_off(bpe: _Bpe, description: foreign.Description) -> None:
+def _switch_off(bpe: _Bpe, description: Description) -> None:
     """What an older run's file may have: new runs get files without it."""
     bpe.no_truncation()
     bpe.no_padding()
     if any(part["type"] != "ByteLevel" for part in foreign.parts(description, "post_processor")):
-        bpe.post_processor = None  # type: ignore[assignment]  # the library's stubs do not know that it may be
+        bpe.post_processor = None
     if description["model"].get("dropout"):
-        bpe.model.dropout = None  # type: ignore[attr-defined]
+        bpe.model.dropout = None
 
 
-def _byte_lengths(bpe: _Bpe, description: foreign.Description, size: int) -> npt.NDArray[np.int64] | None:
+def _byte_lengths(bpe: _Bpe, description: Description, size: int) -> npt.NDArray[np.int64] | None:
     """(size,) bytes that each token stands for; None where tokens of a text need not add up to its bytes."""
     if not foreign.is_byte_level(description) or foreign.missing_bytes(description) or foreign.changes(description):
         return None
@@ -338,7 +334,7 @@ def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) 
         found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
         tokenizer = Tokenizer(foreign.built(found), end_token)
     except DataError as error:
-        raise _of_file(path, error) from None
+        raise DataError(f"--tokenizer {path}: {error.what}", why=error.why, hint=error.hint) from None
     notes = [f"{path}: the end of a document is {tokenizer.end_token}"] if tokenizer.end_token != END_OF_TEXT else []
     notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
     return Tokenizer(foreign.built(found), end_token, notes)

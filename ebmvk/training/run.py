@@ -21,7 +21,8 @@ from ebmvk.config import Config, Source, check, flag, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.fidelity import round_trip
-from ebmvk.data.tokenizer import END_OF_TEXT, OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
+from ebmvk.data.foreign import END_OF_TEXT
+from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
@@ -223,7 +224,7 @@ def _with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Sa
         config = replace_values(job.config, {"end_token": tokenizer.end_token})
         job = replace(job, config=config, sources={**job.sources, "end_token": "derived"})
     if not start.run and job.config.data.tokenizer not in OWN_KINDS:
-        found = round_trip(tokenizer, chain(*(job.corpus.splits.get(split, ()) for split in SPLITS)))
+        found = round_trip(tokenizer, chain(*map(job.corpus.documents, SPLITS)))
         facts |= {"notes": tokenizer.notes, "round_trip": vars(found)}
         for line in (*tokenizer.notes, str(found)):
             say(f"tokenizer   {line}")

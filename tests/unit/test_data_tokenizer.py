@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmvk.data.datasets import Corpus, count_words, resolve
-from ebmvk.data.tokenizer import END_OF_TEXT, Tokenizer, make_tokenizer, train_tokenizer
+from ebmvk.data.foreign import END_OF_TEXT
+from ebmvk.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 WORDS = (
