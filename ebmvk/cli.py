@@ -282,13 +282,14 @@ def at_home(args: Sequence[str]) -> list[str]:
     for arg in args:
         if flags := flags_in([arg]):
             name, (own, equals, value) = flags[0], arg.partition("=")
-            found.append(own + equals + _expanded(value) if name in PATHS else arg)
+            found.append(own + equals + expanded(value) if name in PATHS else arg)
         else:
-            found.append(_expanded(arg) if name in PATHS else arg)
+            found.append(expanded(arg) if name in PATHS else arg)
     return found
 
 
-def _expanded(path: str) -> str:
+def expanded(path: str) -> str:
+    """A path with `~` at its beginning as the home folder."""
     with contextlib.suppress(RuntimeError):  # there is no such user: it is a name like any other
         return str(Path(path).expanduser()) if path.startswith("~") else path
     return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,7 +105,7 @@ class LangevinConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps.
+    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps; those of --epochs, where there are such.
     epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
     batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
     accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: as one batch of all their windows.
@@ -114,7 +115,9 @@ class TrainingConfig:
     grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
     patience: int = knob(0, low=0, resume=True)  # Stop after so many evaluations without a better one; 0: never.
     warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.
-    precision: Literal["float32", "bfloat16"] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
+    precision: Annotated[
+        Literal["float32", "bfloat16"], tyro.conf.arg(help_behavior_hint="(default: what this processor is faster in)")
+    ] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
     lambda_denoise: float = knob(0.1, low=0.0)  # Weight of denoising.
     lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
     moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
@@ -171,6 +174,22 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     splats: SplatConfig = field(default_factory=SplatConfig)
+
+
+def concerns(config: Config, section: str, name: str) -> bool:
+    """Whether a field means anything for the model that is configured."""
+    model = config.model
+    experts = model.use_moe or (model.model == "ebm" and model.use_splat and model.decoder == "moe")
+    if section == "splats":
+        return config.splats.enable_soc or name == "enable_soc"
+    if name in ("moe_experts", "moe_active", "hidden_dim", "moe_balance", "moe_z"):
+        return experts
+    if name in ("use_memory", "memory_slots", "lambda_phi"):
+        return model.model == "infinito"
+    if name in WINDOWS:
+        return model.model not in WHOLE_SEQUENCE
+    energy = (*ENERGY_TERMS, "decoder", "lambda_denoise", "lambda_spread", "noise_levels", "noise_unit", "denoise_form")
+    return model.model == "ebm" or (section != "langevin" and name not in energy)
 
 
 def flag(key: str) -> str:
@@ -270,7 +289,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
             if isinstance(value, list) and all(type(v) in ((str,) if words else (int, float)) for v in value):
                 return tuple(value if words else map(float, value))
         elif option is Path and isinstance(value, str):
-            return Path(value).expanduser()
+            return Path(value)
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif type(value) is option:
@@ -319,6 +338,16 @@ def _toml(value: Any) -> str:
         return str(value)
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in text) + '"'
+
+
+def sources_in(path: Path) -> dict[str, Source]:
+    """{field: where its value came from}, as `write_toml` notes it: nothing beside a default."""
+    known = "|".join(get_args(Source))
+    found: dict[str, Source] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if entry := re.fullmatch(rf"(\w+) = .*?(?:  # ({known}))?", line):
+            found[entry[1]] = next((source for source in get_args(Source) if source == entry[2]), "default")
+    return found
 
 
 def from_toml(path: Path) -> Config:

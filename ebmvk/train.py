@@ -29,9 +29,10 @@ from ebmvk.config import (
     nearest,
     read_toml,
     replace,
+    sources_in,
     with_windows,
 )
-from ebmvk.errors import INTERRUPTED, ConfigError
+from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
 from ebmvk.runs import NEWEST, RUNS, newest, refuse_existing
 
@@ -143,6 +144,8 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
     base, levels = _defaults(args, stage)
     if "--include" in cli.flags_in(args):  # flags replace what a file says, and do not add to it
         base = replace(base, {"include": ()})
+    if {"-h", "--help"} & set(args) and cli.value_of(args, "--resume") is None:
+        base = _of_text(base, levels, args)
     default = TrainCommand(**vars(base))
     command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
     if command.stop_after is not None and command.stop_after < 1:
@@ -173,6 +176,29 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
     return replace(config, _overrides(*(said for _, said in levels), {})), levels
 
 
+def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
+    """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
+    from ebmvk.data.datasets import FETCHABLE, resolve
+
+    dataset = cli.value_of(args, "--dataset") or base.data.dataset
+    if dataset in FETCHABLE:  # --help downloads nothing
+        return base
+    folder = cli.value_of(args, "--data-dir")
+    try:
+        size = resolve(dataset, Path(folder) if folder else base.data.data_dir).bytes("train")
+    except EbmvkError:  # --help answers all the same
+        return base
+    derived = {name: value for name, value in derive(base.run.size, size).items() if name != "precision"}
+    said = [said for _, said in levels]
+    config = replace(replace(base, {**derived, "size": base.run.size}), _overrides(*said, {}))
+    shortest = max(1, config.training.steps // 10)
+    if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
+        config = replace(config, {"warmup_steps": min(config.training.warmup_steps, shortest)})
+    if (cli.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
+        config = replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
+    return config
+
+
 def _file(args: Sequence[str]) -> dict[str, Any]:
     path = cli.value_of(args, "--config")
     if not path or _names_preset(args, path):
@@ -183,7 +209,10 @@ def _file(args: Sequence[str]) -> dict[str, Any]:
             why="it names a preset with --model minillm only",
             hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
         )
-    return read_toml(Path(path))
+    values = read_toml(Path(path))
+    if folder := values.get("data_dir"):
+        values["data_dir"] = Path(cli.expanded(str(folder)))
+    return values
 
 
 def _names_preset(args: Sequence[str], config: str) -> bool:
@@ -296,13 +325,15 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.training.run import Job
     from ebmvk.training.text import own_text
-    from ebmvk.training.workspace import ended_early, read_config
+    from ebmvk.training.workspace import CONFIG_FILE, ended_early, read_config
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
     config = check(replace(old, _overrides(*(said for _, said in levels), given)))
     check_resume(old, config)
-    sources: dict[str, Source] = dict.fromkeys((name for _, name, _ in items(old)), "file")
+    sources = sources_in(folder / CONFIG_FILE)
+    for source, said in levels:
+        sources.update(dict.fromkeys(said, source))
     corpus = own_text(config)
     config = replace(config, _found_again(config, corpus))
     sources.update(dict.fromkeys(given, "flag"))

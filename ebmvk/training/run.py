@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from platform import platform
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import ebmvk
-from ebmvk.config import Config, Source, check, flag, items
+from ebmvk.config import Config, Source, check, concerns, flag, items
 from ebmvk.config import replace as replace_values
 from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.fidelity import round_trip
@@ -26,7 +26,7 @@ from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_toke
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
-from ebmvk.presets import smaller
+from ebmvk.presets import derive, smaller
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.runs import refuse_existing
 from ebmvk.training import checkpoint, noise, optim, tensorboard
@@ -40,6 +40,7 @@ from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
 from ebmvk.training.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.training.workspace import (
+    CONFIG_FILE,
     REPORT_FILE,
     SAMPLES_FILE,
     Device,
@@ -145,7 +146,7 @@ def _execute(job: Job, ranks: Ranks, say: Say, *, quiet: bool, stop_after: int |
     )
     streams = Streams(train, validation, job.corpus.digests())
     job = _with_steps(job, streams.train, Progress.of(found) if found else Progress())
-    for line in _settings(job):
+    for line in _settings(job, written=not dry_run):
         say(line)
     model = new_model(job.config, tokenizer, streams.train)
     started = {"init": apply_start(start, model, job.config, tokenizer, streams.train, say)} if start else {}
@@ -266,6 +267,14 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     return replace(job, config=config, sources=sources)
 
 
+TOLD = ("model", "size", "device", "dataset")  # in lines of their own
+SAYS: dict[Source, str] = {
+    "flag": "by flags",
+    "file": "by a file",
+    "preset": "by preset",
+    "stage": "by stage",
+    "derived": "derived",  # from the text, the processor, or another value
+}
 JUMP = 1.25  # times, from which a change of the learning rate is told
 
 
@@ -283,13 +292,21 @@ def _jump(before: Config, now: Config, step: int) -> str | None:
     return f"rate        the learning rate jumps from {old:.2g} to {new:.2g} at step {step + 1}: {'; '.join(changed)}"
 
 
-def _settings(job: Job) -> Iterator[str]:
-    """Every value and where it came from, a line per section."""
-    for section, entries in groupby(items(job.config), key=lambda item: item[0]):
-        shown = [
-            f"{name} {value} [{job.sources.get(name, 'default')}]" for _, name, value in entries if value is not None
-        ]
-        yield f"{section:<12}{', '.join(shown)}"
+def _settings(job: Job, *, written: bool) -> Iterator[str]:
+    """What is not as the size and the model have it, by where it came from. written: config.toml has all the rest."""
+    config, shown = job.config, dict[str, list[str]]()
+    usual = replace_values(Config(), derive(config.run.size, None))
+    for (section, name, value), (_, _, common) in zip(items(config), items(usual), strict=True):
+        source = job.sources.get(name, "default")
+        # A run that an earlier version resumed says of all its values that they are from a file.
+        said = source in SAYS and not (source == "file" and value == common)
+        if said and value is not None and name not in TOLD and concerns(config, section, name):
+            shown.setdefault(source, []).append(f"{name} {value}")
+    where = f"; all of them: {job.folder / CONFIG_FILE}" if written else ""
+    yield f"settings    --model {config.model.model} --size {config.run.size}{where}"
+    for kind, words in SAYS.items():
+        if kind in shown:
+            yield f"  {words:<10}{', '.join(shown[kind])}"
 
 
 def _unknown(text: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

@@ -1,0 +1,62 @@
+"""What a command says of its settings: the defaults that a run has, where values came from, and what differs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmvk.config import items, sources_in
+from ebmvk.train import _defaults, _of_text, asked
+
+from .conftest import Command
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--size", "nano"), ("--model", "tinygpt", "--size", "small"), ("--config", "own.toml")], ids=str
+)
+def test_help_shows_the_defaults_that_a_run_has(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ebmvk: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("[data]\nseq_length = 99\n", encoding="utf-8")
+    base, levels = _defaults(flags)
+    shown = {name: value for _, name, value in items(_of_text(base, levels, flags))}
+    taken = {name: value for _, name, value in items(asked(flags)[1].config)}
+    # The processor decides on the precision, which --help does not ask; warm-up is cut when a run begins.
+    differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", "model"}
+    assert differ == set()
+    told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
+    assert f"Optimiser steps; those of --epochs, where there are such. (default: {taken['steps']})" in told
+    assert f"Dropout in the trunk. (default: {taken['dropout']})" in told
+    assert "(default: what this processor is faster in)" in told
+
+
+def test_a_resumed_run_keeps_where_its_values_came_from(train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, "--lr", 0.003, "--stop-after", 1, "--quiet", "--sample-tokens", 0)
+    before = sources_in(run / "config.toml")
+    assert (before["learning_rate"], before["steps"], before["grad_clip"]) == ("flag", "file", "size")
+    assert before["keep_last"] == "default"
+    train(run, "--resume", "--steps", 9, "--stop-after", 1, "--quiet")
+    assert sources_in(run / "config.toml") == before | {"steps": "flag"}
+
+
+@pytest.mark.parametrize("model", ["ebm", "plain", "minillm"])
+def test_what_is_said_of_settings_is_short_and_of_the_model(model: str, train: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags: tuple[Any, ...] = ("--model", model, "--lr", 0.003, "--stop-after", 1, "--no-enable-soc")
+    out = train(run, *flags).out
+    lines = out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("settings "))
+    assert lines[first] == f"settings    --model {model} --size tiny; all of them: {run / 'config.toml'}"
+    said = [line for line in lines[first + 1 :] if line.startswith("  ")]
+    assert len(said) == 3
+    assert said[0].split() == ["by", "flags", "learning_rate", "0.003,", "enable_soc", "False"]
+    assert "grad_clip" not in out
+    assert "memory_slots" not in out
+    assert ("langevin_steps 8" in out, "hidden_dim 32" in out, "context_local 4" in out) == (
+        (model == "ebm"), (model == "ebm"), (model != "minillm")
+    )  # fmt: skip
