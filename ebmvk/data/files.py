@@ -128,7 +128,7 @@ def _of_format(found: formats.Format, path: Path) -> NoText:
         f"{shown(path)} is no plain text: it was recognised as {found.name}",
         why="its brackets, quotes or tags would be learnt as if they were text" if found.text else "",
         hint=found.hint(Path(shown(path))),
-        reason=found.name + (" (--raw)" if found.text else ""),
+        reason=found.name + (", see --raw" if found.text else ""),
     )
 
 
