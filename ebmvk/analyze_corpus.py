@@ -63,11 +63,11 @@ def _analyze(command: AnalyzeCommand) -> int:
     folders = [path for path, _ in data_folders(command.data_dir)]
     tokenizer = make_tokenizer(command.tokenizer, corpus, command.vocab_size or recipe["vocab_size"], folders)
     found = analyse(documents, tokenizer, preset, recipe["seq_length"])
+    for note in read.notes:
+        print(f"read        {note}", file=sys.stderr if command.json else sys.stdout)
     if command.json:
         print(json.dumps(dataclasses.asdict(found)))
         return 0
-    for note in read.notes:
-        print(f"read        {note}")
     print(f"text        {found.bytes:,} bytes, {found.tokens:,} tokens of {tokenizer.vocab_size:,}")
     print(
         f"documents   {found.documents:,}; tokens each: mean {found.mean:,.1f}, median {found.median:,.0f}, "
