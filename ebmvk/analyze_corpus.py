@@ -69,11 +69,11 @@ def _analyze(command: AnalyzeCommand) -> int:
         for line in (*tokenizer.notes, str(round_trip(tokenizer, documents))):
             print(f"tokenizer   {line}", file=sys.stderr)
     found = analyse(documents, tokenizer, preset, recipe["seq_length"])
+    for note in read.notes:
+        print(f"read        {note}", file=sys.stderr if command.json else sys.stdout)
     if command.json:
         print(json.dumps(dataclasses.asdict(found)))
         return 0
-    for note in read.notes:
-        print(f"read        {note}")
     print(f"text        {found.bytes:,} bytes, {found.tokens:,} tokens of {tokenizer.vocab_size:,}")
     print(
         f"documents   {found.documents:,}; tokens each: mean {found.mean:,.1f}, median {found.median:,.0f}, "

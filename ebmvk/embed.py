@@ -21,9 +21,7 @@ from ebmvk.runs import NEWEST
 class EmbedCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
-    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = (
-        None  # More texts, one a line (ended by \\n or \\r\\n).
-    )
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Texts, each up to \n or \r\n.
     scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.
     energy: bool = False  # Also the exact energy of each text, in nats.
     npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Write the points as an npy matrix.

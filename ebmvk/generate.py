@@ -26,7 +26,7 @@ class GenerateCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
-    batch_generate: bool = False  # Each line of --prompt-file (ended by \\n or \\r\\n) is a prompt.
+    batch_generate: bool = False  # Each line of --prompt-file is a prompt, up to \n or \r\n.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     max_tokens: int = 100  # Most tokens to write.
     strategy: str = "sampling"  # A name of `ebmvk compare-decoding`; the flags below change it.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, listing, read_text, shown, split_files
+from ebmvk.data.files import AS_IT_COMES, Reading, exists, lines_of, listing, read_text, shown, split_files
 from ebmvk.data.splitting import (
     STANDARD,
     at_separators,
@@ -108,7 +108,7 @@ def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT
             its name promises, or too short. ConfigError: `reading.include` without a folder, or it matches nothing.
     """
     whole, _, characters = dataset.rpartition(":")
-    if whole and characters.isdecimal() and not Path(dataset).expanduser().exists():
+    if whole and characters.isdecimal() and not exists(path_of(dataset)):
         return _beginning(_find(whole, data_dir, reading), int(characters))
     return _find(dataset, data_dir, reading)
 
@@ -145,12 +145,12 @@ def _cut(documents: Iterable[str], characters: int) -> list[str]:
 
 
 def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
-    path = Path(dataset).expanduser()
-    if dataset != BUILTIN and dataset.strip() and path.exists():
+    path = path_of(dataset)
+    if dataset != BUILTIN and dataset.strip() and exists(path):
         return _read(path, f"{shown(dataset)} is a path on this machine", str(_whole_path(path)), reading)
     if dataset != BUILTIN and dataset.strip() and path.parent == Path():
         for folder, flag in data_folders(data_dir):
-            if (folder / dataset).exists():
+            if exists(folder / dataset):
                 return _read(folder / dataset, f"{dataset} lies in {flag} {folder}", dataset, reading)
     if reading.include and dataset in (BUILTIN, *FETCHABLE):
         raise _no_folder(f"--dataset {dataset}")
@@ -163,6 +163,14 @@ def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
     if dataset in FETCHABLE:
         return _fetch(dataset)
     raise _unknown(dataset, data_dir)
+
+
+def path_of(dataset: str) -> Path:
+    """As --dataset gives it, with `~` expanded if there is such a user."""
+    try:
+        return Path(dataset).expanduser()
+    except RuntimeError:
+        return Path(dataset)
 
 
 def _whole_path(path: Path) -> Path:
@@ -206,7 +214,7 @@ def read_documents(
             f"--separator {separator!r} is no line",
             hint="give the line that stands between documents, or leave --separator away for <|doc|>",
         )
-    if missing := next((path for path in paths if not path.exists()), None):
+    if missing := next((path for path in paths if not exists(path)), None):
         what = f"{flag} {shown(missing)}: no such file or folder"
         raise DataError(what, hint="name a text file, or a folder of them")
     if reading.include and not any(path.is_dir() for path in paths):
@@ -255,7 +263,7 @@ def read_whole(path: Path, flag: str, reading: Reading = AS_IT_COMES) -> Corpus:
     Raises:
         DataError: it is no text file, or has no text but separators.
     """
-    if path.is_dir() or not path.exists():
+    if not exists(path) or path.is_dir():
         raise DataError(f"{flag} {shown(path)}: no such file", hint="name a text file, or take --dataset for a folder")
     text = read_text(path, reading)
     word_level = is_wikitext(text)
@@ -275,7 +283,7 @@ def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:
     if os.environ.get(ENVIRONMENT):
         named.append((Path(os.environ[ENVIRONMENT]).expanduser(), ENVIRONMENT))
     for folder, flag in named:
-        if not folder.is_dir():
+        if not exists(folder) or not folder.is_dir():
             raise DataError(
                 f"{flag} {folder} is not a folder", hint="give the folder that holds the data sets' folders"
             )

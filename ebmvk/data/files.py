@@ -80,6 +80,14 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have, as it is too long, is of none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
     """The text of one file, gzip unpacked, with no newline translated, without a byte order mark at its beginning.
 
@@ -128,7 +136,7 @@ def _of_format(found: formats.Format, path: Path) -> NoText:
         f"{shown(path)} is no plain text: it was recognised as {found.name}",
         why="its brackets, quotes or tags would be learnt as if they were text" if found.text else "",
         hint=found.hint(Path(shown(path))),
-        reason=found.name + (" (--raw)" if found.text else ""),
+        reason=found.name + (", see --raw" if found.text else ""),
     )
 
 

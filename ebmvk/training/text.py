@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebmvk.config import Config, DataConfig
-from ebmvk.data.datasets import BUILTIN, FETCHABLE, Corpus, resolve
-from ebmvk.data.files import Reading, shown
+from ebmvk.data.datasets import BUILTIN, FETCHABLE, Corpus, path_of, resolve
+from ebmvk.data.files import Reading, exists, shown
 from ebmvk.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:  # torch takes seconds, and a text that cannot be read is said before
@@ -53,7 +53,7 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
 
 def _is_there(name: str) -> bool:
     """A path, or one with `:CHARACTERS` behind it."""
-    return any(Path(part).expanduser().exists() for part in (name, name.rpartition(":")[0] or name))
+    return any(exists(path_of(part)) for part in (name, name.rpartition(":")[0] or name))
 
 
 @dataclass(frozen=True)

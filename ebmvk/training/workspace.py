@@ -105,7 +105,8 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
     if found.state.get("train") != digest(train):
         raise CheckpointError(
             f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
-            why="the files changed, or another version of them was found",
+            why="the files changed, or another version of them was found"
+            + ("" if found.state.get("text") else ", or the version that saved it took others of them for its text"),
             hint="bring the old text back, or start a new run with another --run-dir",
         )
 

@@ -189,6 +189,19 @@ def test_separators_that_separate_nothing_are_counted(tmp_path: Path) -> None:
     assert not read_documents([tmp_path / "b.txt"], "--input").notes
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user/text.txt", "a\0b", "x" * 300 + ":100"])
+def test_names_that_no_file_has_are_refused(name: str, tmp_path: Path) -> None:
+    for refused in (
+        lambda: resolve(name),
+        lambda: resolve(name, tmp_path),
+        lambda: read_documents([Path(name)], "--input"),
+        lambda: read_whole(Path(name), "--test-file"),
+        lambda: resolve("notes", Path(name)),
+    ):
+        with pytest.raises(DataError):
+            refused()
+
+
 # ---- formats -------------------------------------------------------------------------------------------------------
 
 
