@@ -114,7 +114,7 @@ class Scorer:
                 for into, values in zip(whole, (seen.query, seen.h), strict=True):
                     into[i][at] = values[row, first : len(tokens) - 1]
                 done[i] = at.stop
-        return [Context(query[None], h[None], {}) for query, h in zip(*whole, strict=True)]
+        return [Context(query[None], h[None], ()) for query, h in zip(*whole, strict=True)]
 
     def _scored(self, ids: Ids, first: int, seen: Context, law: TokenLaw) -> tuple[float, bool]:
         """As `log_likelihoods`, of the tokens from `first` on."""
