@@ -39,7 +39,7 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.report.metrics import read_history
 from ebmvk.training import checkpoint, finite, noise, optim
-from ebmvk.training.advice import advice, is_out_of_memory
+from ebmvk.training.advice import advice, is_out_of_memory, lower_rate, why_it_diverged
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.losses import Losses, objective, targets_of
@@ -191,10 +191,8 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
     """
     try:
         return passes.run()
-    except ArgumentError:
-        if bad := finite.origin(model, alone(passes).run):
-            raise non_finite(bad) from None
-        raise
+    except ArgumentError as error:  # of values that the model has come to
+        raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -369,6 +367,8 @@ class Trainer:
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
+            except ArgumentError as error:  # of an evaluation or a consolidation, of what the model has come to
+                raise self._diverged(error) from error
             except (StorageError, OSError) as error:  # steps must not be lost to what only tells of them
                 raise self._kept(error) from error
         return "interrupted" if interruption.came else outcome
@@ -557,15 +557,21 @@ class Trainer:
 
     def _non_finite(self, bad: str) -> NonFinite:
         """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
-        step, lr = self.progress.step, f"--lr {self.config.training.learning_rate / 2:g}"
+        step, lr = self.progress.step, lower_rate(self.config)
         older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
-            f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
-            why="the learning rate is too high for this model, or the precision too low",
+            f"step {step + 1}: {_not_finite(bad)}; the weights are as they were after step {step}",
+            why=why_it_diverged(self.config),
             hint=f"go back before it: --resume {shlex.quote(str(older[0]))} {lr}"
             if older
             else f"start again in another --run-dir with {lr}",
         )
+
+    def _diverged(self, error: ArgumentError) -> NonFinite:
+        """What to raise where the engine refuses what the model has come to, outside of a step's passes."""
+        found = self._non_finite(error.what)
+        found.what = f"step {self.progress.step}: training diverged ({error.what}); what was saved before is intact"
+        return found
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
@@ -629,11 +635,13 @@ class Trainer:
             self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
         experts = inspection.specialisation_in(self.model, validation.tokens[:EXPERT_TOKENS])
         looks = inspection.record(self.model, self.tokenizer, validation.tokens[:LOOKED_AT], experts)
+        advised = list(self._advice(found))
         record = {"looks": looks, "validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
+        record |= {"advice": advised}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
-        for line in self._advice(found):
+        for line in advised:
             self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
@@ -661,6 +669,11 @@ def _figures(found: Likelihood) -> str:
         f"perplexity {found.ppl_token:.2f} per token, {word}{found.bits_per_byte:.4f} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
+
+
+def _not_finite(bad: str) -> str:
+    """`bad` is a tensor's name, or what the engine said of one that it refused."""
+    return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 
 def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
