@@ -35,7 +35,7 @@ from ebmvk.errors import (
     StorageError,
 )
 from ebmvk.model import inspection
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.report.metrics import read_history
 from ebmvk.training import checkpoint, finite, noise, optim
@@ -177,7 +177,7 @@ class Passes:
 
     def _sums_of(self, rows: Tensor) -> Tensor:
         with self._autocast():
-            context = self.model(rows[:, :-1].clamp_min(0))
+            context: Context = self.model(rows[:, :-1].clamp_min(0))
         return context.sums(targets_of(rows)).detach()
 
 
@@ -375,8 +375,9 @@ class Trainer:
 
     def _kept(self, error: StorageError | OSError) -> StorageError:
         """What to raise where something could not be written; the steps are saved, if they can be."""
-        typed = isinstance(error, StorageError)
-        what, why = (error.what, error.why) if isinstance(error, StorageError) else (str(error), "")
+        what, why, hint = str(error), "", "free some space"
+        if isinstance(error, StorageError):
+            what, why, hint = error.what, error.why, error.hint
         try:
             if self.progress.step != self._saved:
                 self.save()
@@ -384,9 +385,9 @@ class Trainer:
         except StorageError:
             saved = f"that of step {self._saved} is the newest" if self._saved else "there is none"
             what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
-        own = f"{error.hint}; " if typed and "--resume" not in error.hint else ""
+        hint = "free some space" if "--resume" in hint else hint
         again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
-        return StorageError(what, why=why, hint=f"{own or 'free some space, '}then {again}")
+        return StorageError(what, why=why, hint=f"{hint}, then {again}")
 
     def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
@@ -636,8 +637,14 @@ class Trainer:
         experts = inspection.specialisation_in(self.model, validation.tokens[:EXPERT_TOKENS])
         looks = inspection.record(self.model, self.tokenizer, validation.tokens[:LOOKED_AT], experts)
         advised = list(self._advice(found))
-        record = {"looks": looks, "validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
-        record |= {"advice": advised}
+        record: dict[str, Any] = {"advice": advised}
+        record |= {
+            "looks": looks,
+            "validation": found.record(),
+            "trigram": base.record(),
+            "counts": counts,
+            "soc": gain,
+        }
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")

@@ -252,7 +252,7 @@ class Fit:
         part = (x[:limit] for x in (self.query, self.h, self.tokens))
         rows, found = laws_at_once(self.model.vocab_size), []
         for query, h, tokens in zip(*(torch.split(x, rows) for x in part), strict=True):
-            seen = Context(query.to(self.device)[None], h[None], {})
+            seen = Context(query.to(self.device)[None], h[None], ())
             found.append(reader.read(h, self.model.log_p_lex(seen, embeddings)[0], tokens))
         return Terms.join(found)
 

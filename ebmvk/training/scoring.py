@@ -110,12 +110,12 @@ class Scorer:
             for row, (i, tokens, first) in enumerate(group):
                 query[i].append(seen.query[row, first : len(tokens) - 1])
                 h[i].append(seen.h[row, first : len(tokens) - 1])
-        return [Context(torch.cat(q)[None], torch.cat(own)[None], {}) for q, own in zip(query, h, strict=True)]
+        return [Context(torch.cat(q)[None], torch.cat(own)[None], ()) for q, own in zip(query, h, strict=True)]
 
     def _scored(self, ids: Ids, first: int, seen: Context, rows: Tensor) -> tuple[float, bool]:
         """As `log_likelihoods`, of the tokens from `first` on."""
         at, tokens = slice(first - 1, None), torch.from_numpy(ids.astype(np.int64))
-        log_p = self.model.log_p_lex(Context(seen.query[:, at], seen.h[:, at], {}), rows)[0]
+        log_p = self.model.log_p_lex(Context(seen.query[:, at], seen.h[:, at], ()), rows)[0]
         if self.reader and first < len(ids):
             text, h = self.reader.again(), seen.h[0]
             text.remember(h[: first - 1], tokens[1:first])
