@@ -42,6 +42,7 @@ def write_report(run: Path, target: Path) -> Path:
         attention=attention_picture(history.end.get("looks")) if history.end else None,
         experts=(history.end.get("looks") or {}).get("experts", []) if history.end else [],
         shown=shown,
+        advice=history.end.get("advice", []) if history.end else [],
         samples="".join(re.split(r"(?m)^(?=--- step )", text)[-SAMPLES:]).rstrip(),
         config=tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
         facts=_facts(history),

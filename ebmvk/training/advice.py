@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from ebmvk.config import Config
-from ebmvk.presets import fast_precision, smaller
+from ebmvk.config import Config, Size
+from ebmvk.presets import PRESETS, fast_precision, smaller
 from ebmvk.report.tables import number
 
 HIGH_PERPLEXITY = 100.0  # per token
@@ -19,6 +20,34 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, or the system, could not have the memory it asked for."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def usual_rate(config: Config) -> float:
+    """The learning rate of the run's size."""
+    rate = PRESETS[config.run.size]["learning_rate"]
+    assert isinstance(rate, float)
+    return rate
+
+
+def lower_rate(config: Config) -> str:
+    """The flag of half the learning rate; of the size's own, where the run's is more than twice that."""
+    rate, usual = config.training.learning_rate, usual_rate(config)
+    return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
+
+
+def why_it_diverged(config: Config) -> str:
+    """What probably made training go wrong, with the values it has."""
+    rate, usual = config.training.learning_rate, usual_rate(config)
+    if rate > 2 * usual:
+        return f"--lr {rate:g} is {rate / usual:,.3g} times that of --size {config.run.size}"
+    return f"--lr {rate:g} is too high for this model, or --precision {config.training.precision} too low"
+
+
+def more_steps(steps: int, epochs: float, size: Size) -> int:
+    """Twice as many, or as many as read the text `SHORT` times; of a size's own number no more than that."""
+    most = PRESETS[size].get("steps", steps)
+    assert isinstance(most, int)
+    return max(2 * steps, min(most, math.ceil(SHORT * steps / max(epochs, 1e-9))))
 
 
 def more_dropout(dropout: float) -> str:
@@ -44,7 +73,7 @@ def advice(
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (
-            f"--steps {2 * training.steps}, as the text was read {epochs:.1f} times"
+            f"--steps {more_steps(training.steps, epochs, config.run.size)}, as the text was read {epochs:.2g} times"
             if epochs < SHORT
             else f"--latent-dim {2 * model.latent_dim}, or more text"
         )

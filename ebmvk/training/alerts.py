@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ebmvk.config import Config
 from ebmvk.errors import NonFinite
-from ebmvk.training.advice import OVERFITTED, more_dropout
+from ebmvk.training.advice import OVERFITTED, lower_rate, more_dropout, why_it_diverged
 
 Row = Mapping[str, Any]
 SETTLED = 100  # steps after warm-up, before which gates and energies still start
@@ -49,6 +49,7 @@ class Alerts:
         self._said: set[str] = set()
         self._watches: tuple[Watch, ...] = (
             RisingEnergy(config),
+            Diverging(config),
             PoorConvergence(config),
             WorseningPerplexity(config),
             FastConsolidation(config),
@@ -110,10 +111,37 @@ class RisingEnergy:
             yield Alert(
                 "energy rising",
                 f"the mean of {BLOCK} steps is {block.mean:.2f} nats, {block.mean - best.mean:.2f} above the best",
-                f"continue an earlier checkpoint with --lr {self._config.training.learning_rate / 2:g}",
+                f"continue an earlier checkpoint with {lower_rate(self._config)}",
             )
         if best is None or block.mean < best.mean:
             self._best = block
+
+
+DIVERGED = 5  # steps in a row
+WORSE_THAN_NOTHING = 1.0  # nats above a token drawn blindly: a batch of a few short windows scatters by less
+
+
+class Diverging:
+    """Every one of the last steps cost more than a guess that takes all tokens for equally likely. A run starts below
+    that, and no text is so hard: the weights are driven away."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._blind = config, math.inf
+        self._last: deque[float] = deque(maxlen=DIVERGED)
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if "vocabulary" in row:
+            self._blind = math.log(row["vocabulary"])
+        if row["event"] != "step":
+            return
+        self._last.append(row["parts"]["ce"])
+        if len(self._last) == DIVERGED and min(self._last) > self._blind + WORSE_THAN_NOTHING:
+            yield Alert(
+                "training diverges",
+                f"each of the last {DIVERGED} steps cost {min(self._last):,.2f} nats a token or more, where a blind "
+                f"guess costs {self._blind:.2f}; {why_it_diverged(self._config)}",
+                f"a new run with {lower_rate(self._config)}",
+            )
 
 
 LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies: a bigram table reaches more within an epoch
@@ -174,7 +202,7 @@ class WorseningPerplexity:
             yield self._alert(nats)
 
     def _alert(self, nats: float) -> Alert:
-        training, model = self._config.training, self._config.model
+        model = self._config.model
         by_heart = bool(self._trained) and nats - fmean(self._trained) > OVERFITTED
         return Alert(
             "perplexity worsening",
@@ -182,7 +210,7 @@ class WorseningPerplexity:
             f"best, for {TWICE} evaluations",
             f"take {more_dropout(model.dropout)} or --patience 3: the text is learned by heart"
             if by_heart
-            else f"continue the best checkpoint with --lr {training.learning_rate / 2:g}",
+            else f"continue the best checkpoint with {lower_rate(self._config)}",
         )
 
 

@@ -16,6 +16,7 @@ from ebmvk.errors import NonFinite, OutOfMemory
 from ebmvk.model.build import build_model
 from ebmvk.ranks import Handler, Ranks
 from ebmvk.training import finite, optim
+from ebmvk.training.advice import lower_rate, why_it_diverged
 from ebmvk.training.loop import Passes, attempted, batches_of
 from ebmvk.training.losses import Losses
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
@@ -74,8 +75,8 @@ class Follower:
         def non_finite(bad: str) -> NonFinite:
             return NonFinite(
                 f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
-                why="the learning rate is too high for this model, or the precision too low",
-                hint=f"continue from an older checkpoint with --lr {self.config.training.learning_rate / 2:g}",
+                why=why_it_diverged(self.config),
+                hint=f"continue from an older checkpoint with {lower_rate(self.config)}",
             )
 
         self.optimizer.zero_grad()

@@ -35,12 +35,12 @@ from ebmvk.errors import (
     StorageError,
 )
 from ebmvk.model import inspection
-from ebmvk.model.language import LanguageModel
+from ebmvk.model.language import Context, LanguageModel
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.report import tables
 from ebmvk.report.metrics import read_history
 from ebmvk.training import checkpoint, finite, noise, optim
-from ebmvk.training.advice import advice, is_out_of_memory
+from ebmvk.training.advice import advice, is_out_of_memory, lower_rate, why_it_diverged
 from ebmvk.training.checkpoint import Checkpoint
 from ebmvk.training.evaluation import Likelihood, likelihood, text_size, trigram
 from ebmvk.training.known_faults import REVISION, revision
@@ -182,7 +182,7 @@ class Passes:
 
     def _sums_of(self, rows: Tensor) -> Tensor:
         with self._autocast():
-            context = self.model(rows[:, :-1].clamp_min(0))
+            context: Context = self.model(rows[:, :-1].clamp_min(0))
         return context.sums(targets_of(rows)).detach()
 
 
@@ -196,10 +196,8 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
     """
     try:
         return passes.run()
-    except ArgumentError:
-        if bad := finite.origin(model, alone(passes).run):
-            raise non_finite(bad) from None
-        raise
+    except ArgumentError as error:  # of values that the model has come to
+        raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -378,14 +376,17 @@ class Trainer:
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
+            except ArgumentError as error:  # of an evaluation or a consolidation, of what the model has come to
+                raise self._diverged(error) from error
             except (StorageError, OSError) as error:  # steps must not be lost to what only tells of them
                 raise self._kept(error) from error
         return "interrupted" if interruption.came else outcome
 
     def _kept(self, error: StorageError | OSError) -> StorageError:
         """What to raise where something could not be written; the steps are saved, if they can be."""
-        typed = isinstance(error, StorageError)
-        what, why = (error.what, error.why) if isinstance(error, StorageError) else (str(error), "")
+        what, why, hint = str(error), "", "free some space"
+        if isinstance(error, StorageError):
+            what, why, hint = error.what, error.why, error.hint
         try:
             if self.progress.step != self._saved:
                 self.save()
@@ -393,9 +394,9 @@ class Trainer:
         except StorageError:
             saved = f"that of step {self._saved} is the newest" if self._saved else "there is none"
             what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
-        own = f"{error.hint}; " if typed and "--resume" not in error.hint else ""
+        hint = "free some space" if "--resume" in hint else hint
         again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
-        return StorageError(what, why=why, hint=f"{own or 'free some space, '}then {again}")
+        return StorageError(what, why=why, hint=f"{hint}, then {again}")
 
     def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
@@ -557,15 +558,21 @@ class Trainer:
 
     def _non_finite(self, bad: str) -> NonFinite:
         """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
-        step, lr = self.progress.step, f"--lr {self.config.training.learning_rate / 2:g}"
+        step, lr = self.progress.step, lower_rate(self.config)
         older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
-            f"step {step + 1}: {bad} is not finite; the weights are as they were after step {step}",
-            why="the learning rate is too high for this model, or the precision too low",
+            f"step {step + 1}: {_not_finite(bad)}; the weights are as they were after step {step}",
+            why=why_it_diverged(self.config),
             hint=f"go back before it: --resume {shlex.quote(str(older[0]))} {lr}"
             if older
             else f"start again in another --run-dir with {lr}",
         )
+
+    def _diverged(self, error: ArgumentError) -> NonFinite:
+        """What to raise where the engine refuses what the model has come to, outside of a step's passes."""
+        found = self._non_finite(error.what)
+        found.what = f"step {self.progress.step}: training diverged ({error.what}); what was saved before is intact"
+        return found
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
@@ -629,12 +636,20 @@ class Trainer:
             self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
         experts = inspection.specialisation_in(self.model, validation.tokens[:EXPERT_TOKENS])
         looks = inspection.record(self.model, self.tokenizer, validation.tokens[:LOOKED_AT], experts)
-        record = {"looks": looks, "validation": found.record(), "trigram": base.record(), "counts": counts, "soc": gain}
+        advised = list(self._advice(found))
+        record: dict[str, Any] = {"advice": advised}
+        record |= {
+            "looks": looks,
+            "validation": found.record(),
+            "trigram": base.record(),
+            "counts": counts,
+            "soc": gain,
+        }
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         self.monitor.say(f"validation, all of it: {_figures(found)}")
         self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
         self.monitor.say(f"compared    {tables.against_trigram(found.record(), base.record())}")
-        for line in self._advice(found):
+        for line in advised:
             self.monitor.say(f"advice      {line}")
         if gain:
             self.monitor.say(
@@ -677,6 +692,11 @@ def _figures(found: Likelihood) -> str:
         f"perplexity {token} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
         f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
     )
+
+
+def _not_finite(bad: str) -> str:
+    """`bad` is a tensor's name, or what the engine said of one that it refused."""
+    return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 
 def counts_record(backend: Backend) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from ebmvk.config import replace as replace_values
 from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
 from ebmvk.report.tables import duration
 from ebmvk.training import resources
+from ebmvk.training.advice import lower_rate
 from ebmvk.training.checkpoint import Checkpoint, storage_error
 from ebmvk.training.loop import Trainer
 from ebmvk.training.monitor import Monitor
@@ -76,8 +77,7 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
             batch = config.training.batch_size
             raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"take {error.flags}") from None
         except NonFinite as error:
-            half = f"--lr {config.training.learning_rate / 2:g}"
-            raise NonFinite(error.what, why=error.why, hint=f"take {half}") from None
+            raise NonFinite(error.what, why=error.why, hint=f"take {lower_rate(config)}") from None
     for line in told(estimate, config, near, found.step if found else 0):
         print(line, flush=True)  # noqa: T201
     _refuse_full_disk(estimate, config, folder)

@@ -11,7 +11,7 @@ import pytest
 from ebmvk.config import items, sources_in
 from ebmvk.train import _defaults, _of_text, asked
 
-from .conftest import Command
+from .conftest import Command, rows
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,29 @@ def test_what_is_said_of_settings_is_short_and_of_the_model(model: str, train: C
     assert ("langevin_steps 8" in out, "hidden_dim 32" in out, "context_local 4" in out) == (
         (model == "ebm"), (model == "ebm"), (model != "minillm")
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["ebm", "plain"])
+def test_a_learning_rate_that_drives_the_weights_away_is_named(
+    model: str, ebmvk: Command, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    """With an alert, and in the report; the engine's refusal of its values stands behind the cause."""
+    run = tmp_path / "run"
+    flags = ("--model", model, "--lr", 1e3, "--steps", 30, "--soc-check-interval", 10, "--precision", "float32")
+    said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", "cpu", *flags)
+    assert "--lr 1000 is 2.5e+05 times that of --size tiny" in said.out + said.err
+    assert "--lr 0.004" in said.out + said.err
+    assert "find what made" not in said.err
+    assert rows(run, "alert")
+    assert said.status == 0 or "training diverged (" in said.err or "is not finite" in said.err
+
+
+def test_advice_of_a_run_is_in_its_report(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmvk.training.advice.HIGH_PERPLEXITY", 1.0)
+    run = tmp_path / "run"
+    out = train(run, "--steps", 2, "--sample-tokens", 0, "--no-enable-soc").out
+    lines = [line.removeprefix("advice      ") for line in out.splitlines() if line.startswith("advice ")]
+    assert lines[0].startswith("perplexity ")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Advice</h2>" in page
+    assert all(line in page for line in lines)

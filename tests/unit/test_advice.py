@@ -24,6 +24,12 @@ WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate
         ({"rose": True}, {}, None),
         ({"train_nats": 3.0, "rose": True}, {"dropout": 0.2}, "--dropout 0.3"),
         ({"perplexity": 300.0}, {"steps": 100}, "--steps 200"),
+        (
+            {"perplexity": 311.0, "epochs": 0.05},
+            {"steps": 20, "size": "nano"},
+            "--steps 300, as the text was read 0.05",
+        ),
+        ({"perplexity": 311.0, "epochs": 0.5}, {"steps": 20, "size": "nano"}, "--steps 120, as the text was read 0.5"),
         ({"perplexity": 300.0, "epochs": 9.0}, {"latent_dim": 64}, "--latent-dim 128"),
         ({"rate": 20.0}, {"seq_length": 1024}, "--seq-length 512"),
         ({"rate": 20.0}, {"seq_length": 512, "stride": 300}, "--seq-length 256 --stride 256"),

@@ -68,6 +68,19 @@ def test_an_energy_that_falls_is_silent_and_one_that_rises_is_told_once(noise: f
     assert said(energies(ill)) == ["energy rising"]
 
 
+def test_a_model_that_is_worse_than_a_blind_guess_is_told_early_with_its_learning_rate() -> None:
+    """Within five steps; a spike is none, and without a number of tokens nothing is said."""
+    start = {"event": "start", "step": 0, "unigram_nats": 5.0, "vocabulary": 300}
+    driven = [start, *list(energies([4.9, *[900.0] * 8]))[1:]]
+    config = replace(CONFIG, {"learning_rate": 1e3})
+    (alert,) = [alert for alerts in [Alerts(config)] for row in driven for alert in alerts.see(row)]
+    assert alert.sign == "training diverges"
+    assert "900.00 nats a token or more, where a blind guess costs 5.70; --lr 1000 is 2.5e+05 times" in alert.reason
+    assert alert.advice == "a new run with --lr 0.004"
+    assert said([start, *list(energies([4.9, 9.0, 9.0, 9.0, 9.0, 4.0, 9.0]))[1:]]) == []
+    assert said(energies([900.0] * 8)) == []
+
+
 def test_a_spike_is_no_rise() -> None:
     well = falling(400)
     assert said(energies([*well[:210], 6.0, *well[211:]])) == []
