@@ -1,5 +1,3 @@
 """Measurements of the engine: `python -m bench.ops` by itself, `python -m bench.peers` against other libraries."""
 
-from ebmvk import process
-
-process.tune()  # as the commands do, before torch is imported
+import ebmvk  # noqa: F401  # before torch is imported

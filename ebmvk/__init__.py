@@ -2,8 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from ebmvk import process
+
 if TYPE_CHECKING:
     from ebmvk.api import Energy, Model, NearSplat, NearToken, Strategy
+
+process.tune()  # before anything of ours imports torch
 
 __version__ = "0.1.0"
 __all__ = ["Energy", "Model", "NearSplat", "NearToken", "Strategy", "__version__"]

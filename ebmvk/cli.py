@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from ebmvk import __version__, process
+from ebmvk import __version__
 from ebmvk.config import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
@@ -90,7 +90,6 @@ def _top_level(args: list[str]) -> int:
 
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
-    process.tune()
     try:
         return body()
     except EbmvkError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ebmvk import process
 from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ebmvk.data.windows import TokenStream
@@ -54,6 +55,7 @@ def open_device(name: str) -> Device:
     Raises:
         DeviceError, ArgumentError: as `ebmvk.engine.select`.
     """
+    process.spin_less()
     reason = explain(name)
     backend = select(name)
     kind = "cuda" if reason.startswith("cuda") else "cpu"
