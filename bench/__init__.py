@@ -1,6 +1,5 @@
 """Measurements of the engine: `python -m bench.ops` by itself, `python -m bench.peers` against other libraries."""
 
-from ebmvk import process, terminal
+from ebmvk import terminal  # which imports ebmvk before torch, so that threads and memory are as in the commands
 
-process.tune()  # as the commands do, before torch is imported
 terminal.prepare()

@@ -8,6 +8,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from ebmvk import process
 from ebmvk.errors import EbmvkError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ebmvk.evaluate import evaluate
     from ebmvk.export import export
     from ebmvk.train import train
+
+process.tune()  # before anything of ours imports torch
 
 __version__ = "0.1.0"
 __all__ = [

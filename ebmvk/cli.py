@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from ebmvk import __version__, process, runs, terminal
+from ebmvk import __version__, runs, terminal
 from ebmvk.config import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
 
@@ -121,7 +121,6 @@ def _top_level(args: list[str]) -> int:
 
 def run(body: Callable[[], int]) -> int:
     """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
-    process.tune()
     terminal.prepare()
     try:
         return _written(body)

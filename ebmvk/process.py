@@ -5,25 +5,29 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import warnings
+from pathlib import Path
 
 # Of malloc.h of glibc, which has no names for them at run time.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 LARGEST = 32 << 20
-"""Bytes of the largest array whose memory is used again: as many as glibc itself comes to by default. Larger ones are
-given back when they are freed, so that a small one beside them can never hold them."""
+"""Bytes of the largest array whose memory is used again, as many as glibc itself comes to by default. Larger ones are
+given back when they are freed: a small one behind them can never keep them."""
 KEPT = 128 << 20
 """Bytes at the end of the heap that stay when they are freed."""
 SPINS = "1000"
-_TUNED_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what sets how long threads spin
+TORCH_CAME_FIRST = "torch" in sys.modules
+"""Whether torch was loaded before this module, and so has read the environment already."""
+_quiet = False  # whether `spin_less` was called
 
 
 def tune() -> None:
-    """Sets what the environment does not; a second call changes nothing. `import ebmvk` calls it."""
-    if "torch" not in sys.modules:
-        # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
-        # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training
-        # got ten times slower. So short a spin costs an idle machine nothing, no spin at all a sixth of the speed.
+    """Sets what the environment does not. `import ebmvk` calls it; a second call changes nothing."""
+    # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
+    # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training got
+    # ten times slower. So short a spin costs an idle machine nothing, and no spin at all a sixth of the speed.
+    if not TORCH_CAME_FIRST:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         keep_freed_memory()
@@ -32,7 +36,7 @@ def tune() -> None:
 def keep_freed_memory() -> None:
     """Up to `KEPT` bytes that are freed stay with the process, where its C library is glibc.
 
-    By default glibc gives more of them back, and the system fills the pages of the next arrays with zeros.
+    By default glibc gives most of them back, and the system fills the pages of the next arrays with zeros.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,3 +44,42 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, LARGEST)
     mallopt(_M_TRIM_THRESHOLD, KEPT)
+
+
+def spin_less() -> None:
+    """Where torch came first, lets its threads spin as briefly as `tune` would have; warns where that cannot be done.
+
+    What opens a device calls it, before the first step.
+    """
+    global _quiet  # noqa: PLW0603  # once in a process
+    if _quiet or not TORCH_CAME_FIRST or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return
+    _quiet = True
+    if sys.platform == "linux" and not _outnumber_processors():
+        warnings.warn(
+            "torch was imported before ebmvk: on a machine with other work its threads may run several times slower; "
+            "import ebmvk first, or set GOMP_SPINCOUNT=1000",
+            stacklevel=2,
+        )
+
+
+def _outnumber_processors() -> bool:
+    """Makes the OpenMP library of GCC believe that it has more threads than there are processors, by a team of threads
+    that sleeps from then on. In that case its waiting threads spin for microseconds. False where it isn't loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        library = ctypes.CDLL(next(line.split(maxsplit=5)[5] for line in lines if "libgomp" in line))
+        parallel, nothing = library.GOMP_parallel, ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
+    except (AttributeError, OSError, StopIteration):
+        return False
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    begun = threading.Event()
+
+    def hold() -> None:
+        parallel(nothing, None, (os.cpu_count() or 1) + 1, 0)
+        begun.set()
+        threading.Event().wait()  # the team lives as long as this thread
+
+    threading.Thread(target=hold, name="ebmvk-openmp", daemon=True).start()
+    begun.wait()
+    return True

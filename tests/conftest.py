@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from ebmvk import process
-
-process.tune()  # as the commands do, before torch is imported
+import ebmvk  # noqa: F401  # before torch is imported
 
 settings.register_profile("ebmvk", deadline=None, derandomize=True)
 settings.load_profile("ebmvk")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ebmvk import runs
+from ebmvk import process, runs
 from ebmvk.config import Config, ModelConfig, Source, check, from_toml, write_toml
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, foreign_tokenizer
@@ -55,6 +55,7 @@ def open_device(name: str) -> Device:
     Raises:
         DeviceError, ArgumentError: as `ebmvk.engine.select`.
     """
+    process.spin_less()
     reason = explain(name)
     backend = select(name)
     kind = "cuda" if reason.startswith("cuda") else "cpu"

@@ -7,6 +7,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_support import SMALL, TERMS, VARIANTS, VOCABULARY, build, tokens, variant
@@ -17,6 +18,7 @@ from ebmvk.model.build import build_model
 from ebmvk.model.context import layer_scales
 from ebmvk.model.decoder import build_decoder
 from ebmvk.model.ebm import EnergyModel
+from ebmvk.model.language import TokenLaw
 from ebmvk.presets import PRESETS
 
 
@@ -219,3 +221,21 @@ def test_contradictions_name_the_flag(changes: dict[str, Any], flag: str) -> Non
         EnergyModel(dataclasses.replace(SMALL, **changes), VOCABULARY)
     assert flag in raised.value.what
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("at_once", [1, 7 * VOCABULARY, 1 << 22])
+def test_a_token_law_in_pieces_is_the_softmax_of_all_logits(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 by numpy, for pieces of one row, of rows that do not divide the text, and of all of it."""
+    monkeypatch.setattr("ebmvk.model.language.LOGITS_AT_ONCE", at_once)
+    model = build(variant(name))
+    with torch.no_grad():
+        seen, following = model(tokens(23)), tokens(23, seed=1).flatten()
+        logits = model.logits(seen).flatten(0, 1).double().numpy()
+    wanted = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    law, query = TokenLaw(model), seen.query.flatten(0, 1)
+    np.testing.assert_allclose(law.of(query, following), wanted[np.arange(46), following], atol=2e-6)
+    for rows, log_p in law.pieces(query):
+        np.testing.assert_allclose(log_p, wanted[rows], atol=2e-6)

@@ -1,10 +1,9 @@
-"""How a process's memory is run."""
+"""How a process's threads and memory are run."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import subprocess
 import sys
 
@@ -12,26 +11,54 @@ import pytest
 
 from ebmvk import process
 
-PAGES = (1 << 27) // resource.getpagesize()
+HAS_GLIBC = hasattr(ctypes.CDLL(None), "mallopt")
+# Peaks and page faults of a process that uses large arrays again and again.
 AGAIN = """
-import resource
-from ebmvk import process
-process.tune()
+import resource, ebmvk
+size = 16 << 20
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    array = b"1" * (1 << 27)
-    del array
+    first, second = bytearray(b"1") * size, bytearray(b"1") * size
+    del first, second
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)
+print(faults * resource.getpagesize() / (2 * size))
+"""
+PINNED = """
+import ctypes, resource, ebmvk
+malloc = ctypes.CDLL(None).malloc
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(10):
+    large = b"1" * (48 << 20)
+    del large
+    malloc(100_000)  # goes to where the large array was, and stays
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10))
+"""
+# Whether torch's threads were told to sleep soon, where it was imported late, and first.
+SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
+TOO_LATE = """
+import os, torch, ebmvk
+from ebmvk.training.workspace import open_device
+before = len(os.listdir("/proc/self/task"))
+open_device("reference"), open_device("reference")
+print(len(os.listdir("/proc/self/task")) - before - (os.cpu_count() + 1))
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_pages_of_a_freed_array_serve_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
-        monkeypatch.delenv(name)
-    found = subprocess.run([sys.executable, "-c", AGAIN], stdout=subprocess.PIPE, check=True).stdout
-    assert int(found) < PAGES / 10
+def _said(program: str, **more: str) -> str:
+    names = ("MALLOC_", "GLIBC_TUNABLES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    command = [sys.executable, "-W", "error", "-c", program]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, env=clean | more, text=True).stdout.strip()
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
+def test_pages_of_a_freed_array_serve_the_next_one() -> None:
+    assert float(_said(AGAIN)) < 0.1
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
+def test_a_small_array_behind_a_large_one_does_not_keep_it() -> None:
+    assert float(_said(PINNED)) < 2  # of the large array's size
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
@@ -41,3 +68,14 @@ def test_what_the_environment_sets_stays(monkeypatch: pytest.MonkeyPatch, name: 
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     process.tune()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_importing_ebmvk_first_lets_threads_spin_briefly() -> None:
+    assert _said(SPINS) == process.SPINS
+    assert _said(SPINS, GOMP_SPINCOUNT="7") == "7"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_where_torch_came_first_one_sleeping_team_lets_threads_spin_briefly() -> None:
+    assert _said(TOO_LATE) == "0"
+    assert int(_said(TOO_LATE, GOMP_SPINCOUNT="7")) < 0  # no team: the environment said what to do

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from ebmvk.sphere.vmf import log_c, log_c_ratio, sample_vmf
 from ebmvk.splats.build import cluster
 from ebmvk.splats.consolidation import consolidate, merge_cost
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
-from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_of, mix
+from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_density, log_of, mix
 from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, log_probs
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
@@ -485,3 +486,40 @@ def test_scrambling_keeps_places_and_laws_apart() -> None:
     torch.testing.assert_close(other.mu[other.mu[:, 0].argsort()], store.mu[store.mu[:, 0].argsort()])
     assert torch.equal(_dense(other), _dense(store))
     assert not torch.allclose(other.mu, store.mu)
+
+
+# ---- the density of a context, where the background outweighs the splats -------------------------------------------
+
+
+def test_the_log_density_keeps_its_digits_where_the_background_outweighs_the_splats() -> None:
+    """log((nu + sum e^score) / (nu + N)) by 50 digits. Its values are near -1e-4 and differ by 1e-8 of the whole."""
+    mass, background = 120_408.0, 1.2e9
+    scores = torch.tensor([[3.0, 2.5], [4.0, -math.inf], [9.5, 11.0], [30.0, 1.0], [-math.inf, -math.inf]])
+    found = log_density(scores, mass, background)
+    with mpmath.workdps(50):
+        for row, value in zip(scores.tolist(), found.tolist(), strict=True):
+            likelihood = mpmath.fsum(mpmath.exp(score) for score in row)
+            exact = mpmath.log((background + likelihood) / (mpmath.mpf(background) + mass))
+            assert value == pytest.approx(float(exact), rel=1e-14, abs=0)
+    assert float(log_density(torch.tensor([[900.0, 1.0]]), mass, background)) == pytest.approx(
+        900 - math.log(mass + background)  # beyond what an exponential can hold
+    )
+
+
+def test_a_gate_does_not_depend_on_where_a_feature_has_its_zero() -> None:
+    """The same differences, exact in float32, around 0 and around 100, which is 800,000 times as much."""
+    good = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.5
+    log_p = torch.stack((torch.where(good, -3.0, -1.0), torch.where(good, -1.0, -3.0)), dim=1)
+    near = good[:, None] * 2.0**-13
+    found = [fit_gate(features, log_p).log_weights(features) for features in (near, near + 100)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_recalls_of_a_nearly_switched_off_memory_have_the_exact_log_density(device: str) -> None:
+    store = _store((5.0, 5.0), background=1e6 * 400)
+    h = projx(torch.randn(50, D, generator=torch.Generator().manual_seed(3)))
+    found = Splats.open(store, select(device), 64).recall(h).log_density.double()
+    exact = _brute_force(store, h)[1]
+    # Of the scores' float32 1e-6 are left of what varies.
+    assert float((found - exact).abs().max()) < 1e-5 * float(exact.std())
