@@ -56,7 +56,7 @@ def _analyze(command: AnalyzeCommand) -> int:
     vocab_size = command.vocab_size or recipe["vocab_size"]
     tokenizer = make_tokenizer(command.tokenizer, corpus, vocab_size, folders, command.end_token)
     if command.tokenizer not in OWN_KINDS:
-        for line in (*tokenizer.notes, str(round_trip(tokenizer, documents))):
+        for line in (*tokenizer.notes, str(round_trip(tokenizer, command.tokenizer, documents))):
             print(f"tokenizer   {line}", file=sys.stderr)
     found = analyse(documents, tokenizer, preset, recipe["seq_length"])
     if command.json:

@@ -78,7 +78,7 @@ class Tokenizer:
         self.notes = tuple(notes)
         self.altered = bpe.to_str() != self._written
         self.eos_id: int = bpe.get_vocab(with_added_tokens=True)[self.end_token]
-        self._unknown = _unknown(description)
+        self._unknown = foreign.needed_unknown(description)
         literal = bpe.token_to_id(" " + UNKNOWN)
         self.word_level = literal is not None
         self.unk_id: int | None = literal if literal is not None else bpe.token_to_id(self._unknown or UNKNOWN)
@@ -221,24 +221,6 @@ def _size(bpe: _Bpe) -> int:
             hint="get the file again, or number its tokens from 0 on",
         )
     return size
-
-
-def _unknown(description: Description) -> str | None:
-    """The token of what the vocabulary cannot spell; None where it spells any text.
-
-    Raises:
-        DataError: it needs one and has none.
-    """
-    missing = foreign.missing_bytes(description)
-    found = foreign.unknown_token(description) if missing else None
-    if missing and found is None:
-        few = ", ".join(map(repr, missing[:4]))
-        raise DataError(
-            f"the tokenizer has no unknown token, and none for {few if len(missing[0]) < 9 else missing[0]}",
-            why="characters that it cannot spell would vanish",
-            hint=f"add {UNKNOWN} to its vocabulary, as the unk_token of its model",
-        )
-    return found
 
 
 def _switch_off(bpe: _Bpe, description: Description) -> None:
