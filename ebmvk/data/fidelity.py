@@ -55,7 +55,7 @@ def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: 
         found = tokenizer.spelling(piece)
         if found.lost:
             raise DataError(
-                f"--tokenizer {name} leaves out {len(found.lost):,} characters of the text, such as {found.lost[:_SHOWN]!r}",
+                f"--tokenizer {name} leaves out {len(found.lost):,} characters of the text: {found.lost[:_SHOWN]!r}",
                 why="they are in no token, so that the model would be one of another text",
                 hint="take a tokenizer that keeps them: bpe or gpt2",
             )

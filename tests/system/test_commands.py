@@ -27,7 +27,7 @@ from .conftest import Command, Page, rows
 
 _FLAGS = {
     "train": """
-        --size --device --seed --deterministic --no-deterministic --dataset --data-dir --tokenizer
+        --size --device --seed --deterministic --no-deterministic --dataset --data-dir --tokenizer --end-token
         --vocab-size --seq-length --windows --stride --num-workers --model --latent-dim --n-layers --n-heads --ffn-dim
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
@@ -58,7 +58,7 @@ _FLAGS = {
     "prepare-corpus": """
         --input --output --separator --preserve-case --no-preserve-case""",
     "analyze-corpus": """
-        --dataset --separator --tokenizer --vocab-size --data-dir --json --no-json""",
+        --dataset --separator --tokenizer --end-token --vocab-size --data-dir --json --no-json""",
     "init-tokenizer": """
         --files --out --vocab-size""",
     "compare-decoding": """
