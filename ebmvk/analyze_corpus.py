@@ -26,7 +26,7 @@ class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Of a tokenizer.json: what ends a text, if unusual.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token of a tokenizer.json.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
     json: bool = False  # Print one JSON object instead of lines.

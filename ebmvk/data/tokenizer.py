@@ -159,9 +159,11 @@ class Tokenizer:
 
     def unknown_characters(self, text: str, ids: Ids) -> int:
         """Characters of a text that unknown tokens among its tokens, `ids`, stand for."""
-        if self._unknown is None or not (ids == self._bpe.token_to_id(self._unknown)).any():
-            return 0
-        return self.spelling(text).unknown
+        return self.spelling(text).unknown if self.has_unknown(ids) else 0
+
+    def has_unknown(self, ids: Ids) -> bool:
+        """Whether a token among `ids` stands for what the tokenizer cannot spell."""
+        return self._unknown is not None and bool((ids == self._bpe.token_to_id(self._unknown)).any())
 
     def digest(self) -> str:
         """SHA-256 of what `save` writes: the same tokens, merges and cuts; and of the end token, if it is not the usual
@@ -227,7 +229,7 @@ def _switch_off(bpe: _Bpe, description: Description) -> None:
     """What an older run's file may have: new runs get files without it."""
     bpe.no_truncation()
     bpe.no_padding()
-    if any(part["type"] != "ByteLevel" for part in foreign.parts(description, "post_processor")):
+    if bpe.num_special_tokens_to_add(False):
         bpe.post_processor = None
     if description["model"].get("dropout"):
         bpe.model.dropout = None
