@@ -314,12 +314,12 @@ def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) 
     try:
         _size(bpe)  # of the file as it is: the library writes only one of two tokens of one id
         found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
-        tokenizer = Tokenizer(foreign.built(found), end_token)
+        end = foreign.end_token(found, end_token)
+        notes = [f"{path}: the end of a document is {end}"] if end != END_OF_TEXT else []
+        notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
+        return Tokenizer(foreign.built(found), end_token, notes)
     except DataError as error:
         raise DataError(f"--tokenizer {path}: {error.what}", why=error.why, hint=error.hint) from None
-    notes = [f"{path}: the end of a document is {tokenizer.end_token}"] if tokenizer.end_token != END_OF_TEXT else []
-    notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
-    return Tokenizer(foreign.built(found), end_token, notes)
 
 
 def character_tokenizer(corpus: Corpus) -> Tokenizer:

@@ -16,6 +16,7 @@ from ebmvk.data.datasets import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.decoding.comparison import Passages
 from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.training.evaluation import text_size
 from ebmvk.training.run import _unaltered
@@ -143,6 +144,17 @@ def test_unknown_characters_are_counted_as_what_they_are() -> None:
     assert (cut.bytes, cut.unknown) == (32, 10)
 
 
+def test_decoding_is_compared_on_passages_that_the_tokens_say() -> None:
+    """Of human text with an unknown character the tokens would say <unk>: five bytes that nobody wrote."""
+    tokenizer = character_tokenizer(Corpus("c", "", {"train": ["abc"]}))
+    text = "abc" * 8 + "猫猫猫猫" + "cab" * 8
+    stream = encode_split(Corpus("c", "", {"train": [text]}), "train", tokenizer)
+    found = Passages.of(stream, tokenizer, 12, 2, 2)
+    assert all("unk" not in tokenizer.decode(tokens) for tokens in found.real)
+    with pytest.raises(DataError, match="12 passages of 4 tokens, fewer than 13"):
+        Passages.of(stream, tokenizer, 13, 2, 2)
+
+
 def test_a_run_of_unknown_characters_is_counted_by_characters(tmp_path: Path) -> None:
     """One unknown token may stand for several; a written <unk> is none."""
     bpe, words = opened(metaspace_bpe(), tmp_path), opened(word_level(), tmp_path)
@@ -206,6 +218,18 @@ def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
         _unaltered(found, tmp_path)
     found.faithful().save(tmp_path / "new.json")
     assert not Tokenizer.load(tmp_path / "new.json").altered
+
+
+@pytest.mark.parametrize("word_level", [False, True])
+@pytest.mark.parametrize("make", [lambda corpus: train_tokenizer(corpus, 300), character_tokenizer])
+def test_a_file_that_was_written_here_stays_as_it_is(
+    make: Callable[[Corpus], Tokenizer], word_level: bool, tmp_path: Path
+) -> None:
+    """So that runs from one file, by whatever version, have tokens that can be compared."""
+    own = make(Corpus("c", "", {"train": TEXTS}, word_level=word_level))
+    own.save(tmp_path / "own.json")
+    found = foreign_tokenizer(tmp_path / "own.json", CORPUS)
+    assert (found.digest(), found.notes, found.altered) == (own.digest(), (), False)
 
 
 @pytest.mark.parametrize(
