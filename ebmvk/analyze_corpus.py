@@ -29,7 +29,7 @@ class AnalyzeCommand:
     include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Ends a document; by its usual name.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token of a tokenizer.json.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
     json: bool = False  # Print one JSON object instead of lines.
@@ -66,7 +66,7 @@ def _analyze(command: AnalyzeCommand) -> int:
     vocab_size = command.vocab_size or recipe["vocab_size"]
     tokenizer = make_tokenizer(command.tokenizer, corpus, vocab_size, folders, command.end_token)
     if command.tokenizer not in OWN_KINDS:
-        for line in (*tokenizer.notes, str(round_trip(tokenizer, documents))):
+        for line in (*tokenizer.notes, str(round_trip(tokenizer, command.tokenizer, documents))):
             print(f"tokenizer   {line}", file=sys.stderr)
     found = analyse(documents, tokenizer, preset, recipe["seq_length"])
     for note in read.notes:

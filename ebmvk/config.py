@@ -55,7 +55,7 @@ class DataConfig:
     raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
     keep_bom: bool = False  # Keep a byte order mark at a file's beginning as text.
     tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # Ends a document; by its usual name.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token of a tokenizer.json.
     vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
     seq_length: int = knob(128, low=2)  # Tokens per training window.
     windows: Literal["stream", "document"] = "stream"  # Cut from the whole text, or from each document on its own.

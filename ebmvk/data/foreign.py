@@ -107,6 +107,23 @@ def unknown_token(description: Description) -> str | None:
     return name if name in known else None
 
 
+def needed_unknown(description: Description) -> str | None:
+    """The token of what the vocabulary cannot spell; None where it spells any text.
+
+    Raises:
+        DataError: it needs one and has none.
+    """
+    missing = missing_bytes(description)
+    found = unknown_token(description) if missing else None
+    if missing and found is None:
+        raise DataError(
+            f"the tokenizer has no unknown token, and none for {', '.join(missing[:4])}",
+            why="characters that it cannot spell would vanish",
+            hint="add <unk> to its vocabulary, as the unk_token of its model",
+        )
+    return found
+
+
 def usual_end(description: Description) -> str | None:
     """The first usual name of an end of text that the vocabulary has."""
     known = model_vocabulary(description).keys() | added_tokens(description).keys()
@@ -144,15 +161,18 @@ def faithful(description: Description, texts: Iterable[str], wanted: str | None)
         wanted: the end token, or None for the usual one.
 
     Raises:
-        DataError: what cannot be switched off changes a text; there is no end token, or text can spell it.
+        DataError: what cannot be switched off changes a text; there is no end token, or text can spell it; nothing
+            stands for what the vocabulary cannot spell.
     """
     found = copy.deepcopy(description)
+    end = end_token(found, wanted)
+    needed_unknown(found)
     mends: tuple[Callable[[Description], Iterator[str]], ...] = (_lengths, _chance, _surroundings, _blanks, _decoder)
     off = [said for mend in mends for said in mend(found)]
     off += _normalizer(found, texts)
     off += _swallowed(found)
     off += _misread(found)
-    off += _end(found, end_token(found, wanted))
+    off += _end(found, end)
     return found, off
 
 
@@ -207,7 +227,7 @@ def _decoder(found: Description) -> Iterator[str]:
 def _undone(part: dict[str, Any], found: Description) -> bool:
     """Whether a part of the normaliser is one that the decoder takes back."""
     if part["type"] != "Replace":
-        return part["type"] == "ByteLevel"
+        return bool(part["type"] == "ByteLevel")
     was, becomes = part["pattern"].get("String"), part["content"]
     return any(
         (other["type"] == "Replace" and (other["pattern"].get("String"), other["content"]) == (becomes, was))

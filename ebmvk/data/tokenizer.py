@@ -78,7 +78,7 @@ class Tokenizer:
         self.notes = tuple(notes)
         self.altered = bpe.to_str() != self._written
         self.eos_id: int = bpe.get_vocab(with_added_tokens=True)[self.end_token]
-        self._unknown = _unknown(description)
+        self._unknown = foreign.needed_unknown(description)
         literal = bpe.token_to_id(" " + UNKNOWN)
         self.word_level = literal is not None
         self.unk_id: int | None = literal if literal is not None else bpe.token_to_id(self._unknown or UNKNOWN)
@@ -164,9 +164,11 @@ class Tokenizer:
 
     def unknown_characters(self, text: str, ids: Ids) -> int:
         """Characters of a text that unknown tokens among its tokens, `ids`, stand for."""
-        if self._unknown is None or not (ids == self._bpe.token_to_id(self._unknown)).any():
-            return 0
-        return self.spelling(text).unknown
+        return self.spelling(text).unknown if self.has_unknown(ids) else 0
+
+    def has_unknown(self, ids: Ids) -> bool:
+        """Whether a token among `ids` stands for what the tokenizer cannot spell."""
+        return self._unknown is not None and bool((ids == self._bpe.token_to_id(self._unknown)).any())
 
     def digest(self) -> str:
         """SHA-256 of what `save` writes: the same tokens, merges and cuts; and of the end token, if it is not the usual
@@ -228,29 +230,11 @@ def _size(bpe: _Bpe) -> int:
     return size
 
 
-def _unknown(description: Description) -> str | None:
-    """The token of what the vocabulary cannot spell; None where it spells any text.
-
-    Raises:
-        DataError: it needs one and has none.
-    """
-    missing = foreign.missing_bytes(description)
-    found = foreign.unknown_token(description) if missing else None
-    if missing and found is None:
-        few = ", ".join(map(repr, missing[:4]))
-        raise DataError(
-            f"the tokenizer has no unknown token, and none for {few if len(missing[0]) < 9 else missing[0]}",
-            why="characters that it cannot spell would vanish",
-            hint=f"add {UNKNOWN} to its vocabulary, as the unk_token of its model",
-        )
-    return found
-
-
 def _switch_off(bpe: _Bpe, description: Description) -> None:
     """What an older run's file may have: new runs get files without it."""
     bpe.no_truncation()
     bpe.no_padding()
-    if any(part["type"] != "ByteLevel" for part in foreign.parts(description, "post_processor")):
+    if bpe.num_special_tokens_to_add(False):
         bpe.post_processor = None
     if description["model"].get("dropout"):
         bpe.model.dropout = None
@@ -332,12 +316,12 @@ def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) 
     try:
         _size(bpe)  # of the file as it is: the library writes only one of two tokens of one id
         found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
-        tokenizer = Tokenizer(foreign.built(found), end_token)
+        end = foreign.end_token(found, end_token)
+        notes = [f"{path}: the end of a document is {end}"] if end != END_OF_TEXT else []
+        notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
+        return Tokenizer(foreign.built(found), end_token, notes)
     except DataError as error:
         raise DataError(f"--tokenizer {path}: {error.what}", why=error.why, hint=error.hint) from None
-    notes = [f"{path}: the end of a document is {tokenizer.end_token}"] if tokenizer.end_token != END_OF_TEXT else []
-    notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
-    return Tokenizer(foreign.built(found), end_token, notes)
 
 
 def check_named(kind: str) -> None:

@@ -203,7 +203,8 @@ def _unaltered(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
     """Raises CheckpointError where a run was trained on other tokens than its tokenizer gives now."""
     if tokenizer.altered:
         raise CheckpointError(
-            f"{folder / TOKENIZER_FILE} cuts texts short, fills them up, or puts special tokens around them",
+            f"{folder / TOKENIZER_FILE} cuts texts short, fills them up, puts special tokens around them, or "
+            "cuts words by chance",
             why="an earlier version trained this run on such tokens; they are not its text",
             hint="start a new run with the same --tokenizer: its copy is made faithful",
         )
@@ -225,7 +226,7 @@ def _with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Sa
         config = replace_values(job.config, {"end_token": tokenizer.end_token})
         job = replace(job, config=config, sources={**job.sources, "end_token": "derived"})
     if not start.run and job.config.data.tokenizer not in OWN_KINDS:
-        found = round_trip(tokenizer, chain(*map(job.corpus.documents, SPLITS)))
+        found = round_trip(tokenizer, job.config.data.tokenizer, chain(*map(job.corpus.documents, SPLITS)))
         facts |= {"notes": tokenizer.notes, "round_trip": vars(found)}
         for line in (*tokenizer.notes, str(found)):
             say(f"tokenizer   {line}")

@@ -30,7 +30,7 @@ from .conftest import Command, Page, rows
 _FLAGS = {
     "train": """
         --size --device --seed --deterministic --no-deterministic --dataset --data-dir --include --raw --no-raw
-        --keep-bom --no-keep-bom --tokenizer
+        --keep-bom --no-keep-bom --tokenizer --end-token
         --vocab-size --seq-length --windows --stride --num-workers --model --latent-dim --n-layers --n-heads --ffn-dim
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
@@ -63,7 +63,8 @@ _FLAGS = {
         --input --output --separator --include --raw --no-raw --preserve-case --no-preserve-case
         --blanks --narrow --no-narrow --keep-direction --no-keep-direction --same""",
     "analyze-corpus": """
-        --dataset --separator --include --raw --no-raw --tokenizer --vocab-size --data-dir --json --no-json""",
+        --dataset --separator --include --raw --no-raw --tokenizer --end-token --vocab-size --data-dir --json
+        --no-json""",
     "init-tokenizer": """
         --files --out --include --raw --no-raw --vocab-size""",
     "compare-decoding": """

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ebmvk.config import from_toml
-from ebmvk.data.datasets import ENVIRONMENT, read_documents
+from ebmvk.data.datasets import ENVIRONMENT, read_documents, resolve
+from ebmvk.report.metrics import read_history
 
 from .conftest import Command, Said, made_up_text
 
@@ -101,6 +105,71 @@ def test_what_was_reached_lies_in_the_expected_range(ebmvk: Command) -> None:
     assert low < reached["validation"]["ppl_token"] < high
     assert found["fitted"] == reached["text"]["train"]["tokens"] + 1
     assert found["measured"] == reached["validation"]["tokens"] + 1
+
+
+def test_a_tokenizer_is_written_into_a_folder_that_is_not_there_yet(ebmvk: Command, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "t.json"
+    assert ebmvk("init-tokenizer", "--files", text, "--vocab-size", 270, "--out", out).status == 0
+    assert [path.name for path in out.parent.iterdir()] == ["t.json"]
+
+
+@pytest.mark.parametrize(("out", "why"), [("text.txt/t.json", "cannot be written"), ("", "is a folder")])
+def test_a_place_that_cannot_be_written_is_known_before_the_training(
+    out: str, why: str, ebmvk: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("x", encoding="utf-8")
+    monkeypatch.setattr("ebmvk.data.tokenizer.train_tokenizer", None)
+    said = ebmvk("init-tokenizer", "--files", text, "--out", tmp_path / out)
+    assert said.status == 2
+    assert f"--out {tmp_path / out} {why}" in said.err
+    assert "space" not in said.err
+
+
+def test_a_tokenizer_of_other_makers_from_training_to_resuming(
+    train: Command, ebmvk: Command, text: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """A file that cuts texts at eight tokens, with another end token: all of the text is trained on and scored."""
+    made, run = Library(models.BPE()), tmp_path / "run"
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    how = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, special_tokens=["</s>"], show_progress=False)
+    made.train([str(text)], how)
+    made.enable_truncation(8)
+    made.save(str(tmp_path / "t.json"))
+    said = train(run, "--tokenizer", tmp_path / "t.json", "--steps", 4)
+    assert "the end of a document is </s>" in said.out
+    assert "switched off: truncation to 8 tokens; the blank before each text" in said.out
+    assert "characters were turned into tokens and back: every one came back" in said.out
+    assert from_toml(run / "config.toml").data.end_token == "</s>"  # noqa: S105
+    corpus = resolve(str(text))
+    facts = read_history(run).facts
+    assert facts["text"]["train"]["bytes"] == corpus.bytes("train")
+    assert facts["tokenizer"]["round_trip"]["changed"] == 0
+    for given in ("t.json", "run/tokenizer.json"):
+        said = ebmvk("evaluate", "--ckpt", run, "--tokenizer", tmp_path / given, "--device", "cpu", "--json")
+        assert json.loads(said.out)["bytes"] == corpus.bytes("validation"), said.err
+    train(run, "--resume", "--steps", 5)
+    from_run = train(tmp_path / "next", "--init", run, "--vocab-size", 280, "--steps", 1)
+    assert from_toml(tmp_path / "next" / "config.toml").data.end_token == "</s>", from_run.out  # noqa: S105
+    other = ("--init", run, "--end-token", "<x>", "--config", tiny, "--vocab-size", 280)
+    said = ebmvk("train", "--run-dir", tmp_path / "x", *other)
+    assert "--end-token <x>: the tokenizer of --init" in said.err
+
+
+def test_unknown_characters_are_said_and_counted_as_their_bytes(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+    """Bits per byte of 猫, which training never saw, are of its three bytes."""
+    folder, run = tmp_path / "corpus", tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.txt").write_text(made_up_text(), encoding="utf-8")
+    (folder / "valid.txt").write_text("the cat 猫猫 sees it. " * 9, encoding="utf-8")
+    said = train(run, "--dataset", folder, "--tokenizer", "char", "--steps", 2)
+    assert "18 characters of the validation text are unknown tokens" in said.out
+    found = json.loads(ebmvk("evaluate", "--ckpt", run, "--device", "cpu", "--json").out)
+    assert (found["bytes"], found["unknown_characters"]) == (9 * 24, 18)
+    assert found["bits_per_byte"] == pytest.approx(found["nats_per_token"] * found["tokens"] / math.log(2) / 216)
+    lines = ebmvk("evaluate", "--ckpt", run, "--device", "cpu", "--limit", 10).out
+    assert "unknown characters    2" in lines
+    assert "(14 bytes)" in lines
 
 
 def test_refusals(ebmvk: Command, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from ebmvk.data.datasets import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.errors import ConfigError, DataError
+from ebmvk.decoding.comparison import Passages
+from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.training.evaluation import text_size
+from ebmvk.training.run import _unaltered
 
 TEXTS = [
     "El año del 猫: the cat saw the  cats.\n\nThen   it slept 🙂 for 12 days .\n",
@@ -142,6 +144,17 @@ def test_unknown_characters_are_counted_as_what_they_are() -> None:
     assert (cut.bytes, cut.unknown) == (32, 10)
 
 
+def test_decoding_is_compared_on_passages_that_the_tokens_say() -> None:
+    """Of human text with an unknown character the tokens would say <unk>: five bytes that nobody wrote."""
+    tokenizer = character_tokenizer(Corpus("c", "", {"train": ["abc"]}))
+    text = "abc" * 8 + "猫猫猫猫" + "cab" * 8
+    stream = encode_split(Corpus("c", "", {"train": [text]}), "train", tokenizer)
+    found = Passages.of(stream, tokenizer, 12, 2, 2)
+    assert all("unk" not in tokenizer.decode(tokens) for tokens in found.real)
+    with pytest.raises(DataError, match="12 passages of 4 tokens, fewer than 13"):
+        Passages.of(stream, tokenizer, 13, 2, 2)
+
+
 def test_a_run_of_unknown_characters_is_counted_by_characters(tmp_path: Path) -> None:
     """One unknown token may stand for several; a written <unk> is none."""
     bpe, words = opened(metaspace_bpe(), tmp_path), opened(word_level(), tmp_path)
@@ -201,8 +214,22 @@ def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
     assert found.altered
     assert found.decode(found.encode(TEXTS[0])) == TEXTS[0]
     assert found.eos_id not in found.encode(TEXTS[0])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cuts texts short(?s:.)*start a new run"):
+        _unaltered(found, tmp_path)
     found.faithful().save(tmp_path / "new.json")
     assert not Tokenizer.load(tmp_path / "new.json").altered
+
+
+@pytest.mark.parametrize("word_level", [False, True])
+@pytest.mark.parametrize("make", [lambda corpus: train_tokenizer(corpus, 300), character_tokenizer])
+def test_a_file_that_was_written_here_stays_as_it_is(
+    make: Callable[[Corpus], Tokenizer], word_level: bool, tmp_path: Path
+) -> None:
+    """So that runs from one file, by whatever version, have tokens that can be compared."""
+    own = make(Corpus("c", "", {"train": TEXTS}, word_level=word_level))
+    own.save(tmp_path / "own.json")
+    found = foreign_tokenizer(tmp_path / "own.json", CORPUS)
+    assert (found.digest(), found.notes, found.altered) == (own.digest(), (), False)
 
 
 @pytest.mark.parametrize(
@@ -264,20 +291,20 @@ def test_added_tokens_keep_the_blanks_beside_them_and_their_letters(tmp_path: Pa
 
 
 def test_what_is_lost_is_said_and_letters_that_vanish_are_refused(tmp_path: Path) -> None:
-    words = round_trip(opened(word_level(), tmp_path), ["the cat\n\nsat qqq", "the cat"])
+    words = round_trip(opened(word_level(), tmp_path), "t.json", ["the cat\n\nsat qqq", "the cat"])
     assert (words.pieces, words.changed, words.unknown, words.blanks) == (2, 1, 3, 4)
     assert "3 characters are unknown tokens; 4 blanks and line ends are in no token" in str(words)
-    assert "every one came back" in str(round_trip(opened(byte_level(), tmp_path), TEXTS))
+    assert "every one came back" in str(round_trip(opened(byte_level(), tmp_path), "t.json", TEXTS))
     made = byte_level()
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("[0-9]"), behavior="removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    with pytest.raises(DataError, match="leaves out 2 characters of the text, such as '12'"):
-        round_trip(opened(made, tmp_path), TEXTS)
+    with pytest.raises(DataError, match=r"--tokenizer t\.json leaves out 2 characters of the text: '12'"):
+        round_trip(opened(made, tmp_path), "t.json", TEXTS)
 
 
 def test_a_round_trip_looks_at_no_more_than_it_is_told(tmp_path: Path) -> None:
-    found = round_trip(opened(byte_level(), tmp_path), ["abcdef", "ghi", "jkl"], most=8)
+    found = round_trip(opened(byte_level(), tmp_path), "t.json", ["abcdef", "ghi", "jkl"], most=8)
     assert (found.characters, found.pieces) == (8, 2)
 
 
@@ -397,12 +424,15 @@ def test_an_end_token_of_its_own_tokenizer_cannot_be_named() -> None:
 
 def test_a_vocabulary_that_cannot_spell_a_text_needs_an_unknown_token(tmp_path: Path) -> None:
     made = Library(models.BPE(vocab={"a": 0, "</s>": 1}, merges=[]))
-    with pytest.raises(DataError, match="has no unknown token, and none for single bytes"):
-        opened(made, tmp_path)
+    words = Library(models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    pieces = Library(models.Unigram([("a", 0.0), ("</s>", -1.0)]))
+    for found in (made, words, pieces):
+        with pytest.raises(DataError, match="has no unknown token, and none for single bytes"):
+            opened(found, tmp_path)
     data = json.loads(byte_level().to_str())
     del data["model"]["vocab"]["Ġ"]
     data["model"]["merges"] = []
-    with pytest.raises(DataError, match="has no unknown token, and none for 'Ġ'"):
+    with pytest.raises(DataError, match="has no unknown token, and none for Ġ"):
         opened(Library.from_str(json.dumps(data)), tmp_path)
 
 

@@ -111,6 +111,15 @@ def test_end_of_text_ends_it(tokenizer: Tokenizer) -> None:
     assert list(own.stream("a", exact())) == []
 
 
+def test_a_text_ends_although_no_token_may_come_twice(tokenizer: Tokenizer) -> None:
+    """The end token leads each text too, which must not count as its first use."""
+    own = generator(tokenizer)
+    with torch.no_grad():
+        own.model.bias[tokenizer.eos_id] = 1e4
+    how = exact(strategy=Strategy(no_repeat_ngram=1, repetition_penalty=3.0))
+    assert [text.reason for text in own.generate(PROMPTS, how)] == ["end"] * len(PROMPTS)
+
+
 @pytest.mark.parametrize("reach", [8, 13])
 def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts below, at and beyond it; no sequence is ever longer, nor shorter than half of it once it was full."""

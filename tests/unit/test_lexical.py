@@ -58,7 +58,7 @@ def test_the_same_vocabulary_is_matched_row_by_row(tokenizer: Tokenizer, tmp_pat
     assert (found.facts["whole"], found.facts["pieces"]) == (tokenizer.vocab_size, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_safetensors_of_a_hub_folder(tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype) -> None:
     rows = _rows(tokenizer.vocab_size, 12).to(dtype)
     other = {"h.0.ln.weight": torch.ones(12), "h.0.mlp.weight": torch.ones(12, 12)}
