@@ -304,8 +304,10 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
 
 def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
     """What finds the same text from any folder."""
+    from ebmvk.data.datasets import from_anywhere
+
     folder = settings.data.data_dir
-    return {"dataset": corpus.source, "data_dir": folder and folder.expanduser().resolve()}
+    return {"dataset": corpus.source, "data_dir": folder and Path(from_anywhere(folder))}
 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:

@@ -147,7 +147,7 @@ def _cut(documents: Iterable[str], characters: int) -> list[str]:
 def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
     path = path_of(dataset)
     if dataset != BUILTIN and dataset.strip() and exists(path):
-        return _read(path, f"{shown(dataset)} is a path on this machine", str(_whole_path(path)), reading)
+        return _read(path, f"{shown(dataset)} is a path on this machine", from_anywhere(path), reading)
     if dataset != BUILTIN and dataset.strip() and path.parent == Path():
         for folder, flag in data_folders(data_dir):
             if exists(folder / dataset):
@@ -176,6 +176,16 @@ def path_of(dataset: str) -> Path:
 def _whole_path(path: Path) -> Path:
     """Without `~`, and from the root; a link keeps its own name."""
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def from_anywhere(path: Path) -> str:
+    """The whole path, or the path as it is where a folder above has a name that is no UTF-8: no settings hold that."""
+    whole = str(_whole_path(path))
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        return str(path)
+    return whole
 
 
 def _no_folder(what: str) -> ConfigError:
@@ -274,7 +284,7 @@ def read_whole(path: Path, flag: str, reading: Reading = AS_IT_COMES) -> Corpus:
     if word_level:
         reason += "; words between blanks, as WikiText has them, so that each end of line is a word"
     reason = "; ".join([reason, *stray_note([text])])
-    return Corpus(_name_of(path), reason, {"test": documents}, word_level, str(_whole_path(path)))
+    return Corpus(_name_of(path), reason, {"test": documents}, word_level, from_anywhere(path))
 
 
 def data_folders(data_dir: Path | None) -> list[tuple[Path, str]]:

@@ -111,7 +111,8 @@ def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
     """Raises CheckpointError where one of the splits is not that of the text which a run was trained on."""
     if other := next((split for split in splits if compared(run, corpus, split).same is False), None):
         raise CheckpointError(
-            f"{run.checkpoint.path}: --dataset {shown(corpus.source)}: its {other} text is not the one of this run",
+            f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "
+            f"its {other} text differs",
             why="the files changed, or another version of them was found",
             hint="bring the old text back, or say where it lies: --dataset PATH",
         )

@@ -78,7 +78,7 @@ def test_the_text_is_found_from_another_folder_and_a_change_is_said(
     for command in ("diagnose", "memory"):
         said = ebmvk(command, *of)
         assert said.status == 2
-        assert "its validation text is not the one of this run" in said.err
+        assert "is not the text this run was trained on: its validation text differs" in said.err
     said = ebmvk("attention", *of, "--out", tmp_path / "maps")
     assert "is not the text that" in said.err
     assert json.loads((tmp_path / "maps" / "attention.json").read_text(encoding="utf-8"))["own_text"] is False

@@ -181,6 +181,15 @@ def test_names_that_are_no_utf_8_are_read_and_shown(tmp_path: Path) -> None:
     assert resolve(str(tmp_path / os.fsdecode(b"caf\xe9.txt"))).name == "caf\\xe9"
 
 
+def test_a_path_that_settings_cannot_hold_stays_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    fill(folder, a_txt=SENTENCE * 20)
+    monkeypatch.chdir(folder)
+    assert resolve("a.txt").source == "a.txt"
+
+
 def test_separators_that_separate_nothing_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, a_txt="one <|doc|> two\n  <|doc|>\n<|doc|>\nthree <|endoftext|> <|doc|>\n" + SENTENCE)
     assert "3 lines hold <|doc|> or <|endoftext|> among other text" in resolve(str(tmp_path / "a.txt")).reason
