@@ -10,7 +10,10 @@ from pathlib import Path
 import ebmvk
 from ebmvk.errors import DeviceError
 
-WHAT = {"_cpu": "the CPU kernels (ebmvk._cpu) cannot be loaded", "_vulkan": "the Vulkan engine (ebmvk._vulkan) is not built"}
+WHAT = {
+    "_cpu": "the CPU kernels (ebmvk._cpu) cannot be loaded",
+    "_vulkan": "the Vulkan engine (ebmvk._vulkan) is not built",
+}
 BUILD = "run `./run setup` or `pip install .` in the project folder; it needs a C++17 compiler"
 
 
@@ -28,7 +31,10 @@ def _cause(name: str, error: ImportError, package: Path) -> tuple[str, str]:
         return f"{error.path}: {error}", "build it on this machine: " + BUILD
     left_out = _left_out() if name == "_vulkan" else ""
     if left_out:
-        return f"it was left out: {left_out}", "mend that, then run `./run setup` or `pip install .` in the project folder"
+        return (
+            f"it was left out: {left_out}",
+            "mend that, then run `./run setup` or `pip install .` in the project folder",
+        )
     others = sorted(path.name for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd"))
     if others:
         return f"{package} has it for another Python ({', '.join(others)}), and this one needs {own}", BUILD

@@ -54,7 +54,18 @@ def test_without_any_run_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "command",
-    "attention compare_decoding compose embed evaluate export generate harness memory neighbors".split(),
+    [
+        "attention",
+        "compare_decoding",
+        "compose",
+        "embed",
+        "evaluate",
+        "export",
+        "generate",
+        "harness",
+        "memory",
+        "neighbors",
+    ],
 )
 def test_every_command_that_opens_a_run_has_this_default(command: str) -> None:
     module = importlib.import_module(f"ebmvk.{command}")
