@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import ebmvk
 from ebmvk.engine import missing
 from ebmvk.errors import DeviceError
 
@@ -24,7 +23,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "source" / "ebmvk"
     folder.mkdir(parents=True)
     (folder.parent / "CMakeLists.txt").touch()
-    monkeypatch.setattr(ebmvk, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(missing, "PACKAGE", folder)
     monkeypatch.setattr(missing, "_installed", lambda: None)
     return folder
 
