@@ -28,7 +28,7 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _fake_tools(folder: Path) -> list[str]:
-    """Options that name a Vulkan header of a generation that nobody knows yet, and the rest of what the engine needs."""
+    """Options that name a Vulkan header of an unknown generation, and the rest of what the engine needs."""
     header, kompute = folder / "include/vulkan/vulkan.hpp", folder / "kompute/src/Sequence.cpp"
     for file in (header, kompute):
         file.parent.mkdir(parents=True)
