@@ -21,8 +21,8 @@ from ebmvk.runs import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
     tokens: int = 48  # Most tokens of it.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.

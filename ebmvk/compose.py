@@ -18,8 +18,8 @@ from ebmvk.runs import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     k: int = 10  # Nearest tokens shown.
     json: bool = False  # Print one JSON object instead of lines.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.

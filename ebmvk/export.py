@@ -14,8 +14,8 @@ from ebmvk.runs import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     to: Path  # The folder to write, empty or not there yet.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
 
 
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(ExportCommand)})

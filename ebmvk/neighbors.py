@@ -16,8 +16,8 @@ from ebmvk.runs import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class NeighborsCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: str  # The text whose point is looked around.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     k: int = 10  # How many of each kind.
     json: bool = False  # Print one JSON object instead of lines.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.

@@ -273,6 +273,12 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
     return "ffn_dim" not in last and "latent_dim" in last
 
 
+def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of a size with what is said over them."""
+    values = {**base, **_overrides(*over)}
+    return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})
+
+
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.data.tokenizer import check_named
     from ebmvk.training.text import find_text
@@ -280,19 +286,21 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     if command.run_dir is not None:
         refuse_existing(command.run_dir)
     size = command.settings.run.size
+    over = [*(said for _, said in levels), given]
+    nominal = _sized(size, None)
+    early = check(with_windows(replace(Config(), _over(nominal, over)), given))  # before the text is read: cheap
+    check_named(early.data.tokenizer)
     corpus = find_text(command.settings.data)
-    nominal, derived = _sized(size, None), _sized(size, corpus.bytes("train"))
+    derived = _sized(size, corpus.bytes("train"))
     sources: dict[str, Source] = {
         name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
     }
     for source, said in (*levels, ("flag", given)):
         sources.update(dict.fromkeys(said, source))
-    over = [*(said for _, said in levels), given]
-    values = {**derived, **_overrides(*over)}
     if _widened(over):
-        values["ffn_dim"], sources["ffn_dim"] = FFN_RATIO * values["latent_dim"], "derived"
-    config = check(with_windows(replace(Config(), values | _found_again(command.settings, corpus)), given))
-    check_named(config.data.tokenizer)
+        sources["ffn_dim"] = "derived"
+    values = _over(derived, over) | _found_again(command.settings, corpus)
+    config = check(with_windows(replace(Config(), values), given))
     if config.model.model in WHOLE_SEQUENCE:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")

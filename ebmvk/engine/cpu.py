@@ -29,7 +29,7 @@ from ebmvk.engine.api import (
 )
 from ebmvk.engine.counting import Counter
 from ebmvk.engine.missing import extension_error
-from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
+from ebmvk.errors import ArgumentError, OutOfMemory
 
 if TYPE_CHECKING:
     from types import ModuleType

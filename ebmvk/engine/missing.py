@@ -7,17 +7,19 @@ import importlib.metadata
 import sysconfig
 from pathlib import Path
 
-import ebmvk
 from ebmvk.errors import DeviceError
 
-WHAT = {"_cpu": "the CPU kernels (ebmvk._cpu) cannot be loaded", "_vulkan": "the Vulkan engine (ebmvk._vulkan) is not built"}
+PACKAGE = Path(__file__).resolve().parents[1]
+WHAT = {
+    "_cpu": "the CPU kernels (ebmvk._cpu) cannot be loaded",
+    "_vulkan": "the Vulkan engine (ebmvk._vulkan) cannot be loaded",
+}
 BUILD = "run `./run setup` or `pip install .` in the project folder; it needs a C++17 compiler"
 
 
 def extension_error(name: str, error: ImportError) -> DeviceError:
     """The error to raise for `ebmvk.<name>`, whose import failed with `error`."""
-    package = Path(ebmvk.__file__).parent
-    why, hint = _cause(name, error, package)
+    why, hint = _cause(name, error, PACKAGE)
     return DeviceError(WHAT[name], why=why, hint=hint)
 
 
@@ -28,12 +30,15 @@ def _cause(name: str, error: ImportError, package: Path) -> tuple[str, str]:
         return f"{error.path}: {error}", "build it on this machine: " + BUILD
     left_out = _left_out() if name == "_vulkan" else ""
     if left_out:
-        return f"it was left out: {left_out}", "mend that, then run `./run setup` or `pip install .` in the project folder"
+        return (
+            f"it was left out: {left_out}",
+            "mend that, then run `./run setup` or `pip install .` in the project folder",
+        )
     others = sorted(path.name for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd"))
     if others:
         return f"{package} has it for another Python ({', '.join(others)}), and this one needs {own}", BUILD
     installed = _installed()
-    if installed and installed != package.resolve() and any(installed.glob(f"{name}.*")):
+    if installed and installed != package and any(installed.glob(f"{name}.*")):
         return (
             f"the source folder {package} is found before the installed package {installed}, and has no extensions",
             f"start from another folder than {package.parent}, or run `./run setup` there, which installs that folder",

@@ -233,7 +233,10 @@ def search(
         import optuna
         from optuna.trial import TrialState
     except ImportError:
-        raise ConfigError("--trials needs Optuna, which is not installed", hint="./run setup --extra sweep, or pip install 'optuna>=4'") from None
+        raise ConfigError(
+            "--trials needs Optuna, which is not installed",
+            hint="./run setup --extra sweep, or pip install 'optuna>=4'",
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study, space = _study(folder), {axis.name: axis.distribution() for axis in axes}
     _check_same_settings(folder, study, space)

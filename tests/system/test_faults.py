@@ -22,11 +22,11 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, StorageError
 from ebmvk.ranks import Share
 from ebmvk.report.metrics import read_metrics
+from ebmvk.runs import refuse_existing
 from ebmvk.training import checkpoint, loop
 from ebmvk.training.checkpoint import MANIFEST, MODEL
 from ebmvk.training.losses import Losses
 from ebmvk.training.monitor import Monitor
-from ebmvk.runs import refuse_existing
 
 from .conftest import Command, Said, rows
 from .damage import edit

@@ -115,7 +115,9 @@ def test_no_log_is_named_that_is_not_there(clone: Path) -> None:
     assert all(Path(name).is_file() and Path(name).stat().st_size for name in named), done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["train", "--help"], ["test", "-h"], ["setup", "--help"], ["evaluate", "--json", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "--help"], ["test", "-h"], ["setup", "--help"], ["evaluate", "--json", "--help"]]
+)
 def test_help_comes_before_anything_is_refused_or_installed(clone: Path, arguments: list[str]) -> None:
     done = run(clone, *arguments, CXX="false", PYTHON="/no/such/python")
     assert done.returncode == 0, done.stderr
