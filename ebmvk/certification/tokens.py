@@ -14,8 +14,8 @@ with some slack:
 - all contexts together by chi^2, and by three numbers: the mass outside the candidates, the exponent s of p^s that the
   tokens follow, and the concentration that the states have.
 
-The steps of a context that fails are doubled up to 3,200 times: it may need more. Once one has failed for good, others
-get no more, and of a sampler that is clearly wrong a tenth of the chains is enough.
+The steps of a context that fails are doubled, up to 3,200 of them, as long as that helps: it may need more. Once one
+has failed for good, others get no more, and of a sampler that is clearly wrong a tenth of the chains is enough.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ ALPHA = 1e-5
 """Of a context: some hundred p-values share 1e-3."""
 CERTAIN, FEWEST = 1e-12, 100
 """A p-value that needs no more chains, and the fewest of them that it is taken from."""
+HELPED = 0.75
+"""Twice the steps have to bring the chi^2 distance below so much of what it was, or more steps are no use."""
 STEPS, MOST_STEPS = 200, 3200
 CANDIDATES = 64
 VOCABULARY = 512
@@ -203,7 +205,8 @@ _CHAINS = _Slack(rest=0.03, exponent=0.02, concentration=0.02)
 def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
     """Each context with 200 steps, as generation does it; where that is not enough, with twice as many until it is.
 
-    A context that needs more passes with what it needs, and says so; one that needs more than 3,200 fails.
+    A context that needs more passes with what it needs, and says so; one that needs more than 3,200, or that more steps
+    do not help, fails.
     """
     points = backend.points(contexts.mu.contiguous())
 
@@ -304,15 +307,16 @@ def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: 
 def _settled(route: _Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, _Drawn, float]:
     """The check of one context, with as many steps as it takes, its draws, and the bound of its total variation."""
     p = contexts.log_p[i].double().exp().cpu()
-    steps, tried = STEPS, []
+    steps, tried, last = STEPS, [], math.inf
     while True:
         drawn, found = _until_clear(route, i, n, steps, seed * 1000 + i, p)
         high = max(BOUND, found.excluded(ALPHA))
         bound = found.distance()
         tried.append(f"p {found.p:.2g} with {steps}")
-        if (found.p >= ALPHA and bound <= high) or 2 * steps > most:
+        off = (found.statistic - found.freedom) / found.n
+        if (found.p >= ALPHA and bound <= high) or 2 * steps > most or off > HELPED * last:
             break
-        steps *= 2
+        steps, last = 2 * steps, off
     counts = torch.bincount(drawn.tokens, minlength=len(p))
     detail = (
         f"chi2 {found.statistic:.1f} for {found.freedom:.0f}; TV {statistics.total_variation(counts, p):.4f}, of true "

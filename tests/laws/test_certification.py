@@ -133,14 +133,31 @@ class Sluggish(Reference):
         return super().langevin(*state, replace(schedule, steps=(1,) + (0,) * (len(schedule.steps) - 1)), **more)
 
 
-def test_too_few_steps_are_doubled_and_then_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """x stays nearly uniform, and what is decoded from it is not p(v|c)."""
-    monkeypatch.setattr(tokens, "MOST_STEPS", 800)
+def test_steps_are_doubled_as_long_as_it_helps() -> None:
+    """x stays nearly uniform whatever the steps, and what is decoded from it is not p(v|c)."""
     contexts = tokens.synthetic(32, SEED, count=3)
     found = tokens.identity(Sluggish(), contexts, replace(SLOW, token_chains=300), SEED)
     worst = found.checks[1]
     assert not worst.ok(ALPHA)
-    assert all(f"with {steps}" in worst.detail for steps in (200, 400, 800))
+    assert all(f"with {steps}" in worst.detail for steps in (200, 400))
+    assert "with 800" not in worst.detail
+
+
+class Slow(Reference):
+    """Takes a twentieth of the steps that it is asked for."""
+
+    def langevin(self, *args: Any, **more: Any) -> LangevinResult:
+        *state, schedule = args
+        steps = tuple(max(1, steps // 20) for steps in schedule.steps)
+        return super().langevin(*state, replace(schedule, steps=steps), **more)
+
+
+def test_a_context_gets_the_steps_that_it_needs() -> None:
+    contexts = tokens.synthetic(32, SEED, count=4).some(slice(1, 2))
+    check = tokens.identity(Slow(), contexts, replace(SLOW, token_chains=1000), SEED).checks[0]
+    assert check.ok(ALPHA), check
+    assert "800 steps" in check.detail
+    assert "with 400" in check.detail
 
 
 class Counting(Liar):
@@ -154,9 +171,9 @@ class Counting(Liar):
         return found
 
 
-def test_a_clearly_wrong_law_takes_less_work_than_a_right_one(cpu: Backend) -> None:
-    """A tenth of the chains tells; and only the first context that fails is tried with up to 3,200 steps."""
-    contexts, sizes = tokens.synthetic(16, SEED, count=8), replace(CPU, token_chains=4000)
+def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backend) -> None:
+    """A tenth of the chains tells, and only the first context that fails is tried with more steps."""
+    contexts, sizes = tokens.synthetic(16, SEED, count=8), replace(CPU, token_chains=1000)
     work = {}
     for lie in (None, "a candidate twice"):
         with lying(lie):
@@ -164,8 +181,8 @@ def test_a_clearly_wrong_law_takes_less_work_than_a_right_one(cpu: Backend) -> N
             findings = tokens.identity(cast("Backend", counting), contexts, sizes, SEED)
         work[lie] = counting.work
         assert (_failed(findings) == []) == (lie is None)
-    assert work[None] == 8 * 4000 * 200
-    assert work["a candidate twice"] < work[None]
+    assert work[None] == 8 * 1000 * 200
+    assert work["a candidate twice"] < 1.5 * work[None]
 
 
 def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
@@ -177,7 +194,7 @@ def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
         "noise of seeds": lambda task: replace(task, seed=task.seed & 0xFFFFFFFF),
     }.items():
         findings = noise.independent_noise(Bench(lambda task, wrong=wrong: sample(wrong(task)), CPU, SEED))
-        assert _failed(findings) == [name]
+        assert set(_failed(findings)) - {"noise is normal"} == {name}  # one number many times is not normal
 
 
 def test_a_failing_device_fails_its_test() -> None:
