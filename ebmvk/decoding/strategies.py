@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class Strategy:
             ("repetition_penalty", _POSITIVE, _LARGEST, "take 1.2, or 1 for none"),
             ("no_repeat_ngram", 0, _LARGEST, "take 4, or 0 to allow any"),
         ):
-            value, whole = getattr(self, name), name in WHOLE
+            value: Any = getattr(self, name)
+            whole = name in WHOLE
             if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"--{name.replace('_', '-')} {value!r} is not {kind}", hint=hint)
