@@ -25,6 +25,11 @@ _POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max
 WHOLE = ("top_k", "no_repeat_ngram")  # settings that count something
 
 
+def _is_number(value: object, *, whole: bool) -> bool:
+    """Also one of numpy's; no truth value."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """Every field at its default leaves the law as it is: then tokens have the law whose perplexity is reported.
@@ -59,7 +64,7 @@ class Strategy:
         ):
             value: Any = getattr(self, name)
             whole = name in WHOLE
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            if not _is_number(value, whole=whole):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"--{name.replace('_', '-')} {value!r} is not {kind}", hint=hint)
             if not low <= value <= high:  # not a number is in no range
