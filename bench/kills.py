@@ -29,9 +29,9 @@ import torch
 
 from bench.changes import forked, kill_at, start, watched
 from bench.measure import command_line, commit, write
-from ebmvk import train
 from ebmvk.report import html
 from ebmvk.report.metrics import read_metrics
+from ebmvk.train import main as train
 
 STEPS, SAVE_EVERY = 6, 2
 NANO = f"""
@@ -93,7 +93,7 @@ class Runs:
             redirect_stdout(log),
             redirect_stderr(log),
         ):
-            return train.main([str(arg) for arg in ("--run-dir", run, *args)])
+            return train([str(arg) for arg in ("--run-dir", run, *args)])
 
     def was_killed(self, run: Path) -> None:
         """Count the kill and the steps it cost: those in the metrics that are in no checkpoint."""

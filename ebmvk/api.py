@@ -204,7 +204,7 @@ class Model:
         return composed.float().cpu()
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too: the first one wins
         self, prompt: str, max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
         sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
     ) -> str: ...  # fmt: skip
@@ -291,8 +291,8 @@ class Model:
         seed: int = 42,
     ) -> str:
         """Temperature, top-k and top-p in any combination."""
-        how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return self.generate(prompt, max_tokens, sampler="exact", seed=seed, **how)
+        strategy = of(AS_IT_IS, {"temperature": temperature, "top_k": top_k, "top_p": top_p})
+        return self.generate(prompt, max_tokens, strategy=strategy, sampler="exact", seed=seed)
 
     @cached_property
     def _generator(self) -> Generator:

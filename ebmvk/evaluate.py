@@ -83,7 +83,7 @@ def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
 
     record, _, _ = _record(_parsed(args), None)
     figures = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte", "tokens", "words", "bytes")
-    return Evaluated(*(record[name] for name in figures), record)
+    return Evaluated(record=record, **{name: record[name] for name in figures})
 
 
 cli.callable_module(__name__, evaluate)

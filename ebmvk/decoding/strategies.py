@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ from ebmvk.errors import ConfigError
 
 _POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max
 WHOLE = ("top_k", "no_repeat_ngram")  # settings that count something
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    """Also one of numpy's; no truth value."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,9 @@ class Strategy:
             ("repetition_penalty", _POSITIVE, _LARGEST, "take 1.2, or 1 for none"),
             ("no_repeat_ngram", 0, _LARGEST, "take 4, or 0 to allow any"),
         ):
-            value, whole = getattr(self, name), name in WHOLE
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            value: Any = getattr(self, name)
+            whole = name in WHOLE
+            if not _is_number(value, whole=whole):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"--{name.replace('_', '-')} {value!r} is not {kind}", hint=hint)
             if not low <= value <= high:  # not a number is in no range

@@ -230,14 +230,14 @@ def _facts(history: History) -> list[tuple[str, str]]:
     facts = history.facts
     if not facts:
         return []
-    text = facts["text"]["train"]
+    text, threads = facts["text"]["train"], f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
     lines = [
         ("corpus", facts["corpus"]["reason"]),
         ("training text", f"{text['tokens']:,} tokens, {text['words']:,} words, {text['bytes']:,} bytes"),
         ("engine", facts["device"]),
         (
             "trunk",
-            f"torch {facts['torch']} on {facts['torch_device']}, {facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}",
+            f"torch {facts['torch']} on {facts['torch_device']}, {threads}",
         ),
         ("platform", facts["platform"]),
         ("ebmvk", facts["ebmvk"]),

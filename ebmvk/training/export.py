@@ -167,4 +167,4 @@ def _figures(step: int, history: History) -> Iterator[str]:
         "per byte."
     )
     if end:
-        yield f"- Compared with a Kneser-Ney trigram, {against_trigram(figures, end['trigram'])}."
+        yield f"- Beside a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."

@@ -187,9 +187,10 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
     saves += found.epochs * left // training.steps  # each ends with one
     evaluating = evaluations * found.evaluation + found.last
     total = left * found.step + evaluating + saves * found.saving
+    word = "evaluation" if evaluations == 1 else "evaluations"
     yield (
         f"time        {duration(total)} for {left:,} steps, without consolidation; {duration(evaluating)} of it "
-        f"({evaluating / total:.0%}) for {evaluations} evaluations and the last one"
+        f"({evaluating / total:.0%}) for {evaluations} {word} and the last one"
     )
 
 
