@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ebmvk.config import Config
 from ebmvk.report.metrics import read_history
@@ -21,36 +22,57 @@ def revision(found: Checkpoint) -> int:
 
 def known_faults(run: OpenRun) -> list[str]:
     """What is wrong with a run, or with the figures in its folder, a sentence each. What is measured now is right."""
-    return list(_faults(run)) if revision(run.checkpoint) < REVISION else []
+    if revision(run.checkpoint) >= REVISION:
+        return []
+    return [*_of_its_text(run), *_of_its_steps(run), *_of_its_figures(run)]
 
 
-def _faults(run: OpenRun) -> Iterator[str]:
-    config, tokenizer = run.config, run.tokenizer
-    if tokenizer.altered:
+def _of_its_text(run: OpenRun) -> Iterator[str]:
+    if run.tokenizer.altered:
         yield (
             "Its tokenizer.json cuts texts short, fills them up or adds tokens, and an earlier version trained on what "
             "that left of the text. Train it again."
         )
-    if parts := _parts_of_a_step(run):
-        if config.data.apart:
-            yield (
-                f"It was trained with a mean over {parts}, each of which counted the same however few tokens it had, "
-                "where the mean over all tokens is right. The same flags give other weights now."
-            )
-        if _has_losses_of_a_batch(config) and config.training.accumulation_steps > 1:
-            yield (
-                "Its losses of experts, or PHI, were of each accumulated batch, not of the whole step: those in "
-                "metrics.jsonl and report.html are others than the same flags give now."
-            )
-    if config.model.model == "infinito":
+    folder = Path(run.config.data.dataset).expanduser()
+    if folder.is_dir() and run.folder.is_relative_to(folder.resolve()):
         yield (
-            "PHI in its metrics.jsonl and report.html is divided by the size of the smaller side of the weakest cut; "
-            "it is not any more, so where a cut has more than one unit on both sides, it reads higher now."
+            f"It lies in the folder of its text, {folder}: samples.txt and other files of runs may have been part of "
+            "the text. They are left out now."
         )
-    if not tokenizer.spells_bytes:
+
+
+def _of_its_steps(run: OpenRun) -> Iterator[str]:
+    config = run.config
+    parts = _parts_of_a_step(run)
+    if parts and config.data.apart:
+        yield (
+            f"It was trained with a mean over {parts}, each of which counted the same however few tokens it had, "
+            "where the mean over all tokens is right. The same flags give other weights now."
+        )
+    if _has_losses_of_a_batch(config) and config.training.accumulation_steps > 1:
+        yield (
+            "Its losses of experts, or PHI, were of each accumulated batch, not of the whole step: those in "
+            "metrics.jsonl and report.html are others than the same flags give now."
+        )
+    if _has_losses_of_a_batch(config) and config.data.apart:
+        yield "Its losses of experts, or PHI, counted places behind the end of short documents. They no longer do."
+
+
+def _of_its_figures(run: OpenRun) -> Iterator[str]:
+    if run.config.model.model == "infinito":
+        yield (
+            "PHI in its metrics.jsonl and report.html is divided by the size of the smaller side of the weakest cut. "
+            "It no longer is: where both sides have several units, it reads higher now."
+        )
+    if not run.tokenizer.spells_bytes:
         yield (
             "Bits per byte in its metrics.jsonl and report.html count bytes of the tokens' names, not of the text. "
             "Those that `ebmvk evaluate` gives are right."
+        )
+    if len({row.get("text", {}).get("validation", {}).get("tokens") for row in read_history(run.folder).starts}) > 1:
+        yield (
+            "Its validation text changed between a start and a resume: its best checkpoint was chosen, and patience "
+            "counted, by losses of two texts."
         )
 
 

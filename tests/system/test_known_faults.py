@@ -11,7 +11,8 @@ from .conftest import Command, rows
 from .damage import edit
 
 SHORT = ("--steps", 4, "--no-enable-soc", "--sample-tokens", 0, "--quiet")
-WINDOWS, BATCHES, PHI, BYTES, CUT = "mean over 2 accumulated", "of each accumulated batch", "PHI in its", "Bits", "cuts"
+WINDOWS, BATCHES, PADDING = "mean over 2 accumulated", "of each accumulated batch", "behind the end of short documents"
+PHI, BYTES, CUT, INSIDE, TWO = "PHI in its", "Bits per byte", "cuts texts", "in the folder of its text", "of two texts"
 
 
 def aged(run: Path) -> Path:
@@ -37,7 +38,7 @@ def faults(ebmvk: Command, run: Path) -> list[str]:
         (("--model", "plain"), []),
         (("--model", "plain", "--accumulation-steps", 2), []),
         (("--model", "plain", "--accumulation-steps", 2, "--windows", "document"), [WINDOWS]),
-        (("--model", "ebm", "--accumulation-steps", 2, "--windows", "document"), [WINDOWS, BATCHES]),
+        (("--model", "ebm", "--accumulation-steps", 2, "--windows", "document"), [WINDOWS, BATCHES, PADDING]),
         (("--model", "ebm", "--accumulation-steps", 2, "--decoder", "none"), []),
         (("--model", "infinito", "--accumulation-steps", 2), [BATCHES, PHI]),
         (("--model", "plain", "--tokenizer", "char"), [BYTES]),
@@ -92,3 +93,19 @@ def test_diagnosis_and_card_say_it_too_and_resuming_does_not_take_it_back(
     said = ebmvk("evaluate", "--checkpoint", tmp_path / "model", "--dataset", text, "--limit", 50)
     assert said.status == 0, said.err
     assert WINDOWS in said.err
+
+
+def test_a_run_inside_its_own_text_and_one_of_two_validation_texts(
+    train: Command, ebmvk: Command, text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.txt").write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "valid.txt").write_text("the cat sees fish. " * 20, encoding="utf-8")
+    run = folder / "run"
+    train(run, *SHORT, "--model", "plain", "--dataset", folder)
+    (folder / "valid.txt").write_text("a dog likes it. " * 30, encoding="utf-8")
+    train(run, "--resume", "--steps", 5, "--quiet")
+    inside, two = faults(ebmvk, aged(run))
+    assert INSIDE in inside
+    assert TWO in two
