@@ -125,9 +125,12 @@ def needed_unknown(description: Description) -> str | None:
 
 
 def usual_end(description: Description) -> str | None:
-    """The first usual name of an end of text that the vocabulary has."""
-    known = model_vocabulary(description).keys() | added_tokens(description).keys()
-    return next((name for name in END_TOKENS if name in known), None)
+    """The first usual name of an end of text that the vocabulary has: of its special tokens, if one is among them, as
+    some vocabularies have </s> as a tag of HTML too."""
+    added = added_tokens(description)
+    known = model_vocabulary(description).keys() | added.keys()
+    special = {name for name, token in added.items() if token["special"]} | ({END_OF_TEXT} & known)
+    return next((name for names in (special, known) for name in END_TOKENS if name in names), None)
 
 
 def end_token(description: Description, wanted: str | None) -> str:
@@ -307,6 +310,12 @@ def _end(found: Description, end: str) -> Iterator[str]:
         token = {"id": model_vocabulary(found)[end], "content": end, **token}
         found["added_tokens"] = sorted([*found["added_tokens"], token], key=lambda one: one["id"])
     token["special"] = True
+    if missing_bytes(found) and unknown_token(found) == end:
+        raise DataError(
+            f"{end!r} is both the end token and the unknown token",
+            why="a character that the vocabulary cannot spell would end the text",
+            hint="name another one by --end-token",
+        )
     if not _written(found, end):
         return
     # Its first letter apart from the others, so that the model is never asked for all of it.

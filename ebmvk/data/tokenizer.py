@@ -1,4 +1,5 @@
-"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`; or characters.
+"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`; or characters; or
+a file of other makers (`ebmvk.data.foreign`).
 
 Word-level text (WikiText) is cut at its blanks, and a token carries the blank before it: no token crosses a border of
 words, and " \\n", the end of a line, is one token and one word. Other text is cut at words, numbers and punctuation.
@@ -55,7 +56,7 @@ class Tokenizer:
     Ids run from 0 to vocab_size - 1; a tokenizer of other makers may leave some of them out. Of the trained one: bytes
     first, then merges, `<unk>`, end-of-text. Its `<unk>` written in a text is one token (in word-level text together
     with the blank before it). The end token cannot be written in a text: it stands at the start of each document, where
-    `encode_documents` puts it.
+    `encode_split` puts it.
 
     Attributes:
         end_token, eos_id: what ends a document.

@@ -1,5 +1,5 @@
 """A tokenizer.json of other makers stands for the text: all of it, to the byte, and nothing beside it."""
-# ruff: noqa: S106  (tokens are no passwords)
+# ruff: noqa: S105, S106  (tokens are no passwords)
 
 from __future__ import annotations
 
@@ -413,6 +413,22 @@ def test_another_end_token_can_be_named(tmp_path: Path) -> None:
     assert opened(byte_level("<fin>"), tmp_path, end="<fin>").label(0) == "<fin>"
     with pytest.raises(DataError, match=r"the end token 'x' can be spelled in a text"):
         opened(byte_level(), tmp_path, end="x")
+
+
+def test_a_special_token_is_the_end_before_one_that_is_written_in_texts(tmp_path: Path) -> None:
+    """Gemma has </s> as a tag of HTML, and <eos>."""
+    made = byte_level("<eos>")
+    made.add_tokens(["</s>"])
+    found = opened(made, tmp_path)
+    assert found.end_token == "<eos>"
+    assert made.token_to_id("</s>") in found.encode("a </s> b")
+
+
+def test_an_end_token_that_stands_for_what_is_unknown_is_refused(tmp_path: Path) -> None:
+    data = json.loads(metaspace_bpe().to_str())
+    data["model"]["unk_token"] = "</s>"
+    with pytest.raises(DataError, match="'</s>' is both the end token and the unknown token"):
+        opened(json.dumps(data), tmp_path)
 
 
 def test_an_end_token_of_its_own_tokenizer_cannot_be_named() -> None:
