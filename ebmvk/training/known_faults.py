@@ -66,8 +66,8 @@ def _of_its_figures(run: OpenRun) -> Iterator[str]:
         )
     if not run.tokenizer.spells_bytes:
         yield (
-            "Bits per byte in its metrics.jsonl and report.html count bytes of the tokens' names, not of the text. "
-            "Those that `ebmvk evaluate` gives are right."
+            "Bits per byte in its metrics.jsonl and report.html were counted from the names of tokens, which is wrong "
+            "for unknown characters and for marks of blanks. Those that `ebmvk evaluate` gives are right."
         )
     if len({row.get("text", {}).get("validation", {}).get("tokens") for row in read_history(run.folder).starts}) > 1:
         yield (
