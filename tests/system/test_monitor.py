@@ -67,7 +67,7 @@ def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: py
     assert said.out.count("alert       energy rising: ") == 1
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Alerts</h2>" in page
-    assert row["reason"] in page
+    assert rows(run, "alert")[0]["reason"] in page
 
 
 def test_a_learning_rate_that_moves_nothing(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
