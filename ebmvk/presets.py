@@ -146,17 +146,18 @@ MOST_EPOCHS = 10.0  # of a text that is repeated, with the dropout below
 REPEATED_DROPOUT = 0.3
 
 
-def derive(size: Size, train_bytes: int | None) -> dict[str, object]:
+def derive(size: Size, train_bytes: int | None, *, ask_processor: bool = True) -> dict[str, object]:
     """{field: value} of a size for a training text of so many bytes; None where the text is not known yet.
 
     Less text means fewer tokens to learn (as the text to the power 2/3: each should still be seen often), and where it
     would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
-    keeps the values it is defined by.
+    keeps the values it is defined by. ask_processor: for the precision, by torch; --help does without it.
     """
     values = dict(PRESETS[size])
     if train_bytes is None:
-        return values  # without asking torch about the processor: --help shows these
-    values["precision"] = fast_precision()
+        return values
+    if ask_processor:
+        values["precision"] = fast_precision()
     if train_bytes >= PLENTY_BYTES or size == "base":
         return values
     vocabulary, batch, length, steps = (_int(values[k]) for k in ("vocab_size", "batch_size", "seq_length", "steps"))

@@ -188,7 +188,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
         size = resolve(dataset, Path(folder) if folder else base.data.data_dir).bytes("train")
     except EbmvkError:  # --help answers all the same
         return base
-    derived = {name: value for name, value in derive(base.run.size, size).items() if name != "precision"}
+    derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]
     config = replace(replace(base, {**derived, "size": base.run.size}), _overrides(*said, {}))
     shortest = max(1, config.training.steps // 10)
