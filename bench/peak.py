@@ -21,6 +21,7 @@ from typing import Any
 
 from bench.measure import facts, introduce, table, write
 from ebmvk.data.datasets import resolve
+from ebmvk.data.splitting import DOCUMENT
 from ebmvk.engine import select
 
 BOUNDS = {"evaluate": 1.0, "train": 1.6}  # GB
@@ -30,16 +31,18 @@ SHARED = ("--size", "nano", "--sample-tokens", "0", "--no-enable-soc", "--quiet"
 
 
 def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
-    """`size` bytes of the documents' lines, again and again; from the second time on with words exchanged."""
+    """`size` bytes of documents, again and again; from the second time on with words of a line exchanged."""
     draw, left = random.Random(0), size
     for turn in range(sys.maxsize):
-        for line in "".join(documents).splitlines(keepends=True):
-            words = line.split(" ")
-            for _ in range(len(words) // 8 if turn else 0):
-                i, j = (draw.randrange(len(words) - 1) for _ in range(2))
-                words[i], words[j] = words[j], words[i]
-            yield " ".join(words)
-            left -= len(line.encode())
+        for document in documents:
+            yield f"{DOCUMENT}\n"
+            for line in document.splitlines(keepends=True):
+                words = line.split(" ")
+                for _ in range(len(words) // 8 if turn else 0):
+                    i, j = (draw.randrange(len(words) - 1) for _ in range(2))
+                    words[i], words[j] = words[j], words[i]
+                yield " ".join(words)
+            left -= len(document.encode())
             if left <= 0:
                 return
 
