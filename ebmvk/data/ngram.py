@@ -55,9 +55,7 @@ class KneserNey:
         """(n−1,) −log p of every token but the first; the second has one token of context."""
         stream = _checked(ids, self._vocab, minimum=2)
         p = np.empty(len(stream) - 1)
-        p[:1] = self._bigram.probability(
-            stream[:1] * self._vocab + stream[1:2], stream[:1], self._unigram[stream[1:2]]
-        )
+        p[:1] = self._bigram.probability(stream[:1] * self._vocab + stream[1:2], stream[:1], self._unigram[stream[1:2]])
         for at in range(1, len(p), _AT_ONCE):
             a, b, c = (stream[at + k : at + k + _AT_ONCE] for k in (-1, 0, 1))
             p[at : at + _AT_ONCE] = self.probabilities(a[: len(c)], b[: len(c)], c)

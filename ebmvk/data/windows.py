@@ -15,6 +15,8 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.errors import ArgumentError, DataError
 
+ENCODED_AT_ONCE = 1 << 21  # characters
+
 
 @dataclass(frozen=True)
 class TokenStream:
@@ -75,12 +77,26 @@ def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer, *, apart: boo
     """Encode the documents of a split; `apart`: to be read document by document. Raises DataError if there is no such
     split."""
     text = corpus.documents(split)
-    encoded = tokenizer.encode_many(text)
+    # The tokenizer's own results take some hundred bytes a token: of a few documents at once, not of all.
+    encoded = [ids for some in _grouped(text) for ids in tokenizer.encode_many(some)]
     eos = np.array([tokenizer.eos_id], dtype=np.int32)
     tokens = np.concatenate([part for document in encoded for part in (eos, document)])
     lengths = np.array([len(document) + 1 for document in encoded], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     return TokenStream(f"{corpus.name}/{split}", tokens, starts, corpus.word_level, apart, text)
+
+
+def _grouped(documents: list[str]) -> Iterator[list[str]]:
+    """The documents, so many at a time that each group but the last has `ENCODED_AT_ONCE` characters or more."""
+    group, size = list[str](), 0
+    for document in documents:
+        group.append(document)
+        size += len(document)
+        if size >= ENCODED_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class Batches:

@@ -150,8 +150,8 @@ class Subject:
     def states(self) -> Tensor:
         """(n, d) float32: the contexts h of `validation`, on the CPU."""
         context, stride = self.window
-        device = self.device.torch
-        return states(self.model, self.validation, ("h",), context=context, stride=stride, device=device)[0]
+        how = (self.model, self.validation, ("h",))
+        return states(*how, context=context, stride=stride, device=self.device.torch)[0]
 
     @cached_property
     def store(self) -> SplatStore | None:

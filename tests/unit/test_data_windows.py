@@ -139,3 +139,17 @@ def test_refusals() -> None:
         next(evaluation_windows(stream_of(1), 8, 8))
     with pytest.raises(ArgumentError, match="--batch-size 0"):
         Batches(stream_of(20), 0, 4, 0)
+
+
+def test_documents_are_encoded_alike_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [f"{'a few words ' * (i % 5)}of document {i}" for i in range(23)]
+    corpus = Corpus("made up", "test", {"train": documents})
+    tokenizer = train_tokenizer(corpus, 300)
+    found = []
+    for characters in (1, 100, 1 << 21):
+        monkeypatch.setattr("ebmvk.data.windows.ENCODED_AT_ONCE", characters)
+        found.append(encode_split(corpus, "train", tokenizer))
+    one_by_one = np.concatenate([[tokenizer.eos_id, *tokenizer.encode(document)] for document in documents])
+    for stream in found:
+        np.testing.assert_array_equal(stream.tokens, one_by_one)
+        np.testing.assert_array_equal(stream.starts, found[0].starts)
