@@ -215,3 +215,21 @@ def test_a_folder_that_was_moved_is_installed_again(installed: Path, tmp_path_fa
     python.write_text(python.read_text().replace(f">>{installed}", f">>'{moved}'").replace("'/pip.txt", "/pip.txt'"))
     run(moved, "setup")
     assert _asked(moved)[-1].endswith(f"-e {moved}")
+
+
+def test_a_machine_that_can_make_no_bare_roots_is_told_why(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "id"):
+        (tools / tool).symlink_to(shutil.which(tool) or "")
+    done = subprocess.run(
+        [tools / "bash", ROOT / ".ci/roots", "build", "trixie"],
+        env={"PATH": str(tools), "EBMVK_ROOTS": str(tmp_path / "roots")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 77, done.stderr
+    assert "skipped: debootstrap is missing" in done.stderr or "skipped: only root" in done.stderr
+    assert not (tmp_path / "roots").exists()
