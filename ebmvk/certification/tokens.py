@@ -275,7 +275,7 @@ def coarse_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     """`exact` on made-up laws, with a quarter of the chains."""
     fewer = dataclasses.replace(sizes, chains=sizes.chains // 4)
-    return exact(backend, synthetic(sizes.token_dimension, seed), fewer, seed)
+    return exact(backend, synthetic(sizes.token_dimension, seed, count=CONTEXTS), fewer, seed)
 
 
 def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
