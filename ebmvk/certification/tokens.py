@@ -52,6 +52,8 @@ ALPHA = 1e-5
 """Of a context: some hundred p-values share 1e-3."""
 CERTAIN, FEWEST = 1e-12, 100
 """A p-value that needs no more chains, and the fewest of them that it is taken from."""
+FLAT = 1e-9
+"""A variance of a function of tokens that is none."""
 HELPED = 0.75
 """Twice the steps have to bring the chi^2 distance below so much of what it was, or more steps are no use."""
 STEPS, MOST_STEPS = 200, 3200
@@ -274,12 +276,12 @@ def coarse_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     """`exact` on made-up laws, with a quarter of the chains."""
     fewer = dataclasses.replace(sizes, chains=sizes.chains // 4)
-    return exact(backend, synthetic(sizes.token_dimension, seed), fewer, seed)
+    return exact(backend, synthetic(sizes.token_dimension, seed, count=CONTEXTS), fewer, seed)
 
 
 def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     """`identity` on a few made-up laws, as `coarse_made_up`."""
-    contexts = synthetic(sizes.token_dimension, seed, count=8)
+    contexts = synthetic(4 * sizes.token_dimension, seed, count=8)  # a state tells its concentration in many dimensions
     return identity(backend, contexts, sizes, seed, most_steps=STEPS)
 
 
@@ -398,8 +400,10 @@ class _Sum:
 
     def add(self, f: Tensor, p: Tensor, tokens: Tensor) -> None:
         mean = float((p * f).sum())
-        self.excess += float((f[tokens] - mean).sum())
-        self.variance += len(tokens) * float((p * (f - mean).square()).sum())
+        spread = float((p * (f - mean).square()).sum())
+        if spread > FLAT:  # where all tokens have one value, as under a uniform law, only rounding is left
+            self.excess += float((f[tokens] - mean).sum())
+            self.variance += len(tokens) * spread
 
     @property
     def tilt(self) -> float:

@@ -125,6 +125,12 @@ def test_tokens_follow_their_law(backend: Backend) -> None:
     assert _failed(tokens.exact(backend, contexts, replace(sizes, chains=sizes.token_chains), SEED)) == []
 
 
+def test_a_uniform_law_has_no_exponent(cpu: Backend) -> None:
+    """All its tokens are as likely: rounding of their log p is not evidence."""
+    flat = tokens.synthetic(16, SEED, count=2).some(slice(1, 2))
+    assert _failed(tokens.identity(cpu, flat, replace(CPU, token_chains=200), SEED)) == []
+
+
 class Sluggish(Reference):
     """Takes one step of each run, however many it is asked for."""
 
