@@ -44,7 +44,6 @@ class EvaluateCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-GAIN = ("nats_per_token", "low", "high")  # a paired difference and its interval
 SCORED_TOKENS = 4096  # of the text, for --score-matching
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
@@ -70,7 +69,8 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
-    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
+    from ebmvk.training.evaluation import Likelihood, text_size, token_nats, window
+    from ebmvk.training.intervals import paired
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import check_tokenizer, open_device, open_run
 
@@ -100,12 +100,14 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     nats = token_nats(model, stream, context=context, stride=stride, device=device.torch, reader=reader)
     spent = time.perf_counter() - began
     found: dict[str, dict[str, Any]] = {
-        mode: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
-        for mode, part in nats.items()
+        law: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
+        for law, part in nats.items()
     }
-    for mode in nats.keys() - {"none"}:
-        values = paired_interval(nats[mode], nats["none"], stream.starts)
-        found[mode] |= {"gain": dict(zip(GAIN, values, strict=True))}
+    for law in nats.keys() - {"none"}:
+        found[law]["gain"] = paired(nats[law], nats["none"], stream.starts).record()
+    if "calibrated" in nats:
+        for law in nats.keys() - {"none", "calibrated"}:
+            found[law]["gain_over_calibrated"] = paired(nats[law], nats["calibrated"], stream.starts).record()
     record: dict[str, Any] = {
         "checkpoint": str(run.checkpoint.path),
         "step": run.checkpoint.step,
@@ -114,6 +116,7 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
         "whole_split": size.tokens == len(whole) - 1,
         "memory": command.memory,
         "scrambled": command.scramble_memory,
+        **(_fit(reader) if reader else {}),
         "splats": reader.splats() if reader else {},
         **(_in_sample(run, whole, size.tokens) if reader else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -124,11 +127,10 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     }
     if other:
         base = token_nats(other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch)
-        differences = {mode: paired_interval(part, base["none"], stream.starts) for mode, part in nats.items()}
         record["against"] = {
             "checkpoint": str(other.checkpoint.path),
             "nats_per_token": float(base["none"].mean()),
-            "modes": {mode: dict(zip(GAIN, values, strict=True)) for mode, values in differences.items()},
+            "modes": {law: paired(part, base["none"], stream.starts).record() for law, part in nats.items()},
         }
     if command.score_matching:
         record["score_matching"] = _score_matching(run, stream, device)
@@ -137,6 +139,16 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
     else:
         _print(record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}")
     return 0
+
+
+def _fit(reader: Reader) -> dict[str, Any]:
+    """What else was fitted with the memory. Files of earlier versions have no calibration, and no gate for a scrambled
+    memory, which is then read with that of the true one: None and False."""
+    own = reader.memory.calibration
+    return {
+        "calibration": None if own is None else {"power": own.power},
+        "control_fitted": reader.memory.control is not None,
+    }
 
 
 def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
@@ -221,19 +233,47 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {record['bits_per_byte']:.5f}   ({record['bytes']:,} bytes)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
-    for mode, tier in record["tiers"].items():
-        word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
-        gain = tier.get("gain")
-        print(f"memory {mode:<15}{tier['ppl_token']:.3f} per token{word}{'' if gain is None else '; ' + _gain(gain)}")
     if record["tiers"]:
-        print(f"memory fitted on      {_fitted_on(record)}")
+        _print_tiers(record)
     if "against" in record:
         base = record["against"]
         print(f"against               {base['checkpoint']} without memory: {base['nats_per_token']:.5f} nats per token")
         for mode, difference in base["modes"].items():
-            print(f"  with memory {mode:<10}{_gain(difference)}")
+            print(f"  {NAMES.get(mode, f'with memory {mode}'):<22}{_gain(difference)}")
     if record.get("score_matching"):
         _print_levels(record["score_matching"])
+
+
+NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # of the rows that have no memory
+
+
+def _print_tiers(record: dict[str, Any]) -> None:
+    """A row for each law, and what it gains over those without memory."""
+    for law, tier in record["tiers"].items():
+        word = "" if tier["ppl_word"] is None else f", {tier['ppl_word']:.3f} per word"
+        print(f"{NAMES.get(law, f'memory {law}'):<22}{tier['ppl_token']:.3f} per token{word}")
+        if "gain" in tier:
+            print(f"  against no memory   {_gain(tier['gain'])}")
+        if "gain_over_calibrated" in tier:
+            print(f"  against calibrated  {_gain(tier['gain_over_calibrated'])}")
+    print(f"memory fitted on      {_fitted_on(record)}")
+    if record["calibration"] is None:
+        print(
+            "calibrated            not in this memory's file, which an earlier version wrote. A part of the gain above"
+        )
+        print("                      may be the model's own law made flatter; `ebmvk memory` builds one that tells")
+    else:
+        power = record["calibration"]["power"]
+        print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
+        print("                      without any memory: what a memory has to beat")
+    if record["scrambled"]:
+        print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
+
+
+def _scrambled(*, fitted: bool) -> str:
+    if fitted:
+        return "share and gate were fitted to the scrambled memory, on the same tokens as those of the true one"
+    return "read with the true memory's gate, so that it loses more than it has to: an earlier version wrote the file"
 
 
 def _fitted_on(record: dict[str, Any]) -> str:
@@ -261,8 +301,12 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
         )
 
 
-def _gain(gain: dict[str, float]) -> str:
-    return f"{gain['nats_per_token']:+.4f} nats per token ({gain['low']:+.4f} to {gain['high']:+.4f}, by article)"
+def _gain(gain: dict[str, Any]) -> str:
+    from ebmvk.training.intervals import basis
+
+    low, high = gain["low"], gain["high"]
+    interval = "no interval: " if low is None else f"95 % {low:+.4f} to {high:+.4f}, "
+    return f"{gain['nats_per_token']:+.4f} nats per token ({interval}{basis(gain)})"
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def shown(token: str) -> str:
 
 
 def interval(gain: Row) -> str:
-    """A paired difference of nats per token with its interval."""
+    """A paired difference of nats per token with its interval, if it has one."""
     low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
-    return f"{number(gain['nats_per_token'], '+.4f')} ({low} to {high})"
+    return f"{number(gain['nats_per_token'], '+.4f')} ({'no interval' if gain['low'] is None else f'{low} to {high}'})"
 
 
 def at(record: Row, *keys: Any) -> Any:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel
-from ebmvk.splats.memory import Mode, Reader, log_probs
+from ebmvk.splats.memory import Law, Reader, log_probs
 
 # Log-probabilities held at once: 2^24 float32 values are 64 MiB.
 _LOGITS_AT_ONCE = 1 << 24
@@ -114,13 +112,13 @@ def token_nats(
     stride: int,
     device: torch.device,
     reader: Reader | None = None,
-) -> dict[Mode, Tensor]:
+) -> dict[Law, Tensor]:
     """-log p of each token but the first, (n - 1,) float64, under the model alone and with each tier of `reader`.
 
     Raises:
         ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
     """
-    parts: dict[Mode, list[Tensor]] = {}
+    parts: dict[Law, list[Tensor]] = {}
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
         found = _token_log_p(model, seen, following, reader)
         for mode, log_p in found.items():
@@ -141,7 +139,7 @@ def diverged(name: str) -> NonFinite:
 
 
 @torch.no_grad()
-def _token_log_p(model: LanguageModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
+def _token_log_p(model: LanguageModel, seen: Context, following: Tensor, reader: Reader | None) -> dict[Law, Tensor]:
     """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
     log_p = model.log_p_lex(seen)[0]
     if reader is None:
@@ -197,17 +195,3 @@ def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size:
     began = time.perf_counter()
     nats = ngram.fit(train.tokens, vocab_size).nats(stream.tokens)
     return Likelihood(nats, size.tokens, size.words, size.bytes, 2, 1, time.perf_counter() - began)
-
-
-def paired_interval(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Mean of nats - base (n,) per token, and its 95 % interval by bootstrap over documents.
-
-    starts: (documents,) where each document begins in the stream whose tokens but the first these are.
-    """
-    first = np.maximum(starts - 1, 0)  # a document's own end-of-text token is predicted at starts - 1
-    difference = np.add.reduceat((nats - base).numpy(), first)
-    tokens = np.diff([*first, len(nats)])
-    drawn = np.random.default_rng(0).integers(len(first), size=(10_000, len(first)))
-    means = difference[drawn].sum(1) / tokens[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(difference.sum() / tokens.sum()), float(low), float(high)

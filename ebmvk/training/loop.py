@@ -539,7 +539,8 @@ class Trainer:
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without"
+                f"{gain['with']:.4f} nats per token, {gain['without']:.4f} without, {gain['calibrated']:.4f} without "
+                "but calibrated"
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
