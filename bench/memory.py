@@ -2,10 +2,11 @@
 
 On half of the validation documents concentration, background and gate are fitted; the other half scores them, so that
 no figure is of the text it was tuned on. Tables: the gain over the number of splats, with the time that building took,
-the coverage, and two scrambled controls, with the gate that was fitted and with one fitted anew, which is what the pool
-with the lexical law gains by making that flatter; merging by description length beside merging by angle, near pairs at
-random and any pairs at random, at equal size; and what the search from coarse to fine costs and misses, at the model's
-d and at 640: the states turned into 640 dimensions at random, with noise of a third of their length.
+the coverage, what a calibration of the model without any memory gains (fitted on the same half), and two scrambled
+controls, with the gate that was fitted and with share and gate fitted anew; merging by description length beside
+merging by angle, near pairs at random and any pairs at random, at equal size; and what the search from coarse to fine
+costs and misses, at the model's d and at 640: the states turned into 640 dimensions at random, with noise of a third of
+their length.
 """
 
 from __future__ import annotations
@@ -112,14 +113,15 @@ class Bench:
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
-        """Nats per token of the scoring part, with the splats and less those without; their coverage."""
+        """Nats per token of the scoring part, with the splats and less those without, calibrated or not; their
+        coverage."""
         return self._fitted(store)[1]
 
     def controlled(self, store: SplatStore) -> dict[str, Any]:
         """`worth`, and both scrambled controls."""
         memory, found = self._fitted(store)
-        scrambled = memory.using(None, scramble=True)
-        for name, own in (("", scrambled), ("_fitted_anew", self.tuning.gated(scrambled, "static"))):
+        anew = self.tuning.controlled(memory, "static", lambda _: None)
+        for name, own in (("", memory.scrambled()), ("_fitted_anew", anew.scrambled())):
             nats = self.scoring.nats(own, "static")
             found[f"scrambled_gain{name}"] = nats["static"] - nats["none"]
         return found
@@ -135,6 +137,8 @@ class Bench:
             "share": memory.share,
             "nats": nats["static"],
             "gain": nats["static"] - nats["none"],
+            "calibrated_gain": nats["calibrated"] - nats["none"],
+            "gain_over_calibrated": nats["static"] - nats["calibrated"],
             "coverage": float(posterior(fitted, self.scoring.h, self.backend, memory.k)[1].sum(1).mean()),
         }
 
@@ -148,7 +152,8 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             spent = time.perf_counter() - began
             row = {"asked": splats, "seed": seed, "build_s": spent, **bench.controlled(store)}
             print(
-                f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token "
+                f"{store.n:>9,} splats, seed {seed}: built in {spent:.1f} s; {row['gain']:+.4f} nats per token, "
+                f"{row['gain_over_calibrated']:+.4f} over a calibration "
                 f"(scrambled {row['scrambled_gain']:+.4f}, fitted anew {row['scrambled_gain_fitted_anew']:+.4f}), "
                 f"covers {row['coverage']:.2%}",
                 flush=True,
@@ -169,7 +174,9 @@ def mergers(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
             }
             for way, merged in ways.items():
                 row = {"way": way, "seed": seed, "from": store.n, **bench.worth(merged)}
-                print(f"{store.n:,} to {merged.n:,}, seed {seed}, {way}: {row['gain']:+.4f}", flush=True)
+                over = row["gain_over_calibrated"]
+                said = f"{row['gain']:+.4f}, {over:+.4f} over a calibration"
+                print(f"{store.n:,} to {merged.n:,}, seed {seed}, {way}: {said}", flush=True)
                 yield row
 
 
@@ -222,7 +229,9 @@ def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:
     for (size, value), own in groups.items():
         gain = [row["gain"] for row in own]
         name = value if key == "way" else ""
-        found.append([f"{size:,}", name, f"{statistics.mean(gain):+.4f}", f"{min(gain):+.4f} to {max(gain):+.4f}"])
+        over = statistics.mean(row["gain_over_calibrated"] for row in own)
+        spread = f"{min(gain):+.4f} to {max(gain):+.4f}"
+        found.append([f"{size:,}", name, f"{statistics.mean(gain):+.4f}", spread, f"{over:+.4f}"])
     return found
 
 
@@ -247,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{n:,} training states read in {bench.reading_s:.1f} s; {scored:,} validation tokens scored", flush=True)
     by_number, by_way = list(gains(bench, sizes, options.seeds)), list(mergers(bench, sizes, options.seeds))
     by_search = list(searches(bench, sizes))
-    head = ["splats", "merged by", "gain, nats per token", "over seeds"]
+    head = ["splats", "merged by", "gain, nats per token", "over seeds", "over a calibration"]
     print(table([head, *summary(by_number, "asked"), *summary(by_way, "way")]))
     size = {"training_states": n, "tuned_tokens": len(bench.tuning.tokens), "scored_tokens": scored}
     write(

@@ -51,7 +51,6 @@ class EvaluateCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-GAIN = ("nats_per_token", "low", "high")  # a paired difference and its interval
 SCORED_TOKENS = 4096  # of the text, for --score-matching
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
@@ -131,7 +130,8 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     _check(command)
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.sharded import sharded
-    from ebmvk.training.evaluation import Likelihood, paired_interval, text_size, token_nats, window
+    from ebmvk.training.evaluation import Likelihood, text_size, token_nats, window
+    from ebmvk.training.intervals import paired
     from ebmvk.training.known_faults import known_faults
     from ebmvk.training.loop import Progress
     from ebmvk.training.workspace import check_tokenizer, open_device, open_run
@@ -155,12 +155,14 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     nats = token_nats(model, stream, context=context, stride=stride, device=device.torch, reader=reader)
     spent = time.perf_counter() - began
     found: dict[str, dict[str, Any]] = {
-        mode: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
-        for mode, part in nats.items()
+        law: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
+        for law, part in nats.items()
     }
-    for mode in nats.keys() - {"none"}:
-        values = paired_interval(nats[mode], nats["none"], stream.starts)
-        found[mode] |= {"gain": dict(zip(GAIN, values, strict=True))}
+    for law in nats.keys() - {"none"}:
+        found[law]["gain"] = paired(nats[law], nats["none"], stream.starts).record()
+    if "calibrated" in nats:
+        for law in nats.keys() - {"none", "calibrated"}:
+            found[law]["gain_over_calibrated"] = paired(nats[law], nats["calibrated"], stream.starts).record()
     record: dict[str, Any] = {
         "checkpoint": str(run.checkpoint.path),
         "step": run.checkpoint.step,
@@ -171,6 +173,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "whole_split": size.tokens == len(whole) - 1,
         "memory": command.memory,
         "scrambled": command.scramble_memory,
+        **(_fit(reader) if reader else {}),
         "splats": reader.splats() if reader else {},
         **(_in_sample(run, whole, size.tokens) if reader else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -183,11 +186,10 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     }
     if other:
         base = token_nats(other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch)
-        differences = {mode: paired_interval(part, base["none"], stream.starts) for mode, part in nats.items()}
         record["against"] = {
             "checkpoint": str(other.checkpoint.path),
             "nats_per_token": float(base["none"].mean()),
-            "modes": {mode: dict(zip(GAIN, values, strict=True)) for mode, values in differences.items()},
+            "modes": {law: paired(part, base["none"], stream.starts).record() for law, part in nats.items()},
         }
     if command.score_matching:
         record["score_matching"] = _score_matching(run, stream, device, corpus, command.data_dir)
@@ -211,6 +213,16 @@ def _text(command: EvaluateCommand, run: OpenRun) -> tuple[Corpus, str, Comparis
         return corpus, split, compared_by_text(run, corpus, split)
     corpus = own_text(run.config, data_dir=data_dir)
     return corpus, split, say_if_other(run, corpus, split, lambda text: print(text, file=sys.stderr))
+
+
+def _fit(reader: Reader) -> dict[str, Any]:
+    """What else was fitted with the memory. Files of earlier versions have no calibration, and no gate for a scrambled
+    memory, which is then read with that of the true one: None and False."""
+    own = reader.memory.calibration
+    return {
+        "calibration": None if own is None else {"power": own.power},
+        "control_fitted": reader.memory.control is not None,
+    }
 
 
 def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
@@ -305,21 +317,50 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     if record["unknown_characters"]:
         print(f"unknown characters    {record['unknown_characters']:,}   (the nats do not say which ones they are)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
-    for mode, tier in record["tiers"].items():
-        word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"
-        gain = tier.get("gain")
-        gained = "" if gain is None else f"; {_gain(gain)}"
-        print(f"memory {mode:<15}{number(tier['ppl_token'], ',.3f')} per token{word}{gained}")
     if record["tiers"]:
-        print(f"memory fitted on      {_fitted_on(record)}")
+        _print_tiers(record)
     if "against" in record:
         base = record["against"]
         nats = number(base["nats_per_token"], ".5f")
         print(f"against               {base['checkpoint']} without memory: {nats} nats per token")
         for mode, difference in base["modes"].items():
-            print(f"  with memory {mode:<10}{_gain(difference)}")
+            print(f"  {NAMES.get(mode, f'with memory {mode}'):<22}{_gain(difference)}")
     if record.get("score_matching"):
         _print_levels(record["score_matching"])
+
+
+NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # of the rows that have no memory
+
+
+def _print_tiers(record: dict[str, Any]) -> None:
+    """A row for each law, and what it gains over those without memory."""
+    from ebmvk.report.tables import number, per_word
+
+    for law, tier in record["tiers"].items():
+        word = "" if per_word(tier) is None else f", {number(per_word(tier), ',.3f')} per word"
+        print(f"{NAMES.get(law, f'memory {law}'):<22}{number(tier['ppl_token'], ',.3f')} per token{word}")
+        if "gain" in tier:
+            print(f"  against no memory   {_gain(tier['gain'])}")
+        if "gain_over_calibrated" in tier:
+            print(f"  against calibrated  {_gain(tier['gain_over_calibrated'])}")
+    print(f"memory fitted on      {_fitted_on(record)}")
+    if record["calibration"] is None:
+        print(
+            "calibrated            not in this memory's file, which an earlier version wrote. A part of the gain above"
+        )
+        print("                      may be the model's own law made flatter; `ebmvk memory` builds one that tells")
+    else:
+        power = record["calibration"]["power"]
+        print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
+        print("                      without any memory: what a memory has to beat")
+    if record["scrambled"]:
+        print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
+
+
+def _scrambled(*, fitted: bool) -> str:
+    if fitted:
+        return "share and gate were fitted to the scrambled memory, on the same tokens as those of the true one"
+    return "read with the true memory's gate, so that it loses more than it has to: an earlier version wrote the file"
 
 
 def _fitted_on(record: dict[str, Any]) -> str:
@@ -349,10 +390,13 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
         )
 
 
-def _gain(gain: dict[str, float]) -> str:
-    from ebmvk.report.tables import interval
+def _gain(gain: dict[str, Any]) -> str:
+    from ebmvk.report.tables import number
+    from ebmvk.training.intervals import basis
 
-    return f"{interval(gain)} nats per token, by article"
+    low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
+    interval = "no interval: " if gain["low"] is None else f"95 % {low} to {high}, "
+    return f"{number(gain['nats_per_token'], '+.4f')} nats per token ({interval}{basis(gain)})"
 
 
 if __name__ == "__main__":

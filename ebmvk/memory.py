@@ -110,13 +110,13 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
         splats = static.store if static else None
     fit = Fit(model, whole.take(most + 1), reading=reading, device=device)
     say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
-    memory = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    memory, nats = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
     alerts = list(fit.alerts(memory, consolidated=command.from_training))
     if static and memory.static:
         memory = dataclasses.replace(memory, static=static.fitted(memory.static))
     contexts = int(static.store.mass.sum()) if static else 0
     fitted_on = FittedOn.of(whole, len(fit.tokens), command.fit_on, contexts)
-    path = save(run.checkpoint.path, memory, fitted_on)
+    path = save(run.checkpoint.path, memory, fitted_on, nats)
     _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
     return path
 

@@ -13,11 +13,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
-from ebmvk.diagnosis.memory import GAIN
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.report.series import thin
-from ebmvk.training.evaluation import paired_interval
+from ebmvk.training.intervals import paired
 from ebmvk.training.known_faults import known_faults
 
 SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
@@ -38,12 +37,12 @@ LOOKS = ("attention", "experts")  # both from one reading
 @dataclass(frozen=True)
 class Diagnosis:
     """record: JSON-able. nats: (n,) of validation's first tokens, to pair with another's; tokens: which they are;
-    pieces: where those begin that an interval is taken over."""
+    starts: where their documents begin."""
 
     record: Row
     nats: Tensor
     tokens: bytes
-    pieces: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
 
 
 def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
@@ -71,7 +70,7 @@ def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
         add(name, found)
     sections["recommendations"] = recommendations(subject, sections)
     record = _facts(subject) | {"sections": sections, "absent": absent, "seconds": time.perf_counter() - began}
-    return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes(), subject.pieces(subject.validation))
+    return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes(), subject.validation.starts)
 
 
 def _facts(subject: Subject) -> Row:
@@ -114,8 +113,7 @@ def together(found: Sequence[Diagnosis]) -> Row:
     for own, tail in zip(found, tails, strict=True):
         gain = None
         if own is not first and own.tokens == first.tokens:
-            values = paired_interval(own.nats, first.nats, own.pieces)
-            gain = dict(zip(GAIN, values, strict=True))
+            gain = paired(own.nats, first.nats, own.starts).record()
         name = f"{tail}, step {own.record['step']:,}"
         rows.append(own.record | {"name": name, "against_first": gain})
     return {"checkpoints": rows}

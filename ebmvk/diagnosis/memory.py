@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.splats.health import quantiles
-from ebmvk.splats.memory import TIERS, Mode, log_probs
-from ebmvk.training.evaluation import paired_interval
+from ebmvk.splats.memory import TIERS, Law, Mode, log_probs
 from ebmvk.training.fitted_on import FittedOn
+from ebmvk.training.intervals import paired
 from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
-from ebmvk.training.soc import nats_with
+from ebmvk.training.soc import nats_calibrated, nats_with
 
 SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
-GAIN = ("nats_per_token", "low", "high")
 
 
 def memory(subject: Subject) -> Row | Absent:
@@ -30,8 +31,8 @@ def memory(subject: Subject) -> Row | Absent:
     if subject.store is None:
         return Absent("the checkpoint has no memory: `ebmvk memory --checkpoint RUN` gives it one")
     fit = _fit(subject)
-    without, with_ = nats_with(None, fit), nats_with(subject.store, fit)
-    return {"of": "splats of training", "tokens": len(fit.tokens) // 2, "without": without, "with": with_}
+    nats = {"without": nats_with(None, fit), "calibrated": nats_calibrated(fit), "with": nats_with(subject.store, fit)}
+    return {"of": "splats of training", "tokens": len(fit.tokens) // 2, **nats}
 
 
 def _fit(subject: Subject) -> Fit:
@@ -48,24 +49,31 @@ def _fitted(subject: Subject) -> Row:
     fitted_on = FittedOn.read(subject.run.checkpoint.path / MEMORY_FILE)
     mode: Mode = "episodic" if found.static is None else "both"
     fit = _fit(subject)
-    starts = subject.pieces(subject.text.validation.take(subject.sizes.remembered + 1))
+    starts = subject.text.validation.take(subject.sizes.remembered + 1).starts
     terms = fit.terms(found, mode)
     nats = {name: -log_p for name, log_p in log_probs(terms, found.gates, mode).items()}
     gates = found.gates[mode].log_weights(terms.features).exp()
-    gains = {name: paired_interval(own, nats["none"], starts) for name, own in nats.items() if name != "none"}
     return {
         "of": MEMORY_FILE,
         "tokens": len(fit.tokens),
         "fitted_on": None if fitted_on is None else dataclasses.asdict(fitted_on),
         "in_sample_tokens": None if fitted_on is None else fitted_on.among(subject.text.validation, len(fit.tokens)),
         "nats_per_token": {name: float(own.mean()) for name, own in nats.items()},
-        "gains": {name: dict(zip(GAIN, values, strict=True)) for name, values in gains.items()},
+        "gains": _gains(nats, "none", starts),
+        "gains_over_calibrated": _gains(nats, "calibrated", starts) if "calibrated" in nats else {},
+        "signs": [alert.record() for alert in fit.signs(found)],
         "gate": {
             name: {"mean": float(column.mean()), "quantiles": quantiles(column, SHARES)}
             for name, column in zip(("model", *TIERS[mode]), gates.T, strict=True)
         },
         "splats": 0 if found.static is None else found.static.n,
     }
+
+
+def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
+    """Of each law but those without memory, and of the calibrated one over none."""
+    without = {"none", base}
+    return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 
 
 @torch.no_grad()
@@ -88,7 +96,7 @@ def external(subject: Subject) -> Row | Absent:
         "slots": len(model.memory.addresses),
         "threshold": float(model.memory.threshold),
         "strength": {"mean": float(written.mean()), "quantiles": quantiles(written, SHARES)},
-        "gain": dict(zip(GAIN, paired_interval(nats, base, subject.pieces(stream)), strict=True)),
+        "gain": paired(nats, base, stream.starts).record(),
         "tokens": len(nats),
     }
 

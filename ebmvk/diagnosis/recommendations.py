@@ -143,16 +143,29 @@ def _more_splats(subject: Subject) -> str | None:
 
 def _memory(subject: Subject, found: Row) -> Iterator[str]:
     memory, folder = found.get("memory", {}), _typed(subject.run.checkpoint.path)
-    if memory.get("of") == "splats of training" and memory["without"] - memory["with"] > WORTH:
-        gain = memory["without"] - memory["with"]
-        yield f"memory is worth {gain:.3f} nats per token: `ebmvk memory --checkpoint {folder}`"
-    for mode, paired in memory.get("gains", {}).items():
-        if paired["low"] > 0:
+    if memory.get("of") == "splats of training":
+        gain = memory["calibrated"] - memory["with"]
+        if gain > WORTH:
+            yield (
+                f"memory is worth {gain:.3f} nats per token over a calibration without it: "
+                f"`ebmvk memory --checkpoint {folder}`"
+            )
+    for law, paired in memory.get("gains", {}).items():
+        if law != "calibrated" and _worse_for_sure(paired):
             even = ", even on the text that its gates were fitted on" if memory.get("in_sample_tokens") else ""
             again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
-            yield f"memory {mode} makes it worse{even}: leave --memory {mode} away, or build it again by {again}"
-    if found.get("external", {}).get("gain", {}).get("low", -1) > 0:
+            yield f"memory {law} makes it worse{even}: leave --memory {law} away, or build it again by {again}"
+    for sign in memory.get("signs", []):
+        again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
+        yield f"{sign['sign']} ({sign['reason']}): leave --memory away, or build it again by {again}"
+    if "external" in found and _worse_for_sure(found["external"]["gain"]):
         yield "the external memory makes it worse: a new run with --no-use-memory"
+
+
+def _worse_for_sure(gain: Row) -> bool:
+    """Whether other documents, too, are expected to cost more: all of the interval is above 0. Within one document
+    nothing follows for others."""
+    return gain["low"] is not None and gain["low"] > 0 and gain.get("method") != "stretches"
 
 
 def _experts(subject: Subject, found: Row) -> Iterator[str]:

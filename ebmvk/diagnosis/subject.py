@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +20,6 @@ from ebmvk.training.evaluation import states, token_nats
 from ebmvk.training.text import check_own, own_text
 from ebmvk.training.workspace import Device, OpenRun, check_same_text
 
-DOCUMENTS, STRETCH = 20, 256
 Row = dict[str, Any]
 
 
@@ -124,13 +121,6 @@ class Subject:
         """Context and stride, as `ebmvk evaluate` reads."""
         context = self.run.config.data.seq_length
         return context, max(1, context // 2)
-
-    def pieces(self, stream: TokenStream) -> npt.NDArray[np.int64]:
-        """Where the pieces of a stream begin that an interval is taken over: its documents; or, of fewer than
-        `DOCUMENTS`, as many equal stretches, or more of `STRETCH` tokens."""
-        if len(stream.starts) >= DOCUMENTS:
-            return stream.starts
-        return np.arange(0, len(stream) - 1, max(1, min(STRETCH, len(stream) // DOCUMENTS)))
 
     @cached_property
     def validation(self) -> TokenStream:

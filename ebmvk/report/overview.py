@@ -8,6 +8,7 @@ from typing import Any
 from ebmvk.report.metrics import Row
 from ebmvk.report.sections import TITLES, sections
 from ebmvk.report.tables import DASH, STATIC, TRAINED, Table, at, interval, number, per_word, percent, plain
+from ebmvk.training.intervals import basis
 
 
 def lines(record: Row) -> Iterator[str]:
@@ -48,6 +49,10 @@ def _share(*keys: Any) -> Callable[[Row], str]:
     return lambda record: percent(at(record, *keys))
 
 
+def _paired(gain: Row | None) -> str:
+    return f"{interval(gain)}, {basis(gain)}" if gain else DASH
+
+
 FIGURES: dict[str, Callable[[Row], str]] = {
     "model": lambda record: record["model"],
     "parameters": lambda record: f"{record['parameters'] / 1e6:.2f} M",
@@ -55,7 +60,7 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "perplexity per word": lambda record: number(per_word(at(record, "likelihood", "validation")), ",.2f"),
     "perplexity per token": _figure(",.2f", "likelihood", "validation", "ppl_token"),
     "nats per token": _figure(".4f", "likelihood", "validation", "nats_per_token"),
-    "against the first, paired (95 %)": lambda record: interval(gain) if (gain := record["against_first"]) else DASH,
+    "against the first, paired (95 %)": lambda record: _paired(record["against_first"]),
     "nats per token of training text": _figure(".4f", "likelihood", "training", "nats_per_token"),
     "verdict": lambda record: at(record, "convergence", "verdict") or DASH,
     "denoising error at ½ κ_c, of frequencies'": _figure(".3f", "denoising", "levels", "1/2 kappa_c", "ratio"),

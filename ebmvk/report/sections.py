@@ -22,6 +22,7 @@ from ebmvk.report.tables import (
     shown,
     why_no_word,
 )
+from ebmvk.training.intervals import basis
 
 TITLES = {
     "likelihood": "Exact likelihood",
@@ -248,28 +249,45 @@ def _memory(found: Row) -> Section:
     if found["of"] == "splats of training":
         note = (
             "The checkpoint has no memory file. The splats of training as a static memory, a gate fitted on one half "
-            f"of {2 * found['tokens']:,} validation tokens and measured on the other:"
+            f"of {2 * found['tokens']:,} validation tokens and measured on the other. Calibrated: without memory, the "
+            "model's own law made flatter or sharper by a gate that was fitted likewise:"
         )
-        rows = [("without", number(found["without"])), ("with", number(found["with"]))]
+        rows = [(name, number(found[name])) for name in ("without", "calibrated", "with") if name in found]
         return Section("memory", TITLES["memory"], note, [Table(("memory", "nats / token"), rows)])
     rows = [
-        (mode, number(nats), _exp(nats), interval(found["gains"][mode]) if mode in found["gains"] else DASH)
-        for mode, nats in found["nats_per_token"].items()
+        (law, number(nats), _exp(nats), _gain(found["gains"], law), _gain(found.get("gains_over_calibrated", {}), law))
+        for law, nats in found["nats_per_token"].items()
     ]
     gates = [
         (name, percent(own["mean"]), *(percent(value) for value in own["quantiles"]))
         for name, own in found["gate"].items()
     ]
     note = (
-        f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation, intervals by "
-        f"bootstrap over documents, or over stretches of the text where documents are few. The model's law is part of "
-        f"each tier's, too. {_in_sample(found)}"
+        f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation. Intervals (95 %): "
+        f"{basis(next(iter(found['gains'].values())))}. The model's law is part of each tier's, too. "
+        f"{_calibration(found)} {_in_sample(found)}"
     )
     tables = [
-        Table(("memory", "nats / token", "perplexity", "against none (95 %)"), rows),
+        Table(("memory", "nats / token", "perplexity", "against none", "against calibrated"), rows),
         Table(("share in the mixture", "mean", "5 %", "median", "95 %"), gates),
     ]
     return Section("memory", TITLES["memory"], note, tables)
+
+
+def _gain(gains: Row, law: str) -> str:
+    return interval(gains[law]) if law in gains else DASH
+
+
+def _calibration(found: Row) -> str:
+    if "calibrated" in found["nats_per_token"]:
+        return (
+            "Calibrated: without memory, the model's own law made flatter or sharper by a gate, fitted on the same "
+            "tokens; a memory is worth what it gains over that."
+        )
+    return (
+        "The memory's file is of an earlier version and has no calibration without memory: a part of what it gains may "
+        "be the model's own law made flatter."
+    )
 
 
 def _in_sample(found: Row) -> str:
@@ -287,7 +305,7 @@ def _external(found: Row) -> Section:
         f"{found['slots']} slots, threshold {number(found['threshold'], '.3f')}. Tokens write with strength "
         f"{number(found['strength']['mean'], '.3f')} in the mean (5 % {low}, median {middle}, 95 % {high})."
     )
-    rows = [("with the memory, against the same model without", interval(found["gain"]))]
+    rows = [("with the memory, against the same model without", f"{interval(found['gain'])}, {basis(found['gain'])}")]
     return Section("external", TITLES["external"], note, [Table(("", "nats / token (95 %)"), rows)])
 
 

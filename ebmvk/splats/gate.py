@@ -66,17 +66,18 @@ def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
     return torch.logsumexp(log_weights.reshape(*log_weights.shape, *[1] * (log_p.dim() - 2)) + log_p, dim=1)
 
 
-def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4) -> Gate:
+def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int = 100) -> Gate:
     """The gate of largest likelihood of the mixture, less ridge |weight|^2, by L-BFGS from g = .1 for each tier.
 
-    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: the lexical law's, then the tiers'.
+    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: the lexical law's, then the tiers'. rounds: of
+    L-BFGS, at most.
     """
     mean, scale = features.double().mean(0), features.double().std(0, correction=0).clamp_min(1e-6)
     inputs, log_p = (features.double() - mean) / scale, log_p.double()
     tiers, zero = log_p.shape[1] - 1, torch.zeros(features.shape[1], dtype=torch.float64)
     weight = torch.zeros(tiers, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.full((tiers,), -2.2, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=rounds, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()

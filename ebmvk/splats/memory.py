@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ebmvk.engine.api import Backend
 from ebmvk.errors import CheckpointError
+from ebmvk.splats import calibration
+from ebmvk.splats.calibration import Calibration
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
 from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, mix
 from ebmvk.splats.recall import FEATURES, Recall, Splats
@@ -32,6 +34,8 @@ KNN_K = 256  # static splats looked up for each context
 SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where nothing is fitted yet
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
+Law = Literal["none", "calibrated", "static", "episodic", "both"]
+"""What a text is scored under: `none` and `calibrated` have no memory."""
 TIERS: dict[Mode, tuple[Tier, ...]] = {
     "none": (),
     "static": ("static",),
@@ -41,10 +45,23 @@ TIERS: dict[Mode, tuple[Tier, ...]] = {
 
 
 @dataclass(frozen=True)
+class Control:
+    """What the scrambled memory is read with: shares and gates that were fitted to it as to the memory itself, on the
+    same tokens. Places, concentrations and the background are the memory's, as scrambling leaves them as they are."""
+
+    share: float
+    episodic_share: float
+    gates: Mapping[Mode, Gate]
+
+
+@dataclass(frozen=True)
 class Memory:
     """static: splats of the training text, if any; k: neighbours looked up among them; share: of their law in the pool
     with the lexical one; episodic: how to read; gates: of each mode that can be used but "none". d, vocab_size: of the
-    model that the memory belongs to."""
+    model that the memory belongs to.
+
+    calibration, control: fitted with the memory, for comparison. Files of earlier versions have neither: None.
+    """
 
     d: int
     vocab_size: int
@@ -53,6 +70,8 @@ class Memory:
     share: float
     episodic: EpisodicConfig
     gates: Mapping[Mode, Gate]
+    calibration: Calibration | None = None
+    control: Control | None = None
 
     @classmethod
     def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
@@ -61,11 +80,19 @@ class Memory:
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places
-        and get one another's token laws."""
+        and get one another's token laws. It has shares and gates of its own where the file has them."""
         own = self.episodic.capacity if capacity is None else capacity
-        episodic = replace(self.episodic, capacity=own, scramble=scramble)
-        static = self.static.scrambled(seed=0) if self.static is not None and scramble else self.static
-        return replace(self, static=static, episodic=episodic)
+        found = replace(self, episodic=replace(self.episodic, capacity=own))
+        return found.scrambled() if scramble else found
+
+    def scrambled(self) -> Memory:
+        """The control, as of `using`."""
+        static = None if self.static is None else self.static.scrambled(seed=0)
+        found = replace(self, static=static, episodic=replace(self.episodic, scramble=True))
+        if self.control is None:
+            return found
+        own = replace(found, share=self.control.share, gates=self.control.gates)
+        return own.with_share("episodic", self.control.episodic_share)
 
     def with_kappa(self, tier: Tier, kappa: float) -> Memory:
         """With another concentration of a tier's splats."""
@@ -83,13 +110,29 @@ class Memory:
         """Of a tier's splats in the pool with the lexical law."""
         return self.episodic.share if tier == "episodic" else self.share
 
+    def kappa_of(self, tier: Tier) -> float:
+        """The concentration that was fitted for a tier's splats. Of static ones it is the largest, as those that
+        training consolidated have one each until a memory is fitted."""
+        if tier == "episodic":
+            return self.episodic.kappa
+        return math.nan if self.static is None else self.static.kappa_max
+
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
         tensors = {f"static.{name}": value for name, value in (self.static.state() if self.static else {}).items()}
-        for mode, gate in self.gates.items():
-            tensors |= {f"gate.{mode}.{name}": value.contiguous() for name, value in vars(gate).items()}
+        gates = {f"gate.{mode}": gate for mode, gate in self.gates.items()}
+        if self.calibration:
+            gates["calibration.gate"] = self.calibration.gate
+        if self.control:
+            gates |= {f"control.gate.{mode}": gate for mode, gate in self.control.gates.items()}
+        for key, gate in gates.items():
+            tensors |= {f"{key}.{name}": value.contiguous() for name, value in vars(gate).items()}
         numbers = {"d": self.d, "vocab_size": self.vocab_size, "k": self.k, "share": self.share}
         numbers |= {f"episodic.{name}": value for name, value in dataclasses.asdict(self.episodic).items()}
+        if self.calibration:
+            numbers["calibration.power"] = self.calibration.power
+        if self.control:
+            numbers |= {"control.share": self.control.share, "control.episodic.share": self.control.episodic_share}
         return tensors | {f"number.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
     @classmethod
@@ -111,8 +154,9 @@ class Memory:
         if static and (static.d, static.vocab_size) != (d, vocab_size):
             raise _damaged(source, f"has splats of d {static.d}, {static.vocab_size} tokens, not {d}, {vocab_size}")
         modes = [mode for mode, tiers in TIERS.items() if tiers and (static or "static" not in tiers)]
-        gates = {mode: _gate(state, mode, source) for mode in modes}
-        return cls(d, vocab_size, static, k, number["share"], EpisodicConfig(**episodic), gates)
+        gates = {mode: _gate(state, f"gate.{mode}", _shape(mode), source) for mode in modes}
+        memory = cls(d, vocab_size, static, k, number["share"], EpisodicConfig(**episodic), gates)
+        return replace(memory, calibration=_calibration(state, source), control=_control(state, modes, source))
 
 
 def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
@@ -121,26 +165,50 @@ def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
     shares = {f"number.{name}": torch.ones(()) for name in ("share", "episodic.share")}
     state = state if state.keys() & shares.keys() else {**state, **shares}
     episodic = [f"episodic.{entry.name}" for entry in dataclasses.fields(EpisodicConfig)]
-    found = {}
-    for name in ("d", "vocab_size", "k", "share", *episodic):
-        value = state.get(f"number.{name}")
-        if value is None or value.numel() != 1:
-            raise _damaged(source, f"lacks {name!r}")
-        found[name] = float(value)
-        most = 1.0 if name.endswith("share") else math.inf if name == "episodic.half_life" else sys.float_info.max
-        if not 0 <= found[name] <= most:
-            raise _damaged(source, f"has {name} {found[name]}")
+    return {name: _number(state, name, source) for name in ("d", "vocab_size", "k", "share", *episodic)}
+
+
+def _number(state: Mapping[str, Tensor], name: str, source: str) -> float:
+    value = state.get(f"number.{name}")
+    if value is None or value.numel() != 1:
+        raise _damaged(source, f"lacks {name!r}")
+    found = float(value)
+    most = 1.0 if name.endswith("share") else math.inf if name == "episodic.half_life" else sys.float_info.max
+    if not 0 <= found <= most:
+        raise _damaged(source, f"has {name} {found}")
     return found
 
 
-def _gate(state: Mapping[str, Tensor], mode: Mode, source: str) -> Gate:
+def _calibration(state: Mapping[str, Tensor], source: str) -> Calibration | None:
+    """None where the file is of an earlier version."""
+    if not any(name.startswith(("calibration.", "number.calibration.")) for name in state):
+        return None
+    gate = _gate(state, "calibration.gate", (1, calibration.FEATURES), source)
+    return Calibration(_number(state, "calibration.power", source), gate)
+
+
+def _control(state: Mapping[str, Tensor], modes: Sequence[Mode], source: str) -> Control | None:
+    """None where the file is of an earlier version."""
+    if not any(name.startswith(("control.", "number.control.")) for name in state):
+        return None
+    gates = {mode: _gate(state, f"control.gate.{mode}", _shape(mode), source) for mode in modes}
+    share, episodic = (_number(state, name, source) for name in ("control.share", "control.episodic.share"))
+    return Control(share, episodic, gates)
+
+
+def _shape(mode: Mode) -> tuple[int, int]:
+    """How many tiers a mode's gate weighs, and by how many features."""
     tiers = len(TIERS[mode])
-    wide = LEXICAL + FEATURES * tiers
-    for name, shape in (("weight", (tiers, wide)), ("bias", (tiers,)), ("mean", (wide,)), ("scale", (wide,))):
-        value = state.get(f"gate.{mode}.{name}")
-        if value is None or value.shape != shape or not bool(torch.isfinite(value).all()):
-            raise _damaged(source, f"gate.{mode}.{name} is missing, not of shape {shape}, or not finite")
-    return Gate(*(state[f"gate.{mode}.{name}"] for name in ("weight", "bias", "mean", "scale")))
+    return tiers, LEXICAL + FEATURES * tiers
+
+
+def _gate(state: Mapping[str, Tensor], key: str, shape: tuple[int, int], source: str) -> Gate:
+    tiers, wide = shape
+    for name, size in (("weight", shape), ("bias", (tiers,)), ("mean", (wide,)), ("scale", (wide,))):
+        value = state.get(f"{key}.{name}")
+        if value is None or value.shape != size or not bool(torch.isfinite(value).all()):
+            raise _damaged(source, f"{key}.{name} is missing, not of shape {size}, or not finite")
+    return Gate(*(state[f"{key}.{name}"] for name in ("weight", "bias", "mean", "scale")))
 
 
 def _damaged(source: str, what: str) -> CheckpointError:
@@ -149,19 +217,24 @@ def _damaged(source: str, what: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate."""
+    """Of n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate, and
+    log p_cal (n,) of the calibrated law, if there is one."""
 
     log_p: Tensor
     features: Tensor
+    calibrated: Tensor | None = None
 
     @classmethod
-    def empty(cls, n: int, tiers: int) -> Terms:
+    def empty(cls, n: int, tiers: int, *, calibrated: bool) -> Terms:
         """Of n tokens, under the lexical law and so many tiers; `put` fills them in."""
-        return cls(torch.empty(n, 1 + tiers), torch.empty(n, LEXICAL + FEATURES * tiers))
+        own = torch.empty(n) if calibrated else None
+        return cls(torch.empty(n, 1 + tiers), torch.empty(n, LEXICAL + FEATURES * tiers), own)
 
     def put(self, rows: slice, part: Terms) -> None:
         """Sets some of the tokens' terms."""
         self.log_p[rows], self.features[rows] = part.log_p, part.features
+        if self.calibrated is not None and part.calibrated is not None:
+            self.calibrated[rows] = part.calibrated
 
 
 def laws_at_once(vocab_size: int) -> int:
@@ -195,29 +268,45 @@ class Reader:
 
         Context b is told of the text before b and of nothing else. Returns the lexical law's terms, then the tiers'.
         """
+        return self.read_at(h, log_p_lex, tokens, [self.shares])[0]
+
+    def read_at(self, h: Tensor, log_p_lex: Tensor, tokens: Tensor, shares: Sequence[Sequence[float]]) -> list[Terms]:
+        """`read` as it would be with each of some shares of the tiers: they are asked once."""
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
-        terms, at_once = Terms.empty(len(tokens), len(TIERS[self.mode])), laws_at_once(self.memory.vocab_size)
+        own, at_once = self.memory.calibration, laws_at_once(self.memory.vocab_size)
+        found = [self.empty_terms(len(tokens), share) for share in shares]
         for first in range(0, len(tokens), at_once):
             rows = slice(first, first + at_once)
-            following = tokens[rows]
-            laws, features = self._laws(log_p_lex[rows].float().cpu(), self._recalls(h[rows], following))
-            own = torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1)
-            terms.put(rows, Terms(own, features))
-        return terms
+            lexical, following = log_p_lex[rows].float().cpu(), tokens[rows]
+            recalls = self.recalls(h[rows], following)
+            calibrated = own.of_tokens(lexical, following) if own else None
+            for terms, share in zip(found, shares, strict=True):
+                laws, features = self._laws(lexical, recalls, share)
+                log_p = torch.cat([law.gather(1, following[:, None]) for law in laws], dim=1)
+                terms.put(rows, Terms(log_p, features, calibrated))
+        return found
 
-    def _recalls(self, h: Tensor, following: Tensor | None) -> list[tuple[Recall, float]]:
-        """What each tier says of contexts h (n, d), and its share. following: as of `log_prob`."""
-        memory, recalls = self.memory, []
-        if self.static:
-            recalls.append((self.static.recall(h), memory.share_of("static")))
+    def empty_terms(self, n: int, shares: Sequence[float] | None = None) -> Terms:
+        """`Terms` of n tokens, to be filled in. shares: of the tiers, of which there are as many."""
+        tiers = len(self.shares if shares is None else shares)
+        return Terms.empty(n, tiers, calibrated=self.memory.calibration is not None)
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each tier that is read, in its pool with the lexical law."""
+        return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
+
+    def recalls(self, h: Tensor, following: Tensor | None) -> list[Recall]:
+        """What each tier says of contexts h (n, d), float32 on the CPU. following: as of `log_prob`."""
+        said = [] if self.static is None else [self.static.recall(h)]
         if self.episodic:
-            said = self.episodic.recall(h) if following is None else self.episodic.read(h, following)
-            recalls.append((said, memory.share_of("episodic")))
-        return recalls
+            said.append(self.episodic.recall(h) if following is None else self.episodic.read(h, following))
+        return said
 
-    def _laws(self, lexical: Tensor, recalls: Sequence[tuple[Recall, float]]) -> tuple[list[Tensor], Tensor]:
+    @staticmethod
+    def _laws(lexical: Tensor, recalls: Sequence[Recall], shares: Sequence[float]) -> tuple[list[Tensor], Tensor]:
         """log p (n, V) under the lexical law and each tier, and the features (n, F) of all of them for a gate."""
-        pools = [recall.pooled(lexical, share) for recall, share in recalls]
+        pools = [recall.pooled(lexical, share) for recall, share in zip(recalls, shares, strict=True)]
         features = torch.cat([lexical_features(lexical), *(own for _, own in pools)], dim=1)
         return [lexical, *(law for law, _ in pools)], features
 
@@ -240,15 +329,18 @@ class Reader:
         following: the tokens (n,) that followed; the contexts are then read too, each after those before it.
         """
         own = h.float().cpu().contiguous()
-        recalls = self._recalls(own, None if following is None else following.cpu())
-        laws, features = self._laws(log_p_lex.float().cpu(), recalls)
+        recalls = self.recalls(own, None if following is None else following.cpu())
+        laws, features = self._laws(log_p_lex.float().cpu(), recalls, self.shares)
         return mix(self.memory.gates[self.mode].log_weights(features), torch.stack(laws, dim=1)).to(log_p_lex)
 
 
-def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Mode, Tensor]:
-    """log p (n,) of the tokens under each mode that uses no more tiers than `mode`, which the terms were read with."""
+def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law, Tensor]:
+    """log p (n,) of the tokens under each mode that uses no more tiers than `mode`, which the terms were read with, and
+    under the calibrated law, if the memory has one."""
     have = TIERS[mode]
-    found: dict[Mode, Tensor] = {"none": terms.log_p[:, 0].double()}
+    found: dict[Law, Tensor] = {"none": terms.log_p[:, 0].double()}
+    if terms.calibrated is not None:
+        found["calibrated"] = terms.calibrated.double()
     for other, tiers in TIERS.items():
         if tiers and set(tiers) <= set(have):
             part = part_of(terms, have, tiers)

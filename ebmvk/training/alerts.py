@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, variance
 from typing import Any, Protocol
@@ -333,6 +333,59 @@ def gate_of_memory(
         advice = f"take --splats {fewer}, or " if fewer else "take "
         advice += "another text to fit on: the model itself is not heard"
     return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
+
+
+COVERED = 0.01  # share of the contexts that static splats explain, below which they are as good as not there
+SAID = 0.01  # nats between a tier's law of tokens and the uniform one, below which it says nothing
+WORTH = 1e-3  # nats per token more than a calibration without memory, on the very text that both were fitted on
+
+
+def _without(tier: str, *, static: bool) -> str:
+    """How to do without a tier of memory."""
+    if tier == "static":
+        return "read with --memory episodic"
+    return "read with --memory static" if static else "leave --memory away"
+
+
+def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
+    """Where the concentration that fits a tier best is the first or the last that was tried, a better one may lie
+    beyond. tried: in rising order; static, more: as of `gate_of_memory`."""
+    sign = f"kappa of {tier} memory at its bound"
+    if len(tried) > 1 and kappa == tried[0]:
+        reason = f"{kappa:g} fits best, the least that was tried: splats so wide say nearly the same of every context"
+        return Alert(sign, reason, _without(tier, static=static))
+    if len(tried) > 1 and kappa == tried[-1]:
+        reason = f"{kappa:g} fits best, the largest that was tried: only the nearest splat is heard"
+        return Alert(
+            sign, reason, f"take --splats {more}" if more and tier == "static" else _without(tier, static=static)
+        )
+    return None
+
+
+def switched_off(tier: str, covered: float | None, said: float, *, static: bool, more: int | None) -> Alert | None:
+    """Of a tier whose law is the uniform one in effect: what it gains is a calibration of the model, and no memory.
+
+    covered: the mean share of contexts that its splats explain, if known; said: nats between its law of tokens and the
+    uniform one, in the mean; static, more: as of `gate_of_memory`.
+    """
+    if covered is not None and covered < COVERED:
+        reason = f"its splats explain {covered:.2%} of the contexts, the background the rest"
+    elif said < SAID:
+        reason = f"its law of tokens is {said:.2g} nats from the uniform one"
+    else:
+        return None
+    sign, more_of = f"{tier} memory is switched off", f"take --splats {more}, or "
+    advice = (more_of if more and tier == "static" else "") + _without(tier, static=static)
+    return Alert(sign, f"{reason}: what it gains is the calibration of the model's own law", advice)
+
+
+def no_gain(tier: str, gain: float, *, static: bool) -> Alert | None:
+    """Of a tier that is worth no more than a calibration of the model without memory. gain: nats per token less than
+    that has, on the text that both were fitted on; static: as of `gate_of_memory`."""
+    if gain >= WORTH:
+        return None
+    reason = f"it has {gain:+.4f} nats per token less than the model's own law, calibrated, even where it was fitted"
+    return Alert(f"{tier} memory is worth no more than a calibration", reason, _without(tier, static=static))
 
 
 # ---- what must not be ----------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel, TokenLaw
-from ebmvk.splats.memory import TIERS, Mode, Reader, Terms, log_probs
+from ebmvk.splats.memory import TIERS, Law, Reader, Terms, log_probs
 
 _TOKENS_AT_ONCE = 2048  # that the trunk reads: its largest array is then 21 MB at the size `base`
 
@@ -120,7 +118,7 @@ def token_nats(
     stride: int,
     device: torch.device,
     reader: Reader | None = None,
-) -> dict[Mode, Tensor]:
+) -> dict[Law, Tensor]:
     """-log p of each token but the first, (n - 1,) float64, under the model alone and with each tier of `reader`.
 
     Raises:
@@ -128,8 +126,9 @@ def token_nats(
     """
     law, at, read = TokenLaw(model), 0, set(TIERS[reader.mode] if reader else ())
     # One array for the whole text: kept apart, the results of many pieces would pin what is freed around them.
-    modes: list[Mode] = [mode for mode, tiers in TIERS.items() if read.issuperset(tiers)]
-    nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in modes}
+    laws: list[Law] = [mode for mode, tiers in TIERS.items() if read.issuperset(tiers)]
+    laws += ["calibrated"] if reader and reader.memory.calibration else []
+    nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in laws}
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
         for mode, log_p in _token_log_p(law, seen, following, reader).items():
             torch.neg(log_p, out=nats[mode][at : at + len(following)])
@@ -149,7 +148,7 @@ def diverged(name: str) -> NonFinite:
 
 
 @torch.no_grad()
-def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader | None) -> dict[Mode, Tensor]:
+def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader | None) -> dict[Law, Tensor]:
     """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
     if reader is None:
         return {"none": law.of(seen.query[0], following).double().cpu()}
@@ -158,7 +157,7 @@ def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader
 
 def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: Tensor) -> Terms:
     """The terms of the next part of a text: queries and states (n, d) of its contexts, tokens (n,) that followed."""
-    terms = Terms.empty(len(tokens), len(TIERS[reader.mode]))
+    terms = reader.empty_terms(len(tokens))
     for rows, log_p in law.pieces(query):
         terms.put(rows, reader.read(h[rows], log_p, tokens[rows]))
     return terms
@@ -238,17 +237,3 @@ def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size:
     began = time.perf_counter()
     nats = ngram.fit(train.tokens, vocab_size).nats(stream.tokens)
     return Likelihood(nats, size.tokens, size.words, size.bytes, 2, 1, time.perf_counter() - began)
-
-
-def paired_interval(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Mean of nats - base (n,) per token, and its 95 % interval by bootstrap over documents.
-
-    starts: (documents,) where each document begins in the stream whose tokens but the first these are.
-    """
-    first = np.maximum(starts - 1, 0)  # a document's own end-of-text token is predicted at starts - 1
-    difference = np.add.reduceat((nats - base).numpy(), first)
-    tokens = np.diff([*first, len(nats)])
-    drawn = np.random.default_rng(0).integers(len(first), size=(10_000, len(first)))
-    means = difference[drawn].sum(1) / tokens[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(difference.sum() / tokens.sum()), float(low), float(high)

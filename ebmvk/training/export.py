@@ -15,10 +15,11 @@ from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.report.metrics import History, read_history
 from ebmvk.report.tables import against_trigram, number, per_word
 from ebmvk.training.checkpoint import MODEL, describe, storage_error, write_file
+from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.hub import CARD, FORMAT, KIND, SETTINGS
 from ebmvk.training.known_faults import known_faults
 from ebmvk.training.loop import Progress
-from ebmvk.training.memory import MEMORY_FILE
+from ebmvk.training.memory import MEMORY_FILE, fitted_nats
 from ebmvk.training.start import is_hub_name
 from ebmvk.training.workspace import OpenRun
 
@@ -147,7 +148,24 @@ def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
     )
     yield from _figures(found.step, history)
     yield from (f"- Made by an earlier version. {fault}" for fault in known_faults(run))
+    yield from _memory(found.path)
     yield USE.format(toml=write_toml(config))
+
+
+def _memory(folder: Path) -> Iterator[str]:
+    """What the memory is worth on the text that it was fitted on, if there is one, beside a calibration without any."""
+    if not (folder / MEMORY_FILE).exists():
+        return
+    nats, fitted_on = fitted_nats(folder), FittedOn.read(folder / MEMORY_FILE)
+    if fitted_on is None or "calibrated" not in nats:
+        yield "- With a memory of an earlier version, which has no calibration without memory to compare it with."
+        return
+    names = {"none": "no memory", "calibrated": "no memory but the model's law calibrated on the same tokens"}
+    figures = "; ".join(f"{names.get(law, law)}, {value:.4f}" for law, value in nats.items())
+    yield (
+        f"- With a memory. Nats per token of {fitted_on.text} (its first {fitted_on.tokens:,} tokens, on which the "
+        f"memory was fitted, so that the figures flatter it): {figures}."
+    )
 
 
 def _figures(step: int, history: History) -> Iterator[str]:

@@ -654,7 +654,8 @@ class Trainer:
         if gain:
             self.monitor.say(
                 f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without"
+                f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without, "
+                f"{tables.number(gain['calibrated'])} without but calibrated"
             )
 
     def _advice(self, found: Likelihood) -> Iterator[str]:

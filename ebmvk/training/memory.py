@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -26,26 +27,43 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError
 from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.splats.build import cluster
+from ebmvk.splats.calibration import FEATURES as POWER_FEATURES
+from ebmvk.splats.calibration import POWERS, Calibration, power_terms
 from ebmvk.splats.coverage import fit_background, posterior
-from ebmvk.splats.gate import fit_gate
+from ebmvk.splats.gate import entropy, fit_gate, log_of, mix
 from ebmvk.splats.health import novelty
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Terms, Tier, log_probs, part_of
+from ebmvk.splats.memory import (
+    TIERS,
+    Control,
+    Law,
+    Memory,
+    Mode,
+    Reader,
+    Terms,
+    Tier,
+    laws_at_once,
+    log_probs,
+    part_of,
+)
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore
-from ebmvk.training.alerts import Alert, gate_of_memory, leak
+from ebmvk.training.alerts import Alert, gate_of_memory, kappa_at_bound, leak, no_gain, switched_off
 from ebmvk.training.checkpoint import MODEL, SOC, Checkpoint, write_atomic
-from ebmvk.training.evaluation import read_text, states
+from ebmvk.training.evaluation import states
 from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.workspace import Device
 
 MEMORY_FILE = "memory.safetensors"
-KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)
+NATS = "nats."  # before the names of laws, in the file
+KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0, 320.0, 448.0, 640.0)
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
-GRIDS = {"kappa": (KAPPAS, Memory.with_kappa), "share": (SHARES, Memory.with_share)}
-"""What is tuned of a tier: values in rising order, and how it gets one."""
-START = 20.0  # the kappa where the search begins
-TUNED_TOKENS = 30_000  # of the text, on which kappas and shares are compared
+SCANNED_SHARES = (0.3, 0.5, 0.7, 1.0)  # of these, tried with every kappa
+START = 20.0  # the kappa of splats that nothing was fitted to yet
+SCANNED_TOKENS = 6_000  # of the text, on which every kappa is tried
+TUNED_TOKENS = 30_000  # of the text, on which the best ones are compared
+FINALISTS = 3
+TRIED = 25  # rounds of fitting a gate, to compare: further ones change the nats by 1e-4
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
 MAX_SPLATS = 150_000  # static ones
 LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
@@ -148,86 +166,169 @@ class Fit:
         self.query, self.h = states(model, stream, ("query", "h"), device=device.torch, **vars(reading))
         self.tokens = torch.from_numpy(stream.tokens[1:].astype("int64"))
 
-    def fit(self, memory: Memory, say: Say) -> Memory:
-        """The memory with concentrations, background and gates of largest likelihood."""
-        memory = self._placed(memory, say)
+    def fit(self, memory: Memory, say: Say) -> tuple[Memory, dict[Law, float]]:
+        """The memory with concentrations, background, shares and gates of largest likelihood, a calibration without any
+        memory and a scrambled control, all fitted on the same text; and the nats per token of the text under each law.
+        """
         whole: Mode = "episodic" if memory.static is None else "both"
-        memory = self._tuned(memory, "episodic", "kappa", START, say)
-        memory = self._tuned(memory, "episodic", "share", memory.episodic.share, say)
+        memory = self._calibrated(memory, say)
+        for tier in TIERS[whole]:
+            memory = self._tuned(memory, tier, say)
         memory, nats = self._gated(memory, whole, len(self.tokens))
-        for mode, value in nats.items():
-            say(f"{mode:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
-        return memory
+        for law, value in nats.items():
+            say(f"{law:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
+        return self.controlled(memory, whole, say), nats
 
     def alerts(self, memory: Memory, *, consolidated: bool) -> Iterator[Alert]:
-        """What is wrong with a memory that was fitted on this text: its splats hold it, or a tier's gate is stuck.
+        """What is wrong with a memory that was fitted on this text: its splats hold it, a tier says nothing or no more
+        than a calibration does, its concentration is the last one that was tried, or its gate is stuck.
 
         consolidated: its splats are those of training, whose counts have faded and whose number is not chosen here.
         """
-        mode: Mode = "episodic" if memory.static is None else "both"
         if memory.static is not None and not consolidated:
             splats = Splats.open(memory.static, self.backend, NEAREST)
             held = leak(*novelty(splats, self.h[:LOOKED_AT], self.tokens[:LOOKED_AT]))
             yield from [held] if held else []
+        yield from self.signs(memory, consolidated=consolidated)
+
+    def signs(self, memory: Memory, *, consolidated: bool = False) -> Iterator[Alert]:
+        """What is wrong with the tiers of a fitted memory, on a text that its splats do not hold. consolidated: as of
+        `alerts`."""
+        mode: Mode = "episodic" if memory.static is None else "both"
         n = 0 if memory.static is None or consolidated else memory.static.n
         more, fewer = min(2 * n, MAX_SPLATS), n // 2
-        weights = memory.gates[mode].log_weights(self.terms(memory, mode, LOOKED_AT).features).exp().mean(0)
+        terms = self.terms(memory, mode, LOOKED_AT)
+        weights = memory.gates[mode].log_weights(terms.features).exp().mean(0)
+        nats = {law: -float(log_p.mean()) for law, log_p in log_probs(terms, memory.gates, mode).items()}
         more_or_fewer = {"more": more if more > n else None, "fewer": fewer or None}
+        said = dict(zip(TIERS[mode], self.said(memory, mode, LOOKED_AT), strict=True))
+        covered = {"static": self.coverage(memory)} if memory.static else {}
         for tier, weight in zip(TIERS[mode], weights[1:].tolist(), strict=True):
             share, static = memory.share_of(tier), memory.static is not None
-            stuck = gate_of_memory(tier, weight, share, static=static, **more_or_fewer)
-            yield from [stuck] if stuck else []
+            found = (
+                gate_of_memory(tier, weight, share, static=static, **more_or_fewer),
+                kappa_at_bound(tier, memory.kappa_of(tier), KAPPAS, static=static, more=more_or_fewer["more"]),
+                switched_off(tier, covered.get(tier), said[tier], static=static, more=more_or_fewer["more"]),
+                no_gain(tier, nats["calibrated"] - nats[tier], static=static) if "calibrated" in nats else None,
+            )
+            yield from (alert for alert in found if alert)
+
+    @torch.no_grad()
+    def said(self, memory: Memory, mode: Mode, limit: int) -> list[float]:
+        """How far p_mem of each tier is from the uniform law, in nats, its mean over the text's first contexts: the log
+        of V less the entropy. Where it is 0, the tier's law is a power of the model's own."""
+        reader, sums = Reader(memory, mode, self.backend), [0.0 for _ in TIERS[mode]]
+        rows = laws_at_once(memory.vocab_size)
+        for h, tokens in zip(*(torch.split(x[:limit], rows) for x in (self.h, self.tokens)), strict=True):
+            for place, recall in enumerate(reader.recalls(h, tokens)):
+                sums[place] += float((math.log(memory.vocab_size) - entropy(recall.law, log_of(recall.law))).sum())
+        return [own / self._some(limit) for own in sums]
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
-        """Only the static tier."""
-        return self.gated(self._placed(memory, say), "static")
+        """Only the static tier, and the calibration."""
+        return self.gated(self._tuned(self._calibrated(memory, say), "static", say), "static")
 
-    def _placed(self, memory: Memory, say: Say) -> Memory:
-        """The memory with its static splats' concentration and background of largest likelihood."""
-        if memory.static is None:
-            return memory
-        memory = self._tuned(memory, "static", "kappa", START, say)
+    def _calibrated(self, memory: Memory, say: Say) -> Memory:
+        found = self.calibration
+        say(f"calibrated  power {found.power:g} of the model's own law")
+        return replace(memory, calibration=found)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The power and the gate of largest likelihood on the text."""
+        return self.calibrated(len(self.tokens))
+
+    def calibrated(self, limit: int) -> Calibration:
+        """`calibration` on the text's first tokens."""
+        terms = self._power_terms(POWERS, min(limit, TUNED_TOKENS))
+        power = POWERS[_least([_tried(own) for own in terms])]
+        (whole,) = self._power_terms([power], limit)
+        return Calibration(power, fit_gate(whole.features, whole.log_p))
+
+    @torch.no_grad()
+    def log_p_calibrated(self, calibration: Calibration) -> Tensor:
+        """log p_cal (n,) of the text's tokens."""
+        found = torch.empty(len(self.tokens))
+        for rows, log_p in self._rows(None):
+            found[rows] = calibration.of_tokens(log_p.float().cpu(), self.tokens[rows])
+        return found
+
+    @torch.no_grad()
+    def _power_terms(self, powers: Sequence[float], limit: int) -> list[Terms]:
+        n = self._some(limit)
+        found = [Terms(torch.empty(n, 2), torch.empty(n, POWER_FEATURES)) for _ in powers]
+        for rows, log_p in self._rows(limit):
+            lexical = log_p.float().cpu()
+            for terms, power in zip(found, powers, strict=True):
+                terms.put(rows, Terms(*power_terms(lexical, self.tokens[rows], power)))
+        return found
+
+    def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
+        """The memory with the concentration, the share and, of static splats, the background of a tier that have the
+        largest likelihood. Every concentration is tried on the text's beginning, as the likelihood can have several
+        summits; the best ones, and those next to the best of these, again on more of the text and with every share."""
+        scanned = {kappa: self._at(memory, tier, kappa, SCANNED_SHARES, SCANNED_TOKENS, say).nats for kappa in KAPPAS}
+        best = sorted(KAPPAS, key=scanned.__getitem__)[:FINALISTS]
+        found = {kappa: self._at(memory, tier, kappa, SHARES, TUNED_TOKENS, say) for kappa in best}
+        while near := _beside(min(found, key=lambda kappa: found[kappa].nats)) - found.keys():
+            found |= {kappa: self._at(memory, tier, kappa, SHARES, TUNED_TOKENS, say) for kappa in sorted(near)}
+        tuned = min(found.values(), key=lambda trial: trial.nats).memory
+        if tier == "static":
+            say(f"static      covers {self.coverage(tuned):.2%} of contexts, at kappa {tuned.kappa_of(tier):g}")
+        return tuned
+
+    def _at(self, memory: Memory, tier: Tier, kappa: float, shares: Sequence[float], limit: int, say: Say) -> Trial:
+        """A tier at one concentration, with the background that is likeliest there and the best of some shares."""
+        memory = memory.with_kappa(tier, kappa)
+        if tier == "static" and memory.static is not None:
+            background = fit_background(memory.static, self._halves(limit)[0], self.backend, memory.k)[0]
+            memory = replace(memory, static=background)
+        trial = self._shared(memory, tier, shares, limit)
+        share = trial.memory.share_of(tier)
+        say(f"{tier:<12}kappa {kappa:g}, share {share:g}: {trial.nats:.4f} nats per token ({self._some(limit):,})")
+        return trial
+
+    def _shared(self, memory: Memory, tier: Tier, shares: Sequence[float], limit: int) -> Trial:
+        """A tier with that one of some shares which has the largest likelihood."""
+        terms = self._terms_at(memory, tier, [[share] for share in shares], limit)
+        nats = [_tried(own) for own in terms]
+        best = _least(nats)
+        return Trial(nats[best], memory.with_share(tier, shares[best]))
+
+    def controlled(self, memory: Memory, mode: Mode, say: Say) -> Memory:
+        """The memory with a control: shares and gates that are fitted to the scrambled one. With the gate that trusts
+        the true memory a scrambled one loses much more than a memory that says nothing has to."""
+        scrambled = replace(memory, control=None).scrambled()
+        for tier in TIERS[mode]:
+            scrambled = self._shared(scrambled, tier, SHARES, TUNED_TOKENS).memory
+        scrambled, nats = self._gated(scrambled, mode, len(self.tokens))
+        for law in scrambled.gates:
+            say(f"{law:<12}{nats[law]:.4f} nats per token with its tokens scrambled, share and gate fitted to that")
+        return replace(memory, control=Control(scrambled.share, scrambled.episodic.share, scrambled.gates))
+
+    def coverage(self, memory: Memory) -> float:
+        """The mean share of contexts that the static splats explain, of those the background was not fitted on."""
         assert memory.static is not None
-        memory = replace(memory, static=self._covering(memory.static, memory.k, say))
-        return self._tuned(memory, "static", "share", memory.share, say)
+        return float(posterior(memory.static, self._halves(TUNED_TOKENS)[1], self.backend, memory.k)[1].sum(1).mean())
 
-    def _covering(self, static: SplatStore, k: int, say: Say) -> SplatStore:
-        """The splats with a background fitted by EM on one half of a fold; says how much of the other they cover."""
-        fold = self.h[:TUNED_TOKENS]
-        first, other = fold[: len(fold) // 2], fold[len(fold) // 2 :]
-        static, _ = fit_background(static, first, self.backend, k)
-        share = float(posterior(static, other, self.backend, k)[1].sum(1).mean())
-        say(f"static      covers {share:.2%} of {len(other):,} contexts, at kappa {static.kappa_max:g}")
-        return static
+    def _some(self, limit: int | None) -> int:
+        return len(self.tokens[:limit])
 
-    def _tuned(self, memory: Memory, tier: Tier, name: str, start: float, say: Say) -> Memory:
-        """The memory with that number of a tier at the value of GRIDS of largest likelihood, uphill from `start`; the
-        likelihood has one summit."""
-        values, at = GRIDS[name]
-        nats = {-1: math.inf, len(values): math.inf}
+    def _halves(self, limit: int) -> tuple[Tensor, Tensor]:
+        """Of the text's first contexts: what a background is fitted on, and what it is judged by."""
+        half = max(1, self._some(limit) // 2)
+        return self.h[:half], self.h[min(half, len(self.h) - 1) : limit]
 
-        def cost(i: int) -> float:
-            if i not in nats:
-                nats[i] = self._gated(at(memory, tier, values[i]), tier, TUNED_TOKENS)[1][tier]
-                say(f"{tier:<12}{name} {values[i]:g}: {nats[i]:.4f} nats per token")
-            return nats[i]
-
-        best = values.index(start)
-        for step in (1, -1):
-            while cost(best + step) < cost(best):
-                best += step
-        return at(memory, tier, values[best])
-
-    def nats(self, memory: Memory, mode: Mode) -> dict[Mode, float]:
-        """Nats per token of the text, of a fitted memory, for `mode` and those of fewer tiers."""
-        terms = self.terms(memory, mode, len(self.tokens))
+    def nats(self, memory: Memory, mode: Mode) -> dict[Law, float]:
+        """Nats per token of the text, of a fitted memory, for `mode`, those of fewer tiers and the calibrated one."""
+        terms = self.terms(memory, mode)
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def gated(self, memory: Memory, mode: Mode) -> Memory:
         """The memory with gates fitted for `mode`, and nothing else."""
         return self._gated(memory, mode, len(self.tokens))[0]
 
-    def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Mode, float]]:
+    def _gated(self, memory: Memory, mode: Mode, limit: int) -> tuple[Memory, dict[Law, float]]:
         """The memory with gates fitted for `mode` and those of fewer tiers, and the nats per token of each."""
         terms = self.terms(memory, mode, limit)
         gates = {
@@ -239,21 +340,79 @@ class Fit:
         nats = {other: -float(log_p.mean()) for other, log_p in log_probs(terms, gates, mode).items()}
         return replace(memory, gates=gates), nats
 
-    @torch.no_grad()
     def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
         """Of the text's first tokens under the lexical law and the tiers of `mode`."""
+        return self._terms_at(memory, mode, None, limit)[0]
+
+    @torch.no_grad()
+    def _terms_at(
+        self, memory: Memory, mode: Mode, shares: Sequence[Sequence[float]] | None, limit: int | None
+    ) -> list[Terms]:
+        """`terms` with each of some shares of the tiers; None: with the memory's own."""
         reader = Reader(memory, mode, self.backend)
-        return read_text(TokenLaw(self.model), reader, *(x[:limit] for x in (self.query, self.h, self.tokens)))
+        wanted = [reader.shares] if shares is None else shares
+        found = [reader.empty_terms(self._some(limit), share) for share in wanted]
+        for rows, log_p in self._rows(limit):
+            for terms, part in zip(found, reader.read_at(self.h[rows], log_p, self.tokens[rows], wanted), strict=True):
+                terms.put(rows, part)
+        return found
+
+    def _rows(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
+        """Some of the text's first tokens after others: which they are, and log p_lex (n, V), which the next ones
+        overwrite."""
+        return TokenLaw(self.model).pieces(self.query[:limit])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A memory, and the nats per token of a text with one of its tiers, the gate fitted on the same tokens."""
+
+    nats: float
+    memory: Memory
+
+
+def _tried(terms: Terms) -> float:
+    """Nats per token with a gate that is fitted well enough to compare."""
+    gate = fit_gate(terms.features, terms.log_p, rounds=TRIED)
+    return -float(mix(gate.log_weights(terms.features), terms.log_p).double().mean())
+
+
+def _least(values: Sequence[float]) -> int:
+    """The place of the least value."""
+    return min(range(len(values)), key=values.__getitem__)
+
+
+def _beside(kappa: float) -> set[float]:
+    """The concentrations next to one."""
+    place = KAPPAS.index(kappa)
+    return set(KAPPAS[max(0, place - 1) : place + 2])
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, memory: Memory, fitted_on: FittedOn) -> Path:
-    """Write the memory into the checkpoint folder it was built for. Raises StorageError; an older one is intact."""
-    state = memory.state() | {"model": _weights(folder)}
+def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, float]) -> Path:
+    """Write the memory into the checkpoint folder it was built for. nats: per token of the text it was fitted on, under
+    each law. Raises StorageError; an older one is intact."""
+    figures = {f"{NATS}{law}": torch.tensor(value, dtype=torch.float64) for law, value in nats.items()}
+    state = memory.state() | figures | {"model": _weights(folder)}
     write_atomic(folder / MEMORY_FILE, dump_tensors(state, metadata=fitted_on.metadata()))
     return folder / MEMORY_FILE
+
+
+def fitted_nats(folder: Path) -> dict[str, float]:
+    """Nats per token of the text that a folder's memory was fitted on, by law; {} where it does not say, as in files of
+    earlier versions. Raises CheckpointError: the file is damaged."""
+    file = folder / MEMORY_FILE
+    try:
+        with safe_open(file, "pt") as opened:
+            there = set(opened.keys())
+            names = {law: f"{NATS}{law}" for law in ("none", "calibrated", *TIERS) if f"{NATS}{law}" in there}
+            return {law: float(opened.get_tensor(name)) for law, name in names.items()}
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file}: its figures cannot be read ({error})", hint="build the memory again with `ebmvk memory`"
+        ) from None
 
 
 def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -121,23 +121,25 @@ class TrainingSoc:
         return min(1.0, share)
 
     def gain(self) -> dict[str, float] | None:
-        """Nats per token on validation's evaluated part: without splats, and with them as static memory; gates are
-        fitted on the first half of it, and both figures are of the second. None while there are no splats."""
-        store, judge = self.consolidation.store, self._judge(self.config.logging.eval_tokens)
-        return None if store is None else {"without": judge(None), "with": judge(store), "splats": store.n}
+        """Nats per token on validation's evaluated part: without splats, without but calibrated, and with them as
+        static memory; gates are fitted on the first half of it, and the figures are of the second. None while there are
+        no splats."""
+        store = self.consolidation.store
+        if store is None:
+            return None
+        fit = self._read(self.config.logging.eval_tokens)
+        nats = {"without": nats_with(None, fit), "calibrated": nats_calibrated(fit), "with": nats_with(store, fit)}
+        return {**nats, "splats": store.n}
 
     def _judge(self, limit: int) -> Judge:
         """Validation nats of the second half of `limit` tokens; the text is read at the first question."""
-        fit: list[Fit] = []
+        read = lru_cache(maxsize=1)(partial(self._read, limit))
+        return lambda store: nats_with(store, read())
 
-        def nats(store: SplatStore | None) -> float:
-            if not fit:
-                part = self.validation.take(limit + 1)
-                reading = Reading.evaluation(self.config.data.seq_length)
-                fit.append(Fit(self.model, part, reading=reading, device=self.device))
-            return nats_with(store, fit[0])
-
-        return nats
+    def _read(self, limit: int) -> Fit:
+        """The first `limit` tokens of validation."""
+        part, reading = self.validation.take(limit + 1), Reading.evaluation(self.config.data.seq_length)
+        return Fit(self.model, part, reading=reading, device=self.device)
 
 
 def nats_with(store: SplatStore | None, fit: Fit) -> float:
@@ -150,3 +152,10 @@ def nats_with(store: SplatStore | None, fit: Fit) -> float:
         return -float(terms.log_p[half:, 0].double().mean())
     gate = fit_gate(terms.features[:half], terms.log_p[:half])
     return -float(mix(gate.log_weights(terms.features[half:]), terms.log_p[half:]).double().mean())
+
+
+def nats_calibrated(fit: Fit) -> float:
+    """`nats_with` of a calibration without any memory in place of the splats, fitted on the same half."""
+    half = len(fit.tokens) // 2
+    own = fit.calibrated(half)
+    return -float(fit.log_p_calibrated(own)[half:].double().mean())

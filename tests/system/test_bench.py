@@ -164,6 +164,8 @@ def test_memory_measures_what_splats_are_worth(trained: Path, tmp_path: Path) ->
     for row in by_number:
         assert row["gain"] < 0
         assert row["scrambled_gain"] > row["gain"]
+        assert row["gain"] - row["calibrated_gain"] == pytest.approx(row["gain_over_calibrated"])
+        assert row["scrambled_gain_fitted_anew"] < row["scrambled_gain"]
         assert 0 <= row["coverage"] <= 1
 
 

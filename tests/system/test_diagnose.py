@@ -83,7 +83,7 @@ def test_checkpoints_of_a_run_side_by_side(trained: Path, diagnose: Command, tmp
     nats = [own["sections"]["likelihood"]["validation"]["nats_per_token"] for own in (first, second)]
     paired = second["against_first"]
     assert paired["nats_per_token"] == pytest.approx(nats[1] - nats[0])
-    assert paired["low"] < paired["nats_per_token"] < paired["high"]
+    assert (paired["method"], paired["low"], paired["high"]) == ("none", None, None)  # of one short document
     assert len(first["curves"]["training"]) == 4  # what was known then
     assert len(second["curves"]["training"]) == 8
     page = Page.of(tmp_path / "page.html")
@@ -152,6 +152,11 @@ def test_a_memory_and_its_gate(trained: Path, ebmvk: Command, diagnose: Command,
     for mode, gain in found["gains"].items():
         difference = found["nats_per_token"][mode] - found["nats_per_token"]["none"]
         assert gain["nats_per_token"] == pytest.approx(difference)
+    assert set(found["gains_over_calibrated"]) == {"static", "episodic", "both"}
+    for mode, gain in found["gains_over_calibrated"].items():
+        difference = found["nats_per_token"][mode] - found["nats_per_token"]["calibrated"]
+        assert gain["nats_per_token"] == pytest.approx(difference)
+    assert "against calibrated" in Page.of(tmp_path / "page.html").text
     (static,) = [own for own in record["sections"]["splats"]["stores"] if own["name"] == "static memory"]
     assert (static["splats"], static["dead"], static["usage_is"]) == (found["splats"], None, "mass")
     assert 30 < found["splats"] <= 60

@@ -21,7 +21,7 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
 from ebmvk.report.tables import duration
-from ebmvk.splats.memory import SHARE, EpisodicConfig, Memory
+from ebmvk.splats.memory import SHARE
 from ebmvk.training import alerts, loop, memory, tensorboard
 from ebmvk.training.display import Display
 from ebmvk.training.losses import Losses
@@ -190,8 +190,9 @@ def test_a_memory_fitted_on_a_text_that_its_splats_hold(
     start = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, "--vocab-size", 900)
     said = ebmvk("train", *start, *BARE, "--no-enable-soc", "--quiet")
     assert said.status == 0, said.err
-    few = {"kappa": ((memory.START,), Memory.with_kappa), "share": ((SHARE, EpisodicConfig.share), Memory.with_share)}
-    monkeypatch.setattr(memory, "GRIDS", few)  # little to search among
+    monkeypatch.setattr(memory, "KAPPAS", (memory.START,))  # little to search among
+    monkeypatch.setattr(memory, "SHARES", (SHARE,))
+    monkeypatch.setattr(memory, "SCANNED_SHARES", (SHARE,))
     if held:
         monkeypatch.setattr(windows, "encode_split", _of_training)
     said = ebmvk("memory", "--checkpoint", run, "--splats", 300, "--device", device)

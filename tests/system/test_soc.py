@@ -83,7 +83,7 @@ def test_metrics_tell_of_every_check_and_the_report_shows_them(consolidated: Pat
         assert {"phi", "coverage", "rate", "kappa_quantiles", "usage_gini", "dead"} <= row["splats"].keys()
     gain = rows(consolidated, "end")[0]["soc"]
     assert gain["splats"] == checks[-1]["splats"]
-    assert gain["with"] < gain["without"]  # eight steps of training leave much to remember
+    assert gain["with"] < min(gain["without"], gain["calibrated"])  # eight steps leave much to remember
     page = (consolidated / "report.html").read_text(encoding="utf-8")
     assert all(title in page for title in ("Memory splats", "Uncovered share", "Consolidation events"))
 

@@ -23,7 +23,17 @@ from ebmvk.model.inspection import gates
 from ebmvk.splats.health import novelty
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.alerts import BLOCK, Alert, Alerts, gate_of_memory, leak, non_finite
+from ebmvk.training.alerts import (
+    BLOCK,
+    Alert,
+    Alerts,
+    gate_of_memory,
+    kappa_at_bound,
+    leak,
+    no_gain,
+    non_finite,
+    switched_off,
+)
 from ebmvk.training.memory import NEAREST
 
 CONFIG = replace(Config(), {"steps": 400, "warmup_steps": 10, "latent_dim": 65})
@@ -186,6 +196,26 @@ def test_each_stuck_gate_is_told() -> None:
     rows = [row | {"gates": {"a": [1.0, 0.0], "b": [0.5, 0.5]}} for row in evaluations([3.0] * 5)]
     rows += [row | {"gates": {"a": [1.0, 0.0], "b": [0.0, 1.0]}} for row in evaluations([3.0] * 5)]
     assert sorted(said(rows)) == ["gate of a stuck at 1", "gate of b stuck at 0"]
+
+
+@pytest.mark.parametrize("tier", ["static", "episodic"])
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("more", [600, None])
+def test_a_memory_that_says_nothing(tier: str, static: bool, more: int | None) -> None:
+    """Its concentration is the first or the last that was tried, its law is uniform, or a calibration is as good."""
+    how: dict[str, Any] = {"static": static, "more": more}
+    found = [kappa_at_bound(tier, kappa, (5.0, 7.0, 10.0), **how) for kappa in (5.0, 7.0, 10.0)]
+    assert found[1] is None
+    assert kappa_at_bound(tier, 5.0, (5.0,), **how) is None
+    found += [switched_off(tier, 1e-4, 2.0, **how), switched_off(tier, None, 1e-3, **how)]
+    found += [no_gain(tier, 0.0, static=static), no_gain(tier, -0.1, static=static)]
+    told = [alert for alert in found if alert]
+    assert len(told) == 6
+    for alert in told:
+        _is_sound(alert)
+    for healthy in ((None, 0.5), (0.9, 0.5)):
+        assert switched_off(tier, *healthy, **how) is None
+    assert no_gain(tier, 0.01, static=static) is None
 
 
 @pytest.mark.parametrize("tier", ["static", "episodic"])

@@ -97,6 +97,7 @@ def test_the_run_report_shows_no_ratio_to_zero_either() -> None:
     page = render(
         "report.html.j2", name="run", history=history, status="finished", tiles=list(_tiles(history)), plots=[],
         figures=[], remarks=[], levels=_levels(history), settled="", dispatched=False, attention=None, experts=[],
+        advice=[],
         shown=str, samples="", config={}, facts=[],
     )  # fmt: skip
     assert "20.0 % ± 2.0" in page
@@ -204,6 +205,7 @@ def test_a_diagnosis_has_its_verdict_first_and_last() -> None:
     convergence = {"verdict": "diverging", "reason": "rising", "test": "t", "training": course, "validation": course}
     record: dict[str, Any] = {
         "checkpoint": "run", "model": "ebm", "corpus": "text", "parameters": 9, "absent": {},
+        "known_faults": [],
         "sections": {"convergence": convergence, "recommendations": ["take --lr 1"]},
     }  # fmt: skip
     told = "\n".join(lines(record)).splitlines()

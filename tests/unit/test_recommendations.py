@@ -22,6 +22,9 @@ UNCOVERED = {"stores": [STORE | {"coverage": 0.1}]}
 LEVEL = {"name": "kappa_c", "ratio": 0.6, "error": 0.04, "unigram_loss": 0.5}
 TEXT = {"repetition_rate": 0.1}
 GAIN = {"nats_per_token": -0.2, "low": -0.3, "high": -0.1}
+SIGN = {
+    "sign": "static memory is switched off", "reason": "its splats explain 0.01 %", "advice": "take --splats 600"
+}  # fmt: skip
 
 
 def _found(**changes: Any) -> dict[str, Any]:
@@ -77,8 +80,17 @@ def _worse(gain: str) -> dict[str, Any]:
         ({"splats": {"stores": [STORE | {"twins": 20, "dead": None}]}}, "`ebmvk memory --checkpoint"),
         ({"splats": {"stores": [STORE | {"splats": 10**6, "twins": 20, "dead": None}]}}, "--splats 150000`"),
         ({"splats": {"stores": [STORE | {"coverage": 0.1}]}}, "--curriculum-target-splats"),
-        ({"memory": {"of": "splats of training", "without": 3.5, "with": 3.4}}, "`ebmvk memory --checkpoint"),
-        ({"memory": {"of": "splats of training", "without": 3.5, "with": 3.499}}, None),
+        ({"memory": {"of": "splats of training", "calibrated": 3.5, "with": 3.4}}, "`ebmvk memory --checkpoint"),
+        ({"memory": {"of": "splats of training", "calibrated": 3.5, "with": 3.499}}, None),
+        # All that these splats gain is a calibration of the model.
+        ({"memory": {"of": "splats of training", "without": 3.5, "calibrated": 3.4, "with": 3.395}}, None),
+        ({"memory": {"gains": {"both": GAIN | {"low": None, "high": None, "method": "none"}}}}, None),
+        ({"memory": {"gains": {"both": GAIN | {"low": 0.1, "method": "stretches"}}}}, None),
+        ({"external": {"gain": GAIN | {"low": None, "high": None, "method": "none"}}}, None),
+        (
+            {"memory": {"signs": [SIGN]}},
+            "static memory is switched off (its splats explain 0.01 %): leave --memory away",
+        ),
         ({"memory": _worse("memory")}, "--fit-on training`"),
         ({"external": _worse("external")}, "--no-use-memory"),
         (

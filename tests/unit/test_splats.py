@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,11 +19,13 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c, log_c_ratio, sample_vmf
+from ebmvk.splats import calibration
 from ebmvk.splats.build import cluster
+from ebmvk.splats.calibration import Calibration
 from ebmvk.splats.consolidation import consolidate, merge_cost
 from ebmvk.splats.episodic import Episodic, EpisodicConfig
 from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_density, log_of, mix
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, log_probs
+from ebmvk.splats.memory import TIERS, Control, Memory, Mode, Reader, log_probs
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 
@@ -61,7 +64,15 @@ def _gate(mode: Mode, bias: float = -0.5) -> Gate:
 def _memory(**episodic: float) -> Memory:
     gates: dict[Mode, Gate] = {mode: _gate(mode) for mode, tiers in TIERS.items() if tiers}
     config = EpisodicConfig(**{"capacity": 60, "k": 5, **episodic})  # type: ignore[arg-type]
-    return Memory(D, V, _store(background=40.0), 5, 0.4, config, gates)
+    other: dict[Mode, Gate] = {mode: _gate(mode, 0.1) for mode in gates}
+    found = Memory(D, V, _store(background=40.0), 5, 0.4, config, gates)
+    return replace(found, calibration=_calibration(), control=Control(0.2, 0.3, other))
+
+
+def _calibration() -> Calibration:
+    g = torch.Generator().manual_seed(6)
+    weight, wide = 0.3 * torch.randn(1, calibration.FEATURES, generator=g), torch.zeros(calibration.FEATURES)
+    return Calibration(0.6, Gate(weight, torch.tensor([0.2]), wide, wide + 1))
 
 
 def _lexical(n: int, seed: int = 4) -> Tensor:
@@ -211,6 +222,37 @@ def test_the_law_sums_to_one(mode: Mode, k: int) -> None:
         assert (mixed - _lexical(20)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("power", [0.0, 0.6, 1.5])
+def test_the_calibrated_law_is_the_mixture_with_a_power(power: float) -> None:
+    """Against numpy in float64; it sums to one, and its tokens have the entries of the law."""
+    own, lexical = replace(_calibration(), power=power), _lexical(40)
+    log_p = lexical.double().numpy()
+    flat = np.exp(power * log_p)
+    flat /= flat.sum(1, keepdims=True)
+    entropies = [-(law * np.log(law)).sum(1) for law in (np.exp(log_p), flat)]
+    largest = [np.log(law).max(1) for law in (np.exp(log_p), flat)]
+    features = np.stack([entropies[0], largest[0], entropies[1], largest[1]], 1)
+    g = 1 / (1 + np.exp(-(features @ own.gate.weight[0].double().numpy() + float(own.gate.bias))))
+    expected = np.log((1 - g[:, None]) * np.exp(log_p) + g[:, None] * flat)
+    found = own.log_prob(lexical)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(40), rtol=0, atol=1e-5)
+    tokens = torch.arange(40) % V
+    torch.testing.assert_close(own.of_tokens(lexical, tokens), found[torch.arange(40), tokens])
+
+
+def test_shares_read_together_are_those_read_one_by_one() -> None:
+    memory = _memory()
+    states, tokens, _ = _members(100, seed=2)
+    wanted = [[0.2, 1.0], [0.7, 0.3]]
+    found = Reader(memory, "both", Reference()).read_at(states, _lexical(100), tokens, wanted)
+    for terms, (static, episodic) in zip(found, wanted, strict=True):
+        one = memory.with_share("static", static).with_share("episodic", episodic)
+        alone = Reader(one, "both", Reference()).read(states, _lexical(100), tokens)
+        assert torch.equal(terms.log_p, alone.log_p)
+        assert torch.equal(terms.features, alone.features)
+
+
 def test_reading_scores_what_the_law_says() -> None:
     """The terms of the tokens that follow are entries of the laws, token after token."""
     memory = _memory()
@@ -218,7 +260,7 @@ def test_reading_scores_what_the_law_says() -> None:
     lexical = _lexical(100)
     whole, steps = Reader(memory, "both", Reference()), Reader(memory, "both", Reference())
     found = log_probs(whole.read(states, lexical, tokens), memory.gates, "both")
-    assert set(found) == set(TIERS)
+    assert set(found) == {"calibrated", *TIERS}
     for i in range(100):
         row = slice(i, i + 1)
         expected = steps.log_prob(states[row], lexical[row])[0, tokens[i]]
@@ -418,7 +460,8 @@ def test_the_fitted_gate_finds_which_law_is_right() -> None:
 def test_file_round_trip(static: bool, tmp_path: Path) -> None:
     memory, mode = _memory(half_life=99.0), "both"
     if not static:
-        memory, mode = replace(memory, static=None, gates={"episodic": memory.gates["episodic"]}), "episodic"
+        alone, other = ({"episodic": _gate("episodic", bias)} for bias in (-0.5, 0.1))
+        memory, mode = replace(memory, static=None, gates=alone, control=Control(0.2, 0.3, other)), "episodic"
     save_file(memory.state(), tmp_path / "memory.safetensors")
     back = Memory.from_state(load_file(tmp_path / "memory.safetensors"), "memory.safetensors")
     assert (back.episodic, back.k, back.share) == (memory.episodic, memory.k, memory.share)
@@ -427,6 +470,34 @@ def test_file_round_trip(static: bool, tmp_path: Path) -> None:
     readers = [Reader(m, mode, Reference()) for m in (memory, back)]  # type: ignore[arg-type]
     terms = [reader.read(states, _lexical(100), tokens) for reader in readers]
     assert torch.equal(terms[0].log_p, terms[1].log_p)
+    assert terms[0].calibrated is not None
+    assert terms[1].calibrated is not None
+    assert torch.equal(terms[0].calibrated, terms[1].calibrated)
+    assert back.control
+    assert (back.control.share, back.control.episodic_share) == (0.2, 0.3)
+    assert set(back.control.gates) == set(back.gates)
+
+
+def test_files_from_before_there_was_a_calibration_have_none() -> None:
+    state = {name: value for name, value in _memory().state().items() if "calibration" not in name}
+    found = Memory.from_state(state, "x.safetensors")
+    assert (found.calibration, found.control is None) == (None, False)
+    state = {name: value for name, value in state.items() if "control" not in name}
+    found = Memory.from_state(state, "x.safetensors")
+    assert (found.calibration, found.control) == (None, None)
+    states, tokens, _ = _members(20, seed=2)
+    terms = Reader(found, "both", Reference()).read(states, _lexical(20), tokens)
+    assert set(log_probs(terms, found.gates, "both")) == set(TIERS)
+
+
+def test_the_control_has_shares_and_gates_of_its_own() -> None:
+    memory = _memory()
+    found = memory.using(None, scramble=True)
+    assert (found.share, found.episodic.share, found.episodic.scramble) == (0.2, 0.3, True)
+    assert memory.control
+    assert found.gates is memory.control.gates
+    before = replace(memory, control=None).using(None, scramble=True)
+    assert (before.share, before.gates) == (memory.share, memory.gates)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +522,12 @@ def test_file_round_trip(static: bool, tmp_path: Path) -> None:
         ("gate.static.weight", lambda t: t[:, 1:], "gate.static.weight"),
         ("gate.both.bias", None, "gate.both.bias"),
         ("gate.episodic.mean", lambda t: t * math.inf, "gate.episodic.mean"),
+        ("calibration.gate.weight", lambda t: t[:, 1:], "calibration.gate.weight"),
+        ("number.calibration.power", None, "lacks 'calibration.power'"),
+        ("number.calibration.power", lambda t: t * math.nan, "calibration.power nan"),
+        ("number.control.share", lambda t: t + 1, "control.share 1.2"),
+        ("number.control.episodic.share", None, "lacks 'control.episodic.share'"),
+        ("control.gate.both.bias", None, "control.gate.both.bias"),
     ],
 )
 def test_damaged_files_are_refused(name: str, damage: Callable[[Tensor], Tensor] | None, words: str) -> None:
@@ -464,7 +541,7 @@ def test_damaged_files_are_refused(name: str, damage: Callable[[Tensor], Tensor]
 
 
 def test_files_from_before_laws_were_pooled_have_a_share_of_one() -> None:
-    state = {name: value for name, value in _memory().state().items() if not name.endswith("share")}
+    state = {name: value for name, value in replace(_memory(), control=None).state().items() if "share" not in name}
     found = Memory.from_state(state, "x.safetensors")
     assert (found.share, found.episodic.share) == (1.0, 1.0)
     for other in ("number.share", "number.episodic.share"):
