@@ -8,7 +8,9 @@
 #if EBMVK_HAVE_HIGHWAY
 // Kernels hold vectors in arrays, which sizeless vectors (SVE, RVV) cannot be in; NEON serves those processors.
 #ifndef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+// Newer Highway has HWY_SSE2, bit 14, in place of the scalar target, whose loops are tested on every processor. Highway
+// 1.0.3 has no name for that bit.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | (1LL << 14))
 #endif
 #ifdef HWY_TARGET_INCLUDE
 #include <hwy/foreach_target.h>
