@@ -21,6 +21,7 @@ def check(name: str, scores: object, ids: object) -> None:
 
 
 assert _built.SIMD, "built without SIMD"
+assert _cpu.targets()[-1] == "plain", f"the loops for any processor are not among {_cpu.targets()}"
 assert not _built.VULKAN_LEFT_OUT, _built.VULKAN_LEFT_OUT
 scores, ids, _ = _cpu.topk(queries, points, 5, scale, bias, None)
 check(f"_cpu ({', '.join(_cpu.targets())})", scores, ids)
