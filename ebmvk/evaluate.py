@@ -190,8 +190,9 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "tiers": found if reader else {},
     }
     if other:
-        how = {"context": context, "stride": stride, "device": device.torch, "reader": opponent}
-        theirs = token_nats(other.model.to(device.torch), stream, **how)
+        theirs = token_nats(
+            other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch, reader=opponent
+        )
         base = theirs[command.against_memory]
         record["against"] = {
             "checkpoint": str(other.checkpoint.path),

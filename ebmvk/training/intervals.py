@@ -92,7 +92,7 @@ def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]
         owner = np.arange(len(values)) * stretches // len(values)
     total, weight = (np.bincount(owner, part.double().cpu().numpy()) for part in (values, reference))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = deviation(total, weight)
+        found = deviation(total.astype(np.float64), weight.astype(np.float64))
     return found if np.isfinite(found) else None
 
 

@@ -104,7 +104,7 @@ def score_matching(
             scores = (own, only_frequencies)
             both[:, rows] = torch.stack([score_loss(s, x[rows], mu[targets[rows]], each).double() for s in scores])
         mine, unigrams = both.mean(1).tolist()
-        found.append(ScoreMatching(level, mine, unigrams, ratio_error(*both, starts), both.shape[1]))
+        found.append(ScoreMatching(level, mine, unigrams, ratio_error(both[0], both[1], starts), both.shape[1]))
     return found
 
 
