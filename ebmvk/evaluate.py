@@ -103,9 +103,11 @@ def _check(command: EvaluateCommand) -> None:
         )
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
-    if command.memory == "none" and (command.memory_capacity is not None or command.scramble_memory):
-        flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
-        raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
+    if command.memory == "none":
+        bounded = command.memory_capacity is not None and command.against_memory == "none"
+        if command.scramble_memory or bounded:
+            flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
+            raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
     if command.against_memory != "none" and command.against is None:
         raise ConfigError(f"--against-memory {command.against_memory} needs another run", hint="add --against RUN")
     for flag, mode in (("--memory", command.memory), ("--against-memory", command.against_memory)):

@@ -101,6 +101,10 @@ def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
         assert difference["nats_per_token"] == pytest.approx(own, abs=1e-9), law
     scrambled = json.loads(ebmvk("evaluate", *other, "--memory", "episodic", "--scramble-memory", *episodic, *how).out)
     assert scrambled["against"]["nats_per_token"] == pytest.approx(base, abs=1e-12)  # theirs is not scrambled
+    small = ("--memory-capacity", 4, *how)  # of theirs, too
+    bounded = json.loads(ebmvk("evaluate", *short, *episodic, *small).out)["against"]
+    assert bounded["splats"]["episodic"] <= 4
+    assert bounded["nats_per_token"] > base
     itself = json.loads(ebmvk("evaluate", *other, "--memory", "episodic", *episodic, *how).out)["against"]["modes"]
     assert itself["episodic"]["nats_per_token"] == 0
     said = ebmvk("evaluate", *short, *episodic, "--device", device)
