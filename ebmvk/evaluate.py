@@ -46,6 +46,7 @@ class EvaluateCommand:
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
     scramble_memory: bool = False  # The control: contexts keep their places and get one another's tokens.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
+    against_memory: Literal["none", "static", "episodic", "both"] = "none"  # That run's own memory takes part, too.
     score_matching: bool = False  # Also the denoising loss by noise level, beside the unigram Bayes denoiser's.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
@@ -102,15 +103,20 @@ def _check(command: EvaluateCommand) -> None:
         )
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
-    if command.memory == "none" and (command.memory_capacity is not None or command.scramble_memory):
-        flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
-        raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
-    if command.split == "train" and command.memory in ("static", "both"):
-        raise ConfigError(
-            f"--memory {command.memory} with --split train",
-            why="the static splats are this very text: each context would find itself",
-            hint="take --split validation",
-        )
+    if command.memory == "none":
+        bounded = command.memory_capacity is not None and command.against_memory == "none"
+        if command.scramble_memory or bounded:
+            flag = "--scramble-memory" if command.scramble_memory else "--memory-capacity"
+            raise ConfigError(f"{flag} needs a memory", hint="add --memory static, episodic or both")
+    if command.against_memory != "none" and command.against is None:
+        raise ConfigError(f"--against-memory {command.against_memory} needs another run", hint="add --against RUN")
+    for flag, mode in (("--memory", command.memory), ("--against-memory", command.against_memory)):
+        if command.split == "train" and mode in ("static", "both"):
+            raise ConfigError(
+                f"{flag} {mode} with --split train",
+                why="the static splats are this very text: each context would find itself",
+                hint="take --split validation",
+            )
 
 
 def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
@@ -146,6 +152,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     device = open_device(command.device)
     backend = device.backend if ranks is None else sharded(device.backend, ranks, command.device)
     reader = _reader(command, run, backend)
+    opponent = _opponent(command, other, backend) if other else None
     corpus, split, own = _text(command, run)
     whole = encode_split(corpus, split, run.tokenizer, apart=run.config.data.apart)
     stream = whole if command.limit is None else whole.take(command.limit + 1)
@@ -185,11 +192,18 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
         "tiers": found if reader else {},
     }
     if other:
-        base = token_nats(other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch)
+        theirs = token_nats(
+            other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch, reader=opponent
+        )
+        base = theirs[command.against_memory]
         record["against"] = {
             "checkpoint": str(other.checkpoint.path),
-            "nats_per_token": float(base["none"].mean()),
-            "modes": {law: paired(part, base["none"], stream.starts).record() for law, part in nats.items()},
+            "memory": command.against_memory,
+            "splats": opponent.splats() if opponent else {},
+            **(_in_sample(other, whole, size.tokens) if opponent else {}),
+            "nats_per_token": float(base.mean()),
+            "laws": {law: float(part.mean()) for law, part in theirs.items()},
+            "modes": {law: paired(part, base, stream.starts).record() for law, part in nats.items()},
         }
     if command.score_matching:
         record["score_matching"] = _score_matching(run, stream, device, corpus, command.data_dir)
@@ -237,7 +251,7 @@ def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
 
 
 def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
-    """The run to compare with, read as this one is and without memory.
+    """The run to compare with, whose model reads the text as this one does.
 
     Raises:
         ConfigError: it reads other tokens, so that nothing can be paired.
@@ -280,6 +294,7 @@ def _score_matching(
     found = score_matching(
         *(run.model, windows(stream, config.data.seq_length, SCORED_TOKENS).to(device.torch), device.backend),
         frequencies(train, run.tokenizer.vocab_size).to(device.torch),
+        starts=stream.starts,
         k=config.langevin.knn_k,
         seed=config.run.seed,
         extra=noise.given(config.training, config.model.latent_dim),
@@ -297,6 +312,12 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
     memory = load(run.checkpoint.path, run.model, command.memory)
     memory = memory.using(command.memory_capacity, scramble=command.scramble_memory)
     return Reader(memory, command.memory, backend)
+
+
+def _opponent(command: EvaluateCommand, other: OpenRun, backend: Backend) -> Reader | None:
+    """The memory of the run to compare with, of the same capacity and never scrambled; None without memory."""
+    theirs = dataclasses.replace(command, memory=command.against_memory, scramble_memory=False)
+    return _reader(theirs, other, backend)
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
@@ -322,7 +343,9 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     if "against" in record:
         base = record["against"]
         nats = number(base["nats_per_token"], ".5f")
-        print(f"against               {base['checkpoint']} without memory: {nats} nats per token")
+        print(f"against               {base['checkpoint']} {_memory_of(base)}: {nats} nats per token")
+        if base["memory"] != "none":
+            print(f"its memory fitted on  {_fitted_on({**base, 'tokens': record['tokens']})}")
         for mode, difference in base["modes"].items():
             print(f"  {NAMES.get(mode, f'with memory {mode}'):<22}{_gain(difference)}")
     if record.get("score_matching"):
@@ -355,6 +378,10 @@ def _print_tiers(record: dict[str, Any]) -> None:
         print("                      without any memory: what a memory has to beat")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
+
+
+def _memory_of(base: dict[str, Any]) -> str:
+    return "without memory" if base["memory"] == "none" else f"with its own memory {base['memory']}"
 
 
 def _scrambled(*, fitted: bool) -> str:

@@ -278,10 +278,3 @@ def expected_total_variation(p: Tensor, n: int) -> float:
     m = np.floor(n * law) + 1
     deviation = 2 * m * (1 - law) * stats.binom.pmf(m, n, law)
     return float(deviation.sum() / (2 * n))
-
-
-def total_variation_spread(p: Tensor, n: int, *, seed: int, repeats: int = 200) -> float:
-    """Standard deviation of the total variation of n true draws from p (V,), by simulation."""
-    law = p.double().numpy()
-    counts = np.random.default_rng(seed).multinomial(n, law / law.sum(), size=repeats)
-    return float((np.abs(counts / n - law).sum(1) / 2).std())

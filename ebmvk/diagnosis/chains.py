@@ -33,6 +33,7 @@ def denoising(subject: Subject) -> Row | Absent:
         windows(subject.text.validation, config.data.seq_length, subject.sizes.scored).to(device.torch),
         device.backend,
         (counts.float() / counts.sum()).to(device.torch),
+        starts=subject.text.validation.starts,
         k=config.langevin.knn_k,
         seed=subject.seed,
         extra=noise.given(config.training, config.model.latent_dim),

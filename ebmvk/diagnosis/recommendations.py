@@ -105,8 +105,8 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
 
 def _worse(level: Row) -> bool:
     """Whether its error is above that of frequencies, by two standard errors and where that says something."""
-    ratio, settled = level["ratio"], level["unigram_loss"] < SETTLED
-    return ratio is not None and not settled and ratio - 1 > 2 * level["error"]
+    ratio, error, settled = level["ratio"], level["error"], level["unigram_loss"] < SETTLED
+    return ratio is not None and error is not None and not settled and ratio - 1 > 2 * error
 
 
 def _splats(subject: Subject, found: Row) -> Iterator[str]:

@@ -90,7 +90,8 @@ def below(level: Row) -> str:
     the reference is right, too (`SETTLED`): then their ratio says nothing."""
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
-    return f"{percent(1 - level['ratio'])} ± {number(100 * level['error'], '.1f')}"
+    error = None if level["error"] is None else 100 * level["error"]  # of a short text nothing is known of it
+    return f"{percent(1 - level['ratio'])} ± {number(error, '.1f')}"
 
 
 def per_word(row: Row) -> float | None:

@@ -233,7 +233,8 @@ class Terms:
     def put(self, rows: slice, part: Terms) -> None:
         """Sets some of the tokens' terms."""
         self.log_p[rows], self.features[rows] = part.log_p, part.features
-        if self.calibrated is not None and part.calibrated is not None:
+        if self.calibrated is not None:
+            assert part.calibrated is not None  # what was not set would be whatever lay there before
             self.calibrated[rows] = part.calibrated
 
 
@@ -295,6 +296,13 @@ class Reader:
     def shares(self) -> list[float]:
         """Of each tier that is read, in its pool with the lexical law."""
         return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
+
+    @property
+    def laws(self) -> list[Law]:
+        """What `log_probs` gives of a text that was read, in its order."""
+        own: list[Law] = ["calibrated"] if self.memory.calibration else []
+        tiers = set(TIERS[self.mode])
+        return ["none", *own, *(mode for mode, some in TIERS.items() if some and tiers.issuperset(some))]
 
     def recalls(self, h: Tensor, following: Tensor | None) -> list[Recall]:
         """What each tier says of contexts h (n, d), float32 on the CPU. following: as of `log_prob`."""

@@ -17,7 +17,7 @@ from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel, TokenLaw
-from ebmvk.splats.memory import TIERS, Law, Reader, Terms, log_probs
+from ebmvk.splats.memory import Law, Reader, Terms, log_probs
 
 _TOKENS_AT_ONCE = 2048  # that the trunk reads: its largest array is then 21 MB at the size `base`
 
@@ -124,10 +124,9 @@ def token_nats(
     Raises:
         ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
     """
-    law, at, read = TokenLaw(model), 0, set(TIERS[reader.mode] if reader else ())
+    law, at = TokenLaw(model), 0
     # One array for the whole text: kept apart, the results of many pieces would pin what is freed around them.
-    laws: list[Law] = [mode for mode, tiers in TIERS.items() if read.issuperset(tiers)]
-    laws += ["calibrated"] if reader and reader.memory.calibration else []
+    laws: list[Law] = reader.laws if reader else ["none"]
     nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in laws}
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
         for mode, log_p in _token_log_p(law, seen, following, reader).items():

@@ -54,9 +54,7 @@ def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interva
     starts: (documents,) rising, where each document begins in the stream whose tokens but the first these are.
     """
     difference = (nats - base).double().numpy()
-    # The end-of-text token at `starts` is a target as well. It is predicted one place before, and counts as its
-    # document's own.
-    owner = np.searchsorted(np.maximum(starts - 1, 0), np.arange(len(difference)), side="right") - 1
+    owner = documents_of(starts, len(difference))
     counts = np.bincount(owner)
     sums = np.bincount(owner, difference).astype(np.float64)
     total, tokens = sums[counts > 0], counts[counts > 0].astype(np.float64)
@@ -72,15 +70,45 @@ def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interva
     return Interval(mean, mean - half, mean + half, "stretches", 1)
 
 
+def documents_of(starts: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """(n,) the document of each of a stream's first tokens but the very first. starts: as of `paired`."""
+    # The end-of-text token at `starts` is a target as well. It is predicted one place before, and counts as its
+    # document's own.
+    return np.searchsorted(np.maximum(starts - 1, 0), np.arange(n), side="right") - 1
+
+
+def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]) -> float | None:
+    """Standard error of sum(values) / sum(reference) (n,) >= 0, tokens of one document going together.
+
+    Of fewer than five documents it is taken over 5 to 10 stretches of the text, and so is for this text only. None
+    where there are fewer than five stretches of 256 tokens, or where nearly all of the reference is in one of them.
+    starts: as of `paired`, of the stream whose first tokens but the very first these are.
+    """
+    owner = documents_of(starts, len(values))
+    stretches = min(STRETCHES[1], len(values) // STRETCH)
+    if len(np.unique(owner)) < STRETCHES[0]:
+        if stretches < STRETCHES[0]:
+            return None
+        owner = np.arange(len(values)) * stretches // len(values)
+    total, weight = (np.bincount(owner, part.double().cpu().numpy()) for part in (values, reference))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = deviation(total.astype(np.float64), weight.astype(np.float64))
+    return found if np.isfinite(found) else None
+
+
 def half_width(total: Floats, tokens: Floats) -> float:
     """Half of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2 clusters.
 
     total: (n,) sums of the differences in each cluster; tokens: (n,) > 0, how many there are in each.
     """
+    return float(stdtrit(freedom(tokens), 0.975) * deviation(total, tokens))
+
+
+def deviation(total: Floats, tokens: Floats) -> float:
+    """Standard deviation of sum(total) / sum(tokens), as estimated by CR2. total, tokens: as of `half_width`."""
     n, share = tokens.sum(), tokens / tokens.sum()
     residual = total - tokens * (total.sum() / n)
-    squared = (residual**2 / (1 - share)).sum() / n**2
-    return float(stdtrit(freedom(tokens), 0.975) * np.sqrt(squared))
+    return float(np.sqrt((residual**2 / (1 - share)).sum()) / n)
 
 
 def freedom(tokens: Floats) -> float:

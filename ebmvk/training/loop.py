@@ -607,6 +607,7 @@ class Trainer:
             windows(stream, self.config.data.seq_length, SCORED_TOKENS).to(self.device.torch),
             self.device.backend,
             self.unigram.to(self.device.torch),
+            starts=stream.starts,
             k=self.config.langevin.knn_k,
             seed=self.config.run.seed,
             extra=noise.given(self.config.training, self.config.model.latent_dim),

@@ -171,10 +171,10 @@ class Fit:
         memory and a scrambled control, all fitted on the same text; and the nats per token of the text under each law.
         """
         whole: Mode = "episodic" if memory.static is None else "both"
-        memory = self._calibrated(memory, say)
         for tier in TIERS[whole]:
             memory = self._tuned(memory, tier, say)
-        memory, nats = self._gated(memory, whole, len(self.tokens))
+        # The calibration comes last: a memory that has one computes its law in every trial.
+        memory, nats = self._gated(self._calibrated(memory, say), whole, len(self.tokens))
         for law, value in nats.items():
             say(f"{law:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
         return self.controlled(memory, whole, say), nats
@@ -226,7 +226,7 @@ class Fit:
 
     def fit_static(self, memory: Memory, say: Say) -> Memory:
         """Only the static tier, and the calibration."""
-        return self.gated(self._tuned(self._calibrated(memory, say), "static", say), "static")
+        return self.gated(self._calibrated(self._tuned(memory, "static", say), say), "static")
 
     def _calibrated(self, memory: Memory, say: Say) -> Memory:
         found = self.calibration
@@ -298,7 +298,7 @@ class Fit:
     def controlled(self, memory: Memory, mode: Mode, say: Say) -> Memory:
         """The memory with a control: shares and gates that are fitted to the scrambled one. With the gate that trusts
         the true memory a scrambled one loses much more than a memory that says nothing has to."""
-        scrambled = replace(memory, control=None).scrambled()
+        scrambled = replace(memory, control=None, calibration=None).scrambled()
         for tier in TIERS[mode]:
             scrambled = self._shared(scrambled, tier, SHARES, TUNED_TOKENS).memory
         scrambled, nats = self._gated(scrambled, mode, len(self.tokens))

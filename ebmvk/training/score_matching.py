@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from ebmvk.engine.api import Backend, Points
 from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
+from ebmvk.training.intervals import ratio_error
 from ebmvk.training.losses import mixed_seed, score_loss
 from ebmvk.training.noise import Noise, critical, kappa_range
 
@@ -33,12 +36,13 @@ class Level:
 @dataclass(frozen=True)
 class ScoreMatching:
     """L_kappa at one level over n tokens, of the model and of the exact Bayes denoiser that knows unigram frequencies
-    only. error: standard error of the ratio of the two, token by token."""
+    only. error: standard error of the ratio of the two over documents, or stretches of the text; None where the text is
+    too short for it (`intervals.ratio_error`)."""
 
     level: Level
     loss: float
     unigram_loss: float
-    error: float
+    error: float | None
     tokens: int
 
     @property
@@ -74,13 +78,15 @@ def score_matching(
     backend: Backend,
     unigram: Tensor,
     *,
+    starts: npt.NDArray[np.int64],
     k: int,
     seed: int,
     extra: Sequence[float] = (),
 ) -> list[ScoreMatching]:
     """`levels` on the tokens that follow the contexts of some windows, dropout as the model has it.
 
-    tokens: (B, T+1) int64; unigram: (V,) probabilities; extra: levels in kappa, in place of the log-spaced ones.
+    tokens: (B, T+1) int64, as of `windows`; unigram: (V,) probabilities; starts: where the documents of their stream
+    begin; extra: levels in kappa, in place of the log-spaced ones.
     """
     mu = model.embeddings()
     query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
@@ -98,9 +104,7 @@ def score_matching(
             scores = (own, only_frequencies)
             both[:, rows] = torch.stack([score_loss(s, x[rows], mu[targets[rows]], each).double() for s in scores])
         mine, unigrams = both.mean(1).tolist()
-        spread = float((both[0] - both[1] * mine / max(unigrams, 1e-300)).std(correction=0))
-        error = spread / max(unigrams, 1e-300) / math.sqrt(both.shape[1])
-        found.append(ScoreMatching(level, mine, unigrams, error, both.shape[1]))
+        found.append(ScoreMatching(level, mine, unigrams, ratio_error(both[0], both[1], starts), both.shape[1]))
     return found
 
 

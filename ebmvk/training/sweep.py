@@ -164,7 +164,7 @@ def figures(run: PlannedRun) -> dict[str, Any]:
         lost = mean(row["parts"]["phi"] for row in last)
         found |= {"lambda_phi": training.lambda_phi, "phi": 1 - lost, "phi_loss": training.lambda_phi * lost}
         units = min(UNITS, config.model.latent_dim)
-        found["phi_chance"] = chance(units, training.batch_size * config.data.seq_length)
+        found["phi_chance"] = chance(units, training.windows_per_step * config.data.seq_length)
     return found
 
 

@@ -48,7 +48,7 @@ _FLAGS = {
     "evaluate": """
         --checkpoint --dataset --data-dir --include --raw --no-raw
         --test-file --tokenizer --split --limit --context --stride --memory
-        --memory-capacity --scramble-memory --no-scramble-memory --against --score-matching
+        --memory-capacity --scramble-memory --no-scramble-memory --against --against-memory --score-matching
         --no-score-matching --device --json --no-json""",
     "memory": """
         --checkpoint --splats --from-training --no-from-training --fit-on --dataset --data-dir --device --quiet

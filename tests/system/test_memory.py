@@ -196,8 +196,9 @@ def test_a_memory_that_is_switched_off_gains_no_more_than_a_calibration(
     of the mass, and the tier is a power of the model's own law. The calibrated row has all of that gain, and the memory
     is said to be off."""
     run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
-    log_p_lex = run.model.log_p_lex
-    monkeypatch.setattr(run.model, "log_p_lex", lambda *args: torch.log_softmax(3 * log_p_lex(*args), -1))
+    outputs = run.model.outputs
+    monkeypatch.setattr(run.model, "outputs", lambda *args: 3 * outputs(*args))
+    run.model.bias.data.mul_(3)
     monkeypatch.setattr(memory_module, "KAPPAS", (5.0, 20.0, 80.0))
     train, valid = (encode_split(resolve(str(text)), split, run.tokenizer) for split in ("train", "validation"))
     static = build_static(run.model, train, 60, reading=Reading.evaluation(16), device=device, seed=1)

@@ -72,6 +72,58 @@ def test_two_runs_compared_on_the_same_tokens(
     assert "its tokens are not those of" in said.err
 
 
+def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
+    plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
+) -> None:
+    """Each law of the one against the same cache with the other model: differences are those of the runs' own figures,
+    and a run with its own memory differs from itself by nothing."""
+    train(tmp_path / "short", *STEADY, "--steps", 3, "--sample-tokens", 0)
+    shutil.copytree(plain, tmp_path / "other")
+    short, other = ("--checkpoint", tmp_path / "short"), ("--checkpoint", tmp_path / "other")
+    how = ("--device", device, "--json")
+    for run in (short, other):
+        said = ebmvk("memory", *run, "--splats", 0, "--device", device, "--quiet")
+        assert said.status == 0, said.err
+    alone, theirs = (json.loads(ebmvk("evaluate", *run, "--memory", "episodic", *how).out) for run in (short, other))
+    episodic = ("--against", tmp_path / "other", "--against-memory", "episodic")
+    said = ebmvk("evaluate", *short, "--memory", "episodic", *episodic, *how)
+    assert said.status == 0, said.err
+    against = json.loads(said.out)["against"]
+    assert against["memory"] == "episodic"
+    assert against["fitted_on"]["tokens"] == against["in_sample_tokens"] == theirs["in_sample_tokens"]
+    base = theirs["tiers"]["episodic"]["nats_per_token"]
+    assert base < theirs["tiers"]["none"]["nats_per_token"] - 0.01
+    assert against["nats_per_token"] == pytest.approx(base, abs=1e-12)
+    assert against["laws"] == pytest.approx({law: row["nats_per_token"] for law, row in theirs["tiers"].items()})
+    assert set(against["modes"]) == {"none", "calibrated", "episodic"}
+    for law, difference in against["modes"].items():
+        own = alone["tiers"][law]["nats_per_token"] - base
+        assert difference["nats_per_token"] == pytest.approx(own, abs=1e-9), law
+    scrambled = json.loads(ebmvk("evaluate", *other, "--memory", "episodic", "--scramble-memory", *episodic, *how).out)
+    assert scrambled["against"]["nats_per_token"] == pytest.approx(base, abs=1e-12)  # theirs is not scrambled
+    small = ("--memory-capacity", 4, *how)  # of theirs, too
+    bounded = json.loads(ebmvk("evaluate", *short, *episodic, *small).out)["against"]
+    assert bounded["splats"]["episodic"] <= 4
+    assert bounded["nats_per_token"] > base
+    itself = json.loads(ebmvk("evaluate", *other, "--memory", "episodic", *episodic, *how).out)["against"]["modes"]
+    assert itself["episodic"]["nats_per_token"] == 0
+    said = ebmvk("evaluate", *short, *episodic, "--device", device)
+    assert said.status == 0, said.err
+    assert "with its own memory episodic: " in said.out
+    assert "its memory fitted on " in said.out
+
+
+def test_a_memory_to_compare_with_that_is_not_there(plain: Path, ebmvk: Command) -> None:
+    for flags, message in (
+        (("--against-memory", "episodic"), "--against-memory episodic needs another run"),
+        (("--against", plain, "--against-memory", "episodic"), "has no memory"),
+        (("--against", plain, "--against-memory", "static", "--split", "train"), "--against-memory static with"),
+    ):
+        said = ebmvk("evaluate", "--checkpoint", plain, *flags)
+        assert said.status == 2
+        assert message in said.err
+
+
 def test_what_a_model_without_points_on_the_sphere_has_not(plain: Path, ebmvk: Command, device: str) -> None:
     run = plain
     assert {name for row in rows(run, "step") for name in row["parts"]} == {"ce"}

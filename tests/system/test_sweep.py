@@ -18,6 +18,7 @@ from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.training import runs, sweep
 from ebmvk.training.runs import PlannedRun
 from ebmvk.training.sweep import flags_of
+from ebmvk.training.workspace import read_config
 
 from .conftest import Command
 from .conftest import rows as rows_of
@@ -222,7 +223,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    flags = f"--model infinito --dataset {text} --config {tiny} --steps 4 --sample-tokens 0"
+    flags = f"--model infinito --dataset {text} --config {tiny} --steps 4 --accumulation-steps 2 --sample-tokens 0"
     monkeypatch.setitem(sweep.TABLES, "infinito", {"1": "--lr 1e-3", "2": "--lr 1e-4 --lambda-phi 0.3"})
     at = ("--folder", tmp_path, "--flags", flags, "--jobs", 2, "--threads", 1)
     said = ebmvk("sweep", *at, "--json")
@@ -233,7 +234,9 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
     for r in rows:
         assert 0 < r["phi"] < 1
         assert r["phi_loss"] == pytest.approx(r["lambda_phi"] * (1 - r["phi"]))
-        assert 0 < r["phi_chance"] < 1
+        run = read_config(tmp_path / "infinito" / r["experiment"])
+        positions = 2 * 4 * run.data.seq_length  # of both batches: PHI is of a step
+        assert r["phi_chance"] == pytest.approx((min(16, run.model.latent_dim) - 1) / (positions - 1))
         parts = [step["parts"]["phi"] for step in rows_of(tmp_path / "infinito" / r["experiment"], "step")]
         assert r["phi"] == pytest.approx(1 - sum(parts) / len(parts))
     assert sum("best" in r["verdict"] for r in rows) == 1

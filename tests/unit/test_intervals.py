@@ -11,7 +11,7 @@ import torch
 from scipy.signal import lfilter
 from scipy.stats import t
 
-from ebmvk.training.intervals import STRETCH, Interval, basis, freedom, half_width, paired
+from ebmvk.training.intervals import STRETCH, Interval, basis, freedom, half_width, paired, ratio_error
 
 Floats = npt.NDArray[np.float64]
 TEXTS = 1500  # simulated, each with an interval of its own: the error of a coverage of .95 is .006
@@ -119,3 +119,36 @@ def test_few_documents_are_said_to_be_few() -> None:
     assert basis(record) == "over 13 documents, which are few"
     assert basis(record | {"documents": 60}) == "over 60 documents"
     assert basis({"low": 0.0, "high": 1.0}) == "by document"  # a record of an earlier version
+
+
+def test_the_error_of_a_ratio_counts_documents_and_not_tokens() -> None:
+    """Of documents with one reference it is that of their ratios' mean, however often each token stands there."""
+    random = torch.Generator().manual_seed(3)
+    ratios = torch.rand(7, generator=random).double()
+    for tokens in (1, 50):
+        reference = torch.full((7 * tokens,), 0.4).double()
+        starts = np.array([0, *range(1 + tokens, 1 + 7 * tokens, tokens)])
+        found = ratio_error(ratios.repeat_interleave(tokens) * reference, reference, starts)
+        assert found == pytest.approx(float(ratios.std(correction=1)) / 7**0.5, rel=1e-6)
+
+
+def test_the_error_of_a_ratio_is_how_far_it_scatters() -> None:
+    """Over 400 texts of 12 documents that differ by .1, with 200 tokens each."""
+    random = np.random.default_rng(8)
+    starts = np.array([0, *range(201, 2401, 200)])
+    reference = random.uniform(0.2, 0.8, (400, 2400))
+    effects = np.repeat(random.normal(size=(400, 12)), 200, axis=1)
+    values = reference * (0.7 + 0.1 * effects) + 0.1 * random.normal(size=(400, 2400))
+    found = [ratio_error(*map(torch.from_numpy, pair), starts) for pair in zip(values, reference, strict=True)]
+    scatter = (values.sum(1) / reference.sum(1)).std()
+    assert np.sqrt(np.mean(np.square(np.array(found, dtype=float)))) == pytest.approx(scatter, rel=0.1)
+
+
+def test_a_short_text_or_one_that_a_few_tokens_decide_has_no_error_of_a_ratio() -> None:
+    one, start = torch.ones(5 * STRETCH).double(), np.array([0])
+    assert ratio_error(one[1:], one[1:], start) is None
+    assert ratio_error(one, one, start) == 0
+    assert ratio_error(one, 0 * one, start) is None
+    alone = torch.zeros(5 * STRETCH).double()
+    alone[3] = 1.0
+    assert ratio_error(one, alone, start) is None

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,10 +185,13 @@ def test_denoising_at_kappa_zero_is_the_language_model_loss_for_any_k() -> None:
     torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-9)
 
 
+ONE = np.zeros(1, dtype=np.int64)  # a single document
+
+
 def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None:
     net = model().eval()
     unigram = torch.full((VOCABULARY,), 1 / VOCABULARY)
-    found = score_matching(net, batch(), Reference(), unigram, k=VOCABULARY, seed=0)
+    found = score_matching(net, batch(), Reference(), unigram, starts=ONE, k=VOCABULARY, seed=0)
     assert [level.kappa for level in found] == sorted(level.kappa for level in found)
     # The uniform law over 40 tokens has a score of almost zero at low kappa, and knows its token at high kappa.
     assert found[0].unigram_loss == pytest.approx(1.0, abs=0.1)
@@ -195,7 +199,7 @@ def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None
     with torch.no_grad():
         net.bias[batch()[0, 1]] += 50.0  # a law that knows the answer
     one = batch()[:1, :2]
-    sure = score_matching(net, one, Reference(), unigram, k=VOCABULARY, seed=0)
+    sure = score_matching(net, one, Reference(), unigram, starts=ONE, k=VOCABULARY, seed=0)
     assert max(level.loss for level in sure) < 1e-6
 
 
@@ -205,7 +209,7 @@ def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever
     unigram = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(5))
     unigram[3] = 0.0
     unigram /= unigram.sum()
-    few, all_ = (score_matching(net, tokens, Reference(), unigram, k=k, seed=0) for k in (2, VOCABULARY))
+    few, all_ = (score_matching(net, tokens, Reference(), unigram, starts=ONE, k=k, seed=0) for k in (2, VOCABULARY))
     assert [level.unigram_loss for level in few] == [level.unigram_loss for level in all_]
     assert [level.loss for level in few] != [level.loss for level in all_]
     # With the frequencies as the model's own law and all candidates, both are one law.
@@ -214,7 +218,7 @@ def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever
         for weight in (net.energy.lambda_geo, net.energy.lambda_comp):
             weight.zero_()
         net.bias.copy_(unigram.clamp_min(1e-30).log())
-    for level in score_matching(net, tokens, Reference(), unigram, k=VOCABULARY, seed=0):
+    for level in score_matching(net, tokens, Reference(), unigram, starts=ONE, k=VOCABULARY, seed=0):
         assert level.loss == pytest.approx(level.unigram_loss, rel=1e-4)  # float32 sums over 40 tokens
 
 
