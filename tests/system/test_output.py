@@ -228,4 +228,8 @@ def test_a_run_goes_to_the_home_folder(
     assert ebmvk("train", "--run-dir=~/x", *start).status == 0
     assert ebmvk("train", "--resume=~/x", "--steps", 3, "--quiet").status == 0
     assert ebmvk("evaluate", "--checkpoint=~/x").status == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.txt", "x"]
+    (tmp_path / "tokenizer.json").write_bytes((tmp_path / "x" / "tokenizer.json").read_bytes())
+    (tmp_path / "c.toml").write_text('[data]\ntokenizer = "~/tokenizer.json"\n', encoding="utf-8")
+    own = ("--dataset=~/own.txt", "--config=~/c.toml", "--size", "nano", "--dry-run")
+    assert ebmvk("train", *own).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml", "own.txt", "tokenizer.json", "x"]
