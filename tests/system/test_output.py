@@ -229,7 +229,8 @@ def test_a_run_goes_to_the_home_folder(
     assert ebmvk("train", "--run-dir=~/x", *start).status == 0
     assert ebmvk("train", "--resume=~/x", "--steps", 3, "--quiet").status == 0
     assert ebmvk("evaluate", "--checkpoint=~/x").status == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.txt", "x"]
+    names = {path.name for path in tmp_path.iterdir()} - {".cache", ".config"}  # of matplotlib, if it comes here first
+    assert names == {"own.txt", "x"}
 
 
 def test_a_path_in_a_file_of_settings_may_be_in_the_home_folder(
