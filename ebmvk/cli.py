@@ -391,6 +391,11 @@ def value_of(args: Sequence[str], name: str) -> str | None:
     return None
 
 
+def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
+    """The values given for a flag that may have several, before the full parse."""
+    return tuple(arg.partition("=")[2] for arg in _spread(args, [name]) if "=" in arg and flags_in([arg]) == [name])
+
+
 def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -> list[str]:
     """The flags that keyword arguments stand for: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is
     `--no-enable-soc`, a list gives a flag several values, and None leaves it away.

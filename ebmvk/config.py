@@ -261,6 +261,9 @@ def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, table in tables.items():
         names = [n for n, s in SECTION_OF.items() if s == section]
+        if not names and section in SECTION_OF:
+            hint = f"put it below a line [{SECTION_OF[section]}]"
+            raise ConfigError(f"{path}: '{section}' stands outside of its section", hint=hint)
         if not names or not isinstance(table, dict):
             raise _unknown(path, section, set(SECTION_OF.values()))
         for name, value in table.items():

@@ -25,6 +25,7 @@ from ebmvk.config import (
     Source,
     check,
     check_resume,
+    flag,
     items,
     nearest,
     read_toml,
@@ -178,14 +179,22 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
 
 def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
     """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
-    from ebmvk.data.datasets import FETCHABLE, resolve
+    from ebmvk.data.datasets import FETCHABLE
+    from ebmvk.training.text import find_text
 
     dataset = cli.value_of(args, "--dataset") or base.data.dataset
     if dataset in FETCHABLE:  # --help downloads nothing
         return base
     folder = cli.value_of(args, "--data-dir")
+    data = dataclasses.replace(
+        base.data,
+        dataset=dataset,
+        data_dir=Path(folder) if folder else base.data.data_dir,
+        include=cli.values_of(args, "--include") or base.data.include,
+        raw=base.data.raw or "--raw" in cli.flags_in(args),
+    )
     try:
-        size = resolve(dataset, Path(folder) if folder else base.data.data_dir).bytes("train")
+        size = find_text(data).bytes("train")
     except EbmvkError:  # --help answers all the same
         return base
     derived = derive(base.run.size, size, ask_processor=False)
@@ -210,9 +219,12 @@ def _file(args: Sequence[str]) -> dict[str, Any]:
             hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
         )
     values = read_toml(Path(path))
-    if folder := values.get("data_dir"):
-        values["data_dir"] = Path(cli.expanded(str(folder)))
-    return values
+    return values | {name: type(values[name])(cli.expanded(str(values[name]))) for name in values if _is_path(name)}
+
+
+def _is_path(name: str) -> bool:
+    """Whether a setting is a path, or may be."""
+    return flag(name) in cli.PATHS
 
 
 def _names_preset(args: Sequence[str], config: str) -> bool:

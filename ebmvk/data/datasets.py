@@ -113,11 +113,6 @@ def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT
     return _find(dataset, data_dir, reading)
 
 
-def is_path(dataset: str) -> bool:
-    """Whether a `Corpus.source` is the path of a file or folder, be it there or not, and no name."""
-    return dataset.startswith(os.sep)
-
-
 def _beginning(corpus: Corpus, characters: int) -> Corpus:
     """The first characters of each split, so many of all splits together."""
     sizes = {split: sum(map(len, documents)) for split, documents in corpus.splits.items()}

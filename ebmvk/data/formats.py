@@ -27,7 +27,9 @@ class Format:
 
     def hint(self, path: PurePath) -> str:
         """One thing to try with this very file."""
-        advice = self.advice.replace("FILE", shlex.quote(path.name))
+        packed = path.suffix.lower() == ".gz"
+        advice = self.advice.replace("FILE", shlex.quote(path.stem if packed else path.name))
+        advice = f"unpack it first: gunzip --keep {shlex.quote(path.name)}; then {advice}" if packed else advice
         return f"{advice}; or add --raw to read it as it is" if self.text else advice
 
 

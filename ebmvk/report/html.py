@@ -114,7 +114,8 @@ def _plots(history: History) -> Iterator[tuple[str, str, str]]:
     x, y = _series(history.evals, "langevin", "kinetic_temperature")
     if x:
         note = "mean |v|² / (d−1) right after the noise; the law asks for the dashed line"
-        target = {"target": float(history.evals[-1]["langevin"]["temperature"])}
+        _, targets = _series(history.evals, "langevin", "temperature")  # a resume may leave samples away
+        target = {"target": targets[-1]}
         curves = [Curve("kinetic temperature", x, y, dots=True)]
         yield from _plot("Langevin temperature", note, curves, ylabel="temperature", lines=target, span=0.1)
     x, y = _series(history.steps, "grad_norm")

@@ -254,7 +254,7 @@ class Trainer:
         )
         self._interruption = _Interruption()
         self.progress = Progress()
-        self._text, self._validation = digest(streams.train), digest(streams.validation)
+        self._text = digest(streams.train)
         self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._revision = REVISION
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
@@ -289,7 +289,8 @@ class Trainer:
     def _comparable(self, found: Checkpoint, progress: Progress) -> Progress:
         """The progress with what compares with evaluations to come: without the best one where it was of another
         validation text, and with the number of evaluations since."""
-        if found.state.get("validation", self._validation) != self._validation:
+        now = self.streams.text.get("validation")
+        if (found.state.get("text") or {}).get("validation", now) != now:
             self.monitor.say(
                 "validation  its text is not the one that was evaluated before, and losses of two texts do not "
                 "compare: the best checkpoint and --patience begin anew"
@@ -334,7 +335,6 @@ class Trainer:
             "revision": self._revision,
             "train": self._text,
             "text": dict(self.streams.text),
-            "validation": self._validation,
             "threads": torch.get_num_threads(),
         }
         soc = self.soc.consolidation.state() if self.soc else None

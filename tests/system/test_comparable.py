@@ -69,7 +69,7 @@ def test_a_checkpoint_that_counted_nothing_is_counted_from_its_metrics(
     def old(*args: Any, **how: Any) -> Path:
         run, step, model, optimizer, state, soc = args
         progress = {name: value for name, value in state["progress"].items() if name != "since_best"}
-        state = {name: value for name, value in state.items() if name != "validation"} | {"progress": progress}
+        state = {name: value for name, value in state.items() if name != "text"} | {"progress": progress}
         return save(run, step, model, optimizer, state, soc, **how)
 
     with monkeypatch.context() as patch:

@@ -15,18 +15,32 @@ from .conftest import Command, rows
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--size", "nano"), ("--model", "tinygpt", "--size", "small"), ("--config", "own.toml")], ids=str
+    "flags",
+    [
+        (),
+        ("--size", "nano"),
+        ("--model", "tinygpt", "--size", "small"),
+        ("--config", "own.toml"),
+        ("--dataset", "code", "--include", "*.c", "*.py"),
+        ("--dataset", "rows.txt", "--raw"),
+    ],
+    ids=str,
 )
 def test_help_shows_the_defaults_that_a_run_has(
     flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ebmvk: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own.toml").write_text("[data]\nseq_length = 99\n", encoding="utf-8")
+    Path("code").mkdir()
+    Path("code/a.c").write_text("int a;\n" * 1000, encoding="utf-8")
+    Path("code/b.py").write_text("a = 1\n" * 1000, encoding="utf-8")
+    Path("rows.txt").write_text('{"text": "a b"}\n' * 1000, encoding="utf-8")
     base, levels = _defaults(flags)
     shown = {name: value for _, name, value in items(_of_text(base, levels, flags))}
     taken = {name: value for _, name, value in items(asked(flags)[1].config)}
     # The processor decides on the precision, which --help does not ask; warm-up is cut when a run begins.
-    differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", "model"}
+    given = {"model", "dataset", "include", "raw"}
+    differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", *given}
     assert differ == set()
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
     assert f"Optimiser steps; those of --epochs, where there are such. (default: {taken['steps']})" in told

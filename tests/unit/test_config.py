@@ -57,6 +57,13 @@ def test_toml_comes_back_as_it_was(
     assert from_toml(path) == config
 
 
+def test_a_key_outside_of_its_section_is_refused_with_the_section(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('dataset = "a.txt"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'dataset' stands outside of its section(.|\n)*a line \[data\]"):
+        read_toml(path)
+
+
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[model]\nlatent_dimm = 3\n", encoding="utf-8")

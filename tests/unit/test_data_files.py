@@ -262,6 +262,7 @@ def test_formats_are_recognised_and_refused_by_name(tmp_path: Path, name: str, c
         with pytest.raises(DataError, match=rf"recognised as {said}\n") as caught:
             resolve(str(path))
         assert caught.value.hint
+        assert ("gunzip --keep" in caught.value.hint) == (path.suffix == ".gz")  # what follows reads it unpacked
         if isinstance(content, str):
             assert "--raw" in caught.value.hint
             assert read_text(path, Reading(raw=True)) == content

@@ -177,6 +177,14 @@ def test_steps_are_drawn_from_the_beginning_and_a_single_dot_not_at_all() -> Non
     assert "Perplexity per token" not in [title for title, _, _ in _plots(_one_evaluation())]
 
 
+def test_the_temperature_is_drawn_though_a_resume_left_samples_away() -> None:
+    history = _history(own=_row(3.0), base=_row(2.0))
+    sampled = {"langevin": {"kinetic_temperature": 0.9, "temperature": 0.8}}
+    history.evals[:] = [history.evals[0] | sampled | {"step": step} for step in (100, 200)] + history.evals[1:]
+    titles = [title for title, _, _ in _plots(history)]
+    assert "Langevin temperature" in titles
+
+
 def _one_evaluation() -> History:
     history = _history(own=_row(3.0), base=_row(2.5))
     del history.evals[1:]
