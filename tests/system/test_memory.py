@@ -247,7 +247,7 @@ def test_a_memory_file_without_a_calibration_is_read_and_said_to_have_none(
     assert (found["calibration"], found["control_fitted"]) == (None, False)
     assert "gain_over_calibrated" not in found["tiers"]["static"]
     said = ebmvk("evaluate", "--checkpoint", folder, "--device", device, "--memory", "both", "--scramble-memory").out
-    assert "not in this memory's file, which an earlier version wrote" in said
+    assert "missing: an earlier version wrote this memory's file" in said
     assert "read with the true memory's gate" in said
 
 
