@@ -226,9 +226,9 @@ class Model:
     ) -> str | list[str]:
         """The text that the model writes after a prompt; for several prompts, a list of texts, written as one batch.
 
-        strategy: a Strategy, or its name, such as "nucleus"; by default p(v|c) is used as it is. settings: change values
-        of the strategy: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram. sampler: how
-        states are drawn, or "exact"; by default annealed Langevin if the model is on the sphere. stop: strings that end
+        strategy: a Strategy, or its name, such as "nucleus"; by default p(v|c) as it is. settings: change values of the
+        strategy: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram. sampler: how states
+        are drawn, or "exact"; by default annealed Langevin if the model is on the sphere. stop: strings that end
         the text; they are left out of it.
 
         >>> model.generate("The value of", 60, temperature=0.7, top_k=50)

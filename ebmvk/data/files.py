@@ -176,7 +176,7 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass
 class Listing:
-    """files: those of a folder that may hold text, sorted; the rest is what was left out: {why: names in the folder}."""
+    """files: the files of a folder that may hold text, sorted. left_out: {why: names inside the folder}."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)

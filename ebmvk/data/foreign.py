@@ -240,8 +240,8 @@ def _undone(part: dict[str, Any], found: Description) -> bool:
 
 
 def _normalizer(found: Description, texts: Iterable[str]) -> Iterator[str]:
-    """Removes parts that change characters for good, if the vocabulary has all bytes and can spell the text without them.
-    Any other vocabulary was made for the changed text, so these parts must leave this text as it is.
+    """Removes parts that change characters for good. A vocabulary with all bytes can spell the text without them. Any
+    other vocabulary was made for the changed text, so these parts must leave this text as it is.
 
     Raises:
         DataError: they change this text.
@@ -285,7 +285,7 @@ def _swallowed(found: Description) -> Iterator[str]:
 
 
 def _misread(found: Description) -> Iterator[str]:
-    """Stops special tokens, and added tokens that decode to other letters, from standing for text."""
+    """Marks added tokens that decode to other letters as special, so that they never stand for text."""
     bpe = built(found)
     wrong = [
         token

@@ -42,8 +42,8 @@ TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L
 
 @dataclass(frozen=True)
 class Spelling:
-    """How tokens spell a text. unknown: characters behind unknown tokens; blanks: white space that is in no token; lost:
-    other characters that are in no token."""
+    """How tokens spell a text. unknown: characters behind unknown tokens; blanks: white space that is in no token;
+    lost: other characters that are in no token."""
 
     unknown: int = 0
     blanks: int = 0
@@ -53,9 +53,9 @@ class Spelling:
 class Tokenizer:
     """Text to ids and back.
 
-    Ids run from 0 to vocab_size - 1; a tokenizer from elsewhere may skip some. A tokenizer trained here has bytes first,
-    then merges, `<unk>` and end-of-text; `<unk>` written in a text is one token (in word-level text together with the
-    blank before it). No text can contain the end token: `encode_split` puts it at the start of each document.
+    Ids run from 0 to vocab_size - 1; a tokenizer from elsewhere may skip some. One trained here has bytes first, then
+    merges, `<unk>` and end-of-text; `<unk>` written in a text is one token (in word-level text together with the blank
+    before it). No text can contain the end token: `encode_split` puts it at the start of each document.
 
     Attributes:
         end_token, eos_id: the token that ends a document.
@@ -127,8 +127,8 @@ class Tokenizer:
     def beginning(self, text: str, ids: Ids) -> bytes:
         """The bytes at the start of a UTF-8 text that its first tokens, `ids`, stand for.
 
-        If the tokenizer does not spell bytes, a character of which only a part is covered counts as whole, and blanks in
-        no token count with the text after them.
+        If the tokenizer does not spell bytes, a partly covered character counts as whole, and blanks in no token count
+        with the text after them.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]
@@ -171,7 +171,7 @@ class Tokenizer:
         return self._unknown is not None and bool((ids == self._bpe.token_to_id(self._unknown)).any())
 
     def digest(self) -> str:
-        """SHA-256 of the file that `save` writes (tokens, merges, cuts), and of the end token if it isn't the usual one."""
+        """SHA-256 of what `save` writes (tokens, merges, cuts), and of the end token if it isn't the usual one."""
         return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
 
     def faithful(self) -> Tokenizer:
@@ -281,18 +281,18 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
 def make_tokenizer(
     kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = (), end_token: str | None = None
 ) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a file.
+    """The tokenizer of `--tokenizer`: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a file.
 
-    folders: may contain a folder `gpt2-bpe` with GPT-2's files. end_token: for a tokenizer.json; by default the usual
-    one.
+    folders: may contain a folder `gpt2-bpe` with GPT-2's files. end_token: for a tokenizer.json; by default the
+    usual one.
 
     Raises:
-        ConfigError: the file doesn't exist, vocab_size is too small, or end_token is given for a tokenizer with a fixed
-            end token. DataError: the file isn't a tokenizer, or changes texts.
+        ConfigError: the file doesn't exist, vocab_size is too small, or the tokenizer's own end token is fixed.
+        DataError: the file isn't a tokenizer, or changes texts.
     """
     if end_token is not None and kind in OWN_KINDS:
         raise ConfigError(
-            f"--end-token {end_token} with --tokenizer {kind}, whose end token is {END_OF_TEXT}", hint="remove --end-token"
+            f"--end-token {end_token} with --tokenizer {kind}, which ends with {END_OF_TEXT}", hint="remove --end-token"
         )
     if kind == "bpe":
         return train_tokenizer(corpus, vocab_size)
@@ -382,7 +382,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     bpe = _Bpe(models.BPE())
     pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # A text without blanks (DNA, Thai) is one piece, and the trainer moves the whole piece at each merge; `encode` doesn't.
+    # A text without blanks (DNA, Thai) is one piece, and the trainer shifts all of it at each merge; `encode` doesn't.
     short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])

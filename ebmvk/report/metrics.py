@@ -75,7 +75,7 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The evaluation of the lowest validation loss, of those of the text that was evaluated last."""
+        """The evaluation with the lowest validation loss, among those on the text that was evaluated last."""
         digests = [(row["step"], row.get("validation_digest")) for row in self.starts]
         changed = [new[0] for old, new in pairwise(digests) if None not in (old[1], new[1]) and old[1] != new[1]]
         evals = [row for row in self.evals if row["step"] > max(changed, default=-1)]

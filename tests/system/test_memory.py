@@ -254,8 +254,8 @@ def test_a_memory_file_without_a_calibration_is_read_and_said_to_have_none(
 def test_what_a_memory_is_worth_goes_with_an_exported_model(ebmvk: Command, remembered: Path, tmp_path: Path) -> None:
     assert ebmvk("export", "--checkpoint", remembered, "--to", tmp_path / "model").status == 0
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "no memory but the model's law calibrated on the same tokens, " in card
-    assert "so that the figures flatter it" in card
+    assert "no memory, but the model's law calibrated on the same tokens, " in card
+    assert "so the figures flatter it" in card
 
 
 @pytest.mark.parametrize("mode", ["static", "episodic", "both"])

@@ -214,7 +214,7 @@ def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
     assert found.altered
     assert found.decode(found.encode(TEXTS[0])) == TEXTS[0]
     assert found.eos_id not in found.encode(TEXTS[0])
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json cuts texts short(?s:.)*start a new run"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json truncates or pads texts(?s:.)*start a new run"):
         _unaltered(found, tmp_path)
     found.faithful().save(tmp_path / "new.json")
     assert not Tokenizer.load(tmp_path / "new.json").altered
