@@ -345,9 +345,7 @@ def _print_tiers(record: dict[str, Any]) -> None:
             print(f"  against calibrated  {_gain(tier['gain_over_calibrated'])}")
     print(f"memory fitted on      {_fitted_on(record)}")
     if record["calibration"] is None:
-        print(
-            "calibrated            missing: an earlier version wrote this memory's file. Part of the gain above"
-        )
+        print("calibrated            missing: an earlier version wrote this memory's file. Part of the gain above")
         print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
