@@ -141,7 +141,7 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Tokenizer.load(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text('{"version": "1.0"')
-    with pytest.raises(DataError, match="is no tokenizer"):
+    with pytest.raises(DataError, match="isn't a tokenizer"):
         Tokenizer.load(tmp_path / "bad.json")
     (tmp_path / "other.json").write_text(
         '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
