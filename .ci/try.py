@@ -1,4 +1,4 @@
-"""Both extensions, imported and tried on a small top-k against numpy in float64. Needs no torch."""
+"""Imports both extensions and compares a small top-k with numpy in float64. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ best = np.argsort(-exact, axis=1)[:, :5]
 
 
 def check(name: str, scores: object, ids: object) -> None:
-    assert (np.asarray(ids) == best).all(), f"{name}: other points than numpy's"
+    assert (np.asarray(ids) == best).all(), f"{name}: its points differ from numpy's"
     difference = np.abs(np.asarray(scores) - np.take_along_axis(exact, best, 1)).max()
     assert difference < 1e-4, f"{name}: scores differ by {difference}"
-    print(f"{name}: top-k is numpy's, scores differ by {difference:.1e}")
+    print(f"{name}: same top-k as numpy, scores differ by {difference:.1e}")
 
 
 assert _built.SIMD, "built without SIMD"
-assert _cpu.targets()[-1] == "plain", f"the loops for any processor are not among {_cpu.targets()}"
+assert _cpu.targets()[-1] == "plain", f"the loops that run on any processor are missing from {_cpu.targets()}"
 assert not _built.VULKAN_LEFT_OUT, _built.VULKAN_LEFT_OUT
 scores, ids, _ = _cpu.topk(queries, points, 5, scale, bias, None)
 check(f"_cpu ({', '.join(_cpu.targets())})", scores, ids)

@@ -2,8 +2,8 @@
 
 On half of the validation documents concentration, background and gate are fitted; the other half scores them, so that
 no figure is of the text it was tuned on. Tables: the gain over the number of splats, with the time that building took,
-the coverage, what a calibration of the model without any memory gains (fitted on the same half), and two scrambled
-controls, with the gate that was fitted and with share and gate fitted anew; merging by description length beside
+the coverage, the gain of a calibration of the model without any memory (fitted on the same half), and two scrambled
+controls, with the memory's gate and with share and gate fitted anew; merging by description length beside
 merging by angle, near pairs at random and any pairs at random, at equal size; and what the search from coarse to fine
 costs and misses, at the model's d and at 640: the states turned into 640 dimensions at random, with noise of a third of
 their length.
@@ -113,7 +113,7 @@ class Bench:
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
-        """Nats per token of the scoring part, with the splats and less those without, calibrated or not; their
+        """Nats per token of the scoring part with the splats minus those without them, calibrated or not; the splats'
         coverage."""
         return self._fitted(store)[1]
 

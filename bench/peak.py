@@ -1,9 +1,9 @@
-"""`python -m bench.peak`: the most memory that evaluating a text takes, and training on a long one, in many processes.
+"""`python -m bench.peak`: the peak memory of evaluating a text and of training on a long text, in many processes.
 
-Two commands, each in processes of its own, one after another. `evaluate`: a nano model with GPT-2's 50,258 tokens on
-WikiText-2's test split. `train`: four steps of a nano model on 30 MB of text, whose tenth is validation and is scored
-whole at the end: 500,000 tokens under 8,192. What every process took must not differ by more than a tenth, nor exceed
-the bound; the exit status says so.
+It runs two commands several times, each time in a new process. `evaluate`: a nano model with GPT-2's 50,258 tokens on
+WikiText-2's test split. `train`: four steps of a nano model with 8,192 tokens on 30 MB of text; a tenth of it is
+validation, 500,000 tokens, all scored at the end. The exit status is 0 if the peaks differ by at most a tenth and none
+exceeds the bound.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ebmvk.data.splitting import DOCUMENT
 from ebmvk.engine import select
 
 BOUNDS = {"evaluate": 1.0, "train": 1.6}  # GB
-SPREAD = 0.1  # of the largest peak, that the smallest one may lie below it
+SPREAD = 0.1  # the smallest peak may be this share of the largest below it
 TEXT_BYTES = 30_000_000
 SHARED = ("--size", "nano", "--sample-tokens", "0", "--no-enable-soc", "--quiet")
 
 
 def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
-    """`size` bytes of documents, again and again; from the second time on with words of a line exchanged."""
+    """`size` bytes of repeated documents; repetitions have words of each line swapped."""
     draw, left = random.Random(0), size
     for turn in range(sys.maxsize):
         for document in documents:
@@ -48,7 +48,7 @@ def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
 
 
 def run(args: Sequence[str], threads: int) -> dict[str, Any]:
-    """An ebmvk command in a process of its own: bytes at its peak, seconds of processor time and of the clock."""
+    """Run an ebmvk command in a new process: bytes at its peak, seconds of processor time and of wall time."""
     began = time.perf_counter()
     command = [sys.executable, "-m", f"ebmvk.{args[0]}", *args[1:]]
     child = subprocess.Popen(  # noqa: S603
@@ -62,7 +62,7 @@ def run(args: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 def commands(folder: Path, only: str | None) -> Iterator[tuple[str, list[str]]]:
-    """What is measured, by name; `@` stands for the number of the run. Makes what it needs in the folder."""
+    """The commands to measure, by name; `@` stands for the number of the run. Writes their input into the folder."""
     if only in (None, "evaluate"):
         model = str(folder / "gpt2")
         text = ("--dataset", "wikitext-2:300000", "--tokenizer", "gpt2")
@@ -76,7 +76,7 @@ def commands(folder: Path, only: str | None) -> Iterator[tuple[str, list[str]]]:
 
 
 def judged(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A command's processes, and whether they keep to the bounds."""
+    """The figures of a command's processes, and whether they stay within the bounds."""
     peaks = [round(one["gb"], 3) for one in found]
     ok = max(peaks) <= BOUNDS[name] and min(peaks) >= (1 - SPREAD) * max(peaks)
     return {

@@ -1,6 +1,6 @@
 # The CPU engine, `_cpu`: always built.
 
-# Installs the shared library of an imported target beside the extension, which looks there first. Nothing if it is static.
+# Installs the shared library of an imported target beside the extension, which looks there first. Skips static ones.
 function(ebmvk_copy_shared target)
   get_target_property(library ${target} LOCATION)
   file(REAL_PATH "${library}" library)
@@ -18,7 +18,7 @@ pybind11_add_module(_cpu MODULE ${cpu_sources})
 target_include_directories(_cpu PRIVATE ${PROJECT_SOURCE_DIR}/csrc)  # Highway includes each source again, by name
 target_link_libraries(_cpu PRIVATE ebmvk_warnings Threads::Threads)
 
-# A static Highway goes into the extension. A shared one is copied beside it, so that a wheel needs none on its machine.
+# A static Highway is linked into the extension. A shared one is copied beside it, so that wheels work without it.
 set(highway_found FALSE)
 if(EBMVK_HIGHWAY)
   find_path(HWY_INCLUDE_DIR hwy/highway.h)
@@ -51,6 +51,6 @@ if(highway_found)
   ebmvk_copy_shared(${highway_target})
 elseif(EBMVK_HIGHWAY)
   message(STATUS "ebmvk: _cpu is built without Highway, plain loops for the compiler's baseline processor; "
-    "to have it: apt install libhwy-dev")
+    "to use it: apt install libhwy-dev")
 endif()
 install(TARGETS _cpu DESTINATION ebmvk)

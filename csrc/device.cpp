@@ -12,7 +12,7 @@
 
 VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
 
-// DynamicLoader is in vk up to Vulkan-Hpp 1.3.300, and in vk::detail since then: it is looked up in both.
+// DynamicLoader is in vk up to Vulkan-Hpp 1.3.300 and in vk::detail since then, so look it up in both.
 namespace vk::detail {}
 namespace found {
 using namespace vk;
@@ -253,7 +253,7 @@ void Device::create_instance() {
   if (!options_.validate) return;
   const auto creator =
       reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));
-  VkDebugUtilsMessengerCreateInfoEXT info{};  // the C++ one takes a callback of another type in each generation
+  VkDebugUtilsMessengerCreateInfoEXT info{};  // the type of the C++ struct's callback differs by version
   info.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT;
   info.messageSeverity =
       VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT;

@@ -1,11 +1,11 @@
-# Kompute's sources: a pinned release, named, or in the source distribution, or fetched by pip.
+# Kompute's sources: a pinned release from KOMPUTE_SOURCE_DIR, from the source distribution, or fetched by pip.
 
 set(KOMPUTE_VERSION 0.9.0)
 set(KOMPUTE_SHA256 98e583dc6e9731ff6d7a3e3317817e4d93f7b2945929619e29a56325db279949)
 set(KOMPUTE_SOURCE_DIR "" CACHE PATH "Unpacked sources of Kompute ${KOMPUTE_VERSION}; empty: pip fetches the sdist kp")
 set(KOMPUTE_IN_SDIST "${PROJECT_SOURCE_DIR}/kompute/kp-${KOMPUTE_VERSION}")
 
-# Fetches and unpacks Kompute in `folder`. Sets kompute_failed to what pip said, or to nothing.
+# Fetches and unpacks Kompute in `folder`. Sets kompute_failed to pip's output if that fails, or else to "".
 function(ebmvk_fetch_kompute folder python)
   set(kompute_failed "" PARENT_SCOPE)
   if(EXISTS "${folder}/kp-${KOMPUTE_VERSION}/src/Sequence.cpp")
@@ -43,12 +43,12 @@ function(ebmvk_find_kompute)
   set(kompute_root "${root}" PARENT_SCOPE)
 endfunction()
 
-# A source distribution has Kompute's sources in it, so that building it needs no index.
+# A source distribution contains Kompute's sources, so that building from it needs no package index.
 function(ebmvk_put_kompute_into_sdist)
   find_package(Python REQUIRED COMPONENTS Interpreter)
   ebmvk_fetch_kompute("${PROJECT_SOURCE_DIR}/kompute" "${Python_EXECUTABLE}")
   if(kompute_failed)
-    message(FATAL_ERROR "ebmvk: the source distribution holds Kompute ${KOMPUTE_VERSION}, and pip could not fetch it: "
+    message(FATAL_ERROR "ebmvk: the source distribution needs Kompute ${KOMPUTE_VERSION}, but pip could not fetch it: "
       "${kompute_failed}")
   endif()
 endfunction()

@@ -1,6 +1,6 @@
-# EBMVK_VULKAN=AUTO: builds the Vulkan engine in a build folder of its own. If that fails, the rest is built all the same.
+# EBMVK_VULKAN=AUTO: builds the Vulkan engine in a separate build folder. If that fails, the rest is still built.
 #
-# Included by vulkan.cmake it adds the target. The target runs it as a script (cmake -P) with the variables of settings.cmake.
+# Included by vulkan.cmake, this file adds the target; the target runs this file as a script (cmake -P), with settings.cmake.
 if(NOT CMAKE_SCRIPT_MODE_FILE)
   set(folder "${PROJECT_BINARY_DIR}/vulkan")
   set(settings)

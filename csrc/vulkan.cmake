@@ -1,4 +1,4 @@
-# The Vulkan engine, `_vulkan`: headers and shader compiler are looked for; what is missing is named.
+# The Vulkan engine, `_vulkan`: finds headers and the shader compiler, and names what is missing.
 
 # Says what is missing and how to get it; ends the build if EBMVK_VULKAN=ON.
 macro(ebmvk_vulkan_missing what how)

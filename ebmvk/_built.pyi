@@ -3,4 +3,4 @@
 PYTHON: str
 SIMD: bool
 VULKAN_LEFT_OUT: str
-"""Why there is no Vulkan engine; empty if there is one."""
+"""Why the Vulkan engine was left out; empty if it was built."""

@@ -26,10 +26,10 @@ MODEL = "minillm"
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
-    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
-    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
+    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token of a tokenizer.json.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token, for a tokenizer.json.
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
     json: bool = False  # Print one JSON object instead of lines.

@@ -72,8 +72,8 @@ class NearSplat:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training run ended. step: steps that are behind it. validation, trigram: figures of all of validation
-    (`nats_per_token`, `ppl_token`, `ppl_word`, `bits_per_byte`, `tokens` …), of the model and of a Kneser-Ney trigram
+    """How a training run ended. step: the number of steps done. validation, trigram: figures over all of validation
+    (`nats_per_token`, `ppl_token`, `ppl_word`, `bits_per_byte`, `tokens` …), for the model and for a Kneser-Ney trigram
     on the same tokens; None unless the run is finished."""
 
     folder: Path
@@ -100,7 +100,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """verdict: converging, converged, stalled, diverging or undecided, with its reason; None of a run without metrics.
+    """verdict: converging, converged, stalled, diverging or undecided, with its reason; None if the run has no metrics.
     recommendations: lines that name a flag and a value. record: everything that `ebmvk diagnose --json` prints."""
 
     verdict: str | None
@@ -130,11 +130,11 @@ class Model:
         """Open a run folder (its newest usable checkpoint), one checkpoint folder, or a folder that was exported.
 
         Raises:
-            ArgumentError: it is no path. CheckpointError: missing, corrupt, or not of its run's configuration.
+            ArgumentError: `checkpoint` isn't a path. CheckpointError: it is missing, corrupt, or doesn't fit its run.
             DeviceError: no such device.
         """
         if not isinstance(checkpoint, str | Path):
-            raise ArgumentError(f"checkpoint {checkpoint!r} is no path", hint='give a folder, such as "runs/first"')
+            raise ArgumentError(f"checkpoint {checkpoint!r} isn't a path", hint='give a folder, such as "runs/first"')
         _text(device, "device")
         return cls(open_run(Path(checkpoint), "checkpoint", lambda _: None), open_device(device))
 
@@ -224,18 +224,18 @@ class Model:
         stop: str | Sequence[str] = (),
         **settings: float,
     ) -> str | list[str]:
-        """What the model writes after a prompt; of several prompts, a list of texts, written at once.
+        """The text that the model writes after a prompt; for several prompts, a list of texts, written as one batch.
 
-        strategy: what is done to p(v|c), by default nothing; or its name, such as "nucleus". settings: of the strategy,
-        changed: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram. sampler: of states,
-        or "exact"; by default annealed Langevin where the model is on the sphere. stop: strings that end the text and
-        are no part of it.
+        strategy: a Strategy, or its name, such as "nucleus"; by default p(v|c) as it is. settings: change values of the
+        strategy: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram. sampler: how states
+        are drawn, or "exact"; by default annealed Langevin if the model is on the sphere. stop: strings that end
+        the text; they are left out of it.
 
         >>> model.generate("The value of", 60, temperature=0.7, top_k=50)
 
         Raises:
-            ArgumentError: a prompt is no text, a count below 1. ConfigError: there is no such strategy or setting, or
-                its value is out of range; the sampler does not fit the model.
+            ArgumentError: a prompt isn't a text, or a count is below 1. ConfigError: the strategy or setting doesn't
+            exist, its value is out of range, or the sampler does not fit the model.
         """
         prompts = [_text(prompt, "prompt")] if isinstance(prompt, str) else _texts(prompt, "prompt")
         how = self._how(max_tokens, of(strategy, settings), sampler, seed, stop)
@@ -309,7 +309,7 @@ class Model:
             raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="take seed=42")
         ends = [_text(stop, "stop")] if isinstance(stop, str) else _texts(stop, "stop")
         if "" in ends:
-            raise ArgumentError("stop has an empty string, which every text has", hint="give the text to stop at")
+            raise ArgumentError("stop has an empty string, which every text contains", hint="give the text to stop at")
         most = _positive(max_tokens, "max_tokens", "token")
         return Decoding(most, strategy, sampler or usual, int(seed), tuple(ends))
 
@@ -317,7 +317,7 @@ class Model:
         """Exact energies of the tokens of a text, read as `ebmvk evaluate` reads a document, without memory.
 
         Raises:
-            ArgumentError: it is no text. DataError: the text is empty.
+            ArgumentError: `text` isn't a text. DataError: the text is empty.
         """
         ids = self._run.tokenizer.encode_prompt(_text(text, "text"))
         context = self._run.config.data.seq_length
@@ -370,7 +370,7 @@ class Model:
             return self.embed(x)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise ArgumentError(
-                f"a point {x!r}, where a text or a unit vector is needed", hint="pass a text, or what `embed` returned"
+                f"a point is {x!r}; expected a text or a unit vector", hint="pass a text, or what `embed` returned"
             )
         if x.shape != (self.d,) or not abs(float(torch.linalg.vector_norm(x.double())) - 1) < 1e-3:
             raise ArgumentError(
@@ -385,24 +385,24 @@ class Model:
 
 
 def _text(value: object, name: str) -> str:
-    """The value, which must be a text that UTF-8 can say."""
+    """The value. Raises ArgumentError unless it is a text that UTF-8 can encode."""
     if not isinstance(value, str):
         hint = "decode it first: value.decode()" if isinstance(value, bytes) else "pass a str"
-        raise ArgumentError(f"{name} {value!r} is no text, but of the type {type(value).__name__}", hint=hint)
+        raise ArgumentError(f"{name} {value!r} isn't a text; its type is {type(value).__name__}", hint=hint)
     try:
         value.encode()
     except UnicodeEncodeError:
         raise ArgumentError(
-            f"{name} {value!r} has half a surrogate pair, which is no character",
+            f"{name} {value!r} has half a surrogate pair, which isn't a character",
             hint='take text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")',
         ) from None
     return value
 
 
 def _texts(values: object, name: str) -> list[str]:
-    """The values, which must be several texts: a text alone is no list of its characters."""
+    """The values. Raises ArgumentError unless they are several texts: one text isn't taken as a list of characters."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ArgumentError(f"{name} {values!r} is no list of texts", hint=f"pass a list, such as [{values!r}]")
+        raise ArgumentError(f"{name} {values!r} isn't a list of texts", hint=f"pass a list, such as [{values!r}]")
     return [_text(value, name) for value in values]
 
 
@@ -412,7 +412,7 @@ def _whole(value: object, name: str) -> int:
             return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         pass
-    raise ArgumentError(f"{name} = {value!r} is no whole number", hint="pass an int")
+    raise ArgumentError(f"{name} = {value!r} isn't a whole number", hint="pass an int")
 
 
 def _positive(value: object, name: str, what: str) -> int:

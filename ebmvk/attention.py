@@ -25,7 +25,7 @@ class AttentionCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
     tokens: int = 48  # Most tokens of it.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 

@@ -34,7 +34,7 @@ Record = dict[str, Any]
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Contexts of test 8; else made-up laws.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where that run's text lies, if it moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of that run's text, if it has moved.
     quick: bool = False  # Fewer chains: below a minute on two cores.
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write every figure to this file.
     plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw the pictures into this folder (SVG).

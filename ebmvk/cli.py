@@ -85,12 +85,12 @@ PATHS = (
     ),
     *("--json", "--plots", "--npy"),
 )
-"""Flags whose values are paths, or may be: `~` at their beginning is the home folder, as shells have it."""
+"""Flags whose values are or may be paths: `~` at the start means the home folder, as in shells."""
 TOGETHER = ("train", "pretrain", "evaluate")
 """Commands that several processes of torchrun do together."""
 T = TypeVar("T")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
-"""Of `--include`, which is given again for more."""
+"""The type of `--include`, which may be repeated."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +138,7 @@ def run(body: Callable[[], int]) -> int:
 
 
 def _written(body: Callable[[], int]) -> int:
-    """The status of `body`, whose output has left this process."""
+    """Run `body` and flush its output; returns its exit status."""
     try:
         status = body()
     except SystemExit:  # --help
@@ -149,21 +149,21 @@ def _written(body: Callable[[], int]) -> int:
 
 
 def _complain(text: str) -> None:
-    """Print to standard error, where there is one."""
+    """Print to standard error, if it is open."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    if terminal.is_broken():  # or the interpreter would fail at its end
+    if terminal.is_broken():  # otherwise the interpreter would fail at exit
         terminal.let_go()
 
 
 def _output_lost(error: OSError) -> int:
-    """Exit status where standard output could not be written: 1 and no word where its reader went away."""
+    """The exit status if standard output could not be written: 1, without a message if its reader has gone."""
     if isinstance(error, BrokenPipeError):
         terminal.let_go()
         return 1
     lost = StorageError(
         f"standard output could not be written: {error.strerror or error}",
-        hint="free some space, or let it go to another file",
+        hint="free some space, or write to another file",
     )
     terminal.let_go()
     _complain(f"error: {_rank()}{lost}")
@@ -232,7 +232,7 @@ def parse(
     if bad := next((arg for arg in args if not _is_text(arg)), None):
         raise ConfigError(
             f"{os.fsencode(bad).decode('utf-8', 'backslashreplace')} is not UTF-8",
-            why="a run writes the names it was given into its files, which are UTF-8",
+            why="a run writes the names it was given into its files, and these are UTF-8",
             hint="rename the file or folder; its name may be of an older encoding such as Latin-1",
         )
     if processes() > 1 and command not in TOGETHER:
@@ -260,7 +260,7 @@ def parse(
 
 
 def _with_newest(command: T) -> T:
-    """`--checkpoint newest`, the default, as the run that it stands for; says which. Raises ConfigError."""
+    """Replace `--checkpoint newest`, the default, by the newest run, and print its name. Raises ConfigError."""
     given = getattr(command, "checkpoint", None)
     if given != Path(runs.NEWEST) or given.exists():
         return command
@@ -270,13 +270,12 @@ def _with_newest(command: T) -> T:
 
 
 def _is_text(arg: str) -> bool:
-    """Whether it is UTF-8: other bytes come as halves of surrogate pairs."""
+    """True if it came from UTF-8: Python turns other bytes into halves of surrogate pairs."""
     return not any("\ud800" <= character <= "\udfff" for character in arg)
 
 
 def at_home(args: Sequence[str]) -> list[str]:
-    """The arguments, with `~` in the values of `PATHS` expanded: a shell leaves it as it is in `--run-dir=~/x`, and in
-    quotes."""
+    """The arguments, with `~` expanded in the values of `PATHS`: shells don't, in quotes and in `--run-dir=~/x`."""
     found, name = [], ""
     for arg in args:
         if flags := flags_in([arg]):
@@ -288,8 +287,8 @@ def at_home(args: Sequence[str]) -> list[str]:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` at its beginning as the home folder."""
-    with contextlib.suppress(RuntimeError):  # there is no such user: it is a name like any other
+    """A path with a leading `~` replaced by the home folder."""
+    with contextlib.suppress(RuntimeError):  # no such user: an ordinary name
         return str(Path(path).expanduser()) if path.startswith("~") else path
     return path
 
@@ -397,11 +396,11 @@ def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """The flags that keyword arguments stand for: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is
-    `--no-enable-soc`, a list gives a flag several values, and None leaves it away.
+    """The flags for keyword arguments: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is `--no-enable-soc`, a
+    list gives a flag several values, and None omits the flag.
 
     Raises:
-        ConfigError: there is no such setting, or its value is of a kind that no flag has.
+        ConfigError: a setting doesn't exist, or its value has a type that no flag takes.
     """
     args: list[str] = []
     for name, value in settings.items():
@@ -416,7 +415,7 @@ def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -
 
 
 def _argument(what: str, own: str, value: Any) -> list[str]:
-    """One of them. what: the call, for the message."""
+    """The flags for one keyword argument. what: the call, for the message."""
     if value is None or (isinstance(value, list | tuple) and not value):
         return []
     if isinstance(value, bool):
@@ -426,14 +425,14 @@ def _argument(what: str, own: str, value: Any) -> list[str]:
     if isinstance(value, list | tuple) and all(isinstance(part, str | int | float | Path) for part in value):
         return [own, *map(str, value)]
     raise ConfigError(
-        f"{what}: a {type(value).__name__} is no value of a setting", hint="give a text, a number, a path or a list"
+        f"{what}: a {type(value).__name__} isn't a value for a setting", hint="give a text, a number, a path or a list"
     )
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:
-    """Let the module `name` be called as its function of the same name.
+    """Make the module `name` callable like its function of the same name.
 
-    Importing `ebmvk.train` makes the package's `train` a module, so that no function could stay under that name.
+    Importing `ebmvk.train` makes the package's `train` a module, so a function could not keep that name.
     """
 
     class Called(ModuleType):

@@ -35,7 +35,7 @@ class CompareCommand:
     max_tokens: int = 128  # Tokens that are written.
     sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # A state to decode; or p(v|c).
     seed: int = 42  # The same seed gives the same texts.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of a table.

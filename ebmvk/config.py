@@ -50,12 +50,12 @@ class RunConfig:
 class DataConfig:
     dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    # Names of a folder's files that are read too, such as '*.py'.
+    # Also read a folder's files with such names, for example '*.py'.
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
-    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
-    keep_bom: bool = False  # Keep a byte order mark at a file's beginning as text.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
+    keep_bom: bool = False  # Keep the byte order mark at the start of a file as part of the text.
     tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token of a tokenizer.json.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token, for a tokenizer.json.
     vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
     seq_length: int = knob(128, low=2)  # Tokens per training window.
     windows: Literal["stream", "document"] = "stream"  # Cut from the whole text, or from each document on its own.
@@ -105,10 +105,10 @@ class LangevinConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps; those of --epochs, where there are such.
+    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps; --epochs replaces them.
     epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
     batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
-    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step: as one batch of all their windows.
+    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step; the result is that of one large batch.
     learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
     optimizer: Literal["muon", "adamw"] = "muon"  # Of hidden matrices; AdamW moves the rest.
     weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
@@ -177,7 +177,7 @@ class Config:
 
 
 def concerns(config: Config, section: str, name: str) -> bool:
-    """Whether a field means anything for the model that is configured."""
+    """True if a field means anything for the model that is configured."""
     model = config.model
     experts = model.use_moe or (model.model == "ebm" and model.use_splat and model.decoder == "moe")
     if section == "splats":
@@ -310,7 +310,7 @@ def _words(option: Any) -> str:
 
 
 _BEFORE = {"raw": True, "keep_bom": True}
-"""What a version did that had no such setting, where that is not the default of now: every file was plain text."""
+"""Values that earlier versions used where they had no such setting: they read every file as plain text."""
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def _toml(value: Any) -> str:
 
 
 def sources_in(path: Path) -> dict[str, Source]:
-    """{field: where its value came from}, as `write_toml` notes it: nothing beside a default."""
+    """{field: where its value came from}, as `write_toml` notes it; defaults have no note."""
     known = "|".join(get_args(Source))
     found: dict[str, Source] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -354,8 +354,8 @@ def sources_in(path: Path) -> dict[str, Source]:
 
 
 def from_toml(path: Path) -> Config:
-    """A complete configuration from a file written by `write_toml`; fields it leaves out have the values that versions
-    without them went by."""
+    """A complete configuration from a file written by `write_toml`; a missing field gets the value that
+    versions without that field used."""
     return replace(Config(), _BEFORE | read_toml(path, flag=""))
 
 

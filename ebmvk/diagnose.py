@@ -30,7 +30,7 @@ class DiagnoseCommand:
     report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
     quick: bool = False  # Look at less: in about half the time.
     json: bool = False  # Print one JSON object instead of lines.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
@@ -51,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
-    """What is well with a checkpoint, what is not, and what to do about it, as `ebmvk diagnose` finds out.
+    """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do about it.
 
     settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`, `device="cpu"`,
-    `data_dir="texts"`. Several checkpoints side by side are the command's.
+    `data_dir="texts"`. To compare several checkpoints, use the command.
 
     >>> print(*ebmvk.diagnose("runs/first", quick=True).recommendations, sep="\\n")
 
     Raises:
-        ConfigError: a setting is unknown or its value bad. EbmvkError: of any other kind, as the command prints them.
+        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json", "--batch")]
     if settings.get("report") is True:
@@ -92,7 +92,7 @@ def _diagnose(command: DiagnoseCommand) -> int:
 
 
 def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every checkpoint's diagnosis, JSON-able; the page is written if it is asked for."""
+    """The diagnosis of every checkpoint, JSON-able; writes the page if --report asks for it."""
     from ebmvk.diagnosis.diagnosis import together
 
     found = list(_found(command, say))

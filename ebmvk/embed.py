@@ -21,7 +21,7 @@ from ebmvk.runs import NEWEST
 class EmbedCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
-    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Texts, each up to \n or \r\n.
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # One text per line, up to \n or \r\n.
     scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.
     energy: bool = False  # Also the exact energy of each text, in nats.
     npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Write the points as an npy matrix.
@@ -67,7 +67,7 @@ def _lines(file: Path | None) -> list[str]:
         return []
     from ebmvk.data.files import ANYTHING, lines_of, read_text
 
-    return lines_of(read_text(file, ANYTHING))  # whatever they are of: a row for each
+    return lines_of(read_text(file, ANYTHING))  # of any format: one row per line
 
 
 def _write(path: Path, rows: Any) -> None:

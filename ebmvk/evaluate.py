@@ -34,8 +34,8 @@ class EvaluateCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    include: Include = ()  # Names of files in the folder --dataset that are read too, such as '*.py'.
-    raw: bool = False  # Read JSON, CSV, HTML and their like in --dataset or --test-file as text, with their marks.
+    include: Include = ()  # Also read files of the folder --dataset with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # A text file, all of it, instead.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
@@ -67,7 +67,7 @@ def _parsed(args: Sequence[str]) -> EvaluateCommand:
 
 
 def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
-    """The exact likelihood of a text under a checkpoint, as `ebmvk evaluate` takes it.
+    """The exact likelihood of a text under a checkpoint, as `ebmvk evaluate` computes it.
 
     settings: the flags of the command as keyword arguments, with underscores: `split="test"`, `test_file="my.txt"`,
     `limit=10_000`, `memory="both"`, `against="runs/other"`, `device="cpu"`.
@@ -75,7 +75,7 @@ def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
     >>> ebmvk.evaluate("runs/first", split="test").ppl_token
 
     Raises:
-        ConfigError: a setting is unknown or its value bad. EbmvkError: of any other kind, as the command prints them.
+        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json")]
     args = cli.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
@@ -96,7 +96,7 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 
 def _check(command: EvaluateCommand) -> None:
-    """What can be told without the run: before torch is imported. Raises ConfigError."""
+    """Checks that need neither the run nor torch. Raises ConfigError."""
     if command.test_file and command.dataset:
         raise ConfigError(
             f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
@@ -129,9 +129,9 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
 
 
 def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, Any], str, str]:
-    """The figures, JSON-able; where the text is from; and where the work was done.
+    """The figures, JSON-able; a line on where the text is from; a line on the device.
 
-    ranks: the processes among which the memory is spread, if there are several.
+    ranks: the processes that share the memory, if there are several.
     """
     _check(command)
     from ebmvk.data.windows import encode_split
@@ -211,7 +211,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
 
 
 def _text(command: EvaluateCommand, run: OpenRun) -> tuple[Corpus, str, Comparison]:
-    """What is scored, its split, and whether it is the run's own text; if it should be and is not, a line says so."""
+    """The corpus to score, its split, and whether it is the run's own text. Warns if it should be but isn't."""
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.files import Reading
     from ebmvk.training.text import NOT_ASKED, compared_by_text, own_text, say_if_other
@@ -230,8 +230,8 @@ def _text(command: EvaluateCommand, run: OpenRun) -> tuple[Corpus, str, Comparis
 
 
 def _fit(reader: Reader) -> dict[str, Any]:
-    """What else was fitted with the memory. Files of earlier versions have no calibration, and no gate for a scrambled
-    memory, which is then read with that of the true one: None and False."""
+    """The power of the calibration, and True if the control has its own gate. Memory files of earlier versions have
+    neither (None, False): their scrambled memory is read with the gate of the true one."""
     own = reader.memory.calibration
     return {
         "calibration": None if own is None else {"power": own.power},
@@ -275,10 +275,10 @@ def _score_matching(
 ) -> list[dict[str, Any]]:
     """L_kappa by noise level on the first tokens, without memory; frequencies are those of the run's training text.
 
-    corpus: of the stream; the run's own one is read if it is another.
+    corpus: the stream's; if it isn't the run's own, the run's own is read as well.
 
     Raises:
-        DataError: the run's own text is not there. CheckpointError: its files are others now.
+        DataError: the run's own text isn't there. CheckpointError: its files have changed.
     """
     from ebmvk.data.windows import encode_split
     from ebmvk.training import noise
@@ -336,7 +336,7 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     print(f"perplexity per word   {word}")
     print(f"bits per byte         {number(record['bits_per_byte'], '.5f')}   ({record['bytes']:,} bytes)")
     if record["unknown_characters"]:
-        print(f"unknown characters    {record['unknown_characters']:,}   (the nats do not say which ones they are)")
+        print(f"unknown characters    {record['unknown_characters']:,}   (the nats don't cover which ones they are)")
     print(f"context, stride       {record['context']}, {record['stride']}   ({record['seconds']:.1f} s)")
     if record["tiers"]:
         _print_tiers(record)
@@ -356,7 +356,7 @@ NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # of the r
 
 
 def _print_tiers(record: dict[str, Any]) -> None:
-    """A row for each law, and what it gains over those without memory."""
+    """Print a row for each law, with its gain over the laws without memory."""
     from ebmvk.report.tables import number, per_word
 
     for law, tier in record["tiers"].items():
@@ -368,10 +368,8 @@ def _print_tiers(record: dict[str, Any]) -> None:
             print(f"  against calibrated  {_gain(tier['gain_over_calibrated'])}")
     print(f"memory fitted on      {_fitted_on(record)}")
     if record["calibration"] is None:
-        print(
-            "calibrated            not in this memory's file, which an earlier version wrote. A part of the gain above"
-        )
-        print("                      may be the model's own law made flatter; `ebmvk memory` builds one that tells")
+        print("calibrated            missing: an earlier version wrote this memory's file. Part of the gain above")
+        print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
         print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
@@ -386,8 +384,8 @@ def _memory_of(base: dict[str, Any]) -> str:
 
 def _scrambled(*, fitted: bool) -> str:
     if fitted:
-        return "share and gate were fitted to the scrambled memory, on the same tokens as those of the true one"
-    return "read with the true memory's gate, so that it loses more than it has to: an earlier version wrote the file"
+        return "share and gate were fitted to the scrambled memory, on the same tokens as for the true one"
+    return "read with the true memory's gate, so it loses more than it has to: an earlier version wrote the file"
 
 
 def _fitted_on(record: dict[str, Any]) -> str:
@@ -410,7 +408,7 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
     for level in levels:
         kappa, angle = (number(level[name], ".1f") for name in ("kappa", "angle"))
         noise = f"kappa {kappa}, {angle} degrees, sigma {number(level['sigma'], '.3g')}"
-        ratio = f", below it by {below(level)}" if below(level) != DASH else ", right itself: no ratio"
+        ratio = f", below it by {below(level)}" if below(level) != DASH else "; the unigram is right too, so no ratio"
         print(
             f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "
             f"unigram Bayes {number(1 - level['unigram_loss'])}{ratio}"

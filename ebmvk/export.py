@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export(checkpoint: str | Path, to: str | Path) -> list[Path]:
-    """Write a checkpoint as a folder laid out as model hubs have them, as `ebmvk export` does; its files.
+    """Export a checkpoint to a folder in the layout of model hubs, as `ebmvk export` does; returns its files.
 
     Raises:
-        ConfigError: the folder holds something. CheckpointError: there is no such checkpoint. StorageError: the disk is
-            full; nothing is left of the folder.
+        ConfigError: the folder isn't empty. CheckpointError: the checkpoint doesn't exist. StorageError: the disk is
+            full; the folder is removed again.
     """
     args = cli.arguments("export", {"checkpoint": checkpoint, "to": to}, FLAGS)
     return _written(cli.parse(ExportCommand, args, command="export", known=FLAGS))

@@ -26,7 +26,7 @@ class GenerateCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
-    batch_generate: bool = False  # Each line of --prompt-file is a prompt, up to \n or \r\n.
+    batch_generate: bool = False  # Take each line of --prompt-file as a prompt; lines end at \n or \r\n.
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
     max_tokens: int = 100  # Most tokens to write.
     strategy: str = "sampling"  # A name of `ebmvk compare-decoding`; the flags below change it.
@@ -46,7 +46,7 @@ class GenerateCommand:
     stream: bool = False  # Write a text while it is made.
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Prompts and texts there too, as JSONL.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    quiet: bool = False  # The texts only, an empty line between them; no headlines, nothing about the chains.
+    quiet: bool = False  # Print only the texts, with an empty line between them.
 
 
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(GenerateCommand)})
@@ -92,7 +92,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
 
 
 def _prompts(command: GenerateCommand) -> list[str]:
-    """Raises ConfigError where the file cannot be read or holds no prompt, or nothing says what it is for."""
+    """Raises ConfigError if the file cannot be read or holds no prompt, or if no flag says what the file is for."""
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
@@ -110,12 +110,12 @@ def _prompts(command: GenerateCommand) -> list[str]:
 
 
 def _without_end(text: str) -> str:
-    """Without the ends of its last lines, which an editor puts there and nobody means."""
+    """The text without newlines at its end: editors add them."""
     return text.rstrip("\r\n") if text.endswith("\n") else text
 
 
 def _headline(command: GenerateCommand, prompts: Sequence[str], number: int) -> str:
-    """What parts a text from the one before it, on the same stream: a line about its prompt; an empty one if quiet."""
+    """The line between two texts on the same stream: it shows the next prompt; it is empty with --quiet."""
     if len(prompts) == 1:
         return ""
     gap = "\n" if number else ""

@@ -30,7 +30,7 @@ class HarnessCommand:
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
     sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # Of text that tasks ask for.
-    batch_size: str = "16"  # Requests answered at once, or auto, which is 16.
+    batch_size: str = "16"  # Requests answered at once; auto means 16.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
@@ -73,13 +73,13 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
     import ebmvk.harness_model  # noqa: F401, registers the model
 
     if not command.batch_size.removeprefix("auto:").isdecimal() and command.batch_size != "auto":
-        raise ConfigError(f"--batch-size {command.batch_size} is no number", hint="give a number, or auto")
+        raise ConfigError(f"--batch-size {command.batch_size} isn't a number", hint="give a number, or auto")
     given: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()
     }
     for name in ("batch_size", "device"):  # it passes these on itself
         theirs += [f"--{name}", str(given.pop(name))]
-    if (seed := _seed(theirs)) is not None:  # of the texts that our model writes
+    if (seed := _seed(theirs)) is not None:  # seeds the texts that our model writes
         given["seed"] = seed
     before = sys.argv
     sys.argv = ["lm_eval", "--model", "ebmvk", "--model_args", json.dumps(given), *theirs]
@@ -91,7 +91,7 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
 
 
 def _seed(theirs: Sequence[str]) -> int | None:
-    """The first of the seeds that lm_eval is given, which it does not hand on to a model; None where there is none."""
+    """The first seed among lm_eval's arguments, which lm_eval does not pass to models; None if they have no --seed."""
     first = (cli.value_of(theirs, "--seed") or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else None
 

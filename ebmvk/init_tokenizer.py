@@ -19,8 +19,8 @@ from ebmvk.errors import ConfigError, StorageError
 class TokenizerCommand:
     out: Path  # The tokenizer.json to write.
     files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
-    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
-    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
+    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     vocab_size: int = 32_000  # All tokens together.
 
 
@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_place(out: Path) -> None:
-    """The folder of the file to write, made before the training. Raises ConfigError, StorageError."""
+    """Make the output file's folder, before the training. Raises ConfigError, StorageError."""
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder", hint=f"name a file: --out {out / 'tokenizer.json'}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")  # what the writing begins with
+        partial = out.with_name(out.name + ".partial")  # written first, then renamed
         partial.touch()
         partial.unlink()
     except OSError as error:

@@ -27,7 +27,7 @@ class MemoryCommand:
     splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
     from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
     fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's own text lies, if it moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print the file's path only.

@@ -21,14 +21,14 @@ class PrepareCommand:
     output: Path  # The file to write.
     input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Their line between documents; <|doc|>.
-    include: Include = ()  # Names of a folder's files that are read too, such as '*.py'.
-    raw: bool = False  # Read JSON, CSV, HTML and their like as text, with their marks.
+    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
     preserve_case: bool = True  # Or all in small letters.
-    # Runs of blanks become single where no line is indented; keep all; single everywhere; flat: no indentation either.
+    # Runs of blanks. auto: make them single if no line is indented; keep; single; flat: single, without indentation.
     blanks: Literal["auto", "keep", "single", "flat"] = "auto"
-    narrow: bool = False  # Make full-width characters narrow: that changes Chinese and Japanese punctuation.
-    keep_direction: bool = False  # Keep signs that turn the direction of writing, such as U+200E and U+202E.
-    same: Literal["text", "letters"] = "text"  # Repeats are of the same text, or of the same letters and digits.
+    narrow: bool = False  # Make full-width characters narrow; this changes Chinese and Japanese punctuation.
+    keep_direction: bool = False  # Keep characters that change the direction of writing, such as U+200E and U+202E.
+    same: Literal["text", "letters"] = "text"  # What makes documents equal: text, or letters and digits.
 
 
 FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
@@ -79,9 +79,9 @@ def _prepare(command: PrepareCommand) -> int:
 
 
 def _parted(read_back: int, written: int) -> Iterator[str]:
-    """A document may hold the line that parts documents in the output, where it was parted by another one itself."""
+    """A line if some documents hold the separator of the output: reading it back gives more documents."""
     if read_back != written:
-        yield f"{read_back:,} documents will be read from it: some hold lines <|doc|> or <|endoftext|> of their own"
+        yield f"{read_back:,} documents will be read from it: some contain lines <|doc|> or <|endoftext|> themselves"
 
 
 if __name__ == "__main__":

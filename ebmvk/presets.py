@@ -151,7 +151,7 @@ def derive(size: Size, train_bytes: int | None, *, ask_processor: bool = True) -
 
     Less text means fewer tokens to learn (as the text to the power 2/3: each should still be seen often), and where it
     would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
-    keeps the values it is defined by. ask_processor: for the precision, by torch; --help does without it.
+    keeps the values it is defined by. ask_processor: ask torch for the best precision; --help skips this.
     """
     values = dict(PRESETS[size])
     if train_bytes is None:

@@ -1,4 +1,4 @@
-"""How this process runs its threads and keeps its memory: settings that have to come before torch is loaded."""
+"""Settings of this process for threads and memory that must be made before torch is loaded."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 # Of malloc.h of glibc, which has no names for them at run time.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 LARGEST = 32 << 20
-"""Bytes of the largest array whose memory is used again, as many as glibc itself comes to by default. Larger ones are
-given back when they are freed: a small one behind them can never keep them."""
+"""Bytes of the largest array whose memory is reused; it is glibc's own upper limit. Larger arrays are returned to the
+system when freed, even if a small one behind them is still in use."""
 KEPT = 128 << 20
-"""Bytes at the end of the heap that stay when they are freed."""
+"""Freed bytes at the end of the heap that the process keeps."""
 SPINS = "1000"
 TORCH_CAME_FIRST = "torch" in sys.modules
-"""Whether torch was loaded before this module, and so has read the environment already."""
-_quiet = False  # whether `spin_less` was called
+"""True if torch was loaded before this module, so it has already read the environment."""
+_quiet = False  # True once `spin_less` was called
 
 
 def tune() -> None:
-    """Sets what the environment does not. `import ebmvk` calls it; a second call changes nothing."""
+    """Sets these settings unless the environment does. `import ebmvk` calls it; a second call changes nothing."""
     # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
     # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training got
     # ten times slower. So short a spin costs an idle machine nothing, and no spin at all a sixth of the speed.
@@ -34,7 +34,7 @@ def tune() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Up to `KEPT` bytes that are freed stay with the process, where its C library is glibc.
+    """With glibc, lets the process keep up to `KEPT` freed bytes.
 
     By default glibc gives most of them back, and the system fills the pages of the next arrays with zeros.
     """
@@ -47,9 +47,9 @@ def keep_freed_memory() -> None:
 
 
 def spin_less() -> None:
-    """Where torch came first, lets its threads spin as briefly as `tune` would have; warns where that cannot be done.
+    """If torch came first, makes its threads spin as briefly as `tune` would have; warns if that is impossible.
 
-    What opens a device calls it, before the first step.
+    Opening a device calls it, before the first step.
     """
     global _quiet  # noqa: PLW0603  # once in a process
     if _quiet or not TORCH_CAME_FIRST or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -64,8 +64,8 @@ def spin_less() -> None:
 
 
 def _outnumber_processors() -> bool:
-    """Makes the OpenMP library of GCC believe that it has more threads than there are processors, by a team of threads
-    that sleeps from then on. In that case its waiting threads spin for microseconds. False where it isn't loaded."""
+    """Starts a team of threads that sleeps for good, so that GCC's OpenMP library counts more threads than processors.
+    Its waiting threads then spin for microseconds only. Returns False if that library isn't loaded."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         library = ctypes.CDLL(next(line.split(maxsplit=5)[5] for line in lines if "libgomp" in line))

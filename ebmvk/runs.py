@@ -1,4 +1,4 @@
-"""Run folders, as far as the names of files tell. Nothing heavy is imported here."""
+"""Finds run folders by their file names. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ebmvk.errors import ConfigError
 
 RUNS = Path("runs")
 NEWEST = "newest"
-"""What stands for the newest run in RUNS, if there is no folder of this name."""
+"""Stands for the newest run in RUNS, unless a folder has this name."""
 CONFIG_FILE = "config.toml"
 
 
 def newest(flag: str, *, trained: bool = False) -> Path:
-    """The run in RUNS whose settings were written last. trained: only of runs that have a checkpoint.
+    """The run in RUNS whose settings were written last. trained: only count runs that have a checkpoint.
 
     Raises:
-        ConfigError: there is none; the message names the flag.
+        ConfigError: RUNS has no such run; the message names the flag.
     """
     found = [path.parent for path in RUNS.glob(f"*/{CONFIG_FILE}") if not trained or has_checkpoint(path.parent)]
     if not found:
@@ -27,7 +27,7 @@ def newest(flag: str, *, trained: bool = False) -> Path:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether it is a run folder with at least one checkpoint, be it damaged."""
+    """True if it is a run folder with at least one checkpoint, even a damaged one."""
     return any(path.is_dir() for path in folder.glob("checkpoints/step-*"))
 
 
@@ -36,6 +36,6 @@ def refuse_existing(folder: Path) -> None:
     if (folder / CONFIG_FILE).exists() or has_checkpoint(folder):
         raise ConfigError(
             f"--run-dir {folder} already holds a run",
-            why="a new run there would mix its files with the old one's",
+            why="a new run there would mix its files with those of the old run",
             hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
         )

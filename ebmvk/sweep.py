@@ -51,7 +51,7 @@ COLUMNS = {
 """{head: (figure, how it is written)}."""
 LEGEND = (
     "ΔPHI loss: λ (1 − PHI). train PPL, PHI: of the last steps; val PPL: of all of validation, per token. "
-    "by chance: PHI is not corrected for the size of a batch; independent units would have up to so much."
+    "by chance: PHI isn't corrected for the batch size; independent units would have up to this value."
 )
 
 

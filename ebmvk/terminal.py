@@ -1,4 +1,4 @@
-"""Standard output and error, whatever reads them: any encoding, a pipe that is closed, a terminal that is gone."""
+"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIGNS = {
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """ASCII for what an encoding lacks."""
+    """An encoding error handler: ASCII for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -30,7 +30,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def _readable(sign: str, *, alone: bool) -> str:
-    """Signs that we print, the lines of frames, and single Greek letters by their names; others as \\u escapes."""
+    """ASCII for a character: our signs and frame lines look alike, single Greek letters get their names, others \\u."""
     kind, _, name = unicodedata.name(sign, "").partition(" ")
     if kind == "BOX":
         return "+" if "AND" in name.split() else "|" if "VERTICAL" in name else "-"
@@ -46,18 +46,18 @@ codecs.register_error("ebmvk.readable", _substitute)
 def prepare() -> None:
     """Let standard output and error take every character, whatever their encoding."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # not of a file, or closed
+        with contextlib.suppress(AttributeError, ValueError):  # not a file, or closed
             stream.reconfigure(errors="ebmvk.readable")  # type: ignore[union-attr]
 
 
 def is_of_output(error: OSError) -> bool:
-    """Whether it may come of printing: of an open file, without a name, and of a kind that writing ends with."""
+    """True if printing may have caused the error: it names no file, and its kind is one that ends writing."""
     kinds = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in kinds
 
 
 def is_broken() -> bool:
-    """Whether what standard output still holds cannot be written."""
+    """True if the buffered part of standard output cannot be written."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -67,19 +67,19 @@ def is_broken() -> bool:
 
 def let_go() -> None:
     """Send standard output nowhere from now on, so that nothing fails when the interpreter ends."""
-    with contextlib.suppress(OSError, ValueError):  # it is not of a file
+    with contextlib.suppress(OSError, ValueError):  # not a file
         _discard(sys.stdout.fileno())
 
 
 def let_go_of(terminals: list[int]) -> None:
-    """The same of file descriptors."""
+    """The same for file descriptors."""
     for number in terminals:
         with contextlib.suppress(OSError):
             _discard(number)
 
 
 def terminals() -> list[int]:
-    """Which of the file descriptors of standard output and error are terminals."""
+    """The file descriptors of standard output and error that are terminals."""
     return [number for number in (1, 2) if os.isatty(number)]
 
 
@@ -90,7 +90,7 @@ def _discard(number: int) -> None:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask a process to end: Ctrl-C, kill, and a terminal that is closed, unless `nohup` lets that pass."""
+    """Signals that ask a process to end: Ctrl-C, kill, and a terminal that is closed (unless `nohup` ignores that)."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heeded = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, hangup) if heeded and hangup else (signal.SIGINT, signal.SIGTERM)

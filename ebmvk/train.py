@@ -97,11 +97,11 @@ def train(**settings: Any) -> Trained:
     >>> run.validation["bits_per_byte"]
 
     Raises:
-        ConfigError: a setting is unknown, its value bad, or two contradict each other. EbmvkError: of any other kind,
-            as the command prints them; what was saved before is intact.
+        ConfigError: a setting is unknown or bad, or two contradict each other. EbmvkError: any other error that the
+        command would print; what was saved before is intact.
     """
     if settings.get("dry_run"):
-        raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="take the command: ebmvk train --dry-run")
+        raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="use the command: ebmvk train --dry-run")
     if settings.get("resume") is True:
         settings["resume"] = NEWEST
     command, job = asked(cli.arguments("train", settings, FLAGS))
@@ -143,7 +143,7 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
     """
     cli.check_flags(args, FLAGS, name, REPEATABLE)
     base, levels = _defaults(args, stage)
-    if "--include" in cli.flags_in(args):  # flags replace what a file says, and do not add to it
+    if "--include" in cli.flags_in(args):  # flags replace the file's patterns instead of adding to them
         base = replace(base, {"include": ()})
     if {"-h", "--help"} & set(args) and cli.value_of(args, "--resume") is None:
         base = _of_text(base, levels, args)
@@ -286,7 +286,7 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values of a size with what is said over them."""
+    """The values of a size, overridden by those of presets and flags."""
     values = {**base, **_overrides(*over)}
     return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})
 
@@ -317,13 +317,13 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
-    from ebmvk.training.run import Job  # torch takes seconds, and what was wrong until here is said before
+    from ebmvk.training.run import Job  # torch takes seconds: report earlier errors first
 
     return Job(config, sources, folder, corpus)
 
 
 def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
-    """What finds the same text from any folder."""
+    """Settings that find the same text from any folder."""
     from ebmvk.data.datasets import from_anywhere
 
     folder = settings.data.data_dir

@@ -1,4 +1,4 @@
-"""Test 10: one trajectory, and one answer of each operation that a latent law is made of, whoever computes it."""
+"""Test 10: all backends compute the same trajectories and the same results of a latent law's operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebmvk.sphere.geometry import projx
 STEPS = 40
 FEW = 6
 FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
-"""Steps and chains that some trajectories begin at, to pass a power of two on the way."""
+"""Step and chain numbers at which some trajectories begin, so that they pass a power of two."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 
 
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
-    """The largest deviation of x over 16 chains after 40 steps, of |v|/sqrt(d) too; d = 640, 64 candidates.
+    """The largest deviation of x, and of |v|/sqrt(d), over 16 chains after 40 steps; d = 640, 64 candidates.
 
-    And over a few chains and steps that pass number 2^16, and 2^31, on the way.
-    Bound: float32 against float64, 40 steps; 1.1e-7 is seen.
+    Also over a few chains whose chain or step numbers pass 2^16 and 2^31.
+    Bound: float32 against float64, 40 steps; 1.1e-7 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, k = 640, 64
@@ -71,7 +71,7 @@ def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
 
 
 def _short(task: Task, first: int) -> Task:
-    """Of a few chains over a few steps, numbered from `first` on."""
+    """The deviation over a few chains and steps, numbered from `first` on."""
     steps = min(2 * FEW, task.steps)
     return replace(task, x=task.x[:FEW], v=task.v[:FEW], steps=steps, first_step=first, first_chain=first)
 
@@ -85,7 +85,7 @@ def _gap(one: Run, other: Run) -> float:
 def operations(backend: Backend, seed: int) -> Findings:
     """Best candidates, energies, scores, responsibilities and exact samples against float64; d = 640, 2,000 points.
 
-    Bounds: float32. Scores of up to 40 are rounded to 4e-6, and sums of 640 products add to that; 1.2e-5 is seen.
+    Bounds: float32. Scores of up to 40 are rounded to 4e-6, and sums of 640 products add to that; 1.2e-5 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, v, k, n = 640, 2000, 64, 24

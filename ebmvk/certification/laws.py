@@ -168,12 +168,12 @@ def order_of_bias(bench: Bench) -> Findings:
 
 
 def no_bias(bench: Bench) -> Findings:
-    """Test 9, GHMC: none at d = kappa = 8 with one leapfrog of one radian, where a quarter of all is rejected; nor at
-    other temperatures, which a trajectory is accepted by, too.
+    """Test 9, GHMC: no bias at d = kappa = 8 with one leapfrog step of one radian, which rejects a quarter of the
+    trajectories. Other temperatures are tested because acceptance depends on the temperature.
 
-    Little friction, as what a rejection does to v has to matter. Keeping v there, instead of reversing it, looks right
-    for one step from the right law: it changes no law of x, only makes v depend on x, by a term odd in v. Over several
-    steps that moves x too: the mean cosine is .009 off, 5 % of its standard deviation.
+    Friction is low so that it matters what a rejection does to v. Keeping v instead of reversing it looks right for one
+    step from the right law: x keeps its law, and v depends on x only by a term odd in v. Over several steps x is biased
+    too: the mean cosine is .009 off, 5 % of its standard deviation.
     """
     return Findings([_unbiased(bench, 1.0, bench.sizes.looks)] + [_unbiased(bench, t, 4) for t in (0.5, 2.0)])
 

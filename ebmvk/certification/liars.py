@@ -1,7 +1,7 @@
-"""What breaks block Gibbs, tempering, the latent law and its decoder, one each.
+"""Broken variants ("lies") of block Gibbs, tempering, the latent law and its decoder.
 
-`mutants.Plain` breaks the chain itself. What is broken here is made of whole operations: some lies are a backend that
-answers one question wrongly, others put a wrong line in the place of the right one in the very code that is tested.
+`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend that gets one
+operation wrong; others patch one line of the tested code.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Lie = Literal[
     "decoder with the numbers of x",
     "ladder upside down",
 ]
-"""Replicas always exchange; block Gibbs draws x|v at twice kappa; the coarse decoder takes its neighbourhoods for
-equally likely before it sees x; the names say the others."""
+"""Replicas always exchange; block Gibbs draws x|v at twice kappa; the coarse decoder assumes that its neighbourhoods
+are equally likely before it sees x; the other names speak for themselves."""
 
 
 class Liar:
-    """A backend with at most one lie."""
+    """A backend that gets at most one operation wrong."""
 
     def __init__(self, own: Backend, lie: Lie | None) -> None:
         self._own, self.lie = own, lie
@@ -87,7 +87,7 @@ class Liar:
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A backend to test, on the CPU, while the lie is in force; kernels if they can be had, else plain torch."""
+    """A CPU backend to test while the lie is in force: the kernels if available, otherwise plain torch."""
     try:
         own = select("cpu")
     except DeviceError:
@@ -102,7 +102,7 @@ Patch = tuple[Any, str, Any]
 
 
 def _normaliser(wrong: Callable[[Tensor, int], Tensor]) -> list[Patch]:
-    """Wherever a law or a schedule takes log C."""
+    """Patches log C in laws and schedules."""
     return [(module, "log_c_ratio", wrong) for module in (latent, mixing, schedule)]
 
 
@@ -122,7 +122,7 @@ def _early_decoding() -> list[Patch]:
 
 
 def _twice(law: LatentLaw) -> LatentLaw:
-    """The best candidate in the place of the second, too."""
+    """Puts the best candidate in second place too."""
     ids, logp = law.ids.clone(), law.logp.clone()
     ids[:, 1], logp[:, 1] = ids[:, 0], logp[:, 0]
     return dataclasses.replace(law, ids=ids, logp=logp)

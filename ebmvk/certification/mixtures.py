@@ -30,7 +30,7 @@ TEMPERED = 5000
 
 @dataclass(frozen=True)
 class Mixture:
-    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, the last being the background, the second heaviest of all."""
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, whose last entry is the background, the second heaviest."""
 
     mu: Tensor
     p: Tensor
@@ -60,15 +60,15 @@ class Mixture:
         return LatentLaw.with_candidates(backend, backend.points(rows), ids, log_p), rows
 
     def mean(self, level: float) -> Tensor:
-        """(D,) float64: the mean state, to which the background adds nothing."""
+        """(D,) float64: the mean state; the background adds nothing to it."""
         weights = self.p[:-1].double() * statistics.vmf_mean(D, KAPPA * level)
         return weights @ self.mu.double()
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """States counted by the component that most likely made them, and by whether their energy is above the median of
-    n exact samples; counts: of those; mean: (D,), the exact mean state."""
+    """Tests states counted by their likeliest component and by whether their energy is above the median of n exact
+    samples. counts: the exact samples' counts; mean: (D,), the exact mean state."""
 
     target: Target
     median: float

@@ -29,11 +29,10 @@ Mutant = Literal[
     "mirrored chains",
     "one noise for both halves",
 ]
-"""Without P_x (of force, noise and velocity); sqrt(1 - e^(-gamma h)) for sqrt(1 - e^(-2 gamma h)); v not turned with x;
-v kept as it was before a rejected trajectory, where it has to be reversed; trajectories accepted as at temperature 1,
-whatever the temperature; e^(gamma h) for e^(-gamma h); noise of step s + 2^16 that of step s; noise that does not
-depend on the chain; every second chain with the noise of the one before, its sign changed; the second half of GHMC's
-noise that of the first."""
+"""In this order: no P_x (on force, noise and velocity); sqrt(1 - e^(-gamma h)) instead of sqrt(1 - e^(-2 gamma h)); v
+isn't transported with x; v isn't reversed after a rejected trajectory; acceptance ignores the temperature;
+e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the noise of step s; all chains have the same noise; every
+second chain has the negated noise of the chain before; both halves of GHMC's noise are the same."""
 
 _PERIOD = 1 << 16
 
@@ -77,7 +76,7 @@ class _Walk:
         return Run(self.x.float(), self.v.float(), *means, self.tangency)
 
     def _numbers(self, noise: Noise, steps: int, streams: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """As `Noise.draw`."""
+        """Like `Noise.draw`."""
         if self.mutant == "one noise for all chains":
             one = replace(noise, first_chain=0)
             drawn = tuple(row.expand(-1, len(self.x), *row.shape[2:]) for row in one.draw(self.x[:1], steps, *streams))

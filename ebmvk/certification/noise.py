@@ -1,7 +1,7 @@
-"""Test 11: the numbers that move chains are independent, whatever step, chain, seed and coordinate they are of.
+"""Test 11: random numbers of different steps, chains, seeds and coordinates are independent.
 
-Without a force, and with a friction that leaves nothing of the old velocity, the velocity after one step is the noise
-of that step. So a counter that repeats, or that a part of is ignored, shows as a correlation.
+Without a force, and with so much friction that the old velocity is gone, the velocity after one step is the noise of
+that step. So a counter that repeats, or is partly ignored, shows as a correlation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ebmvk.certification.results import Bench, Check, Findings, by_p
 from ebmvk.certification.statistics import Evidence
 
 CHAINS, D = 8, 256
-FRESH = 40.0  # friction times step: e^-40 of the old velocity is left
+FRESH = 40.0  # friction times step: e^-40 of the old velocity remains
 STRAY = (50_000, 65_535, 65_537, 99_999, 100_000, 1_000_000)
 """Distances in steps besides the powers of two."""
 
 
 def independent_noise(bench: Bench) -> Findings:
-    """Each number against those at a distance of a power of two, up to 2^31 in steps and chains and 2^62 in seeds."""
+    """Compares numbers a power of two apart, up to 2^31 in steps and chains and 2^62 in seeds."""
     x, v = uniform_start(CHAINS, D, bench.seed)
     h = arc_step(1e-3, D)
     start = Task(vmf_target(D, 0.0), x, 0 * v, h, FRESH / h, 1, bench.seed)
@@ -39,8 +39,8 @@ def independent_noise(bench: Bench) -> Findings:
     values = [own]
     for name, tasks in far.items():
         runs = [bench.sampler(task).v for task in tasks]
-        # Chains a distance apart are partly the same numbers in another row: only rows of one place are compared.
-        checks.append(_check(f"noise of {name}", f"no two {name} of another distance share noise", own, runs))
+        # Shifted chains contain some of the same numbers in other rows, so compare only rows at the same place.
+        checks.append(_check(f"noise of {name}", f"no two {name} share noise, at any distance", own, runs))
         values += runs
     checks.append(_coordinates(own))
     checks.append(_halves(bench, start))
@@ -62,16 +62,16 @@ def _coordinates(noise: Tensor) -> Check:
 
 
 def _halves(bench: Bench, start: Task) -> Check:
-    """The first half of GHMC's noise moves x, the second one is the velocity at the end."""
+    """The first half of GHMC's noise moves x; the second half is the velocity at the end."""
     task = replace(start, scheme="ghmc", leapfrogs=1, gamma=2 * start.gamma)
     run = bench.sampler(task)
     tested = statistics.uncorrelated_test([(run.x - start.x, run.v)])
-    claim = "E = 0, one step: the noise before and after a trajectory is not the same"
+    claim = "E = 0, one step: the noise before and after a trajectory differs"
     return by_p(11, "noise of halves, ghmc", claim, run.v.numel(), "z", tested)
 
 
 def _normal(noise: Tensor, x: Tensor) -> Check:
-    """Kolmogorov-Smirnov of all of it; what the projection takes away is put back by each coordinate's own variance."""
+    """Kolmogorov-Smirnov test of all numbers, each coordinate scaled by its variance to undo the projection."""
     values = (noise.double() / (1 - x.double().square()).sqrt().repeat(len(noise) // len(x), 1)).flatten()
     if not bool(torch.isfinite(values).all()):
         return by_p(11, "noise is normal", "", len(values), "D", Evidence(float("nan"), float("nan")))

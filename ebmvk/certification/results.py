@@ -15,7 +15,7 @@ FAMILY_LEVEL = 1e-3
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: by p-value, by bounds if the statistic is no random number or its bound is specified, or by both.
+    """One verdict: by p-value; by bounds if the statistic isn't random or its bound is specified; or by both.
 
     number: of the test in model section 7. name: unique. claim: what is tested. n: values behind the statistic.
     """
@@ -90,7 +90,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bench:
-    """A sampler to be tested, and how."""
+    """A sampler to test, and how."""
 
     sampler: Sampler
     sizes: Sizes

@@ -23,9 +23,9 @@ TWO_SIDED_1E5 = float(stats.norm.isf(1e-5 / 2))
 """4.4 standard errors: what a p-value of 1e-5 allows, the usual level of one of a hundred tests."""
 
 CONFIDENCE = 0.99
-"""Of upper bounds of total variation."""
+"""Confidence of upper bounds of total variation."""
 RARE, POOLED = 5, 50
-"""Cells expected fewer than RARE times are pooled in cells expected about POOLED times."""
+"""Cells with fewer than RARE expected counts are pooled into cells with about POOLED expected counts."""
 
 Cdf = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -95,8 +95,8 @@ def vmf_mean(d: int, kappa: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """Pearson's chi^2 of n counts against a law, rare cells pooled, and the likelihood-ratio statistic G of the same
-    cells. freedom: the mean of chi^2 under the law; variance: its own, exact. Fits of independent counts add up."""
+    """Pearson's chi^2 of n counts against a law, with rare cells pooled, and the likelihood-ratio statistic G of the
+    same cells. freedom, variance: exact moments of chi^2 under the law. Fits of independent counts can be added."""
 
     statistic: float
     likelihood: float
@@ -115,9 +115,9 @@ class Fit:
 
     @property
     def p(self) -> float:
-        """The larger one of two: of chi^2 by the scaled law of its mean and variance, and of G. A cell expected 5 times
-        is seen 15 times with a probability that chi^2 takes for 15 times smaller and G for what it is; with many such
-        cells it is G that has the wrong mean. 1 if there is one cell: then nothing could have been seen."""
+        """The larger of two p-values: of chi^2, by the chi^2 law scaled to its mean and variance, and of G. If one cell
+        is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small and G the right one; with many
+        such cells G has the wrong mean. It is 1 if there is only one cell, which can show nothing."""
         if self.freedom == 0:
             return 1.0
         scale = self.variance / (2 * self.freedom)
@@ -128,16 +128,16 @@ class Fit:
         """Upper confidence bound of the total variation between the true law of the counts and the law tested, over the
         cells; at most 1.
 
-        n times the chi^2 distance X of the two is the non-centrality of the statistic, without a bias of any order, and
-        total variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by one factor.
+        n times the chi^2 distance X of the two laws is the non-centrality of the statistic, without bias, and total
+        variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by one factor.
         """
         if self.freedom == 0:
             return 0.0
         return _total_variation_of(_noncentrality(self.statistic, self.freedom, 1 - confidence), self.n)
 
     def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
-        """The least total variation over the cells that a test of level alpha finds with probability `confidence`,
-        whatever its shape; at most 1."""
+        """The smallest total variation over the cells that a test of level alpha finds with probability `confidence`,
+        whatever the shape of the difference; at most 1."""
         if self.freedom == 0:
             return 0.0
         scale = self.variance / (2 * self.freedom)
@@ -155,7 +155,7 @@ def _noncentrality(statistic: float, freedom: float, below: float) -> float:
 
     if stats.chi2.cdf(statistic, freedom) <= below:
         return 0.0
-    high = statistic + 10 * math.sqrt(2 * statistic) + 50  # far beyond: its mean alone exceeds the statistic
+    high = statistic + 10 * math.sqrt(2 * statistic) + 50  # far enough: its mean alone exceeds the statistic
     return float(optimize.brentq(gap, 1e-9, high))
 
 
@@ -164,7 +164,7 @@ def _total_variation_of(noncentrality: float, n: int) -> float:
 
 
 def fit(counts: Tensor, p: Tensor) -> Fit:
-    """How counts agree with a law: cells expected fewer than 5 times are pooled. counts, p: (V,)."""
+    """The fit of counts to a law; cells with fewer than 5 expected counts are pooled. counts, p: (V,)."""
     n = int(counts.sum())
     expected = p.double() / p.double().sum() * n
     observed, wanted = _gathered(counts.double(), expected)
@@ -185,8 +185,8 @@ def counts_test(counts: Tensor, p: Tensor) -> Evidence:
 
 
 def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with cells that are rare in cells of about POOLED expected counts each, likelier ones first: one cell for
-    all of them would not see what happens among them."""
+    """Both with rare cells pooled, likelier ones first, into cells of about POOLED expected counts each: a single cell
+    for all of them would hide differences among them."""
     rare = expected < RARE
     if not bool(rare.any()):
         return counts, expected
@@ -223,7 +223,7 @@ def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
     """z of the tilt s of a law q ~ p e^(s f), from draws: to first order the sum of f less its mean under p, `excess`,
     is s times the variance of that sum. Draws from several laws add up.
 
-    slack: how far s may be from 0 without being held against it.
+    slack: deviations of s from 0 up to this size are allowed.
     """
     if variance == 0:
         return Evidence(0.0, 1.0) if excess == 0 else Evidence(math.copysign(math.inf, excess), 0.0)
@@ -238,7 +238,7 @@ def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
 
 
 def _beyond(value: float, error: float, slack: float) -> Evidence:
-    """z of what is left of a value beyond `slack` of 0."""
+    """z of the part of a value that exceeds `slack`."""
     over = math.copysign(max(0.0, abs(value) - slack), value)
     if error == 0 and not math.isnan(value):
         return Evidence(0.0, 1.0) if over == 0 else Evidence(math.inf, 0.0)
@@ -256,8 +256,8 @@ def known_mean_test(x: Tensor, mean: Tensor) -> Evidence:
 
 
 def uncorrelated_test(pairs: list[tuple[Tensor, Tensor]]) -> Evidence:
-    """The largest |z| of the correlations of pairs of noise, each of two tensors of one shape with mean 0; p of the
-    largest of so many (Sidak)."""
+    """The largest |z| among the correlations of pairs of noise; its p-value is corrected for the number of pairs
+    (Sidak). Each pair has two tensors of one shape with mean 0."""
     z = [float((a.double() * b.double()).sum() / (a.double().norm() * b.double().norm()) * math.sqrt(a.numel()))
          for a, b in pairs]  # fmt: skip
     if not all(map(math.isfinite, z)):

@@ -34,7 +34,7 @@ SAMPLING: dict[str, Test] = {
     "9 order of the bias": laws.order_of_bias,
     "9 no bias": laws.no_bias,
 }
-"""The tests that any sampler can take, those first that tell much in little time."""
+"""The tests for any sampler; the fastest informative ones come first."""
 
 CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
     "no projection": (dynamics.constraints, "constraints, gbaoab"),
@@ -57,7 +57,7 @@ MIXING: dict[str, LawTest] = {
     "7 block Gibbs": mixtures.gibbs,
     "7 tempering": mixtures.replicas,
 }
-"""The tests that need a backend and nothing else."""
+"""The tests that need only a backend."""
 
 SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
     "swap without the ratio": (mixtures.replicas, "mixture weights, tempering"),
@@ -166,14 +166,14 @@ def catch(mutant: Mutant, seed: int, sizes: Sizes = MUTANTS) -> Caught:
 
 
 def catch_lie(lie: Lie, seed: int, sizes: Sizes = LIES) -> Caught:
-    """The check that must see `lie`, with the lie in force and without it."""
+    """The check that must catch `lie`, run with the lie in force and without it."""
     test, name = SEEN_BY[lie]
     return Caught(lie, *(_named(_of_lie(test, told, sizes, seed), name) for told in (lie, None)))
 
 
 @functools.lru_cache(maxsize=32)
 def _of_plain(test: Test, mutant: Mutant | None, sizes: Sizes, seed: int) -> Findings:
-    """Kept, as several mutants share what is unbroken."""
+    """Cached, because several mutants share the unbroken result."""
     return test(Bench(Plain(mutant), sizes, seed))
 
 
@@ -184,7 +184,7 @@ def _of_lie(test: LawTest, lie: Lie | None, sizes: Sizes, seed: int) -> Findings
 
 
 def _named(findings: Findings, name: str) -> Check:
-    """The check of that name, whatever backend the name begins with."""
+    """The check with that name, ignoring the backend at the start of the name."""
     return next(check for check in findings.checks if check.name.endswith(name))
 
 

@@ -3,19 +3,18 @@
 So does one that is drawn coarse to fine. Contexts come from a trained model, with its static memory in half of them if
 it has one; or are made up, and then some of their laws are mixtures with a memory that the candidates know nothing of.
 
-Exact states test the law, its sampler and its decoder without any bias of a chain. Chains have one: 200 steps leave a
-total variation of some .002. So what is claimed of them is a bound, and what every context has a share in is tested
-with some slack:
+Exact states test the law, its sampler and its decoder without the bias of a chain. Chains are biased: 200 steps leave
+a total variation of about .002. So for chains only a bound is claimed, and tests over all contexts have some slack:
 
 - each context by chi^2, whose p-value decides, and by an upper bound (99 %) of the total variation to p(v|c) over the
-  cells of that test. True draws exceed the bound allowed with probability 1e-5; with 25,000 chains it is .05, or little
-  more where a law needs more than 512 cells. Total variation itself is no statistic: noise of the counts hides it, and
-  less its mean under the law it grows with the square of a small deviation only.
-- all contexts together by chi^2, and by three numbers: the mass outside the candidates, the exponent s of p^s that the
-  tokens follow, and the concentration that the states have.
+  cells of that test. True draws exceed the allowed bound with probability 1e-5. With 25,000 chains it is .05, or a
+  little more if a law needs more than 512 cells. Total variation itself isn't used: noise of the counts hides it, and
+  after subtracting its mean under the law it grows only with the square of a small deviation.
+- all contexts together by chi^2, and by three numbers: the mass outside the candidates, the exponent s of the law p^s
+that the tokens follow, and the concentration of the states.
 
-The steps of a context that fails are doubled, up to 3,200 of them, as long as that helps: it may need more. Once one
-has failed for good, others get no more, and of a sampler that is clearly wrong a tenth of the chains is enough.
+If a context fails, its steps are doubled, up to 3,200, as long as that helps. Once a context has failed for good, the
+others get no more steps; if a sampler is clearly wrong, a tenth of the chains is enough.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ from ebmvk.splats.memory import Reader
 
 CONTEXTS = 20
 BOUND = 0.05
-"""Of total variation. Fewer chains than 25,000 exclude less, and the bound is what they exclude."""
+"""Allowed total variation. Fewer than 25,000 chains cannot show as much; then the bound is what they can show."""
 ALPHA = 1e-5
-"""Of a context: some hundred p-values share 1e-3."""
+"""Level of one context: about a hundred p-values share 1e-3."""
 CERTAIN, FEWEST = 1e-12, 100
-"""A p-value that needs no more chains, and the fewest of them that it is taken from."""
+"""Below this p-value no more chains are drawn; the fewest chains that it may come from."""
 FLAT = 1e-9
-"""A variance of a function of tokens that is none."""
+"""A function of tokens with a variance up to this counts as constant."""
 HELPED = 0.75
-"""Twice the steps have to bring the chi^2 distance below so much of what it was, or more steps are no use."""
+"""Doubling the steps must reduce the chi^2 distance to this share of its value, or else more steps don't help."""
 STEPS, MOST_STEPS = 200, 3200
 CANDIDATES = 64
 VOCABULARY = 512
@@ -166,7 +165,7 @@ def of_text(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """tokens: (n,); heat: (n, 2) as of `_heat`, None where a token comes from several states."""
+    """tokens: (n,); heat: (n, 2) from `_heat`, None if a token comes from several states."""
 
     tokens: Tensor
     heat: Tensor | None
@@ -180,8 +179,8 @@ class _Drawn:
 class _Route:
     """A way from laws to tokens.
 
-    drawn: (context, first chain, chains, steps, seed); outside: of a context, (V,) bool, the tokens that are no
-    candidates; slack: what all contexts together may be off.
+    drawn: takes (context, first chain, chains, steps, seed); outside: takes a context, gives (V,) bool, True for tokens
+    that aren't candidates; slack: the deviation allowed over all contexts.
     """
 
     name: str
@@ -193,7 +192,7 @@ class _Route:
 
 @dataclass(frozen=True)
 class _Slack:
-    """How far off may be: the log odds of the mass outside the candidates, the exponent of p^s, the concentration."""
+    """Allowed deviations: log odds of the mass outside the candidates, the exponent of p^s, the concentration."""
 
     rest: float = 0.0
     exponent: float = 0.0
@@ -201,14 +200,14 @@ class _Slack:
 
 
 _CHAINS = _Slack(rest=0.03, exponent=0.02, concentration=0.02)
-"""Several times what 200 steps of annealed Langevin are off."""
+"""Several times the deviations of annealed Langevin with 200 steps."""
 
 
 def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Each context with 200 steps, as generation does it; where that is not enough, with twice as many until it is.
+    """Tests each context with 200 steps, as in generation, and doubles the steps if that isn't enough.
 
-    A context that needs more passes with what it needs, and says so; one that needs more than 3,200, or that more steps
-    do not help, fails.
+    A context that needs more steps passes with the number it needs, and its line says so. A context fails if it needs
+    more than 3,200, or if more steps don't help.
     """
     points = backend.points(contexts.mu.contiguous())
 
@@ -223,7 +222,7 @@ def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most
 
 
 def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
-    """States drawn exactly, and tokens decoded from them: no chain, no bias, and p-values of all contexts together."""
+    """Tests tokens decoded from exact states, which have no bias; the p-values are of all contexts together."""
     points = backend.points(contexts.mu.contiguous())
     n, total = sizes.chains, _Total()
     for i in range(len(contexts.labels)):
@@ -233,7 +232,7 @@ def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Find
 
 
 def _exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> _Drawn:
-    """At the concentration that chains end at."""
+    """Exact states at the concentration at which chains end."""
     level = float(LAST * kappa_critical(law.points.d, law.entropy))
 
     def some(first: int, rows: int) -> _Drawn:
@@ -281,7 +280,7 @@ def exact_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 def identity_made_up(backend: Backend, sizes: Sizes, seed: int) -> Findings:
     """`identity` on a few made-up laws, as `coarse_made_up`."""
-    contexts = synthetic(4 * sizes.token_dimension, seed, count=8)  # a state tells its concentration in many dimensions
+    contexts = synthetic(4 * sizes.token_dimension, seed, count=8)  # more dimensions show the concentration
     return identity(backend, contexts, sizes, seed, most_steps=STEPS)
 
 
@@ -294,7 +293,7 @@ def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: 
         series.append(bound)
         total.add(contexts, i, route.outside(i), drawn)
         if not check.ok(ALPHA):
-            most = STEPS  # more did not help, and this failure is enough
+            most = STEPS  # more steps did not help, and one failure is enough
     x = contexts.entropy.tolist()
     drawn_series = [
         Series("upper bound, 99 %", x, series, marks=True),
@@ -307,7 +306,7 @@ def _compared(route: _Route, contexts: Contexts, n: int, seed: int, most_steps: 
 
 
 def _settled(route: _Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, _Drawn, float]:
-    """The check of one context, with as many steps as it takes, its draws, and the bound of its total variation."""
+    """The check of one context with as many steps as it needs, its draws, and the bound of its total variation."""
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:
@@ -333,7 +332,7 @@ def _settled(route: _Route, contexts: Contexts, i: int, n: int, seed: int, most:
 
 
 def _until_clear(route: _Route, i: int, n: int, steps: int, seed: int, p: Tensor) -> tuple[_Drawn, Fit]:
-    """n draws and their fit, or a tenth of them where these already leave no doubt that the law is another one."""
+    """n draws and their fit; only a tenth of them if these already show without doubt that the law is wrong."""
     few = n // 10 if n >= 10 * FEWEST else n
     drawn = route.drawn(i, 0, few, steps, seed)
     found = _fit(drawn, p)
@@ -348,7 +347,7 @@ def _fit(drawn: _Drawn, p: Tensor) -> Fit:
 
 
 class _Total:
-    """All contexts together."""
+    """Evidence over all contexts."""
 
     def __init__(self) -> None:
         self.fit = Fit(0.0, 0.0, 0.0, 0.0, 0)
@@ -381,7 +380,7 @@ class _Total:
 
     def _concentration(self, name: str, slack: float) -> Check:
         above, below = torch.cat(self.heat).unbind(1)
-        claim = f"x has the concentration that decoding takes it to have{_within(slack)}"
+        claim = f"x has the concentration that decoding assumes{_within(slack)}"
         detail = f"configurational temperature {1 + float(above.mean() / below.mean()):.4f}"
         tested = statistics.ratio_test(above, below, slack)
         return by_p(8, f"{name}: concentration", claim, len(above), "z", tested, detail)
@@ -393,7 +392,7 @@ def _within(slack: float, what: str = "") -> str:
 
 @dataclass
 class _Sum:
-    """Of a function f of tokens over draws: how far off its mean, and its variance under the laws."""
+    """For a function f of tokens over draws: the deviation of its mean, and its variance under the laws."""
 
     excess: float = 0.0
     variance: float = 0.0
@@ -401,7 +400,7 @@ class _Sum:
     def add(self, f: Tensor, p: Tensor, tokens: Tensor) -> None:
         mean = float((p * f).sum())
         spread = float((p * (f - mean).square()).sum())
-        if spread > FLAT:  # where all tokens have one value, as under a uniform law, only rounding is left
+        if spread > FLAT:  # if all tokens have one value, as under a uniform law, only rounding is left
             self.excess += float((f[tokens] - mean).sum())
             self.variance += len(tokens) * spread
 
@@ -430,14 +429,14 @@ def _outside(law: LatentLaw) -> Tensor:
 
 
 def _in_batches(some: Callable[[int, int], _Drawn], contexts: Contexts, first: int, n: int) -> _Drawn:
-    """n draws of (first chain, rows), as many at once as memory allows; numbered, so that batches change nothing."""
+    """n draws, as many at once as memory allows. Chains are numbered, so the batch size changes nothing."""
     batch = max(1, _AT_ONCE // contexts.log_p.shape[1])
     parts = [some(at, min(batch, first + n - at)) for at in range(first, first + n, batch)]
     return functools.reduce(operator.add, parts)
 
 
 def _expanded(law: LatentLaw, log_p: Tensor, rows: int) -> tuple[LatentLaw, Tensor]:
-    """The law of one as that of many."""
+    """Repeats one law for many chains."""
     each = (tensor.expand(rows, *tensor.shape[1:]).contiguous() for tensor in (law.ids, law.logp, law.log_rest))
     return LatentLaw(law.backend, law.points, *each), log_p.expand(rows, -1)
 

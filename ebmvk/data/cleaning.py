@@ -1,6 +1,6 @@
-"""Text as it is found made into text to learn from: repaired, normalised, every document and long paragraph once.
+"""Cleans text for training: repairs and normalises it, and keeps every document and long paragraph only once.
 
-What is done by default loses no document, no indentation and no writing system; what may lose something is a `Rules`.
+By default no document, indentation or writing system is lost. `Rules` turns on the steps that may lose something.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Same = Literal["text", "letters"]
 
 # Never of use in a text: soft hyphen, word joiner, byte order mark, and deprecated format characters.
 _INVISIBLE = re.compile("[\u00ad\u2060\ufeff\u206a-\u206f]")
-# Signs that turn the direction of writing. Letters have their own direction; these reorder what is seen only.
+# Characters that change the direction of writing. Letters have their own direction; these only reorder the display.
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _JOINER = re.compile("[\u200c\u200d]")
 _WORD_BREAK = re.compile("\u200b")
 # Scripts without blanks between words, whose texts mark words with U+200B: Thai, Lao, Myanmar, Khmer.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
-# What a joiner may stand behind: letters without case (Arabic, Indic), marks (a virama), emoji and their skin tones.
+# A joiner may follow: letters without case (Arabic, Indic), marks (a virama), emoji and their skin tones.
 _JOINED = frozenset({"Lo", "Lm", "Mn", "Mc", "So", "Sk"})
 _PAGE_ENDS = re.compile(r"[\x0b\x0c]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
@@ -38,7 +38,7 @@ _SPACES = re.compile(r"(?<=\S)[ \u00a0\u2000-\u200a]+(?=\S)")
 _BLANKS = re.compile(r"(?<=\S)[^\S\n]+(?=\S)")
 _LEADING = re.compile(r"^[^\S\n]+", re.MULTILINE)
 _INDENTED = re.compile(r"^(?:[^\S\n]{2}|\t)[^\S\n]*\S", re.MULTILINE)
-# What ftfy did, by its names for it, in words for people.
+# ftfy's names for its steps, and what to call them in messages.
 _REPAIRS = {
     "unescape_html": "HTML entities resolved",
     "fix_latin_ligatures": "Latin ligatures spelt out",
@@ -49,18 +49,18 @@ _REPAIRS = {
     "remove_control_chars": "control characters removed",
     "normalize": "characters composed (NFC)",
 }
-_ENCODINGS = "encodings mended"  # by whatever steps
+_ENCODINGS = "encodings mended"  # by any other step
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What cleaning does beyond repairs.
+    """Cleaning beyond repairs.
 
     preserve_case: keep capitals. blanks: `keep` inner blanks; make runs of them `single`; `flat`: single, and no
     indentation; `auto`: single where no line of a document is indented, which is prose. narrow: full-width characters
-    become narrow ones, which changes the punctuation of Chinese and Japanese. keep_direction: keep signs that turn the
-    direction of writing. same: two documents are the same if their `text` is, or only their `letters` and digits,
-    whatever their case.
+    become narrow, which changes the punctuation of Chinese and Japanese. keep_direction: keep characters that change
+    the direction of writing. same: two documents are the same if their `text` is the same, or only their `letters` and
+    digits, ignoring case.
     """
 
     preserve_case: bool = True
@@ -75,7 +75,7 @@ DEFAULT = Rules()
 
 @dataclass(frozen=True)
 class Cleaned:
-    """documents: what is left, in order; changes: {what was done: documents it was done in}; the rest counts."""
+    """documents: those kept, in order. changes: {step: number of documents it changed}. The rest are counts."""
 
     documents: list[str]
     changes: dict[str, int]
@@ -86,8 +86,8 @@ class Cleaned:
 
 
 def clean_text(text: str, rules: Rules = DEFAULT) -> str:
-    """Broken encodings mended (ftfy), characters composed (NFC); no control characters, none that are invisible but
-    for joiners and word breaks where a script needs them, no blanks at the ends of lines. Lines keep their indentation.
+    """Repairs broken encodings (ftfy), composes characters (NFC), and removes control characters, invisible ones (but
+    not joiners and word breaks that the script needs) and blanks at the ends of lines. Lines keep their indentation.
     """
     return _cleaned(text, rules)[0]
 
@@ -95,7 +95,7 @@ def clean_text(text: str, rules: Rules = DEFAULT) -> str:
 def _cleaned(text: str, rules: Rules) -> tuple[str, set[str]]:
     """The text, and what was done to it."""
     done: set[str] = set()
-    while True:  # what is taken out can leave more to mend
+    while True:  # removing characters can leave more to repair
         before = text
         for what, step in _steps(rules):
             changed = step(text)
@@ -108,7 +108,7 @@ def _cleaned(text: str, rules: Rules) -> tuple[str, set[str]]:
 
 
 def _steps(rules: Rules) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """What is done, in words for people, in order. An empty word: it is not worth one."""
+    """The steps in order, each with its description for messages; empty: the step isn't reported."""
     yield "ends of pages made ends of lines", lambda text: _PAGE_ENDS.sub("\n", text)
     yield "line ends made one newline", lambda text: text.replace("\r\n", "\n")
     yield "invisible characters removed", lambda text: _INVISIBLE.sub("", text)
@@ -134,13 +134,13 @@ def _spaced(text: str, blanks: Blanks) -> str:
 
 
 def _closed_up(text: str, blanks: Blanks) -> str:
-    """One empty line at most; two in a text with indentation, as code has them."""
+    """At most one empty line in a row; two in indented text, such as code."""
     most = 2 if blanks == "keep" or (blanks == "auto" and _INDENTED.search(text)) else 1
     return re.sub(rf"\n{{{most + 2},}}", "\n" * (most + 1), text)
 
 
 def _beside(text: str, pattern: re.Pattern[str], wants: Callable[[str], object]) -> str:
-    """Without characters of the pattern, but where the character before or after one wants it."""
+    """Removes characters that match the pattern, unless the character before or after one needs it."""
 
     def kept(found: re.Match[str]) -> str:
         beside = text[max(0, found.start() - 1) : found.start()], text[found.end() : found.end() + 1]
@@ -154,12 +154,12 @@ def _joins(character: str) -> bool:
 
 
 def _mended(text: str, rules: Rules, done: set[str]) -> str:
-    """What ftfy repairs, line by line."""
+    """Applies ftfy's repairs, line by line."""
     config = ftfy.TextFixerConfig(
         normalization="NFC",
         uncurl_quotes=False,
         fix_character_width=rules.narrow,
-        unescape_html="<" not in text,  # where there are tags, entities are of the same markup
+        unescape_html="<" not in text,  # with tags, entities belong to the markup
     )
     lines = text.split("\n")
     for i, line in enumerate(lines):
@@ -182,9 +182,9 @@ def _mended_part(part: str, config: ftfy.TextFixerConfig, done: set[str]) -> str
 
 
 def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
-    """Each document cleaned; documents said before are left out, and so are long paragraphs said before.
+    """Cleans each document; leaves out documents and long paragraphs that came before.
 
-    A paragraph is a line that is not indented. `rules.same` says which documents, and paragraphs, are the same.
+    A paragraph is a line that isn't indented. `rules.same` decides which documents and paragraphs are the same.
     """
     seen: set[bytes] = set()
     changes: Counter[str] = Counter()
@@ -212,7 +212,7 @@ def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
 
 
 def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
-    """The text without long paragraphs that were seen, and how many they were; its own are seen from now on."""
+    """The text without long paragraphs already in `seen`, and how many were removed; adds its own to `seen`."""
     kept = []
     lines = text.split("\n")
     for line in lines:

@@ -80,7 +80,7 @@ class Corpus:
         found = hashlib.sha256()
         for document in self.documents(split):
             encoded = document.encode("utf-8")
-            found.update(len(encoded).to_bytes(8, "little"))  # so that a and bc are not ab and c
+            found.update(len(encoded).to_bytes(8, "little"))  # so that ["a", "bc"] differs from ["ab", "c"]
             found.update(encoded)
         return found.hexdigest()
 
@@ -104,8 +104,8 @@ def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT
         reading: which files of a folder count, and how they are read.
 
     Raises:
-        DataError: no such corpus; or it is empty, binary, not UTF-8, of a format that is not plain text, not the text
-            its name promises, or too short. ConfigError: `reading.include` without a folder, or it matches nothing.
+        DataError: the corpus doesn't exist, is empty, binary, not UTF-8, not plain text, not the text its name
+        promises, or too short. ConfigError: `reading.include` is given without a folder, or matches nothing.
     """
     whole, _, characters = dataset.rpartition(":")
     if whole and characters.isdecimal() and not exists(path_of(dataset)):
@@ -174,7 +174,7 @@ def _whole_path(path: Path) -> Path:
 
 
 def from_anywhere(path: Path) -> str:
-    """The whole path, or the path as it is where a folder above has a name that is no UTF-8: no settings hold that."""
+    """The absolute path; the path as given if a parent folder's name isn't UTF-8, which settings cannot store."""
     whole = str(_whole_path(path))
     try:
         whole.encode()
@@ -185,15 +185,15 @@ def from_anywhere(path: Path) -> str:
 
 def _no_folder(what: str) -> ConfigError:
     return ConfigError(
-        f"--include with {what}, which is no folder of files",
+        f"--include with {what}, which isn't a folder",
         why="--include says which files of a folder are read",
-        hint="leave --include away: one file is read whatever its name is",
+        hint="remove --include: a single file is read whatever its name",
     )
 
 
 @dataclass(frozen=True)
 class Documents:
-    """texts: documents in order. notes: what was read and what was left out, in lines for people."""
+    """texts: documents in order. notes: lines for people on what was read and what was left out."""
 
     texts: list[str]
     notes: list[str]
@@ -206,12 +206,12 @@ def read_documents(
     reading: Reading = AS_IT_COMES,
     written: Collection[Path] = (),
 ) -> Documents:
-    """The documents of text files and of folders of them, between lines `separator` (by default those of a corpus).
+    """The documents of text files and folders, split at lines `separator` (by default at the standard separators).
 
-    written: files that the command itself writes, which a folder's text does not include.
+    written: files that the command itself writes; in a folder they are skipped.
 
     Raises:
-        DataError: there is no such file or folder, or it holds no text. ConfigError: separator is no line, or
+        DataError: a file or folder doesn't exist or holds no text. ConfigError: `separator` isn't one line, or
             `reading.include` is given without a folder.
     """
     if separator is not None and (not separator.strip() or len(lines_of(separator)) > 1):
@@ -238,7 +238,7 @@ def read_documents(
 
 
 def _texts(path: Path, reading: Reading, written: Collection[Path]) -> tuple[list[str], str]:
-    """The texts of a file or folder; of a folder also how many there are, and what was left out."""
+    """The texts of a file or folder; for a folder also a note: how many were read and what was left out."""
     if not path.is_dir():
         return [read_text(path, reading)], ""
     found = listing(path, reading, written)
@@ -247,12 +247,12 @@ def _texts(path: Path, reading: Reading, written: Collection[Path]) -> tuple[lis
 
 
 def stray_note(texts: Iterable[str], separator: str | None = None) -> list[str]:
-    """A line about separators that are none, where there are any."""
+    """A line about separators that separate nothing because other text shares their line; empty if there are none."""
     if not (count := sum(stray_separators(text, separator) for text in texts)):
         return []
     named = " or ".join(STANDARD) if separator is None else separator
     lines = "lines hold" if count > 1 else "line holds"
-    return [f"{count:,} {lines} {named} among other text: no documents are parted there"]
+    return [f"{count:,} {lines} {named} among other text, so no document ends there"]
 
 
 def _only_separators(path: Path) -> DataError:
@@ -262,11 +262,11 @@ def _only_separators(path: Path) -> DataError:
 
 
 def read_whole(path: Path, flag: str, reading: Reading = AS_IT_COMES) -> Corpus:
-    """One text file, all of it as the split `test`: text to evaluate on. That of WikiText is recognised, so that its
-    words and documents are those of `--dataset wikitext-2`.
+    """One text file, all of it as the split `test`, to evaluate on. WikiText is recognised, so its words and documents
+    are counted as for `--dataset wikitext-2`.
 
     Raises:
-        DataError: it is no text file, or has no text but separators.
+        DataError: it isn't a text file, or holds only separators.
     """
     if not exists(path) or path.is_dir():
         raise DataError(f"{flag} {shown(path)}: no such file", hint="name a text file, or take --dataset for a folder")
@@ -277,7 +277,7 @@ def read_whole(path: Path, flag: str, reading: Reading = AS_IT_COMES) -> Corpus:
         raise _only_separators(path)
     reason = f"{shown(path)}, all of it: {len(documents)} documents"
     if word_level:
-        reason += "; words between blanks, as WikiText has them, so that each end of line is a word"
+        reason += "; word-level text like WikiText: words stand between blanks, and each end of line is a word"
     reason = "; ".join([reason, *stray_note([text])])
     return Corpus(_name_of(path), reason, {"test": documents}, word_level, from_anywhere(path))
 
@@ -316,7 +316,7 @@ def _name_of(path: Path) -> str:
 
 
 def _read(path: Path, reason: str, source: str, reading: Reading) -> Corpus:
-    """source: how to find it again."""
+    """Read a file or folder. source: the path or name to find it again."""
     name = _name_of(path)
     if not path.is_dir():
         if reading.include:
@@ -334,7 +334,7 @@ def _read(path: Path, reason: str, source: str, reading: Reading) -> Corpus:
 
 
 def _without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: str, source: str) -> Corpus:
-    """The last tenth of some files is validation."""
+    """A corpus without official splits: the last tenth of the files' text is validation."""
     per_file = [at_separators(text) for text in texts.values()]
     if not any(per_file):
         raise _only_separators(path)
@@ -357,8 +357,8 @@ def _hold_out_of_each(groups: Iterable[list[str]], path: Path) -> tuple[list[str
 
 
 def _notes(texts: Collection[str]) -> list[str]:
-    """What is worth a word in texts that are not read as WikiText."""
-    wikitext = "its lines are WikiText's, but words and documents are not counted as WikiText's: call its folder "
+    """Notes on texts that are not read as WikiText."""
+    wikitext = "its lines look like WikiText, but words and documents are not counted as for WikiText: call its folder "
     names = " or ".join(WIKITEXT_WORDS)
     return [*stray_note(texts), *([wikitext + names] if all(map(is_wikitext, texts)) else [])]
 

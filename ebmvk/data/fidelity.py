@@ -1,4 +1,4 @@
-"""Whether a text comes back from its tokens, and what of it does not."""
+"""Checks whether a text comes back from its tokens, and counts what does not."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ebmvk.data import foreign
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.errors import DataError
 
-MOST = 4_000_000  # characters that are looked at, in about three seconds
-_PIECE = 1 << 20  # of a document at once
+MOST = 4_000_000  # characters to check, in about three seconds
+_PIECE = 1 << 20  # characters of a document at once
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Of pieces of documents: how many characters were looked at, how many pieces came back changed and where the first
-    of them differs; unknown: characters that are unknown tokens; blanks: white space that no token stands for."""
+    """characters: how many were checked. pieces, changed: pieces of documents, and how many came back changed; example:
+    the first difference. unknown: characters that became unknown tokens. blanks: white space that is in no token."""
 
     characters: int
     pieces: int
@@ -34,11 +34,11 @@ class RoundTrip:
         parts += [f"first {self.example[0]!r} as {self.example[1]!r}"] if self.example else []
         parts += [f"{self.unknown:,} characters are unknown tokens"] if self.unknown else []
         parts += [f"{self.blanks:,} blanks and line ends are in no token"] if self.blanks else []
-        return f"{looked}: {'; '.join(parts)}. Bits per byte are of all of the text, of which the tokens say less"
+        return f"{looked}: {'; '.join(parts)}. Bits per byte count the whole text, but its tokens say less"
 
 
 def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: int = MOST) -> RoundTrip:
-    """Encode and decode documents, up to `most` characters of them. name: of the file, for messages.
+    """Encode and decode documents, up to `most` characters in all. name: the tokenizer's file, for messages.
 
     Raises:
         DataError: characters other than white space are in no token.
@@ -56,7 +56,7 @@ def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: 
         if found.lost:
             raise DataError(
                 f"--tokenizer {name} leaves out {len(found.lost):,} characters of the text: {found.lost[:_SHOWN]!r}",
-                why="they are in no token, so that the model would be one of another text",
+                why="no token contains them, so the model would learn a different text",
                 hint="take a tokenizer that keeps them: bpe or gpt2",
             )
         unknown, blanks = unknown + found.unknown, blanks + found.blanks

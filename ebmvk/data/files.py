@@ -21,8 +21,8 @@ TEXT_NAME = re.compile(r"\.(txt|text|md|rst|tokens)(\.gz)?$", re.IGNORECASE)
 SPLIT_NAME = re.compile(
     r"(?:wiki\.)?(train|valid|validation|val|dev|test)\.(?:txt|text|tokens)(?:\.gz)?", re.IGNORECASE
 )
-# What stands beside the text of a corpus without being part of it: the word alone, or in capitals with more behind it,
-# so that "License to Kill.txt" is a text.
+# Files about a corpus rather than part of it. Their name is the word alone, or the word in capitals and more, so that
+# "License to Kill.txt" counts as text.
 _ABOUT = "readme|licen[cs]e|notice|copying|authors|contributing|changelog"
 _ABOUT_NAMES = (
     re.compile(rf"(?:{_ABOUT})(?:[-_.][a-z]{{2}})?(?:\.(?:txt|text|md|rst))?(?:\.gz)?", re.IGNORECASE),
@@ -38,9 +38,9 @@ NAMED, SUFFIXES = 3, 5  # names, and suffixes, that a summary lists
 class Reading:
     """How text files are read.
 
-    include: glob patterns of names that are read too in a folder, beside those of text files; one with a slash is for
-    the path inside the folder. raw: formats that hold rows or markup are text as they are. keep_bom: a byte order mark
-    at the beginning of a file stays in the text, as it did in runs of earlier versions.
+    include: glob patterns of further names to read in a folder; a pattern with a slash is matched against the path
+    inside the folder. raw: read formats with rows or markup as plain text. keep_bom: keep a byte order mark at the
+    start of a file in the text, as earlier versions did.
     """
 
     include: tuple[str, ...] = ()
@@ -51,12 +51,12 @@ class Reading:
         for pattern in self.include:
             if not pattern.strip() or pattern.startswith(("/", "~")) or ".." in pattern.split("/"):
                 raise ConfigError(
-                    f"--include {pattern!r} is no pattern of names inside the folder",
+                    f"--include {pattern!r} isn't a pattern for names inside the folder",
                     hint="give one such as '*.py' or 'src/*.c'",
                 )
 
     def takes(self, name: str) -> bool:
-        """Whether a pattern matches a path inside the folder, in whatever case."""
+        """True if a pattern matches a path inside the folder, ignoring case."""
         name = name.lower()
         patterns = [pattern.lower() for pattern in self.include]
         return any(fnmatch.fnmatchcase(name if "/" in p else name.rsplit("/", 1)[-1], p) for p in patterns)
@@ -67,7 +67,7 @@ ANYTHING = Reading(raw=True)
 
 
 class NoText(DataError):
-    """A file that holds no text to read. reason: in a word or two, for a summary of many files."""
+    """A file without readable text. reason: a word or two, for a summary of many files."""
 
     def __init__(self, what: str, *, hint: str, reason: str, why: str = "") -> None:
         super().__init__(what, hint=hint, why=why)
@@ -75,13 +75,13 @@ class NoText(DataError):
 
 
 def shown(path: Path | str) -> str:
-    """A path for messages: bytes of its name that are no UTF-8 as \\xNN, and no control characters."""
+    """A path for messages: bytes that aren't UTF-8 appear as \\xNN, and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a name that no file can have, as it is too long, is of none."""
+    """True if the file or folder exists; False also for names that no file can have, such as too long ones."""
     try:
         return path.exists()
     except OSError:
@@ -89,10 +89,10 @@ def exists(path: Path) -> bool:
 
 
 def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
-    """The text of one file, gzip unpacked, with no newline translated, without a byte order mark at its beginning.
+    """The text of one file: gzip is unpacked, newlines are kept, and a byte order mark at the start is dropped.
 
     Raises:
-        NoText: the file cannot be read, is empty, binary or not UTF-8, or of a format that is not plain text.
+        NoText: the file cannot be read, is empty, binary or not UTF-8, or has a format that isn't plain text.
     """
     raw, name = _read_bytes(path), shown(path)
     _refuse_binary(raw, path)
@@ -133,7 +133,7 @@ def _refuse_binary(raw: bytes, path: Path) -> None:
 
 def _of_format(found: formats.Format, path: Path) -> NoText:
     return NoText(
-        f"{shown(path)} is no plain text: it was recognised as {found.name}",
+        f"{shown(path)} isn't plain text: it was recognised as {found.name}",
         why="its brackets, quotes or tags would be learnt as if they were text" if found.text else "",
         hint=found.hint(Path(shown(path))),
         reason=found.name + (", see --raw" if found.text else ""),
@@ -147,14 +147,14 @@ def _read_bytes(path: Path) -> bytes:
         return gzip.decompress(raw) if packed else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = f"{shown(path)} is not a whole gzip file: {error}"
-        raise NoText(what, hint="get it again, or unpack it yourself", reason="damaged gzip") from error
+        raise NoText(what, hint="download it again, or unpack it yourself", reason="damaged gzip") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         what = f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise NoText(what, hint="check the name and its permissions", reason="unreadable") from error
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, which end at \\n or \\r\\n and nowhere else; no empty one behind the last end."""
+    """The lines of a text. Only \\n and \\r\\n end a line; no empty line follows the last one."""
     lines = text.removesuffix("\n").split("\n") if text else []
     return [line.removesuffix("\r") for line in lines]
 
@@ -176,7 +176,7 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass
 class Listing:
-    """Files of a folder that may hold text, sorted, and what was left out: {why: names inside the folder}."""
+    """files: the files of a folder that may hold text, sorted. left_out: {why: names inside the folder}."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
@@ -187,10 +187,10 @@ class Listing:
         self.left_out.setdefault(why, []).append(name)
 
     def texts(self, reading: Reading) -> dict[Path, str]:
-        """The text of each file that has one; the others are left out.
+        """The text of each file that has text; the others are left out.
 
         Raises:
-            DataError: none has, with the reasons.
+            DataError: no file has text; the message gives the reasons.
         """
         found: dict[Path, str] = {}
         for path in self.files:
@@ -213,7 +213,7 @@ class Listing:
         return found
 
     def summary(self) -> str:
-        """ "skipped 2 empty (a.txt, b.txt), 120 .py (--include '*.py')"; "" where nothing was left out."""
+        """ "skipped 2 empty (a.txt, b.txt), 120 .py (--include '*.py')"; "" if nothing was left out."""
         kinds = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         suffixes = [names for why, names in kinds if why.startswith(".")]
         listed = [item for item in kinds if not item[0].startswith(".") or item[1] in suffixes[:SUFFIXES]]
@@ -224,7 +224,7 @@ class Listing:
 
 
 def _kind(why: str, names: list[str]) -> str:
-    if why.startswith("."):  # a suffix, which says enough
+    if why.startswith("."):  # a suffix says enough
         return f"{len(names):,} {why}"
     dots = ", …" if len(names) > NAMED else ""
     plural = "s" if len(names) > 1 and why.endswith(("folder", "link", "file")) else ""
@@ -232,16 +232,16 @@ def _kind(why: str, names: list[str]) -> str:
 
 
 def listing(folder: Path, reading: Reading = AS_IT_COMES, written: Collection[Path] = ()) -> Listing:
-    """The text files of a folder and of its subfolders, by their names. Links are followed once.
+    """The text files of a folder and its subfolders, chosen by name. Links are followed once.
 
-    written: files that the command itself writes, which are no input.
+    written: files that the command itself writes; they are skipped.
 
     Raises:
         DataError: the folder is a run or a model. ConfigError: a pattern of --include matches nothing.
     """
     if kind := model_kind(folder):
         raise DataError(
-            f"{shown(folder)} is a {kind}, no text",
+            f"{shown(folder)} is a {kind}, not text",
             why="its samples and its report are what a model wrote",
             hint="name a text file, or a folder of them; --checkpoint names a run",
         )
@@ -250,7 +250,7 @@ def listing(folder: Path, reading: Reading = AS_IT_COMES, written: Collection[Pa
     for path in _walk(found):
         name = path.relative_to(folder).as_posix()
         if os.path.realpath(path) in ours:
-            found.leave(path, "of this command itself")
+            found.leave(path, "written by this command")
         elif reading.takes(shown(name)) or (TEXT_NAME.search(path.name) and not _is_about(path.name)):
             found.files.append(path)
         else:
@@ -283,12 +283,12 @@ def _check_patterns(found: Listing, reading: Reading) -> None:
             raise ConfigError(
                 f"--include {pattern!r} matches no file in {shown(found.folder)}",
                 why=found.summary(),
-                hint="correct the pattern, or leave --include away",
+                hint="correct the pattern, or remove --include",
             )
 
 
 def model_kind(folder: Path) -> str | None:
-    """What a folder is where it holds a model and no text: a run of training, or a model as hubs have them."""
+    """The kind of a folder that holds a model instead of text: a run folder, or a model in the layout of hubs."""
 
     def has(name: str) -> bool:
         return (folder / name).exists()
@@ -301,7 +301,7 @@ def model_kind(folder: Path) -> str | None:
 
 
 def _walk(found: Listing) -> Iterator[Path]:
-    """Every file below the folder once: first what lies there, then what links lead to."""
+    """Every file below the folder once: first the folder's own files, then those behind links."""
     above = {_identity(path) for path in found.folder.resolve().parents}
     seen = {_identity(found.folder)}
     folders, links = [found.folder], list[Path]()
@@ -343,7 +343,7 @@ def _why_not_followed(path: Path, seen: set[tuple[int, int]], above: set[tuple[i
         return "linked again"
     if path.is_dir():
         return model_kind(path)
-    return None if path.is_file() else "no regular file"
+    return None if path.is_file() else "not a regular file"
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -352,13 +352,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def split_files(found: Listing) -> dict[str, Path]:
-    """The files of official splits that lie in a folder: {"train", "validation", "test"} as far as present; {} without
-    one of `train`. What else could be text is left out then.
+    """The files of official splits in a folder: those of {"train", "validation", "test"} that are present; {} without
+    `train`. If there are splits, other text files are left out.
 
-    `train.txt`, `Valid.txt.gz`, `wiki.test.tokens` and their like are recognised, in any case.
+    `train.txt`, `Valid.txt.gz`, `wiki.test.tokens` and similar names are recognised, ignoring case.
 
     Raises:
-        DataError: two files are of one split.
+        DataError: two files belong to the same split.
     """
     splits: dict[str, Path] = {}
     for path in found.files:

@@ -1,7 +1,7 @@
-"""What a tokenizer.json says, and how one of other makers is made faithful: its tokens stand for the text, all of it.
+"""Reads a tokenizer.json from elsewhere and makes it faithful: its tokens stand for the whole text, unchanged.
 
-Published files do more than cut a text into tokens: they cut it short, fill it up, put special tokens around it, add a
-blank before it, or change its characters. What can be switched off is, with a word about it. What cannot is refused.
+Published files do more than cut a text into tokens. They truncate or pad it, put special tokens around it, add a blank
+before it, or change its characters. Whatever can be switched off is switched off and reported; the rest is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from ebmvk.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-# Ends of a text, the most usual first. Not <|im_end|>, which ends a turn of a chat: --end-token can name it.
+# End-of-text tokens, the most usual first. <|im_end|> ends a turn of a chat, so it isn't here: --end-token can name it.
 END_TOKENS = (
     *(END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]", "<|eos|>"),
     *("<｜end▁of▁sentence｜>", "[SEP]"),
@@ -28,11 +28,11 @@ Description = dict[str, Any]
 _INNER = {
     "normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders", "post_processor": "processors"
 }  # fmt: skip
-_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")  # parts that keep every character
+_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")  # these keep every character
 _CONTEXT = 20  # characters shown on either side of a place in a text
 
 
-# ---- what it says --------------------------------------------------------------------------------------------------
+# ---- reading it ----------------------------------------------------------------------------------------------------
 
 
 def parts(description: Description, step: str) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def parts(description: Description, step: str) -> list[dict[str, Any]]:
 
 
 def _set_parts(description: Description, step: str, found: list[dict[str, Any]]) -> None:
-    if found != parts(description, step):  # else the file stays as it was written
+    if found != parts(description, step):  # otherwise leave the file unchanged
         one = found[0] if len(found) == 1 else {"type": "Sequence", _INNER[step]: found}
         description[step] = one if found else None
 
@@ -65,17 +65,17 @@ def model_vocabulary(description: Description) -> dict[str, int]:
 
 
 def added_tokens(description: Description) -> dict[str, dict[str, Any]]:
-    """{content: what is said of it} of the added tokens."""
+    """{content: its entry} of the added tokens."""
     return {token["content"]: token for token in description["added_tokens"]}
 
 
 def is_byte_level(description: Description) -> bool:
-    """Whether tokens are spelled with one letter for each byte."""
+    """True if tokens are spelled with one letter for each byte."""
     return any(_has(description, step, "ByteLevel") for step in ("pre_tokenizer", "normalizer"))
 
 
 def changes(description: Description) -> bool:
-    """Whether anything before the model may add, change or leave out characters."""
+    """True if a step before the model may add, change or remove characters."""
     before = parts(description, "normalizer") + parts(description, "pre_tokenizer")
     return any(
         part["type"] not in _CUTTING or part.get("add_prefix_space") or part.get("behavior") == "Removed"
@@ -84,7 +84,7 @@ def changes(description: Description) -> bool:
 
 
 def missing_bytes(description: Description) -> list[str]:
-    """Tokens of single bytes that the vocabulary lacks: where there are none, it spells any text."""
+    """Single-byte tokens that the vocabulary lacks; if it lacks none, it can spell any text."""
     if description["model"]["type"] not in ("BPE", "Unigram"):
         return ["single bytes"]
     if is_byte_level(description):
@@ -98,7 +98,7 @@ def missing_bytes(description: Description) -> list[str]:
 
 
 def unknown_token(description: Description) -> str | None:
-    """The token that stands for whatever the model's vocabulary cannot spell; None where it has none."""
+    """The token for anything that the vocabulary cannot spell; None if there isn't one."""
     model, known = description["model"], model_vocabulary(description)
     if model["type"] == "Unigram":
         at = model.get("unk_id")
@@ -108,10 +108,10 @@ def unknown_token(description: Description) -> str | None:
 
 
 def needed_unknown(description: Description) -> str | None:
-    """The token of what the vocabulary cannot spell; None where it spells any text.
+    """The token for anything that the vocabulary cannot spell; None if it can spell any text.
 
     Raises:
-        DataError: it needs one and has none.
+        DataError: the vocabulary needs such a token but has none.
     """
     missing = missing_bytes(description)
     found = unknown_token(description) if missing else None
@@ -125,8 +125,8 @@ def needed_unknown(description: Description) -> str | None:
 
 
 def usual_end(description: Description) -> str | None:
-    """The first usual name of an end of text that the vocabulary has: of its special tokens, if one is among them, as
-    some vocabularies have </s> as a tag of HTML too."""
+    """The first of the usual end-of-text tokens in the vocabulary. Special tokens come first, because some vocabularies
+    also contain </s> as an HTML tag."""
     added = added_tokens(description)
     known = model_vocabulary(description).keys() | added.keys()
     special = {name for name, token in added.items() if token["special"]} | ({END_OF_TEXT} & known)
@@ -137,7 +137,7 @@ def end_token(description: Description, wanted: str | None) -> str:
     """The token that ends a document: `wanted`, or by default the usual one.
 
     Raises:
-        DataError: there is no such token.
+        DataError: the vocabulary has no such token.
     """
     known = model_vocabulary(description).keys() | added_tokens(description).keys()
     found = usual_end(description) if wanted is None else wanted
@@ -146,7 +146,7 @@ def end_token(description: Description, wanted: str | None) -> str:
         raise DataError(
             f"the tokenizer has no token {wanted!r}" if found else "the tokenizer has no end-of-text token",
             why="" if found else f"none of its tokens is {', '.join(END_TOKENS)}",
-            hint=f"name one of its special tokens by --end-token: {', '.join(special)}"
+            hint=f"name one of its special tokens with --end-token: {', '.join(special)}"
             if special
             else f"add {END_OF_TEXT} to its special tokens",
         )
@@ -157,15 +157,15 @@ def end_token(description: Description, wanted: str | None) -> str:
 
 
 def faithful(description: Description, texts: Iterable[str], wanted: str | None) -> tuple[Description, list[str]]:
-    """The description with everything switched off that would change a text, and what that was.
+    """The description with everything that would change a text switched off, and a list of what was switched off.
 
     Args:
         texts: the corpus, on which a normaliser that cannot be switched off must change nothing.
         wanted: the end token, or None for the usual one.
 
     Raises:
-        DataError: what cannot be switched off changes a text; there is no end token, or text can spell it; nothing
-            stands for what the vocabulary cannot spell.
+        DataError: a part that cannot be switched off changes a text; the end token is missing, or text can spell
+        it; the vocabulary cannot spell every text and has no unknown token.
     """
     found = copy.deepcopy(description)
     end = end_token(found, wanted)
@@ -194,7 +194,7 @@ def _chance(found: Description) -> Iterator[str]:
 
 
 def _surroundings(found: Description) -> Iterator[str]:
-    """A ByteLevel processor moves offsets only; all others put special tokens around a text."""
+    """Removes post-processors that put special tokens around a text; ByteLevel only moves offsets and stays."""
     processors = parts(found, "post_processor")
     adding = [part["type"] for part in processors if part["type"] != "ByteLevel"]
     _set_parts(found, "post_processor", [part for part in processors if part["type"] == "ByteLevel"])
@@ -203,7 +203,7 @@ def _surroundings(found: Description) -> Iterator[str]:
 
 
 def _blanks(found: Description) -> Iterator[str]:
-    """The blank that is put before each text, and its removal when tokens are read back."""
+    """Removes the blank before each text, and its removal in decoding."""
     before = copy.deepcopy([found[step] for step in ("normalizer", "pre_tokenizer")])
     for part in [*parts(found, "pre_tokenizer"), *parts(found, "decoder")]:
         if part["type"] == "Metaspace":
@@ -218,17 +218,17 @@ def _blanks(found: Description) -> Iterator[str]:
 
 
 def _decoder(found: Description) -> Iterator[str]:
-    """Without one, tokens would be joined by blanks."""
+    """Adds a decoder if there is none: otherwise blanks would join the tokens."""
     if found["decoder"] is None:
         meta = next((part for part in parts(found, "pre_tokenizer") if part["type"] == "Metaspace"), None)
         if meta or is_byte_level(found):
             bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
             found["decoder"] = copy.deepcopy(meta) if meta else bytes_
-            yield "blanks between tokens that are read back"
+            yield "blanks between decoded tokens"
 
 
 def _undone(part: dict[str, Any], found: Description) -> bool:
-    """Whether a part of the normaliser is one that the decoder takes back."""
+    """True if the decoder undoes this part of the normaliser."""
     if part["type"] != "Replace":
         return bool(part["type"] == "ByteLevel")
     was, becomes = part["pattern"].get("String"), part["content"]
@@ -240,11 +240,11 @@ def _undone(part: dict[str, Any], found: Description) -> bool:
 
 
 def _normalizer(found: Description, texts: Iterable[str]) -> Iterator[str]:
-    """Parts that change characters for good are left out. A vocabulary of bytes spells the text without them; any other
-    one was made for what they write, so that they must change nothing in this text.
+    """Removes parts that change characters for good. A vocabulary with all bytes can spell the text without them. Any
+    other vocabulary was made for the changed text, so these parts must leave this text as it is.
 
     Raises:
-        DataError: they do.
+        DataError: they change this text.
     """
     changing = [part for part in parts(found, "normalizer") if not _undone(part, found)]
     if not changing:
@@ -263,7 +263,7 @@ def _check_unchanged(found: Description, changing: list[dict[str, Any]], names: 
             was, becomes = difference(text, other)
             raise DataError(
                 f"the tokenizer's normaliser {names} changes the text: {was!r} becomes {becomes!r}",
-                why="its tokens are made for the changed text, and no text comes back from them as it was",
+                why="its tokens are made for the changed text, so the original text cannot be recovered from them",
                 hint="take a tokenizer without it (bpe, gpt2), or change the text in the same way before training",
             )
 
@@ -276,16 +276,16 @@ def difference(text: str, other: str) -> tuple[str, str]:
 
 
 def _swallowed(found: Description) -> Iterator[str]:
-    """Added tokens that take the blanks beside them along."""
+    """Stops added tokens from absorbing the blanks beside them."""
     eating = [token for token in found["added_tokens"] if token["lstrip"] or token["rstrip"]]
     for token in eating:
         token["lstrip"] = token["rstrip"] = False
     if eating:
-        yield f"blanks taken along by {', '.join(token['content'] for token in eating[:4])}"
+        yield f"absorbing of blanks by {', '.join(token['content'] for token in eating[:4])}"
 
 
 def _misread(found: Description) -> Iterator[str]:
-    """Added tokens whose letters are not what they are read back as: special tokens never stand for text."""
+    """Marks added tokens that decode to other letters as special, so that they never stand for text."""
     bpe = built(found)
     wrong = [
         token
@@ -295,14 +295,14 @@ def _misread(found: Description) -> Iterator[str]:
     for token in wrong:
         token["special"] = True
     if wrong:
-        yield f"in text, the added tokens {', '.join(token['content'] for token in wrong[:4])}"
+        yield f"matching in text of the added tokens {', '.join(token['content'] for token in wrong[:4])}"
 
 
 def _end(found: Description, end: str) -> Iterator[str]:
-    """The end token becomes a special one, which no text spells.
+    """Makes the end token a special token that no text can spell.
 
     Raises:
-        DataError: a text still can.
+        DataError: a text can still spell it.
     """
     token = added_tokens(found).get(end)
     if token is None:
@@ -314,25 +314,25 @@ def _end(found: Description, end: str) -> Iterator[str]:
         raise DataError(
             f"{end!r} is both the end token and the unknown token",
             why="a character that the vocabulary cannot spell would end the text",
-            hint="name another one by --end-token",
+            hint="name another one with --end-token",
         )
     if not _written(found, end):
         return
-    # Its first letter apart from the others, so that the model is never asked for all of it.
+    # Cut off its first letter, so the model never sees the whole token.
     cut = {"Regex": f"{re.escape(end[0])}(?={re.escape(end[1:])})"}
     split = {"type": "Split", "pattern": cut, "behavior": "Isolated", "invert": False}
     _set_parts(found, "pre_tokenizer", [split, *parts(found, "pre_tokenizer")])
     if len(end) < 2 or _written(found, end):
         raise DataError(
             f"the end token {end!r} can be spelled in a text",
-            why="a text that holds these letters would end there",
-            hint="name another one by --end-token",
+            why="a text that contains these letters would end there",
+            hint="name another one with --end-token",
         )
-    yield f"{end} as one token where it is written in a text"
+    yield f"matching of {end} as one token in text"
 
 
 def _written(found: Description, end: str) -> bool:
-    """Whether a text can hold the end token."""
+    """True if a text can contain the end token."""
     bpe = built(found)
     bpe.encode_special_tokens = True
     texts = [end, f" {end}", f"a {end} b", f"a{end}{end}b", f"{end}\n"]
@@ -341,5 +341,5 @@ def _written(found: Description, end: str) -> bool:
 
 
 def built(description: Description) -> _Bpe:
-    """The library's tokenizer of a description."""
+    """The tokenizers library's object for a description."""
     return _Bpe.from_str(json.dumps(description))

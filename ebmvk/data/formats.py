@@ -1,4 +1,4 @@
-"""Files that hold no plain text: recognised by their content and by their name, each with what to do about it."""
+"""Recognises files that aren't plain text, by content and by name, and says how to convert each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
 
-ROWS = 20  # lines that say whether a text is a table or rows of JSON
+ROWS = 20  # lines to look at to recognise a table or JSON Lines
 FEWEST_ROWS = 5
-PARSED = 1 << 26  # characters of JSON that are parsed to be sure; of a longer text its beginning decides
+PARSED = 1 << 26  # characters of JSON to parse at most; for longer texts the beginning decides
 
 
 @dataclass(frozen=True)
 class Format:
-    """name: for messages. text: its bytes are text, which --raw reads as it is. advice: what to do, with FILE for the
-    file's name."""
+    """name: for messages. text: the file holds text that --raw can read as it is. advice: what to do; FILE stands for
+    the file's name."""
 
     name: str
     text: bool
@@ -42,7 +42,7 @@ def _archive(name: str, command: str) -> Format:
 
 
 def _rows(name: str, rows: str) -> Format:
-    """Rows with columns. rows: a Python expression of them, as dictionaries, from standard input."""
+    """A format of rows with columns. rows: a Python expression that reads them from standard input as dictionaries."""
     script = f"import csv, json, sys; print(*[row['text'] for row in {rows}], sep='\\n<|doc|>\\n')"
     return Format(name, True, f'write its column of text to a file: python -c "{script}" < FILE > text.txt')
 
@@ -104,13 +104,13 @@ _JSON_START = re.compile(r'\s*(?:\{\s*"(?:[^"\\\n]|\\.)*"\s*:|\[\s*[\[{])')
 
 
 def suffix(path: PurePath) -> str:
-    """The suffix of a name in small letters, that of the packed file for `.gz`."""
+    """The lower-case suffix of a name; for `.gz`, the suffix before it."""
     inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     return inner.suffix.lower()
 
 
 def of_bytes(raw: bytes, path: PurePath) -> Format | None:
-    """The binary format of a file; None where it may be text."""
+    """The binary format of a file; None if it may be text."""
     if raw.startswith(b"PK\x03\x04"):
         return _zipped(raw[:8192], path)
     if raw[257:262] == b"ustar" and b"\0" in raw[:257]:
@@ -129,7 +129,7 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 def _zipped(start: bytes, path: PurePath) -> Format:
-    """What a zip archive is of."""
+    """The format inside a zip archive."""
     named = BY_NAME.get(suffix(path))
     if named in (WORD, OPEN_DOCUMENT, EPUB, TABLE):
         return named
@@ -138,7 +138,7 @@ def _zipped(start: bytes, path: PurePath) -> Format:
 
 
 def of_text(text: str, path: PurePath) -> Format | None:
-    """The format of a text whose bytes are rows or markup, by its name or by its content; None for plain text."""
+    """The format of a text file with rows or markup, by its name or its content; None for plain text."""
     named = BY_NAME.get(suffix(path))
     if named is not None and named.text:
         return named
@@ -181,7 +181,7 @@ def _parsed(text: str) -> object:
 
 
 def _table_in(text: str) -> Format | None:
-    """A first line of column names, and rows of as many columns; a comma with a blank behind it is one of prose."""
+    """True for a line of column names followed by rows with as many columns. A comma before a blank counts as prose."""
     lines = _first_lines(text)
     if len(lines) < FEWEST_ROWS:
         return None

@@ -16,7 +16,7 @@ from ebmvk.errors import ArgumentError, DataError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_AT_ONCE = 1 << 16  # tokens looked up at once: some twenty arrays are as long
+_AT_ONCE = 1 << 16  # tokens looked up at once; about twenty arrays have this length
 
 
 @dataclass(frozen=True)

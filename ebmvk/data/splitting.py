@@ -22,21 +22,21 @@ def at_separators(text: str, separator: str | None = None) -> list[str]:
 
 
 def _between(separator: str | None) -> re.Pattern[str]:
-    """What stands between documents."""
+    """The pattern of the text between documents."""
     if separator is None or separator in STANDARD:
         return SEPARATOR
-    # All of a line: "### A heading" is none of ###.
+    # It must be the whole line: "### A heading" isn't the separator ###.
     return re.compile(rf"^{re.escape(separator.strip())}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
 
 
 def stray_separators(text: str, separator: str | None = None) -> int:
-    """Lines that hold a separator and yet separate nothing, as there is other text in them."""
+    """The number of lines that contain a separator but separate nothing, because they contain other text too."""
     words = STANDARD if separator is None or separator in STANDARD else (separator.strip(),)
     return len(set().union(*(_stray(text, word, _between(separator)) for word in words)))
 
 
 def _stray(text: str, word: str, between: re.Pattern[str]) -> set[int]:
-    """Where lines begin that hold a word and are no separator."""
+    """The offsets of lines that contain a word but aren't separators."""
     found, at = set(), text.find(word)
     while at >= 0:
         start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
@@ -47,7 +47,7 @@ def _stray(text: str, word: str, between: re.Pattern[str]) -> set[int]:
 
 
 def is_wikitext(text: str) -> bool:
-    """Whether a text is word-level as WikiText is: each line has a blank at both ends, save a cut last one."""
+    """True if a text is word-level like WikiText: each line starts and ends with a blank, except a cut last line."""
     start = lines = 0
     while (end := text.find("\n", start)) >= 0:
         if not (text.startswith(" ", start) and text[end - 1] == " " and end > start):

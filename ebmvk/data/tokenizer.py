@@ -1,5 +1,5 @@
-"""Byte-level BPE with an exact round trip of any text, two tokens apart: end-of-text and `<unk>`; or characters; or
-a file of other makers (`ebmvk.data.foreign`).
+"""Tokenizers: byte-level BPE with an exact round trip of any text (except end-of-text and `<unk>`), characters, or a
+tokenizer.json from elsewhere (`ebmvk.data.foreign`).
 
 Word-level text (WikiText) is cut at its blanks, and a token carries the blank before it: no token crosses a border of
 words, and " \\n", the end of a line, is one token and one word. Other text is cut at words, numbers and punctuation.
@@ -31,9 +31,9 @@ TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
 UNKNOWN = "<unk>"
-OWN_KINDS = ("bpe", "char", "gpt2")  # made here, and named rather than read from a file
-FEWEST_USED = 7 / 8  # of the ids up to the largest one: a table of a model has a row for each
-LONGEST_PIECE = 1024  # characters that merges are learned from together: the time for it grows with the square
+OWN_KINDS = ("bpe", "char", "gpt2")  # made here, not read from a file
+FEWEST_USED = 7 / 8  # share of the ids up to the largest: a model's table has a row for each id
+LONGEST_PIECE = 1024  # characters of a piece that merges are learned from; the time grows with its square
 _PART = 1 << 16  # characters whose offsets are held at once
 
 WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
@@ -42,8 +42,8 @@ TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L
 
 @dataclass(frozen=True)
 class Spelling:
-    """How tokens spell a text. unknown: characters that unknown tokens stand for; blanks: white space that no token
-    stands for; lost: the same of other characters."""
+    """How tokens spell a text. unknown: characters behind unknown tokens; blanks: white space that is in no token;
+    lost: other characters that are in no token."""
 
     unknown: int = 0
     blanks: int = 0
@@ -53,20 +53,19 @@ class Spelling:
 class Tokenizer:
     """Text to ids and back.
 
-    Ids run from 0 to vocab_size - 1; a tokenizer of other makers may leave some of them out. Of the trained one: bytes
-    first, then merges, `<unk>`, end-of-text. Its `<unk>` written in a text is one token (in word-level text together
-    with the blank before it). The end token cannot be written in a text: it stands at the start of each document, where
-    `encode_split` puts it.
+    Ids run from 0 to vocab_size - 1; a tokenizer from elsewhere may skip some. One trained here has bytes first, then
+    merges, `<unk>` and end-of-text; `<unk>` written in a text is one token (in word-level text together with the blank
+    before it). No text can contain the end token: `encode_split` puts it at the start of each document.
 
     Attributes:
-        end_token, eos_id: what ends a document.
-        unk_id: the token of what cannot be spelled, or of a written `<unk>`; None where there is neither.
-        notes: what had to be changed in a file of other makers, for people.
-        altered: it was read from a file that cuts texts short, fills them up or the like, which is switched off here.
+        end_token, eos_id: the token that ends a document.
+        unk_id: the token for anything that cannot be spelled, or for a written `<unk>`; None if there is no such token.
+        notes: lines for people on what was changed in a tokenizer.json from elsewhere.
+        altered: the file truncates, pads or similar, and this is switched off here.
     """
 
     def __init__(self, bpe: _Bpe, end_token: str | None = None, notes: Sequence[str] = ()) -> None:
-        """end_token: by default the usual one. Raises DataError: ids or tokens are missing that it needs."""
+        """end_token: by default the usual one. Raises DataError if ids or tokens that it needs are missing."""
         self._written = bpe.to_str()
         description = json.loads(self._written)
         self.end_token = foreign.end_token(description, end_token)
@@ -87,13 +86,13 @@ class Tokenizer:
 
     @property
     def spells_bytes(self) -> bool:
-        """Whether tokens stand for bytes, so that those of a text are known from its tokens."""
+        """True if each token stands for known bytes, so the bytes of a text follow from its tokens."""
         return self._byte_lengths is not None
 
     def encode(self, text: str) -> Ids:
         """(n,) int32 ids with no end-of-text token. `decode` gives exactly `text` back if the tokenizer was trained
-        here or spells bytes. Else characters that it does not know become its unknown token, and one of words may leave
-        blanks out: `spelling` counts both.
+        here or spells bytes. Otherwise unknown characters become the unknown token, and a tokenizer of words may drop
+        blanks; `spelling` counts both.
 
         Raises:
             ArgumentError: the text holds half of a surrogate pair, which is no Unicode text.
@@ -122,14 +121,14 @@ class Tokenizer:
         return self._bpe.id_to_token(token_id) or ""
 
     def label(self, token_id: int) -> str:
-        """A token for people: its text, or its name where it has none."""
+        """A token as people read it: its text, or its name if it has no text."""
         return self.decode([token_id]) or self.symbol(token_id)
 
     def beginning(self, text: str, ids: Ids) -> bytes:
-        """The UTF-8 bytes at the beginning of a text that its first tokens, `ids`, stand for.
+        """The bytes at the start of a UTF-8 text that its first tokens, `ids`, stand for.
 
-        Of a tokenizer that does not spell bytes, a character that is only begun counts as whole, and blanks that no
-        token stands for count with what follows them.
+        If the tokenizer does not spell bytes, a partly covered character counts as whole, and blanks in no token count
+        with the text after them.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]
@@ -137,13 +136,13 @@ class Tokenizer:
         while True:
             found = self._bpe.encode(text[:size], add_special_tokens=False)
             own = found.ids[: len(ids)]
-            # Where the cut changes the tokens beside it, more of the text is read.
+            # If the cut changes the tokens beside it, read more of the text.
             if size >= len(text) or (len(found.ids) > len(ids) and np.array_equal(own, ids)):
                 return text[: found.offsets[len(own) - 1][1] if own else 0].encode()
             size *= 2
 
     def spelling(self, text: str) -> Spelling:
-        """What of a text its tokens do not say."""
+        """Counts the parts of a text that its tokens do not tell."""
         if self.spells_bytes:
             return Spelling()
         found = [self._spelling(part) for part in _parts(text)]
@@ -156,7 +155,7 @@ class Tokenizer:
         return Spelling(self._unknown_characters(encoding, text), *_left_out(encoding, text))
 
     def _unknown_characters(self, encoding: Encoding, text: str) -> int:
-        """Not where the text itself says `<unk>`."""
+        """A `<unk>` written in the text does not count."""
         if self._unknown is None:
             return 0
         unknown, offsets = self._bpe.token_to_id(self._unknown), encoding.offsets
@@ -164,20 +163,19 @@ class Tokenizer:
         return sum(end - start for start, end in places if text[start:end].strip() != self._unknown)
 
     def unknown_characters(self, text: str, ids: Ids) -> int:
-        """Characters of a text that unknown tokens among its tokens, `ids`, stand for."""
+        """The number of characters of a text that became unknown tokens; ids: its tokens."""
         return self.spelling(text).unknown if self.has_unknown(ids) else 0
 
     def has_unknown(self, ids: Ids) -> bool:
-        """Whether a token among `ids` stands for what the tokenizer cannot spell."""
+        """True if one of `ids` stands for text that the tokenizer cannot spell."""
         return self._unknown is not None and bool((ids == self._bpe.token_to_id(self._unknown)).any())
 
     def digest(self) -> str:
-        """SHA-256 of what `save` writes: the same tokens, merges and cuts; and of the end token, if it is not the usual
-        one."""
+        """SHA-256 of what `save` writes (tokens, merges, cuts), and of the end token if it isn't the usual one."""
         return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
 
     def faithful(self) -> Tokenizer:
-        """This one, as `save` should write it into a new run: what was switched off in a file is off in its copy."""
+        """This tokenizer as `save` writes it into a new run: steps that were switched off stay off in the copy."""
         return Tokenizer(_Bpe.from_str(self._bpe.to_str()), self.end_token) if self.altered else self
 
     def save(self, path: Path) -> None:
@@ -190,8 +188,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, end_token: str | None = None) -> Tokenizer:
-        """Read what `save` wrote. end_token: of the run's settings. Raises DataError if it is missing or no
-        tokenizer."""
+        """Read a file that `save` wrote. end_token: from the run's settings. Raises DataError if the file is missing or
+        isn't a tokenizer."""
         bpe = read_library_tokenizer(path)
         try:
             return cls(bpe, end_token)
@@ -200,7 +198,7 @@ class Tokenizer:
 
 
 def read_library_tokenizer(path: Path) -> _Bpe:
-    """The library's tokenizer of a file. Raises DataError."""
+    """The tokenizers library's object for a file. Raises DataError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -211,18 +209,18 @@ def read_library_tokenizer(path: Path) -> _Bpe:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(
-            f"{path} is no tokenizer: {error}", hint="name a tokenizer.json of the tokenizers library"
+            f"{path} isn't a tokenizer: {error}", hint="name a tokenizer.json of the tokenizers library"
         ) from error
 
 
 def _size(bpe: _Bpe) -> int:
-    """Rows that a model needs, one for each id up to the largest. Raises DataError."""
+    """The number of rows that a model needs: one for each id up to the largest. Raises DataError."""
     ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
     size = ids[-1] + 1 if ids else 0
     twice = next((a for a, b in pairwise(ids) if a == b), None)
     if twice is not None or len(ids) < FEWEST_USED * size:
         raise DataError(
-            f"the tokenizer has two tokens of id {twice}"
+            f"the tokenizer has two tokens with id {twice}"
             if twice is not None
             else f"the tokenizer has {len(ids):,} tokens with ids up to {size - 1:,}",
             why="the file was damaged or edited" if twice is not None else "a model would have rows for unused ids",
@@ -232,7 +230,7 @@ def _size(bpe: _Bpe) -> int:
 
 
 def _switch_off(bpe: _Bpe, description: Description) -> None:
-    """What an older run's file may have: new runs get files without it."""
+    """Older runs' files may have these steps; new runs get files without them."""
     bpe.no_truncation()
     bpe.no_padding()
     if bpe.num_special_tokens_to_add(False):
@@ -242,7 +240,7 @@ def _switch_off(bpe: _Bpe, description: Description) -> None:
 
 
 def _byte_lengths(bpe: _Bpe, description: Description, size: int) -> npt.NDArray[np.int64] | None:
-    """(size,) bytes that each token stands for; None where tokens of a text need not add up to its bytes."""
+    """(size,) how many bytes each token stands for; None if a text's tokens need not add up to its bytes."""
     if not foreign.is_byte_level(description) or foreign.missing_bytes(description) or foreign.changes(description):
         return None
     added = foreign.added_tokens(description)
@@ -251,7 +249,7 @@ def _byte_lengths(bpe: _Bpe, description: Description, size: int) -> npt.NDArray
 
 
 def _left_out(encoding: Encoding, text: str) -> tuple[int, str]:
-    """(blanks, other characters) of a text that no token stands for."""
+    """(blanks, other characters) of a text that are in no token."""
     blanks, lost, at = 0, "", 0
     for start, end in chain(encoding.offsets, [(len(text), len(text))]):
         if start > at:
@@ -262,7 +260,7 @@ def _left_out(encoding: Encoding, text: str) -> tuple[int, str]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text in parts of bounded length, cut after a blank if one has any."""
+    """A text in parts of bounded length, each cut after a blank if it has one."""
     at = 0
     while at < len(text):
         end = at + _PART
@@ -283,18 +281,18 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
 def make_tokenizer(
     kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = (), end_token: str | None = None
 ) -> Tokenizer:
-    """What `--tokenizer` names: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a tokenizer.json.
+    """The tokenizer of `--tokenizer`: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a file.
 
-    folders: where GPT-2's files may lie, in a folder `gpt2-bpe`. end_token: of a tokenizer.json; by default the usual
-    one.
+    folders: may contain a folder `gpt2-bpe` with GPT-2's files. end_token: for a tokenizer.json; by default the
+    usual one.
 
     Raises:
-        ConfigError: no such file; vocab_size is too small; an end token for a tokenizer that has its own. DataError:
-            the file is no tokenizer, or one that changes texts.
+        ConfigError: the file doesn't exist, vocab_size is too small, or the tokenizer's own end token is fixed.
+        DataError: the file isn't a tokenizer, or changes texts.
     """
     if end_token is not None and kind in OWN_KINDS:
         raise ConfigError(
-            f"--end-token {end_token} with --tokenizer {kind}, which has {END_OF_TEXT}", hint="leave --end-token away"
+            f"--end-token {end_token} with --tokenizer {kind}, which ends with {END_OF_TEXT}", hint="remove --end-token"
         )
     if kind == "bpe":
         return train_tokenizer(corpus, vocab_size)
@@ -307,15 +305,15 @@ def make_tokenizer(
 
 
 def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) -> Tokenizer:
-    """A tokenizer.json of any makers, made faithful; its notes say how.
+    """Any tokenizer.json, made faithful; its notes say how.
 
     Raises:
-        DataError: it is no tokenizer, or changes the corpus in a way that cannot be switched off.
+        DataError: it isn't a tokenizer, or changes the corpus in a way that cannot be switched off.
     """
     texts = chain.from_iterable(corpus.splits.values())
     bpe = read_library_tokenizer(path)
     try:
-        _size(bpe)  # of the file as it is: the library writes only one of two tokens of one id
+        _size(bpe)  # check the file as it is: of two tokens with one id, the library writes only one
         found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
         end = foreign.end_token(found, end_token)
         notes = [f"{path}: the end of a document is {end}"] if end != END_OF_TEXT else []
@@ -384,7 +382,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     bpe = _Bpe(models.BPE())
     pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # A text without blanks (DNA, Thai) is one piece, and the trainer shifts all of it at each merge; `encode` does not.
+    # A text without blanks (DNA, Thai) is one piece, and the trainer shifts all of it at each merge; `encode` doesn't.
     short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])

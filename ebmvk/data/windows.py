@@ -31,7 +31,7 @@ class TokenStream:
         starts: (documents,) int64, where each document's end-of-text token stands.
         word_level: of the corpus, which says what a word is; the tokenizer may come from another kind of text.
         apart: no window holds tokens of two documents, but for the end-of-text token that ends one and leads the next.
-        text: the documents' texts, by which words and bytes are counted; none where only tokens are known.
+        text: the documents' texts, used to count words and bytes; none if only tokens are known.
         cut: the tokens end within the last document.
     """
 
@@ -60,7 +60,7 @@ class TokenStream:
         return replace(self, tokens=self.tokens[:limit], starts=starts, text=self.text[: len(starts)], cut=cut)
 
     def documents(self) -> Iterator[tuple[str, Ids, bool]]:
-        """(text, tokens without end-of-text, whether those are all of it) of each document."""
+        """(text, tokens without end-of-text, True if these are all its tokens) for each document."""
         ends = [*self.starts[1:].tolist(), len(self)]
         for text, start, end in zip(self.text, self.starts.tolist(), ends, strict=True):
             yield text, self.tokens[start + 1 : end], not self.cut or end < len(self)
@@ -77,7 +77,7 @@ def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer, *, apart: boo
     """Encode the documents of a split; `apart`: to be read document by document. Raises DataError if there is no such
     split."""
     text = corpus.documents(split)
-    # The tokenizer's own results take some hundred bytes a token: of a few documents at once, not of all.
+    # The tokenizer's results take about a hundred bytes per token, so encode a few documents at a time.
     encoded = [ids for some in _grouped(text) for ids in tokenizer.encode_many(some)]
     eos = np.array([tokenizer.eos_id], dtype=np.int32)
     tokens = np.concatenate([part for document in encoded for part in (eos, document)])
@@ -87,7 +87,7 @@ def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer, *, apart: boo
 
 
 def _grouped(documents: list[str]) -> Iterator[list[str]]:
-    """The documents, so many at a time that each group but the last has `ENCODED_AT_ONCE` characters or more."""
+    """The documents in groups of at least `ENCODED_AT_ONCE` characters each (the last may be smaller)."""
     group, size = list[str](), 0
     for document in documents:
         group.append(document)

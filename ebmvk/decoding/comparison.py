@@ -56,7 +56,7 @@ class Passages:
             ids = stream.tokens[place : place + need].tolist()
             text = tokenizer.decode(ids[:prompt])
             begun = [int(token) for token in tokenizer.encode_prompt(text)]
-            # Not if the cut falls into a word that is spelled otherwise alone, or if the tokens do not say the text.
+            # False if the cut splits a word whose parts have other tokens, or if the tokens do not tell the whole text.
             if begun[1:] == ids[:prompt] and not tokenizer.has_unknown(stream.tokens[place : place + need]):
                 found.append((text, begun, ids[prompt:]))
         if len(found) < count:

@@ -26,7 +26,7 @@ WHOLE = ("top_k", "no_repeat_ngram")  # settings that count something
 
 
 def _is_number(value: object, *, whole: bool) -> bool:
-    """Also one of numpy's; no truth value."""
+    """True for numbers, numpy's too, but not for bools."""
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
@@ -38,7 +38,7 @@ class Strategy:
     hold this mass (Holtzman et al. 2020). min_p: only what has this share of the largest probability (Nguyen et al.
     2024). typical_p: only the tokens of this mass whose information is nearest to the entropy (Meister et al. 2023).
     repetition_penalty: log p times this for every token seen (Keskar et al. 2019). no_repeat_ngram: no n-gram twice
-    (0: any). Neither of the two touches the end token: it leads every text, and ending one repeats nothing.
+    (0: any). Neither of the last two touches the end token: it starts every text, and ending one repeats nothing.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -76,7 +76,7 @@ class Strategy:
     def law(self, log_p: Tensor, seen: Sequence[Sequence[int]], end: int | None = None) -> Tensor:
         """log of the changed law: (B, V), normalised, -inf where a token is ruled out; at least one never is.
 
-        log_p: (B, V) normalised; seen: of each row, the tokens of its text so far; end: the token that ends a text.
+        log_p: (B, V) normalised; seen: the tokens of each row's text so far; end: the token that ends a text.
         """
         found = log_p.double()
         if self.repetition_penalty != 1:
@@ -117,10 +117,10 @@ NAMED = MappingProxyType(
 
 
 def named(name: str) -> Strategy:
-    """The strategy of a name, or of its first word where that is enough: `nucleus` is `nucleus 0.9`.
+    """The strategy with this name, or the only one whose first word it is: `nucleus` is `nucleus 0.9`.
 
     Raises:
-        ConfigError: there is none of that name, or more than one begins with it.
+        ConfigError: no strategy has that name, or several begin with it.
     """
     if name in NAMED:
         return NAMED[name]
@@ -130,20 +130,20 @@ def named(name: str) -> Strategy:
     close = nearest(name, NAMED)
     hint = f"take {' or '.join(begun)}" if begun else f"did you mean {close}?" if close else ""
     raise ConfigError(
-        f"--strategy {name!r}: {'several strategies begin so' if begun else 'no such strategy'}",
+        f"--strategy {name!r}: {'several strategies begin with it' if begun else 'no such strategy'}",
         hint=hint or f"take one of {', '.join(NAMED)}",
     )
 
 
 def of(strategy: Strategy | str, settings: Mapping[str, float]) -> Strategy:
-    """A strategy or the one of that name, with some of its settings changed.
+    """A strategy, or the strategy with that name, with some of its settings changed.
 
     Raises:
-        ConfigError: there is no such strategy or setting, or a value is out of range.
+        ConfigError: the strategy or a setting doesn't exist, or a value is out of range.
     """
     base = named(strategy) if isinstance(strategy, str) else strategy
     if not isinstance(base, Strategy):
-        raise ConfigError(f"strategy {base!r} is none", hint='give a Strategy, or a name such as "nucleus"')
+        raise ConfigError(f"strategy {base!r} isn't a strategy", hint='give a Strategy, or a name such as "nucleus"')
     names = [entry.name for entry in dataclasses.fields(Strategy)]
     if unknown := next((name for name in settings if name not in names), None):
         close = nearest(unknown, names)
@@ -170,7 +170,7 @@ def _only(log_p: Tensor, allowed: Tensor) -> Tensor:
 
 
 def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
-    """log p times `penalty` where a row has seen the token and it is not `end`: p^penalty, not normalised. (B, V)."""
+    """log p, times `penalty` for tokens other than `end` that the row has seen: p^penalty, not normalised. (B, V)."""
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
         row[list(set(tokens) - {end})] = penalty
@@ -178,8 +178,8 @@ def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end:
 
 
 def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: int | None = None) -> Tensor:
-    """-inf where a token other than `end` would complete an n-gram that its row has already; a row without any other
-    token stays. (B, V)."""
+    """-inf for tokens other than `end` that would complete an n-gram the row already has; a row that would lose all its
+    tokens stays as it is. (B, V)."""
     found = log_p.clone()
     for row, tokens in zip(found, seen, strict=True):
         last = tuple(tokens[len(tokens) - n + 1 :]) if n > 1 else ()

@@ -46,8 +46,8 @@ def langevin(subject: Subject) -> Row | Absent:
     """Each sampler on contexts that span the entropies: its diagnostics, and its tokens against p(v|c).
 
     p: of chi^2; bound: an upper bound (99 %) of the total variation between the law of the tokens and p(v|c).
-    ok: no chi^2 p-value of a sampler is below FAMILY_LEVEL shared by its contexts; None where the run's own temperature
-    is another than 1, whose chains do not have the law p(v|c).
+    ok: no chi^2 p-value of a sampler is below FAMILY_LEVEL shared by its contexts; None if the run's temperature isn't
+    1, because then chains do not have the law p(v|c).
     """
     if absent := _flat(subject):
         return absent

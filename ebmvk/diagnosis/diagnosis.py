@@ -36,8 +36,8 @@ LOOKS = ("attention", "experts")  # both from one reading
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON-able. nats: (n,) of validation's first tokens, to pair with another's; tokens: which they are;
-    starts: where their documents begin."""
+    """record: JSON-able. nats: (n,) for validation's first tokens, to pair with those of another checkpoint; tokens:
+    their ids; starts: where their documents begin."""
 
     record: Row
     nats: Tensor

@@ -71,7 +71,7 @@ def _fitted(subject: Subject) -> Row:
 
 
 def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
-    """Of each law but those without memory, and of the calibrated one over none."""
+    """The gains of each law that has a memory, and of the calibrated law over the plain model."""
     without = {"none", base}
     return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 

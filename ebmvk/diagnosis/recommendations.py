@@ -154,17 +154,17 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
         if law != "calibrated" and _worse_for_sure(paired):
             even = ", even on the text that its gates were fitted on" if memory.get("in_sample_tokens") else ""
             again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
-            yield f"memory {law} makes it worse{even}: leave --memory {law} away, or build it again by {again}"
+            yield f"memory {law} makes it worse{even}: remove --memory {law}, or build it again with {again}"
     for sign in memory.get("signs", []):
         again = f"`ebmvk memory --checkpoint {folder} --fit-on training`"
-        yield f"{sign['sign']} ({sign['reason']}): leave --memory away, or build it again by {again}"
+        yield f"{sign['sign']} ({sign['reason']}): remove --memory, or build it again with {again}"
     if "external" in found and _worse_for_sure(found["external"]["gain"]):
         yield "the external memory makes it worse: a new run with --no-use-memory"
 
 
 def _worse_for_sure(gain: Row) -> bool:
-    """Whether other documents, too, are expected to cost more: all of the interval is above 0. Within one document
-    nothing follows for others."""
+    """True if other documents are expected to cost more too: the whole interval is above 0. An interval within one
+    document tells nothing about others."""
     return gain["low"] is not None and gain["low"] > 0 and gain.get("method") != "stretches"
 
 

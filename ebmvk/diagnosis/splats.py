@@ -27,7 +27,7 @@ TWINS = 8  # nearest splats among which a twin is looked for
 BINS = 24  # of a histogram, at most
 CHOSEN = 10  # splats whose tokens are shown
 TOKENS = 6  # of each
-LABELS = 60  # points of a map, at most, that have a label; the picture leaves out those without room
+LABELS = 60  # at most this many points of a map have a label; labels without room are left out
 _LAWS = 1 << 22  # probabilities held at once
 
 
@@ -141,7 +141,7 @@ def histogram(values: Tensor) -> Row:
 
 
 def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
-    """`projected` of some splats, at even distances; the most used ones are labelled with their likeliest tokens."""
+    """`projected` for evenly chosen splats; the most used ones are labelled with their likeliest tokens."""
     ask = spaced(store.n, subject.sizes.drawn)
     most = usage[ask].argsort(descending=True)[:LABELS]
     likeliest = store.token_law(ask[most][:, None], torch.ones(len(most), 1)).argmax(1)

@@ -69,10 +69,10 @@ class Text:
 
     @classmethod
     def of(cls, run: OpenRun, dataset: str | None, data_dir: Path | None) -> Text:
-        """The text that a run was trained on. dataset, data_dir: where it lies, if it has moved.
+        """The text that a run was trained on. dataset, data_dir: where it is now, if it has moved.
 
         Raises:
-            DataError: it cannot be found. CheckpointError: the files, or Python's own for `builtin`, are others now.
+            DataError: it cannot be found. CheckpointError: the files have changed (for `builtin`, Python's own files).
         """
         data = run.config.data
         corpus = own_text(run.config, dataset, data_dir)

@@ -92,7 +92,7 @@ class Cpu:
     """All processors this process may use. Takes contiguous float32 tensors on the CPU.
 
     Raises:
-        DeviceError: the extension cannot be imported; the message knows the usual causes.
+        DeviceError: the extension cannot be imported; the message names the likely cause.
     """
 
     name = "cpu"

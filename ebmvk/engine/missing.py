@@ -1,4 +1,4 @@
-"""Why an extension module cannot be imported, and the way out."""
+"""Explains why an extension module cannot be imported, and what to do."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def extension_error(name: str, error: ImportError) -> DeviceError:
 def _cause(name: str, error: ImportError, package: Path) -> tuple[str, str]:
     """(why, hint)"""
     own = name + str(sysconfig.get_config_var("EXT_SUFFIX"))
-    if error.path and Path(error.path).name == own:  # it is there: a library that it needs is not
+    if error.path and Path(error.path).name == own:  # the file exists, so a library that it needs is missing
         return f"{error.path}: {error}", "build it on this machine: " + BUILD
     left_out = _left_out() if name == "_vulkan" else ""
     if left_out:
         return (
             f"it was left out: {left_out}",
-            "mend that, then run `./run setup` or `pip install .` in the project folder",
+            "fix that, then run `./run setup` or `pip install .` in the project folder",
         )
     others = sorted(path.name for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd"))
     if others:
@@ -41,7 +41,7 @@ def _cause(name: str, error: ImportError, package: Path) -> tuple[str, str]:
     if installed and installed != package and any(installed.glob(f"{name}.*")):
         return (
             f"the source folder {package} is found before the installed package {installed}, and has no extensions",
-            f"start from another folder than {package.parent}, or run `./run setup` there, which installs that folder",
+            f"start in a folder other than {package.parent}, or run `./run setup` there, which installs that folder",
         )
     if (package.parent / "CMakeLists.txt").is_file():
         return f"ebmvk is taken from its source folder {package}, where nothing is built", BUILD
@@ -49,7 +49,7 @@ def _cause(name: str, error: ImportError, package: Path) -> tuple[str, str]:
 
 
 def _left_out() -> str:
-    """Why the build left the Vulkan engine out; nothing if it did not, or does not say."""
+    """Why the build left out the Vulkan engine; empty if it did not, or if it isn't known."""
     try:
         return str(importlib.import_module("ebmvk._built").VULKAN_LEFT_OUT)
     except ImportError:
@@ -57,7 +57,7 @@ def _left_out() -> str:
 
 
 def _installed() -> Path | None:
-    """The folder of the installed package, which may be another than the one imported."""
+    """The folder of the installed package, which may differ from the imported one."""
     try:
         return Path(str(importlib.metadata.distribution("ebmvk").locate_file("ebmvk"))).resolve()
     except importlib.metadata.PackageNotFoundError:

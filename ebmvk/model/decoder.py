@@ -68,10 +68,10 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and losses of its own."""
+        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and the decoder's own losses."""
 
     def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """(B, T, d) rows -> unit rows (B, T, d), and losses of its own."""
+        """(B, T, d) rows -> unit rows (B, T, d), and the decoder's own losses."""
         h = scales.state
         assert h is not None
         rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1)

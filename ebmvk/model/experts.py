@@ -177,7 +177,7 @@ class Routing:
     """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
     int64; probability (E, N), of each expert; log_z (N,), logsumexp of the logits.
 
-    The last two have gradients; how the weights came about has its gradient in the output alone.
+    The last two have gradients. The weights get theirs through the output only.
     """
 
     weights: Tensor
@@ -195,7 +195,7 @@ class Routing:
         return 2 * len(self.probability) + 1
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """Each expert's probability, how often each was chosen, and logsumexp^2; as of `OwnLoss`."""
+        """Each expert's probability, how often it was chosen, and logsumexp^2; see `OwnLoss`."""
         experts, p, log_z = self.experts, self.probability, self.log_z
         if there is not None:
             experts, p, log_z = experts[there], p[:, there], log_z[there]
@@ -203,8 +203,8 @@ class Routing:
         return torch.cat([p.sum(1).double(), chosen.double(), log_z.square().sum()[None].double()])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
-        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021), of the chosen shares f and the mean probabilities
-        P; z: mean logsumexp^2 (Zoph et al. 2022)."""
+        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021), with the chosen shares f and the mean
+        probabilities P; z: mean logsumexp^2 (Zoph et al. 2022)."""
         experts = len(self.probability)
         p, chosen, square = torch.split(sums / n, [experts, experts, 1])
         balance = experts * (chosen / self.experts.shape[1] * p).sum()

@@ -96,7 +96,7 @@ class Integration:
         return n + n * n
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """Of the units and of their products; as of `OwnLoss`."""
+        """Sums of the units and of their products; see `OwnLoss`."""
         units = self.units if there is None else self.units[there]
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 
@@ -108,7 +108,7 @@ class Integration:
 
 class Infinito(GPT):
     """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
-    units, in training only: PHI is of a batch, not of a token, and larger in a small batch (`integration.chance`)."""
+    units, in training only: PHI belongs to a batch, not a token, and is larger in small ones (`integration.chance`)."""
 
     own_losses = True
 

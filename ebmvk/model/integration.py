@@ -17,14 +17,14 @@ RIDGE = 1e-4  # of the variance of a unit: hidden units may depend on one anothe
 
 
 def correlation(x: Tensor) -> Tensor:
-    """(n, n) of units x (samples, n), as `correlation_of` their moments."""
+    """(n, n) correlation of units x (samples, n): `correlation_of` their moments."""
     centred = x - x.mean(0)
     return correlation_of(torch.zeros_like(centred[0]), centred.T @ centred / len(x))
 
 
 def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
-    """(n, n) of units with these means (n,) and mean products x_i x_j (n, n), regularised: information does not depend
-    on the units' scales. A unit that never changes is independent of all others. In float64, as means are subtracted.
+    """(n, n) correlation of units with these means (n,) and mean products x_i x_j (n, n), regularised. Information does
+    not depend on the units' scales. A constant unit is independent of all others. In float64, as means are subtracted.
     """
     covariance = products - mean[:, None] * mean
     scale = (covariance.diagonal().clamp_min(0) + SILENT**2).rsqrt()  # the root of 0 has no gradient
@@ -77,24 +77,24 @@ def integrated_information(x: Tensor) -> Tensor:
 def phi(x: Tensor) -> Tensor:
     """`phi_of` the correlation of units x (samples, n); differentiable.
 
-    It is not corrected for the number of samples: even independent units seem to predict one another, by up to
+    It isn't corrected for the number of samples: even independent units seem to predict one another, by up to
     `chance(n, samples)`.
     """
     return phi_of(correlation(x))
 
 
 def phi_of(covariance: Tensor) -> Tensor:
-    """Phi as a share in [0, 1), 1 - e^{-2 Phi}, of units with this correlation (n, n).
+    """Phi of units with this correlation (n, n), as a share in [0, 1): 1 - e^{-2 Phi}.
 
-    If one unit is cut from the others, this is its squared multiple correlation. It is continuous and rises with Phi,
-    whichever cut is the weakest.
+    If the weakest cut separates one unit, this is its squared multiple correlation. It is continuous and rises with
+    Phi, whichever cut is the weakest.
     """
     return -torch.expm1(-2 * information(covariance, weakest_bipartition(covariance)).clamp_min(0))
 
 
 def chance(units: int, samples: int) -> float:
-    """The squared multiple correlation of one of `units` independent Gaussian units with the others, on average over
-    samples of that size; PHI of independent units lies below it, as it takes the weakest cut."""
+    """The mean squared multiple correlation of one of `units` independent Gaussian units with the others, for samples
+    of that size. PHI of independent units lies below it, because PHI takes the weakest cut."""
     return min(1.0, (units - 1) / max(1, samples - 1))
 
 

@@ -21,33 +21,33 @@ from ebmvk.config import ModelConfig
 from ebmvk.model.cache import Cache
 
 EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
-LOGITS_AT_ONCE = 1 << 22  # that `TokenLaw` holds: 16 MiB of float32, twice
+LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: 16 MiB of float32, twice
 
 
 class OwnLoss(Protocol):
-    """Losses of a model's own, beside that of its tokens. They are functions of sums over all positions of a step, and
-    not linear in them: a step that is computed part by part adds up the sums first."""
+    """A model's own losses, besides that of its tokens. They are nonlinear functions of sums over all positions of a
+    step, so a step that is computed in parts adds up the sums first."""
 
     @property
     def size(self) -> int:
-        """How many sums there are, S."""
+        """S, the number of sums."""
         ...
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """(S,) float64 over the positions that are there. there: (N,) bool, by default all."""
+        """(S,) float64 over the positions that aren't padding. there: (N,) bool, by default all."""
         ...
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
-        """Scalars by name, from the sums over n positions."""
+        """The losses by name, from the sums over n positions."""
         ...
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a model makes of every prefix; tensors are (B, T, d).
+    """A model's output for every prefix; tensors are (B, T, d).
 
-    query: with the tokens' rows it gives the logits. h: unit rows, the state that memory keeps. aux: the model's own
-    losses, in training; of several with the same name the mean counts.
+    query: gives the logits with the tokens' rows. h: unit rows, the state that memory keeps. aux: the model's own
+    losses, in training; losses with the same name are averaged.
     """
 
     query: Tensor
@@ -55,11 +55,11 @@ class Context:
     aux: Sequence[OwnLoss]
 
     def sums(self, there: Tensor | None = None) -> Tensor:
-        """(S,) float64, of all of `aux`, one after another. there: (B T,) bool, by default all positions."""
+        """(S,) float64, the sums of all `aux`, one after another. there: (B T,) bool, by default all positions."""
         return torch.cat([own.sums(there) for own in self.aux] or [self.query.new_zeros(0, dtype=torch.float64)])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
-        """Scalars by name, from what `sums` gives over n positions."""
+        """The losses by name, from the result of `sums` over n positions."""
         each = torch.split(sums, [own.size for own in self.aux])
         parts = [own.losses(part, n) for own, part in zip(self.aux, each, strict=True)]
         names = dict.fromkeys(name for part in parts for name in part)
@@ -73,7 +73,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     on_sphere: ClassVar[bool] = False
-    own_losses: bool = False  # whether contexts have losses of the model's own, in training
+    own_losses: bool = False  # True if the model has losses of its own in training
     reach: int | None = None  # most tokens of one sequence; None: any number, a window moves along with them
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -136,8 +136,8 @@ class LanguageModel(nn.Module, ABC):
 class TokenLaw:
     """log p(v|c) of any number of contexts under one model, a few rows at a time.
 
-    Logits and log-probabilities of all rows are written into the same two arrays, so a text of any length takes the
-    memory of one piece of it. The weights are read once: after a step of training make a new one. No gradients.
+    All logits and log-probabilities are written into the same two arrays, so a text of any length takes the memory of
+    one piece. The weights are read once: make a new one after a training step. No gradients.
     """
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class TokenLaw:
 
     @torch.no_grad()
     def pieces(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Of queries (N, d): (rows, log p (m, V)) for some rows after others. The next piece overwrites log p."""
+        """(rows, log p (m, V)) for queries (N, d), piece by piece. The next piece overwrites log p."""
         for first in range(0, len(query), len(self._logits)):
             part = query[first : first + len(self._logits)].to(self._outputs.device)
             logits, log_p = self._logits[: len(part)], self._log_p[: len(part)]

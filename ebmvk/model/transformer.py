@@ -49,7 +49,7 @@ class Transformer(LanguageModel):
         return Context(rms_norm(x), projx(x), aux)
 
     def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """The residual stream (B, T, d) after the last block, and losses: of the experts of each block."""
+        """The residual stream (B, T, d) after the last block, and the losses of each block's experts."""
         losses: list[OwnLoss] = []
         for block in self.blocks:
             again = self.config.gradient_checkpointing

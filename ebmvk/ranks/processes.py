@@ -211,10 +211,10 @@ class Ranks:
                 tensor.copy_(total.view_as(tensor))
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Its sum over all ranks, without a gradient; the tensor itself where there is one rank only.
+        """The tensor's sum over all ranks, without a gradient; with one rank, the tensor itself.
 
-        Through the host, wherever it is: it is little, and where a rank ends in the midst of its pass, NCCL would leave
-        the others waiting.
+        It goes through the host on every device: the tensor is small, and if a rank ended during its pass, NCCL would
+        leave the others waiting.
         """
         if self.size == 1:
             return tensor

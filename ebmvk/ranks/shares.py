@@ -1,4 +1,4 @@
-"""Parts of a step: which of its windows are computed at once, and by which rank."""
+"""Parts of a step: which windows are computed together, and by which rank."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of a step are computed at once. A step has `batches` batches of equal length, one after another; of
-    each, every rank takes an equal, contiguous part, in the order of the ranks."""
+    """The rows of a step that are computed together. A step has `batches` batches of equal length, one after another.
+    Each rank takes an equal, contiguous part of each batch, in the order of the ranks."""
 
     rank: int = 0
     size: int = 1
@@ -17,11 +17,11 @@ class Share:
 
     @property
     def parts(self) -> int:
-        """How many shares a step has."""
+        """The number of shares in a step."""
         return self.size * self.batches
 
     def rows(self, n: int) -> slice:
-        """Of a step's n rows, a multiple of `parts`."""
+        """This share's rows among the step's n rows. n: a multiple of `parts`."""
         rows = n // self.parts
         first = (self.batch * self.size + self.rank) * rows
         return slice(first, first + rows)

@@ -71,8 +71,8 @@ def map_plot(
     shade: Sequence[float],
     labels: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """An <svg> element: points, the fuller the larger their shade, 0 to 1; labels: (which point, text), the most
-    important first. One that would cover another one is left out."""
+    """An <svg> element of points; a larger shade, 0 to 1, is drawn fuller. labels: (index of the point, text), the most
+    important first; a label that would cover another is left out."""
     with _axes(name, (6.4, 4.6)) as (figure, axes):
         alpha = 0.25 + 0.75 * np.asarray(shade, dtype=float)
         axes.scatter(x, y, s=14, c=[to_rgba(SERIES[0], float(share)) for share in alpha], linewidths=0)

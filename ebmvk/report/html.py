@@ -186,7 +186,7 @@ def _level(history: History, index: int) -> tuple[list[float], list[float]]:
 
 
 def _plot(title: str, note: str, curves: list[Curve], **how: Any) -> Iterator[tuple[str, str, str]]:
-    """The picture, where there is a course to draw."""
+    """The picture, if there is more than one value to draw."""
     if is_course(curves):
         yield title, note, line_plot(title, curves, **how)
 
@@ -217,7 +217,7 @@ def _figures(history: History) -> list[tuple[str, Row]]:
 
 
 def _remarks(history: History) -> Iterator[str]:
-    """Below the exact figures: which is better, the model or the trigram; and why there is none per word."""
+    """Lines below the exact figures: whether the model or the trigram is better; why perplexity per word is missing."""
     if history.end:
         line = against_trigram(history.end["validation"], history.end["trigram"])
         yield f"{line[0].upper()}{line[1:]}."

@@ -12,7 +12,7 @@ from ebmvk.training.intervals import basis
 
 
 def lines(record: Row) -> Iterator[str]:
-    """A checkpoint's diagnosis as text: the verdict first and, below all the figures and recommendations, last."""
+    """A checkpoint's diagnosis as text: the verdict comes first, and again last, below figures and recommendations."""
     size = f"{record['parameters'] / 1e6:.2f} M parameters"
     yield from verdict(record)
     yield f"{record['checkpoint']}: --model {record['model']}, {size}, {record['corpus']}"
@@ -30,7 +30,7 @@ def lines(record: Row) -> Iterator[str]:
 
 
 def verdict(record: Row) -> list[str]:
-    """The line that matters most; none where the run has no course to judge."""
+    """The line that matters most; empty if the run has too few evaluations to judge."""
     found = record["sections"].get("convergence")
     return [f"Verdict: {found['verdict']}, {found['reason']}"] if found else []
 

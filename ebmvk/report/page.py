@@ -10,9 +10,9 @@ from ebmvk.report.tables import below, number, per_word, percent
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template beside this module; values are escaped, and each that it names must be there.
+    """The page from a template beside this module; values are escaped, and every value that it names must be given.
 
-    Figures are written by `tables.number` and those beside it, which templates have as filters.
+    Templates write figures with `tables.number` and similar functions, which they have as filters.
     """
     environment = Environment(
         loader=PackageLoader("ebmvk.report", "."),

@@ -111,7 +111,7 @@ def _langevin(record: Row, prefix: str) -> Iterator[Picture]:
     ]
     name, ylabel = "Tokens of chains against p(v|c)", "total variation, at most (99 %)"
     svg = line_plot(prefix + name, drawn, ylabel=ylabel, xlabel="entropy of p(v|c), nats", span=0.05)
-    yield Picture(name, "what so few chains leave possible; more chains bring a right law nearer to 0", svg)
+    yield Picture(name, "the largest that these chains can't rule out; more chains bring a right law nearer to 0", svg)
 
 
 def _lexical(record: Row, prefix: str) -> Iterator[Picture]:

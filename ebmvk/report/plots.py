@@ -20,16 +20,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 # Drawn in these colours, which nothing else in the picture has, then replaced by the page's own variables.
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06", "#0a0b07", "#0a0b08")
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # for as many lines again, when colours are used up
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # for further lines when the colours are used up
 INK, GRID = "#0a0b0c", "#0a0b0d"
 COLOURS = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)} | {
     INK: "var(--ink-soft)",
     GRID: "var(--rule)",
 }
 HEAT = (0.20, 0.45, 0.75)  # seen on light and on dark
-WIDTH = 4.8  # inches of a chart: its text is legible in a column of a wide page, and on the whole width of a phone
-LEGIBLE = 0.95  # pixels that a point must have for its text to be read; narrower pages scroll the picture
-MOST_HEADS = 6  # beside each other
+WIDTH = 4.8  # inches of a chart: legible in a column of a wide page, and over the whole width of a phone
+LEGIBLE = 0.95  # pixels per point for legible text; narrower pages scroll the picture
+MOST_HEADS = 6  # side by side
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -106,7 +106,7 @@ def line_plot(
 
 
 def legend(figure: Figure, marks: Sequence[Any], labels: Sequence[str]) -> None:
-    """Above the axes, in as many columns as the labels have room for; all of them, also those that begin with _."""
+    """A legend above the axes, in as many columns as fit; it shows all labels, also those that begin with _."""
     longest = max(map(len, labels))
     columns = 3 if longest <= 17 else 2 if longest <= 28 else 1
     figure.legend(
@@ -116,7 +116,7 @@ def legend(figure: Figure, marks: Sequence[Any], labels: Sequence[str]) -> None:
 
 
 def is_course(curves: Sequence[Curve]) -> bool:
-    """Whether there is more than one place to draw: a single dot is no course, and tables have its value."""
+    """True if there is more than one point to draw: a single dot isn't a curve, and tables have its value."""
     return len({x for curve in curves for x in curve.x}) > 1
 
 
@@ -126,7 +126,7 @@ def heat_maps(
     """An <svg> element with a picture per head: rows of (label, weights (H, T, T)), titles of each head, and the
     tokens (T) at the positions.
 
-    The darker, the more position t (down) looks at position s (across); square roots, so that little is seen too.
+    The darker, the more position t (down) looks at position s (across); square roots make small weights visible.
     """
     parts = [
         (label, maps[i : i + MOST_HEADS], own[i : i + MOST_HEADS])
@@ -157,7 +157,7 @@ def heat_maps(
             cells[0].set_ylabel(label, fontsize=8)
         if told:
             figure.supxlabel("\n".join(told), x=0.01, ha="left", fontsize=8, color=INK)
-        return svg_of(figure, name, least=1.35, most=1.6)  # their text is small
+        return svg_of(figure, name, least=1.35, most=1.6)  # the text of these pictures is small
 
 
 def _numbered(tokens: Sequence[str], width: int) -> list[str]:
@@ -212,8 +212,8 @@ def _log_ticks(axis: Axis) -> None:
 
 
 def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None = None) -> str:
-    """The figure as an <svg> element for a page, as wide as its place. name: for readers that can't see it; least,
-    most: pixels that a point has."""
+    """The figure as an <svg> element for a page, as wide as its container. name: for readers that can't see it; least,
+    most: pixels per point."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name, least, most)

@@ -137,7 +137,7 @@ def level_mark(level: Row) -> str:
     return f"({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else ""
 
 
-SETTLED_NOTE = f"A dash: the reference's own error is below {SETTLED:g}, so that a ratio to it says nothing."
+SETTLED_NOTE = f"A dash: the reference's own error is below {SETTLED:g}, so a ratio to it means nothing."
 
 
 def _denoising(found: Row) -> Section:
@@ -264,7 +264,7 @@ def _memory(found: Row) -> Section:
     ]
     note = (
         f"{found['splats']:,} static splats; the first {found['tokens']:,} tokens of validation. Intervals (95 %): "
-        f"{basis(next(iter(found['gains'].values())))}. The model's law is part of each tier's, too. "
+        f"{basis(next(iter(found['gains'].values())))}. Each tier's law includes the model's. "
         f"{_calibration(found)} {_in_sample(found)}"
     )
     tables = [
@@ -285,8 +285,8 @@ def _calibration(found: Row) -> str:
             "tokens; a memory is worth what it gains over that."
         )
     return (
-        "The memory's file is of an earlier version and has no calibration without memory: a part of what it gains may "
-        "be the model's own law made flatter."
+        "An earlier version wrote the memory's file, without a calibration: a part of the gain may come from "
+        "flattening the model's own law."
     )
 
 

@@ -33,19 +33,19 @@ class Section:
     texts: Sequence[tuple[str, str]] = ()
 
 
-DASH = "–"  # for what is not defined
+DASH = "–"  # for undefined values
 UNBOUNDED = 1e300  # perplexities are cut off here, before they overflow
-HUGE = 1e6  # from here on a figure with decimals is written with a power of ten
-SETTLED = 1e-3  # a reference error below which the token is plain to see: dividing by it says nothing
-MOST_TOKENS = 2.5  # per word, above which perplexity per word says nothing: tokens are characters, or the text is code
+HUGE = 1e6  # figures with decimals from here on are written with a power of ten
+SETTLED = 1e-3  # below this reference error the token is obvious, and dividing by the error means nothing
+MOST_TOKENS = 2.5  # per word: above it, perplexity per word means nothing, as the text is code or tokens are letters
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A figure as people read it. form: a format specification, of which `f` means a fixed number of decimals.
+    """A figure as people read it. form: a format specification; `f` means a fixed number of decimals.
 
-    None and NaN are a dash, an infinity is ∞. Minus signs are true ones. What rounds to zero has no sign of its own
-    (0.0000, or +0.0000 where all figures have one). A fixed-point figure of a million or more is written with a power
-    of ten, as 5.50e8: so many digits are noise, and no column or tile is made for them. From 1e300 on it is `> 1e300`.
+    None and NaN become a dash, infinity becomes ∞. The minus sign is a true one. A value that rounds to zero has no
+    minus (it is 0.0000, or +0.0000 if `form` asks for a sign). A fixed-point figure of a million or more gets a power
+    of ten, such as 5.50e8: its other digits are noise and don't fit into columns. From 1e300 on it is `> 1e300`.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -57,24 +57,24 @@ def number(value: float | None, form: str = ".4f") -> str:
         sign = "+" if "+" in form else ""
         digits, _, exponent = f"{value:{sign}.2e}".partition("e")
         return _signed(f"{digits}e{int(exponent)}")
-    fixed = form[-1:] in "f%" and "z" not in form  # z: a zero that lost its digits loses its minus, too
+    fixed = form[-1:] in "f%" and "z" not in form  # z: a value that rounds to zero loses its minus
     sign, rest = (form[0], form[1:]) if form[:1] in ("+", "-", " ") else ("", form)
     return _signed(format(value, f"{sign}z{rest}" if fixed else form))
 
 
 def _signed(text: str) -> str:
-    """With a true minus sign in front; that of an exponent stays, so that a number can be copied."""
+    """The digits with a true minus sign in front; an exponent keeps its hyphen, so the number can be copied."""
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share, with a per cent sign."""
+    """A share as a percentage."""
     text = number(None if value is None else 100 * value, f".{digits}f")
     return text if text == DASH else f"{text} %"
 
 
 def duration(seconds: float) -> str:
-    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash for what is no time."""
+    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash if the time is unknown."""
     if not math.isfinite(seconds) or seconds < 0:
         return DASH
     for unit, part, name, smaller in ((86_400, 3600, "day", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
@@ -86,8 +86,8 @@ def duration(seconds: float) -> str:
 
 
 def below(level: Row) -> str:
-    """How far the error of a noise level lies below that of its reference, which knows frequencies only; a dash where
-    the reference is right, too (`SETTLED`): then their ratio says nothing."""
+    """How far the error at a noise level is below that of its reference, which knows frequencies only; a dash if the
+    reference is right too (`SETTLED`), because then the ratio means nothing."""
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
     error = None if level["error"] is None else 100 * level["error"]  # of a short text nothing is known of it
@@ -95,8 +95,8 @@ def below(level: Row) -> str:
 
 
 def per_word(row: Row) -> float | None:
-    """Perplexity per word of a row of likelihood; None where it says nothing: there are no words, or a word has so many
-    tokens (`MOST_TOKENS`) that it is no unit of this text."""
+    """Perplexity per word of a row of likelihood; None if it means nothing: the text has no words, or a word has more
+    than `MOST_TOKENS` tokens, so it isn't a unit of this text."""
     return None if row["ppl_word"] is None or row["tokens"] > MOST_TOKENS * row["words"] else row["ppl_word"]
 
 
@@ -105,7 +105,7 @@ def why_no_word(row: Row) -> str:
     if not row["words"]:
         return "the text has no words"
     each = number(row["tokens"] / row["words"], ".1f")
-    return f"not shown: {each} tokens a word; bits per byte compare"
+    return f"not shown: {each} tokens per word; compare bits per byte"
 
 
 def against_trigram(own: Row, base: Row) -> str:

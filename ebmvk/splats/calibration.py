@@ -1,10 +1,10 @@
-"""The model's own law, calibrated without any memory: what a memory has to beat.
+"""The model's own law, calibrated without any memory: the baseline that a memory must beat.
 
     p_cal(v|c) = g_0 p_lex(v|c) + g_1 p_lex(v|c)^a / Z
 
 A tier whose splats say nothing is a pool of the lexical law with the uniform one, p_lex^(1 - s) / Z, behind a gate.
-Where a model is too sure of itself, that alone gains. So what a memory gains over p_lex is no proof of a memory; what
-it gains over p_cal is.
+For an overconfident model that alone is a gain. So a gain over p_lex doesn't prove that a memory helps; a gain over
+p_cal does.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from ebmvk.splats.gate import LEXICAL, Gate, lexical_features, mix
 
-FEATURES = LEXICAL + 2  # entropy and largest entry of log p_lex, then of the power's law
+FEATURES = LEXICAL + 2  # entropy and largest entry of log p_lex, then of its power's law
 POWERS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)
-"""What a is chosen from: all that 1 - s can be, and beyond 1, for models that are not sure enough of themselves."""
+"""Candidates for a: all possible 1 - s, and values beyond 1 for underconfident models."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """power: a; gate: of one tier, which takes `FEATURES` features."""
+    """power: a; gate: weighs one tier, from `FEATURES` features."""
 
     power: float
     gate: Gate
 
     def log_prob(self, log_p_lex: Tensor) -> Tensor:
-        """log p_cal (n, V) of log p_lex (n, V) float32, on the CPU."""
+        """log p_cal (n, V) from log p_lex (n, V) float32, on the CPU."""
         flat, features = powered(log_p_lex, self.power)
         return mix(self.gate.log_weights(features), torch.stack((log_p_lex, flat), dim=1))
 

@@ -24,7 +24,7 @@ class Gate:
 
     def log_weights(self, features: Tensor) -> Tensor:
         """features: (B, F). Returns (B, 1 + tiers), the lexical law's first."""
-        # A feature may vary by less than float32 tells of its mean: the difference is taken in float64.
+        # A feature may vary by less than float32's rounding of its mean, so the difference is taken in float64.
         inputs = (features.double() - self.mean) / self.scale
         logits = inputs.to(self.weight.dtype) @ self.weight.T + self.bias
         return log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1), dim=1)
@@ -42,18 +42,18 @@ def entropy(law: Tensor, log_law: Tensor) -> Tensor:
 
 
 def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float) -> Tensor:
-    """log of (background + sum_k e^score) / (background + mass), (B,) float64: the density of a context relative to the
-    uniform one, where e^score is a splat's mass times its density there. scores: (B, K), -inf for no splat; mass: of
+    """log of (background + sum_k e^score) / (background + mass), (B,) float64: a context's density relative to the
+    uniform one; e^score is a splat's mass times its density there. scores: (B, K), -inf for no splat; mass: total over
     all splats; background > 0 or mass 0.
 
-    Where the background outweighs all splats this is near 0 and hardly varies. As a difference of two logarithms it
-    would be their rounding; log1p keeps it to 1e-15 of itself, so what is left is the error of the scores: float32's
-    6e-8 times |score|, of each splat's part.
+    If the background outweighs all splats this is near 0 and hardly varies. A difference of two logarithms would be
+    mostly rounding; log1p has a relative error of 1e-15. What remains is the error of the scores: for each splat,
+    float32's 6e-8 times |score|.
     """
     scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
     splats = scores.exp().sum(1)
     found = ((splats - mass) / total).log1p()
-    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())  # beside e^709 nothing else counts
+    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())  # beside e^709 the rest is nothing
 
 
 def log_of(law: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
 def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int = 100) -> Gate:
     """The gate of largest likelihood of the mixture, less ridge |weight|^2, by L-BFGS from g = .1 for each tier.
 
-    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: the lexical law's, then the tiers'. rounds: of
-    L-BFGS, at most.
+    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: under the lexical law, then under each tier.
+    rounds: the most L-BFGS iterations.
     """
     mean, scale = features.double().mean(0), features.double().std(0, correction=0).clamp_min(1e-6)
     inputs, log_p = (features.double() - mean) / scale, log_p.double()

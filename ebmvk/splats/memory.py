@@ -35,7 +35,7 @@ SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
 Law = Literal["none", "calibrated", "static", "episodic", "both"]
-"""What a text is scored under: `none` and `calibrated` have no memory."""
+"""The laws that a text is scored under; `none` and `calibrated` have no memory."""
 TIERS: dict[Mode, tuple[Tier, ...]] = {
     "none": (),
     "static": ("static",),
@@ -46,8 +46,8 @@ TIERS: dict[Mode, tuple[Tier, ...]] = {
 
 @dataclass(frozen=True)
 class Control:
-    """What the scrambled memory is read with: shares and gates that were fitted to it as to the memory itself, on the
-    same tokens. Places, concentrations and the background are the memory's, as scrambling leaves them as they are."""
+    """Shares and gates of the scrambled memory, fitted like those of the memory itself and on the same tokens.
+    Positions, concentrations and the background are the memory's: scrambling leaves them as they are."""
 
     share: float
     episodic_share: float
@@ -56,9 +56,9 @@ class Control:
 
 @dataclass(frozen=True)
 class Memory:
-    """static: splats of the training text, if any; k: neighbours looked up among them; share: of their law in the pool
-    with the lexical one; episodic: how to read; gates: of each mode that can be used but "none". d, vocab_size: of the
-    model that the memory belongs to.
+    """static: splats of the training text, if any; k: neighbours looked up among them; share: weight of their law in
+    the pool with the lexical one; episodic: how to read; gates: one for each usable mode except "none". d, vocab_size:
+    those of the model that the memory belongs to.
 
     calibration, control: fitted with the memory, for comparison. Files of earlier versions have neither: None.
     """
@@ -79,14 +79,14 @@ class Memory:
         return cls(d, vocab_size, static, KNN_K, SHARE, EpisodicConfig(), {})
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
-        """With another episodic capacity (None: as it is); `scramble`: the control, in which splats keep their places
-        and get one another's token laws. It has shares and gates of its own where the file has them."""
+        """With another episodic capacity (None: unchanged). `scramble`: the control, in which splats keep their
+        positions but swap their token laws. It has its own shares and gates if the file has them."""
         own = self.episodic.capacity if capacity is None else capacity
         found = replace(self, episodic=replace(self.episodic, capacity=own))
         return found.scrambled() if scramble else found
 
     def scrambled(self) -> Memory:
-        """The control, as of `using`."""
+        """The control; see `using`."""
         static = None if self.static is None else self.static.scrambled(seed=0)
         found = replace(self, static=static, episodic=replace(self.episodic, scramble=True))
         if self.control is None:
@@ -111,8 +111,8 @@ class Memory:
         return self.episodic.share if tier == "episodic" else self.share
 
     def kappa_of(self, tier: Tier) -> float:
-        """The concentration that was fitted for a tier's splats. Of static ones it is the largest, as those that
-        training consolidated have one each until a memory is fitted."""
+        """The concentration fitted for a tier's splats. For static splats it is the largest, because splats that
+        training consolidated each have their own until a memory is fitted."""
         if tier == "episodic":
             return self.episodic.kappa
         return math.nan if self.static is None else self.static.kappa_max
@@ -197,7 +197,7 @@ def _control(state: Mapping[str, Tensor], modes: Sequence[Mode], source: str) ->
 
 
 def _shape(mode: Mode) -> tuple[int, int]:
-    """How many tiers a mode's gate weighs, and by how many features."""
+    """The number of tiers that a mode's gate weighs, and its number of features."""
     tiers = len(TIERS[mode])
     return tiers, LEXICAL + FEATURES * tiers
 
@@ -217,8 +217,8 @@ def _damaged(source: str, what: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate, and
-    log p_cal (n,) of the calibrated law, if there is one."""
+    """For n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate, and
+    log p_cal (n,) under the calibrated law, if there is one."""
 
     log_p: Tensor
     features: Tensor
@@ -226,12 +226,12 @@ class Terms:
 
     @classmethod
     def empty(cls, n: int, tiers: int, *, calibrated: bool) -> Terms:
-        """Of n tokens, under the lexical law and so many tiers; `put` fills them in."""
+        """Empty terms for n tokens under the lexical law and `tiers` tiers; `put` fills them in."""
         own = torch.empty(n) if calibrated else None
         return cls(torch.empty(n, 1 + tiers), torch.empty(n, LEXICAL + FEATURES * tiers), own)
 
     def put(self, rows: slice, part: Terms) -> None:
-        """Sets some of the tokens' terms."""
+        """Sets the terms of some tokens."""
         self.log_p[rows], self.features[rows] = part.log_p, part.features
         if self.calibrated is not None:
             assert part.calibrated is not None  # what was not set would be whatever lay there before
@@ -239,7 +239,7 @@ class Terms:
 
 
 def laws_at_once(vocab_size: int) -> int:
-    """How many contexts' token laws are held at once: some 16 MiB of each."""
+    """The number of contexts whose token laws are held at once: about 16 MiB for each law."""
     return max(1, min(2048, (1 << 22) // vocab_size))
 
 
@@ -272,7 +272,7 @@ class Reader:
         return self.read_at(h, log_p_lex, tokens, [self.shares])[0]
 
     def read_at(self, h: Tensor, log_p_lex: Tensor, tokens: Tensor, shares: Sequence[Sequence[float]]) -> list[Terms]:
-        """`read` as it would be with each of some shares of the tiers: they are asked once."""
+        """`read` for several shares of the tiers; the tiers are looked up only once."""
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
         own, at_once = self.memory.calibration, laws_at_once(self.memory.vocab_size)
         found = [self.empty_terms(len(tokens), share) for share in shares]
@@ -288,13 +288,13 @@ class Reader:
         return found
 
     def empty_terms(self, n: int, shares: Sequence[float] | None = None) -> Terms:
-        """`Terms` of n tokens, to be filled in. shares: of the tiers, of which there are as many."""
+        """Empty `Terms` for n tokens. shares: one for each tier."""
         tiers = len(self.shares if shares is None else shares)
         return Terms.empty(n, tiers, calibrated=self.memory.calibration is not None)
 
     @property
     def shares(self) -> list[float]:
-        """Of each tier that is read, in its pool with the lexical law."""
+        """The share of each tier that is read, in its pool with the lexical law."""
         return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
 
     @property
@@ -305,7 +305,7 @@ class Reader:
         return ["none", *own, *(mode for mode, some in TIERS.items() if some and tiers.issuperset(some))]
 
     def recalls(self, h: Tensor, following: Tensor | None) -> list[Recall]:
-        """What each tier says of contexts h (n, d), float32 on the CPU. following: as of `log_prob`."""
+        """Each tier's law for contexts h (n, d), float32 on the CPU. following: see `log_prob`."""
         said = [] if self.static is None else [self.static.recall(h)]
         if self.episodic:
             said.append(self.episodic.recall(h) if following is None else self.episodic.read(h, following))
@@ -343,7 +343,7 @@ class Reader:
 
 
 def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law, Tensor]:
-    """log p (n,) of the tokens under each mode that uses no more tiers than `mode`, which the terms were read with, and
+    """log p (n,) of the tokens under each mode that uses only tiers of `mode`, with which the terms were read, and
     under the calibrated law, if the memory has one."""
     have = TIERS[mode]
     found: dict[Law, Tensor] = {"none": terms.log_p[:, 0].double()}

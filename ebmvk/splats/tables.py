@@ -148,12 +148,12 @@ def _named(file: Path, rows: Tensor) -> Table:
 
 
 def _widened(file: Path, rows: Tensor) -> Tensor:
-    """Eight-bit numbers as float32, as torch computes with those only; their scale changes no direction."""
+    """Eight-bit numbers as float32, because torch cannot compute with them; their scale doesn't change directions."""
     if rows.element_size() > 1:
         return rows
     try:
         return rows.float()
-    except (RuntimeError, NotImplementedError) as error:  # two numbers of four bits in a byte
+    except (RuntimeError, NotImplementedError) as error:  # two four-bit numbers in a byte
         raise DataError(f"--init {file}: {rows.dtype} cannot be read", hint="save the table as float32") from error
 
 

@@ -23,20 +23,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def usual_rate(config: Config) -> float:
-    """The learning rate of the run's size."""
+    """The default learning rate of the run's size."""
     rate = PRESETS[config.run.size]["learning_rate"]
     assert isinstance(rate, float)
     return rate
 
 
 def lower_rate(config: Config) -> str:
-    """The flag of half the learning rate; of the size's own, where the run's is more than twice that."""
+    """The flag for half the learning rate, or for the size's default if the run's is more than twice that."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 
 
 def why_it_diverged(config: Config) -> str:
-    """What probably made training go wrong, with the values it has."""
+    """The likely cause of a diverged run, with its values."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     if rate > 2 * usual:
         return f"--lr {rate:g} is {rate / usual:,.3g} times that of --size {config.run.size}"
@@ -44,7 +44,8 @@ def why_it_diverged(config: Config) -> str:
 
 
 def more_steps(steps: int, epochs: float, size: Size) -> int:
-    """Twice as many, or as many as read the text `SHORT` times; of a size's own number no more than that."""
+    """A larger number of steps: enough to read the text `SHORT` times but no more than the size's own, or twice `steps`
+    if that is larger."""
     most = PRESETS[size].get("steps", steps)
     assert isinstance(most, int)
     return max(2 * steps, min(most, math.ceil(SHORT * steps / max(epochs, 1e-9))))

@@ -118,12 +118,12 @@ class RisingEnergy:
 
 
 DIVERGED = 5  # steps in a row
-WORSE_THAN_NOTHING = 1.0  # nats above a token drawn blindly: a batch of a few short windows scatters by less
+WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short windows scatters by less
 
 
 class Diverging:
-    """Every one of the last steps cost more than a guess that takes all tokens for equally likely. A run starts below
-    that, and no text is so hard: the weights are driven away."""
+    """Each of the last steps cost more than a guess that makes all tokens equally likely. A run starts below that and
+    no text is that hard, so the weights have diverged."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._blind = config, math.inf
@@ -138,7 +138,7 @@ class Diverging:
         if len(self._last) == DIVERGED and min(self._last) > self._blind + WORSE_THAN_NOTHING:
             yield Alert(
                 "training diverges",
-                f"each of the last {DIVERGED} steps cost {min(self._last):,.2f} nats a token or more, where a blind "
+                f"each of the last {DIVERGED} steps cost {min(self._last):,.2f} nats a token or more, but a blind "
                 f"guess costs {self._blind:.2f}; {why_it_diverged(self._config)}",
                 f"a new run with {lower_rate(self._config)}",
             )
@@ -326,7 +326,7 @@ def gate_of_memory(
     if mean >= STUCK / 10 and mean * share <= 1 - STUCK:
         return None
     if tier != "static":
-        advice = "read with --memory static" if static else "leave --memory away"
+        advice = "read with --memory static" if static else "remove --memory"
     elif mean < 0.5:
         advice = f"take --splats {more}, as they say nothing that the model does not" if more else "leave them out"
     else:
@@ -335,27 +335,27 @@ def gate_of_memory(
     return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
 
 
-COVERED = 0.01  # share of the contexts that static splats explain, below which they are as good as not there
-SAID = 0.01  # nats between a tier's law of tokens and the uniform one, below which it says nothing
-WORTH = 1e-3  # nats per token more than a calibration without memory, on the very text that both were fitted on
+COVERED = 0.01  # share of the contexts: static splats that explain less than this do nothing
+SAID = 0.01  # nats from the uniform law: a tier's token law that is nearer says nothing
+WORTH = 1e-3  # nats per token that a memory must gain over a calibration, on the text that both were fitted on
 
 
 def _without(tier: str, *, static: bool) -> str:
-    """How to do without a tier of memory."""
+    """Advice to turn off a tier of memory."""
     if tier == "static":
         return "read with --memory episodic"
-    return "read with --memory static" if static else "leave --memory away"
+    return "read with --memory static" if static else "remove --memory"
 
 
 def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
-    """Where the concentration that fits a tier best is the first or the last that was tried, a better one may lie
-    beyond. tried: in rising order; static, more: as of `gate_of_memory`."""
+    """Warns if the best concentration of a tier is the first or last one tried: a better one may lie beyond. tried: in
+    rising order; static, more: see `gate_of_memory`."""
     sign = f"kappa of {tier} memory at its bound"
     if len(tried) > 1 and kappa == tried[0]:
-        reason = f"{kappa:g} fits best, the least that was tried: splats so wide say nearly the same of every context"
+        reason = f"{kappa:g} fits best, the smallest that was tried: such wide splats say much the same everywhere"
         return Alert(sign, reason, _without(tier, static=static))
     if len(tried) > 1 and kappa == tried[-1]:
-        reason = f"{kappa:g} fits best, the largest that was tried: only the nearest splat is heard"
+        reason = f"{kappa:g} fits best, the largest that was tried: only the nearest splat counts"
         return Alert(
             sign, reason, f"take --splats {more}" if more and tier == "static" else _without(tier, static=static)
         )
@@ -363,28 +363,28 @@ def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: b
 
 
 def switched_off(tier: str, covered: float | None, said: float, *, static: bool, more: int | None) -> Alert | None:
-    """Of a tier whose law is the uniform one in effect: what it gains is a calibration of the model, and no memory.
+    """Warns if a tier's law is practically uniform: then its gain comes from calibrating the model, not from memory.
 
-    covered: the mean share of contexts that its splats explain, if known; said: nats between its law of tokens and the
-    uniform one, in the mean; static, more: as of `gate_of_memory`.
+    covered: the mean share of contexts that its splats explain, if known; said: mean nats between its token law and the
+    uniform law; static, more: see `gate_of_memory`.
     """
     if covered is not None and covered < COVERED:
-        reason = f"its splats explain {covered:.2%} of the contexts, the background the rest"
+        reason = f"its splats explain {covered:.2%} of the contexts, and the background the rest"
     elif said < SAID:
         reason = f"its law of tokens is {said:.2g} nats from the uniform one"
     else:
         return None
     sign, more_of = f"{tier} memory is switched off", f"take --splats {more}, or "
     advice = (more_of if more and tier == "static" else "") + _without(tier, static=static)
-    return Alert(sign, f"{reason}: what it gains is the calibration of the model's own law", advice)
+    return Alert(sign, f"{reason}: its gain comes from calibrating the model's own law", advice)
 
 
 def no_gain(tier: str, gain: float, *, static: bool) -> Alert | None:
-    """Of a tier that is worth no more than a calibration of the model without memory. gain: nats per token less than
-    that has, on the text that both were fitted on; static: as of `gate_of_memory`."""
+    """Warns if a tier is worth no more than a calibration of the model without memory. gain: nats per token that it
+    saves over the calibration, on the text that both were fitted on; static: see `gate_of_memory`."""
     if gain >= WORTH:
         return None
-    reason = f"it has {gain:+.4f} nats per token less than the model's own law, calibrated, even where it was fitted"
+    reason = f"it gains {gain:+.4f} nats per token over the model's calibrated law, even on the text it was fitted on"
     return Alert(f"{tier} memory is worth no more than a calibration", reason, _without(tier, static=static))
 
 

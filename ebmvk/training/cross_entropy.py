@@ -27,7 +27,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
         log_p = query.new_empty(rows)
         size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
-        # All chunks are written into the same arrays: of new ones the system fills each page with zeros first.
+        # All chunks are written into the same arrays: the system would first fill every page of new ones with zeros.
         logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
         ones, product = query.new_ones(size, dtype=dtype), None if dtype == points.dtype else torch.empty_like(narrow)
         for start in range(0, rows, size):

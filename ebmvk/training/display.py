@@ -23,17 +23,17 @@ LINES = ("score matching", "splats")  # figures that have a plain line of their 
 
 
 class _Console(Console):
-    """Rich's own ends the program where a pipe is closed, and the run with it."""
+    """Rich's own handler ends the program, and so the run, if a pipe is closed."""
 
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  # what is being handled
+        raise  # noqa: PLE0704  # the error being handled
 
 
 class Display:
-    """Shows rows of metrics.jsonl. `console`: where to; standard output by default.
+    """Shows rows of metrics.jsonl. `console`: the output; standard output by default.
 
     Raises:
-        StorageError: from any method, the first time that it cannot be written; nothing is shown from then on.
+        StorageError: from any method, the first time that writing fails; nothing is shown from then on.
     """
 
     def __init__(self, *, quiet: bool, log_every: int, total: int, done: int, console: Console | None = None) -> None:
@@ -65,8 +65,8 @@ class Display:
             terminal.let_go()
             raise StorageError(
                 f"standard output could not be written: {error.strerror or error}",
-                why="what read it has ended, as `| head` does, or its disk is full",
-                hint="let it go to a file or terminal that takes it, or take --quiet",
+                why="its reader has ended, as `| head` does, or the disk is full",
+                hint="write to a file or terminal that stays open, or use --quiet",
             ) from error
 
     def say(self, text: str) -> None:

@@ -19,13 +19,13 @@ from ebmvk.errors import ConfigError, NonFinite
 from ebmvk.model.language import Context, LanguageModel, TokenLaw
 from ebmvk.splats.memory import Law, Reader, Terms, log_probs
 
-_TOKENS_AT_ONCE = 2048  # that the trunk reads: its largest array is then 21 MB at the size `base`
+_TOKENS_AT_ONCE = 2048  # tokens for the trunk: its largest array then has 21 MB at the size `base`
 
 
 @dataclass(frozen=True)
 class TextSize:
-    """What a stream stands for. tokens: predicted ones, all but the first; words, bytes: of its text; unknown: its
-    characters that are unknown tokens, whose nats do not say which characters they are."""
+    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: of its text; unknown: characters
+    that became unknown tokens, so that the nats do not cover which characters they are."""
 
     tokens: int
     words: int
@@ -84,12 +84,12 @@ def window(context: int | None, stride: int | None, config: Config) -> tuple[int
 
 
 def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
-    """Words, bytes and unknown characters of the text itself, whatever its tokens leave out or change; of a document
-    that is cut, of the beginning that its tokens stand for."""
+    """Words, bytes and unknown characters of the text itself, whatever its tokens leave out or change; for a cut
+    document, of the beginning that its tokens stand for."""
     words = size = unknown = 0
     for text, ids, whole in stream.documents():
         raw = text.encode() if whole else tokenizer.beginning(text, ids)
-        part = text if whole else raw.decode(errors="replace")  # a cut may go through a character
+        part = text if whole else raw.decode(errors="replace")  # the cut may split a character
         words += count_words(part, word_level=stream.word_level)
         size += len(raw)
         unknown += tokenizer.unknown_characters(part, ids)
@@ -204,7 +204,7 @@ def states(
     bfloat16: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """What `contexts` gives of a whole text, on the CPU: for each name, a tensor of `Context`, (n - 1, d) of `dtype`.
+    """The results of `contexts` for a whole text, on the CPU: for each name a tensor of `Context`, (n - 1, d) `dtype`.
 
     Raises:
         ArgumentError: stride out of range.

@@ -153,18 +153,18 @@ def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
 
 
 def _memory(folder: Path) -> Iterator[str]:
-    """What the memory is worth on the text that it was fitted on, if there is one, beside a calibration without any."""
+    """Lines on the memory, if there is one: its worth on the text it was fitted on, beside a calibration without it."""
     if not (folder / MEMORY_FILE).exists():
         return
     nats, fitted_on = fitted_nats(folder), FittedOn.read(folder / MEMORY_FILE)
     if fitted_on is None or "calibrated" not in nats:
-        yield "- With a memory of an earlier version, which has no calibration without memory to compare it with."
+        yield "- With a memory that an earlier version built, without a calibration to compare it with."
         return
-    names = {"none": "no memory", "calibrated": "no memory but the model's law calibrated on the same tokens"}
+    names = {"none": "no memory", "calibrated": "no memory, but the model's law calibrated on the same tokens"}
     figures = "; ".join(f"{names.get(law, law)}, {value:.4f}" for law, value in nats.items())
     yield (
         f"- With a memory. Nats per token of {fitted_on.text} (its first {fitted_on.tokens:,} tokens, on which the "
-        f"memory was fitted, so that the figures flatter it): {figures}."
+        f"memory was fitted, so the figures flatter it): {figures}."
     )
 
 

@@ -1,11 +1,11 @@
 """Intervals for paired differences of two models on one text.
 
-Tokens of one document go together, so documents are what is sampled. A text has few of them, of unequal length, and a
-bootstrap over them is far too narrow then: at five documents its 95 % intervals miss the truth in 15 to 20 % of all
+Tokens of one document are correlated, so documents are the sample. A text has few of them, of unequal length, and then
+a bootstrap over them is far too narrow: with five documents its 95 % intervals miss the truth in 15 to 20 % of all
 cases. The interval here is Student's, with the cluster-robust variance CR2 and the degrees of freedom of Bell and
 McCaffrey (2002; Imbens and Kolesar 2016) for differences that vary by document. Simulated coverage of nominal 95 %, at
 2, 5, 13 and 60 documents: 95, 98, 97 and 95 % for normal differences and lengths like those of WikiText-2's articles;
-92, 95, 93 and 94 % for exponential ones; 91, 90, 89 and 91 % for lognormal ones, where no method that was tried holds.
+92, 95, 93 and 94 % for exponential ones; 91, 90, 89 and 91 % for lognormal ones, for which no tried method holds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["documents", "stretches", "none"]
-FEW = 20  # documents, below which an interval is wide, and too narrow for differences with a long tail
-STRETCH = 256  # tokens of a stretch, at least: more than neighbouring tokens have to do with one another
-STRETCHES = (5, 10)  # of a single document, at least and at most
+FEW = 20  # documents; with fewer, an interval is wide, and too narrow for differences with a long tail
+STRETCH = 256  # least tokens of a stretch: longer than neighbouring tokens are correlated
+STRETCHES = (5, 10)  # least and most stretches of a single document
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean difference in nats per token and its 95 % interval.
 
-    low, high: None where the text is one short document, which says nothing about others.
-    method: "documents", an interval for texts like these documents; "stretches" of the only document, an interval for
-        the mean within this document only; "none".
-    documents: of the text.
+    low, high: None if the text is one short document, which says nothing about others.
+    method: "documents": an interval for texts like these documents; "stretches": of the only document, an interval for
+    the mean within this document only; "none".
+    documents: their number.
     """
 
     nats_per_token: float
@@ -51,7 +51,7 @@ class Interval:
 def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interval:
     """Mean of nats - base (n,) per token, and its 95 % interval.
 
-    starts: (documents,) rising, where each document begins in the stream whose tokens but the first these are.
+    starts: (documents,) rising, where each document begins in the stream; its first token has no value here.
     """
     difference = (nats - base).double().numpy()
     owner = documents_of(starts, len(difference))
@@ -97,9 +97,9 @@ def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]
 
 
 def half_width(total: Floats, tokens: Floats) -> float:
-    """Half of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2 clusters.
+    """Half the width of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2 clusters.
 
-    total: (n,) sums of the differences in each cluster; tokens: (n,) > 0, how many there are in each.
+    total: (n,) sum of the differences in each cluster; tokens: (n,) > 0, number of tokens in each.
     """
     return float(stdtrit(freedom(tokens), 0.975) * deviation(total, tokens))
 
@@ -112,13 +112,13 @@ def deviation(total: Floats, tokens: Floats) -> float:
 
 
 def freedom(tokens: Floats) -> float:
-    """Degrees of freedom of the variance in `half_width` by Satterthwaite: 2 E[v]^2 / Var[v] where each cluster's sum
-    has a variance in proportion to the square of its length. They are n - 1 for n clusters of equal length, and fewer
-    where a few long ones decide. tokens: (n,) > 0, n >= 2."""
+    """Degrees of freedom of the variance in `half_width` by Satterthwaite: 2 E[v]^2 / Var[v], if the variance of each
+    cluster's sum is proportional to the square of its length. They are n - 1 for n clusters of equal length, and fewer
+    if a few long ones dominate. tokens: (n,) > 0, n >= 2."""
     # With shares h and R = (I - h 1'), the residuals' covariance by CR2's weights 1 / (1 - h) has the entries
     # G_ii = b_i ((1 - h_i)^2 + s - h_i^2) and G_ij = sqrt(b_i b_j) (s - h_i - h_j), where b = h^2 / (1 - h) and
-    # s = sum h^2. Wanted is tr(G)^2 / |G|^2. The longest cluster goes apart: where it has nearly all tokens, its b is
-    # very large, and sums over all of them would cancel.
+    # s = sum h^2. The result is tr(G)^2 / |G|^2. The longest cluster is kept apart: if it has nearly all tokens, its
+    # b is very large, and sums over all clusters would cancel.
     ordered = np.sort(tokens)
     first, h = ordered[-1] / ordered.sum(), ordered[:-1] / ordered.sum()
     left, squares = h.sum(), (h**2).sum()  # 1 - first, and s - first^2
@@ -132,7 +132,7 @@ def freedom(tokens: Floats) -> float:
 
 
 def basis(record: Mapping[str, Any]) -> str:
-    """What the interval of a record is taken over, in words. Records of earlier versions do not say."""
+    """Says over what the interval of a record was taken; records of earlier versions do not tell."""
     documents = record.get("documents")
     if documents is None:
         return "by document"

@@ -65,8 +65,8 @@ class Progress:
     """Where a run is: what a checkpoint stores beside weights and optimiser.
 
     step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
-    best_*: of the evaluations, nats per token over best_tokens tokens; since_best: evaluations after it, none of which
-    was better. None in a checkpoint of an earlier version, which did not count them.
+    best_*: the best evaluation, its nats per token over best_tokens tokens; since_best: evaluations since then, none of
+    them better; None in a checkpoint of an earlier version, which did not count them.
     """
 
     step: int = 0
@@ -104,7 +104,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Streams:
-    """text: {split: SHA-256 of its text}, of all splits of the corpus."""
+    """text: {split: SHA-256 of its text} for all splits of the corpus."""
 
     train: TokenStream
     validation: TokenStream
@@ -121,10 +121,11 @@ def batches_of(config: Config, train: TokenStream) -> Batches:
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of a step, or of one rank's share of it: batch after batch, as one batch of all its windows would be.
+    """The passes of a step, or of one rank's share of it, batch after batch; the result is that of one large batch.
 
-    Losses and gradients are those of the one batch, to rounding; all random choices are the same but dropout's masks,
-    which have the same law. tokens: (B, T+1), of the whole step; batches: how many; total: of the ranks' tensors.
+    Losses and gradients equal those of the large batch, to rounding; all random choices are the same except dropout's
+    masks, which have the same law. tokens: (B, T+1), of the whole step; batches: their number; total: sums a tensor
+    over ranks.
     """
 
     model: LanguageModel
@@ -137,7 +138,7 @@ class Passes:
     total: Callable[[Tensor], Tensor] = lambda own: own
 
     def run(self) -> Losses:
-        """The losses; gradients are added up in the parameters."""
+        """The losses; adds the gradients to those of the parameters."""
         over_step, found = self._over_step(), list[Losses]()
         self._seed()
         for share in self._shares():
@@ -157,7 +158,7 @@ class Passes:
         return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
 
     def _seed(self) -> None:
-        """Of dropout: each rank has its own."""
+        """The seed of dropout: each rank has its own."""
         config = self.config
         seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
 
@@ -173,8 +174,8 @@ class Passes:
         )  # fmt: skip
 
     def _sums(self) -> Tensor:
-        """What the model's own losses need of all batches before any gradient: a pass through the trunk, with the same
-        masks of dropout and, as a graph is built, in the same bits as the pass that is differentiated."""
+        """The sums over all batches that the model's own losses need before any gradient: a pass through the trunk with
+        the same dropout masks. A graph is built, so the bits are those of the pass that is differentiated."""
         self._seed()
         return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
             0
@@ -187,16 +188,16 @@ class Passes:
 
 
 def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
-    """A rank's `passes` of a step; None where there is no memory for them: with the error its tensors are let go.
+    """A rank's `passes` of a step; None if memory runs out (its tensors are freed with the error).
 
-    non_finite: what to raise where something is not finite, by its name.
+    non_finite: makes the error to raise if something isn't finite, from its name.
 
     Raises:
-        NonFinite: of a tensor that the engine refuses, before there is a loss.
+        NonFinite: the engine refuses a tensor, before there is a loss.
     """
     try:
         return passes.run()
-    except ArgumentError as error:  # of values that the model has come to
+    except ArgumentError as error:  # from values that the model has reached
         raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -205,8 +206,8 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
 
 
 def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
-    """Batches of fewer than `rows` windows that parts of a step of so many windows can have, over so many ranks: each
-    at most half as large as the one before."""
+    """Batch sizes below `rows` that divide a step of `windows` windows evenly, over `ranks` ranks; each is at most half
+    the one before."""
     fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
     for part in reversed(fitting):
         if part <= rows // 2:
@@ -215,7 +216,7 @@ def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
 
 
 def alone(passes: Passes) -> Passes:
-    """The passes of this rank without the others, who take no part in it."""
+    """The passes of this rank alone, without communication with other ranks."""
     return dataclasses.replace(passes, total=lambda own: own)
 
 
@@ -257,7 +258,7 @@ class Trainer:
         self._text = digest(streams.train)
         self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._revision = REVISION
-        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # of each step, with its targets
+        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # loss of each step, and its number of targets
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
@@ -292,8 +293,8 @@ class Trainer:
         now = self.streams.text.get("validation")
         if (found.state.get("text") or {}).get("validation", now) != now:
             self.monitor.say(
-                "validation  its text is not the one that was evaluated before, and losses of two texts do not "
-                "compare: the best checkpoint and --patience begin anew"
+                "validation  the text isn't the one that was evaluated before, and losses on two texts cannot be "
+                "compared: the best checkpoint and --patience start anew"
             )
             return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
         if progress.best_step is None or progress.since_best is not None:
@@ -370,20 +371,20 @@ class Trainer:
         """Train to the configured step; stop earlier after `stop_after` steps, or when interrupted, with a checkpoint.
 
         Raises:
-            NonFinite: before the weights are touched. StorageError: something could not be written; the last
-                checkpoint is of the last step where that could be.
+            NonFinite: before the weights are touched. StorageError: something could not be written; the last step is
+            saved as a checkpoint if possible.
         """
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
-            except ArgumentError as error:  # of an evaluation or a consolidation, of what the model has come to
+            except ArgumentError as error:  # an evaluation or a consolidation refuses the model's values
                 raise self._diverged(error) from error
-            except (StorageError, OSError) as error:  # steps must not be lost to what only tells of them
+            except (StorageError, OSError) as error:  # a failed log must not cost steps
                 raise self._kept(error) from error
         return "interrupted" if interruption.came else outcome
 
     def _kept(self, error: StorageError | OSError) -> StorageError:
-        """What to raise where something could not be written; the steps are saved, if they can be."""
+        """The error to raise if something could not be written; saves the steps if possible."""
         what, why, hint = str(error), "", "free some space"
         if isinstance(error, StorageError):
             what, why, hint = error.what, error.why, error.hint
@@ -392,7 +393,7 @@ class Trainer:
                 self.save()
             what += f"; the run is saved as it was after step {self.progress.step}"
         except StorageError:
-            saved = f"that of step {self._saved} is the newest" if self._saved else "there is none"
+            saved = f"the newest is of step {self._saved}" if self._saved else "the run has none yet"
             what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
         hint = "free some space" if "--resume" in hint else hint
         again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
@@ -401,7 +402,7 @@ class Trainer:
     def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        if self._evaluate_if_due(interruption):  # what an interruption at this step left undone
+        if self._evaluate_if_due(interruption):  # an interruption at this step skipped it
             self.save()
         while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
             self.step()
@@ -530,12 +531,12 @@ class Trainer:
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
 
     def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
-        """Flags of the largest batch, about halved and halved again, that is seen to fit and leaves the step as it is:
-        of as many windows in all."""
+        """Flags for a smaller batch that was seen to fit (found by halving) and keeps the step as it is: the number of
+        windows in all stays the same."""
         windows, ranks = self.config.training.windows_per_step, self.ranks.size
         for rows in smaller_batches(self.config.training.batch_size, windows, ranks):
             flags = f"--batch-size {rows} --accumulation-steps {windows // rows}"
-            if ranks > 1:  # the others can't take part in trying
+            if ranks > 1:  # the other ranks can't take part in the trial
                 return flags
             if self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)):
                 return f"{flags}: a batch of {rows} has just fitted"
@@ -569,7 +570,7 @@ class Trainer:
         )
 
     def _diverged(self, error: ArgumentError) -> NonFinite:
-        """What to raise where the engine refuses what the model has come to, outside of a step's passes."""
+        """The error to raise if the engine refuses the model's values outside of a step's passes."""
         found = self._non_finite(error.what)
         found.what = f"step {self.progress.step}: training diverged ({error.what}); what was saved before is intact"
         return found
@@ -674,7 +675,7 @@ class Trainer:
 
 
 def consolidated(found: Mapping[str, Any]) -> str:
-    """One consolidation in a line. found: what `TrainingSoc.after` returned."""
+    """One consolidation in a line. found: the result of `TrainingSoc.after`."""
     events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
     if growth := found["growth"]:
         change = growth["after"] - growth["before"]
@@ -697,7 +698,7 @@ def _figures(found: Likelihood) -> str:
 
 
 def _not_finite(bad: str) -> str:
-    """`bad` is a tensor's name, or what the engine said of one that it refused."""
+    """bad: a tensor's name, or the engine's message about a tensor that it refused."""
     return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 
@@ -707,11 +708,11 @@ def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
 
 
 class _Interruption:
-    """Ctrl-C, SIGTERM and SIGHUP while it is entered: the first is remembered, a second one ends the program.
+    """Handles Ctrl-C, SIGTERM and SIGHUP: the first is remembered, a second one ends the program.
 
-    A terminal that is closed sends SIGHUP, mostly twice; then nothing more is written to it. A step is finished first,
-    so that the run can be saved as it then is; within `at_once`, where nothing is lost by stopping, the first one ends
-    the block.
+    A closed terminal sends SIGHUP, mostly twice; then nothing more is written to it. The current step is finished
+    first, so that the run can be saved; within `at_once`, where stopping loses nothing, the first signal ends the
+    block.
     """
 
     def __init__(self) -> None:
@@ -721,7 +722,7 @@ class _Interruption:
         self._terminals: list[int] = []
 
     def __enter__(self) -> _Interruption:
-        self._terminals = terminal.terminals()  # once it is closed, nothing tells that it was one
+        self._terminals = terminal.terminals()  # once closed, they cannot be recognised
         self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self
 

@@ -29,7 +29,7 @@ SPREAD_EPSILON = 1e-3
 @dataclass(frozen=True)
 class Losses:
     """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
-    h of the step's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. Of a
+    h of the step's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. For a
     share of a step: what it adds to total and parts, and its own states."""
 
     total: Tensor
@@ -39,7 +39,7 @@ class Losses:
 
     @classmethod
     def sum(cls, shares: Sequence[Losses]) -> Losses:
-        """Of shares of a step; their states one after another."""
+        """The sum over shares of a step; their states one after another."""
         if len(shares) == 1:
             return shares[0]
         return cls(
@@ -61,8 +61,8 @@ def objective(
     share: Share = WHOLE,
     over_step: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Losses:
-    """Loss of one step, or what a share of its rows adds to it: CE, and what else its model has: lambda_d denoising
-    and lambda_spread spread where tokens are points of the sphere, losses of experts where there are experts.
+    """Loss of one step, or what a share of its rows adds to it: CE; also lambda_d denoising and lambda_spread spread if
+    tokens are points on the sphere, and expert losses if the model has experts.
 
     Every part is a mean over all targets of the step, or a function of such means, however the step is divided: the
     shares' losses and gradients add up to those of the step. While no memory takes part, p and p_lex are one law and
@@ -70,8 +70,8 @@ def objective(
     Random choices are a function of (seed, step) and the same for every share, except dropout's, which is drawn from
     torch's global generator: how a step is divided changes its masks, not their law.
 
-    tokens: (B, T+1) int64, all rows of the step, each a window whose last T tokens are predicted; from -1 on a row has
-    ended. over_step: gives the sums over the step, of those over the share, for losses that are not linear in them.
+    tokens: (B, T+1) int64, all rows of the step, each a window whose last T tokens are predicted; a row ends at
+    its first -1. over_step: turns sums over the share into sums over the step, for losses that aren't linear in them.
     """
     weights = config.training
     device = tokens.device.type
@@ -112,7 +112,7 @@ def objective(
 
 
 def targets_of(rows: Tensor) -> Tensor | None:
-    """(B T,) bool, which targets of rows (B, T+1) are there; None where all are."""
+    """(B T,) bool: True for targets of rows (B, T+1) that aren't padding; None if none is padding."""
     there = rows[:, 1:].flatten() >= 0
     return None if bool(there.all()) else there
 
@@ -120,8 +120,8 @@ def targets_of(rows: Tensor) -> Tensor | None:
 def _own_losses(
     context: Context, there: Tensor | None, n: int, share: Share, over_step: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """The model's own losses of a step of n targets: their value in equal parts, as every share comes to the same, and
-    the gradient by what this share adds to the sums."""
+    """The model's own losses of a step of n targets. Every share computes the same value and returns an equal part of
+    it; the gradient is that of this share's part of the sums."""
     own = context.sums(there)
     whole = over_step(own.detach())
     losses = context.losses(own + (whole - own.detach()), n)

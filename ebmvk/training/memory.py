@@ -55,15 +55,15 @@ from ebmvk.training.fitted_on import FittedOn
 from ebmvk.training.workspace import Device
 
 MEMORY_FILE = "memory.safetensors"
-NATS = "nats."  # before the names of laws, in the file
+NATS = "nats."  # prefix of the names of laws in the file
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0, 320.0, 448.0, 640.0)
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
-SCANNED_SHARES = (0.3, 0.5, 0.7, 1.0)  # of these, tried with every kappa
-START = 20.0  # the kappa of splats that nothing was fitted to yet
-SCANNED_TOKENS = 6_000  # of the text, on which every kappa is tried
-TUNED_TOKENS = 30_000  # of the text, on which the best ones are compared
+SCANNED_SHARES = (0.3, 0.5, 0.7, 1.0)  # the shares to try with every kappa
+START = 20.0  # kappa before fitting
+SCANNED_TOKENS = 6_000  # tokens of the text on which every kappa is tried
+TUNED_TOKENS = 30_000  # tokens of the text on which the best ones are compared
 FINALISTS = 3
-TRIED = 25  # rounds of fitting a gate, to compare: further ones change the nats by 1e-4
+TRIED = 25  # rounds of fitting a gate for a comparison; more change the nats by 1e-4
 TOKEN_WEIGHT = 0.4  # of the token that followed, beside the state's 1, when contexts are clustered
 MAX_SPLATS = 150_000  # static ones
 LOOKED_AT = 10_000  # tokens of the text, by which a fitted memory is judged
@@ -135,7 +135,7 @@ def read_states(
     model: LanguageModel, stream: TokenStream, *, reading: Reading, device: Device
 ) -> tuple[Tensor, Tensor]:
     """Contexts h (n, d) of a text, in half precision, and the tokens (n,) that followed them."""
-    # Half precision: errors of 2^-11 of a coordinate, half the memory.
+    # Half precision: half the memory, with errors of 2^-11 of a coordinate.
     (h,) = states(model, stream, ("h",), device=device.torch, dtype=torch.float16, **vars(reading))
     return h, torch.from_numpy(stream.tokens[1:].astype("int64"))
 
@@ -176,14 +176,14 @@ class Fit:
         # The calibration comes last: a memory that has one computes its law in every trial.
         memory, nats = self._gated(self._calibrated(memory, say), whole, len(self.tokens))
         for law, value in nats.items():
-            say(f"{law:<12}{value:.4f} nats per token, on the {len(self.tokens):,} the gates were fitted on")
+            say(f"{law:<12}{value:.4f} nats per token on the {len(self.tokens):,} that the gates were fitted on")
         return self.controlled(memory, whole, say), nats
 
     def alerts(self, memory: Memory, *, consolidated: bool) -> Iterator[Alert]:
-        """What is wrong with a memory that was fitted on this text: its splats hold it, a tier says nothing or no more
-        than a calibration does, its concentration is the last one that was tried, or its gate is stuck.
+        """Warnings about a memory that was fitted on this text: its splats contain the text, a tier says nothing or no
+        more than a calibration, its concentration is the last one tried, or its gate is stuck.
 
-        consolidated: its splats are those of training, whose counts have faded and whose number is not chosen here.
+        consolidated: its splats come from training, so their counts have faded and their number isn't chosen here.
         """
         if memory.static is not None and not consolidated:
             splats = Splats.open(memory.static, self.backend, NEAREST)
@@ -192,7 +192,7 @@ class Fit:
         yield from self.signs(memory, consolidated=consolidated)
 
     def signs(self, memory: Memory, *, consolidated: bool = False) -> Iterator[Alert]:
-        """What is wrong with the tiers of a fitted memory, on a text that its splats do not hold. consolidated: as of
+        """Warnings about the tiers of a fitted memory, on a text that its splats do not contain. consolidated: see
         `alerts`."""
         mode: Mode = "episodic" if memory.static is None else "both"
         n = 0 if memory.static is None or consolidated else memory.static.n
@@ -215,8 +215,8 @@ class Fit:
 
     @torch.no_grad()
     def said(self, memory: Memory, mode: Mode, limit: int) -> list[float]:
-        """How far p_mem of each tier is from the uniform law, in nats, its mean over the text's first contexts: the log
-        of V less the entropy. Where it is 0, the tier's law is a power of the model's own."""
+        """The distance of each tier's p_mem from the uniform law in nats, log V minus the entropy, averaged over the
+        text's first contexts. If it is 0, the tier's law is a power of the model's own."""
         reader, sums = Reader(memory, mode, self.backend), [0.0 for _ in TIERS[mode]]
         rows = laws_at_once(memory.vocab_size)
         for h, tokens in zip(*(torch.split(x[:limit], rows) for x in (self.h, self.tokens)), strict=True):
@@ -235,7 +235,7 @@ class Fit:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The power and the gate of largest likelihood on the text."""
+        """The calibration with the power and the gate of largest likelihood on the text."""
         return self.calibrated(len(self.tokens))
 
     def calibrated(self, limit: int) -> Calibration:
@@ -264,9 +264,10 @@ class Fit:
         return found
 
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
-        """The memory with the concentration, the share and, of static splats, the background of a tier that have the
-        largest likelihood. Every concentration is tried on the text's beginning, as the likelihood can have several
-        summits; the best ones, and those next to the best of these, again on more of the text and with every share."""
+        """The memory with a tier's concentration, share and (for static splats) background of largest likelihood.
+
+        Every concentration is tried on the text's beginning, because the likelihood can have several maxima. The best
+        ones and the neighbours of the very best are tried again on more of the text and with every share."""
         scanned = {kappa: self._at(memory, tier, kappa, SCANNED_SHARES, SCANNED_TOKENS, say).nats for kappa in KAPPAS}
         best = sorted(KAPPAS, key=scanned.__getitem__)[:FINALISTS]
         found = {kappa: self._at(memory, tier, kappa, SHARES, TUNED_TOKENS, say) for kappa in best}
@@ -278,7 +279,7 @@ class Fit:
         return tuned
 
     def _at(self, memory: Memory, tier: Tier, kappa: float, shares: Sequence[float], limit: int, say: Say) -> Trial:
-        """A tier at one concentration, with the background that is likeliest there and the best of some shares."""
+        """A tier at one concentration, with the likeliest background there and the best of some shares."""
         memory = memory.with_kappa(tier, kappa)
         if tier == "static" and memory.static is not None:
             background = fit_background(memory.static, self._halves(limit)[0], self.backend, memory.k)[0]
@@ -289,7 +290,7 @@ class Fit:
         return trial
 
     def _shared(self, memory: Memory, tier: Tier, shares: Sequence[float], limit: int) -> Trial:
-        """A tier with that one of some shares which has the largest likelihood."""
+        """A tier with the share of largest likelihood among some."""
         terms = self._terms_at(memory, tier, [[share] for share in shares], limit)
         nats = [_tried(own) for own in terms]
         best = _least(nats)
@@ -303,11 +304,11 @@ class Fit:
             scrambled = self._shared(scrambled, tier, SHARES, TUNED_TOKENS).memory
         scrambled, nats = self._gated(scrambled, mode, len(self.tokens))
         for law in scrambled.gates:
-            say(f"{law:<12}{nats[law]:.4f} nats per token with its tokens scrambled, share and gate fitted to that")
+            say(f"{law:<12}{nats[law]:.4f} nats per token with scrambled tokens, share and gate fitted to them")
         return replace(memory, control=Control(scrambled.share, scrambled.episodic.share, scrambled.gates))
 
     def coverage(self, memory: Memory) -> float:
-        """The mean share of contexts that the static splats explain, of those the background was not fitted on."""
+        """The mean share of contexts that the static splats explain, over contexts not used to fit the background."""
         assert memory.static is not None
         return float(posterior(memory.static, self._halves(TUNED_TOKENS)[1], self.backend, memory.k)[1].sum(1).mean())
 
@@ -315,12 +316,12 @@ class Fit:
         return len(self.tokens[:limit])
 
     def _halves(self, limit: int) -> tuple[Tensor, Tensor]:
-        """Of the text's first contexts: what a background is fitted on, and what it is judged by."""
+        """Splits the text's first contexts: those to fit a background on, and those to judge it by."""
         half = max(1, self._some(limit) // 2)
         return self.h[:half], self.h[min(half, len(self.h) - 1) : limit]
 
     def nats(self, memory: Memory, mode: Mode) -> dict[Law, float]:
-        """Nats per token of the text, of a fitted memory, for `mode`, those of fewer tiers and the calibrated one."""
+        """Nats per token of the text under a fitted memory: for `mode`, modes with fewer tiers and the calibration."""
         terms = self.terms(memory, mode)
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
@@ -358,8 +359,7 @@ class Fit:
         return found
 
     def _rows(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
-        """Some of the text's first tokens after others: which they are, and log p_lex (n, V), which the next ones
-        overwrite."""
+        """Pieces of the text's first tokens: their positions, and log p_lex (n, V), which the next piece overwrites."""
         return TokenLaw(self.model).pieces(self.query[:limit])
 
 
@@ -372,18 +372,18 @@ class Trial:
 
 
 def _tried(terms: Terms) -> float:
-    """Nats per token with a gate that is fitted well enough to compare."""
+    """Nats per token with a gate fitted well enough for a comparison."""
     gate = fit_gate(terms.features, terms.log_p, rounds=TRIED)
     return -float(mix(gate.log_weights(terms.features), terms.log_p).double().mean())
 
 
 def _least(values: Sequence[float]) -> int:
-    """The place of the least value."""
+    """The index of the smallest value."""
     return min(range(len(values)), key=values.__getitem__)
 
 
 def _beside(kappa: float) -> set[float]:
-    """The concentrations next to one."""
+    """The neighbours of a concentration."""
     place = KAPPAS.index(kappa)
     return set(KAPPAS[max(0, place - 1) : place + 2])
 
@@ -393,7 +393,7 @@ def _beside(kappa: float) -> set[float]:
 
 def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, float]) -> Path:
     """Write the memory into the checkpoint folder it was built for. nats: per token of the text it was fitted on, under
-    each law. Raises StorageError; an older one is intact."""
+    each law. Raises StorageError; an older file then stays intact."""
     figures = {f"{NATS}{law}": torch.tensor(value, dtype=torch.float64) for law, value in nats.items()}
     state = memory.state() | figures | {"model": _weights(folder)}
     write_atomic(folder / MEMORY_FILE, dump_tensors(state, metadata=fitted_on.metadata()))
@@ -401,8 +401,8 @@ def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, f
 
 
 def fitted_nats(folder: Path) -> dict[str, float]:
-    """Nats per token of the text that a folder's memory was fitted on, by law; {} where it does not say, as in files of
-    earlier versions. Raises CheckpointError: the file is damaged."""
+    """Nats per token of the text that a folder's memory was fitted on, by law; {} for files of earlier versions, which
+    lack them. Raises CheckpointError: the file is damaged."""
     file = folder / MEMORY_FILE
     try:
         with safe_open(file, "pt") as opened:

@@ -25,7 +25,7 @@ from ebmvk.training.display import Display
 from ebmvk.training.tensorboard import Board
 
 TREND = 50  # steps over which the energy's trend is fitted
-TIMED, ENOUGH = 6, 20.0  # steps, or seconds of steps if they are slow, after which the time that is left is told
+TIMED, ENOUGH = 6, 20.0  # steps, or seconds if steps are slow, after which the remaining time is printed
 WORTH_TELLING, LONG = 60.0, 600.0  # seconds: shorter runs say nothing; longer ones say how to shorten them
 
 
@@ -38,8 +38,8 @@ class Monitor:
     """One JSON object per event, flushed; what people read goes through `say`.
 
     Args:
-        device: of torch, whose memory is told. alerts: what looks at the rows; board: TensorBoard's. display: of
-            people's lines, by default on standard output. smaller: a flag that makes steps cheaper, for long runs.
+        device: torch's, whose memory is recorded. alerts: watch the rows; board: TensorBoard's. display: shows lines
+        for people, by default on standard output. smaller: a flag that makes steps cheaper, for long runs.
 
     Raises:
         StorageError: from any method that writes, when the disk is full.
@@ -54,7 +54,7 @@ class Monitor:
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
         self._began, self._first, self._at = time.perf_counter(), done, done
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
-        self._timed: list[float] | None = []  # seconds of the first steps; None once their time was told
+        self._timed: list[float] | None = []  # seconds of the first steps; None once the time was printed
         self._smaller = smaller
         self._alerts, self._board = alerts, board
         self._display = display or Display(quiet=quiet, log_every=log_every, total=total, done=done)
@@ -130,7 +130,7 @@ class Monitor:
         self._tell_time(step, values["seconds"])
 
     def _tell_time(self, step: int, seconds: float) -> None:
-        """Say once, after the first steps, how long the others will take: a run of hours should not look like one of
+        """Say once, after the first steps, how long the rest will take, so that a run of hours doesn't look like one of
         minutes. The first step warms up and does not count."""
         if self._timed is None:
             return
@@ -144,8 +144,8 @@ class Monitor:
 
 
 def time_left(pace: float, step: int, total: int, left: float, smaller: str | None) -> str:
-    """A line about the time of a run. pace: seconds of a step; left: of all that are left."""
-    said = f"about {duration(left)} left for {total - step:,} steps, and evaluations besides"
+    """A line about the remaining time of a run. pace: seconds per step; left: seconds for all remaining steps."""
+    said = f"about {duration(left)} left for {total - step:,} steps, plus evaluations"
     if left < LONG:
         return said
     steps = max(step + 1, round(LONG / pace))

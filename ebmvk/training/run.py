@@ -54,14 +54,14 @@ from ebmvk.training.workspace import (
 )
 
 Say = Callable[[str], None]
-SPLITS = ("validation", "train")  # that a run reads; the shorter one first
+SPLITS = ("validation", "train")  # the splits that a run reads, the shorter one first
 
 
 @dataclass(frozen=True)
 class Job:
     """A configuration with the source of each value, the run's folder, and what to continue from (None: a new run).
     again: the folder holds a run of this configuration that ended before its first checkpoint. before: the
-    configuration of a run to continue, as it was until now."""
+    configuration that a run to continue had until now."""
 
     config: Config
     sources: dict[str, Source]
@@ -199,26 +199,26 @@ def _tokenizer(job: Job, start: Start | None) -> Tokenizer:
 
 
 def _unaltered(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """Raises CheckpointError where a run was trained on other tokens than its tokenizer gives now."""
+    """Raises CheckpointError if a run was trained on tokens that its tokenizer no longer gives."""
     if tokenizer.altered:
         raise CheckpointError(
-            f"{folder / TOKENIZER_FILE} cuts texts short, fills them up, puts special tokens around them, or "
-            "cuts words by chance",
-            why="an earlier version trained this run on such tokens; they are not its text",
-            hint="start a new run with the same --tokenizer: its copy is made faithful",
+            f"{folder / TOKENIZER_FILE} truncates or pads texts, puts special tokens around them, or "
+            "splits words at random",
+            why="an earlier version trained this run on such tokens, which do not match its text",
+            hint="start a new run with the same --tokenizer: there, all of this is switched off",
         )
     return tokenizer
 
 
 def _with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Say) -> tuple[Job, dict[str, object]]:
-    """The job with the end token that was found, and what there is to say of a tokenizer of other makers."""
+    """The job with the end token that was found, and notes on a tokenizer from elsewhere."""
     if start is None:
         return job, {}
     wanted = job.config.data.end_token
     if start.run and wanted not in (None, tokenizer.end_token):
         raise ConfigError(
             f"--end-token {wanted}: the tokenizer of --init {start.run.folder} has {tokenizer.end_token}",
-            hint="leave --end-token away",
+            hint="remove --end-token",
         )
     facts: dict[str, object] = {"end_token": tokenizer.end_token}
     if tokenizer.end_token != END_OF_TEXT and wanted is None:
@@ -267,7 +267,7 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
     return replace(job, config=config, sources=sources)
 
 
-TOLD = ("model", "size", "device", "dataset")  # in lines of their own
+TOLD = ("model", "size", "device", "dataset")  # printed on lines of their own
 SAYS: dict[Source, str] = {
     "flag": "by flags",
     "file": "by a file",
@@ -275,11 +275,11 @@ SAYS: dict[Source, str] = {
     "stage": "by stage",
     "derived": "derived",  # from the text, the processor, or another value
 }
-JUMP = 1.25  # times, from which a change of the learning rate is told
+JUMP = 1.25  # a learning rate that changes by this factor or more is reported
 
 
 def _jump(before: Config, now: Config, step: int) -> str | None:
-    """A line where other settings let the learning rate jump at the next step; None where it goes on as it was."""
+    """A line if changed settings make the learning rate jump at the next step; None if it continues smoothly."""
     names = ("learning_rate", "steps", "warmup_steps")
     old, new = (optim.lr_at(step, config.training) for config in (before, now))
     if max(old, new) < JUMP * min(old, new):
@@ -293,12 +293,12 @@ def _jump(before: Config, now: Config, step: int) -> str | None:
 
 
 def _settings(job: Job, *, written: bool) -> Iterator[str]:
-    """What is not as the size and the model have it, by where it came from. written: config.toml has all the rest."""
+    """Lines on settings that differ from the size's defaults, by origin. written: config.toml exists and has all."""
     config, shown = job.config, dict[str, list[str]]()
     usual = replace_values(Config(), derive(config.run.size, None))
     for (section, name, value), (_, _, common) in zip(items(config), items(usual), strict=True):
         source = job.sources.get(name, "default")
-        # A run that an earlier version resumed says of all its values that they are from a file.
+        # In a run that an earlier version resumed, all values are marked as coming from a file.
         said = source in SAYS and not (source == "file" and value == common)
         if said and value is not None and name not in TOLD and concerns(config, section, name):
             shown.setdefault(source, []).append(f"{name} {value}")
@@ -315,7 +315,7 @@ def _unknown(text: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         if size["unknown"]:
             yield (
                 f"unknown     {size['unknown']:,} characters of the {split} text are unknown tokens: "
-                "the likelihood does not say which ones they are"
+                "the likelihood does not cover which ones they are"
             )
 
 
@@ -363,7 +363,7 @@ def report(folder: Path) -> Path:
 
 
 def _close(job: Job, trainer: Trainer, outcome: Outcome, say: Say) -> Outcome:
-    """Write the report; say what the model writes, where everything is, and what to do next. Paths are printed even
+    """Write the report; print a sample of the model's text, the paths, and the next commands. Paths are printed even
     with --quiet: they are the result."""
     page = report(job.folder)
     if outcome == "finished" and (text := sample(job.folder)):
@@ -382,7 +382,7 @@ SHOWN = 400  # characters of a sample
 
 
 def sample(folder: Path) -> str:
-    """The beginning of the newest sample of a run, nothing in it that would steer a terminal; empty without samples."""
+    """The start of a run's newest sample, without characters that control a terminal; empty without samples."""
     try:
         text = (folder / SAMPLES_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -394,8 +394,8 @@ def sample(folder: Path) -> str:
 
 
 def next_steps(folder: Path, *, tested: bool) -> Iterator[str]:
-    """Commands to go on with after a run. tested: its corpus has a test split."""
+    """Commands to run next. tested: the corpus has a test split."""
     at = f"--checkpoint {shlex.quote(str(folder))}"
     yield f"next        python -m ebmvk.generate {at} --max-tokens 100    # text; --prompt TEXT begins it"
     yield f"            python -m ebmvk.evaluate {at}{' --split test' if tested else ''}    # its exact likelihood"
-    yield f"            python -m ebmvk.diagnose {at} --report    # what is well with it, and what to change"
+    yield f"            python -m ebmvk.diagnose {at} --report    # what is fine, and what to change"

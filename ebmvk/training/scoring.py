@@ -103,7 +103,7 @@ class Scorer:
             if len(ids) > 1
             for found in evaluation_windows(TokenStream.of_text(ids), self.context, self.stride)
         ]
-        # Written into arrays that are there beforehand: parts kept apart would pin what is freed around them.
+        # Written into arrays made beforehand: separate parts would keep the freed memory around them in use.
         whole = [[rows.new_empty(max(0, len(ids) - 1), rows.shape[1]) for ids in texts] for _ in range(2)]
         done = [0] * len(texts)
         for group in _batched(windows, self.batch_size):

@@ -121,9 +121,9 @@ class TrainingSoc:
         return min(1.0, share)
 
     def gain(self) -> dict[str, float] | None:
-        """Nats per token on validation's evaluated part: without splats, without but calibrated, and with them as
-        static memory; gates are fitted on the first half of it, and the figures are of the second. None while there are
-        no splats."""
+        """Nats per token on the evaluated part of validation: without splats, without splats but calibrated, and with
+        splats as static memory. Gates are fitted on its first half, and the figures are for the second. None before
+        there are splats."""
         store = self.consolidation.store
         if store is None:
             return None
@@ -155,7 +155,7 @@ def nats_with(store: SplatStore | None, fit: Fit) -> float:
 
 
 def nats_calibrated(fit: Fit) -> float:
-    """`nats_with` of a calibration without any memory in place of the splats, fitted on the same half."""
+    """Like `nats_with`, for a calibration without memory instead of the splats, fitted on the same half."""
     half = len(fit.tokens) // 2
     own = fit.calibrated(half)
     return -float(fit.log_p_calibrated(own)[half:].double().mean())

@@ -145,8 +145,8 @@ def _setting(event: Event, ends: type[BaseException]) -> Iterator[None]:
 
 
 def figures(run: PlannedRun) -> dict[str, Any]:
-    """Of a finished run. train_ppl and phi are means over its last steps; phi_loss is what PHI adds to the loss;
-    phi_chance is about what independent units would have at this batch."""
+    """Figures of a finished run. train_ppl and phi are means over its last steps; phi_loss: what PHI adds to the loss;
+    phi_chance: about the PHI that independent units would have with this batch size."""
     steps, end, config = run.events("step"), run.events("end")[-1], read_config(run.folder)
     training = config.training
     last = steps[-LAST:]
@@ -180,14 +180,14 @@ def table(runs: Mapping[str, PlannedRun]) -> Iterator[dict[str, Any]]:
 
 
 def _check_same_text(runs: Sequence[PlannedRun]) -> None:
-    """Raises ConfigError where two runs were trained on different texts, as a file changed between them."""
+    """Raises ConfigError if two runs were trained on different texts because a file changed between them."""
     texts = [(run, begun[-1].get("corpus", {}).get("sha256")) for run in runs if (begun := run.events("start"))]
     known = [(run, text) for run, text in texts if text]
     if other := next((run for run, text in known if text != known[0][1]), None):
         raise ConfigError(
             f"{other.folder} was trained on another text than {known[0][0].folder}",
             why="the files of --dataset changed between the runs",
-            hint="take another --folder, and so train all of them on the text of now",
+            hint="take another --folder, to train all runs on the present text",
         )
 
 

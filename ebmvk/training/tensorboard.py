@@ -27,7 +27,7 @@ def _writer_class() -> Any:
         raise ConfigError(
             f"--tensorboard: {error}",
             why="TensorBoard is an extra",
-            hint="./run setup --extra tensorboard, or pip install 'tensorboard>=2.16', or leave --tensorboard away: "
+            hint="./run setup --extra tensorboard, or pip install 'tensorboard>=2.16', or remove --tensorboard: "
             "metrics.jsonl has the same numbers",
         ) from error
 

@@ -1,4 +1,4 @@
-"""The text of a run: found again, and compared with what the run was trained on."""
+"""Finds the text of a run again, and compares texts with the one that the run was trained on."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from ebmvk.data.datasets import BUILTIN, FETCHABLE, Corpus, path_of, resolve
 from ebmvk.data.files import Reading, exists, shown
 from ebmvk.errors import CheckpointError, DataError
 
-if TYPE_CHECKING:  # torch takes seconds, and a text that cannot be read is said before
+if TYPE_CHECKING:  # torch takes seconds: report an unreadable text first
     from ebmvk.training.workspace import OpenRun
 
 
 def reading_of(data: DataConfig) -> Reading:
-    """How the settings of a run say that its text is read."""
+    """The way to read text that a run's settings ask for."""
     return Reading(tuple(data.include), data.raw, data.keep_bom)
 
 
 def find_text(data: DataConfig) -> Corpus:
-    """The text that settings name. Raises DataError, ConfigError: as `resolve`."""
+    """The text that the settings name. Raises DataError, ConfigError like `resolve`."""
     return resolve(data.dataset, data.data_dir, reading_of(data))
 
 
 def own_text(config: Config, dataset: str | None = None, data_dir: Path | None = None) -> Corpus:
-    """The text that a run of this configuration was trained on, where it lies now.
+    """The text that a run of this configuration was trained on, from its present place.
 
     Args:
-        dataset: where, if it has moved; as --dataset. data_dir: the same of the folder of data sets.
+        dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder of data sets.
 
     Raises:
-        DataError: it is no longer there, or no longer text. ConfigError: `--include` of the run matches nothing now.
+        DataError: it isn't there any more, or isn't text any more. ConfigError: the run's `--include` now matches
+        nothing.
     """
     data = config.data
     name = dataset or data.dataset
@@ -47,18 +48,18 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
         raise DataError(
             f"--dataset {shown(name)}: the text of this run is not there",
             why=error.why if known else "it was moved, renamed or deleted, or the run comes from another machine",
-            hint="say where it lies now: --dataset PATH",
+            hint="give its new place: --dataset PATH",
         ) from error
 
 
 def _is_there(name: str) -> bool:
-    """A path, or one with `:CHARACTERS` behind it."""
+    """True if the path exists, with or without its ending `:CHARACTERS`."""
     return any(exists(path_of(part)) for part in (name, name.rpartition(":")[0] or name))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """same: whether a text is the run's own; None where the run does not say. by: what was compared."""
+    """same: True if a text is the run's own; None if the run does not tell. by: what was compared."""
 
     same: bool | None
     by: str
@@ -73,9 +74,9 @@ TEXT, TOKENS, NOTHING = "the text of the split", "the tokens of the training tex
 
 
 def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
-    """Whether a split is that of the text which a run was trained on.
+    """Compares a split with that of the text which a run was trained on.
 
-    A run of an earlier version has no digests of its texts, but one of the tokens of its training text.
+    Runs of earlier versions have no digests of their texts, only one of the tokens of the training text.
     """
     state = run.checkpoint.state
     saved = state.get("text")
@@ -90,31 +91,31 @@ def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
-    """`compared`, where the run has digests of its texts; otherwise unknown, without a look at the tokens."""
+    """`compared` if the run has digests of its texts; otherwise unknown, without looking at tokens."""
     return compared(run, corpus, split) if run.checkpoint.state.get("text") else NOT_ASKED
 
 
 def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], None]) -> Comparison:
-    """`compared`, and a line for people where it is another text, or cannot be compared."""
+    """`compared`, with a warning if it is another text or cannot be compared."""
     found = compared(run, corpus, split)
     if found.same is False:
         say(
             f"warning: {_named(run)} is not the text that {run.checkpoint.path} was trained on: {found.by} "
-            f"differ{'s' * (found.by == TEXT)}. Figures are of another text than the run's own."
+            f"differ{'s' * (found.by == TEXT)}. The figures are not for the run's own text."
         )
     elif found.same is None:
-        say(f"warning: {run.checkpoint.path} does not say which text it was trained on: {_named(run)} may be another")
+        say(f"warning: {run.checkpoint.path} does not record its training text: {_named(run)} may be another")
     return found
 
 
 def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
-    """Raises CheckpointError where one of the splits is not that of the text which a run was trained on."""
+    """Raises CheckpointError if one of the splits isn't that of the text which a run was trained on."""
     if other := next((split for split in splits if compared(run, corpus, split).same is False), None):
         raise CheckpointError(
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "
             f"its {other} text differs",
             why="the files changed, or another version of them was found",
-            hint="bring the old text back, or say where it lies: --dataset PATH",
+            hint="restore the old text, or give its place: --dataset PATH",
         )
 
 

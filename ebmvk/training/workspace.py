@@ -107,7 +107,7 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
         raise CheckpointError(
             f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
             why="the files changed, or another version of them was found"
-            + ("" if found.state.get("text") else ", or the version that saved it took others of them for its text"),
+            + ("" if found.state.get("text") else ", or the version that saved it read other files as its text"),
             hint="bring the old text back, or start a new run with another --run-dir",
         )
 
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> Config:
 
 
 def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
-    """The tokenizer of a run folder. Raises DataError where it is missing or damaged."""
+    """The tokenizer of a run folder. Raises DataError if it is missing or damaged."""
     return Tokenizer.load(folder / TOKENIZER_FILE, config.data.end_token)
 
 
@@ -211,7 +211,7 @@ def check_tokenizer(given: Path | None, run: OpenRun) -> None:
     if given is None:
         return
     end = run.config.data.end_token
-    # A run's own file, or the one of other makers that it was made from.
+    # A run's own file, or the file from elsewhere that it was made from.
     digests = Tokenizer.load(given, end).digest(), foreign_tokenizer(given, Corpus("", "", {}), end).digest()
     if run.tokenizer.digest() not in digests:
         raise ConfigError(

@@ -11,8 +11,14 @@ from .conftest import Command, rows
 from .damage import edit
 
 SHORT = ("--steps", 4, "--no-enable-soc", "--sample-tokens", 0, "--quiet")
-WINDOWS, BATCHES, PADDING = "mean over 2 accumulated", "of each accumulated batch", "behind the end of short documents"
-PHI, BYTES, CUT, INSIDE, TWO = "PHI in its", "Bits per byte", "cuts texts", "in the folder of its text", "of two texts"
+WINDOWS, BATCHES, PADDING = "mean over 2 accumulated", "for each accumulated batch", "padding after short documents"
+PHI, BYTES, CUT, INSIDE, TWO = (
+    "PHI in its",
+    "Bits per byte",
+    "truncates or pads texts",
+    "in the folder of its text",
+    "of two texts",
+)
 
 
 def aged(run: Path) -> Path:

@@ -277,7 +277,7 @@ def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: floa
 
 def test_a_slow_step_does_not_hide_the_time() -> None:
     """At 10 s a step two steps are enough to tell; a flag to shorten is offered for runs beyond ten minutes only."""
-    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s left for 994 steps, and evaluations besides"
+    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s left for 994 steps, plus evaluations"
     assert "take --steps 60" in time_left(10.0, 3, 2000, 19_970.0, None)
     assert "take --steps 4" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
 

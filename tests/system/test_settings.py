@@ -43,7 +43,7 @@ def test_help_shows_the_defaults_that_a_run_has(
     differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", *given}
     assert differ == set()
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
-    assert f"Optimiser steps; those of --epochs, where there are such. (default: {taken['steps']})" in told
+    assert f"Optimiser steps; --epochs replaces them. (default: {taken['steps']})" in told
     assert f"Dropout in the trunk. (default: {taken['dropout']})" in told
     assert "(default: what this processor is faster in)" in told
 

@@ -85,7 +85,7 @@ def test_a_model_that_is_worse_than_a_blind_guess_is_told_early_with_its_learnin
     config = replace(CONFIG, {"learning_rate": 1e3})
     (alert,) = [alert for alerts in [Alerts(config)] for row in driven for alert in alerts.see(row)]
     assert alert.sign == "training diverges"
-    assert "900.00 nats a token or more, where a blind guess costs 5.70; --lr 1000 is 2.5e+05 times" in alert.reason
+    assert "900.00 nats a token or more, but a blind guess costs 5.70; --lr 1000 is 2.5e+05 times" in alert.reason
     assert alert.advice == "a new run with --lr 0.004"
     assert said([start, *list(energies([4.9, 9.0, 9.0, 9.0, 9.0, 4.0, 9.0]))[1:]]) == []
     assert said(energies([900.0] * 8)) == []

@@ -72,7 +72,7 @@ def test_include_adds_files_by_their_names(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="--include"):
             resolve(str(tmp_path), None, Reading((bad,)))
     for whole in (str(tmp_path / "a.txt"), "builtin"):
-        with pytest.raises(ConfigError, match="no folder"):
+        with pytest.raises(ConfigError, match="isn't a folder"):
             resolve(whole, None, Reading(("*.py",)))
 
 

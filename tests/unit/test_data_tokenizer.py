@@ -141,7 +141,7 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Tokenizer.load(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text('{"version": "1.0"')
-    with pytest.raises(DataError, match="is no tokenizer"):
+    with pytest.raises(DataError, match="isn't a tokenizer"):
         Tokenizer.load(tmp_path / "bad.json")
     (tmp_path / "other.json").write_text(
         '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
@@ -153,7 +153,7 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     token = next(name for name in good["model"]["vocab"] if len(name) == 1)
     del good["model"]["vocab"][token]
     (tmp_path / "gap.json").write_text(json.dumps(good | {"model": good["model"] | {"merges": []}}), encoding="utf-8")
-    with pytest.raises(DataError, match=r"gap\.json: the tokenizer has two tokens of id \d+"):
+    with pytest.raises(DataError, match=r"gap\.json: the tokenizer has two tokens with id \d+"):
         Tokenizer.load(tmp_path / "gap.json")
     with pytest.raises(StorageError, match="cannot be written"):
         tokenizer.save(tmp_path / "missing" / "tokenizer.json")

@@ -113,7 +113,7 @@ def test_perplexity_per_word_is_shown_where_words_are_units_of_the_text() -> Non
     assert per_word(_row(3.0)) == pytest.approx(math.exp(3.0 / 0.7))
     characters = _row(2.0, words=180)
     assert per_word(characters) is None
-    assert "5.6 tokens a word" in why_no_word(characters)
+    assert "5.6 tokens per word" in why_no_word(characters)
     assert per_word(_row(2.0, words=0)) is None
     assert why_no_word(_row(2.0, words=0)) == "the text has no words"
 
@@ -122,7 +122,7 @@ def test_code_has_no_tile_per_word_but_a_line_that_says_why() -> None:
     history = _history(own=_row(5.0, words=200), base=_row(4.0, words=200))
     assert [name for _, name, _ in _tiles(history)] == ["bits per byte", "perplexity per token", "training"]
     assert [title for title, _, _ in _plots(history) if "word" in title] == []
-    assert "5.0 tokens a word" in list(_remarks(history))[1]
+    assert "5.0 tokens per word" in list(_remarks(history))[1]
     assert max(len(value) for value, _, _ in _tiles(_history(own=_row(40.0), base=_row(4.0)))) <= 10
 
 

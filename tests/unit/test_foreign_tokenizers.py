@@ -214,7 +214,7 @@ def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
     assert found.altered
     assert found.decode(found.encode(TEXTS[0])) == TEXTS[0]
     assert found.eos_id not in found.encode(TEXTS[0])
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json cuts texts short(?s:.)*start a new run"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json truncates or pads texts(?s:.)*start a new run"):
         _unaltered(found, tmp_path)
     found.faithful().save(tmp_path / "new.json")
     assert not Tokenizer.load(tmp_path / "new.json").altered
@@ -286,7 +286,7 @@ def test_added_tokens_keep_the_blanks_beside_them_and_their_letters(tmp_path: Pa
     text = "the   <mask>  cat, gâteau <x>."
     assert found.decode(found.encode(text)) == text
     assert found.beginning(text, found.encode(text)) == text.encode()
-    assert "blanks taken along by <mask>" in found.notes[0]
+    assert "absorbing of blanks by <mask>" in found.notes[0]
     assert "gâteau" in found.notes[0]
 
 
@@ -397,7 +397,7 @@ def test_an_end_token_that_the_model_spells_stays_text(make: Make, tmp_path: Pat
     assert made.token_to_id("</s>") in made.encode("the </s> cat").ids
     found = opened(made, tmp_path)
     assert found.eos_id not in found.encode("the </s> cat </s></s>")
-    assert "</s> as one token where it is written" in found.notes[1]
+    assert "matching of </s> as one token in text" in found.notes[1]
 
 
 def test_another_end_token_can_be_named(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_ids_may_have_a_few_gaps(tmp_path: Path) -> None:
     assert found.decode(found.encode(TEXTS[0])) == TEXTS[0]
     with pytest.raises(DataError, match=r"has \d+ tokens with ids up to 2,000,000,000"):
         opened(with_token(2_000_000_000), tmp_path)
-    with pytest.raises(DataError, match="two tokens of id 5"):
+    with pytest.raises(DataError, match="two tokens with id 5"):
         opened(with_token(5), tmp_path)
 
 

@@ -251,7 +251,7 @@ def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
         read_table(tmp_path / "t.npy", None, ())
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match="is no tokenizer"):
+    with pytest.raises(DataError, match="isn't a tokenizer"):
         read_table(tmp_path / "t.npy", None, ())
 
 

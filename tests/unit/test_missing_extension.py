@@ -47,7 +47,7 @@ def test_a_source_folder_before_an_installed_package(
     monkeypatch.setattr(missing, "_installed", lambda: installed)
     found = _said()
     assert found.why.startswith(f"the source folder {package} is found before the installed package {installed}")
-    assert f"start from another folder than {package.parent}" in found.hint
+    assert f"start in a folder other than {package.parent}" in found.hint
     assert "pip install" not in found.hint  # it was the cause
 
 

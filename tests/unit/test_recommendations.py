@@ -89,7 +89,7 @@ def _worse(gain: str) -> dict[str, Any]:
         ({"external": {"gain": GAIN | {"low": None, "high": None, "method": "none"}}}, None),
         (
             {"memory": {"signs": [SIGN]}},
-            "static memory is switched off (its splats explain 0.01 %): leave --memory away",
+            "static memory is switched off (its splats explain 0.01 %): remove --memory",
         ),
         ({"memory": _worse("memory")}, "--fit-on training`"),
         ({"external": _worse("external")}, "--no-use-memory"),
@@ -151,7 +151,7 @@ def _follow(line: str, config: Config) -> None:
     for command in re.findall("`ebmvk ([^`]+)`", line):
         name, *args = shlex.split(command)
         COMMANDS[name](args if name == "train" or "--checkpoint" in args else ["--checkpoint", "run", *args], config)
-    new = re.sub("`[^`]+`|leave --[^,:;]* away", "", line)
+    new = re.sub("`[^`]+`|leave --[^,:;]* away|remove --[^,:;]*", "", line)
     for flag, value in re.findall(r"(--[a-z][A-Za-z-]*)(?: ([\w.+-]+))?", new):
         _train([flag] if flag.startswith("--no-") else [flag, value], config)
 
