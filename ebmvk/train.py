@@ -296,7 +296,7 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     from ebmvk.training.text import find_text
 
     if command.run_dir is not None:
-        refuse_existing(command.run_dir)
+        _refuse_existing(command.run_dir, dry_run=command.dry_run)
     size = command.settings.run.size
     over = [*(said for _, said in levels), given]
     nominal = _sized(size, None)
@@ -320,6 +320,19 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     from ebmvk.training.run import Job  # torch takes seconds: report earlier errors first
 
     return Job(config, sources, folder, corpus)
+
+
+def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
+    """Raises ConfigError if the folder holds a run; FolderInUse if another process is writing it."""
+    try:
+        refuse_existing(folder)
+    except ConfigError:
+        if not dry_run:
+            from ebmvk.training.lock import locked
+
+            with locked(folder, lambda text: print(text, file=sys.stderr)):
+                pass
+        raise
 
 
 def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_cpu_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("ebmvk._cpu", raising=False)
     with pytest.raises(DeviceError, match="CPU kernels") as caught:
         select("cpu")
-    assert "pip install" in caught.value.hint
+    assert "./run setup" in caught.value.hint
 
 
 def test_importing_the_engine_loads_no_extension() -> None:
