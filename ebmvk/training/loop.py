@@ -290,8 +290,7 @@ class Trainer:
     def _comparable(self, found: Checkpoint, progress: Progress) -> Progress:
         """The progress with what compares with evaluations to come: without the best one where it was of another
         validation text, and with the number of evaluations since."""
-        now = self.streams.text.get("validation")
-        if (found.state.get("text") or {}).get("validation", now) != now:
+        if self._validation_changed(found):
             self.monitor.say(
                 "validation  the text isn't the one that was evaluated before, and losses on two texts cannot be "
                 "compared: the best checkpoint and --patience start anew"
@@ -302,6 +301,15 @@ class Trainer:
         evaluated = {row["step"] for row in read_history(self.folder).evals}
         since = len([step for step in evaluated if progress.best_step < step <= progress.step])
         return dataclasses.replace(progress, since_best=since)
+
+    def _validation_changed(self, found: Checkpoint) -> bool:
+        """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none: then
+        by the number of tokens in metrics.jsonl, if that has one."""
+        if saved := (found.state.get("text") or {}).get("validation"):
+            return bool(saved != self.streams.text.get("validation"))
+        now = len(self.streams.validation) - 1
+        sizes = read_history(self.folder).facts.get("text", {}).get("validation", {})
+        return bool(sizes.get("tokens", now) != now)
 
     def take_over(self, found: Checkpoint) -> list[Path]:
         """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.

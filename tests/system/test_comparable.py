@@ -14,6 +14,7 @@ from ebmvk.training.optim import lr_at
 from ebmvk.training.workspace import read_config
 
 from .conftest import Command, Said, made_up_text, rows
+from .damage import edit
 
 PLAIN = ("--model", "plain", "--no-enable-soc", "--sample-tokens", 0)
 # Nothing is learned: the first evaluation stays the best one.
@@ -49,6 +50,20 @@ def test_evaluations_of_two_texts_are_not_compared(train: Command, folder: Path,
     said = train(run, "--resume", "--stop-after", 1)
     assert "losses on two texts" not in said.out
     assert (_progress(run)["best_step"], _progress(run)["since_best"]) == (4, 2)
+
+
+def test_another_validation_text_is_seen_although_an_earlier_version_kept_no_digest(
+    train: Command, folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(run, *STILL, "--eval-every", 1, "--dataset", folder, "--steps", 9, "--stop-after", 3)
+    for step in checkpoint.step_folders(run):
+        state = json.loads((step / "state.json").read_text(encoding="utf-8"))["state"]
+        state.pop("text")
+        edit(step, state=state)
+    (folder / "valid.txt").write_text(made_up_text(80, seed=5), encoding="utf-8")
+    said = train(run, "--resume", "--stop-after", 1)
+    assert "losses on two texts cannot be compared" in said.out
 
 
 def test_patience_counts_evaluations_whatever_their_distance(train: Command, text: Path, tmp_path: Path) -> None:
