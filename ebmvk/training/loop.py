@@ -303,8 +303,8 @@ class Trainer:
         return dataclasses.replace(progress, since_best=since)
 
     def _validation_changed(self, found: Checkpoint) -> bool:
-        """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none: then
-        by the number of tokens in metrics.jsonl, if that has one."""
+        """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none:
+        then by the number of tokens in metrics.jsonl, if that has one."""
         if saved := (found.state.get("text") or {}).get("validation"):
             return bool(saved != self.streams.text.get("validation"))
         now = len(self.streams.validation) - 1
