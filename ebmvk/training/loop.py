@@ -382,13 +382,17 @@ class Trainer:
             NonFinite: before the weights are touched. StorageError: something could not be written; the last step is
             saved as a checkpoint if possible.
         """
+        outcome: Outcome = "interrupted"
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
             except ArgumentError as error:  # an evaluation or a consolidation refuses the model's values
                 raise self._diverged(error) from error
             except (StorageError, OSError) as error:  # a failed log must not cost steps
-                raise self._kept(error) from error
+                kept = self._kept(error)
+                # A closed terminal may fail a write before its signal is handled: that is an interruption, too.
+                if not (interruption.hung_up and self._saved == self.progress.step):
+                    raise kept from error
         return "interrupted" if interruption.came else outcome
 
     def _kept(self, error: StorageError | OSError) -> StorageError:
@@ -725,6 +729,7 @@ class _Interruption:
 
     def __init__(self) -> None:
         self.came = False
+        self.hung_up = False  # by a terminal that was closed
         self._at_once = False
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
@@ -741,6 +746,7 @@ class _Interruption:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         hung_up = number not in (signal.SIGINT, signal.SIGTERM)
         if hung_up:
+            self.hung_up = True
             terminal.let_go_of(self._terminals)
         again, self.came = self.came and not hung_up, True
         if again or self._at_once:

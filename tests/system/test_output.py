@@ -143,7 +143,7 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
     monkeypatch.setattr(loop.checkpoint, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
-    assert "nor could a checkpoint of step 7: that of step 4 is the newest" in said.err
+    assert "nor could a checkpoint of step 7: the newest is of step 4" in said.err
 
 
 def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
