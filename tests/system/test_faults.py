@@ -95,7 +95,10 @@ def _is_typed(said: Said, *words: str) -> None:
         ("train", ["--dataset", "builtin:1"], ["--dataset builtin:1", "3 splits"]),
     ],
 )
-def test_bad_flags(ebmvk: Command, command: str, args: list[str], words: list[str]) -> None:
+def test_bad_flags(
+    ebmvk: Command, command: str, args: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no runs/ here, whose newest run would be taken
     _is_typed(ebmvk(command, *args), *words)
 
 
