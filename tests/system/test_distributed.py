@@ -6,6 +6,7 @@ Processes are forks of this one with torchrun's environment; torchrun itself sta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -243,6 +244,14 @@ def test_a_rank_that_dies_before_a_save_costs_no_step(
     assert rows(run, "resume")[0]["step"] == 4
 
 
+def _children(process: int) -> list[int]:
+    """The processes that a process has started; none if it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
+    except FileNotFoundError:
+        return []
+
+
 def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
     tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
@@ -256,15 +265,17 @@ def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
     try:
         while not (run / "latest").exists() and process.poll() is None:
             time.sleep(0.2)
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
         ranks = {
-            rank[1]: int(child)
-            for child in found.split()
+            rank[1]: child
+            for child in _children(process.pid)
             if (rank := re.search(rb"\0RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes()))
         }
         os.kill(ranks[b"1"], signal.SIGKILL)
         out, _ = process.communicate(timeout=60)
     finally:
+        for child in _children(process.pid):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(child, signal.SIGKILL)
         process.kill()
     assert process.returncode == 1
     told = re.search(r"error: rank 1 of 2 stopped answering; the run is saved as it was after step (\d+)", out)
