@@ -10,7 +10,7 @@ from ebmvk.errors import ConfigError
 RUNS = Path("runs")
 NEWEST = "newest"
 """Stands for the newest run in RUNS, unless a folder has this name."""
-CONFIG_FILE = "config.toml"
+CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
 
 
 def newest(flag: str, *, trained: bool = False) -> Path:

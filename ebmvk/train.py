@@ -35,7 +35,7 @@ from ebmvk.config import (
 )
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
-from ebmvk.runs import NEWEST, RUNS, newest, refuse_existing
+from ebmvk.runs import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
@@ -327,8 +327,8 @@ def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
     try:
         refuse_existing(folder)
     except ConfigError:
-        if not dry_run:
-            from ebmvk.training.lock import locked
+        if not dry_run and (folder / LOCK_FILE).exists():
+            from ebmvk.training.lock import locked  # imports torch
 
             with locked(folder, lambda text: print(text, file=sys.stderr)):
                 pass

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import IO
 
 from ebmvk.errors import FolderInUse
+from ebmvk.runs import LOCK_FILE
 from ebmvk.training.checkpoint import storage_error
 
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
-
-LOCK_FILE = ".lock"  # who writes: its process and host, for people
 
 _files = weakref.WeakSet[IO[str]]()  # that this process has locked
 
