@@ -181,6 +181,11 @@ def recipe(model: str, name: str) -> dict[str, Any]:
     return read_toml(RECIPES / f"{model}-{name}.toml")
 
 
+def most_warmup(steps: int) -> int:
+    """Steps of warm-up that a run of `steps` steps has at most, unless a flag or a file asks for more."""
+    return max(1, steps // 10)
+
+
 def smaller(config: Config) -> str | None:
     """The flag for the next smaller preset of the same text, where the model's dimensions are those of one, or the next
     smaller size, where they are those of its size; None where they are neither's, or the smallest's."""

@@ -34,7 +34,7 @@ from ebmvk.config import (
     with_windows,
 )
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
-from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, recipe, recipe_names
+from ebmvk.presets import FFN_RATIO, OF_MODEL, derive, most_warmup, recipe, recipe_names
 from ebmvk.runs import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
@@ -200,9 +200,9 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]
     config = replace(replace(base, {**derived, "size": base.run.size}), _overrides(*said, {}))
-    shortest = max(1, config.training.steps // 10)
+    most = most_warmup(config.training.steps)
     if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
-        config = replace(config, {"warmup_steps": min(config.training.warmup_steps, shortest)})
+        config = replace(config, {"warmup_steps": min(config.training.warmup_steps, most)})
     if (cli.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
         config = replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
     return config

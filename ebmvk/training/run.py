@@ -26,7 +26,7 @@ from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_toke
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
-from ebmvk.presets import derive, smaller
+from ebmvk.presets import derive, most_warmup, smaller
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.runs import refuse_existing
 from ebmvk.training import checkpoint, noise, optim, tensorboard
@@ -261,7 +261,7 @@ def _with_steps(job: Job, train: TokenStream, done: Progress) -> Job:
         left = config.training.epochs * batches.windows - done.windows
         steps = max(1, done.step + ceil(left / config.training.windows_per_step))
         config, sources["steps"] = replace_values(config, {"steps": steps}), "derived"
-    short = max(1, config.training.steps // 10)
+    short = most_warmup(config.training.steps)
     if not job.resume and sources.get("warmup_steps") not in ("file", "flag") and config.training.warmup_steps > short:
         config, sources["warmup_steps"] = replace_values(config, {"warmup_steps": short}), "derived"
     return replace(job, config=config, sources=sources)
