@@ -1,30 +1,77 @@
-"""Calls and seconds per operation, for backends whose device does not count itself."""
+"""The block around one call of an operation: counts it, and turns the errors of native code into the package's own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
 
 from ebmvk.engine.api import OpCount
+from ebmvk.errors import EbmvkError
+
+Translate = Callable[[BaseException], EbmvkError | None]
+
+
+class Translated:
+    """A block whose errors are replaced by `translate(error)`; None keeps the error as it is.
+
+    A class and not a generator with `@contextmanager`: from Python 3.13 on a generator leaves a reference cycle of the
+    error and the frames that it passed, and the points of the failed call stay in device memory until it is collected.
+    """
+
+    def __init__(self, translate: Translate) -> None:
+        self._translate = translate
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        found = self._translate(error)
+        if found is None:
+            return
+        try:
+            raise found from error
+        finally:
+            del found  # its traceback holds this frame: another cycle
 
 
 class Counter:
-    """Adds up what `measure` saw. Not for kernels that return before they ran: there the device counts."""
+    """Calls and seconds per operation. Not for kernels that return before they ran: there the device counts."""
 
     def __init__(self) -> None:
         self._counts: dict[str, OpCount] = {}
 
-    @contextmanager
-    def measure(self, op: str, dispatches: int = 0) -> Iterator[None]:
-        """Count one call of `op`; a call that raises is not counted."""
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
+    def measure(self, op: str, translate: Translate) -> Measured:
+        """A block that is one call of `op`. A call that raises is not counted, and its error is translated."""
+        return Measured(self, op, translate)
+
+    def add(self, op: str, seconds: float) -> None:
+        """Count one call of `op`."""
         old = self._counts.get(op, OpCount(0, 0, 0.0))
-        self._counts[op] = OpCount(old.calls + 1, old.dispatches + dispatches, old.seconds + seconds)
+        self._counts[op] = OpCount(old.calls + 1, old.dispatches, old.seconds + seconds)
 
     def snapshot(self) -> Mapping[str, OpCount]:
         """A read-only copy of the counts so far."""
         return MappingProxyType(dict(self._counts))
+
+
+class Measured(Translated):
+    """The block that `Counter.measure` returns."""
+
+    def __init__(self, counter: Counter, op: str, translate: Translate) -> None:
+        super().__init__(translate)
+        self._counter, self._op, self._start = counter, op, 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._counter.add(self._op, time.perf_counter() - self._start)
+        super().__exit__(kind, error, traceback)

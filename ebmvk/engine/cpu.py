@@ -6,8 +6,7 @@ instruction sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +26,7 @@ from ebmvk.engine.api import (
     Storage,
     TopK,
 )
-from ebmvk.engine.counting import Counter
+from ebmvk.engine.counting import Counter, Measured
 from ebmvk.engine.missing import extension_error
 from ebmvk.errors import ArgumentError, OutOfMemory
 
@@ -116,13 +115,13 @@ class Cpu:
     def points(self, points: Tensor, storage: Storage = "float32") -> CpuPoints:
         return CpuPoints(points, storage)
 
-    @contextmanager
-    def _run(self, op: str) -> Iterator[None]:
-        try:
-            with self._counter.measure(op):
-                yield
-        except MemoryError as error:
-            raise OutOfMemory(f"{op} ran out of memory on the CPU", hint="use smaller batches") from error
+    def _run(self, op: str) -> Measured:
+        def translate(error: BaseException) -> OutOfMemory | None:
+            if not isinstance(error, MemoryError):
+                return None
+            return OutOfMemory(f"{op} ran out of memory on the CPU", hint="use smaller batches")
+
+        return self._counter.measure(op, translate)
 
     def projx(self, x: Tensor) -> Tensor:
         checks.projx(checks.NATIVE, x)

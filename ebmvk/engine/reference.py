@@ -6,8 +6,7 @@ Formulas are in `reference_math`, chains in `reference_chains`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from ebmvk.engine.api import (
     Storage,
     TopK,
 )
-from ebmvk.engine.counting import Counter
+from ebmvk.engine.counting import Counter, Measured
 from ebmvk.engine.reference_chains import Chains, Level, Noise, join
 from ebmvk.engine.reference_math import CHUNK, distance, dot, energy_score, normalise, split, tangent, topk_rows
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
@@ -97,17 +96,17 @@ class Reference:
     def points(self, points: Tensor, storage: Storage = "float32") -> ReferencePoints:
         return ReferencePoints(self, points, storage)
 
-    @contextmanager
-    def _run(self, op: str) -> Iterator[None]:
-        try:
-            with self._counter.measure(op):
-                yield
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("allocat|out of memory", str(error)):
-                raise
-            raise OutOfMemory(
-                f"{op} ran out of memory on {self._device}", why=str(error).splitlines()[0], hint="use smaller batches"
-            ) from error
+    def _run(self, op: str) -> Measured:
+        def translate(error: BaseException) -> OutOfMemory | None:
+            said = str(error)
+            short = isinstance(error, RuntimeError) and re.search("allocat|out of memory", said)
+            if not short and not isinstance(error, MemoryError):
+                return None
+            return OutOfMemory(
+                f"{op} ran out of memory on {self._device}", why=said.partition("\n")[0], hint="use smaller batches"
+            )
+
+        return self._counter.measure(op, translate)
 
     def _take(self, value: Tensor) -> Tensor:
         return value.to(device=self._device, dtype=self._dtype or value.dtype)

@@ -7,8 +7,7 @@ differ in the last bits between devices.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -31,8 +30,9 @@ from ebmvk.engine.api import (
     Storage,
     TopK,
 )
+from ebmvk.engine.counting import Translated
 from ebmvk.engine.missing import extension_error
-from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, OutOfMemory
+from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, OutOfMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,26 +267,29 @@ class Vulkan:
         with self._errors("product_seconds"):
             return self._engine.time_product(rows, columns, d, repeats)
 
-    @contextmanager
-    def _errors(self, op: str) -> Iterator[None]:
-        try:
-            yield
-        except self._extension.OutOfMemory as error:
-            raise OutOfMemory(f"{op}: {error}", hint="use smaller batches, or fewer points") from error
-        except self._extension.DeviceLost as error:
-            raise DeviceLost(
-                f"{op}: {error}",
-                why="the driver resets a device that hangs or faults",
-                hint="open the device again; if it repeats, use --device cpu and report the driver's version",
-            ) from error
-        except self._extension.Torn as error:
-            raise DeviceError(f"{op}: {error}", hint="update the points again, or make them anew") from error
-        except self._extension.Unavailable as error:
-            raise DeviceError(f"{op}: {error}", hint="use --device cpu, and report the driver's version") from error
-        except self._extension.Unsupported as error:
-            raise ArgumentError(f"{op}: {error}", hint="use smaller sizes, or --device cpu") from error
-        except MemoryError as error:
-            raise OutOfMemory(f"{op} ran out of memory on the host", hint="use smaller batches") from error
+    def _errors(self, op: str) -> Translated:
+        extension = self._extension
+
+        def translate(error: BaseException) -> EbmvkError | None:
+            if isinstance(error, extension.OutOfMemory):
+                return OutOfMemory(f"{op}: {error}", hint="use smaller batches, or fewer points")
+            if isinstance(error, extension.DeviceLost):
+                return DeviceLost(
+                    f"{op}: {error}",
+                    why="the driver resets a device that hangs or faults",
+                    hint="open the device again; if it repeats, use --device cpu and report the driver's version",
+                )
+            if isinstance(error, extension.Torn):
+                return DeviceError(f"{op}: {error}", hint="update the points again, or make them anew")
+            if isinstance(error, extension.Unavailable):
+                return DeviceError(f"{op}: {error}", hint="use --device cpu, and report the driver's version")
+            if isinstance(error, extension.Unsupported):
+                return ArgumentError(f"{op}: {error}", hint="use smaller sizes, or --device cpu")
+            if isinstance(error, MemoryError):
+                return OutOfMemory(f"{op} ran out of memory on the host", hint="use smaller batches")
+            return None
+
+        return Translated(translate)
 
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:

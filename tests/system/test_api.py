@@ -366,7 +366,10 @@ def test_training_evaluating_diagnosing_and_exporting(
         ("export", {"checkpoint": "nowhere", "to": "x"}, "no such folder"),
     ],
 )
-def test_bad_calls_of_functions_are_named(name: str, settings: dict[str, Any], words: str) -> None:
+def test_bad_calls_of_functions_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no runs/ here, whose newest run would be taken
     with pytest.raises((ConfigError, CheckpointError)) as caught:
         getattr(package, name)(**settings)
     assert words in str(caught.value)
