@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from bench.measure import command_line, commit, table, write
-from ebmvk import cli
-from ebmvk.training import sweep
-from ebmvk.training.runs import PlannedRun
+from ebmvk.cli import parsing as cli
+from ebmvk.sweeps import search as sweep
+from ebmvk.sweeps.planned import PlannedRun
 
 TABLES: dict[str, dict[str, str]] = {
     "ablation": {

@@ -32,11 +32,11 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.splats.build import cluster, marked
 from ebmvk.splats.consolidation import Cost, consolidate, merge_cost
 from ebmvk.splats.coverage import posterior
-from ebmvk.splats.memory import Memory
+from ebmvk.memory.law import Memory
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.memory import Fit, Reading, gather, read_states, token_marks
-from ebmvk.training.text import check_own, own_text
-from ebmvk.training.workspace import Device, OpenRun, open_device, open_run
+from ebmvk.memory.fit import Fit, Reading, gather, read_states, token_marks
+from ebmvk.runs.text import check_own, own_text
+from ebmvk.runs.folder import Device, OpenRun, open_device, open_run
 
 
 @dataclass(frozen=True)

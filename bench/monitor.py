@@ -22,17 +22,17 @@ import numpy as np
 from rich.console import Console
 
 from bench.measure import Timing, facts, introduce, write
-from ebmvk.config import SIZES, Config, replace
+from ebmvk.config.schema import SIZES, Config, replace
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import make_tokenizer
 from ebmvk.data.windows import encode_split
-from ebmvk.presets import derive
-from ebmvk.training.alerts import Alerts
-from ebmvk.training.display import Display
-from ebmvk.training.loop import Streams, Trainer
-from ebmvk.training.monitor import Monitor
-from ebmvk.training.tensorboard import Board
-from ebmvk.training.workspace import Device, new_model, open_device
+from ebmvk.config.sizes import derive
+from ebmvk.monitoring.alerts import Alerts
+from ebmvk.monitoring.display import Display
+from ebmvk.training.trainer import Streams, Trainer
+from ebmvk.monitoring.monitor import Monitor
+from ebmvk.monitoring.tensorboard import Board
+from ebmvk.runs.folder import Device, new_model, open_device
 
 
 class Silent(Monitor):

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 
 from bench.measure import command_line, commit, write
-from ebmvk.config import SIZES, Config, replace
+from ebmvk.config.schema import SIZES, Config, replace
 from ebmvk.model.build import build_model
-from ebmvk.presets import PRESETS
+from ebmvk.config.sizes import PRESETS
 from ebmvk.ranks import BUCKET
 from ebmvk.splats.soc import FOLD_SHARE, NEAR
-from ebmvk.training.soc import MOST_STATES
+from ebmvk.memory.while_training import MOST_STATES
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 MESSAGE = 1024  # bytes of what the first rank tells

@@ -8,15 +8,15 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from ebmvk import process
+from ebmvk.host import process
 from ebmvk.errors import EbmvkError
 
 if TYPE_CHECKING:
     from ebmvk.api import Diagnosed, Energy, Evaluated, Model, NearSplat, NearToken, Strategy, Trained
-    from ebmvk.diagnose import diagnose
-    from ebmvk.evaluate import evaluate
-    from ebmvk.export import export
-    from ebmvk.train import train
+    from ebmvk.cli.diagnose import diagnose
+    from ebmvk.cli.evaluate import evaluate
+    from ebmvk.cli.export import export
+    from ebmvk.cli.train import train
 
 process.tune()  # before anything of ours imports torch
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from ebmvk.cli import main
+from ebmvk.cli.parsing import main
 
 sys.exit(main())

@@ -21,9 +21,10 @@ from ebmvk.engine import select
 from ebmvk.engine.api import Backend, EnergyScore, TopK
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import DeviceError
-from ebmvk.model import latent, mixing
-from ebmvk.model.latent import LatentLaw
-from ebmvk.sphere import schedule
+from ebmvk.sampling import exchange as mixing
+from ebmvk.sampling import latent
+from ebmvk.sampling.latent import LatentLaw
+from ebmvk.sampling import schedule
 from ebmvk.sphere.vmf import log_c_ratio
 
 Lie = Literal[

@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebmvk.config import LangevinConfig
+from ebmvk.config.schema import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.decoding.states import SamplingHealth, States, StateSampler
+from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 from ebmvk.decoding.strategies import Strategy
 from ebmvk.engine import Backend
 from ebmvk.errors import ConfigError
 from ebmvk.model.cache import Cache
-from ebmvk.model.coarse import Neighbourhoods
+from ebmvk.sampling.coarse import Neighbourhoods
 from ebmvk.model.language import LanguageModel
-from ebmvk.model.latent import draw
-from ebmvk.splats.memory import Reader
+from ebmvk.sampling.latent import draw
+from ebmvk.memory.law import Reader
 
 Sampler = StateSampler | Literal["exact"]
 UNFINISHED = "\ufffd"  # what the tokenizer decodes the first bytes of a character to

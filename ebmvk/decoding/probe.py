@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ebmvk.config import Config
+from ebmvk.config.schema import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.engine import Backend

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmvk.config import nearest
+from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
 
 _POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max

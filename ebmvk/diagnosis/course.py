@@ -9,7 +9,7 @@ import numpy as np
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.diagnosis.verdict import TEST, Values, verdict
-from ebmvk.report.metrics import METRICS_FILE, History
+from ebmvk.runs.metrics import METRICS_FILE, History
 
 EPOCHS = 24  # in the table at most: of more, those at even distances
 SPIKE = 6.0  # robust standard deviations above a neighbourhood

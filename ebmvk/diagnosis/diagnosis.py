@@ -16,8 +16,8 @@ from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.report.series import thin
-from ebmvk.training.intervals import paired
-from ebmvk.training.known_faults import known_faults
+from ebmvk.evaluation.intervals import paired
+from ebmvk.runs.known_faults import known_faults
 
 SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
     "likelihood": likelihood.likelihood,

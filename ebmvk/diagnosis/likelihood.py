@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.diagnosis.subject import Row, Subject
-from ebmvk.training.evaluation import Likelihood, text_size
+from ebmvk.evaluation.likelihood import Likelihood, text_size
 
 EDGES = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 """Least training count of each bucket."""

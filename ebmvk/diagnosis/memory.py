@@ -14,11 +14,11 @@ from torch import Tensor
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.splats.health import quantiles
-from ebmvk.splats.memory import TIERS, Law, Mode, log_probs
-from ebmvk.training.fitted_on import FittedOn
-from ebmvk.training.intervals import paired
-from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, load
-from ebmvk.training.soc import nats_calibrated, nats_with
+from ebmvk.memory.law import TIERS, Law, Mode, log_probs
+from ebmvk.memory.fitted_on import FittedOn
+from ebmvk.evaluation.intervals import paired
+from ebmvk.memory.fit import MEMORY_FILE, Fit, Reading, load
+from ebmvk.memory.while_training import nats_calibrated, nats_with
 
 SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
 

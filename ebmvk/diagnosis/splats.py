@@ -19,7 +19,7 @@ from ebmvk.splats.coverage import posterior
 from ebmvk.splats.health import gini, health, nearest_angles, neighbours, spaced
 from ebmvk.splats.soc import ACTIVE_CHECKS, NEAR
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.memory import MEMORY_FILE, load
+from ebmvk.memory.fit import MEMORY_FILE, load
 
 TWIN_COSINE = 0.999  # 2.6 degrees
 TWIN_LAW = 0.1  # total variation of the token laws of twins, at most

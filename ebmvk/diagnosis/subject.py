@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.model.language import LanguageModel
-from ebmvk.report.metrics import History, read_history
+from ebmvk.runs.metrics import History, read_history
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.checkpoint import SOC
-from ebmvk.training.evaluation import states, token_nats
-from ebmvk.training.text import check_own, own_text
-from ebmvk.training.workspace import Device, OpenRun, check_same_text
+from ebmvk.runs.checkpoint import SOC
+from ebmvk.evaluation.likelihood import states, token_nats
+from ebmvk.runs.text import check_own, own_text
+from ebmvk.runs.folder import Device, OpenRun, check_same_text
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.dropout import dropout
 from ebmvk.model.layers import Block, apply, rms_norm

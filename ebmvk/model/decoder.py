@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import Scales
 from ebmvk.model.experts import MixtureOfExperts

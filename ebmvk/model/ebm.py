@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig, check_model
+from ebmvk.config.schema import ModelConfig, check_model
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder

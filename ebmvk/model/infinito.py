@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.integration import correlation_of, phi_of
 from ebmvk.model.language import OwnLoss

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache, Growing
 from ebmvk.model.dropout import dropout
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import trunk_blocks
 from ebmvk.model.dropout import dropout

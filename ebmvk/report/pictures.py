@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebmvk.report.charts import bar_plot, histogram_plot, map_plot
-from ebmvk.report.html import attention_picture
-from ebmvk.report.metrics import Row
+from ebmvk.report.run_page import attention_picture
+from ebmvk.runs.metrics import Row
 from ebmvk.report.plots import SERIES, Curve, is_course, line_plot
 from ebmvk.report.series import smooth, thin
 from ebmvk.report.tables import TRAINED, at, percent, shown

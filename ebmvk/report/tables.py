@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebmvk.report.metrics import Row
+from ebmvk.runs.metrics import Row
 
 Cells = Sequence[str]
 TRAINED, STATIC = "consolidated during training", "static memory"  # stores of splats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ebmvk.config import SplatConfig
+from ebmvk.config.schema import SplatConfig
 
 SHARES = (0.1, 0.6, 1.0)  # of the target: 5,000, 30,000, 50,000 in the original system
 HEAT = (4.0, 2.0, 1.0)  # times the splat temperature

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Points
-from ebmvk.splats.gate import entropy, log_density, log_of
+from ebmvk.memory.gate import entropy, log_density, log_of
 from ebmvk.splats.store import SplatStore
 
 FEATURES = 4

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmvk.config import SplatConfig
+from ebmvk.config.schema import SplatConfig
 from ebmvk.engine.api import Backend
 from ebmvk.errors import CheckpointError
 from ebmvk.splats.consolidation import consolidate

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ebmvk.config import from_tables
+from ebmvk.config.schema import from_tables
 from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine.api import Backend
 from ebmvk.engine.sharded import Shards
@@ -16,12 +16,12 @@ from ebmvk.errors import NonFinite, OutOfMemory
 from ebmvk.model.build import build_model
 from ebmvk.ranks import Handler, Ranks
 from ebmvk.training import finite, optim
-from ebmvk.training.advice import lower_rate, why_it_diverged
-from ebmvk.training.loop import Passes, attempted, batches_of
-from ebmvk.training.losses import Losses
+from ebmvk.monitoring.advice import lower_rate, why_it_diverged
+from ebmvk.training.trainer import Passes, attempted, batches_of
+from ebmvk.objective.losses import Losses
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
-from ebmvk.training.soc import observed
-from ebmvk.training.workspace import CONFIG_FILE, Device, open_device, set_deterministic
+from ebmvk.memory.while_training import observed
+from ebmvk.runs.folder import CONFIG_FILE, Device, open_device, set_deterministic
 
 
 class Follower:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ebmvk.config import TrainingConfig
+from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import CheckpointError
 from ebmvk.training.muon import Muon
 

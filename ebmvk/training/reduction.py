@@ -12,12 +12,12 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ebmvk.config import Config, to_tables
+from ebmvk.config.schema import Config, to_tables
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.model.language import LanguageModel
 from ebmvk.ranks import Ranks
-from ebmvk.training.losses import Losses
+from ebmvk.objective.losses import Losses
 from ebmvk.training.optim import Optimizer
 
 MODEL, OPTIMIZER = "model.", "optimizer."

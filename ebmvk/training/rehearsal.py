@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ebmvk.config import Config
-from ebmvk.config import replace as replace_values
+from ebmvk.config.schema import Config
+from ebmvk.config.schema import replace as replace_values
 from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
 from ebmvk.report.tables import duration
-from ebmvk.training import resources
-from ebmvk.training.advice import lower_rate
-from ebmvk.training.checkpoint import Checkpoint, storage_error
-from ebmvk.training.loop import Trainer
-from ebmvk.training.monitor import Monitor
-from ebmvk.training.resources import amount
+from ebmvk.host import resources
+from ebmvk.monitoring.advice import lower_rate
+from ebmvk.runs.checkpoint import Checkpoint, storage_error
+from ebmvk.training.trainer import Trainer
+from ebmvk.monitoring.monitor import Monitor
+from ebmvk.host.resources import amount
 
 STEPS = 4  # the first of them warms up and is not timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)

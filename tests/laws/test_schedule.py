@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebmvk.errors import ArgumentError
-from ebmvk.sphere.schedule import annealed_schedule
+from ebmvk.sampling.schedule import annealed_schedule
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 ENTROPY = torch.tensor([0.0, 0.1, 2.0, math.log(64), 8.0])

@@ -18,7 +18,7 @@ from torch import Tensor
 from ebmvk.certification import statistics
 from ebmvk.engine.api import Backend
 from ebmvk.engine.reference import Reference
-from ebmvk.model.latent import LatentLaw
+from ebmvk.sampling.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
 
 EXPONENTS = (0.0, 0.7, 1.0, 1.3, 1.7, 2.5, 4.0)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 
-from ebmvk.training.checkpoint import MANIFEST, MODEL, SOC, STATE
+from ebmvk.runs.checkpoint import MANIFEST, MODEL, SOC, STATE
 
 Tensors = dict[str, torch.Tensor]
 

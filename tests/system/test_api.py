@@ -18,8 +18,8 @@ import torch
 import ebmvk as package
 from ebmvk import Model, Strategy
 from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError, EbmvkError
-from ebmvk.training.memory import load
-from ebmvk.training.workspace import open_run
+from ebmvk.memory.fit import load
+from ebmvk.runs.folder import open_run
 
 from .conftest import Command, made_up_text
 

@@ -16,12 +16,12 @@ import torch
 
 from bench import approximate, experiments, memory, models, monitor, ops, peers, scaling, torch_chains
 from bench.measure import chain_problem, unit
-from ebmvk import train
+from ebmvk.cli import train
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import select
 from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.splats.store import SplatStore
-from ebmvk.training import runs
+from ebmvk.sweeps import planned as runs
 
 N, D, K, B = 60, 12, 5, 7
 

@@ -14,9 +14,9 @@ import torch
 
 from ebmvk.certification import suite, tokens
 from ebmvk.certification.results import Sizes
-from ebmvk.certify import CertifyCommand, _contexts
+from ebmvk.cli.certify import CertifyCommand, _contexts
 from ebmvk.engine.cpu import Cpu
-from ebmvk.training.workspace import open_device
+from ebmvk.runs.folder import open_device
 
 TINY = Sizes(1000, 400, looks=24, long_chains=1, long_steps=2000, token_chains=100, token_dimension=16)
 
@@ -76,7 +76,7 @@ def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(suite, "SEEN_BY", {})
     failed = {}
     for backend in (Hot(), Broken()):
-        monkeypatch.setattr("ebmvk.training.workspace.select", lambda name, backend=backend: backend)
+        monkeypatch.setattr("ebmvk.runs.folder.select", lambda name, backend=backend: backend)
         said = ebmvk("certify", "--device", "cpu", "--json", tmp_path / "wrong.json")
         assert said.status == 1
         assert "FAIL" in said.out

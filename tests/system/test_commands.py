@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ebmvk as package
-from ebmvk import cli
+from ebmvk.cli import parsing as cli
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
-from ebmvk.training.run import sample
-from ebmvk.training.workspace import open_run
+from ebmvk.training.session import sample
+from ebmvk.runs.folder import open_run
 
 from .conftest import Command, Page, rows
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ebmvk.compare_decoding import _advice
-from ebmvk.decoding.comparison import Judge
-from ebmvk.training.workspace import open_run
+from ebmvk.cli.compare_decoding import _advice
+from ebmvk.evaluation.comparison import Judge
+from ebmvk.runs.folder import open_run
 
 from .conftest import Command
 

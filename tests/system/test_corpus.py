@@ -13,9 +13,9 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ebmvk.config import from_toml
+from ebmvk.config.schema import from_toml
 from ebmvk.data.datasets import ENVIRONMENT, read_documents, resolve
-from ebmvk.report.metrics import read_history
+from ebmvk.runs.metrics import read_history
 
 from .conftest import Command, Said, made_up_text
 

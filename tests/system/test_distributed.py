@@ -26,19 +26,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench import scaling
-from ebmvk import cli, pretrain
-from ebmvk import train as training
-from ebmvk.config import Config, ModelConfig
+from ebmvk.cli import pretrain
+from ebmvk.cli import parsing as cli
+from ebmvk.cli import train as training
+from ebmvk.config.schema import Config, ModelConfig
 from ebmvk.engine import Backend, select
 from ebmvk.engine.sharded import Shards, sharded
 from ebmvk.errors import INTERRUPTED, DeviceError, EbmvkError
 from ebmvk.model.build import build_model
 from ebmvk.ranks import Ranks
 from ebmvk.ranks.failures import Failures
-from ebmvk.training import follower, loop
-from ebmvk.training.loop import Passes
+from ebmvk.training import follower
+from ebmvk.training import trainer as loop
+from ebmvk.training.trainer import Passes
 from ebmvk.training.reduction import add_up, check_same_weights
-from ebmvk.training.workspace import Device, read_config
+from ebmvk.runs.folder import Device, read_config
 
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS
@@ -67,7 +69,7 @@ def begun(tiny: Path, text: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebmvk.report.html.write_report", lambda *_: None)
+    monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
 
 
 def command(run: Path, *args: object) -> Callable[[], int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ebmvk import doctor
+from ebmvk.cli import doctor
 from ebmvk.engine import Backend, select, selftest
 from ebmvk.engine.reference import Reference
 from ebmvk.model.language import LanguageModel

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ebmvk.ranks import Share
-from ebmvk.report import html
-from ebmvk.training import loop
-from ebmvk.training.checkpoint import step_folders
+from ebmvk.report import run_page as html
+from ebmvk.training import trainer as loop
+from ebmvk.runs.checkpoint import step_folders
 
 from .conftest import Command, rows
 

@@ -14,12 +14,12 @@ import torch
 from huggingface_hub import CommitOperationAdd, ModelCard, snapshot_download
 
 import ebmvk as package
-from ebmvk.config import replace
+from ebmvk.config.schema import replace
 from ebmvk.errors import CheckpointError, EbmvkError, StorageError
-from ebmvk.training.export import write
-from ebmvk.training.hub import read
-from ebmvk.training.start import open_start
-from ebmvk.training.workspace import open_run
+from ebmvk.runs.export import write
+from ebmvk.runs.hub import read
+from ebmvk.initialisation.start import open_start
+from ebmvk.runs.folder import open_run
 
 from .conftest import Command, rows
 

@@ -21,12 +21,13 @@ from ebmvk.engine.api import LangevinResult
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, StorageError
 from ebmvk.ranks import Share
-from ebmvk.report.metrics import read_metrics
-from ebmvk.runs import refuse_existing
-from ebmvk.training import checkpoint, loop
-from ebmvk.training.checkpoint import MANIFEST, MODEL
-from ebmvk.training.losses import Losses
-from ebmvk.training.monitor import Monitor
+from ebmvk.runs.metrics import read_metrics
+from ebmvk.runs.layout import refuse_existing
+from ebmvk.training import trainer as loop
+from ebmvk.runs import checkpoint
+from ebmvk.runs.checkpoint import MANIFEST, MODEL
+from ebmvk.objective.losses import Losses
+from ebmvk.monitoring.monitor import Monitor
 
 from .conftest import Command, Said, rows
 from .damage import edit
@@ -103,7 +104,7 @@ def test_bad_flags(
 
 
 def test_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    from ebmvk import cli
+    from ebmvk.cli import parsing as cli
 
     status = cli.main(["trian"])
     said = capsys.readouterr()

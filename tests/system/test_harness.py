@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ebmvk.errors import ConfigError
-from ebmvk.training.scoring import Scorer
+from ebmvk.evaluation.requests import Scorer
 
 from .conftest import Command
 

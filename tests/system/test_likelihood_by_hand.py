@@ -13,7 +13,7 @@ import torch
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.model.language import LanguageModel
-from ebmvk.training.workspace import OpenRun, open_run
+from ebmvk.runs.folder import OpenRun, open_run
 
 from .conftest import Command, made_up_text
 
@@ -63,7 +63,7 @@ def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, documents: Path, tiny: Path
 ) -> OpenRun:
     """A model of each kind after two steps. minillm reads each document on its own, the others across them."""
-    from ebmvk import train
+    from ebmvk.cli import train
 
     folder = tmp_path_factory.mktemp("by-hand") / "run"
     flags = (

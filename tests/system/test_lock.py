@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ebmvk.errors import FolderInUse, StorageError
-from ebmvk.training import lock
-from ebmvk.training.lock import LOCK_FILE, locked
-from ebmvk.training.runs import PlannedRun
+from ebmvk.runs import lock
+from ebmvk.runs.lock import LOCK_FILE, locked
+from ebmvk.sweeps.planned import PlannedRun
 
 from .conftest import Command
 

@@ -18,17 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from ebmvk import evaluate
+from ebmvk.cli import evaluate
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.sphere.vmf import log_c_ratio
-from ebmvk.splats.gate import Gate
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader, Tier
-from ebmvk.training import memory as memory_module
-from ebmvk.training.evaluation import contexts, token_nats
-from ebmvk.training.fitted_on import FittedOn
-from ebmvk.training.memory import MEMORY_FILE, Fit, Reading, Trial, build_static, first_documents, load
-from ebmvk.training.workspace import open_device, open_run
+from ebmvk.memory.gate import Gate
+from ebmvk.memory.law import TIERS, Memory, Mode, Reader, Tier
+from ebmvk.memory import fit as memory_module
+from ebmvk.evaluation.likelihood import contexts, token_nats
+from ebmvk.memory.fitted_on import FittedOn
+from ebmvk.memory.fit import MEMORY_FILE, Fit, Reading, Trial, build_static, first_documents, load
+from ebmvk.runs.folder import open_device, open_run
 
 from .conftest import Command, launched
 

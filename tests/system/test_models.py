@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ebmvk import Model
-from ebmvk.training import loop
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
 

@@ -21,12 +21,15 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
 from ebmvk.report.tables import duration
-from ebmvk.splats.memory import SHARE
-from ebmvk.training import alerts, loop, memory, tensorboard
-from ebmvk.training.display import Display
-from ebmvk.training.losses import Losses
-from ebmvk.training.monitor import Monitor, time_left
-from ebmvk.training.resources import amount
+from ebmvk.memory.law import SHARE
+from ebmvk.training import trainer as loop
+from ebmvk.monitoring import tensorboard
+from ebmvk.monitoring import alerts
+from ebmvk.memory import fit as memory
+from ebmvk.monitoring.display import Display
+from ebmvk.objective.losses import Losses
+from ebmvk.monitoring.monitor import Monitor, time_left
+from ebmvk.host.resources import amount
 
 from .conftest import Command, rows
 
@@ -231,7 +234,7 @@ FIGURES = (
 @pytest.fixture(scope="module")
 def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
     """A finished run with splats, for the display."""
-    from ebmvk.train import main
+    from ebmvk.cli.train import main
 
     folder = tmp_path_factory.mktemp("shown") / "run"
     args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet", *SPLATS]

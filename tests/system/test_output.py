@@ -16,12 +16,12 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from ebmvk import cli
+from ebmvk.cli import parsing as cli
 from ebmvk.errors import INTERRUPTED
-from ebmvk.train import _defaults
-from ebmvk.training import loop
-from ebmvk.training.checkpoint import step_folders
-from ebmvk.training.monitor import Monitor
+from ebmvk.cli.train import _defaults
+from ebmvk.training import trainer as loop
+from ebmvk.runs.checkpoint import step_folders
+from ebmvk.monitoring.monitor import Monitor
 
 from .conftest import Command, rows
 

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ebmvk.report.metrics import read_metrics
-from ebmvk.training import loop
+from ebmvk.runs.metrics import read_metrics
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, made_up_text, rows
 
@@ -61,7 +61,7 @@ def _same_bits(one: Path, two: Path, step: int) -> None:
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes half the time of so short a run, and says nothing of it."""
-    monkeypatch.setattr("ebmvk.report.html.write_report", lambda *_: None)
+    monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
     monkeypatch.setattr(loop.Trainer, "_finish", lambda _: None)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ebmvk.config import items, sources_in
-from ebmvk.train import _defaults, _of_text, asked
+from ebmvk.config.schema import items, sources_in
+from ebmvk.cli.train import _defaults, _of_text, asked
 
 from .conftest import Command, rows
 
@@ -92,7 +92,7 @@ def test_a_learning_rate_that_drives_the_weights_away_is_named(
 
 
 def test_advice_of_a_run_is_in_its_report(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebmvk.training.advice.HIGH_PERPLEXITY", 1.0)
+    monkeypatch.setattr("ebmvk.monitoring.advice.HIGH_PERPLEXITY", 1.0)
     run = tmp_path / "run"
     out = train(run, "--steps", 2, "--sample-tokens", 0, "--no-enable-soc").out
     lines = [line.removeprefix("advice      ") for line in out.splitlines() if line.startswith("advice ")]

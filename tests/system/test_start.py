@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ebmvk import cli
-from ebmvk.training.start import open_start
-from ebmvk.training.workspace import open_run
+from ebmvk.cli import parsing as cli
+from ebmvk.initialisation.start import open_start
+from ebmvk.runs.folder import open_run
 
 from .conftest import Command, rows
 
@@ -20,7 +20,7 @@ SHORT = ("--steps", 4, "--sample-tokens", 0, "--quiet")
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
-    from ebmvk import pretrain
+    from ebmvk.cli import pretrain
 
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, *SHORT]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ebmvk.config import ModelConfig
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.build import build_model
 
 SMALL = ModelConfig(

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from model_support import VOCABULARY, build, variant
 
-from ebmvk.config import Config, TrainingConfig
+from ebmvk.config.schema import Config, TrainingConfig
 from ebmvk.engine.reference import Reference
 from ebmvk.model.integration import phi
 from ebmvk.ranks import WHOLE, Share
-from ebmvk.training import losses
-from ebmvk.training.loop import Passes, smaller_batches
-from ebmvk.training.losses import Losses
-from ebmvk.training.soc import observed
-from ebmvk.training.workspace import Device
+from ebmvk.objective import losses
+from ebmvk.training.trainer import Passes, smaller_batches
+from ebmvk.objective.losses import Losses
+from ebmvk.memory.while_training import observed
+from ebmvk.runs.folder import Device
 
 WINDOWS, LENGTH = 8, 12
 TARGETS = (12, 1, 1, 7, 2, 12, 1, 3)  # of each window

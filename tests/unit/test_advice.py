@@ -9,9 +9,9 @@ import pytest
 import torch
 from train_support import job
 
-from ebmvk.config import SIZES, WHOLE_SEQUENCE, Config, replace
-from ebmvk.presets import PRESETS, recipe, recipe_names
-from ebmvk.training.advice import advice, is_out_of_memory
+from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, Config, replace
+from ebmvk.config.sizes import PRESETS, recipe, recipe_names
+from ebmvk.monitoring.advice import advice, is_out_of_memory
 
 WELL = {"perplexity": 40.0, "nats": 3.7, "train_nats": 3.6, "rose": False, "rate": 5000.0, "epochs": 2.0}
 
@@ -59,7 +59,7 @@ def test_what_is_slow_is_told_what_is_faster_and_not_so_already(
     processor work in what it is fast in."""
     asked = job(*start, "--dataset", "builtin").config
     for native, precision in product(("float32", "bfloat16"), repeat=2):
-        monkeypatch.setattr("ebmvk.training.advice.fast_precision", lambda native=native: native)
+        monkeypatch.setattr("ebmvk.monitoring.advice.fast_precision", lambda native=native: native)
         config = replace(asked, {"precision": precision})
         (line,) = advice(config, **(WELL | {"rate": 20.0}))
         told = line.partition("take ")[2].split(", or ")

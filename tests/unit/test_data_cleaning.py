@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk import presets
+from ebmvk.config import sizes as presets
 from ebmvk.data.analysis import FEW_TOKENS, Analysis, analyse, preset_for
 from ebmvk.data.cleaning import LONG_PARAGRAPH, Blanks, Rules, Same, clean, clean_text
 from ebmvk.data.datasets import Corpus

@@ -12,7 +12,7 @@ from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import train_tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream, encode_split, evaluation_windows
 from ebmvk.errors import ArgumentError, DataError
-from ebmvk.training.evaluation import text_size
+from ebmvk.evaluation.likelihood import text_size
 
 
 def stream_of(n: int) -> TokenStream:

@@ -22,8 +22,8 @@ from ebmvk.diagnosis.verdict import verdict
 from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
 from ebmvk.report.charts import bar_plot
-from ebmvk.report.diagnosis import marked
-from ebmvk.report.metrics import METRICS_FILE, History, read_metrics
+from ebmvk.report.diagnosis_page import marked
+from ebmvk.runs.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.report.pictures import PICTURES
 from ebmvk.report.plots import Curve, line_plot
 from ebmvk.sphere.geometry import projx

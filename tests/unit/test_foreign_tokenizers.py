@@ -16,10 +16,10 @@ from ebmvk.data.datasets import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.decoding.comparison import Passages
+from ebmvk.evaluation.comparison import Passages
 from ebmvk.errors import CheckpointError, ConfigError, DataError
-from ebmvk.training.evaluation import text_size
-from ebmvk.training.run import _unaltered
+from ebmvk.evaluation.likelihood import text_size
+from ebmvk.training.session import _unaltered
 
 TEXTS = [
     "El año del 猫: the cat saw the  cats.\n\nThen   it slept 🙂 for 12 days .\n",

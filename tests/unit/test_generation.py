@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_support import SMALL, variant
 
-from ebmvk.config import LangevinConfig
+from ebmvk.config.schema import LangevinConfig
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.decoding.generate import Decoding, Generator

@@ -11,7 +11,7 @@ import torch
 from scipy.signal import lfilter
 from scipy.stats import t
 
-from ebmvk.training.intervals import STRETCH, Interval, basis, freedom, half_width, paired, ratio_error
+from ebmvk.evaluation.intervals import STRETCH, Interval, basis, freedom, half_width, paired, ratio_error
 
 Floats = npt.NDArray[np.float64]
 TEXTS = 1500  # simulated, each with an interval of its own: the error of a coverage of .95 is .006

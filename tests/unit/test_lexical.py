@@ -16,8 +16,8 @@ from tokenizers import models, pre_tokenizers
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.errors import DataError
-from ebmvk.splats.lexical import from_table
-from ebmvk.splats.tables import read_table
+from ebmvk.initialisation.lexical import from_table
+from ebmvk.initialisation.tables import read_table
 
 TEXT = ["the old king sees the house and the old king likes the house 1234 naïve"] * 4
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from train_support import job
 
-from ebmvk.config import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, check, items, replace
+from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, check, items, replace
 from ebmvk.data.windows import TokenStream
 from ebmvk.model.build import build_model
 from ebmvk.model.ebm import EnergyModel
-from ebmvk.presets import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
-from ebmvk.training.loop import Progress
-from ebmvk.training.run import Job, _with_steps
+from ebmvk.config.sizes import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
+from ebmvk.training.trainer import Progress
+from ebmvk.training.session import Job, _with_steps
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 CHARACTERS, GPT2 = 67, 50_258  # tokens of Tiny Shakespeare, and of GPT-2 with <unk>

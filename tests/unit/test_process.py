@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ebmvk import process
+from ebmvk.host import process
 
 HAS_GLIBC = hasattr(ctypes.CDLL(None), "mallopt")
 # Peaks and page faults of a process that uses large arrays again and again.
@@ -37,7 +37,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10)
 SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
 TOO_LATE = """
 import os, torch, ebmvk
-from ebmvk.training.workspace import open_device
+from ebmvk.runs.folder import open_device
 before = len(os.listdir("/proc/self/task"))
 open_device("reference"), open_device("reference")
 print(len(os.listdir("/proc/self/task")) - before - (os.cpu_count() + 1))

@@ -9,19 +9,19 @@ import pytest
 import torch
 from model_support import SMALL, variant
 
-from ebmvk.config import Config
+from ebmvk.config.schema import Config
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, train_tokenizer
 from ebmvk.decoding.strategies import GREEDY, NAMED, Strategy
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ConfigError
 from ebmvk.model.build import build_model
-from ebmvk.splats.gate import LEXICAL, Gate
-from ebmvk.splats.memory import TIERS, Memory, Mode, Reader
+from ebmvk.memory.gate import LEXICAL, Gate
+from ebmvk.memory.law import TIERS, Memory, Mode, Reader
 from ebmvk.splats.recall import FEATURES
 from ebmvk.splats.store import SplatStore
-from ebmvk.training.scoring import MAX_TOKENS, Scorer, decoding, pair
-from ebmvk.training.workspace import Device
+from ebmvk.evaluation.requests import MAX_TOKENS, Scorer, decoding, pair
+from ebmvk.runs.folder import Device
 
 TEXT = "The cat sees the dog. She likes fish, año, 猫! The dog sees the cat."
 PAIRS = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebmvk.splats.lexical import from_corpus
-from ebmvk.splats.spectral import SMOOTHING, WINDOW, cooccurrence, positive_pmi, singular_vectors, spectral_rows
+from ebmvk.initialisation.lexical import from_corpus
+from ebmvk.initialisation.spectral import SMOOTHING, WINDOW, cooccurrence, positive_pmi, singular_vectors, spectral_rows
 
 
 def _tokens(n: int, vocab_size: int, seed: int) -> np.ndarray:

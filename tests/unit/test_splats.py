@@ -19,13 +19,13 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c, log_c_ratio, sample_vmf
-from ebmvk.splats import calibration
+from ebmvk.memory import calibration
 from ebmvk.splats.build import cluster
-from ebmvk.splats.calibration import Calibration
+from ebmvk.memory.calibration import Calibration
 from ebmvk.splats.consolidation import consolidate, merge_cost
-from ebmvk.splats.episodic import Episodic, EpisodicConfig
-from ebmvk.splats.gate import LEXICAL, Gate, fit_gate, log_density, log_of, mix
-from ebmvk.splats.memory import TIERS, Control, Memory, Mode, Reader, log_probs
+from ebmvk.memory.episodic import Episodic, EpisodicConfig
+from ebmvk.memory.gate import LEXICAL, Gate, fit_gate, log_density, log_of, mix
+from ebmvk.memory.law import TIERS, Control, Memory, Mode, Reader, log_probs
 from ebmvk.splats.recall import FEATURES, Splats
 from ebmvk.splats.store import SplatStore
 

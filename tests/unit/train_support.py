@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ebmvk import train
-from ebmvk.training.run import Job
+from ebmvk.cli import train
+from ebmvk.training.session import Job
 
 
 def job(*args: str) -> Job:

@@ -1,0 +1,123 @@
+"""`ebmvk analyze-corpus`, `python -m ebmvk.analyze_corpus`: what a corpus is like, and what to train on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ebmvk.config import sizes as presets
+from ebmvk.cli import parsing as cli
+from ebmvk.cli.parsing import Include
+
+if TYPE_CHECKING:
+    from ebmvk.data.analysis import Analysis
+
+MODEL = "minillm"
+
+
+@dataclass(frozen=True)
+class AnalyzeCommand:
+    dataset: Path  # A text file, or a folder of them.
+    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
+    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
+    tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token, for a tokenizer.json.
+    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
+    json: bool = False  # Print one JSON object instead of lines.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AnalyzeCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(
+        lambda: _analyze(
+            cli.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
+        )
+    )
+
+
+def _analyze(command: AnalyzeCommand) -> int:
+    from ebmvk.data.analysis import REACHED, analyse, preset_for
+    from ebmvk.data.datasets import Corpus, data_folders, read_documents
+    from ebmvk.data.fidelity import round_trip
+    from ebmvk.data.files import Reading
+    from ebmvk.data.splitting import hold_out
+    from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
+
+    reading = Reading(tuple(command.include), command.raw)
+    read = read_documents([command.dataset], "--corpus", command.separator, reading)
+    documents = read.texts
+    preset = preset_for(documents)
+    recipe = presets.recipe(MODEL, preset)
+    corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})  # as training learns its tokens
+    folders = [path for path, _ in data_folders(command.data_dir)]
+    vocab_size = command.vocab_size or recipe["vocab_size"]
+    tokenizer = make_tokenizer(command.tokenizer, corpus, vocab_size, folders, command.end_token)
+    if command.tokenizer not in OWN_KINDS:
+        for line in (*tokenizer.notes, str(round_trip(tokenizer, command.tokenizer, documents))):
+            print(f"tokenizer   {line}", file=sys.stderr)
+    found = analyse(documents, tokenizer, preset, recipe["seq_length"])
+    for note in read.notes:
+        print(f"read        {note}", file=sys.stderr if command.json else sys.stdout)
+    if command.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return 0
+    print(f"text        {found.bytes:,} bytes, {found.tokens:,} tokens of {tokenizer.vocab_size:,}")
+    print(
+        f"documents   {found.documents:,}; tokens each: mean {found.mean:,.1f}, median {found.median:,.0f}, "
+        f"{found.least:,} to {found.most:,}"
+    )
+    print(f"block size  {found.block_size}, stride {found.stride}")
+    if found.perplexity:
+        low, high = found.perplexity
+        least, most = REACHED
+        print(
+            f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out: "
+            f"{least:g} to {most:g} times a trigram's, and 1 at least, of {found.fitted:,} tokens, measured on "
+            f"{found.measured:,}"
+        )
+    for line in _commands(command, found):
+        print(line)
+    return 0
+
+
+def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
+    """What to type next: training knows no other separators than those of a corpus."""
+    from ebmvk.data.splitting import STANDARD
+
+    text = command.dataset
+    if command.separator not in (None, *STANDARD):
+        text = Path(f"{text.resolve().name.removesuffix('.gz').removesuffix('.txt')}-prepared.txt")
+        given = [f"--separator={command.separator}", "--input", str(command.dataset), "--output", str(text)]
+        given += _reading_flags(command)
+        yield f"first       python -m ebmvk.prepare_corpus {shlex.join(given)}"
+    given = ["--model", MODEL, "--preset", found.preset, "--corpus", str(text)]
+    given += _reading_flags(command) if text == command.dataset else []
+    given += ["--block-size", str(found.block_size), "--stride", str(found.stride)]
+    # Perplexity is per token: the range is of these tokens only.
+    given += ["--tokenizer", command.tokenizer] if command.tokenizer != "bpe" else []
+    given += [f"--end-token={command.end_token}"] if command.end_token else []
+    given += ["--vocab-size", str(command.vocab_size)] if command.tokenizer == "bpe" and command.vocab_size else []
+    given += ["--data-dir", str(command.data_dir)] if command.data_dir else []
+    yield f"train       python -m ebmvk.train {shlex.join(given)}"
+
+
+def _reading_flags(command: AnalyzeCommand) -> list[str]:
+    return [f"--include={pattern}" for pattern in command.include] + (["--raw"] if command.raw else [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

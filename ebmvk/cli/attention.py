@@ -1,0 +1,93 @@
+"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what experts are good at."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCommand:
+    out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
+    tokens: int = 48  # Most tokens of it.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
+EXPERT_TOKENS = 32_768  # of validation, by which experts are described
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _attention(cli.parse(AttentionCommand, args, command="attention", known=FLAGS)))
+
+
+def _attention(command: AttentionCommand) -> int:
+    if command.tokens < 1:
+        raise ConfigError(f"--tokens {command.tokens} is below 1", hint="give a number of tokens")
+    from ebmvk.data.windows import encode_split
+    from ebmvk.model import inspection
+    from ebmvk.report.run_page import attention_picture
+    from ebmvk.runs.text import own_text, say_if_other
+    from ebmvk.runs.folder import open_device, open_run
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = open_run(command.checkpoint, "--checkpoint", say)
+    device = open_device(command.device)
+    model = run.model.to(device.torch)
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    own = say_if_other(run, corpus, "validation", say)
+    validation = encode_split(corpus, "validation", run.tokenizer).tokens
+    text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
+    experts = inspection.specialisation_in(model, validation[:EXPERT_TOKENS])
+    found = inspection.record(model, run.tokenizer, text[: command.tokens], experts) | own.record()
+    picture = attention_picture(found)
+    assert picture is not None  # every model has attention
+    cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
+    cli.write_output(command.out / "attention.svg", _alone(picture), "--out")
+    if experts:
+        table = io.StringIO()
+        csv.writer(table).writerows(inspection.expert_table(run.tokenizer, experts))
+        cli.write_output(command.out / "experts.csv", table.getvalue(), "--out")
+    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
+    for own in found["attention"]:
+        for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):
+            print(f"{own['layer']:<28}{head:>5}{nats:>10.3f}{back:>8.2f}")
+    for own in found["experts"]:
+        for expert, (load, top) in enumerate(zip(own["load"], own["top"], strict=True), start=1):
+            said = ", ".join(f"{token!r} {share:.0%}" for token, share in top)
+            print(f"{own['layer']}, expert {expert}: {load:.1%} of all tokens; {said}")
+    print(command.out)
+    return 0
+
+
+def _alone(svg: str) -> str:
+    """The picture as a file of its own: with its name space, and colours in place of the page's variables."""
+    named = svg.replace(
+        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
+    )
+    return named.replace("var(--ink-soft)", "#555").replace("var(--rule)", "#ccc").replace("var(--sans)", "sans-serif")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: decoding strategies by their figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.decoding.metrics import GRAM
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run that scores the texts too.
+    strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Which of the named strategies; by default all.
+    temperature: float = 1.0  # This and the next six, as of `ebmvk generate`, make one more row, "custom".
+    top_k: int = 0  # Only the k most probable tokens; 0: all.
+    top_p: float = 1.0  # Only the fewest most probable tokens that hold this mass.
+    min_p: float = 0.0  # Only tokens with this share of the largest probability.
+    typical_p: float = 1.0  # Only tokens of this mass whose information is nearest to the entropy.
+    repetition_penalty: float = 1.0  # log p times this for tokens that the text has already.
+    no_repeat_ngram: int = 0  # No run of so many tokens twice; 0: any.
+    prompts: int = 100  # Passages of the validation text that are continued.
+    prompt_tokens: int = 32  # Tokens of a passage that are given.
+    max_tokens: int = 128  # Tokens that are written.
+    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # A state to decode; or p(v|c).
+    seed: int = 42  # The same seed gives the same texts.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    json: bool = False  # Print one JSON object instead of a table.
+
+
+CUSTOM = "custom"  # the row of settings that flags give
+COLUMNS = {
+    "repetition": ("repetition_rate", ".1%"),
+    **{f"distinct-{n}": (f"distinct_{n}", ".3f") for n in (1, 2, 3)},
+    "nats/token": ("nats_per_token", ".3f"),
+    "PPL/token": ("perplexity", ".1f"),
+}
+"""{head: (figure, how it is written)}."""
+REPEATS = 0.02  # of the tokens, beyond human text, from which repetition is worth a word
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(CompareCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(
+        lambda: _compare(
+            cli.parse(CompareCommand, args, command="compare-decoding", known=FLAGS, repeatable=("--strategy",)),
+            cli.flags_in(args),
+        )
+    )
+
+
+def _compare(command: CompareCommand, given: Sequence[str]) -> int:
+    from ebmvk.data.windows import encode_split
+    from ebmvk.evaluation.comparison import Judge, Passages, compare
+    from ebmvk.decoding.generate import Generator
+    from ebmvk.decoding.strategies import NAMED, Strategy, named
+    from ebmvk.runs.text import own_text, say_if_other
+    from ebmvk.runs.folder import OpenRun, open_device, open_run
+
+    for name in ("prompts", "prompt_tokens", "max_tokens"):
+        if (value := getattr(command, name)) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
+    strategies = {name: named(name) for name in command.strategy or NAMED}
+    if own_settings := cli.settings_of(command, Strategy, given):
+        strategies[CUSTOM] = Strategy(**own_settings)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    device = open_device(command.device)
+
+    def judge(run: OpenRun) -> Judge:
+        return Judge(run.model.to(device.torch), run.tokenizer, run.config.data.seq_length)
+
+    run = open_run(command.checkpoint, "--checkpoint", say)
+    other = open_run(command.judge, "--judge", say) if command.judge else None
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    compared = say_if_other(run, corpus, "validation", say)
+    validation = encode_split(corpus, "validation", run.tokenizer)
+    sizes = (command.prompts, command.prompt_tokens, command.max_tokens)
+    passages = Passages.of(validation, run.tokenizer, *sizes)
+    own = judge(run)
+    found = compare(
+        Generator(own.model, run.tokenizer, device.backend, run.config.langevin),
+        own,
+        judge(other) if other else None,
+        passages,
+        strategies,
+        sampler=command.sampler,
+        length=command.max_tokens,
+        seed=command.seed,
+        say=say,
+    )
+    rows = list(found)
+    if command.json:
+        said = {"checkpoint": str(run.checkpoint.path), "seed": command.seed, **compared.record(), "rows": rows}
+        print(json.dumps(said))
+    else:
+        print("\n".join([*_lines(rows), *_advice(rows)]))
+    return 0
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table; what does not apply is a dash. Below it, what the judge's perplexity is of."""
+    unit = rows[0]["judge_unit"]
+    judged = {
+        f"judge PPL/{unit}": ("judge_perplexity", ".1f" if unit == "token" else ".3f"),
+        "judge b/B": ("judge_bits_per_byte", ".3f"),
+    }
+    columns = COLUMNS | (judged if unit else {}) | {"tokens/s": ("tokens_per_second", ",.0f")}
+    head = ("strategy", *columns)
+    body = [(row["strategy"], *(_figure(row[name], form) for name, form in columns.values())) for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    for row in (head, *body):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if unit == "byte":
+        yield "The judge has other tokens than the model: its perplexity is per byte of the texts, 2^(bits per byte)."
+
+
+def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each strategy that repeats itself more than people do."""
+    usual = rows[0]["repetition_rate"]
+    for row in rows[1:]:
+        if row["repetition_rate"] > usual + REPEATS:
+            yield f"{row['strategy']} repeats itself more than human text: add {_against_repetition(row['settings'])}"
+
+
+def _against_repetition(settings: Mapping[str, float]) -> str:
+    """A flag and a value that a strategy does not have yet."""
+    penalty, ngram = settings.get("repetition_penalty", 1.0), settings.get("no_repeat_ngram", 0)
+    if penalty <= 1:
+        return "--repetition-penalty 1.2"
+    return f"--repetition-penalty {penalty + 0.1:.3g}" if 0 < ngram <= GRAM else f"--no-repeat-ngram {GRAM}"
+
+
+def _figure(value: float | None, form: str) -> str:
+    from ebmvk.report.tables import number
+
+    return number(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

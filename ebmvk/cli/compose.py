@@ -1,0 +1,62 @@
+"""`ebmvk compose`, `python -m ebmvk.compose`: the point that a model composes of two texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeCommand:
+    text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    k: int = 10  # Nearest tokens shown.
+    json: bool = False  # Print one JSON object instead of lines.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(ComposeCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(
+        lambda: _compose(cli.parse(ComposeCommand, args, command="compose", known=FLAGS, repeatable=("--text",)))
+    )
+
+
+def _compose(command: ComposeCommand) -> int:
+    if len(command.text) != 2:
+        raise ConfigError(f"{len(command.text)} texts, not two", hint='give --text "…" --text "…"')
+    if command.k < 1:
+        raise ConfigError(f"--k {command.k} is below 1", hint="take --k 10")
+    from ebmvk.api import Model
+
+    model = Model.open(command.checkpoint, device=command.device)
+    a, b = model.embed(command.text)
+    composed = model.compose(a, b)
+    cosines = {"a": float(composed @ a), "b": float(composed @ b), "a_b": float(a @ b)}
+    near = model.neighbors(composed, command.k)
+    if command.json:
+        parts = {"texts": command.text, "cosines": cosines, "point": composed.tolist()}
+        print(json.dumps(parts | {"tokens": [dataclasses.asdict(token) for token in near]}))
+        return 0
+    print(f"cosine to {command.text[0]!r}  {cosines['a']:.4f}\ncosine to {command.text[1]!r}  {cosines['b']:.4f}")
+    print(f"between the two  {cosines['a_b']:.4f}")
+    print("\n".join(f"  {token.cosine:+.4f}  {token.text!r}" for token in near))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

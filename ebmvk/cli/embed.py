@@ -1,0 +1,86 @@
+"""`ebmvk embed`, `python -m ebmvk.embed`: texts as points on the sphere, and their exact energies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError, StorageError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True)
+class EmbedCommand:
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # One text per line, up to \n or \r\n.
+    scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.
+    energy: bool = False  # Also the exact energy of each text, in nats.
+    npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Write the points as an npy matrix.
+    json: bool = False  # Print one JSON object for each text instead of lines.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EmbedCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _embed(cli.parse(EmbedCommand, args, command="embed", known=FLAGS, repeatable=("--text",))))
+
+
+def _embed(command: EmbedCommand) -> int:
+    texts = [*command.text, *_lines(command.file)]
+    if not texts:
+        raise ConfigError("no text", hint='give --text "…", or --file PATH with a text in each line')
+    from ebmvk.api import Model
+
+    model = Model.open(command.checkpoint, device=command.device)
+    points = model.embed(texts, command.scale)
+    for text, point in zip(texts, points, strict=True):
+        record: dict[str, Any] = {"text": text}
+        if command.energy:
+            energy = model.energy(text)
+            record |= {"energy": energy.total, "tokens": energy.tokens, "nats": energy.nats.tolist()}
+        if command.json:
+            print(json.dumps(record | {"scale": command.scale, "point": point.tolist()}))
+            continue
+        near = ", ".join(repr(token.text) for token in model.neighbors(point, 5))
+        cost = f"  {record['energy']:.3f} nats, {len(record['tokens'])} tokens" if command.energy else ""
+        print(f"{text!r}{cost}  nearest: {near}")
+    if command.npy:
+        _write(command.npy, points.numpy())
+    return 0
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    from ebmvk.data.files import ANYTHING, lines_of, read_text
+
+    return lines_of(read_text(file, ANYTHING))  # of any format: one row per line
+
+
+def _write(path: Path, rows: Any) -> None:
+    import numpy as np
+
+    try:
+        with path.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+    except OSError as error:
+        raise StorageError(
+            f"--npy {path} could not be written: {error.strerror or error}", hint="take another path"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""`ebmvk harness`, `python -m ebmvk.harness`: tasks of lm-evaluation-harness on a checkpoint.
+
+Flags that are not our own go to `lm_eval`, whose report this is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True)
+class HarnessCommand:
+    """Each has a value, by which they are told from lm_eval's."""
+
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` that take part.
+    context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
+    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
+    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # Of text that tasks ask for.
+    batch_size: str = "16"  # Requests answered at once; auto means 16.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(HarnessCommand)})
+OURS = ("--model", "-M", "--model-args", "-a")  # which of lm_eval's are given by this command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error; otherwise lm_eval's own."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _harness(*_apart(args)))
+
+
+def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(our arguments, those of lm_eval)."""
+    ours: list[str] = []
+    theirs: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        flag = next(iter(cli.flags_in([arg])), "")
+        if flag in FLAGS:
+            ours += [arg] if "=" in arg else [arg, *islice(rest, 1)]
+        else:
+            (ours if flag in ("-h", "--help") else theirs).append(arg)
+    return ours, theirs
+
+
+def _harness(ours: list[str], theirs: list[str]) -> int:
+    command = cli.parse(HarnessCommand, ours, command="harness", known=FLAGS)
+    if taken := next((flag for flag in cli.flags_in(theirs) if flag in OURS), None):
+        raise ConfigError(f"{taken} with `ebmvk harness`", hint="leave it away: --checkpoint RUN says which model")
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise ConfigError(
+            f"lm_eval: {error}",
+            why="lm-evaluation-harness is an extra",
+            hint="./run setup --extra harness, or pip install 'lm-eval>=0.4.9'",
+        ) from error
+    import ebmvk.evaluation.harness_model  # noqa: F401, registers the model
+
+    if not command.batch_size.removeprefix("auto:").isdecimal() and command.batch_size != "auto":
+        raise ConfigError(f"--batch-size {command.batch_size} isn't a number", hint="give a number, or auto")
+    given: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()
+    }
+    for name in ("batch_size", "device"):  # it passes these on itself
+        theirs += [f"--{name}", str(given.pop(name))]
+    if (seed := _seed(theirs)) is not None:  # seeds the texts that our model writes
+        given["seed"] = seed
+    before = sys.argv
+    sys.argv = ["lm_eval", "--model", "ebmvk", "--model_args", json.dumps(given), *theirs]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _seed(theirs: Sequence[str]) -> int | None:
+    """The first seed among lm_eval's arguments, which lm_eval does not pass to models; None if they have no --seed."""
+    first = (cli.value_of(theirs, "--seed") or "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

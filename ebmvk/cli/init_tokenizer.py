@@ -1,0 +1,80 @@
+"""`ebmvk init-tokenizer`, `python -m ebmvk.init_tokenizer`: a tokenizer of one's own, for `--tokenizer FILE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.cli.parsing import Include
+from ebmvk.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True)
+class TokenizerCommand:
+    out: Path  # The tokenizer.json to write.
+    files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
+    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
+    vocab_size: int = 32_000  # All tokens together.
+
+
+REPEATABLE = ("--files", "--include")
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(
+        lambda: _train(
+            cli.parse(
+                TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
+            )
+        )
+    )
+
+
+def _make_place(out: Path) -> None:
+    """Make the output file's folder, before the training. Raises ConfigError, StorageError."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder", hint=f"name a file: --out {out / 'tokenizer.json'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")  # written first, then renamed
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"--out {out} cannot be written: {error.strerror or error}", hint="name a file in another folder"
+        ) from error
+
+
+def _train(command: TokenizerCommand) -> int:
+    if not command.files:
+        raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
+    from ebmvk.data.datasets import Corpus, read_documents
+    from ebmvk.data.files import Reading
+    from ebmvk.data.tokenizer import train_tokenizer
+
+    _make_place(command.out)
+    found = read_documents(command.files, "--files", reading=Reading(tuple(command.include), command.raw))
+    documents = found.texts
+    tokenizer = train_tokenizer(Corpus("files", "", {"train": documents}), command.vocab_size)
+    tokenizer.save(command.out)
+    size, tokens = sum(len(d.encode()) for d in documents), sum(map(len, tokenizer.encode_many(documents)))
+    for note in found.notes:
+        print(note)
+    print(
+        f"{command.out}  {tokenizer.vocab_size:,} tokens; {size / tokens:.2f} bytes per token on {size:,} bytes of text"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""`ebmvk memory`, `python -m ebmvk.memory`: gives a trained checkpoint its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+if TYPE_CHECKING:
+    from ebmvk.monitoring.alerts import Alert
+    from ebmvk.runs.folder import OpenRun
+
+
+@dataclass(frozen=True)
+class MemoryCommand:
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
+    from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
+    fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    quiet: bool = False  # Print the file's path only.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _memory(cli.parse(MemoryCommand, args, command="memory", known=FLAGS), cli.flags_in(args)))
+
+
+def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
+    if command.from_training and "--splats" in given:
+        raise ConfigError(
+            f"--splats {command.splats} with --from-training: the splats are there already",
+            hint="leave one of the two away",
+        )
+    if command.from_training and command.fit_on == "training":
+        raise ConfigError(
+            "--fit-on training with --from-training: its splats hold contexts of all of the training text",
+            hint="leave --fit-on away, or build the splats anew without --from-training",
+        )
+    from ebmvk.runs.lock import locked
+    from ebmvk.memory.fit import MAX_SPLATS
+    from ebmvk.runs.folder import open_run
+
+    if not 0 <= command.splats <= MAX_SPLATS:
+        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        if not command.quiet:
+            print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
+
+    def warn(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = open_run(command.checkpoint, "--checkpoint", warn)
+    with locked(run.folder, warn):
+        print(_build(command, run, say))
+    return 0
+
+
+def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
+    """The memory's file, written."""
+    from ebmvk.data.windows import encode_split
+    from ebmvk.memory.law import Memory
+    from ebmvk.memory.fitted_on import FittedOn
+    from ebmvk.memory.fit import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.runs.text import check_own, own_text
+    from ebmvk.runs.folder import check_same_text, open_device
+
+    device = open_device(command.device)
+    say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
+    corpus = own_text(run.config, command.dataset, command.data_dir)
+    check_own(run, corpus, "validation")  # gates are fitted on it
+    model, context = run.model.to(device.torch), run.config.data.seq_length
+    reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
+    static = None
+    if command.from_training:
+        store = of_training(run.checkpoint)
+        static = Static(store, store)  # of all the text, so that it can't be fitted on a part of that
+        say(f"static      {store.n:,} splats of {store.mass.sum():,.0f} contexts, consolidated during training")
+    if command.fit_on == "training" or (command.splats and not command.from_training):
+        train = encode_split(corpus, "train", run.tokenizer, apart=run.config.data.apart)
+        check_same_text(run.checkpoint, train, run.config)
+    if command.splats and not command.from_training:
+        say(f"static      reading {len(train):,} tokens of the training text")
+        static = build_static(model, train, command.splats, reading=reading, device=device, seed=run.config.run.seed)
+        say(f"static      {static.store.n:,} splats of {static.store.mass.sum():,.0f} contexts of the training text")
+    if command.fit_on == "training":
+        whole, most = train, first_documents(train)
+        splats = static.without if static else None
+    else:
+        whole, most = encode_split(corpus, "validation", run.tokenizer, apart=run.config.data.apart), FIT_TOKENS
+        reading = Reading.evaluation(context)
+        splats = static.store if static else None
+    fit = Fit(model, whole.take(most + 1), reading=reading, device=device)
+    say(f"{command.fit_on:<12}{len(fit.tokens):,} contexts read")
+    memory, nats = fit.fit(Memory.unfitted(splats, d=model.config.latent_dim, vocab_size=model.vocab_size), say)
+    alerts = list(fit.alerts(memory, consolidated=command.from_training))
+    if static and memory.static:
+        memory = dataclasses.replace(memory, static=static.fitted(memory.static))
+    contexts = int(static.store.mass.sum()) if static else 0
+    fitted_on = FittedOn.of(whole, len(fit.tokens), command.fit_on, contexts)
+    path = save(run.checkpoint.path, memory, fitted_on, nats)
+    _tell(run.folder, run.checkpoint.step, alerts, quiet=command.quiet)
+    return path
+
+
+def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
+    """Alerts go where those of training are: to a run's metrics and its report."""
+    from ebmvk.monitoring.monitor import Monitor
+    from ebmvk.training.session import report
+    from ebmvk.runs.folder import CONFIG_FILE
+
+    if not (folder / CONFIG_FILE).is_file():  # an exported model
+        for alert in alerts:
+            print(f"alert       {alert}", file=sys.stderr)
+    elif alerts:
+        monitor = Monitor(folder, quiet=quiet, log_every=1, total=step, done=step)
+        for alert in alerts:
+            monitor.alert(step, alert)
+        report(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

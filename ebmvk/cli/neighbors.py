@@ -1,0 +1,59 @@
+"""`ebmvk neighbors`, `python -m ebmvk.neighbors`: the tokens, and splats of the memory, nearest to a text's point."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+from ebmvk.runs.layout import NEWEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighborsCommand:
+    text: str  # The text whose point is looked around.
+    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    k: int = 10  # How many of each kind.
+    json: bool = False  # Print one JSON object instead of lines.
+    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(NeighborsCommand)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda: _neighbors(cli.parse(NeighborsCommand, args, command="neighbors", known=FLAGS)))
+
+
+def _neighbors(command: NeighborsCommand) -> int:
+    if command.k < 1:
+        raise ConfigError(f"--k {command.k} is below 1", hint="take --k 10")
+    from ebmvk.api import Model
+
+    model = Model.open(command.checkpoint, device=command.device)
+    point = model.embed(command.text)
+    tokens, splats = model.neighbors(point, command.k), model.splats(point, command.k)
+    if command.json:
+        found = {"tokens": [dataclasses.asdict(token) for token in tokens]}
+        print(json.dumps(found | {"splats": [dataclasses.asdict(splat) for splat in splats]}))
+        return 0
+    print("tokens\n" + "\n".join(f"  {token.cosine:+.4f}  {token.text!r}" for token in tokens))
+    if not splats:
+        print("no splats: this checkpoint has no static memory (`ebmvk memory` gives it one)")
+        return 0
+    print("splats")
+    for splat in splats:
+        law = ", ".join(f"{text!r} {p:.2f}" for text, p in splat.tokens)
+        print(f"  {splat.cosine:+.4f}  kappa {splat.kappa:.4g}  mass {splat.mass:g}  {law}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""`ebmvk sweep`, `python -m ebmvk.sweep`: a table of training runs with verdicts, and a search beyond it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmvk.sweeps.search import Axis
+
+
+@dataclass(frozen=True)
+class SweepCommand:
+    table: str = "infinito"  # The experiments: infinito (the system's five), infinito-ablation.
+    flags: str = "--model infinito --preset small"  # Training flags of every run, in one string.
+    folder: Path = Path("runs/sweep")  # Where the runs are; the same folder goes on.
+    jobs: int = 1  # Runs at once.
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Of torch, in each run.
+    trials: int = 0  # Runs that Optuna chooses, instead of the table.
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=LOW:HIGH, log-uniform; learning_rate=5e-4:1e-2.
+    seed: int = 42  # Of every run, and of the search.
+    json: bool = False  # Print one JSON object instead of a table.
+
+
+FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(SweepCommand)})
+SEARCHED = ("learning_rate=5e-4:1e-2",)  # where --search does not say
+OWN = ("--run-dir", "--resume", "--seed", "--quiet", "--dry-run", "--stop-after")
+"""Training flags that a sweep gives itself, or cannot do with."""
+COLUMNS = {
+    "lr": ("learning_rate", "g"),
+    "batch": ("batch_size", "d"),
+    "λ": ("lambda_phi", "g"),
+    "val PPL": ("ppl", ".2f"),
+    "train PPL": ("train_ppl", ".2f"),
+    "PHI": ("phi", ".3f"),
+    "by chance": ("phi_chance", ".3f"),
+    "ΔPHI loss": ("phi_loss", ".4f"),
+    "minutes": ("minutes", ".1f"),
+}
+"""{head: (figure, how it is written)}."""
+LEGEND = (
+    "ΔPHI loss: λ (1 − PHI). train PPL, PHI: of the last steps; val PPL: of all of validation, per token. "
+    "by chance: PHI isn't corrected for the batch size; independent units would have up to this value."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a typed error."""
+    args = cli.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
+    return cli.run(
+        lambda: _sweep(cli.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",)))
+    )
+
+
+def _sweep(command: SweepCommand) -> int:
+    from ebmvk.cli.train import asked
+    from ebmvk.sweeps.search import TABLES, planned, search, table, train_all
+
+    if command.table not in TABLES:
+        raise ConfigError(f"--table {command.table}: no such table", hint=f"take one of {', '.join(TABLES)}")
+    if command.jobs < 1:
+        raise ConfigError(f"--jobs {command.jobs} is below 1", hint="give how many runs go on at once")
+    if command.trials < 0:
+        raise ConfigError(f"--trials {command.trials} is below 0", hint="give how many runs Optuna chooses")
+    if command.search and not command.trials:
+        raise ConfigError(f"--search {command.search[0]} without --trials", hint="add --trials 10, for example")
+    try:
+        shared = shlex.split(command.flags)
+    except ValueError as error:
+        raise ConfigError(f"--flags {command.flags!r}: {error}", hint="close the quotation in it") from None
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if command.trials:
+        axes = _axes(command.search or SEARCHED, shared)
+        rows = search(
+            *(command.folder, axes, shared),
+            trials=command.trials,
+            jobs=command.jobs,
+            threads=command.threads,
+            seed=command.seed,
+            say=say,
+            check=lambda flags: asked([*shared, *flags]),
+        )
+    else:
+        experiments = TABLES[command.table]
+        runs = planned(command.folder / command.table, experiments, shared, command.seed)
+        left = [shlex.split(flags) for name, flags in experiments.items() if not runs[name].finished()]
+        _check(shared, f"--table {command.table}", left)
+        train_all(runs, command.jobs, command.threads, say)
+        rows = list(table(runs))
+    if command.json:
+        print(json.dumps({"table": command.table, "flags": command.flags, "seed": command.seed, "rows": rows}))
+    else:
+        print("\n".join([*_lines(rows), LEGEND]))
+    return 0
+
+
+def _axes(texts: Sequence[str], shared: Sequence[str]) -> list[Axis]:
+    """What to search; a setting may have another name of its flag. Raises ConfigError, before anything is trained."""
+    from ebmvk.sweeps.search import Axis, flags_of
+
+    axes = []
+    for text in texts:
+        name, equals, bounds = text.partition("=")
+        axes.append(Axis.parse(cli.flags_in([f"--{name.lstrip('-')}"])[0][2:] + equals + bounds))
+    names = [axis.name for axis in axes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--search {twice} is given twice", hint="give each setting once")
+    ends = ({axis.name: axis.low for axis in axes}, {axis.name: axis.high for axis in axes})
+    _check(shared, "--search", [flags_of(values) for values in ends])
+    return axes
+
+
+def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) -> None:
+    """Refuse, before the first run, flags that a run would refuse. shared: of all runs; runs: what `source` adds.
+
+    Raises:
+        ConfigError: also for a flag that runs have from `source` or from the sweep itself.
+    """
+    from ebmvk.cli.train import FLAGS as TRAIN_FLAGS
+    from ebmvk.cli.train import REPEATABLE, asked
+
+    cli.check_flags(shared, TRAIN_FLAGS, "train", REPEATABLE)
+    given, added = cli.flags_in(shared), [flag for run in runs for flag in cli.flags_in(run)]
+    for flags, whose in ((given, "--flags"), (added, source)):
+        if own := next((flag for flag in flags if flag.replace("--no-", "--") in OWN), None):
+            raise ConfigError(f"{whose} has {own}, which the sweep itself sees to", hint=f"leave {own} away")
+    if both := next((flag for flag in added if flag in given), None):
+        raise ConfigError(f"--flags has {both}, which {source} sets for each run", hint=f"take {both} out of --flags")
+    for run in runs:
+        asked([*shared, *run])
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table, aligned; what does not apply is a dash."""
+    from ebmvk.report.tables import Table, number, plain
+    from ebmvk.sweeps.search import flags_of
+
+    body = [(row["experiment"], *(number(row.get(name), form) for name, form in COLUMNS.values())) for row in rows]
+    said = [row.get("verdict") or " ".join(flags_of(row["values"])) for row in rows]
+    table = plain(Table(("exp", *COLUMNS), body))
+    return [f"{line}  {words}" for line, words in zip(table, ("verdict", *said), strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""`ebmvk train`, `python -m ebmvk.train`: text in, a run folder with checkpoints, metrics, samples and a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ebmvk.cli import parsing as cli
+from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, WINDOWS, Config, RunConfig, Size, Source, check, check_resume, flag, items, nearest, read_toml, replace, sources_in, with_windows
+from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
+from ebmvk.config.sizes import FFN_RATIO, OF_MODEL, derive, most_warmup, recipe, recipe_names
+from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
+
+if TYPE_CHECKING:
+    from ebmvk.api import Trained
+    from ebmvk.data.datasets import Corpus
+    from ebmvk.ranks import Handler, Ranks
+    from ebmvk.training.session import Job
+
+CUSTOM = "custom"  # No preset: what flags say, over the defaults of size and model.
+Level = tuple[Source, Mapping[str, Any]]
+"""{field: value} that something says, and what does."""
+
+
+@dataclass(frozen=True)
+class TrainCommand(Config):
+    """The settings and what concerns this call only."""
+
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # The run's folder; runs/DATASET-SIZE-TIME.
+    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
+    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # A recipe of --model: small, medium, large.
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
+    dry_run: bool = False  # Say what the run would take, after a few steps; nothing is left of it.
+    quiet: bool = False  # Print errors and the paths of the results only.
+
+    @property
+    def settings(self) -> Config:
+        return Config(**{section.name: getattr(self, section.name) for section in dataclasses.fields(Config)})
+
+
+OWN = [
+    entry
+    for entry in dataclasses.fields(TrainCommand)
+    if entry.name not in {s.name for s in dataclasses.fields(Config)}
+]
+FLAGS = cli.known_flags(
+    {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
+)
+REPEATABLE = ("--include",)
+FULL: Mapping[str, Any] = MappingProxyType({})
+
+
+def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
+    """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
+
+    command: its name; stage: {field: value} that are defaults of this command, over those of the size.
+    """
+    args = cli.fill_optional(cli.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
+    return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
+
+
+def train(**settings: Any) -> Trained:
+    """Train a model, as `ebmvk train` does, and return how the run ended; its folder has everything else.
+
+    settings: the flags of the command as keyword arguments, with underscores: `size="nano"`, `steps=300`, `lr=1e-3`,
+    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`. A
+    run is saved when Ctrl-C interrupts it.
+
+    >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
+    >>> run.validation["bits_per_byte"]
+
+    Raises:
+        ConfigError: a setting is unknown or bad, or two contradict each other. EbmvkError: any other error that the
+        command would print; what was saved before is intact.
+    """
+    if settings.get("dry_run"):
+        raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="use the command: ebmvk train --dry-run")
+    if settings.get("resume") is True:
+        settings["resume"] = NEWEST
+    command, job = asked(cli.arguments("train", settings, FLAGS))
+    from ebmvk.api import Trained
+    from ebmvk.runs.metrics import read_history
+    from ebmvk.training.session import execute
+
+    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    history = read_history(job.folder)
+    end = history.end or {}
+    return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
+
+
+cli.callable_module(__name__, train)
+
+
+def _followed(ranks: Ranks) -> Mapping[str, Handler]:
+    from ebmvk.training.follower import Follower
+
+    return Follower(ranks).handlers()
+
+
+def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
+    """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
+    command, job = asked(args, name, stage)
+    from ebmvk.ranks import ALONE
+    from ebmvk.training.session import execute
+
+    outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
+    return INTERRUPTED if outcome == "interrupted" else 0
+
+
+def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = FULL) -> tuple[TrainCommand, Job]:
+    """What the arguments of a command ask for; nothing of it is begun.
+
+    Raises:
+        ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
+            is no such text, no such run to resume.
+    """
+    cli.check_flags(args, FLAGS, name, REPEATABLE)
+    base, levels = _defaults(args, stage)
+    if "--include" in cli.flags_in(args):  # flags replace the file's patterns instead of adding to them
+        base = replace(base, {"include": ()})
+    if {"-h", "--help"} & set(args) and cli.value_of(args, "--resume") is None:
+        base = _of_text(base, levels, args)
+    default = TrainCommand(**vars(base))
+    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
+    if command.stop_after is not None and command.stop_after < 1:
+        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+    given = _given(args, command.settings)
+    resume = command.resume
+    return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
+
+
+# ---- what to train: size < model < stage < preset < file < flags ---------------------------------------------------
+
+
+def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
+    """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
+    it; and that, from the weakest on."""
+    file, resume = _file(args), cli.value_of(args, "--resume")
+    if resume is not None:
+        from ebmvk.runs.folder import read_config
+
+        config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])
+    else:
+        size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
+        config = replace(Config(), _sized(size, None))
+    model = cli.value_of(args, "--model") or file.get("model", config.model.model)
+    levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
+    if resume is None:
+        levels = [("model", OF_MODEL.get(model, {})), ("stage", stage), *levels]
+    return replace(config, _overrides(*(said for _, said in levels), {})), levels
+
+
+def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
+    """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
+    from ebmvk.data.datasets import FETCHABLE
+    from ebmvk.runs.text import find_text
+
+    dataset = cli.value_of(args, "--dataset") or base.data.dataset
+    if dataset in FETCHABLE:  # --help downloads nothing
+        return base
+    folder = cli.value_of(args, "--data-dir")
+    data = dataclasses.replace(
+        base.data,
+        dataset=dataset,
+        data_dir=Path(folder) if folder else base.data.data_dir,
+        include=cli.values_of(args, "--include") or base.data.include,
+        raw=base.data.raw or "--raw" in cli.flags_in(args),
+    )
+    try:
+        size = find_text(data).bytes("train")
+    except EbmvkError:  # --help answers all the same
+        return base
+    derived = derive(base.run.size, size, ask_processor=False)
+    said = [said for _, said in levels]
+    config = replace(replace(base, {**derived, "size": base.run.size}), _overrides(*said, {}))
+    most = most_warmup(config.training.steps)
+    if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
+        config = replace(config, {"warmup_steps": min(config.training.warmup_steps, most)})
+    if (cli.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
+        config = replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
+    return config
+
+
+def _file(args: Sequence[str]) -> dict[str, Any]:
+    path = cli.value_of(args, "--config")
+    if not path or _names_preset(args, path):
+        return {}
+    if path in (*recipe_names("minillm"), CUSTOM) and not Path(path).exists():
+        raise ConfigError(
+            f"--config {path}: no such file",
+            why="it names a preset with --model minillm only",
+            hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
+        )
+    values = read_toml(Path(path))
+    return values | {name: type(values[name])(cli.expanded(str(values[name]))) for name in values if _is_path(name)}
+
+
+def _is_path(name: str) -> bool:
+    """Whether a setting is a path, or may be."""
+    return flag(name) in cli.PATHS
+
+
+def _names_preset(args: Sequence[str], config: str) -> bool:
+    """Whether `--config small` means the preset, as it does for minillm where no file has that name."""
+    return cli.value_of(args, "--model") == "minillm" and "." not in config and not Path(config).exists()
+
+
+def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
+    """{field: value} of the preset that the arguments name.
+
+    Raises:
+        ConfigError: the model has no such preset.
+    """
+    by, name = "--preset", cli.value_of(args, "--preset")
+    config = cli.value_of(args, "--config")
+    if config and _names_preset(args, config):
+        by, name = "--config", config
+    if name is None or name == CUSTOM:
+        return {}
+    if name not in (known := recipe_names(model)):
+        others = f"its sizes are --size {', '.join(SIZES)}; presets are of --model {', '.join(WHOLE_SEQUENCE)}"
+        raise ConfigError(
+            f"{by} {name} with --model {model}: no such preset",
+            hint=f"take {by} {', '.join(known)}" if known else others,
+        )
+    return recipe(model, name)
+
+
+def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
+    """{field: value} that --size stands for, with a training text of so many bytes (None: not known yet)."""
+    if size not in SIZES:
+        close = nearest(size, SIZES)
+        hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
+        raise ConfigError(f"--size {size}: no such size", hint=hint)
+    known: Size = next(name for name in SIZES if name == size)
+    return {**derive(known, train_bytes), "size": known}
+
+
+def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
+    """{field: value} of the settings that flags gave."""
+    names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in cli.flags_in(args)}
+    return {name: value for _, name, value in items(settings) if name.lower() in names}
+
+
+def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Later ones over earlier ones, flags last; whoever says steps takes back the epochs said before."""
+    if {"steps", "epochs"} <= set(levels[-1]):
+        raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
+    found: dict[str, Any] = {}
+    for said in levels:
+        found |= ({"epochs": None} if "steps" in said else {}) | dict(said)
+    return found
+
+
+def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether latent_dim is said and no ffn_dim with it or after it: that of a size or a preset goes with its width."""
+    last: Mapping[str, Any] = next((said for said in reversed(levels) if {"latent_dim", "ffn_dim"} & set(said)), {})
+    return "ffn_dim" not in last and "latent_dim" in last
+
+
+def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of a size, overridden by those of presets and flags."""
+    values = {**base, **_overrides(*over)}
+    return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})
+
+
+def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
+    from ebmvk.data.tokenizer import check_named
+    from ebmvk.runs.text import find_text
+
+    if command.run_dir is not None:
+        _refuse_existing(command.run_dir, dry_run=command.dry_run)
+    size = command.settings.run.size
+    over = [*(said for _, said in levels), given]
+    nominal = _sized(size, None)
+    early = check(with_windows(replace(Config(), _over(nominal, over)), given))  # before the text is read: cheap
+    check_named(early.data.tokenizer)
+    corpus = find_text(command.settings.data)
+    derived = _sized(size, corpus.bytes("train"))
+    sources: dict[str, Source] = {
+        name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
+    }
+    for source, said in (*levels, ("flag", given)):
+        sources.update(dict.fromkeys(said, source))
+    if _widened(over):
+        sources["ffn_dim"] = "derived"
+    values = _over(derived, over) | _found_again(command.settings, corpus)
+    config = check(with_windows(replace(Config(), values), given))
+    if config.model.model in WHOLE_SEQUENCE:
+        sources.update(dict.fromkeys(WINDOWS, "derived"))
+    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
+    from ebmvk.training.session import Job  # torch takes seconds: report earlier errors first
+
+    return Job(config, sources, folder, corpus)
+
+
+def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
+    """Raises ConfigError if the folder holds a run; FolderInUse if another process is writing it."""
+    try:
+        refuse_existing(folder)
+    except ConfigError:
+        if not dry_run and (folder / LOCK_FILE).exists():
+            from ebmvk.runs.lock import locked  # imports torch
+
+            with locked(folder, lambda text: print(text, file=sys.stderr)):
+                pass
+        raise
+
+
+def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
+    """Settings that find the same text from any folder."""
+    from ebmvk.data.datasets import from_anywhere
+
+    folder = settings.data.data_dir
+    return {"dataset": corpus.source, "data_dir": folder and Path(from_anywhere(folder))}
+
+
+def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
+    if resume == NEWEST and not run_dir:
+        return newest("--resume"), None
+    from ebmvk.runs.checkpoint import locate
+    from ebmvk.runs.folder import ended_early
+
+    path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
+    folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
+    if run_dir and Path(run_dir).resolve() != folder:
+        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
+    return folder, None if path.resolve() == folder else at
+
+
+def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
+    from ebmvk.training.session import Job
+    from ebmvk.runs.text import own_text
+    from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
+
+    folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
+    old = read_config(folder)
+    config = check(replace(old, _overrides(*(said for _, said in levels), given)))
+    check_resume(old, config)
+    sources = sources_in(folder / CONFIG_FILE)
+    for source, said in levels:
+        sources.update(dict.fromkeys(said, source))
+    corpus = own_text(config)
+    config = replace(config, _found_again(config, corpus))
+    sources.update(dict.fromkeys(given, "flag"))
+    if ended_early(folder):
+        return Job(config, sources, folder, corpus, again=True)
+    return Job(config, sources, folder, corpus, at or folder, before=old)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

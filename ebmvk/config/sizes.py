@@ -1,0 +1,222 @@
+"""What `--size` stands for: one table, and the few values that also follow from how much text there is; what a model
+has whatever its size; and the recipes, what `--preset` stands for.
+
+`base` is the configuration of the system this project implements, by its own names and values; what that left open
+(layers, heads, feed-forward width) is filled in. The smaller sizes are tuned on WikiText-2's validation split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebmvk.config.schema import SIZES, Config, Size, read_toml
+
+_SHARED: dict[str, object] = {
+    "moe_experts": 4,
+    "moe_active": 2,
+    "knn_k": 64,
+    "langevin_steps": 200,
+    "langevin_levels": 10,
+    "langevin_T": 1.0,
+    "weight_decay": 0.01,
+    "grad_clip": 1.0,
+    "enable_curriculum_learning": True,
+    "curriculum_epochs": 5.0,
+    "soc_threshold": 0.8,
+    "splat_temperature": 0.1,
+    "splat_weight_decay": 0.0,
+    "splat_weight_decay_start": 1.0,
+    "min_kappa": 1.0,
+    "max_kappa": 50.0,
+}
+
+PRESETS: dict[Size, dict[str, object]] = {
+    "nano": {
+        **_SHARED,
+        "vocab_size": 1024,
+        "seq_length": 64,
+        "latent_dim": 64,
+        "n_layers": 3,
+        "n_heads": 2,
+        "ffn_dim": 256,
+        "hidden_dim": 64,
+        "context_local": 8,
+        "context_medium": 24,
+        "context_global": 64,
+        "dropout": 0.0,
+        "batch_size": 16,
+        "steps": 300,
+        "learning_rate": 4e-3,
+        "warmup_steps": 20,
+        "n_splats_init": 100,
+        "max_splats": 1500,
+        "curriculum_target_splats": 500,
+        "soc_check_interval": 20,
+    },
+    "tiny": {
+        **_SHARED,
+        "vocab_size": 8192,
+        "seq_length": 256,
+        "latent_dim": 256,
+        "n_layers": 4,
+        "n_heads": 4,
+        "ffn_dim": 1024,
+        "hidden_dim": 256,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 128,
+        "dropout": 0.0,
+        "batch_size": 16,
+        "steps": 900,
+        "learning_rate": 4e-3,
+        "warmup_steps": 50,
+        "n_splats_init": 1000,
+        "max_splats": 15000,
+        "curriculum_target_splats": 5000,
+        "soc_check_interval": 50,
+    },
+    "small": {
+        **_SHARED,
+        "vocab_size": 8192,
+        "seq_length": 256,
+        "latent_dim": 384,
+        "n_layers": 4,
+        "n_heads": 6,
+        "ffn_dim": 1536,
+        "hidden_dim": 384,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 256,
+        "dropout": 0.1,
+        "batch_size": 16,
+        "steps": 1200,
+        "learning_rate": 3e-3,
+        "warmup_steps": 60,
+        "n_splats_init": 4000,
+        "max_splats": 60000,
+        "curriculum_target_splats": 20000,
+        "soc_check_interval": 100,
+    },
+    "base": {
+        **_SHARED,
+        "vocab_size": 50257,
+        "seq_length": 32,
+        "latent_dim": 640,
+        "n_layers": 6,
+        "n_heads": 10,
+        "ffn_dim": 2560,
+        "hidden_dim": 1024,
+        "context_local": 12,
+        "context_medium": 64,
+        "context_global": 512,
+        "dropout": 0.1,
+        "batch_size": 32,
+        "epochs": 10.0,
+        "learning_rate": 1e-4,
+        "warmup_steps": 100,
+        "n_splats_init": 10000,
+        "max_splats": 150000,
+        "curriculum_target_splats": 50000,
+        "soc_check_interval": 100,
+    },
+}
+
+FFN_RATIO = 4
+"""Width of the feed-forward part over latent_dim, in every size and recipe."""
+
+OF_MODEL: dict[str, dict[str, object]] = {
+    "tinygpt": {"enable_soc": False},
+    "minillm": {"windows": "document", "patience": 5, "enable_soc": False},
+    "infinito": {"enable_soc": False},
+}
+"""What a model has over every size; recipes, files and flags can say otherwise. Splats are the energy model's, and a
+Mini-LLM reads document by document."""
+
+DIMENSIONS = ("latent_dim", "n_layers", "ffn_dim")
+"""What a step of a model takes its time for, in every size and recipe."""
+
+RECIPES = Path(__file__).with_name("recipes")
+
+PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, batch and steps stand
+FEWEST_TOKENS = 512
+BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
+MOST_EPOCHS = 10.0  # of a text that is repeated, with the dropout below
+REPEATED_DROPOUT = 0.3
+
+
+def derive(size: Size, train_bytes: int | None, *, ask_processor: bool = True) -> dict[str, object]:
+    """{field: value} of a size for a training text of so many bytes; None where the text is not known yet.
+
+    Less text means fewer tokens to learn (as the text to the power 2/3: each should still be seen often), and where it
+    would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
+    keeps the values it is defined by. ask_processor: ask torch for the best precision; --help skips this.
+    """
+    values = dict(PRESETS[size])
+    if train_bytes is None:
+        return values
+    if ask_processor:
+        values["precision"] = fast_precision()
+    if train_bytes >= PLENTY_BYTES or size == "base":
+        return values
+    vocabulary, batch, length, steps = (_int(values[k]) for k in ("vocab_size", "batch_size", "seq_length", "steps"))
+    share = (train_bytes / PLENTY_BYTES) ** (2 / 3)
+    values["vocab_size"] = max(min(FEWEST_TOKENS, vocabulary), 256 * round(vocabulary * share / 256))
+    passes = steps * batch * length * BYTES_PER_TOKEN / train_bytes
+    if passes > 3:
+        batch = max(1, batch // 2)
+        most = round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / (batch * length))
+        values |= {"batch_size": batch, "steps": max(1, min(steps, most)), "dropout": REPEATED_DROPOUT}
+    return values
+
+
+def recipe_names(model: str) -> list[str]:
+    """The presets of a model, the smallest first."""
+    return [name for name in ("nano", "small", "medium", "large") if (RECIPES / f"{model}-{name}.toml").exists()]
+
+
+def recipe(model: str, name: str) -> dict[str, Any]:
+    """{field: value} of one of the `recipe_names` of a model."""
+    return read_toml(RECIPES / f"{model}-{name}.toml")
+
+
+def most_warmup(steps: int) -> int:
+    """Steps of warm-up that a run of `steps` steps has at most, unless a flag or a file asks for more."""
+    return max(1, steps // 10)
+
+
+def smaller(config: Config) -> str | None:
+    """The flag for the next smaller preset of the same text, where the model's dimensions are those of one, or the next
+    smaller size, where they are those of its size; None where they are neither's, or the smallest's."""
+    names = recipe_names(config.model.model)
+    presets = {name: recipe(config.model.model, name) for name in names}
+    if name := next((name for name, values in presets.items() if _is_of(config, values)), None):
+        # Of another text figures would be of something else.
+        below = [
+            other
+            for other in names[: names.index(name)]
+            if presets[other].get("dataset") == presets[name].get("dataset")
+        ]
+        return f"--preset {below[-1]}" if below else None
+    size = config.run.size
+    return f"--size {SIZES[SIZES.index(size) - 1]}" if _is_of(config, PRESETS[size]) and size != SIZES[0] else None
+
+
+def _is_of(config: Config, values: Mapping[str, object]) -> bool:
+    return all(getattr(config.model, name) == values[name] for name in DIMENSIONS)
+
+
+def fast_precision() -> str:
+    """bfloat16 where the processor multiplies it natively, else float32, which emulated bfloat16 is slower than."""
+    import torch  # here, so that --help answers without it
+
+    # A torch that cannot tell gets float32, which is right everywhere.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if native or torch.cuda.is_available() else "float32"
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,165 @@
+"""Decoding strategies side by side, beside what people wrote, by figures.
+
+Every strategy continues the same prompts, beginnings of held-out text; the same figures are taken of how that text
+really goes on. Perplexities are exact, of all texts together: under the model itself without any strategy, per token,
+and under another model that judges, per token where it has the same tokens, and per byte where it has others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+from ebmvk.data.ngram import bits_per_byte, perplexity
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import TokenStream
+from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.metrics import distinct, repetition_rate
+from ebmvk.decoding.strategies import Strategy, changed
+from ebmvk.errors import DataError
+from ebmvk.model.language import LanguageModel
+from ebmvk.evaluation.likelihood import token_nats
+
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Passages:
+    """prompts: their text; begun: their tokens, end-of-text first; real: how each goes on, `length` tokens."""
+
+    prompts: list[str]
+    begun: list[list[int]]
+    real: list[list[int]]
+
+    @classmethod
+    def of(cls, stream: TokenStream, tokenizer: Tokenizer, count: int, prompt: int, length: int) -> Passages:
+        """Passages of a text at even distances, each within one document; the prompt's text gives its tokens back.
+
+        Raises:
+            DataError: the text has not so many.
+        """
+        ends = [*stream.starts[1:].tolist(), len(stream)]
+        need = prompt + length
+        places = [
+            place
+            for start, end in zip(stream.starts.tolist(), ends, strict=True)
+            for place in range(start + 1, end - need + 1, need)
+        ]
+        found = []
+        for place in places:
+            ids = stream.tokens[place : place + need].tolist()
+            text = tokenizer.decode(ids[:prompt])
+            begun = [int(token) for token in tokenizer.encode_prompt(text)]
+            # False if the cut splits a word whose parts have other tokens, or if the tokens do not tell the whole text.
+            if begun[1:] == ids[:prompt] and not tokenizer.has_unknown(stream.tokens[place : place + need]):
+                found.append((text, begun, ids[prompt:]))
+        if len(found) < count:
+            raise DataError(
+                f"{stream.name} has {len(found)} passages of {need} tokens, fewer than {count}",
+                hint=f"take --prompts {max(1, len(found))}, or fewer --max-tokens",
+            )
+        chosen = [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+        return cls(*(list(part) for part in zip(*chosen, strict=True)))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that texts are scored by, in nats of a whole continuation: of tokens that are its own, or of a text in
+    its own tokens, so that models of different tokens can be compared by the nats of the same bytes."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    context: int
+
+    def nats(self, begun: list[int], tokens: list[int]) -> float:
+        """Of tokens that go on after those of a prompt."""
+        return float(self._after(begun, [*begun, *tokens]).sum())
+
+    def nats_of_text(self, prompt: str, text: str) -> float:
+        """Of a text that goes on after a prompt: of what follows as many tokens as the prompt alone has."""
+        whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
+        return float(self._after(begun, whole).sum())
+
+    def _after(self, begun: list[int], whole: list[int]) -> torch.Tensor:
+        """Nats of the tokens of `whole` beyond the number of `begun`."""
+        stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
+        device = next(self.model.parameters()).device
+        stride = max(1, self.context // 2)
+        found = token_nats(self.model, stream, context=self.context, stride=stride, device=device)
+        return found["none"][len(begun) - 1 :]
+
+
+def compare(
+    generator: Generator,
+    own: Judge,
+    other: Judge | None,
+    passages: Passages,
+    strategies: Mapping[str, Strategy],
+    *,
+    sampler: Sampler,
+    length: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """A row of figures for the human text and for each strategy."""
+    real = [own.tokenizer.decode(tokens) for tokens in passages.real]
+    yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)
+    for name, strategy in strategies.items():
+        began = time.perf_counter()
+        found = generator.generate(passages.prompts, Decoding(length, strategy, sampler, seed))
+        spent = time.perf_counter() - began
+        tokens = [text.tokens for text in found]
+        row = {"strategy": name, "settings": changed(strategy)}
+        yield row | _figures(own, other, passages, tokens, [text.text for text in found], spent)
+        say(f"{name}: {sum(map(len, tokens)):,} tokens in {spent:.1f} s")
+
+
+@torch.no_grad()
+def _figures(
+    own: Judge,
+    other: Judge | None,
+    passages: Passages,
+    tokens: list[list[int]],
+    texts: list[str],
+    seconds: float | None,
+) -> dict[str, Any]:
+    written = [(begun, ids) for begun, ids in zip(passages.begun, tokens, strict=True) if ids]
+    total = sum(len(ids) for _, ids in written)
+    nats = sum(own.nats(begun, ids) for begun, ids in written) / total if total else None
+    return {
+        "tokens": total,
+        "repetition_rate": mean(repetition_rate(begun, ids) for begun, ids in written) if written else 0.0,
+        **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
+        "nats_per_token": nats,
+        "perplexity": None if nats is None else perplexity(nats),
+        **_judged(own, other, passages.prompts, written, texts),
+        "tokens_per_second": None if seconds is None else total / seconds,
+    }
+
+
+def _judged(
+    own: Judge, other: Judge | None, prompts: list[str], written: list[tuple[list[int], list[int]]], texts: list[str]
+) -> dict[str, Any]:
+    """Figures under another model. judge_unit says what its perplexity is of: a token, or a byte where its tokens are
+    not those that were written; judge_nats are of one such unit."""
+    size = sum(len(text.encode()) for text in texts)
+    if other is None or not size:
+        return dict.fromkeys(("judge_unit", "judge_nats", "judge_perplexity", "judge_bits_per_byte"))
+    same = other.tokenizer.digest() == own.tokenizer.digest()
+    if same:
+        nats, units = sum(other.nats(begun, ids) for begun, ids in written), sum(len(ids) for _, ids in written)
+    else:
+        pairs = zip(prompts, texts, strict=True)
+        nats, units = sum(other.nats_of_text(prompt, text) for prompt, text in pairs if text), size
+    return {
+        "judge_unit": "token" if same else "byte",
+        "judge_nats": nats / units,
+        "judge_perplexity": perplexity(nats / units),
+        "judge_bits_per_byte": bits_per_byte(nats, size),
+    }

@@ -1,0 +1,238 @@
+"""Exact likelihood of a stream of tokens: nothing is sampled, bounded or estimated (model section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmvk.config.schema import Config
+from ebmvk.data import ngram
+from ebmvk.data.datasets import count_words
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import TokenStream, evaluation_windows
+from ebmvk.errors import ConfigError, NonFinite
+from ebmvk.model.language import Context, LanguageModel, TokenLaw
+from ebmvk.memory.law import Law, Reader, Terms, log_probs
+
+_TOKENS_AT_ONCE = 2048  # tokens for the trunk: its largest array then has 21 MB at the size `base`
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: of its text; unknown: characters
+    that became unknown tokens, so that the nats do not cover which characters they are."""
+
+    tokens: int
+    words: int
+    bytes: int
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Total nats of a stream and the figures that follow from them; context and stride say how it was read.
+
+    The mean energy of a token is its mean nats: E(v|c) = -log p(v|c).
+    """
+
+    nats: float
+    tokens: int
+    words: int
+    bytes: int
+    context: int
+    stride: int
+    seconds: float
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def ppl_token(self) -> float:
+        return ngram.perplexity(self.nats / self.tokens)
+
+    @property
+    def ppl_word(self) -> float | None:
+        """exp(total nats / words); None where the text has no word."""
+        return ngram.perplexity(self.nats / self.words) if self.words else None
+
+    @property
+    def bits_per_byte(self) -> float:
+        return ngram.bits_per_byte(self.nats, self.bytes)
+
+    def record(self) -> dict[str, float | int | None]:
+        """Every figure, JSON-able."""
+        derived = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+def window(context: int | None, stride: int | None, config: Config) -> tuple[int, int]:
+    """(context, stride) of windows; by default a training window, and half of the context. Raises ConfigError."""
+    context = config.data.seq_length if context is None else context
+    if context < 1:
+        raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
+    usual = max(1, context // 2)
+    stride = usual if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ConfigError(f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {usual}")
+    return context, stride
+
+
+def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
+    """Words, bytes and unknown characters of the text itself, whatever its tokens leave out or change; for a cut
+    document, of the beginning that its tokens stand for."""
+    words = size = unknown = 0
+    for text, ids, whole in stream.documents():
+        raw = text.encode() if whole else tokenizer.beginning(text, ids)
+        part = text if whole else raw.decode(errors="replace")  # the cut may split a character
+        words += count_words(part, word_level=stream.word_level)
+        size += len(raw)
+        unknown += tokenizer.unknown_characters(part, ids)
+    return TextSize(len(stream) - 1, words, size, unknown)
+
+
+def likelihood(
+    model: LanguageModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
+) -> Likelihood:
+    """Score each token of the stream but the first exactly once, in float32 with sums in float64, without memory.
+
+    Raises:
+        ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
+    """
+    began = time.perf_counter()
+    nats = token_nats(model, stream, context=context, stride=stride, device=device)["none"]
+    seconds = time.perf_counter() - began
+    return Likelihood(float(nats.sum()), size.tokens, size.words, size.bytes, context, stride, seconds)
+
+
+def token_nats(
+    model: LanguageModel,
+    stream: TokenStream,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    reader: Reader | None = None,
+) -> dict[Law, Tensor]:
+    """-log p of each token but the first, (n - 1,) float64, under the model alone and with each tier of `reader`.
+
+    Raises:
+        ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
+    """
+    law, at = TokenLaw(model), 0
+    # One array for the whole text: kept apart, the results of many pieces would pin what is freed around them.
+    laws: list[Law] = reader.laws if reader else ["none"]
+    nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in laws}
+    for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
+        for mode, log_p in _token_log_p(law, seen, following, reader).items():
+            torch.neg(log_p, out=nats[mode][at : at + len(following)])
+        at += len(following)
+    if not all(bool(torch.isfinite(values).all()) for values in nats.values()):
+        raise diverged(stream.name)
+    return nats
+
+
+def diverged(name: str) -> NonFinite:
+    """What to raise where a text has no finite likelihood."""
+    return NonFinite(
+        f"the likelihood of {name} is not finite",
+        why="the weights diverged",
+        hint="take an earlier checkpoint, or train with a smaller --lr",
+    )
+
+
+@torch.no_grad()
+def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader | None) -> dict[Law, Tensor]:
+    """log p (m,) of the tokens that followed the contexts (1, m, d), on the CPU in float64."""
+    if reader is None:
+        return {"none": law.of(seen.query[0], following).double().cpu()}
+    return log_probs(read_text(law, reader, seen.query[0], seen.h[0], following), reader.memory.gates, reader.mode)
+
+
+def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: Tensor) -> Terms:
+    """The terms of the next part of a text: queries and states (n, d) of its contexts, tokens (n,) that followed."""
+    terms = reader.empty_terms(len(tokens))
+    for rows, log_p in law.pieces(query):
+        terms.put(rows, reader.read(h[rows], log_p, tokens[rows]))
+    return terms
+
+
+def contexts(
+    model: LanguageModel,
+    stream: TokenStream,
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    bfloat16: bool = False,
+) -> Iterator[tuple[Context, Tensor]]:
+    """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
+    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
+
+    Raises:
+        ArgumentError: stride out of range.
+    """
+    with torch.no_grad():
+        embeddings = model.embeddings()
+    for tokens, first in _batches(stream, context, stride):
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            seen = model(tokens[:, :-1].to(device), embeddings)
+        model.train(was_training)
+        points = {
+            name: value[:, first:].flatten(0, 1)[None]
+            for name, value in vars(seen).items()
+            if isinstance(value, Tensor)
+        }
+        yield dataclasses.replace(seen, **points), tokens[:, 1 + first :].flatten().to(device)
+
+
+def states(
+    model: LanguageModel,
+    stream: TokenStream,
+    names: Sequence[str],
+    *,
+    context: int,
+    stride: int,
+    device: torch.device,
+    bfloat16: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """The results of `contexts` for a whole text, on the CPU: for each name a tensor of `Context`, (n - 1, d) `dtype`.
+
+    Raises:
+        ArgumentError: stride out of range.
+    """
+    found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
+    for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
+        for whole, name in zip(found, names, strict=True):
+            whole[at : at + len(following)] = getattr(seen, name)[0]
+        at += len(following)
+    return found
+
+
+def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
+    """Windows of equal shape stacked, as many as the trunk reads at once."""
+    rows = max(1, _TOKENS_AT_ONCE // context)
+    group: list[Tensor] = []
+    shape = (0, 0)
+    for tokens, first in evaluation_windows(stream, context, stride):
+        if group and ((len(tokens), first) != shape or len(group) == rows):
+            yield torch.stack(group), shape[1]
+            group = []
+        shape = (len(tokens), first)
+        group.append(tokens)
+    yield torch.stack(group), shape[1]
+
+
+def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size: int) -> Likelihood:
+    """An interpolated Kneser-Ney trigram fitted to the same training tokens, on the same stream."""
+    began = time.perf_counter()
+    nats = ngram.fit(train.tokens, vocab_size).nats(stream.tokens)
+    return Likelihood(nats, size.tokens, size.words, size.bytes, 2, 1, time.perf_counter() - began)

@@ -1,0 +1,133 @@
+"""Score-matching figures by noise level, beside the exact denoiser that knows unigram frequencies only (section 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ebmvk.data.windows import TokenStream
+from ebmvk.engine.api import Backend, Points
+from ebmvk.model.language import LanguageModel, TokenLaw
+from ebmvk.sphere.geometry import proju
+from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
+from ebmvk.evaluation.intervals import ratio_error
+from ebmvk.objective.losses import mixed_seed, score_loss
+from ebmvk.objective.noise import Noise, critical, kappa_range
+
+NAMED = {"1/2 kappa_c": 0.5, "kappa_c": 1.0}
+"""What counts is to be below the unigram denoiser at these, of kappa_c = sqrt(2 d ln V)."""
+LEVELS = 5  # log-spaced over the range that training takes by default
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level; name: of `NAMED`, or empty."""
+
+    noise: Noise
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreMatching:
+    """L_kappa at one level over n tokens, of the model and of the exact Bayes denoiser that knows unigram frequencies
+    only. error: standard error of the ratio of the two over documents, or stretches of the text; None where the text is
+    too short for it (`intervals.ratio_error`)."""
+
+    level: Level
+    loss: float
+    unigram_loss: float
+    error: float | None
+    tokens: int
+
+    @property
+    def kappa(self) -> float:
+        return self.level.noise.kappa
+
+    @property
+    def ratio(self) -> float:
+        """Below 1: better than the frequencies alone."""
+        return self.loss / self.unigram_loss if self.unigram_loss > 0 else math.inf
+
+    def record(self) -> dict[str, float | str | None]:
+        """JSON-able. explained: 1 - L_kappa, the share of the noise's score that the model finds."""
+        own = asdict(self)
+        level = own.pop("level")
+        ratio = self.ratio if math.isfinite(self.ratio) else None
+        return {"name": level["name"], **level["noise"], **own, "explained": 1 - self.loss, "ratio": ratio}
+
+
+def levels(d: int, vocabulary: int, extra: Sequence[float] = ()) -> list[Level]:
+    """The named levels and those given in kappa, else `LEVELS` log-spaced ones; by rising kappa."""
+    low, high = kappa_range(d, vocabulary)
+    spaced = [low * (high / low) ** (i / (LEVELS - 1)) for i in range(LEVELS)]
+    found = [Level(Noise.of(kappa, d)) for kappa in (extra or spaced)]
+    found += [Level(Noise.of(share * critical(d, vocabulary), d), name) for name, share in NAMED.items()]
+    return sorted(found, key=lambda level: level.noise.kappa)
+
+
+@torch.no_grad()
+def score_matching(
+    model: LanguageModel,
+    tokens: Tensor,
+    backend: Backend,
+    unigram: Tensor,
+    *,
+    starts: npt.NDArray[np.int64],
+    k: int,
+    seed: int,
+    extra: Sequence[float] = (),
+) -> list[ScoreMatching]:
+    """`levels` on the tokens that follow the contexts of some windows, dropout as the model has it.
+
+    tokens: (B, T+1) int64, as of `windows`; unigram: (V,) probabilities; starts: where the documents of their stream
+    begin; extra: levels in kappa, in place of the log-spaced ones.
+    """
+    mu = model.embeddings()
+    query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
+    handle, law, found = backend.points(mu), TokenLaw(model, mu), []
+    both = torch.empty(2, len(targets), dtype=torch.float64, device=mu.device)  # the model's losses, and the unigram's
+    for number, level in enumerate(levels(mu.shape[1], len(mu), extra)):
+        kappa = level.noise.kappa
+        x = sample_vmf(mu[targets], kappa, seed=mixed_seed(seed, number))
+        for rows, log_p in law.pieces(query):
+            pull = kappa * (x[rows] @ mu.t())
+            # Every token takes part, and no background: exact where only unigram frequencies are known.
+            only_frequencies = kappa * proju(x[rows], torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
+            own = _latent_score(backend, handle, x[rows], log_p, pull, kappa, k=k)
+            each = torch.full_like(x[rows, 0], kappa)
+            scores = (own, only_frequencies)
+            both[:, rows] = torch.stack([score_loss(s, x[rows], mu[targets[rows]], each).double() for s in scores])
+        mine, unigrams = both.mean(1).tolist()
+        found.append(ScoreMatching(level, mine, unigrams, ratio_error(both[0], both[1], starts), both.shape[1]))
+    return found
+
+
+def windows(stream: TokenStream, length: int, most: int) -> Tensor:
+    """(B, T+1) int64: the first windows of a stream, of at most `length` tokens each and about `most` in all."""
+    length = min(length, len(stream) - 1)
+    rows = max(1, min(most, len(stream) - 1) // length)
+    tokens = torch.from_numpy(stream.tokens[: rows * length + 1].astype("int64"))
+    return torch.stack([tokens[i * length : (i + 1) * length + 1] for i in range(rows)])
+
+
+def frequencies(train: TokenStream, vocabulary: int) -> Tensor:
+    """(V,) unigram probabilities of the training split."""
+    return torch.bincount(torch.from_numpy(train.tokens).long(), minlength=vocabulary).float() / len(train)
+
+
+def _latent_score(
+    backend: Backend, handle: Points, x: Tensor, log_p: Tensor, pull: Tensor, kappa: float, *, k: int
+) -> Tensor:
+    """Score (B, d) of p_kappa(x|c) with the k likeliest tokens given (x, c) as candidates. pull: kappa mu.x, (B, V)."""
+    level = torch.tensor(kappa, dtype=x.dtype, device=x.device)
+    ids = torch.topk(log_p + pull, min(k, handle.n), dim=-1).indices
+    chosen = log_p.gather(-1, ids)
+    rest = (-torch.expm1(torch.logsumexp(chosen, -1))).clamp_min(torch.finfo(x.dtype).eps).log()
+    concentrations = level.expand_as(chosen).contiguous()
+    return backend.energy_score(x, handle, ids, chosen + log_c_ratio(level, handle.d), concentrations, rest).score

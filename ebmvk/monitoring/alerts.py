@@ -1,0 +1,421 @@
+"""Alerts: signs, in the rows that a run records, that it is being lost; each is told once, with what to do.
+
+A watch is a small state machine over the rows of metrics.jsonl in their order, so that alerts of a run can be found
+again from its file. Thresholds stand beside the watches that use them, with their reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, variance
+from typing import Any, Protocol
+
+from ebmvk.config.schema import Config
+from ebmvk.errors import NonFinite
+from ebmvk.monitoring.advice import OVERFITTED, lower_rate, more_dropout, why_it_diverged
+
+Row = Mapping[str, Any]
+SETTLED = 100  # steps after warm-up, before which gates and energies still start
+
+
+@dataclass(frozen=True)
+class Alert:
+    """sign: what kind, a few words; reason: what was seen, with its figures; advice: a flag and a value."""
+
+    sign: str
+    reason: str
+    advice: str
+
+    def record(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.sign}: {self.reason}; {self.advice}"
+
+
+class Watch(Protocol):
+    """Looks at every row; yields what it has to say of it."""
+
+    def see(self, row: Row) -> Iterator[Alert]: ...
+
+
+class Alerts:
+    """All watches of one run, or of its part since it was resumed."""
+
+    def __init__(self, config: Config) -> None:
+        self._said: set[str] = set()
+        self._watches: tuple[Watch, ...] = (
+            RisingEnergy(config),
+            Diverging(config),
+            PoorConvergence(config),
+            WorseningPerplexity(config),
+            FastConsolidation(config),
+            SickSplats(config),
+            StuckGates(config),
+        )
+
+    def see(self, row: Row) -> list[Alert]:
+        """What there is to say of a row, each sign only the first time."""
+        found = [alert for watch in self._watches for alert in watch.see(row) if alert.sign not in self._said]
+        self._said.update(alert.sign for alert in found)
+        return found
+
+
+# ---- energy --------------------------------------------------------------------------------------------------------
+
+BLOCK = 25  # steps whose mean energy is compared: a batch's scatters by .1 nats, a block's by .02
+RISE = 0.2  # nats: more than healthy runs lose again between two blocks, less than the first hundred steps win
+ERRORS = 5.0  # standard errors, for batches so small that a block scatters by more than that
+
+
+@dataclass(frozen=True)
+class Block:
+    """The energies of BLOCK steps: their mean, nats per token, and its squared standard error."""
+
+    mean: float
+    error2: float
+
+
+class _Blocks:
+    """Cuts the energies of steps into blocks."""
+
+    def __init__(self) -> None:
+        self._energies: list[float] = []
+
+    def add(self, row: Row) -> Block | None:
+        """The block that a step's row completes."""
+        if row["event"] == "step":
+            self._energies.append(row["parts"]["ce"])
+        if len(self._energies) < BLOCK:
+            return None
+        energies, self._energies = self._energies, []
+        return Block(fmean(energies), variance(energies) / BLOCK)
+
+
+class RisingEnergy:
+    """The mean energy E(v|c) = -log p(v|c) of training tokens rises: a block lies above the best one before it."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._blocks = config, _Blocks()
+        self._best: Block | None = None
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        block = self._blocks.add(row)
+        if block is None:
+            return
+        best = self._best
+        if best and block.mean - best.mean > max(RISE, ERRORS * math.sqrt(block.error2 + best.error2)):
+            yield Alert(
+                "energy rising",
+                f"the mean of {BLOCK} steps is {block.mean:.2f} nats, {block.mean - best.mean:.2f} above the best",
+                f"continue an earlier checkpoint with {lower_rate(self._config)}",
+            )
+        if best is None or block.mean < best.mean:
+            self._best = block
+
+
+DIVERGED = 5  # steps in a row
+WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short windows scatters by less
+
+
+class Diverging:
+    """Each of the last steps cost more than a guess that makes all tokens equally likely. A run starts below that and
+    no text is that hard, so the weights have diverged."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._blind = config, math.inf
+        self._last: deque[float] = deque(maxlen=DIVERGED)
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if "vocabulary" in row:
+            self._blind = math.log(row["vocabulary"])
+        if row["event"] != "step":
+            return
+        self._last.append(row["parts"]["ce"])
+        if len(self._last) == DIVERGED and min(self._last) > self._blind + WORSE_THAN_NOTHING:
+            yield Alert(
+                "training diverges",
+                f"each of the last {DIVERGED} steps cost {min(self._last):,.2f} nats a token or more, but a blind "
+                f"guess costs {self._blind:.2f}; {why_it_diverged(self._config)}",
+                f"a new run with {lower_rate(self._config)}",
+            )
+
+
+LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies: a bigram table reaches more within an epoch
+SHARE_OF_RUN = 0.25  # of the steps, after which a run must have learned that; at least SETTLED
+
+
+class PoorConvergence:
+    """A quarter of the run is over, and it knows little more than how often each token occurs, which it started with.
+
+    That entropy comes with the row that starts or resumes a run, so that a run at its plateau is not taken for it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._blocks = config, _Blocks()
+        self._due = config.training.warmup_steps + max(SETTLED, SHARE_OF_RUN * config.training.steps)
+        self._unigram = math.inf
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        self._unigram = row.get("unigram_nats", self._unigram)
+        block = self._blocks.add(row)
+        if block is None or row["step"] < self._due or block.mean < self._unigram - LEAST_LEARNED:
+            return
+        lr = self._config.training.learning_rate
+        slow = block.mean < self._unigram + LEAST_LEARNED  # still where it started; above that it was driven away
+        yield Alert(
+            "poor convergence",
+            f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone give "
+            f"{self._unigram:.2f}",
+            f"take --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
+        )
+
+
+# ---- validation ----------------------------------------------------------------------------------------------------
+
+WORSE = 0.02  # nats above the best evaluation, 2 % of perplexity: the same tokens each time, so no sampling error
+TWICE = 2  # evaluations in a row
+
+
+class WorseningPerplexity:
+    """Validation got worse and stays so."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._trained: deque[float] = deque(maxlen=2 * BLOCK)
+        self._best, self._tokens, self._worse = math.inf, 0, 0
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if row["event"] == "step":
+            self._trained.append(row["parts"]["ce"])
+        if row["event"] != "eval":
+            return
+        nats, tokens = row["validation"]["nats_per_token"], row["validation"]["tokens"]
+        if tokens != self._tokens:  # another --eval-tokens: figures don't compare
+            self._best, self._tokens, self._worse = math.inf, tokens, 0
+        self._worse = self._worse + 1 if nats > self._best + WORSE else 0
+        self._best = min(self._best, nats)
+        if self._worse >= TWICE:
+            yield self._alert(nats)
+
+    def _alert(self, nats: float) -> Alert:
+        model = self._config.model
+        by_heart = bool(self._trained) and nats - fmean(self._trained) > OVERFITTED
+        return Alert(
+            "perplexity worsening",
+            f"validation perplexity is {math.exp(nats):.2f} per token, {math.exp(nats - self._best) - 1:.1%} above the "
+            f"best, for {TWICE} evaluations",
+            f"take {more_dropout(model.dropout)} or --patience 3: the text is learned by heart"
+            if by_heart
+            else f"continue the best checkpoint with {lower_rate(self._config)}",
+        )
+
+
+# ---- splats --------------------------------------------------------------------------------------------------------
+
+CHECKS = 5  # consolidations over which lives and deaths are counted
+FEW = 20  # splats, below which shares say nothing
+
+
+class FastConsolidation:
+    """Splats are merged and pruned faster than they can gather statistics: as many within five checks as there are.
+
+    At capacity a check replaces a tenth of them at most, by creation and by splitting: half that pace.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._gone: deque[int] = deque(maxlen=CHECKS)
+        self._splats: deque[int] = deque(maxlen=CHECKS)
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if row["event"] != "soc":
+            return
+        self._gone.append(row["merged"] + row["pruned"])
+        self._splats.append(row["splats"])
+        gone, splats, config = sum(self._gone), fmean(self._splats), self._config.splats
+        if len(self._gone) == CHECKS and gone > max(FEW, splats):
+            keep = min(1.0, round((1 + config.soc_keep) / 2, 3))
+            yield Alert(
+                "consolidation too fast",
+                f"{gone:,} splats were merged or pruned in {CHECKS} checks, of {splats:,.0f} that there are",
+                f"a new run with --soc-check-interval {2 * config.soc_check_interval}"
+                + (f" --soc-keep {keep:g}" if keep > config.soc_keep else ""),
+            )
+
+
+DEAD = 0.5  # share of the splats; in healthy runs a quarter at most
+CLOSE = 0.1  # of a splat's width sqrt((d-1)/kappa), the angle within which its states lie; healthy runs have 1 or more
+
+
+class SickSplats:
+    """Splats that nothing recalls any more, and splats that lie on top of one another."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if row["event"] != "soc" or row["splats"] < FEW:
+            return
+        config = self._config.splats
+        dead = row["dead"] / row["splats"]
+        if dead > DEAD:
+            keep = max(0.5, config.soc_keep - 0.2)
+            faster = f"--soc-keep {keep:.2g}, so that they fade, or " if keep < config.soc_keep else ""
+            yield Alert(
+                "dead splats",
+                f"{dead:.0%} of {row['splats']:,} splats were not recalled within the last checks",
+                f"a new run with {faster}{self._fewer(row['splats'])}",
+            )
+        width = math.sqrt((self._config.model.latent_dim - 1) / row["kappa_quantiles"][2])
+        if row["nearest_angle"] < CLOSE * width:
+            yield Alert(
+                "splats collapsed",
+                f"the nearest splat is {row['nearest_angle']:.2g} rad away on average, where one is {width:.2g} wide",
+                f"a new run with {self._fewer(row['splats'])}",
+            )
+
+    def _fewer(self, splats: int) -> str:
+        name = "--curriculum-target-splats" if self._config.splats.enable_curriculum_learning else "--n-splats-init"
+        return f"{name} {max(1, splats // 2)}"
+
+
+# ---- gates ---------------------------------------------------------------------------------------------------------
+
+STUCK = 0.01  # mean of a gate this near to 0 or 1: what it weighs takes no part, or all of it; of experts, their share
+WRITING = "memory"  # infinito's module
+
+
+class StuckGates:
+    """A gate whose mean over validation stays at 0 or 1, at two evaluations in a row: infinito's writing, and routers
+    that give an expert nothing, or everything."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._stuck = config, dict[str, int]()
+
+    def see(self, row: Row) -> Iterator[Alert]:
+        if row["event"] != "eval" or row["step"] < self._config.training.warmup_steps + SETTLED:
+            return
+        for name, means in row.get("gates", {}).items():
+            stuck = [mean for mean in means if mean > 1 - STUCK or mean < STUCK / len(means)]
+            self._stuck[name] = self._stuck.get(name, 0) + 1 if stuck else 0
+            if self._stuck[name] >= TWICE:
+                yield self._alert(name, stuck[0])
+
+    def _alert(self, name: str, mean: float) -> Alert:
+        training, sign = self._config.training, f"gate of {name} stuck at {round(mean)}"
+        if name.endswith(WRITING):
+            reason = f"tokens of validation write to the external memory with strength {mean:.2g} on average"
+            return Alert(sign, reason, f"take --lr {training.learning_rate / 2:g}; where it stays, --no-use-memory")
+        reason = f"an expert of {name} gets {mean:.2g} of the tokens of validation"
+        return Alert(sign, reason, f"a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
+
+
+def gate_of_memory(
+    tier: str, mean: float, share: float, *, static: bool, more: int | None, fewer: int | None
+) -> Alert | None:
+    """Of a tier of memory whose mean weight in the token law is `mean`, once its gate is fitted.
+
+    share: of its splats in the pool with the model's law, which makes up the rest; static: whether there is a static
+    tier; more, fewer: other numbers of splats that it could be built with.
+    """
+    # Little may be worth much: a gate opens where memory knows. All may be fair: a pool has the model's law, too.
+    if mean >= STUCK / 10 and mean * share <= 1 - STUCK:
+        return None
+    if tier != "static":
+        advice = "read with --memory static" if static else "remove --memory"
+    elif mean < 0.5:
+        advice = f"take --splats {more}, as they say nothing that the model does not" if more else "leave them out"
+    else:
+        advice = f"take --splats {fewer}, or " if fewer else "take "
+        advice += "another text to fit on: the model itself is not heard"
+    return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
+
+
+COVERED = 0.01  # share of the contexts: static splats that explain less than this do nothing
+SAID = 0.01  # nats from the uniform law: a tier's token law that is nearer says nothing
+WORTH = 1e-3  # nats per token that a memory must gain over a calibration, on the text that both were fitted on
+
+
+def _without(tier: str, *, static: bool) -> str:
+    """Advice to turn off a tier of memory."""
+    if tier == "static":
+        return "read with --memory episodic"
+    return "read with --memory static" if static else "remove --memory"
+
+
+def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
+    """Warns if the best concentration of a tier is the first or last one tried: a better one may lie beyond. tried: in
+    rising order; static, more: see `gate_of_memory`."""
+    sign = f"kappa of {tier} memory at its bound"
+    if len(tried) > 1 and kappa == tried[0]:
+        reason = f"{kappa:g} fits best, the smallest that was tried: such wide splats say much the same everywhere"
+        return Alert(sign, reason, _without(tier, static=static))
+    if len(tried) > 1 and kappa == tried[-1]:
+        reason = f"{kappa:g} fits best, the largest that was tried: only the nearest splat counts"
+        return Alert(
+            sign, reason, f"take --splats {more}" if more and tier == "static" else _without(tier, static=static)
+        )
+    return None
+
+
+def switched_off(tier: str, covered: float | None, said: float, *, static: bool, more: int | None) -> Alert | None:
+    """Warns if a tier's law is practically uniform: then its gain comes from calibrating the model, not from memory.
+
+    covered: the mean share of contexts that its splats explain, if known; said: mean nats between its token law and the
+    uniform law; static, more: see `gate_of_memory`.
+    """
+    if covered is not None and covered < COVERED:
+        reason = f"its splats explain {covered:.2%} of the contexts, and the background the rest"
+    elif said < SAID:
+        reason = f"its law of tokens is {said:.2g} nats from the uniform one"
+    else:
+        return None
+    sign, more_of = f"{tier} memory is switched off", f"take --splats {more}, or "
+    advice = (more_of if more and tier == "static" else "") + _without(tier, static=static)
+    return Alert(sign, f"{reason}: its gain comes from calibrating the model's own law", advice)
+
+
+def no_gain(tier: str, gain: float, *, static: bool) -> Alert | None:
+    """Warns if a tier is worth no more than a calibration of the model without memory. gain: nats per token that it
+    saves over the calibration, on the text that both were fitted on; static: see `gate_of_memory`."""
+    if gain >= WORTH:
+        return None
+    reason = f"it gains {gain:+.4f} nats per token over the model's calibrated law, even on the text it was fitted on"
+    return Alert(f"{tier} memory is worth no more than a calibration", reason, _without(tier, static=static))
+
+
+# ---- what must not be ----------------------------------------------------------------------------------------------
+
+OWN = 0.15  # share of contexts with rare tokens that have a new one: texts that were held had .1 at most
+UNSEEN = 0.25  # new texts had .37 and more
+CHANCE = 1e-6  # of so few among so many, were they UNSEEN of them: what is called a leak must not be luck
+
+
+def leak(unseen: int, rare: int) -> Alert | None:
+    """Whether static splats hold the very text that a memory is fitted on.
+
+    unseen, rare: contexts of the text whose next token the splats near them have never met, or about once. By Good and
+    Turing a token of a new text is one met r times with probability (r + 1) N_{r+1} / n, where N_r tokens were met r
+    times; as N_1 = 3 N_2 by Zipf's law, three in five are unseen. A text that is held has met each of its own tokens
+    at least once: unseen ones are gone, and turn up among those met once.
+    """
+    from scipy.stats import binom  # slow to import, and seldom needed
+
+    n = unseen + rare
+    if not n or unseen >= OWN * n or binom.cdf(unseen, n, UNSEEN) >= CHANCE:
+        return None
+    return Alert(
+        "memory holds its own text",
+        f"of {n:,} contexts with rare tokens {unseen / n:.0%} have a new one, where texts that splats do not hold have "
+        "37 % and more: its likelihood will be too high",
+        "train on a text that has nothing twice: `ebmvk prepare-corpus` takes copies out",
+    )
+
+
+def non_finite(error: NonFinite) -> Alert:
+    """Of a run that ended because a number was not finite; it never reached the weights."""
+    return Alert("non-finite values", error.what, error.hint)

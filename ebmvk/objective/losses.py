@@ -1,0 +1,243 @@
+"""The training objective (model sections 9 and 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ebmvk.config.schema import Config, TrainingConfig
+from ebmvk.engine import autograd
+from ebmvk.engine.api import Backend, Points
+from ebmvk.model.language import Context, LanguageModel
+from ebmvk.ranks import WHOLE, Share
+from ebmvk.sphere.geometry import proju
+from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
+from ebmvk.objective import noise
+from ebmvk.objective.cross_entropy import linear_cross_entropies
+
+Form = Literal["cross-entropy", "score"]
+DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch
+SPREAD_PAIRS = 1024
+SPREAD_EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
+    h of the step's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. For a
+    share of a step: what it adds to total and parts, and its own states."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    states: Tensor
+    energies: Tensor
+
+    @classmethod
+    def sum(cls, shares: Sequence[Losses]) -> Losses:
+        """The sum over shares of a step; their states one after another."""
+        if len(shares) == 1:
+            return shares[0]
+        return cls(
+            torch.stack([share.total for share in shares]).sum(),
+            {name: torch.stack([share.parts[name] for share in shares]).sum() for name in shares[0].parts},
+            torch.cat([share.states for share in shares]),
+            torch.cat([share.energies for share in shares]),
+        )
+
+
+def objective(
+    model: LanguageModel,
+    tokens: Tensor,
+    backend: Backend,
+    config: Config,
+    *,
+    seed: int,
+    step: int,
+    share: Share = WHOLE,
+    over_step: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Losses:
+    """Loss of one step, or what a share of its rows adds to it: CE; also lambda_d denoising and lambda_spread spread if
+    tokens are points on the sphere, and expert losses if the model has experts.
+
+    Every part is a mean over all targets of the step, or a function of such means, however the step is divided: the
+    shares' losses and gradients add up to those of the step. While no memory takes part, p and p_lex are one law and
+    one cross-entropy stands for both. The trunk runs in the ambient autocast; the energies and all sums run in float32.
+    Random choices are a function of (seed, step) and the same for every share, except dropout's, which is drawn from
+    torch's global generator: how a step is divided changes its masks, not their law.
+
+    tokens: (B, T+1) int64, all rows of the step, each a window whose last T tokens are predicted; a row ends at
+    its first -1. over_step: turns sums over the share into sums over the step, for losses that aren't linear in them.
+    """
+    weights = config.training
+    device = tokens.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    rng = torch.Generator(tokens.device).manual_seed(mixed_seed(seed, step))
+    mu = model.embeddings()
+    mine = tokens[share.rows(len(tokens))]
+    context = model(mine[:, :-1].clamp_min(0), mu)
+    query, targets, states = context.query.flatten(0, -2), mine[:, 1:].flatten(), context.h.detach().flatten(0, -2)
+    everyone, there = tokens[:, 1:].flatten(), targets_of(mine)
+    if there is not None:
+        query, targets, states = query[there], targets[there], states[there]
+    everyone = everyone[everyone >= 0]
+    with torch.autocast(device, enabled=False):
+        outputs = model.outputs(mu)
+        mean, energies = linear_cross_entropies(query, outputs, model.bias, targets, narrow)
+        parts = {"ce": mean * (len(targets) / len(everyone))}
+        if model.on_sphere and weights.lambda_denoise > 0:
+            rows = torch.randint(
+                len(everyone), (min(DENOISE_POSITIONS, len(everyone)),), generator=rng, device=rng.device
+            )
+            place = rows - int((tokens[: share.rows(len(tokens)).start, 1:] >= 0).sum())
+            parts["denoise"] = denoising(
+                *(backend, query, mu, model.bias, everyone[rows]),
+                k=config.langevin.knn_k,
+                generator=rng,
+                outputs=outputs,
+                kappa=noise.draw(weights, mu, len(rows), rng),
+                form=weights.denoise_form,
+                place=place,
+            )
+        if model.on_sphere and weights.lambda_spread > 0:
+            parts["spread"] = spread(mu, rng) / share.parts
+        if context.aux:
+            parts |= _own_losses(context, there, len(everyone), share, over_step)
+        total = torch.stack([_weight(name, weights) * value for name, value in parts.items()]).sum()
+    return Losses(total, {name: value.detach() for name, value in parts.items()}, states, energies)
+
+
+def targets_of(rows: Tensor) -> Tensor | None:
+    """(B T,) bool: True for targets of rows (B, T+1) that aren't padding; None if none is padding."""
+    there = rows[:, 1:].flatten() >= 0
+    return None if bool(there.all()) else there
+
+
+def _own_losses(
+    context: Context, there: Tensor | None, n: int, share: Share, over_step: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The model's own losses of a step of n targets. Every share computes the same value and returns an equal part of
+    it; the gradient is that of this share's part of the sums."""
+    own = context.sums(there)
+    whole = over_step(own.detach())
+    losses = context.losses(own + (whole - own.detach()), n)
+    return {name: value - value.detach() * (1 - 1 / share.parts) for name, value in losses.items()}
+
+
+def _weight(part: str, weights: TrainingConfig) -> float:
+    """Of a part in the objective."""
+    known = {"ce": 1.0, "denoise": weights.lambda_denoise, "spread": weights.lambda_spread}
+    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z, "phi": weights.lambda_phi})[part]
+
+
+def mixed_seed(seed: int, step: int) -> int:
+    """One 63-bit seed of the pair: odd multipliers of splitmix64 keep neighbouring steps apart."""
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
+
+
+def denoising(
+    backend: Backend,
+    query: Tensor,
+    mu: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    *,
+    k: int,
+    generator: torch.Generator,
+    kappa: Tensor,
+    outputs: Tensor | None = None,
+    points: Points | None = None,
+    form: Form = "cross-entropy",
+    place: Tensor | None = None,
+) -> Tensor:
+    """Loss of x ~ vMF(mu_v, kappa), a mean over the rows, in one of two forms.
+
+    cross-entropy: -log p(v|x, c), whose score is a true gradient. p(v|x, c) is the Bayes decoder of the latent law over
+    candidates C, which hold the k best tokens given (x, c) and the target: -log rho_v = -(log p(v|c) + log
+    C_d(kappa)/C_d(0) + kappa mu_v.x) - E(x). At kappa = 0 it is the loss of the language model.
+
+    score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
+
+    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form;
+    outputs: (V, d), the rows of p(v|c), kappa_v mu_v; by default mu. place: (B,), which row of query (N, d) belongs to
+    each target, where that is not the same one; outside [0, N) for what other shares of the batch add to the mean.
+    """
+    clean, rows = mu.detach()[targets], len(targets)
+    x = sample_vmf(clean, kappa, generator=generator)
+    if place is not None:
+        mine = (place >= 0) & (place < len(query))
+        if not bool(mine.any()):
+            return query.new_zeros(())
+        query, targets, x, kappa, clean = query[place[mine]], targets[mine], x[mine], kappa[mine], clean[mine]
+    handle = backend.points(mu.detach()) if points is None else points
+    ids = candidates(backend, handle, query, bias, x, kappa, targets, k)
+    law = (query, mu, bias, targets, ids, x, kappa, clean)
+    return denoising_at(backend, *law, outputs=outputs, points=handle, form=form) * (len(targets) / rows)
+
+
+def candidates(
+    backend: Backend, points: Points, query: Tensor, bias: Tensor, x: Tensor, kappa: Tensor, targets: Tensor, k: int
+) -> Tensor:
+    """(B, K) int64: about the k best tokens given (x, c), as if all were equally concentrated; the target is among
+    them, and the law is a law with any."""
+    seeking = (query + kappa[:, None] * x).detach()
+    return _with_targets(backend.topk(seeking, points, min(k, points.n), bias=bias.detach()).ids, targets)
+
+
+def denoising_at(
+    backend: Backend,
+    query: Tensor,
+    mu: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    ids: Tensor,
+    x: Tensor,
+    kappa: Tensor,
+    clean: Tensor,
+    *,
+    outputs: Tensor | None = None,
+    points: Points,
+    form: Form,
+) -> Tensor:
+    """`denoising` of given noise: x and clean (B, d) are data, through which nothing is differentiated.
+
+    Were `clean` the parameter it is a copy of, the score form would be least where all tokens are one point.
+    """
+    log_p = torch.log_softmax(F.linear(query, mu if outputs is None else outputs, bias), -1).gather(-1, ids)
+    rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
+    logw = log_p + log_c_ratio(kappa, mu.shape[1])[:, None]
+    law = (backend, x, mu, ids, logw, kappa[:, None].expand_as(logw).contiguous(), rest.log())
+    if form == "score":
+        return score_loss(autograd.energy_score(*law, points=points)[1], x, clean, kappa).mean()
+    energy = autograd.energy(*law, points=points)
+    own = (ids == targets[:, None]).to(logw.dtype)
+    return -((logw * own).sum(-1) + kappa * (mu[targets] * x).sum(-1) + energy).mean()
+
+
+def score_loss(score: Tensor, x: Tensor, clean: Tensor, kappa: Tensor) -> Tensor:
+    """(B,) |s - kappa P_x mu|^2 / (kappa (d-1) A_d(kappa)), whose mean is 1 for s = 0: kappa E[1 - t^2] = (d-1) A_d.
+
+    score, x, clean mu: (B, d); kappa: (B,) > 0.
+    """
+    d = x.shape[-1]
+    truth = kappa[:, None] * proju(x, clean)
+    return (score - truth).square().sum(-1) / (kappa * (d - 1) * mean_cosine(kappa, d))
+
+
+def _with_targets(ids: Tensor, targets: Tensor) -> Tensor:
+    """Candidates (B, K), distinct, with each row's target put in the last place where it was missing."""
+    missing = (ids != targets[:, None]).all(-1)
+    last = torch.where(missing, targets, ids[:, -1])
+    return torch.cat([ids[:, :-1], last[:, None]], dim=1)
+
+
+def spread(mu: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean over random pairs of -log(eps + |mu_i - mu_j|^2 / 2): keeps tokens apart. mu: (V, d) unit rows."""
+    pairs = torch.randint(len(mu), (2, SPREAD_PAIRS), generator=generator, device=generator.device)
+    i, j = pairs[:, pairs[0] != pairs[1]]
+    # Of unit vectors, |a - b|^2 / 2 = 1 - a.b; near 0 epsilon rules, so its cancellation does no harm.
+    return -torch.log(SPREAD_EPSILON + (1 - (mu[i] * mu[j]).sum(-1)).clamp_min(0)).mean()

@@ -1,0 +1,229 @@
+"""Two other ways between the modes of a latent law than annealing (model section 7).
+
+Both leave the law exactly invariant at any step and any concentration, and both start from uniform states. Block Gibbs
+draws v|x and x|v in turn, at one concentration: below kappa_c, above which x tells which v made it and nothing moves.
+Tempering runs replicas at a ladder of concentrations and exchanges their states, so that what mixes on the lowest rung
+arrives on the highest, above kappa_c.
+
+Randomness is that of `ebmvk.sampling.latent`: a chain's draws do not depend on how a batch is split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmvk.engine import philox
+from ebmvk.engine.api import LangevinDiagnostics, LangevinResult, Schedule
+from ebmvk.errors import ArgumentError
+from ebmvk.sampling.latent import STREAM_GIBBS, STREAM_SWAP, LatentLaw, check_finite, draw
+from ebmvk.sphere.geometry import proju
+from ebmvk.sampling.schedule import FIRST, LAST, STIFFNESS
+from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
+
+GIBBS = 0.5  # kappa over kappa_c: well below it, where a token still tells much about x and x about the token
+ARC = 0.3  # radians a Metropolised step moves: h sqrt((d-1) T)
+LEAPFROGS = 4
+TRAJECTORIES = 2  # of every replica between two exchanges
+
+
+@dataclass(frozen=True)
+class GibbsSample:
+    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of the sweeps in which the component was another one."""
+
+    x: Tensor
+    kappa: Tensor
+    moved: Tensor
+
+
+def block_gibbs(
+    law: LatentLaw,
+    embeddings: Tensor,
+    *,
+    seed: int,
+    sweeps: int = 25,
+    kappa: Tensor | float | None = None,
+    start: Tensor | None = None,
+    first_chain: int = 0,
+) -> GibbsSample:
+    """v|x by the Bayes decoder's responsibilities, then x|v from vMF(mu_v, kappa), uniform for the rest; and again.
+
+    Args:
+        embeddings: (V, d) unit rows, those of `law.points`.
+        sweeps: how often; each is one evaluation of the energy and one exact sample, for one chain mostly the latter's
+            overhead.
+        kappa: (B,) or a number; kappa_c / 2 of each chain by default.
+        start: (B, d) unit rows; uniform by default.
+
+    Raises:
+        ArgumentError: sweeps < 1.
+    """
+    if sweeps < 1:
+        raise ArgumentError(f"sweeps = {sweeps}", hint="use at least one")
+    level = law.concentration(GIBBS * _critical(law) if kappa is None else kappa).to(law.logp.dtype)
+    x = law.uniform_start(seed=seed, first_chain=first_chain) if start is None else start
+    last, moved = None, torch.zeros_like(level)
+    for sweep in range(sweeps):
+        own = philox.fork(seed, sweep)
+        now = law.energy_score(x, level)
+        shares = torch.cat((now.responsibilities, now.background[:, None]), dim=1).to(law.logp.device)
+        choice = draw(shares, law.uniforms(STREAM_GIBBS, own, first_chain))
+        moved += 1 if last is None else choice != last
+        last, rest = choice, choice == law.ids.shape[1]
+        token = law.ids.gather(1, choice.clamp_max(law.ids.shape[1] - 1)[:, None])[:, 0]
+        concentration = torch.where(rest, 0.0, level)
+        mu = embeddings.detach()[token].contiguous()
+        x = law.backend.vmf_sample(mu, concentration, seed=own, first_row=first_chain)
+    return GibbsSample(x, level, moved / sweeps)
+
+
+@dataclass(frozen=True)
+class TemperedSample:
+    """x: (B, d) unit rows at kappa (B,), the highest rung; swaps: (B, R-1) accepted share of the exchanges of rungs r
+    and r + 1; diagnostics: of all replicas, (B R,), rungs of a chain in a row."""
+
+    x: Tensor
+    kappa: Tensor
+    swaps: Tensor
+    diagnostics: LangevinDiagnostics
+
+
+def tempering(
+    law: LatentLaw,
+    *,
+    seed: int,
+    rungs: int = 4,
+    rounds: int = 25,
+    kappa: float | None = None,
+    temperature: float = 1.0,
+    step_size: float | None = None,
+    gamma: float | None = None,
+    first_chain: int = 0,
+) -> TemperedSample:
+    """Replica exchange (Swendsen and Wang 1986; Geyer 1991): GHMC on every rung, then neighbours exchange their states.
+
+    Pairs (0, 1), (2, 3), ... exchange after even rounds, (1, 2), ... after odd ones (Okabe et al. 2001), with
+    probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T: all rungs' densities are relative to
+    one uniform measure, so the normalisers log C_d(kappa)/C_d(0) in E make this the exact Metropolis ratio. Velocities
+    go with their states, as their law is the same on every rung.
+
+    Args:
+        rungs: from kappa_c/5 to 1.4 kappa_c of each chain, evenly. Then an exchange's acceptance depends on the
+            entropy, not on d.
+        rounds: of two trajectories of four leapfrogs and one exchange.
+        kappa: the highest rung, for all chains, instead.
+        temperature: of the velocities and of the law; other than 1 a deliberate departure.
+        step_size, gamma: of all rungs, in place of the rules h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3, gamma =
+            sqrt(kappa).
+
+    Raises:
+        ArgumentError: rungs < 2 or rounds < 1. NonFinite: a chain left the finite numbers.
+    """
+    if rungs < 2 or rounds < 1:
+        raise ArgumentError(f"rungs = {rungs}, rounds = {rounds}", hint="use at least two rungs and one round")
+    ladder = _Ladder.of(law, rungs, kappa, temperature, step_size, gamma)
+    first = first_chain * rungs
+    x = ladder.law.uniform_start(seed=seed, first_chain=first)
+    v = proju(x, ladder.law.normals(philox.STREAM_VELOCITY, seed, first)) * math.sqrt(temperature)
+    parts, swaps, tried = [], torch.zeros(len(law.ids), rungs - 1, device=x.device), torch.zeros(rungs - 1)
+    for turn in range(rounds):
+        run = ladder.move(x, v, seed, turn, first)
+        parts.append(run.diagnostics)
+        accept = ladder.exchange(run.x, run.diagnostics.energy, turn % 2, philox.fork(seed, turn), first_chain)
+        x, v = (ladder.swapped(rows, accept, turn % 2) for rows in (run.x, run.v))
+        pairs = slice(turn % 2, None, 2)
+        swaps[:, pairs] += accept.to(swaps)
+        tried[pairs] += 1
+    check_finite(x, temperature)
+    top = slice(rungs - 1, None, rungs)
+    diagnostics = _mean(parts)
+    return TemperedSample(
+        x[top].contiguous(), ladder.kappa[top].contiguous(), swaps / tried.to(swaps).clamp_min(1), diagnostics
+    )
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """Replicas of B chains, R in a row each. law: of all B R; kappa: (B R,)."""
+
+    law: LatentLaw
+    rungs: int
+    kappa: Tensor
+    temperature: float
+    step_size: float | None
+    gamma: float | None
+
+    @classmethod
+    def of(cls, law: LatentLaw, rungs: int, kappa: float | None, *dynamics: Any) -> _Ladder:
+        critical = _critical(law)
+        top = LAST * critical if kappa is None else torch.full_like(critical, kappa)
+        low = torch.minimum(FIRST * critical, top)
+        rise = torch.linspace(0, 1, rungs, dtype=critical.dtype, device=critical.device)
+        levels = low[:, None] + (top - low)[:, None] * rise
+        each = (tensor.repeat_interleave(rungs, 0) for tensor in (law.ids, law.logp, law.log_rest))
+        return cls(LatentLaw(law.backend, law.points, *each), rungs, levels.flatten().to(law.logp.dtype), *dynamics)
+
+    def move(self, x: Tensor, v: Tensor, seed: int, turn: int, first: int) -> LangevinResult:
+        """Trajectories of GHMC on each rung."""
+        law, kappa = self.law, self.kappa.double()
+        h = STIFFNESS / kappa.sqrt()
+        h = h.clamp_max(ARC / math.sqrt((law.points.d - 1) * self.temperature))
+        h = h if self.step_size is None else torch.full_like(kappa, self.step_size)
+        friction = kappa.sqrt() if self.gamma is None else torch.full_like(kappa, self.gamma)
+        columns = (kappa, log_c_ratio(kappa, law.points.d), h, friction)
+        kappa, shift, h, friction = (column[:, None].to(law.logp.dtype).contiguous() for column in columns)
+        schedule = Schedule(kappa, shift, h, friction, steps=(TRAJECTORIES,))
+        return law.backend.langevin(
+            *(x, v, law.points, law.ids, law.logp, torch.ones_like(law.logp), law.log_rest, schedule),
+            seed=seed,
+            first_step=turn * TRAJECTORIES,
+            first_chain=first,
+            temperature=self.temperature,
+            scheme="ghmc",
+            leapfrogs=LEAPFROGS,
+        )
+
+    def exchange(self, x: Tensor, energy: Tensor, parity: int, seed: int, first_chain: int) -> Tensor:
+        """(B, pairs) which pairs of neighbours exchange. energy: (B R,) of x on the rungs where they are."""
+        partner = self._partner(parity, x.device)
+        there = self.law.energy_score(x, self.kappa.view(-1, self.rungs)[:, partner].flatten()).energy
+        gain = (energy.double() - there.double()).view(-1, self.rungs).to(x.device) / self.temperature
+        lower = slice(parity, self.rungs - 1, 2)
+        upper = slice(parity + 1, self.rungs, 2)
+        log_ratio = gain[:, lower] + gain[:, upper]
+        chain = torch.arange(first_chain, first_chain + len(gain), device=x.device)
+        zero = torch.zeros((), dtype=torch.int64, device=x.device)
+        u = philox.uniforms(seed, zero, chain, self.rungs, stream=STREAM_SWAP, dtype=torch.float64)
+        return u[:, lower].log() <= log_ratio  # False for NaN, too
+
+    def swapped(self, rows: Tensor, accept: Tensor, parity: int) -> Tensor:
+        """rows (B R, d) after the exchanges."""
+        each = rows.view(-1, self.rungs, rows.shape[1])
+        go = torch.zeros(each.shape[:2], dtype=torch.bool, device=rows.device)
+        go[:, parity : self.rungs - 1 : 2] = accept
+        go[:, parity + 1 : self.rungs : 2] = accept
+        return torch.where(go[:, :, None], each[:, self._partner(parity, rows.device)], each).flatten(0, 1)
+
+    def _partner(self, parity: int, device: torch.device) -> Tensor:
+        """(R,) the rung that each exchanges with, itself where there is none."""
+        place = torch.arange(self.rungs, device=device)
+        other = torch.where((place - parity) % 2 == 0, place + 1, place - 1)
+        return torch.where((other < 0) | (other >= self.rungs), place, other)
+
+
+def _critical(law: LatentLaw) -> Tensor:
+    return kappa_critical(law.points.d, law.entropy)
+
+
+def _mean(parts: list[LangevinDiagnostics]) -> LangevinDiagnostics:
+    """Of runs one after another: energy of the last, largest tangency, means of the rest."""
+
+    def over(name: str) -> Tensor:
+        return torch.stack([getattr(part, name) for part in parts])
+
+    kinetic, error, acceptance = (over(name).mean(0) for name in ("kinetic_temperature", "energy_error", "acceptance"))
+    return LangevinDiagnostics(parts[-1].energy, kinetic, error, acceptance, over("tangency").amax(0))
