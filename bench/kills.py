@@ -29,9 +29,9 @@ import torch
 
 from bench.changes import forked, kill_at, start, watched
 from bench.measure import command_line, commit, write
+from ebmvk.cli.train import main as train
 from ebmvk.report import run_page as html
 from ebmvk.runs.metrics import read_metrics
-from ebmvk.cli.train import main as train
 
 STEPS, SAVE_EVERY = 6, 2
 NANO = f"""

@@ -32,17 +32,18 @@ import torch.nn.functional as F
 
 from bench.measure import Work, facts, interleaved, introduce, write
 from ebmvk.config.schema import Config, LangevinConfig, read_toml, replace
+from ebmvk.config.sizes import RECIPES, fast_precision
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import character_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
+from ebmvk.engine.device import Device, open_device
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
-from ebmvk.config.sizes import RECIPES, fast_precision
-from ebmvk.training.trainer import Streams, Trainer
 from ebmvk.monitoring.monitor import Monitor
+from ebmvk.runs.folder import new_model
 from ebmvk.training.optim import is_hidden_matrix
-from ebmvk.runs.folder import Device, new_model, open_device
+from ebmvk.training.trainer import Streams, Trainer
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,17 @@ from rich.console import Console
 
 from bench.measure import Timing, facts, introduce, write
 from ebmvk.config.schema import SIZES, Config, replace
+from ebmvk.config.sizes import derive
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import make_tokenizer
 from ebmvk.data.windows import encode_split
-from ebmvk.config.sizes import derive
+from ebmvk.engine.device import Device, open_device
 from ebmvk.monitoring.alerts import Alerts
 from ebmvk.monitoring.display import Display
-from ebmvk.training.trainer import Streams, Trainer
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.monitoring.tensorboard import Board
-from ebmvk.runs.folder import Device, new_model, open_device
+from ebmvk.runs.folder import new_model
+from ebmvk.training.trainer import Streams, Trainer
 
 
 class Silent(Monitor):

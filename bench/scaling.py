@@ -33,11 +33,11 @@ import torch
 
 from bench.measure import command_line, commit, write
 from ebmvk.config.schema import SIZES, Config, replace
-from ebmvk.model.build import build_model
 from ebmvk.config.sizes import PRESETS
+from ebmvk.memory.while_training import MOST_STATES
+from ebmvk.model.build import build_model
 from ebmvk.ranks import BUCKET
 from ebmvk.splats.soc import FOLD_SHARE, NEAR
-from ebmvk.memory.while_training import MOST_STATES
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 MESSAGE = 1024  # bytes of what the first rank tells

@@ -8,8 +8,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from ebmvk.host import process
 from ebmvk.errors import EbmvkError
+from ebmvk.host import process
 
 if TYPE_CHECKING:
     from ebmvk.api import Diagnosed, Energy, Evaluated, Model, NearSplat, NearToken, Strategy, Trained

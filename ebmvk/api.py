@@ -17,15 +17,17 @@ from torch import Tensor
 from ebmvk.data.tokenizer import Ids
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
-from ebmvk.sampling.states import StateSampler
 from ebmvk.decoding.strategies import GREEDY, Strategy, of
 from ebmvk.engine.api import Points
+from ebmvk.engine.device import Device, open_device
 from ebmvk.errors import ArgumentError, ConfigError
+from ebmvk.evaluation.likelihood import token_nats
+from ebmvk.memory.files import load
+from ebmvk.runs.folder import OpenRun, open_run
+from ebmvk.runs.layout import MEMORY_FILE
+from ebmvk.sampling.states import StateSampler
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.store import SplatStore
-from ebmvk.evaluation.likelihood import token_nats
-from ebmvk.memory.fit import MEMORY_FILE, load
-from ebmvk.runs.folder import Device, OpenRun, open_device, open_run
 
 __all__ = ["Diagnosed", "Energy", "Evaluated", "Model", "NearSplat", "NearToken", "Strategy", "Trained"]
 

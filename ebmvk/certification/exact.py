@@ -13,8 +13,8 @@ from ebmvk.certification.chains import vmf_target
 from ebmvk.certification.results import Check, Findings, Sizes, by_p
 from ebmvk.engine.api import Backend
 from ebmvk.sampling.latent import LatentLaw
-from ebmvk.sphere.geometry import projx
 from ebmvk.sampling.schedule import annealed_schedule
+from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import cosine_variance
 
 

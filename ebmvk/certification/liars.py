@@ -22,9 +22,8 @@ from ebmvk.engine.api import Backend, EnergyScore, TopK
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import DeviceError
 from ebmvk.sampling import exchange as mixing
-from ebmvk.sampling import latent
+from ebmvk.sampling import latent, schedule
 from ebmvk.sampling.latent import LatentLaw
-from ebmvk.sampling import schedule
 from ebmvk.sphere.vmf import log_c_ratio
 
 Lie = Literal[

@@ -36,13 +36,13 @@ from ebmvk.certification.statistics import Evidence, Fit
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.engine.api import Backend, Points
-from ebmvk.sampling.coarse import Neighbourhoods, coarse_to_fine
-from ebmvk.model.language import LanguageModel, TokenLaw
-from ebmvk.sampling.latent import LatentLaw
-from ebmvk.sphere.geometry import projx
-from ebmvk.sampling.schedule import LAST
-from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 from ebmvk.memory.law import Reader
+from ebmvk.model.language import LanguageModel, TokenLaw
+from ebmvk.sampling.coarse import Neighbourhoods, coarse_to_fine
+from ebmvk.sampling.latent import LatentLaw
+from ebmvk.sampling.schedule import LAST
+from ebmvk.sphere.geometry import projx
+from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 CONTEXTS = 20
 BOUND = 0.05

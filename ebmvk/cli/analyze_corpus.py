@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ebmvk.config import sizes as presets
 from ebmvk.cli import parsing as cli
 from ebmvk.cli.parsing import Include
+from ebmvk.config import sizes as presets
 
 if TYPE_CHECKING:
     from ebmvk.data.analysis import Analysis

@@ -44,10 +44,11 @@ def _attention(command: AttentionCommand) -> int:
     if command.tokens < 1:
         raise ConfigError(f"--tokens {command.tokens} is below 1", hint="give a number of tokens")
     from ebmvk.data.windows import encode_split
+    from ebmvk.engine.device import open_device
     from ebmvk.model import inspection
     from ebmvk.report.run_page import attention_picture
+    from ebmvk.runs.folder import open_run
     from ebmvk.runs.text import own_text, say_if_other
-    from ebmvk.runs.folder import open_device, open_run
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)

@@ -55,7 +55,7 @@ def _certify(command: CertifyCommand) -> int:
     if not 0 <= command.seed < 2**31:
         raise ConfigError(f"--seed {command.seed} is not within 0 to 2^31 - 1", hint="take --seed 42")
     from ebmvk.certification import suite
-    from ebmvk.runs.folder import open_device
+    from ebmvk.engine.device import open_device
 
     began = time.perf_counter()
     device = open_device(command.device)
@@ -87,10 +87,11 @@ def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contex
     if command.checkpoint is None:
         return tokens.synthetic(sizes.token_dimension, command.seed)
     from ebmvk.data.windows import encode_split
+    from ebmvk.memory.files import load
     from ebmvk.memory.law import Reader
-    from ebmvk.memory.fit import MEMORY_FILE, load
-    from ebmvk.runs.text import own_text, say_if_other
     from ebmvk.runs.folder import open_run
+    from ebmvk.runs.layout import MEMORY_FILE
+    from ebmvk.runs.text import own_text, say_if_other
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)

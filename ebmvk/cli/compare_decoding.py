@@ -66,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     from ebmvk.data.windows import encode_split
-    from ebmvk.evaluation.comparison import Judge, Passages, compare
     from ebmvk.decoding.generate import Generator
     from ebmvk.decoding.strategies import NAMED, Strategy, named
+    from ebmvk.engine.device import open_device
+    from ebmvk.evaluation.comparison import Judge, Passages, compare
+    from ebmvk.runs.folder import OpenRun, open_run
     from ebmvk.runs.text import own_text, say_if_other
-    from ebmvk.runs.folder import OpenRun, open_device, open_run
 
     for name in ("prompts", "prompt_tokens", "max_tokens"):
         if (value := getattr(command, name)) < 1:

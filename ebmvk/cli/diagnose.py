@@ -136,7 +136,8 @@ def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Dia
     """
     from ebmvk.diagnosis.diagnosis import diagnose
     from ebmvk.diagnosis.subject import QUICK, Sizes, Subject, Text
-    from ebmvk.runs.folder import open_device, open_run
+    from ebmvk.engine.device import open_device
+    from ebmvk.runs.folder import open_run
 
     paths, device = _paths(command), open_device(command.device)
     texts: dict[Path, Text] = {}

@@ -25,8 +25,9 @@ from ebmvk.errors import DeviceError
 
 if TYPE_CHECKING:
     from ebmvk.engine import Backend
+    from ebmvk.engine.device import Device
     from ebmvk.engine.selftest import Check
-    from ebmvk.runs.folder import Device, OpenRun
+    from ebmvk.runs.folder import OpenRun
 
 Record = dict[str, Any]
 TOKENS = 24  # of the text that a checkpoint writes
@@ -68,7 +69,8 @@ def _doctor(command: DoctorCommand) -> int:
 
 def _look_at(path: Path, device: str, *, as_json: bool) -> int:
     """Opening it checks files, shapes and numbers; then come the token law, and a text written and read again."""
-    from ebmvk.runs.folder import open_device, open_run
+    from ebmvk.engine.device import open_device
+    from ebmvk.runs.folder import open_run
 
     run, opened = open_run(path, "--checkpoint", lambda text: print(text, file=sys.stderr)), open_device(device)
     began = perf_counter()

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from ebmvk.data.datasets import Corpus
     from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
-    from ebmvk.ranks import Handler, Ranks
+    from ebmvk.engine.device import Device
     from ebmvk.memory.law import Reader
+    from ebmvk.ranks import Handler, Ranks
+    from ebmvk.runs.folder import OpenRun
     from ebmvk.runs.text import Comparison
-    from ebmvk.runs.folder import Device, OpenRun
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,13 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     """
     _check(command)
     from ebmvk.data.windows import encode_split
+    from ebmvk.engine.device import open_device
     from ebmvk.engine.sharded import sharded
-    from ebmvk.evaluation.likelihood import Likelihood, text_size, token_nats, window
     from ebmvk.evaluation.intervals import paired
+    from ebmvk.evaluation.likelihood import Likelihood, text_size, token_nats, window
+    from ebmvk.runs.folder import check_tokenizer, open_run
     from ebmvk.runs.known_faults import known_faults
-    from ebmvk.training.trainer import Progress
-    from ebmvk.runs.folder import check_tokenizer, open_device, open_run
+    from ebmvk.runs.progress import Progress
 
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     faults = known_faults(run)
@@ -242,7 +244,7 @@ def _fit(reader: Reader) -> dict[str, Any]:
 def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
     """What the memory was fitted on, and how many of the text's tokens are of that; None where it does not say."""
     from ebmvk.memory.fitted_on import FittedOn
-    from ebmvk.memory.fit import MEMORY_FILE
+    from ebmvk.runs.layout import MEMORY_FILE
 
     fitted_on = FittedOn.read(run.checkpoint.path / MEMORY_FILE)
     if fitted_on is None:
@@ -281,10 +283,10 @@ def _score_matching(
         DataError: the run's own text isn't there. CheckpointError: its files have changed.
     """
     from ebmvk.data.windows import encode_split
-    from ebmvk.objective import noise
     from ebmvk.evaluation.score_matching import frequencies, score_matching, windows
-    from ebmvk.runs.text import compared_by_text, own_text
+    from ebmvk.objective import noise
     from ebmvk.runs.folder import check_same_text
+    from ebmvk.runs.text import compared_by_text, own_text
 
     config = run.config
     if "train" not in corpus.splits or not compared_by_text(run, corpus, "train").same:
@@ -306,8 +308,8 @@ def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader 
     """The checkpoint's memory as the flags want it; None without memory."""
     if command.memory == "none":
         return None
+    from ebmvk.memory.files import load
     from ebmvk.memory.law import Reader
-    from ebmvk.memory.fit import load
 
     memory = load(run.checkpoint.path, run.model, command.memory)
     memory = memory.using(command.memory_capacity, scramble=command.scramble_memory)
@@ -416,8 +418,8 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
 
 
 def _gain(gain: dict[str, Any]) -> str:
-    from ebmvk.report.tables import number
     from ebmvk.evaluation.intervals import basis
+    from ebmvk.report.tables import number
 
     low, high = number(gain["low"], "+.4f"), number(gain["high"], "+.4f")
     interval = "no interval: " if gain["low"] is None else f"95 % {low} to {high}, "

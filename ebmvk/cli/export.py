@@ -42,7 +42,7 @@ cli.callable_module(__name__, export)
 
 
 def _written(command: ExportCommand) -> list[Path]:
-    from ebmvk.runs.export import write
+    from ebmvk.report.export import write
     from ebmvk.runs.folder import open_run
 
     return write(open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr)), command.to)

@@ -155,9 +155,10 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     _check(command)
     prompts, strategy = _prompts(command), _strategy(command, given)
     from ebmvk.decoding.generate import Decoding, Generator
+    from ebmvk.engine.device import open_device
+    from ebmvk.memory.files import load
     from ebmvk.memory.law import Reader
-    from ebmvk.memory.fit import load
-    from ebmvk.runs.folder import check_tokenizer, open_device, open_run
+    from ebmvk.runs.folder import check_tokenizer, open_run
 
     def note(text: str) -> None:
         if not command.quiet:

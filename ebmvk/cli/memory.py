@@ -17,8 +17,8 @@ from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
 if TYPE_CHECKING:
-    from ebmvk.monitoring.alerts import Alert
     from ebmvk.runs.folder import OpenRun
+    from ebmvk.runs.metrics import Alert
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             "--fit-on training with --from-training: its splats hold contexts of all of the training text",
             hint="leave --fit-on away, or build the splats anew without --from-training",
         )
-    from ebmvk.runs.lock import locked
     from ebmvk.memory.fit import MAX_SPLATS
     from ebmvk.runs.folder import open_run
+    from ebmvk.runs.lock import locked
 
     if not 0 <= command.splats <= MAX_SPLATS:
         raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
@@ -77,11 +77,13 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
 def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
     """The memory's file, written."""
     from ebmvk.data.windows import encode_split
-    from ebmvk.memory.law import Memory
+    from ebmvk.engine.device import open_device
+    from ebmvk.memory.files import save
+    from ebmvk.memory.fit import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training
     from ebmvk.memory.fitted_on import FittedOn
-    from ebmvk.memory.fit import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training, save
+    from ebmvk.memory.law import Memory
+    from ebmvk.runs.folder import check_same_text
     from ebmvk.runs.text import check_own, own_text
-    from ebmvk.runs.folder import check_same_text, open_device
 
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
@@ -124,8 +126,8 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
     """Alerts go where those of training are: to a run's metrics and its report."""
     from ebmvk.monitoring.monitor import Monitor
-    from ebmvk.training.session import report
     from ebmvk.runs.folder import CONFIG_FILE
+    from ebmvk.training.session import report
 
     if not (folder / CONFIG_FILE).is_file():  # an exported model
         for alert in alerts:

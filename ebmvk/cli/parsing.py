@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from ebmvk import __version__
-from ebmvk.host import terminal
-from ebmvk.runs import layout as runs
 from ebmvk.config.schema import flag, nearest
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
+from ebmvk.host import terminal
+from ebmvk.runs import layout as runs
 
 if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks

@@ -15,9 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk.cli import parsing as cli
-from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, WINDOWS, Config, RunConfig, Size, Source, check, check_resume, flag, items, nearest, read_toml, replace, sources_in, with_windows
-from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
+from ebmvk.config.schema import (
+    SIZES,
+    WHOLE_SEQUENCE,
+    WINDOWS,
+    Config,
+    RunConfig,
+    Size,
+    Source,
+    check,
+    check_resume,
+    flag,
+    items,
+    nearest,
+    read_toml,
+    replace,
+    sources_in,
+    with_windows,
+)
 from ebmvk.config.sizes import FFN_RATIO, OF_MODEL, derive, most_warmup, recipe, recipe_names
+from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
@@ -341,9 +358,9 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 
 
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.training.session import Job
-    from ebmvk.runs.text import own_text
     from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
+    from ebmvk.runs.text import own_text
+    from ebmvk.training.session import Job
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)

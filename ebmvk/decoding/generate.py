@@ -18,15 +18,15 @@ from torch import Tensor
 
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 from ebmvk.decoding.strategies import Strategy
 from ebmvk.engine import Backend
 from ebmvk.errors import ConfigError
-from ebmvk.model.cache import Cache
-from ebmvk.sampling.coarse import Neighbourhoods
-from ebmvk.model.language import LanguageModel
-from ebmvk.sampling.latent import draw
 from ebmvk.memory.law import Reader
+from ebmvk.model.cache import Cache
+from ebmvk.model.language import LanguageModel
+from ebmvk.sampling.coarse import Neighbourhoods
+from ebmvk.sampling.latent import draw
+from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 
 Sampler = StateSampler | Literal["exact"]
 UNFINISHED = "\ufffd"  # what the tokenizer decodes the first bytes of a character to

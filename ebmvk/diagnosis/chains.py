@@ -7,10 +7,10 @@ import torch
 from ebmvk.certification import statistics
 from ebmvk.certification.results import FAMILY_LEVEL
 from ebmvk.certification.tokens import Contexts, of_text
-from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.objective import noise
 from ebmvk.evaluation.score_matching import score_matching, windows
+from ebmvk.objective import noise
+from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 
 SAMPLERS: dict[StateSampler, int] = {"langevin": 1, "tempering": 4, "gibbs": 4}
 """With so many times fewer chains: the first is how text is written, of the others the rates count."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.report.series import thin
 from ebmvk.evaluation.intervals import paired
+from ebmvk.report.series import thin
 from ebmvk.runs.known_faults import known_faults
 
 SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.model.infinito import ExternalMemory, Infinito
-from ebmvk.splats.health import quantiles
-from ebmvk.memory.law import TIERS, Law, Mode, log_probs
-from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.evaluation.intervals import paired
-from ebmvk.memory.fit import MEMORY_FILE, Fit, Reading, load
+from ebmvk.memory.files import load
+from ebmvk.memory.fit import Fit, Reading
+from ebmvk.memory.fitted_on import FittedOn
+from ebmvk.memory.law import TIERS, Law, Mode, log_probs
 from ebmvk.memory.while_training import nats_calibrated, nats_with
+from ebmvk.model.infinito import ExternalMemory, Infinito
+from ebmvk.runs.layout import MEMORY_FILE
+from ebmvk.splats.health import quantiles
 
 SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
 

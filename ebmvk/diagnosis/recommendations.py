@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
-from ebmvk.report.tables import SETTLED
-from ebmvk.monitoring.advice import advice
 from ebmvk.memory.fit import MAX_SPLATS
+from ebmvk.monitoring.advice import advice
+from ebmvk.report.tables import SETTLED
 
 DEAD, TWINS, COVERED = 0.3, 0.1, 0.3  # shares of the splats; share of the contexts
 UNBALANCED = 0.7  # effective experts over experts

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.engine.api import Backend
+from ebmvk.memory.files import load
 from ebmvk.model.language import LanguageModel
 from ebmvk.report.tables import STATIC, TRAINED
+from ebmvk.runs.layout import MEMORY_FILE
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.coverage import posterior
 from ebmvk.splats.health import gini, health, nearest_angles, neighbours, spaced
 from ebmvk.splats.soc import ACTIVE_CHECKS, NEAR
 from ebmvk.splats.store import SplatStore
-from ebmvk.memory.fit import MEMORY_FILE, load
 
 TWIN_COSINE = 0.999  # 2.6 degrees
 TWIN_LAW = 0.1  # total variation of the token laws of twins, at most

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from ebmvk.data.windows import TokenStream, encode_split
+from ebmvk.engine.device import Device
+from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.model.language import LanguageModel
+from ebmvk.model.reading import states
+from ebmvk.runs.checkpoint import SOC
+from ebmvk.runs.folder import OpenRun, check_same_text
 from ebmvk.runs.metrics import History, read_history
+from ebmvk.runs.text import check_own, own_text
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import SplatStore
-from ebmvk.runs.checkpoint import SOC
-from ebmvk.evaluation.likelihood import states, token_nats
-from ebmvk.runs.text import check_own, own_text
-from ebmvk.runs.folder import Device, OpenRun, check_same_text
 
 Row = dict[str, Any]
 

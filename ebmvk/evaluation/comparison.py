@@ -23,8 +23,8 @@ from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.decoding.metrics import distinct, repetition_rate
 from ebmvk.decoding.strategies import Strategy, changed
 from ebmvk.errors import DataError
-from ebmvk.model.language import LanguageModel
 from ebmvk.evaluation.likelihood import token_nats
+from ebmvk.model.language import LanguageModel
 
 HUMAN = "human"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,11 @@ from ebmvk.config.schema import Config
 from ebmvk.data import ngram
 from ebmvk.data.datasets import count_words
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.data.windows import TokenStream, evaluation_windows
+from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, NonFinite
-from ebmvk.model.language import Context, LanguageModel, TokenLaw
 from ebmvk.memory.law import Law, Reader, Terms, log_probs
-
-_TOKENS_AT_ONCE = 2048  # tokens for the trunk: its largest array then has 21 MB at the size `base`
+from ebmvk.model.language import Context, LanguageModel, TokenLaw
+from ebmvk.model.reading import contexts
 
 
 @dataclass(frozen=True)
@@ -160,75 +158,6 @@ def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: T
     for rows, log_p in law.pieces(query):
         terms.put(rows, reader.read(h[rows], log_p, tokens[rows]))
     return terms
-
-
-def contexts(
-    model: LanguageModel,
-    stream: TokenStream,
-    *,
-    context: int,
-    stride: int,
-    device: torch.device,
-    bfloat16: bool = False,
-) -> Iterator[tuple[Context, Tensor]]:
-    """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
-    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
-
-    Raises:
-        ArgumentError: stride out of range.
-    """
-    with torch.no_grad():
-        embeddings = model.embeddings()
-    for tokens, first in _batches(stream, context, stride):
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            seen = model(tokens[:, :-1].to(device), embeddings)
-        model.train(was_training)
-        points = {
-            name: value[:, first:].flatten(0, 1)[None]
-            for name, value in vars(seen).items()
-            if isinstance(value, Tensor)
-        }
-        yield dataclasses.replace(seen, **points), tokens[:, 1 + first :].flatten().to(device)
-
-
-def states(
-    model: LanguageModel,
-    stream: TokenStream,
-    names: Sequence[str],
-    *,
-    context: int,
-    stride: int,
-    device: torch.device,
-    bfloat16: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """The results of `contexts` for a whole text, on the CPU: for each name a tensor of `Context`, (n - 1, d) `dtype`.
-
-    Raises:
-        ArgumentError: stride out of range.
-    """
-    found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
-    for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
-        for whole, name in zip(found, names, strict=True):
-            whole[at : at + len(following)] = getattr(seen, name)[0]
-        at += len(following)
-    return found
-
-
-def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of equal shape stacked, as many as the trunk reads at once."""
-    rows = max(1, _TOKENS_AT_ONCE // context)
-    group: list[Tensor] = []
-    shape = (0, 0)
-    for tokens, first in evaluation_windows(stream, context, stride):
-        if group and ((len(tokens), first) != shape or len(group) == rows):
-            yield torch.stack(group), shape[1]
-            group = []
-        shape = (len(tokens), first)
-        group.append(tokens)
-    yield torch.stack(group), shape[1]
 
 
 def trigram(train: TokenStream, stream: TokenStream, size: TextSize, vocab_size: int) -> Likelihood:

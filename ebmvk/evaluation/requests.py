@@ -20,12 +20,13 @@ from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
 from ebmvk.decoding.generate import Decoding, Generator, Sampler
 from ebmvk.decoding.strategies import GREEDY, Strategy, named
+from ebmvk.engine.device import Device, open_device
 from ebmvk.errors import ConfigError
-from ebmvk.model.language import Context, TokenLaw
-from ebmvk.memory.law import TIERS, Mode, Reader
 from ebmvk.evaluation.likelihood import diverged, token_nats, window
-from ebmvk.memory.fit import load
-from ebmvk.runs.folder import Device, OpenRun, open_device, open_run
+from ebmvk.memory.files import load
+from ebmvk.memory.law import TIERS, Mode, Reader
+from ebmvk.model.language import Context, TokenLaw
+from ebmvk.runs.folder import OpenRun, open_run
 
 MAX_TOKENS = 256  # of a text, where a task does not say
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names for that, in the order they are looked for

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine.api import Backend, Points
-from ebmvk.model.language import LanguageModel, TokenLaw
-from ebmvk.sphere.geometry import proju
-from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 from ebmvk.evaluation.intervals import ratio_error
+from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.objective.losses import mixed_seed, score_loss
 from ebmvk.objective.noise import Noise, critical, kappa_range
+from ebmvk.sphere.geometry import proju
+from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
 NAMED = {"1/2 kappa_c": 0.5, "kappa_c": 1.0}
 """What counts is to be below the unigram denoiser at these, of kappa_c = sqrt(2 d ln V)."""

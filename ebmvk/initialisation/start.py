@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +14,14 @@ from ebmvk.config.schema import Config, nearest
 from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import CheckpointError, ConfigError, DataError
-from ebmvk.model.language import LanguageModel
 from ebmvk.initialisation.lexical import Directions, from_corpus, from_table
 from ebmvk.initialisation.tables import read_table
+from ebmvk.model.language import LanguageModel
 from ebmvk.runs.checkpoint import is_checkpoint, names_checkpoint
-from ebmvk.runs.hub import SETTINGS, is_exported
 from ebmvk.runs.folder import CONFIG_FILE, OpenRun, open_run
+from ebmvk.runs.hub import SETTINGS, is_exported, is_hub_name
 
 UNIFORM, CORPUS = "uniform", "corpus"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What the stage `pretrain` trains, and what has to be the same in the run that goes on from it.
 _TRANSFERRED = ("points", "table", "bias", "trunk.", "blocks.", "energy.log_scale")
 _SAME = (
@@ -68,12 +66,6 @@ def open_start(init: str, say: Say) -> Start:
         f"--init {init}: no such file or folder, and no name of a model on the hub (OWNER/NAME)",
         hint=f"did you mean {close}?" if close else f"take {CORPUS}, {UNIFORM}, or a file of token vectors",
     )
-
-
-def is_hub_name(init: str) -> bool:
-    """Whether it is OWNER/NAME, and no file or folder of this machine."""
-    path = Path(init)
-    return bool(_HUB_NAME.fullmatch(init)) and not path.suffix and not path.parent.exists()
 
 
 def _is_run(path: Path) -> bool:

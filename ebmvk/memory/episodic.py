@@ -17,8 +17,7 @@ from ebmvk.engine.api import Backend
 from ebmvk.errors import ConfigError
 from ebmvk.sphere.vmf import log_c_ratio
 from ebmvk.splats.consolidation import consolidate
-from ebmvk.memory.gate import log_density
-from ebmvk.splats.recall import Recall, Splats
+from ebmvk.splats.recall import Recall, Splats, log_density
 from ebmvk.splats.store import SplatStore
 
 RECENT = 512  # contexts that are not folded yet, at most

@@ -8,42 +8,34 @@ enough: the rest of its document stays, and says far more of it than of any othe
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ebmvk.data.windows import TokenStream
+from ebmvk.engine.device import Device
 from ebmvk.errors import CheckpointError
-from ebmvk.model.language import LanguageModel, TokenLaw
-from ebmvk.splats.build import cluster
+from ebmvk.memory.alerts import gate_of_memory, kappa_at_bound, leak, no_gain, switched_off
 from ebmvk.memory.calibration import FEATURES as POWER_FEATURES
 from ebmvk.memory.calibration import POWERS, Calibration, power_terms
-from ebmvk.splats.coverage import fit_background, posterior
-from ebmvk.memory.gate import entropy, fit_gate, log_of, mix
-from ebmvk.splats.health import novelty
+from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import TIERS, Control, Law, Memory, Mode, Reader, Terms, Tier, laws_at_once, log_probs, part_of
-from ebmvk.splats.recall import Splats
+from ebmvk.model.language import LanguageModel, TokenLaw
+from ebmvk.model.reading import states
+from ebmvk.runs.checkpoint import SOC, Checkpoint
+from ebmvk.runs.metrics import Alert
+from ebmvk.splats.build import cluster
+from ebmvk.splats.coverage import fit_background, posterior
+from ebmvk.splats.health import novelty
+from ebmvk.splats.recall import Splats, entropy, log_of
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore
-from ebmvk.monitoring.alerts import Alert, gate_of_memory, kappa_at_bound, leak, no_gain, switched_off
-from ebmvk.runs.checkpoint import MODEL, SOC, Checkpoint, write_atomic
-from ebmvk.evaluation.likelihood import states
-from ebmvk.memory.fitted_on import FittedOn
-from ebmvk.runs.folder import Device
 
-MEMORY_FILE = "memory.safetensors"
-NATS = "nats."  # prefix of the names of laws in the file
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0, 320.0, 448.0, 640.0)
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 SCANNED_SHARES = (0.3, 0.5, 0.7, 1.0)  # the shares to try with every kappa
@@ -377,64 +369,3 @@ def _beside(kappa: float) -> set[float]:
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, float]) -> Path:
-    """Write the memory into the checkpoint folder it was built for. nats: per token of the text it was fitted on, under
-    each law. Raises StorageError; an older file then stays intact."""
-    figures = {f"{NATS}{law}": torch.tensor(value, dtype=torch.float64) for law, value in nats.items()}
-    state = memory.state() | figures | {"model": _weights(folder)}
-    write_atomic(folder / MEMORY_FILE, dump_tensors(state, metadata=fitted_on.metadata()))
-    return folder / MEMORY_FILE
-
-
-def fitted_nats(folder: Path) -> dict[str, float]:
-    """Nats per token of the text that a folder's memory was fitted on, by law; {} for files of earlier versions, which
-    lack them. Raises CheckpointError: the file is damaged."""
-    file = folder / MEMORY_FILE
-    try:
-        with safe_open(file, "pt") as opened:
-            there = set(opened.keys())
-            names = {law: f"{NATS}{law}" for law in ("none", "calibrated", *TIERS) if f"{NATS}{law}" in there}
-            return {law: float(opened.get_tensor(name)) for law, name in names.items()}
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{file}: its figures cannot be read ({error})", hint="build the memory again with `ebmvk memory`"
-        ) from None
-
-
-def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
-    """The memory in a checkpoint folder, with the tiers that `mode` needs.
-
-    Raises:
-        CheckpointError: there is none, it is damaged, or it belongs to another model.
-    """
-    file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {shlex.quote(str(folder))}`"
-    try:
-        state = load_tensors(file.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no memory", hint=again) from None
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})", hint=again) from None
-    digest = state.pop("model", None)
-    if digest is None or not torch.equal(digest, _weights(folder)):
-        raise CheckpointError(
-            f"{file}: it was built for other weights than this checkpoint's",
-            why="its splats are states of the model it was built with",
-            hint=again,
-        )
-    memory = Memory.from_state(state, str(file))
-    if (memory.d, memory.vocab_size) != (model.config.latent_dim, model.vocab_size):
-        raise CheckpointError(
-            f"{file}: its splats have d {memory.d} and {memory.vocab_size} tokens, the model "
-            f"{model.config.latent_dim} and {model.vocab_size}",
-            hint=again,
-        )
-    if "static" in TIERS[mode] and memory.static is None:
-        raise CheckpointError(f"{file}: it has no static splats", hint=again)
-    return memory
-
-
-def _weights(folder: Path) -> Tensor:
-    """SHA-256 of a checkpoint's weights: (32,) uint8."""
-    return torch.tensor(list(hashlib.sha256((folder / MODEL).read_bytes()).digest()), dtype=torch.uint8)

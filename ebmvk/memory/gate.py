@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from ebmvk.splats.recall import entropy
+
 LEXICAL = 2  # features of the lexical law, which come before those of the tiers
 
 
@@ -33,32 +35,6 @@ class Gate:
 def lexical_features(log_p_lex: Tensor) -> Tensor:
     """(B, LEXICAL) float32 on the CPU: entropy and largest entry of log p_lex (B, V)."""
     return torch.stack((entropy(log_p_lex.exp(), log_p_lex), log_p_lex.amax(1)), dim=1).float().cpu()
-
-
-def entropy(law: Tensor, log_law: Tensor) -> Tensor:
-    """-sum_v p log p of rows (B, V), log p finite: half the time of torch.special.entr, which is not vectorised."""
-    information: Tensor = torch.linalg.vecdot(law, log_law)
-    return -information
-
-
-def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float) -> Tensor:
-    """log of (background + sum_k e^score) / (background + mass), (B,) float64: a context's density relative to the
-    uniform one; e^score is a splat's mass times its density there. scores: (B, K), -inf for no splat; mass: total over
-    all splats; background > 0 or mass 0.
-
-    If the background outweighs all splats this is near 0 and hardly varies. A difference of two logarithms would be
-    mostly rounding; log1p has a relative error of 1e-15. What remains is the error of the scores: for each splat,
-    float32's 6e-8 times |score|.
-    """
-    scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
-    splats = scores.exp().sum(1)
-    found = ((splats - mass) / total).log1p()
-    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())  # beside e^709 the rest is nothing
-
-
-def log_of(law: Tensor) -> Tensor:
-    """log of probabilities, finite where float32 has none."""
-    return law.clamp_min(1e-35).log()
 
 
 def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.data.windows import Batches, TokenStream
-from ebmvk.model.language import LanguageModel
-from ebmvk.ranks import Share
-from ebmvk.sphere.geometry import projx
+from ebmvk.engine.device import Device
+from ebmvk.engine.seeds import step_seed
+from ebmvk.memory.fit import Fit, Reading
 from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import Memory
+from ebmvk.model.language import LanguageModel
+from ebmvk.objective.losses import Losses
+from ebmvk.ranks import Share
+from ebmvk.runs.checkpoint import SOC, Checkpoint
+from ebmvk.sphere.geometry import projx
 from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore
-from ebmvk.runs.checkpoint import SOC, Checkpoint
-from ebmvk.objective.losses import Losses
-from ebmvk.memory.fit import Fit, Reading
-from ebmvk.runs.folder import Device, step_seed
 
 FOLD = 16  # one block of seq_length tokens of the training text in so many is held out of the splats
 MOST_STATES = 256  # of a step: the cost must not grow with the batch

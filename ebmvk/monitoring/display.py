@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ebmvk.host import terminal
 from ebmvk.errors import StorageError
-from ebmvk.report.tables import duration, number
+from ebmvk.host import terminal
 from ebmvk.host.resources import amount
+from ebmvk.report.tables import duration, number
 
 REDRAWN = 1.0  # seconds after which the panel is drawn again, by the next row: no thread takes training's time
 LINES = ("score matching", "splats")  # figures that have a plain line of their own; what tells the others says them

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from ebmvk.errors import NonFinite
-from ebmvk.runs.metrics import METRICS_FILE
-from ebmvk.report.tables import duration
 from ebmvk.host import resources
-from ebmvk.monitoring.alerts import Alert, Alerts, non_finite
-from ebmvk.runs.checkpoint import storage_error
+from ebmvk.monitoring.alerts import Alerts, non_finite
 from ebmvk.monitoring.display import Display
 from ebmvk.monitoring.tensorboard import Board
+from ebmvk.report.tables import duration
+from ebmvk.runs.checkpoint import storage_error
+from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted
 TIMED, ENOUGH = 6, 20.0  # steps, or seconds if steps are slow, after which the remaining time is printed

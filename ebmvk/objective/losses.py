@@ -14,11 +14,11 @@ from ebmvk.config.schema import Config, TrainingConfig
 from ebmvk.engine import autograd
 from ebmvk.engine.api import Backend, Points
 from ebmvk.model.language import Context, LanguageModel
+from ebmvk.objective import noise
+from ebmvk.objective.cross_entropy import linear_cross_entropies
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
-from ebmvk.objective import noise
-from ebmvk.objective.cross_entropy import linear_cross_entropies
 
 Form = Literal["cross-entropy", "score"]
 DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch

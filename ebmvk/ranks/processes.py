@@ -21,9 +21,9 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from ebmvk.errors import ConfigError, DeviceError, EbmvkError
+from ebmvk.host.terminal import ending_signals
 from ebmvk.ranks.failures import Failures
 from ebmvk.ranks.shares import Share
-from ebmvk.host.terminal import ending_signals
 
 BUCKET = 1 << 23  # elements added up at once: 32 MiB of float32
 JOIN = timedelta(minutes=5)  # until all ranks have started

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ebmvk.runs.metrics import Row
+from ebmvk.report.diagnosis_sections import TITLES, sections
 from ebmvk.report.overview import overview
 from ebmvk.report.page import render
 from ebmvk.report.pictures import MOST_CURVES, PICTURES, Picture, compared
-from ebmvk.report.diagnosis_sections import TITLES, sections
 from ebmvk.report.tables import Section, number, per_word
+from ebmvk.runs.metrics import Row
 
 CODE = re.compile(r"`([^`]+)`|(--[a-z][A-Za-z-]*(?: [0-9][\w.+-]*)?)")
 """A command, or a flag with a number."""

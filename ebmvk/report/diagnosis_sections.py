@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ebmvk.data.ngram import perplexity
-from ebmvk.runs.metrics import Row
+from ebmvk.evaluation.intervals import basis
 from ebmvk.report.tables import (
     DASH,
     SETTLED,
@@ -22,7 +22,7 @@ from ebmvk.report.tables import (
     shown,
     why_no_word,
 )
-from ebmvk.evaluation.intervals import basis
+from ebmvk.runs.metrics import Row
 
 TITLES = {
     "likelihood": "Exact likelihood",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ebmvk.runs.metrics import Row
+from ebmvk.evaluation.intervals import basis
 from ebmvk.report.diagnosis_sections import TITLES, sections
 from ebmvk.report.tables import DASH, STATIC, TRAINED, Table, at, interval, number, per_word, percent, plain
-from ebmvk.evaluation.intervals import basis
+from ebmvk.runs.metrics import Row
 
 
 def lines(record: Row) -> Iterator[str]:

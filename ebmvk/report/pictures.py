@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebmvk.report.charts import bar_plot, histogram_plot, map_plot
-from ebmvk.report.run_page import attention_picture
-from ebmvk.runs.metrics import Row
 from ebmvk.report.plots import SERIES, Curve, is_course, line_plot
+from ebmvk.report.run_page import attention_picture
 from ebmvk.report.series import smooth, thin
 from ebmvk.report.tables import TRAINED, at, percent, shown
+from ebmvk.runs.metrics import Row
 
 Points = Sequence[tuple[float, float]]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ebmvk.runs.metrics import METRICS_FILE, History, Row, read_metrics
+from ebmvk.report.diagnosis_sections import SETTLED_NOTE, level_mark
 from ebmvk.report.page import render
 from ebmvk.report.plots import Curve, heat_maps, is_course, line_plot
-from ebmvk.report.diagnosis_sections import SETTLED_NOTE, level_mark
 from ebmvk.report.series import smooth, thin
 from ebmvk.report.tables import against_trigram, duration, number, per_word, percent, shown, why_no_word
+from ebmvk.runs.metrics import METRICS_FILE, History, Row, read_metrics
 
 SAMPLES = 6
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +11,20 @@ from typing import Any
 
 import torch
 
-from ebmvk.host import process
-from ebmvk.runs import layout as runs
 from ebmvk.config.schema import Config, ModelConfig, Source, check, from_toml, write_toml
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, foreign_tokenizer
 from ebmvk.data.windows import TokenStream
-from ebmvk.engine import Backend, explain, select
-from ebmvk.errors import CheckpointError, ConfigError, DeviceError
+from ebmvk.engine.seeds import step_seed
+from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
-from ebmvk.runs import hub
-from ebmvk.runs import checkpoint
+from ebmvk.runs import checkpoint, hub
+from ebmvk.runs import layout as runs
 from ebmvk.runs.checkpoint import Checkpoint
 
 CONFIG_FILE = runs.CONFIG_FILE
-SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
 _MOST_THREADS = 1 << 12  # more than any machine has processors; a library that is asked for 2^40 crashes
-
-
-@dataclass(frozen=True)
-class Device:
-    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for people."""
-
-    backend: Backend
-    torch: torch.device
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,45 +36,6 @@ class OpenRun:
     tokenizer: Tokenizer
     model: LanguageModel
     checkpoint: Checkpoint
-
-
-def open_device(name: str) -> Device:
-    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is torch on CUDA.
-
-    Raises:
-        DeviceError, ArgumentError: as `ebmvk.engine.select`.
-    """
-    process.spin_less()
-    reason = explain(name)
-    backend = select(name)
-    kind = "cuda" if reason.startswith("cuda") else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
-    return Device(backend, torch.device(kind), f"{reason} ({backend.device})")
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of all of torch's randomness in one step: resuming needs no generator's state."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
-
-
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed what torch draws on the host and on a device."""
-    if device.type == "cpu":
-        # torch.manual_seed asks for every kind of device as well, and formats a stack trace for each: half a percent of
-        # a small model's step.
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-
-
-def set_deterministic(config: Config) -> None:
-    """With --deterministic, let torch use only algorithms that repeat bit for bit."""
-    if config.run.deterministic:
-        # cuBLAS reads it when its first handle is made; without it torch refuses matrix products.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.run.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler
-        torch.use_deterministic_algorithms(config.run.deterministic)
 
 
 def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> LanguageModel:

@@ -1,13 +1,14 @@
 """A trained model as a folder of its own, laid out as model hubs have them: what it holds, and reading it back.
 
 model.safetensors, tokenizer.json, config.json (settings, progress of the run, size and SHA-256 of the weights),
-README.md (a card with exact figures) and the memory, if the checkpoint has one; `ebmvk.runs.export` writes it.
+README.md (a card with exact figures) and the memory, if the checkpoint has one; `ebmvk.report.export` writes it.
 There is no optimiser: such a model is read, evaluated, and begun from with `--init`, but not resumed. Files may be
 links, as in a hub's cache.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ebmvk.config.schema import Config, check, from_tables
@@ -52,3 +53,12 @@ def read(folder: Path) -> tuple[Config, Checkpoint]:
 
 def _foreign(file: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{file}: {what}", hint="give a folder that `ebmvk export` wrote, or a run folder")
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_name(init: str) -> bool:
+    """Whether it is OWNER/NAME, and no file or folder of this machine."""
+    path = Path(init)
+    return bool(_HUB_NAME.fullmatch(init)) and not path.suffix and not path.parent.exists()

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ebmvk.config.schema import Config
-from ebmvk.runs.metrics import read_history
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import OpenRun
+from ebmvk.runs.metrics import read_history
 
 REVISION = 2
 """Revision of what training computes and records, kept in checkpoints; those without one count as revision 1."""

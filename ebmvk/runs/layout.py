@@ -39,3 +39,9 @@ def refuse_existing(folder: Path) -> None:
             why="a new run there would mix its files with those of the old run",
             hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
         )
+
+
+SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
+
+
+MEMORY_FILE = "memory.safetensors"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from ebmvk.errors import FolderInUse
-from ebmvk.runs.layout import LOCK_FILE
 from ebmvk.runs.checkpoint import storage_error
+from ebmvk.runs.layout import LOCK_FILE
 
 try:
     import fcntl

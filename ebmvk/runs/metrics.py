@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,3 +135,18 @@ def _check(row: Row) -> None:
         kinds = (str,) if keys[-1] in WORDS else (int, float)
         if type(value) not in kinds and (value, keys[-1]) != (None, "ppl_word"):
             raise TypeError(path)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """sign: what kind, a few words; reason: what was seen, with its figures; advice: a flag and a value."""
+
+    sign: str
+    reason: str
+    advice: str
+
+    def record(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.sign}: {self.reason}; {self.advice}"

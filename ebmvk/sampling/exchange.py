@@ -21,8 +21,8 @@ from ebmvk.engine import philox
 from ebmvk.engine.api import LangevinDiagnostics, LangevinResult, Schedule
 from ebmvk.errors import ArgumentError
 from ebmvk.sampling.latent import STREAM_GIBBS, STREAM_SWAP, LatentLaw, check_finite, draw
-from ebmvk.sphere.geometry import proju
 from ebmvk.sampling.schedule import FIRST, LAST, STIFFNESS
+from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 GIBBS = 0.5  # kappa over kappa_c: well below it, where a token still tells much about x and x about the token

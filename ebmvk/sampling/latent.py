@@ -17,8 +17,8 @@ from torch import Tensor
 from ebmvk.engine import philox
 from ebmvk.engine.api import Backend, EnergyScore, LangevinDiagnostics, Points, Schedule
 from ebmvk.errors import ArgumentError, NonFinite
-from ebmvk.sphere.geometry import proju, projx
 from ebmvk.sampling.schedule import annealed_schedule
+from ebmvk.sphere.geometry import proju, projx
 from ebmvk.sphere.vmf import log_c_ratio
 
 _STREAM_START = philox.STREAM_FREE

@@ -12,8 +12,8 @@ from ebmvk.engine import Backend, LangevinDiagnostics, Points
 from ebmvk.engine.philox import fork
 from ebmvk.errors import ConfigError
 from ebmvk.sampling.coarse import Neighbourhoods, coarse_to_fine
-from ebmvk.sampling.latent import LatentLaw
 from ebmvk.sampling.exchange import LEAPFROGS, TRAJECTORIES, block_gibbs, tempering
+from ebmvk.sampling.latent import LatentLaw
 
 StateSampler = Literal["langevin", "gibbs", "tempering", "coarse"]
 SWEEP = 8  # integrator steps that a sweep of block Gibbs stands for: about what it costs in a batch

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ebmvk.errors import INTERRUPTED, ConfigError, RunFailed, RunStopped
-from ebmvk.runs.metrics import METRICS_FILE
 from ebmvk.runs.checkpoint import write_atomic
 from ebmvk.runs.lock import locked
+from ebmvk.runs.metrics import METRICS_FILE
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.model.infinito import UNITS
 from ebmvk.model.integration import chance
 from ebmvk.report.tables import number as number_text
-from ebmvk.sweeps.planned import PlannedRun
 from ebmvk.runs.folder import read_config
+from ebmvk.sweeps.planned import PlannedRun
 
 if TYPE_CHECKING:
     import optuna

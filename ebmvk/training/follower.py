@@ -11,17 +11,19 @@ import torch
 from ebmvk.config.schema import from_tables
 from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine.api import Backend
+from ebmvk.engine.device import Device, open_device
+from ebmvk.engine.seeds import set_deterministic
 from ebmvk.engine.sharded import Shards
 from ebmvk.errors import NonFinite, OutOfMemory
-from ebmvk.model.build import build_model
-from ebmvk.ranks import Handler, Ranks
-from ebmvk.training import finite, optim
-from ebmvk.monitoring.advice import lower_rate, why_it_diverged
-from ebmvk.training.trainer import Passes, attempted, batches_of
-from ebmvk.objective.losses import Losses
-from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
 from ebmvk.memory.while_training import observed
-from ebmvk.runs.folder import CONFIG_FILE, Device, open_device, set_deterministic
+from ebmvk.model.build import build_model
+from ebmvk.monitoring.advice import lower_rate, why_it_diverged
+from ebmvk.objective.losses import Losses
+from ebmvk.ranks import Handler, Ranks
+from ebmvk.runs.folder import CONFIG_FILE
+from ebmvk.training import finite, optim
+from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
+from ebmvk.training.trainer import Passes, attempted, batches_of
 
 
 class Follower:

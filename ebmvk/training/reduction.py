@@ -16,8 +16,8 @@ from ebmvk.config.schema import Config, to_tables
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.model.language import LanguageModel
-from ebmvk.ranks import Ranks
 from ebmvk.objective.losses import Losses
+from ebmvk.ranks import Ranks
 from ebmvk.training.optim import Optimizer
 
 MODEL, OPTIMIZER = "model.", "optimizer."

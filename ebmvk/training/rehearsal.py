@@ -15,13 +15,13 @@ import torch
 from ebmvk.config.schema import Config
 from ebmvk.config.schema import replace as replace_values
 from ebmvk.errors import BatchTooLarge, NonFinite, OutOfMemory, StorageError
-from ebmvk.report.tables import duration
 from ebmvk.host import resources
+from ebmvk.host.resources import amount
 from ebmvk.monitoring.advice import lower_rate
+from ebmvk.monitoring.monitor import Monitor
+from ebmvk.report.tables import duration
 from ebmvk.runs.checkpoint import Checkpoint, storage_error
 from ebmvk.training.trainer import Trainer
-from ebmvk.monitoring.monitor import Monitor
-from ebmvk.host.resources import amount
 
 STEPS = 4  # the first of them warms up and is not timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)

@@ -19,30 +19,33 @@ import torch
 import ebmvk
 from ebmvk.config.schema import Config, Source, check, concerns, flag, items
 from ebmvk.config.schema import replace as replace_values
+from ebmvk.config.sizes import derive, most_warmup, smaller
 from ebmvk.data.datasets import Corpus, data_folders
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.foreign import END_OF_TEXT
 from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
+from ebmvk.engine.device import Device, open_device
+from ebmvk.engine.seeds import set_deterministic
 from ebmvk.errors import CheckpointError, ConfigError, NonFinite, OutOfMemory
-from ebmvk.config.sizes import derive, most_warmup, smaller
-from ebmvk.ranks import ALONE, Ranks
-from ebmvk.runs.layout import refuse_existing
-from ebmvk.training import optim
-from ebmvk.runs import checkpoint
-from ebmvk.objective import noise
+from ebmvk.evaluation.likelihood import text_size
+from ebmvk.initialisation.start import Start, apply_start, check_same_trunk, open_start
 from ebmvk.monitoring import tensorboard
 from ebmvk.monitoring.advice import is_out_of_memory
 from ebmvk.monitoring.alerts import Alerts
-from ebmvk.evaluation.likelihood import text_size
-from ebmvk.runs.lock import locked
-from ebmvk.training.trainer import Outcome, Progress, Streams, Trainer, batches_of
 from ebmvk.monitoring.monitor import Monitor
+from ebmvk.objective import noise
+from ebmvk.ranks import ALONE, Ranks
+from ebmvk.runs import checkpoint
+from ebmvk.runs.folder import CONFIG_FILE, check_same_model, find, new_model, read_tokenizer, save_config
+from ebmvk.runs.layout import REPORT_FILE, SAMPLES_FILE, refuse_existing
+from ebmvk.runs.lock import locked
+from ebmvk.runs.progress import Progress
+from ebmvk.training import optim
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
-from ebmvk.initialisation.start import Start, apply_start, check_same_trunk, open_start
-from ebmvk.runs.folder import CONFIG_FILE, REPORT_FILE, SAMPLES_FILE, Device, check_same_model, find, new_model, open_device, read_tokenizer, save_config, set_deterministic
+from ebmvk.training.trainer import Outcome, Streams, Trainer, batches_of
 
 Say = Callable[[str], None]
 SPLITS = ("validation", "train")  # the splits that a run reads, the shorter one first

@@ -17,16 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ebmvk.host import terminal
 from ebmvk.config.schema import Config
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream
 from ebmvk.engine import Backend
+from ebmvk.engine.device import Device
+from ebmvk.engine.seeds import seed_torch, step_seed
 from ebmvk.engine.sharded import sharded
 from ebmvk.errors import (
     ArgumentError,
     BatchTooLarge,
-    CheckpointError,
     ConfigError,
     EbmvkError,
     NonFinite,
@@ -34,24 +34,26 @@ from ebmvk.errors import (
     RankLost,
     StorageError,
 )
+from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigram
+from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
+from ebmvk.host import terminal
+from ebmvk.memory.while_training import TrainingSoc, observed
 from ebmvk.model import inspection
 from ebmvk.model.language import Context, LanguageModel
+from ebmvk.monitoring.advice import advice, is_out_of_memory, lower_rate, why_it_diverged
+from ebmvk.monitoring.monitor import Monitor
+from ebmvk.objective import noise
+from ebmvk.objective.losses import Losses, objective, targets_of
 from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
 from ebmvk.report import tables
-from ebmvk.runs.metrics import read_history
-from ebmvk.training import finite, optim
 from ebmvk.runs import checkpoint
-from ebmvk.objective import noise
-from ebmvk.monitoring.advice import advice, is_out_of_memory, lower_rate, why_it_diverged
 from ebmvk.runs.checkpoint import Checkpoint
-from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigram
+from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
-from ebmvk.objective.losses import Losses, objective, targets_of
-from ebmvk.monitoring.monitor import Monitor
+from ebmvk.runs.metrics import read_history
+from ebmvk.runs.progress import Progress
+from ebmvk.training import finite, optim
 from ebmvk.training.reduction import add_up, check_same_weights
-from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
-from ebmvk.memory.while_training import TrainingSoc, observed
-from ebmvk.runs.folder import Device, check_same_text, digest, model_record, seed_torch, step_seed
 
 LAST = 50  # steps whose mean loss is what training text costs
 LOOKED_AT = 32  # tokens of validation whose attention the report shows
@@ -60,48 +62,6 @@ SCORED_TOKENS = 512  # of validation, for the score-matching figures
 
 Outcome = Literal["finished", "stopped", "interrupted"]
 Probe = Callable[[int], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: what a checkpoint stores beside weights and optimiser.
-
-    step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
-    best_*: the best evaluation, its nats per token over best_tokens tokens; since_best: evaluations since then, none of
-    them better; None in a checkpoint of an earlier version, which did not count them.
-    """
-
-    step: int = 0
-    windows: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    evaluated: int = 0
-    best_step: int | None = None
-    best_nats: float | None = None
-    best_tokens: int | None = None
-    since_best: int | None = None
-
-    @classmethod
-    def of(cls, found: Checkpoint) -> Progress:
-        """What a checkpoint says. Raises CheckpointError where that is not the progress of a run."""
-        saved = found.state.get("progress")
-        try:
-            progress = cls(**saved)  # type: ignore[arg-type]
-            counts = (progress.step, progress.windows, progress.tokens, progress.evaluated)
-            whole = all(type(count) is int and count >= 0 for count in counts) and progress.step == found.step
-            best = {(int, progress.best_step), (float, progress.best_nats), (int, progress.best_tokens)}
-            best |= {(int, progress.since_best)}
-            whole = whole and all(value is None or type(value) is kind for kind, value in best)
-            whole = whole and type(progress.seconds) is float
-        except TypeError:
-            whole = False
-        if not whole:
-            raise CheckpointError(
-                f"{found.path}: its state has no progress of a training run, but {saved!r}",
-                why="the file was changed or written by something else",
-                hint="use an older checkpoint",
-            )
-        return progress
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 import ebmvk as package
 from ebmvk import Model, Strategy
 from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError, EbmvkError
-from ebmvk.memory.fit import load
+from ebmvk.memory.files import load
 from ebmvk.runs.folder import open_run
 
 from .conftest import Command, made_up_text

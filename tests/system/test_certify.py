@@ -16,7 +16,7 @@ from ebmvk.certification import suite, tokens
 from ebmvk.certification.results import Sizes
 from ebmvk.cli.certify import CertifyCommand, _contexts
 from ebmvk.engine.cpu import Cpu
-from ebmvk.runs.folder import open_device
+from ebmvk.engine.device import open_device
 
 TINY = Sizes(1000, 400, looks=24, long_chains=1, long_steps=2000, token_chains=100, token_dimension=16)
 

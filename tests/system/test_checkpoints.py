@@ -21,11 +21,11 @@ import ebmvk
 from bench.changes import fail_at, forked, kill_at, watched
 from ebmvk.engine import select
 from ebmvk.errors import CheckpointError, StorageError
-from ebmvk.splats.soc import Consolidation
-from ebmvk.training import optim
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import MANIFEST, SOC
 from ebmvk.runs.folder import OpenRun, open_run
+from ebmvk.splats.soc import Consolidation
+from ebmvk.training import optim
 
 from .conftest import Command
 from .damage import CATALOGUE

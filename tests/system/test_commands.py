@@ -22,8 +22,8 @@ from ebmvk.cli import parsing as cli
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
-from ebmvk.training.session import sample
 from ebmvk.runs.folder import open_run
+from ebmvk.training.session import sample
 
 from .conftest import Command, Page, rows
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ebmvk.runs import checkpoint
+from ebmvk.runs.folder import read_config
 from ebmvk.runs.metrics import read_history
 from ebmvk.training import trainer as loop
-from ebmvk.runs import checkpoint
 from ebmvk.training.optim import lr_at
-from ebmvk.runs.folder import read_config
 
 from .conftest import Command, Said, made_up_text, rows
 from .damage import edit

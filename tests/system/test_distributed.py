@@ -26,21 +26,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench import scaling
-from ebmvk.cli import pretrain
 from ebmvk.cli import parsing as cli
+from ebmvk.cli import pretrain
 from ebmvk.cli import train as training
 from ebmvk.config.schema import Config, ModelConfig
 from ebmvk.engine import Backend, select
+from ebmvk.engine.device import Device
 from ebmvk.engine.sharded import Shards, sharded
 from ebmvk.errors import INTERRUPTED, DeviceError, EbmvkError
 from ebmvk.model.build import build_model
 from ebmvk.ranks import Ranks
 from ebmvk.ranks.failures import Failures
+from ebmvk.runs.folder import read_config
 from ebmvk.training import follower
 from ebmvk.training import trainer as loop
-from ebmvk.training.trainer import Passes
 from ebmvk.training.reduction import add_up, check_same_weights
-from ebmvk.runs.folder import Device, read_config
+from ebmvk.training.trainer import Passes
 
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS

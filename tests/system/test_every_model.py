@@ -10,8 +10,8 @@ import pytest
 
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
-from ebmvk.training import trainer as loop
 from ebmvk.runs.checkpoint import step_folders
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
 

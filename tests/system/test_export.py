@@ -16,10 +16,10 @@ from huggingface_hub import CommitOperationAdd, ModelCard, snapshot_download
 import ebmvk as package
 from ebmvk.config.schema import replace
 from ebmvk.errors import CheckpointError, EbmvkError, StorageError
-from ebmvk.runs.export import write
-from ebmvk.runs.hub import read
 from ebmvk.initialisation.start import open_start
+from ebmvk.report.export import write
 from ebmvk.runs.folder import open_run
+from ebmvk.runs.hub import read
 
 from .conftest import Command, rows
 

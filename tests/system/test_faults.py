@@ -20,14 +20,14 @@ from torch import nn
 from ebmvk.engine.api import LangevinResult
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, StorageError
+from ebmvk.monitoring.monitor import Monitor
+from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
-from ebmvk.runs.metrics import read_metrics
-from ebmvk.runs.layout import refuse_existing
-from ebmvk.training import trainer as loop
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import MANIFEST, MODEL
-from ebmvk.objective.losses import Losses
-from ebmvk.monitoring.monitor import Monitor
+from ebmvk.runs.layout import refuse_existing
+from ebmvk.runs.metrics import read_metrics
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, Said, rows
 from .damage import edit

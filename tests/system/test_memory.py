@@ -21,14 +21,18 @@ from torch.nn.functional import normalize
 from ebmvk.cli import evaluate
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.sphere.vmf import log_c_ratio
+from ebmvk.engine.device import open_device
+from ebmvk.evaluation.likelihood import token_nats
+from ebmvk.memory import fit as memory_module
+from ebmvk.memory.files import load
+from ebmvk.memory.fit import Fit, Reading, Trial, build_static, first_documents
+from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.memory.gate import Gate
 from ebmvk.memory.law import TIERS, Memory, Mode, Reader, Tier
-from ebmvk.memory import fit as memory_module
-from ebmvk.evaluation.likelihood import contexts, token_nats
-from ebmvk.memory.fitted_on import FittedOn
-from ebmvk.memory.fit import MEMORY_FILE, Fit, Reading, Trial, build_static, first_documents, load
-from ebmvk.runs.folder import open_device, open_run
+from ebmvk.model.reading import contexts
+from ebmvk.runs.folder import open_run
+from ebmvk.runs.layout import MEMORY_FILE
+from ebmvk.sphere.vmf import log_c_ratio
 
 from .conftest import Command, launched
 

@@ -20,16 +20,15 @@ from ebmvk.data import windows
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
-from ebmvk.report.tables import duration
-from ebmvk.memory.law import SHARE
-from ebmvk.training import trainer as loop
-from ebmvk.monitoring import tensorboard
-from ebmvk.monitoring import alerts
-from ebmvk.memory import fit as memory
-from ebmvk.monitoring.display import Display
-from ebmvk.objective.losses import Losses
-from ebmvk.monitoring.monitor import Monitor, time_left
 from ebmvk.host.resources import amount
+from ebmvk.memory import fit as memory
+from ebmvk.memory.law import SHARE
+from ebmvk.monitoring import alerts, tensorboard
+from ebmvk.monitoring.display import Display
+from ebmvk.monitoring.monitor import Monitor, time_left
+from ebmvk.objective.losses import Losses
+from ebmvk.report.tables import duration
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
 

@@ -17,11 +17,11 @@ from typing import Any, get_type_hints
 import pytest
 
 from ebmvk.cli import parsing as cli
-from ebmvk.errors import INTERRUPTED
 from ebmvk.cli.train import _defaults
-from ebmvk.training import trainer as loop
-from ebmvk.runs.checkpoint import step_folders
+from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
+from ebmvk.runs.checkpoint import step_folders
+from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
 

@@ -15,9 +15,9 @@ import pytest
 from ebmvk.config.schema import from_toml
 from ebmvk.errors import ConfigError
 from ebmvk.runs.checkpoint import MANIFEST
+from ebmvk.runs.folder import read_config
 from ebmvk.sweeps.planned import PlannedRun
 from ebmvk.sweeps.search import table
-from ebmvk.runs.folder import read_config
 
 from .conftest import Command, made_up_text
 
@@ -238,7 +238,9 @@ def test_the_harness_hands_on_its_seed_and_its_batch_size(
     main.cli_evaluate = lambda: asked.append(list(sys.argv))  # type: ignore[attr-defined]
     for name, module in (("lm_eval", types.ModuleType("lm_eval")), ("lm_eval.__main__", main)):
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(sys.modules, "ebmvk.evaluation.harness_model", types.ModuleType("ebmvk.evaluation.harness_model"))
+    monkeypatch.setitem(
+        sys.modules, "ebmvk.evaluation.harness_model", types.ModuleType("ebmvk.evaluation.harness_model")
+    )
     said = ebmvk("harness", "--checkpoint", "run", "--batch_size", size, "--tasks", "one", *given)
     assert said.status == 0, said.err
     ((_, *args),) = asked

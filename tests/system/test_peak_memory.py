@@ -16,13 +16,13 @@ import torch
 from ebmvk.config.schema import ModelConfig
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import select
-from ebmvk.model.build import build_model
-from ebmvk.model.language import LanguageModel
+from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.memory.episodic import EpisodicConfig
 from ebmvk.memory.gate import LEXICAL, Gate
 from ebmvk.memory.law import Memory, Reader
+from ebmvk.model.build import build_model
+from ebmvk.model.language import LanguageModel
 from ebmvk.splats.recall import FEATURES
-from ebmvk.evaluation.likelihood import token_nats
 
 VOCABULARY, TOKENS = 50_258, 1500  # all of the text's logits: 302 MB
 PROCESSES = 10

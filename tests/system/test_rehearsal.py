@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from ebmvk.host import resources
 from ebmvk.ranks import Share
+from ebmvk.runs.folder import open_run
 from ebmvk.training import rehearsal
 from ebmvk.training import trainer as loop
-from ebmvk.host import resources
-from ebmvk.runs.folder import open_run
 
 from .conftest import Command, rows
 

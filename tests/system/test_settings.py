@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ebmvk.config.schema import items, sources_in
 from ebmvk.cli.train import _defaults, _of_text, asked
+from ebmvk.config.schema import items, sources_in
 
 from .conftest import Command, rows
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ebmvk.memory.fit import MEMORY_FILE
+from ebmvk.runs.layout import MEMORY_FILE
 
 from .conftest import Command, rows
 

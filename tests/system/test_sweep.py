@@ -15,11 +15,11 @@ import pytest
 from ebmvk.cli import train
 from ebmvk.config.schema import SECTION_OF, flag, number
 from ebmvk.errors import ConfigError, RunFailed, RunStopped
+from ebmvk.runs.folder import read_config
 from ebmvk.sweeps import planned as runs
 from ebmvk.sweeps import search as sweep
 from ebmvk.sweeps.planned import PlannedRun
 from ebmvk.sweeps.search import flags_of
-from ebmvk.runs.folder import read_config
 
 from .conftest import Command
 from .conftest import rows as rows_of

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from model_support import VOCABULARY, build, variant
 
 from ebmvk.config.schema import Config, TrainingConfig
+from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
-from ebmvk.model.integration import phi
-from ebmvk.ranks import WHOLE, Share
-from ebmvk.objective import losses
-from ebmvk.training.trainer import Passes, smaller_batches
-from ebmvk.objective.losses import Losses
 from ebmvk.memory.while_training import observed
-from ebmvk.runs.folder import Device
+from ebmvk.model.integration import phi
+from ebmvk.objective import losses
+from ebmvk.objective.losses import Losses
+from ebmvk.ranks import WHOLE, Share
+from ebmvk.training.trainer import Passes, smaller_batches
 
 WINDOWS, LENGTH = 8, 12
 TARGETS = (12, 1, 1, 7, 2, 12, 1, 3)  # of each window

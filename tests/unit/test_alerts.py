@@ -13,19 +13,20 @@ import pytest
 import torch
 from model_support import build, tokens, variant
 
-from ebmvk.cli import evaluate
-from ebmvk.cli import train
+from ebmvk.cli import evaluate, train
 from ebmvk.cli import memory as memory_command
 from ebmvk.config.schema import Config, replace
 from ebmvk.engine import select
 from ebmvk.errors import NonFinite
+from ebmvk.memory.alerts import gate_of_memory, kappa_at_bound, leak, no_gain, switched_off
+from ebmvk.memory.fit import NEAREST
 from ebmvk.model.infinito import Infinito
 from ebmvk.model.inspection import gates
+from ebmvk.monitoring.alerts import BLOCK, Alerts, non_finite
+from ebmvk.runs.metrics import Alert
 from ebmvk.splats.health import novelty
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
-from ebmvk.monitoring.alerts import BLOCK, Alert, Alerts, gate_of_memory, kappa_at_bound, leak, no_gain, non_finite, switched_off
-from ebmvk.memory.fit import NEAREST
 
 CONFIG = replace(Config(), {"steps": 400, "warmup_steps": 10, "latent_dim": 65})
 HEALTHY = json.loads((Path(__file__).parent / "healthy_runs.json").read_text(encoding="utf-8"))

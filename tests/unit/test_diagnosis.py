@@ -23,9 +23,9 @@ from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
 from ebmvk.report.charts import bar_plot
 from ebmvk.report.diagnosis_page import marked
-from ebmvk.runs.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.report.pictures import PICTURES
 from ebmvk.report.plots import Curve, line_plot
+from ebmvk.runs.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.health import gini, nearest_angles, spaced
 from ebmvk.splats.store import SplatStore

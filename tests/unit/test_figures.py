@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from ebmvk.cli.compare_decoding import _lines as decoding_lines
-from ebmvk.report.run_page import _levels, _plots, _remarks, _tiles
-from ebmvk.runs.metrics import History
+from ebmvk.cli.sweep import _lines as sweep_lines
+from ebmvk.monitoring.display import figures
+from ebmvk.report.diagnosis_sections import SECTIONS
 from ebmvk.report.overview import lines
 from ebmvk.report.page import render
 from ebmvk.report.plots import SERIES, Curve, heat_maps, is_course, line_plot
-from ebmvk.report.diagnosis_sections import SECTIONS
+from ebmvk.report.run_page import _levels, _plots, _remarks, _tiles
 from ebmvk.report.tables import against_trigram, below, interval, number, per_word, percent, why_no_word
-from ebmvk.cli.sweep import _lines as sweep_lines
-from ebmvk.monitoring.display import figures
+from ebmvk.runs.metrics import History
 from ebmvk.training.trainer import consolidated
 
 NAN, INF = math.nan, math.inf

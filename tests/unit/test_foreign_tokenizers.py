@@ -16,8 +16,8 @@ from ebmvk.data.datasets import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
-from ebmvk.evaluation.comparison import Passages
 from ebmvk.errors import CheckpointError, ConfigError, DataError
+from ebmvk.evaluation.comparison import Passages
 from ebmvk.evaluation.likelihood import text_size
 from ebmvk.training.session import _unaltered
 

@@ -13,13 +13,13 @@ import torch
 from model_support import SMALL, TERMS, VARIANTS, VOCABULARY, build, tokens, variant
 
 from ebmvk.config.schema import Config, ModelConfig, Size, replace
+from ebmvk.config.sizes import PRESETS
 from ebmvk.errors import ConfigError
 from ebmvk.model.build import build_model
 from ebmvk.model.context import layer_scales
 from ebmvk.model.decoder import build_decoder
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.model.language import TokenLaw
-from ebmvk.config.sizes import PRESETS
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 48, 49, 97, 130])

@@ -14,8 +14,8 @@ from ebmvk.config.schema import Config, ModelConfig, TrainingConfig
 from ebmvk.engine.reference import Reference
 from ebmvk.model.build import build_model
 from ebmvk.model.transformer import PlainModel
-from ebmvk.training import optim
 from ebmvk.objective import losses
+from ebmvk.training import optim
 
 SMALL = ModelConfig(
     model="plain", latent_dim=24, n_layers=4, n_heads=3, ffn_dim=20, context_local=2, context_medium=7,

@@ -11,11 +11,11 @@ import torch
 from train_support import job
 
 from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, check, items, replace
+from ebmvk.config.sizes import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
 from ebmvk.data.windows import TokenStream
 from ebmvk.model.build import build_model
 from ebmvk.model.ebm import EnergyModel
-from ebmvk.config.sizes import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
-from ebmvk.training.trainer import Progress
+from ebmvk.runs.progress import Progress
 from ebmvk.training.session import Job, _with_steps
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))

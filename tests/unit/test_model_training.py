@@ -13,19 +13,18 @@ import torch.nn.functional as F
 
 from ebmvk.config.schema import Config, ModelConfig, TrainingConfig
 from ebmvk.engine.reference import Reference
+from ebmvk.engine.seeds import seed_torch
 from ebmvk.errors import CheckpointError
+from ebmvk.evaluation.score_matching import score_matching
+from ebmvk.memory.while_training import observed
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
+from ebmvk.objective import cross_entropy, losses
+from ebmvk.objective.cross_entropy import linear_cross_entropy
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.sphere.vmf import sample_vmf
 from ebmvk.training import muon, optim
-from ebmvk.objective import cross_entropy
-from ebmvk.objective import losses
-from ebmvk.objective.cross_entropy import linear_cross_entropy
-from ebmvk.evaluation.score_matching import score_matching
-from ebmvk.memory.while_training import observed
-from ebmvk.runs.folder import seed_torch
 
 MODEL = ModelConfig(
     latent_dim=16, n_layers=3, n_heads=2, ffn_dim=24, context_local=3, context_medium=5, context_global=9,

@@ -13,10 +13,9 @@ from torch import Tensor
 from ebmvk.config.schema import Config, TrainingConfig, check, from_toml, read_toml, replace, write_toml
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ConfigError
-from ebmvk.sphere.vmf import sample_vmf
-from ebmvk.objective import losses
-from ebmvk.objective import noise
 from ebmvk.evaluation.score_matching import levels
+from ebmvk.objective import losses, noise
+from ebmvk.sphere.vmf import sample_vmf
 
 SKETCH = (0.01, 0.05, 0.1, 0.2, 0.5)
 """sigma of the original system, which section 9 gives as kappa and as degrees at d = 640."""

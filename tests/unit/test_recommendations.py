@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from ebmvk.cli import certify
-from ebmvk.cli import generate
-from ebmvk.cli import train
-from ebmvk.cli import memory
+from ebmvk.cli import certify, generate, memory, train
 from ebmvk.cli import parsing as cli
 from ebmvk.config.schema import Config, check, check_resume, replace
 from ebmvk.diagnosis.recommendations import recommendations
-from ebmvk.runs.metrics import History
-from ebmvk.monitoring.advice import advice
 from ebmvk.memory.fit import MAX_SPLATS
+from ebmvk.monitoring.advice import advice
+from ebmvk.runs.metrics import History
 
 STORE = {"name": "s", "splats": 100, "dead": 5, "active": 95, "twins": 2, "asked": 100, "coverage": 0.8}
 UNCOVERED = {"stores": [STORE | {"coverage": 0.1}]}

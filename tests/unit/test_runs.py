@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ebmvk.runs import layout as runs
 from ebmvk.cli import parsing as cli
-from ebmvk.errors import ConfigError
 from ebmvk.cli.evaluate import FLAGS, EvaluateCommand
+from ebmvk.errors import ConfigError
+from ebmvk.runs import layout as runs
 
 
 @pytest.fixture

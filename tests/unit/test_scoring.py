@@ -13,15 +13,15 @@ from ebmvk.config.schema import Config
 from ebmvk.data.datasets import Corpus
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, train_tokenizer
 from ebmvk.decoding.strategies import GREEDY, NAMED, Strategy
+from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ConfigError
-from ebmvk.model.build import build_model
+from ebmvk.evaluation.requests import MAX_TOKENS, Scorer, decoding, pair
 from ebmvk.memory.gate import LEXICAL, Gate
 from ebmvk.memory.law import TIERS, Memory, Mode, Reader
+from ebmvk.model.build import build_model
 from ebmvk.splats.recall import FEATURES
 from ebmvk.splats.store import SplatStore
-from ebmvk.evaluation.requests import MAX_TOKENS, Scorer, decoding, pair
-from ebmvk.runs.folder import Device
 
 TEXT = "The cat sees the dog. She likes fish, año, 猫! The dog sees the cat."
 PAIRS = [

@@ -17,16 +17,16 @@ from torch import Tensor
 from ebmvk.engine import select
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from ebmvk.memory import calibration
+from ebmvk.memory.calibration import Calibration
+from ebmvk.memory.episodic import Episodic, EpisodicConfig
+from ebmvk.memory.gate import LEXICAL, Gate, fit_gate, mix
+from ebmvk.memory.law import TIERS, Control, Memory, Mode, Reader, log_probs
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c, log_c_ratio, sample_vmf
-from ebmvk.memory import calibration
 from ebmvk.splats.build import cluster
-from ebmvk.memory.calibration import Calibration
 from ebmvk.splats.consolidation import consolidate, merge_cost
-from ebmvk.memory.episodic import Episodic, EpisodicConfig
-from ebmvk.memory.gate import LEXICAL, Gate, fit_gate, log_density, log_of, mix
-from ebmvk.memory.law import TIERS, Control, Memory, Mode, Reader, log_probs
-from ebmvk.splats.recall import FEATURES, Splats
+from ebmvk.splats.recall import FEATURES, Splats, log_density, log_of
 from ebmvk.splats.store import SplatStore
 
 D, V = 12, 30

@@ -12,16 +12,16 @@ import ebmvk
 from ebmvk.config.schema import Config, replace, to_tables, write_toml
 from ebmvk.data.tokenizer import TOKENIZER_FILE
 from ebmvk.errors import CheckpointError, ConfigError
-from ebmvk.runs.metrics import History, read_history
+from ebmvk.memory.files import fitted_nats
+from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.report.tables import against_trigram, number, per_word
 from ebmvk.runs.checkpoint import MODEL, describe, storage_error, write_file
-from ebmvk.memory.fitted_on import FittedOn
-from ebmvk.runs.hub import CARD, FORMAT, KIND, SETTINGS
-from ebmvk.runs.known_faults import known_faults
-from ebmvk.training.trainer import Progress
-from ebmvk.memory.fit import MEMORY_FILE, fitted_nats
-from ebmvk.initialisation.start import is_hub_name
 from ebmvk.runs.folder import OpenRun
+from ebmvk.runs.hub import CARD, FORMAT, KIND, SETTINGS, is_hub_name
+from ebmvk.runs.known_faults import known_faults
+from ebmvk.runs.layout import MEMORY_FILE
+from ebmvk.runs.metrics import History, read_history
+from ebmvk.runs.progress import Progress
 
 
 def write(run: OpenRun, target: Path) -> list[Path]:

@@ -1,0 +1,35 @@
+"""The device that --device names: where the engine's operations run, and torch beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ebmvk.engine import Backend, explain, select
+from ebmvk.errors import DeviceError
+from ebmvk.host import process
+
+
+@dataclass(frozen=True)
+class Device:
+    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for people."""
+
+    backend: Backend
+    torch: torch.device
+    reason: str
+
+
+def open_device(name: str) -> Device:
+    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is torch on CUDA.
+
+    Raises:
+        DeviceError, ArgumentError: as `ebmvk.engine.select`.
+    """
+    process.spin_less()
+    reason = explain(name)
+    backend = select(name)
+    kind = "cuda" if reason.startswith("cuda") else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
+    return Device(backend, torch.device(kind), f"{reason} ({backend.device})")
