@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bench.measure import command_line, commit, table, write
-from ebmvk.cli import parsing as cli
+from ebmvk.config import flags
 from ebmvk.sweeps import search as sweep
 from ebmvk.sweeps.planned import PlannedRun
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=None, help="train this row only; the others appear as far as they are done")
     parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text: only to see that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
-    options = parser.parse_args(cli.joined(sys.argv[1:] if argv is None else list(argv), "--flags"))
+    options = parser.parse_args(flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags"))
     if options.equal_time and options.steps is None and not options.quick:
         parser.error("--equal-time needs --steps, of the first row")
     if options.only is not None and options.only not in TABLES[options.table]:

@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 
 from bench.measure import Work, facts, interleaved, introduce, write
-from ebmvk.config.schema import Config, LangevinConfig, read_toml, replace
+from ebmvk.config.schema import Config, LangevinConfig, replace
 from ebmvk.config.sizes import RECIPES, fast_precision
+from ebmvk.config.toml import read_toml
 from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import character_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream

@@ -6,10 +6,12 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from ebmvk.errors import EbmvkError
 from ebmvk.host import process
+from ebmvk.host.old_names import OldNames
 
 if TYPE_CHECKING:
     from ebmvk.api import Diagnosed, Energy, Evaluated, Model, NearSplat, NearToken, Strategy, Trained
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ebmvk.cli.train import train
 
 process.tune()  # before anything of ours imports torch
+sys.meta_path.append(OldNames())
 
 __version__ = "0.1.0"
 __all__ = [

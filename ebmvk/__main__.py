@@ -2,6 +2,6 @@
 
 import sys
 
-from ebmvk.cli.parsing import main
+from ebmvk.cli.app import main
 
 sys.exit(main())

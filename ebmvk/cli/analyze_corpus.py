@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.config import flags
 from ebmvk.config import sizes as presets
 
 if TYPE_CHECKING:
@@ -36,15 +37,15 @@ class AnalyzeCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AnalyzeCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AnalyzeCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
+    return running.run(
         lambda: _analyze(
-            cli.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
+            parsing.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
         )
     )
 

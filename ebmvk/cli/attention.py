@@ -14,7 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -30,14 +31,14 @@ class AttentionCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
 EXPERT_TOKENS = 32_768  # of validation, by which experts are described
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _attention(cli.parse(AttentionCommand, args, command="attention", known=FLAGS)))
+    return running.run(lambda: _attention(parsing.parse(AttentionCommand, args, command="attention", known=FLAGS)))
 
 
 def _attention(command: AttentionCommand) -> int:
@@ -64,12 +65,12 @@ def _attention(command: AttentionCommand) -> int:
     found = inspection.record(model, run.tokenizer, text[: command.tokens], experts) | own.record()
     picture = attention_picture(found)
     assert picture is not None  # every model has attention
-    cli.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
-    cli.write_output(command.out / "attention.svg", _alone(picture), "--out")
+    running.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
+    running.write_output(command.out / "attention.svg", _alone(picture), "--out")
     if experts:
         table = io.StringIO()
         csv.writer(table).writerows(inspection.expert_table(run.tokenizer, experts))
-        cli.write_output(command.out / "experts.csv", table.getvalue(), "--out")
+        running.write_output(command.out / "experts.csv", table.getvalue(), "--out")
     print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
     for own in found["attention"]:
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ class CertifyCommand:
     seed: int = 42  # Of chains and laws; the same seed gives the same figures on one device.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(CertifyCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(CertifyCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, 1 or 2, as the module says."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _certify(cli.parse(CertifyCommand, args, command="certify", known=FLAGS)))
+    return running.run(lambda: _certify(parsing.parse(CertifyCommand, args, command="certify", known=FLAGS)))
 
 
 def _certify(command: CertifyCommand) -> int:
@@ -71,12 +72,12 @@ def _certify(command: CertifyCommand) -> int:
     if command.json:
         record = {"ebmvk": __version__, "device": device.reason, "quick": command.quick, "seed": command.seed}
         record |= _record(found, contexts, sizes) | {"seconds": round(seconds, 1)}
-        cli.write_output(command.json, json.dumps(record, indent=1, allow_nan=False) + "\n", "--json")
+        running.write_output(command.json, json.dumps(record, indent=1, allow_nan=False) + "\n", "--json")
     if command.plots:
         from ebmvk.report.certificate import draw
 
         for picture in found.pictures:
-            cli.write_output(command.plots / f"{picture.name}.svg", draw(picture), "--plots")
+            running.write_output(command.plots / f"{picture.name}.svg", draw(picture), "--plots")
     return int(not found.ok)
 
 

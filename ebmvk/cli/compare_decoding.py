@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.decoding.metrics import GRAM
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
@@ -50,16 +51,16 @@ COLUMNS = {
 }
 """{head: (figure, how it is written)}."""
 REPEATS = 0.02  # of the tokens, beyond human text, from which repetition is worth a word
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(CompareCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(CompareCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
+    return running.run(
         lambda: _compare(
-            cli.parse(CompareCommand, args, command="compare-decoding", known=FLAGS, repeatable=("--strategy",)),
-            cli.flags_in(args),
+            parsing.parse(CompareCommand, args, command="compare-decoding", known=FLAGS, repeatable=("--strategy",)),
+            flags.flags_in(args),
         )
     )
 
@@ -77,7 +78,7 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
         if (value := getattr(command, name)) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
     strategies = {name: named(name) for name in command.strategy or NAMED}
-    if own_settings := cli.settings_of(command, Strategy, given):
+    if own_settings := flags.settings_of(command, Strategy, given):
         strategies[CUSTOM] = Strategy(**own_settings)
 
     def say(text: str) -> None:

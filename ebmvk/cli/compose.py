@@ -11,7 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -25,14 +26,14 @@ class ComposeCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(ComposeCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(ComposeCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
-        lambda: _compose(cli.parse(ComposeCommand, args, command="compose", known=FLAGS, repeatable=("--text",)))
+    return running.run(
+        lambda: _compose(parsing.parse(ComposeCommand, args, command="compose", known=FLAGS, repeatable=("--text",)))
     )
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import calling, parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -36,17 +37,17 @@ class DiagnoseCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(DiagnoseCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(DiagnoseCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
     for flag in ("--batch", "--report"):
-        args = cli.fill_optional(args, flag, ALONE)
-    return cli.run(
+        args = flags.fill_optional(args, flag, ALONE)
+    return running.run(
         lambda: _diagnose(
-            cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS, repeatable=("--checkpoint",))
+            parsing.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS, repeatable=("--checkpoint",))
         )
     )
 
@@ -65,16 +66,13 @@ def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json", "--batch")]
     if settings.get("report") is True:
         settings["report"] = ALONE
-    args = cli.arguments("diagnose", {"checkpoint": checkpoint, **settings}, known)
+    args = calling.arguments("diagnose", {"checkpoint": checkpoint, **settings}, known)
     from ebmvk.api import Diagnosed
 
-    record = _record(cli.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS), lambda _: None)
+    record = _record(parsing.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS), lambda _: None)
     (own,) = record["checkpoints"]
     course = own["sections"].get("convergence", {})
     return Diagnosed(course.get("verdict"), course.get("reason"), own["sections"]["recommendations"], own)
-
-
-cli.callable_module(__name__, diagnose)
 
 
 def _diagnose(command: DiagnoseCommand) -> int:
@@ -102,7 +100,7 @@ def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, A
         from ebmvk.report.diagnosis_page import page
 
         target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
-        cli.write_output(target, page(record), "--report")
+        running.write_output(target, page(record), "--report")
         say(f"report      {target}")
     return record
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ class DoctorCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(DoctorCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(DoctorCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, 1 or 2, as the module says."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _doctor(cli.parse(DoctorCommand, args, command="doctor", known=FLAGS)))
+    return running.run(lambda: _doctor(parsing.parse(DoctorCommand, args, command="doctor", known=FLAGS)))
 
 
 def _doctor(command: DoctorCommand) -> int:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError, StorageError
 from ebmvk.runs.layout import NEWEST
 
@@ -29,13 +30,15 @@ class EmbedCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EmbedCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EmbedCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _embed(cli.parse(EmbedCommand, args, command="embed", known=FLAGS, repeatable=("--text",))))
+    return running.run(
+        lambda: _embed(parsing.parse(EmbedCommand, args, command="embed", known=FLAGS, repeatable=("--text",)))
+    )
 
 
 def _embed(command: EmbedCommand) -> int:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import calling, parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -54,17 +55,17 @@ class EvaluateCommand:
 
 
 SCORED_TOKENS = 4096  # of the text, for --score-matching
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: cli.lead(lambda ranks: _evaluate(_parsed(args), ranks), _followed))
+    return running.run(lambda: running.lead(lambda ranks: _evaluate(_parsed(args), ranks), _followed))
 
 
 def _parsed(args: Sequence[str]) -> EvaluateCommand:
-    return cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS, repeatable=("--include",))
+    return parsing.parse(EvaluateCommand, args, command="evaluate", known=FLAGS, repeatable=("--include",))
 
 
 def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
@@ -79,15 +80,12 @@ def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
         ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json")]
-    args = cli.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
+    args = calling.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
     from ebmvk.api import Evaluated
 
     record, _, _ = _record(_parsed(args), None)
     figures = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte", "tokens", "words", "bytes")
     return Evaluated(record=record, **{name: record[name] for name in figures})
-
-
-cli.callable_module(__name__, evaluate)
 
 
 def _followed(ranks: Ranks) -> Mapping[str, Handler]:

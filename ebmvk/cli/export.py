@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import calling, parsing, running
+from ebmvk.config import flags
 from ebmvk.runs.layout import NEWEST
 
 
@@ -18,13 +19,13 @@ class ExportCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(ExportCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(ExportCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _export(cli.parse(ExportCommand, args, command="export", known=FLAGS)))
+    return running.run(lambda: _export(parsing.parse(ExportCommand, args, command="export", known=FLAGS)))
 
 
 def export(checkpoint: str | Path, to: str | Path) -> list[Path]:
@@ -34,11 +35,11 @@ def export(checkpoint: str | Path, to: str | Path) -> list[Path]:
         ConfigError: the folder isn't empty. CheckpointError: the checkpoint doesn't exist. StorageError: the disk is
             full; the folder is removed again.
     """
-    args = cli.arguments("export", {"checkpoint": checkpoint, "to": to}, FLAGS)
-    return _written(cli.parse(ExportCommand, args, command="export", known=FLAGS))
+    args = calling.arguments("export", {"checkpoint": checkpoint, "to": to}, FLAGS)
+    return _written(parsing.parse(ExportCommand, args, command="export", known=FLAGS))
 
 
-cli.callable_module(__name__, export)
+calling.callable_module(__name__, export)
 
 
 def _written(command: ExportCommand) -> list[Path]:

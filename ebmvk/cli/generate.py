@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -49,16 +50,17 @@ class GenerateCommand:
     quiet: bool = False  # Print only the texts, with an empty line between them.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(GenerateCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(GenerateCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
     several = ("--prompt", "--stop")
-    return cli.run(
+    return running.run(
         lambda: _generate(
-            cli.parse(GenerateCommand, args, command="generate", known=FLAGS, repeatable=several), cli.flags_in(args)
+            parsing.parse(GenerateCommand, args, command="generate", known=FLAGS, repeatable=several),
+            flags.flags_in(args),
         )
     )
 
@@ -77,7 +79,7 @@ def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
     """The one named, with what flags change."""
     from ebmvk.decoding.strategies import GREEDY, Strategy, named
 
-    own = cli.settings_of(command, Strategy, given)
+    own = flags.settings_of(command, Strategy, given)
     strategy = dataclasses.replace(named(command.strategy), **own)
     if not command.greedy:
         return strategy
@@ -148,7 +150,7 @@ def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
     """A JSON object a line. Raises StorageError."""
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
-    cli.write_output(path, "".join(lines), "--output")
+    running.write_output(path, "".join(lines), "--output")
 
 
 def _generate(command: GenerateCommand, given: Sequence[str]) -> int:

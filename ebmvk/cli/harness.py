@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -34,14 +35,14 @@ class HarnessCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(HarnessCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(HarnessCommand)})
 OURS = ("--model", "-M", "--model-args", "-a")  # which of lm_eval's are given by this command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error; otherwise lm_eval's own."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _harness(*_apart(args)))
+    return running.run(lambda: _harness(*_apart(args)))
 
 
 def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -50,7 +51,7 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
     theirs: list[str] = []
     rest = iter(args)
     for arg in rest:
-        flag = next(iter(cli.flags_in([arg])), "")
+        flag = next(iter(flags.flags_in([arg])), "")
         if flag in FLAGS:
             ours += [arg] if "=" in arg else [arg, *islice(rest, 1)]
         else:
@@ -59,8 +60,8 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _harness(ours: list[str], theirs: list[str]) -> int:
-    command = cli.parse(HarnessCommand, ours, command="harness", known=FLAGS)
-    if taken := next((flag for flag in cli.flags_in(theirs) if flag in OURS), None):
+    command = parsing.parse(HarnessCommand, ours, command="harness", known=FLAGS)
+    if taken := next((flag for flag in flags.flags_in(theirs) if flag in OURS), None):
         raise ConfigError(f"{taken} with `ebmvk harness`", hint="leave it away: --checkpoint RUN says which model")
     try:
         from lm_eval.__main__ import cli_evaluate
@@ -92,7 +93,7 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
 
 def _seed(theirs: Sequence[str]) -> int | None:
     """The first seed among lm_eval's arguments, which lm_eval does not pass to models; None if they have no --seed."""
-    first = (cli.value_of(theirs, "--seed") or "").partition(",")[0].strip()
+    first = (flags.value_of(theirs, "--seed") or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else None
 
 

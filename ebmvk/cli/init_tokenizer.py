@@ -10,8 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError, StorageError
 
 
@@ -25,15 +26,15 @@ class TokenizerCommand:
 
 
 REPEATABLE = ("--files", "--include")
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
+    return running.run(
         lambda: _train(
-            cli.parse(
+            parsing.parse(
                 TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
             )
         )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -33,13 +34,15 @@ class MemoryCommand:
     quiet: bool = False  # Print the file's path only.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _memory(cli.parse(MemoryCommand, args, command="memory", known=FLAGS), cli.flags_in(args)))
+    return running.run(
+        lambda: _memory(parsing.parse(MemoryCommand, args, command="memory", known=FLAGS), flags.flags_in(args))
+    )
 
 
 def _memory(command: MemoryCommand, given: Sequence[str]) -> int:

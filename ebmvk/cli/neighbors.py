@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
@@ -23,13 +24,13 @@ class NeighborsCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(NeighborsCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(NeighborsCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: _neighbors(cli.parse(NeighborsCommand, args, command="neighbors", known=FLAGS)))
+    return running.run(lambda: _neighbors(parsing.parse(NeighborsCommand, args, command="neighbors", known=FLAGS)))
 
 
 def _neighbors(command: NeighborsCommand) -> int:

@@ -1,211 +1,29 @@
-"""The commands: one parser for all of them, typed errors, exit status 2, no traceback.
-
-Nothing heavy is imported here, so that --help answers at once; each command imports torch when it runs.
-"""
+"""One parser for the flags of all commands. Nothing heavy is imported here, so that --help answers at once."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import inspect
 import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
-from ebmvk import __version__
-from ebmvk.config.schema import flag, nearest
-from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError, StorageError
-from ebmvk.host import terminal
+from ebmvk.cli.commands import COMMANDS, TOGETHER
+from ebmvk.cli.running import processes
+from ebmvk.config.flags import ALIASES, _spelled, _spread, at_home, flags_in
+from ebmvk.config.schema import nearest
+from ebmvk.errors import ConfigError
 from ebmvk.runs import layout as runs
 
-if TYPE_CHECKING:
-    from ebmvk.ranks import Handler, Ranks
-
-COMMANDS = {
-    "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
-    "pretrain": "train embeddings and trunk alone; `ebmvk train --init RUN` goes on with the whole model",
-    "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
-    "memory": "give a checkpoint its memory: static splats of the training text, and the gates of both tiers",
-    "prepare-corpus": "text files repaired, normalised, without repeats, put together for training",
-    "analyze-corpus": "what a corpus is like: tokens, documents, and what to train on it",
-    "init-tokenizer": "a tokenizer of one's own, for --tokenizer FILE",
-    "sweep": "a table of training runs with verdicts, resumable and parallel, and a search beyond it",
-    "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
-    "certify": "are the samplers right? twelve tests with p-values, and broken samplers that they must catch",
-    "diagnose": "what is well with a checkpoint, what is not, and what to do about it; several side by side",
-    "generate": "write text by annealed Langevin sampling, or by exact sampling",
-    "export": "a checkpoint as a folder laid out as model hubs have them, with a card of exact figures",
-    "harness": "tasks of lm-evaluation-harness, an extra; flags that are not listed are lm_eval's: --tasks, --limit …",
-    "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
-    "attention": "what each head looks at, and what experts specialise in, as pictures and figures",
-    "embed": "texts as points on the sphere, and their exact energies",
-    "compose": "the point that the model composes of two texts",
-    "neighbors": "the tokens, and splats of the memory, nearest to a text",
-}
-ALIASES = {
-    "--lr": "--learning-rate",
-    "--n-embd": "--latent-dim",
-    "--n-layer": "--n-layers",
-    "--n-head": "--n-heads",
-    "--block-size": "--seq-length",
-    "--corpus": "--dataset",
-    "--outdir": "--run-dir",
-    "--ckpt": "--checkpoint",
-}
-"""Other names of flags, as the systems that this project implements spell them."""
-PATHS = (
-    *(
-        "--checkpoint",
-        "--run-dir",
-        "--resume",
-        "--config",
-        "--dataset",
-        "--data-dir",
-        "--tokenizer",
-        "--init",
-        "--folder",
-    ),
-    *(
-        "--against",
-        "--judge",
-        "--test-file",
-        "--prompt-file",
-        "--file",
-        "--files",
-        "--input",
-        "--output",
-        "--out",
-        "--to",
-    ),
-    *("--json", "--plots", "--npy"),
-)
-"""Flags whose values are or may be paths: `~` at the start means the home folder, as in shells."""
-TOGETHER = ("train", "pretrain", "evaluate")
-"""Commands that several processes of torchrun do together."""
 T = TypeVar("T")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
 """The type of `--include`, which may be repeated."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The `ebmvk` program: dispatches to a command and returns its exit status."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if args and args[0].replace("_", "-") in COMMANDS:
-        command = importlib.import_module(f"ebmvk.{args[0].replace('-', '_')}")
-        status: int = command.main(args[1:])
-        return status
-    return run(lambda: _top_level(args))
-
-
-def _top_level(args: list[str]) -> int:
-    if args[:1] == ["--version"]:
-        print(f"ebmvk {__version__}")
-        return 0
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
-        print("\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items()))
-        print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
-        return 0
-    close = nearest(args[0], COMMANDS)
-    raise ConfigError(
-        f"ebmvk {args[0]}: no such command",
-        hint=f"did you mean 'ebmvk {close}'?" if close else f"take one of {', '.join(COMMANDS)}",
-    )
-
-
-def run(body: Callable[[], int]) -> int:
-    """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
-    terminal.prepare()
-    try:
-        return _written(body)
-    except EbmvkError as error:
-        if not error.told:
-            _complain(f"error: {_rank()}{error}")
-        return error.exit_status
-    except KeyboardInterrupt:
-        _complain("interrupted; what was saved is intact")
-        return INTERRUPTED
-    except OSError as error:
-        if not terminal.is_of_output(error):
-            raise
-        return _output_lost(error)
-
-
-def _written(body: Callable[[], int]) -> int:
-    """Run `body` and flush its output; returns its exit status."""
-    try:
-        status = body()
-    except SystemExit:  # --help
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-    return status
-
-
-def _complain(text: str) -> None:
-    """Print to standard error, if it is open."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-    if terminal.is_broken():  # otherwise the interpreter would fail at exit
-        terminal.let_go()
-
-
-def _output_lost(error: OSError) -> int:
-    """The exit status if standard output could not be written: 1, without a message if its reader has gone."""
-    if isinstance(error, BrokenPipeError):
-        terminal.let_go()
-        return 1
-    lost = StorageError(
-        f"standard output could not be written: {error.strerror or error}",
-        hint="free some space, or write to another file",
-    )
-    terminal.let_go()
-    _complain(f"error: {_rank()}{lost}")
-    return lost.exit_status
-
-
-def _rank() -> str:
-    """Which of several processes this is, for messages, where it is not the first."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
-
-
-def processes() -> int:
-    """How many of them torchrun has started to do this together. Raises ConfigError."""
-    given = os.environ.get("WORLD_SIZE", "1")
-    if not given.isdecimal() or not int(given):
-        raise ConfigError(f"WORLD_SIZE={given} is no number of processes", hint="unset it, or start with torchrun")
-    return int(given)
-
-
-def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mapping[str, Handler]]) -> int:
-    """The exit status of `body`, which runs in the first of the processes that torchrun has started; the others do
-    what it tells them. With one process it is called with None, and nothing is imported.
-
-    followers: what they can be told to do, by name.
-    """
-    if processes() == 1:
-        return body(None)
-    from ebmvk.ranks import Ranks
-
-    ranks = Ranks.join()
-    with ranks.together():
-        if ranks.rank:
-            return ranks.follow(followers(ranks))
-        try:
-            status = body(ranks)
-        except SystemExit as stop:  # --help
-            status = int(stop.code or 0)
-        ranks.tell("end", status=status)
-        return status
 
 
 def parse(
@@ -276,46 +94,6 @@ def _is_text(arg: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in arg)
 
 
-def at_home(args: Sequence[str]) -> list[str]:
-    """The arguments, with `~` expanded in the values of `PATHS`: shells don't, in quotes and in `--run-dir=~/x`."""
-    found, name = [], ""
-    for arg in args:
-        if flags := flags_in([arg]):
-            name, (own, equals, value) = flags[0], arg.partition("=")
-            found.append(own + equals + expanded(value) if name in PATHS else arg)
-        else:
-            found.append(expanded(arg) if name in PATHS else arg)
-    return found
-
-
-def expanded(path: str) -> str:
-    """A path with a leading `~` replaced by the home folder."""
-    with contextlib.suppress(RuntimeError):  # no such user: an ordinary name
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    return path
-
-
-def _spelled(args: Sequence[str]) -> list[str]:
-    """The arguments with every flag under its own name."""
-    pairs = [arg.partition("=") for arg in args]
-    return [ALIASES.get(name.replace("_", "-"), name) + equals + value for name, equals, value in pairs]
-
-
-def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """`--prompt a b` as `--prompt=a --prompt=b`, of these flags."""
-    groups: list[list[str]] = []
-    for arg in args:
-        if flags_in([arg]) or not groups:
-            groups.append([arg])
-        else:
-            groups[-1].append(arg)
-    for head, *values in groups:
-        if values and "=" not in head and set(flags_in([head])) & set(names):
-            yield from (f"{head}={value}" for value in values)
-        else:
-            yield from (head, *values)
-
-
 def _other_names(known: Sequence[str]) -> str:
     names = [f"{short} is {long}" for short, long in ALIASES.items() if long in known]
     return f" Other names: {', '.join(names)}." if names else ""
@@ -362,126 +140,3 @@ def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:
     if flag in known and "=" not in before and not switch and not (close and arg.startswith("--")):
         return f"write {flag}={shlex.quote(arg)} if it is a value: what begins with a hyphen looks like a flag"
     return f"did you mean {names[close]}?" if close else None
-
-
-def settings_of(command: Any, kind: Any, given: Sequence[str]) -> dict[str, Any]:
-    """{field: what the command has} of the fields of a dataclass that are among the flags given."""
-    return {entry.name: getattr(command, entry.name) for entry in dataclasses.fields(kind) if flag(entry.name) in given}
-
-
-def flags_in(args: Sequence[str]) -> list[str]:
-    """The flags among the arguments, in their long spelling with hyphens, without '=value'."""
-    names = [arg.split("=", 1)[0] for arg in args if arg.startswith("-") and not _is_number(arg)]
-    names = ["--" + name[2:].replace("_", "-") if name.startswith("--") else name for name in names]
-    return [ALIASES.get(name, name) for name in names]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def value_of(args: Sequence[str], name: str) -> str | None:
-    """The value given for one flag, before the full parse; None when absent."""
-    for i, arg in enumerate(args):
-        if flags_in([arg]) == [name]:
-            return arg.split("=", 1)[1] if "=" in arg else next(iter(args[i + 1 :]), None)
-    return None
-
-
-def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
-    """The values given for a flag that may have several, before the full parse."""
-    return tuple(arg.partition("=")[2] for arg in _spread(args, [name]) if "=" in arg and flags_in([arg]) == [name])
-
-
-def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """The flags for keyword arguments: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is `--no-enable-soc`, a
-    list gives a flag several values, and None omits the flag.
-
-    Raises:
-        ConfigError: a setting doesn't exist, or its value has a type that no flag takes.
-    """
-    args: list[str] = []
-    for name, value in settings.items():
-        own = "--" + name.replace("_", "-")
-        if own not in known or name.startswith("no_"):
-            names = [flag[2:].replace("-", "_") for flag in known if not flag.startswith("--no-")]
-            close = nearest(name.removeprefix("no_"), names)
-            hint = f"did you mean {close}?" if close else f"see help(ebmvk.{command}), or `ebmvk {command} --help`"
-            raise ConfigError(f"ebmvk.{command}() has no setting {name!r}", hint=hint)
-        args += _argument(f"ebmvk.{command}({name}={value!r})", own, value)
-    return args
-
-
-def _argument(what: str, own: str, value: Any) -> list[str]:
-    """The flags for one keyword argument. what: the call, for the message."""
-    if value is None or (isinstance(value, list | tuple) and not value):
-        return []
-    if isinstance(value, bool):
-        return [own if value else own.replace("--", "--no-", 1)]
-    if isinstance(value, str | int | float | Path):
-        return [f"{own}={value}"]
-    if isinstance(value, list | tuple) and all(isinstance(part, str | int | float | Path) for part in value):
-        return [own, *map(str, value)]
-    raise ConfigError(
-        f"{what}: a {type(value).__name__} isn't a value for a setting", hint="give a text, a number, a path or a list"
-    )
-
-
-def callable_module(name: str, function: Callable[..., Any]) -> None:
-    """Make the module `name` callable like its function of the same name.
-
-    Importing `ebmvk.train` makes the package's `train` a module, so a function could not keep that name.
-    """
-
-    class Called(ModuleType):
-        __call__ = staticmethod(function)
-
-    module = sys.modules[name]
-    module.__class__ = Called
-    vars(module)["__signature__"] = inspect.signature(function)
-
-
-def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
-    """Give `name` the value `value` where it stands alone: at the end, or before another flag."""
-    out = list(args)
-    for i, arg in enumerate(args):
-        if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):
-            out[i] = f"{name}={value}"
-    return out
-
-
-def joined(args: Sequence[str], name: str) -> list[str]:
-    """`name value` as one argument: the value may look like a flag itself."""
-    out, rest = [], iter(args)
-    for arg in rest:
-        value = next(rest, None) if arg == name else None
-        out.append(arg if value is None else f"{arg}={value}")
-    return out
-
-
-def write_output(path: Path, text: str, flag: str) -> None:
-    """Write the file that a flag names, whole or not at all, with its folder. Raises StorageError."""
-    from ebmvk.data.files import write_text
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise StorageError(
-            f"{flag} {path} could not be written: {error.strerror or error}", hint=f"give {flag} a writable place"
-        ) from error
-
-
-def known_flags(fields: dict[str, Any]) -> list[str]:
-    """Every spelling of the flags of {field: default value}; booleans have a --no- form."""
-    names = ["--" + name.replace("_", "-") for name in fields]
-    negations = ["--no-" + name.replace("_", "-") for name, value in fields.items() if isinstance(value, bool)]
-    return names + negations + [short for short, long in ALIASES.items() if long in names]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

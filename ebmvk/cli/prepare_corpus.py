@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError, DataError
 
 
@@ -31,15 +32,17 @@ class PrepareCommand:
     same: Literal["text", "letters"] = "text"  # What makes documents equal: text, or letters and digits.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(
+    return running.run(
         lambda: _prepare(
-            cli.parse(PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include"))
+            parsing.parse(
+                PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include")
+            )
         )
     )
 
@@ -60,7 +63,7 @@ def _prepare(command: PrepareCommand) -> int:
         what = f"--input {shown(command.input[0])}: nothing is left of {len(found.texts)} documents"
         raise DataError(what, hint="name files that hold text")
     text = f"\n{DOCUMENT}\n".join(cleaned.documents) + "\n"
-    cli.write_output(command.output, text, "--output")
+    running.write_output(command.output, text, "--output")
     for note in found.notes:
         print(f"input       {note}")
     print(

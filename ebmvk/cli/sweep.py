@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing, running
+from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class SweepCommand:
     json: bool = False  # Print one JSON object instead of a table.
 
 
-FLAGS = cli.known_flags({f.name: f.default for f in dataclasses.fields(SweepCommand)})
+FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(SweepCommand)})
 SEARCHED = ("learning_rate=5e-4:1e-2",)  # where --search does not say
 OWN = ("--run-dir", "--resume", "--seed", "--quiet", "--dry-run", "--stop-after")
 """Training flags that a sweep gives itself, or cannot do with."""
@@ -57,9 +58,9 @@ LEGEND = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = cli.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
-    return cli.run(
-        lambda: _sweep(cli.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",)))
+    args = flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
+    return running.run(
+        lambda: _sweep(parsing.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",)))
     )
 
 
@@ -115,7 +116,7 @@ def _axes(texts: Sequence[str], shared: Sequence[str]) -> list[Axis]:
     axes = []
     for text in texts:
         name, equals, bounds = text.partition("=")
-        axes.append(Axis.parse(cli.flags_in([f"--{name.lstrip('-')}"])[0][2:] + equals + bounds))
+        axes.append(Axis.parse(flags.flags_in([f"--{name.lstrip('-')}"])[0][2:] + equals + bounds))
     names = [axis.name for axis in axes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--search {twice} is given twice", hint="give each setting once")
@@ -133,10 +134,10 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
     from ebmvk.cli.train import FLAGS as TRAIN_FLAGS
     from ebmvk.cli.train import REPEATABLE, asked
 
-    cli.check_flags(shared, TRAIN_FLAGS, "train", REPEATABLE)
-    given, added = cli.flags_in(shared), [flag for run in runs for flag in cli.flags_in(run)]
-    for flags, whose in ((given, "--flags"), (added, source)):
-        if own := next((flag for flag in flags if flag.replace("--no-", "--") in OWN), None):
+    parsing.check_flags(shared, TRAIN_FLAGS, "train", REPEATABLE)
+    given, added = flags.flags_in(shared), [flag for run in runs for flag in flags.flags_in(run)]
+    for names, whose in ((given, "--flags"), (added, source)):
+        if own := next((flag for flag in names if flag.replace("--no-", "--") in OWN), None):
             raise ConfigError(f"{whose} has {own}, which the sweep itself sees to", hint=f"leave {own} away")
     if both := next((flag for flag in added if flag in given), None):
         raise ConfigError(f"--flags has {both}, which {source} sets for each run", hint=f"take {both} out of --flags")

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import calling, parsing, running
+from ebmvk.config import flags
+from ebmvk.config.checks import check, check_resume, with_windows
+from ebmvk.config.resolve import FULL, Level, _file, _given, _over, _overrides, _recipe, _sized, _widened
 from ebmvk.config.schema import (
-    SIZES,
     WHOLE_SEQUENCE,
     WINDOWS,
     Config,
     RunConfig,
-    Size,
     Source,
-    check,
-    check_resume,
-    flag,
     items,
-    nearest,
-    read_toml,
     replace,
-    sources_in,
-    with_windows,
 )
-from ebmvk.config.sizes import FFN_RATIO, OF_MODEL, derive, most_warmup, recipe, recipe_names
+from ebmvk.config.sizes import OF_MODEL, derive, most_warmup
+from ebmvk.config.toml import sources_in
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
@@ -42,10 +35,6 @@ if TYPE_CHECKING:
     from ebmvk.data.datasets import Corpus
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.session import Job
-
-CUSTOM = "custom"  # No preset: what flags say, over the defaults of size and model.
-Level = tuple[Source, Mapping[str, Any]]
-"""{field: value} that something says, and what does."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +59,10 @@ OWN = [
     for entry in dataclasses.fields(TrainCommand)
     if entry.name not in {s.name for s in dataclasses.fields(Config)}
 ]
-FLAGS = cli.known_flags(
+FLAGS = flags.known_flags(
     {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
 )
 REPEATABLE = ("--include",)
-FULL: Mapping[str, Any] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
@@ -82,8 +70,8 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
     command: its name; stage: {field: value} that are defaults of this command, over those of the size.
     """
-    args = cli.fill_optional(cli.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
-    return cli.run(lambda: cli.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
+    args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
+    return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
 def train(**settings: Any) -> Trained:
@@ -104,7 +92,7 @@ def train(**settings: Any) -> Trained:
         raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="use the command: ebmvk train --dry-run")
     if settings.get("resume") is True:
         settings["resume"] = NEWEST
-    command, job = asked(cli.arguments("train", settings, FLAGS))
+    command, job = asked(calling.arguments("train", settings, FLAGS))
     from ebmvk.api import Trained
     from ebmvk.runs.metrics import read_history
     from ebmvk.training.session import execute
@@ -113,9 +101,6 @@ def train(**settings: Any) -> Trained:
     history = read_history(job.folder)
     end = history.end or {}
     return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
-
-
-cli.callable_module(__name__, train)
 
 
 def _followed(ranks: Ranks) -> Mapping[str, Handler]:
@@ -141,14 +126,14 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
         ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
             is no such text, no such run to resume.
     """
-    cli.check_flags(args, FLAGS, name, REPEATABLE)
+    parsing.check_flags(args, FLAGS, name, REPEATABLE)
     base, levels = _defaults(args, stage)
-    if "--include" in cli.flags_in(args):  # flags replace the file's patterns instead of adding to them
+    if "--include" in flags.flags_in(args):  # flags replace the file's patterns instead of adding to them
         base = replace(base, {"include": ()})
-    if {"-h", "--help"} & set(args) and cli.value_of(args, "--resume") is None:
+    if {"-h", "--help"} & set(args) and flags.value_of(args, "--resume") is None:
         base = _of_text(base, levels, args)
     default = TrainCommand(**vars(base))
-    command = cli.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
+    command = parsing.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
     given = _given(args, command.settings)
@@ -162,15 +147,15 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
     """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
     it; and that, from the weakest on."""
-    file, resume = _file(args), cli.value_of(args, "--resume")
+    file, resume = _file(args), flags.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.runs.folder import read_config
 
-        config = read_config(_resume_folder(resume, cli.value_of(args, "--run-dir"))[0])
+        config = read_config(_resume_folder(resume, flags.value_of(args, "--run-dir"))[0])
     else:
-        size = cli.value_of(args, "--size") or file.get("size", RunConfig.size)
+        size = flags.value_of(args, "--size") or file.get("size", RunConfig.size)
         config = replace(Config(), _sized(size, None))
-    model = cli.value_of(args, "--model") or file.get("model", config.model.model)
+    model = flags.value_of(args, "--model") or file.get("model", config.model.model)
     levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
     if resume is None:
         levels = [("model", OF_MODEL.get(model, {})), ("stage", stage), *levels]
@@ -182,16 +167,16 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     from ebmvk.data.datasets import FETCHABLE
     from ebmvk.runs.text import find_text
 
-    dataset = cli.value_of(args, "--dataset") or base.data.dataset
+    dataset = flags.value_of(args, "--dataset") or base.data.dataset
     if dataset in FETCHABLE:  # --help downloads nothing
         return base
-    folder = cli.value_of(args, "--data-dir")
+    folder = flags.value_of(args, "--data-dir")
     data = dataclasses.replace(
         base.data,
         dataset=dataset,
         data_dir=Path(folder) if folder else base.data.data_dir,
-        include=cli.values_of(args, "--include") or base.data.include,
-        raw=base.data.raw or "--raw" in cli.flags_in(args),
+        include=flags.values_of(args, "--include") or base.data.include,
+        raw=base.data.raw or "--raw" in flags.flags_in(args),
     )
     try:
         size = find_text(data).bytes("train")
@@ -203,92 +188,9 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     most = most_warmup(config.training.steps)
     if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
         config = replace(config, {"warmup_steps": min(config.training.warmup_steps, most)})
-    if (cli.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
+    if (flags.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
         config = replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
     return config
-
-
-def _file(args: Sequence[str]) -> dict[str, Any]:
-    path = cli.value_of(args, "--config")
-    if not path or _names_preset(args, path):
-        return {}
-    if path in (*recipe_names("minillm"), CUSTOM) and not Path(path).exists():
-        raise ConfigError(
-            f"--config {path}: no such file",
-            why="it names a preset with --model minillm only",
-            hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
-        )
-    values = read_toml(Path(path))
-    return values | {name: type(values[name])(cli.expanded(str(values[name]))) for name in values if _is_path(name)}
-
-
-def _is_path(name: str) -> bool:
-    """Whether a setting is a path, or may be."""
-    return flag(name) in cli.PATHS
-
-
-def _names_preset(args: Sequence[str], config: str) -> bool:
-    """Whether `--config small` means the preset, as it does for minillm where no file has that name."""
-    return cli.value_of(args, "--model") == "minillm" and "." not in config and not Path(config).exists()
-
-
-def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
-    """{field: value} of the preset that the arguments name.
-
-    Raises:
-        ConfigError: the model has no such preset.
-    """
-    by, name = "--preset", cli.value_of(args, "--preset")
-    config = cli.value_of(args, "--config")
-    if config and _names_preset(args, config):
-        by, name = "--config", config
-    if name is None or name == CUSTOM:
-        return {}
-    if name not in (known := recipe_names(model)):
-        others = f"its sizes are --size {', '.join(SIZES)}; presets are of --model {', '.join(WHOLE_SEQUENCE)}"
-        raise ConfigError(
-            f"{by} {name} with --model {model}: no such preset",
-            hint=f"take {by} {', '.join(known)}" if known else others,
-        )
-    return recipe(model, name)
-
-
-def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
-    """{field: value} that --size stands for, with a training text of so many bytes (None: not known yet)."""
-    if size not in SIZES:
-        close = nearest(size, SIZES)
-        hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
-        raise ConfigError(f"--size {size}: no such size", hint=hint)
-    known: Size = next(name for name in SIZES if name == size)
-    return {**derive(known, train_bytes), "size": known}
-
-
-def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
-    """{field: value} of the settings that flags gave."""
-    names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in cli.flags_in(args)}
-    return {name: value for _, name, value in items(settings) if name.lower() in names}
-
-
-def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
-    """Later ones over earlier ones, flags last; whoever says steps takes back the epochs said before."""
-    if {"steps", "epochs"} <= set(levels[-1]):
-        raise ConfigError("--steps and --epochs are both given", hint="give one of them: each says how long to train")
-    found: dict[str, Any] = {}
-    for said in levels:
-        found |= ({"epochs": None} if "steps" in said else {}) | dict(said)
-    return found
-
-
-def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether latent_dim is said and no ffn_dim with it or after it: that of a size or a preset goes with its width."""
-    last: Mapping[str, Any] = next((said for said in reversed(levels) if {"latent_dim", "ffn_dim"} & set(said)), {})
-    return "ffn_dim" not in last and "latent_dim" in last
-
-
-def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values of a size, overridden by those of presets and flags."""
-    values = {**base, **_overrides(*over)}
-    return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})
 
 
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:

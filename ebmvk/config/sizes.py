@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebmvk.config.schema import SIZES, Config, Size, read_toml
+from ebmvk.config.schema import SIZES, Config, Size
+from ebmvk.config.toml import read_toml
 
 _SHARED: dict[str, object] = {
     "moe_experts": 4,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ebmvk.config.schema import ModelConfig, check_model
+from ebmvk.config.checks import check_model
+from ebmvk.config.schema import ModelConfig
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.model.infinito import Infinito
 from ebmvk.model.language import LanguageModel

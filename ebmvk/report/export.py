@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ebmvk
-from ebmvk.config.schema import Config, replace, to_tables, write_toml
+from ebmvk.config.schema import Config, replace
+from ebmvk.config.toml import to_tables, write_toml
 from ebmvk.data.tokenizer import TOKENIZER_FILE
 from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.memory.files import fitted_nats

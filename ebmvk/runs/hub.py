@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ebmvk.config.schema import Config, check, from_tables
+from ebmvk.config.checks import check
+from ebmvk.config.schema import Config
+from ebmvk.config.toml import from_tables
 from ebmvk.errors import CheckpointError
 from ebmvk.runs.checkpoint import MANIFEST, MODEL, Checkpoint, read_json, read_tensors
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ebmvk.config.schema import from_tables
+from ebmvk.config.toml import from_tables
 from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine.api import Backend
 from ebmvk.engine.device import Device, open_device
@@ -22,8 +22,8 @@ from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Handler, Ranks
 from ebmvk.runs.folder import CONFIG_FILE
 from ebmvk.training import finite, optim
+from ebmvk.training.passes import Passes, attempted, batches_of
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights
-from ebmvk.training.trainer import Passes, attempted, batches_of
 
 
 class Follower:

@@ -12,7 +12,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ebmvk.config.schema import Config, to_tables
+from ebmvk.config.schema import Config
+from ebmvk.config.toml import to_tables
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.model.language import LanguageModel

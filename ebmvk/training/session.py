@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import ebmvk
-from ebmvk.config.schema import Config, Source, check, concerns, flag, items
+from ebmvk.config.checks import check
+from ebmvk.config.schema import Config, Source, concerns, flag, items
 from ebmvk.config.schema import replace as replace_values
 from ebmvk.config.sizes import derive, most_warmup, smaller
 from ebmvk.data.datasets import Corpus, data_folders
@@ -43,9 +44,10 @@ from ebmvk.runs.layout import REPORT_FILE, SAMPLES_FILE, refuse_existing
 from ebmvk.runs.lock import locked
 from ebmvk.runs.progress import Progress
 from ebmvk.training import optim
+from ebmvk.training.passes import batches_of
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
-from ebmvk.training.trainer import Outcome, Streams, Trainer, batches_of
+from ebmvk.training.trainer import Outcome, Streams, Trainer
 
 Say = Callable[[str], None]
 SPLITS = ("validation", "train")  # the splits that a run reads, the shorter one first

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -19,10 +16,9 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.data.windows import Ahead, Batches, TokenStream
+from ebmvk.data.windows import Ahead, TokenStream
 from ebmvk.engine import Backend
 from ebmvk.engine.device import Device
-from ebmvk.engine.seeds import seed_torch, step_seed
 from ebmvk.engine.sharded import sharded
 from ebmvk.errors import (
     ArgumentError,
@@ -36,15 +32,14 @@ from ebmvk.errors import (
 )
 from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigram
 from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
-from ebmvk.host import terminal
 from ebmvk.memory.while_training import TrainingSoc, observed
 from ebmvk.model import inspection
-from ebmvk.model.language import Context, LanguageModel
-from ebmvk.monitoring.advice import advice, is_out_of_memory, lower_rate, why_it_diverged
+from ebmvk.model.language import LanguageModel
+from ebmvk.monitoring.advice import advice, lower_rate, why_it_diverged
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective import noise
-from ebmvk.objective.losses import Losses, objective, targets_of
-from ebmvk.ranks import ALONE, WHOLE, Ranks, Share
+from ebmvk.objective.losses import Losses
+from ebmvk.ranks import ALONE, Ranks
 from ebmvk.report import tables
 from ebmvk.runs import checkpoint
 from ebmvk.runs.checkpoint import Checkpoint
@@ -53,6 +48,8 @@ from ebmvk.runs.known_faults import REVISION, revision
 from ebmvk.runs.metrics import read_history
 from ebmvk.runs.progress import Progress
 from ebmvk.training import finite, optim
+from ebmvk.training.interruption import _Interruption
+from ebmvk.training.passes import Passes, alone, attempted, batches_of, smaller_batches
 from ebmvk.training.reduction import add_up, check_same_weights
 
 LAST = 50  # steps whose mean loss is what training text costs
@@ -71,115 +68,6 @@ class Streams:
     train: TokenStream
     validation: TokenStream
     text: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def batches_of(config: Config, train: TokenStream) -> Batches:
-    """The batches of a run's steps."""
-    return Batches(
-        *(train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)),
-        stride=config.data.stride,
-    )
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The passes of a step, or of one rank's share of it, batch after batch; the result is that of one large batch.
-
-    Losses and gradients equal those of the large batch, to rounding; all random choices are the same except dropout's
-    masks, which have the same law. tokens: (B, T+1), of the whole step; batches: their number; total: sums a tensor
-    over ranks.
-    """
-
-    model: LanguageModel
-    device: Device
-    config: Config
-    tokens: Tensor
-    step: int
-    batches: int
-    share: Share = WHOLE
-    total: Callable[[Tensor], Tensor] = lambda own: own
-
-    def run(self) -> Losses:
-        """The losses; adds the gradients to those of the parameters."""
-        over_step, found = self._over_step(), list[Losses]()
-        self._seed()
-        for share in self._shares():
-            with self._autocast():
-                losses = self._objective(share, over_step)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            found.append(dataclasses.replace(losses, total=losses.total.detach()))
-        return Losses.sum(found)
-
-    def _over_step(self) -> Callable[[Tensor], Tensor]:
-        if self.batches == 1 or not self.model.own_losses:
-            return self.total
-        sums = self.total(self._sums())
-        return lambda _: sums
-
-    def _shares(self) -> list[Share]:
-        return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
-
-    def _seed(self) -> None:
-        """The seed of dropout: each rank has its own."""
-        config = self.config
-        seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.training.precision == "bfloat16"
-        return torch.autocast(self.device.torch.type, torch.bfloat16, enabled=enabled)
-
-    def _objective(self, share: Share, over_step: Callable[[Tensor], Tensor]) -> Losses:
-        own, seed = self.config, self.config.run.seed
-        return objective(
-            self.model, self.tokens, self.device.backend, own, seed=seed, step=self.step, share=share,
-            over_step=over_step,
-        )  # fmt: skip
-
-    def _sums(self) -> Tensor:
-        """The sums over all batches that the model's own losses need before any gradient: a pass through the trunk with
-        the same dropout masks. A graph is built, so the bits are those of the pass that is differentiated."""
-        self._seed()
-        return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
-            0
-        )
-
-    def _sums_of(self, rows: Tensor) -> Tensor:
-        with self._autocast():
-            context: Context = self.model(rows[:, :-1].clamp_min(0))
-        return context.sums(targets_of(rows)).detach()
-
-
-def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
-    """A rank's `passes` of a step; None if memory runs out (its tensors are freed with the error).
-
-    non_finite: makes the error to raise if something isn't finite, from its name.
-
-    Raises:
-        NonFinite: the engine refuses a tensor, before there is a loss.
-    """
-    try:
-        return passes.run()
-    except ArgumentError as error:  # from values that the model has reached
-        raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-
-
-def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
-    """Batch sizes below `rows` that divide a step of `windows` windows evenly, over `ranks` ranks; each is at most half
-    the one before."""
-    fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
-    for part in reversed(fitting):
-        if part <= rows // 2:
-            yield part
-            rows = part
-
-
-def alone(passes: Passes) -> Passes:
-    """The passes of this rank alone, without communication with other ranks."""
-    return dataclasses.replace(passes, total=lambda own: own)
 
 
 class Trainer:
@@ -679,49 +567,3 @@ def _not_finite(bad: str) -> str:
 def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
     """The engine's operation counts so far, JSON-able."""
     return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}
-
-
-class _Interruption:
-    """Handles Ctrl-C, SIGTERM and SIGHUP: the first is remembered, a second one ends the program.
-
-    A closed terminal sends SIGHUP, mostly twice; then nothing more is written to it. The current step is finished
-    first, so that the run can be saved; within `at_once`, where stopping loses nothing, the first signal ends the
-    block.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-        self.hung_up = False  # by a terminal that was closed
-        self._at_once = False
-        self._before: dict[int, Any] = {}
-        self._terminals: list[int] = []
-
-    def __enter__(self) -> _Interruption:
-        self._terminals = terminal.terminals()  # once closed, they cannot be recognised
-        self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        hung_up = number not in (signal.SIGINT, signal.SIGTERM)
-        if hung_up:
-            self.hung_up = True
-            terminal.let_go_of(self._terminals)
-        again, self.came = self.came and not hung_up, True
-        if again or self._at_once:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Run a block that the first interruption ends quietly."""
-        self._at_once = True
-        try:
-            yield
-        except KeyboardInterrupt:
-            if not self.came:
-                raise
-        finally:
-            self._at_once = False

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ebmvk as package
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import app, commands
+from ebmvk.config import flags
 from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
@@ -106,7 +107,7 @@ SURFACE["pretrain"] = SURFACE["train"]
 def test_command_surface_is_what_was_promised(command: str) -> None:
     module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
     assert sorted(module.FLAGS) == sorted(SURFACE[command])
-    assert set(cli.COMMANDS) == set(SURFACE)
+    assert set(commands.COMMANDS) == set(SURFACE)
 
 
 @pytest.mark.parametrize("command", SURFACE)
@@ -125,7 +126,7 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert app.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"ebmvk {package.__version__}"
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"] == package.__version__
@@ -334,7 +335,7 @@ def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
 @given(st.lists(st.tuples(st.sampled_from(["--prompt", "--seed", "--stop"]), st.lists(st.sampled_from("abc")))))
 def test_values_keep_their_flags_and_their_order(groups: list[tuple[str, list[str]]]) -> None:
     """However they are given, a flag that may be repeated has them one by one, and no other flag changes."""
-    found = list(cli._spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
+    found = list(flags._spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
     expected = []
     for flag, values in groups:
         alone = flag == "--seed" or not values
@@ -344,7 +345,7 @@ def test_values_keep_their_flags_and_their_order(groups: list[tuple[str, list[st
 
 def test_a_command_may_be_spelled_as_its_module(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("analyze_corpus", "analyze-corpus"):
-        assert cli.main([name, "--dataset", "/no/such/file"]) == 2
+        assert app.main([name, "--dataset", "/no/such/file"]) == 2
         assert "/no/such/file" in capsys.readouterr().err
 
 

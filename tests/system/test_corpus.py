@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ebmvk.config.schema import from_toml
+from ebmvk.config.toml import from_toml
 from ebmvk.data.datasets import ENVIRONMENT, read_documents, resolve
 from ebmvk.runs.metrics import read_history
 

@@ -26,8 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench import scaling
-from ebmvk.cli import parsing as cli
-from ebmvk.cli import pretrain
+from ebmvk.cli import pretrain, running
 from ebmvk.cli import train as training
 from ebmvk.config.schema import Config, ModelConfig
 from ebmvk.engine import Backend, select
@@ -40,8 +39,8 @@ from ebmvk.ranks.failures import Failures
 from ebmvk.runs.folder import read_config
 from ebmvk.training import follower
 from ebmvk.training import trainer as loop
+from ebmvk.training.passes import Passes
 from ebmvk.training.reduction import add_up, check_same_weights
-from ebmvk.training.trainer import Passes
 
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS
@@ -434,7 +433,7 @@ def test_a_first_rank_that_dies_with_the_store_is_named(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return ranks.follow({})
 
-    _, one, two = launched(3, lambda: cli.run(body), tmp_path)
+    _, one, two = launched(3, lambda: running.run(body), tmp_path)
     assert (one.status, two.status) == (2, 2)
     assert "error: rank 1: rank 0 of 3 stopped answering\n" in one.err
     assert "error:" not in two.err
@@ -460,7 +459,7 @@ def test_what_the_first_rank_ends_with_is_known_to_others_that_look_late(
                 raise DeviceError("no device", hint="take another")
             return ranks.follow({})
 
-    one, two = launched(2, lambda: cli.run(body), tmp_path)
+    one, two = launched(2, lambda: running.run(body), tmp_path)
     assert (one.status, one.err) == (2, "error: no device\n  try: take another\n")
     assert (two.status, two.err) == (2, "")
 

@@ -104,9 +104,9 @@ def test_bad_flags(
 
 
 def test_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    from ebmvk.cli import parsing as cli
+    from ebmvk.cli import app
 
-    status = cli.main(["trian"])
+    status = app.main(["trian"])
     said = capsys.readouterr()
     _is_typed(Said(status, said.out, said.err), "ebmvk trian", "did you mean 'ebmvk train'?")
 

@@ -16,8 +16,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import commands
 from ebmvk.cli.train import _defaults
+from ebmvk.config import flags
 from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import step_folders
@@ -177,7 +178,7 @@ def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None
 
 def _path_flags() -> Iterator[str]:
     """Of all commands, those whose values are of type Path."""
-    for command in cli.COMMANDS:
+    for command in commands.COMMANDS:
         module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
         for kind in vars(module).values():
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -187,7 +188,7 @@ def _path_flags() -> Iterator[str]:
 
 
 def test_every_flag_of_a_path_knows_the_home_folder() -> None:
-    assert set(_path_flags()) - set(cli.PATHS) == set()
+    assert set(_path_flags()) - set(flags.PATHS) == set()
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "~/c",
         f"--out={home}",
     ]
-    assert cli.at_home(given) == [*wanted, "--to=~nobody-here/x"]
+    assert flags.at_home(given) == [*wanted, "--to=~nobody-here/x"]
 
 
 def test_a_run_goes_to_the_home_folder(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ebmvk.config.schema import from_toml
+from ebmvk.config.toml import from_toml
 from ebmvk.errors import ConfigError
 from ebmvk.runs.checkpoint import MANIFEST
 from ebmvk.runs.folder import read_config

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ebmvk.cli.train import _defaults, _of_text, asked
-from ebmvk.config.schema import items, sources_in
+from ebmvk.config.schema import items
+from ebmvk.config.toml import sources_in
 
 from .conftest import Command, rows
 

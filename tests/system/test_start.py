@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import running
 from ebmvk.initialisation.start import open_start
 from ebmvk.runs.folder import open_run
 
@@ -147,7 +147,7 @@ def test_a_start_that_is_not_there(
     init: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert cli.run(lambda: open_start(init, print) and 0) == 2
+    assert running.run(lambda: open_start(init, print) and 0) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
 

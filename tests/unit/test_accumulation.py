@@ -22,7 +22,7 @@ from ebmvk.model.integration import phi
 from ebmvk.objective import losses
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import WHOLE, Share
-from ebmvk.training.trainer import Passes, smaller_batches
+from ebmvk.training.passes import Passes, smaller_batches
 
 WINDOWS, LENGTH = 8, 12
 TARGETS = (12, 1, 1, 7, 2, 12, 1, 3)  # of each window

@@ -10,18 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_support import job
 
-from ebmvk.config.schema import (
-    SECTION_OF,
-    Config,
-    check,
-    check_resume,
-    flag,
-    from_toml,
-    items,
-    read_toml,
-    replace,
-    write_toml,
-)
+from ebmvk.config.checks import check, check_resume
+from ebmvk.config.schema import SECTION_OF, Config, flag, items, replace
+from ebmvk.config.toml import from_toml, read_toml, write_toml
 from ebmvk.errors import ConfigError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)

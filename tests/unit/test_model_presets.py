@@ -10,7 +10,8 @@ import pytest
 import torch
 from train_support import job
 
-from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, check, items, replace
+from ebmvk.config.checks import check
+from ebmvk.config.schema import SIZES, WHOLE_SEQUENCE, Config, ModelConfig, Size, items, replace
 from ebmvk.config.sizes import FFN_RATIO, PLENTY_BYTES, PRESETS, RECIPES, derive, recipe, recipe_names
 from ebmvk.data.windows import TokenStream
 from ebmvk.model.build import build_model

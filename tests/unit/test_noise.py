@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebmvk.config.schema import Config, TrainingConfig, check, from_toml, read_toml, replace, write_toml
+from ebmvk.config.checks import check
+from ebmvk.config.schema import Config, TrainingConfig, replace
+from ebmvk.config.toml import from_toml, read_toml, write_toml
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ConfigError
 from ebmvk.evaluation.score_matching import levels

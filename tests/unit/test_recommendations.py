@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ebmvk.cli import certify, generate, memory, train
-from ebmvk.cli import parsing as cli
-from ebmvk.config.schema import Config, check, check_resume, replace
+from ebmvk.cli import certify, generate, memory, parsing, train
+from ebmvk.config import flags, resolve
+from ebmvk.config.checks import check, check_resume
+from ebmvk.config.schema import Config, replace
 from ebmvk.diagnosis.recommendations import recommendations
 from ebmvk.memory.fit import MAX_SPLATS
 from ebmvk.monitoring.advice import advice
@@ -158,29 +159,29 @@ def _follow(line: str, config: Config) -> None:
 
 
 def _train(args: list[str], config: Config) -> None:
-    args = cli.fill_optional(args, "--resume", train.NEWEST)
-    command = cli.parse(
+    args = flags.fill_optional(args, "--resume", train.NEWEST)
+    command = parsing.parse(
         train.TrainCommand, args, command="train", known=train.FLAGS, default=train.TrainCommand(**vars(config))
     )
-    found = check(replace(config, train._overrides({}, train._given(args, command.settings))))
+    found = check(replace(config, resolve._overrides({}, resolve._given(args, command.settings))))
     assert found != config
     if command.resume:
         check_resume(config, found)
 
 
 def _memory(args: list[str], _config: Config) -> None:
-    command = cli.parse(memory.MemoryCommand, args, command="memory", known=memory.FLAGS)
+    command = parsing.parse(memory.MemoryCommand, args, command="memory", known=memory.FLAGS)
     assert 1 <= command.splats <= MAX_SPLATS
 
 
 def _generate(args: list[str], _config: Config) -> None:
-    command = cli.parse(generate.GenerateCommand, args, command="generate", known=generate.FLAGS)
+    command = parsing.parse(generate.GenerateCommand, args, command="generate", known=generate.FLAGS)
     generate._check(command)
-    generate._strategy(command, cli.flags_in(args))
+    generate._strategy(command, flags.flags_in(args))
 
 
 def _certify(args: list[str], _config: Config) -> None:
-    cli.check_flags(args, certify.FLAGS, "certify")
+    parsing.check_flags(args, certify.FLAGS, "certify")
 
 
 COMMANDS = {"train": _train, "memory": _memory, "generate": _generate, "certify": _certify}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ebmvk.cli import parsing as cli
+from ebmvk.cli import parsing
 from ebmvk.cli.evaluate import FLAGS, EvaluateCommand
 from ebmvk.errors import ConfigError
 from ebmvk.runs import layout as runs
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _parsed(*args: str) -> EvaluateCommand:
-    return cli.parse(EvaluateCommand, args, command="evaluate", known=FLAGS)
+    return parsing.parse(EvaluateCommand, args, command="evaluate", known=FLAGS)
 
 
 def test_the_newest_run_with_a_checkpoint_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ebmvk.config.schema import Config, SplatConfig, check
+from ebmvk.config.checks import check
+from ebmvk.config.schema import Config, SplatConfig
 from ebmvk.config.schema import replace as configure
 from ebmvk.engine import select
 from ebmvk.engine.reference import Reference

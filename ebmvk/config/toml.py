@@ -1,0 +1,148 @@
+"""Configuration files: TOML in and out."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ebmvk.config.schema import SECTION_OF, Config, Source, items, nearest, replace
+from ebmvk.errors import ConfigError
+
+
+def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
+    """Flat {field: value} of a configuration file; unknown sections, unknown keys and wrong types are rejected.
+
+    Args:
+        flag: what named the file, with a blank after it, for messages.
+
+    Raises:
+        ConfigError: naming the file, the key and its value, with the nearest known name.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{flag}{path}: no such file", hint="check the path; a run's config.toml is one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{flag}{path}: cannot be read as TOML", why=str(error), hint="compare it with another run's config.toml"
+        ) from None
+    return _flat(tables, path)
+
+
+def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """{field: value} of {section: {field: value}}, as `read_toml` says."""
+    values: dict[str, Any] = {}
+    for section, table in tables.items():
+        names = [n for n, s in SECTION_OF.items() if s == section]
+        if not names and section in SECTION_OF:
+            hint = f"put it below a line [{SECTION_OF[section]}]"
+            raise ConfigError(f"{path}: '{section}' stands outside of its section", hint=hint)
+        if not names or not isinstance(table, dict):
+            raise _unknown(path, section, set(SECTION_OF.values()))
+        for name, value in table.items():
+            if name not in names:
+                raise _unknown(path, f"{section}.{name}", [f"{section}.{n}" for n in names])
+            values[name] = _coerce(name, value, f"{path}: {section}.{name}")
+    return values
+
+
+def _unknown(path: Path, key: str, known: Iterable[str]) -> ConfigError:
+    close = nearest(key, known)
+    hint = f"write '{close}'" if close else f"known here: {', '.join(sorted(known))}"
+    return ConfigError(f"{path}: unknown key '{key}'", why="a misspelt key would be ignored", hint=hint)
+
+
+def _coerce(name: str, value: Any, where: str) -> Any:
+    """`value` as the type of field `name`; a TOML integer is fine where a float is wanted, nothing else converts."""
+    hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif get_origin(option) is tuple:
+            words = get_args(option)[0] is str
+            if isinstance(value, list) and all(type(v) in ((str,) if words else (int, float)) for v in value):
+                return tuple(value if words else map(float, value))
+        elif option is Path and isinstance(value, str):
+            return Path(value)
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif type(value) is option:
+            return value
+    wanted = " or ".join(_words(option) for option in options if option is not type(None))
+    raise ConfigError(f"{where} = {value!r}: not {wanted}", hint=f"give {wanted}, or leave the key away")
+
+
+def _words(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return "one of " + ", ".join(map(str, get_args(option)))
+    if get_origin(option) is tuple:
+        return "an array of strings" if get_args(option)[0] is str else "an array of numbers"
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}[option]
+
+
+_BEFORE = {"raw": True, "keep_bom": True}
+"""Values that earlier versions used where they had no such setting: they read every file as plain text."""
+
+
+def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> str:
+    """The configuration as TOML; unset (None) values are left out, sources stand as comments beside their values."""
+    lines: list[str] = []
+    current = ""
+    for section, name, value in items(config):
+        if section != current:
+            lines += [*([""] if lines else []), f"[{section}]"]
+            current = section
+        if value is not None:
+            comment = f"  # {sources[name]}" if sources and name in sources else ""
+            lines.append(f"{name} = {_toml(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in text) + '"'
+
+
+def sources_in(path: Path) -> dict[str, Source]:
+    """{field: where its value came from}, as `write_toml` notes it; defaults have no note."""
+    known = "|".join(get_args(Source))
+    found: dict[str, Source] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if entry := re.fullmatch(rf"(\w+) = .*?(?:  # ({known}))?", line):
+            found[entry[1]] = next((source for source in get_args(Source) if source == entry[2]), "default")
+    return found
+
+
+def from_toml(path: Path) -> Config:
+    """A complete configuration from a file written by `write_toml`; a missing field gets the value that
+    versions without that field used."""
+    return replace(Config(), _BEFORE | read_toml(path, flag=""))
+
+
+def from_tables(tables: Mapping[str, Any], path: Path) -> Config:
+    """A complete configuration from what `to_tables` gave. path: its file, for messages. Raises ConfigError."""
+    return replace(Config(), _BEFORE | _flat(tables, path))
+
+
+def to_tables(config: Config) -> dict[str, dict[str, Any]]:
+    """{section: {field: value}}, JSON-able; unset (None) values are left out."""
+    tables: dict[str, dict[str, Any]] = {}
+    for section, name, value in items(config):
+        plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        tables.setdefault(section, {}).update({} if value is None else {name: plain})
+    return tables

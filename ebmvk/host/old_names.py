@@ -1,0 +1,42 @@
+"""Modules that have moved: `import ebmvk.doctor` and `python -m ebmvk.doctor` still work, as `ebmvk.cli.doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+
+_COMMANDS = (
+    "analyze_corpus", "attention", "certify", "compare_decoding", "compose", "doctor", "embed", "export", "harness",
+    "init_tokenizer", "neighbors", "prepare_corpus", "pretrain", "sweep",
+)  # fmt: skip
+MOVED = {f"ebmvk.{name}": f"ebmvk.cli.{name}" for name in _COMMANDS} | {
+    "ebmvk.harness_model": "ebmvk.evaluation.harness_model",
+}
+
+
+class OldNames(MetaPathFinder, Loader):
+    """Finds a moved module by its old name, after all other finders have failed."""
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module itself: under both names it is one object."""
+        module = importlib.import_module(MOVED[spec.name])
+        spec.loader_state = module.__spec__  # the import system overwrites it
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        module.__spec__ = spec.loader_state
+
+    def get_code(self, name: str) -> CodeType | None:
+        """For `python -m`."""
+        spec = importlib.util.find_spec(MOVED[name])
+        assert spec is not None
+        code: CodeType | None = spec.loader.get_code(spec.name)  # type: ignore[union-attr]
+        return code

@@ -1,0 +1,7 @@
+"""`python -m ebmvk.memory`: the command `ebmvk memory`."""
+
+import sys
+
+from ebmvk.cli.memory import main
+
+sys.exit(main())

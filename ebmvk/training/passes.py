@@ -1,0 +1,133 @@
+"""The passes of one step: batch after batch, as if it were one large batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmvk.config.schema import Config
+from ebmvk.data.windows import Batches, TokenStream
+from ebmvk.engine.device import Device
+from ebmvk.engine.seeds import seed_torch, step_seed
+from ebmvk.errors import (
+    ArgumentError,
+    NonFinite,
+)
+from ebmvk.model.language import Context, LanguageModel
+from ebmvk.monitoring.advice import is_out_of_memory
+from ebmvk.objective.losses import Losses, objective, targets_of
+from ebmvk.ranks import WHOLE, Share
+from ebmvk.training import finite
+
+
+def batches_of(config: Config, train: TokenStream) -> Batches:
+    """The batches of a run's steps."""
+    return Batches(
+        *(train, config.training.windows_per_step, config.data.seq_length, step_seed(config.run.seed, -2)),
+        stride=config.data.stride,
+    )
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a step, or of one rank's share of it, batch after batch; the result is that of one large batch.
+
+    Losses and gradients equal those of the large batch, to rounding; all random choices are the same except dropout's
+    masks, which have the same law. tokens: (B, T+1), of the whole step; batches: their number; total: sums a tensor
+    over ranks.
+    """
+
+    model: LanguageModel
+    device: Device
+    config: Config
+    tokens: Tensor
+    step: int
+    batches: int
+    share: Share = WHOLE
+    total: Callable[[Tensor], Tensor] = lambda own: own
+
+    def run(self) -> Losses:
+        """The losses; adds the gradients to those of the parameters."""
+        over_step, found = self._over_step(), list[Losses]()
+        self._seed()
+        for share in self._shares():
+            with self._autocast():
+                losses = self._objective(share, over_step)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            found.append(dataclasses.replace(losses, total=losses.total.detach()))
+        return Losses.sum(found)
+
+    def _over_step(self) -> Callable[[Tensor], Tensor]:
+        if self.batches == 1 or not self.model.own_losses:
+            return self.total
+        sums = self.total(self._sums())
+        return lambda _: sums
+
+    def _shares(self) -> list[Share]:
+        return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
+
+    def _seed(self) -> None:
+        """The seed of dropout: each rank has its own."""
+        config = self.config
+        seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.training.precision == "bfloat16"
+        return torch.autocast(self.device.torch.type, torch.bfloat16, enabled=enabled)
+
+    def _objective(self, share: Share, over_step: Callable[[Tensor], Tensor]) -> Losses:
+        own, seed = self.config, self.config.run.seed
+        return objective(
+            self.model, self.tokens, self.device.backend, own, seed=seed, step=self.step, share=share,
+            over_step=over_step,
+        )  # fmt: skip
+
+    def _sums(self) -> Tensor:
+        """The sums over all batches that the model's own losses need before any gradient: a pass through the trunk with
+        the same dropout masks. A graph is built, so the bits are those of the pass that is differentiated."""
+        self._seed()
+        return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
+            0
+        )
+
+    def _sums_of(self, rows: Tensor) -> Tensor:
+        with self._autocast():
+            context: Context = self.model(rows[:, :-1].clamp_min(0))
+        return context.sums(targets_of(rows)).detach()
+
+
+def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
+    """A rank's `passes` of a step; None if memory runs out (its tensors are freed with the error).
+
+    non_finite: makes the error to raise if something isn't finite, from its name.
+
+    Raises:
+        NonFinite: the engine refuses a tensor, before there is a loss.
+    """
+    try:
+        return passes.run()
+    except ArgumentError as error:  # from values that the model has reached
+        raise non_finite(finite.origin(model, alone(passes).run) or error.what) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
+    """Batch sizes below `rows` that divide a step of `windows` windows evenly, over `ranks` ranks; each is at most half
+    the one before."""
+    fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
+    for part in reversed(fitting):
+        if part <= rows // 2:
+            yield part
+            rows = part
+
+
+def alone(passes: Passes) -> Passes:
+    """The passes of this rank alone, without communication with other ranks."""
+    return dataclasses.replace(passes, total=lambda own: own)
