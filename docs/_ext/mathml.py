@@ -6,6 +6,7 @@ docutils brings the converter, so the docs need no package for it. conf.py choos
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 STATIC = Path(__file__).with_name("static")
+# An accented letter with an index would get the index below it: something beside the letter prevents that.
+ACCENTED = re.compile(r"\{(\\(?:hat|bar|tilde) ?\\?\w+)\}(?=[_^])")
+# Few fonts leave a space between log and its argument, or draw U+02C9 as a bar.
+SPACE = re.compile(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>\()")
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -38,8 +43,10 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 def _mathml(node: nodes.Element, *, as_block: bool) -> str:
     """The element <math>. A formula that can't be converted is a warning, and stands as code."""
+    formula = node.astext()
     try:
-        return str(latex2mathml.tex2mathml(node.astext(), as_block=as_block))
+        found = str(latex2mathml.tex2mathml(ACCENTED.sub(r"{\1{}}", formula), as_block=as_block))
     except MathError as error:
-        LOGGER.warning("formula %r: %s", node.astext(), error, location=node)
-        return f"<code>{escape(node.astext())}</code>"
+        LOGGER.warning("formula %r: %s", formula, error, location=node)
+        return f"<code>{escape(formula)}</code>"
+    return SPACE.sub('<mspace width="0.17em"></mspace>', found).replace("ˉ", "¯")
