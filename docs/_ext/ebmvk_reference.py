@@ -6,12 +6,13 @@ asked for its help, and the parser behind it is read instead of printed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import re
 import warnings
 from argparse import Action
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args, get_type_hints
 from unittest import mock
@@ -32,26 +33,20 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def _filled(app: Any, page: str, source: list[str]) -> None:
-    parts: dict[str, Callable[[], Iterator[str]]]
-    parts = {"commands": commands, "settings": settings, "errors": error_classes}
-    for name in re.findall(r"^% ebmvk: (\w+)$", source[0], re.MULTILINE):
-        source[0] = source[0].replace(f"% ebmvk: {name}", "\n".join(parts[name]()))
-        app.env.ebmvk_pages = getattr(app.env, "ebmvk_pages", set()) | {page}
-
-
-class _AskedForHelpError(Exception):
-    """A command called `tyro.cli`."""
+    for name, part in {"commands": commands, "settings": settings, "errors": error_classes}.items():
+        if (line := f"% ebmvk: {name}") in source[0]:
+            source[0] = source[0].replace(line, "\n".join(part()))
+            app.env.ebmvk_pages = getattr(app.env, "ebmvk_pages", set()) | {page}
 
 
 def _asked(*args: str) -> tuple[Any, dict[str, Any]]:
     """The dataclass that a command parses its flags into, and what else it hands to `tyro.cli`."""
-    with mock.patch.object(tyro, "cli", side_effect=_AskedForHelpError) as asked:
-        try:
-            cli.main([*args, "--help"])
-        except _AskedForHelpError:
-            (kind,), how = asked.call_args
-            return kind, {name: value for name, value in how.items() if name != "args"}
-    raise RuntimeError(f"ebmvk {' '.join(args)} --help does not use tyro.cli")
+    with mock.patch.object(tyro, "cli", side_effect=SystemExit(0)) as asked, contextlib.suppress(SystemExit):
+        cli.main([*args, "--help"])
+    if not asked.called:
+        raise RuntimeError(f"ebmvk {' '.join(args)} --help does not use tyro.cli")
+    (kind,), how = asked.call_args
+    return kind, {name: value for name, value in how.items() if name != "args"}
 
 
 @cache
@@ -86,7 +81,8 @@ def commands() -> Iterator[str]:
 
 def _prose(text: str) -> str:
     """Help as Markdown: flags and defaults become code."""
-    text = re.sub(r"\s*\(default: (.*)\)$", r" Default: `\1`.", text).replace(" Default: `None`.", "")
+    text = re.sub(r"\s*\(default: (.*)\)$", r" Default: `\1`.", text.replace("%%", "%"))
+    text = re.sub(r" Default: `(None)?`\.", "", text)
     text = text.replace("Default: `False`", "Off by default").replace("Default: `True`", "On by default")
     text = text.replace(" (repeatable)", " May be repeated.")
     pieces = re.split(r"(`[^`]*`|--[a-z][a-z0-9-]*|EBMVK_[A-Z_]+)", text)
@@ -111,8 +107,8 @@ def settings() -> Iterator[str]:
             users = [model for model in MODELS if _uses(model, section.name, entry.name)]
             low, high = (f"`{x:g}`" if isinstance(x, float) else f"`{x}`" for x in map(bounds.get, ("low", "high")))
             facts = [_kind(action)]
-            if bounds.get("low") is not None:
-                facts.append(f"from {low} to {high}" if bounds.get("high") is not None else f"at least {low}")
+            if "`None`" not in low:
+                facts.append(f"from {low} to {high}" if "`None`" not in high else f"at least {low}")
             facts.append(_default(by_size or {"": config.Config().run.size}))
             facts += [f"only for {', '.join(users)}"] if len(users) < len(MODELS) else []
             facts += ["`--resume` may change it"] if bounds.get("resume") else []
@@ -131,22 +127,19 @@ def _kind(action: Action) -> str:
 def _default(by_size: dict[str, Any]) -> str:
     """One value, or one for each size."""
     text = {bool: lambda value: str(value).lower(), float: lambda value: f"{value:g}"}
-    shown = {size: "none" if value in (None, ()) else f"`{text.get(type(value), str)(value)}`"
-             for size, value in by_size.items()}  # fmt: skip
-    each = [f"{value} ({size})" for size, value in shown.items()]
-    return f"default {', '.join(each) if len(set(shown.values())) > 1 else next(iter(shown.values()))}"
+    shown = ["none" if x in (None, ()) else f"`{text.get(type(x), str)(x)}`" for x in by_size.values()]
+    each = [f"{value} ({size})" for size, value in zip(by_size, shown, strict=True)]
+    return f"default {', '.join(each) if len(set(shown)) > 1 else shown[0]}"
 
 
 def _uses(model: str, section: str, name: str) -> bool:
     """True if the setting means anything for the model, with experts or without."""
     for experts in (False, True):
         settings = config.replace(config.Config(), {"model": model, "use_moe": experts})
-        try:
+        with contextlib.suppress(errors.EbmvkError):
             config.check_model(settings.model)
-        except errors.EbmvkError:
-            continue
-        if config.concerns(settings, section, name):
-            return True
+            if config.concerns(settings, section, name):
+                return True
     return False
 
 
