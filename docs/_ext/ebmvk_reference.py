@@ -1,7 +1,6 @@
-"""Write the reference of commands, settings and errors from the code when the docs are built.
+"""Write the reference of commands, settings and errors from the code, in place of lines such as `% ebmvk: commands`.
 
-A line such as `% ebmvk: commands` in a page is replaced. What is written is what the program knows: each command is
-asked for its help, and the parser behind it is read instead of printed.
+Each command is asked for its help, and the parser behind it is read instead of printed.
 """
 
 from __future__ import annotations
@@ -94,27 +93,25 @@ def _prose(text: str) -> str:
 
 def settings() -> Iterator[str]:
     """A section for each table of config.toml. Defaults are those for a long text, as short ones change some."""
-    sizes: dict[str, dict[str, Any]] = {}
-    for size in config.SIZES:
-        default = _asked("train", "--size", size, "--dataset", "wikitext-2")[1]["default"]
-        sizes[size] = {name: value for _, name, value in config.items(default.settings)}
+    asked = {size: _asked("train", "--size", size, "--dataset", "wikitext-2")[1] for size in config.SIZES}
     flags = {flag: action for own in _groups("train").values() for flag, action in own.items()}
     for section in dataclasses.fields(config.Config):
         yield f"## {section.name}\n"
         for entry in dataclasses.fields(getattr(config.Config(), section.name)):
             action, bounds = flags[config.flag(entry.name)], entry.metadata
-            by_size = {size: values[entry.name] for size, values in sizes.items() if entry.name != "size"}
+            by_size = {size: getattr(getattr(how["default"], section.name), entry.name) for size, how in asked.items()}
             users = [model for model in MODELS if _uses(model, section.name, entry.name)]
             low, high = (f"`{x:g}`" if isinstance(x, float) else f"`{x}`" for x in map(bounds.get, ("low", "high")))
             facts = [_kind(action)]
             if "`None`" not in low:
                 facts.append(f"from {low} to {high}" if "`None`" not in high else f"at least {low}")
-            facts.append(_default(by_size or {"": config.Config().run.size}))
+            said = re.search(r"\(default: (\S+ .*)\)", action.help or "")  # words in place of a value
+            facts.append(f"default: {said[1]}" if said else _default(by_size))
             facts += [f"only for {', '.join(users)}"] if len(users) < len(MODELS) else []
             facts += ["`--resume` may change it"] if bounds.get("resume") else []
-            meaning = _prose(re.sub(r"\s*\((default|repeatable).*\)$", "", action.help or ""))
-            fact = "; ".join(facts)
-            yield f"`{entry.name}`\n: {meaning}\n  <br>{fact[0].upper()}{fact[1:]}.\n"
+            meaning, fact = re.sub(r"\s*\((default|repeatable).*\)$", "", action.help or ""), "; ".join(facts)
+            told = "<br>".join(filter(None, (_prose(meaning), f"{fact[0].upper()}{fact[1:]}.")))
+            yield f"`{entry.name}`\n: {told}\n"
 
 
 def _kind(action: Action) -> str:
@@ -129,6 +126,8 @@ def _default(by_size: dict[str, Any]) -> str:
     text = {bool: lambda value: str(value).lower(), float: lambda value: f"{value:g}"}
     shown = ["none" if x in (None, ()) else f"`{text.get(type(x), str)(x)}`" for x in by_size.values()]
     each = [f"{value} ({size})" for size, value in zip(by_size, shown, strict=True)]
+    if shown == [f"`{size}`" for size in by_size]:  # the size itself
+        return f"default `{config.Config().run.size}`"
     return f"default {', '.join(each) if len(set(shown)) > 1 else shown[0]}"
 
 
