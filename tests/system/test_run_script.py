@@ -55,7 +55,7 @@ def test_a_misspelt_command_is_refused(clone: Path, arguments: list[str], said: 
 def test_help_names_each_command(clone: Path) -> None:
     done = run(clone)
     assert done.returncode == 0
-    for command in ("train", "evaluate", "generate", "test", "setup"):
+    for command in ("train", "evaluate", "generate", "test", "docs", "setup"):
         assert f"./run {command}" in done.stdout
     assert "set -eu" not in done.stdout
 
