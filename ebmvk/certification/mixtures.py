@@ -14,8 +14,9 @@ from ebmvk.certification import statistics
 from ebmvk.certification.chains import Target, Task, arc_step, onward, uniform_start
 from ebmvk.certification.results import Bench, Findings, Picture, Series, Sizes, by_p
 from ebmvk.engine.api import Backend, Scheme
-from ebmvk.sampling.exchange import block_gibbs, tempering
+from ebmvk.sampling.gibbs import block_gibbs
 from ebmvk.sampling.latent import LatentLaw
+from ebmvk.sampling.tempering import tempering
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
