@@ -27,9 +27,9 @@ class Contexts:
     """C contexts: their laws p(v|c), and the points of the tokens.
 
     mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: where they are from.
-    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None if there
-        is no model. Then the candidates are the most probable tokens of lexical (C, V), or of log_p if
-        that is None.
+    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None without a
+        model. Then the candidates are the most probable tokens of lexical (C, V), or of log_p if that is
+        None.
     """
 
     mu: Tensor
@@ -54,7 +54,8 @@ class Contexts:
 
 
 def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
-    """Zipf laws over made-up points; their exponents spread the entropies evenly from .1 nats to log V."""
+    """Zipf laws over made-up points; their exponents spread the entropies evenly from .1 nats to
+    log V."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(VOCABULARY, d, generator=g))
     exponents = torch.linspace(0, 8, 2001, dtype=torch.float64)
@@ -94,7 +95,8 @@ def of_text(
     reader: Reader | None = None,
     count: int = CONTEXTS,
 ) -> Contexts:
-    """Contexts of a text at even quantiles of the entropy of p_lex(v|c), from the smallest to the largest.
+    """Contexts of a text at even quantiles of the entropy of p_lex(v|c), from the smallest to the
+    largest.
 
     context: number of tokens of a window, at most. reader: reads a memory, which every second context
     then consults.

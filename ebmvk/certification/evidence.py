@@ -28,7 +28,10 @@ from ebmvk.certification.results import Check, Findings, Picture, Series, by_p
 from ebmvk.certification.statistics import Evidence, Fit
 
 BOUND = 0.05
-"""Allowed total variation. Fewer than 25,000 chains cannot show as much; then the bound is what they can show."""
+"""Allowed total variation.
+
+Fewer than 25,000 chains cannot show as much; then the bound is what they can show.
+"""
 ALPHA = 1e-5
 """Level of one context: about a hundred p-values share 1e-3."""
 CERTAIN, FEWEST = 1e-12, 100
@@ -57,7 +60,8 @@ class Route:
 
 @dataclass(frozen=True)
 class Slack:
-    """Allowed deviations: log odds of the mass outside the candidates, the exponent of p^s, the concentration."""
+    """Allowed deviations: log odds of the mass outside the candidates, the exponent of p^s, the
+    concentration."""
 
     rest: float = 0.0
     exponent: float = 0.0
@@ -90,7 +94,8 @@ def compared(route: Route, contexts: Contexts, n: int, seed: int, most_steps: in
 
 
 def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, Drawn, float]:
-    """The check of one context with as many steps as it needs, its draws, and its bound of the total variation."""
+    """The check of one context with as many steps as it needs, its draws, and its bound of the
+    total variation."""
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:
@@ -176,7 +181,8 @@ def _within(slack: float, what: str = "") -> str:
 
 @dataclass
 class _Sum:
-    """For a function f of tokens, summed over draws: its deviation from the mean under the laws, and its variance."""
+    """For a function f of tokens, summed over draws: its deviation from the mean under the laws,
+    and its variance."""
 
     excess: float = 0.0
     variance: float = 0.0

@@ -41,7 +41,8 @@ Lie = Literal[
     "decoder with the numbers of x",
     "ladder upside down",
 ]
-"""The first three in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the coarse
+"""The first three in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the
+coarse
 decoder assumes that its neighbourhoods are equally likely before it sees x."""
 
 
@@ -86,7 +87,8 @@ class Liar:
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A CPU backend to test while the lie is in force: the compiled kernels if there are any, else plain torch."""
+    """A CPU backend to test while the lie is in force: the compiled kernels if there are any, else
+    plain torch."""
     try:
         own = select("cpu")
     except DeviceError:

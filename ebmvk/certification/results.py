@@ -10,12 +10,14 @@ from ebmvk.certification.chains import Sampler
 from ebmvk.certification.statistics import Evidence
 
 FAMILY_LEVEL = 1e-3
-"""Probability that a right sampler fails any check; all p-values of a run share it equally (Bonferroni)."""
+"""Probability that a right sampler fails any check; all p-values of a run share it equally
+(Bonferroni)."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: by p-value; by bounds if the statistic isn't random or its bound is specified; or by both.
+    """One verdict: by p-value; by bounds if the statistic isn't random or its bound is specified;
+    or by both.
 
     number: of the test in model section 7. name: unique. claim: what is tested. n: number of values
     behind the statistic.

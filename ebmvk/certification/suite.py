@@ -1,4 +1,5 @@
-"""Runs all tests and all mutants; the tables say which tests there are and what each mutant must fail."""
+"""Runs all tests and all mutants; the tables say which tests there are and what each mutant must
+fail."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ SAMPLING: dict[str, Test] = {
     "9 order of the bias": laws.order_of_bias,
     "9 no bias": laws.no_bias,
 }
-"""The tests of chains, which need only a `chains.Sampler`; the fastest informative ones come first."""
+"""The tests of chains, which need only a `chains.Sampler`; the fastest informative ones come
+first."""
 
 CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
     "no projection": (dynamics.constraints, "constraints, gbaoab"),
@@ -140,14 +142,18 @@ class Certificate:
 
 
 def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
-    """The sizes for a device; quick runs are smaller still if it may be a CPU in disguise or plain torch."""
+    """The sizes for a device; quick runs are smaller still if it may be a CPU in disguise or plain
+    torch."""
     if not quick:
         return FULL
     return QUICK if backend.name == "cpu" else QUICK_SLOW
 
 
 def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: Say = lambda _: None) -> Certificate:
-    """Run all tests and all mutants. A typed error fails the test in which it was raised; `say` gets progress."""
+    """Run all tests and all mutants.
+
+    A typed error fails the test in which it was raised; `say` gets progress.
+    """
     found = Certificate()
     bench = Bench(engine_sampler(backend), sizes, seed)
     for name, law_test in MIXING.items():

@@ -1,4 +1,5 @@
-"""Test 8, the project's central one: a token decoded from the state of a chain alone has the law p(v|c).
+"""Test 8, the project's central one: a token decoded from the state of a chain alone has the law
+p(v|c).
 
 Contexts come from a trained model, with its static memory in half of them if it has one; or are made
 up, and then some of their laws are mixtures with a memory that the candidates know nothing of.
@@ -30,7 +31,8 @@ _CHAINS = Slack(rest=0.03, exponent=0.02, concentration=0.02)
 
 
 def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Each context by annealed Langevin with 200 steps, as in generation, and more steps if that isn't enough.
+    """Each context by annealed Langevin with 200 steps, as in generation, and more steps if that
+    isn't enough.
 
     A context that needs more steps passes, and its line says how many it needs. It fails if it needs
     more than 3,200, or if more steps don't help.
@@ -52,7 +54,8 @@ def with_memory(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -
 
 
 def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
-    """Tokens decoded from exact states, which have no bias; the p-values are those of all contexts together."""
+    """Tokens decoded from exact states, which have no bias; the p-values are those of all contexts
+    together."""
     points = backend.points(contexts.mu.contiguous())
     n, total = sizes.chains, Total()
     for i in range(len(contexts.labels)):
@@ -87,7 +90,8 @@ def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_s
 def registered(
     sampler: str, backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None
 ) -> Findings:
-    """Every fifth context by any sampler of states in the registry; `langevin_steps` is its number of steps."""
+    """Every fifth context by any sampler of states in the registry; `langevin_steps` is its number
+    of steps."""
     few = contexts.some(slice(1, None, 5))
     own = (few.bias, few.concentrations)
     space = TokenPoints(backend, few.mu, backend.points(few.mu.contiguous()), *own)

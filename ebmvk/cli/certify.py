@@ -35,7 +35,8 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    # Test the tokens of this run's model, in contexts of its validation text; otherwise of made-up laws.
+    # Test the tokens of this run's model, in contexts of its validation text; otherwise of made-up
+    # laws.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Where that run's text is, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
@@ -171,7 +172,8 @@ def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
 
 
 def _row(check: Check, alpha: float) -> Record:
-    """One check, JSON-able: null stands for absent bounds and statistics, as JSON has no infinity and no NaN."""
+    """One check, JSON-able: null stands for absent bounds and statistics, as JSON has no infinity
+    and no NaN."""
     row = {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in dataclasses.asdict(check).items()

@@ -1,4 +1,5 @@
-"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: a table of decoding strategies and human text."""
+"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: a table of decoding strategies and
+human text."""
 
 from __future__ import annotations
 
@@ -120,7 +121,10 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table; a dash stands for what doesn't apply. A line below it explains a perplexity per byte."""
+    """The table; a dash stands for what doesn't apply.
+
+    A line below it explains a perplexity per byte.
+    """
     unit = rows[0]["judge_unit"]
     judged = {
         f"judge PPL/{unit}": ("judge_perplexity", ".1f" if unit == "token" else ".3f"),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class GenerateCommand:
     # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    # Text to continue; may be given several times. On a terminal without one, the command asks for it.
+    # Text to continue; may be given several times. On a terminal without one, the command asks for
+    # it.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     # A file whose whole text is the prompt.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -50,7 +51,8 @@ class GenerateCommand:
             "on the sphere."
         ),
     ] = None
-    # Memory that changes the probabilities: static (from training), episodic (this text so far), or both.
+    # Memory that changes the probabilities: static (from training), episodic (this text so far), or
+    # both.
     memory: Literal["none", "static", "episodic", "both"] = "none"
     seed: int = 42  # The same seed gives the same text.
     batch_size: int = 16  # Number of prompts that are continued at once.
@@ -154,7 +156,8 @@ def _asked() -> Iterator[str]:
 
 
 def _headline(command: GenerateCommand, several: bool, number: int, prompt: str) -> str:
-    """The line before a text if there are several: it shows the prompt; with --quiet it is empty."""
+    """The line before a text if there are several: it shows the prompt; with --quiet it is
+    empty."""
     if not several:
         return ""
     gap = "\n" if number else ""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """seen: the tokens of each row's text so far; end: the token that ends a text, if there is one."""
+    """seen: the tokens of each row's text so far; end: the token that ends a text, if there is
+    one."""
 
     seen: Sequence[Sequence[int]]
     end: int | None = None
@@ -76,7 +77,8 @@ STEPS: dict[str, Step] = {
 
 
 def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
-    """log p, times `penalty` for the tokens that the row has seen, except `end`: p^penalty, not normalised. (B, V)."""
+    """log p, times `penalty` for the tokens that the row has seen, except `end`: p^penalty, not
+    normalised. (B, V)."""
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
         row[list(set(tokens) - {end})] = penalty
@@ -99,7 +101,10 @@ def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: i
 
 
 def nucleus(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool: the fewest, most probable tokens that have this mass or more (Holtzman et al. 2020)."""
+    """(B, V) bool: the fewest, most probable tokens that have this mass or more (Holtzman et al.
+
+    2020).
+    """
     values, order = log_p.sort(-1, descending=True)
     p = values.exp()
     return _unsorted(p.cumsum(-1) - p < mass, order)

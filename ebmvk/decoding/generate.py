@@ -78,7 +78,7 @@ class Generator:
 
         Raises:
             ConfigError: the sampler needs points on the sphere and the model has none, or the sampler
-                doesn't suit the run's temperature of chains. ArgumentError: there is no such sampler.
+                doesn't suit the run's temperature of chains. ArgumentError: no sampler has this name.
         """
         texts = self._texts(prompts, how)
         for first in range(0, len(texts), batch_size):
@@ -87,7 +87,8 @@ class Generator:
         return [text.generated() for text in texts]
 
     def stream(self, prompt: str, how: Decoding, number: int = 0) -> Iterator[str]:
-        """The text that `generate` makes of prompt `number`, in pieces, each when no later token can change it.
+        """The text that `generate` makes of prompt `number`, in pieces, each when no later token
+        can change it.
 
         Raises:
             ConfigError, ArgumentError: as `generate`.
@@ -150,7 +151,10 @@ class Generator:
         how: Decoding,
         position: int,
     ) -> list[int]:
-        """A token of each text. Its draws depend on the text's number and the position, not on its neighbours."""
+        """A token of each text.
+
+        Its draws depend on the text's number and the position, not on its neighbours.
+        """
         tokens = []
         # A text's number is the number of its chain, so an ended neighbour changes nothing.
         for first, block in _blocks([text.number for text in texts]):
@@ -168,7 +172,8 @@ class Generator:
         if registry.named(name).module is None:
             return None
         own = (self.model.bias, self.model.concentrations())
-        # `_prepared` may be of slightly older embeddings if the model has been trained since; samplers allow that.
+        # `_prepared` may be of slightly older embeddings if the model has been trained since;
+        # samplers allow that.
         space = TokenPoints(self.backend, mu, self.backend.points(mu), *own, self._prepared)
         return TokenSampler(name, space, self.langevin, self.health)
 

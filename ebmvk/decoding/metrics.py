@@ -9,7 +9,8 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """Share of the tokens inside an n-gram that occurred before, at most `window` tokens back; 0 without tokens.
+    """Share of the tokens inside an n-gram that occurred before, at most `window` tokens back; 0
+    without tokens.
 
     The n-gram may reach into the prompt, and its earlier occurrence may lie there.
     """
@@ -25,6 +26,9 @@ def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM,
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Number of different n-grams of all texts over the number of all (Li et al. 2016); 0 without any."""
+    """Number of different n-grams of all texts over the number of all (Li et al.
+
+    2016); 0 without any.
+    """
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

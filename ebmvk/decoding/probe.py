@@ -1,4 +1,5 @@
-"""Samples that a training run writes now and then, with the diagnostics of the chains that made them."""
+"""Samples that a training run writes now and then, with the diagnostics of the chains that made
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SAMPLES = 2
 
 
 class Probe:
-    """Called with a step, appends samples to `path`; returns {'langevin': diagnostics} if chains made them.
+    """Called with a step, appends samples to `path`; returns {'langevin': diagnostics} if chains
+    made them.
 
     Raises:
         StorageError: the file could not be written.

@@ -34,7 +34,8 @@ class Reading:
         self.new = self._tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
 
     def _visible(self, ids: list[int]) -> list[int]:
-        """The part of a text that is read: all, or its end, short enough to leave a quarter of the reach free."""
+        """The part of a text that is read: all, or its end, short enough to leave a quarter of the
+        reach free."""
         reach = self.model.reach
         return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
 

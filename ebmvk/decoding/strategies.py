@@ -120,13 +120,15 @@ NAMED: Mapping[str, Strategy] = MappingProxyType(
         "sampling": UNCHANGED,
     }
 )
-"""What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which allows a temperature
+"""What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which allows a
+temperature
 from .7 to 1. At 1, and with no eight tokens twice, texts of subwords repeat themselves about as much as
 people do."""
 
 
 def named(name: str) -> Strategy:
-    """The strategy with this name, or the only one whose first word it is: `nucleus` is `nucleus 0.9`.
+    """The strategy with this name, or the only one whose first word it is: `nucleus` is `nucleus
+    0.9`.
 
     Raises:
         ConfigError: no strategy has that name, or several begin with it.

@@ -57,7 +57,8 @@ class Text:
             self.reason = "stop"
 
     def remember(self, h: Tensor) -> None:
-        """Give the memory the pairs of state and next token that are new: all at first, then one at a time.
+        """Give the memory the pairs of state and next token that are new: all at first, then one at
+        a time.
 
         h: (n, d), states of the last n tokens.
         """
@@ -73,12 +74,13 @@ class Text:
         return self.tokenizer.decode(tokens[:-1] if self.reason == "end" else tokens)
 
     def _cut(self) -> int | None:
-        """Where the first stop string begins; None if there is none."""
+        """Where the first stop string begins; None if the text has no stop string."""
         written = self._written()
         return min((at for at in map(written.find, self.stop) if at >= 0), default=None)
 
     def settled(self) -> str:
-        """The text that no later token can change: without an incomplete character or the start of a stop string."""
+        """The text that no later token can change: without an incomplete character or the start of
+        a stop string."""
         written = self._written()[: self._cut()].rstrip(UNFINISHED)
         if self.ended:
             return written

@@ -51,7 +51,8 @@ class Neighbourhoods:
 
     @classmethod
     def of(cls, backend: Backend, embeddings: Tensor, count: int | None = None) -> Neighbourhoods:
-        """Each token with its nearest centre of a spherical k-means; a group's direction is its mean.
+        """Each token with its nearest centre of a spherical k-means; a group's direction is its
+        mean.
 
         embeddings: (V, d) unit rows; count: number of neighbourhoods, sqrt(V) by default; empty ones
         are dropped. The same embeddings give the same split.
@@ -79,7 +80,8 @@ class Neighbourhoods:
 
 @dataclass(frozen=True)
 class CoarseSample:
-    """tokens (B,) int64, the groups (B,) int64 that they were drawn from, and the states of both levels."""
+    """tokens (B,) int64, the groups (B,) int64 that they were drawn from, and the states of both
+    levels."""
 
     tokens: Tensor
     groups: Tensor

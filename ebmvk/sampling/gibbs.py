@@ -1,4 +1,5 @@
-"""`--sampler gibbs`: block Gibbs, a component given the state and a state given the component (model section 7).
+"""`--sampler gibbs`: block Gibbs, a component given the state and a state given the component
+(model section 7).
 
 Each sweep draws v|x from the Bayes decoder's responsibilities, then x|v from vMF(mu_v, kappa)
 (Geman and Geman 1984). Both draws are exact, so the latent law is kept exactly at any concentration. A
@@ -26,7 +27,8 @@ SWEEP = 8  # integrator steps that cost about as much as one sweep, in a batch
 
 @dataclass(frozen=True)
 class GibbsSample:
-    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of the sweeps that changed the component."""
+    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of the sweeps that changed the
+    component."""
 
     x: Tensor
     kappa: Tensor

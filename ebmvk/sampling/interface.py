@@ -107,13 +107,16 @@ class Drawn:
 
 
 TokenFunction = Callable[[TokenPoints, Tensor | None, Tensor, Options], Drawn]
-"""Takes the tokens' points, the queries (B, d) or None, log p(v|c) (B, V) and options; draws (B,) tokens."""
+"""Takes the tokens' points, the queries (B, d) or None, log p(v|c) (B, V) and options; draws (B,)
+tokens."""
 StateFunction = Callable[[LatentLaw, Tensor, Options], State]
-"""Takes the latent law of B contexts, the points (V, d) as unit rows, and options; draws a state of each."""
+"""Takes the latent law of B contexts, the points (V, d) as unit rows, and options; draws a state of
+each."""
 
 
 def by_decoding(sample: StateFunction) -> TokenFunction:
-    """A sampler of tokens: draws states by `sample`, then a token from each state alone by Bayes' rule."""
+    """A sampler of tokens: draws states by `sample`, then a token from each state alone by Bayes'
+    rule."""
 
     def tokens(space: TokenPoints, query: Tensor | None, log_p: Tensor, options: Options) -> Drawn:
         law = space.law(query, log_p, options.settings.knn_k)

@@ -34,7 +34,7 @@ class LatentLaw:
         backend, points: where the work is done, and the V token points that it keeps, (V, d) unit rows.
         ids: (B, K) int64, the candidates C(c), each once.
         logp: (B, K) log p(v|c) of the candidates; -inf is allowed.
-        log_rest: (B,) log of the mass outside the candidates; -inf if there is none.
+        log_rest: (B,) log of the mass outside the candidates; -inf for no mass.
     """
 
     backend: Backend
@@ -45,7 +45,10 @@ class LatentLaw:
 
     @classmethod
     def from_log_probs(cls, backend: Backend, points: Points, log_p: Tensor, k: int) -> LatentLaw:
-        """The candidates are the k most probable tokens, or all if there are fewer. log_p: (B, V) normalised."""
+        """The candidates are the k most probable tokens, or all if there are fewer.
+
+        log_p: (B, V) normalised.
+        """
         return cls.with_candidates(backend, points, log_p.topk(min(k, log_p.shape[1]), dim=1).indices, log_p)
 
     @classmethod
@@ -72,10 +75,12 @@ class LatentLaw:
 
     @classmethod
     def with_candidates(cls, backend: Backend, points: Points, ids: Tensor, log_p: Tensor) -> LatentLaw:
-        """Candidates ids (B, K) int64, each once, with their masses from log_p (B, V), normalised."""
+        """Candidates ids (B, K) int64, each once, with their masses from log_p (B, V),
+        normalised."""
         log_p = log_p.detach()
         rest = log_p.scatter(1, ids, -math.inf)
-        # The sum of what is outside, not 1 minus what is inside: in float32 that would lose a small rest.
+        # The sum of what is outside, not 1 minus what is inside: in float32 that would lose a small
+        # rest.
         return cls(backend, points, ids.contiguous(), log_p.gather(1, ids).contiguous(), rest.logsumexp(1))
 
     @property
@@ -85,14 +90,18 @@ class LatentLaw:
         return -torch.where(log_weights > -math.inf, log_weights.exp() * log_weights, 0.0).sum(1)
 
     def energy_score(self, x: Tensor, kappa: Tensor | float) -> EnergyScore:
-        """E_kappa(x|c), its score and the responsibilities. x: (B, d) unit rows; kappa: (B,) or a number."""
+        """E_kappa(x|c), its score and the responsibilities.
+
+        x: (B, d) unit rows; kappa: (B,) or a number.
+        """
         level = self.concentration(kappa)
         logw = self.logp + log_c_ratio(level, self.points.d)[:, None]
         full = level[:, None].expand_as(logw).contiguous()
         return self.backend.energy_score(x, self.points, self.ids, logw, full, self.log_rest)
 
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
-        """x (B, d) drawn from p_kappa exactly: a component, then a vMF point, or a uniform one for the rest.
+        """x (B, d) drawn from p_kappa exactly: a component, then a vMF point, or a uniform one for
+        the rest.
 
         embeddings: (V, d) unit rows, those of `points`.
         """
@@ -103,7 +112,8 @@ class LatentLaw:
     def sample_component(
         self, choice: Tensor, kappa: Tensor, embeddings: Tensor, *, seed: int, first_chain: int = 0
     ) -> Tensor:
-        """x (B, d) from one component of each context: vMF(mu_v, kappa) of candidate number `choice`.
+        """x (B, d) from one component of each context: vMF(mu_v, kappa) of candidate number
+        `choice`.
 
         choice: (B,) int64, K for the rest, which is uniform; kappa: (B,); embeddings: (V, d) unit rows.
         """
@@ -113,7 +123,8 @@ class LatentLaw:
         return self.backend.vmf_sample(mu, level, seed=seed, first_row=first_chain)
 
     def decode(self, x: Tensor, kappa: Tensor | float, log_p: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
-        """Tokens (B,) int64 from p(v|x,c): rho_v among the candidates, rho_rest p(v|c)/p_rest outside.
+        """Tokens (B,) int64 from p(v|x,c): rho_v among the candidates, rho_rest p(v|c)/p_rest
+        outside.
 
         x: (B, d) unit rows drawn at `kappa`; log_p: (B, V), the law that the candidates' masses came from.
 

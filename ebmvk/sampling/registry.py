@@ -1,4 +1,6 @@
-"""Every sampler that `--sampler` names. To add one, write its module and add an entry to `SAMPLERS`.
+"""Every sampler that `--sampler` names.
+
+To add one, write its module and add an entry to `SAMPLERS`.
 
 `generate`, `compare-decoding`, `harness`, `diagnose`, `certify` and `Model.generate` read this
 table. Nothing heavy is imported here, so that `--help` answers at once: a sampler's module is
@@ -103,7 +105,7 @@ def named(name: str) -> Sampler:
     """The sampler with this name.
 
     Raises:
-        ArgumentError: there is none.
+        ArgumentError: no sampler has this name.
     """
     if not (isinstance(name, str) and name in SAMPLERS):
         close = nearest(name, SAMPLERS) if isinstance(name, str) else None
@@ -113,7 +115,10 @@ def named(name: str) -> Sampler:
 
 
 def default_sampler(on_sphere: bool) -> SamplerName:
-    """The sampler of a model if none is asked for. on_sphere: whether its tokens are points on the sphere."""
+    """The sampler of a model if none is asked for.
+
+    on_sphere: whether its tokens are points on the sphere.
+    """
     return USUAL if on_sphere else WITHOUT_STATES
 
 
@@ -121,7 +126,7 @@ def token_function(name: str) -> TokenFunction:
     """The function of a sampler of states; loads its module.
 
     Raises:
-        ArgumentError: there is no sampler with this name, or it has no states.
+        ArgumentError: no sampler has this name, or this one has no states.
     """
     module = named(name).module
     if module is None:

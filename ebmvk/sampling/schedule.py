@@ -67,7 +67,8 @@ def annealed_schedule(
 
 
 def _levels(critical: Tensor, levels: int, kappa_max: float | None) -> Tensor:
-    """(B, levels): even steps up to LAST kappa_c; three tenths of the levels lead to a kappa_max above that."""
+    """(B, levels): even steps up to LAST kappa_c; three tenths of the levels lead to a kappa_max
+    above that."""
     critical = critical[:, None]
     top = LAST * critical if kappa_max is None else torch.full_like(critical, kappa_max)
     beyond = top > LAST * critical

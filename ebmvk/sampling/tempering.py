@@ -101,7 +101,10 @@ def tempering(
 
 @dataclass(frozen=True)
 class _Ladder:
-    """The R replicas of B chains, those of a chain in a row. law: of all B R replicas; kappa: (B R,)."""
+    """The R replicas of B chains, those of a chain in a row.
+
+    law: of all B R replicas; kappa: (B R,).
+    """
 
     law: LatentLaw
     rungs: int
@@ -141,7 +144,10 @@ class _Ladder:
         )
 
     def exchange(self, x: Tensor, energy: Tensor, parity: int, seed: int, first_chain: int) -> Tensor:
-        """(B, pairs) bool: the pairs of neighbours that exchange. energy: (B R,) of x on their present rungs."""
+        """(B, pairs) bool: the pairs of neighbours that exchange.
+
+        energy: (B R,) of x on their present rungs.
+        """
         partner = self._partner(parity, x.device)
         there = self.law.energy_score(x, self.kappa.view(-1, self.rungs)[:, partner].flatten()).energy
         gain = (energy.double() - there.double()).view(-1, self.rungs).to(x.device) / self.temperature
@@ -169,7 +175,8 @@ class _Ladder:
 
 
 def _mean(parts: list[LangevinDiagnostics]) -> LangevinDiagnostics:
-    """Diagnostics of consecutive runs: the last energy, the largest tangency, means of the others."""
+    """Diagnostics of consecutive runs: the last energy, the largest tangency, means of the
+    others."""
 
     def over(name: str) -> Tensor:
         return torch.stack([getattr(part, name) for part in parts])

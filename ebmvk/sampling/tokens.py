@@ -1,4 +1,5 @@
-"""`TokenSampler`: one sampler of the registry, at work for one model; `SamplingHealth` sums up its diagnostics."""
+"""`TokenSampler`: one sampler of the registry, at work for one model; `SamplingHealth` sums up its
+diagnostics."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ class TokenSampler:
 
     Raises:
         ConfigError: the run's chains have another temperature than 1, and this sampler has none.
-        ArgumentError: there is no sampler of states with this name.
+        ArgumentError: no sampler has this name.
     """
 
     name: SamplerName
