@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebmvk.data.tokenizer import Ids
 from ebmvk.data.windows import TokenStream
-from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.strategies import GREEDY, Strategy, of
 from ebmvk.engine.api import Points
 from ebmvk.engine.device import Device, open_device
@@ -25,7 +25,7 @@ from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.memory.files import load
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.layout import MEMORY_FILE
-from ebmvk.sampling.states import StateSampler
+from ebmvk.sampling.registry import SamplerName, default_sampler, named
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.store import SplatStore
 
@@ -37,7 +37,6 @@ _FIELD: dict[Scale, str] = {
 }  # fmt: skip
 AS_IT_IS = Strategy()
 TOP_TOKENS = 5  # of a splat's token law
-SAMPLERS: tuple[Sampler, ...] = ("exact", *get_args(StateSampler))
 
 
 @dataclass(frozen=True)
@@ -208,12 +207,12 @@ class Model:
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too: the first one wins
         self, prompt: str, max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
-        sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
+        sampler: SamplerName | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
     ) -> str: ...  # fmt: skip
     @overload
     def generate(
         self, prompt: Sequence[str], max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
-        sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
+        sampler: SamplerName | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
     ) -> list[str]: ...  # fmt: skip
     def generate(
         self,
@@ -221,7 +220,7 @@ class Model:
         max_tokens: int = 100,
         *,
         strategy: Strategy | str = AS_IT_IS,
-        sampler: Sampler | None = None,
+        sampler: SamplerName | None = None,
         seed: int = 42,
         stop: str | Sequence[str] = (),
         **settings: float,
@@ -250,7 +249,7 @@ class Model:
         max_tokens: int = 100,
         *,
         strategy: Strategy | str = AS_IT_IS,
-        sampler: Sampler | None = None,
+        sampler: SamplerName | None = None,
         seed: int = 42,
         stop: str | Sequence[str] = (),
         **settings: float,
@@ -265,7 +264,7 @@ class Model:
         max_tokens: int = 100,
         *,
         strategy: Strategy | str = AS_IT_IS,
-        sampler: Sampler | None = None,
+        sampler: SamplerName | None = None,
         seed: int = 42,
         stop: str | Sequence[str] = (),
         **settings: float,
@@ -302,11 +301,11 @@ class Model:
         return Generator(self._model, run.tokenizer, self._device.backend, run.config.langevin)
 
     def _how(
-        self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: str | Sequence[str]
+        self, max_tokens: int, strategy: Strategy, sampler: SamplerName | None, seed: int, stop: str | Sequence[str]
     ) -> Decoding:
-        usual: Sampler = "langevin" if self._model.on_sphere else "exact"
-        if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
-            raise ArgumentError(f"sampler {sampler!r} is not known", hint=f"take one of {', '.join(SAMPLERS)}")
+        usual = default_sampler(self._model.on_sphere)
+        if sampler is not None:
+            named(sampler)
         if _whole(seed, "seed") < 0 or seed >= 2**63:
             raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="take seed=42")
         ends = [_text(stop, "stop")] if isinstance(stop, str) else _texts(stop, "stop")

@@ -1,4 +1,4 @@
-"""Test 10: all backends compute the same trajectories and the same results of a latent law's operations."""
+"""Test 10: all backends compute the same trajectories, and the same results of each operation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from ebmvk.sphere.geometry import projx
 STEPS = 40
 FEW = 6
 FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
-"""Step and chain numbers at which some trajectories begin, so that they pass a power of two."""
+"""Step and chain numbers at which some trajectories begin: on their way they pass a power of
+two."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody who computes the same chains."""
+    """Another implementation of the same chains."""
 
     name: str
     sampler: Sampler
 
 
 def peers(backend: Backend) -> tuple[list[Peer], str]:
-    """The float64 oracle, the suite's own integrator, and the other kind of device; and why there is none, if so."""
+    """The float64 oracle, the suite's own integrator, and the other kind of device.
+
+    Also a note why the other device is missing; "" if it is there.
+    """
     found = [
         Peer("float64 reference", engine_sampler(Reference(dtype=torch.float64))),
         Peer("the suite's own integrator", Plain()),
@@ -45,10 +49,11 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 
 
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
-    """The largest deviation of x, and of |v|/sqrt(d), over 16 chains after 40 steps; d = 640, 64 candidates.
+    """The largest deviation of x and of v/sqrt(d) over 16 chains after 40 steps; d = 640, 64
+    candidates.
 
-    Also over a few chains whose chain or step numbers pass 2^16 and 2^31.
-    Bound: float32 against float64, 40 steps; 1.1e-7 was measured.
+    A few chains have chain or step numbers that pass 2^16 and 2^31. Bound: float32 against float64 over
+    40 steps; 1.1e-7 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, k = 640, 64
@@ -71,21 +76,22 @@ def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
 
 
 def _short(task: Task, first: int) -> Task:
-    """The deviation over a few chains and steps, numbered from `first` on."""
+    """The task with a few of its chains and steps, numbered from `first` on."""
     steps = min(2 * FEW, task.steps)
     return replace(task, x=task.x[:FEW], v=task.v[:FEW], steps=steps, first_step=first, first_chain=first)
 
 
 def _gap(one: Run, other: Run) -> float:
-    """Largest deviation of x, and of v over sqrt(d); NaN if any is."""
+    """Largest deviation of x, and of v over sqrt(d); NaN if any value is NaN."""
     d = one.x.shape[1]
     return float(torch.stack(((one.x - other.x).abs().max(), (one.v - other.v).abs().max() / math.sqrt(d))).max())
 
 
 def operations(backend: Backend, seed: int) -> Findings:
-    """Best candidates, energies, scores, responsibilities and exact samples against float64; d = 640, 2,000 points.
+    """Best candidates, energies, scores, responsibilities and exact samples, against float64.
 
-    Bounds: float32. Scores of up to 40 are rounded to 4e-6, and sums of 640 products add to that; 1.2e-5 was measured.
+    d = 640, 2,000 points. Bounds: float32. Scores of up to 40 are rounded to 4e-6, and sums of 640
+    products add to that; 1.2e-5 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, v, k, n = 640, 2000, 64, 24
@@ -102,14 +108,14 @@ def operations(backend: Backend, seed: int) -> Findings:
     x = projx(torch.randn(n, d, generator=g))
     logw, kappa = torch.randn(n, k, generator=g), 200 * torch.rand(n, k, generator=g)
     given = (best.indices, logw, kappa, torch.randn(n, generator=g))
-    mine, theirs = backend.energy_score(x, points, *given), oracle.energy_score(x, rows, *given)
+    got, want = backend.energy_score(x, points, *given), oracle.energy_score(x, rows, *given)
     apart = max(
         float((one.cpu().double() - other).abs().max() / size)
         for one, other, size in (
-            (mine.energy, theirs.energy, 10.0),
-            (mine.score, theirs.score, 100.0),
-            (mine.responsibilities, theirs.responsibilities, 1.0),
-            (mine.background, theirs.background, 1.0),
+            (got.energy, want.energy, 10.0),
+            (got.score, want.score, 100.0),
+            (got.responsibilities, want.responsibilities, 1.0),
+            (got.background, want.background, 1.0),
         )
     )
     near, level = mu[:n].contiguous(), 640 * torch.rand(n, generator=g)

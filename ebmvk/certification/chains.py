@@ -1,7 +1,8 @@
-"""What the suite runs: a mixture as target, independent chains, and who moves them.
+"""What the suite runs: independent chains, the mixture that they target, and a sampler that moves
+them.
 
-A `Sampler` moves chains as a `Task` says. `engine_sampler` makes one of a backend; `mutants.Plain` is another, so that
-a test can be shown to fail where it should.
+A `Sampler` moves chains as a `Task` describes. `engine_sampler` makes one from a backend. `mutants.Plain`
+is another one; it can be broken, to show that a test fails when it should.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from ebmvk.sphere.geometry import proju, projx
 
 @dataclass(frozen=True)
 class Target:
-    """E(x) = -log(e^log_background + sum_j e^(logw_j + kappa_j mu_j.x)). mu: (K, d) unit rows; logw, kappa: (K,)."""
+    """E(x) = -log(e^log_background + sum_j e^(logw_j + kappa_j mu_j.x)).
+
+    mu: (K, d) unit rows; logw, kappa: (K,).
+    """
 
     mu: Tensor
     logw: Tensor
@@ -31,18 +35,22 @@ class Target:
         return self.mu.shape[1]
 
     def terms(self, x: Tensor) -> Tensor:
-        """Log terms of the sum (n, K + 1), the background last, in float64: an oracle that no backend has a part in."""
+        """Log terms of the sum (n, K + 1), the background last, in float64 and without any
+        backend."""
         log_terms = self.logw.double() + self.kappa.double() * (x.double() @ self.mu.double().T)
         return torch.cat((log_terms, log_terms.new_full((len(x), 1), self.log_background)), dim=1)
 
     def energy(self, x: Tensor) -> Tensor:
-        """(n,) float64."""
+        """E(x), (n,) float64. x: (n, d)."""
         return -self.terms(x).logsumexp(1)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Chains at (x, v), each (n, d) float32, and the steps to take; a step of GHMC is `leapfrogs` leapfrogs."""
+    """Chains at (x, v), each (n, d) float32, and the steps to take.
+
+    A step of GHMC has `leapfrogs` leapfrogs.
+    """
 
     target: Target
     x: Tensor
@@ -60,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """Where the chains end, (n, d) each, and the diagnostics of the engine, (n,) each."""
+    """Where the chains end, (n, d) each, with the engine's diagnostics, (n,) each."""
 
     x: Tensor
     v: Tensor
@@ -74,7 +82,7 @@ Sampler = Callable[[Task], Run]
 
 
 def engine_sampler(backend: Backend) -> Sampler:
-    """The chains of a backend."""
+    """A sampler that runs the chains on a backend."""
 
     def sample(task: Task) -> Run:
         target, n = task.target, len(task.x)
@@ -112,13 +120,14 @@ def engine_sampler(backend: Backend) -> Sampler:
 
 
 def onward(task: Task, run: Run, **changes: float | Target) -> Task:
-    """The task that continues where `run` of `task` ended, with fresh noise."""
+    """The task that continues where `run`, the run of `task`, ended; with fresh noise and these
+    changes."""
     moved = replace(task, x=run.x, v=run.v, first_step=task.first_step + task.steps)
     return replace(moved, **changes)  # type: ignore[arg-type]
 
 
 def vmf_target(d: int, kappa: float) -> Target:
-    """vMF(mu, kappa) with a fixed mu that is no coordinate axis; kappa 0 is the uniform law."""
+    """vMF(mu, kappa) with a fixed mu that isn't a coordinate axis; kappa 0 is the uniform law."""
     mu = projx(torch.arange(1.0, d + 1).cos())[None]
     return Target(mu, torch.zeros(1), torch.full((1,), kappa))
 
@@ -131,5 +140,5 @@ def uniform_start(n: int, d: int, seed: int, temperature: float = 1.0) -> tuple[
 
 
 def arc_step(arc: float, d: int, temperature: float = 1.0) -> float:
-    """Step size for so many radians per step: h sqrt((d-1) T) = arc (model section 7)."""
+    """The step size h of `arc` radians per step: h sqrt((d-1) T) = arc (model section 7)."""
     return arc / math.sqrt((d - 1) * temperature)

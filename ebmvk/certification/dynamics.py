@@ -1,4 +1,4 @@
-"""Tests 1 and 3: what holds for every single chain, up to rounding or a power of the step size."""
+"""Tests 1 and 3: laws that every single chain obeys, up to rounding or a power of the step size."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ ARCS = (0.4, 0.2, 0.1)
 
 
 def constraints(bench: Bench) -> Findings:
-    """|x| = 1 and x.v = 0 at the end, and before each step restores them, at d = 640, kappa = 640.
+    """Test 1: |x| = 1 and x.v = 0, at the end and in each step before it restores them; d = kappa =
+    640.
 
-    Bound: float32. |x| and x.v are sums of 640 products rounded to 6e-8; 2.4e-7 is seen, .5 without a projection.
+    Bound: float32. |x| and x.v are sums of 640 products rounded to 6e-8. 2.4e-7 was measured, and .5
+    without a projection.
     """
     d, kappa, sizes = 640, 640.0, bench.sizes
     x, v = uniform_start(sizes.long_chains, d, bench.seed)
@@ -52,16 +54,16 @@ def _defect(run: Run) -> float:
 
 
 def _landscape(seed: int) -> Target:
-    """Eight modes and a background in 16 dimensions, no two alike."""
+    """Eight different modes and a background in 16 dimensions."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(8, 16, generator=g))
     return Target(mu, torch.randn(8, generator=g) - 3, torch.linspace(4, 12, 8), log_background=0.0)
 
 
 def reversal(bench: Bench) -> Findings:
-    """gamma = 0: there, v reversed, and back.
+    """Test 3: without friction, chains with reversed velocities return to where they came from.
 
-    Bound: float32 over 60 steps on a landscape that amplifies little; 3e-6 is seen.
+    Bound: float32 over 60 steps on a landscape that amplifies errors little; 3e-6 was measured.
     """
     target = _landscape(bench.seed)
     x, v = uniform_start(200, target.d, bench.seed)
@@ -74,7 +76,8 @@ def reversal(bench: Bench) -> Findings:
 
 
 def energy_order(bench: Bench) -> Findings:
-    """gamma = 0: the root mean square of H(end) - H(start) over a fixed time falls as h^2."""
+    """Test 3: without friction, the root mean square of H(end) - H(start) over a fixed time falls
+    as h^2."""
     target = _landscape(bench.seed)
     x, v = uniform_start(200, target.d, bench.seed)
     before = target.energy(x) + v.double().square().sum(1) / 2
@@ -82,7 +85,8 @@ def energy_order(bench: Bench) -> Findings:
     for scheme in SCHEMES:
         errors = []
         for arc in ARCS:
-            # One trajectory of GHMC, accepted or not, for its energy error; g-BAOAB by where it ends.
+            # GHMC: the energy error of one trajectory, accepted or not. g-BAOAB: from where it
+            # ends.
             count = round(6.4 / arc)
             step = arc_step(arc, target.d)
             if scheme == "ghmc":
@@ -105,9 +109,9 @@ def energy_order(bench: Bench) -> Findings:
 
 
 def rotation(bench: Bench) -> Findings:
-    """E = 0, gamma = 0: a great circle at constant speed, so x ^ v is conserved.
+    """Test 3: without force and friction a chain follows a great circle, so x ^ v is conserved.
 
-    Bound: float32 over 40 steps, relative to |v|: 1.5e-6 is seen, .2 without transport.
+    Bound: float32 over 40 steps, relative to |v|. 1.5e-6 was measured, and .2 without transport.
     """
     d = 8
     x, v = uniform_start(200, d, bench.seed)

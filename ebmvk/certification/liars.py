@@ -1,7 +1,7 @@
 """Broken variants ("lies") of block Gibbs, tempering, the latent law and its decoder.
 
-`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend that gets one
-operation wrong; others patch one line of the tested code.
+`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend that
+gets one operation wrong, others replace one function of the tested code.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ebmvk.certification.tokens import VOCABULARY
+from ebmvk.certification.contexts import VOCABULARY
 from ebmvk.engine import select
 from ebmvk.engine.api import Backend, EnergyScore, TopK
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import DeviceError
-from ebmvk.sampling import exchange as mixing
-from ebmvk.sampling import latent, schedule
+from ebmvk.sampling import annealed, latent, schedule, streams, tempering
 from ebmvk.sampling.latent import LatentLaw
 from ebmvk.sphere.vmf import log_c_ratio
 
@@ -42,8 +41,9 @@ Lie = Literal[
     "decoder with the numbers of x",
     "ladder upside down",
 ]
-"""Replicas always exchange; block Gibbs draws x|v at twice kappa; the coarse decoder assumes that its neighbourhoods
-are equally likely before it sees x; the other names speak for themselves."""
+"""The first three in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the
+coarse
+decoder assumes that its neighbourhoods are equally likely before it sees x."""
 
 
 class Liar:
@@ -77,17 +77,18 @@ class Liar:
     def energy_score(
         self, x: Tensor, points: Any, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
-        if self.lie == "coarse decoder without weights" and points.n < VOCABULARY:  # neighbourhoods are fewer
+        if self.lie == "coarse decoder without weights" and points.n < VOCABULARY:  # these are neighbourhoods
             logw = torch.where(logw > -math.inf, log_c_ratio(kappa, points.d), logw)
         found = self._own.energy_score(x, points, ids, logw, kappa, log_background)
-        if self.lie == "swap without the ratio":  # the energy on the other rung: nothing could be better
+        if self.lie == "swap without the ratio":  # the other rung's energy: no exchange could look better
             found = dataclasses.replace(found, energy=torch.full_like(found.energy, -math.inf))
         return found
 
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A CPU backend to test while the lie is in force: the kernels if available, otherwise plain torch."""
+    """A CPU backend to test while the lie is in force: the compiled kernels if there are any, else
+    plain torch."""
     try:
         own = select("cpu")
     except DeviceError:
@@ -102,8 +103,8 @@ Patch = tuple[Any, str, Any]
 
 
 def _normaliser(wrong: Callable[[Tensor, int], Tensor]) -> list[Patch]:
-    """Patches log C in laws and schedules."""
-    return [(module, "log_c_ratio", wrong) for module in (latent, mixing, schedule)]
+    """Replaces log C in laws and schedules."""
+    return [(module, "log_c_ratio", wrong) for module in (latent, tempering, schedule)]
 
 
 def _of_candidates(change: Callable[[LatentLaw], LatentLaw]) -> list[Patch]:
@@ -112,30 +113,30 @@ def _of_candidates(change: Callable[[LatentLaw], LatentLaw]) -> list[Patch]:
 
 
 def _early_decoding() -> list[Patch]:
-    right = LatentLaw.langevin
+    right = annealed.annealed_langevin
 
-    def langevin(law: LatentLaw, **how: Any) -> latent.LatentSample:
+    def early(law: LatentLaw, **how: Any) -> annealed.LatentSample:
         found = right(law, **how)
         return dataclasses.replace(found, kappa=found.schedule.kappa_scale[:, -2].contiguous())
 
-    return [(LatentLaw, "langevin", langevin)]
+    return [(annealed, "annealed_langevin", early)]
 
 
 def _twice(law: LatentLaw) -> LatentLaw:
-    """Puts the best candidate in second place too."""
+    """The law with its best candidate in second place, too."""
     ids, logp = law.ids.clone(), law.logp.clone()
     ids[:, 1], logp[:, 1] = ids[:, 0], logp[:, 0]
     return dataclasses.replace(law, ids=ids, logp=logp)
 
 
 def _upside_down() -> list[Patch]:
-    right = mixing._Ladder.of.__func__  # type: ignore[attr-defined]
+    right = tempering._Ladder.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, law: LatentLaw, rungs: int, *more: Any) -> Any:
         found = right(cls, law, rungs, *more)
         return dataclasses.replace(found, kappa=found.kappa.view(-1, rungs).flip(1).flatten().contiguous())
 
-    return [(mixing._Ladder, "of", classmethod(of))]
+    return [(tempering._Ladder, "of", classmethod(of))]
 
 
 _PATCHES: dict[Lie | None, Callable[[], list[Patch]]] = {
@@ -144,6 +145,6 @@ _PATCHES: dict[Lie | None, Callable[[], list[Patch]]] = {
     "log C of d + 1": lambda: _normaliser(lambda kappa, d: log_c_ratio(kappa, d + 1)),
     "decoding at the last level but one": _early_decoding,
     "a candidate twice": lambda: _of_candidates(_twice),
-    "decoder with the numbers of x": lambda: [(latent, "_STREAM_CHOICE", latent._STREAM_EXACT)],
+    "decoder with the numbers of x": lambda: [(streams, "CHOICE", streams.EXACT)],
     "ladder upside down": _upside_down,
 }

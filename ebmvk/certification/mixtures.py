@@ -1,6 +1,7 @@
-"""Test 7: the weights of a mixture's modes, against exact samples; of single chains, of block Gibbs, of tempering.
+"""Test 7: how often chains visit each mode of a mixture, against exact samples.
 
-The last two run on a latent law of a backend, not on a `Sampler`.
+Single chains of a `Sampler` are tested, and block Gibbs and tempering, which run on a latent law of a
+backend instead.
 """
 
 from __future__ import annotations
@@ -14,23 +15,28 @@ from ebmvk.certification import statistics
 from ebmvk.certification.chains import Target, Task, arc_step, onward, uniform_start
 from ebmvk.certification.results import Bench, Findings, Picture, Series, Sizes, by_p
 from ebmvk.engine.api import Backend, Scheme
-from ebmvk.sampling.exchange import block_gibbs, tempering
+from ebmvk.sampling.gibbs import block_gibbs
 from ebmvk.sampling.latent import LatentLaw
+from ebmvk.sampling.tempering import tempering
 from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
 D, MODES, KAPPA = 16, 8, 8.0
 LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-"""Of KAPPA, which is about kappa_c of these weights: at the last one modes are distinct."""
+"""Levels over KAPPA, which is about kappa_c of these weights.
+
+At the last level the modes are distinct.
+"""
 BELOW, ABOVE = LEVELS[2], LEVELS[-1]
-"""Where block Gibbs mixes, and where it does not."""
+"""Levels at which block Gibbs mixes, and at which it doesn't."""
 TEMPERED = 5000
-"""Most chains of tempering: each is four replicas."""
+"""Number of chains of tempering, at most: each has four replicas."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf, whose last entry is the background, the second heaviest."""
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf weights; the last one, the background, is the
+    second largest."""
 
     mu: Tensor
     p: Tensor
@@ -46,29 +52,33 @@ class Mixture:
         return Target(self.mu, self.p[:-1].log() + log_c_ratio(kappa, D), kappa, float(self.p[-1].log()))
 
     def exact(self, level: float, n: int, seed: int) -> Tensor:
-        """n exact samples."""
+        """n exact samples, (n, D)."""
         g = torch.Generator().manual_seed(seed)
         choice = torch.multinomial(self.p, n, replacement=True, generator=g)
         kappa = torch.where(choice == MODES, 0.0, KAPPA * level)
         return sample_vmf(self.mu[choice.clamp_max(MODES - 1)], kappa, generator=g)
 
     def law(self, backend: Backend, n: int) -> tuple[LatentLaw, Tensor]:
-        """Of n chains, with the rows (MODES + 1, D) that its points are: the last is never looked at."""
+        """The latent law of n chains, and its points as rows (MODES + 1, D); the last row is never
+        used."""
         rows = torch.cat((self.mu, self.mu[:1]))
         log_p = self.p.log().expand(n, -1).contiguous()
         ids = torch.arange(MODES).expand(n, -1).contiguous()
         return LatentLaw.with_candidates(backend, backend.points(rows), ids, log_p), rows
 
     def mean(self, level: float) -> Tensor:
-        """(D,) float64: the mean state; the background adds nothing to it."""
+        """(D,) float64: the mean state. The background contributes nothing."""
         weights = self.p[:-1].double() * statistics.vmf_mean(D, KAPPA * level)
         return weights @ self.mu.double()
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Tests states counted by their likeliest component and by whether their energy is above the median of n exact
-    samples. counts: the exact samples' counts; mean: (D,), the exact mean state."""
+    """Exact samples, to test states against.
+
+    States are counted by their likeliest component, and by whether their energy is above the median of
+    the n exact samples. counts: those of the exact samples; mean: (D,), the exact mean state.
+    """
 
     target: Target
     median: float
@@ -100,8 +110,11 @@ def _join(parts: list[Findings]) -> Findings:
 
 
 def weights(bench: Bench) -> Findings:
-    """Annealed single chains, as they would not cross between modes at the last level. GHMC is exact at each level;
-    g-BAOAB's bias at an arc of .1 is far below the noise of the 4,000 chains it gets at most."""
+    """Single chains, annealed, as they wouldn't cross between modes at the last level.
+
+    GHMC is exact at each level. The bias of g-BAOAB at an arc of .1 is far below the noise of 4,000
+    chains, the most that it gets.
+    """
     mixture = Mixture.of(bench.seed)
     targets = [mixture.target(level) for level in LEVELS]
     wanted = Wanted.of(mixture, LEVELS[-1], 4 * bench.sizes.chains, bench.seed)
@@ -120,7 +133,8 @@ def weights(bench: Bench) -> Findings:
 
 
 def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """From uniform states below kappa_c; and above it, where it cannot mix, from exact states, whose law it keeps."""
+    """Block Gibbs, from uniform states below kappa_c; and from exact states above it, where it
+    keeps their law."""
     mixture, n = Mixture.of(seed), sizes.chains
     law, mu = mixture.law(backend, n)
     parts = []
@@ -136,7 +150,7 @@ def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 
 def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """Tempering from uniform states; the highest rung is one on which no single chain mixes."""
+    """Tempering from uniform states, up to a rung on which no single chain mixes."""
     mixture, n = Mixture.of(seed), min(sizes.chains, TEMPERED)
     law, _ = mixture.law(backend, n)
     run = tempering(law, seed=seed, kappa=KAPPA * ABOVE)
@@ -148,7 +162,7 @@ def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 def _cells(target: Target, x: Tensor, median: float) -> Tensor:
     """Counts (2 (MODES + 1),): components of low energy, then those of high energy."""
-    high = target.energy(x) > median  # False for NaN, whose component is the first
+    high = target.energy(x) > median  # False for NaN; argmax then gives the first component
     return torch.bincount(target.terms(x).argmax(1) + high * (MODES + 1), minlength=2 * (MODES + 1))
 
 

@@ -1,7 +1,7 @@
-"""A sampler in plain torch whose laws can be broken on purpose, one at a time: the suite must notice each.
+"""Mutants: an integrator in plain torch with one law broken on purpose. The suite must notice each.
 
-Written from model section 7, apart from the engine's chains; it takes its random numbers from the same counters, so
-that unbroken it follows them step by step, which the suite checks.
+It is written from model section 7, without the engine's code. It takes its random numbers from the same
+counters, so unbroken it follows the engine's chains step by step, which the suite checks.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ Mutant = Literal[
     "mirrored chains",
     "one noise for both halves",
 ]
-"""In this order: no P_x (on force, noise and velocity); sqrt(1 - e^(-gamma h)) instead of sqrt(1 - e^(-2 gamma h)); v
-isn't transported with x; v isn't reversed after a rejected trajectory; acceptance ignores the temperature;
-e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the noise of step s; all chains have the same noise; every
-second chain has the negated noise of the chain before; both halves of GHMC's noise are the same."""
+"""In this order: no P_x on force, noise and velocity; sqrt(1 - e^(-gamma h)) instead of
+sqrt(1 - e^(-2 gamma h)); v isn't transported with x; v isn't reversed after a rejected trajectory;
+acceptance ignores the temperature; e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the noise
+of step s; all chains have the same noise; every second chain has the negated noise of the chain before
+it; both halves of GHMC's noise are the same."""
 
 _PERIOD = 1 << 16
 
 _NUMBERS = 1 << 18
-"""Random numbers drawn at once, for speed."""
+"""Number of random numbers drawn at once, for speed."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Model section 7 in torch, float64, with at most one law broken. A `Sampler`."""
+    """A `Sampler`: model section 7 in torch, float64, with at most one law broken."""
 
     mutant: Mutant | None = None
 
@@ -51,7 +52,7 @@ class Plain:
 
 
 class _Walk:
-    """One task under way."""
+    """The chains of one task."""
 
     def __init__(self, task: Task, mutant: Mutant | None) -> None:
         self.task, self.mutant = task, mutant
@@ -76,7 +77,7 @@ class _Walk:
         return Run(self.x.float(), self.v.float(), *means, self.tangency)
 
     def _numbers(self, noise: Noise, steps: int, streams: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Like `Noise.draw`."""
+        """Noise of these steps, as from `Noise.draw`, unless the mutant changes it."""
         if self.mutant == "one noise for all chains":
             one = replace(noise, first_chain=0)
             drawn = tuple(row.expand(-1, len(self.x), *row.shape[2:]) for row in one.draw(self.x[:1], steps, *streams))
@@ -105,7 +106,7 @@ class _Walk:
         self.accepted += 1
 
     def _trajectory(self, xi: Tensor, xi2: Tensor, u: Tensor) -> None:
-        """Half O, leapfrogs, accept or turn back, half O."""
+        """Half an O step, leapfrogs, accept or turn back, half an O step."""
         task = self.task
         rate = task.gamma * task.leapfrogs * task.step_size / 2
         self._stir(xi, rate)
@@ -134,7 +135,7 @@ class _Walk:
         speed = self.v.norm(dim=1, keepdim=True)
         cos, sin = torch.cos(speed * t), torch.sin(speed * t)
         x = cos * self.x + sin / speed.clamp_min(1e-300) * self.v
-        # Without transport: what is left of the old v in the new tangent space.
+        # Without transport, v is only projected into the new tangent space.
         self.v = self.v - _dot(x, self.v) * x if self.mutant == "no transport" else cos * self.v - speed * sin * self.x
         self.x = x
 

@@ -1,4 +1,4 @@
-"""What a test of the suite says, and how large the tests are."""
+"""What a test of the suite returns, and how large the tests are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from ebmvk.certification.chains import Sampler
 from ebmvk.certification.statistics import Evidence
 
 FAMILY_LEVEL = 1e-3
-"""Probability that a right sampler fails anywhere: shared equally (Bonferroni) by all p-values of a run."""
+"""Probability that a right sampler fails any check; all p-values of a run share it equally
+(Bonferroni)."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: by p-value; by bounds if the statistic isn't random or its bound is specified; or by both.
+    """One verdict: by p-value; by bounds if the statistic isn't random or its bound is specified;
+    or by both.
 
-    number: of the test in model section 7. name: unique. claim: what is tested. n: values behind the statistic.
+    number: of the test in model section 7. name: unique. claim: what is tested. n: number of values
+    behind the statistic.
     """
 
     number: int
@@ -32,7 +35,7 @@ class Check:
     detail: str = ""
 
     def ok(self, alpha: float) -> bool:
-        """False for NaN, too."""
+        """False for NaN."""
         if self.p is not None and not self.p >= alpha:
             return False
         if math.isinf(self.low) and math.isinf(self.high):
@@ -42,7 +45,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one line of a picture."""
+    """One line of a picture. marks: draw its points, too."""
 
     label: str
     x: Sequence[float]
@@ -52,7 +55,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """Data of one plot; `lines`: horizontal references by label."""
+    """The data of one plot. lines: horizontal reference lines, by label."""
 
     name: str
     title: str
@@ -65,7 +68,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one test."""
+    """What one test found."""
 
     checks: list[Check]
     pictures: list[Picture] = field(default_factory=list)
@@ -73,10 +76,11 @@ class Findings:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each test does; what they claim holds for any of these.
+    """How much each test does. The tests' claims hold for any sizes.
 
-    chains: at d = 8 and 16. wide: chains at d = 640. looks: at each chain of test 9. long_chains, long_steps: of test
-    1. token_chains: of each context of test 8. token_dimension: of its synthetic laws.
+    chains: number of chains at d = 8 and 16; wide: at d = 640. looks: number of times that test 9 looks
+    at each chain. long_chains, long_steps: of test 1. token_chains: of each context of test 8;
+    token_dimension: d of its made-up laws.
     """
 
     chains: int
@@ -90,7 +94,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bench:
-    """A sampler to test, and how."""
+    """A sampler to test, with the sizes of the tests and a seed."""
 
     sampler: Sampler
     sizes: Sizes

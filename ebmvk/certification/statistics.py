@@ -1,6 +1,7 @@
 """Statistics and their p-values: of means, of laws on the sphere, of counts.
 
-Every test here is of independent values, in float64, two-sided where a statistic can be too small as well as too large.
+All tests are of independent values, in float64. They are two-sided if a statistic can be too small as
+well as too large.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from torch import Tensor
 from ebmvk.sphere.vmf import mean_cosine
 
 TWO_SIDED_1E5 = float(stats.norm.isf(1e-5 / 2))
-"""4.4 standard errors: what a p-value of 1e-5 allows, the usual level of one of a hundred tests."""
+"""4.4 standard errors: the limit of a two-sided test of level 1e-5, the usual one of a hundred
+tests."""
 
 CONFIDENCE = 0.99
 """Confidence of upper bounds of total variation."""
 RARE, POOLED = 5, 50
-"""Cells with fewer than RARE expected counts are pooled into cells with about POOLED expected counts."""
+"""Cells with fewer than RARE expected counts are pooled into cells with about POOLED expected
+counts."""
 
 Cdf = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class Evidence(NamedTuple):
-    """A statistic and the probability of one as extreme under the hypothesis; NaN where a value was not finite."""
+    """A statistic and its p-value; NaN if a value was not finite."""
 
     statistic: float
     p: float
@@ -45,8 +48,10 @@ def mean_test(sample: Tensor, mean: float) -> Evidence:
 
 
 def resultant_test(x: Tensor) -> Evidence:
-    """Rayleigh's n d |mean x|^2 ~ chi^2_d under the uniform law; two-sided, as chains that avoid one another are wrong
-    too. x: (n, d)."""
+    """Rayleigh's n d |mean x|^2 ~ chi^2_d under the uniform law. x: (n, d).
+
+    Two-sided, as chains that avoid one another are wrong, too.
+    """
     n, d = x.shape
     statistic = n * d * float(x.double().mean(0).square().sum())
     tail = float(stats.chi2.sf(statistic, d))
@@ -54,8 +59,11 @@ def resultant_test(x: Tensor) -> Evidence:
 
 
 def inertia_test(x: Tensor) -> Evidence:
-    """Bingham's n d(d+2)/2 (tr S^2 - 1/d) ~ chi^2_{(d-1)(d+2)/2} under the uniform law, S the mean of x x^T: sees what
-    is symmetric and not uniform. x: (n, d)."""
+    """Bingham's n d(d+2)/2 (tr S^2 - 1/d) ~ chi^2_{(d-1)(d+2)/2} under the uniform law, S the mean
+    of x x^T.
+
+    It sees laws that are symmetric but not uniform. x: (n, d).
+    """
     n, d = x.shape
     second = x.double().T @ x.double() / n
     statistic = n * d * (d + 2) / 2 * (float(second.square().sum()) - 1 / d)
@@ -64,8 +72,10 @@ def inertia_test(x: Tensor) -> Evidence:
 
 @functools.cache
 def cosine_cdf(d: int, kappa: float) -> Cdf:
-    """Distribution function of t = mu.x of vMF, whose density is ~ (1 - t^2)^((d-3)/2) e^(kappa t)."""
-    # In theta = acos t the density sin^(d-2)(theta) e^(kappa cos theta) is smooth at both ends, also for d = 2.
+    """The distribution function of t = mu.x under vMF; its density is ~ (1 - t^2)^((d-3)/2)
+    e^(kappa t)."""
+    # As a function of theta = acos t the density, sin^(d-2)(theta) e^(kappa cos theta), is smooth
+    # at both ends.
     coarse = np.linspace(0, math.pi, 20_001)
     seen = coarse[_log_density(coarse, d, kappa) > -60]
     theta = np.linspace(seen[0], seen[-1], 20_001)
@@ -74,13 +84,13 @@ def cosine_cdf(d: int, kappa: float) -> Cdf:
 
 
 def _log_density(theta: NDArray[Any], d: int, kappa: float) -> NDArray[Any]:
-    """Up to a constant; largest value 0 on the grid."""
+    """log density of theta, up to a constant that makes its largest value on the grid 0."""
     values = (d - 2) * np.log(np.maximum(np.sin(theta), 1e-300)) + kappa * np.cos(theta)
     return np.asarray(values - values.max())
 
 
 def cosine_test(t: Tensor, d: int, kappa: float) -> Evidence:
-    """Kolmogorov-Smirnov's D of t = mu.x against its law. t: (n,)."""
+    """Kolmogorov-Smirnov's D of t = mu.x against its law under vMF. t: (n,)."""
     values = t.double()
     if not bool(torch.isfinite(values).all()):
         return Evidence(math.nan, math.nan)
@@ -89,14 +99,18 @@ def cosine_test(t: Tensor, d: int, kappa: float) -> Evidence:
 
 
 def vmf_mean(d: int, kappa: float) -> float:
-    """A_d(kappa)."""
+    """A_d(kappa), the mean of t = mu.x."""
     return float(mean_cosine(torch.tensor(kappa, dtype=torch.float64), d))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Pearson's chi^2 of n counts against a law, with rare cells pooled, and the likelihood-ratio statistic G of the
-    same cells. freedom, variance: exact moments of chi^2 under the law. Fits of independent counts can be added."""
+    """Pearson's chi^2 of n counts against a law, with rare cells pooled, and the likelihood ratio G
+    of the same cells.
+
+    freedom, variance: the exact mean and variance of chi^2 under the law. Fits of independent counts can
+    be added.
+    """
 
     statistic: float
     likelihood: float
@@ -115,9 +129,12 @@ class Fit:
 
     @property
     def p(self) -> float:
-        """The larger of two p-values: of chi^2, by the chi^2 law scaled to its mean and variance, and of G. If one cell
-        is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small and G the right one; with many
-        such cells G has the wrong mean. It is 1 if there is only one cell, which can show nothing."""
+        """The larger of two p-values: of chi^2, by the chi^2 law scaled to its mean and variance,
+        and of G.
+
+        If one cell is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small and G the
+        right one. With many such cells G has the wrong mean. A single cell shows nothing: p is 1.
+        """
         if self.freedom == 0:
             return 1.0
         scale = self.variance / (2 * self.freedom)
@@ -125,19 +142,23 @@ class Fit:
         return max(float(stats.chi2.sf(*one)) for one in found)
 
     def distance(self, confidence: float = CONFIDENCE) -> float:
-        """Upper confidence bound of the total variation between the true law of the counts and the law tested, over the
-        cells; at most 1.
+        """Upper confidence bound of the total variation between the counts' true law and the tested
+        law.
 
-        n times the chi^2 distance X of the two laws is the non-centrality of the statistic, without bias, and total
-        variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by one factor.
+        Over the cells; at most 1. n times the chi^2 distance X of the two laws is the non-centrality of the
+        statistic, without bias, and total variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with
+        equality if all cells are off by the same factor.
         """
         if self.freedom == 0:
             return 0.0
         return _total_variation_of(_noncentrality(self.statistic, self.freedom, 1 - confidence), self.n)
 
     def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
-        """The smallest total variation over the cells that a test of level alpha finds with probability `confidence`,
-        whatever the shape of the difference; at most 1."""
+        """The smallest total variation that a test of level alpha finds with probability
+        `confidence`.
+
+        Over the cells, whatever the shape of the difference; at most 1.
+        """
         if self.freedom == 0:
             return 0.0
         scale = self.variance / (2 * self.freedom)
@@ -146,7 +167,8 @@ class Fit:
 
 
 def _noncentrality(statistic: float, freedom: float, below: float) -> float:
-    """The non-centrality with which a chi^2 is at most `statistic` with probability `below`; 0 if it is more likely."""
+    """The non-centrality with which P(chi^2 <= statistic) = below; 0 if that probability is smaller
+    even then."""
     if not math.isfinite(statistic):
         return math.inf
 
@@ -164,7 +186,8 @@ def _total_variation_of(noncentrality: float, n: int) -> float:
 
 
 def fit(counts: Tensor, p: Tensor) -> Fit:
-    """The fit of counts to a law; cells with fewer than 5 expected counts are pooled. counts, p: (V,)."""
+    """The fit of counts (V,) to a law p (V,); cells with fewer than RARE expected counts are
+    pooled."""
     n = int(counts.sum())
     expected = p.double() / p.double().sum() * n
     observed, wanted = _gathered(counts.double(), expected)
@@ -179,14 +202,17 @@ def fit(counts: Tensor, p: Tensor) -> Fit:
 
 
 def counts_test(counts: Tensor, p: Tensor) -> Evidence:
-    """`fit` as evidence. counts, p: (V,)."""
+    """`fit` as a statistic with its p-value. counts, p: (V,)."""
     found = fit(counts, p)
     return Evidence(found.statistic, found.p)
 
 
 def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with rare cells pooled, likelier ones first, into cells of about POOLED expected counts each: a single cell
-    for all of them would hide differences among them."""
+    """Both with rare cells pooled, likelier ones first, into cells of about POOLED expected counts
+    each.
+
+    One cell for all of them would hide the differences between them.
+    """
     rare = expected < RARE
     if not bool(rare.any()):
         return counts, expected
@@ -202,7 +228,8 @@ def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def same_law_test(one: Tensor, other: Tensor) -> Evidence:
-    """Chi^2 of homogeneity: two samples of counts (V,) from one unknown law; rare cells are pooled in one."""
+    """Chi^2 of homogeneity: are two samples of counts (V,) of one law? Rare cells are pooled into
+    one."""
     one, other = one.double(), other.double()
     rare = (one + other) * min(float(one.sum()), float(other.sum())) / float(one.sum() + other.sum()) < RARE
     table = torch.stack(_pooled(one, other, rare))
@@ -211,7 +238,8 @@ def same_law_test(one: Tensor, other: Tensor) -> Evidence:
 
 
 def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
-    """Both without the rare cells, whose sums come last; a cell that neither has is left out."""
+    """Both with the sum of their rare cells as last cell; cells that are empty in both are
+    dropped."""
     if not bool(rare.any()):
         return one, other
     pooled = torch.stack([torch.cat((counts[~rare], counts[rare].sum()[None])) for counts in (one, other)])
@@ -220,10 +248,10 @@ def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
-    """z of the tilt s of a law q ~ p e^(s f), from draws: to first order the sum of f less its mean under p, `excess`,
-    is s times the variance of that sum. Draws from several laws add up.
+    """z of the tilt s of a law q ~ p e^(s f), from draws.
 
-    slack: deviations of s from 0 up to this size are allowed.
+    excess: the sum over draws of f minus its mean under p; to first order it is s times `variance`, the
+    variance of that sum. Draws from several laws add up. slack: |s| up to this size is allowed.
     """
     if variance == 0:
         return Evidence(0.0, 1.0) if excess == 0 else Evidence(math.copysign(math.inf, excess), 0.0)
@@ -231,14 +259,17 @@ def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
 
 
 def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
-    """z of the ratio of two means against 0, by the delta method; above, below: (n,) of the same n draws."""
+    """z of the ratio of two means against 0, by the delta method.
+
+    above, below: (n,), of the same n draws.
+    """
     ratio = float(above.double().mean() / below.double().mean())
     left = above.double() - ratio * below.double()
     return _beyond(ratio, float(left.std() / abs(float(below.double().mean())) / math.sqrt(len(left))), slack)
 
 
 def _beyond(value: float, error: float, slack: float) -> Evidence:
-    """z of the part of a value that exceeds `slack`."""
+    """z of the part of |value| that exceeds `slack`."""
     over = math.copysign(max(0.0, abs(value) - slack), value)
     if error == 0 and not math.isnan(value):
         return Evidence(0.0, 1.0) if over == 0 else Evidence(math.inf, 0.0)
@@ -246,7 +277,10 @@ def _beyond(value: float, error: float, slack: float) -> Evidence:
 
 
 def known_mean_test(x: Tensor, mean: Tensor) -> Evidence:
-    """Hotelling's T^2 ~ chi^2_d of the sample mean against a known one. x: (n, d), n large; mean: (d,)."""
+    """Hotelling's T^2 ~ chi^2_d of a sample mean against a known mean.
+
+    x: (n, d), n large; mean: (d,).
+    """
     values = x.double()
     if not bool(torch.isfinite(values).all()):
         return Evidence(math.nan, math.nan)
@@ -256,8 +290,11 @@ def known_mean_test(x: Tensor, mean: Tensor) -> Evidence:
 
 
 def uncorrelated_test(pairs: list[tuple[Tensor, Tensor]]) -> Evidence:
-    """The largest |z| among the correlations of pairs of noise; its p-value is corrected for the number of pairs
-    (Sidak). Each pair has two tensors of one shape with mean 0."""
+    """The largest |z| among the correlations of pairs of noise, with a p-value for all pairs
+    together (Sidak).
+
+    Each pair has two tensors of one shape with mean 0.
+    """
     z = [float((a.double() * b.double()).sum() / (a.double().norm() * b.double().norm()) * math.sqrt(a.numel()))
          for a, b in pairs]  # fmt: skip
     if not all(map(math.isfinite, z)):
@@ -267,13 +304,16 @@ def uncorrelated_test(pairs: list[tuple[Tensor, Tensor]]) -> Evidence:
 
 
 def total_variation(counts: Tensor, p: Tensor) -> float:
-    """Half the summed distance of frequencies and law. counts, p: (V,)."""
+    """Half the sum of |frequency - p| over the cells. counts, p: (V,)."""
     return float((counts.double() / counts.sum() - p.double()).abs().sum() / 2)
 
 
 def expected_total_variation(p: Tensor, n: int) -> float:
-    """Of n true draws from p (V,), exactly: a count is binomial, and E|X - np| = 2 m (1-p) P(X = m), m = floor(np) + 1
-    (de Moivre; Diaconis and Zabell 1991)."""
+    """The exact mean of `total_variation` for n true draws from p (V,).
+
+    A count is binomial, and E|X - np| = 2 m (1-p) P(X = m) with m = floor(np) + 1 (de Moivre; Diaconis
+    and Zabell 1991).
+    """
     law = p.double().numpy()
     m = np.floor(n * law) + 1
     deviation = 2 * m * (1 - law) * stats.binom.pmf(m, n, law)

@@ -1,4 +1,5 @@
-"""Runs the tests, counts their p-values, and says which mutants were caught."""
+"""Runs all tests and all mutants; the tables say which tests there are and what each mutant must
+fail."""
 
 from __future__ import annotations
 
@@ -9,15 +10,18 @@ from dataclasses import dataclass, field
 
 from ebmvk.certification import agreement, dynamics, exact, laws, mixtures, noise, tokens
 from ebmvk.certification.chains import engine_sampler
+from ebmvk.certification.contexts import Contexts
+from ebmvk.certification.evidence import ALPHA
 from ebmvk.certification.liars import Lie, lying
 from ebmvk.certification.mutants import Mutant, Plain
 from ebmvk.certification.results import FAMILY_LEVEL, Bench, Check, Findings, Picture, Sizes
-from ebmvk.certification.tokens import Contexts
 from ebmvk.engine.api import Backend
 from ebmvk.errors import EbmvkError
+from ebmvk.sampling.registry import SAMPLERS
 
 Test = Callable[[Bench], Findings]
 LawTest = Callable[[Backend, Sizes, int], Findings]
+TokenTest = Callable[[Backend, Contexts, Sizes, int], Findings]
 Say = Callable[[str], None]
 
 SAMPLING: dict[str, Test] = {
@@ -34,7 +38,8 @@ SAMPLING: dict[str, Test] = {
     "9 order of the bias": laws.order_of_bias,
     "9 no bias": laws.no_bias,
 }
-"""The tests for any sampler; the fastest informative ones come first."""
+"""The tests of chains, which need only a `chains.Sampler`; the fastest informative ones come
+first."""
 
 CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
     "no projection": (dynamics.constraints, "constraints, gbaoab"),
@@ -59,6 +64,14 @@ MIXING: dict[str, LawTest] = {
 }
 """The tests that need only a backend."""
 
+TOKENS: dict[str, TokenTest] = {
+    "8 exact states": tokens.exact,
+    "8 tokens": tokens.identity,
+    "8 tokens with memory": tokens.with_memory,
+    "8 tokens, coarse to fine": tokens.coarse,
+}
+"""The tests of tokens in the contexts of a model, or in made-up ones."""
+
 SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
     "swap without the ratio": (mixtures.replicas, "mixture weights, tempering"),
     "x|v at twice kappa": (mixtures.gibbs, "mixture weights, gibbs"),
@@ -75,19 +88,19 @@ SEEN_BY: dict[Lie, tuple[LawTest, str]] = {
     "decoder with the numbers of x": (tokens.exact_made_up, "exact states, all contexts"),
     "ladder upside down": (mixtures.replicas, "mixture weights, tempering"),
 }
-"""The test and the check that each lie of a backend must fail."""
+"""The test and the check that each lie must fail."""
 
 FULL = Sizes(20_000, 4000, looks=20, long_chains=8, long_steps=100_000, token_chains=25_000, token_dimension=256)
 QUICK = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100_000, token_chains=1000, token_dimension=64)
 QUICK_SLOW = Sizes(1000, 400, looks=24, long_chains=1, long_steps=100_000, token_chains=200, token_dimension=32)
-"""For lavapipe and plain torch."""
+"""For lavapipe, which is Vulkan on a CPU, and for plain torch."""
 MUTANTS = Sizes(1500, 50, looks=20, long_chains=2, long_steps=100, token_chains=0, token_dimension=0)
 LIES = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100, token_chains=400, token_dimension=16)
 
 
 @dataclass(frozen=True)
 class Caught:
-    """What a mutant did to the test that must catch it; `control`: the same test of the same sampler, unbroken."""
+    """The check that a mutant must fail, with the mutant, and as `control` without it."""
 
     mutant: Mutant | Lie
     check: Check
@@ -99,7 +112,7 @@ class Caught:
 
 @dataclass
 class Certificate:
-    """Everything a run found. seconds: by test."""
+    """Everything that a run found. seconds: of each test."""
 
     checks: list[Check] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
@@ -109,16 +122,17 @@ class Certificate:
 
     @property
     def comparisons(self) -> int:
-        """p-values that share the family-wise level."""
+        """Number of p-values that share the family-wise level."""
         return sum(check.p is not None for check in self.checks)
 
     @property
     def level(self) -> float:
-        """Family-wise."""
+        """The probability that a right sampler fails any check."""
         return FAMILY_LEVEL
 
     @property
     def alpha(self) -> float:
+        """The level of each p-value (Bonferroni)."""
         return FAMILY_LEVEL / max(1, self.comparisons)
 
     @property
@@ -128,26 +142,28 @@ class Certificate:
 
 
 def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
-    """Quick on a device that is a CPU in disguise, or plain torch: smaller still."""
+    """The sizes for a device; quick runs are smaller still if it may be a CPU in disguise or plain
+    torch."""
     if not quick:
         return FULL
     return QUICK if backend.name == "cpu" else QUICK_SLOW
 
 
 def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: Say = lambda _: None) -> Certificate:
-    """All tests and all mutants. A typed error of the backend fails the test it came in; `say` gets progress."""
+    """Run all tests and all mutants.
+
+    A typed error fails the test in which it was raised; `say` gets progress.
+    """
     found = Certificate()
     bench = Bench(engine_sampler(backend), sizes, seed)
     for name, law_test in MIXING.items():
         _run(found, name, lambda test=law_test: test(backend, sizes, seed), say)  # type: ignore[misc]
     for name, test in SAMPLING.items():
         _run(found, name, lambda test=test: test(bench), say)  # type: ignore[misc]
-    _run(found, "8 exact states", lambda: tokens.exact(backend, contexts, sizes, seed), say)
-    _run(found, "8 tokens", lambda: tokens.identity(backend, contexts, sizes, seed), say)
-    if contexts.query is None:
-        memory = tokens.remembering(contexts, seed)
-        _run(found, "8 tokens with memory", lambda: tokens.identity(backend, memory, sizes, seed), say)
-    _run(found, "8 tokens, coarse to fine", lambda: tokens.coarse(backend, contexts, sizes, seed), say)
+    for name, token_test in token_tests().items():
+        if token_test is tokens.with_memory and contexts.query is not None:
+            continue  # the contexts of a model consult its own memory
+        _run(found, name, lambda test=token_test: test(backend, contexts, sizes, seed), say)  # type: ignore[misc]
     others, missing = agreement.peers(backend)
     found.notes += [missing] if missing else []
     _run(found, "10 agreement", lambda: agreement.trajectories(backend, others, seed), say)
@@ -159,8 +175,14 @@ def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: 
     return found
 
 
+def token_tests() -> dict[str, TokenTest]:
+    """`TOKENS`, and a test for each sampler of states that names no tests in the registry."""
+    own = [name for name, sampler in SAMPLERS.items() if sampler.module and not sampler.certificate]
+    return TOKENS | {f"8 tokens, {name}": functools.partial(tokens.registered, name) for name in own}
+
+
 def catch(mutant: Mutant, seed: int, sizes: Sizes = MUTANTS) -> Caught:
-    """The check that must catch `mutant`, of the broken and of the unbroken integrator."""
+    """The check that must catch `mutant`, with the broken and with the unbroken integrator."""
     test, name = CAUGHT_BY[mutant]
     return Caught(mutant, *(_named(_of_plain(test, which, sizes, seed), name) for which in (mutant, None)))
 
@@ -184,7 +206,7 @@ def _of_lie(test: LawTest, lie: Lie | None, sizes: Sizes, seed: int) -> Findings
 
 
 def _named(findings: Findings, name: str) -> Check:
-    """The check with that name, ignoring the backend at the start of the name."""
+    """The check whose name ends so; some names begin with that of the backend."""
     return next(check for check in findings.checks if check.name.endswith(name))
 
 
@@ -198,5 +220,5 @@ def _run(found: Certificate, name: str, test: Callable[[], Findings], say: Say) 
     found.checks += findings.checks
     found.pictures += findings.pictures
     found.seconds[name] = time.perf_counter() - began
-    failed = [check.name for check in findings.checks if not check.ok(tokens.ALPHA)]
+    failed = [check.name for check in findings.checks if not check.ok(ALPHA)]
     say(f"{name}: {found.seconds[name]:.1f} s" + (f"; FAIL {', '.join(failed)}" if failed else ""))

@@ -1,8 +1,8 @@
-"""`ebmvk certify`, `python -m ebmvk.certify`: are the samplers of this device right?
+"""`ebmvk certify`, `python -m ebmvk.certify`: are the samplers right on this device?
 
-Runs twelve tests of samplers on fixed seeds and shows that broken samplers are caught. Exit status: 0
-when every test passes and every mutant is caught; 1 when one does not; 2 for an unknown flag, a device or a checkpoint
-that cannot be had.
+Runs twelve tests of the samplers on fixed seeds, and shows that the tests catch broken samplers
+(mutants). Exit status: 0 if every test passes and every mutant is caught; 1 if not; 2 for an unknown
+flag, or a device or checkpoint that doesn't exist.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ebmvk.certification.contexts import Contexts
     from ebmvk.certification.results import Check, Sizes
     from ebmvk.certification.suite import Certificate
-    from ebmvk.certification.tokens import Contexts
     from ebmvk.engine import Backend
 
 Record = dict[str, Any]
@@ -35,12 +35,15 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Contexts of test 8; else made-up laws.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of that run's text, if it has moved.
-    quick: bool = False  # Fewer chains: below a minute on two cores.
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write every figure to this file.
-    plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw the pictures into this folder (SVG).
-    seed: int = 42  # Of chains and laws; the same seed gives the same figures on one device.
+    # Test the tokens of this run's model, in contexts of its validation text; otherwise of made-up
+    # laws.
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    # Where that run's text is, if it has moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    quick: bool = False  # Fewer chains: below a minute on two cores, but small errors go unseen.
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # Write all figures to this file.
+    plots: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # Draw pictures into this folder (SVG).
+    seed: int = 42  # The same seed gives the same figures on one device.
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(CertifyCommand)})
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _certify(command: CertifyCommand) -> int:
     if not 0 <= command.seed < 2**31:
-        raise ConfigError(f"--seed {command.seed} is not within 0 to 2^31 - 1", hint="take --seed 42")
+        raise ConfigError(f"--seed {command.seed} is outside 0 to 2^31 - 1", hint="take --seed 42")
     from ebmvk.certification import suite
     from ebmvk.engine.device import open_device
 
@@ -82,11 +85,11 @@ def _certify(command: CertifyCommand) -> int:
 
 
 def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contexts:
-    """Of the checkpoint's own validation text; made up where there is none."""
-    from ebmvk.certification import tokens
+    """Contexts of the checkpoint's validation text; made-up ones without a checkpoint."""
+    from ebmvk.certification import contexts
 
     if command.checkpoint is None:
-        return tokens.synthetic(sizes.token_dimension, command.seed)
+        return contexts.synthetic(sizes.token_dimension, command.seed)
     from ebmvk.data.windows import encode_split
     from ebmvk.memory.files import load
     from ebmvk.memory.law import Reader
@@ -101,7 +104,7 @@ def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contex
     if not run.model.on_sphere:
         raise ConfigError(
             f"--checkpoint {command.checkpoint} is a run of --model {run.config.model.model}",
-            why="its tokens are no points of the sphere, so there are no chains to certify",
+            why="its tokens aren't points on the sphere, so there are no chains to certify",
             hint="give a run of --model ebm",
         )
     corpus = own_text(run.config, command.dataset)
@@ -110,16 +113,16 @@ def _contexts(command: CertifyCommand, sizes: Sizes, backend: Backend) -> Contex
     reader = None
     if (run.checkpoint.path / MEMORY_FILE).is_file():
         reader = Reader(load(run.checkpoint.path, run.model, "static"), "static", backend)
-    return tokens.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length, reader)
+    return contexts.of_text(run.model, run.tokenizer, stream, run.config.data.seq_length, reader)
 
 
 def _lines(found: Certificate) -> Iterator[str]:
-    """A line per verdict, and one below it for what else there is to know."""
+    """A line per verdict, and below each a line with its claim and details."""
     yield ""
     for check in found.checks:
         yield f"{_word(check.ok(found.alpha))} {check.number:>2}  {check.name:<40} {_figures(check)}"
         yield f"         {check.claim}{'; ' if check.detail else ''}{check.detail}"
-    yield "\nMutants, each of which has to fail the test named:"
+    yield "\nMutants: broken samplers, each of which has to fail the named test:"
     for caught in found.caught:
         yield f"{_word(caught.ok(found.alpha))} {caught.check.number:>2}  {caught.mutant:<22} fails {caught.check.name}"
         yield f"         {_figures(caught.check)}; unbroken {_figures(caught.control)}"
@@ -169,7 +172,8 @@ def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
 
 
 def _row(check: Check, alpha: float) -> Record:
-    """JSON knows no infinity and no NaN: absent bounds and statistics are null."""
+    """One check, JSON-able: null stands for absent bounds and statistics, as JSON has no infinity
+    and no NaN."""
     row = {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in dataclasses.asdict(check).items()

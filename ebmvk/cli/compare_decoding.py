@@ -1,4 +1,5 @@
-"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: decoding strategies by their figures."""
+"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: a table of decoding strategies and
+human text."""
 
 from __future__ import annotations
 
@@ -8,50 +9,53 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
 from ebmvk.decoding.metrics import GRAM
+from ebmvk.decoding.strategies import DEFAULTS, NAMED, UNCHANGED, Strategy, named
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
+from ebmvk.sampling import registry
+from ebmvk.sampling.registry import SamplerName
 
 
 @dataclass(frozen=True)
 class CompareCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run that scores the texts too.
-    strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Which of the named strategies; by default all.
-    temperature: float = 1.0  # This and the next six, as of `ebmvk generate`, make one more row, "custom".
-    top_k: int = 0  # Only the k most probable tokens; 0: all.
-    top_p: float = 1.0  # Only the fewest most probable tokens that hold this mass.
-    min_p: float = 0.0  # Only tokens with this share of the largest probability.
-    typical_p: float = 1.0  # Only tokens of this mass whose information is nearest to the entropy.
-    repetition_penalty: float = 1.0  # log p times this for tokens that the text has already.
-    no_repeat_ngram: int = 0  # No run of so many tokens twice; 0: any.
-    prompts: int = 100  # Passages of the validation text that are continued.
-    prompt_tokens: int = 32  # Tokens of a passage that are given.
-    max_tokens: int = 128  # Tokens that are written.
-    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # A state to decode; or p(v|c).
+    # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    # Another run that scores the texts too; its tokens may be others.
+    judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    # Named strategies to compare, such as nucleus or greedy; by default all.
+    strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    token_law: Strategy = UNCHANGED  # Settings of your own: any of these adds a row, "custom".
+    prompts: int = 100  # Number of passages of the validation text to continue.
+    prompt_tokens: int = 32  # Number of tokens of each passage that the model is given.
+    max_tokens: int = 128  # Number of tokens that it writes.
+    sampler: Annotated[SamplerName, tyro.conf.arg(help=registry.HELP)] = registry.WITHOUT_STATES
     seed: int = 42  # The same seed gives the same texts.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's text is, if it has moved.
+    # Folder of local data sets; by default that of EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of a table.
 
 
-CUSTOM = "custom"  # the row of settings that flags give
+CUSTOM = "custom"  # the row of the settings that flags give
 COLUMNS = {
     "repetition": ("repetition_rate", ".1%"),
     **{f"distinct-{n}": (f"distinct_{n}", ".3f") for n in (1, 2, 3)},
     "nats/token": ("nats_per_token", ".3f"),
     "PPL/token": ("perplexity", ".1f"),
 }
-"""{head: (figure, how it is written)}."""
-REPEATS = 0.02  # of the tokens, beyond human text, from which repetition is worth a word
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(CompareCommand)})
+"""{head: (figure, format)}."""
+REPEATS = 0.02  # share of tokens beyond that of human text from which repetition is worth a word
+FLAGS = flags.known_flags(
+    {entry.name: entry.default for entry in dataclasses.fields(CompareCommand) if entry.name != "token_law"} | DEFAULTS
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(command: CompareCommand, given: Sequence[str]) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.decoding.generate import Generator
-    from ebmvk.decoding.strategies import NAMED, Strategy, named
     from ebmvk.engine.device import open_device
     from ebmvk.evaluation.comparison import Judge, Passages, compare
     from ebmvk.runs.folder import OpenRun, open_run
@@ -76,9 +79,9 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
 
     for name in ("prompts", "prompt_tokens", "max_tokens"):
         if (value := getattr(command, name)) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give 1 or more")
     strategies = {name: named(name) for name in command.strategy or NAMED}
-    if own_settings := flags.settings_of(command, Strategy, given):
+    if own_settings := flags.settings_of(command.token_law, Strategy, given):
         strategies[CUSTOM] = Strategy(**own_settings)
 
     def say(text: str) -> None:
@@ -118,7 +121,10 @@ def _compare(command: CompareCommand, given: Sequence[str]) -> int:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A table; what does not apply is a dash. Below it, what the judge's perplexity is of."""
+    """The table; a dash stands for what doesn't apply.
+
+    A line below it explains a perplexity per byte.
+    """
     unit = rows[0]["judge_unit"]
     judged = {
         f"judge PPL/{unit}": ("judge_perplexity", ".1f" if unit == "token" else ".3f"),
@@ -131,11 +137,11 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in (head, *body):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     if unit == "byte":
-        yield "The judge has other tokens than the model: its perplexity is per byte of the texts, 2^(bits per byte)."
+        yield "The judge has other tokens than the model, so its perplexity is per byte: 2^(bits per byte)."
 
 
 def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each strategy that repeats itself more than people do."""
+    """A line of advice for each strategy that repeats itself more than human text."""
     usual = rows[0]["repetition_rate"]
     for row in rows[1:]:
         if row["repetition_rate"] > usual + REPEATS:
@@ -143,7 +149,7 @@ def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _against_repetition(settings: Mapping[str, float]) -> str:
-    """A flag and a value that a strategy does not have yet."""
+    """A flag against repetition, with a value that the strategy doesn't have yet."""
     penalty, ngram = settings.get("repetition_penalty", 1.0), settings.get("no_repeat_ngram", 0)
     if penalty <= 1:
         return "--repetition-penalty 1.2"

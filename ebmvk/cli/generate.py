@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,43 +16,56 @@ import tyro
 
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
+from ebmvk.decoding.strategies import DEFAULTS, GREEDY, KEEPS_BEST, UNCHANGED, Strategy, named
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
+from ebmvk.sampling import registry
+from ebmvk.sampling.registry import SAMPLERS, SamplerName, default_sampler
 
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
-    from ebmvk.decoding.strategies import Strategy
+    from ebmvk.runs.folder import OpenRun
 
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Text to continue, one or several; none: from scratch.
-    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # A file that is the prompt.
-    batch_generate: bool = False  # Take each line of --prompt-file as a prompt; lines end at \n or \r\n.
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
-    max_tokens: int = 100  # Most tokens to write.
-    strategy: str = "sampling"  # A name of `ebmvk compare-decoding`; the flags below change it.
-    greedy: bool = False  # Always the most probable token.
-    temperature: float = 1.0  # Of the token law; 1 is the law whose perplexity is reported.
-    top_k: int = 0  # Only the k most probable tokens; 0: all.
-    top_p: float = 1.0  # Only the fewest most probable tokens that hold this mass.
-    min_p: float = 0.0  # Only tokens with this share of the largest probability.
-    typical_p: float = 1.0  # Only tokens of this mass whose information is nearest to the entropy.
-    repetition_penalty: float = 1.0  # log p times this for tokens that the text has already.
-    no_repeat_ngram: int = 0  # No run of so many tokens twice; 0: any.
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Strings that end a text.
-    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] | None = None  # A state to decode; or p(v|c).
-    memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` in the token law.
+    # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    # Text to continue; may be given several times. On a terminal without one, the command asks for
+    # it.
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    # A file whose whole text is the prompt.
+    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    batch_generate: bool = False  # Take every line of --prompt-file as a prompt of its own.
+    # The run's own tokenizer, for checking only; another one is refused.
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    max_tokens: int = 100  # Number of tokens to write, at most.
+    strategy: str = "sampling"  # Named settings, such as nucleus or greedy; `ebmvk compare-decoding` compares them.
+    greedy: bool = False  # Always take the most probable token.
+    token_law: Strategy = UNCHANGED  # Flags that change the named strategy.
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Strings that end a text; it is cut before them.
+    sampler: Annotated[
+        SamplerName | None,
+        tyro.conf.arg(
+            help=f"{registry.HELP} By default {registry.USUAL}; {registry.WITHOUT_STATES} for models without points "
+            "on the sphere."
+        ),
+    ] = None
+    # Memory that changes the probabilities: static (from training), episodic (this text so far), or
+    # both.
+    memory: Literal["none", "static", "episodic", "both"] = "none"
     seed: int = 42  # The same seed gives the same text.
-    batch_size: int = 16  # Prompts continued at once.
-    stream: bool = False  # Write a text while it is made.
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Prompts and texts there too, as JSONL.
+    batch_size: int = 16  # Number of prompts that are continued at once.
+    stream: bool = False  # Print the text while it is written.
+    # Also write prompts and texts to this file, one JSON object per line.
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     quiet: bool = False  # Print only the texts, with an empty line between them.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(GenerateCommand)})
+FLAGS = flags.known_flags(
+    {entry.name: entry.default for entry in dataclasses.fields(GenerateCommand) if entry.name != "token_law"} | DEFAULTS
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,40 +83,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(command: GenerateCommand) -> None:
     for name in ("max_tokens", "batch_size"):
         if (value := getattr(command, name)) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give a number from 1 on")
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give 1 or more")
     if not 0 <= command.seed < 2**63:
-        raise ConfigError(f"--seed {command.seed} is not within 0 to 2^63 - 1", hint="take --seed 42")
+        raise ConfigError(f"--seed {command.seed} is outside 0 to 2^63 - 1", hint="take --seed 42")
     if "" in command.stop:
-        raise ConfigError("--stop has an empty string", why="every text has that", hint="give the text to stop at")
+        raise ConfigError("--stop has an empty string", why="every text contains it", hint="give the text to stop at")
 
 
 def _strategy(command: GenerateCommand, given: Sequence[str]) -> Strategy:
-    """The one named, with what flags change."""
-    from ebmvk.decoding.strategies import GREEDY, Strategy, named
-
-    own = flags.settings_of(command, Strategy, given)
+    """The named strategy, changed by the flags that are given."""
+    own = flags.settings_of(command.token_law, Strategy, given)
     strategy = dataclasses.replace(named(command.strategy), **own)
     if not command.greedy:
         return strategy
-    chosen = own.keys() & {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+    chosen = own.keys() & set(KEEPS_BEST)
     if other := min(chosen, default="strategy" if "--strategy" in given else None):
+        value = command.strategy if other == "strategy" else own[other]
         raise ConfigError(
-            f"--greedy with --{other.replace('_', '-')} {getattr(command, other)}",
-            why="the most probable token is the same whatever is left out below it",
-            hint="leave one of the two away",
+            f"--greedy with --{other.replace('_', '-')} {value}",
+            why="the most probable token stays the same, so the other flag would do nothing",
+            hint="remove one of the two",
         )
     return dataclasses.replace(strategy, top_k=GREEDY.top_k)
 
 
-def _prompts(command: GenerateCommand) -> list[str]:
-    """Raises ConfigError if the file cannot be read or holds no prompt, or if no flag says what the file is for."""
+def _prompts(command: GenerateCommand) -> list[str] | None:
+    """The prompts; None if they are asked for on the terminal.
+
+    Raises:
+        ConfigError: the file cannot be read or has no text, or flags contradict each other.
+    """
     path = command.prompt_file
     if path is None:
         if command.batch_generate:
             raise ConfigError("--batch-generate without --prompt-file", hint="name the file whose lines are prompts")
+        if not command.prompt and _on_terminal():
+            return None
         return list(command.prompt) or [""]
     if command.prompt:
-        raise ConfigError(f"--prompt and --prompt-file {path} are both given", hint="leave one of them away")
+        raise ConfigError(f"--prompt and --prompt-file {path} are both given", hint="remove one of them")
     from ebmvk.data.files import ANYTHING, NoText, lines_of, read_text
 
     try:
@@ -111,30 +131,55 @@ def _prompts(command: GenerateCommand) -> list[str]:
     return [line for line in lines_of(text) if line.strip()] if command.batch_generate else [_without_end(text)]
 
 
+def _on_terminal() -> bool:
+    """True if a person can be asked and sees the answer."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
 def _without_end(text: str) -> str:
-    """The text without newlines at its end: editors add them."""
+    """The text without newlines at its end, which editors add."""
     return text.rstrip("\r\n") if text.endswith("\n") else text
 
 
-def _headline(command: GenerateCommand, prompts: Sequence[str], number: int) -> str:
-    """The line between two texts on the same stream: it shows the next prompt; it is empty with --quiet."""
-    if len(prompts) == 1:
+def _asked() -> Iterator[str]:
+    """Prompts that a person types, until the end of input (Ctrl-D)."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, input() then edits lines and recalls earlier ones
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    while True:
+        try:
+            yield input("Prompt: ")
+        except EOFError:
+            print()
+            return
+
+
+def _headline(command: GenerateCommand, several: bool, number: int, prompt: str) -> str:
+    """The line before a text if there are several: it shows the prompt; with --quiet it is
+    empty."""
+    if not several:
         return ""
     gap = "\n" if number else ""
-    return gap if command.quiet else f"{gap}--- {number + 1}: {prompts[number]!r}\n"
+    return gap if command.quiet else f"{gap}--- {number + 1}: {prompt!r}\n"
+
+
+def _stream(generator: Generator, prompt: str, how: Decoding, number: int) -> str:
+    """The text of prompt `number`, printed while it is written."""
+    pieces = []
+    for piece in generator.stream(prompt, how, number):
+        print(piece, end="", flush=True)
+        pieces.append(piece)
+    print()
+    return "".join(pieces)
 
 
 def _streamed(command: GenerateCommand, generator: Generator, prompts: Sequence[str], how: Decoding) -> list[str]:
     """The texts, each printed while it is written."""
     found = []
     for number, prompt in enumerate(prompts):
-        print(_headline(command, prompts, number) + prompt, end="", flush=True)
-        pieces = []
-        for piece in generator.stream(prompt, how, number):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
-        print()
-        found.append("".join(pieces))
+        print(_headline(command, len(prompts) > 1, number, prompt) + prompt, end="", flush=True)
+        found.append(_stream(generator, prompt, how, number))
     return found
 
 
@@ -142,12 +187,26 @@ def _whole(command: GenerateCommand, generator: Generator, prompts: Sequence[str
     """The texts, each printed after its prompt."""
     found = generator.generate(prompts, how, command.batch_size)
     for number, (prompt, text) in enumerate(zip(prompts, found, strict=True)):
-        print(_headline(command, prompts, number) + (prompt + text.text).strip("\n"))
+        print(_headline(command, len(prompts) > 1, number, prompt) + (prompt + text.text).strip("\n"))
     return [text.text for text in found]
 
 
+def _conversation(generator: Generator, how: Decoding) -> tuple[list[str], list[str]]:
+    """The prompts that a person types, and their texts, each printed while it is written.
+
+    Every prompt starts a new document. It is drawn as if it were the only one, so asking again for the
+    same prompt gives the same text.
+    """
+    prompts, texts = [], []
+    for prompt in _asked():
+        print(prompt, end="", flush=True)
+        texts.append(_stream(generator, prompt, how, 0))
+        prompts.append(prompt)
+    return prompts, texts
+
+
 def _write(path: Path, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """A JSON object a line. Raises StorageError."""
+    """One JSON object per line. Raises StorageError."""
     pairs = zip(prompts, texts, strict=True)
     lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
     running.write_output(path, "".join(lines), "--output")
@@ -162,34 +221,45 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     from ebmvk.memory.law import Reader
     from ebmvk.runs.folder import check_tokenizer, open_run
 
-    def note(text: str) -> None:
-        if not command.quiet:
-            print(text, file=sys.stderr)
-
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
-    sampler = command.sampler or ("langevin" if run.model.on_sphere else "exact")
-    note(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
+    sampler = command.sampler or default_sampler(run.model.on_sphere)
+    if not command.quiet:
+        _say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
     how = Decoding(command.max_tokens, strategy, sampler, command.seed, command.stop)
     memory = None
     if command.memory != "none":
         memory = Reader(load(run.checkpoint.path, run.model, command.memory), command.memory, device.backend)
     generator = Generator(run.model.to(device.torch), run.tokenizer, device.backend, run.config.langevin, memory)
-    found = (_streamed if command.stream else _whole)(command, generator, prompts, how)
+    if prompts is None:
+        if not command.quiet:
+            _say("Type a text to continue; an empty line starts from nothing. Ctrl-D ends.")
+        prompts, found = _conversation(generator, how)
+    else:
+        found = (_streamed if command.stream else _whole)(command, generator, prompts, how)
     if command.output:
         _write(command.output, prompts, found)
+    if not command.quiet:
+        _say_health(generator, sampler, run)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _say_health(generator: Generator, sampler: SamplerName, run: OpenRun) -> None:
+    """How the sampler's chains did, if it has any."""
     health, rates = generator.health.record(), generator.health.mixing()
     if rates:
-        what = "changes of the component" if command.sampler == "gibbs" else "accepted exchanges, by pair of rungs"
-        note(f"{what}: {', '.join(f'{rate:.2f}' for rate in rates)}")
+        _say(f"{SAMPLERS[sampler].rates}: {', '.join(f'{rate:.2f}' for rate in rates)}")
     if health:
-        note(
+        _say(
             f"{health['chains']:.0f} chains: kinetic temperature {health['kinetic_temperature']:.3f} "
             f"(of {run.config.langevin.langevin_T:g}), energy error {health['energy_error']:.3f} per step, "
             f"tangency {health['tangency']:.1e}"
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ebmvk.cli import parsing, running
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
+from ebmvk.sampling.registry import SamplerName
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HarnessCommand:
     memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory` that take part.
     context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
     stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
-    sampler: Literal["langevin", "exact", "gibbs", "tempering", "coarse"] = "exact"  # Of text that tasks ask for.
+    sampler: SamplerName = "exact"  # Of text that tasks ask for.
     batch_size: str = "16"  # Requests answered at once; auto means 16.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 

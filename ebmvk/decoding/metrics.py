@@ -1,4 +1,4 @@
-"""Figures of written text: how much it repeats itself, and how many different things it says."""
+"""Figures of generated text: how much it repeats itself, and how diverse it is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """Share of the tokens that stand in an n-gram which began before, at most `window` tokens back; 0 of no tokens.
+    """Share of the tokens inside an n-gram that occurred before, at most `window` tokens back; 0
+    without tokens.
 
-    The n-gram may reach into the prompt, and what came before may lie there.
+    The n-gram may reach into the prompt, and its earlier occurrence may lie there.
     """
     text, start = [*prompt, *tokens], len(prompt)
     latest: dict[tuple[int, ...], int] = {}
@@ -25,6 +26,9 @@ def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM,
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of all texts over their number (Li et al. 2016); 0 where there are none."""
+    """Number of different n-grams of all texts over the number of all (Li et al.
+
+    2016); 0 without any.
+    """
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

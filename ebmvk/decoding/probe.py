@@ -1,4 +1,5 @@
-"""A look at what a training run would write: a few samples, and the health of the chains that made them."""
+"""Samples that a training run writes now and then, with the diagnostics of the chains that made
+them."""
 
 from __future__ import annotations
 
@@ -7,16 +8,22 @@ from typing import Any
 
 from ebmvk.config.schema import Config
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine import Backend
 from ebmvk.errors import StorageError
 from ebmvk.model.language import LanguageModel
+from ebmvk.sampling.registry import default_sampler
 
 SAMPLES = 2
 
 
 class Probe:
-    """Called with a step: appends samples to `path`, and returns {'langevin': diagnostics} where chains made them."""
+    """Called with a step, appends samples to `path`; returns {'langevin': diagnostics} if chains
+    made them.
+
+    Raises:
+        StorageError: the file could not be written.
+    """
 
     def __init__(
         self, config: Config, model: LanguageModel, tokenizer: Tokenizer, backend: Backend, path: Path
@@ -28,7 +35,7 @@ class Probe:
         if config.logging.sample_tokens == 0:
             return {}
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
-        sampler: Sampler = "langevin" if self.model.on_sphere else "exact"
+        sampler = default_sampler(self.model.on_sphere)
         how = Decoding(config.logging.sample_tokens, sampler=sampler, seed=config.run.seed)
         found = generator.generate([""] * SAMPLES, how)
         lines = []

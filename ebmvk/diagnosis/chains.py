@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 
 from ebmvk.certification import statistics
+from ebmvk.certification.contexts import Contexts, of_text
 from ebmvk.certification.results import FAMILY_LEVEL
-from ebmvk.certification.tokens import Contexts, of_text
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.evaluation.score_matching import score_matching, windows
 from ebmvk.objective import noise
-from ebmvk.sampling.states import SamplingHealth, States, StateSampler
-
-SAMPLERS: dict[StateSampler, int] = {"langevin": 1, "tempering": 4, "gibbs": 4}
-"""With so many times fewer chains: the first is how text is written, of the others the rates count."""
+from ebmvk.sampling.interface import TokenPoints
+from ebmvk.sampling.registry import SAMPLERS, SamplerName
+from ebmvk.sampling.tokens import SamplingHealth, TokenSampler
 
 
 def _flat(subject: Subject) -> Absent | None:
@@ -54,7 +53,7 @@ def langevin(subject: Subject) -> Row | Absent:
     sizes, run = subject.sizes, subject.run
     contexts = of_text(*(subject.model, run.tokenizer, subject.validation, subject.window[0]), count=sizes.contexts)
     temperature = run.config.langevin.langevin_T
-    names = [name for name in SAMPLERS if name != "gibbs" or temperature == 1]
+    names = [name for name, one in SAMPLERS.items() if one.diagnosed and (one.any_temperature or temperature == 1)]
     return {
         "contexts": contexts.source,
         "chains": sizes.chains,
@@ -65,17 +64,18 @@ def langevin(subject: Subject) -> Row | Absent:
     }
 
 
-def _sampled(subject: Subject, contexts: Contexts, name: StateSampler, temperature: float) -> Row:
+def _sampled(subject: Subject, contexts: Contexts, name: SamplerName, temperature: float) -> Row:
     backend, health = subject.device.backend, SamplingHealth()
     assert contexts.query is not None  # they are of a model
     assert contexts.bias is not None
-    law = (contexts.bias, contexts.concentrations, subject.run.config.langevin, health, None)
-    states = States(name, backend, contexts.mu, backend.points(contexts.mu), *law)
-    n = subject.sizes.chains // SAMPLERS[name]
+    own = (contexts.bias, contexts.concentrations)
+    space = TokenPoints(backend, contexts.mu, backend.points(contexts.mu), *own)
+    sampler = TokenSampler(name, space, subject.run.config.langevin, health)
+    n = subject.sizes.chains // SAMPLERS[name].diagnosed
     rows: list[Row] = []
     for i, label in enumerate(contexts.labels):
         query, log_p = (part[i].expand(n, -1).contiguous() for part in (contexts.query, contexts.log_p))
-        tokens = states.tokens(query, log_p, seed=subject.seed + i, first_chain=0)
+        tokens = sampler.tokens(query, log_p, seed=subject.seed + i, first_chain=0)
         p = contexts.log_p[i].double().exp()
         counts = torch.bincount(tokens, minlength=len(p))
         found = statistics.fit(counts, p)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from ebmvk.data.windows import TokenStream
-from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.metrics import distinct, repetition_rate
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model import inspection
+from ebmvk.sampling.registry import default_sampler
 from ebmvk.splats.health import gini
 
 
@@ -21,7 +22,7 @@ from ebmvk.splats.health import gini
 def samples(subject: Subject) -> Row:
     """Beginnings of documents, written as training samples them, without memory and without a strategy."""
     sizes, run = subject.sizes, subject.run
-    sampler: Sampler = "langevin" if subject.model.on_sphere else "exact"
+    sampler = default_sampler(subject.model.on_sphere)
     generator = Generator(subject.model, run.tokenizer, subject.device.backend, run.config.langevin)
     how = Decoding(sizes.sample_tokens, sampler=sampler, seed=subject.seed)
     found = generator.generate([""] * sizes.samples, how)

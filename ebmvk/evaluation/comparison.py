@@ -19,12 +19,13 @@ import torch
 from ebmvk.data.ngram import bits_per_byte, perplexity
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
-from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.metrics import distinct, repetition_rate
 from ebmvk.decoding.strategies import Strategy, changed
 from ebmvk.errors import DataError
 from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.model.language import LanguageModel
+from ebmvk.sampling.registry import SamplerName
 
 HUMAN = "human"
 
@@ -102,7 +103,7 @@ def compare(
     passages: Passages,
     strategies: Mapping[str, Strategy],
     *,
-    sampler: Sampler,
+    sampler: SamplerName,
     length: int,
     seed: int,
     say: Callable[[str], None],

@@ -8,8 +8,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from ebmvk.decoding.generate import Sampler
 from ebmvk.evaluation.requests import Scorer
+from ebmvk.sampling.registry import SamplerName
 
 
 @register_model("ebmvk")
@@ -25,7 +25,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         self,
         checkpoint: str,
         *,
-        sampler: Sampler = "exact",
+        sampler: SamplerName = "exact",
         seed: int = 42,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,  # noqa: ARG002, the harness gives it to every model

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ebmvk.data.tokenizer import Ids, Tokenizer
 from ebmvk.data.windows import TokenStream, evaluation_windows
-from ebmvk.decoding.generate import Decoding, Generator, Sampler
+from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.strategies import GREEDY, Strategy, named
 from ebmvk.engine.device import Device, open_device
 from ebmvk.errors import ConfigError
@@ -27,6 +27,7 @@ from ebmvk.memory.files import load
 from ebmvk.memory.law import TIERS, Mode, Reader
 from ebmvk.model.language import Context, TokenLaw
 from ebmvk.runs.folder import OpenRun, open_run
+from ebmvk.sampling.registry import SamplerName
 
 MAX_TOKENS = 256  # of a text, where a task does not say
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names for that, in the order they are looked for
@@ -156,7 +157,7 @@ class Scorer:
         self,
         requests: Sequence[tuple[str, Mapping[str, Any]]],
         *,
-        sampler: Sampler = "exact",
+        sampler: SamplerName = "exact",
         seed: int = 42,
         done: Done = _nobody,
     ) -> list[str]:
@@ -188,7 +189,7 @@ def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, in
     return whole, len(before)
 
 
-def decoding(given: Mapping[str, Any], sampler: Sampler, seed: int) -> Decoding:
+def decoding(given: Mapping[str, Any], sampler: SamplerName, seed: int) -> Decoding:
     """What a task's generation arguments say, by the names that harnesses and transformers have for them: the fields of
     `Strategy`, `strategy` (one by its name, which those change), `until`, `max_gen_toks` and `do_sample`. Greedy unless
     a temperature or `do_sample` asks for more.

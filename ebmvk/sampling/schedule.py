@@ -1,11 +1,11 @@
-"""Annealing schedules of the latent Langevin sampler (model section 7).
+"""Annealing schedules of Langevin chains (model section 7).
 
-Modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H); above it no local chain moves
-mass between them, so mixture weights have to be right before. Hence levels rise evenly from kappa_c/5 to 1.4 kappa_c,
-where most states already belong to one mode while chains still mix, and stop there. They may: decoding is exact at
-every kappa, so a last kappa far above kappa_c adds nothing but error. (A jump from 2 to 5.5 kappa_c in one level throws
-half of the chains out of every mode into the background: total variation 0.5.) A larger `kappa_max` is reached by
-geometric levels from there.
+The modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H). Above it
+no local chain moves mass between modes, so mixture weights have to be right before. Hence levels
+rise evenly from kappa_c/5 to 1.4 kappa_c, where most states already belong to one mode while chains
+still mix, and stop there: decoding is exact at every kappa, so a last kappa far above kappa_c would
+only add error. (A jump from 2 to 5.5 kappa_c in one level throws half of the chains out of every mode
+into the background: total variation 0.5.) If `kappa_max` is larger, geometric levels lead up to it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ebmvk.errors import ArgumentError
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 FIRST = 0.2  # first level over kappa_c
-LAST = 1.4  # last level over kappa_c, unless kappa_max says otherwise
-ARC = 0.15  # radians a chain moves per step: h sqrt((d-1) T)
+LAST = 1.4  # last level over kappa_c, unless kappa_max is given
+ARC = 0.15  # radians that a chain moves per step: h sqrt((d-1) T)
 STIFFNESS = 0.3  # h sqrt(kappa)
 
 
@@ -36,25 +36,26 @@ def annealed_schedule(
     step_size: float | None = None,
     gamma: float | None = None,
 ) -> Schedule:
-    """Levels of concentration for each chain, for candidates of kappa_j = 1 and weights log p_j.
+    """Levels of concentration of each chain, for candidates of kappa_j = 1 and weights log p_j.
 
     Args:
-        entropy: (B,) nats, of the mixture that the chain samples.
-        levels, steps: number of levels, and of integrator steps over all of them (the later levels take what is over).
-        kappa_max: concentration of the last level, for all chains; 1.4 kappa_c of each chain by default.
+        entropy: (B,) nats, of the mixture that each chain samples.
+        levels, steps: number of levels, and of integrator steps over all of them; if steps don't
+            divide evenly, later levels take one more.
+        kappa_max: the last level's concentration, for all chains; by default 1.4 kappa_c of each.
         temperature: of the velocities; hotter chains take shorter steps.
-        step_size, gamma: the sketch's explicit dt and friction at every level, in place of the rules
-            h sqrt((d-1)T) <= 0.15, h sqrt(kappa) <= 0.3 and gamma = sqrt(kappa). They are taken as they are.
+        step_size, gamma: step and friction at every level, taken as they are, instead of the rules
+            h sqrt((d-1)T) <= 0.15, h sqrt(kappa) <= 0.3 and gamma = sqrt(kappa).
 
     Returns:
-        (B, levels) float32 tensors; the last kappa of a chain is `kappa_scale[:, -1]`.
+        A schedule of (B, levels) float32 tensors; a chain's last kappa is `kappa_scale[:, -1]`.
 
     Raises:
         ArgumentError: levels < 1, steps < levels, or a value that is not positive and finite (gamma may be 0).
     """
     _check(levels, steps, kappa_max=kappa_max, temperature=temperature, step_size=step_size)
     if gamma is not None and not 0 <= gamma < math.inf:
-        raise ArgumentError(f"gamma = {gamma} is not a friction", hint="pass a finite gamma >= 0")
+        raise ArgumentError(f"gamma = {gamma} is outside [0, inf)", hint="pass a finite gamma >= 0")
     kappa = _levels(kappa_critical(d, entropy.detach().to(torch.float64)), levels, kappa_max)
     h = torch.minimum(torch.full_like(kappa, ARC / math.sqrt((d - 1) * temperature)), STIFFNESS / kappa.sqrt())
     if step_size is not None:
@@ -66,7 +67,8 @@ def annealed_schedule(
 
 
 def _levels(critical: Tensor, levels: int, kappa_max: float | None) -> Tensor:
-    """(B, levels). Even steps up to LAST kappa_c; what kappa_max asks for above that, in three tenths of the levels."""
+    """(B, levels): even steps up to LAST kappa_c; three tenths of the levels lead to a kappa_max
+    above that."""
     critical = critical[:, None]
     top = LAST * critical if kappa_max is None else torch.full_like(critical, kappa_max)
     beyond = top > LAST * critical
@@ -83,7 +85,7 @@ def _levels(critical: Tensor, levels: int, kappa_max: float | None) -> Tensor:
 
 
 def _ramp(n: int, like: Tensor) -> Tensor:
-    """n even steps from 0 to 1, ending at 1 (also for n = 1)."""
+    """n even steps from 0 to 1; 1 alone for n = 1."""
     ramp = torch.linspace(0, 1, n, dtype=like.dtype, device=like.device)
     return ramp if n > 1 else torch.ones_like(ramp)
 

@@ -1,12 +1,13 @@
 """Geometry of the unit sphere S^{d-1} in torch (model section 1).
 
-Every function works on the last axis, broadcasts over the others, keeps the dtype and device, and has finite gradients
-everywhere, including at u = 0 and y = x, where plain formulas divide zero by zero. Points are unit rows and tangent
-vectors are orthogonal to them; neither is checked here (`projx` and `proju` make them so).
+All functions work on the last axis, broadcast over the others, and keep dtype and device. Their gradients
+are finite everywhere, also at u = 0 and y = x, where plain formulas divide zero by zero. Points have to
+be unit rows, and tangent vectors orthogonal to them; neither is checked (`projx` and `proju` make them
+so).
 
-At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u, which is
-finite and tangent but the limit along no direction. Within the dtype's epsilon of -x the direction of `logmap` is
-lost to rounding, and gradients are bounded by about 1/epsilon instead of growing without end.
+At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u.
+Both are finite and tangent, but no direction has them as its limit. Within the dtype's epsilon of -x the
+direction of `logmap` is lost to rounding, and gradients are bounded by about 1/epsilon.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below this squared angle three Taylor terms are exact to float64 rounding: the next is (1e-3)^4 / 8! relative.
+# Below this squared angle three Taylor terms are exact to float64 rounding: the next is (1e-3)^4 /
+# 8! relative.
 _SMALL = 1e-3
-_ROUNDING = 1e-3  # how far from 1 the length of a unit row may be: far beyond float16's rounding, far below any damage
+_ROUNDING = 1e-3  # allowed deviation of a unit row's length from 1: more than float16 rounds, less than any damage
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -24,41 +26,51 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _safe_sqrt(square: Tensor) -> Tensor:
-    """sqrt with gradient 0, not infinity, at 0: the second `where` alone would still propagate NaN."""
+    """sqrt whose gradient at 0 is 0, not infinity.
+
+    The outer `where` alone would still propagate NaN.
+    """
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
 def _chords(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared chords |x-y|^2 and |x+y|^2, keeping the last axis."""
+    """The squared chords |x-y|^2 and |x+y|^2, (..., 1) each."""
     minus, plus = x - y, x + y
     return _dot(minus, minus), _dot(plus, plus)
 
 
 def projx(x: Tensor) -> Tensor:
-    """Nearest point of the sphere, x / |x|. x: (..., d). The zero vector, which has none, stays zero."""
+    """The nearest point on the sphere, x / |x|. x: (..., d).
+
+    The zero vector has none and stays zero.
+    """
     return x / _safe_sqrt(_dot(x, x)).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def off_sphere(x: Tensor) -> int | None:
-    """The first row of x (n, d) that is no unit vector; None where all are."""
+    """The number of the first row of x (n, d) that isn't a unit vector; None if all are."""
     wrong = (torch.linalg.vector_norm(x.double(), dim=1) - 1).abs() > _ROUNDING
     return int(wrong.nonzero()[0]) if bool(wrong.any()) else None
 
 
 def proju(x: Tensor, u: Tensor) -> Tensor:
-    """Tangent part of u at x, (I - x x^T) u. x, u: (..., d)."""
+    """The tangent part of u at x, (I - x x^T) u. x, u: (..., d)."""
     return u - _dot(x, u) * x
 
 
 def dist(x: Tensor, y: Tensor) -> Tensor:
-    """Geodesic distance in radians, 2 atan2(|x-y|, |x+y|): (...). Accurate at both ends, where acos is not."""
+    """Geodesic distance in radians, (...): 2 atan2(|x-y|, |x+y|), accurate near 0 and pi, unlike
+    acos."""
     minus, plus = _chords(x, y)
     return 2 * torch.atan2(_safe_sqrt(minus), _safe_sqrt(plus)).squeeze(-1)
 
 
 def expmap(x: Tensor, u: Tensor) -> Tensor:
-    """Geodesic from x along u for unit time, cos|u| x + sin|u|/|u| u. x, u: (..., d), u tangent at x."""
+    """The end of the geodesic from x along u for unit time, cos|u| x + sin|u|/|u| u.
+
+    x, u: (..., d), u tangent at x.
+    """
     square = _dot(u, u)
     small = square < _SMALL
     angle = torch.where(small, 1.0, square).sqrt()
@@ -68,7 +80,8 @@ def expmap(x: Tensor, u: Tensor) -> Tensor:
 
 
 def logmap(x: Tensor, y: Tensor) -> Tensor:
-    """Tangent vector at x whose geodesic reaches y: dist(x, y) P_x y / |P_x y|. x, y: (..., d); 0 at y = -x."""
+    """The tangent vector at x that leads to y: dist(x, y) P_x y / |P_x y|. x, y: (..., d); 0 at y =
+    -x."""
     minus, plus = _chords(x, y)
     # P_x (y - x) = P_x y, without the cancellation that y - (x.y) x has near y = x.
     tangent = proju(x, y - x)
@@ -82,7 +95,10 @@ def logmap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    """Parallel transport of u from x to y on the minimal geodesic, an isometry. x, y, u: (..., d), u tangent at x."""
+    """u transported from x to y along the minimal geodesic; keeps lengths.
+
+    x, y, u: (..., d), u tangent at x.
+    """
     plus = x + y
     # 1 + x.y = |x+y|^2 / 2 keeps its relative accuracy near antipodes.
     half = (_dot(plus, plus) / 2).clamp_min(torch.finfo(x.dtype).eps ** 2)

@@ -1,18 +1,20 @@
-"""The von Mises-Fisher law vMF(x; mu, kappa) = C_d(kappa) e^{kappa mu.x} on S^{d-1} (model section 2).
+"""The von Mises-Fisher law vMF(x; mu, kappa) = C_d(kappa) e^{kappa mu.x} on S^{d-1} (model section
+2).
 
-Everything rests on F(kappa) = C_d(0) / C_d(kappa), the mean of e^{kappa t} over the uniform law, and on Bessel ratios
-r_nu = I_{nu+1} / I_nu. With nu = d/2 - 1 and A_d = r_nu, both come from one scheme that is accurate for all kappa >= 0:
-the uniform (Debye) expansion at a high order, where ten terms suffice, then the backward recurrences
+Two functions suffice: F(kappa) = C_d(0) / C_d(kappa), the mean of e^{kappa t} over the uniform law, and the
+Bessel ratio r_nu = I_{nu+1} / I_nu. With nu = d/2 - 1, A_d = r_nu. Both come from one scheme that is
+accurate for all kappa >= 0: the uniform (Debye) expansion at a high order, where ten terms suffice, then
+the backward recurrences
 
     r_j = kappa / (2 (j+1) + kappa r_{j+1}),    log F_j = log F_{j+1} + log1p(kappa r_{j+1} / (2 (j+1))),
 
-which contract errors and add positive terms only. Written for F instead of I, the expansion cancels nothing at small
-kappa: with z = kappa/nu, s = sqrt(1+z^2), p = 1/s,
+which contract errors and add positive terms only. Written for F instead of I, the expansion has no
+cancellation at small kappa: with z = kappa/nu, s = sqrt(1+z^2), p = 1/s,
 
     log F_nu = nu (s - 1 - log((1+s)/2)) - log(s)/2 + log S_nu(p) - log S_nu(1),    S_nu(p) = sum_k U_k(p) / nu^k
 
-(Olver, "Asymptotics and Special Functions", chapter 10; DLMF 10.41). Work is in float64 and results take the dtype of
-the argument.
+(Olver, "Asymptotics and Special Functions", chapter 10; DLMF 10.41). Computations are in float64; results
+have the dtype of the argument.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor
 from ebmvk.errors import ArgumentError
 
 _TERMS = 10  # U_0 ... U_10
-_ORDER = 40.0  # at and above this order they reach float64 rounding for every argument
+_ORDER = 40.0  # from this order on they are exact to float64 rounding for every argument
 
 
 def _check(name: str, value: Tensor, d: int, *, below: float = math.inf) -> None:
@@ -41,7 +43,8 @@ def _check(name: str, value: Tensor, d: int, *, below: float = math.inf) -> None
 
 @cache
 def _debye_coefficients() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-    """Coefficients in p of U_k, and of W_k = U_k/2 + p U_k' (DLMF 10.41.10-11), exact until the last rounding."""
+    """Coefficients in p of U_k, and of W_k = U_k/2 + p U_k' (DLMF 10.41.10-11); fractions, rounded
+    at the end."""
     u = [[Fraction(1)]]
     for _ in range(_TERMS):
         last = u[-1]
@@ -56,7 +59,7 @@ def _debye_coefficients() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[fl
 
 
 def _series(rows: tuple[tuple[float, ...], ...], p: Tensor, order: float) -> Tensor:
-    """sum_{k>=1} rows_k(p) / order^k, gathered into one polynomial in p and evaluated by Horner's rule."""
+    """sum_{k>=1} rows_k(p) / order^k, as one polynomial in p, by Horner's rule."""
     total = [0.0] * len(rows[-1])
     for k, row in enumerate(rows[1:], start=1):
         for power, a in enumerate(row):
@@ -68,7 +71,7 @@ def _series(rows: tuple[tuple[float, ...], ...], p: Tensor, order: float) -> Ten
 
 
 def _debye(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
-    """(log F_order, r_order / kappa) by the uniform expansion."""
+    """(log F_order, r_order / kappa) from the uniform expansion."""
     u_rows, w_rows = _debye_coefficients()
     z = kappa / order
     s = torch.sqrt(1 + z * z)
@@ -76,7 +79,8 @@ def _debye(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
     tail = _series(u_rows, 1 / s, order)
     log_f = order * (rise - torch.log1p(rise / 2)) - torch.log1p(rise) / 2
     log_f = log_f + torch.log1p(tail) - torch.log1p(_series(u_rows, torch.ones_like(s), order))
-    # I'_nu = I_{nu+1} + (nu/kappa) I_nu and its own expansion, V_k - U_k = -p (1 - p^2) W_{k-1}, leave no difference.
+    # From I'_nu = I_{nu+1} + (nu/kappa) I_nu and its expansion: V_k - U_k = -p (1 - p^2) W_{k-1},
+    # so nothing cancels.
     w = (0.5 + _series(w_rows, 1 / s, order)) / order
     return log_f, (1 / (1 + s) - w / (s * s * (1 + tail))) / order
 
@@ -121,9 +125,12 @@ class _MeanCosine(torch.autograd.Function):
 
 
 def log_c_ratio(kappa: Tensor, d: int) -> Tensor:
-    """log C_d(kappa) - log C_d(0), without cancellation: -kappa^2/(2d) near 0. Derivative -A_d(kappa), twice over.
+    """log C_d(kappa) - log C_d(0), without cancellation: -kappa^2/(2d) near 0.
 
-    kappa: any shape, >= 0. The form to use in float32: log C_d itself is near 1100 at d = 640 and costs 1e-4.
+    Its derivative is -A_d(kappa).
+
+    It can be differentiated twice. kappa: any shape, >= 0. Use it in float32: log C_d itself is near 1100
+    at d = 640, where rounding costs 1e-4.
     """
     _check("kappa", kappa, d)
     result: Tensor = _LogCRatio.apply(kappa, d)  # type: ignore[no-untyped-call]
@@ -131,7 +138,10 @@ def log_c_ratio(kappa: Tensor, d: int) -> Tensor:
 
 
 def log_c(kappa: Tensor, d: int) -> Tensor:
-    """log C_d(kappa), the log density relative to the area of S^{d-1}, in float64. kappa: any shape, >= 0."""
+    """log C_d(kappa), the log normaliser of the density with respect to area, in float64.
+
+    kappa: any shape, >= 0.
+    """
     log_area = math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
     return log_c_ratio(kappa.to(torch.float64), d) - log_area
 
@@ -144,25 +154,32 @@ def mean_cosine(kappa: Tensor, d: int) -> Tensor:
 
 
 def cosine_variance(kappa: Tensor, d: int) -> Tensor:
-    """A_d'(kappa) = 1 - A^2 - (d-1) A/kappa, the variance of t = mu.x; no gradient. kappa: any shape, >= 0."""
+    """A_d'(kappa) = 1 - A^2 - (d-1) A/kappa, the variance of t = mu.x; no gradient.
+
+    kappa: any shape, >= 0.
+    """
     quotient = _log_f_and_ratio(kappa, d)[1]
     mean = quotient * kappa.detach()
     return (1 - mean * mean - (d - 1) * quotient).to(kappa.dtype)
 
 
 def inverse_mean_cosine(resultant: Tensor, d: int) -> Tensor:
-    """kappa with A_d(kappa) = resultant, by Newton from r(d - r^2)/(1 - r^2). resultant: any shape, in [0, 1)."""
+    """kappa with A_d(kappa) = resultant, by Newton's method. resultant: any shape, in [0, 1).
+
+    It starts from r(d - r^2)/(1 - r^2) (Banerjee et al. 2005).
+    """
     _check("resultant", resultant, d, below=1.0)
     r = resultant.detach().to(torch.float64)
     kappa = r * (d - r * r) / (1 - r * r)
-    for _ in range(8):  # the start is within 10 %; A_d is concave, so a step from the right can only fall short once
+    for _ in range(8):  # the start is within 10 %; A_d is concave, so a step from the right overshoots at most once
         step = (mean_cosine(kappa, d) - r) / cosine_variance(kappa, d).clamp_min(1e-300)
         kappa = torch.maximum(kappa - step, kappa / 4)
     return kappa.to(resultant.dtype)
 
 
 def sigma_to_kappa(sigma: float, d: int) -> float:
-    """kappa of the same mean cosine as Gaussian noise of sigma per tangent coordinate, projected (model section 9)."""
+    """kappa with the same mean cosine as projected Gaussian noise of sigma per tangent coordinate
+    (model section 9)."""
     if not 0 < sigma < math.inf:
         raise ArgumentError(f"sigma = {sigma} is outside (0, inf)", hint="pass a positive noise level such as 0.1")
     cosine = 1 / math.sqrt(1 + sigma * sigma * (d - 1))
@@ -176,9 +193,9 @@ def kappa_to_sigma(kappa: float, d: int) -> float:
 
 
 def angle_to_kappa(angle: float, d: int) -> float:
-    """kappa whose mean cosine A_d is that of an angle in radians, in (0, pi/2)."""
+    """kappa whose mean cosine A_d is cos(angle). angle: radians, in (0, pi/2)."""
     if not 0 < angle < math.pi / 2:
-        raise ArgumentError(f"angle = {angle} is outside (0, pi/2)", hint="pass radians: a mean cosine is in (0, 1)")
+        raise ArgumentError(f"angle = {angle} is outside (0, pi/2)", hint="pass radians between 0 and pi/2")
     return float(inverse_mean_cosine(torch.tensor(math.cos(angle), dtype=torch.float64), d))
 
 
@@ -188,12 +205,19 @@ def kappa_to_angle(kappa: float, d: int) -> float:
 
 
 def kappa_critical(d: int, entropy: Tensor) -> Tensor:
-    """sqrt(2 d H): beyond it the modes of a mixture of entropy H nats separate (model section 7). entropy: (...)."""
+    """sqrt(2 d H): above it the modes of a mixture of entropy H nats separate (model section 7).
+
+    entropy: (...).
+    """
     return (2 * d * entropy.clamp_min(0)).sqrt()
 
 
 def generator_of(generator: torch.Generator | None, seed: int | None, device: torch.device) -> torch.Generator:
-    """The generator given, or a fresh one from the seed; exactly one of them has to be given."""
+    """The given generator, or a new one from the seed.
+
+    Raises:
+        ArgumentError: not exactly one of the two is given.
+    """
     if (generator is None) == (seed is None):
         raise ArgumentError(f"generator = {generator}, seed = {seed}: exactly one is needed", hint="pass one of them")
     return generator if generator is not None else torch.Generator(device).manual_seed(int(seed or 0))
@@ -204,8 +228,8 @@ def sample_vmf(
 ) -> Tensor:
     """Exact samples by Wood (1994), "Simulation of the von Mises Fisher distribution", one per row.
 
-    mu: (B, d) unit rows; kappa: (B,) or a number, >= 0, 0 meaning uniform. Returns (B, d) in mu's dtype; work is in
-    float64. Pass a generator on mu's device, or a seed.
+    mu: (B, d) unit rows; kappa: (B,) or a number, >= 0; 0 is the uniform law. Pass a generator on mu's
+    device, or a seed. Returns (B, d) in mu's dtype, computed in float64.
     """
     n, d = mu.shape
     level = torch.as_tensor(kappa, dtype=torch.float64, device=mu.device).expand(n)
@@ -221,14 +245,16 @@ def sample_vmf(
 
 
 def _sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
-    """1 - t for t = mu.x, (B,): kept as a difference from 1, which large kappa would lose."""
+    """1 - t for t = mu.x, (B,): the difference from 1, as t itself would lose it to rounding at
+    large kappa."""
     b = (d - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (d - 1) ** 2))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 1 - x0^2
     deficit = torch.empty_like(kappa)
     todo = torch.arange(len(kappa), device=kappa.device)
     while len(todo):
-        # Beta((d-1)/2, (d-1)/2) is the law of (1 + first coordinate)/2 of a uniform point of S^{d-1}.
+        # Beta((d-1)/2, (d-1)/2) is the law of (1 + first coordinate)/2 of a uniform point of
+        # S^{d-1}.
         g = torch.randn(len(todo), d, dtype=torch.float64, device=kappa.device, generator=rng)
         z = (1 + g[:, 0] / torch.linalg.vector_norm(g, dim=-1)) / 2
         u = torch.rand(len(todo), dtype=torch.float64, device=kappa.device, generator=rng)

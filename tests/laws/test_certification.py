@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ebmvk.certification import agreement, dynamics, laws, mixtures, noise, suite, tokens
 from ebmvk.certification.chains import Run, Task, engine_sampler, onward, uniform_start, vmf_target
+from ebmvk.certification.contexts import synthetic
 from ebmvk.certification.liars import Liar, lying
 from ebmvk.certification.mutants import Mutant, Plain
 from ebmvk.certification.results import Bench, Findings, Sizes
@@ -107,7 +108,7 @@ def test_diagnostics_of_the_suites_integrator_are_the_engines(cpu: Backend) -> N
 
 
 def test_synthetic_contexts_span_the_entropies() -> None:
-    contexts = tokens.synthetic(32, SEED)
+    contexts = synthetic(32, SEED)
     assert contexts.log_p.shape == (20, 512)
     torch.testing.assert_close(contexts.log_p.exp().sum(1), torch.ones(20))
     wanted = torch.linspace(0.1, math.log(512), 20, dtype=torch.float64)
@@ -115,7 +116,7 @@ def test_synthetic_contexts_span_the_entropies() -> None:
 
 
 def test_tokens_follow_their_law(backend: Backend) -> None:
-    contexts = tokens.synthetic(32, SEED, count=3)
+    contexts = synthetic(32, SEED, count=3)
     sizes = CPU if backend.name == "cpu" else SLOW
     findings = tokens.identity(backend, contexts, sizes, SEED)
     assert _failed(findings) == []
@@ -127,7 +128,7 @@ def test_tokens_follow_their_law(backend: Backend) -> None:
 
 def test_a_uniform_law_has_no_exponent(cpu: Backend) -> None:
     """All its tokens are as likely: rounding of their log p is not evidence."""
-    flat = tokens.synthetic(16, SEED, count=2).some(slice(1, 2))
+    flat = synthetic(16, SEED, count=2).some(slice(1, 2))
     assert _failed(tokens.identity(cpu, flat, replace(CPU, token_chains=200), SEED)) == []
 
 
@@ -141,7 +142,7 @@ class Sluggish(Reference):
 
 def test_steps_are_doubled_as_long_as_it_helps() -> None:
     """x stays nearly uniform whatever the steps, and what is decoded from it is not p(v|c)."""
-    contexts = tokens.synthetic(32, SEED, count=3)
+    contexts = synthetic(32, SEED, count=3)
     found = tokens.identity(Sluggish(), contexts, replace(SLOW, token_chains=300), SEED)
     worst = found.checks[1]
     assert not worst.ok(ALPHA)
@@ -159,7 +160,7 @@ class Slow(Reference):
 
 
 def test_a_context_gets_the_steps_that_it_needs() -> None:
-    contexts = tokens.synthetic(32, SEED, count=4).some(slice(1, 2))
+    contexts = synthetic(32, SEED, count=4).some(slice(1, 2))
     check = tokens.identity(Slow(), contexts, replace(SLOW, token_chains=1000), SEED).checks[0]
     assert check.ok(ALPHA), check
     assert "800 steps" in check.detail
@@ -179,7 +180,7 @@ class Counting(Liar):
 
 def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backend) -> None:
     """A tenth of the chains tells, and only the first context that fails is tried with more steps."""
-    contexts, sizes = tokens.synthetic(16, SEED, count=8), replace(CPU, token_chains=1000)
+    contexts, sizes = synthetic(16, SEED, count=8), replace(CPU, token_chains=1000)
     work = {}
     for lie in (None, "a candidate twice"):
         with lying(lie):
@@ -220,7 +221,7 @@ def test_a_failing_device_fails_its_test() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_full_suite(cpu: Backend) -> None:
-    contexts = tokens.synthetic(suite.FULL.token_dimension, 42)
+    contexts = synthetic(suite.FULL.token_dimension, 42)
     certificate = suite.certify(cpu, contexts, suite.FULL, 42)
     assert [check.name for check in certificate.checks if not check.ok(certificate.alpha)] == []
     assert certificate.ok

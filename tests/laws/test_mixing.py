@@ -19,8 +19,9 @@ from ebmvk.engine.api import Backend
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError
 from ebmvk.sampling.coarse import Neighbourhoods, coarse_to_fine
-from ebmvk.sampling.exchange import block_gibbs, tempering
+from ebmvk.sampling.gibbs import block_gibbs
 from ebmvk.sampling.latent import LatentLaw
+from ebmvk.sampling.tempering import tempering
 from ebmvk.sphere.geometry import projx
 
 D, VOCABULARY, K = 24, 200, 16

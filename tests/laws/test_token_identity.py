@@ -18,6 +18,7 @@ from torch import Tensor
 from ebmvk.certification import statistics
 from ebmvk.engine.api import Backend
 from ebmvk.engine.reference import Reference
+from ebmvk.sampling.annealed import annealed_langevin
 from ebmvk.sampling.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
 
@@ -73,7 +74,7 @@ def test_annealed_langevin_then_decoding(exponent: float, cpu: Backend) -> None:
     """n = 20,000 chains per context, 200 steps, d = 64."""
     mu, log_p = _context(64, 256, exponent, 0)
     law, rows = _law(cpu, mu, log_p, 20_000)
-    sample = law.langevin(seed=3)
+    sample = annealed_langevin(law, seed=3)
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
     assert _information(law, sample.x, sample.kappa) > 0.2
     assert float(sample.diagnostics.tangency.max()) < 1e-5
@@ -85,7 +86,7 @@ def test_annealed_langevin_then_decoding_in_640_dimensions(cpu: Backend) -> None
     """n = 3,000 chains, 200 steps, d = 640: the default width."""
     mu, log_p = _context(640, 256, 1.7, 0)
     law, rows = _law(cpu, mu, log_p, 3_000)
-    sample = law.langevin(seed=3)
+    sample = annealed_langevin(law, seed=3)
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
     assert _information(law, sample.x, sample.kappa) > 0.5
 
@@ -97,7 +98,7 @@ def test_annealed_langevin_in_640_dimensions_long(exponent: float, cpu: Backend)
     """n = 20,000 chains per context at d = 640."""
     mu, log_p = _context(640, 1000, exponent, 2)
     law, rows = _law(cpu, mu, log_p, 20_000)
-    sample = law.langevin(seed=3)
+    sample = annealed_langevin(law, seed=3)
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
 
@@ -105,7 +106,7 @@ def test_the_jump_that_the_schedule_avoids_is_caught(cpu: Backend) -> None:
     """From uniform straight to 5.5 kappa_c: chains cannot find the weights, and the bound above says so."""
     mu, log_p = _context(64, 256, 1.0, 0)
     law, rows = _law(cpu, mu, log_p, 4_000)
-    sample = law.langevin(seed=3, levels=1, kappa=110.0)
+    sample = annealed_langevin(law, seed=3, levels=1, kappa=110.0)
     with pytest.raises(AssertionError):
         _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
@@ -116,10 +117,10 @@ def test_batches_of_chains_make_the_same_tokens(backend: Backend) -> None:
     whole, rows = _law(backend, mu, log_p, 6)
     half, half_rows = _law(backend, mu, log_p, 3)
     options = {"seed": 9, "levels": 4, "steps": 8}
-    together = whole.langevin(**options)
+    together = annealed_langevin(whole, **options)
     tokens = whole.decode(together.x, together.kappa, rows, seed=9)
     for first in (0, 3):
-        part = half.langevin(**options, first_chain=first)
+        part = annealed_langevin(half, **options, first_chain=first)
         assert torch.equal(part.x, together.x[first : first + 3])
         again = half.decode(part.x, part.kappa, half_rows, seed=9, first_chain=first)
         assert torch.equal(again, tokens[first : first + 3])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ebmvk.certification import suite, tokens
+from ebmvk.certification import contexts, evidence, suite
 from ebmvk.certification.results import Sizes
 from ebmvk.cli.certify import CertifyCommand, _contexts
 from ebmvk.engine.cpu import Cpu
@@ -24,8 +24,8 @@ TINY = Sizes(1000, 400, looks=24, long_chains=1, long_steps=2000, token_chains=1
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "sizes_for", lambda backend, quick: TINY)
-    monkeypatch.setattr(tokens, "synthetic", partial(tokens.synthetic, count=2))
-    monkeypatch.setattr(tokens, "MOST_STEPS", 200)
+    monkeypatch.setattr(contexts, "synthetic", partial(contexts.synthetic, count=2))
+    monkeypatch.setattr(evidence, "MOST_STEPS", 200)
 
 
 def test_a_right_device_is_status_0(ebmvk: Any, tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
-"""Two other ways between the modes of a latent law than annealing (model section 7).
+"""`--sampler tempering`: replica exchange between concentrations (model section 7).
 
-Both leave the law exactly invariant at any step and any concentration, and both start from uniform states. Block Gibbs
-draws v|x and x|v in turn, at one concentration: below kappa_c, above which x tells which v made it and nothing moves.
-Tempering runs replicas at a ladder of concentrations and exchanges their states, so that what mixes on the lowest rung
-arrives on the highest, above kappa_c.
-
-Randomness is that of `ebmvk.sampling.latent`: a chain's draws do not depend on how a batch is split.
+Each chain is a ladder of replicas at rising concentrations. Metropolised Langevin trajectories (GHMC:
+Horowitz 1991) move every replica, and neighbours exchange their states (Swendsen and Wang 1986; Geyer
+1991). What mixes on the lowest rung arrives on the highest, above kappa_c, where no single chain
+moves between modes. The latent law is kept exactly at any step size and any concentration.
 """
 
 from __future__ import annotations
@@ -20,71 +18,25 @@ from torch import Tensor
 from ebmvk.engine import philox
 from ebmvk.engine.api import LangevinDiagnostics, LangevinResult, Schedule
 from ebmvk.errors import ArgumentError
-from ebmvk.sampling.latent import STREAM_GIBBS, STREAM_SWAP, LatentLaw, check_finite, draw
+from ebmvk.sampling import streams
+from ebmvk.sampling.interface import Options, State, by_decoding
+from ebmvk.sampling.latent import LatentLaw, check_finite
 from ebmvk.sampling.schedule import FIRST, LAST, STIFFNESS
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
-GIBBS = 0.5  # kappa over kappa_c: well below it, where a token still tells much about x and x about the token
-ARC = 0.3  # radians a Metropolised step moves: h sqrt((d-1) T)
+ARC = 0.3  # radians that a leapfrog step moves: h sqrt((d-1) T)
 LEAPFROGS = 4
 TRAJECTORIES = 2  # of every replica between two exchanges
 
 
 @dataclass(frozen=True)
-class GibbsSample:
-    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of the sweeps in which the component was another one."""
-
-    x: Tensor
-    kappa: Tensor
-    moved: Tensor
-
-
-def block_gibbs(
-    law: LatentLaw,
-    embeddings: Tensor,
-    *,
-    seed: int,
-    sweeps: int = 25,
-    kappa: Tensor | float | None = None,
-    start: Tensor | None = None,
-    first_chain: int = 0,
-) -> GibbsSample:
-    """v|x by the Bayes decoder's responsibilities, then x|v from vMF(mu_v, kappa), uniform for the rest; and again.
-
-    Args:
-        embeddings: (V, d) unit rows, those of `law.points`.
-        sweeps: how often; each is one evaluation of the energy and one exact sample, for one chain mostly the latter's
-            overhead.
-        kappa: (B,) or a number; kappa_c / 2 of each chain by default.
-        start: (B, d) unit rows; uniform by default.
-
-    Raises:
-        ArgumentError: sweeps < 1.
-    """
-    if sweeps < 1:
-        raise ArgumentError(f"sweeps = {sweeps}", hint="use at least one")
-    level = law.concentration(GIBBS * _critical(law) if kappa is None else kappa).to(law.logp.dtype)
-    x = law.uniform_start(seed=seed, first_chain=first_chain) if start is None else start
-    last, moved = None, torch.zeros_like(level)
-    for sweep in range(sweeps):
-        own = philox.fork(seed, sweep)
-        now = law.energy_score(x, level)
-        shares = torch.cat((now.responsibilities, now.background[:, None]), dim=1).to(law.logp.device)
-        choice = draw(shares, law.uniforms(STREAM_GIBBS, own, first_chain))
-        moved += 1 if last is None else choice != last
-        last, rest = choice, choice == law.ids.shape[1]
-        token = law.ids.gather(1, choice.clamp_max(law.ids.shape[1] - 1)[:, None])[:, 0]
-        concentration = torch.where(rest, 0.0, level)
-        mu = embeddings.detach()[token].contiguous()
-        x = law.backend.vmf_sample(mu, concentration, seed=own, first_row=first_chain)
-    return GibbsSample(x, level, moved / sweeps)
-
-
-@dataclass(frozen=True)
 class TemperedSample:
-    """x: (B, d) unit rows at kappa (B,), the highest rung; swaps: (B, R-1) accepted share of the exchanges of rungs r
-    and r + 1; diagnostics: of all replicas, (B R,), rungs of a chain in a row."""
+    """x: (B, d) unit rows at kappa (B,), the highest rung.
+
+    swaps: (B, R-1), accepted share of the exchanges between rungs r and r + 1. diagnostics: (B R,),
+    of all replicas, the rungs of a chain in a row.
+    """
 
     x: Tensor
     kappa: Tensor
@@ -104,21 +56,22 @@ def tempering(
     gamma: float | None = None,
     first_chain: int = 0,
 ) -> TemperedSample:
-    """Replica exchange (Swendsen and Wang 1986; Geyer 1991): GHMC on every rung, then neighbours exchange their states.
+    """Rounds of trajectories on every rung and exchanges between neighbours.
 
-    Pairs (0, 1), (2, 3), ... exchange after even rounds, (1, 2), ... after odd ones (Okabe et al. 2001), with
-    probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T: all rungs' densities are relative to
-    one uniform measure, so the normalisers log C_d(kappa)/C_d(0) in E make this the exact Metropolis ratio. Velocities
-    go with their states, as their law is the same on every rung.
+    Pairs (0, 1), (2, 3), ... exchange after even rounds, (1, 2), ... after odd ones (Okabe et al.
+    2001), with probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T. All
+    rungs' densities are relative to one uniform measure, so the normalisers log C_d(kappa)/C_d(0) in
+    E make this the exact Metropolis ratio. Velocities go with their states, as they have the same
+    law on every rung.
 
     Args:
-        rungs: from kappa_c/5 to 1.4 kappa_c of each chain, evenly. Then an exchange's acceptance depends on the
-            entropy, not on d.
-        rounds: of two trajectories of four leapfrogs and one exchange.
-        kappa: the highest rung, for all chains, instead.
-        temperature: of the velocities and of the law; other than 1 a deliberate departure.
-        step_size, gamma: of all rungs, in place of the rules h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3, gamma =
-            sqrt(kappa).
+        rungs: number of replicas of each chain, evenly from kappa_c/5 to 1.4 kappa_c. The acceptance
+            of an exchange then depends on the entropy, not on d.
+        rounds: each of two trajectories of four leapfrogs, then one exchange.
+        kappa: the highest rung for all chains, instead of 1.4 kappa_c.
+        temperature: of velocities and law. At another value than 1 tokens don't have the model's law.
+        step_size, gamma: of all rungs, instead of the rules h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3
+            and gamma = sqrt(kappa).
 
     Raises:
         ArgumentError: rungs < 2 or rounds < 1. NonFinite: a chain left the finite numbers.
@@ -148,7 +101,10 @@ def tempering(
 
 @dataclass(frozen=True)
 class _Ladder:
-    """Replicas of B chains, R in a row each. law: of all B R; kappa: (B R,)."""
+    """The R replicas of B chains, those of a chain in a row.
+
+    law: of all B R replicas; kappa: (B R,).
+    """
 
     law: LatentLaw
     rungs: int
@@ -159,7 +115,7 @@ class _Ladder:
 
     @classmethod
     def of(cls, law: LatentLaw, rungs: int, kappa: float | None, *dynamics: Any) -> _Ladder:
-        critical = _critical(law)
+        critical = kappa_critical(law.points.d, law.entropy)
         top = LAST * critical if kappa is None else torch.full_like(critical, kappa)
         low = torch.minimum(FIRST * critical, top)
         rise = torch.linspace(0, 1, rungs, dtype=critical.dtype, device=critical.device)
@@ -168,7 +124,7 @@ class _Ladder:
         return cls(LatentLaw(law.backend, law.points, *each), rungs, levels.flatten().to(law.logp.dtype), *dynamics)
 
     def move(self, x: Tensor, v: Tensor, seed: int, turn: int, first: int) -> LangevinResult:
-        """Trajectories of GHMC on each rung."""
+        """Trajectories of GHMC on every rung, round `turn`."""
         law, kappa = self.law, self.kappa.double()
         h = STIFFNESS / kappa.sqrt()
         h = h.clamp_max(ARC / math.sqrt((law.points.d - 1) * self.temperature))
@@ -188,7 +144,10 @@ class _Ladder:
         )
 
     def exchange(self, x: Tensor, energy: Tensor, parity: int, seed: int, first_chain: int) -> Tensor:
-        """(B, pairs) which pairs of neighbours exchange. energy: (B R,) of x on the rungs where they are."""
+        """(B, pairs) bool: the pairs of neighbours that exchange.
+
+        energy: (B R,) of x on their present rungs.
+        """
         partner = self._partner(parity, x.device)
         there = self.law.energy_score(x, self.kappa.view(-1, self.rungs)[:, partner].flatten()).energy
         gain = (energy.double() - there.double()).view(-1, self.rungs).to(x.device) / self.temperature
@@ -197,11 +156,11 @@ class _Ladder:
         log_ratio = gain[:, lower] + gain[:, upper]
         chain = torch.arange(first_chain, first_chain + len(gain), device=x.device)
         zero = torch.zeros((), dtype=torch.int64, device=x.device)
-        u = philox.uniforms(seed, zero, chain, self.rungs, stream=STREAM_SWAP, dtype=torch.float64)
-        return u[:, lower].log() <= log_ratio  # False for NaN, too
+        u = philox.uniforms(seed, zero, chain, self.rungs, stream=streams.SWAP, dtype=torch.float64)
+        return u[:, lower].log() <= log_ratio  # False for NaN
 
     def swapped(self, rows: Tensor, accept: Tensor, parity: int) -> Tensor:
-        """rows (B R, d) after the exchanges."""
+        """rows (B R, d) after the accepted exchanges (B, pairs)."""
         each = rows.view(-1, self.rungs, rows.shape[1])
         go = torch.zeros(each.shape[:2], dtype=torch.bool, device=rows.device)
         go[:, parity : self.rungs - 1 : 2] = accept
@@ -209,21 +168,28 @@ class _Ladder:
         return torch.where(go[:, :, None], each[:, self._partner(parity, rows.device)], each).flatten(0, 1)
 
     def _partner(self, parity: int, device: torch.device) -> Tensor:
-        """(R,) the rung that each exchanges with, itself where there is none."""
+        """(R,) the rung that each rung exchanges with; itself if it has no partner."""
         place = torch.arange(self.rungs, device=device)
         other = torch.where((place - parity) % 2 == 0, place + 1, place - 1)
         return torch.where((other < 0) | (other >= self.rungs), place, other)
 
 
-def _critical(law: LatentLaw) -> Tensor:
-    return kappa_critical(law.points.d, law.entropy)
-
-
 def _mean(parts: list[LangevinDiagnostics]) -> LangevinDiagnostics:
-    """Of runs one after another: energy of the last, largest tangency, means of the rest."""
+    """Diagnostics of consecutive runs: the last energy, the largest tangency, means of the
+    others."""
 
     def over(name: str) -> Tensor:
         return torch.stack([getattr(part, name) for part in parts])
 
     kinetic, error, acceptance = (over(name).mean(0) for name in ("kinetic_temperature", "energy_error", "acceptance"))
     return LangevinDiagnostics(parts[-1].energy, kinetic, error, acceptance, over("tangency").amax(0))
+
+
+def _state(law: LatentLaw, _: Tensor, options: Options) -> State:
+    own = options.settings
+    rounds = max(1, own.langevin_steps // (LEAPFROGS * TRAJECTORIES))
+    found = tempering(law, rounds=rounds, kappa=own.kappa, **options.dynamics, **options.where)
+    return State(found.x, found.kappa, (found.diagnostics,), found.swaps)
+
+
+tokens = by_decoding(_state)

@@ -1,0 +1,86 @@
+"""`TokenSampler`: one sampler of the registry, at work for one model; `SamplingHealth` sums up its
+diagnostics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ebmvk.config.schema import LangevinConfig
+from ebmvk.engine import LangevinDiagnostics
+from ebmvk.errors import ConfigError
+from ebmvk.sampling import registry
+from ebmvk.sampling.interface import Options, TokenPoints
+from ebmvk.sampling.registry import SAMPLERS, SamplerName
+
+
+@dataclass
+class SamplingHealth:
+    """Diagnostics over all chains so far; replicas of tempering count as chains.
+
+    sums: over chains, of the engine's diagnostics; tangency: the largest of all. rates: (P,), sums
+    over `rows` contexts of what the registry's `rates` says.
+    """
+
+    chains: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    tangency: float = 0.0
+    rows: int = 0
+    rates: Tensor | None = None
+
+    def add(self, found: LangevinDiagnostics) -> None:
+        """Count the chains of one run."""
+        self.chains += len(found.energy)
+        for name in ("energy", "kinetic_temperature", "energy_error", "acceptance"):
+            self.sums[name] = self.sums.get(name, 0.0) + float(getattr(found, name).double().sum())
+        self.tangency = max(self.tangency, float(found.tangency.max()))
+
+    def mixed(self, rates: Tensor) -> None:
+        """Count the rates (B, P) of B contexts."""
+        total = rates.double().sum(0).cpu()
+        self.rates = total if self.rates is None else self.rates + total
+        self.rows += len(rates)
+
+    def record(self) -> dict[str, float]:
+        """Means per chain and the largest tangency, JSON-able; empty if no chain ran."""
+        means = {name: total / self.chains for name, total in self.sums.items()}
+        return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
+
+    def mixing(self) -> list[float]:
+        """Mean rates; empty if the sampler has none."""
+        return [] if self.rates is None else (self.rates / self.rows).tolist()
+
+
+@dataclass(frozen=True)
+class TokenSampler:
+    """Draws tokens by the sampler `name` and adds its diagnostics to `health`.
+
+    Raises:
+        ConfigError: the run's chains have another temperature than 1, and this sampler has none.
+        ArgumentError: no sampler has this name.
+    """
+
+    name: SamplerName
+    space: TokenPoints
+    settings: LangevinConfig
+    health: SamplingHealth
+
+    def __post_init__(self) -> None:
+        if self.settings.langevin_T != 1 and not registry.named(self.name).any_temperature:
+            able = [name for name, one in SAMPLERS.items() if one.module and one.any_temperature]
+            raise ConfigError(
+                f"--sampler {self.name} with the run's langevin_T {self.settings.langevin_T:g}",
+                why="this sampler draws from the model's own law, that of temperature 1",
+                hint=f"take --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
+            )
+
+    def tokens(self, query: Tensor, log_p: Tensor, *, seed: int, first_chain: int) -> Tensor:
+        """(B,) int64. query: (B, d); log_p: (B, V), normalised."""
+        draw = registry.token_function(self.name)
+        found = draw(self.space, query, log_p, Options(self.settings, seed, first_chain))
+        for diagnostics in found.diagnostics:
+            self.health.add(diagnostics)
+        if found.rates is not None:
+            self.health.mixed(found.rates)
+        return found.tokens

@@ -1,0 +1,109 @@
+"""Every sampler of the registry, a new one too: the law of its tokens, and the same draws however a batch is split."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from laws_support import ALPHA
+from torch import Tensor
+
+from ebmvk.certification import statistics, suite, tokens
+from ebmvk.certification.contexts import synthetic
+from ebmvk.certification.results import Sizes
+from ebmvk.config.schema import LangevinConfig
+from ebmvk.engine.api import Backend
+from ebmvk.engine.reference import Reference
+from ebmvk.errors import ArgumentError, ConfigError
+from ebmvk.sampling import registry
+from ebmvk.sampling.interface import TokenPoints
+from ebmvk.sampling.registry import SAMPLERS
+from ebmvk.sampling.tokens import SamplingHealth, TokenSampler
+from ebmvk.sphere.geometry import projx
+
+D, VOCABULARY = 24, 200
+OF_STATES = [name for name, sampler in SAMPLERS.items() if sampler.module]
+
+
+def _sampler(name: str, backend: Backend, **settings: float) -> TokenSampler:
+    mu = projx(torch.randn(VOCABULARY, D, generator=torch.Generator().manual_seed(0)))
+    own = LangevinConfig(**({"knn_k": 16} | settings))  # type: ignore[arg-type]
+    space = TokenPoints(backend, mu, backend.points(mu), torch.zeros(VOCABULARY), None)
+    return TokenSampler(name, space, own, SamplingHealth())
+
+
+def _contexts(n: int) -> tuple[Tensor, Tensor]:
+    """n equal contexts: (query (n, D), log p (n, V)). The law has no part in the query, as with a memory."""
+    g = torch.Generator().manual_seed(1)
+    row = torch.log_softmax(-torch.arange(1, VOCABULARY + 1).log()[torch.randperm(VOCABULARY, generator=g)], 0)
+    return torch.randn(1, D, generator=g).expand(n, -1).contiguous(), row.expand(n, -1).contiguous()
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_tokens_follow_the_law(name: str, cpu: Backend) -> None:
+    """n = 1,000 contexts, 200 steps."""
+    query, log_p = _contexts(1000)
+    sampler = _sampler(name, cpu)
+    found = torch.bincount(sampler.tokens(query, log_p, seed=3, first_chain=0), minlength=VOCABULARY)
+    assert statistics.counts_test(found, log_p[0].exp()).p > ALPHA
+    assert bool(sampler.health.mixing()) == bool(SAMPLERS[name].rates)
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_a_batch_may_be_split_anywhere(name: str, backend: Backend) -> None:
+    sampler = _sampler(name, backend, langevin_steps=16, langevin_levels=4)
+    query, log_p = _contexts(6)
+    whole = sampler.tokens(query, log_p, seed=9, first_chain=0)
+    for first, size in ((0, 1), (1, 5)):
+        rows = slice(first, first + size)
+        assert torch.equal(sampler.tokens(query[rows], log_p[rows], seed=9, first_chain=first), whole[rows])
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_a_certain_token_is_drawn(name: str) -> None:
+    query, log_p = _contexts(4)
+    certain = torch.full_like(log_p, -math.inf).index_fill(1, torch.tensor([7]), 0.0)
+    found = _sampler(name, Reference(), langevin_steps=16, langevin_levels=4).tokens(
+        query, certain, seed=1, first_chain=0
+    )
+    assert found.tolist() == [7] * 4
+
+
+def test_every_sampler_is_certified() -> None:
+    """By tests that exist, or by one that the suite makes of the registry."""
+    known = {*suite.SAMPLING, *suite.MIXING, *suite.token_tests()}
+    for name, sampler in SAMPLERS.items():
+        assert set(sampler.certificate) <= known
+        assert sampler.certificate or not sampler.module or f"8 tokens, {name}" in known
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_the_suite_tests_a_sampler_that_names_no_tests(
+    name: str, cpu: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {name: replace(SAMPLERS[name], certificate=())}
+    monkeypatch.setattr(suite, "SAMPLERS", new)
+    (test,) = [test for key, test in suite.token_tests().items() if key not in suite.TOKENS]
+    sizes = Sizes(0, 0, looks=0, long_chains=0, long_steps=0, token_chains=300, token_dimension=0)
+    found = test(cpu, synthetic(16, 1, count=2), sizes, 1)
+    assert [check.name for check in found.checks if not check.ok(ALPHA)] == []
+    assert {check.name.partition(", ")[2].partition(", ")[0] for check in found.checks} == {name}
+    assert tokens.registered(name, cpu, synthetic(16, 1, count=2), sizes, 1).checks == found.checks
+
+
+def test_chains_of_another_temperature_are_refused_by_samplers_without_one() -> None:
+    for name in OF_STATES:
+        if SAMPLERS[name].any_temperature:
+            _sampler(name, Reference(), langevin_T=0.5)
+        else:
+            with pytest.raises(ConfigError, match="langevin_T"):
+                _sampler(name, Reference(), langevin_T=0.5)
+
+
+def test_an_unknown_sampler_is_named_with_the_nearest() -> None:
+    with pytest.raises(ArgumentError, match="did you mean tempering"):
+        registry.named("temperin")
+    with pytest.raises(ArgumentError, match="no states"):
+        registry.token_function("exact")
