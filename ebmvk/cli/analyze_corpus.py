@@ -52,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _analyze(command: AnalyzeCommand) -> int:
     from ebmvk.data.analysis import REACHED, analyse, preset_for
-    from ebmvk.data.datasets import Corpus, data_folders, read_documents
+    from ebmvk.data.corpus import Corpus
+    from ebmvk.data.documents import read_documents
     from ebmvk.data.fidelity import round_trip
     from ebmvk.data.files import Reading
+    from ebmvk.data.folders import data_folders
     from ebmvk.data.splitting import hold_out
     from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
 

@@ -59,7 +59,8 @@ def _make_place(out: Path) -> None:
 def _train(command: TokenizerCommand) -> int:
     if not command.files:
         raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
-    from ebmvk.data.datasets import Corpus, read_documents
+    from ebmvk.data.corpus import Corpus
+    from ebmvk.data.documents import read_documents
     from ebmvk.data.files import Reading
     from ebmvk.data.tokenizer import train_tokenizer
 

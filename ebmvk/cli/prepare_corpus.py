@@ -51,7 +51,7 @@ def _prepare(command: PrepareCommand) -> int:
     if not command.input:
         raise ConfigError("--input is missing", hint="name text files, or folders of them: --input A B")
     from ebmvk.data.cleaning import Rules, clean
-    from ebmvk.data.datasets import read_documents, stray_note
+    from ebmvk.data.documents import read_documents, stray_note
     from ebmvk.data.files import Reading, shown
     from ebmvk.data.splitting import DOCUMENT, at_separators
 

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ebmvk.config.toml import from_toml
-from ebmvk.data.datasets import ENVIRONMENT, read_documents, resolve
+from ebmvk.data.datasets import resolve
+from ebmvk.data.documents import read_documents
+from ebmvk.data.folders import ENVIRONMENT
 from ebmvk.runs.metrics import read_history
 
 from .conftest import Command, Said, made_up_text

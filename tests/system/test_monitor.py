@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from ebmvk.data import windows
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
 from ebmvk.host.resources import amount

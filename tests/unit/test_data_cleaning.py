@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ebmvk.config import sizes as presets
 from ebmvk.data.analysis import FEW_TOKENS, Analysis, analyse, preset_for
 from ebmvk.data.cleaning import LONG_PARAGRAPH, Blanks, Rules, Same, clean, clean_text
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.splitting import hold_out
 from ebmvk.data.tokenizer import character_tokenizer
 

@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data import datasets
-from ebmvk.data.datasets import read_documents, read_whole, resolve
-from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, listing, read_text
+from ebmvk.data.corpus import Corpus
+from ebmvk.data.datasets import read_whole, resolve
+from ebmvk.data.documents import read_documents
+from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, read_text
+from ebmvk.data.folders import ENVIRONMENT, listing
 from ebmvk.errors import ConfigError, DataError
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests.\n"
@@ -27,7 +29,7 @@ CSV_TEXT = "id,text\n" + "".join(f'{i},"sun, moon"\n' for i in range(8))
 
 @pytest.fixture(autouse=True)
 def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(datasets.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
 
 
 def fill(folder: Path, **texts: str | bytes) -> Path:
@@ -343,7 +345,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 def test_wikitext_by_its_file_counts_as_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     if not REAL_DATA:
-        pytest.skip(f"{datasets.ENVIRONMENT} is not set")
+        pytest.skip(f"{ENVIRONMENT} is not set")
     folder = Path(REAL_DATA, "wikitext-2")
     by_file, by_name = read_whole(folder / "test.txt", "--test-file"), resolve("wikitext-2", folder.parent)
     assert by_file.documents("test") == by_name.documents("test")
@@ -352,7 +354,7 @@ def test_wikitext_by_its_file_counts_as_by_its_name(monkeypatch: pytest.MonkeyPa
     assert "each end of line is a word" in by_file.reason
 
 
-REAL_DATA = os.environ.get(datasets.ENVIRONMENT)  # read before the fixture above hides it
+REAL_DATA = os.environ.get(ENVIRONMENT)  # read before the fixture above hides it
 
 
 @pytest.mark.parametrize("text", ["One.\n\nTwo.\n", " indented \nnot\n x \n", " a \n"])
@@ -366,7 +368,7 @@ def test_other_text_is_not_taken_for_word_level_text(tmp_path: Path, text: str) 
 
 def test_a_digest_is_of_the_text_and_of_its_documents() -> None:
     def digest(*documents: str) -> str:
-        return datasets.Corpus("c", "", {"train": list(documents)}).digest("train")
+        return Corpus("c", "", {"train": list(documents)}).digest("train")
 
     different = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("abd",), ()]
     assert len({digest(*documents) for documents in different}) == len(different)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data.datasets import Corpus, count_words, resolve
+from ebmvk.data.corpus import Corpus, count_words
+from ebmvk.data.datasets import resolve
 from ebmvk.data.foreign import END_OF_TEXT
 from ebmvk.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 
-from ebmvk.data.datasets import Corpus, count_words
+from ebmvk.data.corpus import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
@@ -293,7 +293,7 @@ def test_added_tokens_keep_the_blanks_beside_them_and_their_letters(tmp_path: Pa
 def test_what_is_lost_is_said_and_letters_that_vanish_are_refused(tmp_path: Path) -> None:
     words = round_trip(opened(word_level(), tmp_path), "t.json", ["the cat\n\nsat qqq", "the cat"])
     assert (words.pieces, words.changed, words.unknown, words.blanks) == (2, 1, 3, 4)
-    assert "3 characters are unknown tokens; 4 blanks and line ends are in no token" in str(words)
+    assert "3 characters became unknown tokens; 4 blanks and line ends are in no token" in str(words)
     assert "every one came back" in str(round_trip(opened(byte_level(), tmp_path), "t.json", TEXTS))
     made = byte_level()
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -443,12 +443,12 @@ def test_a_vocabulary_that_cannot_spell_a_text_needs_an_unknown_token(tmp_path: 
     words = Library(models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
     pieces = Library(models.Unigram([("a", 0.0), ("</s>", -1.0)]))
     for found in (made, words, pieces):
-        with pytest.raises(DataError, match="has no unknown token, and none for single bytes"):
+        with pytest.raises(DataError, match="has no unknown token, and no token for single bytes"):
             opened(found, tmp_path)
     data = json.loads(byte_level().to_str())
     del data["model"]["vocab"]["Ġ"]
     data["model"]["merges"] = []
-    with pytest.raises(DataError, match="has no unknown token, and none for Ġ"):
+    with pytest.raises(DataError, match="has no unknown token, and no token for Ġ"):
         opened(Library.from_str(json.dumps(data)), tmp_path)
 
 
