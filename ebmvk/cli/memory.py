@@ -56,7 +56,7 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
             "--fit-on training with --from-training: its splats hold contexts of all of the training text",
             hint="leave --fit-on away, or build the splats anew without --from-training",
         )
-    from ebmvk.memory.fit import MAX_SPLATS
+    from ebmvk.memory.static import MAX_SPLATS
     from ebmvk.runs.folder import open_run
     from ebmvk.runs.lock import locked
 
@@ -82,9 +82,10 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.device import open_device
     from ebmvk.memory.files import save
-    from ebmvk.memory.fit import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training
+    from ebmvk.memory.fit import Fit
     from ebmvk.memory.fitted_on import FittedOn
     from ebmvk.memory.law import Memory
+    from ebmvk.memory.static import FIT_TOKENS, Reading, Static, build_static, first_documents, of_training
     from ebmvk.runs.folder import check_same_text
     from ebmvk.runs.text import check_own, own_text
 

@@ -25,10 +25,11 @@ from ebmvk.engine.device import open_device
 from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.memory import fit as memory_module
 from ebmvk.memory.files import load
-from ebmvk.memory.fit import Fit, Reading, Trial, build_static, first_documents
+from ebmvk.memory.fit import Fit, Trial
 from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.memory.gate import Gate
 from ebmvk.memory.law import TIERS, Memory, Mode, Reader, Tier
+from ebmvk.memory.static import Reading, build_static, first_documents
 from ebmvk.model.reading import contexts
 from ebmvk.runs.folder import open_run
 from ebmvk.runs.layout import MEMORY_FILE
@@ -376,7 +377,7 @@ def test_a_memory_that_does_not_say_what_it_was_fitted_on(
         save_file(tensors, file, metadata={"fitted_on": said})
         told = ebmvk("evaluate", *at)
         assert told.status == 2
-        assert f"{file}: what it was fitted on" in told.err
+        assert f"{file}: the record of its fit" in told.err
 
 
 def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained: Path, text: Path) -> None:
