@@ -178,7 +178,7 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n<|doc|>\n\u200b\n", encoding="utf-8")
     for args, said in (
         (("prepare-corpus", "--input", tmp_path / "none", "--output", tmp_path / "x"), "no such file or folder"),
-        (("prepare-corpus", "--input", tmp_path / "empty.txt", "--output", tmp_path / "x"), "nothing is left"),
+        (("prepare-corpus", "--input", tmp_path / "empty.txt", "--output", tmp_path / "x"), "cleaning leaves nothing"),
         (("analyze-corpus", "--corpus", tmp_path / "none"), "no such file or folder"),
         (("init-tokenizer", "--files", tmp_path / "none", "--out", tmp_path / "x"), "no such file or folder"),
     ):
