@@ -30,8 +30,9 @@ from torch.nn.functional import normalize
 from bench.measure import facts, introduce, table, write
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine.device import Device, open_device
-from ebmvk.memory.fit import Fit, Reading, gather, read_states, token_marks
+from ebmvk.memory.fit import Fit
 from ebmvk.memory.law import Memory
+from ebmvk.memory.static import Reading, gather, read_states, token_marks
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.text import check_own, own_text
 from ebmvk.splats.build import cluster, marked

@@ -1,4 +1,7 @@
-"""`ebmvk analyze-corpus`, `python -m ebmvk.analyze_corpus`: what a corpus is like, and what to train on it."""
+"""`ebmvk analyze-corpus`: measures a corpus and prints the command to train on it.
+
+Suggests preset, block size and stride, and the perplexity to expect.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,21 @@ MODEL = "minillm"
 
 @dataclass(frozen=True)
 class AnalyzeCommand:
-    dataset: Path  # A text file, or a folder of them.
-    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # The line between documents; <|doc|>.
-    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    dataset: Path  # A text file, or a folder of text files.
+    # The line that stands between documents. By default <|doc|> and <|endoftext|> do.
+    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    # In folders, also read files whose names match, for example '*.py'.
+    include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    tokenizer: str = "bpe"  # bpe, trained on the text; char; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token, for a tokenizer.json.
-    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None  # Tokens of the bpe; those of the preset.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Where gpt2-bpe lies; EBMVK_DATA_DIR.
+    # What cuts text into tokens. bpe: trained on this text; char: one token per character; gpt2; or
+    # the path of a tokenizer.json.
+    tokenizer: str = "bpe"
+    # The token of a tokenizer.json that ends a document. By default its usual end-of-text token.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
+    # The number of tokens for bpe. By default that of the suggested preset.
+    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    # The folder that contains gpt2-bpe, for --tokenizer gpt2. By default EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     json: bool = False  # Print one JSON object instead of lines.
 
 
@@ -52,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _analyze(command: AnalyzeCommand) -> int:
     from ebmvk.data.analysis import REACHED, analyse, preset_for
-    from ebmvk.data.datasets import Corpus, data_folders, read_documents
+    from ebmvk.data.corpus import Corpus
+    from ebmvk.data.documents import read_documents
     from ebmvk.data.fidelity import round_trip
     from ebmvk.data.files import Reading
+    from ebmvk.data.folders import data_folders
     from ebmvk.data.splitting import hold_out
     from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
 
@@ -63,7 +75,8 @@ def _analyze(command: AnalyzeCommand) -> int:
     documents = read.texts
     preset = preset_for(documents)
     recipe = presets.recipe(MODEL, preset)
-    corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})  # as training learns its tokens
+    # Training learns its tokens on this part
+    corpus = Corpus(command.dataset.name, "", {"train": hold_out(documents)[0]})
     folders = [path for path, _ in data_folders(command.data_dir)]
     vocab_size = command.vocab_size or recipe["vocab_size"]
     tokenizer = make_tokenizer(command.tokenizer, corpus, vocab_size, folders, command.end_token)
@@ -87,8 +100,8 @@ def _analyze(command: AnalyzeCommand) -> int:
         least, most = REACHED
         print(
             f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out: "
-            f"{least:g} to {most:g} times a trigram's, and 1 at least, of {found.fitted:,} tokens, measured on "
-            f"{found.measured:,}"
+            f"{least:g} to {most:g} times that of a trigram (at least 1), fitted on {found.fitted:,} tokens and "
+            f"measured on {found.measured:,}"
         )
     for line in _commands(command, found):
         print(line)
@@ -96,7 +109,7 @@ def _analyze(command: AnalyzeCommand) -> int:
 
 
 def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
-    """What to type next: training knows no other separators than those of a corpus."""
+    """Yields the commands to type next; other separators must be replaced before training."""
     from ebmvk.data.splitting import STANDARD
 
     text = command.dataset
@@ -108,7 +121,7 @@ def _commands(command: AnalyzeCommand, found: Analysis) -> Iterator[str]:
     given = ["--model", MODEL, "--preset", found.preset, "--corpus", str(text)]
     given += _reading_flags(command) if text == command.dataset else []
     given += ["--block-size", str(found.block_size), "--stride", str(found.stride)]
-    # Perplexity is per token: the range is of these tokens only.
+    # The expected perplexity is per token, so it holds only for the same tokenizer.
     given += ["--tokenizer", command.tokenizer] if command.tokenizer != "bpe" else []
     given += [f"--end-token={command.end_token}"] if command.end_token else []
     given += ["--vocab-size", str(command.vocab_size)] if command.tokenizer == "bpe" and command.vocab_size else []

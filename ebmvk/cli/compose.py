@@ -1,4 +1,4 @@
-"""`ebmvk compose`, `python -m ebmvk.compose`: the point that a model composes of two texts."""
+"""`ebmvk compose`: combines the points of two texts into one, and shows what lies near it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeCommand:
-    text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text; the flag is given twice.
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    k: int = 10  # Nearest tokens shown.
+    text: tyro.conf.UseAppendAction[tuple[str, ...]]  # A text. Give the flag twice.
+    # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    k: int = 10  # The number of nearest tokens to show.
     json: bool = False  # Print one JSON object instead of lines.
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX or reference (slow).
+    device: str = "auto"
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(ComposeCommand)})
@@ -39,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compose(command: ComposeCommand) -> int:
     if len(command.text) != 2:
-        raise ConfigError(f"{len(command.text)} texts, not two", hint='give --text "…" --text "…"')
+        raise ConfigError(f"compose needs two texts, not {len(command.text)}", hint='give --text "…" --text "…"')
     if command.k < 1:
-        raise ConfigError(f"--k {command.k} is below 1", hint="take --k 10")
+        raise ConfigError(f"--k {command.k} is below 1", hint="use --k 10")
     from ebmvk.api import Model
 
     model = Model.open(command.checkpoint, device=command.device)

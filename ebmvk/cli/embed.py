@@ -1,4 +1,4 @@
-"""`ebmvk embed`, `python -m ebmvk.embed`: texts as points on the sphere, and their exact energies."""
+"""`ebmvk embed`: maps texts to points on the sphere, and computes their exact energies."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True)
 class EmbedCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text; give the flag again for more.
-    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # One text per line, up to \n or \r\n.
-    scale: Literal["point", "local", "medium", "global", "composed"] = "point"  # h_hat, or a context vector.
-    energy: bool = False  # Also the exact energy of each text, in nats.
-    npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Write the points as an npy matrix.
-    json: bool = False  # Print one JSON object for each text instead of lines.
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # A text.
+    # A file with one text per line.
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    # Which vector to return. point: where the model expects the next token; local, medium, global:
+    # the context vector of that range of the text; composed: these three, composed into one.
+    scale: Literal["point", "local", "medium", "global", "composed"] = "point"
+    # Also compute the exact energy of each text: -log of its probability, in nats.
+    energy: bool = False
+    # Also write the points to this file, as a numpy matrix.
+    npy: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    json: bool = False  # Print one JSON object per text instead of lines.
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX or reference (slow).
+    device: str = "auto"
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EmbedCommand)})
@@ -44,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _embed(command: EmbedCommand) -> int:
     texts = [*command.text, *_lines(command.file)]
     if not texts:
-        raise ConfigError("no text", hint='give --text "…", or --file PATH with a text in each line')
+        raise ConfigError("no text is given", hint='give --text "…", or --file PATH with one text per line')
     from ebmvk.api import Model
 
     model = Model.open(command.checkpoint, device=command.device)
@@ -70,7 +77,7 @@ def _lines(file: Path | None) -> list[str]:
         return []
     from ebmvk.data.files import ANYTHING, lines_of, read_text
 
-    return lines_of(read_text(file, ANYTHING))  # of any format: one row per line
+    return lines_of(read_text(file, ANYTHING))  # any format, because each line is a text
 
 
 def _write(path: Path, rows: Any) -> None:
@@ -81,7 +88,7 @@ def _write(path: Path, rows: Any) -> None:
             np.save(file, rows, allow_pickle=False)
     except OSError as error:
         raise StorageError(
-            f"--npy {path} could not be written: {error.strerror or error}", hint="take another path"
+            f"--npy {path} could not be written: {error.strerror or error}", hint="name a file in another folder"
         ) from None
 
 

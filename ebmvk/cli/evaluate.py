@@ -21,7 +21,7 @@ from ebmvk.runs.layout import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.api import Evaluated
-    from ebmvk.data.datasets import Corpus
+    from ebmvk.data.corpus import Corpus
     from ebmvk.data.windows import TokenStream
     from ebmvk.engine import Backend
     from ebmvk.engine.device import Device

@@ -1,4 +1,4 @@
-"""`ebmvk init-tokenizer`, `python -m ebmvk.init_tokenizer`: a tokenizer of one's own, for `--tokenizer FILE`."""
+"""`ebmvk init-tokenizer`: trains a tokenizer on text files, to use with `--tokenizer FILE`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from ebmvk.errors import ConfigError, StorageError
 @dataclass(frozen=True)
 class TokenizerCommand:
     out: Path  # The tokenizer.json to write.
-    files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
-    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    # Text files, or folders of text files.
+    files: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    # In folders, also read files whose names match, for example '*.py'.
+    include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    vocab_size: int = 32_000  # All tokens together.
+    vocab_size: int = 32_000  # The number of tokens, at least 258; a short text may give fewer.
 
 
 REPEATABLE = ("--files", "--include")
@@ -42,12 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_place(out: Path) -> None:
-    """Make the output file's folder, before the training. Raises ConfigError, StorageError."""
+    """Make the output file's folder and check that it is writable, before the work starts.
+
+    Raises:
+        ConfigError: the output is a folder.
+        StorageError: it cannot be written.
+    """
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder", hint=f"name a file: --out {out / 'tokenizer.json'}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")  # written first, then renamed
+        # `save` writes this file first, then renames it
+        partial = out.with_name(out.name + ".partial")
         partial.touch()
         partial.unlink()
     except OSError as error:
@@ -58,8 +66,9 @@ def _make_place(out: Path) -> None:
 
 def _train(command: TokenizerCommand) -> int:
     if not command.files:
-        raise ConfigError("--files is missing", hint="name text files, or folders of them: --files A B")
-    from ebmvk.data.datasets import Corpus, read_documents
+        raise ConfigError("--files is missing", hint="name text files, or folders of text files: --files A B")
+    from ebmvk.data.corpus import Corpus
+    from ebmvk.data.documents import read_documents
     from ebmvk.data.files import Reading
     from ebmvk.data.tokenizer import train_tokenizer
 

@@ -1,4 +1,8 @@
-"""`ebmvk memory`, `python -m ebmvk.memory`: gives a trained checkpoint its memory."""
+"""`ebmvk memory`: gives a trained checkpoint its memory.
+
+Builds splats from the training text, fits the memory on another text, writes it beside the weights
+and warns if it is of no use.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +28,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    splats: int = 50_000  # Static splats of the training text; 0 fits the episodic memory only.
-    from_training: bool = False  # Take the splats that training consolidated, instead of reading the training text.
-    fit_on: Literal["validation", "training"] = "validation"  # What concentrations and gates are fitted on.
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    quiet: bool = False  # Print the file's path only.
+    # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    # The number of static splats to build. A splat sums up similar contexts of the training text
+    # and the tokens that followed them. 0: only episodic memory, which remembers the text that is
+    # being read.
+    splats: int = 50_000
+    # Use the splats that training collected, instead of building new ones from the training text.
+    from_training: bool = False
+    # The text on which to fit kappa (how sharp splats are) and the gates (how much weight the
+    # memory gets). training: a part of the training text that is left out of the splats meanwhile.
+    fit_on: Literal["validation", "training"] = "validation"
+    # The path of the run's text, if it has moved.
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    # The folder with local data sets. By default EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX or reference (slow).
+    device: str = "auto"
+    quiet: bool = False  # Print only the path of the written file.
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
@@ -48,20 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     if command.from_training and "--splats" in given:
         raise ConfigError(
-            f"--splats {command.splats} with --from-training: the splats are there already",
-            hint="leave one of the two away",
+            f"--splats {command.splats} with --from-training, which doesn't build splats",
+            hint="remove one of the two",
         )
     if command.from_training and command.fit_on == "training":
         raise ConfigError(
-            "--fit-on training with --from-training: its splats hold contexts of all of the training text",
-            hint="leave --fit-on away, or build the splats anew without --from-training",
+            "--fit-on training with --from-training, whose splats contain all of the training text",
+            hint="remove --fit-on, or remove --from-training to build new splats",
         )
-    from ebmvk.memory.fit import MAX_SPLATS
+    from ebmvk.memory.static import MAX_SPLATS
     from ebmvk.runs.folder import open_run
     from ebmvk.runs.lock import locked
 
     if not 0 <= command.splats <= MAX_SPLATS:
-        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="take --splats 50000")
+        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="use --splats 50000")
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -78,26 +92,27 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
 
 
 def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> Path:
-    """The memory's file, written."""
+    """Build, fit and write the memory; returns the file's path."""
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.device import open_device
     from ebmvk.memory.files import save
-    from ebmvk.memory.fit import FIT_TOKENS, Fit, Reading, Static, build_static, first_documents, of_training
+    from ebmvk.memory.fit import Fit
     from ebmvk.memory.fitted_on import FittedOn
     from ebmvk.memory.law import Memory
+    from ebmvk.memory.static import FIT_TOKENS, Reading, Static, build_static, first_documents, of_training
     from ebmvk.runs.folder import check_same_text
     from ebmvk.runs.text import check_own, own_text
 
     device = open_device(command.device)
     say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}")
     corpus = own_text(run.config, command.dataset, command.data_dir)
-    check_own(run, corpus, "validation")  # gates are fitted on it
+    check_own(run, corpus, "validation")  # for the gates
     model, context = run.model.to(device.torch), run.config.data.seq_length
     reading = Reading.training(context, bfloat16=run.config.training.precision == "bfloat16")
     static = None
     if command.from_training:
         store = of_training(run.checkpoint)
-        static = Static(store, store)  # of all the text, so that it can't be fitted on a part of that
+        static = Static(store, store)  # no part of the training text is left out to fit on
         say(f"static      {store.n:,} splats of {store.mass.sum():,.0f} contexts, consolidated during training")
     if command.fit_on == "training" or (command.splats and not command.from_training):
         train = encode_split(corpus, "train", run.tokenizer, apart=run.config.data.apart)
@@ -127,7 +142,7 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
-    """Alerts go where those of training are: to a run's metrics and its report."""
+    """Write alerts where training writes its own: into the run's metrics and report."""
     from ebmvk.monitoring.monitor import Monitor
     from ebmvk.runs.folder import CONFIG_FILE
     from ebmvk.training.session import report

@@ -1,4 +1,4 @@
-"""`ebmvk neighbors`, `python -m ebmvk.neighbors`: the tokens, and splats of the memory, nearest to a text's point."""
+"""`ebmvk neighbors`: shows the tokens, and the splats of the memory, nearest to a text's point."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class NeighborsCommand:
-    text: str  # The text whose point is looked around.
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    k: int = 10  # How many of each kind.
+    text: str  # The text whose neighbours to show.
+    # A run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
+    checkpoint: Path = Path(NEWEST)
+    # The number of tokens and of splats (clusters of similar training contexts) to show.
+    k: int = 10
     json: bool = False  # Print one JSON object instead of lines.
-    device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX or reference (slow).
+    device: str = "auto"
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(NeighborsCommand)})
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _neighbors(command: NeighborsCommand) -> int:
     if command.k < 1:
-        raise ConfigError(f"--k {command.k} is below 1", hint="take --k 10")
+        raise ConfigError(f"--k {command.k} is below 1", hint="use --k 10")
     from ebmvk.api import Model
 
     model = Model.open(command.checkpoint, device=command.device)
@@ -47,7 +50,7 @@ def _neighbors(command: NeighborsCommand) -> int:
         return 0
     print("tokens\n" + "\n".join(f"  {token.cosine:+.4f}  {token.text!r}" for token in tokens))
     if not splats:
-        print("no splats: this checkpoint has no static memory (`ebmvk memory` gives it one)")
+        print("no splats, because this checkpoint has no static memory (`ebmvk memory` gives it one)")
         return 0
     print("splats")
     for splat in splats:

@@ -1,4 +1,7 @@
-"""`ebmvk prepare-corpus`, `python -m ebmvk.prepare_corpus`: text files repaired and put together, for training."""
+"""`ebmvk prepare-corpus`: repairs text files and writes them into one file to train on.
+
+Reads files and folders, cleans the documents, drops repetitions and prints what changed.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,26 @@ from ebmvk.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class PrepareCommand:
-    output: Path  # The file to write.
-    input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Text files, or folders of them.
-    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Their line between documents; <|doc|>.
-    include: Include = ()  # Also read a folder's files with such names, for example '*.py'.
+    output: Path  # The text file to write.
+    # Text files, or folders of text files.
+    input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    # The line that stands between documents in the input. By default <|doc|> and <|endoftext|> do.
+    separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    # In folders, also read files whose names match, for example '*.py'.
+    include: Include = ()
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    preserve_case: bool = True  # Or all in small letters.
-    # Runs of blanks. auto: make them single if no line is indented; keep; single; flat: single, without indentation.
+    # Keep capital letters; with --no-preserve-case everything becomes lower case.
+    preserve_case: bool = True
+    # Runs of blanks inside a line. keep: leave them; single: make each one blank; flat: single, and
+    # remove indentation; auto: single if no line of the document is indented, else keep.
     blanks: Literal["auto", "keep", "single", "flat"] = "auto"
-    narrow: bool = False  # Make full-width characters narrow; this changes Chinese and Japanese punctuation.
-    keep_direction: bool = False  # Keep characters that change the direction of writing, such as U+200E and U+202E.
-    same: Literal["text", "letters"] = "text"  # What makes documents equal: text, or letters and digits.
+    # Make full-width characters narrow. This changes Chinese and Japanese punctuation.
+    narrow: bool = False
+    # Keep marks that change the direction of writing, such as U+200E and U+202E.
+    keep_direction: bool = False
+    # When two documents count as equal, so that only the first is kept: text: all characters agree;
+    # letters: letters and digits agree, ignoring case.
+    same: Literal["text", "letters"] = "text"
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
@@ -49,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(command: PrepareCommand) -> int:
     if not command.input:
-        raise ConfigError("--input is missing", hint="name text files, or folders of them: --input A B")
+        raise ConfigError("--input is missing", hint="name text files, or folders of text files: --input A B")
     from ebmvk.data.cleaning import Rules, clean
-    from ebmvk.data.datasets import read_documents, stray_note
+    from ebmvk.data.documents import read_documents, stray_note
     from ebmvk.data.files import Reading, shown
     from ebmvk.data.splitting import DOCUMENT, at_separators
 
@@ -60,7 +72,7 @@ def _prepare(command: PrepareCommand) -> int:
     rules = Rules(command.preserve_case, command.blanks, command.narrow, command.keep_direction, command.same)
     cleaned = clean(found.texts, rules)
     if not cleaned.documents:
-        what = f"--input {shown(command.input[0])}: nothing is left of {len(found.texts)} documents"
+        what = f"--input {shown(command.input[0])}: cleaning leaves nothing of {len(found.texts)} documents"
         raise DataError(what, hint="name files that hold text")
     text = f"\n{DOCUMENT}\n".join(cleaned.documents) + "\n"
     running.write_output(command.output, text, "--output")
@@ -82,9 +94,11 @@ def _prepare(command: PrepareCommand) -> int:
 
 
 def _parted(read_back: int, written: int) -> Iterator[str]:
-    """A line if some documents hold the separator of the output: reading it back gives more documents."""
+    """Yields a note if documents contain separators of the output, so that more will be read
+    back.
+    """
     if read_back != written:
-        yield f"{read_back:,} documents will be read from it: some contain lines <|doc|> or <|endoftext|> themselves"
+        yield f"{read_back:,} documents will be read from it, because some contain lines <|doc|> or <|endoftext|>"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
-    from ebmvk.data.datasets import Corpus
+    from ebmvk.data.corpus import Corpus
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.session import Job
 
@@ -164,7 +164,7 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
 
 def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
     """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
-    from ebmvk.data.datasets import FETCHABLE
+    from ebmvk.data.published import FETCHABLE
     from ebmvk.runs.text import find_text
 
     dataset = flags.value_of(args, "--dataset") or base.data.dataset
@@ -239,7 +239,7 @@ def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
 
 def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
     """Settings that find the same text from any folder."""
-    from ebmvk.data.datasets import from_anywhere
+    from ebmvk.data.files import from_anywhere
 
     folder = settings.data.data_dir
     return {"dataset": corpus.source, "data_dir": folder and Path(from_anywhere(folder))}

@@ -1,4 +1,8 @@
-"""What a corpus is like, and what to train on it: lengths of documents, block size, stride, preset, perplexity."""
+"""Measures a corpus and suggests how to train on it.
+
+From the lengths of documents follow block size and stride; from the number of bytes the preset;
+from a trigram on the same text the perplexity to expect.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,28 @@ from ebmvk.data import ngram
 from ebmvk.data.splitting import hold_out
 from ebmvk.data.tokenizer import Ids, Tokenizer
 
-FEW_TOKENS = 20_000_000  # below, windows overlap: another cut of the same text is worth more than nothing new
-FITTED, MEASURED = 5_000_000, 1_000_000  # tokens of the trigram at most: those before the cut, those behind it
-# Of the trigram's perplexity per token. Preset small on Spanish, on the same tokens as the trigram: .30 after 5 epochs
-# of 9 MB of science (33.2 of 111.2), .99 after two thirds of an epoch of 14 MB of history (128.0 of 129.7).
+# windows of shorter corpora overlap, so that each epoch sees the text cut elsewhere
+FEW_TOKENS = 20_000_000
+# most tokens that the trigram is fitted on, and measured on
+FITTED, MEASURED = 5_000_000, 1_000_000
+# The perplexity to expect, as a share of the trigram's. Measured with preset small on Spanish, on
+# the trigram's tokens: .30 after 5 epochs of 9 MB of science (33.2 of 111.2), .99 after two thirds
+# of an epoch of 14 MB of history (128.0 of 129.7).
 REACHED = (0.25, 1.0)
-PRESETS = ((200_000_000, "small"), (500_000_000, "medium"))  # below so many bytes; from there on: large
+# (fewer bytes than this, preset); above both: large
+PRESETS = ((200_000_000, "small"), (500_000_000, "medium"))
 BLOCKS = (32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Lengths are in tokens, without end-of-text. perplexity: what to expect per token of the last tenth, which
-    training holds out (of a folder, one of each file that has many documents), from a trigram fitted on `fitted` tokens
-    before it and measured on `measured` of it; None where the text is too short to say."""
+    """What `ebmvk analyze-corpus` prints. Lengths of documents are in tokens, without end-of-text.
+
+    perplexity: (low, high) to expect per token of the held-out last tenth. It derives from a
+        trigram that was fitted on `fitted` tokens before that tenth and measured on `measured`
+        tokens of it; None if the text is too short. In a folder, each file with many documents has
+        its own last tenth held out.
+    """
 
     documents: int
     tokens: int
@@ -44,22 +56,27 @@ class Analysis:
 
 
 def preset_for(documents: Sequence[str]) -> str:
-    """The preset that so much text is enough for."""
+    """The largest preset that there is enough text for."""
     size = _bytes(documents)
     return next((name for below, name in PRESETS if size < below), "large")
 
 
 def analyse(documents: Sequence[str], tokenizer: Tokenizer, preset: str, longest: int) -> Analysis:
-    """documents: at least one. longest: the preset's own block, which no other one exceeds: memory grows with it."""
+    """Measure a corpus of at least one document.
+
+    longest: the largest block size to suggest, that of the preset; memory grows with it.
+    """
     parts = [tokenizer.encode_many(part) for part in hold_out(documents)]
     lengths = [len(ids) for ids in chain(*parts)]
-    if len(lengths) > len(documents):  # what is held out begins inside a document
+    if len(lengths) > len(documents):  # the cut divides a document; count it as one
         at = len(parts[0]) - 1
         lengths[at : at + 2] = [sum(lengths[at : at + 2])]
     median = statistics.median(lengths)
-    # A window that most documents fill: longer ones would be padding, shorter ones would cut what belongs together.
+    # The longest window that most documents fill: a longer one would be mostly padding, a shorter
+    # one would cut documents.
     block = max([length for length in BLOCKS if length <= min(median, longest)], default=BLOCKS[0])
-    overlap = sum(lengths) < FEW_TOKENS and median > block  # a document within one window has no other cut
+    # a document within one window can't be cut elsewhere
+    overlap = sum(lengths) < FEW_TOKENS and median > block
     train, held = (_stream(part, tokenizer) for part in parts)
     train, held = train[-FITTED:], held[:MEASURED]
     return Analysis(
@@ -74,7 +91,7 @@ def _bytes(documents: Sequence[str]) -> int:
 
 
 def _stream(encoded: Sequence[Ids], tokenizer: Tokenizer) -> Ids:
-    """Documents one after another, each led by end-of-text."""
+    """Documents one after another, each with end-of-text before it."""
     eos = np.array([tokenizer.eos_id], dtype=np.int32)
     return np.concatenate([eos[:0], *(part for ids in encoded for part in (eos, ids))])
 
@@ -84,5 +101,5 @@ def _expected(train: Ids, held: Ids, vocab_size: int) -> tuple[float, float] | N
         return None
     nats = ngram.fit(train, vocab_size).nats(held)
     trigram = float(np.exp(nats / (len(held) - 1)))
-    low, high = (max(1.0, share * trigram) for share in REACHED)  # 1: every token is certain
+    low, high = (max(1.0, share * trigram) for share in REACHED)  # a perplexity is at least 1
     return low, high

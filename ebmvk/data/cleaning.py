@@ -1,6 +1,8 @@
-"""Cleans text for training: repairs and normalises it, and keeps every document and long paragraph only once.
+"""Cleans text for training: repairs it, normalises it, and removes repeated documents and
+paragraphs.
 
-By default no document, indentation or writing system is lost. `Rules` turns on the steps that may lose something.
+By default cleaning loses no distinct document, no indentation and no writing system. `Rules` turns
+on steps that may lose something.
 """
 
 from __future__ import annotations
@@ -16,29 +18,33 @@ from typing import Literal
 
 import ftfy
 
-LONG_PARAGRAPH = 100  # characters from which a repeated paragraph is boilerplate and not a turn of phrase
+# from this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
+LONG_PARAGRAPH = 100
 Blanks = Literal["auto", "keep", "single", "flat"]
 Same = Literal["text", "letters"]
 
-# Never of use in a text: soft hyphen, word joiner, byte order mark, and deprecated format characters.
+# Never useful in a text: soft hyphen, word joiner, byte order mark, deprecated format characters.
 _INVISIBLE = re.compile("[\u00ad\u2060\ufeff\u206a-\u206f]")
-# Characters that change the direction of writing. Letters have their own direction; these only reorder the display.
+# Marks of writing direction. Letters have a direction of their own; these marks only reorder the
+# display.
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _JOINER = re.compile("[\u200c\u200d]")
 _WORD_BREAK = re.compile("\u200b")
-# Scripts without blanks between words, whose texts mark words with U+200B: Thai, Lao, Myanmar, Khmer.
+# Scripts that mark words with U+200B instead of blanks: Thai, Lao, Myanmar, Khmer.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
-# A joiner may follow: letters without case (Arabic, Indic), marks (a virama), emoji and their skin tones.
+# Categories that need a joiner: letters without case (Arabic, Indic), marks (a virama), emoji and
+# skin tones.
 _JOINED = frozenset({"Lo", "Lm", "Mn", "Mc", "So", "Sk"})
 _PAGE_ENDS = re.compile(r"[\x0b\x0c]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _NOTHING_TO_MEND = re.compile(r"[\t\x20-\x25\x27-\x7e]*")  # ASCII without & and control characters
-# Blanks that mean no more than a space: not U+202F, which joins suffixes in Mongolian, nor U+3000 of Chinese.
+# Blanks that mean the same as a space. U+202F isn't one (it joins suffixes in Mongolian), nor is
+# Chinese U+3000.
 _SPACES = re.compile(r"(?<=\S)[ \u00a0\u2000-\u200a]+(?=\S)")
 _BLANKS = re.compile(r"(?<=\S)[^\S\n]+(?=\S)")
 _LEADING = re.compile(r"^[^\S\n]+", re.MULTILINE)
 _INDENTED = re.compile(r"^(?:[^\S\n]{2}|\t)[^\S\n]*\S", re.MULTILINE)
-# ftfy's names for its steps, and what to call them in messages.
+# {ftfy's name of a step: its name in messages}.
 _REPAIRS = {
     "unescape_html": "HTML entities resolved",
     "fix_latin_ligatures": "Latin ligatures spelt out",
@@ -49,18 +55,21 @@ _REPAIRS = {
     "remove_control_chars": "control characters removed",
     "normalize": "characters composed (NFC)",
 }
-_ENCODINGS = "encodings mended"  # by any other step
+_ENCODINGS = "encodings mended"  # all other steps of ftfy
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Cleaning beyond repairs.
+    """Choices that go beyond repairs.
 
-    preserve_case: keep capitals. blanks: `keep` inner blanks; make runs of them `single`; `flat`: single, and no
-    indentation; `auto`: single where no line of a document is indented, which is prose. narrow: full-width characters
-    become narrow, which changes the punctuation of Chinese and Japanese. keep_direction: keep characters that change
-    the direction of writing. same: two documents are the same if their `text` is the same, or only their `letters` and
-    digits, ignoring case.
+    preserve_case: keep capitals.
+    blanks: `keep` runs of blanks inside a line; make them `single`; `flat`: single, and no
+        indentation; `auto`: single if no line of the document is indented, because then it is
+        prose.
+    narrow: make full-width characters narrow, which changes Chinese and Japanese punctuation.
+    keep_direction: keep marks of writing direction.
+    same: two documents are the same if their `text` is the same, or if just their `letters` and
+        digits are, ignoring case.
     """
 
     preserve_case: bool = True
@@ -75,7 +84,7 @@ DEFAULT = Rules()
 
 @dataclass(frozen=True)
 class Cleaned:
-    """documents: those kept, in order. changes: {step: number of documents it changed}. The rest are counts."""
+    """documents: the kept ones, in order. changes: {step: number of documents that it changed}."""
 
     documents: list[str]
     changes: dict[str, int]
@@ -86,16 +95,19 @@ class Cleaned:
 
 
 def clean_text(text: str, rules: Rules = DEFAULT) -> str:
-    """Repairs broken encodings (ftfy), composes characters (NFC), and removes control characters, invisible ones (but
-    not joiners and word breaks that the script needs) and blanks at the ends of lines. Lines keep their indentation.
+    """The text, repaired and normalised.
+
+    Repairs broken encodings (ftfy), composes characters (NFC), and removes control characters,
+    invisible characters (except joiners and word breaks that the script needs) and blanks at ends
+    of lines. Indentation stays.
     """
     return _cleaned(text, rules)[0]
 
 
 def _cleaned(text: str, rules: Rules) -> tuple[str, set[str]]:
-    """The text, and what was done to it."""
+    """The cleaned text, and the names of the steps that changed it."""
     done: set[str] = set()
-    while True:  # removing characters can leave more to repair
+    while True:  # removing characters can expose more to repair
         before = text
         for what, step in _steps(rules):
             changed = step(text)
@@ -108,7 +120,7 @@ def _cleaned(text: str, rules: Rules) -> tuple[str, set[str]]:
 
 
 def _steps(rules: Rules) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """The steps in order, each with its description for messages; empty: the step isn't reported."""
+    """The steps in order, each with its name for messages ("" if it isn't reported)."""
     yield "ends of pages made ends of lines", lambda text: _PAGE_ENDS.sub("\n", text)
     yield "line ends made one newline", lambda text: text.replace("\r\n", "\n")
     yield "invisible characters removed", lambda text: _INVISIBLE.sub("", text)
@@ -134,13 +146,13 @@ def _spaced(text: str, blanks: Blanks) -> str:
 
 
 def _closed_up(text: str, blanks: Blanks) -> str:
-    """At most one empty line in a row; two in indented text, such as code."""
+    """Keeps at most one empty line in a row; two in indented text, such as code."""
     most = 2 if blanks == "keep" or (blanks == "auto" and _INDENTED.search(text)) else 1
     return re.sub(rf"\n{{{most + 2},}}", "\n" * (most + 1), text)
 
 
 def _beside(text: str, pattern: re.Pattern[str], wants: Callable[[str], object]) -> str:
-    """Removes characters that match the pattern, unless the character before or after one needs it."""
+    """Removes characters that match the pattern, unless a neighbouring character needs them."""
 
     def kept(found: re.Match[str]) -> str:
         beside = text[max(0, found.start() - 1) : found.start()], text[found.end() : found.end() + 1]
@@ -182,9 +194,10 @@ def _mended_part(part: str, config: ftfy.TextFixerConfig, done: set[str]) -> str
 
 
 def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
-    """Cleans each document; leaves out documents and long paragraphs that came before.
+    """Cleans each document; drops documents and long paragraphs that came before.
 
-    A paragraph is a line that isn't indented. `rules.same` decides which documents and paragraphs are the same.
+    A paragraph is a line that isn't indented. `rules.same` decides which documents and paragraphs
+    are the same.
     """
     seen: set[bytes] = set()
     changes: Counter[str] = Counter()
@@ -212,7 +225,9 @@ def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
 
 
 def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
-    """The text without long paragraphs already in `seen`, and how many were removed; adds its own to `seen`."""
+    """(the text without long paragraphs in `seen`, how many were removed); adds the others
+    there.
+    """
     kept = []
     lines = text.split("\n")
     for line in lines:
@@ -227,7 +242,8 @@ def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
 
 def _digest(text: str, same: Same) -> bytes:
     if same == "letters":
-        # Marks are vowels in Indic scripts. A text without letters is itself.
+        # Marks count, because they are vowels in Indic scripts. A text without letters stands for
+        # itself.
         letters = "".join(c for c in text.casefold() if c.isalnum() or unicodedata.category(c).startswith("M"))
         text = letters or text
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,4 +1,8 @@
-"""Checks whether a text comes back from its tokens, and counts what does not."""
+"""Checks that a text survives the way to tokens and back, and counts what doesn't.
+
+Matters for a tokenizer.json from elsewhere: if it drops or replaces characters, the model learns
+another text.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,13 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """characters: how many were checked. pieces, changed: pieces of documents, and how many came back changed; example:
-    the first difference. unknown: characters that became unknown tokens. blanks: white space that is in no token."""
+    """The result of a check.
+
+    characters: the number checked. pieces, changed: pieces of documents, and how many of them came
+    back changed.
+    example: the first difference, (original, decoded). unknown: characters that became unknown
+    tokens. blanks: white space that no token contains.
+    """
 
     characters: int
     pieces: int
@@ -31,17 +40,18 @@ class RoundTrip:
         if not self.changed:
             return f"{looked}: every one came back"
         parts = [f"{self.changed:,} of {self.pieces:,} texts come back changed"]
-        parts += [f"first {self.example[0]!r} as {self.example[1]!r}"] if self.example else []
-        parts += [f"{self.unknown:,} characters are unknown tokens"] if self.unknown else []
+        parts += [f"the first one turns {self.example[0]!r} into {self.example[1]!r}"] if self.example else []
+        parts += [f"{self.unknown:,} characters became unknown tokens"] if self.unknown else []
         parts += [f"{self.blanks:,} blanks and line ends are in no token"] if self.blanks else []
-        return f"{looked}: {'; '.join(parts)}. Bits per byte count the whole text, but its tokens say less"
+        return f"{looked}: {'; '.join(parts)}. Bits per byte count the whole text, although its tokens say less"
 
 
 def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: int = MOST) -> RoundTrip:
-    """Encode and decode documents, up to `most` characters in all. name: the tokenizer's file, for messages.
+    """Encode and decode up to `most` characters of the documents. name: the tokenizer's file, for
+    messages.
 
     Raises:
-        DataError: characters other than white space are in no token.
+        DataError: some characters other than white space are in no token.
     """
     characters = pieces = changed = unknown = blanks = 0
     example = None
@@ -57,7 +67,7 @@ def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: 
             raise DataError(
                 f"--tokenizer {name} leaves out {len(found.lost):,} characters of the text: {found.lost[:_SHOWN]!r}",
                 why="no token contains them, so the model would learn a different text",
-                hint="take a tokenizer that keeps them: bpe or gpt2",
+                hint="use a tokenizer that keeps them: bpe or gpt2",
             )
         unknown, blanks = unknown + found.unknown, blanks + found.blanks
     return RoundTrip(characters, pieces, changed, unknown, blanks, example)

@@ -1,7 +1,9 @@
-"""Reads a tokenizer.json from elsewhere and makes it faithful: its tokens stand for the whole text, unchanged.
+"""Makes a tokenizer.json from elsewhere faithful, so that its tokens stand for the whole text,
+unchanged.
 
-Published files do more than cut a text into tokens. They truncate or pad it, put special tokens around it, add a blank
-before it, or change its characters. Whatever can be switched off is switched off and reported; the rest is refused.
+Published files do more than cut a text into tokens: they truncate or pad it, put special tokens
+around it, add a blank before it, or change its characters. What can be switched off is switched off
+and reported; the rest is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from tokenizers import pre_tokenizers
 from ebmvk.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-# End-of-text tokens, the most usual first. <|im_end|> ends a turn of a chat, so it isn't here: --end-token can name it.
+# Usual end-of-text tokens, the most common first. <|im_end|> ends a turn of a chat, not a text;
+# --end-token can name it.
 END_TOKENS = (
     *(END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]", "<|eos|>"),
     *("<｜end▁of▁sentence｜>", "[SEP]"),
@@ -28,15 +31,18 @@ Description = dict[str, Any]
 _INNER = {
     "normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders", "post_processor": "processors"
 }  # fmt: skip
-_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")  # these keep every character
+# these keep every character
+_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts")
 _CONTEXT = 20  # characters shown on either side of a place in a text
 
 
-# ---- reading it ----------------------------------------------------------------------------------------------------
+# ---- reading it ----------------------------------------------------------------------------------
 
 
 def parts(description: Description, step: str) -> list[dict[str, Any]]:
-    """The parts of a step (`normalizer`, `pre_tokenizer`, `decoder` or `post_processor`), without their sequences."""
+    """The parts of a step (`normalizer`, `pre_tokenizer`, `decoder`, `post_processor`),
+    flattened.
+    """
 
     def flat(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         if part and part["type"] == "Sequence":
@@ -59,18 +65,18 @@ def _has(description: Description, step: str, kind: str) -> bool:
 
 
 def model_vocabulary(description: Description) -> dict[str, int]:
-    """{token: id} of the model, without added tokens."""
+    """{token: id} of the model, without the added tokens."""
     found = description["model"]["vocab"]
     return found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
 
 
 def added_tokens(description: Description) -> dict[str, dict[str, Any]]:
-    """{content: its entry} of the added tokens."""
+    """{content: entry} of the added tokens."""
     return {token["content"]: token for token in description["added_tokens"]}
 
 
 def is_byte_level(description: Description) -> bool:
-    """True if tokens are spelled with one letter for each byte."""
+    """True if tokens are spelled in the byte-level alphabet, one letter for each byte."""
     return any(_has(description, step, "ByteLevel") for step in ("pre_tokenizer", "normalizer"))
 
 
@@ -84,7 +90,7 @@ def changes(description: Description) -> bool:
 
 
 def missing_bytes(description: Description) -> list[str]:
-    """Single-byte tokens that the vocabulary lacks; if it lacks none, it can spell any text."""
+    """The single-byte tokens that the vocabulary lacks; if it lacks none, it can spell any text."""
     if description["model"]["type"] not in ("BPE", "Unigram"):
         return ["single bytes"]
     if is_byte_level(description):
@@ -98,7 +104,7 @@ def missing_bytes(description: Description) -> list[str]:
 
 
 def unknown_token(description: Description) -> str | None:
-    """The token for anything that the vocabulary cannot spell; None if there isn't one."""
+    """The token for everything that the vocabulary cannot spell; None if there isn't one."""
     model, known = description["model"], model_vocabulary(description)
     if model["type"] == "Unigram":
         at = model.get("unk_id")
@@ -108,7 +114,7 @@ def unknown_token(description: Description) -> str | None:
 
 
 def needed_unknown(description: Description) -> str | None:
-    """The token for anything that the vocabulary cannot spell; None if it can spell any text.
+    """The token for everything that the vocabulary cannot spell; None if it can spell any text.
 
     Raises:
         DataError: the vocabulary needs such a token but has none.
@@ -117,7 +123,7 @@ def needed_unknown(description: Description) -> str | None:
     found = unknown_token(description) if missing else None
     if missing and found is None:
         raise DataError(
-            f"the tokenizer has no unknown token, and none for {', '.join(missing[:4])}",
+            f"the tokenizer has no unknown token, and no token for {', '.join(missing[:4])}",
             why="characters that it cannot spell would vanish",
             hint="add <unk> to its vocabulary, as the unk_token of its model",
         )
@@ -125,8 +131,10 @@ def needed_unknown(description: Description) -> str | None:
 
 
 def usual_end(description: Description) -> str | None:
-    """The first of the usual end-of-text tokens in the vocabulary. Special tokens come first, because some vocabularies
-    also contain </s> as an HTML tag."""
+    """The first usual end-of-text token in the vocabulary; None if it has none.
+
+    Special tokens come first, because some vocabularies also contain </s> as an HTML tag.
+    """
     added = added_tokens(description)
     known = model_vocabulary(description).keys() | added.keys()
     special = {name for name, token in added.items() if token["special"]} | ({END_OF_TEXT} & known)
@@ -153,19 +161,20 @@ def end_token(description: Description, wanted: str | None) -> str:
     return found
 
 
-# ---- made faithful -------------------------------------------------------------------------------------------------
+# ---- made faithful -------------------------------------------------------------------------------
 
 
 def faithful(description: Description, texts: Iterable[str], wanted: str | None) -> tuple[Description, list[str]]:
-    """The description with everything that would change a text switched off, and a list of what was switched off.
+    """The description without anything that would change a text, and a list of what was switched
+    off.
 
     Args:
-        texts: the corpus, on which a normaliser that cannot be switched off must change nothing.
+        texts: the corpus; a normaliser that cannot be switched off must leave it unchanged.
         wanted: the end token, or None for the usual one.
 
     Raises:
-        DataError: a part that cannot be switched off changes a text; the end token is missing, or text can spell
-        it; the vocabulary cannot spell every text and has no unknown token.
+        DataError: a part that cannot be switched off changes a text; the end token is missing, or a
+            text can spell it; the vocabulary cannot spell every text and has no unknown token.
     """
     found = copy.deepcopy(description)
     end = end_token(found, wanted)
@@ -194,7 +203,10 @@ def _chance(found: Description) -> Iterator[str]:
 
 
 def _surroundings(found: Description) -> Iterator[str]:
-    """Removes post-processors that put special tokens around a text; ByteLevel only moves offsets and stays."""
+    """Removes post-processors that put special tokens around a text.
+
+    ByteLevel, which only moves offsets, stays.
+    """
     processors = parts(found, "post_processor")
     adding = [part["type"] for part in processors if part["type"] != "ByteLevel"]
     _set_parts(found, "post_processor", [part for part in processors if part["type"] == "ByteLevel"])
@@ -203,7 +215,7 @@ def _surroundings(found: Description) -> Iterator[str]:
 
 
 def _blanks(found: Description) -> Iterator[str]:
-    """Removes the blank before each text, and its removal in decoding."""
+    """Removes the steps that put a blank before each text and take it away when decoding."""
     before = copy.deepcopy([found[step] for step in ("normalizer", "pre_tokenizer")])
     for part in [*parts(found, "pre_tokenizer"), *parts(found, "decoder")]:
         if part["type"] == "Metaspace":
@@ -218,7 +230,7 @@ def _blanks(found: Description) -> Iterator[str]:
 
 
 def _decoder(found: Description) -> Iterator[str]:
-    """Adds a decoder if there is none: otherwise blanks would join the tokens."""
+    """Adds a missing decoder: without one, blanks would appear between decoded tokens."""
     if found["decoder"] is None:
         meta = next((part for part in parts(found, "pre_tokenizer") if part["type"] == "Metaspace"), None)
         if meta or is_byte_level(found):
@@ -228,7 +240,7 @@ def _decoder(found: Description) -> Iterator[str]:
 
 
 def _undone(part: dict[str, Any], found: Description) -> bool:
-    """True if the decoder undoes this part of the normaliser."""
+    """True if the decoder undoes what this part of the normaliser does."""
     if part["type"] != "Replace":
         return bool(part["type"] == "ByteLevel")
     was, becomes = part["pattern"].get("String"), part["content"]
@@ -240,8 +252,10 @@ def _undone(part: dict[str, Any], found: Description) -> bool:
 
 
 def _normalizer(found: Description, texts: Iterable[str]) -> Iterator[str]:
-    """Removes parts that change characters for good. A vocabulary with all bytes can spell the text without them. Any
-    other vocabulary was made for the changed text, so these parts must leave this text as it is.
+    """Removes the parts of the normaliser that change characters for good.
+
+    A vocabulary with all bytes can spell the text without them. Any other vocabulary was made for
+    the changed text; it is accepted only if these parts leave this text as it is.
 
     Raises:
         DataError: they change this text.
@@ -263,8 +277,8 @@ def _check_unchanged(found: Description, changing: list[dict[str, Any]], names: 
             was, becomes = difference(text, other)
             raise DataError(
                 f"the tokenizer's normaliser {names} changes the text: {was!r} becomes {becomes!r}",
-                why="its tokens are made for the changed text, so the original text cannot be recovered from them",
-                hint="take a tokenizer without it (bpe, gpt2), or change the text in the same way before training",
+                why="its tokens were made for the changed text, so the original text cannot be recovered from them",
+                hint="use a tokenizer without it (bpe, gpt2), or change the text in the same way before training",
             )
 
 
@@ -285,7 +299,7 @@ def _swallowed(found: Description) -> Iterator[str]:
 
 
 def _misread(found: Description) -> Iterator[str]:
-    """Marks added tokens that decode to other letters as special, so that they never stand for text."""
+    """Marks added tokens that decode to other letters as special, so they never stand for text."""
     bpe = built(found)
     wrong = [
         token
@@ -314,11 +328,11 @@ def _end(found: Description, end: str) -> Iterator[str]:
         raise DataError(
             f"{end!r} is both the end token and the unknown token",
             why="a character that the vocabulary cannot spell would end the text",
-            hint="name another one with --end-token",
+            hint="name another token with --end-token",
         )
     if not _written(found, end):
         return
-    # Cut off its first letter, so the model never sees the whole token.
+    # Cut its first letter off, so that the model never sees the whole token.
     cut = {"Regex": f"{re.escape(end[0])}(?={re.escape(end[1:])})"}
     split = {"type": "Split", "pattern": cut, "behavior": "Isolated", "invert": False}
     _set_parts(found, "pre_tokenizer", [split, *parts(found, "pre_tokenizer")])
@@ -326,7 +340,7 @@ def _end(found: Description, end: str) -> Iterator[str]:
         raise DataError(
             f"the end token {end!r} can be spelled in a text",
             why="a text that contains these letters would end there",
-            hint="name another one with --end-token",
+            hint="name another token with --end-token",
         )
     yield f"matching of {end} as one token in text"
 

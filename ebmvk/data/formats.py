@@ -1,4 +1,9 @@
-"""Recognises files that aren't plain text, by content and by name, and says how to convert each."""
+"""Recognises files that aren't plain text, by name and content, and says how to convert each of
+them.
+
+Binary formats (PDF, ZIP …) are always refused; text with rows or markup (JSON, CSV, HTML …) unless
+--raw is given.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +16,25 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
 
-ROWS = 20  # lines to look at to recognise a table or JSON Lines
+ROWS = 20  # the lines that decide whether a text is a table or JSON Lines
 FEWEST_ROWS = 5
-PARSED = 1 << 26  # characters of JSON to parse at most; for longer texts the beginning decides
+PARSED = 1 << 26  # longer texts are not parsed as JSON; their first characters decide
 
 
 @dataclass(frozen=True)
 class Format:
-    """name: for messages. text: the file holds text that --raw can read as it is. advice: what to do; FILE stands for
-    the file's name."""
+    """A format that isn't plain text.
+
+    name: for messages. text: True if --raw can read it as it is. advice: how to convert it; FILE
+    stands for the file's name.
+    """
 
     name: str
     text: bool
     advice: str
 
     def hint(self, path: PurePath) -> str:
-        """One thing to try with this very file."""
+        """A command that converts this file."""
         packed = path.suffix.lower() == ".gz"
         advice = self.advice.replace("FILE", shlex.quote(path.stem if packed else path.name))
         advice = f"unpack it first: gunzip --keep {shlex.quote(path.name)}; then {advice}" if packed else advice
@@ -42,7 +50,10 @@ def _archive(name: str, command: str) -> Format:
 
 
 def _rows(name: str, rows: str) -> Format:
-    """A format of rows with columns. rows: a Python expression that reads them from standard input as dictionaries."""
+    """A format of rows with columns.
+
+    rows: a Python expression that reads them from standard input as dictionaries.
+    """
     script = f"import csv, json, sys; print(*[row['text'] for row in {rows}], sep='\\n<|doc|>\\n')"
     return Format(name, True, f'write its column of text to a file: python -c "{script}" < FILE > text.txt')
 
@@ -116,7 +127,8 @@ def of_bytes(raw: bytes, path: PurePath) -> Format | None:
     if raw[257:262] == b"ustar" and b"\0" in raw[:257]:
         return _archive("tar", "tar xf FILE")
     magic = next((found for start, found in _MAGIC if raw.startswith(start)), None)
-    # A text may begin with the letters of a short mark, such as "ORC" or "BZh"; a PDF file may be all ASCII.
+    # A text may begin with the letters of a short signature, such as "ORC" or "BZh". A PDF file may
+    # be all ASCII.
     return None if magic is not PDF and _is_utf8(raw) else magic
 
 
@@ -138,7 +150,7 @@ def _zipped(start: bytes, path: PurePath) -> Format:
 
 
 def of_text(text: str, path: PurePath) -> Format | None:
-    """The format of a text file with rows or markup, by its name or its content; None for plain text."""
+    """The format of a text with rows or markup, by its name or its content; None for plain text."""
     named = BY_NAME.get(suffix(path))
     if named is not None and named.text:
         return named
@@ -155,7 +167,8 @@ def _json_in(text: str) -> Format | None:
     if not text.lstrip()[:1].startswith(("{", "[")):
         return None
     *rows, last = _first_lines(text)
-    if rows and all(map(_is_row, rows)) and (_is_row(last) or last.startswith(("{", "["))):  # the last may be cut
+    # the last line may be cut off
+    if rows and all(map(_is_row, rows)) and (_is_row(last) or last.startswith(("{", "["))):
         return JSON_LINES
     if len(text) > PARSED:
         return JSON if _JSON_START.match(text[:4096]) else None
@@ -163,7 +176,7 @@ def _json_in(text: str) -> Format | None:
 
 
 def _first_lines(text: str) -> list[str]:
-    """The first lines that are not empty."""
+    """The first ROWS lines that are not blank."""
     lines = (line[0].removesuffix("\r") for line in re.finditer(r"[^\n]+", text))
     return list(islice((line for line in lines if line.strip()), ROWS))
 
@@ -181,7 +194,10 @@ def _parsed(text: str) -> object:
 
 
 def _table_in(text: str) -> Format | None:
-    """True for a line of column names followed by rows with as many columns. A comma before a blank counts as prose."""
+    """CSV or TSV if column names are followed by rows of the same width.
+
+    A comma before a blank counts as prose.
+    """
     lines = _first_lines(text)
     if len(lines) < FEWEST_ROWS:
         return None
@@ -201,6 +217,7 @@ def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 def _is_table(rows: Sequence[Sequence[str]]) -> bool:
     if len(rows) < FEWEST_ROWS or len(rows[0]) < 2 or len(set(rows[0])) < len(rows[0]):
         return False
-    same_width = all(len(row) == len(rows[0]) for row in rows[:-1])  # a quoted line end may cut the last one
+    # a quoted line end may cut the last row
+    same_width = all(len(row) == len(rows[0]) for row in rows[:-1])
     head = all(_HEADER.fullmatch(cell) for cell in rows[0])
     return same_width and head and not any(cell.startswith(" ") for row in rows for cell in row)

@@ -1,7 +1,8 @@
-"""The trigram to beat: interpolated modified Kneser–Ney over the same token ids.
+"""The trigram that a model should beat: interpolated modified Kneser–Ney over the same token ids.
 
-Chen and Goodman (1998), "An empirical study of smoothing techniques for language modeling", section 4.1.6: three
-discounts per order from the counts of counts, lower orders over continuation counts, the lowest mixed with 1/V.
+Chen and Goodman (1998), "An empirical study of smoothing techniques for language modeling", section
+4.1.6: three discounts per order from the counts of counts; lower orders use continuation counts;
+the lowest is mixed with 1/V.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from ebmvk.errors import ArgumentError, DataError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_AT_ONCE = 1 << 16  # tokens looked up at once; about twenty arrays have this length
+_AT_ONCE = 1 << 16  # tokens looked up at once; about twenty arrays of this length exist meanwhile
 
 
 @dataclass(frozen=True)
 class _Order:
-    """One order: discounted counts by n-gram key, total and back-off mass by context key (keys sorted)."""
+    """One order: discounted counts by n-gram; total and back-off mass by context.
+
+    Keys are sorted.
+    """
 
     keys: Ints
     discounted: Floats
@@ -30,7 +34,7 @@ class _Order:
     left_over: Floats
 
     def probability(self, key: Ints, context: Ints, lower: Floats) -> Floats:
-        """(discounted count + left-over · lower) / total where the context is known, else the lower order."""
+        """(discounted count + left_over · lower) / total if the context is known, else `lower`."""
         at, known = _find(self.contexts, context)
         gram_at, gram_known = _find(self.keys, key)
         count = np.where(gram_known, self.discounted[gram_at], 0.0)
@@ -39,7 +43,7 @@ class _Order:
 
 
 class KneserNey:
-    """A fitted trigram model: `fit`, then `nats` of other ids."""
+    """A fitted trigram model: made by `fit`, then asked for the `nats` of other ids."""
 
     def __init__(self, vocab_size: int, unigram: Floats, bigram: _Order, trigram: _Order) -> None:
         self._vocab = vocab_size
@@ -52,7 +56,10 @@ class KneserNey:
         return self._trigram.probability(context * self._vocab + third, context, lower)
 
     def token_nats(self, ids: npt.NDArray[np.integer]) -> Floats:
-        """(n−1,) −log p of every token but the first; the second has one token of context."""
+        """−log p of every token but the first, (n−1,).
+
+        The second token has one token of context.
+        """
         stream = _checked(ids, self._vocab, minimum=2)
         p = np.empty(len(stream) - 1)
         p[:1] = self._bigram.probability(stream[:1] * self._vocab + stream[1:2], stream[:1], self._unigram[stream[1:2]])
@@ -68,14 +75,15 @@ class KneserNey:
 
 
 def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
-    """Fit to a stream of ids.
+    """Fit a trigram to a stream of ids.
 
     Args:
         ids: (n,) integers in 0 … vocab_size − 1, n ≥ 3.
         vocab_size: V ≤ 2,000,000, so that V³ fits 63 bits.
 
     Raises:
-        DataError: fewer than three tokens. ArgumentError: ids or vocab_size out of range.
+        DataError: fewer than three tokens.
+        ArgumentError: ids or vocab_size out of range.
     """
     if not 1 <= vocab_size <= 2_000_000:
         raise ArgumentError(f"vocab_size {vocab_size} is not within 1 … 2,000,000", hint="use a smaller vocabulary")
@@ -83,7 +91,7 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
     trigrams, counts = np.unique(
         (stream[:-2] * vocab_size + stream[1:-1]) * vocab_size + stream[2:], return_counts=True
     )
-    # Below the highest order a gram counts the different tokens seen before it, not its occurrences.
+    # Lower orders count the different tokens seen before an n-gram, not how often it occurs.
     bigrams, continuations = np.unique(trigrams % (vocab_size * vocab_size), return_counts=True)
     unigrams, before = np.unique(bigrams % vocab_size, return_counts=True)
     lowest = _order(unigrams, before, vocab_size)
@@ -95,14 +103,14 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
 
 
 def perplexity(nats: float) -> float:
-    """e^nats, of nats per token, word or byte; finite, however many they are."""
+    """e^nats, for nats per token, word or byte; always finite."""
     return math.exp(min(nats, 700.0))
 
 
 def bits_per_byte(nats: float, byte_count: int) -> float:
-    """Nats of a whole text to bits per byte of it."""
+    """Bits per byte of a text from its total nats. Raises DataError if it has no bytes."""
     if byte_count < 1:
-        raise DataError(f"bits per byte of {byte_count} bytes", hint="give a text that is not empty")
+        raise DataError(f"bits per byte of {byte_count} bytes are undefined", hint="give a text that is not empty")
     return nats / math.log(2.0) / byte_count
 
 
@@ -119,10 +127,11 @@ def _order(keys: Ints, counts: Ints, vocab_size: int) -> _Order:
 
 
 def _discounts(counts: Ints) -> Floats:
-    """(4,) discounts of counts 0, 1, 2 and ≥ 3.
+    """The discounts of counts 0, 1, 2 and ≥ 3, (4,).
 
-    The closed form needs n-grams seen once, twice, thrice and four times, and D_c within (0, c]; a text too small or
-    too regular for that gets the absolute discount n1 / (n1 + 2 n2), or ½ where even that is not inside (0, 1).
+    The closed form needs n-grams seen once, twice, three and four times, and each D_c within (0,
+    c]. A text too small or too regular for that gets the absolute discount n1 / (n1 + 2 n2), or ½
+    if n1 or n2 is 0.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     single = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
@@ -145,6 +154,6 @@ def _checked(ids: npt.NDArray[np.integer], vocab_size: int, *, minimum: int) -> 
     if stream.min() < 0 or stream.max() >= vocab_size:
         raise ArgumentError(
             f"ids run from {stream.min()} to {stream.max()}, outside 0 … {vocab_size - 1}",
-            hint="use the tokenizer the vocabulary size belongs to",
+            hint="use the tokenizer that the vocabulary size belongs to",
         )
     return stream

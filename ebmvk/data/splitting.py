@@ -1,4 +1,8 @@
-"""Text into documents, and documents into splits. Nothing is lost: the documents, joined, are the text."""
+"""Cuts a text into documents, and documents into training and validation text.
+
+Pure functions of strings. Apart from separator lines and blank documents nothing is lost: joined,
+the documents are the text.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,26 @@ from itertools import accumulate, pairwise
 
 DOCUMENT = "<|doc|>"
 STANDARD = (DOCUMENT, "<|endoftext|>")
-# A line of its own between documents (the separator itself is dropped).
+# A line between documents; it belongs to none of them.
 SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
-# A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J = " is a piece of a
-# formula that only looks like a heading. The blank line before the heading belongs to the article.
+# A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J
+# = " is part of a formula that just looks like a heading. The blank line before the heading belongs
+# to the article.
 WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)", re.MULTILINE)
 
 
 def at_separators(text: str, separator: str | None = None) -> list[str]:
-    """Documents between lines `separator`; by default, or where it is one of them, between those of a corpus, `<|doc|>`
-    and `<|endoftext|>`. A text without such lines is one document."""
+    """The documents of a text, cut at lines that equal `separator`; a text without such lines is
+    one document.
+
+    By default, or if `separator` is one of them, both standard separators cut: `<|doc|>` and
+    `<|endoftext|>`.
+    """
     return [document for document in _between(separator).split(text) if document.strip()]
 
 
 def _between(separator: str | None) -> re.Pattern[str]:
-    """The pattern of the text between documents."""
+    """A pattern that matches a separator line."""
     if separator is None or separator in STANDARD:
         return SEPARATOR
     # It must be the whole line: "### A heading" isn't the separator ###.
@@ -30,13 +39,13 @@ def _between(separator: str | None) -> re.Pattern[str]:
 
 
 def stray_separators(text: str, separator: str | None = None) -> int:
-    """The number of lines that contain a separator but separate nothing, because they contain other text too."""
+    """The number of lines that contain a separator beside other text, and so cut nothing."""
     words = STANDARD if separator is None or separator in STANDARD else (separator.strip(),)
     return len(set().union(*(_stray(text, word, _between(separator)) for word in words)))
 
 
 def _stray(text: str, word: str, between: re.Pattern[str]) -> set[int]:
-    """The offsets of lines that contain a word but aren't separators."""
+    """The offsets of lines that contain `word` but aren't separators."""
     found, at = set(), text.find(word)
     while at >= 0:
         start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
@@ -47,7 +56,10 @@ def _stray(text: str, word: str, between: re.Pattern[str]) -> set[int]:
 
 
 def is_wikitext(text: str) -> bool:
-    """True if a text is word-level like WikiText: each line starts and ends with a blank, except a cut last line."""
+    """True for word-level text like WikiText, where every line starts and ends with a blank.
+
+    The last line may be cut off.
+    """
     start = lines = 0
     while (end := text.find("\n", start)) >= 0:
         if not (text.startswith(" ", start) and text[end - 1] == " " and end > start):
@@ -57,17 +69,19 @@ def is_wikitext(text: str) -> bool:
 
 
 def wikitext_articles(text: str) -> list[str]:
-    """The articles of a WikiText split; text before the first heading, if any, is a document too."""
+    """The articles of a WikiText split. Text before the first heading is a document too."""
     starts = [match.start() for match in WIKITEXT_HEADING.finditer(text)]
     bounds = sorted({0, *starts, len(text)})
     return [text[a:b] for a, b in pairwise(bounds)]
 
 
 def hold_out(documents: Sequence[str], fraction: float = 0.1) -> tuple[list[str], list[str]]:
-    """Split off the last `fraction` of the characters, in whole documents where they allow it.
+    """(first part, last part): split off the last `fraction` of the characters, in whole documents
+    if possible.
 
-    Few or very uneven documents can make the nearest whole-document cut hold out less than half or more than double the
-    fraction; then the document at the cut is divided by characters: `text[: int(0.9 * len(text))]`, as nanoGPT does.
+    With few or very uneven documents, the best cut between documents may hold out less than half or
+    more than double the fraction. Then the document at the cut is divided: `text[: int(0.9 *
+    len(text))]`, as nanoGPT does.
     """
     total = sum(map(len, documents))
     target = int((1 - fraction) * total)

@@ -1,8 +1,11 @@
-"""Tokenizers: byte-level BPE with an exact round trip of any text (except end-of-text and `<unk>`), characters, or a
-tokenizer.json from elsewhere (`ebmvk.data.foreign`).
+"""Turns text into token ids and back, and makes the tokenizer that `--tokenizer` asks for.
 
-Word-level text (WikiText) is cut at its blanks, and a token carries the blank before it: no token crosses a border of
-words, and " \\n", the end of a line, is one token and one word. Other text is cut at words, numbers and punctuation.
+Kinds: byte-level BPE, which gives back any text exactly (except end-of-text and `<unk>`); one token
+per character; GPT-2's; or a tokenizer.json from elsewhere (see `ebmvk.data.foreign`).
+
+Word-level text (WikiText) is cut at blanks, and a token carries the blank before it. So no token
+crosses the border between words, and " \\n", the end of a line, is one token and one word. Other
+text is cut at words, numbers and punctuation.
 """
 
 from __future__ import annotations
@@ -21,20 +24,23 @@ from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokeni
 from tokenizers import Tokenizer as _Bpe
 
 from ebmvk.data import foreign
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.files import write_text
 from ebmvk.data.foreign import BYTES, END_OF_TEXT, Description
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
-# Beside one another in a hub's snapshot, an exported model and, save for folders between them, a run.
+# Names of files in a hub's snapshot and in an exported model; a run has them too, in different
+# folders.
 TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
 UNKNOWN = "<unk>"
 OWN_KINDS = ("bpe", "char", "gpt2")  # made here, not read from a file
-FEWEST_USED = 7 / 8  # share of the ids up to the largest: a model's table has a row for each id
-LONGEST_PIECE = 1024  # characters of a piece that merges are learned from; the time grows with its square
-_PART = 1 << 16  # characters whose offsets are held at once
+# least share of used ids: a model has a row for every id up to the largest, used or not
+FEWEST_USED = 7 / 8
+# most characters of a piece that merges are learned from; the time grows with its square
+LONGEST_PIECE = 1024
+_PART = 1 << 16  # characters whose offsets are held in memory at once
 
 WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
 TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,8 +48,12 @@ TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L
 
 @dataclass(frozen=True)
 class Spelling:
-    """How tokens spell a text. unknown: characters behind unknown tokens; blanks: white space that is in no token;
-    lost: other characters that are in no token."""
+    """What the tokens of a text don't tell.
+
+    unknown: number of characters that became unknown tokens; blanks: number of white-space
+    characters in no token;
+    lost: other characters in no token.
+    """
 
     unknown: int = 0
     blanks: int = 0
@@ -53,19 +63,24 @@ class Spelling:
 class Tokenizer:
     """Text to ids and back.
 
-    Ids run from 0 to vocab_size - 1; a tokenizer from elsewhere may skip some. One trained here has bytes first, then
-    merges, `<unk>` and end-of-text; `<unk>` written in a text is one token (in word-level text together with the blank
-    before it). No text can contain the end token: `encode_split` puts it at the start of each document.
+    Ids run from 0 to vocab_size - 1; a tokenizer from elsewhere may skip some. One trained here has
+    bytes first, then merges, `<unk>` and end-of-text. `<unk>` written in a text is one token (in
+    word-level text it includes the blank before it). No text can contain the end token;
+    `encode_split` puts it at the start of each document.
 
     Attributes:
         end_token, eos_id: the token that ends a document.
-        unk_id: the token for anything that cannot be spelled, or for a written `<unk>`; None if there is no such token.
+        unk_id: the token for everything that cannot be spelled, and for a written `<unk>`; None if
+            it doesn't exist.
         notes: lines for people on what was changed in a tokenizer.json from elsewhere.
-        altered: the file truncates, pads or similar, and this is switched off here.
+        altered: True if the file truncates, pads or the like, which is switched off here.
     """
 
     def __init__(self, bpe: _Bpe, end_token: str | None = None, notes: Sequence[str] = ()) -> None:
-        """end_token: by default the usual one. Raises DataError if ids or tokens that it needs are missing."""
+        """end_token: None for the usual one.
+
+        Raises DataError if required ids or tokens are missing.
+        """
         self._written = bpe.to_str()
         description = json.loads(self._written)
         self.end_token = foreign.end_token(description, end_token)
@@ -86,16 +101,18 @@ class Tokenizer:
 
     @property
     def spells_bytes(self) -> bool:
-        """True if each token stands for known bytes, so the bytes of a text follow from its tokens."""
+        """True if every token stands for known bytes, so that tokens determine a text's bytes."""
         return self._byte_lengths is not None
 
     def encode(self, text: str) -> Ids:
-        """(n,) int32 ids with no end-of-text token. `decode` gives exactly `text` back if the tokenizer was trained
-        here or spells bytes. Otherwise unknown characters become the unknown token, and a tokenizer of words may drop
-        blanks; `spelling` counts both.
+        """The ids of a text, (n,) int32, without end-of-text.
+
+        `decode` returns exactly `text` if the tokenizer was trained here or spells bytes. Otherwise
+        unknown characters become the unknown token, and a word tokenizer may drop blanks;
+        `spelling` counts both.
 
         Raises:
-            ArgumentError: the text holds half of a surrogate pair, which is no Unicode text.
+            ArgumentError: the text holds half of a surrogate pair, so it isn't valid Unicode.
         """
         return self.encode_many([text])[0]
 
@@ -103,21 +120,27 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         try:
             encodings = self._bpe.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError as error:  # the library's word for text that has no UTF-8
+        except TypeError as error:  # this is how the library rejects text that UTF-8 can't encode
             raise _lone_surrogate(texts) from error
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_prompt(self, text: str) -> Ids:
-        """End-of-text, then the text as the start of a document (word-level text starts with a blank)."""
+        """The ids of end-of-text and of the text as the start of a document, (n,) int32.
+
+        In word-level text a document starts with a blank; it is added if missing.
+        """
         text = " " + text if self.word_level and text and not text.startswith(" ") else text
         return np.concatenate([np.array([self.eos_id], dtype=np.int32), self.encode(text)])
 
     def decode(self, ids: Iterable[int] | Ids) -> str:
-        """The text of ids; end-of-text tokens leave nothing, bytes that are no UTF-8 give U+FFFD."""
+        """The text of ids.
+
+        End-of-text tokens are dropped; bytes that aren't UTF-8 become U+FFFD.
+        """
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def symbol(self, token_id: int) -> str:
-        """A token as tokenizer.json spells it: one letter of the byte-level alphabet for each byte, or a character."""
+        """A token as tokenizer.json spells it, in characters or in letters that stand for bytes."""
         return self._bpe.id_to_token(token_id) or ""
 
     def label(self, token_id: int) -> str:
@@ -125,10 +148,10 @@ class Tokenizer:
         return self.decode([token_id]) or self.symbol(token_id)
 
     def beginning(self, text: str, ids: Ids) -> bytes:
-        """The bytes at the start of a UTF-8 text that its first tokens, `ids`, stand for.
+        """The UTF-8 bytes at the start of a text that its first tokens, `ids`, stand for.
 
-        If the tokenizer does not spell bytes, a partly covered character counts as whole, and blanks in no token count
-        with the text after them.
+        If the tokenizer doesn't spell bytes, a partly covered character counts as whole, and blanks
+        in no token belong to the text after them.
         """
         if self._byte_lengths is not None:
             return text.encode()[: int(self._byte_lengths[ids].sum())]
@@ -136,13 +159,13 @@ class Tokenizer:
         while True:
             found = self._bpe.encode(text[:size], add_special_tokens=False)
             own = found.ids[: len(ids)]
-            # If the cut changes the tokens beside it, read more of the text.
+            # If cutting the text here changed its last tokens, read more of it.
             if size >= len(text) or (len(found.ids) > len(ids) and np.array_equal(own, ids)):
                 return text[: found.offsets[len(own) - 1][1] if own else 0].encode()
             size *= 2
 
     def spelling(self, text: str) -> Spelling:
-        """Counts the parts of a text that its tokens do not tell."""
+        """Counts what the tokens of a text don't tell."""
         if self.spells_bytes:
             return Spelling()
         found = [self._spelling(part) for part in _parts(text)]
@@ -155,7 +178,7 @@ class Tokenizer:
         return Spelling(self._unknown_characters(encoding, text), *_left_out(encoding, text))
 
     def _unknown_characters(self, encoding: Encoding, text: str) -> int:
-        """A `<unk>` written in the text does not count."""
+        """The number of characters behind unknown tokens, without `<unk>` written in the text."""
         if self._unknown is None:
             return 0
         unknown, offsets = self._bpe.token_to_id(self._unknown), encoding.offsets
@@ -163,23 +186,26 @@ class Tokenizer:
         return sum(end - start for start, end in places if text[start:end].strip() != self._unknown)
 
     def unknown_characters(self, text: str, ids: Ids) -> int:
-        """The number of characters of a text that became unknown tokens; ids: its tokens."""
+        """The number of characters of a text that became unknown tokens.
+
+        ids: the tokens of the text.
+        """
         return self.spelling(text).unknown if self.has_unknown(ids) else 0
 
     def has_unknown(self, ids: Ids) -> bool:
-        """True if one of `ids` stands for text that the tokenizer cannot spell."""
+        """True if `ids` contains the token for text that the tokenizer cannot spell."""
         return self._unknown is not None and bool((ids == self._bpe.token_to_id(self._unknown)).any())
 
     def digest(self) -> str:
-        """SHA-256 of what `save` writes (tokens, merges, cuts), and of the end token if it isn't the usual one."""
+        """SHA-256 of what `save` writes, and of the end token if it isn't the usual one."""
         return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
 
     def faithful(self) -> Tokenizer:
-        """This tokenizer as `save` writes it into a new run: steps that were switched off stay off in the copy."""
+        """A copy to save into a new run, whose file lacks the steps that are switched off here."""
         return Tokenizer(_Bpe.from_str(self._bpe.to_str()), self.end_token) if self.altered else self
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json, whole or not at all. Raises StorageError."""
+        """Write tokenizer.json whole or not at all. Raises StorageError."""
         try:
             write_text(path, self._written)
         except OSError as error:
@@ -188,8 +214,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, end_token: str | None = None) -> Tokenizer:
-        """Read a file that `save` wrote. end_token: from the run's settings. Raises DataError if the file is missing or
-        isn't a tokenizer."""
+        """Read a file that `save` wrote. end_token: from the run's settings.
+
+        Raises:
+            DataError: the file is missing or isn't a tokenizer.
+        """
         bpe = read_library_tokenizer(path)
         try:
             return cls(bpe, end_token)
@@ -198,14 +227,17 @@ class Tokenizer:
 
 
 def read_library_tokenizer(path: Path) -> _Bpe:
-    """The tokenizers library's object for a file. Raises DataError."""
+    """Open a file with the tokenizers library.
+
+    Raises DataError if it can't be read or isn't one.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="name a run folder that ebmvk wrote") from error
     try:
         return _Bpe.from_str(text)
-    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+    except BaseException as error:  # the library's panics are not Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(
@@ -214,7 +246,10 @@ def read_library_tokenizer(path: Path) -> _Bpe:
 
 
 def _size(bpe: _Bpe) -> int:
-    """The number of rows that a model needs: one for each id up to the largest. Raises DataError."""
+    """The number of rows that a model needs, one for each id up to the largest.
+
+    Raises DataError.
+    """
     ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
     size = ids[-1] + 1 if ids else 0
     twice = next((a for a, b in pairwise(ids) if a == b), None)
@@ -224,13 +259,13 @@ def _size(bpe: _Bpe) -> int:
             if twice is not None
             else f"the tokenizer has {len(ids):,} tokens with ids up to {size - 1:,}",
             why="the file was damaged or edited" if twice is not None else "a model would have rows for unused ids",
-            hint="get the file again, or number its tokens from 0 on",
+            hint="get the file again, or number its tokens from 0",
         )
     return size
 
 
 def _switch_off(bpe: _Bpe, description: Description) -> None:
-    """Older runs' files may have these steps; new runs get files without them."""
+    """Switches off steps that files of older runs may have; new runs get files without them."""
     bpe.no_truncation()
     bpe.no_padding()
     if bpe.num_special_tokens_to_add(False):
@@ -240,7 +275,7 @@ def _switch_off(bpe: _Bpe, description: Description) -> None:
 
 
 def _byte_lengths(bpe: _Bpe, description: Description, size: int) -> npt.NDArray[np.int64] | None:
-    """(size,) how many bytes each token stands for; None if a text's tokens need not add up to its bytes."""
+    """Bytes of each token, (size,); None if tokens don't determine a text's bytes."""
     if not foreign.is_byte_level(description) or foreign.missing_bytes(description) or foreign.changes(description):
         return None
     added = foreign.added_tokens(description)
@@ -249,7 +284,7 @@ def _byte_lengths(bpe: _Bpe, description: Description, size: int) -> npt.NDArray
 
 
 def _left_out(encoding: Encoding, text: str) -> tuple[int, str]:
-    """(blanks, other characters) of a text that are in no token."""
+    """(number of blanks, other characters) of a text that no token contains."""
     blanks, lost, at = 0, "", 0
     for start, end in chain(encoding.offsets, [(len(text), len(text))]):
         if start > at:
@@ -260,7 +295,7 @@ def _left_out(encoding: Encoding, text: str) -> tuple[int, str]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text in parts of bounded length, each cut after a blank if it has one."""
+    """Yields a text in parts of bounded length, each cut after a blank if there is one."""
     at = 0
     while at < len(text):
         end = at + _PART
@@ -281,18 +316,24 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
 def make_tokenizer(
     kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = (), end_token: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of `--tokenizer`: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or a file.
+    """The tokenizer that `--tokenizer` asks for.
 
-    folders: may contain a folder `gpt2-bpe` with GPT-2's files. end_token: for a tokenizer.json; by default the
-    usual one.
+    Args:
+        kind: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or the path of a
+            tokenizer.json.
+        vocab_size: for `bpe`.
+        folders: where to look for a folder `gpt2-bpe` with GPT-2's files.
+        end_token: for a tokenizer.json; None for the usual one.
 
     Raises:
-        ConfigError: the file doesn't exist, vocab_size is too small, or the tokenizer's own end token is fixed.
+        ConfigError: the file doesn't exist, vocab_size is too small, or end_token is given for
+            another kind.
         DataError: the file isn't a tokenizer, or changes texts.
     """
     if end_token is not None and kind in OWN_KINDS:
         raise ConfigError(
-            f"--end-token {end_token} with --tokenizer {kind}, which ends with {END_OF_TEXT}", hint="remove --end-token"
+            f"--end-token {end_token} with --tokenizer {kind}, whose end token is {END_OF_TEXT}",
+            hint="remove --end-token",
         )
     if kind == "bpe":
         return train_tokenizer(corpus, vocab_size)
@@ -305,15 +346,17 @@ def make_tokenizer(
 
 
 def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) -> Tokenizer:
-    """Any tokenizer.json, made faithful; its notes say how.
+    """A tokenizer.json from elsewhere, made faithful; `notes` says what was changed.
 
     Raises:
-        DataError: it isn't a tokenizer, or changes the corpus in a way that cannot be switched off.
+        DataError: it isn't a tokenizer, or it changes the corpus in a way that cannot be switched
+            off.
     """
     texts = chain.from_iterable(corpus.splits.values())
     bpe = read_library_tokenizer(path)
     try:
-        _size(bpe)  # check the file as it is: of two tokens with one id, the library writes only one
+        # check before the library rewrites the file: if two tokens share an id, it drops one
+        _size(bpe)
         found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
         end = foreign.end_token(found, end_token)
         notes = [f"{path}: the end of a document is {end}"] if end != END_OF_TEXT else []
@@ -324,38 +367,39 @@ def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) 
 
 
 def check_named(kind: str) -> None:
-    """Raises ConfigError if --tokenizer names neither a kind nor a file."""
+    """Raise ConfigError if --tokenizer names neither a kind nor a file."""
     if kind not in OWN_KINDS and (Path(kind).is_dir() or not Path(kind).exists()):
         raise ConfigError(
-            f"--tokenizer {kind}: no such file", hint=f"take {', '.join(OWN_KINDS)}, or the path of a tokenizer.json"
+            f"--tokenizer {kind}: no such file", hint=f"use {', '.join(OWN_KINDS)}, or the path of a tokenizer.json"
         )
 
 
 def character_tokenizer(corpus: Corpus) -> Tokenizer:
-    """A token for each character of the training split, in the order of code points."""
+    """One token for each character of the training split, in the order of code points."""
     characters = sorted(set().union(*map(set, corpus.documents("train"))))
     vocabulary = {character: i for i, character in enumerate([*characters, UNKNOWN])}
     bpe = _Bpe(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
-    bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]{1,64}|\n"), behavior="isolated")  # short ones are faster
+    # short pieces are faster
+    bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]{1,64}|\n"), behavior="isolated")
     bpe.decoder = decoders.Fuse()
     bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
     return Tokenizer(bpe)
 
 
 def gpt2_tokenizer(folders: list[Path], *, word_level: bool) -> Tokenizer:
-    """GPT-2's byte-level BPE (Radford et al. 2019), its 50,257 tokens and `<unk>`.
+    """GPT-2's byte-level BPE (Radford et al. 2019): its 50,257 tokens and `<unk>`.
 
     Raises:
-        ConfigError: its two files are in none of the folders.
+        ConfigError: none of the folders has its two files.
     """
     names = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
     places = [(folder / "gpt2-bpe" / a, folder / "gpt2-bpe" / b) for folder in folders for a, b in names]
     found = next((pair for pair in places if all(path.is_file() for path in pair)), None)
     if found is None:
         raise ConfigError(
-            "--tokenizer gpt2: there is no gpt2-bpe/encoder.json with gpt2-bpe/vocab.bpe",
+            "--tokenizer gpt2: gpt2-bpe/encoder.json and gpt2-bpe/vocab.bpe were not found",
             why=f"looked in {', '.join(map(str, folders))}" if folders else "no folder of data sets is named",
-            hint="name the folder that holds gpt2-bpe with --data-dir",
+            hint="pass --data-dir the folder that contains gpt2-bpe",
         )
     bpe = _Bpe(models.BPE.from_file(*map(str, found)))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -366,23 +410,26 @@ def gpt2_tokenizer(folders: list[Path], *, word_level: bool) -> Tokenizer:
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
-    """Train on the training split. The same text gives the same tokenizer, token for token.
+    """Train byte-level BPE on the training split. The same text gives the same tokenizer.
 
     Args:
-        corpus: its `train` documents are read, and `word_level` chooses where text is cut.
-        vocab_size: all tokens together, at least 258 (bytes, `<unk>`, end-of-text); a short text can give fewer.
+        corpus: its `train` documents are read; `word_level` decides where text is cut.
+        vocab_size: number of tokens in all, at least 258 (bytes, `<unk>`, end-of-text); a short
+            text may give fewer.
 
     Raises:
         ConfigError: vocab_size is too small.
     """
     if vocab_size < BYTES + 2:
         raise ConfigError(
-            f"--vocab-size {vocab_size} is too small", hint=f"give at least {BYTES + 2}: bytes and two more"
+            f"--vocab-size {vocab_size} is too small",
+            hint=f"give at least {BYTES + 2}: {BYTES} bytes, {UNKNOWN} and {END_OF_TEXT}",
         )
     bpe = _Bpe(models.BPE())
     pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # A text without blanks (DNA, Thai) is one piece, and the trainer shifts all of it at each merge; `encode` doesn't.
+    # A text without blanks (DNA, Thai) is one piece. The trainer moves all of it at each merge;
+    # `encode` doesn't, so the finished tokenizer needs no such limit.
     short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])
@@ -402,6 +449,6 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
 
 
 def _without(unknown: str, documents: Iterable[str]) -> Iterator[str]:
-    """Training must not spend merges on the letters of `<unk>`, which is a token of its own."""
+    """Cuts documents at `<unk>`, which is a token already, so that no merge is spent on it."""
     for document in documents:
         yield from document.split(unknown)

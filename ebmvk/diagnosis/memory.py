@@ -14,9 +14,10 @@ from torch import Tensor
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.evaluation.intervals import paired
 from ebmvk.memory.files import load
-from ebmvk.memory.fit import Fit, Reading
+from ebmvk.memory.fit import Fit
 from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.memory.law import TIERS, Law, Mode, log_probs
+from ebmvk.memory.static import Reading
 from ebmvk.memory.while_training import nats_calibrated, nats_with
 from ebmvk.model.infinito import ExternalMemory, Infinito
 from ebmvk.runs.layout import MEMORY_FILE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
-from ebmvk.memory.fit import MAX_SPLATS
+from ebmvk.memory.static import MAX_SPLATS
 from ebmvk.monitoring.advice import advice
 from ebmvk.report.tables import SETTLED
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.data import ngram
-from ebmvk.data.datasets import count_words
+from ebmvk.data.corpus import count_words
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.errors import ConfigError, NonFinite

@@ -1,4 +1,4 @@
-"""`python -m ebmvk.memory`: the command `ebmvk memory`."""
+"""`python -m ebmvk.memory` runs the command `ebmvk memory`."""
 
 import sys
 

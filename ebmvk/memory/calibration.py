@@ -1,10 +1,10 @@
-"""The model's own law, calibrated without any memory: the baseline that a memory must beat.
+"""Calibrates the model's own law without any memory: the baseline that a memory must beat.
 
     p_cal(v|c) = g_0 p_lex(v|c) + g_1 p_lex(v|c)^a / Z
 
-A tier whose splats say nothing is a pool of the lexical law with the uniform one, p_lex^(1 - s) / Z, behind a gate.
-For an overconfident model that alone is a gain. So a gain over p_lex doesn't prove that a memory helps; a gain over
-p_cal does.
+p_lex is the model's own (lexical) law. A tier whose splats say nothing pools it with the uniform
+law, which gives p_lex^(1 - s) / Z behind a gate. For an overconfident model that alone is a gain.
+So a gain over p_lex doesn't prove that a memory helps; a gain over p_cal does.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from torch import Tensor
 
 from ebmvk.memory.gate import LEXICAL, Gate, lexical_features, mix
 
-FEATURES = LEXICAL + 2  # entropy and largest entry of log p_lex, then of its power's law
+FEATURES = LEXICAL + 2  # entropy and largest entry of log p_lex, then of its power
 POWERS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)
-"""Candidates for a: all possible 1 - s, and values beyond 1 for underconfident models."""
+"""Candidates for the power a: every possible 1 - s; above 1 for underconfident models."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """power: a; gate: weighs one tier, from `FEATURES` features."""
+    """power: a.
+
+    gate: weighs the power of the law like a tier of memory, from `FEATURES` features.
+    """
 
     power: float
     gate: Gate
@@ -34,7 +37,7 @@ class Calibration:
         return mix(self.gate.log_weights(features), torch.stack((log_p_lex, flat), dim=1))
 
     def of_tokens(self, log_p_lex: Tensor, tokens: Tensor) -> Tensor:
-        """log p_cal (n,) of the tokens (n,) that followed."""
+        """log p_cal of the tokens (n,) that followed: (n,)."""
         log_p, features = power_terms(log_p_lex, tokens, self.power)
         return mix(self.gate.log_weights(features), log_p)
 
@@ -46,6 +49,6 @@ def powered(log_p_lex: Tensor, power: float) -> tuple[Tensor, Tensor]:
 
 
 def power_terms(log_p_lex: Tensor, tokens: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """log p (n, 2) of the tokens (n,) under the lexical law and its power, and the features (n, FEATURES)."""
+    """(log p (n, 2) of the tokens (n,) under the lexical law and its power, their features)."""
     flat, features = powered(log_p_lex, power)
     return torch.cat([law.gather(1, tokens[:, None]) for law in (log_p_lex, flat)], dim=1), features

@@ -1,8 +1,10 @@
-"""Episodic memory: splats born from the text that is being read, never ahead of it (model section 8).
+"""Episodic memory: splats of the text that is being read, up to the current position (model section
+8).
 
-Each context becomes a splat of mass 1 with the token that followed it. The latest are all candidates of the next
-query; older ones are folded into a store, where the k nearest are looked up. The store has a capacity: beyond it, what
-costs least in description length is merged: what was read is summarised rather than dropped, and fades with age only.
+Each context becomes a splat of mass 1 with the token that followed it. The latest contexts are all
+compared with the next query; older ones are folded into a store, where the k nearest are looked up.
+When the store is full, the splats whose merging costs least in description length are merged. So
+the text is summarised, never cut off, and fades only with age.
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ from ebmvk.splats.consolidation import consolidate
 from ebmvk.splats.recall import Recall, Splats, log_density
 from ebmvk.splats.store import SplatStore
 
-RECENT = 512  # contexts that are not folded yet, at most
-FORGOTTEN = 1e-6  # mass below which age has taken a splat
-SLACK = 4  # a full store is consolidated by a quarter of its capacity at once: searching for pairs is the cost
+RECENT = 512  # most contexts that are not folded yet
+FORGOTTEN = 1e-6  # splats that have faded below this mass are dropped
+# a full store is reduced by 1/4 of its capacity at once, because searching for pairs is expensive
+SLACK = 4
 
 
 @dataclass(frozen=True)
 class EpisodicConfig:
-    """capacity: most splats; kappa: concentration of each; share: of its law in the pool with the lexical one;
-    half_life: tokens after which a splat's mass is halved; k: neighbours looked up among the folded ones; scramble: the
-    control, in which a context is stored with the token of another one."""
+    """How to read a text with episodic memory.
+
+    capacity: most splats. kappa: concentration of each splat. share: weight of the memory's law in
+    the pool with the lexical law. half_life: tokens after which a splat's mass is halved. k: folded
+    splats looked up per context.
+    scramble: a control for experiments, which stores each context with the token of another one.
+    """
 
     capacity: int = 10_000
     kappa: float = 14.0
@@ -43,24 +50,25 @@ class Episodic:
     """The memory of one text, read from its beginning.
 
     Raises:
-        ConfigError: a capacity below 2.
+        ConfigError: the capacity is below 2.
     """
 
     def __init__(self, config: EpisodicConfig, backend: Backend, d: int, vocab_size: int) -> None:
         if config.capacity < 2:
-            raise ConfigError(f"--memory-capacity {config.capacity} is below 2", hint="give a number of splats")
+            raise ConfigError(f"--memory-capacity {config.capacity} is below 2", hint="give at least 2 splats")
         self.config, self.backend, self.vocab_size = config, backend, vocab_size
         self.recent = min(RECENT, config.capacity // 2)
         self.folded: Splats | None = None
         self.states, self.tokens = torch.zeros(0, d), torch.zeros(0, dtype=torch.int64)
         self._shift = float(log_c_ratio(torch.tensor(config.kappa, dtype=torch.float64), d))
-        # An entry's mass halves with age; relative to the store, as it was when last folded, a later one has the more.
+        # Masses halve with age. Instead of fading the store at each token, weigh later contexts
+        # more until the next fold.
         self._weight = torch.exp(math.log(2) / config.half_life * torch.arange(self.recent + 1, dtype=torch.float64))
         self._random = torch.Generator().manual_seed(0)
 
     @property
     def mass(self) -> float:
-        """Contexts held, less what age took."""
+        """The number of contexts held, each weighed by how much it has faded."""
         now = len(self.tokens)
         return float((self._folded_mass() + self._weight[:now].sum()) / self._weight[now])
 
@@ -69,7 +77,7 @@ class Episodic:
 
     @property
     def n(self) -> int:
-        """Splats held."""
+        """The number of splats held."""
         return len(self.tokens) + (self.folded.store.n if self.folded else 0)
 
     def recall(self, h: Tensor) -> Recall:
@@ -77,8 +85,11 @@ class Episodic:
         return self._recall(h, torch.full((len(h),), len(self.tokens)))
 
     def read(self, h: Tensor, tokens: Tensor) -> Recall:
-        """`recall` of each context (B, d), and all of them stored with the tokens (B,) that followed, in the order of
-        the text: context b sees those before b and no other."""
+        """Recall for contexts h (B, d), and store each with the token that followed, tokens (B,).
+
+        The contexts are in the order of the text; the recall for context b sees only those before
+        it.
+        """
         recalls: list[Recall] = []
         at = 0
         while at < len(h) or not recalls:
@@ -93,7 +104,10 @@ class Episodic:
         return Recall.join(recalls)
 
     def _stored(self, tokens: Tensor) -> Tensor:
-        """The tokens to store; for the control, each is one of those before it or itself."""
+        """The tokens to store.
+
+        In the control, each is drawn from the tokens read so far, itself included.
+        """
         if not self.config.scramble:
             return tokens
         known = torch.cat((self.tokens, tokens))
@@ -101,7 +115,7 @@ class Episodic:
         return known[(torch.rand(len(tokens), generator=self._random) * (place + 1)).long()]
 
     def _recall(self, h: Tensor, seen: Tensor) -> Recall:
-        """seen: (B,), how many of the recent contexts each query may use."""
+        """Recall for queries h; seen: (B,), the number of recent contexts that each may use."""
         queries, recent = len(h), len(self.tokens)
         hidden = torch.arange(recent) >= seen[:, None]
         cosine = (h @ self.states.T).masked_fill(hidden, -math.inf)
@@ -118,7 +132,8 @@ class Episodic:
         law.scatter_add_(1, self.tokens.expand(queries, -1), weights[:, 1 : 1 + recent])
         if self.folded and old:
             law += self.folded.store.token_law(old.ids, weights[:, 1 + recent :])
-        density = log_density(scores[:, 1:], mass, torch.where(mass > 0, mass, 1.0))  # nothing read yet: log 1
+        # nothing read yet: log 1
+        density = log_density(scores[:, 1:], mass, torch.where(mass > 0, mass, 1.0))
         return Recall(law, closest, density.float())
 
     def _fold_if_full(self) -> None:

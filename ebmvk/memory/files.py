@@ -1,4 +1,8 @@
-"""A memory's file beside the weights it was built for."""
+"""Saves and loads a memory as a file beside the weights that it was built for.
+
+The file holds a digest of these weights, so a memory is never used with another model, and the
+likelihoods that `ebmvk memory` measured.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,17 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.runs.checkpoint import MODEL, write_atomic
 from ebmvk.runs.layout import MEMORY_FILE
 
-NATS = "nats."  # prefix of the names of laws in the file
+NATS = "nats."  # prefix of the names of laws, for their likelihoods
 
 
 def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, float]) -> Path:
-    """Write the memory into the checkpoint folder it was built for. nats: per token of the text it was fitted on, under
-    each law. Raises StorageError; an older file then stays intact."""
+    """Write the memory into the checkpoint folder that it was built for; returns the file's path.
+
+    nats: per token of the text it was fitted on, under each law.
+
+    Raises:
+        StorageError: the file can't be written; an older one stays intact.
+    """
     figures = {f"{NATS}{law}": torch.tensor(value, dtype=torch.float64) for law, value in nats.items()}
     state = memory.state() | figures | {"model": _weights(folder)}
     write_atomic(folder / MEMORY_FILE, dump_tensors(state, metadata=fitted_on.metadata()))
@@ -33,8 +42,12 @@ def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, f
 
 
 def fitted_nats(folder: Path) -> dict[str, float]:
-    """Nats per token of the text that a folder's memory was fitted on, by law; {} for files of earlier versions, which
-    lack them. Raises CheckpointError: the file is damaged."""
+    """{law: nats per token of the text that the folder's memory was fitted on}; {} for files of
+    earlier versions.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     file = folder / MEMORY_FILE
     try:
         with safe_open(file, "pt") as opened:
@@ -48,10 +61,11 @@ def fitted_nats(folder: Path) -> dict[str, float]:
 
 
 def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
-    """The memory in a checkpoint folder, with the tiers that `mode` needs.
+    """The memory in a checkpoint folder.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it belongs to another model.
+        CheckpointError: the folder has no memory, it lacks a tier that `mode` needs, it is damaged,
+            or it belongs to another model.
     """
     file, again = folder / MEMORY_FILE, f"build it with `ebmvk memory --checkpoint {shlex.quote(str(folder))}`"
     try:
@@ -64,13 +78,13 @@ def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
     if digest is None or not torch.equal(digest, _weights(folder)):
         raise CheckpointError(
             f"{file}: it was built for other weights than this checkpoint's",
-            why="its splats are states of the model it was built with",
+            why="its splats are states of the model that it was built with",
             hint=again,
         )
     memory = Memory.from_state(state, str(file))
     if (memory.d, memory.vocab_size) != (model.config.latent_dim, model.vocab_size):
         raise CheckpointError(
-            f"{file}: its splats have d {memory.d} and {memory.vocab_size} tokens, the model "
+            f"{file}: its splats have latent_dim {memory.d} and {memory.vocab_size} tokens, but the model has "
             f"{model.config.latent_dim} and {model.vocab_size}",
             hint=again,
         )
@@ -80,5 +94,5 @@ def load(folder: Path, model: LanguageModel, mode: Mode) -> Memory:
 
 
 def _weights(folder: Path) -> Tensor:
-    """SHA-256 of a checkpoint's weights: (32,) uint8."""
+    """SHA-256 of a checkpoint's weights, (32,) uint8."""
     return torch.tensor(list(hashlib.sha256((folder / MODEL).read_bytes()).digest()), dtype=torch.uint8)

@@ -1,4 +1,8 @@
-"""What a memory was fitted on, kept in its file: figures on the same text are in sample."""
+"""Records which text a memory was fitted on.
+
+Figures on that text are in sample; the record is kept in the memory's file so that they can be
+marked.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,11 @@ _KEY = "fitted_on"  # in the metadata of the file
 
 @dataclass(frozen=True)
 class FittedOn:
-    """The text that concentrations and gates of a memory were fitted on.
+    """The text that a memory's concentrations and gates were fitted on.
 
-    text: `corpus/split`; sha256: of all its ids under the model's tokenizer; tokens: the first of them, that were
-    fitted on; fit_on: as --fit-on; contexts: of the training text, that its static splats hold.
+    text: `corpus/split`. sha256: of all its ids under the model's tokenizer. tokens: how many of
+    the first ones were used. fit_on: the value of --fit-on. contexts: the number of contexts of the
+    training text in the static splats.
     """
 
     text: str
@@ -32,12 +37,12 @@ class FittedOn:
 
     @classmethod
     def of(cls, whole: TokenStream, tokens: int, fit_on: str, contexts: int) -> FittedOn:
-        """whole: the split, of which the first `tokens` after its beginning were fitted on."""
+        """The record of a fit on the first `tokens` tokens of `whole`, after its very first one."""
         return cls(whole.name, digest(whole), tokens, fit_on, contexts)
 
     @classmethod
     def read(cls, file: Path) -> FittedOn | None:
-        """Of a memory's file; None where an earlier version wrote it, which kept no such thing.
+        """The record in a memory's file; None if an earlier version wrote the file.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -51,15 +56,15 @@ class FittedOn:
                 raise TypeError(f"{bad[0]} is {getattr(found, bad[0])!r}")
         except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"{file}: what it was fitted on cannot be read ({error})",
+                f"{file}: the record of its fit cannot be read ({error})",
                 hint="build the memory again with `ebmvk memory`",
             ) from None
         return found
 
     def metadata(self) -> dict[str, str]:
-        """For safetensors."""
+        """The record as metadata for safetensors."""
         return {_KEY: json.dumps(dataclasses.asdict(self))}
 
     def among(self, whole: TokenStream, tokens: int) -> int:
-        """How many of the first `tokens` tokens of a split, all but its very first, were fitted on."""
+        """How many of a split's tokens 1 to `tokens` were used for the fit."""
         return min(tokens, self.tokens) if digest(whole) == self.sha256 else 0

@@ -1,4 +1,7 @@
-"""The gate between the lexical law and the tiers of memory: a softmax, linear in features (model section 5)."""
+"""The gate that weighs the model's own law against the tiers of memory (model section 5).
+
+It is a softmax, linear in a few features of each law, and fitted by maximum likelihood.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from torch.nn.functional import log_softmax
 
 from ebmvk.splats.recall import entropy
 
-LEXICAL = 2  # features of the lexical law, which come before those of the tiers
+LEXICAL = 2  # number of features of the lexical law; those of the tiers follow them
 
 
 @dataclass(frozen=True)
 class Gate:
     """log g = log softmax(0, W (features - mean) / scale + b).
 
-    weight: (tiers, F); bias: (tiers,); mean, scale: (F,) float64, float32 in files of earlier versions."""
+    weight: (tiers, F); bias: (tiers,); mean, scale: (F,) float64 (float32 in files of earlier
+    versions).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -25,28 +30,35 @@ class Gate:
     scale: Tensor
 
     def log_weights(self, features: Tensor) -> Tensor:
-        """features: (B, F). Returns (B, 1 + tiers), the lexical law's first."""
-        # A feature may vary by less than float32's rounding of its mean, so the difference is taken in float64.
+        """Log weights (B, 1 + tiers), that of the lexical law first. features: (B, F)."""
+        # A feature may vary by less than float32's rounding of its mean, so subtract in float64.
         inputs = (features.double() - self.mean) / self.scale
         logits = inputs.to(self.weight.dtype) @ self.weight.T + self.bias
         return log_softmax(torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1), dim=1)
 
 
 def lexical_features(log_p_lex: Tensor) -> Tensor:
-    """(B, LEXICAL) float32 on the CPU: entropy and largest entry of log p_lex (B, V)."""
+    """Entropy and largest entry of log p_lex (B, V): (B, LEXICAL) float32, on the CPU."""
     return torch.stack((entropy(log_p_lex.exp(), log_p_lex), log_p_lex.amax(1)), dim=1).float().cpu()
 
 
 def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
-    """log sum_i g_i p_i. log_weights: (B, 1 + tiers); log_p: (B, 1 + tiers, ...). Returns (B, ...)."""
+    """log sum_i g_i p_i.
+
+    log_weights: (B, 1 + tiers); log_p: (B, 1 + tiers, ...). Returns (B, ...).
+    """
     return torch.logsumexp(log_weights.reshape(*log_weights.shape, *[1] * (log_p.dim() - 2)) + log_p, dim=1)
 
 
 def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int = 100) -> Gate:
-    """The gate of largest likelihood of the mixture, less ridge |weight|^2, by L-BFGS from g = .1 for each tier.
+    """The gate that maximises the mixture's likelihood minus ridge |weight|^2, by L-BFGS from g =
+    .1 for each tier.
 
-    features: (n, F); log_p: (n, 1 + tiers), of the token that followed: under the lexical law, then under each tier.
-    rounds: the most L-BFGS iterations.
+    Args:
+        features: (n, F).
+        log_p: (n, 1 + tiers), of the token that followed: under the lexical law, then under each
+            tier.
+        rounds: most iterations of L-BFGS.
     """
     mean, scale = features.double().mean(0), features.double().std(0, correction=0).clamp_min(1e-6)
     inputs, log_p = (features.double() - mean) / scale, log_p.double()

@@ -1,11 +1,12 @@
-"""Memory as part of the exact token law (model section 5).
+"""The token law of a model with memory, which is exact and normalised (model section 5).
 
     p(v|c) = g_0 p_lex(v|c) + sum over tiers g_i p_i(v|c)
     p_i = p_mem^s p_lex^(1 - s) / Z,    p_mem = sum_k q_k V_k + q_inf / V
 
-Every part is normalised, so the mixture is too. Within a tier energies add: the share s weighs the splats against the
-lexical law. At s = 1 the tier is p_mem alone. The two tiers are static memory, from training text only, and episodic
-memory, of the text that has just been read.
+p_lex is the model's own (lexical) law. Every part is normalised, so the mixture is too. Within a
+tier energies add: the share s weighs the splats against the lexical law; at s = 1 the tier is p_mem
+alone. There are two tiers: static memory, of the training text, and episodic memory, of the text
+that is being read.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from ebmvk.splats.recall import FEATURES, Recall, Splats
 from ebmvk.splats.store import SplatStore
 
 KNN_K = 256  # static splats looked up for each context
-SHARE = 0.5  # of the static splats' law in the pool with the lexical one, where nothing is fitted yet
+SHARE = 0.5  # of the static splats in the pool with the lexical law, before it is fitted
 Tier = Literal["static", "episodic"]
 Mode = Literal["none", "static", "episodic", "both"]
 Law = Literal["none", "calibrated", "static", "episodic", "both"]
-"""The laws that a text is scored under; `none` and `calibrated` have no memory."""
+"""The laws that can score a text. `none` and `calibrated` use no memory."""
 TIERS: dict[Mode, tuple[Tier, ...]] = {
     "none": (),
     "static": ("static",),
@@ -46,8 +47,11 @@ TIERS: dict[Mode, tuple[Tier, ...]] = {
 
 @dataclass(frozen=True)
 class Control:
-    """Shares and gates of the scrambled memory, fitted like those of the memory itself and on the same tokens.
-    Positions, concentrations and the background are the memory's: scrambling leaves them as they are."""
+    """Shares and gates of the scrambled memory, fitted like the memory's own and on the same
+    tokens.
+
+    Positions, concentrations and the background stay, because scrambling doesn't change them.
+    """
 
     share: float
     episodic_share: float
@@ -56,11 +60,14 @@ class Control:
 
 @dataclass(frozen=True)
 class Memory:
-    """static: splats of the training text, if any; k: neighbours looked up among them; share: weight of their law in
-    the pool with the lexical one; episodic: how to read; gates: one for each usable mode except "none". d, vocab_size:
-    those of the model that the memory belongs to.
+    """The memory of one model.
 
-    calibration, control: fitted with the memory, for comparison. Files of earlier versions have neither: None.
+    d, vocab_size: those of the model.
+    static: splats of the training text; None without any. k: how many of them are looked up per
+        context. share: weight of their law in the pool with the lexical law.
+    episodic: how to remember the text that is being read.
+    gates: one for each usable mode except "none".
+    calibration, control: fitted with the memory, for comparison; None in files of earlier versions.
     """
 
     d: int
@@ -75,18 +82,21 @@ class Memory:
 
     @classmethod
     def unfitted(cls, static: SplatStore | None, *, d: int, vocab_size: int) -> Memory:
-        """A memory without gates yet."""
+        """A memory before anything is fitted, without gates."""
         return cls(d, vocab_size, static, KNN_K, SHARE, EpisodicConfig(), {})
 
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
-        """With another episodic capacity (None: unchanged). `scramble`: the control, in which splats keep their
-        positions but swap their token laws. It has its own shares and gates if the file has them."""
+        """This memory with another episodic capacity (None: unchanged), or scrambled.
+
+        scramble: True for the control, in which splats keep their positions but swap token laws. It
+            has its own shares and gates if the file contains them.
+        """
         own = self.episodic.capacity if capacity is None else capacity
         found = replace(self, episodic=replace(self.episodic, capacity=own))
         return found.scrambled() if scramble else found
 
     def scrambled(self) -> Memory:
-        """The control; see `using`."""
+        """The control, see `using`."""
         static = None if self.static is None else self.static.scrambled(seed=0)
         found = replace(self, static=static, episodic=replace(self.episodic, scramble=True))
         if self.control is None:
@@ -95,24 +105,27 @@ class Memory:
         return own.with_share("episodic", self.control.episodic_share)
 
     def with_kappa(self, tier: Tier, kappa: float) -> Memory:
-        """With another concentration of a tier's splats."""
+        """This memory with another concentration of a tier's splats."""
         if tier == "episodic":
             return replace(self, episodic=replace(self.episodic, kappa=kappa))
         return replace(self, static=None if self.static is None else self.static.at(kappa))
 
     def with_share(self, tier: Tier, share: float) -> Memory:
-        """With another share of a tier's law in the pool with the lexical one."""
+        """This memory with another share of a tier in its pool with the lexical law."""
         if tier == "episodic":
             return replace(self, episodic=replace(self.episodic, share=share))
         return replace(self, share=share)
 
     def share_of(self, tier: Tier) -> float:
-        """Of a tier's splats in the pool with the lexical law."""
+        """The weight of a tier's splats in its pool with the lexical law."""
         return self.episodic.share if tier == "episodic" else self.share
 
     def kappa_of(self, tier: Tier) -> float:
-        """The concentration fitted for a tier's splats. For static splats it is the largest, because splats that
-        training consolidated each have their own until a memory is fitted."""
+        """The concentration of a tier's splats.
+
+        For static splats it is the largest one: until a memory is fitted, splats that training
+        consolidated each have their own.
+        """
         if tier == "episodic":
             return self.episodic.kappa
         return math.nan if self.static is None else self.static.kappa_max
@@ -137,10 +150,10 @@ class Memory:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str) -> Memory:
-        """The memory of `state`, checked. source: the file, for messages.
+        """The memory that `state` saved, checked. source: the file, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing, or has the wrong shape, or values it must not have.
+            CheckpointError: a tensor is missing, or has the wrong shape or impossible values.
         """
         number = _numbers(state, source)
         d, vocab_size, k = (int(number[name]) for name in ("d", "vocab_size", "k"))
@@ -160,8 +173,10 @@ class Memory:
 
 
 def _numbers(state: Mapping[str, Tensor], source: str) -> dict[str, float]:
-    """Every number of a memory, finite and not negative (a half-life may be infinite). Files written before laws were
-    pooled with the lexical one have neither share: 1."""
+    """The numbers of a memory, checked to be finite and not negative (a half-life may be infinite).
+
+    Files of earlier versions have no shares, which means 1.
+    """
     shares = {f"number.{name}": torch.ones(()) for name in ("share", "episodic.share")}
     state = state if state.keys() & shares.keys() else {**state, **shares}
     episodic = [f"episodic.{entry.name}" for entry in dataclasses.fields(EpisodicConfig)]
@@ -180,7 +195,7 @@ def _number(state: Mapping[str, Tensor], name: str, source: str) -> float:
 
 
 def _calibration(state: Mapping[str, Tensor], source: str) -> Calibration | None:
-    """None where the file is of an earlier version."""
+    """The saved calibration; None if an earlier version wrote the file."""
     if not any(name.startswith(("calibration.", "number.calibration.")) for name in state):
         return None
     gate = _gate(state, "calibration.gate", (1, calibration.FEATURES), source)
@@ -188,7 +203,7 @@ def _calibration(state: Mapping[str, Tensor], source: str) -> Calibration | None
 
 
 def _control(state: Mapping[str, Tensor], modes: Sequence[Mode], source: str) -> Control | None:
-    """None where the file is of an earlier version."""
+    """The saved control; None if an earlier version wrote the file."""
     if not any(name.startswith(("control.", "number.control.")) for name in state):
         return None
     gates = {mode: _gate(state, f"control.gate.{mode}", _shape(mode), source) for mode in modes}
@@ -197,7 +212,7 @@ def _control(state: Mapping[str, Tensor], modes: Sequence[Mode], source: str) ->
 
 
 def _shape(mode: Mode) -> tuple[int, int]:
-    """The number of tiers that a mode's gate weighs, and its number of features."""
+    """(number of tiers that a mode's gate weighs, number of its features)."""
     tiers = len(TIERS[mode])
     return tiers, LEXICAL + FEATURES * tiers
 
@@ -217,8 +232,11 @@ def _damaged(source: str, what: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Terms:
-    """For n tokens that followed n contexts: log_p (n, J) under J laws, features (n, F) of those laws for a gate, and
-    log p_cal (n,) under the calibrated law, if there is one."""
+    """What a gate needs to know about n tokens that followed n contexts.
+
+    log_p: (n, J), the tokens' log probabilities under J laws. features: (n, F), of these laws.
+    calibrated: (n,), log p_cal under the calibrated law, if the memory has one.
+    """
 
     log_p: Tensor
     features: Tensor
@@ -226,25 +244,25 @@ class Terms:
 
     @classmethod
     def empty(cls, n: int, tiers: int, *, calibrated: bool) -> Terms:
-        """Empty terms for n tokens under the lexical law and `tiers` tiers; `put` fills them in."""
+        """Terms for n tokens under the lexical law and `tiers` tiers, for `put` to fill in."""
         own = torch.empty(n) if calibrated else None
         return cls(torch.empty(n, 1 + tiers), torch.empty(n, LEXICAL + FEATURES * tiers), own)
 
     def put(self, rows: slice, part: Terms) -> None:
-        """Sets the terms of some tokens."""
+        """Set the terms of some tokens."""
         self.log_p[rows], self.features[rows] = part.log_p, part.features
         if self.calibrated is not None:
-            assert part.calibrated is not None  # what was not set would be whatever lay there before
+            assert part.calibrated is not None  # otherwise these rows would stay uninitialised
             self.calibrated[rows] = part.calibrated
 
 
 def laws_at_once(vocab_size: int) -> int:
-    """The number of contexts whose token laws are held at once: about 16 MiB for each law."""
+    """The number of contexts whose token laws are in memory at once: about 16 MiB for each law."""
     return max(1, min(2048, (1 << 22) // vocab_size))
 
 
 class Reader:
-    """Reads one text, from its beginning, with the tiers of a memory that a mode names."""
+    """Reads one text from its beginning with the tiers of a memory that a mode names."""
 
     def __init__(self, memory: Memory, mode: Mode, backend: Backend) -> None:
         self.memory, self.mode, self.backend = memory, mode, backend
@@ -265,14 +283,17 @@ class Reader:
         return Episodic(memory.episodic, self.backend, memory.d, memory.vocab_size)
 
     def read(self, h: Tensor, log_p_lex: Tensor, tokens: Tensor) -> Terms:
-        """Contexts h (n, d), in the order of the text, their log p_lex (n, V), and the tokens (n,) that followed.
+        """Read contexts and the tokens that followed; returns their terms, the lexical law's first.
 
-        Context b is told of the text before b and of nothing else. Returns the lexical law's terms, then the tiers'.
+        Args:
+            h: (n, d), contexts in the order of the text. Each one sees only the text before it.
+            log_p_lex: (n, V).
+            tokens: (n,) int64, which followed.
         """
         return self.read_at(h, log_p_lex, tokens, [self.shares])[0]
 
     def read_at(self, h: Tensor, log_p_lex: Tensor, tokens: Tensor, shares: Sequence[Sequence[float]]) -> list[Terms]:
-        """`read` for several shares of the tiers; the tiers are looked up only once."""
+        """`read` for several sets of shares, one share per tier; splats are looked up only once."""
         h, tokens = h.float().cpu().contiguous(), tokens.cpu()
         own, at_once = self.memory.calibration, laws_at_once(self.memory.vocab_size)
         found = [self.empty_terms(len(tokens), share) for share in shares]
@@ -288,18 +309,18 @@ class Reader:
         return found
 
     def empty_terms(self, n: int, shares: Sequence[float] | None = None) -> Terms:
-        """Empty `Terms` for n tokens. shares: one for each tier."""
+        """`Terms` for n tokens, to be filled in. shares: one for each tier."""
         tiers = len(self.shares if shares is None else shares)
         return Terms.empty(n, tiers, calibrated=self.memory.calibration is not None)
 
     @property
     def shares(self) -> list[float]:
-        """The share of each tier that is read, in its pool with the lexical law."""
+        """The share of each tier that is read in its pool with the lexical law."""
         return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
 
     @property
     def laws(self) -> list[Law]:
-        """What `log_probs` gives of a text that was read, in its order."""
+        """The laws that `log_probs` returns for a text that was read, in the same order."""
         own: list[Law] = ["calibrated"] if self.memory.calibration else []
         tiers = set(TIERS[self.mode])
         return ["none", *own, *(mode for mode, some in TIERS.items() if some and tiers.issuperset(some))]
@@ -313,13 +334,13 @@ class Reader:
 
     @staticmethod
     def _laws(lexical: Tensor, recalls: Sequence[Recall], shares: Sequence[float]) -> tuple[list[Tensor], Tensor]:
-        """log p (n, V) under the lexical law and each tier, and the features (n, F) of all of them for a gate."""
+        """(log p (n, V) under the lexical law and each tier, features (n, F) of all of them)."""
         pools = [recall.pooled(lexical, share) for recall, share in zip(recalls, shares, strict=True)]
         features = torch.cat([lexical_features(lexical), *(own for _, own in pools)], dim=1)
         return [lexical, *(law for law, _ in pools)], features
 
     def remember(self, h: Tensor, tokens: Tensor) -> None:
-        """`read`, where nobody asks how likely the tokens were."""
+        """Like `read`, if nobody needs the probabilities of the tokens."""
         if self.episodic:
             h, tokens = h.float().cpu().contiguous(), tokens.cpu()
             at_once = laws_at_once(self.memory.vocab_size)
@@ -327,14 +348,15 @@ class Reader:
                 self.episodic.read(rows, following)
 
     def splats(self) -> dict[Tier, int]:
-        """How many there are in each tier."""
+        """{tier: number of its splats}."""
         static: dict[Tier, int] = {} if self.static is None else {"static": self.static.store.n}
         return static | ({} if self.episodic is None else {"episodic": self.episodic.n})
 
     def log_prob(self, h: Tensor, log_p_lex: Tensor, following: Tensor | None = None) -> Tensor:
-        """log p(v|c) (n, V) after the text read so far, in the dtype and on the device of log_p_lex.
+        """log p(v|c) (n, V) after the text read so far, with dtype and device of log_p_lex.
 
-        following: the tokens (n,) that followed; the contexts are then read too, each after those before it.
+        following: the tokens (n,) that followed, to read these contexts too, each after those
+        before it. None: only look up.
         """
         own = h.float().cpu().contiguous()
         recalls = self.recalls(own, None if following is None else following.cpu())
@@ -343,8 +365,10 @@ class Reader:
 
 
 def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law, Tensor]:
-    """log p (n,) of the tokens under each mode that uses only tiers of `mode`, with which the terms were read, and
-    under the calibrated law, if the memory has one."""
+    """{law: log p (n,) of the tokens} for every mode whose tiers are among those of `mode`.
+
+    terms: read with `mode`. The result also has the calibrated law, if the memory has one.
+    """
     have = TIERS[mode]
     found: dict[Law, Tensor] = {"none": terms.log_p[:, 0].double()}
     if terms.calibrated is not None:
@@ -357,7 +381,7 @@ def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law,
 
 
 def part_of(terms: Terms, have: tuple[Tier, ...], tiers: tuple[Tier, ...]) -> Terms:
-    """The lexical law and some of the tiers that the terms were read with."""
+    """The terms of the lexical law and of `tiers`, out of the tiers `have` that were read."""
     places = [have.index(tier) for tier in tiers]
     columns = [*range(LEXICAL), *(LEXICAL + FEATURES * place + i for place in places for i in range(FEATURES))]
     return Terms(terms.log_p[:, [0, *(1 + place for place in places)]], terms.features[:, columns])

@@ -1,4 +1,9 @@
-"""Consolidation as a part of training: which states it sees, what judges its growth, how much of the time it takes."""
+"""Connects consolidation to training: which states it sees, what judges its growth, how much time
+it takes.
+
+Consolidation (`ebmvk.splats.soc`) turns the states of the model into splats while the model trains.
+Nothing here changes the model.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +20,10 @@ from ebmvk.config.schema import Config
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine.device import Device
 from ebmvk.engine.seeds import step_seed
-from ebmvk.memory.fit import Fit, Reading
+from ebmvk.memory.fit import Fit
 from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import Memory
+from ebmvk.memory.static import Reading
 from ebmvk.model.language import LanguageModel
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
@@ -26,25 +32,35 @@ from ebmvk.sphere.geometry import projx
 from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore
 
-FOLD = 16  # one block of seq_length tokens of the training text in so many is held out of the splats
-MOST_STATES = 256  # of a step: the cost must not grow with the batch
-JUDGE_TOKENS = 4096  # of validation, that decide on a growth
+FOLD = 16  # 1 in 16 blocks of seq_length tokens of the training text is held out of the splats
+MOST_STATES = 256  # most states of a step, so that the cost doesn't grow with the batch
+JUDGE_TOKENS = 4096  # tokens of validation that decide on a growth
 
 
 def _seed(config: Config, step: int) -> int:
-    return step_seed(config.run.seed, -10 - step)  # apart from those of the steps and of the model
+    # differs from the seeds of steps and of the model
+    return step_seed(config.run.seed, -10 - step)
 
 
 def sampled(config: Config, n: int, step: int) -> Tensor:
-    """(m,) int64: which of a step's n tokens consolidation sees. step: steps done, this one included."""
-    # As many states as the history holds from one check to the next: none is lost.
+    """The positions of the tokens, among a step's n, that consolidation sees: (m,) int64.
+
+    step: the number of steps done, including this one.
+    """
+    # No more states than the history can hold between two checks, so that none is lost.
     most = min(MOST_STATES, config.splats.soc_history // config.splats.soc_check_interval)
     return torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config, step)))[:most]
 
 
 def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step: int) -> Tensor:
-    """(m, d + 1) float32: states and energies of the tokens that consolidation sees, 0 for those of other shares, so
-    that all shares' samples add up to the batch's. Empty without consolidation. tokens: (B, T+1), the whole batch."""
+    """States and energies of the tokens that consolidation sees: (m, d + 1) float32; empty without
+    consolidation.
+
+    Each process fills in the tokens of its share of the batch and leaves 0 for the others, so that
+    the sum over processes is the sample of the whole batch.
+
+    tokens: (B, T+1), the whole batch. step: see `sampled`.
+    """
     if not config.splats.enable_soc:
         return losses.states.new_zeros(0, dtype=torch.float32)
     own = torch.zeros(config.training.accumulation_steps, config.training.batch_size, dtype=torch.bool)
@@ -59,11 +75,12 @@ def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step:
 
 
 class TrainingSoc:
-    """The consolidation of one run, fed with its steps. Nothing here touches the model, or torch's own generator.
+    """The consolidation of one training run. It changes neither the model nor torch's own random
+    generator.
 
     Args:
-        batches: which tokens of the training text a step reads.
-        windows: the validation text, whose first tokens judge.
+        validation: the text whose first tokens decide whether a growth is accepted.
+        batches: tells which tokens of the training text a step reads.
     """
 
     def __init__(
@@ -73,7 +90,7 @@ class TrainingSoc:
         self.config, self.model, self.validation, self.batches, self.device = config, model, validation, batches, device
         seed, splats = config.run.seed, config.splats
         blocks = -(-len(train) // config.data.seq_length)
-        # By place in the text, so that a block held out once is held out in every epoch.
+        # Blocks are chosen by their place in the text, so that they are held out in every epoch.
         self._held_out = np.random.default_rng([seed, FOLD]).integers(FOLD, size=blocks) == 0
         self.consolidation = Consolidation(
             splats,
@@ -87,8 +104,10 @@ class TrainingSoc:
         self._seconds, self._run_seconds = 0.0, 0.0
 
     def restore(self, found: Checkpoint, run_seconds: float) -> bool:
-        """Continue from a checkpoint after run_seconds of training; False where it has no consolidation, which then
-        begins with no splats."""
+        """Continue from a checkpoint after run_seconds of training.
+
+        Returns False if the checkpoint has no consolidation; then it starts without splats.
+        """
         self._run_seconds = run_seconds
         if found.soc:
             self.consolidation.restore(found.soc, str(found.path / SOC))
@@ -97,9 +116,13 @@ class TrainingSoc:
         return bool(found.soc)
 
     def after(self, step: int, batch: int, sample: Tensor, tokens: Tensor) -> dict[str, Any] | None:
-        """Take the `sample` of a step's states; at a check consolidate, and return its record.
+        """Collect a step's sample; if a check is due, consolidate and return its record.
 
-        step: steps done, this one included. batch: the number of the batch. tokens: (B, T+1), what it held.
+        Args:
+            step: the number of steps done, including this one.
+            batch: the number of the batch.
+            sample: (m, d + 1), as `observed` returns it, summed over all processes.
+            tokens: (B, T+1), the batch.
         """
         began = time.perf_counter()
         places, following = self.batches.positions(batch)[:, 1:].reshape(-1), tokens[:, 1:].flatten().cpu()
@@ -116,15 +139,20 @@ class TrainingSoc:
         return record
 
     def share(self, run_seconds: float) -> float:
-        """Share of the training time, run_seconds so far, that consolidation took since it was last asked."""
+        """The share of the training time that consolidation took since the last call.
+
+        run_seconds: the training time so far.
+        """
         share = self._seconds / max(run_seconds - self._run_seconds, 1e-9)
         self._seconds, self._run_seconds = 0.0, run_seconds
         return min(1.0, share)
 
     def gain(self) -> dict[str, float] | None:
-        """Nats per token on the evaluated part of validation: without splats, without splats but calibrated, and with
-        splats as static memory. Gates are fitted on its first half, and the figures are for the second. None before
-        there are splats."""
+        """What the splats are worth as a static memory; None before there are splats.
+
+        Nats per token on the evaluated part of validation: without splats, calibrated without
+        splats, and with splats. Gates are fitted on its first half; the figures are for the second.
+        """
         store = self.consolidation.store
         if store is None:
             return None
@@ -133,7 +161,7 @@ class TrainingSoc:
         return {**nats, "splats": store.n}
 
     def _judge(self, limit: int) -> Judge:
-        """Validation nats of the second half of `limit` tokens; the text is read at the first question."""
+        """A judge by the second half of the first `limit` tokens of validation, read when asked."""
         read = lru_cache(maxsize=1)(partial(self._read, limit))
         return lambda store: nats_with(store, read())
 
@@ -144,10 +172,14 @@ class TrainingSoc:
 
 
 def nats_with(store: SplatStore | None, fit: Fit) -> float:
-    """Nats per token of the second half of a text with the splats as static memory, the gate fitted on the first."""
+    """Nats per token of a text's second half with splats as static memory.
+
+    The gate is fitted on the first half.
+    """
     half = len(fit.tokens) // 2
     memory = Memory.unfitted(store, d=fit.h.shape[1], vocab_size=fit.model.vocab_size)
-    # Posteriors are peaked: looking further costs more than it tells two stores apart.
+    # Few splats suffice: posteriors are peaked, so looking up more would cost time and hardly
+    # change the comparison.
     terms = fit.terms(replace(memory, k=NEAR), "none" if store is None else "static")
     if store is None:
         return -float(terms.log_p[half:, 0].double().mean())
@@ -156,7 +188,7 @@ def nats_with(store: SplatStore | None, fit: Fit) -> float:
 
 
 def nats_calibrated(fit: Fit) -> float:
-    """Like `nats_with`, for a calibration without memory instead of the splats, fitted on the same half."""
+    """Like `nats_with`, for a calibration without memory that is fitted on the same half."""
     half = len(fit.tokens) // 2
     own = fit.calibrated(half)
     return -float(fit.log_p_calibrated(own)[half:].double().mean())

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebmvk.config.schema import Config, DataConfig
-from ebmvk.data.datasets import BUILTIN, FETCHABLE, Corpus, path_of, resolve
-from ebmvk.data.files import Reading, exists, shown
+from ebmvk.data.corpus import Corpus
+from ebmvk.data.datasets import resolve
+from ebmvk.data.files import Reading, exists, path_of, shown
+from ebmvk.data.published import BUILTIN, FETCHABLE
 from ebmvk.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:  # torch takes seconds: report an unreadable text first

@@ -1,8 +1,9 @@
-"""Static splats from training states: spherical k-means from coarse to fine (model section 8).
+"""Clusters training states into static splats: spherical k-means from coarse to fine (model section
+8).
 
-States that share a place and the token that followed make splats of a purer token law: the code length of section 8
-counts both.
-Exact assignment of n states to M centroids costs n M d; two levels of about sqrt(M) cells each cost n sqrt(M) d.
+States are compared by place and by the token that followed, because the code length of section 8
+counts both; splats then have purer token laws. Assigning n states to M centroids exactly costs n M
+d; two levels of about sqrt(M) cells each cost n sqrt(M) d.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ebmvk.errors import DataError
 from ebmvk.splats.store import check_states
 
 _ROWS = 8192  # states assigned at once
-_SAMPLE = 256  # states per coarse centroid that place it
+_SAMPLE = 256  # states per coarse centroid, to place it
 
 
 def cluster(
@@ -31,10 +32,16 @@ def cluster(
     marks: Tensor | None = None,
     rounds: int = 4,
 ) -> Tensor:
-    """Owner (n,) int64 of each state (n, d), of any floating dtype, one of at most `splats`; deterministic by seed.
+    """The cluster of each state: (n,) int64, at most `splats` different ones. The same seed gives
+    the same result.
 
-    marks: (V, m) rows of one length, put beside the state of the token that followed it, so that splats are of one mind
-    about what follows as well as of one place; 0 where there are none.
+    Args:
+        states: (n, d), of any floating dtype.
+        tokens: (n,) int64, the token that followed each state.
+        marks: (V, m) rows of equal length. Each state is extended by the row of its token, so that
+            a splat's states agree on what follows as well as on the place. None: compare places
+            only.
+        rounds: of k-means at each level.
 
     Raises:
         DataError: fewer states than splats.
@@ -42,7 +49,8 @@ def cluster(
     check_states(states, tokens)
     if len(states) < splats:
         raise DataError(
-            f"the text gives {len(states):,} states, fewer than --splats {splats:,}", hint="ask for fewer splats"
+            f"the text gives {len(states):,} states, fewer than --splats {splats:,}",
+            hint="ask for fewer splats",
         )
 
     rows = partial(marked, states, tokens, marks)
@@ -65,23 +73,25 @@ def cluster(
 
 
 def marked(states: Tensor, tokens: Tensor, marks: Tensor | None, which: Tensor) -> Tensor:
-    """What `cluster` compares of some states: rows (n, d) or, beside the marks of their tokens, (n, d + m)."""
+    """The rows that `cluster` compares: (n, d), or (n, d + m) with the marks of tokens."""
     own = states[which].float()
     return own if marks is None else torch.cat((own, marks[tokens[which]]), dim=1)
 
 
 def _shares(sizes: Tensor, splats: int) -> list[int]:
-    """How many splats each cell gets: in proportion to its size, at least one where there is any state, `splats` in
-    all at most."""
+    """The number of splats for each cell, in proportion to its size.
+
+    A cell with any state gets at least one; the sum is at most `splats`.
+    """
     share = torch.minimum((sizes * splats / sizes.sum()).floor().long().clamp_min(1), sizes)
-    over = int(share.sum()) - splats  # the cells raised to one
+    over = int(share.sum()) - splats  # because cells were raised to one
     if over > 0:
         share[share.argmax()] -= over
     return share.tolist()
 
 
 def _lloyd(states: Tensor, k: int, backend: Backend, random: torch.Generator, rounds: int) -> Tensor:
-    """k centroids (k, d) of states (n, d) float32, n >= k: spherical k-means from k of the states."""
+    """k centroids (k, d) of states (n, d) float32, n >= k, by spherical k-means."""
     centroids = states[torch.randperm(len(states), generator=random)[:k]]
     for _ in range(rounds):
         owner = _assign(states, centroids, backend)

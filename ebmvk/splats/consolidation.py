@@ -1,12 +1,15 @@
-"""Consolidation of splats by description length (model section 8).
+"""Merges the splats whose merging costs least in description length (model section 8).
 
-Coding the contexts of a splat and their tokens costs -n log n_k for the splat, entropies for tokens, and -n psi(r) for
-places, psi(r) = max over the allowed kappa_hat of log C_d(kappa_hat) + kappa_hat r, r = |R|/n. Merging i and j costs
+A code for the contexts of a splat and their tokens has length -n log n_k for the splat, the entropy
+of the tokens, and -n psi(r) for places, psi(r) = max over the allowed kappa_hat of log
+C_d(kappa_hat) + kappa_hat r, with r = |R|/n. Merging i and j costs
 
-    dL = n_i psi(r_i) + n_j psi(r_j) - n_ij psi(r_ij) - sum over v in both of [f(n_ij(v)) - f(n_i(v)) - f(n_j(v))],
+    dL = n_i psi(r_i) + n_j psi(r_j) - n_ij psi(r_ij) - sum over v in both of [f(n_ij(v)) -
+    f(n_i(v)) - f(n_j(v))],
 
-f(n) = n log n: what the mixture and KL terms of the general formula come to, with n_ij = n_i + n_j. With one kappa for
-all, the terms of place come to kappa (|R_i| + |R_j| - |R_i + R_j|).
+with f(n) = n log n and n_ij = n_i + n_j; the mixture and KL terms of the general formula reduce to
+this. If all splats have one kappa, the terms of place reduce to kappa (|R_i| + |R_j| - |R_i +
+R_j|).
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 from ebmvk.splats.store import SplatStore
 
 Cost = Callable[[SplatStore, Tensor, Tensor, Tensor], Tensor]
-NEIGHBOURS = 8  # partners looked at for each splat
-QUERIES = 1024  # splats whose partners are looked for, at least
+NEIGHBOURS = 8  # candidate partners for each splat
+QUERIES = 1024  # partners are looked for at least for this many splats
 
 
 def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tensor:
-    """dL of merging splats i with j, both (P,) and different, cosine mu_i.mu_j (P,): (P,) float64, nats; negative where
-    it saves."""
+    """The cost dL of merging splats i with j: (P,) float64, nats; negative if merging saves.
+
+    i, j: (P,) int64, i != j. cosine: (P,), mu_i.mu_j.
+    """
     a, b = store.length[i], store.length[j]
     together = (a * a + b * b + 2 * a * b * cosine.double()).clamp_min(0).sqrt()
     if store.kappa_min == store.kappa_max:
@@ -39,16 +44,17 @@ def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tenso
 
 
 def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
-    """n psi(|R|/n), less n log C_d(0), which merging keeps: any shape, float64."""
+    """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging keeps the subtracted term."""
     r = (length / mass).clamp(0, 1)
-    ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)  # beyond it the answer is kappa_max
-    # psi is flat where it is largest: an error of kappa comes in squared.
+    # beyond it kappa_hat is kappa_max
+    ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)
+    # psi is flat at its maximum, so an error of kappa enters squared.
     kappa = inverse_mean_cosine(torch.minimum(r, ceiling), store.d).clamp(store.kappa_min, store.kappa_max)
     return mass * log_c_ratio(kappa, store.d) + kappa * length
 
 
 def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
-    """Nats that tokens in both splats save: (P,)."""
+    """The nats that tokens save which occur in both splats: (P,)."""
     length = store.count_start[i + 1] - store.count_start[i]
     pair = torch.repeat_interleave(torch.arange(len(i)), length)
     place = torch.arange(len(pair)) - (length.cumsum(0) - length)[pair] + store.count_start[i][pair]
@@ -60,17 +66,18 @@ def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
 
 
 def consolidate(store: SplatStore, target: int, backend: Backend, cost: Cost = merge_cost) -> SplatStore:
-    """At most `target` splats: those whose merging costs least are merged in pairs, again where pairs don't suffice."""
+    """Merge pairs, the cheapest first, until at most `target` splats are left."""
     while store.n > target:
         store = store.merged(_pairs(store, store.n - target, backend, cost))
     return store
 
 
 def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor:
-    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at least one pair.
+    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at
+    least one pair.
 
-    Partners are sought for the lightest splats only, four times as many as have to go: the cost of merging grows with
-    mass, and that of the search with how many ask.
+    Partners are looked for only for the lightest splats, four times as many as must go: merging
+    heavy splats costs more, and the search takes time for every splat that asks.
     """
     ask = torch.arange(store.n)
     if max(4 * most, QUERIES) < store.n:

@@ -1,4 +1,8 @@
-"""How much of a text's contexts the splats explain: the order parameter phi = mean q_inf (model section 8)."""
+"""How much of a text the splats explain, and the background that fits it best (model section 8).
+
+phi, the order parameter, is the mean q_inf: the share of contexts that the uniform background
+explains. Coverage is 1 - phi.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,29 @@ from ebmvk.engine.api import Backend
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
-LEAST = 1e-4  # of alpha_inf and of 1 - alpha_inf: neither the splats nor the background may be given up
+# alpha_inf stays within [LEAST, 1 - LEAST], so that neither splats nor background vanish
+LEAST = 1e-4
 _HALVINGS = 60
 
 
 def posterior(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[Tensor, Tensor]:
-    """(ids, q) (B, K) of the k nearest splats of contexts h (B, d); what q lacks of 1 is q_inf, the background's."""
+    """(ids, q), both (B, K): the k splats of largest posterior weight for contexts h (B, d).
+
+    1 - sum of q is q_inf, the background's share.
+    """
     found = Splats.open(store, backend, k).find(h)
     background = torch.full((len(h), 1), math.log(store.background), dtype=torch.float64)
     return found.ids, torch.softmax(torch.cat((background, found.scores.double()), dim=1), dim=1)[:, 1:]
 
 
 def fit_background(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[SplatStore, float]:
-    """The store with the nu that makes held-out contexts h (B, d) likeliest, and phi, their mean q_inf under it.
+    """The store with the background nu of largest likelihood, and phi, the mean q_inf with that nu.
 
-    With L_b the density of context b under the splats alone, relative to the uniform one, EM's fixed point alpha =
-    mean of alpha/(alpha + (1 - alpha) L_b) is where the mean of (1 - L_b)/(alpha + (1 - alpha) L_b) is 0. It falls as
-    alpha rises, so halving finds it, and phi is then alpha itself, unless that is outside its bounds.
+    h: (B, d), contexts held out of the splats. Let L_b be the density of context b under the splats
+    alone, relative to the uniform density. EM's fixed point alpha = mean of alpha/(alpha + (1 -
+    alpha) L_b) is where the mean of (1 - L_b)/(alpha + (1 - alpha) L_b) is 0. That mean falls as
+    alpha rises, so bisection finds it; there phi equals alpha, unless alpha is at one of its
+    bounds.
     """
     total = float(store.mass.sum())
     likelihood = (_log_mass(store, h, backend, k) - math.log(total)).clamp_max(600.0).exp()

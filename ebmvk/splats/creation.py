@@ -1,4 +1,7 @@
-"""New splats: created where states are surprising and uncovered, and split where a splat means too much (section 8)."""
+"""Creates new splats where states are surprising and uncovered, and splits broad ones.
+
+Model section 8.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,22 @@ from ebmvk.splats.coverage import posterior
 from ebmvk.splats.history import History
 from ebmvk.splats.store import SplatStore
 
-MEMBERS = 4  # candidates per new splat: one or two points say nothing about a concentration
-LEAST_MASS = 2.0  # of a new splat: what gathers no company was an outlier, and waits
+MEMBERS = 4  # candidates per new splat; one or two points say nothing about a concentration
+LEAST_MASS = 2.0  # a lighter new splat is an outlier; its states wait for company
 ROUNDS = 16  # of seeding
-SPLIT_MEMBERS = 8  # of a splat among the latest states, at least, to split it
-SPLITS = 1000  # at once, at most: each takes a millisecond or two
+SPLIT_MEMBERS = 8  # a splat needs this many of the latest states to be split
+SPLITS = 1000  # most splits at once; each takes a millisecond or two
 
-Settings = tuple[int, float, tuple[float, float]]  # vocab_size, beta, bounds of kappa_hat, of a new store
+# of a new store: vocab_size, beta, bounds of kappa_hat
+Settings = tuple[int, float, tuple[float, float]]
 
 
 def candidates(history: History, store: SplatStore | None, backend: Backend, k: int) -> Tensor:
-    """Places (m,) in the history of the states that may found splats: surprising (energy above the median), mostly in
-    no splat yet, and uncovered (q_inf > 1/2) by the store as it is now."""
+    """Places (m,) in the history of the states that may found splats.
+
+    Such a state is surprising (energy above the median), mostly in no splat yet, and not covered by
+    the store as it is now (q_inf > 1/2).
+    """
     n = history.n
     energy = history.energies[:n]
     place = ((energy > energy.median()) & (history.left[:n] > 0.5)).nonzero()[:, 0]
@@ -34,12 +41,16 @@ def candidates(history: History, store: SplatStore | None, backend: Backend, k: 
 
 
 def seeds(states: Tensor, k: int, random: torch.Generator) -> Tensor:
-    """Places (<= k,) of distinct states (n, d), drawn by k-means++: with probability in proportion to 1 - the cosine to
-    the nearest seed. Beyond ROUNDS seeds several are drawn at once, as in k-means|| (Bahmani et al. 2012)."""
+    """Places (<= k,) of distinct states (n, d), drawn by k-means++.
+
+    The probability of a state is proportional to 1 - its cosine to the nearest seed. For more than
+    ROUNDS seeds several are drawn at once, as in k-means|| (Bahmani et al. 2012).
+    """
     chosen = torch.randint(len(states), (1,), generator=random)
     distance = 1 - states @ states[chosen[0]]
     while len(chosen) < min(k, len(states)):
-        weight = distance.clamp_min(1e-6).index_fill(0, chosen, 0.0)  # a state that equals a seed may be one, too
+        # a copy of a seed may be a seed
+        weight = distance.clamp_min(1e-6).index_fill(0, chosen, 0.0)
         new = torch.multinomial(weight, min(math.ceil(k / ROUNDS), k - len(chosen), len(states) - len(chosen)),
                                 generator=random)  # fmt: skip
         distance = torch.minimum(distance, (1 - states @ states[new].T).amin(1))
@@ -50,9 +61,10 @@ def seeds(states: Tensor, k: int, random: torch.Generator) -> Tensor:
 def created(
     history: History, place: Tensor, most: int, how: Settings, backend: Backend, random: torch.Generator, step: int
 ) -> tuple[SplatStore | None, Tensor]:
-    """Up to `most` new splats of candidates (m,), places in the history, and the places they have taken.
+    """Up to `most` new splats from candidates, and the places in the history that they used up.
 
-    Each candidate joins its nearest seed with the share that is left of it; groups below LEAST_MASS are given up.
+    place: (m,), the candidates' places in the history. Each candidate joins its nearest seed with
+    the share of it that no splat has taken yet; groups lighter than LEAST_MASS are dropped.
     """
     count = min(most, len(place) // MEMBERS)
     if count < 1:
@@ -79,22 +91,27 @@ def created(
     return store, taken
 
 
-# ---- splitting -----------------------------------------------------------------------------------------------------
+# ---- splitting -----------------------------------------------------------------------------------
 
 
 def entropies(store: SplatStore) -> Tensor:
-    """Entropy in nats of n_k(v)/n_k, unsmoothed: (M,) float64."""
+    """The entropy of each splat's token law n_k(v)/n_k, without smoothing: (M,) float64, nats."""
     own = torch.zeros_like(store.mass).index_add_(0, store.row, torch.special.entr(store.count))
     return own / store.mass + store.mass.log()
 
 
 def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most: int) -> SplatStore:
-    """Splats of large mass and large entropy of V in two, by 2-means of their members among states (n, d).
+    """Split up to `most` heavy splats with broad token laws in two, by 2-means of their members.
 
-    owner: (n,) int64, the splat that each state belongs to, -1 for none. Up to `most` are split: mass and entropy above
-    the mean, those with most mass times entropy, which is what their tokens cost, first. Mass, resultants, token counts
-    and frequency are divided, never made: P(second half | token) is that of the members, smoothed by the split itself,
-    and resultants part along the difference of the members' means. Birth and last use stay: nothing new has come in.
+    A splat qualifies if mass and entropy are both at least the mean. Those with the largest mass
+    times entropy, the cost of their tokens, come first.
+
+    Mass, resultants, token counts and frequency are divided between the halves; nothing is added.
+    P(second half | token) comes from the members, smoothed by the overall split; resultants move
+    apart along the difference of the members' means. Birth and last use stay as they are.
+
+    states, tokens: (n, d) and (n,), the latest states and the tokens that followed. owner: (n,)
+    int64, the splat that each state belongs to, -1 for none.
     """
     share = torch.zeros_like(store.count)
     shift = torch.zeros(store.n, store.d, dtype=torch.float64)
@@ -117,8 +134,12 @@ def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most
 
 
 def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> SplatStore:
-    """Each splat of which (M,) bool in two: the second part takes `share` (nnz,) of its counts, and of its resultant
-    what belongs to that mass, plus `shift` (M, d) float64. The second parts come last."""
+    """The store with each splat that `which` (M,) bool marks divided in two; the second parts come
+    last.
+
+    The second part takes `share` (nnz,) of the counts, the part of the resultant in proportion to
+    that mass, and `shift` (M, d) float64.
+    """
     taken = torch.where(which[store.row], store.count * share, 0.0)
     mass = torch.zeros_like(store.mass).index_add_(0, store.row, taken)
     part = mass / store.mass
@@ -136,7 +157,10 @@ def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> S
 
 
 def _too_broad(store: SplatStore, members: Tensor) -> Tensor:
-    """Splats to split, the ones with most mass times entropy first. members: (M,), of each among the latest states."""
+    """The splats to split, those with the largest mass times entropy first.
+
+    members: (M,), the number of each splat's members among the latest states.
+    """
     entropy = entropies(store)
     broad = (store.mass >= store.mass.mean()) & (entropy >= entropy.mean()) & (members >= SPLIT_MEMBERS)
     place = broad.nonzero()[:, 0]
@@ -144,7 +168,7 @@ def _too_broad(store: SplatStore, members: Tensor) -> Tensor:
 
 
 def _halves(states: Tensor) -> Tensor:
-    """Which states (m, d) are in the second of two clusters: (m,) bool; 2-means from two states far apart."""
+    """True for states (m, d) in the second of two clusters: (m,); 2-means from two far states."""
     one = states[(states @ states.sum(0)).argmin()]
     centres = torch.stack((one, states[(states @ one).argmin()]))
     second = (states @ centres.T).argmax(1)
@@ -155,8 +179,11 @@ def _halves(states: Tensor) -> Tensor:
 
 
 def _second_given_token(cells: Tensor, tokens: Tensor, second: Tensor) -> Tensor:
-    """P(second half | token) of the tokens `cells` (c,), rising: by the members' counts and one more as they are split
-    overall, so that it is never 0 or 1."""
+    """P(second half | token) for the tokens `cells` (c,), which are in rising order.
+
+    Counts the members and adds one more, divided as they are overall, so that the result is never 0
+    or 1.
+    """
     share = float(second.double().mean())
     place = torch.searchsorted(cells, tokens).clamp_max(len(cells) - 1)
     known = cells[place] == tokens
@@ -166,7 +193,7 @@ def _second_given_token(cells: Tensor, tokens: Tensor, second: Tensor) -> Tensor
 
 
 def _fits(resultant: Tensor, move: Tensor, mass: float, part: float) -> bool:
-    """Neither half's resultant is longer than its mass: the members were like the whole."""
+    """True if neither half's resultant is longer than its mass; otherwise the members mislead."""
     second = resultant * part + move
     lengths = torch.linalg.vector_norm(torch.stack((resultant - second, second)), dim=1)
     return bool(lengths[0] <= mass * (1 - part)) and bool(lengths[1] <= mass * part)

@@ -1,4 +1,7 @@
-"""How many splats there may be, and how sharp: phases of growing capacity and falling temperature (model section 8)."""
+"""How many splats a run may have, and how sharp: phases of the curriculum (model section 8).
+
+From phase to phase the capacity rises and the splat temperature falls.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,21 @@ from dataclasses import dataclass
 
 from ebmvk.config.schema import SplatConfig
 
-SHARES = (0.1, 0.6, 1.0)  # of the target: 5,000, 30,000, 50,000 in the original system
-HEAT = (4.0, 2.0, 1.0)  # times the splat temperature
-LAST_THRESHOLD = 0.2  # of phi: coverage 80 %
+SHARES = (0.1, 0.6, 1.0)  # of the target number; 5,000, 30,000 and 50,000 in the original system
+HEAT = (4.0, 2.0, 1.0)  # factors of the splat temperature
+LAST_THRESHOLD = 0.2  # of phi, which means a coverage of 80 %
 
 
 @dataclass(frozen=True)
 class Phase:
-    """capacity: the most splats; kappa: bounds of kappa_hat, which are those of the configuration divided by the
-    phase's splat temperature."""
+    """capacity: most splats. kappa: bounds of kappa_hat, divided by the phase's temperature."""
 
     capacity: int
     kappa: tuple[float, float]
 
 
 def phases(config: SplatConfig) -> tuple[Phase, ...]:
-    """The phases of a run, one where there is no curriculum."""
+    """The phases of a run; a single one if the curriculum is off."""
 
     def phase(capacity: float, heat: float) -> Phase:
         tau = config.splat_temperature * heat
@@ -33,13 +35,16 @@ def phases(config: SplatConfig) -> tuple[Phase, ...]:
 
 
 def due(config: SplatConfig, step: int, steps: int, steps_per_epoch: int) -> int:
-    """The phase that a step of a run of `steps` asks for: equal parts of `curriculum_epochs`, or of a shorter run."""
+    """The phase due at a step.
+
+    Phases are equal parts of `curriculum_epochs`, or of the run if it is shorter.
+    """
     length = min(float(steps), config.curriculum_epochs * steps_per_epoch)
     count = len(phases(config))
     return min(count - 1, int(count * step / length))
 
 
 def threshold(config: SplatConfig, step: int, steps: int) -> float:
-    """phi*, above which splats are created: from soc_threshold straight down to 0.2 at the end of the run."""
+    """phi*, above which splats are created: linear from soc_threshold to 0.2 over the run."""
     last = min(LAST_THRESHOLD, config.soc_threshold)
     return config.soc_threshold + (last - config.soc_threshold) * min(1.0, step / steps)

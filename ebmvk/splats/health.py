@@ -1,4 +1,8 @@
-"""The state of a splat store in a few numbers, for metrics."""
+"""The state of a splat store in a few numbers, for metrics and the diagnosis.
+
+How many splats are in use, how heavy and sharp they are, how near one another, and how much of a
+text is new to them.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,22 @@ from ebmvk.sphere.geometry import dist
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
-ASKED = 1024  # splats whose nearest neighbour is looked for in training: an exact mean would cost M^2 d
+# splats whose nearest neighbour is looked up in training; an exact mean would cost M^2 d
+ASKED = 1024
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_per_epoch: int) -> dict[str, Any]:
-    """What a store is like at a training step, JSON-able.
+    """A JSON-able summary of a store at a training step.
 
-    splats; active, those recalled or born since the step `since`, and dead, the others; mass, in contexts; background,
-    nu; mass_quantiles, kappa_quantiles (0, 25, 50, 75, 100 %); age_epochs, the mean; nearest_angle, radians, the mean
-    of `angles`, those of `nearest_angles` (0 where there is none); usage_gini, of the frequencies, 0 where all splats
-    are used alike, near 1 where few have it all; frequency, their mean, contexts recalled by a splat since its birth;
-    tokens_per_splat.
+    splats: their number; active: those recalled or born since the step `since`; dead: the others.
+    mass: of all splats, in contexts; background: nu.
+    mass_quantiles, kappa_quantiles: at 0, 25, 50, 75 and 100 %.
+    age_epochs: mean age. nearest_angle: mean of `angles` (see `nearest_angles`), in radians; 0 if
+    there are none.
+    usage_gini: of the frequencies; 0 if all splats are used alike, near 1 if few get all the use.
+    frequency: mean number of contexts that a splat was recalled for since its birth.
+    tokens_per_splat: mean number of different tokens.
     """
     dead = int((store.last_use < since).sum())
     return {
@@ -44,40 +52,48 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
 
 
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
-    """(unseen, rare): of contexts h (n, d) and the tokens (n,) that followed them, those whose token the splats looked
-    up for them have never met, and those whose token they have met about once. By Good and Turing neither is small
-    beside the other, unless the splats hold the contexts themselves."""
+    """(unseen, rare): numbers of contexts whose next token the splats found for them have met
+    never, or about once.
+
+    h: (n, d); tokens: (n,), which followed. By Good and Turing, in a new text neither number is
+    small compared with the other. `unseen` is small only if the splats hold these very contexts.
+    """
     ids = splats.find(h).ids
     met = torch.stack([splats.store.count_of(near, tokens) for near in ids.T]).sum(0)
     return int((met == 0).sum()), int(((met > 0) & (met < 1.5)).sum())
 
 
 def gini(values: Tensor) -> float:
-    """Gini coefficient of (n,) values >= 0: sum_i (2i - n - 1) x_(i) / (n sum x); 0 where all are 0."""
+    """The Gini coefficient of (n,) values >= 0: sum_i (2i - n - 1) x_(i) / (n sum x), or 0."""
     n, total = len(values), float(values.sum())
     rank = 2 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1
     return float((rank * values.double().sort().values).sum()) / (n * total) if total > 0 else 0.0
 
 
 def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
-    """Of (n,) values, by order alone: torch.quantile refuses more than 2^24."""
+    """Quantiles of (n,) values by sorting, because torch.quantile refuses more than 2^24."""
     ordered = values.sort().values
     return [float(ordered[round(share * (len(ordered) - 1))]) for share in shares]
 
 
 def spaced(n: int, most: int) -> Tensor:
-    """(m,) int64: at most `most` of n numbers, at even distances."""
+    """At most `most` of the numbers 0 to n - 1, evenly spaced: (m,) int64."""
     return torch.arange(0, n, max(1, -(-n // most)))
 
 
 def neighbours(mu: Tensor, backend: Backend, ask: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """ids and cosines (m, k) of the nearest other rows of mu (n, d), best first; fewer where there are not so many."""
+    """(ids, cosines), both (m, k): the nearest other rows of mu (n, d) for the rows `ask` (m,),
+    best first.
+
+    There are fewer than k columns if mu has too few rows.
+    """
     k = min(k, len(mu) - 1)
     if k < 1:
         return torch.zeros(len(ask), 0, dtype=torch.int64), torch.zeros(len(ask), 0)
     found = backend.topk(mu[ask].contiguous(), backend.points(mu.contiguous()), k + 1)
     ids, scores = found.ids.cpu(), found.scores.cpu()
-    # Of equal points another may come first, so that a row's own place is looked for, and the last one goes without.
+    # If points are equal, another may come before the row itself. So look for the row's own place;
+    # if it isn't there, drop the last neighbour.
     own = (ids == ask[:, None]).int()
     own[:, -1] |= (own.sum(1) == 0).int()
     keep = own.argsort(dim=1, stable=True)[:, :k]
@@ -85,7 +101,10 @@ def neighbours(mu: Tensor, backend: Backend, ask: Tensor, k: int) -> tuple[Tenso
 
 
 def nearest_angles(store: SplatStore, backend: Backend, most: int) -> tuple[Tensor, Tensor]:
-    """(asked (m,), radians (m,)) between some splats and the nearest other one; no angle of a single splat."""
+    """(asked (m,), radians (m,)): angles between some splats and their nearest neighbour.
+
+    A single splat has no neighbour, so no angle.
+    """
     ask = spaced(store.n, most)
     ids, _ = neighbours(store.mu, backend, ask, 1)
     if not ids.shape[1]:

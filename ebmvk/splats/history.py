@@ -1,4 +1,4 @@
-"""The last training states, as tensors: what consolidation during training works on (model section 8)."""
+"""Keeps the last training states, on which consolidation works (model section 8)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from ebmvk.sphere.geometry import off_sphere
 
 @dataclass
 class History:
-    """A ring of the last n states of a run.
+    """A ring buffer of the last n states of a run.
 
     Args:
-        states: (n, d) float32 unit rows. tokens: (n,) int64, which followed them. energies: (n,) float32, E(v|c) =
-            -log p(v|c), nats. steps: (n,) int64, the training step of each.
-        left: (n,) float64, the share of each state that no splat has taken yet, 1 for a new one: a state enters a
-            store once, whatever part of it comes through assignment and whatever part through creation.
-        added: (1,) int64, states added so far. pending: (1,) int64, those of them that have not been assigned.
+        states: (n, d) float32 unit rows.
+        tokens: (n,) int64, the token that followed each state.
+        energies: (n,) float32, E(v|c) = -log p(v|c), nats.
+        steps: (n,) int64, the training step of each state.
+        left: (n,) float64, the share of each state that no splat has taken yet; 1 for a new one.
+            Assignment and creation both take from it, so that a state enters the store only once.
+        added: (1,) int64, the number of states added so far.
+        pending: (1,) int64, how many of these have not been assigned to splats yet.
     """
 
     states: Tensor
@@ -33,6 +36,7 @@ class History:
 
     @classmethod
     def empty(cls, size: int, d: int) -> History:
+        """A ring for `size` states of dimension d, with none in it."""
         whole = torch.zeros(size, dtype=torch.int64)
         count = torch.zeros(1, dtype=torch.int64)
         real = whole.double()
@@ -44,11 +48,11 @@ class History:
 
     @property
     def n(self) -> int:
-        """States held."""
+        """The number of states in the ring."""
         return min(int(self.added), self.size)
 
     def add(self, states: Tensor, tokens: Tensor, energies: Tensor, step: int) -> None:
-        """States (m, d) of a step, over the oldest ones; of more than the ring holds, the last."""
+        """Add the states (m, d) of a step in place of the oldest ones."""
         keep = slice(max(0, len(states) - self.size), None)
         place = (int(self.added) + torch.arange(len(states))[keep]) % self.size
         self.states[place], self.tokens[place], self.energies[place] = states[keep], tokens[keep], energies[keep]
@@ -62,7 +66,7 @@ class History:
         return (int(self.added) - new + torch.arange(new)) % self.size
 
     def assigned(self) -> None:
-        """What has been added so far is not pending any more."""
+        """Mark all states added so far as assigned."""
         self.pending.zero_()
 
     def state(self) -> dict[str, Tensor]:
@@ -70,11 +74,11 @@ class History:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     def restore(self, state: dict[str, Tensor], source: str) -> None:
-        """Take back what `state` gave. source: the file, for messages.
+        """Continue from what `state` returned. source: the file, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing, of another shape or dtype than a ring of this size has, or has values
-                that no ring has.
+            CheckpointError: a tensor is missing, has the wrong shape or dtype, or impossible
+                values.
         """
         for name, own in self.state().items():
             value = state.get(name)
@@ -94,10 +98,10 @@ class History:
 
     def _fault(self) -> str | None:
         if not 0 <= int(self.pending) <= int(self.added):
-            return f"pending is {int(self.pending)} of {int(self.added)} states"
+            return f"number of pending states is {int(self.pending)}, of {int(self.added)} added"
         row = off_sphere(self.states[: self.n])
         if row is not None:
-            return f"states: row {row} is no unit vector"
+            return f"states: row {row} isn't a unit vector"
         if bool((self.tokens < 0).any()) or bool((self.steps < 0).any()):
             return "tokens or steps are negative"
         if bool(((self.left < 0) | (self.left > 1)).any()):

@@ -1,4 +1,9 @@
-"""What memory splats say of a context: the posterior over neighbours and background, and its token law (section 5)."""
+"""What splats say about a context: which ones are near, and which tokens they expect (model section
+5).
+
+The posterior over the nearest splats and the uniform background mixes their token laws into p_mem,
+which is then pooled with the model's own (lexical) law.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,16 @@ from torch import Tensor
 from ebmvk.engine.api import Backend, Points
 from ebmvk.splats.store import SplatStore
 
-FEATURES = 4
+FEATURES = 4  # of each memory tier, for the gate; see `Recall.pooled`
 
 
 @dataclass(frozen=True)
 class Recall:
-    """law: (B, V) float32, p_mem; closest: (B,), the largest mu_k.h; log_density: (B,), of the context, relative to the
-    uniform one."""
+    """The answer of splats to B contexts.
+
+    law: (B, V) float32, p_mem. closest: (B,), the largest mu_k.h. log_density: (B,), log of the
+    context's density relative to the uniform density.
+    """
 
     law: Tensor
     closest: Tensor
@@ -26,15 +34,19 @@ class Recall:
 
     @classmethod
     def join(cls, parts: Sequence[Recall]) -> Recall:
-        """Of the same splats' answers to more contexts."""
+        """One answer from the answers of the same splats to several batches of contexts."""
         return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in ("law", "closest", "log_density")))
 
     def pooled(self, log_p_lex: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """log p_i (B, V) with p_i = p_mem^share p_lex^(1 - share) / Z, and features (B, FEATURES) for the gate: the
-        closest, the log density, and the entropy and the largest entry of log p_i.
+        """The pool of p_mem with the lexical law, log p_i (B, V), and features (B, FEATURES) for
+        the gate.
 
-        The logarithmic pool (Genest and Zidek 1986): energies add. Splats that gather many contexts say what follows
-        places like this one; the lexical law, which of that fits here. log_p_lex: (B, V) float32, on the CPU.
+        p_i = p_mem^share p_lex^(1 - share) / Z is the logarithmic pool (Genest and Zidek 1986), in
+        which energies add: splats say what follows places like this one, the lexical law which of
+        these tokens fit here. The features are `closest`, `log_density`, and the entropy and
+        largest entry of log p_i.
+
+        log_p_lex: (B, V) float32, on the CPU.
         """
         log_law = torch.log_softmax(torch.lerp(log_p_lex, log_of(self.law), share), dim=1)
         of_law = (entropy(log_law.exp(), log_law), log_law.amax(1))
@@ -43,8 +55,11 @@ class Recall:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """ids: (B, K); scores: (B, K), log n_k + log C_d(kappa_k) - log C_d(0) + kappa_k mu_k.h; closest: (B,), the largest
-    mu_k.h."""
+    """The K splats found for each of B contexts.
+
+    ids: (B, K). scores: (B, K), log n_k + log C_d(kappa_k) - log C_d(0) + kappa_k mu_k.h. closest:
+    (B,), the largest mu_k.h.
+    """
 
     ids: Tensor
     scores: Tensor
@@ -53,7 +68,10 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Splats:
-    """A store on a backend. k: neighbours looked up for each context."""
+    """A store whose directions lie on a backend, ready for queries.
+
+    k: splats looked up per context.
+    """
 
     store: SplatStore
     backend: Backend
@@ -62,6 +80,7 @@ class Splats:
 
     @classmethod
     def open(cls, store: SplatStore, backend: Backend, k: int) -> Splats:
+        """Copy the directions of a store to a backend."""
         return cls(store, backend, backend.points(store.mu), min(k, store.n))
 
     def find(self, h: Tensor) -> Neighbours:
@@ -72,7 +91,10 @@ class Splats:
         return Neighbours(ids, scores, ((scores - store.logw[ids]) / store.kappa[ids]).amax(1))
 
     def recall(self, h: Tensor) -> Recall:
-        """p_mem = sum_k q_k V_k + q_inf / V, normalised for any k. h: (B, d) float32 unit rows, on the CPU."""
+        """p_mem = sum_k q_k V_k + q_inf / V for each context; it is normalised for any k.
+
+        h: (B, d) float32 unit rows, on the CPU.
+        """
         found = self.find(h)
         scores = torch.cat((torch.full((len(h), 1), math.log(self.store.background)), found.scores), dim=1)
         weights = torch.softmax(scores, dim=1)
@@ -82,26 +104,33 @@ class Splats:
 
 
 def entropy(law: Tensor, log_law: Tensor) -> Tensor:
-    """-sum_v p log p of rows (B, V), log p finite: half the time of torch.special.entr, which is not vectorised."""
+    """-sum_v p log p of rows (B, V) with finite log p; twice as fast as torch.special.entr."""
     information: Tensor = torch.linalg.vecdot(law, log_law)
     return -information
 
 
 def log_of(law: Tensor) -> Tensor:
-    """log of probabilities, finite where float32 has none."""
+    """The log of probabilities, finite even for 0."""
     return law.clamp_min(1e-35).log()
 
 
 def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float) -> Tensor:
-    """log of (background + sum_k e^score) / (background + mass), (B,) float64: a context's density relative to the
-    uniform one; e^score is a splat's mass times its density there. scores: (B, K), -inf for no splat; mass: total over
-    all splats; background > 0 or mass 0.
+    """log of (background + sum_k e^score) / (background + mass), (B,) float64.
 
-    If the background outweighs all splats this is near 0 and hardly varies. A difference of two logarithms would be
-    mostly rounding; log1p has a relative error of 1e-15. What remains is the error of the scores: for each splat,
-    float32's 6e-8 times |score|.
+    This is a context's density relative to the uniform density; e^score is a splat's mass times its
+    density there.
+
+    If the background outweighs all splats, the result is near 0 and hardly varies. A difference of
+    two logarithms would be mostly rounding; log1p has a relative error of 1e-15. What remains is
+    the error of the scores: for each splat, float32's 6e-8 times |score|.
+
+    Args:
+        scores: (B, K), -inf for no splat.
+        mass: the total over all splats.
+        background: positive, unless mass is 0.
     """
     scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
     splats = scores.exp().sum(1)
     found = ((splats - mass) / total).log1p()
-    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())  # beside e^709 the rest is nothing
+    # beyond e^709 the rest is negligible
+    return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())

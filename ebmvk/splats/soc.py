@@ -1,10 +1,12 @@
-"""Self-organised consolidation during training (model section 8): splats that are born, grow, part, merge and fade.
+"""Self-organised consolidation during training (model section 8): splats are born, grow, split,
+merge and fade.
 
-Between checks states are collected. At a check the online EM takes its step: states since the last one are assigned to
-the splats near them with posterior weights, and their statistics are added; before that, older statistics are
-multiplied by `soc_keep`, because the trunk that made them has moved on. Then concentrations and background are fitted
-again, and where the held-out fold is covered too little (phi > phi*), splats are created where states are surprising
-and uncovered; broad ones are split; at capacity those are merged that cost least in description length.
+Between checks, states are collected. A check is one step of online EM. First, old statistics are
+multiplied by `soc_keep`, because the trunk that made them has changed since. Then the new states
+are assigned to nearby splats with posterior weights, their statistics are added, and concentrations
+and background are fitted again. If too little of the held-out fold is covered (phi > phi*), splats
+are created where states are surprising and uncovered. Broad splats are split; at capacity, the
+pairs whose merging costs least in description length are merged.
 """
 
 from __future__ import annotations
@@ -29,22 +31,29 @@ from ebmvk.splats.history import History
 from ebmvk.splats.store import BETA, SplatStore
 
 NEAR = 16  # splats looked up for each state
-LEAST_WEIGHT = 0.05  # of an assignment: less is left to the background, so that token counts stay sparse
-LEAST_MASS = 0.5  # contexts: what has faded below this is pruned
-LEAST_COUNT = 0.01  # of a token in a splat: less is forgotten
-CHURN = 20  # at capacity, one splat in so many may be replaced by creation, and by splitting, at one check
-FOLD_SHARE = 8  # the fold's ring is so much smaller than the history
-ACTIVE_CHECKS = 5  # checks without a recall after which a splat counts as dead
-RETRY_CHECKS = 4  # between two attempts at a growth that was refused
+# smaller assignment weights go to the background, so that token counts stay sparse
+LEAST_WEIGHT = 0.05
+LEAST_MASS = 0.5  # splats that have faded below this mass, in contexts, are pruned
+LEAST_COUNT = 0.01  # smaller counts of a token in a splat are forgotten
+# at capacity, one check may replace 1/20 of the splats by creation, and 1/20 by splitting
+CHURN = 20
+FOLD_SHARE = 8  # the held-out fold keeps 1/8 as many states as the history
+ACTIVE_CHECKS = 5  # a splat counts as dead after this many checks without a recall
+RETRY_CHECKS = 4  # checks between two attempts at a growth that was rejected
 
 Judge = Callable[[SplatStore | None], float]
-"""Validation nats per token of the model with these splats as its memory; None: without."""
+"""Validation nats per token of the model with these splats as its memory; None: no memory."""
 
 
 @dataclass
 class Counters:
-    """phase: in force; tried: the check at which a growth was last refused; checks: done; step: of the last check;
-    phi: the order parameter then; rate: events per 1000 states then."""
+    """What a consolidation remembers from check to check.
+
+    phase: the current phase of the curriculum. tried: the check that last rejected a growth.
+    checks: number done.
+    step, phi, rate: of the last check: the training step, the order parameter, and events per 1000
+    states.
+    """
 
     phase: int = 0
     tried: int = -RETRY_CHECKS
@@ -56,7 +65,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Events:
-    """What one check did to the store; the avalanche is their number."""
+    """What one check did to the store. The avalanche is the number of all events."""
 
     created: int = 0
     split: int = 0
@@ -72,8 +81,9 @@ class Consolidation:
     """The splats of one training run.
 
     Args:
-        steps: of the whole run. steps_per_epoch: ages are told in epochs.
-        seed: of a step, for all randomness of its check; torch's own generator is not touched.
+        steps: of the whole run.
+        steps_per_epoch: to report ages in epochs.
+        seed: maps a step to the seed of its check. torch's own generator isn't used.
     """
 
     def __init__(
@@ -96,14 +106,17 @@ class Consolidation:
         self.counters = Counters()
 
     def observe(self, states: Tensor, tokens: Tensor, energies: Tensor, held_out: Tensor, step: int) -> None:
-        """States (m, d) float32 unit rows on the CPU, of one step; those of held_out (m,) bool only measure phi."""
+        """Collect the states of one step: (m, d) float32 unit rows, on the CPU.
+
+        held_out: (m,) bool, marks states that only measure phi and never enter a splat.
+        """
         for ring, mine in ((self.history, ~held_out), (self.fold, held_out)):
             ring.add(states[mine], tokens[mine], energies[mine], step)
 
-    # ---- one check -------------------------------------------------------------------------------------------------
+    # ---- one check -------------------------------------------------------------------------------
 
     def check(self, step: int, judge: Judge) -> dict[str, Any]:
-        """Take one step of consolidation after training step `step`; a JSON-able record of it."""
+        """Consolidate after training step `step`. Returns a JSON-able record of the check."""
         began, counters = time.perf_counter(), self.counters
         seen = int(self.history.pending)
         self.store, faded = self._faded(step)
@@ -118,7 +131,7 @@ class Consolidation:
             growth["accepted"] = growth["after"] <= growth["before"]
             if growth["accepted"]:
                 self.store, counters.phase = grown, phase + 1
-            else:  # as if it had never been
+            else:  # undo everything
                 self.history.left.copy_(left)
                 events, counters.tried, self.store = Events(), counters.checks, before
         else:
@@ -138,7 +151,7 @@ class Consolidation:
         }
 
     def summary(self, step: int) -> dict[str, Any]:
-        """Coverage and the health of the splats at a step, JSON-able."""
+        """Coverage and the health of the splats at a step, as JSON-able figures."""
         counters, capacity = self.counters, self.phases[self.counters.phase].capacity
         since = step - ACTIVE_CHECKS * self.config.soc_check_interval
         told = {
@@ -158,8 +171,11 @@ class Consolidation:
         return self.counters.checks - self.counters.tried >= RETRY_CHECKS
 
     def _faded(self, step: int) -> tuple[SplatStore | None, int]:
-        """The store as time leaves it, and how many splats that has cost: all statistics fade, old splats by the weight
-        decay too, which is per epoch and applied for the part of one that has passed."""
+        """The store after fading, and how many splats were pruned.
+
+        All statistics fade; old splats also by the weight decay, which is per epoch and applied for
+        the part of an epoch that has passed.
+        """
         store, config = self.store, self.config
         if store is None:
             return None, 0
@@ -173,8 +189,11 @@ class Consolidation:
         return (store.kept(keep) if bool(keep.any()) else None), pruned
 
     def _assign(self, step: int) -> Tensor:
-        """The E step and the sums of the M step: (n,) the splat with most of each state of the history, -1 where that
-        is not half of it or the state is not new."""
+        """Assign new states (E step) and add them to the splats (sums of the M step).
+
+        Returns (n,): for each state of the history the splat that got more than half of it, or -1
+        if no splat did or the state isn't new.
+        """
         history, place = self.history, self.history.unassigned()
         owner = torch.full((history.n,), -1)
         history.assigned()
@@ -189,7 +208,7 @@ class Consolidation:
         return owner
 
     def _fitted(self, store: SplatStore | None) -> tuple[SplatStore | None, float]:
-        """The store with the background that fits the fold, and phi: 1 where nothing is known to be covered."""
+        """The store with the background that fits the fold, and phi (1 without store or fold)."""
         if store is None or not self.fold.n:
             return store, 1.0
         return fit_background(store, self.fold.states[: self.fold.n], self.backend, NEAR)
@@ -197,7 +216,10 @@ class Consolidation:
     def _events(
         self, store: SplatStore | None, phase: int, owner: Tensor, step: int, target: float
     ) -> tuple[SplatStore | None, Events]:
-        """The store after splitting, merging and creating as a phase allows. Takes shares out of the history."""
+        """The store after splitting, creating and merging as a phase allows, and what was done.
+
+        Created splats take their states' shares out of the history.
+        """
         history, (capacity, kappa) = self.history, (self.phases[phase].capacity, self.phases[phase].kappa)
         split_off, merged = 0, 0
         store, phi = self._fitted(store and replace(store, kappa_min=kappa[0], kappa_max=kappa[1]))
@@ -228,7 +250,7 @@ class Consolidation:
         random = torch.Generator().manual_seed(self.seed(step))
         return created(self.history, place, most, (self.vocab_size, BETA, kappa), self.backend, random, step)
 
-    # ---- files -----------------------------------------------------------------------------------------------------
+    # ---- files -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
@@ -238,10 +260,10 @@ class Consolidation:
         return tensors
 
     def restore(self, state: dict[str, Tensor], source: str) -> None:
-        """Continue from what `state` gave. source: the file, for messages.
+        """Continue from what `state` returned. source: the file, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing or does not fit.
+            CheckpointError: a tensor is missing or doesn't fit this run.
         """
         counters = {}
         for name, default in asdict(Counters()).items():
@@ -252,7 +274,7 @@ class Consolidation:
         self.counters = Counters(**counters)
         if not 0 <= self.counters.phase < len(self.phases):
             raise CheckpointError(
-                f"{source}: its curriculum is in phase {self.counters.phase}, the run has {len(self.phases)}",
+                f"{source}: its curriculum is in phase {self.counters.phase}; the run has {len(self.phases)} phases",
                 hint="resume with the config.toml that this checkpoint was trained with",
             )
         self.history.restore(_part(state, "history"), source)
@@ -262,7 +284,10 @@ class Consolidation:
 
 
 def store_of(state: dict[str, Tensor], source: str) -> SplatStore | None:
-    """The splats of a saved consolidation; None where there were none yet. Raises CheckpointError."""
+    """The splats of a saved consolidation; None if it had none yet.
+
+    Raises CheckpointError if damaged.
+    """
     store = _part(state, "store")
     return SplatStore.from_state(store, source) if store else None
 

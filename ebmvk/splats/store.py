@@ -1,7 +1,8 @@
-"""Memory splats as additive statistics, and what is derived from them (model sections 3 and 8).
+"""Memory splats as sums over contexts, and everything derived from them (model sections 3 and 8).
 
-A splat gathers contexts: n_k (mass), R_k = sum of r x (resultant), n_k(v) (token counts, sparse). They add, so nothing
-is lost by merging splats.
+A splat sums up contexts that lie near one another: their number n_k (mass), R_k = sum of r x
+(resultant), and n_k(v), how often each token followed (sparse counts). These statistics add, so
+merging splats loses none of them.
 """
 
 from __future__ import annotations
@@ -20,19 +21,23 @@ from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import inverse_mean_cosine, log_c_ratio, mean_cosine
 
 BETA = 2.0
-"""beta of splats of a training text: in a pool with the lexical law, a token never met is not out of the question."""
+"""beta of the splats of a training text.
+
+Pooled with the lexical law, it keeps tokens possible that no context had.
+"""
 _ROWS = 1 << 16  # states converted to float64 at once
 
 
 def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> Tensor:
-    """kappa_hat = clip(A_d^-1(r), low, high) from mass n and |R|, with r^2 = max(0, (n |R/n|^2 - 1)/(n - 1)).
+    """kappa_hat = clip(A_d^-1(r), low, high) from mass n and length |R|, of any shape, float64.
 
-    The mean resultant of n points is longer than the law's by chance; a single point says nothing, so r = 0 there.
-    mass, length: any shape, float64.
+    r^2 = max(0, (n |R/n|^2 - 1)/(n - 1)) corrects the bias of the mean resultant, which for n
+    points is longer by chance than that of their law. A single point says nothing, so r = 0 for it.
     """
     square = ((length.square() / mass.clamp_min(1e-12) - 1) / (mass - 1).clamp_min(1e-12)).clamp(0, 1)
     r = torch.where(mass > 1, square, 0.0).sqrt()
-    ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)  # beyond it the answer is `high`
+    # beyond it kappa_hat is `high`
+    ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)
     return inverse_mean_cosine(torch.minimum(r, ceiling), d).clamp(low, high)
 
 
@@ -43,14 +48,17 @@ class SplatStore:
     Args:
         mass: (M,) float64 > 0.
         resultant: (M, d) float32.
-        count_start, count_token, count: CSR rows of token counts, (M+1,) int64, (nnz,) int64 rising within a row,
-            (nnz,) float64. A row's sum is the mass.
-        background: nu, the mass of the uniform background, alpha_inf = nu/(N+nu).
-        beta: smoothing mass of the token distributions. kappa_min, kappa_max: bounds of kappa_hat, what the original
-            system's 1 and 50 are after division by its splat temperature. vocab_size: V.
-        frequency: (M,) float64 >= 0, the posterior mass with which each splat has been recalled in training, never
-            forgotten; birth, last_use: (M,) int64, the training steps of its birth and of its last recall. All 0 in a
-            store that was built from a text at once.
+        count_start, count_token, count: CSR rows of token counts: (M+1,) int64, (nnz,) int64 rising
+            within a row, (nnz,) float64. The sum of a row is the splat's mass.
+        background: nu, the mass of the uniform background; its weight is alpha_inf = nu/(N+nu).
+        beta: smoothing mass of the token distributions.
+        kappa_min, kappa_max: bounds of kappa_hat. (The original system's bounds, 1 and 50, are
+            divided by its splat temperature first.)
+        vocab_size: V.
+        frequency: (M,) float64 >= 0, the posterior mass with which each splat has been recalled in
+            training; it never fades.
+        birth, last_use: (M,) int64, the training steps of a splat's birth and of its last recall.
+            These two and `frequency` are 0 in a store that was built from a text at once.
     """
 
     mass: Tensor
@@ -80,16 +88,23 @@ class SplatStore:
         weight: Tensor | None = None,
         step: int = 0,
     ) -> SplatStore:
-        """Statistics of states (n, d), of any floating dtype, followed by tokens (n,), each owned by one splat.
+        """The store of states that each belong to one splat. The background starts at nu = N,
+        alpha_inf = 1/2.
 
-        owner: (n,) int64, renumbered in order without gaps. kappa: the bounds of kappa_hat. weight: (n,) float64 > 0 of
-        each state, 1 by default. step: of the splats' birth. The background starts at nu = N, alpha_inf = 1/2.
+        Args:
+            states: (n, d), of any floating dtype.
+            tokens: (n,) int64, which followed.
+            owner: (n,) int64, the splat of each state; renumbered in order without gaps.
+            kappa: the bounds of kappa_hat.
+            weight: (n,) float64 > 0, of each state; None: 1.
+            step: the training step of the splats' birth.
         """
         check_states(states, tokens)
         row = torch.unique(owner, return_inverse=True)[1]
         weight = torch.ones(len(row), dtype=torch.float64) if weight is None else weight
         mass = torch.bincount(row, weight)
-        # float64 and in order: sums of many unit vectors, the same on every run.
+        # In float64 and in order, so that sums of many unit vectors are exact and the same in every
+        # run.
         resultant = torch.zeros(len(mass), states.shape[1], dtype=torch.float64)
         for rows, part, own in zip(*(torch.split(part, _ROWS) for part in (row, states, weight)), strict=True):
             resultant.index_add_(0, rows, part.double() * own[:, None])
@@ -118,42 +133,42 @@ class SplatStore:
 
     @cached_property
     def row(self) -> Tensor:
-        """(nnz,) int64: the splat that each count belongs to."""
+        """The splat that each count belongs to: (nnz,) int64."""
         return torch.repeat_interleave(torch.arange(self.n), self.count_start.diff())
 
     @cached_property
     def length(self) -> Tensor:
-        """|R_k| (M,) float64."""
+        """|R_k|: (M,) float64."""
         length: Tensor = torch.linalg.vector_norm(self.resultant.double(), dim=1)
         return length
 
     @cached_property
     def mu(self) -> Tensor:
-        """(M, d) float32 unit rows."""
+        """The directions of the splats: (M, d) float32 unit rows."""
         return projx(self.resultant)
 
     @cached_property
     def kappa(self) -> Tensor:
-        """kappa_hat (M,) float32 within its bounds: what enters C_d, exponents and A_d."""
+        """kappa_hat within its bounds: (M,) float32. C_d, exponents and A_d all use it."""
         if self.kappa_min == self.kappa_max:
             return torch.full((self.n,), self.kappa_max, dtype=torch.float32)
         return fit_kappa(self.mass, self.length, self.d, self.kappa_min, self.kappa_max).float()
 
     @cached_property
     def logw(self) -> Tensor:
-        """(M,) float32: log n_k + log C_d(kappa_hat_k) - log C_d(0), the weight of a candidate beside log nu."""
+        """log n_k + log C_d(kappa_hat_k) - log C_d(0), (M,) float32; the background has log nu."""
         return (self.mass.log() + log_c_ratio(self.kappa.double(), self.d)).float()
 
     def at(self, kappa: float) -> SplatStore:
-        """The same splats, each of concentration kappa."""
+        """The same splats, all with concentration kappa."""
         return replace(self, kappa_min=kappa, kappa_max=kappa)
 
     def scrambled(self, seed: int) -> SplatStore:
-        """The control: splats keep token laws and masses, and get one another's directions."""
+        """A control for experiments: splats keep token laws and masses, but swap directions."""
         other = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))
         return replace(self, resultant=self.mu[other] * self.length[:, None].float())
 
-    # ---- adding up -------------------------------------------------------------------------------------------------
+    # ---- adding up -------------------------------------------------------------------------------
 
     def scaled(self, factor: Tensor) -> SplatStore:
         """Each splat's statistics times its factor (M,) float64 > 0."""
@@ -177,7 +192,7 @@ class SplatStore:
         )
 
     def joined(self, other: SplatStore) -> SplatStore:
-        """The splats of both, own ones first; the settings are this store's."""
+        """The splats of both stores, this one's first, with this one's settings."""
         return replace(
             self,
             mass=torch.cat((self.mass, other.mass)),
@@ -191,7 +206,8 @@ class SplatStore:
         )
 
     def merged(self, owner: Tensor) -> SplatStore:
-        """Splats of one owner become one: their statistics add, the birth is the earliest, the last use the latest.
+        """Merge the splats of each owner: statistics add, the earliest birth and the latest use
+        stay.
 
         owner: (M,) int64, renumbered without gaps.
         """
@@ -216,9 +232,10 @@ class SplatStore:
         )
 
     def absorbed(self, x: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor, step: int) -> SplatStore:
-        """Contexts x (B, d) and the tokens (B,) that followed, added to splats ids (B, K) with weights (B, K) >= 0.
+        """Add contexts x (B, d) and the tokens (B,) that followed to splats ids (B, K), with
+        weights (B, K) >= 0.
 
-        The weights are also the frequency of the splats' recall at a training step.
+        The weights also count as recalls of the splats at training step `step`.
         """
         use = weights > 0
         splat, weight = ids[use], weights[use].double()
@@ -243,8 +260,11 @@ class SplatStore:
         )
 
     def trimmed(self, floor: float) -> SplatStore:
-        """Without the token counts below `floor`, which go with their share of mass and resultant: what is forgotten
-        by a factor would otherwise be kept in ever more cells. A splat may be left with mass 0."""
+        """Drop token counts below `floor`, with their share of mass and resultant.
+
+        Otherwise counts that fade by a factor would stay in ever more cells. A splat may end with
+        mass 0.
+        """
         use = self.count >= floor
         mass = torch.zeros_like(self.mass).index_add_(0, self.row[use], self.count[use])
         length = torch.bincount(self.row[use], minlength=self.n)
@@ -257,10 +277,13 @@ class SplatStore:
             count=self.count[use],
         )
 
-    # ---- token laws ------------------------------------------------------------------------------------------------
+    # ---- token laws ------------------------------------------------------------------------------
 
     def token_law(self, ids: Tensor, weights: Tensor) -> Tensor:
-        """sum_k weights_k V_k, with V_k = (n_k(v) + beta/V) / (n_k + beta). ids, weights: (B, K). Returns (B, V)."""
+        """sum_k weights_k V_k with V_k = (n_k(v) + beta/V) / (n_k + beta): (B, V).
+
+        ids, weights: (B, K).
+        """
         share = weights / (self.mass[ids] + self.beta).to(weights.dtype)
         rows = np.arange(0, ids.numel() + 1, ids.shape[1])
         chosen = sparse.csr_array((share.flatten().numpy(), ids.flatten().numpy(), rows), shape=(len(ids), self.n))
@@ -269,17 +292,17 @@ class SplatStore:
 
     @cached_property
     def _counts(self) -> sparse.csr_array:
-        """n_k(v) (M, V) float32: products of sparse matrices take a sixth of the time of sums by index."""
+        """n_k(v), (M, V) float32, sparse: products take 1/6 of the time of sums by index."""
         parts = (self.count.float().numpy(), self.count_token.int().numpy(), self.count_start.int().numpy())
         return sparse.csr_array(parts, shape=(self.n, self.vocab_size))
 
     def count_of(self, ids: Tensor, tokens: Tensor) -> Tensor:
-        """n_k(v) for pairs (B,), 0 where a splat never met the token."""
+        """n_k(v) for pairs of splats and tokens, (B,); 0 if the splat never met the token."""
         cells, wanted = self.row * self.vocab_size + self.count_token, ids * self.vocab_size + tokens
         place = torch.searchsorted(cells, wanted).clamp_max(len(cells) - 1)
         return torch.where(cells[place] == wanted, self.count[place], 0.0)
 
-    # ---- files -----------------------------------------------------------------------------------------------------
+    # ---- files -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors."""
@@ -291,11 +314,13 @@ class SplatStore:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], source: str) -> SplatStore:
-        """The store of `state`, checked. source: the file, for messages. Files written before splats had a frequency, a
-        birth and a last use have none of the three: 0.
+        """The store that `state` saved, checked. source: the file, for messages.
+
+        Files of earlier versions lack frequency, birth and last use; they become 0.
 
         Raises:
-            CheckpointError: a tensor is missing, or has the wrong shape or dtype, or they contradict each other.
+            CheckpointError: a tensor is missing or has the wrong shape or dtype, or tensors
+                contradict each other.
         """
         if not state.keys() & {"frequency", "birth", "last_use"} and "mass" in state:
             steps = torch.zeros(len(state["mass"]), dtype=torch.int64)
@@ -330,7 +355,7 @@ class SplatStore:
                 raise _damaged(source, f"{name} is not finite")
         numbers = (self.background, self.beta, self.kappa_min, self.kappa_max - self.kappa_min)
         if not (min(numbers[:3]) > 0 and numbers[3] >= 0 and all(map(math.isfinite, numbers)) and self.vocab_size > 0):
-            raise _damaged(source, "background, beta, kappa bounds and vocab_size have to be positive, in order")
+            raise _damaged(source, "background, beta, kappa bounds or vocab_size are not positive, or not in order")
         start, token = self.count_start, self.count_token
         if start[0] != 0 or start[-1] != nnz or bool((start.diff() < 0).any()):
             raise _damaged(source, "count_start is not a rising list of row starts")
@@ -348,7 +373,7 @@ class SplatStore:
 
 
 def _rows_of(cell: Tensor, count: Tensor, n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR start, token and count of sorted cells row V + token."""
+    """(start, token, count) of a CSR matrix from sorted cells, each row V + token."""
     start = torch.zeros(n + 1, dtype=torch.int64)
     start[1:] = torch.bincount(cell // vocab_size, minlength=n).cumsum(0)
     return start, cell % vocab_size, count
@@ -359,7 +384,7 @@ def _damaged(source: str, what: str) -> CheckpointError:
 
 
 def check_states(states: Tensor, tokens: Tensor) -> None:
-    """states (n, d) with tokens (n,), n >= 1."""
+    """Raise ArgumentError unless states are (n, d) and tokens (n,), n >= 1."""
     if states.dim() != 2 or tokens.shape != states.shape[:1] or not len(states):
         raise ArgumentError(
             f"states {tuple(states.shape)} and tokens {tuple(tokens.shape)} do not belong together",

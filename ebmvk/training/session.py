@@ -21,8 +21,9 @@ from ebmvk.config.checks import check
 from ebmvk.config.schema import Config, Source, concerns, flag, items
 from ebmvk.config.schema import replace as replace_values
 from ebmvk.config.sizes import derive, most_warmup, smaller
-from ebmvk.data.datasets import Corpus, data_folders
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.fidelity import round_trip
+from ebmvk.data.folders import data_folders
 from ebmvk.data.foreign import END_OF_TEXT
 from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split

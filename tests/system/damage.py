@@ -312,7 +312,7 @@ CATALOGUE: dict[str, Damage] = {
     ),
     # consolidation
     "splats: a state off the sphere": Damage(
-        lambda p: rewrite(p, _set("history.states", 2.0, 0), SOC), "states: row 0 is no unit vector", resume=True
+        lambda p: rewrite(p, _set("history.states", 2.0, 0), SOC), "states: row 0 isn't a unit vector", resume=True
     ),
     "splats: a token below 0": Damage(
         lambda p: rewrite(p, _set("history.tokens", -1, 0), SOC), "negative", resume=True

@@ -190,10 +190,10 @@ def test_compose_says_how_far_the_parts_are(ebmvk: Command, trained: Path, model
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("embed",), "no text"),
+        (("embed",), "no text is given"),
         (("embed", "--text", "a", "--npy", "/no/such/folder/x.npy"), "could not be written"),
         (("embed", "--file", "/no/such/file"), "cannot be read"),
-        (("compose", "--text", "a"), "1 texts, not two"),
+        (("compose", "--text", "a"), "needs two texts, not 1"),
         (("compose", "--text", "a", "--text", "b", "--k", 0), "--k 0 is below 1"),
         (("neighbors", "--text", "a", "--k", 0), "--k 0 is below 1"),
         (("neighbors", "--text", "a", "--text", "b"), "given twice"),

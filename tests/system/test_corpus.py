@@ -1,4 +1,4 @@
-"""From found text to a trained model, by the commands as a person would give them."""
+"""From found text to a trained model, with the commands that a person would type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ebmvk.config.toml import from_toml
-from ebmvk.data.datasets import ENVIRONMENT, read_documents, resolve
+from ebmvk.data.datasets import resolve
+from ebmvk.data.documents import read_documents
+from ebmvk.data.folders import ENVIRONMENT
 from ebmvk.runs.metrics import read_history
 
 from .conftest import Command, Said, made_up_text
@@ -23,7 +25,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def _suggested(said: Said, module: str) -> list[str]:
-    """The arguments of the command that analyze-corpus says to type."""
+    """The arguments of the command that analyze-corpus suggests."""
     assert said.status == 0, said.err
     command = re.search(rf"python -m ebmvk\.{module} (.*)", said.out)
     assert command
@@ -62,10 +64,10 @@ def test_from_found_text_to_a_model(ebmvk: Command, tmp_path: Path) -> None:
     assert json.loads(said.out)["bytes"] == sum(len(part.strip("\n").encode()) + 1 for part in documents)
 
 
-def test_another_separator_leads_through_prepare_corpus(
+def test_with_another_separator_the_advice_is_prepare_corpus(
     ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is typed as it is said trains on the documents that were analysed."""
+    """The suggested commands train on the documents that were analysed."""
     monkeypatch.chdir(tmp_path)
     Path("found here").mkdir()
     separator = "--- next"
@@ -87,15 +89,15 @@ def test_another_separator_leads_through_prepare_corpus(
     assert said.status == 0, said.err
 
 
-def test_a_vocabulary_that_was_analysed_is_the_one_to_train_with(ebmvk: Command, tmp_path: Path) -> None:
+def test_the_suggested_command_keeps_the_vocabulary_size(ebmvk: Command, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(made_up_text(), encoding="utf-8")
     given = ("analyze-corpus", "--corpus", tmp_path / "text.txt")
     assert {"--tokenizer", "--vocab-size"}.isdisjoint(_suggested(ebmvk(*given), "train"))
     assert _suggested(ebmvk(*given, "--vocab-size", 300), "train")[-2:] == ["--vocab-size", "300"]
 
 
-def test_what_was_reached_lies_in_the_expected_range(ebmvk: Command) -> None:
-    """Which is of the very tokens that training measures on."""
+def test_trained_models_reach_the_expected_perplexity(ebmvk: Command) -> None:
+    """The range is for the same tokens that training measures on."""
     if not os.environ.get(ENVIRONMENT):
         pytest.skip(f"{ENVIRONMENT} is not set")
     text = Path(os.environ[ENVIRONMENT], "es-historia-ciencia", "ciencia.txt.gz")
@@ -107,14 +109,14 @@ def test_what_was_reached_lies_in_the_expected_range(ebmvk: Command) -> None:
     assert found["measured"] == reached["validation"]["tokens"] + 1
 
 
-def test_a_tokenizer_is_written_into_a_folder_that_is_not_there_yet(ebmvk: Command, text: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_tokenizer_is_created(ebmvk: Command, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder" / "t.json"
     assert ebmvk("init-tokenizer", "--files", text, "--vocab-size", 270, "--out", out).status == 0
     assert [path.name for path in out.parent.iterdir()] == ["t.json"]
 
 
 @pytest.mark.parametrize(("out", "why"), [("text.txt/t.json", "cannot be written"), ("", "is a folder")])
-def test_a_place_that_cannot_be_written_is_known_before_the_training(
+def test_an_unwritable_output_is_refused_before_the_training(
     out: str, why: str, ebmvk: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.txt").write_text("x", encoding="utf-8")
@@ -125,10 +127,10 @@ def test_a_place_that_cannot_be_written_is_known_before_the_training(
     assert "space" not in said.err
 
 
-def test_a_tokenizer_of_other_makers_from_training_to_resuming(
+def test_a_foreign_tokenizer_works_from_training_to_resuming(
     train: Command, ebmvk: Command, text: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    """A file that cuts texts at eight tokens, with another end token: all of the text is trained on and scored."""
+    """A file that truncates to eight tokens and has another end token: all text is still used."""
     made, run = Library(models.BPE()), tmp_path / "run"
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -156,8 +158,8 @@ def test_a_tokenizer_of_other_makers_from_training_to_resuming(
     assert "--end-token <x>: the tokenizer of --init" in said.err
 
 
-def test_unknown_characters_are_said_and_counted_as_their_bytes(train: Command, ebmvk: Command, tmp_path: Path) -> None:
-    """Bits per byte of 猫, which training never saw, are of its three bytes."""
+def test_unknown_characters_are_reported_and_count_their_bytes(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+    """Bits per byte of 猫, which training never saw, count its three bytes."""
     folder, run = tmp_path / "corpus", tmp_path / "run"
     folder.mkdir()
     (folder / "train.txt").write_text(made_up_text(), encoding="utf-8")
@@ -176,7 +178,7 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n<|doc|>\n\u200b\n", encoding="utf-8")
     for args, said in (
         (("prepare-corpus", "--input", tmp_path / "none", "--output", tmp_path / "x"), "no such file or folder"),
-        (("prepare-corpus", "--input", tmp_path / "empty.txt", "--output", tmp_path / "x"), "nothing is left"),
+        (("prepare-corpus", "--input", tmp_path / "empty.txt", "--output", tmp_path / "x"), "cleaning leaves nothing"),
         (("analyze-corpus", "--corpus", tmp_path / "none"), "no such file or folder"),
         (("init-tokenizer", "--files", tmp_path / "none", "--out", tmp_path / "x"), "no such file or folder"),
     ):

@@ -1,4 +1,4 @@
-"""Memory through the commands: built, kept with its checkpoint, evaluated tier by tier, causal, refused with why."""
+"""Memory through the commands: built, evaluated tier by tier, causal, refused with reasons."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from ebmvk.engine.device import open_device
 from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.memory import fit as memory_module
 from ebmvk.memory.files import load
-from ebmvk.memory.fit import Fit, Reading, Trial, build_static, first_documents
+from ebmvk.memory.fit import Fit, Trial
 from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.memory.gate import Gate
 from ebmvk.memory.law import TIERS, Memory, Mode, Reader, Tier
+from ebmvk.memory.static import Reading, build_static, first_documents
 from ebmvk.model.reading import contexts
 from ebmvk.runs.folder import open_run
 from ebmvk.runs.layout import MEMORY_FILE
@@ -41,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def remembered(tmp_path_factory: pytest.TempPathFactory, trained: Path, device: str) -> Path:
-    """The finished run with a memory, to be read only."""
+    """A finished run with a memory; read only."""
     import importlib
 
     folder = tmp_path_factory.mktemp("remembered") / "run"
@@ -58,9 +59,7 @@ def _evaluate(ebmvk: Command, folder: Path, device: str, *args: Any) -> dict[str
     return record
 
 
-def test_every_tier_is_reported_apart_and_scrambling_loses_the_gain(
-    ebmvk: Command, remembered: Path, device: str
-) -> None:
+def test_every_tier_is_reported_and_scrambling_loses_the_gain(ebmvk: Command, remembered: Path, device: str) -> None:
     alone = _evaluate(ebmvk, remembered, device)
     found = _evaluate(ebmvk, remembered, device, "--memory", "both")
     scrambled = _evaluate(ebmvk, remembered, device, "--memory", "both", "--scramble-memory")
@@ -69,17 +68,17 @@ def test_every_tier_is_reported_apart_and_scrambling_loses_the_gain(
     assert found["tiers"]["none"]["nats"] == pytest.approx(alone["nats"], rel=1e-6)
     assert found["nats"] == found["tiers"]["both"]["nats"]
     assert found["splats"]["static"] <= 60
-    # Eight steps of training leave much to remember.
+    # After only eight steps of training, memory can help a lot.
     for mode in ("static", "episodic", "both"):
         gain = found["tiers"][mode]["gain"]
         assert gain["nats_per_token"] < 0
-        # The text's validation is one short document, from which nothing follows for others.
+        # Validation is a single short document, so nothing can be concluded for other texts.
         assert [gain[name] for name in ("low", "high", "method", "documents")] == [None, None, "none", 1]
         lost = scrambled["tiers"][mode]["gain"]["nats_per_token"]
         assert lost > gain["nats_per_token"] / 2, mode
 
 
-def test_static_and_episodic_alone_are_the_same_figures(ebmvk: Command, remembered: Path, device: str) -> None:
+def test_a_tier_read_alone_gives_the_same_figures(ebmvk: Command, remembered: Path, device: str) -> None:
     both = _evaluate(ebmvk, remembered, device, "--memory", "both")["tiers"]
     for mode in ("static", "episodic"):
         alone = _evaluate(ebmvk, remembered, device, "--memory", mode)["tiers"]
@@ -87,8 +86,8 @@ def test_static_and_episodic_alone_are_the_same_figures(ebmvk: Command, remember
         assert alone[mode]["nats"] == pytest.approx(both[mode]["nats"], rel=1e-9)
 
 
-def test_a_memory_that_is_spread_over_processes_is_the_same(remembered: Path, tmp_path: Path, ebmvk: Command) -> None:
-    """Look-ups of both tiers by three processes; the first of them tells."""
+def test_spreading_a_memory_over_processes_changes_no_figure(remembered: Path, tmp_path: Path, ebmvk: Command) -> None:
+    """Three processes look up both tiers; the first of them reports."""
     args = ["--checkpoint", str(remembered), "--device", "cpu", "--memory", "both", "--json"]
     one, *others = launched(3, lambda: evaluate.main(args), tmp_path)
     assert (one.status, one.err) == (0, "")
@@ -98,13 +97,13 @@ def test_a_memory_that_is_spread_over_processes_is_the_same(remembered: Path, tm
         assert found["tiers"][mode]["nats"] == figures["nats"]
 
 
-def test_capacity_bounds_the_splats(ebmvk: Command, remembered: Path, device: str) -> None:
+def test_the_number_of_splats_stays_within_the_capacity(ebmvk: Command, remembered: Path, device: str) -> None:
     found = _evaluate(ebmvk, remembered, device, "--memory", "episodic", "--memory-capacity", 40)
     assert 20 <= found["splats"]["episodic"] <= 40
 
 
-def test_the_future_changes_no_bit(remembered: Path, text: Path) -> None:
-    """Tokens from a point on are permuted: the likelihood of those before is the same, bit for bit, in every tier."""
+def test_later_tokens_do_not_change_earlier_likelihoods(remembered: Path, text: Path) -> None:
+    """Permute the tokens after a point: earlier likelihoods stay the same, bit for bit."""
     run, device = open_run(remembered, "--checkpoint", print), open_device("cpu")
     stream = encode_split(resolve(str(text)), "validation", run.tokenizer).take(200)
     memory = load(run.checkpoint.path, run.model, "both").using(40, scramble=False)
@@ -129,7 +128,7 @@ def _entropy_and_top(law: Floats) -> list[Floats]:
 
 
 def _gate(gate: Gate, features: Sequence[Floats]) -> Floats:
-    """(n, 1 + tiers): the softmax of 0 and what is linear in the features."""
+    """(n, 1 + tiers): the softmax of 0 and linear functions of the features."""
     weight, bias, mean, scale = (part.double().numpy() for part in vars(gate).values())
     logits = (np.stack(features, 1) - mean) / scale @ weight.T + bias
     shares = np.exp(np.concatenate((np.zeros((len(logits), 1)), logits), 1))
@@ -137,9 +136,12 @@ def _gate(gate: Gate, features: Sequence[Floats]) -> Floats:
 
 
 @pytest.mark.parametrize("scramble", [False, True])
-def test_every_law_in_plain_float64(scramble: bool, ebmvk: Command, remembered: Path, text: Path, device: str) -> None:
-    """The calibrated law, the static memory's pool and gate, and the scrambled control with its own, by numpy from the
-    model's log p and the splats."""
+def test_every_law_matches_plain_float64(
+    scramble: bool, ebmvk: Command, remembered: Path, text: Path, device: str
+) -> None:
+    """The calibrated law, the static memory with its gate, and the scrambled control with its own
+    gate, computed by numpy from the model's log p and the splats.
+    """
     run, on = open_run(remembered, "--checkpoint", print), open_device("cpu")
     stream = encode_split(resolve(str(text)), "validation", run.tokenizer).take(301)
     memory = load(run.checkpoint.path, run.model, "static").using(None, scramble=scramble)
@@ -184,21 +186,23 @@ def test_every_law_in_plain_float64(scramble: bool, ebmvk: Command, remembered: 
     assert found["static"]["gain_over_calibrated"]["nats_per_token"] == pytest.approx(gained, abs=4e-5)
 
 
-def test_the_control_loses_nothing_that_its_gate_could_keep(ebmvk: Command, remembered: Path, device: str) -> None:
-    """On the text that both were fitted on: a gate can close, so a scrambled memory is no worse than none. A text has
-    few tokens here, and the gate's ridge costs a little."""
+def test_the_scrambled_control_is_no_worse_than_no_memory(ebmvk: Command, remembered: Path, device: str) -> None:
+    """On the text that both were fitted on. A gate can close, so a scrambled memory is no worse
+    than none, except for the small cost of the gate's ridge on a short text.
+    """
     found = _evaluate(ebmvk, remembered, device, "--memory", "both", "--scramble-memory")
     assert found["control_fitted"] is True
     for mode in ("static", "episodic", "both"):
         assert found["tiers"][mode]["gain"]["nats_per_token"] < 0.01, mode
 
 
-def test_a_memory_that_is_switched_off_gains_no_more_than_a_calibration(
+def test_a_switched_off_memory_gains_no_more_than_a_calibration(
     trained: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that is too sure of itself, splats opposite to all contexts seem to gain much: the background has all
-    of the mass, and the tier is a power of the model's own law. The calibrated row has all of that gain, and the memory
-    is said to be off."""
+    """With an overconfident model, splats opposite to all contexts seem to gain much: the
+    background has all the mass, and the tier is a power of the model's own law. The calibrated row
+    shows the same gain, and the memory is reported as switched off.
+    """
     run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
     outputs = run.model.outputs
     monkeypatch.setattr(run.model, "outputs", lambda *args: 3 * outputs(*args))
@@ -217,8 +221,8 @@ def test_a_memory_that_is_switched_off_gains_no_more_than_a_calibration(
     assert "static memory is switched off" in signs
 
 
-def test_the_higher_of_two_summits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The likelihood rises from kappa 20 on to either side, and is larger at 224 than at 7."""
+def test_the_higher_of_two_likelihood_maxima_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likelihood rises from kappa 20 in both directions, and is higher at 224 than at 7."""
     nats = dict.fromkeys(memory_module.KAPPAS, 3.0) | {14.0: 2.95, 10.0: 2.9, 7.0: 2.8, 160.0: 2.9, 224.0: 2.7}
     fit = Fit.__new__(Fit)
     fit.tokens = torch.zeros(memory_module.TUNED_TOKENS, dtype=torch.int64)
@@ -234,10 +238,10 @@ def test_the_higher_of_two_summits_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert {(160.0, memory_module.TUNED_TOKENS), (320.0, memory_module.TUNED_TOKENS)} <= set(asked)
 
 
-def test_a_memory_file_without_a_calibration_is_read_and_said_to_have_none(
+def test_old_memory_files_without_a_calibration_are_read(
     ebmvk: Command, remembered: Path, device: str, tmp_path: Path
 ) -> None:
-    """As earlier versions wrote them."""
+    """Earlier versions wrote such files."""
     folder = tmp_path / "run"
     shutil.copytree(remembered, folder)
     file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
@@ -256,7 +260,7 @@ def test_a_memory_file_without_a_calibration_is_read_and_said_to_have_none(
     assert "read with the true memory's gate" in said
 
 
-def test_what_a_memory_is_worth_goes_with_an_exported_model(ebmvk: Command, remembered: Path, tmp_path: Path) -> None:
+def test_an_exported_model_shows_the_gain_of_its_memory(ebmvk: Command, remembered: Path, tmp_path: Path) -> None:
     assert ebmvk("export", "--checkpoint", remembered, "--to", tmp_path / "model").status == 0
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "no memory, but the model's law calibrated on the same tokens, " in card
@@ -269,18 +273,18 @@ def test_generate_uses_the_memory_and_repeats_by_seed(mode: str, ebmvk: Command,
     texts = [ebmvk("generate", *args, "--sampler", "exact", "--memory", m).out for m in (mode, mode, "none")]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
-    said = ebmvk("generate", *args, "--memory", mode)  # by Langevin
+    said = ebmvk("generate", *args, "--memory", mode)  # samples by Langevin dynamics
     assert said.status == 0, said.err
 
 
-def test_prompts_do_not_read_one_another(ebmvk: Command, remembered: Path, device: str) -> None:
+def test_prompts_do_not_share_a_memory(ebmvk: Command, remembered: Path, device: str) -> None:
     args = ("--checkpoint", remembered, "--device", device, "--max-tokens", 8, "--sampler", "exact", "--quiet")
     both = ebmvk("generate", *args, "--memory", "both", "--prompt", "The cat sees", "She likes fish.").out
     alone = ebmvk("generate", *args, "--memory", "both", "--prompt", "The cat sees").out
     assert both.startswith(alone.rstrip("\n"))
 
 
-def test_what_cannot_be_remembered_is_said(
+def test_impossible_memories_are_refused_with_a_reason(
     ebmvk: Command, trained: Path, remembered: Path, device: str, tmp_path: Path
 ) -> None:
     def error(command: str, folder: Path, *args: Any) -> str:
@@ -291,7 +295,7 @@ def test_what_cannot_be_remembered_is_said(
 
     assert "has no memory" in error("evaluate", trained, "--memory", "episodic")
     assert "has no memory" in error("generate", trained, "--memory", "static")
-    blank = tmp_path / "a run"  # what is said to be typed has to be one word to a shell
+    blank = tmp_path / "a run"  # a suggested command must quote this
     shutil.copytree(trained, blank)
     assert f"`ebmvk memory --checkpoint '{blank}/checkpoints/" in error("evaluate", blank, "--memory", "episodic")
     assert "with --split train" in error("evaluate", remembered, "--memory", "static", "--split", "train")
@@ -314,7 +318,9 @@ def test_what_cannot_be_remembered_is_said(
     assert "built for other weights" in error("evaluate", other, "--memory", "static")
 
 
-def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Path, device: str, tmp_path: Path) -> None:
+def test_a_fit_on_the_training_text_leaves_it_out_of_the_splats(
+    ebmvk: Command, trained: Path, device: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     said = ebmvk("memory", "--checkpoint", folder, "--splats", 60, "--device", device, "--fit-on", "training")
@@ -335,10 +341,10 @@ def test_fitted_on_the_training_text_without_itself(ebmvk: Command, trained: Pat
     assert tiers["both"]["gain"]["nats_per_token"] < 0
 
 
-def test_figures_on_what_was_fitted_on_are_said_to_be_in_sample(
+def test_figures_on_the_fitted_text_are_marked_in_sample(
     ebmvk: Command, remembered: Path, trained: Path, text: Path, device: str, tmp_path: Path
 ) -> None:
-    """Of validation by default, all of it or its beginning; of the training text's beginning; of no other text."""
+    """Marked for validation and for the training text (all or its beginning); for no other text."""
     (tmp_path / "other.txt").write_text("The old king paints a house. " * 9, encoding="utf-8")
     found = _evaluate(ebmvk, remembered, device, "--memory", "static")
     assert (found["fitted_on"]["text"], found["fitted_on"]["fit_on"]) == ("made-up/validation", "validation")
@@ -358,10 +364,8 @@ def test_figures_on_what_was_fitted_on_are_said_to_be_in_sample(
     assert f"{read['in_sample_tokens']:,} of the {read['tokens']:,} here, so that figures" in said.out
 
 
-def test_a_memory_that_does_not_say_what_it_was_fitted_on(
-    ebmvk: Command, remembered: Path, device: str, tmp_path: Path
-) -> None:
-    """Of an earlier version it is read; what says anything else than it should is damaged."""
+def test_a_missing_or_damaged_record_of_the_fit(ebmvk: Command, remembered: Path, device: str, tmp_path: Path) -> None:
+    """Files of earlier versions without a record are read; a wrong record means damage."""
     folder = tmp_path / "run"
     shutil.copytree(remembered, folder)
     file = next(folder.glob(f"checkpoints/*/{MEMORY_FILE}"))
@@ -376,10 +380,10 @@ def test_a_memory_that_does_not_say_what_it_was_fitted_on(
         save_file(tensors, file, metadata={"fitted_on": said})
         told = ebmvk("evaluate", *at)
         assert told.status == 2
-        assert f"{file}: what it was fitted on" in told.err
+        assert f"{file}: the record of its fit" in told.err
 
 
-def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained: Path, text: Path) -> None:
+def test_a_fold_left_out_of_the_splats_claims_a_smaller_gain(trained: Path, text: Path) -> None:
     run, device = open_run(trained, "--checkpoint", print), open_device("cpu")
     train = encode_split(resolve(str(text)), "train", run.tokenizer)
     reading = Reading.training(16, bfloat16=False)
@@ -394,7 +398,8 @@ def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained:
         fitted = fold.fit_static(memory, lambda _: None)
         claimed[name] = fold.nats(fitted, "static")["static"]
     assert claimed["trap"] < claimed["left out"]
-    assert fitted.static  # of those without the fold: all of them get its concentration and its alpha_inf
+    # These are without the fold; the whole store gets their concentration and alpha_inf
+    assert fitted.static
     whole = static.fitted(fitted.static)
     assert torch.equal(whole.mass, static.store.mass)
     assert whole.kappa_max == fitted.static.kappa_max
@@ -402,7 +407,7 @@ def test_a_fold_that_is_left_out_claims_less_than_one_that_meets_itself(trained:
     assert shares[0] == pytest.approx(shares[1])
 
 
-def test_a_fold_is_whole_documents_and_a_tenth_at_most() -> None:
+def test_a_fold_has_whole_documents_and_at_most_a_tenth() -> None:
     def fold(n: int, *starts: int) -> int:
         return first_documents(TokenStream("x", np.zeros(n, np.int32), np.array([0, *starts]), False))
 
@@ -411,7 +416,7 @@ def test_a_fold_is_whole_documents_and_a_tenth_at_most() -> None:
     assert fold(3_000_001, 60_000, 99_000, 120_000) == 99_000
 
 
-def test_without_static_splats_only_the_episodic_tier_is_there(
+def test_without_static_splats_only_the_episodic_tier_exists(
     ebmvk: Command, trained: Path, device: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

@@ -17,12 +17,13 @@ from rich.console import Console
 from torch import nn
 
 from ebmvk.data import windows
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import ConfigError
 from ebmvk.host.resources import amount
 from ebmvk.memory import fit as memory
 from ebmvk.memory.law import SHARE
+from ebmvk.memory.static import START
 from ebmvk.monitoring import alerts, tensorboard
 from ebmvk.monitoring.display import Display
 from ebmvk.monitoring.monitor import Monitor, time_left
@@ -192,7 +193,7 @@ def test_a_memory_fitted_on_a_text_that_its_splats_hold(
     start = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, "--vocab-size", 900)
     said = ebmvk("train", *start, *BARE, "--no-enable-soc", "--quiet")
     assert said.status == 0, said.err
-    monkeypatch.setattr(memory, "KAPPAS", (memory.START,))  # little to search among
+    monkeypatch.setattr(memory, "KAPPAS", (START,))  # little to search among
     monkeypatch.setattr(memory, "SHARES", (SHARE,))
     monkeypatch.setattr(memory, "SCANNED_SHARES", (SHARE,))
     if held:

@@ -1,4 +1,4 @@
-"""A run's own text: found from any folder, and any other text is said to be another."""
+"""A run finds its own text from any folder, and reports if a text is another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK = ("--steps", 2, "--sample-tokens", 0, "--eval-tokens", 40, "--model", "pl
 
 
 def _evaluated(ebmvk: Command, *args: Any) -> tuple[dict[str, Any], str]:
-    """The record of `evaluate`, and what it said on stderr."""
+    """The record of `evaluate`, and its output on stderr."""
     said = ebmvk("evaluate", *args, "--json")
     assert said.status == 0, said.err
     found: dict[str, Any] = json.loads(said.out)
@@ -33,7 +33,7 @@ def _evaluated(ebmvk: Command, *args: Any) -> tuple[dict[str, Any], str]:
 
 
 def _as_of_before(run: Path, *, digests: bool = False) -> None:
-    """Make a run what an earlier version would have left: without settings of reading, and without digests of texts."""
+    """Make a run look like an earlier version's: no settings of reading, no digests of texts."""
     config = run / "config.toml"
     lines = config.read_text(encoding="utf-8").split("\n")
     gone = ("include =", "raw =", "keep_bom =")
@@ -46,7 +46,7 @@ def _as_of_before(run: Path, *, digests: bool = False) -> None:
         file.write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_the_text_is_found_from_another_folder_and_a_change_is_said(
+def test_the_text_is_found_from_another_folder_and_changes_are_reported(
     train: Command, ebmvk: Command, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("here", "there"):
@@ -61,13 +61,13 @@ def test_the_text_is_found_from_another_folder_and_a_change_is_said(
     of = ("--checkpoint", run, "--device", device)
     first, err = _evaluated(ebmvk, *of)
     assert (first["own_text"], err) == (True, "")
-    monkeypatch.chdir(tmp_path / "there")  # which has a file of that name too
+    monkeypatch.chdir(tmp_path / "there")  # this folder has a file of that name, too
     again, _ = _evaluated(ebmvk, *of)
     assert {key: value for key, value in again.items() if key != "seconds"} == {
         key: value for key, value in first.items() if key != "seconds"
     }
     other, err = _evaluated(ebmvk, *of, "--dataset", text)
-    assert (other["own_text"], err) == (False, "")  # asked for
+    assert (other["own_text"], err) == (False, "")  # because --dataset asked for it
     assert other["sha256"] != first["sha256"]
 
     changed = tmp_path / "here" / text
@@ -87,10 +87,10 @@ def test_the_text_is_found_from_another_folder_and_a_change_is_said(
     )
     assert json.loads(said.out)["own_text"] is False
     said = ebmvk("evaluate", *of, "--score-matching")
-    assert said.status == 2  # frequencies are of the training text
+    assert said.status == 2  # frequencies come from the training text
 
 
-def test_a_text_that_moved_is_asked_for_and_proved_by_its_digest(
+def test_a_moved_text_is_asked_for_and_checked_by_its_digest(
     train: Command, ebmvk: Command, device: str, tmp_path: Path
 ) -> None:
     run, text, moved = tmp_path / "run", tmp_path / "text.txt", tmp_path / "moved.txt"
@@ -123,7 +123,9 @@ def test_a_text_that_moved_is_asked_for_and_proved_by_its_digest(
     assert "is not the text this run was trained on" in said.err
 
 
-def test_a_run_of_before_is_compared_by_its_tokens(train: Command, ebmvk: Command, device: str, tmp_path: Path) -> None:
+def test_texts_of_older_runs_are_compared_by_tokens(
+    train: Command, ebmvk: Command, device: str, tmp_path: Path
+) -> None:
     run, text = tmp_path / "run", tmp_path / "text.txt"
     text.write_text(made_up_text(), encoding="utf-8")
     train(run, "--dataset", text, *QUICK)
@@ -137,8 +139,8 @@ def test_a_run_of_before_is_compared_by_its_tokens(train: Command, ebmvk: Comman
     assert "the tokens of the training text differ." in err
 
 
-def test_a_run_of_before_reads_its_text_as_it_did(train: Command, ebmvk: Command, device: str, tmp_path: Path) -> None:
-    """JSON and a byte order mark were text then."""
+def test_older_runs_read_their_text_as_before(train: Command, ebmvk: Command, device: str, tmp_path: Path) -> None:
+    """Earlier versions read JSON and a byte order mark as text."""
     run, text = tmp_path / "run", tmp_path / "rows.txt"
     rows = [json.dumps({"text": part}) for part in made_up_text().split("\n\n")]
     text.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
@@ -154,7 +156,7 @@ def test_a_run_of_before_reads_its_text_as_it_did(train: Command, ebmvk: Command
     assert from_toml(run / "config.toml").data.keep_bom
 
 
-def test_a_run_inside_its_data_folder_is_not_its_data(
+def test_a_run_inside_its_data_folder_is_not_read_as_data(
     train: Command, ebmvk: Command, device: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text(made_up_text(), encoding="utf-8")
@@ -204,7 +206,7 @@ def test_files_without_text_are_refused_and_never_crash(
         assert (said.status, wanted in said.err) == (2, True), (command, said.err)
 
 
-def test_lines_of_prompts_and_texts_end_at_newlines_only(
+def test_lines_of_prompts_and_texts_end_only_at_newlines(
     trained: Path, ebmvk: Command, device: str, tmp_path: Path
 ) -> None:
     file, found = tmp_path / "lines.txt", tmp_path / "found.jsonl"
@@ -220,19 +222,21 @@ def test_lines_of_prompts_and_texts_end_at_newlines_only(
     assert json.loads(found.read_text(encoding="utf-8"))["prompt"] == "\r\n".join(lines)
 
 
-def test_words_of_wikitext_count_as_by_its_name(trained: Path, ebmvk: Command, device: str, tmp_path: Path) -> None:
+def test_wikitext_as_a_text_file_counts_words_as_by_name(
+    trained: Path, ebmvk: Command, device: str, tmp_path: Path
+) -> None:
     (tmp_path / "w.txt").write_text(" \n = One = \n \n It is . \n \n = Two = \n \n She is . \n", encoding="utf-8")
     found, _ = _evaluated(ebmvk, "--checkpoint", trained, "--test-file", tmp_path / "w.txt", "--device", device)
-    assert found["words"] == 3 + 3 + 3 + 3 + 8  # words, and an end of line each
+    assert found["words"] == 3 + 3 + 3 + 3 + 8  # words, plus one end of line each
     assert found["own_text"] is None
 
 
 @pytest.mark.parametrize(("given", "seed"), [((), None), (("--seed", "7"), 7), (("--seed=8,9,10,11",), 8)])
 @pytest.mark.parametrize("size", ["4", "auto", "auto:2"])
-def test_the_harness_hands_on_its_seed_and_its_batch_size(
+def test_the_harness_passes_on_seed_and_batch_size(
     given: tuple[str, ...], seed: int | None, size: str, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """lm_eval itself is not asked: what it would be given is looked at."""
+    """Checks the arguments for lm_eval without running it."""
     asked: list[list[str]] = []
     main = types.ModuleType("lm_eval.__main__")
     main.cli_evaluate = lambda: asked.append(list(sys.argv))  # type: ignore[attr-defined]
@@ -250,7 +254,7 @@ def test_the_harness_hands_on_its_seed_and_its_batch_size(
     assert ebmvk("harness", "--checkpoint", "run", "--batch-size", "many").status == 2
 
 
-def test_runs_of_different_texts_are_no_table(tmp_path: Path) -> None:
+def test_runs_on_different_texts_are_not_put_into_one_table(tmp_path: Path) -> None:
     def run(name: str, text: Mapping[str, str]) -> PlannedRun:
         found = PlannedRun(tmp_path / name, (), {})
         found.folder.mkdir()

@@ -1,4 +1,4 @@
-"""Consolidation as a part of training: it changes no weight, goes on bit for bit, and its splats are usable."""
+"""Consolidation in training changes no weight, resumes bit for bit, and gives usable splats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _files(run: Path, step: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
-    """A finished run with splats, to be read only."""
+    """A finished run with splats; read only."""
     import importlib
 
     folder = tmp_path_factory.mktemp("soc") / "run"
@@ -37,8 +37,11 @@ def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Pat
     return folder
 
 
-@pytest.mark.parametrize("stop", [3, 5])  # within an interval, before and after the curriculum's first step
-def test_n_steps_are_k_and_n_minus_k_bit_for_bit(train: Command, consolidated: Path, tmp_path: Path, stop: int) -> None:
+# Within an interval, before and after the curriculum's first step
+@pytest.mark.parametrize("stop", [3, 5])
+def test_resuming_a_run_with_splats_is_exact_bit_for_bit(
+    train: Command, consolidated: Path, tmp_path: Path, stop: int
+) -> None:
     parts = tmp_path / "parts"
     train(parts, *STEADY, *SPLATS, "--stop-after", stop)
     train(parts, "--resume", "--quiet")
@@ -57,7 +60,7 @@ def test_n_steps_are_k_and_n_minus_k_bit_for_bit(train: Command, consolidated: P
     assert told[0] == told[1]
 
 
-def test_the_weights_do_not_know_of_it(train: Command, consolidated: Path, tmp_path: Path) -> None:
+def test_consolidation_does_not_change_the_weights(train: Command, consolidated: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--no-enable-soc")
     assert not (run / "checkpoints" / "step-8" / "soc.safetensors").exists()
@@ -68,7 +71,7 @@ def test_the_weights_do_not_know_of_it(train: Command, consolidated: Path, tmp_p
         assert [name for name, value in own.items() if not value.equal(with_it[file][name])] == []
 
 
-def test_metrics_tell_of_every_check_and_the_report_shows_them(consolidated: Path) -> None:
+def test_metrics_and_report_show_every_check(consolidated: Path) -> None:
     checks = rows(consolidated, "soc")
     assert [row["step"] for row in checks] == [2, 4, 6, 8]
     assert any(row["growth"] for row in checks)
@@ -83,12 +86,13 @@ def test_metrics_tell_of_every_check_and_the_report_shows_them(consolidated: Pat
         assert {"phi", "coverage", "rate", "kappa_quantiles", "usage_gini", "dead"} <= row["splats"].keys()
     gain = rows(consolidated, "end")[0]["soc"]
     assert gain["splats"] == checks[-1]["splats"]
-    assert gain["with"] < min(gain["without"], gain["calibrated"])  # eight steps leave much to remember
+    # After only eight steps, memory can help a lot
+    assert gain["with"] < min(gain["without"], gain["calibrated"])
     page = (consolidated / "report.html").read_text(encoding="utf-8")
     assert all(title in page for title in ("Memory splats", "Uncovered share", "Consolidation events"))
 
 
-def test_a_checkpoint_from_before_goes_on_with_an_empty_store_and_says_so(
+def test_old_checkpoints_resume_with_an_empty_store_and_a_note(
     train: Command, consolidated: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -97,7 +101,7 @@ def test_a_checkpoint_from_before_goes_on_with_an_empty_store_and_says_so(
     (folder / "soc.safetensors").unlink()
     manifest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     del manifest["files"]["soc.safetensors"]
-    del manifest["sha256"]  # which checkpoints of before had not, either
+    del manifest["sha256"]  # old checkpoints had none, either
     (folder / "state.json").write_text(json.dumps(manifest), encoding="utf-8")
     said = train(run, "--resume")
     assert "step-4 has none: consolidation begins with an empty store" in said.out
@@ -132,7 +136,7 @@ def test_splats_from_training_become_the_static_memory(
     assert found["tiers"]["static"]["nats"] < found["tiers"]["none"]["nats"]
 
 
-def test_splats_from_training_are_refused_where_there_are_none(
+def test_from_training_is_refused_without_splats(
     ebmvk: Command, trained: Path, consolidated: Path, device: str
 ) -> None:
     said = ebmvk("memory", "--checkpoint", trained, "--from-training", "--device", device)

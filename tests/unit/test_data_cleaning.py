@@ -1,4 +1,4 @@
-"""Corpora are repaired without loss of sense, said once, and measured as they are."""
+"""Cleaning repairs texts without loss and keeps documents once; analysis measures them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from hypothesis import strategies as st
 from ebmvk.config import sizes as presets
 from ebmvk.data.analysis import FEW_TOKENS, Analysis, analyse, preset_for
 from ebmvk.data.cleaning import LONG_PARAGRAPH, Blanks, Rules, Same, clean, clean_text
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.splitting import hold_out
 from ebmvk.data.tokenizer import character_tokenizer
 
 PARAGRAPH = "This paragraph stands under every page of the site and says nothing that anyone wants to learn. " * 2
 
 
-def test_what_is_repaired() -> None:
+def test_encodings_and_blanks_are_repaired() -> None:
     broken = "La\u00a0educaciÃ³n  bÃ¡sica de Espan\u0303a\u200b\u0007\r\n\r\n\r\n\r\nﬁn\u00ad "
     assert clean_text(broken) == "La educación básica de España\n\nfin"
     assert clean_text("ÁRBOL", Rules(preserve_case=False)) == "árbol"
 
 
 @given(st.text(), st.sampled_from(["auto", "keep", "single", "flat"]))
-def test_cleaning_twice_is_cleaning_once(text: str, blanks: Blanks) -> None:
+def test_cleaning_twice_changes_nothing_more(text: str, blanks: Blanks) -> None:
     once = clean_text(text, Rules(blanks=blanks))
     assert clean_text(once, Rules(blanks=blanks)) == once
 
 
 @given(st.lists(st.text(alphabet="aAb \n.+", max_size=30), max_size=8), st.sampled_from(["text", "letters"]))
-def test_every_document_is_there_once(documents: list[str], same: Same) -> None:
+def test_every_document_is_kept_exactly_once(documents: list[str], same: Same) -> None:
     rules = Rules(same=same)
     found = clean(documents, rules)
     wanted = list(dict.fromkeys(text for text in map(clean_text, documents) if text))
@@ -42,7 +42,7 @@ def test_every_document_is_there_once(documents: list[str], same: Same) -> None:
 
 
 def _letters(text: str) -> str:
-    """Whatever their case; a text without letters is itself."""
+    """The letters and digits of a text, without case; a text without letters stands for itself."""
     return "".join(c for c in text.lower() if c.isalnum()) or text
 
 
@@ -58,12 +58,12 @@ def _letters(text: str) -> str:
         ("a  b:", "a b"),
     ],
 )
-def test_different_documents_stay(different: tuple[str, ...]) -> None:
+def test_different_documents_are_kept(different: tuple[str, ...]) -> None:
     assert clean(different).documents == [clean_text(text) for text in different]
     assert clean([*different, different[0]]).documents_repeated == 1
 
 
-def test_letters_alone_tell_documents_apart_where_that_is_asked_for() -> None:
+def test_same_letters_ignores_case_and_punctuation() -> None:
     found = clean(["Page 1: end", "PAGE 1 — end!", "कि", "की", "😀", "😂"], Rules(same="letters"))
     assert found.documents == ["Page 1: end", "कि", "की", "😀", "😂"]
 
@@ -84,9 +84,7 @@ CODE = "def f(x):\n\tif x  > 0:\n\t\treturn  'a  b'\n\n\nclass A:\n    x = 1   #
         ("ᠨᠢᠭᠡ\u202fᠶᠢᠨ", "auto", "ᠨᠢᠭᠡ\u202fᠶᠢᠨ"),
     ],
 )
-def test_indentation_stays_and_blanks_are_made_single_where_that_is_safe(
-    text: str, blanks: Blanks, wanted: str
-) -> None:
+def test_blanks_become_single_only_in_text_without_indentation(text: str, blanks: Blanks, wanted: str) -> None:
     assert clean_text(text, Rules(blanks=blanks)) == wanted
 
 
@@ -103,11 +101,12 @@ def test_indentation_stays_and_blanks_are_made_single_where_that_is_safe(
         "ſ Ĳ ß œ x ≤ y ∧ ¬z",
     ],
 )
-def test_writing_systems_stay(text: str) -> None:
-    assert clean_text(text) == text.replace("Ĳ", "IJ")  # a digraph that is two letters in every text of today
+def test_writing_systems_are_not_damaged(text: str) -> None:
+    # A digraph that is two letters in every text of today
+    assert clean_text(text) == text.replace("Ĳ", "IJ")
 
 
-def test_what_is_invisible_goes() -> None:
+def test_invisible_characters_are_removed() -> None:
     assert clean_text("a\u202eb\u200ec\u2066d\u2069\u200f\u061c\u202a") == "abcd"
     assert clean_text("a\u202eb\u200e", Rules(keep_direction=True)) == "a\u202eb\u200e"
     assert clean_text("he\u200dl\u200clo\u200b wor\u00adld\ufeff\u2060") == "hello world"
@@ -115,13 +114,13 @@ def test_what_is_invisible_goes() -> None:
     assert clean_text("ＡＢＣ，", Rules(narrow=True)) == "ABC,"
 
 
-def test_what_was_changed_is_counted_by_kind() -> None:
+def test_changes_are_counted_by_kind() -> None:
     found = clean(["caf\u00c3\u00a9 one", "two\u200e", "three\u200e \u202e!", "four  five", "six"])
     assert found.changes == {"encodings mended": 1, "direction signs removed": 2, "runs of blanks made one": 1}
     assert found.documents_changed == 4
 
 
-def test_boilerplate_is_said_once() -> None:
+def test_repeated_paragraphs_are_kept_once() -> None:
     assert len(PARAGRAPH) > LONG_PARAGRAPH
     documents = [f"Page {i}\n{PARAGRAPH}\nshort line\nEnd {i}" for i in range(3)] + ["Page 1: end", "Page 1: end"]
     found = clean(documents)
@@ -136,14 +135,14 @@ def _analysed(documents: list[str], longest: int = 256) -> Analysis:
     return analyse(documents, character_tokenizer(Corpus("c", "", {"train": documents})), "small", longest)
 
 
-def test_what_an_analysis_says() -> None:
+def test_an_analysis_has_the_right_figures() -> None:
     documents = ["a" * 100, "b" * 300, "c" * 500, "de" * 1000]
     found = _analysed(documents)
     assert (found.documents, found.tokens, found.bytes) == (4, 2900, 2900)
     assert (found.mean, found.median, found.least, found.most) == (725.0, 400.0, 100, 2000)
     assert (found.block_size, found.stride, found.preset) == (256, 192, "small")
     assert found.perplexity is not None
-    assert found.perplexity[0] == 1.0  # a quarter of the trigram's would be no perplexity
+    assert found.perplexity[0] == 1.0  # a quarter of the trigram's would be below 1
     assert 1.0 <= found.perplexity[1] < 1.1  # "dede..."; the trigram is certain
     train, held = hold_out(documents)
     assert (found.fitted, found.measured) == (len("".join(train)) + len(train), len("".join(held)) + len(held))
@@ -151,8 +150,8 @@ def test_what_an_analysis_says() -> None:
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=12), st.sampled_from([256, 512, 1024]))
-def test_block_and_stride_follow_from_the_lengths_and_from_the_preset(lengths: list[int], longest: int) -> None:
-    """Whatever training holds out, a document is measured whole."""
+def test_block_and_stride_follow_from_lengths_and_preset(lengths: list[int], longest: int) -> None:
+    """A document is measured as a whole, whatever training holds out."""
     found = _analysed(["x" * length for length in lengths], longest)
     assert (found.documents, found.tokens, found.least, found.most) == (
         len(lengths), sum(lengths), min(lengths), max(lengths),

@@ -1,4 +1,4 @@
-"""Where corpora come from, how they are cut into documents and splits, and what is refused."""
+"""Where corpora are found, how they are cut into documents and splits, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data import datasets
-from ebmvk.data.datasets import count_words, read_documents, resolve
+from ebmvk.data.corpus import WIKITEXT_WORDS, count_words
+from ebmvk.data.datasets import resolve
+from ebmvk.data.documents import read_documents
+from ebmvk.data.folders import ENVIRONMENT
 from ebmvk.data.splitting import at_separators, hold_out, wikitext_articles
 from ebmvk.errors import ConfigError, DataError
 
@@ -23,24 +25,24 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests.\n"
 
 @pytest.fixture(autouse=True)
 def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(datasets.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
 
 
 @pytest.fixture
 def real_data() -> Path:
     folder = REAL_DATA
     if not folder:
-        pytest.skip(f"{datasets.ENVIRONMENT} is not set")
+        pytest.skip(f"{ENVIRONMENT} is not set")
     return Path(folder)
 
 
-REAL_DATA = os.environ.get(datasets.ENVIRONMENT)  # read before the fixture above hides it
+REAL_DATA = os.environ.get(ENVIRONMENT)  # read before the fixture above hides it
 
 
 # ------------------------------------------------------------------------------------------------ builtin
 
 
-def test_builtin_is_whole_split_and_in_fixed_order() -> None:
+def test_builtin_is_complete_and_always_in_the_same_order() -> None:
     from pydoc_data.topics import topics
 
     corpus = resolve("builtin")
@@ -74,11 +76,11 @@ def test_data_dir_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.
     for source in ("flag", "environment"):
         (tmp_path / source / "notes").mkdir(parents=True)
         (tmp_path / source / "notes" / "a.txt").write_text(f"{source}\n" * 9)
-    monkeypatch.setenv(datasets.ENVIRONMENT, str(tmp_path / "environment"))
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "environment"))
     assert resolve("notes", tmp_path / "flag").documents("train")[0].startswith("flag")
     corpus = resolve("notes")
     assert corpus.documents("train")[0].startswith("environment")
-    assert datasets.ENVIRONMENT in corpus.reason
+    assert ENVIRONMENT in corpus.reason
 
 
 def test_gzip_is_read_directly_and_readmes_are_not_text(tmp_path: Path) -> None:
@@ -89,10 +91,10 @@ def test_gzip_is_read_directly_and_readmes_are_not_text(tmp_path: Path) -> None:
         (tmp_path / name).write_text("not the corpus")
     corpus = resolve(str(tmp_path))
     text = "".join(corpus.documents("train") + corpus.documents("validation"))
-    assert text == "first\n" * 20 + "second\r\n" * 20  # to the byte: "\r" stays
+    assert text == "first\n" * 20 + "second\r\n" * 20  # exact to the byte, so "\r" stays
 
 
-def test_official_splits_are_taken(tmp_path: Path) -> None:
+def test_official_splits_are_used(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text(f"{split} text\n<|doc|>\nmore {split}\n")
     corpus = resolve(str(tmp_path))
@@ -117,7 +119,7 @@ def test_official_splits_are_taken(tmp_path: Path) -> None:
         (b"\x89PNG\r\n", "picture"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_not_text_are_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
     for path, data in ((tmp_path / "c.txt", content), (tmp_path / "c.txt.gz", gzip.compress(content))):
         path.write_bytes(data)
         with pytest.raises(DataError, match=said) as caught:
@@ -132,7 +134,7 @@ def test_what_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes, said
 def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "c.txt.gz"
     path.write_bytes(damage(gzip.compress(os.urandom(200).hex().encode())))  # type: ignore[operator]
-    with pytest.raises(DataError, match="not a whole gzip file"):
+    with pytest.raises(DataError, match="damaged or incomplete gzip"):
         resolve(str(path))
 
 
@@ -142,7 +144,7 @@ def test_an_unknown_name_is_refused(dataset: str) -> None:
         resolve(dataset)
 
 
-def test_a_near_miss_is_guessed(tmp_path: Path) -> None:
+def test_a_misspelt_name_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "es-historia").mkdir()
     with pytest.raises(DataError) as caught:
         resolve("wikitxt-2")
@@ -152,11 +154,11 @@ def test_a_near_miss_is_guessed(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean es-historia?"
 
 
-def test_a_data_folder_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="--data-dir"):
         resolve("tiny-shakespeare", tmp_path / "missing")
-    monkeypatch.setenv(datasets.ENVIRONMENT, str(tmp_path / "missing"))
-    with pytest.raises(DataError, match=datasets.ENVIRONMENT):
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "missing"))
+    with pytest.raises(DataError, match=ENVIRONMENT):
         resolve("tiny-shakespeare")
 
 
@@ -167,7 +169,7 @@ def test_a_folder_without_text_and_a_split_without_documents_are_refused(tmp_pat
     (tmp_path / "a.txt").write_text(SENTENCE * 20)
     with pytest.raises(DataError, match="--split test") as caught:
         resolve(str(tmp_path)).documents("test")
-    assert caught.value.hint == "take one of: train, validation"
+    assert caught.value.hint == "choose one of: train, validation"
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_another_text_under_wikitexts_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wikitext-2").mkdir()
     for split in ("train", "valid", "test"):
         (tmp_path / "wikitext-2" / f"{split}.txt").write_text(" \n = Title = \n \n Some words . \n")
-    with pytest.raises(DataError, match=r"not the .* of the word-level v1 text"):
+    with pytest.raises(DataError, match=r"the word-level v1 text has 2,088,628"):
         resolve("wikitext-2", tmp_path)
 
 
@@ -197,9 +199,9 @@ def test_another_text_under_wikitexts_name_is_refused(tmp_path: Path) -> None:
 def test_fetching_offline_says_what_to_do(tmp_path: Path) -> None:
     code = "from ebmvk.data.datasets import resolve\nfrom ebmvk.errors import DataError\n"
     code += "try:\n    resolve('wikitext-2')\nexcept DataError as error:\n    print(error)\n"
-    # Its own process: the library reads these settings when it is imported.
+    # In a new process, because the library reads these settings when it is imported.
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    environment = {key: value for key, value in os.environ.items() if key != datasets.ENVIRONMENT}
+    environment = {key: value for key, value in os.environ.items() if key != ENVIRONMENT}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment | offline, capture_output=True, text=True, check=True, timeout=120
     )
@@ -207,10 +209,8 @@ def test_fetching_offline_says_what_to_do(tmp_path: Path) -> None:
     assert "try: put its files into a folder wikitext-2/" in done.stdout
 
 
-def test_fetched_wikitext_is_the_original_again(
-    tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The library gives one row a line, blank lines as empty rows. Its answer is built here from the real text."""
+def test_fetched_wikitext_equals_the_original(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library returns one row per line, blank lines as empty rows; here built from the text."""
     local = resolve("wikitext-2", real_data)
     rows = {
         split: {
@@ -234,7 +234,7 @@ def test_fetched_wikitext_is_the_original_again(
 
 def test_wikitext_2_words_and_articles(real_data: Path) -> None:
     corpus = resolve("wikitext-2", real_data)
-    assert {split: corpus.words(split) for split in corpus.splits} == datasets.WIKITEXT_WORDS["wikitext-2"]
+    assert {split: corpus.words(split) for split in corpus.splits} == WIKITEXT_WORDS["wikitext-2"]
     assert {split: len(corpus.documents(split)) for split in corpus.splits} == {
         "train": 600,
         "validation": 60,
@@ -249,12 +249,12 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(real_data: Path) -> None:
     assert [len(corpus.documents(split)[0]) for split in ("train", "validation")] == [1_003_854, 111_540]
 
 
-def test_spanish_validation_has_of_each_file(real_data: Path) -> None:
+def test_validation_has_some_of_every_file(real_data: Path) -> None:
     corpus = resolve("es-historia-ciencia", real_data)
     train, validation = corpus.documents("train"), corpus.documents("validation")
     assert corpus.bytes("train") + corpus.bytes("validation") == pytest.approx(
         27_100_691, rel=1e-3
-    )  # less the separators
+    )  # minus the separators
     assert sum(map(len, validation)) / sum(map(len, train + validation)) == pytest.approx(0.1, abs=0.02)
     assert len(train) + len(validation) >= 654
     assert not any("<|doc|>" in document for document in train + validation)
@@ -274,7 +274,7 @@ def test_hold_out_loses_nothing_and_holds_out_about_the_fraction(documents: list
     assert all(train + held)
 
 
-def test_hold_out_keeps_documents_whole_where_it_can() -> None:
+def test_hold_out_keeps_documents_whole_if_it_can() -> None:
     documents = [str(i) * 10 for i in range(10)]
     assert hold_out(documents) == (documents[:9], documents[9:])
     assert hold_out(["a" * 90, "b" * 910]) == (["a" * 90, "b" * 810], ["b" * 100])
@@ -289,7 +289,7 @@ def test_wikitext_headings_need_blank_lines_and_one_level() -> None:
     assert wikitext_articles("") == []
 
 
-def test_separators_stand_on_lines_of_their_own() -> None:
+def test_separators_must_be_whole_lines() -> None:
     assert at_separators("one\n<|doc|>\ntwo <|doc|> two\n<|endoftext|>\nthree") == [
         "one\n",
         "two <|doc|> two\n",
@@ -302,19 +302,19 @@ def test_separators_stand_on_lines_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("separator", ["", " \n", "###\n---"])
-def test_a_separator_is_one_line(separator: str, tmp_path: Path) -> None:
+def test_a_separator_must_be_one_line(separator: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text", encoding="utf-8")
     with pytest.raises(ConfigError, match="--separator"):
         read_documents([tmp_path / "text.txt"], "--corpus", separator)
 
 
-def test_word_counts_have_one_end_of_line_each_in_word_level_text_only() -> None:
+def test_ends_of_lines_count_as_words_only_in_word_level_text() -> None:
     assert count_words(" \n = A title = \n", word_level=True) == 6
     assert count_words("A title\n\nand a text\n", word_level=False) == 5
 
 
 @pytest.mark.parametrize("characters", [50, 1000, 54_321])
-def test_a_beginning_is_the_first_characters_of_each_split(characters: int) -> None:
+def test_a_beginning_takes_the_first_characters_of_each_split(characters: int) -> None:
     whole, part = resolve("builtin"), resolve(f"builtin:{characters}")
     sizes = {split: len("".join(whole.documents(split))) for split in whole.splits}
     for split in whole.splits:

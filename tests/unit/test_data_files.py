@@ -1,4 +1,4 @@
-"""Which files of a folder are text, what is said of the others, and where lines end."""
+"""Which files of a folder are read, what is said about the others, and where lines end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data import datasets
-from ebmvk.data.datasets import read_documents, read_whole, resolve
-from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, listing, read_text
+from ebmvk.data.corpus import Corpus
+from ebmvk.data.datasets import read_whole, resolve
+from ebmvk.data.documents import read_documents
+from ebmvk.data.files import AS_IT_COMES, Reading, lines_of, read_text
+from ebmvk.data.folders import ENVIRONMENT, listing
 from ebmvk.errors import ConfigError, DataError
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it rests.\n"
@@ -27,11 +29,11 @@ CSV_TEXT = "id,text\n" + "".join(f'{i},"sun, moon"\n' for i in range(8))
 
 @pytest.fixture(autouse=True)
 def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(datasets.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
 
 
 def fill(folder: Path, **texts: str | bytes) -> Path:
-    """A folder of files; `__` in a name stands for a slash, and a last `_` for the dot of the suffix."""
+    """Make a folder of files; `__` in a name means a slash, and the last `_` the suffix's dot."""
     for name, text in texts.items():
         path = folder / ".".join(name.replace("__", "/").rsplit("_", 1))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +46,10 @@ def names(folder: Path, reading: Reading = AS_IT_COMES) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in found.texts(reading)}
 
 
-# ---- folders -------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
-def test_one_message_sums_a_folder_up(tmp_path: Path) -> None:
+def test_one_message_sums_up_a_folder(tmp_path: Path) -> None:
     fill(tmp_path, **{f"t{i}_txt": SENTENCE for i in range(3)}, **{f"c{i}_py": "x = 1\n" for i in range(12)})
     fill(
         tmp_path, e1_txt="", e2_txt=" \n", latin_txt="caf\u00e9".encode("latin-1"), README_md="about", s_txt="<|doc|>\n"
@@ -76,14 +78,14 @@ def test_include_adds_files_by_their_names(tmp_path: Path) -> None:
             resolve(whole, None, Reading(("*.py",)))
 
 
-def test_a_folder_in_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+def test_a_folder_without_text_says_what_was_skipped(tmp_path: Path) -> None:
     fill(tmp_path, e_txt="", b_txt=b"\x01\x02\x00\x03", a_py="x = 1")
     with pytest.raises(DataError, match="holds no text file") as caught:
         resolve(str(tmp_path))
     assert caught.value.why == "skipped 1 binary (b.txt), 1 empty (e.txt), 1 .py (--include '*.py')"
 
 
-def test_runs_and_models_are_no_text(tmp_path: Path) -> None:
+def test_runs_and_models_are_refused_as_text(tmp_path: Path) -> None:
     fill(
         tmp_path,
         a_txt=SENTENCE,
@@ -92,7 +94,8 @@ def test_runs_and_models_are_no_text(tmp_path: Path) -> None:
         sub__run__samples_txt=SENTENCE,
     )
     fill(tmp_path, model__config_json="{}", model__model_safetensors="", model__merges_txt=SENTENCE)
-    fill(tmp_path, notes__config_toml="", notes__b_txt=SENTENCE)  # not every folder with settings is a run
+    # Not every folder with settings is a run
+    fill(tmp_path, notes__config_toml="", notes__b_txt=SENTENCE)
     found = listing(tmp_path)
     assert names(tmp_path) == {"a.txt", "notes/b.txt"}
     assert found.left_out["run folder"] == ["sub/run"]
@@ -132,10 +135,11 @@ def test_a_linked_corpus_keeps_its_name_and_is_found_from_anywhere(
     assert resolve(found.source).splits == found.splits
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/corpus").source == f"{tmp_path}/corpus"
-    assert resolve("corpus", tmp_path).source == "corpus"  # a name, to be looked up in the data folder again
+    # A name is looked up in the data folder again
+    assert resolve("corpus", tmp_path).source == "corpus"
 
 
-def test_what_looks_like_a_readme_and_is_a_text_is_read(tmp_path: Path) -> None:
+def test_texts_with_names_like_readmes_are_read(tmp_path: Path) -> None:
     texts = ("License to Kill.txt", "Notice me.txt", "license-to-kill.txt", "Authors of the sea.md", "Readme not.txt")
     about = (
         "README.md",
@@ -159,7 +163,7 @@ def test_splits_are_recognised_in_any_case(tmp_path: Path) -> None:
     assert "1 beside the files of official splits (extra.txt)" in corpus.reason
 
 
-def test_separators_alone_are_no_text(tmp_path: Path) -> None:
+def test_files_with_only_separators_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, s_txt="<|doc|>\n\n<|endoftext|>\n", d__train_txt=SENTENCE, d__valid_txt="<|doc|>\n")
     for read in (
         lambda: read_whole(tmp_path / "s.txt", "--test-file"),
@@ -174,16 +178,14 @@ def test_separators_alone_are_no_text(tmp_path: Path) -> None:
         read_documents([tmp_path / "custom.txt"], "--corpus", "###")
 
 
-def test_names_that_are_no_utf_8_are_read_and_shown(tmp_path: Path) -> None:
+def test_files_whose_names_are_not_utf_8_are_read_and_shown(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text(SENTENCE * 20)
     (tmp_path / os.fsdecode(b"leer\xe9.txt")).write_text("")
     assert "1 empty (leer\\xe9.txt)" in resolve(str(tmp_path)).reason
     assert resolve(str(tmp_path / os.fsdecode(b"caf\xe9.txt"))).name == "caf\\xe9"
 
 
-def test_a_path_that_settings_cannot_hold_stays_as_it_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_settings_cannot_store_stays_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     fill(folder, a_txt=SENTENCE * 20)
     monkeypatch.chdir(folder)
@@ -199,7 +201,7 @@ def test_separators_that_separate_nothing_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user/text.txt", "a\0b", "x" * 300 + ":100"])
-def test_names_that_no_file_has_are_refused(name: str, tmp_path: Path) -> None:
+def test_impossible_file_names_are_refused(name: str, tmp_path: Path) -> None:
     for refused in (
         lambda: resolve(name),
         lambda: resolve(name, tmp_path),
@@ -211,7 +213,7 @@ def test_names_that_no_file_has_are_refused(name: str, tmp_path: Path) -> None:
             refused()
 
 
-# ---- formats -------------------------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
 def _zip(name: str) -> bytes:
@@ -262,7 +264,8 @@ def test_formats_are_recognised_and_refused_by_name(tmp_path: Path, name: str, c
         with pytest.raises(DataError, match=rf"recognised as {said}\n") as caught:
             resolve(str(path))
         assert caught.value.hint
-        assert ("gunzip --keep" in caught.value.hint) == (path.suffix == ".gz")  # what follows reads it unpacked
+        # The tests below read it unpacked
+        assert ("gunzip --keep" in caught.value.hint) == (path.suffix == ".gz")
         if isinstance(content, str):
             assert "--raw" in caught.value.hint
             assert read_text(path, Reading(raw=True)) == content
@@ -308,7 +311,7 @@ def test_the_advice_for_rows_of_json_works(tmp_path: Path) -> None:
     assert read_documents([tmp_path / "text.txt"], "--input").texts == [f"{row['text']}\n" for row in ROWS]
 
 
-# ---- lines and marks -----------------------------------------------------------------------------------------------
+# ---- lines and marks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -327,23 +330,23 @@ def test_lines_end_at_newlines_and_nowhere_else(text: str, lines: list[str]) -> 
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))))
-def test_lines_joined_are_the_lines_again(lines: list[str]) -> None:
+def test_joined_lines_split_into_the_same_lines(lines: list[str]) -> None:
     for end in ("\n", "\r\n"):
         assert lines_of("".join(line + end for line in lines)) == lines
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeff<|doc|>\none\ufeff\n".encode())
     assert read_documents([tmp_path / "a.txt"], "--input").texts == ["one\ufeff\n"]
     assert read_text(tmp_path / "a.txt", Reading(keep_bom=True)).startswith("\ufeff")
 
 
-# ---- word-level text -----------------------------------------------------------------------------------------------
+# ---- word-level text -----------------------------------------------------------------------------
 
 
-def test_wikitext_by_its_file_counts_as_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wikitext_given_as_a_file_counts_words_as_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     if not REAL_DATA:
-        pytest.skip(f"{datasets.ENVIRONMENT} is not set")
+        pytest.skip(f"{ENVIRONMENT} is not set")
     folder = Path(REAL_DATA, "wikitext-2")
     by_file, by_name = read_whole(folder / "test.txt", "--test-file"), resolve("wikitext-2", folder.parent)
     assert by_file.documents("test") == by_name.documents("test")
@@ -352,7 +355,7 @@ def test_wikitext_by_its_file_counts_as_by_its_name(monkeypatch: pytest.MonkeyPa
     assert "each end of line is a word" in by_file.reason
 
 
-REAL_DATA = os.environ.get(datasets.ENVIRONMENT)  # read before the fixture above hides it
+REAL_DATA = os.environ.get(ENVIRONMENT)  # read before the fixture above hides it
 
 
 @pytest.mark.parametrize("text", ["One.\n\nTwo.\n", " indented \nnot\n x \n", " a \n"])
@@ -361,12 +364,12 @@ def test_other_text_is_not_taken_for_word_level_text(tmp_path: Path, text: str) 
     assert not read_whole(tmp_path / "a.txt", "--test-file").word_level
 
 
-# ---- digests -------------------------------------------------------------------------------------------------------
+# ---- digests -------------------------------------------------------------------------------------
 
 
-def test_a_digest_is_of_the_text_and_of_its_documents() -> None:
+def test_a_digest_depends_on_text_and_document_borders() -> None:
     def digest(*documents: str) -> str:
-        return datasets.Corpus("c", "", {"train": list(documents)}).digest("train")
+        return Corpus("c", "", {"train": list(documents)}).digest("train")
 
     different = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("abd",), ()]
     assert len({digest(*documents) for documents in different}) == len(different)

@@ -1,4 +1,4 @@
-"""The trigram is a probability distribution, is Kneser–Ney's, and beats what it should beat."""
+"""The trigram is a probability distribution, matches Kneser–Ney, and beats weaker models."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_probabilities_sum_to_one_in_seen_and_unseen_contexts(vocab: int, n: int
         assert p.sum() == pytest.approx(1, abs=1e-12)  # float64, at most 300 terms
 
 
-def test_against_a_direct_reading_of_the_definition() -> None:
-    """The formulas with dictionaries, one token at a time, on text with the long tail of words."""
+def test_probabilities_match_the_definition() -> None:
+    """Check against the formulas with dictionaries, on text with the long tail of words."""
     vocab = 400
     ids = np.minimum(np.random.default_rng(0).zipf(1.4, 6000), vocab) - 1
     model = ngram.fit(ids, vocab)
@@ -71,7 +71,7 @@ def test_against_a_direct_reading_of_the_definition() -> None:
         assert found == pytest.approx(three, rel=1e-10)
 
 
-def test_nats_are_those_of_each_token_but_the_first() -> None:
+def test_nats_cover_each_token_but_the_first() -> None:
     ids = markov(500, 20, 0)
     model = ngram.fit(ids, 20)
     held_out = markov(300, 20, 1)
@@ -83,8 +83,8 @@ def test_nats_are_those_of_each_token_but_the_first() -> None:
     assert np.isfinite(nats).all()
 
 
-def test_memory_is_used() -> None:
-    """On text that repeats a cycle, the third token is all but certain; on noise, nothing beats log V."""
+def test_the_trigram_uses_its_context() -> None:
+    """On a repeated cycle the third token is almost certain; on noise nothing beats log V."""
     cycle = np.tile(np.random.default_rng(0).permutation(64), 50)
     assert ngram.fit(cycle, 64).nats(cycle) / len(cycle) < 0.05
     noise = np.random.default_rng(0).integers(0, 64, 20_000)

@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing, is the same every time, and keeps to the borders of words."""
+"""The tokenizer loses nothing, is reproducible, and respects the borders of words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data.datasets import Corpus, count_words, resolve
+from ebmvk.data.corpus import Corpus, count_words
+from ebmvk.data.datasets import resolve
 from ebmvk.data.foreign import END_OF_TEXT
 from ebmvk.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
@@ -37,7 +38,7 @@ def word_tokenizer() -> Tokenizer:
 
 @given(text=st.text())
 @pytest.mark.parametrize("kind", ["tokenizer", "word_tokenizer"])
-def test_any_text_comes_back_whole(kind: str, text: str, request: pytest.FixtureRequest) -> None:
+def test_any_text_survives_encoding_and_decoding(kind: str, text: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(kind)
     for whole in (text, f"a {text}<unk> <unk>{text}  {END_OF_TEXT}\r\n\t{text}"):
         ids = tokenizer.encode(whole)
@@ -63,14 +64,14 @@ def test_unk_is_one_token_everywhere(tokenizer: Tokenizer, word_tokenizer: Token
     for each in (tokenizer, word_tokenizer):
         ids = each.encode(" the <unk> of <unk> <unk> . \n")
         assert (ids == each.unk_id).sum() == 3
-    # Word level: the token carries its blank, so that a word is one token here.
+    # In word-level text the token includes its blank, so a word is one token.
     assert [word_tokenizer.decode([i]) for i in word_tokenizer.encode(" <unk> \n")] == [" <unk>", " \n"]
 
 
 def test_no_token_crosses_a_border_of_words(word_tokenizer: Tokenizer) -> None:
     pieces = [word_tokenizer.decode([i]) for i in word_tokenizer.encode(WORDS)]
     assert all(" " not in piece[1:] for piece in pieces)
-    # Each word and each end of line begins with its blank: that many tokens begin words.
+    # Each word and each end of line starts with a blank, so this many tokens start words.
     assert sum(piece.startswith(" ") for piece in pieces) == count_words(WORDS, word_level=True)
     assert " lobster" in pieces
 
@@ -83,11 +84,12 @@ def test_a_prompt_is_the_start_of_a_document(tokenizer: Tokenizer, word_tokenize
     assert word_tokenizer.encode_prompt("").tolist() == [word_tokenizer.eos_id]
 
 
-def test_vocabulary_sizes(tokenizer: Tokenizer) -> None:
+def test_the_vocabulary_has_the_requested_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("x" * 50).max() < tokenizer.vocab_size
     smallest = train_tokenizer(WORD_LEVEL, 258)
     assert smallest.vocab_size == 258
-    assert train_tokenizer(WORD_LEVEL, 10_000).vocab_size < 400  # the text has no more pairs to merge
+    # The text has no more pairs to merge
+    assert train_tokenizer(WORD_LEVEL, 10_000).vocab_size < 400
     with pytest.raises(ConfigError, match="--vocab-size 257"):
         train_tokenizer(WORD_LEVEL, 257)
 
@@ -96,8 +98,8 @@ GPT2 = Path(os.environ.get("EBMVK_DATA_DIR", "no-such-folder"))
 
 
 @pytest.mark.skipif(not (GPT2 / "gpt2-bpe").is_dir(), reason="EBMVK_DATA_DIR has no gpt2-bpe")
-def test_gpt2_is_gpt2s() -> None:
-    """Its published examples; `<unk>` is one token more; any text comes back."""
+def test_gpt2_gives_the_published_tokens() -> None:
+    """Its published examples; `<unk>` is one more token; any text survives."""
     gpt2 = make_tokenizer("gpt2", WORD_LEVEL, 0, [GPT2 / "nothing", GPT2])
     assert (gpt2.vocab_size, gpt2.eos_id) == (50_258, 50_256)
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
@@ -127,7 +129,7 @@ def test_characters_are_tokens(tmp_path: Path) -> None:
     assert made.digest() == make_tokenizer("char", corpus, 0).digest()
 
 
-def test_tokenizers_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gpt2-bpe/vocab.bpe(.|\n)*--data-dir"):
         make_tokenizer("gpt2", WORD_LEVEL, 0, [tmp_path])
     for name in ("chars", str(tmp_path), ""):
@@ -167,8 +169,8 @@ def test_a_tokenizer_without_a_decoder_is_read(tmp_path: Path, tokenizer: Tokeni
 
 
 @pytest.mark.parametrize("letters", ["ACGT", "กขคงจฉชซ", "天地玄黃宇宙洪荒", " ", "\n", "=", "0123456789"], ids=repr)
-def test_text_without_blanks_takes_time_in_proportion(letters: str) -> None:
-    """Three hundred thousand letters in one piece: training took a minute and more, as each merge shifted all of it."""
+def test_training_on_text_without_blanks_takes_linear_time(letters: str) -> None:
+    """300,000 letters in one piece once took over a minute: each merge moved all of them."""
     text = "".join(random.Random(1).choices(letters, k=300_000))
     corpus = Corpus("one piece", "test", {"train": [text]})
     began = time.process_time()
@@ -176,11 +178,11 @@ def test_text_without_blanks_takes_time_in_proportion(letters: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert count_words(text, word_level=False) <= 1
-    assert time.process_time() - began < 15  # about one on a quiet core
+    assert time.process_time() - began < 15  # takes about one second on a quiet core
 
 
-def test_short_pieces_train_the_same_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound on pieces is above any piece of ordinary text, and is in no file."""
+def test_the_limit_on_pieces_does_not_change_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is longer than any piece of ordinary text, and isn't written to the file."""
     bounded = train_tokenizer(resolve("builtin"), 1024)
     monkeypatch.setattr("ebmvk.data.tokenizer.LONGEST_PIECE", 100_000)
     assert bounded.digest() == train_tokenizer(resolve("builtin"), 1024).digest()

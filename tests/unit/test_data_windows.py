@@ -1,4 +1,4 @@
-"""Training visits each window once an epoch, whatever the step it starts from; evaluation scores each token once."""
+"""Training visits each window once per epoch; evaluation scores each token exactly once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.tokenizer import train_tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream, encode_split, evaluation_windows
 from ebmvk.errors import ArgumentError, DataError
@@ -19,7 +19,7 @@ def stream_of(n: int) -> TokenStream:
     return TokenStream("test/train", np.arange(n, dtype=np.int32), np.array([0]))
 
 
-def test_documents_are_led_by_end_of_text() -> None:
+def test_each_document_starts_with_end_of_text() -> None:
     corpus = Corpus("c", "test", {"train": ["one two", "three", "four five six"]})
     tokenizer = train_tokenizer(corpus, 258)
     stream = encode_split(corpus, "train", tokenizer)
@@ -55,14 +55,14 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
 
 def documents_of(lengths: list[int]) -> TokenStream:
-    """Tokens that say their own place, in documents of these lengths."""
+    """Tokens that equal their position, in documents of these lengths."""
     starts = np.cumsum([0, *lengths[:-1]])
     return TokenStream("test/train", np.arange(sum(lengths), dtype=np.int32), starts, apart=True)
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 20), st.data())
-def test_windows_keep_to_their_document(lengths: list[int], batch_size: int, length: int, data: st.DataObject) -> None:
-    """No window crosses a border, each epoch visits every token as a target, and a short document is a short window."""
+def test_windows_do_not_cross_documents(lengths: list[int], batch_size: int, length: int, data: st.DataObject) -> None:
+    """Each epoch visits every token as a target, and a short document gives a short window."""
     stream, stride = documents_of(lengths), data.draw(st.integers(1, length))
     batches = Batches(stream, batch_size, length, data.draw(st.integers(0, 2**32)), stride)
     borders = np.array([*stream.starts[1:], len(stream) - 1])
@@ -76,15 +76,15 @@ def test_windows_keep_to_their_document(lengths: list[int], batch_size: int, len
             assert row == seen + [-1] * (length + 1 - len(seen))
             assert seen == list(range(seen[0], seen[0] + len(seen)))
             assert len(seen) > 1
-            # The token that leads the next document is the last target of this one.
+            # The next document's end-of-text token is the last target of this one.
             assert np.searchsorted(borders, seen[0], side="right") == np.searchsorted(borders, seen[-1], side="left")
             targets.update(seen[1:])
         assert targets == set(range(1, len(stream)))
 
 
 @given(LENGTHS, st.integers(1, 30), st.data())
-def test_documents_are_scored_apart(lengths: list[int], context: int, data: st.DataObject) -> None:
-    """The same tokens once each, as of a whole stream; none with another document in its window."""
+def test_documents_are_scored_separately(lengths: list[int], context: int, data: st.DataObject) -> None:
+    """The same tokens are scored as in one stream, but no window holds another document."""
     stream, stride = documents_of(lengths), data.draw(st.integers(1, context))
     scored = []
     for tokens, first in evaluation_windows(stream, context, stride):
@@ -95,14 +95,14 @@ def test_documents_are_scored_apart(lengths: list[int], context: int, data: st.D
     assert scored == list(range(1, len(stream)))
 
 
-def test_batches_are_a_function_of_seed_and_step_alone() -> None:
+def test_batches_depend_only_on_seed_and_step() -> None:
     forward = Batches(stream_of(1000), 4, 16, seed=3)
     steps = list(range(60))
     backward = Batches(stream_of(1000), 4, 16, seed=3)
     expected = {step: backward.batch(step) for step in reversed(steps)}
     assert all(torch.equal(forward.batch(step), expected[step]) for step in steps)
     assert not torch.equal(forward.batch(0), Batches(stream_of(1000), 4, 16, seed=4).batch(0))
-    # Another offset each epoch: else the same borders would cut the same contexts for ever.
+    # The offset differs per epoch; otherwise the same borders would always cut the same contexts.
     first, second = (sorted(forward.batch(s)[:, 0].tolist()) for s in (0, forward.steps_per_epoch))
     assert {x % 16 for x in first} != {x % 16 for x in second}
 
@@ -126,7 +126,7 @@ def test_each_token_but_the_first_is_scored_once_with_context(n: int, context: i
 def test_batches_made_ahead_are_the_same(workers: int) -> None:
     batches = Batches(stream_of(97), 4, 7, seed=5)
     ahead = Ahead(batches, workers)
-    for step in (0, 1, 2, 9, 10, 3, 4):  # where a run goes on, steps are passed over
+    for step in (0, 1, 2, 9, 10, 3, 4):  # a resumed run skips steps
         assert torch.equal(ahead.batch(step), batches.batch(step))
 
 
@@ -141,7 +141,7 @@ def test_refusals() -> None:
         Batches(stream_of(20), 0, 4, 0)
 
 
-def test_documents_are_encoded_alike_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_groups_does_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [f"{'a few words ' * (i % 5)}of document {i}" for i in range(23)]
     corpus = Corpus("made up", "test", {"train": documents})
     tokenizer = train_tokenizer(corpus, 300)

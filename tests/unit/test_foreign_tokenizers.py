@@ -1,4 +1,4 @@
-"""A tokenizer.json of other makers stands for the text: all of it, to the byte, and nothing beside it."""
+"""With a tokenizer.json from elsewhere, tokens stand for the whole text and nothing else."""
 # ruff: noqa: S105, S106  (tokens are no passwords)
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 
-from ebmvk.data.datasets import Corpus, count_words
+from ebmvk.data.corpus import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
@@ -47,7 +47,7 @@ def byte_level(end: str = "<|endoftext|>", *, prefix: bool = False) -> Library:
 
 
 def metaspace_bpe() -> Library:
-    """SentencePiece's BPE as Llama 2 and Mistral have it, without its bytes: all characters of the corpus."""
+    """SentencePiece's BPE as in Llama 2 and Mistral, without bytes: all characters of a text."""
     found = Library(models.BPE(unk_token="<unk>", fuse_unk=True))
     found.pre_tokenizer = pre_tokenizers.Metaspace()
     found.decoder = decoders.Metaspace()
@@ -98,12 +98,12 @@ def opened(made: Library | str, folder: Path, corpus: Corpus = CORPUS, end: str 
     return foreign_tokenizer(folder / "t.json", corpus, end)
 
 
-# ---- bytes ---------------------------------------------------------------------------------------------------------
+# ---- bytes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "char", "trained here"])
-def test_bytes_and_words_are_those_of_the_text(kind: str, tmp_path: Path) -> None:
-    """Of whole documents, and of a stream that is cut anywhere: by characters that are counted one by one."""
+def test_bytes_and_words_are_counted_from_the_text(kind: str, tmp_path: Path) -> None:
+    """For whole documents and for streams cut anywhere; compared with counting characters."""
     if kind in KINDS:
         tokenizer = opened(KINDS[kind](), tmp_path)
     else:
@@ -127,14 +127,14 @@ def test_bytes_and_words_are_those_of_the_text(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_any_text_of_known_characters_comes_back(kind: str, tmp_path: Path) -> None:
+def test_any_text_of_known_characters_survives(kind: str, tmp_path: Path) -> None:
     tokenizer = opened(KINDS[kind](), tmp_path)
     for text in (*TEXTS, "  the cat", "", "\n", "the\n the", "cats "):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_unknown_characters_are_counted_as_what_they_are() -> None:
-    """Six thousand bytes that a tokenizer of characters does not know are six thousand, not five for each."""
+def test_unknown_characters_count_their_real_bytes() -> None:
+    """Six thousand bytes that a character tokenizer doesn't know count as 6,000, not 5 each."""
     tokenizer = character_tokenizer(Corpus("c", "", {"train": ["ab"]}))
     text = "ab" + "猫" * 2000
     stream = encode_split(Corpus("c", "", {"train": [text, "ba"]}), "train", tokenizer)
@@ -144,8 +144,8 @@ def test_unknown_characters_are_counted_as_what_they_are() -> None:
     assert (cut.bytes, cut.unknown) == (32, 10)
 
 
-def test_decoding_is_compared_on_passages_that_the_tokens_say() -> None:
-    """Of human text with an unknown character the tokens would say <unk>: five bytes that nobody wrote."""
+def test_decoding_is_compared_only_on_fully_known_passages() -> None:
+    """Human text with unknown characters would decode to <unk>: five bytes that nobody wrote."""
     tokenizer = character_tokenizer(Corpus("c", "", {"train": ["abc"]}))
     text = "abc" * 8 + "猫猫猫猫" + "cab" * 8
     stream = encode_split(Corpus("c", "", {"train": [text]}), "train", tokenizer)
@@ -156,14 +156,14 @@ def test_decoding_is_compared_on_passages_that_the_tokens_say() -> None:
 
 
 def test_a_run_of_unknown_characters_is_counted_by_characters(tmp_path: Path) -> None:
-    """One unknown token may stand for several; a written <unk> is none."""
+    """One unknown token may stand for several characters; a written <unk> isn't unknown."""
     bpe, words = opened(metaspace_bpe(), tmp_path), opened(word_level(), tmp_path)
     assert bpe.spelling("the ЖЖЖ cat").unknown == 3
     assert words.spelling("the zzz <unk> the").unknown == 3
     assert words.spelling("the  the\n").blanks == 3
 
 
-# ---- made faithful -------------------------------------------------------------------------------------------------
+# ---- made faithful -------------------------------------------------------------------------------
 
 
 def test_truncation_and_padding_are_switched_off(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_truncation_and_padding_are_switched_off(tmp_path: Path) -> None:
     assert not again.altered
 
 
-def test_special_tokens_stand_in_no_document_and_after_no_prompt(tmp_path: Path) -> None:
+def test_special_tokens_are_not_added_to_documents_or_prompts(tmp_path: Path) -> None:
     made = metaspace_bpe()
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     found = opened(made, tmp_path)
@@ -202,8 +202,8 @@ def test_dropout_is_switched_off(tmp_path: Path) -> None:
     assert len({tuple(found.encode(TEXTS[2]).tolist()) for _ in range(5)}) == 1
 
 
-def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
-    """Its digest stays that of the file, so that its checkpoint still belongs to it."""
+def test_files_of_older_runs_are_read_without_added_steps(tmp_path: Path) -> None:
+    """The digest stays that of the file, so that the checkpoint still belongs to it."""
     made = byte_level()
     made.enable_truncation(8)
     made.post_processor = processors.TemplateProcessing(
@@ -222,10 +222,10 @@ def test_an_older_runs_file_is_read_without_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word_level", [False, True])
 @pytest.mark.parametrize("make", [lambda corpus: train_tokenizer(corpus, 300), character_tokenizer])
-def test_a_file_that_was_written_here_stays_as_it_is(
+def test_a_file_written_here_is_not_changed(
     make: Callable[[Corpus], Tokenizer], word_level: bool, tmp_path: Path
 ) -> None:
-    """So that runs from one file, by whatever version, have tokens that can be compared."""
+    """So that runs from one file, by any version, have comparable tokens."""
     own = make(Corpus("c", "", {"train": TEXTS}, word_level=word_level))
     own.save(tmp_path / "own.json")
     found = foreign_tokenizer(tmp_path / "own.json", CORPUS)
@@ -240,7 +240,7 @@ def test_a_file_that_was_written_here_stays_as_it_is(
 def test_a_normaliser_that_changes_the_text_is_refused_or_left_out(
     normalizer: normalizers.Normalizer, tmp_path: Path
 ) -> None:
-    """A vocabulary of bytes spells the text without it; one of characters was made for what it writes."""
+    """A byte vocabulary spells text without it; a character vocabulary needs its output."""
     corpus = Corpus("c", "", {"train": ["The ﬁsh  saw\n"]})
     bytes_, characters = byte_level(), metaspace_bpe()
     bytes_.normalizer = characters.normalizer = normalizer
@@ -249,13 +249,13 @@ def test_a_normaliser_that_changes_the_text_is_refused_or_left_out(
     assert found.decode(found.encode("The ﬁsh  saw\n")) == "The ﬁsh  saw\n"
     with pytest.raises(DataError, match=r"t\.json: the tokenizer's normaliser \w+ changes the text: 'The .*' becomes "):
         opened(characters, tmp_path, corpus)
-    # On a text that it does not change it is left out there too.
+    # On a text that it doesn't change, it is removed there too.
     plain = opened(characters, tmp_path, Corpus("c", "", {"train": ["x"]}))
     assert plain.decode(plain.encode("x  x ")) == "x  x "
 
 
-def test_llama_2s_blanks_come_back(tmp_path: Path) -> None:
-    """Its normaliser puts a blank first and writes blanks as ▁, its decoder takes both back; bytes spell the rest."""
+def test_blanks_of_llama_2_survive(tmp_path: Path) -> None:
+    """The normaliser adds a blank and writes blanks as ▁; the decoder undoes both."""
     trained = json.loads(metaspace_bpe().to_str())
     vocabulary = dict(trained["model"]["vocab"])
     for byte in range(256):
@@ -279,7 +279,7 @@ def test_llama_2s_blanks_come_back(tmp_path: Path) -> None:
     assert found.spelling("Ж𝄞").unknown == 0
 
 
-def test_added_tokens_keep_the_blanks_beside_them_and_their_letters(tmp_path: Path) -> None:
+def test_added_tokens_keep_their_letters_and_neighbouring_blanks(tmp_path: Path) -> None:
     made = byte_level()
     made.add_tokens([AddedToken("<mask>", lstrip=True, rstrip=True), AddedToken("gâteau"), AddedToken("<x>")])
     found = opened(made, tmp_path)
@@ -290,10 +290,10 @@ def test_added_tokens_keep_the_blanks_beside_them_and_their_letters(tmp_path: Pa
     assert "gâteau" in found.notes[0]
 
 
-def test_what_is_lost_is_said_and_letters_that_vanish_are_refused(tmp_path: Path) -> None:
+def test_lost_blanks_are_reported_and_lost_letters_refused(tmp_path: Path) -> None:
     words = round_trip(opened(word_level(), tmp_path), "t.json", ["the cat\n\nsat qqq", "the cat"])
     assert (words.pieces, words.changed, words.unknown, words.blanks) == (2, 1, 3, 4)
-    assert "3 characters are unknown tokens; 4 blanks and line ends are in no token" in str(words)
+    assert "3 characters became unknown tokens; 4 blanks and line ends are in no token" in str(words)
     assert "every one came back" in str(round_trip(opened(byte_level(), tmp_path), "t.json", TEXTS))
     made = byte_level()
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -303,16 +303,16 @@ def test_what_is_lost_is_said_and_letters_that_vanish_are_refused(tmp_path: Path
         round_trip(opened(made, tmp_path), "t.json", TEXTS)
 
 
-def test_a_round_trip_looks_at_no_more_than_it_is_told(tmp_path: Path) -> None:
+def test_a_round_trip_stops_at_its_limit(tmp_path: Path) -> None:
     found = round_trip(opened(byte_level(), tmp_path), "t.json", ["abcdef", "ghi", "jkl"], most=8)
     assert (found.characters, found.pieces) == (8, 2)
 
 
-# ---- end tokens and unknown tokens ---------------------------------------------------------------------------------
+# ---- end tokens and unknown tokens ---------------------------------------------------------------
 
 
 def neox() -> Library:
-    """GPT-NeoX: byte-level with NFC, its end token the first id, runs of blanks as added tokens."""
+    """GPT-NeoX: byte-level with NFC; the end token has the first id; runs of blanks are tokens."""
     found = byte_level()
     found.normalizer = normalizers.NFC()
     found.add_tokens([AddedToken(" " * n, normalized=True) for n in (4, 3, 2)])
@@ -320,7 +320,7 @@ def neox() -> Library:
 
 
 def llama_3() -> Library:
-    """Llama 3: whole words before merges, its own pattern, a token that begins each text, reserved ones."""
+    """Llama 3: whole words before merges, its own pattern, a begin token, reserved tokens."""
     found = byte_level("<|end_of_text|>")
     data = json.loads(found.to_str())
     data["model"]["ignore_merges"] = True
@@ -347,7 +347,7 @@ def llama_3() -> Library:
 
 
 def qwen() -> Library:
-    """Qwen: NFC, and both an end of text and an end of a turn."""
+    """Qwen: NFC, an end-of-text token and an end-of-turn token."""
     found = byte_level("<|endoftext|>")
     found.normalizer = normalizers.NFC()
     found.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -355,7 +355,7 @@ def qwen() -> Library:
 
 
 def smol() -> Library:
-    """SmolLM: digits one by one."""
+    """SmolLM: each digit is a token."""
     found = byte_level("<|endoftext|>")
     found.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -391,7 +391,7 @@ def test_published_layouts_are_read(make: Make, end: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("make", [metaspace_unigram, word_level])
 def test_an_end_token_that_the_model_spells_stays_text(make: Make, tmp_path: Path) -> None:
-    """A unigram model finds "</s>" among its pieces, a word-level one among its words."""
+    """A unigram model has "</s>" among its pieces, a word-level model among its words."""
     made = make()
     made.encode_special_tokens = True
     assert made.token_to_id("</s>") in made.encode("the </s> cat").ids
@@ -415,8 +415,8 @@ def test_another_end_token_can_be_named(tmp_path: Path) -> None:
         opened(byte_level(), tmp_path, end="x")
 
 
-def test_a_special_token_is_the_end_before_one_that_is_written_in_texts(tmp_path: Path) -> None:
-    """Gemma has </s> as a tag of HTML, and <eos>."""
+def test_special_tokens_are_preferred_as_end_token(tmp_path: Path) -> None:
+    """Gemma has <eos>, and </s> as an HTML tag."""
     made = byte_level("<eos>")
     made.add_tokens(["</s>"])
     found = opened(made, tmp_path)
@@ -424,14 +424,14 @@ def test_a_special_token_is_the_end_before_one_that_is_written_in_texts(tmp_path
     assert made.token_to_id("</s>") in found.encode("a </s> b")
 
 
-def test_an_end_token_that_stands_for_what_is_unknown_is_refused(tmp_path: Path) -> None:
+def test_an_end_token_that_is_also_the_unknown_token_is_refused(tmp_path: Path) -> None:
     data = json.loads(metaspace_bpe().to_str())
     data["model"]["unk_token"] = "</s>"
     with pytest.raises(DataError, match="'</s>' is both the end token and the unknown token"):
         opened(json.dumps(data), tmp_path)
 
 
-def test_an_end_token_of_its_own_tokenizer_cannot_be_named() -> None:
+def test_end_token_is_refused_for_tokenizers_made_here() -> None:
     from ebmvk.data.tokenizer import make_tokenizer
 
     with pytest.raises(ConfigError, match="--end-token </s> with --tokenizer bpe"):
@@ -443,17 +443,17 @@ def test_a_vocabulary_that_cannot_spell_a_text_needs_an_unknown_token(tmp_path: 
     words = Library(models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
     pieces = Library(models.Unigram([("a", 0.0), ("</s>", -1.0)]))
     for found in (made, words, pieces):
-        with pytest.raises(DataError, match="has no unknown token, and none for single bytes"):
+        with pytest.raises(DataError, match="has no unknown token, and no token for single bytes"):
             opened(found, tmp_path)
     data = json.loads(byte_level().to_str())
     del data["model"]["vocab"]["Ġ"]
     data["model"]["merges"] = []
-    with pytest.raises(DataError, match="has no unknown token, and none for Ġ"):
+    with pytest.raises(DataError, match="has no unknown token, and no token for Ġ"):
         opened(Library.from_str(json.dumps(data)), tmp_path)
 
 
 def test_ids_may_have_a_few_gaps(tmp_path: Path) -> None:
-    """A model has a row for each id up to the largest; a file with far ids would ask for too many."""
+    """A model has a row for each id up to the largest, so large gaps would waste memory."""
     data = json.loads(byte_level().to_str())
     token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     size = len(data["model"]["vocab"])
@@ -473,7 +473,7 @@ def test_ids_may_have_a_few_gaps(tmp_path: Path) -> None:
         opened(with_token(5), tmp_path)
 
 
-def test_a_cut_stream_knows_whether_its_last_document_is_whole() -> None:
+def test_a_cut_stream_knows_if_its_last_document_is_complete() -> None:
     tokenizer = train_tokenizer(CORPUS, 258)
     stream = encode_split(CORPUS, "train", tokenizer)
     second = int(stream.starts[1])

@@ -10,7 +10,7 @@ import torch
 from model_support import SMALL, variant
 
 from ebmvk.config.schema import LangevinConfig
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.strategies import GREEDY, Strategy

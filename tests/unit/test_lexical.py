@@ -1,4 +1,4 @@
-"""Pretrained tables: every format, what is damaged, which row a token gets, and the projection."""
+"""Pretrained tables: every format, damaged files, matching of tokens, and the projection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
 
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
 from ebmvk.errors import DataError
 from ebmvk.initialisation.lexical import from_table
@@ -44,11 +44,11 @@ def _text(words: list[str], rows: np.ndarray, count: int | None = None) -> bytes
     return ("\n".join(lines) + "\n").encode()
 
 
-# ---- matrices ------------------------------------------------------------------------------------------------------
+# ---- matrices ------------------------------------------------------------------------------------
 
 
-def test_the_same_vocabulary_is_matched_row_by_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Width d on both sides: only the mean is taken off, so all angles after it are the table's own."""
+def test_equal_vocabularies_are_matched_row_by_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """With equal widths only the mean is subtracted, so the angles after that are the table's."""
     rows = _rows(tokenizer.vocab_size, 16)
     np.save(tmp_path / "t.npy", rows.numpy())
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -81,7 +81,7 @@ def test_wider_tables_are_projected_to_their_leading_directions(tokenizer: Token
     centred = (rows - rows.mean(0)).double().numpy()
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     expected = torch.nn.functional.normalize(torch.from_numpy(u[:, :8] * s[:8]), dim=1)
-    torch.testing.assert_close(mu @ mu.T, expected @ expected.T, atol=1e-5, rtol=0)  # free of signs
+    torch.testing.assert_close(mu @ mu.T, expected @ expected.T, atol=1e-5, rtol=0)  # doesn't depend on signs
 
 
 def test_narrower_tables_keep_their_angles(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -105,7 +105,8 @@ def test_tokens_of_another_vocabulary_are_the_mean_of_their_pieces(tokenizer: To
     found = from_table(read_table(tmp_path / "t.npy", None, ()), tokenizer, 300, seed=0)
     symbols = [tokenizer.symbol(i) for i in range(tokenizer.vocab_size)]
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
-    # Parts of a letter have no text to spell, unless they are single bytes; end-of-text has none at all.
+    # Parts of a letter have no text to spell, unless they are single bytes; end-of-text has none at
+    # all.
     spelled = [s in alphabet or (bool(t) and "\ufffd" not in t) for s, t in zip(symbols, texts, strict=True)]
     known = torch.tensor(spelled)
     assert torch.equal(found.known, known)
@@ -126,7 +127,7 @@ def test_zero_rows_stay_random(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert (~found.known).nonzero().flatten().tolist() == [3, 77]
 
 
-# ---- word2vec ------------------------------------------------------------------------------------------------------
+# ---- word2vec ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("suffix", "write"), [(".bin", _binary), (".vec", _text), (".txt", _text)])
@@ -142,7 +143,8 @@ def test_word2vec_by_word(
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     known = {texts[i] for i in found.known.nonzero().flatten().tolist()}
     assert {" king", " house", " the"} <= known <= {t for t in texts if t.removeprefix(" ") in words}
-    assert found.facts["rows"] == len({t.removeprefix(" ") for t in known})  # what nobody asked for is not kept
+    # Words that nobody needs are not kept
+    assert found.facts["rows"] == len({t.removeprefix(" ") for t in known})
     king, house = (found.mu[texts.index(text)].double() for text in (" king", " house"))
     listed = [texts[i].removeprefix(" ") for i in found.known.nonzero().flatten().tolist()]
     mean = np.mean([rows[words.index(word)] for word in listed], axis=0)
@@ -156,13 +158,13 @@ def test_binary_word2vec_without_line_ends(tokenizer: Tokenizer, tmp_path: Path)
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
 
 
-def test_a_byte_order_mark_is_no_part_of_word2vec(tmp_path: Path) -> None:
+def test_a_byte_order_mark_in_word2vec_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "w.vec"
     path.write_bytes(b"\xef\xbb\xbf" + _text(["king", "the"], _rows(2, 4).numpy()))
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
 
 
-# ---- what is damaged -----------------------------------------------------------------------------------------------
+# ---- what is damaged -----------------------------------------------------------------------------
 
 
 def _npy(array: np.ndarray) -> Callable[[Path], Path]:
@@ -255,7 +257,7 @@ def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
         read_table(tmp_path / "t.npy", None, ())
 
 
-def test_a_tensor_that_is_not_there_lists_those_that_are(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_missing_tensor_lists_the_existing_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_file({"wte.weight": torch.ones(400, 4)}, tmp_path / "t.safetensors")
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match=r"no tensor 'wpe'; matrices: wte\.weight"):
@@ -264,7 +266,7 @@ def test_a_tensor_that_is_not_there_lists_those_that_are(tokenizer: Tokenizer, t
 
 @pytest.mark.parametrize("word", ["zzz", "king"])
 def test_no_match_is_an_error(word: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Nor is a single match enough: less their mean, its own row is zero."""
+    """A single match isn't enough either: after subtracting the mean its row is zero."""
     (tmp_path / "t.vec").write_bytes(_text([word], _rows(1, 4).numpy()))
     with pytest.raises(DataError, match="none of the"):
         from_table(read_table(tmp_path / "t.vec", None, {"king"}), tokenizer, 8, seed=0)

@@ -15,7 +15,7 @@ from ebmvk.config import flags, resolve
 from ebmvk.config.checks import check, check_resume
 from ebmvk.config.schema import Config, replace
 from ebmvk.diagnosis.recommendations import recommendations
-from ebmvk.memory.fit import MAX_SPLATS
+from ebmvk.memory.static import MAX_SPLATS
 from ebmvk.monitoring.advice import advice
 from ebmvk.runs.metrics import History
 

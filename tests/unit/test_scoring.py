@@ -10,7 +10,7 @@ import torch
 from model_support import SMALL, variant
 
 from ebmvk.config.schema import Config
-from ebmvk.data.datasets import Corpus
+from ebmvk.data.corpus import Corpus
 from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, train_tokenizer
 from ebmvk.decoding.strategies import GREEDY, NAMED, Strategy
 from ebmvk.engine.device import Device

@@ -1,4 +1,4 @@
-"""Splats: additive statistics, leaving one out, exact token laws, consolidation, both tiers, the gate, and files."""
+"""Splats: additive statistics, exact token laws, consolidation, both tiers, gate, and files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOUNDS = (10.0, 500.0)
 
 
 def _members(n: int = 400, splats: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Clustered states (n, d), tokens that go with their cluster, and owners; cluster 0 has a single member."""
+    """Clustered states (n, d), tokens that depend on the cluster, owners; cluster 0 is single."""
     g = torch.Generator().manual_seed(seed)
     centres = projx(torch.randn(splats, D, generator=g))
     owner = torch.randint(1, splats, (n,), generator=g)
@@ -79,7 +79,7 @@ def _lexical(n: int, seed: int = 4) -> Tensor:
     return torch.log_softmax(3 * torch.randn(n, V, generator=torch.Generator().manual_seed(seed)), -1)
 
 
-# ---- statistics ----------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 def _dense(store: SplatStore) -> Tensor:
@@ -105,8 +105,8 @@ def test_states_may_come_in_half_precision() -> None:
         SplatStore.gather(states, tokens[1:], owner, vocab_size=V, beta=0.5, kappa=BOUNDS)
 
 
-def test_merging_is_gathering_again_and_joining_is_gathering_both() -> None:
-    """Statistics add: whatever the way, the store is the one gathered from the members."""
+def test_merging_and_joining_equal_gathering_anew() -> None:
+    """Statistics add, so the result equals the store gathered from the members."""
     states, tokens, owner = _members()
     settings = {"vocab_size": V, "beta": 0.5, "kappa": BOUNDS}
     fine = SplatStore.gather(states, tokens, torch.arange(len(owner)), **settings)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_merging_is_gathering_again_and_joining_is_gathering_both() -> None:
         found._check("x")
 
 
-def test_keeping_some_is_gathering_those() -> None:
+def test_keeping_some_splats_equals_gathering_them() -> None:
     store, keep = _store(), torch.tensor([True, False, True, True, False, False, True, True, False])
     found = store.kept(keep)
     found._check("x")
@@ -128,7 +128,7 @@ def test_keeping_some_is_gathering_those() -> None:
 
 
 def test_kappa_is_recovered_and_clipped() -> None:
-    """vMF samples of known kappa; 4000 of them give kappa to 2 %. A single point says nothing: the lower bound."""
+    """From 4,000 vMF samples kappa is recovered to 2 %; a single point gives the lower bound."""
     g = torch.Generator().manual_seed(1)
     levels = [25.0, 120.0, 3000.0, 1e-3]
     states = torch.cat([sample_vmf(torch.eye(D)[:1].expand(4000, -1), level, generator=g) for level in levels])
@@ -141,18 +141,23 @@ def test_kappa_is_recovered_and_clipped() -> None:
     assert store.at(33.0).kappa.tolist() == [33.0] * 4
 
 
-def test_the_trap() -> None:
-    """Tokens that places say nothing of: memory is of no use. Contexts that are in the splats say the contrary, the
-    gate goes to 1, and other texts pay for it; of splats without them it is found to be of no use."""
+def test_a_fit_on_contexts_inside_the_splats_is_misleading() -> None:
+    """Tokens are independent of places, so memory is useless.
+
+    If splats contain the contexts they are fitted on, the gate goes to 1, and other texts pay for
+    it. If they don't, the fit finds that the memory is useless.
+    """
     g = torch.Generator().manual_seed(3)
     states, tokens = projx(torch.randn(600, D, generator=g)), torch.randint(0, V, (600,), generator=g)
     mine, rest, fresh = slice(200), slice(200, 400), slice(400, 600)
-    lexical, constant = torch.full((200, 1), -math.log(V)), torch.zeros(200, 1)  # a gate of one number
+    # A gate of one number
+    lexical, constant = torch.full((200, 1), -math.log(V)), torch.zeros(200, 1)
     kept, gained = {}, {}
     for name, held in {"trap": slice(400), "left out": rest}.items():
         owner = torch.arange(len(states[held]))
         store = SplatStore.gather(states[held], tokens[held], owner, vocab_size=V, beta=0.3, kappa=(200.0, 200.0))
-        splats = Splats.open(replace(store, background=1e-30), Reference(), 16)  # so that memory speaks anywhere
+        # So that the memory has a say everywhere
+        splats = Splats.open(replace(store, background=1e-30), Reference(), 16)
         own, other = (
             torch.cat((lexical, log_of(splats.recall(states[of]).law.gather(1, tokens[of, None]))), dim=1)
             for of in (mine, fresh)
@@ -167,11 +172,11 @@ def test_the_trap() -> None:
     assert max(map(abs, gained["left out"])) < 0.05
 
 
-# ---- token laws ----------------------------------------------------------------------------------------------------
+# ---- token laws ----------------------------------------------------------------------------------
 
 
 def _brute_force(store: SplatStore, h: Tensor) -> tuple[Tensor, Tensor]:
-    """p_mem (B, V) and the log density over the uniform one, over all splats, by C_d itself, in float64."""
+    """p_mem (B, V) and the log density, over all splats, with C_d itself, in float64."""
     total = store.mass.sum() + store.background
     kappa = store.kappa.double()
     weight = (store.mass / total) * (log_c(kappa, D) + kappa * (h.double() @ store.mu.double().T)).exp()
@@ -183,7 +188,7 @@ def _brute_force(store: SplatStore, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_recall_is_the_formula_of_the_model(device: str) -> None:
+def test_recall_matches_the_formula(device: str) -> None:
     store = _store(background=40.0)
     h = projx(torch.randn(6, D, generator=torch.Generator().manual_seed(3)))
     found = Splats.open(store, select(device), 64).recall(h)
@@ -196,7 +201,7 @@ def test_recall_is_the_formula_of_the_model(device: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_pool_is_the_product_of_powers(share: float) -> None:
-    """p_mem^s p_lex^(1-s) / Z in float64: the lexical law at s = 0, the splats' at 1; its entropy and largest entry."""
+    """Compared in float64: the lexical law at s = 0, the splats' law at s = 1, and the features."""
     store, lexical = _store(background=40.0), _lexical(6)
     h = projx(torch.randn(6, D, generator=torch.Generator().manual_seed(3)))
     found, features = Splats.open(store, Reference(), 64).recall(h).pooled(lexical, share)
@@ -223,8 +228,8 @@ def test_the_law_sums_to_one(mode: Mode, k: int) -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.6, 1.5])
-def test_the_calibrated_law_is_the_mixture_with_a_power(power: float) -> None:
-    """Against numpy in float64; it sums to one, and its tokens have the entries of the law."""
+def test_the_calibrated_law_mixes_the_law_with_its_power(power: float) -> None:
+    """Compared with numpy in float64; it sums to one, and tokens get the entries of the law."""
     own, lexical = replace(_calibration(), power=power), _lexical(40)
     log_p = lexical.double().numpy()
     flat = np.exp(power * log_p)
@@ -241,7 +246,7 @@ def test_the_calibrated_law_is_the_mixture_with_a_power(power: float) -> None:
     torch.testing.assert_close(own.of_tokens(lexical, tokens), found[torch.arange(40), tokens])
 
 
-def test_shares_read_together_are_those_read_one_by_one() -> None:
+def test_reading_several_shares_at_once_equals_one_by_one() -> None:
     memory = _memory()
     states, tokens, _ = _members(100, seed=2)
     wanted = [[0.2, 1.0], [0.7, 0.3]]
@@ -253,8 +258,8 @@ def test_shares_read_together_are_those_read_one_by_one() -> None:
         assert torch.equal(terms.features, alone.features)
 
 
-def test_reading_scores_what_the_law_says() -> None:
-    """The terms of the tokens that follow are entries of the laws, token after token."""
+def test_reading_scores_tokens_by_the_law() -> None:
+    """The terms of the tokens that follow are entries of the laws, token by token."""
     memory = _memory()
     states, tokens, _ = _members(100, seed=2)
     lexical = _lexical(100)
@@ -270,12 +275,12 @@ def test_reading_scores_what_the_law_says() -> None:
     assert whole.splats() == steps.splats()
 
 
-# ---- episodic ------------------------------------------------------------------------------------------------------
+# ---- episodic ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_episodic_memory_is_the_mixture_over_what_was_read(device: str) -> None:
-    """As long as nothing is merged or forgotten: brute force over all earlier contexts, with alpha_inf = 1/2."""
+def test_episodic_memory_mixes_over_all_earlier_contexts(device: str) -> None:
+    """Compared with brute force over all earlier contexts, while nothing is merged or forgotten."""
     states, tokens, _ = _members(90, seed=2)
     memory = Episodic(EpisodicConfig(capacity=400, k=400, kappa=15.0, half_life=math.inf), select(device), D, V)
     memory.recent = 32
@@ -290,8 +295,8 @@ def test_episodic_memory_is_the_mixture_over_what_was_read(device: str) -> None:
 
 
 @pytest.mark.parametrize("scramble", [False, True])
-def test_the_future_changes_nothing_bit_for_bit(scramble: bool) -> None:
-    """Contexts and tokens from a point on are permuted: what was said before and of it stays the same."""
+def test_later_text_does_not_change_earlier_laws(scramble: bool) -> None:
+    """Permute contexts and tokens after a point: the laws up to it stay the same, bit for bit."""
     backend = select("cpu")
     states, tokens, _ = _members(300, seed=2)
     for cut in (1, 37, 190):
@@ -306,7 +311,7 @@ def test_the_future_changes_nothing_bit_for_bit(scramble: bool) -> None:
         assert torch.equal(*laws)
 
 
-def test_how_the_text_is_cut_changes_nothing_but_rounding() -> None:
+def test_reading_in_pieces_changes_only_rounding() -> None:
     states, tokens, _ = _members(300, seed=2)
     whole = Episodic(EpisodicConfig(capacity=64, k=5), Reference(), D, V)
     parts = Episodic(EpisodicConfig(capacity=64, k=5), Reference(), D, V)
@@ -327,7 +332,7 @@ def test_eviction_keeps_mass_and_the_capacity(capacity: int) -> None:
         torch.testing.assert_close(held, torch.bincount(tokens[: at + 25], minlength=V).double())
 
 
-def test_age_halves_mass_in_its_half_life() -> None:
+def test_mass_halves_in_a_half_life() -> None:
     states, tokens, _ = _members(256, seed=2)
     memory = Episodic(EpisodicConfig(capacity=64, half_life=32.0), Reference(), D, V)
     memory.read(states, tokens)
@@ -335,7 +340,7 @@ def test_age_halves_mass_in_its_half_life() -> None:
 
 
 def test_episodic_memory_learns_what_repeats_and_scrambled_it_does_not() -> None:
-    """Contexts come back with the token of their cluster: 3.4 nats for a uniform law, about 1.4 within a cluster."""
+    """Contexts repeat with their cluster's token: 3.4 nats for a uniform law, 1.4 in a cluster."""
     states, tokens, _ = _members(400, seed=2)
     nats = []
     for scramble in (False, True):
@@ -351,11 +356,11 @@ def test_capacity_is_checked() -> None:
         Episodic(EpisodicConfig(capacity=1), Reference(), D, V)
 
 
-# ---- consolidation -------------------------------------------------------------------------------------------------
+# ---- consolidation -------------------------------------------------------------------------------
 
 
-def test_the_cost_of_merging_is_the_change_of_the_code_length() -> None:
-    """dL against the general formula of section 8, with psi at one kappa, written out with dense counts."""
+def test_the_cost_of_merging_is_the_change_in_code_length() -> None:
+    """dL equals the general formula of section 8 with psi at one kappa and dense counts."""
     store = _store((25.0, 25.0))
     dense, kappa = _dense(store), 25.0
 
@@ -393,7 +398,7 @@ def test_merging_by_description_length_beats_merging_at_random() -> None:
     assert nats[0] < nats[1] - 0.5
 
 
-# ---- static --------------------------------------------------------------------------------------------------------
+# ---- static --------------------------------------------------------------------------------------
 
 
 def test_clusters_are_tight_and_repeatable() -> None:
@@ -403,15 +408,16 @@ def test_clusters_are_tight_and_repeatable() -> None:
     store = SplatStore.gather(states, tokens, found, vocab_size=V, beta=0.5, kappa=BOUNDS)
     assert 32 <= store.n <= 64
     true = SplatStore.gather(states, tokens, owner, vocab_size=V, beta=0.5, kappa=BOUNDS)
-    # 64 clusters within the 16 true ones hold their members closer together than those do.
+    # 64 clusters inside the 16 true ones are tighter than these.
     assert store.length.sum() > true.length.sum()
     with pytest.raises(DataError, match="fewer than --splats 2,001"):
         cluster(states, tokens, 2001, Reference(), seed=3)
 
 
 def test_marked_contexts_share_the_token_that_followed() -> None:
-    """Tokens that places say nothing of: unmarked, clusters mix them; marked, the token laws are purer, and the places
-    still decide among contexts of one token."""
+    """Tokens are independent of places. Without marks, clusters mix tokens; with marks, token laws
+    are purer, and places still separate contexts with one token.
+    """
     g = torch.Generator().manual_seed(0)
     states = projx(torch.randn(1500, D, generator=g))
     tokens, marks = torch.randint(0, 4, (1500,), generator=g), torch.eye(4)
@@ -431,16 +437,16 @@ def test_marked_contexts_share_the_token_that_followed() -> None:
 
 
 @pytest.mark.parametrize("splats", [1, 2, 3, 50])
-def test_any_number_of_clusters(splats: int) -> None:
+def test_clustering_works_for_any_number_of_splats(splats: int) -> None:
     states, tokens, _ = _members(50)
     assert 1 <= len(cluster(states, tokens, splats, Reference(), seed=0).unique()) <= splats
 
 
-# ---- gate ----------------------------------------------------------------------------------------------------------
+# ---- gate ----------------------------------------------------------------------------------------
 
 
-def test_the_fitted_gate_finds_which_law_is_right() -> None:
-    """Feature 0 says whether the memory is right; the other is noise. The ideal mixture is reached to 1 %."""
+def test_a_fitted_gate_finds_the_better_law() -> None:
+    """Feature 0 tells if the memory is right, feature 1 is noise; the optimum is found to 1 %."""
     g = torch.Generator().manual_seed(0)
     right = torch.rand(4000, generator=g) < 0.3
     features = torch.stack((right.float() * 2 - 1, torch.randn(4000, generator=g)), dim=1)
@@ -453,11 +459,11 @@ def test_the_fitted_gate_finds_which_law_is_right() -> None:
     torch.testing.assert_close(held.sum(1), torch.ones(4000))
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("static", [True, False])
-def test_file_round_trip(static: bool, tmp_path: Path) -> None:
+def test_a_memory_survives_saving_and_loading(static: bool, tmp_path: Path) -> None:
     memory, mode = _memory(half_life=99.0), "both"
     if not static:
         alone, other = ({"episodic": _gate("episodic", bias)} for bias in (-0.5, 0.1))
@@ -478,7 +484,7 @@ def test_file_round_trip(static: bool, tmp_path: Path) -> None:
     assert set(back.control.gates) == set(back.gates)
 
 
-def test_files_from_before_there_was_a_calibration_have_none() -> None:
+def test_old_files_without_a_calibration_load_without_one() -> None:
     state = {name: value for name, value in _memory().state().items() if "calibration" not in name}
     found = Memory.from_state(state, "x.safetensors")
     assert (found.calibration, found.control is None) == (None, False)
@@ -490,7 +496,7 @@ def test_files_from_before_there_was_a_calibration_have_none() -> None:
     assert set(log_probs(terms, found.gates, "both")) == set(TIERS)
 
 
-def test_the_control_has_shares_and_gates_of_its_own() -> None:
+def test_the_control_has_its_own_shares_and_gates() -> None:
     memory = _memory()
     found = memory.using(None, scramble=True)
     assert (found.share, found.episodic.share, found.episodic.scramble) == (0.2, 0.3, True)
@@ -512,8 +518,8 @@ def test_the_control_has_shares_and_gates_of_its_own() -> None:
         ("static.count_token", lambda t: t + V, "count_token is outside"),
         ("static.count_token", lambda t: t.flip(0), "does not rise"),
         ("static.count_start", lambda t: t.flip(0), "rising list"),
-        ("static.kappa_min", lambda t: t * 0, "have to be positive"),
-        ("static.kappa_max", lambda t: t * 0, "have to be positive"),
+        ("static.kappa_min", lambda t: t * 0, "are not positive"),
+        ("static.kappa_max", lambda t: t * 0, "are not positive"),
         ("static.vocab_size", lambda t: t + 1, "not 12, 30"),
         ("number.episodic.kappa", None, "lacks 'episodic.kappa'"),
         ("number.share", lambda t: t + 1, "share 1.4"),
@@ -540,7 +546,7 @@ def test_damaged_files_are_refused(name: str, damage: Callable[[Tensor], Tensor]
         Memory.from_state(state, "x.safetensors")
 
 
-def test_files_from_before_laws_were_pooled_have_a_share_of_one() -> None:
+def test_old_files_without_shares_load_with_share_one() -> None:
     state = {name: value for name, value in replace(_memory(), control=None).state().items() if "share" not in name}
     found = Memory.from_state(state, "x.safetensors")
     assert (found.share, found.episodic.share) == (1.0, 1.0)
@@ -556,7 +562,7 @@ def test_weights_use_the_normaliser_relative_to_uniform() -> None:
     assert store.background == store.mass.sum()
 
 
-def test_scrambling_keeps_places_and_laws_apart() -> None:
+def test_scrambling_swaps_only_directions() -> None:
     store = _store()
     other = store.scrambled(seed=1)
     other._check("x")
@@ -565,11 +571,11 @@ def test_scrambling_keeps_places_and_laws_apart() -> None:
     assert not torch.allclose(other.mu, store.mu)
 
 
-# ---- the density of a context, where the background outweighs the splats -------------------------------------------
+# ---- the density of a context, where the background outweighs the splats -------------------------
 
 
-def test_the_log_density_keeps_its_digits_where_the_background_outweighs_the_splats() -> None:
-    """log((nu + sum e^score) / (nu + N)) by 50 digits. Its values are near -1e-4 and differ by 1e-8 of the whole."""
+def test_the_log_density_is_exact_when_the_background_dominates() -> None:
+    """Compared with 50 digits; values are near -1e-4 and differ by 1e-8 of that."""
     mass, background = 120_408.0, 1.2e9
     scores = torch.tensor([[3.0, 2.5], [4.0, -math.inf], [9.5, 11.0], [30.0, 1.0], [-math.inf, -math.inf]])
     found = log_density(scores, mass, background)
@@ -579,12 +585,12 @@ def test_the_log_density_keeps_its_digits_where_the_background_outweighs_the_spl
             exact = mpmath.log((background + likelihood) / (mpmath.mpf(background) + mass))
             assert value == pytest.approx(float(exact), rel=1e-14, abs=0)
     assert float(log_density(torch.tensor([[900.0, 1.0]]), mass, background)) == pytest.approx(
-        900 - math.log(mass + background)  # beyond what an exponential can hold
+        900 - math.log(mass + background)  # too large for an exponential in float64
     )
 
 
-def test_a_gate_does_not_depend_on_where_a_feature_has_its_zero() -> None:
-    """The same differences, exact in float32, around 0 and around 100, which is 800,000 times as much."""
+def test_shifting_a_feature_does_not_change_the_gate() -> None:
+    """Equal differences, exact in float32, around 0 and around 100 (800,000 times as much)."""
     good = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.5
     log_p = torch.stack((torch.where(good, -3.0, -1.0), torch.where(good, -1.0, -3.0)), dim=1)
     near = good[:, None] * 2.0**-13
@@ -593,10 +599,10 @@ def test_a_gate_does_not_depend_on_where_a_feature_has_its_zero() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_recalls_of_a_nearly_switched_off_memory_have_the_exact_log_density(device: str) -> None:
+def test_a_nearly_empty_memory_recalls_the_exact_log_density(device: str) -> None:
     store = _store((5.0, 5.0), background=1e6 * 400)
     h = projx(torch.randn(50, D, generator=torch.Generator().manual_seed(3)))
     found = Splats.open(store, select(device), 64).recall(h).log_density.double()
     exact = _brute_force(store, h)[1]
-    # Of the scores' float32 1e-6 are left of what varies.
+    # float32 scores leave a relative error of 1e-6 in the part that varies.
     assert float((found - exact).abs().max()) < 1e-5 * float(exact.std())

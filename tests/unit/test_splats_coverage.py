@@ -1,4 +1,4 @@
-"""Coverage and the mass of the background: against scipy's maximum, on mixtures whose share is known, at the edges."""
+"""Coverage and background: compared with scipy's maximum and with mixtures of known share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _centres() -> Tensor:
 
 
 def _sampled(n: int, seed: int) -> Tensor:
-    """n states of the mixture of vMF laws around the centres."""
+    """n states from a mixture of vMF laws around the centres."""
     g = torch.Generator().manual_seed(seed)
     return sample_vmf(_centres()[torch.randint(0, SPLATS, (n,), generator=g)], KAPPA, generator=g)
 
@@ -43,9 +43,11 @@ def _store() -> SplatStore:
 
 @pytest.mark.parametrize("uniform", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_em_finds_the_share_of_the_background_and_the_likeliest_one(uniform: float, device: str) -> None:
-    """States of the mixture with a known share of uniform ones: alpha_inf is that share, to 3 % of 4000 states, and the
-    maximum of the likelihood, which has one."""
+def test_em_recovers_the_share_of_the_background(uniform: float, device: str) -> None:
+    """With a known share of uniform states, alpha_inf is that share to 3 % of 4,000 states.
+
+    It is also where the likelihood, which has a single maximum, is largest.
+    """
     other, backend = int(4000 * uniform), select(device)
     states = torch.cat((_sampled(4000 - other, seed=2), _uniform(other, seed=3)))
     store, phi = fit_background(_store(), states, backend, SPLATS)
@@ -56,7 +58,7 @@ def test_em_finds_the_share_of_the_background_and_the_likeliest_one(uniform: flo
     ratio = scores.exp().sum(1) / mass
     best = minimize_scalar(lambda a: -float((a + (1 - a) * ratio).log().mean()), bounds=(1e-6, 1), method="bounded")
     assert alpha == pytest.approx(best.x, abs=2e-5)  # the tolerance of the search
-    # The order parameter of a fold on which nu was fitted is alpha_inf itself.
+    # On the fold that nu was fitted on, the order parameter equals alpha_inf.
     assert phi == pytest.approx(alpha, abs=1e-6)
     assert _coverage(store, states) == pytest.approx(1 - alpha, abs=1e-5)
 
@@ -65,7 +67,7 @@ def _coverage(store: SplatStore, states: Tensor) -> float:
     return float(posterior(store, states, Reference(), SPLATS)[1].sum(1).mean())
 
 
-def test_far_from_every_splat_all_is_background_and_near_ones_nothing() -> None:
+def test_only_contexts_far_from_splats_are_background() -> None:
     far, phi = fit_background(_store(), -_centres(), Reference(), SPLATS)
     assert phi > 0.99
     assert _coverage(far, -_centres()) < 0.01

@@ -1,4 +1,4 @@
-"""Consolidation during training: what it keeps, creates, splits, merges and forgets, and what it leaves alone."""
+"""Consolidation during training: what it creates, splits, merges, forgets and never changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CLUSTERS = 12
 
 
 def _planted(n: int, seed: int = 0, kappa: float = 150.0) -> tuple[Tensor, Tensor, Tensor]:
-    """States (n, d) of 12 separate vMF clusters, tokens that go with their cluster, and the cluster of each."""
+    """States (n, d) of 12 separate vMF clusters, tokens that depend on these, and the clusters."""
     centres = projx(torch.randn(CLUSTERS, D, generator=torch.Generator().manual_seed(99)))
     g = torch.Generator().manual_seed(seed)
     which = torch.randint(CLUSTERS, (n,), generator=g)
@@ -45,7 +45,7 @@ def _planted(n: int, seed: int = 0, kappa: float = 150.0) -> tuple[Tensor, Tenso
 
 
 def _store(n: int = 300, seed: int = 0, kappa: tuple[float, float] = BOUNDS, groups: int = 20) -> SplatStore:
-    """Splats of random groups within the clusters, with made-up frequencies, births and last uses."""
+    """Splats of random groups within clusters, with made-up frequencies, births and last uses."""
     states, tokens, which = _planted(n, seed)
     g = torch.Generator().manual_seed(seed + 1)
     owner = which * groups + torch.randint(groups, (n,), generator=g)
@@ -84,7 +84,7 @@ def _dense(store: SplatStore) -> Tensor:
     return torch.zeros(store.n, V, dtype=torch.float64).index_put_((store.row, store.count_token), store.count)
 
 
-# ---- statistics ----------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 def test_merging_adds_frequency_and_keeps_the_first_birth_and_the_last_use() -> None:
@@ -105,8 +105,8 @@ def test_merging_adds_frequency_and_keeps_the_first_birth_and_the_last_use() -> 
 
 
 @pytest.mark.parametrize("n", [1, 37, 200])
-def test_absorbing_is_adding_weighted_members(n: int) -> None:
-    """Against sums written out, splat by splat."""
+def test_absorbing_adds_weighted_members(n: int) -> None:
+    """Compared with sums written out, splat by splat."""
     store = _store()
     states, tokens, _ = _planted(n, seed=5)
     g = torch.Generator().manual_seed(0)
@@ -124,7 +124,7 @@ def test_absorbing_is_adding_weighted_members(n: int) -> None:
     assert torch.equal(found.last_use, torch.where(full.sum(0) > 0, 99, store.last_use))
 
 
-def test_trimming_takes_small_counts_with_their_share() -> None:
+def test_trimming_removes_small_counts_and_their_mass() -> None:
     store = _store()
     store = store.scaled(torch.linspace(0.05, 1, store.n).double())
     found = store.trimmed(0.6)
@@ -138,7 +138,7 @@ def test_trimming_takes_small_counts_with_their_share() -> None:
     )
 
 
-def test_files_from_before_frequency_and_age_load_with_zeros_and_half_of_them_are_refused() -> None:
+def test_old_files_without_frequency_and_age_load_with_zeros() -> None:
     state = _store().state()
     assert torch.equal(SplatStore.from_state(state, "x").birth, _store().birth)
     old = {name: value for name, value in state.items() if name not in ("frequency", "birth", "last_use")}
@@ -160,11 +160,11 @@ def test_a_higher_temperature_lowers_the_bounds_of_kappa() -> None:
     assert torch.equal(hot.kappa, store.kappa.clamp(2.5, 40.0))
 
 
-# ---- description length --------------------------------------------------------------------------------------------
+# ---- description length --------------------------------------------------------------------------
 
 
 def _code_length(store: SplatStore) -> float:
-    """Nats for which splat (less n log N), which token, and where, each under its own best law: by definition."""
+    """Code length by definition: splat (less n log N), token and place, each under its best law."""
     nats = 0.0
     for splat, counts in enumerate(_dense(store)):
         n, r = float(store.mass[splat]), float(store.length[splat])
@@ -180,17 +180,18 @@ def _code_length(store: SplatStore) -> float:
 
 
 @pytest.mark.parametrize("kappa", [BOUNDS, (60.0, 90.0), (25.0, 25.0)])
-def test_the_cost_of_merging_is_the_change_of_the_code_length(kappa: tuple[float, float]) -> None:
+def test_the_cost_of_merging_is_the_change_in_code_length(kappa: tuple[float, float]) -> None:
     store = _store(60, kappa=kappa, groups=3)
     for i, j in ((0, 1), (5, 12), (store.n - 1, 0)):
         pair = store.kept((torch.arange(store.n) == i) | (torch.arange(store.n) == j))
         cosine = (store.resultant[i].double() @ store.resultant[j].double()) / (store.length[i] * store.length[j])
         found = merge_cost(store, torch.tensor([i]), torch.tensor([j]), cosine[None])
         expected = _code_length(pair.merged(torch.zeros(2, dtype=torch.int64))) - _code_length(pair)
-        assert float(found) == pytest.approx(expected, rel=1e-5, abs=2e-3)  # the merged resultant is float32
+        # The merged resultant is float32
+        assert float(found) == pytest.approx(expected, rel=1e-5, abs=2e-3)
 
 
-def test_one_kappa_is_the_general_cost_with_equal_bounds() -> None:
+def test_one_kappa_gives_the_general_cost_with_equal_bounds() -> None:
     store = _store(kappa=(25.0, 25.0))
     i, j = torch.arange(store.n - 1), torch.arange(1, store.n)
     cosine = (store.mu[i] * store.mu[j]).sum(1)
@@ -199,7 +200,7 @@ def test_one_kappa_is_the_general_cost_with_equal_bounds() -> None:
 
 
 def test_merging_by_description_length_recovers_planted_clusters_better_than_chance() -> None:
-    """Purity at equal size: the share of mass whose cluster is its splat's commonest one (told by its tokens)."""
+    """Purity at equal size: the share of mass whose cluster is the most common in its splat."""
     store = _store(400, groups=10)
     owner = torch.randint(CLUSTERS, (store.n,), generator=torch.Generator().manual_seed(0))
     by_chance = store.merged(owner)
@@ -215,15 +216,15 @@ def test_merging_by_description_length_recovers_planted_clusters_better_than_cha
     assert float(found.mass.sum()) == pytest.approx(float(store.mass.sum()), rel=1e-12)
 
 
-# ---- coverage ------------------------------------------------------------------------------------------------------
+# ---- coverage ------------------------------------------------------------------------------------
 
 
-def test_the_background_is_the_fixed_point_of_em_and_phi_the_mean_posterior() -> None:
+def test_the_background_is_the_fixed_point_of_em() -> None:
     store = _store(600, groups=1).kept(torch.arange(CLUSTERS) < 7)
     fold = _planted(300, seed=8)[0]
     found, phi = fit_background(store, fold, Reference(), CLUSTERS)
     em = found
-    for _ in range(3):  # EM stays where it is; from elsewhere it is slow to come
+    for _ in range(3):  # EM stays at its fixed point; from elsewhere it converges slowly
         rest = 1 - posterior(em, fold, Reference(), CLUSTERS)[1].sum(1)
         share = float(rest.mean())
         em = replace(em, background=float(store.mass.sum()) * share / (1 - share))
@@ -232,7 +233,7 @@ def test_the_background_is_the_fixed_point_of_em_and_phi_the_mean_posterior() ->
     assert 5 / 12 - 0.1 < phi < 5 / 12 + 0.1  # five of twelve clusters have no splat
 
 
-def test_phi_falls_when_uncovered_clusters_get_splats_and_not_before() -> None:
+def test_phi_falls_only_when_uncovered_clusters_get_splats() -> None:
     store = _store(600, groups=1).kept(torch.arange(CLUSTERS) < 7)
     states, tokens, which = _planted(500, seed=2)
     history = History.empty(500, D)
@@ -257,7 +258,7 @@ def test_seeds_are_distinct_and_spread(k: int) -> None:
     found = seeds(states, k, torch.Generator().manual_seed(1))
     assert len(found.unique()) == len(found) == min(k, 200)
     assert torch.equal(found, seeds(states, k, torch.Generator().manual_seed(1)))
-    if k == 12:  # by chance 12 of 12 clusters would be met once in 18,000 times
+    if k == 12:  # at random, all 12 clusters would be hit once in 18,000 trials
         assert len(which[found].unique()) >= 10
 
 
@@ -265,8 +266,8 @@ def test_seeds_of_equal_states_do_not_hang() -> None:
     assert len(seeds(torch.eye(D)[:1].expand(9, D).contiguous(), 9, torch.Generator().manual_seed(1)).unique()) == 9
 
 
-def test_an_outlier_founds_nothing() -> None:
-    """The original system took the single most surprising state."""
+def test_an_outlier_creates_no_splat() -> None:
+    """The original system created a splat for the single most surprising state."""
     states, tokens, _ = _planted(100, seed=3)
     centres = projx(torch.randn(CLUSTERS, D, generator=torch.Generator().manual_seed(99)))
     states[17] = torch.linalg.svd(centres).Vh[-1]  # orthogonal to them all
@@ -279,13 +280,13 @@ def test_an_outlier_founds_nothing() -> None:
     born, taken = created(history, place, 12, (V, 0.1, BOUNDS), Reference(), torch.Generator().manual_seed(0), 1)
     assert born is not None
     assert len(taken) > 20
-    assert float((born.mu @ states[17]).max()) < 0.6  # of its own splat it would be 1
+    assert float((born.mu @ states[17]).max()) < 0.6  # a splat of its own would give 1
 
 
-# ---- splitting -----------------------------------------------------------------------------------------------------
+# ---- splitting -----------------------------------------------------------------------------------
 
 
-def test_dividing_makes_and_loses_nothing() -> None:
+def test_dividing_conserves_all_statistics() -> None:
     store = _store(groups=2)
     g = torch.Generator().manual_seed(2)
     which = torch.rand(store.n, generator=g) < 0.4
@@ -315,11 +316,11 @@ def test_a_splat_of_two_clusters_is_split_into_them() -> None:
     assert (found.kappa[[0, found.n - 1]] > 2 * store.kappa[0]).all()
 
 
-# ---- the controller ------------------------------------------------------------------------------------------------
+# ---- the controller ------------------------------------------------------------------------------
 
 
-def test_no_held_out_state_enters_and_every_share_of_the_others_is_counted_once() -> None:
-    """Held-out states have a token of their own. Mass is what the history does not have left, to the last context."""
+def test_held_out_states_stay_out_and_others_count_once() -> None:
+    """Held-out states have their own token. The mass is exactly what the history has given away."""
     soc = _consolidation(soc_keep=1.0, soc_history=2000)
     for step in (10, 20, 30, 40):
         states, tokens, _ = _planted(200, seed=step)
@@ -335,7 +336,7 @@ def test_no_held_out_state_enters_and_every_share_of_the_others_is_counted_once(
     assert soc.history.n == 600
 
 
-def test_phi_falls_and_capacity_is_kept_with_as_many_merged_as_made() -> None:
+def test_phi_falls_within_the_capacity() -> None:
     soc = _consolidation(n_splats_init=20, soc_threshold=0.0)
     records = _run(soc, *range(10, 101, 10))
     assert records[0]["phi"] < 0.2
@@ -351,7 +352,7 @@ def test_phi_falls_and_capacity_is_kept_with_as_many_merged_as_made() -> None:
     json.dumps(records, allow_nan=False)
 
 
-def test_what_is_not_seen_again_is_forgotten_and_pruned() -> None:
+def test_splats_that_are_not_seen_again_are_pruned() -> None:
     soc = _consolidation(soc_keep=0.5)
     _run(soc, 10)
     assert soc.store is not None
@@ -360,15 +361,15 @@ def test_what_is_not_seen_again_is_forgotten_and_pruned() -> None:
     assert soc.store is not None
     assert float(soc.store.mass.sum()) == pytest.approx(mass / 2, rel=1e-9)
     assert record["pruned"] == 0
-    assert torch.equal(soc.store.frequency, frequency)  # what has been used has been used
+    assert torch.equal(soc.store.frequency, frequency)  # frequency never fades
     pruned = sum(soc.check(step, lambda _: 0.0)["pruned"] for step in range(30, 101, 10))
     assert pruned > 0
     assert soc.store is None or (soc.store.mass >= 0.5).all()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
-def test_weight_decay_takes_its_share_per_epoch_of_old_splats_only(decay: float) -> None:
-    """Two checks are one epoch of 20 steps. Splats older than an epoch lose `decay` of their mass in one."""
+def test_weight_decay_acts_per_epoch_and_only_on_old_splats(decay: float) -> None:
+    """Two checks are one epoch of 20 steps; splats older than that lose `decay` of their mass."""
     soc = _consolidation(soc_keep=1.0, splat_weight_decay=decay)
     _run(soc, 10)
     assert soc.store is not None
@@ -377,11 +378,11 @@ def test_weight_decay_takes_its_share_per_epoch_of_old_splats_only(decay: float)
     for step in (20, 30, 40, 50):
         soc.check(step, lambda _: 0.0)
         masses.append(float(soc.store.mass.sum()) if soc.store else 0.0)
-    assert masses[:2] == pytest.approx([whole, whole])  # 10 and 20 steps old: not over an epoch
+    assert masses[:2] == pytest.approx([whole, whole])  # 10 and 20 steps old, at most an epoch
     assert masses[3] == pytest.approx((1 - decay) * whole, rel=1e-9)
 
 
-def test_a_growth_that_worsens_is_taken_back_and_one_that_does_not_is_kept() -> None:
+def test_a_growth_is_kept_only_if_it_does_not_worsen_the_model() -> None:
     worse = {"better": lambda s: -s.n if s else 0.0, "worse": lambda s: s.n if s else 0.0}
     found = {}
     for name, judge in worse.items():
@@ -400,7 +401,7 @@ def test_a_growth_that_worsens_is_taken_back_and_one_that_does_not_is_kept() -> 
             assert (record["created"], record["split"], record["merged"]) == (0, 0, 0)
             assert torch.equal(soc.history.left[: len(left)], left)
             assert (soc.store.kappa_min, soc.store.kappa_max) == (2.5, 125.0)
-            # Not asked again at once.
+            # The judge isn't asked again at once.
             assert _run(soc, 30, judge=judge)[0]["growth"] is None
         else:
             assert (record["phase"], record["capacity"]) == (1, 60)
@@ -409,24 +410,26 @@ def test_a_growth_that_worsens_is_taken_back_and_one_that_does_not_is_kept() -> 
     assert found["better"]["splats"] > found["worse"]["splats"]
 
 
-def test_the_curriculum_is_the_original_systems() -> None:
+def test_the_curriculum_matches_the_original_system() -> None:
     config = SplatConfig()
     assert [phase.capacity for phase in phases(config)] == [5_000, 30_000, 50_000]
     assert [phase.capacity for phase in phases(replace(config, enable_curriculum_learning=False))] == [10_000]
-    assert [due(config, step, 1000, 100) for step in (1, 166, 167, 333, 334, 1000)] == [0, 0, 1, 1, 2, 2]  # five epochs
-    assert [due(config, step, 300, 100) for step in (99, 100, 200, 300)] == [0, 1, 2, 2]  # a shorter run
+    # Five epochs
+    assert [due(config, step, 1000, 100) for step in (1, 166, 167, 333, 334, 1000)] == [0, 0, 1, 1, 2, 2]
+    # A shorter run
+    assert [due(config, step, 300, 100) for step in (99, 100, 200, 300)] == [0, 1, 2, 2]
     assert [threshold(config, step, 100) for step in (0, 50, 100)] == pytest.approx([0.8, 0.5, 0.2])
     assert threshold(replace(config, soc_threshold=0.1), 100, 100) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_stopping_and_going_on_is_the_same_bit_for_bit(stop: int) -> None:
+def test_resuming_gives_the_same_splats_bit_for_bit(stop: int) -> None:
     how = {"enable_curriculum_learning": True, "curriculum_epochs": 3.0, "soc_threshold": 0.5}
     steps = [10, 20, 30, 40, 50]
     whole, first, then = (_consolidation(**how) for _ in range(3))
     _run(whole, *steps)
     _run(first, *steps[:stop])
-    _observe(first, 1000, n=33)  # within an interval: what is pending is kept, too
+    _observe(first, 1000, n=33)  # between two checks, so that pending states must be kept, too
     _observe(whole, 1000, n=33)
     then.restore({name: value.clone() for name, value in first.state().items()}, "x")
     for name, value in first.state().items():
@@ -439,7 +442,7 @@ def test_stopping_and_going_on_is_the_same_bit_for_bit(stop: int) -> None:
     assert [name for name, value in first.state().items() if not torch.equal(value, then.state()[name])] == []
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_random_generator_is_not_used() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     _run(_consolidation(), 10, 20)
@@ -465,7 +468,7 @@ def test_damaged_states_are_refused(name: str, damage: Callable[[Tensor], Tensor
         _consolidation().restore(state, "x")
 
 
-def test_a_state_without_splats_comes_back_without() -> None:
+def test_a_state_without_splats_loads_without_splats() -> None:
     state = _consolidation().state()
     assert store_of(state, "x") is None
     soc = _consolidation()
@@ -473,11 +476,11 @@ def test_a_state_without_splats_comes_back_without() -> None:
     assert soc.store is None
 
 
-# ---- history and health --------------------------------------------------------------------------------------------
+# ---- history and health --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[3], [10, 1], [4, 4, 4, 4], [25, 2]])
-def test_the_history_is_the_last_states(sizes: list[int]) -> None:
+def test_the_history_holds_the_last_states(sizes: list[int]) -> None:
     history, told = History.empty(10, 2), []
     g = torch.Generator().manual_seed(0)
     for step, size in enumerate(sizes):
@@ -495,7 +498,7 @@ def test_the_history_is_the_last_states(sizes: list[int]) -> None:
     assert history.tokens[history.unassigned()].tolist() == [1]
 
 
-def test_health_is_what_it_says() -> None:
+def test_health_has_the_right_figures() -> None:
     store = _store()
     found = health(store, nearest_angles(store, Reference(), ASKED)[1], step=100, since=60, steps_per_epoch=20)
     json.dumps(found, allow_nan=False)
