@@ -1,7 +1,7 @@
 """The certification suite: are the samplers right?
 
-Twelve tests (1 to 10 are those of model section 7) of the samplers on one device, and broken samplers
-that the tests must catch.
+Twelve tests (1 to 10 are those of model section 7) of the samplers on one device, and broken
+samplers that the tests must catch.
 
 | module | what is in it |
 |---|---|

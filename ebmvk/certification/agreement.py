@@ -19,8 +19,7 @@ from ebmvk.sphere.geometry import projx
 STEPS = 40
 FEW = 6
 FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
-"""Step and chain numbers at which some trajectories begin: on their way they pass a power of
-two."""
+"""Some trajectories begin at these step and chain numbers, and then pass a power of two."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ def peers(backend: Backend) -> tuple[list[Peer], str]:
 
 
 def trajectories(backend: Backend, others: list[Peer], seed: int) -> Findings:
-    """The largest deviation of x and of v/sqrt(d) over 16 chains after 40 steps; d = 640, 64
-    candidates.
+    """The largest deviation of x and v/sqrt(d); 16 chains, 40 steps, d = 640, 64 candidates.
 
-    A few chains have chain or step numbers that pass 2^16 and 2^31. Bound: float32 against float64 over
-    40 steps; 1.1e-7 was measured.
+    A few chains have chain or step numbers that pass 2^16 and 2^31. Bound: float32 against float64
+    over 40 steps; 1.1e-7 was measured.
     """
     g = torch.Generator().manual_seed(seed)
     d, k = 640, 64

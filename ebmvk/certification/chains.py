@@ -1,8 +1,7 @@
-"""What the suite runs: independent chains, the mixture that they target, and a sampler that moves
-them.
+"""What the suite runs: independent chains, a target mixture, a sampler that moves them.
 
-A `Sampler` moves chains as a `Task` describes. `engine_sampler` makes one from a backend. `mutants.Plain`
-is another one; it can be broken, to show that a test fails when it should.
+A `Sampler` moves chains as a `Task` describes. `engine_sampler` makes one from a backend.
+`mutants.Plain` is another one; it can be broken, to show that a test fails when it should.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class Target:
         return self.mu.shape[1]
 
     def terms(self, x: Tensor) -> Tensor:
-        """Log terms of the sum (n, K + 1), the background last, in float64 and without any
-        backend."""
+        """Log terms of the sum (n, K + 1), the background last; float64, without a backend."""
         log_terms = self.logw.double() + self.kappa.double() * (x.double() @ self.mu.double().T)
         return torch.cat((log_terms, log_terms.new_full((len(x), 1), self.log_background)), dim=1)
 
@@ -120,8 +118,7 @@ def engine_sampler(backend: Backend) -> Sampler:
 
 
 def onward(task: Task, run: Run, **changes: float | Target) -> Task:
-    """The task that continues where `run`, the run of `task`, ended; with fresh noise and these
-    changes."""
+    """The task that continues `run` of `task`, with fresh noise and these changes."""
     moved = replace(task, x=run.x, v=run.v, first_step=task.first_step + task.steps)
     return replace(moved, **changes)  # type: ignore[arg-type]
 

@@ -26,10 +26,10 @@ TOKENS_READ = 16_384
 class Contexts:
     """C contexts: their laws p(v|c), and the points of the tokens.
 
-    mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: where they are from.
-    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None without a
-        model. Then the candidates are the most probable tokens of lexical (C, V), or of log_p if that is
-        None.
+    mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: their origin.
+    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None
+        without a model. Then the candidates are the most probable tokens of lexical (C, V), or of
+        log_p if that is None.
     """
 
     mu: Tensor
@@ -54,8 +54,7 @@ class Contexts:
 
 
 def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
-    """Zipf laws over made-up points; their exponents spread the entropies evenly from .1 nats to
-    log V."""
+    """Zipf laws over made-up points, with entropies evenly from .1 nats to log V."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(VOCABULARY, d, generator=g))
     exponents = torch.linspace(0, 8, 2001, dtype=torch.float64)
@@ -72,8 +71,8 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 def remembering(contexts: Contexts, seed: int) -> Contexts:
     """Some of the contexts, with laws of .7 of their own and .3 of a memory of 32 tokens.
 
-    The candidates are those without the memory: most of the memory's tokens lie outside them, as the
-    query knows nothing of a memory.
+    The candidates are those without the memory: most of the memory's tokens lie outside them, as
+    the query knows nothing of a memory.
     """
     g = torch.Generator().manual_seed(seed)
     chosen = list(range(len(contexts.labels)))[1::6]
@@ -95,11 +94,10 @@ def of_text(
     reader: Reader | None = None,
     count: int = CONTEXTS,
 ) -> Contexts:
-    """Contexts of a text at even quantiles of the entropy of p_lex(v|c), from the smallest to the
-    largest.
+    """Contexts of a text at even quantiles of the entropy of p_lex(v|c), ends included.
 
-    context: number of tokens of a window, at most. reader: reads a memory, which every second context
-    then consults.
+    context: number of tokens of a window, at most. reader: reads a memory, which every second
+    context then consults.
     """
     mu = model.embeddings()
     law, queries, states, entropies, labels = TokenLaw(model, mu), [], [], [], []

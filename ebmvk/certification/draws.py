@@ -96,12 +96,11 @@ def _decoded(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor, log_p: Tensor
 
 
 def _heat(law: LatentLaw, mu: Tensor, x: Tensor, kappa: Tensor) -> Tensor:
-    """(n, 2): a and b of each chain, with E a = (T - 1) E b if states at kappa have the temperature
-    T.
+    """(n, 2): a and b of each chain; E a = (T - 1) E b if states have the temperature T.
 
     The Laplacian of the density has integral 0, so whatever the rest is,
-    E sum_j rho_j (kappa^2 (1 - t_j^2) - (d - 1) kappa t_j) = 0, with t_j = mu_j.x and the responsibilities
-    rho_j of the candidates. All chains are of one context.
+    E sum_j rho_j (kappa^2 (1 - t_j^2) - (d - 1) kappa t_j) = 0, with t_j = mu_j.x and the
+    responsibilities rho_j of the candidates. All chains are of one context.
     """
     t = x.double() @ mu[law.ids[0]].double().T
     level = kappa.double()[:, None]

@@ -18,11 +18,10 @@ ARCS = (0.4, 0.2, 0.1)
 
 
 def constraints(bench: Bench) -> Findings:
-    """Test 1: |x| = 1 and x.v = 0, at the end and in each step before it restores them; d = kappa =
-    640.
+    """Test 1: |x| = 1 and x.v = 0, at the end and before each step restores them.
 
-    Bound: float32. |x| and x.v are sums of 640 products rounded to 6e-8. 2.4e-7 was measured, and .5
-    without a projection.
+    d = kappa = 640. Bound: float32. |x| and x.v are sums of 640 products rounded to 6e-8. 2.4e-7
+    was measured, and .5 without a projection.
     """
     d, kappa, sizes = 640, 640.0, bench.sizes
     x, v = uniform_start(sizes.long_chains, d, bench.seed)
@@ -76,8 +75,7 @@ def reversal(bench: Bench) -> Findings:
 
 
 def energy_order(bench: Bench) -> Findings:
-    """Test 3: without friction, the root mean square of H(end) - H(start) over a fixed time falls
-    as h^2."""
+    """Test 3: without friction, the rms of H(end) - H(start) over a fixed time falls as h^2."""
     target = _landscape(bench.seed)
     x, v = uniform_start(200, target.d, bench.seed)
     before = target.energy(x) + v.double().square().sum(1) / 2
@@ -85,8 +83,7 @@ def energy_order(bench: Bench) -> Findings:
     for scheme in SCHEMES:
         errors = []
         for arc in ARCS:
-            # GHMC: the energy error of one trajectory, accepted or not. g-BAOAB: from where it
-            # ends.
+            # GHMC takes one trajectory, accepted or not; g-BAOAB as many steps.
             count = round(6.4 / arc)
             step = arc_step(arc, target.d)
             if scheme == "ghmc":

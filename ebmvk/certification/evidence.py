@@ -1,15 +1,16 @@
 """Test 8: the evidence that drawn tokens have the law p(v|c), in each context and over all.
 
-- Each context by chi^2, whose p-value decides, and by an upper bound (99 %) of the total variation to
-  p(v|c) over the cells of that test. True draws exceed the allowed bound with probability 1e-5. With
-  25,000 chains it is .05, or a little more if a law needs more than 512 cells. Total variation itself
-  isn't used: the noise of the counts hides it, and after subtracting its mean under the law it grows
-  only with the square of a small deviation.
-- All contexts together by chi^2, and by three numbers: the mass outside the candidates, the exponent s
-  of the law p^s that the tokens follow, and the concentration of the states.
+- Each context by chi^2, whose p-value decides, and by an upper bound (99 %) of the total variation
+  to p(v|c) over the cells of that test. True draws exceed the allowed bound with probability 1e-5.
+  With 25,000 chains it is .05, or a little more if a law needs more than 512 cells. Total variation
+  itself isn't used: the noise of the counts hides it, and after subtracting its mean under the law
+  it grows only with the square of a small deviation.
+- All contexts together by chi^2, and by three numbers: the mass outside the candidates, the
+  exponent s of the law p^s that the tokens follow, and the concentration of the states.
 
-If a context fails, its steps are doubled, up to 3,200, as long as that helps. Once a context has failed
-for good, the others get no more steps. If a sampler is clearly wrong, a tenth of the chains is enough.
+If a context fails, its steps are doubled, up to 3,200, as long as that helps. Once a context has
+failed for good, the others get no more steps. If a sampler is clearly wrong, a tenth of the chains
+is enough.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ STEPS, MOST_STEPS = 200, 3200
 class Route:
     """A way from laws to tokens.
 
-    drawn: takes (context, first chain, number of chains, steps, seed). outside: takes a context, gives
-    (V,) bool, True for tokens that aren't candidates. slack: the deviation allowed over all contexts.
+    drawn: takes (context, first chain, number of chains, steps, seed). outside: takes a context,
+    gives (V,) bool, True for tokens that aren't candidates. slack: the deviation allowed over all
+    contexts.
     """
 
     name: str
@@ -60,8 +62,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Slack:
-    """Allowed deviations: log odds of the mass outside the candidates, the exponent of p^s, the
-    concentration."""
+    """Allowed deviations of: log odds of the rest, the exponent s of p^s, the concentration."""
 
     rest: float = 0.0
     exponent: float = 0.0
@@ -94,8 +95,7 @@ def compared(route: Route, contexts: Contexts, n: int, seed: int, most_steps: in
 
 
 def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, Drawn, float]:
-    """The check of one context with as many steps as it needs, its draws, and its bound of the
-    total variation."""
+    """The check of one context with the steps that it needs, its draws, its bound of the TV."""
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:
@@ -181,8 +181,7 @@ def _within(slack: float, what: str = "") -> str:
 
 @dataclass
 class _Sum:
-    """For a function f of tokens, summed over draws: its deviation from the mean under the laws,
-    and its variance."""
+    """Deviation of a function of tokens from its mean under the laws, and its variance."""
 
     excess: float = 0.0
     variance: float = 0.0

@@ -46,8 +46,8 @@ def samples(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 def normaliser(backend: Backend) -> Findings:
     """log C_d(kappa)/C_d(0) in the energy of a law of one token, and in the shifts of a schedule.
 
-    Bound: float32 of kappa and log C, up to 90 here; 2e-5 was measured. An error of 1 in d would shift
-    it by .02 at d = 256.
+    Bound: float32 of kappa and log C, up to 90 here; 2e-5 was measured. An error of 1 in d would
+    shift it by .02 at d = 256.
     """
     gap, dimensions = 0.0, (16, 64, 256, 640)
     for d in dimensions:
@@ -64,8 +64,7 @@ def normaliser(backend: Backend) -> Findings:
 
 
 def _log_c_ratio(d: int, kappa: float) -> float:
-    """By the trapezoidal rule over the angle to mu: exact to rounding, because the integrand is
-    periodic."""
+    """By the trapezoidal rule over the angle: exact to rounding, as the integrand is periodic."""
     theta = np.linspace(0, math.pi, 20_001)[1:-1]
     flat = (d - 2) * np.log(np.sin(theta))
     return float(special.logsumexp(flat) - special.logsumexp(flat + kappa * np.cos(theta)))

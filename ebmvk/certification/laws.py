@@ -1,9 +1,10 @@
 """Tests 2, 4, 5, 6 and 9: chains that start far from their stationary law, which has a closed form.
 
-GHMC keeps its law exactly, so its p-values hold at any step and any n. g-BAOAB has a bias c h^2, so its
-p-values hold only if that is far below the standard error. At d = kappa = 8 the bias of the mean cosine
-is -.021 arc^2 (arc: radians per step). At an arc of .1 that is .0002, or .07 standard errors of 4,000
-chains, the most that it is tested with. At E = 0 it has no bias: its A and O parts keep the law exactly.
+GHMC keeps its law exactly, so its p-values hold at any step and any n. g-BAOAB has a bias c h^2, so
+its p-values hold only if that is far below the standard error. At d = kappa = 8 the bias of the
+mean cosine is -.021 arc^2 (arc: radians per step). At an arc of .1 that is .0002, or .07 standard
+errors of 4,000 chains, the most that it is tested with. At E = 0 it has no bias: its A and O parts
+keep the law exactly.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ BIAS_ARCS = (1.0, 0.5)
 def uniformity(bench: Bench) -> Findings:
     """Test 2: without a force, the uniform law.
 
-    All chains start at one point, at rest. With one radian per step and gamma h = 1 they forget it in 60
-    steps.
+    All chains start at one point, at rest. With one radian per step and gamma h = 1 they forget it
+    in 60 steps.
     """
     checks = []
     for d, n in ((8, bench.sizes.chains), (640, bench.sizes.wide)):
@@ -48,8 +49,7 @@ def uniformity(bench: Bench) -> Findings:
 
 
 def von_mises_fisher(bench: Bench) -> Findings:
-    """Tests 4 and 6, on the same samples: GHMC at T = .8, where the law is vMF(kappa / T), and at d
-    = kappa = 640."""
+    """Tests 4 and 6, on the same samples. At T = .8 the law is vMF(kappa / T)."""
     cases = (
         _cosines(bench, 8, 8.0, "ghmc", bench.sizes.chains, temperature=0.8),
         _cosines(bench, 640, 640.0, "ghmc", bench.sizes.wide),
@@ -62,8 +62,7 @@ def von_mises_fisher(bench: Bench) -> Findings:
 
 def _cosines(bench: Bench, d: int, kappa: float, scheme: Scheme, n: int, temperature: float = 1.0) -> Findings:
     # A trajectory takes a quarter of a period, h L sqrt(kappa) ~ 1.2; acceptance is .83 to .89.
-    # After 50 of
-    # them, or 400 short steps at gamma = sqrt(kappa), about e^-20 of the start is left.
+    # After 50 of them, or 400 short steps at gamma = sqrt(kappa), about e^-20 of the start is left.
     arc, steps = {("ghmc", 8): (0.6, 50), ("ghmc", 640): (0.3, 50), ("gbaoab", 8): (0.1, 400)}[scheme, d]
     leapfrogs = 4 if d == 640 else 2
     target = vmf_target(d, kappa)
@@ -76,8 +75,7 @@ def _cosines(bench: Bench, d: int, kappa: float, scheme: Scheme, n: int, tempera
     case = f"d = {d}, kappa = {kappa:g}, T = {temperature:g}"
     name = f"d = {d}, {scheme}"
     aside = f"acceptance {float(run.acceptance.mean()):.2f}" if scheme == "ghmc" else ""
-    # kappa E[1 - t^2] = T (d-1) E t: |grad E|^2 against the Laplacian of E tests force and
-    # temperature at once.
+    # kappa E[1 - t^2] = T (d-1) E t, |grad E|^2 and Laplacian: tests force and temperature.
     virial = kappa * (1 - t * t) - temperature * (d - 1) * t
     ratio = float(kappa * (1 - t * t).mean() / ((d - 1) * t.mean()))
     checks = [
@@ -137,8 +135,7 @@ def _at_rest(bench: Bench, d: int) -> tuple[Tensor, Tensor]:
 
 
 def _heat(bench: Bench, burn: Task, case: str) -> Check:
-    """E|v|^2 = (d-1) T right after O, over 40 steps that follow `burn`; each chain gives one
-    mean."""
+    """E|v|^2 = (d-1) T right after O, over 40 steps after `burn`; one mean per chain."""
     heat = bench.sampler(onward(burn, bench.sampler(burn), steps=40)).kinetic_temperature.double()
     name = f"equipartition, {case}, {burn.scheme}"
     claim = f"{case}, T = {burn.temperature:g}: |v|^2 = (d-1) T right after O"
@@ -151,9 +148,9 @@ def order_of_bias(bench: Bench) -> Findings:
 
     At d = kappa = 640 it exceeds the noise.
 
-    It passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4 standard
-    errors to spare, the confidence of the other tests. At arcs of 1 and .5 terms of h^4 make the ratio a
-    little more than 4.
+    It passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
+    standard errors to spare, the confidence of the other tests. At arcs of 1 and .5 terms of h^4
+    make the ratio a little more than 4.
     """
     d, kappa, n, rounds = 640, 640.0, bench.sizes.wide, bench.sizes.looks
     target, exact = vmf_target(d, kappa), statistics.vmf_mean(d, kappa)
@@ -163,8 +160,7 @@ def order_of_bias(bench: Bench) -> Findings:
         for arc, every in zip(BIAS_ARCS, (3, 6), strict=True)
     )
     ratio = float(large.mean() / small.mean())
-    # Chains with the same number share their noise; the delta method accounts for their
-    # correlation.
+    # Chains with one number share their noise; the delta method accounts for that.
     error = float((large - ratio * small).std() / abs(float(small.mean())) / math.sqrt(n))
     order = math.log2(ratio) if ratio > 0 else math.nan
     margin = statistics.TWO_SIDED_1E5 * error / abs(ratio) / math.log(2)
@@ -184,11 +180,11 @@ def order_of_bias(bench: Bench) -> Findings:
 def no_bias(bench: Bench) -> Findings:
     """Test 9, GHMC: no bias at d = kappa = 8, though a quarter of the trajectories is rejected.
 
-    A trajectory is one leapfrog step of one radian. Several temperatures are tested because acceptance
-    depends on the temperature. Friction is low, so that it matters what a rejection does to v. To keep v
-    instead of reversing it looks right for one step from the right law: x keeps its law, and v depends on
-    x only by a term odd in v. Over several steps x is biased too: the mean cosine is .009 off, 5 % of its
-    standard deviation.
+    A trajectory is one leapfrog step of one radian. Several temperatures are tested because
+    acceptance depends on the temperature. Friction is low, so that it matters what a rejection does
+    to v. A sampler that keeps v instead of reversing it looks right for one step from the right
+    law: x keeps its law, and v depends on x only by a term odd in v. Over several steps x is biased
+    too: the mean cosine is .009 off, 5 % of its standard deviation.
     """
     return Findings([_unbiased(bench, 1.0, bench.sizes.looks)] + [_unbiased(bench, t, 4) for t in (0.5, 2.0)])
 

@@ -1,7 +1,7 @@
 """Broken variants ("lies") of block Gibbs, tempering, the latent law and its decoder.
 
-`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend that
-gets one operation wrong, others replace one function of the tested code.
+`mutants.Plain` breaks the chain itself. Here whole operations are broken: some lies are a backend
+that gets one operation wrong, others replace one function of the tested code.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ Lie = Literal[
     "ladder upside down",
 ]
 """The first three in full: replicas always exchange; block Gibbs draws x|v at twice kappa; the
-coarse
-decoder assumes that its neighbourhoods are equally likely before it sees x."""
+coarse decoder assumes that its neighbourhoods are equally likely before it sees x."""
 
 
 class Liar:
@@ -87,8 +86,7 @@ class Liar:
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A CPU backend to test while the lie is in force: the compiled kernels if there are any, else
-    plain torch."""
+    """A CPU backend while the lie is in force: compiled kernels if present, else plain torch."""
     try:
         own = select("cpu")
     except DeviceError:

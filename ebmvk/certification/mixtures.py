@@ -1,7 +1,7 @@
 """Test 7: how often chains visit each mode of a mixture, against exact samples.
 
-Single chains of a `Sampler` are tested, and block Gibbs and tempering, which run on a latent law of a
-backend instead.
+Single chains of a `Sampler` are tested, and block Gibbs and tempering, which run on a latent law of
+a backend instead.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ TEMPERED = 5000
 
 @dataclass(frozen=True)
 class Mixture:
-    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf weights; the last one, the background, is the
-    second largest."""
+    """mu: (MODES, D) unit rows; p: (MODES + 1,) Zipf weights, the background's last.
+
+    The background has the second largest weight.
+    """
 
     mu: Tensor
     p: Tensor
@@ -59,8 +61,7 @@ class Mixture:
         return sample_vmf(self.mu[choice.clamp_max(MODES - 1)], kappa, generator=g)
 
     def law(self, backend: Backend, n: int) -> tuple[LatentLaw, Tensor]:
-        """The latent law of n chains, and its points as rows (MODES + 1, D); the last row is never
-        used."""
+        """The latent law of n chains, and its points (MODES + 1, D); the last is never used."""
         rows = torch.cat((self.mu, self.mu[:1]))
         log_p = self.p.log().expand(n, -1).contiguous()
         ids = torch.arange(MODES).expand(n, -1).contiguous()
@@ -76,8 +77,8 @@ class Mixture:
 class Wanted:
     """Exact samples, to test states against.
 
-    States are counted by their likeliest component, and by whether their energy is above the median of
-    the n exact samples. counts: those of the exact samples; mean: (D,), the exact mean state.
+    States are counted by their likeliest component, and by whether their energy is above the median
+    of the n exact samples. counts: those of the exact samples; mean: (D,), the exact mean state.
     """
 
     target: Target
@@ -133,8 +134,7 @@ def weights(bench: Bench) -> Findings:
 
 
 def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """Block Gibbs, from uniform states below kappa_c; and from exact states above it, where it
-    keeps their law."""
+    """Block Gibbs: from uniform states below kappa_c, from exact states above it."""
     mixture, n = Mixture.of(seed), sizes.chains
     law, mu = mixture.law(backend, n)
     parts = []

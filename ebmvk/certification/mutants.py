@@ -1,7 +1,7 @@
 """Mutants: an integrator in plain torch with one law broken on purpose. The suite must notice each.
 
-It is written from model section 7, without the engine's code. It takes its random numbers from the same
-counters, so unbroken it follows the engine's chains step by step, which the suite checks.
+It is written from model section 7, without the engine's code. It takes its random numbers from the
+same counters, so unbroken it follows the engine's chains step by step, which the suite checks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Mutant = Literal[
 ]
 """In this order: no P_x on force, noise and velocity; sqrt(1 - e^(-gamma h)) instead of
 sqrt(1 - e^(-2 gamma h)); v isn't transported with x; v isn't reversed after a rejected trajectory;
-acceptance ignores the temperature; e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the noise
-of step s; all chains have the same noise; every second chain has the negated noise of the chain before
-it; both halves of GHMC's noise are the same."""
+acceptance ignores the temperature; e^(gamma h) instead of e^(-gamma h); step s + 2^16 repeats the
+noise of step s; all chains have the same noise; every second chain has the negated noise of the
+chain before it; both halves of GHMC's noise are the same."""
 
 _PERIOD = 1 << 16
 

@@ -1,7 +1,7 @@
 """Test 11: random numbers of different steps, chains, seeds and coordinates are independent.
 
-Without a force, and with enough friction to remove the old velocity, the velocity after one step is the
-noise of that step. So a counter that repeats, or is partly ignored, shows as a correlation.
+Without a force, and with enough friction to remove the old velocity, the velocity after one step is
+the noise of that step. So a counter that repeats, or is partly ignored, shows as a correlation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ STRAY = (50_000, 65_535, 65_537, 99_999, 100_000, 1_000_000)
 
 
 def independent_noise(bench: Bench) -> Findings:
-    """Compare numbers that are a power of two apart, up to 2^31 in steps and chains and 2^62 in
-    seeds."""
+    """Compare numbers a power of two apart: to 2^31 in steps and chains, 2^62 in seeds."""
     x, v = uniform_start(CHAINS, D, bench.seed)
     h = arc_step(1e-3, D)
     start = Task(vmf_target(D, 0.0), x, 0 * v, h, FRESH / h, 1, bench.seed)
@@ -40,8 +39,7 @@ def independent_noise(bench: Bench) -> Findings:
     values = [own]
     for name, tasks in far.items():
         runs = [bench.sampler(task).v for task in tasks]
-        # Shifted chains have some of the same numbers in other rows, so only rows at the same place
-        # are compared.
+        # By rows in the same place: shifted chains share some numbers, but in other rows.
         checks.append(_check(f"noise of {name}", f"no two {name} share noise, at any distance", own, runs))
         values += runs
     checks.append(_coordinates(own))
@@ -73,8 +71,7 @@ def _halves(bench: Bench, start: Task) -> Check:
 
 
 def _normal(noise: Tensor, x: Tensor) -> Check:
-    """Kolmogorov-Smirnov test of all numbers, each coordinate scaled by its variance to undo the
-    projection."""
+    """Kolmogorov-Smirnov test of all numbers, scaled to undo the projection."""
     values = (noise.double() / (1 - x.double().square()).sqrt().repeat(len(noise) // len(x), 1)).flatten()
     if not bool(torch.isfinite(values).all()):
         return by_p(11, "noise is normal", "", len(values), "D", Evidence(float("nan"), float("nan")))

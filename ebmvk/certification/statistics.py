@@ -1,7 +1,7 @@
 """Statistics and their p-values: of means, of laws on the sphere, of counts.
 
-All tests are of independent values, in float64. They are two-sided if a statistic can be too small as
-well as too large.
+All tests are of independent values, in float64. They are two-sided if a statistic can be too small
+as well as too large.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from torch import Tensor
 from ebmvk.sphere.vmf import mean_cosine
 
 TWO_SIDED_1E5 = float(stats.norm.isf(1e-5 / 2))
-"""4.4 standard errors: the limit of a two-sided test of level 1e-5, the usual one of a hundred
-tests."""
+"""4.4 standard errors: the limit of a two-sided test of level 1e-5."""
 
 CONFIDENCE = 0.99
 """Confidence of upper bounds of total variation."""
 RARE, POOLED = 5, 50
-"""Cells with fewer than RARE expected counts are pooled into cells with about POOLED expected
-counts."""
+"""Cells with fewer than RARE expected counts are pooled into cells of about POOLED."""
 
 Cdf = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -59,10 +57,9 @@ def resultant_test(x: Tensor) -> Evidence:
 
 
 def inertia_test(x: Tensor) -> Evidence:
-    """Bingham's n d(d+2)/2 (tr S^2 - 1/d) ~ chi^2_{(d-1)(d+2)/2} under the uniform law, S the mean
-    of x x^T.
+    """Bingham's n d(d+2)/2 (tr S^2 - 1/d) ~ chi^2_{(d-1)(d+2)/2} under the uniform law.
 
-    It sees laws that are symmetric but not uniform. x: (n, d).
+    S is the mean of x x^T. It sees laws that are symmetric but not uniform. x: (n, d).
     """
     n, d = x.shape
     second = x.double().T @ x.double() / n
@@ -72,10 +69,8 @@ def inertia_test(x: Tensor) -> Evidence:
 
 @functools.cache
 def cosine_cdf(d: int, kappa: float) -> Cdf:
-    """The distribution function of t = mu.x under vMF; its density is ~ (1 - t^2)^((d-3)/2)
-    e^(kappa t)."""
-    # As a function of theta = acos t the density, sin^(d-2)(theta) e^(kappa cos theta), is smooth
-    # at both ends.
+    """Distribution function of t = mu.x; its density is ~ (1 - t^2)^((d-3)/2) e^(kappa t)."""
+    # In theta = acos t the density, sin^(d-2)(theta) e^(kappa cos theta), has smooth ends.
     coarse = np.linspace(0, math.pi, 20_001)
     seen = coarse[_log_density(coarse, d, kappa) > -60]
     theta = np.linspace(seen[0], seen[-1], 20_001)
@@ -105,11 +100,10 @@ def vmf_mean(d: int, kappa: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """Pearson's chi^2 of n counts against a law, with rare cells pooled, and the likelihood ratio G
-    of the same cells.
+    """Pearson's chi^2 of n counts against a law, rare cells pooled, and their likelihood ratio G.
 
-    freedom, variance: the exact mean and variance of chi^2 under the law. Fits of independent counts can
-    be added.
+    freedom, variance: the exact mean and variance of chi^2 under the law. Fits of independent
+    counts can be added.
     """
 
     statistic: float
@@ -129,11 +123,11 @@ class Fit:
 
     @property
     def p(self) -> float:
-        """The larger of two p-values: of chi^2, by the chi^2 law scaled to its mean and variance,
-        and of G.
+        """The larger of two p-values: that of chi^2, with its exact mean and variance, and of G.
 
-        If one cell is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small and G the
-        right one. With many such cells G has the wrong mean. A single cell shows nothing: p is 1.
+        If one cell is expected 5 times and seen 15 times, chi^2 gives a p-value 15 times too small
+        and G the right one. With many such cells G has the wrong mean. A single cell shows nothing:
+        p is 1.
         """
         if self.freedom == 0:
             return 1.0
@@ -142,20 +136,18 @@ class Fit:
         return max(float(stats.chi2.sf(*one)) for one in found)
 
     def distance(self, confidence: float = CONFIDENCE) -> float:
-        """Upper confidence bound of the total variation between the counts' true law and the tested
-        law.
+        """Upper confidence bound of the total variation between the true and the tested law.
 
-        Over the cells; at most 1. n times the chi^2 distance X of the two laws is the non-centrality of the
-        statistic, without bias, and total variation is at most sqrt(X) / 2 (Cauchy and Schwarz), with
-        equality if all cells are off by the same factor.
+        Over the cells; at most 1. n times the chi^2 distance X of the two laws is the
+        non-centrality of the statistic, without bias, and total variation is at most sqrt(X) / 2
+        (Cauchy and Schwarz), with equality if all cells are off by the same factor.
         """
         if self.freedom == 0:
             return 0.0
         return _total_variation_of(_noncentrality(self.statistic, self.freedom, 1 - confidence), self.n)
 
     def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
-        """The smallest total variation that a test of level alpha finds with probability
-        `confidence`.
+        """The smallest total variation that a test of level alpha finds with this confidence.
 
         Over the cells, whatever the shape of the difference; at most 1.
         """
@@ -167,8 +159,7 @@ class Fit:
 
 
 def _noncentrality(statistic: float, freedom: float, below: float) -> float:
-    """The non-centrality with which P(chi^2 <= statistic) = below; 0 if that probability is smaller
-    even then."""
+    """The non-centrality with which P(chi^2 <= statistic) = below; at least 0."""
     if not math.isfinite(statistic):
         return math.inf
 
@@ -186,8 +177,7 @@ def _total_variation_of(noncentrality: float, n: int) -> float:
 
 
 def fit(counts: Tensor, p: Tensor) -> Fit:
-    """The fit of counts (V,) to a law p (V,); cells with fewer than RARE expected counts are
-    pooled."""
+    """The fit of counts (V,) to a law p (V,), with rare cells pooled."""
     n = int(counts.sum())
     expected = p.double() / p.double().sum() * n
     observed, wanted = _gathered(counts.double(), expected)
@@ -208,8 +198,7 @@ def counts_test(counts: Tensor, p: Tensor) -> Evidence:
 
 
 def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with rare cells pooled, likelier ones first, into cells of about POOLED expected counts
-    each.
+    """Both with rare cells pooled, likelier ones first, into cells of about POOLED counts.
 
     One cell for all of them would hide the differences between them.
     """
@@ -228,8 +217,7 @@ def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def same_law_test(one: Tensor, other: Tensor) -> Evidence:
-    """Chi^2 of homogeneity: are two samples of counts (V,) of one law? Rare cells are pooled into
-    one."""
+    """Chi^2 of homogeneity of two samples of counts (V,); rare cells are pooled into one."""
     one, other = one.double(), other.double()
     rare = (one + other) * min(float(one.sum()), float(other.sum())) / float(one.sum() + other.sum()) < RARE
     table = torch.stack(_pooled(one, other, rare))
@@ -238,8 +226,7 @@ def same_law_test(one: Tensor, other: Tensor) -> Evidence:
 
 
 def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the sum of their rare cells as last cell; cells that are empty in both are
-    dropped."""
+    """Both with their rare cells summed in a last cell; empty cells are dropped."""
     if not bool(rare.any()):
         return one, other
     pooled = torch.stack([torch.cat((counts[~rare], counts[rare].sum()[None])) for counts in (one, other)])
@@ -250,8 +237,8 @@ def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
 def tilt_test(excess: float, variance: float, slack: float = 0.0) -> Evidence:
     """z of the tilt s of a law q ~ p e^(s f), from draws.
 
-    excess: the sum over draws of f minus its mean under p; to first order it is s times `variance`, the
-    variance of that sum. Draws from several laws add up. slack: |s| up to this size is allowed.
+    excess: the sum over draws of f minus its mean under p; to first order it is s times `variance`,
+    the variance of that sum. Draws from several laws add up. slack: |s| up to this size is allowed.
     """
     if variance == 0:
         return Evidence(0.0, 1.0) if excess == 0 else Evidence(math.copysign(math.inf, excess), 0.0)
@@ -290,8 +277,7 @@ def known_mean_test(x: Tensor, mean: Tensor) -> Evidence:
 
 
 def uncorrelated_test(pairs: list[tuple[Tensor, Tensor]]) -> Evidence:
-    """The largest |z| among the correlations of pairs of noise, with a p-value for all pairs
-    together (Sidak).
+    """The largest |z| of the correlations of pairs, with a p-value for all of them (Sidak).
 
     Each pair has two tensors of one shape with mean 0.
     """
@@ -311,8 +297,8 @@ def total_variation(counts: Tensor, p: Tensor) -> float:
 def expected_total_variation(p: Tensor, n: int) -> float:
     """The exact mean of `total_variation` for n true draws from p (V,).
 
-    A count is binomial, and E|X - np| = 2 m (1-p) P(X = m) with m = floor(np) + 1 (de Moivre; Diaconis
-    and Zabell 1991).
+    A count is binomial, and E|X - np| = 2 m (1-p) P(X = m) with m = floor(np) + 1 (de Moivre;
+    Diaconis and Zabell 1991).
     """
     law = p.double().numpy()
     m = np.floor(n * law) + 1

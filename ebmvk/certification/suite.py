@@ -1,5 +1,4 @@
-"""Runs all tests and all mutants; the tables say which tests there are and what each mutant must
-fail."""
+"""Tables of the tests, and of the mutants that each must catch; runs all."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ SAMPLING: dict[str, Test] = {
     "9 order of the bias": laws.order_of_bias,
     "9 no bias": laws.no_bias,
 }
-"""The tests of chains, which need only a `chains.Sampler`; the fastest informative ones come
-first."""
+"""The tests of chains, for any `chains.Sampler`; the fastest informative ones come first."""
 
 CAUGHT_BY: dict[Mutant, tuple[Test, str]] = {
     "no projection": (dynamics.constraints, "constraints, gbaoab"),
@@ -142,8 +140,7 @@ class Certificate:
 
 
 def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
-    """The sizes for a device; quick runs are smaller still if it may be a CPU in disguise or plain
-    torch."""
+    """The sizes for a device; smaller still if it may be a CPU in disguise or plain torch."""
     if not quick:
         return FULL
     return QUICK if backend.name == "cpu" else QUICK_SLOW

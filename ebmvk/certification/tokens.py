@@ -1,11 +1,11 @@
-"""Test 8, the project's central one: a token decoded from the state of a chain alone has the law
-p(v|c).
+"""Test 8, the central one: a token decoded from a chain's state alone has the law p(v|c).
 
-Contexts come from a trained model, with its static memory in half of them if it has one; or are made
-up, and then some of their laws are mixtures with a memory that the candidates know nothing of.
+Contexts come from a trained model, with its static memory in half of them if it has one. Without a
+model they are made up, and some of their laws are mixtures with a memory that the candidates know
+nothing of.
 
-Exact states test the latent law, its sampler and its decoder without the bias of a chain. Chains are
-biased: 200 steps leave a total variation of about .002. So for chains only a bound is claimed
+Exact states test the latent law, its sampler and its decoder without the bias of a chain. Chains
+are biased: 200 steps leave a total variation of about .002. So for chains only a bound is claimed
 (`evidence`), and the tests over all contexts allow some deviation.
 """
 
@@ -31,11 +31,10 @@ _CHAINS = Slack(rest=0.03, exponent=0.02, concentration=0.02)
 
 
 def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Each context by annealed Langevin with 200 steps, as in generation, and more steps if that
-    isn't enough.
+    """Each context by annealed Langevin: 200 steps, as in generation, or more if needed.
 
-    A context that needs more steps passes, and its line says how many it needs. It fails if it needs
-    more than 3,200, or if more steps don't help.
+    A context that needs more steps passes, and its line says how many it needs. It fails if it
+    needs more than 3,200, or if more steps don't help.
     """
     points = backend.points(contexts.mu.contiguous())
 
@@ -54,8 +53,7 @@ def with_memory(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -
 
 
 def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
-    """Tokens decoded from exact states, which have no bias; the p-values are those of all contexts
-    together."""
+    """Tokens decoded from exact states, without bias; p-values of all contexts together."""
     points = backend.points(contexts.mu.contiguous())
     n, total = sizes.chains, Total()
     for i in range(len(contexts.labels)):
@@ -90,8 +88,7 @@ def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_s
 def registered(
     sampler: str, backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None
 ) -> Findings:
-    """Every fifth context by any sampler of states in the registry; `langevin_steps` is its number
-    of steps."""
+    """Every fifth context by any registered sampler of states; `langevin_steps` is doubled."""
     few = contexts.some(slice(1, None, 5))
     own = (few.bias, few.concentrations)
     space = TokenPoints(backend, few.mu, backend.points(few.mu.contiguous()), *own)

@@ -1,8 +1,8 @@
 """`ebmvk certify`, `python -m ebmvk.certify`: are the samplers right on this device?
 
 Runs twelve tests of the samplers on fixed seeds, and shows that the tests catch broken samplers
-(mutants). Exit status: 0 if every test passes and every mutant is caught; 1 if not; 2 for an unknown
-flag, or a device or checkpoint that doesn't exist.
+(mutants). Exit status: 0 if every test passes and every mutant is caught; 1 if not; 2 for an
+unknown flag, or a device or checkpoint that doesn't exist.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class CertifyCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    # Test the tokens of this run's model, in contexts of its validation text; otherwise of made-up
-    # laws.
+    # Test tokens in contexts of this run's validation text; otherwise of made-up laws.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Where that run's text is, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
@@ -172,8 +171,7 @@ def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
 
 
 def _row(check: Check, alpha: float) -> Record:
-    """One check, JSON-able: null stands for absent bounds and statistics, as JSON has no infinity
-    and no NaN."""
+    """One check, JSON-able: infinite bounds and statistics that aren't numbers are null."""
     row = {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in dataclasses.asdict(check).items()

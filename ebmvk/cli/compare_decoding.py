@@ -1,5 +1,4 @@
-"""`ebmvk compare-decoding`, `python -m ebmvk.compare_decoding`: a table of decoding strategies and
-human text."""
+"""`ebmvk compare-decoding`: a table of decoding strategies, beside human text."""
 
 from __future__ import annotations
 

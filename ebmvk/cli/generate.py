@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 class GenerateCommand:
     # The model: a run folder (its latest complete checkpoint), RUN/best, or a checkpoint folder.
     checkpoint: Path = Path(NEWEST)
-    # Text to continue; may be given several times. On a terminal without one, the command asks for
-    # it.
+    # Text to continue, one or several. Without one, the command asks for it on a terminal.
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     # A file whose whole text is the prompt.
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -51,8 +50,7 @@ class GenerateCommand:
             "on the sphere."
         ),
     ] = None
-    # Memory that changes the probabilities: static (from training), episodic (this text so far), or
-    # both.
+    # Memory to use: static (of the training text), episodic (of this text so far), or both.
     memory: Literal["none", "static", "episodic", "both"] = "none"
     seed: int = 42  # The same seed gives the same text.
     batch_size: int = 16  # Number of prompts that are continued at once.
@@ -156,8 +154,7 @@ def _asked() -> Iterator[str]:
 
 
 def _headline(command: GenerateCommand, several: bool, number: int, prompt: str) -> str:
-    """The line before a text if there are several: it shows the prompt; with --quiet it is
-    empty."""
+    """The line with the prompt before each of several texts; empty with --quiet."""
     if not several:
         return ""
     gap = "\n" if number else ""
@@ -194,8 +191,8 @@ def _whole(command: GenerateCommand, generator: Generator, prompts: Sequence[str
 def _conversation(generator: Generator, how: Decoding) -> tuple[list[str], list[str]]:
     """The prompts that a person types, and their texts, each printed while it is written.
 
-    Every prompt starts a new document. It is drawn as if it were the only one, so asking again for the
-    same prompt gives the same text.
+    Every prompt starts a new document. It is drawn as if it were the only one, so asking again for
+    the same prompt gives the same text.
     """
     prompts, texts = [], []
     for prompt in _asked():

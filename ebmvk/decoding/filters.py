@@ -1,8 +1,8 @@
 """What each setting of a strategy does to the probabilities of the next token.
 
 `STEPS` has one function per field of `Strategy`, in the order in which they are applied. Each takes
-log p, (B, V) float64 and normalised, and returns it changed and normalised again. All act on log p, so
-they mean the same for every model, with and without a memory.
+log p, (B, V) float64 and normalised, and returns it changed and normalised again. All act on log p,
+so they mean the same for every model, with and without a memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """seen: the tokens of each row's text so far; end: the token that ends a text, if there is
-    one."""
+    """seen: the tokens of each row's text so far; end: the token that ends a text, or None."""
 
     seen: Sequence[Sequence[int]]
     end: int | None = None
@@ -77,8 +76,7 @@ STEPS: dict[str, Step] = {
 
 
 def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
-    """log p, times `penalty` for the tokens that the row has seen, except `end`: p^penalty, not
-    normalised. (B, V)."""
+    """log p times `penalty` for tokens that the row has, except `end`. (B, V), not normalised."""
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
         row[list(set(tokens) - {end})] = penalty

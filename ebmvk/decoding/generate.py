@@ -1,8 +1,8 @@
 """Text, token by token: context → latent law → a state x → Bayes decoder (model sections 6 and 7).
 
-`--sampler exact` draws a token from p(v|c). Every other sampler decodes it from states on the sphere.
-With the strategy that changes nothing, all aim at the same law, the one whose perplexity is reported;
-how close each comes says `ebmvk.sampling.registry`.
+`--sampler exact` draws a token from p(v|c). Every other sampler decodes it from states on the
+sphere. With the strategy that changes nothing, all aim at the same law, the one whose perplexity is
+reported; `ebmvk.sampling.registry` says how close each comes.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ class Generator:
 
         Args:
             prompts: each starts a document; an empty one asks for a document from its beginning.
-            batch_size: number of texts that are continued at once; it changes texts only by rounding.
+            batch_size: number of texts continued at once; it changes texts only by rounding.
 
         Raises:
-            ConfigError: the sampler needs points on the sphere and the model has none, or the sampler
-                doesn't suit the run's temperature of chains. ArgumentError: no sampler has this name.
+            ConfigError: the sampler needs points on the sphere and the model has none, or the
+                sampler doesn't suit the run's temperature of chains. ArgumentError: no sampler has
+                this name.
         """
         texts = self._texts(prompts, how)
         for first in range(0, len(texts), batch_size):
@@ -87,8 +88,7 @@ class Generator:
         return [text.generated() for text in texts]
 
     def stream(self, prompt: str, how: Decoding, number: int = 0) -> Iterator[str]:
-        """The text that `generate` makes of prompt `number`, in pieces, each when no later token
-        can change it.
+        """The text that `generate` makes of prompt `number`, in pieces that are final.
 
         Raises:
             ConfigError, ArgumentError: as `generate`.
@@ -172,8 +172,7 @@ class Generator:
         if registry.named(name).module is None:
             return None
         own = (self.model.bias, self.model.concentrations())
-        # `_prepared` may be of slightly older embeddings if the model has been trained since;
-        # samplers allow that.
+        # `_prepared` may be of older embeddings if training goes on; samplers allow that.
         space = TokenPoints(self.backend, mu, self.backend.points(mu), *own, self._prepared)
         return TokenSampler(name, space, self.langevin, self.health)
 

@@ -9,10 +9,10 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """Share of the tokens inside an n-gram that occurred before, at most `window` tokens back; 0
-    without tokens.
+    """Share of tokens inside an n-gram that also began at most `window` tokens before.
 
-    The n-gram may reach into the prompt, and its earlier occurrence may lie there.
+    The n-gram may reach into the prompt, and its earlier occurrence may lie there. 0 without
+    tokens.
     """
     text, start = [*prompt, *tokens], len(prompt)
     latest: dict[tuple[int, ...], int] = {}

@@ -1,5 +1,4 @@
-"""Samples that a training run writes now and then, with the diagnostics of the chains that made
-them."""
+"""Samples that a training run writes now and then, with diagnostics of their chains."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ SAMPLES = 2
 
 
 class Probe:
-    """Called with a step, appends samples to `path`; returns {'langevin': diagnostics} if chains
-    made them.
+    """Called with a step, appends samples to `path`; returns diagnostics of their chains.
 
     Raises:
         StorageError: the file could not be written.

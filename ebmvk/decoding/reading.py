@@ -16,8 +16,8 @@ from ebmvk.model.language import LanguageModel
 class Reading:
     """Texts as a model reads them, each position once.
 
-    A text that fills the model's reach is read again, from the part that the model may still see. Which
-    part that is depends on this text alone, not on the texts that are read with it.
+    A text that fills the model's reach is read again, from the part that the model may still see.
+    Which part that is depends on this text alone, not on the texts that are read with it.
     """
 
     def __init__(self, model: LanguageModel, mu: Tensor, texts: list[Text]) -> None:
@@ -34,8 +34,7 @@ class Reading:
         self.new = self._tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
 
     def _visible(self, ids: list[int]) -> list[int]:
-        """The part of a text that is read: all, or its end, short enough to leave a quarter of the
-        reach free."""
+        """The part of a text to read: all, or an end that leaves a quarter of the reach free."""
         reach = self.model.reach
         return ids if reach is None or len(ids) < reach else ids[-max(1, reach - reach // 4) :]
 

@@ -1,9 +1,9 @@
 """Decoding strategies: how the probabilities of the next token are changed before a token is drawn.
 
-`Strategy` is the one table of settings: its fields are the flags of `generate` and `compare-decoding`,
-with their ranges and help. To add a setting, add a field here and its function to `filters.STEPS`.
-`NAMED` is the one table of strategies that `--strategy` names. torch is loaded when a strategy is
-first applied, so that `--help` answers at once.
+`Strategy` is the one table of settings: its fields are the flags of `generate` and
+`compare-decoding`, with their ranges and help. To add a setting, add a field here and its function
+to `filters.STEPS`. `NAMED` is the one table of strategies that `--strategy` names. torch is loaded
+when a strategy is first applied, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -121,14 +121,12 @@ NAMED: Mapping[str, Strategy] = MappingProxyType(
     }
 )
 """What `--strategy` names. `infinito` is the generation preset of INFINITO V5.2, which allows a
-temperature
-from .7 to 1. At 1, and with no eight tokens twice, texts of subwords repeat themselves about as much as
-people do."""
+temperature from .7 to 1. At 1, and with no eight tokens twice, texts of subwords repeat themselves
+about as much as people do."""
 
 
 def named(name: str) -> Strategy:
-    """The strategy with this name, or the only one whose first word it is: `nucleus` is `nucleus
-    0.9`.
+    """The strategy with this name or first word, if that is unique: `nucleus` is `nucleus 0.9`.
 
     Raises:
         ConfigError: no strategy has that name, or several begin with it.

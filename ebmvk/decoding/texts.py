@@ -18,9 +18,9 @@ UNFINISHED = "\ufffd"  # what the tokenizer decodes the first bytes of a charact
 class Generated:
     """One generated text.
 
-    prompt, tokens: ids, without the leading and the last end-of-text. text: what the tokens spell, up
-    to a stop string. reason: why it ended: the model wrote end-of-text ("end"), a stop string came
-    ("stop"), or it had `max_tokens` tokens ("length").
+    prompt, tokens: ids, without the leading and the last end-of-text. text: what the tokens spell,
+    up to a stop string. reason: why it ended: the model wrote end-of-text ("end"), a stop string
+    came ("stop"), or it had `max_tokens` tokens ("length").
     """
 
     prompt: list[int]
@@ -32,8 +32,8 @@ class Generated:
 class Text:
     """One text while it is written.
 
-    number: its place among all texts of a call. ids: its tokens, end-of-text first. reader: reads the
-    memory for this text; None without a memory.
+    number: its place among all texts of a call. ids: its tokens, end-of-text first. reader: reads
+    the memory for this text; None without a memory.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class Text:
             self.reason = "stop"
 
     def remember(self, h: Tensor) -> None:
-        """Give the memory the pairs of state and next token that are new: all at first, then one at
-        a time.
+        """Give the memory the new pairs of state and next token: first all, then one by one.
 
         h: (n, d), states of the last n tokens.
         """
@@ -79,8 +78,7 @@ class Text:
         return min((at for at in map(written.find, self.stop) if at >= 0), default=None)
 
     def settled(self) -> str:
-        """The text that no later token can change: without an incomplete character or the start of
-        a stop string."""
+        """The final part of the text: no incomplete character, no start of a stop string."""
         written = self._written()[: self._cut()].rstrip(UNFINISHED)
         if self.ended:
             return written

@@ -24,8 +24,7 @@ from ebmvk.sphere.geometry import proju
 
 @dataclass(frozen=True)
 class LatentSample:
-    """x: (B, d) unit rows at concentration kappa (B,), with the schedule and diagnostics of the
-    run."""
+    """x: (B, d) unit rows at kappa (B,), with the schedule and diagnostics of the run."""
 
     x: Tensor
     kappa: Tensor

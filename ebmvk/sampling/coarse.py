@@ -3,8 +3,8 @@
 The vocabulary is split into about sqrt(V) neighbourhoods g, each with a unit direction m_g. With
 p(g|c), the sum of p(v|c) over its tokens, annealed Langevin chains and the Bayes decoder draw
 
-    x ~ sum_g p(g|c) vMF(x; m_g, kappa),                then g from p(g|x, c)       the coarse law
-    y ~ sum_{v in g} p(v|g, c) vMF(y; mu_v, kappa'),    then v from p(v|y, g, c)    the fine law of g
+    x ~ sum_g p(g|c) vMF(x; m_g, kappa),              g from p(g|x, c)       the coarse law
+    y ~ sum_{v in g} p(v|g, c) vMF(y; mu_v, kappa'),  v from p(v|y, g, c)    the fine law of g
 
 Each line is a latent law with its own Bayes decoder, so the central identity holds for each,
 whatever its directions, concentration and candidates. The first gives g the law p(g|c). The second,
@@ -51,11 +51,10 @@ class Neighbourhoods:
 
     @classmethod
     def of(cls, backend: Backend, embeddings: Tensor, count: int | None = None) -> Neighbourhoods:
-        """Each token with its nearest centre of a spherical k-means; a group's direction is its
-        mean.
+        """Each token joins the nearest centre of a spherical k-means; directions are means.
 
-        embeddings: (V, d) unit rows; count: number of neighbourhoods, sqrt(V) by default; empty ones
-        are dropped. The same embeddings give the same split.
+        embeddings: (V, d) unit rows; count: number of neighbourhoods, sqrt(V) by default; empty
+        ones are dropped. The same embeddings give the same split.
         """
         mu = embeddings.detach().float().cpu().contiguous()
         count = math.isqrt(len(mu) - 1) + 1 if count is None else count
@@ -80,8 +79,7 @@ class Neighbourhoods:
 
 @dataclass(frozen=True)
 class CoarseSample:
-    """tokens (B,) int64, the groups (B,) int64 that they were drawn from, and the states of both
-    levels."""
+    """tokens and the groups they were drawn from, (B,) int64 each; states of both levels."""
 
     tokens: Tensor
     groups: Tensor

@@ -1,10 +1,9 @@
-"""`--sampler gibbs`: block Gibbs, a component given the state and a state given the component
-(model section 7).
+"""`--sampler gibbs`: block Gibbs, which draws component and state in turn (model section 7).
 
 Each sweep draws v|x from the Bayes decoder's responsibilities, then x|v from vMF(mu_v, kappa)
-(Geman and Geman 1984). Both draws are exact, so the latent law is kept exactly at any concentration. A
-sweep moves only if x leaves v uncertain: hence the concentration stays below kappa_c, above which x
-tells which v made it.
+(Geman and Geman 1984). Both draws are exact, so the latent law is kept exactly at any concentration.
+A sweep moves only if x leaves v uncertain: hence the concentration stays below kappa_c, above which
+x tells which v made it.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ SWEEP = 8  # integrator steps that cost about as much as one sweep, in a batch
 
 @dataclass(frozen=True)
 class GibbsSample:
-    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of the sweeps that changed the
-    component."""
+    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of sweeps that changed component."""
 
     x: Tensor
     kappa: Tensor

@@ -48,8 +48,8 @@ class TokenPoints:
         """The latent law of each context, with the k best tokens of its query as candidates.
 
         query: (B, d); without one, the k most probable tokens are the candidates. log_p: (B, V),
-        normalised. A temperature of p(v|c) doesn't reorder tokens, so the query's best tokens are good
-        candidates at any temperature.
+        normalised. A temperature of p(v|c) doesn't reorder tokens, so the query's best tokens are
+        good candidates at any temperature.
         """
         if query is None:
             return LatentLaw.from_log_probs(self.backend, self.points, log_p, k)
@@ -107,16 +107,13 @@ class Drawn:
 
 
 TokenFunction = Callable[[TokenPoints, Tensor | None, Tensor, Options], Drawn]
-"""Takes the tokens' points, the queries (B, d) or None, log p(v|c) (B, V) and options; draws (B,)
-tokens."""
+"""Draws (B,) tokens from points, queries (B, d) or None, log p(v|c) (B, V) and options."""
 StateFunction = Callable[[LatentLaw, Tensor, Options], State]
-"""Takes the latent law of B contexts, the points (V, d) as unit rows, and options; draws a state of
-each."""
+"""Draws a state of each context from the latent law, the points (V, d) and options."""
 
 
 def by_decoding(sample: StateFunction) -> TokenFunction:
-    """A sampler of tokens: draws states by `sample`, then a token from each state alone by Bayes'
-    rule."""
+    """A sampler of tokens: a state by `sample`, then a token from it alone by Bayes' rule."""
 
     def tokens(space: TokenPoints, query: Tensor | None, log_p: Tensor, options: Options) -> Drawn:
         law = space.law(query, log_p, options.settings.knn_k)

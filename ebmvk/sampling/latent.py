@@ -31,7 +31,7 @@ class LatentLaw:
     """p_kappa(x|c) of B contexts at once, at any kappa.
 
     Args:
-        backend, points: where the work is done, and the V token points that it keeps, (V, d) unit rows.
+        backend, points: where the work is done, and the token points that it keeps, (V, d) unit rows.
         ids: (B, K) int64, the candidates C(c), each once.
         logp: (B, K) log p(v|c) of the candidates; -inf is allowed.
         log_rest: (B,) log of the mass outside the candidates; -inf for no mass.
@@ -75,12 +75,10 @@ class LatentLaw:
 
     @classmethod
     def with_candidates(cls, backend: Backend, points: Points, ids: Tensor, log_p: Tensor) -> LatentLaw:
-        """Candidates ids (B, K) int64, each once, with their masses from log_p (B, V),
-        normalised."""
+        """The candidates are ids (B, K), each once; log_p (B, V), normalised, gives their masses."""
         log_p = log_p.detach()
         rest = log_p.scatter(1, ids, -math.inf)
-        # The sum of what is outside, not 1 minus what is inside: in float32 that would lose a small
-        # rest.
+        # Summed, as 1 minus the mass inside would lose a small rest in float32.
         return cls(backend, points, ids.contiguous(), log_p.gather(1, ids).contiguous(), rest.logsumexp(1))
 
     @property
@@ -100,8 +98,7 @@ class LatentLaw:
         return self.backend.energy_score(x, self.points, self.ids, logw, full, self.log_rest)
 
     def sample_exact(self, kappa: Tensor | float, embeddings: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
-        """x (B, d) drawn from p_kappa exactly: a component, then a vMF point, or a uniform one for
-        the rest.
+        """x (B, d) drawn from p_kappa exactly: a component, then a point of it.
 
         embeddings: (V, d) unit rows, those of `points`.
         """
@@ -112,10 +109,10 @@ class LatentLaw:
     def sample_component(
         self, choice: Tensor, kappa: Tensor, embeddings: Tensor, *, seed: int, first_chain: int = 0
     ) -> Tensor:
-        """x (B, d) from one component of each context: vMF(mu_v, kappa) of candidate number
-        `choice`.
+        """x (B, d) from vMF(mu_v, kappa) of candidate number `choice` of each context.
 
-        choice: (B,) int64, K for the rest, which is uniform; kappa: (B,); embeddings: (V, d) unit rows.
+        choice: (B,) int64, K for the rest, which is uniform; kappa: (B,); embeddings: (V, d) unit
+        rows.
         """
         rest = choice == self.ids.shape[1]
         level = torch.where(rest, 0.0, kappa)
@@ -123,10 +120,10 @@ class LatentLaw:
         return self.backend.vmf_sample(mu, level, seed=seed, first_row=first_chain)
 
     def decode(self, x: Tensor, kappa: Tensor | float, log_p: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
-        """Tokens (B,) int64 from p(v|x,c): rho_v among the candidates, rho_rest p(v|c)/p_rest
-        outside.
+        """Tokens (B,) from p(v|x,c): rho_v for candidates, rho_rest p(v|c)/p_rest for others.
 
-        x: (B, d) unit rows drawn at `kappa`; log_p: (B, V), the law that the candidates' masses came from.
+        x: (B, d) unit rows drawn at `kappa`; log_p: (B, V), the law that the candidates' masses
+        came from.
 
         Raises:
             ArgumentError: log_p has another shape.

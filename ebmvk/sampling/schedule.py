@@ -1,11 +1,12 @@
 """Annealing schedules of Langevin chains (model section 7).
 
-The modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H). Above it
-no local chain moves mass between modes, so mixture weights have to be right before. Hence levels
+The modes of a mixture of entropy H nats in d dimensions separate near kappa_c = sqrt(2 d H). Above
+it no local chain moves mass between modes, so mixture weights have to be right before. Hence levels
 rise evenly from kappa_c/5 to 1.4 kappa_c, where most states already belong to one mode while chains
 still mix, and stop there: decoding is exact at every kappa, so a last kappa far above kappa_c would
-only add error. (A jump from 2 to 5.5 kappa_c in one level throws half of the chains out of every mode
-into the background: total variation 0.5.) If `kappa_max` is larger, geometric levels lead up to it.
+only add error. (A jump from 2 to 5.5 kappa_c in one level throws half of the chains out of every
+mode into the background: total variation 0.5.) If `kappa_max` is larger, geometric levels lead up
+to it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def annealed_schedule(
         A schedule of (B, levels) float32 tensors; a chain's last kappa is `kappa_scale[:, -1]`.
 
     Raises:
-        ArgumentError: levels < 1, steps < levels, or a value that is not positive and finite (gamma may be 0).
+        ArgumentError: levels < 1, steps < levels, or a value isn't positive and finite. gamma may
+            be 0.
     """
     _check(levels, steps, kappa_max=kappa_max, temperature=temperature, step_size=step_size)
     if gamma is not None and not 0 <= gamma < math.inf:
@@ -67,8 +69,7 @@ def annealed_schedule(
 
 
 def _levels(critical: Tensor, levels: int, kappa_max: float | None) -> Tensor:
-    """(B, levels): even steps up to LAST kappa_c; three tenths of the levels lead to a kappa_max
-    above that."""
+    """(B, levels): even up to LAST kappa_c; three tenths of them lead to a higher kappa_max."""
     critical = critical[:, None]
     top = LAST * critical if kappa_max is None else torch.full_like(critical, kappa_max)
     beyond = top > LAST * critical

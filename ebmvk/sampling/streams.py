@@ -1,5 +1,4 @@
-"""Streams of the counter-based random numbers, one per use: two uses of one stream would be
-correlated.
+"""Streams of random numbers, one per use: two uses of one stream would be correlated.
 
 A number is a function of (seed, step, chain, stream), so a chain draws the same numbers however a
 batch is split. The first streams belong to the engine (`ebmvk.engine.philox`).

@@ -1,9 +1,10 @@
 """`--sampler tempering`: replica exchange between concentrations (model section 7).
 
-Each chain is a ladder of replicas at rising concentrations. Metropolised Langevin trajectories (GHMC:
-Horowitz 1991) move every replica, and neighbours exchange their states (Swendsen and Wang 1986; Geyer
-1991). What mixes on the lowest rung arrives on the highest, above kappa_c, where no single chain
-moves between modes. The latent law is kept exactly at any step size and any concentration.
+Each chain is a ladder of replicas at rising concentrations. Metropolised Langevin trajectories
+(GHMC: Horowitz 1991) move every replica, and neighbours exchange their states (Swendsen and Wang
+1986; Geyer 1991). What mixes on the lowest rung arrives on the highest, above kappa_c, where no
+single chain moves between modes. The latent law is kept exactly at any step size and any
+concentration.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ def tempering(
 
     Pairs (0, 1), (2, 3), ... exchange after even rounds, (1, 2), ... after odd ones (Okabe et al.
     2001), with probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T. All
-    rungs' densities are relative to one uniform measure, so the normalisers log C_d(kappa)/C_d(0) in
-    E make this the exact Metropolis ratio. Velocities go with their states, as they have the same
-    law on every rung.
+    rungs' densities are relative to one uniform measure, so the normalisers log C_d(kappa)/C_d(0)
+    in E make this the exact Metropolis ratio. Velocities go with their states, as they have the
+    same law on every rung.
 
     Args:
-        rungs: number of replicas of each chain, evenly from kappa_c/5 to 1.4 kappa_c. The acceptance
-            of an exchange then depends on the entropy, not on d.
+        rungs: number of replicas of each chain, evenly from kappa_c/5 to 1.4 kappa_c. The
+            acceptance of an exchange then depends on the entropy, not on d.
         rounds: each of two trajectories of four leapfrogs, then one exchange.
         kappa: the highest rung for all chains, instead of 1.4 kappa_c.
-        temperature: of velocities and law. At another value than 1 tokens don't have the model's law.
-        step_size, gamma: of all rungs, instead of the rules h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3
-            and gamma = sqrt(kappa).
+        temperature: of velocities and law. Only at 1 do tokens have the model's law.
+        step_size, gamma: of all rungs, instead of the rules
+            h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3 and gamma = sqrt(kappa).
 
     Raises:
         ArgumentError: rungs < 2 or rounds < 1. NonFinite: a chain left the finite numbers.
@@ -175,8 +176,7 @@ class _Ladder:
 
 
 def _mean(parts: list[LangevinDiagnostics]) -> LangevinDiagnostics:
-    """Diagnostics of consecutive runs: the last energy, the largest tangency, means of the
-    others."""
+    """Diagnostics of consecutive runs: last energy, largest tangency, means of the others."""
 
     def over(name: str) -> Tensor:
         return torch.stack([getattr(part, name) for part in parts])

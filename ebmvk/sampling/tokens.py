@@ -1,5 +1,4 @@
-"""`TokenSampler`: one sampler of the registry, at work for one model; `SamplingHealth` sums up its
-diagnostics."""
+"""`TokenSampler`: a sampler at work for one model; `SamplingHealth`: its diagnostics."""
 
 from __future__ import annotations
 

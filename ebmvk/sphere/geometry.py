@@ -1,13 +1,14 @@
 """Geometry of the unit sphere S^{d-1} in torch (model section 1).
 
-All functions work on the last axis, broadcast over the others, and keep dtype and device. Their gradients
-are finite everywhere, also at u = 0 and y = x, where plain formulas divide zero by zero. Points have to
-be unit rows, and tangent vectors orthogonal to them; neither is checked (`projx` and `proju` make them
-so).
+All functions work on the last axis, broadcast over the others, and keep dtype and device. Their
+gradients are finite everywhere, also at u = 0 and y = x, where plain formulas divide zero by zero.
+Points have to be unit rows, and tangent vectors orthogonal to them; neither is checked (`projx` and
+`proju` make them so).
 
-At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp` returns u.
-Both are finite and tangent, but no direction has them as its limit. Within the dtype's epsilon of -x the
-direction of `logmap` is lost to rounding, and gradients are bounded by about 1/epsilon.
+At exact antipodes y = -x the minimal geodesic is not unique: `logmap` returns 0 and `transp`
+returns u. Both are finite and tangent, but no direction has them as its limit. Within the dtype's
+epsilon of -x the direction of `logmap` is lost to rounding, and gradients are bounded by about
+1/epsilon.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below this squared angle three Taylor terms are exact to float64 rounding: the next is (1e-3)^4 /
-# 8! relative.
+# Below this squared angle three Taylor terms suffice: the next is (1e-3)^4 / 8! relative.
 _SMALL = 1e-3
 _ROUNDING = 1e-3  # allowed deviation of a unit row's length from 1: more than float16 rounds, less than any damage
 
@@ -60,8 +60,10 @@ def proju(x: Tensor, u: Tensor) -> Tensor:
 
 
 def dist(x: Tensor, y: Tensor) -> Tensor:
-    """Geodesic distance in radians, (...): 2 atan2(|x-y|, |x+y|), accurate near 0 and pi, unlike
-    acos."""
+    """Geodesic distance in radians, (...), as 2 atan2(|x-y|, |x+y|).
+
+    Accurate near 0 and pi, unlike acos.
+    """
     minus, plus = _chords(x, y)
     return 2 * torch.atan2(_safe_sqrt(minus), _safe_sqrt(plus)).squeeze(-1)
 
@@ -80,8 +82,10 @@ def expmap(x: Tensor, u: Tensor) -> Tensor:
 
 
 def logmap(x: Tensor, y: Tensor) -> Tensor:
-    """The tangent vector at x that leads to y: dist(x, y) P_x y / |P_x y|. x, y: (..., d); 0 at y =
-    -x."""
+    """The tangent vector at x that leads to y: dist(x, y) P_x y / |P_x y|; 0 at y = -x.
+
+    x, y: (..., d).
+    """
     minus, plus = _chords(x, y)
     # P_x (y - x) = P_x y, without the cancellation that y - (x.y) x has near y = x.
     tangent = proju(x, y - x)

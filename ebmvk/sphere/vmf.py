@@ -1,20 +1,20 @@
-"""The von Mises-Fisher law vMF(x; mu, kappa) = C_d(kappa) e^{kappa mu.x} on S^{d-1} (model section
-2).
+"""The von Mises-Fisher law: density C_d(kappa) e^{kappa mu.x} on S^{d-1} (model section 2).
 
-Two functions suffice: F(kappa) = C_d(0) / C_d(kappa), the mean of e^{kappa t} over the uniform law, and the
-Bessel ratio r_nu = I_{nu+1} / I_nu. With nu = d/2 - 1, A_d = r_nu. Both come from one scheme that is
-accurate for all kappa >= 0: the uniform (Debye) expansion at a high order, where ten terms suffice, then
-the backward recurrences
+Two functions suffice: F(kappa) = C_d(0) / C_d(kappa), the mean of e^{kappa t} over the uniform law,
+and the Bessel ratio r_nu = I_{nu+1} / I_nu. With nu = d/2 - 1, A_d = r_nu. Both come from one
+scheme that is accurate for all kappa >= 0: the uniform (Debye) expansion at a high order, where ten
+terms suffice, then the backward recurrences
 
-    r_j = kappa / (2 (j+1) + kappa r_{j+1}),    log F_j = log F_{j+1} + log1p(kappa r_{j+1} / (2 (j+1))),
+    r_j = kappa / (2 (j+1) + kappa r_{j+1}),
+    log F_j = log F_{j+1} + log1p(kappa r_{j+1} / (2 (j+1))),
 
 which contract errors and add positive terms only. Written for F instead of I, the expansion has no
 cancellation at small kappa: with z = kappa/nu, s = sqrt(1+z^2), p = 1/s,
 
     log F_nu = nu (s - 1 - log((1+s)/2)) - log(s)/2 + log S_nu(p) - log S_nu(1),    S_nu(p) = sum_k U_k(p) / nu^k
 
-(Olver, "Asymptotics and Special Functions", chapter 10; DLMF 10.41). Computations are in float64; results
-have the dtype of the argument.
+(Olver, "Asymptotics and Special Functions", chapter 10; DLMF 10.41). Computations are in float64;
+results have the dtype of the argument.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def _check(name: str, value: Tensor, d: int, *, below: float = math.inf) -> None
 
 @cache
 def _debye_coefficients() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-    """Coefficients in p of U_k, and of W_k = U_k/2 + p U_k' (DLMF 10.41.10-11); fractions, rounded
-    at the end."""
+    """Coefficients in p of U_k, and of W_k = U_k/2 + p U_k' (DLMF 10.41.10-11)."""
     u = [[Fraction(1)]]
     for _ in range(_TERMS):
         last = u[-1]
@@ -79,8 +78,7 @@ def _debye(kappa: Tensor, order: float) -> tuple[Tensor, Tensor]:
     tail = _series(u_rows, 1 / s, order)
     log_f = order * (rise - torch.log1p(rise / 2)) - torch.log1p(rise) / 2
     log_f = log_f + torch.log1p(tail) - torch.log1p(_series(u_rows, torch.ones_like(s), order))
-    # From I'_nu = I_{nu+1} + (nu/kappa) I_nu and its expansion: V_k - U_k = -p (1 - p^2) W_{k-1},
-    # so nothing cancels.
+    # From I'_nu = I_{nu+1} + (nu/kappa) I_nu and V_k - U_k = -p (1 - p^2) W_{k-1}: nothing cancels.
     w = (0.5 + _series(w_rows, 1 / s, order)) / order
     return log_f, (1 / (1 + s) - w / (s * s * (1 + tail))) / order
 
@@ -129,8 +127,8 @@ def log_c_ratio(kappa: Tensor, d: int) -> Tensor:
 
     Its derivative is -A_d(kappa).
 
-    It can be differentiated twice. kappa: any shape, >= 0. Use it in float32: log C_d itself is near 1100
-    at d = 640, where rounding costs 1e-4.
+    It can be differentiated twice. kappa: any shape, >= 0. Use it in float32: log C_d itself is
+    near 1100 at d = 640, where rounding costs 1e-4.
     """
     _check("kappa", kappa, d)
     result: Tensor = _LogCRatio.apply(kappa, d)  # type: ignore[no-untyped-call]
@@ -178,8 +176,10 @@ def inverse_mean_cosine(resultant: Tensor, d: int) -> Tensor:
 
 
 def sigma_to_kappa(sigma: float, d: int) -> float:
-    """kappa with the same mean cosine as projected Gaussian noise of sigma per tangent coordinate
-    (model section 9)."""
+    """kappa with the mean cosine of Gaussian noise sigma per coordinate (model section 9).
+
+    The noise is added in the tangent space, and the sum projected onto the sphere.
+    """
     if not 0 < sigma < math.inf:
         raise ArgumentError(f"sigma = {sigma} is outside (0, inf)", hint="pass a positive noise level such as 0.1")
     cosine = 1 / math.sqrt(1 + sigma * sigma * (d - 1))
@@ -228,8 +228,8 @@ def sample_vmf(
 ) -> Tensor:
     """Exact samples by Wood (1994), "Simulation of the von Mises Fisher distribution", one per row.
 
-    mu: (B, d) unit rows; kappa: (B,) or a number, >= 0; 0 is the uniform law. Pass a generator on mu's
-    device, or a seed. Returns (B, d) in mu's dtype, computed in float64.
+    mu: (B, d) unit rows; kappa: (B,) or a number, >= 0; 0 is the uniform law. Pass a generator on
+    mu's device, or a seed. Returns (B, d) in mu's dtype, computed in float64.
     """
     n, d = mu.shape
     level = torch.as_tensor(kappa, dtype=torch.float64, device=mu.device).expand(n)
@@ -245,16 +245,14 @@ def sample_vmf(
 
 
 def _sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
-    """1 - t for t = mu.x, (B,): the difference from 1, as t itself would lose it to rounding at
-    large kappa."""
+    """1 - t for t = mu.x, (B,): at large kappa t itself would lose it to rounding."""
     b = (d - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (d - 1) ** 2))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 1 - x0^2
     deficit = torch.empty_like(kappa)
     todo = torch.arange(len(kappa), device=kappa.device)
     while len(todo):
-        # Beta((d-1)/2, (d-1)/2) is the law of (1 + first coordinate)/2 of a uniform point of
-        # S^{d-1}.
+        # (1 + first coordinate)/2 of a uniform point is Beta((d-1)/2, (d-1)/2).
         g = torch.randn(len(todo), d, dtype=torch.float64, device=kappa.device, generator=rng)
         z = (1 + g[:, 0] / torch.linalg.vector_norm(g, dim=-1)) / 2
         u = torch.rand(len(todo), dtype=torch.float64, device=kappa.device, generator=rng)

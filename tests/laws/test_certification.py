@@ -1,6 +1,7 @@
-"""The certification suite (model section 7): every backend passes it, and it fails what is wrong.
+"""The certification suite (model section 7): every backend passes it, and broken samplers fail it.
 
-Small sizes: a test's claim holds for any of them. `ebmvk certify` runs the same tests with more chains.
+Sizes are small, as the tests' claims hold for any. `ebmvk certify` runs the same tests with more
+chains.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _failed(findings: Findings) -> list[str]:
 
 
 @pytest.mark.parametrize("name", suite.SAMPLING)
-def test_backends_pass(name: str, backend: Backend) -> None:
+def test_every_backend_passes(name: str, backend: Backend) -> None:
     if name == "9 order of the bias" and backend.name != "cpu":
         pytest.skip("needs some 5,000 states in 640 dimensions; the trajectories are those of the CPU (test 10)")
     assert _failed(suite.SAMPLING[name](_bench(backend))) == []
@@ -51,7 +52,7 @@ def test_backends_agree(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("mutant", suite.CAUGHT_BY)
-def test_mutants_fail_the_test_named(mutant: Mutant) -> None:
+def test_every_mutant_fails_its_test(mutant: Mutant) -> None:
     caught = suite.catch(mutant, SEED)
     assert caught.control.ok(ALPHA)
     assert not caught.check.ok(ALPHA)
@@ -63,7 +64,8 @@ def test_a_mutant_that_passes_is_not_caught() -> None:
 
 
 def test_chains_that_stand_still_fail() -> None:
-    """They keep every invariant, and any law that they start from: hence tests start elsewhere."""
+    """They keep every invariant, and any law that they start from; so the tests start far from
+    it."""
 
     def still(task: Task) -> Run:
         one = torch.ones(len(task.x))
@@ -75,7 +77,7 @@ def test_chains_that_stand_still_fail() -> None:
         assert _failed(test(bench)), test.__name__
 
 
-def test_chains_that_are_no_numbers_fail() -> None:
+def test_chains_of_nan_fail() -> None:
     def lost(task: Task) -> Run:
         nan = torch.full((len(task.x),), math.nan)
         return Run(task.x * math.nan, task.v * math.nan, nan, nan, nan, nan)
@@ -85,7 +87,7 @@ def test_chains_that_are_no_numbers_fail() -> None:
         assert len(_failed(findings)) == len(findings.checks), name
 
 
-def test_onward_is_one_run_in_parts(cpu: Backend) -> None:
+def test_a_run_in_two_parts_equals_one_run(cpu: Backend) -> None:
     x, v = uniform_start(20, 8, 3)
     task = Task(vmf_target(8, 8.0), x, v, 0.05, 2.0, 30, seed=4)
     sample = engine_sampler(cpu)
@@ -95,8 +97,8 @@ def test_onward_is_one_run_in_parts(cpu: Backend) -> None:
     assert torch.equal(whole.v, parts.v)
 
 
-def test_diagnostics_of_the_suites_integrator_are_the_engines(cpu: Backend) -> None:
-    """Acceptance, temperature and energy error too, where a third of all trajectories is rejected."""
+def test_the_suites_integrator_has_the_engines_diagnostics(cpu: Backend) -> None:
+    """Temperature, energy error, and acceptance when a third of all trajectories is rejected."""
     x, v = uniform_start(50, 8, 5)
     for scheme, h in (("gbaoab", 0.1), ("ghmc", 0.45)):
         task = Task(vmf_target(8, 8.0), x, v, h, 1.0, 10, 7, scheme, 2, 0.8)
@@ -126,22 +128,22 @@ def test_tokens_follow_their_law(backend: Backend) -> None:
     assert _failed(tokens.exact(backend, contexts, replace(sizes, chains=sizes.token_chains), SEED)) == []
 
 
-def test_a_uniform_law_has_no_exponent(cpu: Backend) -> None:
-    """All its tokens are as likely: rounding of their log p is not evidence."""
+def test_rounding_of_a_uniform_law_is_not_evidence(cpu: Backend) -> None:
+    """All its tokens are equally likely; rounding of their log p is not evidence."""
     flat = synthetic(16, SEED, count=2).some(slice(1, 2))
     assert _failed(tokens.identity(cpu, flat, replace(CPU, token_chains=200), SEED)) == []
 
 
 class Sluggish(Reference):
-    """Takes one step of each run, however many it is asked for."""
+    """Takes a single step, whatever the number of steps asked for."""
 
     def langevin(self, *args: Any, **more: Any) -> LangevinResult:
         *state, schedule = args
         return super().langevin(*state, replace(schedule, steps=(1,) + (0,) * (len(schedule.steps) - 1)), **more)
 
 
-def test_steps_are_doubled_as_long_as_it_helps() -> None:
-    """x stays nearly uniform whatever the steps, and what is decoded from it is not p(v|c)."""
+def test_steps_are_not_doubled_if_that_does_not_help() -> None:
+    """x stays nearly uniform, and its tokens don't have the law p(v|c)."""
     contexts = synthetic(32, SEED, count=3)
     found = tokens.identity(Sluggish(), contexts, replace(SLOW, token_chains=300), SEED)
     worst = found.checks[1]
@@ -178,8 +180,8 @@ class Counting(Liar):
         return found
 
 
-def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backend) -> None:
-    """A tenth of the chains tells, and only the first context that fails is tried with more steps."""
+def test_a_clearly_wrong_law_is_found_with_little_more_work(cpu: Backend) -> None:
+    """A tenth of the chains is enough, and only the first failing context gets more steps."""
     contexts, sizes = synthetic(16, SEED, count=8), replace(CPU, token_chains=1000)
     work = {}
     for lie in (None, "a candidate twice"):
@@ -192,8 +194,8 @@ def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backen
     assert work["a candidate twice"] < 1.5 * work[None]
 
 
-def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
-    """Noise that repeats in a part of a counter only."""
+def test_noise_that_repeats_fails_the_test_of_its_counter(cpu: Backend) -> None:
+    """Each sampler here ignores a part of one counter."""
     sample = engine_sampler(cpu)
     for name, wrong in {
         "noise of steps": lambda task: replace(task, first_step=task.first_step % 50_000),
@@ -204,7 +206,7 @@ def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
         assert set(_failed(findings)) - {"noise is normal"} == {name}  # one number many times is not normal
 
 
-def test_a_failing_device_fails_its_test() -> None:
+def test_an_error_of_the_device_fails_the_running_test() -> None:
     from ebmvk.errors import DeviceLost
 
     found = suite.Certificate()

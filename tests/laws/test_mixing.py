@@ -1,6 +1,6 @@
-"""Block Gibbs, tempering and coarse to fine: their laws against exact ones, and their draws whatever the batch.
+"""Block Gibbs, tempering and coarse to fine, against exact laws and in batches of any size.
 
-n chains of each case are independent and its seeds are fixed. d = 24; Zipf laws over 200 tokens.
+The n chains of a case are independent; seeds are fixed. d = 24; Zipf laws over 200 tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_tokens_of_tempering(exponent: float, cpu: Backend) -> None:
 
 @pytest.mark.parametrize("exponent", [0.0, 0.7, 1.5, 3.0])
 def test_tokens_coarse_to_fine(exponent: float, cpu: Backend) -> None:
-    """Candidates are fewer than the neighbourhoods here, and fewer than the tokens of the largest one."""
+    """There are fewer candidates than neighbourhoods, and than tokens of the largest one."""
     mu, log_p = _context(exponent, 2000)
     split = Neighbourhoods.of(cpu, mu, 12)
     assert split.largest > 8 < split.centres.n
@@ -74,7 +74,7 @@ def test_tokens_coarse_to_fine(exponent: float, cpu: Backend) -> None:
 
 
 def test_any_split_and_any_directions_give_the_same_law(cpu: Backend) -> None:
-    """Neighbourhoods by number, with centres that have nothing to do with their tokens."""
+    """Neighbourhoods by token number, with random centres."""
     mu, log_p = _context(1.0, 2000)
     g = torch.Generator().manual_seed(8)
     split = Neighbourhoods(torch.arange(VOCABULARY) % 7, cpu.points(projx(torch.randn(7, D, generator=g))), 29)
@@ -98,20 +98,20 @@ def test_neighbourhoods_split_the_vocabulary(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", suite.MIXING)
-def test_every_backend_passes(name: str, backend: Backend) -> None:
+def test_every_backend_passes_the_tests_of_its_operations(name: str, backend: Backend) -> None:
     findings = suite.MIXING[name](backend, CPU if backend.name == "cpu" else SLOW, 1)
     assert [check.name for check in findings.checks if not check.ok(ALPHA)] == []
 
 
 @pytest.mark.parametrize("lie", suite.SEEN_BY)
-def test_lies_fail_the_test_named(lie: Lie) -> None:
+def test_every_lie_fails_its_test(lie: Lie) -> None:
     caught = suite.catch_lie(lie, 1)
     assert caught.control.ok(ALPHA)
     assert not caught.check.ok(ALPHA)
 
 
-def test_block_gibbs_above_kappa_c_stands_still(cpu: Backend) -> None:
-    """Why its default is below: from uniform states it finds the weights no more, though it would keep them."""
+def test_block_gibbs_does_not_mix_above_kappa_c(cpu: Backend) -> None:
+    """Hence its default is below: from uniform states it no longer finds the weights."""
     mixture = mixtures.Mixture.of(1)
     law, rows = mixture.law(cpu, 1000)
     found = block_gibbs(law, rows, seed=1, sweeps=3, kappa=80.0)
@@ -132,8 +132,8 @@ def _states(law: LatentLaw, mu: Tensor, log_p: Tensor, split: Neighbourhoods, na
 
 
 @pytest.mark.parametrize("name", ["gibbs", "tempering", "coarse"])
-def test_batches_of_chains_make_the_same_states(name: str, backend: Backend) -> None:
-    """Counter-based randomness: two halves are one whole, bit for bit; another seed is another whole."""
+def test_states_do_not_depend_on_the_batch(name: str, backend: Backend) -> None:
+    """Two halves equal the whole, bit for bit; another seed gives other states."""
     mu, log_p = _context(1.0, 6)
     points, split = backend.points(mu), Neighbourhoods.of(backend, mu)
 
@@ -148,8 +148,8 @@ def test_batches_of_chains_make_the_same_states(name: str, backend: Backend) -> 
     assert not torch.equal(states(slice(0, 6), 10)[0], whole[0])
 
 
-def test_a_law_without_entropy_is_one_token(cpu: Backend) -> None:
-    """kappa_c is 0 then: states are uniform, and decoding needs none."""
+def test_a_law_without_entropy_gives_its_only_token(cpu: Backend) -> None:
+    """kappa_c is 0, so states are uniform, and the decoder still finds the token."""
     mu, log_p = _context(0.0, 20)
     log_p = torch.full_like(log_p, -torch.inf).index_fill(1, torch.tensor([7]), 0.0)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
@@ -160,7 +160,7 @@ def test_a_law_without_entropy_is_one_token(cpu: Backend) -> None:
     assert set(coarse_to_fine(cpu, cpu.points(mu), split, log_p, K, seed=0).tokens.tolist()) == {7}
 
 
-def test_sizes_that_make_no_sense_are_refused() -> None:
+def test_too_few_sweeps_rungs_or_rounds_are_refused() -> None:
     mu, log_p = _context(1.0, 2)
     law = LatentLaw.from_log_probs(Reference(), Reference().points(mu), log_p, K)
     for call in (

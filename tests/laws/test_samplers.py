@@ -1,4 +1,5 @@
-"""Every sampler of the registry, a new one too: the law of its tokens, and the same draws however a batch is split."""
+"""Every sampler of the registry, a new one too: the law of its tokens, and the same draws however a
+batch is split."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def _sampler(name: str, backend: Backend, **settings: float) -> TokenSampler:
 
 
 def _contexts(n: int) -> tuple[Tensor, Tensor]:
-    """n equal contexts: (query (n, D), log p (n, V)). The law has no part in the query, as with a memory."""
+    """n equal contexts: (query (n, D), log p (n, V)).
+
+    The law has no part in the query, as with a memory.
+    """
     g = torch.Generator().manual_seed(1)
     row = torch.log_softmax(-torch.arange(1, VOCABULARY + 1).log()[torch.randperm(VOCABULARY, generator=g)], 0)
     return torch.randn(1, D, generator=g).expand(n, -1).contiguous(), row.expand(n, -1).contiguous()

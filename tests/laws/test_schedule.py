@@ -1,4 +1,4 @@
-"""Annealing schedules: where the levels lie, the step rules, and that explicit settings are taken as they are."""
+"""Annealing schedules: their levels, the rules for steps, and explicit settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_levels_and_step_rules(d: int, kappa_max: float | None, levels: int, ste
         assert tensor.dtype == torch.float32
 
 
-def test_explicit_settings_of_the_sketch_are_reachable() -> None:
+def test_explicit_step_size_and_friction_are_taken_as_they_are() -> None:
     schedule = annealed_schedule(640, ENTROPY, step_size=0.001, gamma=0.1)
     assert (schedule.step_size == 0.001).all()
     assert (schedule.gamma == 0.1).all()
@@ -59,6 +59,6 @@ def test_hotter_chains_take_shorter_steps() -> None:
         ({"temperature": math.nan}, "temperature = nan"),
     ],
 )
-def test_bad_settings_are_named(options: dict[str, float], words: str) -> None:
+def test_errors_name_the_bad_setting(options: dict[str, float], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         annealed_schedule(640, ENTROPY, **options)

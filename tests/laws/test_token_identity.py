@@ -1,9 +1,10 @@
-"""The central identity (model section 6): x from the latent law, then a token from x alone, has the law p(v|c).
+"""The central identity (model section 6): a token decoded from x alone, x from the latent law, has
+the law p(v|c).
 
-Laws: Zipf over a vocabulary in random order, exponents from flat to peaked, so that entropies, and the mass outside the
-K = 64 candidates (from 0 to 75 %), span what contexts of a language model have. The decoder sees x only. Each case
-also checks that x matters: most of what there is to know about the component is in x, so that a wrong law of x would
-show.
+Laws are Zipf laws over a vocabulary in random order. Their exponents, from flat to peaked, span the
+entropies of a language model's contexts, and a mass outside the K = 64 candidates from 0 to 75 %. The
+decoder sees x only. Cases with chains also check that x tells much about its component: otherwise a
+wrong law of x wouldn't show.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def _law(backend: Backend, mu: Tensor, log_p: Tensor, n: int) -> tuple[LatentLaw
 
 
 def _information(law: LatentLaw, x: Tensor, kappa: Tensor | float) -> float:
-    """Mutual information of x and its component over the component's entropy: 0 uninformative, 1 it tells which."""
+    """Mutual information of x and its component over the component's entropy: from 0, nothing, to
+    1, all."""
     now = law.energy_score(x, kappa)
     rho = torch.cat((now.responsibilities, now.background[:, None]), dim=1).double()
     left = -(rho * rho.clamp_min(1e-300).log()).sum(1).mean()
@@ -53,7 +55,7 @@ def _assert_chi_squared(tokens: Tensor, p: Tensor) -> None:
 
 
 def _assert_near(tokens: Tensor, p: Tensor) -> None:
-    """Not found to differ by chi^2, and total variation at most what is certified (99 %)."""
+    """chi^2 finds no difference, and the total variation is at most what is certified (99 %)."""
     found = statistics.fit(torch.bincount(tokens, minlength=len(p)), p)
     assert found.p > ALPHA
     assert found.distance() <= max(TV_BOUND, found.excluded(ALPHA))
@@ -78,7 +80,8 @@ def test_annealed_langevin_then_decoding(exponent: float, cpu: Backend) -> None:
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
     assert _information(law, sample.x, sample.kappa) > 0.2
     assert float(sample.diagnostics.tangency.max()) < 1e-5
-    # Equipartition through all levels: they are close enough that the velocities never heat up by more than 1 %.
+    # Equipartition through all levels: they are close enough that the velocities never heat up by
+    # more than 1 %.
     assert abs(float(sample.diagnostics.kinetic_temperature.mean()) - 1) < 0.01
 
 
@@ -102,8 +105,8 @@ def test_annealed_langevin_in_640_dimensions_long(exponent: float, cpu: Backend)
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
 
-def test_the_jump_that_the_schedule_avoids_is_caught(cpu: Backend) -> None:
-    """From uniform straight to 5.5 kappa_c: chains cannot find the weights, and the bound above says so."""
+def test_a_jump_of_concentration_is_caught(cpu: Backend) -> None:
+    """From uniform states straight to 5.5 kappa_c, chains don't find the weights."""
     mu, log_p = _context(64, 256, 1.0, 0)
     law, rows = _law(cpu, mu, log_p, 4_000)
     sample = annealed_langevin(law, seed=3, levels=1, kappa=110.0)
@@ -111,8 +114,8 @@ def test_the_jump_that_the_schedule_avoids_is_caught(cpu: Backend) -> None:
         _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
 
-def test_batches_of_chains_make_the_same_tokens(backend: Backend) -> None:
-    """Counter-based randomness: two halves are one whole, bit for bit."""
+def test_tokens_do_not_depend_on_the_batch(backend: Backend) -> None:
+    """Two halves equal the whole, bit for bit."""
     mu, log_p = _context(16, 40, 1.0, 3)
     whole, rows = _law(backend, mu, log_p, 6)
     half, half_rows = _law(backend, mu, log_p, 3)
@@ -127,8 +130,8 @@ def test_batches_of_chains_make_the_same_tokens(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.5, 20.0, torch.linspace(0.0, 40.0, 6)])
-def test_batches_of_exact_samples_are_the_same_states(kappa: float | Tensor, backend: Backend) -> None:
-    """Whatever the batch: numbers, and the concentrations of each chain; another seed gives other states."""
+def test_exact_samples_do_not_depend_on_the_batch(kappa: float | Tensor, backend: Backend) -> None:
+    """With one concentration, or one for each chain; another seed gives other states."""
     mu, log_p = _context(16, 40, 1.0, 3)
     whole, _ = _law(backend, mu, log_p, 6)
     together = whole.sample_exact(kappa, mu, seed=9)
@@ -144,7 +147,10 @@ def test_batches_of_exact_samples_are_the_same_states(kappa: float | Tensor, bac
 
 
 def test_backends_agree_on_energies_and_scores(backend: Backend) -> None:
-    """Against float64, over contexts of several entropies. float32 of kappa t near 60: 5e-6 each."""
+    """Against float64, over contexts of several entropies.
+
+    float32 of kappa t near 60: 5e-6 each.
+    """
     d, vocabulary, n = 64, 256, 32
     oracle = Reference(dtype=torch.float64)
     for exponent in EXPONENTS:
@@ -158,7 +164,7 @@ def test_backends_agree_on_energies_and_scores(backend: Backend) -> None:
             torch.testing.assert_close(got.score.double(), want.score, rtol=0, atol=1e-5 * (1 + kappa))
 
 
-def test_candidates_by_top_k_of_the_query_and_by_probability_are_the_same_law(backend: Backend) -> None:
+def test_the_querys_best_tokens_are_the_most_probable_ones(backend: Backend) -> None:
     g = torch.Generator().manual_seed(0)
     mu, bias = projx(torch.randn(300, 32, generator=g)), torch.randn(300, generator=g)
     query = 8 * torch.randn(5, 32, generator=g)
@@ -172,7 +178,7 @@ def test_candidates_by_top_k_of_the_query_and_by_probability_are_the_same_law(ba
     torch.testing.assert_close(total, torch.zeros(5), rtol=0, atol=1e-5)
 
 
-def test_without_a_rest_no_token_outside_is_drawn() -> None:
+def test_tokens_of_probability_0_are_never_drawn() -> None:
     mu, _ = _context(8, 10, 1.0, 0)
     log_p = torch.full((10,), -math.inf)
     log_p[[2, 5]] = math.log(0.5)

@@ -1,4 +1,5 @@
-"""The von Mises-Fisher law against mpmath (normaliser, mean cosine, inverse) and against itself (samples)."""
+"""The von Mises-Fisher law against mpmath (normaliser, mean cosine, inverse) and against itself
+(samples)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def test_normaliser_and_mean_cosine_against_mpmath(d: int) -> None:
             ratio, mean = _exact(d, k)
             # The specified bound is 1e-10; measured worst 3e-15.
             assert abs(log_c - (ratio - area)) <= 1e-13 * max(1, abs(ratio - area))
-            # Relative: nothing cancels at small kappa (measured worst 2.5e-10, at kappa = 1e-3 and d = 2048).
+            # Relative: nothing cancels at small kappa (measured worst 2.5e-10, at kappa = 1e-3 and
+            # d = 2048).
             assert abs(log_ratio - ratio) <= 1e-9 * abs(ratio)
             assert abs(cosine - mean) <= 1e-14 * mean
 
@@ -74,8 +76,8 @@ def test_inverse_mean_cosine(d: int) -> None:
     assert ((back - kappa).abs() / kappa <= tolerance).all()
 
 
-def test_noise_levels_of_the_sketch() -> None:
-    """The table of model section 9, rounded there to whole numbers."""
+def test_noise_levels_of_model_section_9() -> None:
+    """Its table, which is rounded to whole numbers."""
     got = [round(vmf.sigma_to_kappa(sigma, 640)) for sigma in (0.01, 0.05, 0.1, 0.2, 0.5)]
     assert got == [10315, 645, 272, 129, 51]
     assert vmf.kappa_critical(640, torch.tensor(math.log(64))).item() == pytest.approx(72.96, abs=0.01)
@@ -107,7 +109,7 @@ def test_samples_are_a_function_of_the_seed() -> None:
     assert not torch.equal(vmf.sample_vmf(mu, kappa, seed=1), vmf.sample_vmf(mu, kappa, seed=2))
 
 
-def test_bad_arguments_are_named() -> None:
+def test_errors_name_the_bad_argument() -> None:
     for call, words in [
         (lambda: vmf.log_c_ratio(torch.tensor(-1.0), 8), "kappa = -1.0"),
         (lambda: vmf.log_c_ratio(torch.tensor(math.nan), 8), "kappa = nan"),

@@ -28,7 +28,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "MOST_STEPS", 200)
 
 
-def test_a_right_device_is_status_0(ebmvk: Any, tmp_path: Path) -> None:
+def test_a_right_device_exits_with_0(ebmvk: Any, tmp_path: Path) -> None:
     said = ebmvk(
         "certify", "--device", "cpu", "--json", tmp_path / "figures" / "all.json", "--plots", tmp_path / "plots"
     )
@@ -53,21 +53,21 @@ def test_a_right_device_is_status_0(ebmvk: Any, tmp_path: Path) -> None:
 
 
 class Hot(Cpu):
-    """Chains at another temperature than the one asked for."""
+    """Runs chains at 1.1 times the temperature."""
 
     def langevin(self, *args: Any, temperature: float = 1.0, **more: Any) -> Any:
         return super().langevin(*args, temperature=1.1 * temperature, **more)
 
 
 class Broken(Cpu):
-    """Chains that end a little off the sphere."""
+    """Ends chains a little off the sphere."""
 
     def langevin(self, *args: Any, **more: Any) -> Any:
         found = super().langevin(*args, **more)
         return type(found)(1.001 * found.x, found.v, found.diagnostics)
 
 
-def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_device_exits_with_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # What does not matter here is left out.
     kept = {name: suite.SAMPLING[name] for name in ("1 constraints", "5 equipartition, free")}
     monkeypatch.setattr(suite, "SAMPLING", kept)
@@ -76,7 +76,7 @@ def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(suite, "SEEN_BY", {})
     failed = {}
     for backend in (Hot(), Broken()):
-        monkeypatch.setattr("ebmvk.runs.folder.select", lambda name, backend=backend: backend)
+        monkeypatch.setattr("ebmvk.engine.device.select", lambda name, backend=backend: backend)
         said = ebmvk("certify", "--device", "cpu", "--json", tmp_path / "wrong.json")
         assert said.status == 1
         assert "FAIL" in said.out
@@ -88,7 +88,7 @@ def test_a_wrong_device_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch,
     assert {"constraints, gbaoab", "constraints, ghmc"} <= failed[Broken]
 
 
-def test_a_mutant_that_is_not_caught_is_status_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uncaught_mutant_exits_with_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     test, name = suite.CAUGHT_BY["no transport"]
     monkeypatch.setattr(suite, "SAMPLING", {"3 rotation": test})
     monkeypatch.setattr(suite, "MIXING", {})
@@ -112,7 +112,7 @@ def test_contexts_of_a_checkpoint(ebmvk: Any, trained: Path, monkeypatch: pytest
 
 
 def test_contexts_consult_the_memory_of_a_checkpoint(ebmvk: Any, trained: Path, tmp_path: Path, device: str) -> None:
-    """The laws of every second context are other ones then, and laws all the same."""
+    """Every second context then has another law, which is normalised, too."""
     path = shutil.copytree(trained, tmp_path / "run")
     command, backend = CertifyCommand(device, checkpoint=path), open_device(device).backend
     before = _contexts(command, TINY, backend)
@@ -135,7 +135,7 @@ def test_contexts_consult_the_memory_of_a_checkpoint(ebmvk: Any, trained: Path, 
     ],
     ids=str,
 )
-def test_what_cannot_be_had_is_status_2(ebmvk: Any, args: list[str], words: str) -> None:
+def test_bad_arguments_exit_with_2(ebmvk: Any, args: list[str], words: str) -> None:
     said = ebmvk("certify", *args)
     assert said.status == 2
     assert words in said.err

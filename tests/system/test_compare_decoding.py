@@ -1,4 +1,4 @@
-"""Decoding strategies compared on one run: figures that are true of the texts, beside those of the human text."""
+"""`ebmvk compare-decoding`: figures of each strategy's texts, beside those of the human text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = ("--prompts", 6, "--prompt-tokens", 4, "--max-tokens", 8)
 
 @pytest.fixture(scope="module")
 def by_characters(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, device: str) -> Path:
-    """A run on the same text that reads it character by character; to be read only."""
+    """A run on the same text with characters as tokens. Tests must not change it."""
     folder = tmp_path_factory.mktemp("characters") / "run"
     args = ["--run-dir", folder, "--dataset", text, "--config", tiny, "--device", device, "--quiet"]
     own = ["--tokenizer", "char", "--knn-k", 4, "--sample-tokens", 0]
@@ -53,7 +53,8 @@ def test_every_strategy_has_its_figures(compared: Any, trained: Path) -> None:
         assert row["judge_perplexity"] == row["perplexity"] == pytest.approx(math.exp(row["nats_per_token"]))
         assert row["judge_bits_per_byte"] > 0
     assert len({row["nats_per_token"] for row in rows.values()}) == len(rows)
-    # What the model finds likeliest costs it least; drawing more boldly costs it more than its own law does.
+    # What the model finds likeliest costs it least; drawing more boldly costs it more than its own
+    # law does.
     assert (
         rows["greedy"]["nats_per_token"]
         < rows["sampling"]["nats_per_token"]
@@ -61,7 +62,7 @@ def test_every_strategy_has_its_figures(compared: Any, trained: Path) -> None:
     )
 
 
-def test_a_judge_of_other_tokens_is_compared_by_bytes(
+def test_a_judge_with_other_tokens_is_compared_by_bytes(
     compared: Any, ebmvk: Command, trained: Path, by_characters: Path, device: str
 ) -> None:
     rows = compared("--judge", by_characters, "--strategy", "sampling")
@@ -77,8 +78,8 @@ def test_a_judge_of_other_tokens_is_compared_by_bytes(
     assert "judge" not in ebmvk("compare-decoding", *args).out
 
 
-def test_a_text_costs_what_its_tokens_cost(by_characters: Path) -> None:
-    """Both ways of judging are one where the tokens of a text are those that were written, as characters always are."""
+def test_both_ways_to_judge_agree_if_the_tokens_are_the_same(by_characters: Path) -> None:
+    """Tokens of single characters are always the same, whether written or read."""
     run = open_run(by_characters, "--checkpoint", print)
     judge = Judge(run.model, run.tokenizer, run.config.data.seq_length)
     prompt, text = "The cat sees", " a house. She paints it."
@@ -87,7 +88,7 @@ def test_a_text_costs_what_its_tokens_cost(by_characters: Path) -> None:
     assert judge.nats_of_text(prompt, text) == pytest.approx(judge.nats(begun, whole[len(begun) :]))
 
 
-def test_settings_of_ones_own_are_one_more_row(compared: Any) -> None:
+def test_own_settings_add_a_row(compared: Any) -> None:
     flags = ("--temperature", 0.5, "--min-p", 0.1, "--typical-p", 0.9, "--no-repeat-ngram", 3)
     rows = compared("--strategy", "greedy", *flags)
     assert list(rows) == ["human", "greedy", "custom"]
@@ -102,7 +103,7 @@ def test_settings_of_ones_own_are_one_more_row(compared: Any) -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"repetition_penalty": 1.2}, {"repetition_penalty": 1.2, "no_repeat_ngram": 4}]
 )
-def test_what_is_advised_against_repetition_is_not_so_already(settings: dict[str, float]) -> None:
+def test_advice_against_repetition_changes_the_settings(settings: dict[str, float]) -> None:
     rows = [
         {"strategy": "human", "settings": {}, "repetition_rate": 0.03},
         {"strategy": "mine", "settings": settings, "repetition_rate": 0.5},
@@ -128,7 +129,7 @@ def test_it_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:
     assert all("repeats itself" in line for line in lines[3:])
 
 
-def test_refusals(ebmvk: Command, trained: Path, device: str) -> None:
+def test_bad_arguments_are_named(ebmvk: Command, trained: Path, device: str) -> None:
     at = ("--checkpoint", trained, "--device", device)
     for args, said in (
         (("--strategy", "magic"), "--strategy 'magic'"),

@@ -1,4 +1,5 @@
-"""`ebmvk generate` on a terminal without a prompt: it asks for prompts and writes texts, until the end of input."""
+"""`ebmvk generate` on a terminal without a prompt: it asks for prompts and writes texts, until the
+end of input."""
 
 from __future__ import annotations
 

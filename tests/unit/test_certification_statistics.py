@@ -1,4 +1,4 @@
-"""The statistics of the certification: p-values are uniform where the hypothesis holds, and tiny where it does not."""
+"""Statistics of the certification: p-values are uniform under the hypothesis, else tiny."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_p_values_are_uniform_under_the_hypothesis(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FALSE)
-def test_p_values_are_tiny_where_it_is_false(name: str) -> None:
+def test_p_values_are_tiny_if_the_hypothesis_is_false(name: str) -> None:
     assert FALSE[name](torch.Generator().manual_seed(6)).p < 1e-5
 
 
@@ -79,7 +79,7 @@ def test_chains_that_avoid_each_other_are_not_uniform() -> None:
 
 @pytest.mark.parametrize(("d", "kappa"), [(2, 5.0), (3, 0.0), (3, 8.0), (640, 640.0)])
 def test_distribution_function_of_the_cosine(d: int, kappa: float) -> None:
-    """Against closed forms in d = 3, and against its own mean, E t = 1 - integral of F, by A_d."""
+    """Against closed forms in d = 3, and by its mean: E t = 1 - integral of F is A_d."""
     cdf = statistics.cosine_cdf(d, kappa)
     t = np.linspace(-1, 1, 200_001)
     assert cdf(t)[0] == pytest.approx(0, abs=1e-9)
@@ -102,7 +102,7 @@ def test_expected_total_variation_by_enumeration(n: int) -> None:
 
 
 def test_total_variation_of_true_draws() -> None:
-    """They scatter about the exact mean, by less than McDiarmid's 1/(2 sqrt n)."""
+    """It scatters around the exact mean, by less than McDiarmid's 1/(2 sqrt n)."""
     p, n = torch.softmax(-torch.arange(1.0, 300).log(), 0).double(), 2000
     g = torch.Generator().manual_seed(2)
     values = torch.tensor([statistics.total_variation(_counts(g, p, n), p) for _ in range(200)])
@@ -116,8 +116,11 @@ def _zipf(exponent: float, tokens: int = 512) -> torch.Tensor:
 
 
 def _away(p: torch.Tensor, distance: float, g: torch.Generator) -> torch.Tensor:
-    """A law at that total variation: half of the tokens, at random, more likely by one factor, the others less; of a
-    peaked law, some of the first token's mass is the second one's."""
+    """A law at this total variation from p.
+
+    A random half of the tokens is likelier by one factor, the rest less likely. If p is peaked, some
+    of the first token's mass goes to the second.
+    """
     if p[0] > 0.5:
         return p + distance * (torch.eye(len(p))[1] - torch.eye(len(p))[0]).double()
     q = p * (1 + distance * torch.sign(torch.randn(len(p), generator=g)).double())
@@ -127,8 +130,11 @@ def _away(p: torch.Tensor, distance: float, g: torch.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("exponent", [0.0, 0.95, 1.36, 3.65])
 def test_a_total_variation_of_a_twentieth_fails(exponent: float) -> None:
-    """25,000 draws, as the full suite has, of laws of 512 tokens and entropies of .4 to 6.2 nats. Total variation less
-    its mean under the law would call it .01 to .03, within a bound of .02 or little beyond."""
+    """25,000 draws, as in the full suite, of laws of 512 tokens and entropies of .4 to 6.2 nats.
+
+    Total variation minus its mean under the law would be .01 to .03: below a bound of .02, or hardly
+    above it.
+    """
     g, p = torch.Generator().manual_seed(3), _zipf(exponent)
     for _ in range(20):
         found = statistics.fit(_counts(g, _away(p, 0.05, g), 25_000), p)
@@ -138,7 +144,7 @@ def test_a_total_variation_of_a_twentieth_fails(exponent: float) -> None:
 
 @pytest.mark.parametrize("exponent", [0.0, 0.95, 1.36, 3.65])
 def test_true_draws_pass(exponent: float) -> None:
-    """200 samples: p-values of an allowed family, and bounds that stay within what the suite allows."""
+    """200 samples: their p-values are plausible, and their bounds are within the allowed ones."""
     g, p = torch.Generator().manual_seed(4), _zipf(exponent)
     found = [statistics.fit(_counts(g, p, 25_000), p) for _ in range(200)]
     assert min(one.p for one in found) > 1e-5  # the level of a context
@@ -146,8 +152,8 @@ def test_true_draws_pass(exponent: float) -> None:
     assert max(one.distance() for one in found) <= found[0].excluded(1e-5) <= 0.0505
 
 
-def test_upper_bounds_cover() -> None:
-    """The bound lies below the true distance in at most 1 % of all samples, even where it is sharpest."""
+def test_upper_bounds_cover_the_true_distance() -> None:
+    """It lies above the bound in at most 1 % of all samples, even when the bound is sharpest."""
     g, p = torch.Generator().manual_seed(6), torch.full((128,), 1 / 128, dtype=torch.float64)
     q = p * (1 + 0.06 * torch.tensor([1.0, -1.0]).repeat(64).double())
     low = sum(statistics.fit(_counts(g, q, 4000), p).distance() < 0.03 for _ in range(400))
@@ -157,7 +163,10 @@ def test_upper_bounds_cover() -> None:
 @pytest.mark.parametrize("expected", [5.0, 8.0, 20.0])
 @pytest.mark.parametrize("level", [1e-3, 1e-5])
 def test_rare_cells_raise_no_false_alarm(expected: float, level: float) -> None:
-    """Two cells: the chance of p < level by enumeration. By chi^2 alone it is up to 20 times the level."""
+    """Two cells: the chance of p < level by enumeration.
+
+    By chi^2 alone it is up to 20 times the level.
+    """
     n = 1000
     p = torch.tensor([expected / n, 1 - expected / n], dtype=torch.float64)
     alarms = 0.0
@@ -167,7 +176,7 @@ def test_rare_cells_raise_no_false_alarm(expected: float, level: float) -> None:
     assert 0 < alarms <= level
 
 
-def test_fits_add_up() -> None:
+def test_fits_can_be_added() -> None:
     g = torch.Generator().manual_seed(7)
     laws = [_zipf(exponent) for exponent in (0.5, 1.0, 2.0)]
     values = []
@@ -177,8 +186,8 @@ def test_fits_add_up() -> None:
     assert stats.kstest(values, "uniform").pvalue > 1e-3
 
 
-def test_a_tail_of_rare_tokens_is_looked_into() -> None:
-    """A tenth of the mass on 2,000 tokens, the less likely half of which never occurs."""
+def test_differences_among_rare_tokens_are_found() -> None:
+    """2,000 tokens have a tenth of the mass, and the less likely half of them never occurs."""
     g = torch.Generator().manual_seed(8)
     tail = 0.1 * torch.linspace(1.2, 0.8, 2000).double() / 2000
     p = torch.cat((torch.full((10,), 0.09, dtype=torch.float64), tail))
@@ -189,7 +198,7 @@ def test_a_tail_of_rare_tokens_is_looked_into() -> None:
 
 
 @pytest.mark.parametrize("slack", [0.0, 0.02])
-def test_slack_is_allowed_and_no_more(slack: float) -> None:
+def test_deviations_beyond_the_slack_are_found(slack: float) -> None:
     """p^s of a Zipf law, by `tilt_test`, and a ratio of means, by `ratio_test`."""
     p = _zipf(1.0)
     log_p, n = p.log(), 200_000
@@ -208,7 +217,7 @@ def test_slack_is_allowed_and_no_more(slack: float) -> None:
     assert statistics.ratio_test(torch.randn(20_000, generator=g) + (slack + 0.05) * below, below, slack).p < 1e-5
 
 
-def test_correlations_of_a_few_pairs_are_seen() -> None:
+def test_a_few_correlated_pairs_are_found() -> None:
     g = torch.Generator().manual_seed(9)
     noise = [torch.randn(8, 256, generator=g) for _ in range(40)]
     pairs = [(noise[0], other) for other in noise[1:]]
@@ -226,7 +235,7 @@ def test_rare_cells_are_pooled() -> None:
     assert statistics.counts_test(torch.tensor([50, 50, 3]), torch.tensor([0.5, 0.5, 0.0])).p < 1e-10
 
 
-def test_verdicts() -> None:
+def test_a_check_passes_by_p_value_and_bounds() -> None:
     bounded = Check(3, "a", "b", 1, 0.5, "max", high=1.0)
     assert bounded.ok(1e-5)
     assert not Check(3, "a", "b", 1, 1.5, "max", high=1.0).ok(1e-5)

@@ -1,4 +1,4 @@
-"""Repetition and diversity of texts, by cases that can be counted by hand and by a slower definition."""
+"""Repetition and diversity of texts, counted by hand and by a slower definition."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def slowly(prompt: list[int], tokens: list[int], n: int, window: int) -> float:
     st.integers(1, 5),
     st.integers(1, 9),
 )
-def test_repetition_is_what_it_says(prompt: list[int], tokens: list[int], n: int, window: int) -> None:
+def test_repetition_matches_the_slow_definition(prompt: list[int], tokens: list[int], n: int, window: int) -> None:
     assert repetition_rate(prompt, tokens, n, window) == pytest.approx(slowly(prompt, tokens, n, window))
 
 

@@ -1,4 +1,4 @@
-"""Texts come out the same however they are made: cached or not, alone or in a batch, whole or in pieces."""
+"""A text is the same with and without a cache, alone and in a batch, whole and in pieces."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 
 def generator(tokenizer: Tokenizer, name: str = "ebm", reach: int | None = None, sharp: float = 3.0) -> Generator:
-    """Of a random model whose law is sharp enough for texts to differ, and that rarely ends a text."""
+    """A generator for a random model, sharp enough for texts to differ, that rarely ends a text."""
     torch.manual_seed(0)
     model: Any = build_model(dataclasses.replace(variant(name, SMALL), dropout=0.0), tokenizer.vocab_size)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_greedy_text_is_the_uncached_argmax(name: str, tokenizer: Tokenizer) -> 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_sampler_draws_a_token_that_is_ruled_out(sampler: Any, tokenizer: Tokenizer) -> None:
-    """Greedy leaves one token: every sampler has to find that."""
+    """Greedy allows one token, which every sampler has to find."""
     own = generator(tokenizer)
     strategy = dataclasses.replace(GREEDY, repetition_penalty=1.5)
     found = [own.generate(PROMPTS[:2], Decoding(8, strategy, name)) for name in ("exact", sampler)]
@@ -78,8 +78,8 @@ def test_a_text_does_not_depend_on_its_neighbours(sampler: Any, tokenizer: Token
 
 
 @pytest.mark.parametrize("strategy", [Strategy(), Strategy(temperature=0.7, repetition_penalty=1.3, no_repeat_ngram=2)])
-def test_pieces_make_the_whole(strategy: Strategy, tokenizer: Tokenizer) -> None:
-    """No piece is taken back: neither half characters nor what a stop string might begin with."""
+def test_streamed_pieces_join_to_the_whole_text(strategy: Strategy, tokenizer: Tokenizer) -> None:
+    """No piece is taken back: pieces have no half characters and no start of a stop string."""
     own = generator(tokenizer, sharp=1.0)
     for seed in range(4):
         how = exact(60, strategy=strategy, seed=seed)
@@ -96,14 +96,14 @@ def test_pieces_make_the_whole(strategy: Strategy, tokenizer: Tokenizer) -> None
         assert "".join(own.stream(PROMPTS[0], stopped)) == found.text
 
 
-def test_a_repeated_ngram_never_comes(tokenizer: Tokenizer) -> None:
+def test_no_ngram_is_repeated(tokenizer: Tokenizer) -> None:
     found = generator(tokenizer).generate([PROMPTS[2]], exact(120, strategy=Strategy(top_k=2, no_repeat_ngram=3)))[0]
     ids = [*found.prompt, *found.tokens]
     grams = [tuple(ids[i : i + 3]) for i in range(len(found.prompt) - 2, len(ids) - 2)]
     assert len(set(grams)) == len(grams)
 
 
-def test_end_of_text_ends_it(tokenizer: Tokenizer) -> None:
+def test_the_end_token_ends_a_text(tokenizer: Tokenizer) -> None:
     own = generator(tokenizer)
     with torch.no_grad():
         own.model.bias[tokenizer.eos_id] = 1e4
@@ -112,8 +112,8 @@ def test_end_of_text_ends_it(tokenizer: Tokenizer) -> None:
     assert list(own.stream("a", exact())) == []
 
 
-def test_a_text_ends_although_no_token_may_come_twice(tokenizer: Tokenizer) -> None:
-    """The end token leads each text too, which must not count as its first use."""
+def test_a_text_can_end_if_no_token_may_come_twice(tokenizer: Tokenizer) -> None:
+    """The end token also starts each text; that must not count as its first use."""
     own = generator(tokenizer)
     with torch.no_grad():
         own.model.bias[tokenizer.eos_id] = 1e4
@@ -122,8 +122,8 @@ def test_a_text_ends_although_no_token_may_come_twice(tokenizer: Tokenizer) -> N
 
 
 @pytest.mark.parametrize("reach", [8, 13])
-def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts below, at and beyond it; no sequence is ever longer, nor shorter than half of it once it was full."""
+def test_no_sequence_exceeds_the_reach(reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts below, at and beyond the reach. Once full, a sequence keeps at least half of it."""
     own = generator(tokenizer, "plain", reach)
     lengths: list[int] = []
     extend = own.model.extend
@@ -143,10 +143,10 @@ def test_a_bounded_reach_is_kept(reach: int, tokenizer: Tokenizer, monkeypatch: 
 
 @pytest.mark.parametrize("reach", [2, 8, 13])
 @pytest.mark.parametrize("name", ["plain", "gpt", "infinito"])
-def test_a_full_text_alone_is_read_again(
+def test_only_full_texts_are_read_again(
     name: str, reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unequal texts beyond a bounded reach are what they are alone, and no token is read more often than alone."""
+    """In a batch, texts beyond the reach are the same as alone, and no token is read more often."""
     own = generator(tokenizer, name, reach)
     read: list[int] = []
     extend = own.model.extend
@@ -165,8 +165,8 @@ def test_a_full_text_alone_is_read_again(
     assert sum(read) == total
 
 
-def test_reading_leaves_no_mode_behind(tokenizer: Tokenizer) -> None:
-    """A stream that is left half way: gradients are on, and the model is in the mode it was in."""
+def test_a_stream_keeps_the_modes_of_its_reader(tokenizer: Tokenizer) -> None:
+    """While a stream is read gradients stay on; once it is closed the model is in its old mode."""
     own = generator(tokenizer)
     own.model.train()
     pieces = own.stream("The", exact())

@@ -1,4 +1,4 @@
-"""What is done to a law before drawing, against transformers' own processors and against definitions."""
+"""Decoding strategies, against the processors of transformers and against definitions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ PEERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("name", "peer", "ours", "theirs"), PEERS, ids=str)
-def test_as_transformers_does_it(name: str, peer: str, ours: dict[str, Any], theirs: dict[str, Any], seed: int) -> None:
-    """Rows one by one: transformers wants texts of one length."""
+def test_settings_match_transformers(
+    name: str, peer: str, ours: dict[str, Any], theirs: dict[str, Any], seed: int
+) -> None:
+    """Row by row, as transformers needs texts of equal length."""
     transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
     processor = getattr(transformers, peer)(**theirs)
     log_p = laws(seed)
@@ -58,7 +60,7 @@ def test_as_transformers_does_it(name: str, peer: str, ours: dict[str, Any], the
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_the_end_token_is_neither_banned_nor_made_rarer(n: int, penalty: float) -> None:
-    """It leads every text, so that it counts as seen; the other tokens are treated as transformers does it."""
+    """It starts every text, so it counts as seen. Other tokens match transformers."""
     transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
     end, seen = 0, [[0, 3, 5, 3, 5, 3, 0], [0], [0, 0, 0]]
     log_p = laws()[: len(seen)]
@@ -77,8 +79,8 @@ def test_the_end_token_is_neither_banned_nor_made_rarer(n: int, penalty: float) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_combination_is_a_law(seed: int) -> None:
-    """Normalised, some token always allowed, and a token's rank among the unpenalised kept."""
+def test_any_combination_of_settings_is_normalised(seed: int) -> None:
+    """Probabilities sum to 1, and at least one token is allowed."""
     values: dict[str, tuple[Any, ...]] = {
         "temperature": (0.1, 1.0, 2.0), "top_k": (0, 3), "top_p": (1.0, 0.6), "min_p": (0.0, 0.2),
         "typical_p": (1.0, 0.5), "repetition_penalty": (1.0, 1.3), "no_repeat_ngram": (0, 2),
@@ -90,7 +92,7 @@ def test_any_combination_is_a_law(seed: int) -> None:
         assert not found.isnan().any()
 
 
-def test_the_usual_strategy_changes_nothing() -> None:
+def test_the_default_strategy_changes_nothing() -> None:
     log_p = laws()
     assert torch.equal(Strategy().law(log_p, SEEN), log_p)
     assert changed(Strategy()) == {}
@@ -98,8 +100,8 @@ def test_the_usual_strategy_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-6, 1e6])
-def test_temperature_at_its_ends(temperature: float) -> None:
-    """The smallest takes the likeliest token, the largest all alike."""
+def test_extreme_temperatures(temperature: float) -> None:
+    """The smallest leaves the most probable token, the largest a uniform law."""
     found = Strategy(temperature=temperature).law(laws(), SEEN).exp()
     if temperature < 1:
         assert torch.equal(found.argmax(-1), laws().argmax(-1))
@@ -108,8 +110,8 @@ def test_temperature_at_its_ends(temperature: float) -> None:
         torch.testing.assert_close(found, torch.full_like(found, 1 / VOCABULARY), rtol=1e-4, atol=0)
 
 
-def test_where_everything_would_repeat_nothing_is_ruled_out() -> None:
-    """A law whose only possible token would end a repeated n-gram: a text must go on."""
+def test_a_law_whose_every_token_would_repeat_stays_as_it_is() -> None:
+    """Its only possible token completes a repeated n-gram, but the text must go on."""
     log_p = torch.full((1, 4), -math.inf, dtype=torch.float64)
     log_p[0, 2] = 0.0
     assert torch.equal(Strategy(no_repeat_ngram=1).law(log_p, [[2, 2]]), log_p)
