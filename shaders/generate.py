@@ -1,9 +1,7 @@
-"""Turns kernels.toml into the files that the build needs. CMake runs it; it writes into the folder
-OUT.
+"""Turns kernels.toml into the files that the build needs. CMake runs it; it writes into OUT.
 
-generate.py plan OUT     interface.glsl for each kernel, kernels.h, and plan.txt (one line per
-shader) generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in
-OUT/*.spv
+generate.py plan OUT     interface.glsl for each kernel, kernels.h, and plan.txt (a line per shader)
+generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
 """
 
 from __future__ import annotations
