@@ -17,7 +17,8 @@ Work is the time of a step with one process. A share `--serial` of it is done by
 (the optimiser) or by the first rank alone (consolidation, records); the rest is divided. On one
 core of a Xeon, in bfloat16, a step of `tiny` takes 1.0 s, and a tenth of it is the optimiser. Weak
 scaling: each rank keeps the size's batch. Strong scaling: all ranks share one batch, as long as
-each has a window of it. Communication doesn't overlap with computation. The counts of experts and PHI, a few numbers per layer, are neglected.
+each has a window of it. Communication doesn't overlap with computation. The counts of experts and
+PHI, a few numbers per layer, are neglected.
 """
 
 from __future__ import annotations
