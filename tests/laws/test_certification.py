@@ -1,6 +1,7 @@
-"""The certification suite (model section 7): every backend passes it, and it fails what is wrong.
+"""The certification suite (model section 7): every backend passes, and every mutant fails.
 
-Small sizes: a test's claim holds for any of them. `ebmvk certify` runs the same tests with more chains.
+Sizes are small, because a test's claim holds at any size. `ebmvk certify` runs the same tests with
+more chains.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ebmvk.engine.reference import Reference
 
 CPU = Sizes(1000, 400, looks=24, long_chains=1, long_steps=20_000, token_chains=400, token_dimension=32)
 SLOW = Sizes(200, 30, looks=6, long_chains=1, long_steps=200, token_chains=50, token_dimension=32)
-"""For plain torch, and for the Vulkan device of a test machine, which is a CPU in disguise."""
+"""Fewer chains, for plain torch and for a Vulkan test device that is really a CPU."""
 SEED = 1
 
 
@@ -37,7 +38,7 @@ def _failed(findings: Findings) -> list[str]:
 
 
 @pytest.mark.parametrize("name", suite.SAMPLING)
-def test_backends_pass(name: str, backend: Backend) -> None:
+def test_every_backend_passes(name: str, backend: Backend) -> None:
     if name == "9 order of the bias" and backend.name != "cpu":
         pytest.skip("needs some 5,000 states in 640 dimensions; the trajectories are those of the CPU (test 10)")
     assert _failed(suite.SAMPLING[name](_bench(backend))) == []
@@ -50,19 +51,19 @@ def test_backends_agree(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("mutant", suite.CAUGHT_BY)
-def test_mutants_fail_the_test_named(mutant: Mutant) -> None:
+def test_every_mutant_fails_its_test(mutant: Mutant) -> None:
     caught = suite.catch(mutant, SEED)
     assert caught.control.ok(ALPHA)
     assert not caught.check.ok(ALPHA)
 
 
-def test_a_mutant_that_passes_is_not_caught() -> None:
+def test_a_mutant_that_passes_counts_as_not_caught() -> None:
     right = suite.catch("no transport", SEED).control
     assert not suite.Caught("no transport", right, right).ok(ALPHA)
 
 
 def test_chains_that_stand_still_fail() -> None:
-    """They keep every invariant, and any law that they start from: hence tests start elsewhere."""
+    """They keep every invariant, and any law that they start from, so tests start elsewhere."""
 
     def still(task: Task) -> Run:
         one = torch.ones(len(task.x))
@@ -74,7 +75,7 @@ def test_chains_that_stand_still_fail() -> None:
         assert _failed(test(bench)), test.__name__
 
 
-def test_chains_that_are_no_numbers_fail() -> None:
+def test_chains_that_are_not_finite_fail() -> None:
     def lost(task: Task) -> Run:
         nan = torch.full((len(task.x),), math.nan)
         return Run(task.x * math.nan, task.v * math.nan, nan, nan, nan, nan)
@@ -84,7 +85,7 @@ def test_chains_that_are_no_numbers_fail() -> None:
         assert len(_failed(findings)) == len(findings.checks), name
 
 
-def test_onward_is_one_run_in_parts(cpu: Backend) -> None:
+def test_a_run_in_parts_equals_one_run(cpu: Backend) -> None:
     x, v = uniform_start(20, 8, 3)
     task = Task(vmf_target(8, 8.0), x, v, 0.05, 2.0, 30, seed=4)
     sample = engine_sampler(cpu)
@@ -94,8 +95,8 @@ def test_onward_is_one_run_in_parts(cpu: Backend) -> None:
     assert torch.equal(whole.v, parts.v)
 
 
-def test_diagnostics_of_the_suites_integrator_are_the_engines(cpu: Backend) -> None:
-    """Acceptance, temperature and energy error too, where a third of all trajectories is rejected."""
+def test_the_suites_integrator_has_the_engines_diagnostics(cpu: Backend) -> None:
+    """Also acceptance, temperature and energy error, with a third of the trajectories rejected."""
     x, v = uniform_start(50, 8, 5)
     for scheme, h in (("gbaoab", 0.1), ("ghmc", 0.45)):
         task = Task(vmf_target(8, 8.0), x, v, h, 1.0, 10, 7, scheme, 2, 0.8)
@@ -126,21 +127,21 @@ def test_tokens_follow_their_law(backend: Backend) -> None:
 
 
 def test_a_uniform_law_has_no_exponent(cpu: Backend) -> None:
-    """All its tokens are as likely: rounding of their log p is not evidence."""
+    """All its tokens are equally likely; rounding of log p isn't evidence against that."""
     flat = tokens.synthetic(16, SEED, count=2).some(slice(1, 2))
     assert _failed(tokens.identity(cpu, flat, replace(CPU, token_chains=200), SEED)) == []
 
 
 class Sluggish(Reference):
-    """Takes one step of each run, however many it is asked for."""
+    """Takes one step of each run, whatever is requested."""
 
     def langevin(self, *args: Any, **more: Any) -> LangevinResult:
         *state, schedule = args
         return super().langevin(*state, replace(schedule, steps=(1,) + (0,) * (len(schedule.steps) - 1)), **more)
 
 
-def test_steps_are_doubled_as_long_as_it_helps() -> None:
-    """x stays nearly uniform whatever the steps, and what is decoded from it is not p(v|c)."""
+def test_steps_are_doubled_while_it_helps() -> None:
+    """x stays nearly uniform with any number of steps, so decoded tokens don't follow p(v|c)."""
     contexts = tokens.synthetic(32, SEED, count=3)
     found = tokens.identity(Sluggish(), contexts, replace(SLOW, token_chains=300), SEED)
     worst = found.checks[1]
@@ -150,7 +151,7 @@ def test_steps_are_doubled_as_long_as_it_helps() -> None:
 
 
 class Slow(Reference):
-    """Takes a twentieth of the steps that it is asked for."""
+    """Takes a twentieth of the requested steps."""
 
     def langevin(self, *args: Any, **more: Any) -> LangevinResult:
         *state, schedule = args
@@ -158,7 +159,7 @@ class Slow(Reference):
         return super().langevin(*state, replace(schedule, steps=steps), **more)
 
 
-def test_a_context_gets_the_steps_that_it_needs() -> None:
+def test_a_context_gets_as_many_steps_as_it_needs() -> None:
     contexts = tokens.synthetic(32, SEED, count=4).some(slice(1, 2))
     check = tokens.identity(Slow(), contexts, replace(SLOW, token_chains=1000), SEED).checks[0]
     assert check.ok(ALPHA), check
@@ -167,7 +168,7 @@ def test_a_context_gets_the_steps_that_it_needs() -> None:
 
 
 class Counting(Liar):
-    """Counts steps of chains."""
+    """Counts the steps of chains."""
 
     work = 0
 
@@ -177,8 +178,8 @@ class Counting(Liar):
         return found
 
 
-def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backend) -> None:
-    """A tenth of the chains tells, and only the first context that fails is tried with more steps."""
+def test_a_clearly_wrong_law_costs_little_extra_work(cpu: Backend) -> None:
+    """A tenth of the chains is enough, and only the first failing context gets more steps."""
     contexts, sizes = tokens.synthetic(16, SEED, count=8), replace(CPU, token_chains=1000)
     work = {}
     for lie in (None, "a candidate twice"):
@@ -191,8 +192,8 @@ def test_a_clearly_wrong_law_takes_little_more_work_than_a_right_one(cpu: Backen
     assert work["a candidate twice"] < 1.5 * work[None]
 
 
-def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
-    """Noise that repeats in a part of a counter only."""
+def test_every_part_of_a_counter_is_tested(cpu: Backend) -> None:
+    """Noise that repeats in just one part of a counter is detected."""
     sample = engine_sampler(cpu)
     for name, wrong in {
         "noise of steps": lambda task: replace(task, first_step=task.first_step % 50_000),
@@ -200,7 +201,8 @@ def test_every_named_counter_is_looked_at(cpu: Backend) -> None:
         "noise of seeds": lambda task: replace(task, seed=task.seed & 0xFFFFFFFF),
     }.items():
         findings = noise.independent_noise(Bench(lambda task, wrong=wrong: sample(wrong(task)), CPU, SEED))
-        assert set(_failed(findings)) - {"noise is normal"} == {name}  # one number many times is not normal
+        # One number many times is not normal
+        assert set(_failed(findings)) - {"noise is normal"} == {name}
 
 
 def test_a_failing_device_fails_its_test() -> None:
@@ -219,7 +221,7 @@ def test_a_failing_device_fails_its_test() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_full_suite(cpu: Backend) -> None:
+def test_the_full_suite_passes(cpu: Backend) -> None:
     contexts = tokens.synthetic(suite.FULL.token_dimension, 42)
     certificate = suite.certify(cpu, contexts, suite.FULL, 42)
     assert [check.name for check in certificate.checks if not check.ok(certificate.alpha)] == []

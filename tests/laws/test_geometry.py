@@ -1,4 +1,4 @@
-"""Laws of the sphere: round trips, isometry, accuracy against mpmath, gradients where plain formulas are 0/0."""
+"""Laws of the sphere: round trips, isometry, accuracy, and gradients at singular points."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def _frame(d: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def test_log_inverts_exp(d: int, seed: int, angle: float) -> None:
     x, u = _frame(d, seed, torch.float64)
     y = expmap(x, angle * u)
-    # y carries a rounding error of 1e-16, which near the antipode turns the direction by 1e-16 / (pi - angle).
+    # y carries a rounding error of 1e-16, which near the antipode turns the direction by 1e-16 /
+    # (pi - angle).
     tolerance = 1e-14 * (1 + 1 / (math.pi - angle))
     torch.testing.assert_close(logmap(x, y), angle * u, rtol=0, atol=tolerance)
     torch.testing.assert_close(dist(x, y), torch.full((3,), angle, dtype=torch.float64), rtol=0, atol=1e-14)
@@ -47,7 +48,8 @@ def test_float32_stays_close_to_float64(d: int, seed: int, angle: float) -> None
     x, u = _frame(d, seed, torch.float64)
     y = expmap(x, angle * u).float()
     x32, u32 = x.float(), u.float()
-    # 6e-8 per rounding over sqrt(d) coordinates at worst; the plain acos would be off by 1e-2 at small angles.
+    # 6e-8 per rounding over sqrt(d) coordinates at worst; the plain acos would be off by 1e-2 at
+    # small angles.
     assert (dist(x32, y).double() - dist(x32.double(), y.double())).abs().max() < 5e-7
     assert (logmap(x32, y).norm(dim=-1) - dist(x32, y)).abs().max() < 2e-6
     torch.testing.assert_close(expmap(x32, angle * u32).double(), y.double(), rtol=0, atol=2e-6)
@@ -60,7 +62,7 @@ def test_dist_of_a_point_to_itself_and_to_its_antipode() -> None:
 
 
 @pytest.mark.parametrize("angle", [1e-9, 1e-4, 0.5, 3.0, math.pi - 1e-6])
-def test_dist_against_mpmath(angle: float) -> None:
+def test_dist_matches_mpmath(angle: float) -> None:
     x, u = _frame(5, 3, torch.float64)
     y = projx(expmap(x, angle * u))
     with mpmath.workdps(50):
@@ -73,12 +75,13 @@ def test_dist_against_mpmath(angle: float) -> None:
 
 @LAWS
 @given(DIMENSIONS, SEEDS, st.floats(0, 3.1))
-def test_transport_is_an_isometry_that_moves_geodesics_along(d: int, seed: int, angle: float) -> None:
+def test_transport_is_an_isometry_along_geodesics(d: int, seed: int, angle: float) -> None:
     x, u = _frame(d, seed, torch.float64)
     _, w = _frame(d, seed, torch.float64)
     w = proju(x, w + torch.roll(x, 1, -1))
     y = expmap(x, angle * u)
-    tolerance = 1e-13 / (math.pi - angle)  # 1 + x.y loses what the two points' rounding leaves of it
+    # 1 + x.y loses what the two points' rounding leaves of it
+    tolerance = 1e-13 / (math.pi - angle)
     moved_u, moved_w = transp(x, y, u), transp(x, y, w)
     for moved in (moved_u, moved_w):
         assert (moved * y).sum(-1).abs().max() < tolerance
@@ -113,8 +116,8 @@ def test_gradients_are_finite_at_the_singular_points() -> None:
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 0.0316, 0.0317, 1.0, 3.0])
-def test_gradients_against_differences(angle: float) -> None:
-    """At 0 and on both sides of the switch to Taylor series. The difference quotient is good to about 1e-6."""
+def test_gradients_match_finite_differences(angle: float) -> None:
+    """At 0 and on both sides of the switch to Taylor series; differences are good to 1e-6."""
     x, u = _frame(3, 2, torch.float64)
     y = expmap(x, angle * u)
     assert torch.autograd.gradcheck(expmap, (x.requires_grad_(), (angle * u).requires_grad_()), atol=1e-6)

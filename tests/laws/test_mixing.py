@@ -1,6 +1,6 @@
-"""Block Gibbs, tempering and coarse to fine: their laws against exact ones, and their draws whatever the batch.
+"""Block Gibbs, tempering and coarse to fine have the exact laws, whatever the batch.
 
-n chains of each case are independent and its seeds are fixed. d = 24; Zipf laws over 200 tokens.
+The n chains of a case are independent, and seeds are fixed. d = 24; Zipf laws over 200 tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CPU, SLOW = (
 
 
 def _context(exponent: float, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(embeddings (V, D), log p (n, V), all rows alike)."""
+    """(embeddings (V, D), log p (n, V) with equal rows)."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(VOCABULARY, D, generator=g))
     zipf = -exponent * torch.arange(1, VOCABULARY + 1).log()
@@ -42,7 +42,7 @@ def _assert_law(tokens: Tensor, log_p: Tensor) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1.5, 3.0])
-def test_tokens_of_block_gibbs(exponent: float, cpu: Backend) -> None:
+def test_block_gibbs_has_the_law_of_tokens(exponent: float, cpu: Backend) -> None:
     mu, log_p = _context(exponent, 2000)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
     found = block_gibbs(law, mu, seed=3)
@@ -51,7 +51,7 @@ def test_tokens_of_block_gibbs(exponent: float, cpu: Backend) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1.5, 3.0])
-def test_tokens_of_tempering(exponent: float, cpu: Backend) -> None:
+def test_tempering_has_the_law_of_tokens(exponent: float, cpu: Backend) -> None:
     mu, log_p = _context(exponent, 800)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
     found = tempering(law, seed=3)
@@ -62,8 +62,8 @@ def test_tokens_of_tempering(exponent: float, cpu: Backend) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.7, 1.5, 3.0])
-def test_tokens_coarse_to_fine(exponent: float, cpu: Backend) -> None:
-    """Candidates are fewer than the neighbourhoods here, and fewer than the tokens of the largest one."""
+def test_coarse_to_fine_has_the_law_of_tokens(exponent: float, cpu: Backend) -> None:
+    """There are fewer candidates than neighbourhoods, and than tokens in the largest one."""
     mu, log_p = _context(exponent, 2000)
     split = Neighbourhoods.of(cpu, mu, 12)
     assert split.largest > 8 < split.centres.n
@@ -72,8 +72,8 @@ def test_tokens_coarse_to_fine(exponent: float, cpu: Backend) -> None:
     assert torch.equal(split.group[found.tokens], found.groups)
 
 
-def test_any_split_and_any_directions_give_the_same_law(cpu: Backend) -> None:
-    """Neighbourhoods by number, with centres that have nothing to do with their tokens."""
+def test_neighbourhoods_and_centres_do_not_change_the_law(cpu: Backend) -> None:
+    """Neighbourhoods by number, with centres that are unrelated to their tokens."""
     mu, log_p = _context(1.0, 2000)
     g = torch.Generator().manual_seed(8)
     split = Neighbourhoods(torch.arange(VOCABULARY) % 7, cpu.points(projx(torch.randn(7, D, generator=g))), 29)
@@ -103,14 +103,14 @@ def test_every_backend_passes(name: str, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("lie", suite.SEEN_BY)
-def test_lies_fail_the_test_named(lie: Lie) -> None:
+def test_every_lie_fails_its_test(lie: Lie) -> None:
     caught = suite.catch_lie(lie, 1)
     assert caught.control.ok(ALPHA)
     assert not caught.check.ok(ALPHA)
 
 
-def test_block_gibbs_above_kappa_c_stands_still(cpu: Backend) -> None:
-    """Why its default is below: from uniform states it finds the weights no more, though it would keep them."""
+def test_block_gibbs_above_kappa_c_does_not_mix(cpu: Backend) -> None:
+    """So its default is below kappa_c: from uniform states it can't find the weights any more."""
     mixture = mixtures.Mixture.of(1)
     law, rows = mixture.law(cpu, 1000)
     found = block_gibbs(law, rows, seed=1, sweeps=3, kappa=80.0)
@@ -131,8 +131,8 @@ def _states(law: LatentLaw, mu: Tensor, log_p: Tensor, split: Neighbourhoods, na
 
 
 @pytest.mark.parametrize("name", ["gibbs", "tempering", "coarse"])
-def test_batches_of_chains_make_the_same_states(name: str, backend: Backend) -> None:
-    """Counter-based randomness: two halves are one whole, bit for bit; another seed is another whole."""
+def test_splitting_chains_into_batches_changes_no_state(name: str, backend: Backend) -> None:
+    """Randomness is counter-based: halves equal the whole bit for bit; other seeds differ."""
     mu, log_p = _context(1.0, 6)
     points, split = backend.points(mu), Neighbourhoods.of(backend, mu)
 
@@ -147,8 +147,8 @@ def test_batches_of_chains_make_the_same_states(name: str, backend: Backend) -> 
     assert not torch.equal(states(slice(0, 6), 10)[0], whole[0])
 
 
-def test_a_law_without_entropy_is_one_token(cpu: Backend) -> None:
-    """kappa_c is 0 then: states are uniform, and decoding needs none."""
+def test_a_law_without_entropy_gives_its_one_token(cpu: Backend) -> None:
+    """Then kappa_c is 0: states are uniform, and decoding doesn't need them."""
     mu, log_p = _context(0.0, 20)
     log_p = torch.full_like(log_p, -torch.inf).index_fill(1, torch.tensor([7]), 0.0)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
@@ -159,7 +159,7 @@ def test_a_law_without_entropy_is_one_token(cpu: Backend) -> None:
     assert set(coarse_to_fine(cpu, cpu.points(mu), split, log_p, K, seed=0).tokens.tolist()) == {7}
 
 
-def test_sizes_that_make_no_sense_are_refused() -> None:
+def test_impossible_sizes_are_refused() -> None:
     mu, log_p = _context(1.0, 2)
     law = LatentLaw.from_log_probs(Reference(), Reference().points(mu), log_p, K)
     for call in (
@@ -174,8 +174,8 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["gibbs", "tempering", "coarse"])
-def test_tokens_in_256_dimensions_long(name: str, cpu: Backend) -> None:
-    """n = 20,000 at d = 256, V = 1000, K = 64: by chi^2, and total variation at most .05 (99 %)."""
+def test_samplers_have_the_law_of_tokens_in_256_dimensions(name: str, cpu: Backend) -> None:
+    """n = 20,000 at d = 256, V = 1000, K = 64: chi^2, and total variation at most .05 (99 %)."""
     g = torch.Generator().manual_seed(2)
     mu = projx(torch.randn(1000, 256, generator=g))
     row = torch.log_softmax(-1.3 * torch.arange(1, 1001).log(), 0)

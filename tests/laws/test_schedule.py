@@ -1,4 +1,4 @@
-"""Annealing schedules: where the levels lie, the step rules, and that explicit settings are taken as they are."""
+"""Annealing schedules: levels, numbers of steps, and explicit settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENTROPY = torch.tensor([0.0, 0.1, 2.0, math.log(64), 8.0])
 @pytest.mark.parametrize("d", [16, 256, 640])
 @pytest.mark.parametrize("kappa_max", [None, 20.0, 400.0])
 @pytest.mark.parametrize(("levels", "steps"), [(1, 5), (2, 7), (10, 200), (7, 100)])
-def test_levels_and_step_rules(d: int, kappa_max: float | None, levels: int, steps: int) -> None:
+def test_levels_and_steps_follow_the_rules(d: int, kappa_max: float | None, levels: int, steps: int) -> None:
     schedule = annealed_schedule(d, ENTROPY, levels=levels, steps=steps, kappa_max=kappa_max)
     kappa, critical = schedule.kappa_scale, kappa_critical(d, ENTROPY)
     assert kappa.shape == (5, levels)
@@ -37,7 +37,7 @@ def test_levels_and_step_rules(d: int, kappa_max: float | None, levels: int, ste
         assert tensor.dtype == torch.float32
 
 
-def test_explicit_settings_of_the_sketch_are_reachable() -> None:
+def test_explicit_settings_are_used_as_given() -> None:
     schedule = annealed_schedule(640, ENTROPY, step_size=0.001, gamma=0.1)
     assert (schedule.step_size == 0.001).all()
     assert (schedule.gamma == 0.1).all()

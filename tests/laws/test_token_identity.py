@@ -1,9 +1,9 @@
-"""The central identity (model section 6): x from the latent law, then a token from x alone, has the law p(v|c).
+"""The central identity (model section 6): a token drawn from x alone has the law p(v|c).
 
-Laws: Zipf over a vocabulary in random order, exponents from flat to peaked, so that entropies, and the mass outside the
-K = 64 candidates (from 0 to 75 %), span what contexts of a language model have. The decoder sees x only. Each case
-also checks that x matters: most of what there is to know about the component is in x, so that a wrong law of x would
-show.
+x comes from the latent law. Laws of tokens are Zipf over a vocabulary in random order, with
+exponents from flat to peaked. So entropies, and the mass outside the K = 64 candidates (0 to 75 %),
+span what contexts of a language model have. The decoder sees only x. Each case also checks that x
+matters: x contains most information about the component, so a wrong law of x would show.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def _law(backend: Backend, mu: Tensor, log_p: Tensor, n: int) -> tuple[LatentLaw
 
 
 def _information(law: LatentLaw, x: Tensor, kappa: Tensor | float) -> float:
-    """Mutual information of x and its component over the component's entropy: 0 uninformative, 1 it tells which."""
+    """Mutual information of x and its component over the component's entropy.
+
+    0: x tells nothing about the component; 1: it determines it.
+    """
     now = law.energy_score(x, kappa)
     rho = torch.cat((now.responsibilities, now.background[:, None]), dim=1).double()
     left = -(rho * rho.clamp_min(1e-300).log()).sum(1).mean()
@@ -52,7 +55,7 @@ def _assert_chi_squared(tokens: Tensor, p: Tensor) -> None:
 
 
 def _assert_near(tokens: Tensor, p: Tensor) -> None:
-    """Not found to differ by chi^2, and total variation at most what is certified (99 %)."""
+    """chi^2 finds no difference, and total variation is at most the certified one (99 %)."""
     found = statistics.fit(torch.bincount(tokens, minlength=len(p)), p)
     assert found.p > ALPHA
     assert found.distance() <= max(TV_BOUND, found.excluded(ALPHA))
@@ -60,8 +63,8 @@ def _assert_near(tokens: Tensor, p: Tensor) -> None:
 
 @pytest.mark.parametrize("kappa", [5.0, 25.0, 200.0])
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_exact_sampling_then_decoding(exponent: float, kappa: float) -> None:
-    """n = 10,000 per case, d = 64; exact at every kappa, far above kappa_c (20 to 28 here) too."""
+def test_exact_sampling_and_decoding_give_the_law(exponent: float, kappa: float) -> None:
+    """n = 10,000 per case, d = 64. Exact at every kappa, even far above kappa_c (20 to 28 here)."""
     mu, log_p = _context(64, 256, exponent, 1)
     law, rows = _law(Reference(), mu, log_p, 10_000)
     x = law.sample_exact(kappa, mu, seed=5)
@@ -69,7 +72,7 @@ def test_exact_sampling_then_decoding(exponent: float, kappa: float) -> None:
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_annealed_langevin_then_decoding(exponent: float, cpu: Backend) -> None:
+def test_annealed_langevin_and_decoding_give_the_law(exponent: float, cpu: Backend) -> None:
     """n = 20,000 chains per context, 200 steps, d = 64."""
     mu, log_p = _context(64, 256, exponent, 0)
     law, rows = _law(cpu, mu, log_p, 20_000)
@@ -77,11 +80,12 @@ def test_annealed_langevin_then_decoding(exponent: float, cpu: Backend) -> None:
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
     assert _information(law, sample.x, sample.kappa) > 0.2
     assert float(sample.diagnostics.tangency.max()) < 1e-5
-    # Equipartition through all levels: they are close enough that the velocities never heat up by more than 1 %.
+    # Equipartition through all levels: they are close enough that the velocities never heat up by
+    # more than 1 %.
     assert abs(float(sample.diagnostics.kinetic_temperature.mean()) - 1) < 0.01
 
 
-def test_annealed_langevin_then_decoding_in_640_dimensions(cpu: Backend) -> None:
+def test_annealed_langevin_gives_the_law_in_640_dimensions(cpu: Backend) -> None:
     """n = 3,000 chains, 200 steps, d = 640: the default width."""
     mu, log_p = _context(640, 256, 1.7, 0)
     law, rows = _law(cpu, mu, log_p, 3_000)
@@ -93,7 +97,7 @@ def test_annealed_langevin_then_decoding_in_640_dimensions(cpu: Backend) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_annealed_langevin_in_640_dimensions_long(exponent: float, cpu: Backend) -> None:
+def test_annealed_langevin_gives_the_law_with_many_chains(exponent: float, cpu: Backend) -> None:
     """n = 20,000 chains per context at d = 640."""
     mu, log_p = _context(640, 1000, exponent, 2)
     law, rows = _law(cpu, mu, log_p, 20_000)
@@ -101,8 +105,8 @@ def test_annealed_langevin_in_640_dimensions_long(exponent: float, cpu: Backend)
     _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
 
-def test_the_jump_that_the_schedule_avoids_is_caught(cpu: Backend) -> None:
-    """From uniform straight to 5.5 kappa_c: chains cannot find the weights, and the bound above says so."""
+def test_skipping_the_schedule_is_detected(cpu: Backend) -> None:
+    """Straight from uniform to 5.5 kappa_c, chains can't find the weights, and the bound tells."""
     mu, log_p = _context(64, 256, 1.0, 0)
     law, rows = _law(cpu, mu, log_p, 4_000)
     sample = law.langevin(seed=3, levels=1, kappa=110.0)
@@ -110,8 +114,8 @@ def test_the_jump_that_the_schedule_avoids_is_caught(cpu: Backend) -> None:
         _assert_near(law.decode(sample.x, sample.kappa, rows, seed=3), log_p.exp())
 
 
-def test_batches_of_chains_make_the_same_tokens(backend: Backend) -> None:
-    """Counter-based randomness: two halves are one whole, bit for bit."""
+def test_splitting_chains_into_batches_changes_no_token(backend: Backend) -> None:
+    """Randomness is counter-based, so two halves equal the whole, bit for bit."""
     mu, log_p = _context(16, 40, 1.0, 3)
     whole, rows = _law(backend, mu, log_p, 6)
     half, half_rows = _law(backend, mu, log_p, 3)
@@ -126,8 +130,8 @@ def test_batches_of_chains_make_the_same_tokens(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.5, 20.0, torch.linspace(0.0, 40.0, 6)])
-def test_batches_of_exact_samples_are_the_same_states(kappa: float | Tensor, backend: Backend) -> None:
-    """Whatever the batch: numbers, and the concentrations of each chain; another seed gives other states."""
+def test_splitting_exact_samples_into_batches_changes_no_state(kappa: float | Tensor, backend: Backend) -> None:
+    """With one kappa and with one per chain; another seed gives other states."""
     mu, log_p = _context(16, 40, 1.0, 3)
     whole, _ = _law(backend, mu, log_p, 6)
     together = whole.sample_exact(kappa, mu, seed=9)
@@ -143,7 +147,7 @@ def test_batches_of_exact_samples_are_the_same_states(kappa: float | Tensor, bac
 
 
 def test_backends_agree_on_energies_and_scores(backend: Backend) -> None:
-    """Against float64, over contexts of several entropies. float32 of kappa t near 60: 5e-6 each."""
+    """Compared with float64, at several entropies; float32 at kappa t near 60: 5e-6."""
     d, vocabulary, n = 64, 256, 32
     oracle = Reference(dtype=torch.float64)
     for exponent in EXPONENTS:
@@ -157,7 +161,7 @@ def test_backends_agree_on_energies_and_scores(backend: Backend) -> None:
             torch.testing.assert_close(got.score.double(), want.score, rtol=0, atol=1e-5 * (1 + kappa))
 
 
-def test_candidates_by_top_k_of_the_query_and_by_probability_are_the_same_law(backend: Backend) -> None:
+def test_both_ways_to_choose_candidates_give_the_same_law(backend: Backend) -> None:
     g = torch.Generator().manual_seed(0)
     mu, bias = projx(torch.randn(300, 32, generator=g)), torch.randn(300, generator=g)
     query = 8 * torch.randn(5, 32, generator=g)
@@ -171,7 +175,7 @@ def test_candidates_by_top_k_of_the_query_and_by_probability_are_the_same_law(ba
     torch.testing.assert_close(total, torch.zeros(5), rtol=0, atol=1e-5)
 
 
-def test_without_a_rest_no_token_outside_is_drawn() -> None:
+def test_without_a_rest_only_candidates_are_drawn() -> None:
     mu, _ = _context(8, 10, 1.0, 0)
     log_p = torch.full((10,), -math.inf)
     log_p[[2, 5]] = math.log(0.5)

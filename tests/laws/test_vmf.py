@@ -1,4 +1,4 @@
-"""The von Mises-Fisher law against mpmath (normaliser, mean cosine, inverse) and against itself (samples)."""
+"""The von Mises-Fisher law matches mpmath (normaliser, mean cosine, inverse) and its samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ebmvk.certification.statistics import cosine_test, mean_test, resultant_tes
 from ebmvk.errors import ArgumentError
 from ebmvk.sphere import vmf
 
-DIMENSIONS = [2, 3, 4, 5, 17, 64, 81, 82, 83, 256, 640, 2048]  # 81..83 straddle the switch to the bare expansion
+# 81..83 straddle the switch to the bare expansion
+DIMENSIONS = [2, 3, 4, 5, 17, 64, 81, 82, 83, 256, 640, 2048]
 KAPPAS = [1e-3, 0.1, 1.0, 10.0, 73.3, 300.0, 3000.0, 1e5]
 F64 = torch.float64
 
@@ -27,7 +28,7 @@ def _exact(d: int, kappa: float) -> tuple[mpmath.mpf, mpmath.mpf]:
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
-def test_normaliser_and_mean_cosine_against_mpmath(d: int) -> None:
+def test_normaliser_and_mean_cosine_match_mpmath(d: int) -> None:
     kappa = torch.tensor(KAPPAS, dtype=F64)
     with mpmath.workdps(40):
         area = mpmath.log(2) + mpmath.mpf(d) / 2 * mpmath.log(mpmath.pi) - mpmath.loggamma(mpmath.mpf(d) / 2)
@@ -42,12 +43,13 @@ def test_normaliser_and_mean_cosine_against_mpmath(d: int) -> None:
             ratio, mean = _exact(d, k)
             # The specified bound is 1e-10; measured worst 3e-15.
             assert abs(log_c - (ratio - area)) <= 1e-13 * max(1, abs(ratio - area))
-            # Relative: nothing cancels at small kappa (measured worst 2.5e-10, at kappa = 1e-3 and d = 2048).
+            # Relative: nothing cancels at small kappa (measured worst 2.5e-10, at kappa = 1e-3 and
+            # d = 2048).
             assert abs(log_ratio - ratio) <= 1e-9 * abs(ratio)
             assert abs(cosine - mean) <= 1e-14 * mean
 
 
-def test_kappa_zero_is_the_uniform_law() -> None:
+def test_kappa_zero_gives_the_uniform_law() -> None:
     for d in DIMENSIONS:
         zero = torch.zeros(1, dtype=F64)
         assert vmf.log_c_ratio(zero, d).item() == 0
@@ -57,7 +59,7 @@ def test_kappa_zero_is_the_uniform_law() -> None:
 
 
 @pytest.mark.parametrize("d", [2, 5, 64, 640])
-def test_derivatives(d: int) -> None:
+def test_derivatives_match_finite_differences(d: int) -> None:
     """log C' = -A and A' = the variance, by finite differences (good to 1e-6), twice."""
     kappa = torch.tensor([0.3, 5.0, 80.0, 700.0], dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda k: vmf.log_c_ratio(k, d), kappa)
@@ -66,7 +68,7 @@ def test_derivatives(d: int) -> None:
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
-def test_inverse_mean_cosine(d: int) -> None:
+def test_inverse_mean_cosine_inverts_mean_cosine(d: int) -> None:
     kappa = torch.tensor(KAPPAS, dtype=F64)
     back = vmf.inverse_mean_cosine(vmf.mean_cosine(kappa, d), d)
     # A is within (d-1)/(2 kappa) of 1, so its last bit is worth 1e-16 * 2 kappa^2/(d-1) in kappa.
@@ -74,15 +76,15 @@ def test_inverse_mean_cosine(d: int) -> None:
     assert ((back - kappa).abs() / kappa <= tolerance).all()
 
 
-def test_noise_levels_of_the_sketch() -> None:
-    """The table of model section 9, rounded there to whole numbers."""
+def test_noise_levels_match_the_table() -> None:
+    """The table of model section 9, which is rounded to whole numbers."""
     got = [round(vmf.sigma_to_kappa(sigma, 640)) for sigma in (0.01, 0.05, 0.1, 0.2, 0.5)]
     assert got == [10315, 645, 272, 129, 51]
     assert vmf.kappa_critical(640, torch.tensor(math.log(64))).item() == pytest.approx(72.96, abs=0.01)
 
 
 @pytest.mark.parametrize(("d", "kappa"), [(2, 1e4), (3, 0.0), (3, 5.0), (64, 50.0), (640, 640.0), (640, 3000.0)])
-def test_samples(d: int, kappa: float) -> None:
+def test_samples_have_the_law(d: int, kappa: float) -> None:
     n = 4000
     mu = torch.nn.functional.normalize(torch.randn(n, d, dtype=F64, generator=torch.Generator().manual_seed(d)))
     x = vmf.sample_vmf(mu, kappa, seed=7)
@@ -100,7 +102,7 @@ def test_samples(d: int, kappa: float) -> None:
         assert resultant_test(x).p > ALPHA
 
 
-def test_samples_are_a_function_of_the_seed() -> None:
+def test_samples_depend_only_on_the_seed() -> None:
     mu = torch.nn.functional.normalize(torch.ones(5, 8), dim=-1)
     kappa = torch.tensor([0.0, 1.0, 10.0, 100.0, 1e4])
     assert torch.equal(vmf.sample_vmf(mu, kappa, seed=1), vmf.sample_vmf(mu, kappa, seed=1))
