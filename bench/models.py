@@ -38,7 +38,7 @@ from ebmvk.config.schema import Config, LangevinConfig, replace
 from ebmvk.config.sizes import RECIPES, fast_precision
 from ebmvk.config.toml import read_toml
 from ebmvk.data.datasets import resolve
-from ebmvk.data.tokenizer import character_tokenizer, train_tokenizer
+from ebmvk.data.tokenizer_kinds import character_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine.device import Device, open_device

@@ -25,7 +25,7 @@ from bench.measure import Timing, facts, introduce, write
 from ebmvk.config.schema import SIZES, Config, replace
 from ebmvk.config.sizes import derive
 from ebmvk.data.datasets import resolve
-from ebmvk.data.tokenizer import make_tokenizer
+from ebmvk.data.tokenizer_kinds import make_tokenizer
 from ebmvk.data.windows import encode_split
 from ebmvk.engine.device import Device, open_device
 from ebmvk.monitoring.alerts import Alerts

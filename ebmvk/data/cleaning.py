@@ -18,7 +18,7 @@ from typing import Literal
 
 import ftfy
 
-# from this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
+# From this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
 LONG_PARAGRAPH = 100
 Blanks = Literal["auto", "keep", "single", "flat"]
 Same = Literal["text", "letters"]

@@ -74,7 +74,7 @@ class Corpus:
         found = hashlib.sha256()
         for document in self.documents(split):
             encoded = document.encode("utf-8")
-            # so that ["a", "bc"] differs from ["ab", "c"]
+            # So that ["a", "bc"] differs from ["ab", "c"]
             found.update(len(encoded).to_bytes(8, "little"))
             found.update(encoded)
         return found.hexdigest()

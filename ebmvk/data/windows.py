@@ -151,10 +151,10 @@ class Batches:
         self._stride = stride or seq_length
         if stream.apart:
             self._first, self._last = np.array(stream.parts(), dtype=np.int64).T
-            # targets after a document's first window
+            # Targets after a document's first window
             over = np.maximum(0, self._last - self._first - seq_length)
             self._cuts = np.where(over > 0, 2 + -(-over // self._stride), 1)
-        # per epoch
+        # Per epoch
         self.windows = int(self._cuts.sum()) if stream.apart else len(stream) // seq_length
         self._windows = lru_cache(maxsize=2)(self._epoch)
 

@@ -21,7 +21,7 @@ WORTH = 1e-3
 # For `leak`: of the contexts with rare tokens, the share whose token is new. It was at most .1 in
 # texts that the splats contained, and at least .37 in new ones.
 OWN, UNSEEN = 0.15, 0.25
-# of finding so few new tokens in a text where their share is UNSEEN; an alert must not be bad luck
+# Of finding so few new tokens in a text where their share is UNSEEN; an alert must not be bad luck
 CHANCE = 1e-6
 
 

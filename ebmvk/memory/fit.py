@@ -39,7 +39,7 @@ TUNED_TOKENS = 30_000  # tokens of the text on which the best ones are compared
 FINALISTS = 3  # values of kappa that go from the scan to the comparison
 TRIED = 25  # L-BFGS rounds for a gate in a comparison; more rounds change the nats by 1e-4
 LOOKED_AT = 10_000  # tokens of the text on which a fitted memory is judged
-# splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
+# Splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
 NEAREST = 64
 Say = Callable[[str], None]
 

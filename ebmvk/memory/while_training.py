@@ -38,7 +38,7 @@ JUDGE_TOKENS = 4096  # tokens of validation that decide on a growth
 
 
 def _seed(config: Config, step: int) -> int:
-    # differs from the seeds of steps and of the model
+    # Differs from the seeds of steps and of the model
     return step_seed(config.run.seed, -10 - step)
 
 

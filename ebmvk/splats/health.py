@@ -17,7 +17,7 @@ from ebmvk.sphere.geometry import dist
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
-# splats whose nearest neighbour is looked up in training; an exact mean would cost M^2 d
+# Splats whose nearest neighbour is looked up in training; an exact mean would cost M^2 d
 ASKED = 1024
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -132,5 +132,5 @@ def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float
     scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
     splats = scores.exp().sum(1)
     found = ((splats - mass) / total).log1p()
-    # beyond e^709 the rest is negligible
+    # Beyond e^709 the rest is negligible
     return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())

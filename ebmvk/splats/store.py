@@ -36,7 +36,7 @@ def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> 
     """
     square = ((length.square() / mass.clamp_min(1e-12) - 1) / (mass - 1).clamp_min(1e-12)).clamp(0, 1)
     r = torch.where(mass > 1, square, 0.0).sqrt()
-    # beyond it kappa_hat is `high`
+    # Beyond it kappa_hat is `high`
     ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)
     return inverse_mean_cosine(torch.minimum(r, ceiling), d).clamp(low, high)
 
