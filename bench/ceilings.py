@@ -14,7 +14,9 @@ from ebmvk.engine.vulkan import Vulkan
 
 @dataclass(frozen=True)
 class Ceilings:
-    """copy_gbs: bytes read and written per second, in GB. product_gflops: of a large float32 matrix
+    """The limits of a device.
+
+    copy_gbs: bytes read and written per second, in GB. product_gflops: of a large float32 matrix
     product. arithmetic_gflops: of multiply-adds in registers, if measured. source: what measured
     them.
     """

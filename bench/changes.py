@@ -20,8 +20,9 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 
 @dataclass
 class Changes:
-    """before: called with the number, from 1, of each change before it is made; may raise an error,
-    which the call then raises. made: the number of changes so far.
+    """Counts changes, and calls `before` with the number of each one, from 1, before it is made.
+
+    If `before` raises an error, the call that makes the change raises it. made: the number so far.
     """
 
     before: Callable[[int], None]

@@ -1,5 +1,4 @@
-"""`python -m bench.experiments`: tables of training runs that differ in a few flags, over several
-seeds.
+"""`python -m bench.experiments`: tables of training runs that differ in a few flags.
 
 Runs are done one after another, each by `python -m ebmvk.train` in FOLDER/TABLE/NAME-SEED. Finished
 runs are not repeated and interrupted ones continue, so the same command completes a table. A seed

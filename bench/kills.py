@@ -67,8 +67,10 @@ curriculum_target_splats = 20
 
 @dataclass
 class Runs:
-    """What training in `folder` is given, and what has happened to it: kills, the most steps that
-    one of them cost, runs that ended as they should, and those that did not."""
+    """A run in `folder`: its settings, and what happened to it.
+
+    Counts kills, the most steps that one of them cost, and runs that ended as they should or not.
+    """
 
     folder: Path
     flags: Sequence[str] = ()

@@ -1,5 +1,4 @@
-"""`python -m bench.models`: what the models cost in training and generation, compared with plain
-code.
+"""`python -m bench.models`: the cost of training and generation, compared with plain code.
 
 cache: one text of 256 tokens by a Mini-LLM of preset small with random weights, compared with
 reading everything again for each token. texts: eight texts together, and one by one.
@@ -53,7 +52,9 @@ from ebmvk.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Sizes:
-    """tokens: that each text writes. steps: of a training round. rows: windows in a batch, for a
+    """The sizes to measure.
+
+    tokens: that each text writes. steps: of a training round. rows: windows in a batch, for a
     Mini-LLM; for experts four times as many of a quarter of the length.
     """
 

@@ -1,5 +1,4 @@
-"""`python -m bench.peak`: the peak memory of evaluating a text and of training on a long text, in
-many processes.
+"""`python -m bench.peak`: the peak memory of evaluation and of training on a long text.
 
 It runs two commands several times, each time in a new process. `evaluate`: a nano model with
 GPT-2's 50,258 tokens on WikiText-2's test split. `train`: four steps of a nano model with 8,192

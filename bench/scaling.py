@@ -100,8 +100,7 @@ class Load:
 
 
 def predicted(load: Load, link: Link, step: float, serial: float, n: int) -> dict[str, float | None]:
-    """For n processes: bytes that a rank sends or receives per step, seconds, and the share of
-    work.
+    """For n processes: bytes that a rank sends or receives per step, seconds, share of work.
 
     step: seconds of a step with one process. serial: the share of it that can't be divided.
     """

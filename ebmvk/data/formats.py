@@ -1,5 +1,4 @@
-"""Recognises files that aren't plain text, by name and content, and says how to convert each of
-them.
+"""Recognises files that aren't plain text, and says how to convert each of them.
 
 Binary formats (PDF, ZIP …) are always refused; text with rows or markup (JSON, CSV, HTML …) unless
 --raw is given.

@@ -1,5 +1,4 @@
-"""Episodic memory: splats of the text that is being read, up to the current position (model section
-8).
+"""Episodic memory: splats of the text that is being read (model section 8).
 
 Each context becomes a splat of mass 1 with the token that followed it. The latest contexts are all
 compared with the next query; older ones are folded into a store, where the k nearest are looked up.

@@ -154,8 +154,9 @@ class Fit:
 
     @torch.no_grad()
     def said(self, memory: Memory, mode: Mode, limit: int) -> list[float]:
-        """The mean distance of each tier's p_mem from the uniform law over the text's first
-        contexts, in nats.
+        """The mean distance of each tier's p_mem from the uniform law, in nats.
+
+        The mean is over the text's first contexts.
 
         It is log V minus the entropy. If it is 0, the tier's law is just a power of the model's
         own.
@@ -212,8 +213,9 @@ class Fit:
     # ---- one tier after the other ----------------------------------------------------------------
 
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
-        """The memory with a tier's concentration, share and (for static splats) background of
-        largest likelihood.
+        """The memory with one tier's concentration and share of largest likelihood.
+
+        For static splats also the background.
 
         Every concentration is tried on the text's beginning, because the likelihood can have
         several maxima. The best ones, and the neighbours of the very best, are tried again on more

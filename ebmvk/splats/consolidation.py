@@ -73,8 +73,9 @@ def consolidate(store: SplatStore, target: int, backend: Backend, cost: Cost = m
 
 
 def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor:
-    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at
-    least one pair.
+    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first.
+
+    Merges at least one pair.
 
     Partners are looked for only for the lightest splats, four times as many as must go: merging
     heavy splats costs more, and the search takes time for every splat that asks.

@@ -134,8 +134,7 @@ def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most
 
 
 def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> SplatStore:
-    """The store with each splat that `which` (M,) bool marks divided in two; the second parts come
-    last.
+    """The store with each splat marked by `which` (M,) bool divided in two; second parts come last.
 
     The second part takes `share` (nnz,) of the counts, the part of the resultant in proportion to
     that mass, and `shift` (M, d) float64.

@@ -1,5 +1,6 @@
-"""Self-organised consolidation during training (model section 8): splats are born, grow, split,
-merge and fade.
+"""Self-organised consolidation during training (model section 8).
+
+Splats are born, grow, split, merge and fade.
 
 Between checks, states are collected. A check is one step of online EM. First, old statistics are
 multiplied by `soc_keep`, because the trunk that made them has changed since. Then the new states

@@ -88,8 +88,9 @@ class SplatStore:
         weight: Tensor | None = None,
         step: int = 0,
     ) -> SplatStore:
-        """The store of states that each belong to one splat. The background starts at nu = N,
-        alpha_inf = 1/2.
+        """The store of states that each belong to one splat.
+
+        The background starts at nu = N, which means alpha_inf = 1/2.
 
         Args:
             states: (n, d), of any floating dtype.
@@ -206,8 +207,7 @@ class SplatStore:
         )
 
     def merged(self, owner: Tensor) -> SplatStore:
-        """Merge the splats of each owner: statistics add, the earliest birth and the latest use
-        stay.
+        """Merge the splats of each owner: statistics add; earliest birth and latest use stay.
 
         owner: (M,) int64, renumbered without gaps.
         """
@@ -232,8 +232,9 @@ class SplatStore:
         )
 
     def absorbed(self, x: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor, step: int) -> SplatStore:
-        """Add contexts x (B, d) and the tokens (B,) that followed to splats ids (B, K), with
-        weights (B, K) >= 0.
+        """Add contexts x (B, d) and the tokens (B,) that followed to splats, with weights.
+
+        ids, weights: (B, K), weights >= 0.
 
         The weights also count as recalls of the splats at training step `step`.
         """
