@@ -37,7 +37,7 @@ class Recall:
         return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in ("law", "closest", "log_density")))
 
     def pooled(self, log_p_lex: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """The pool of p_mem and the lexical law, (B, V), and features (B, FEATURES) for a gate.
+        """The log of the pool of p_mem and p_lex, (B, V), and gate features (B, FEATURES).
 
         p_i = p_mem^share p_lex^(1 - share) / Z is the logarithmic pool (Genest and Zidek 1986), in
         which energies add: splats say what follows places like this one, the lexical law which of
