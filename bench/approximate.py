@@ -1,7 +1,7 @@
-"""`python -m bench.approximate`: recall and speed of approximate search against the exact top-k of the same points.
+"""`python -m bench.approximate`: recall and speed of approximate search, compared with exact top-k.
 
-Points lie around N / 200 random directions, cosine .7 with their own, and so do the queries: a store with structure. In
-uniform points there is none to find, and no index of this kind helps.
+Points and queries lie around N / 200 random directions, with a cosine of .7 to theirs, so the store
+has structure. Uniform points have none, and no index of this kind helps with them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ebmvk.engine import select
 from ebmvk.engine.approximate import ApproximateIndex, recall
 
 PER_CLUSTER = 200
-"""Points around one direction; their cosine with it is .7, as the noise is as long as the direction."""
+"""Points around one direction; their cosine with it is .7, because the noise is as long as it."""
 
 
 def clustered(n: int, d: int, clusters: int, seed: int) -> Tensor:
-    """Unit rows; the directions do not depend on `seed`."""
+    """Unit rows; the directions don't depend on `seed`."""
     centres, x = unit(clusters, d, 0), unit(n, d, seed)
     of = torch.randint(clusters, (n,), generator=torch.Generator().manual_seed(seed))
     for part, own in zip(torch.split(x, 1 << 16), torch.split(of, 1 << 16), strict=True):
@@ -35,10 +35,10 @@ def clustered(n: int, d: int, clusters: int, seed: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.approximate", description=__doc__)
-    parser.add_argument("--points", type=int, default=150_000, help="N")
-    parser.add_argument("--dimension", type=int, default=640, help="d")
-    parser.add_argument("--queries", type=int, default=1024, help="B")
-    parser.add_argument("--k", type=int, default=64, help="neighbours")
+    parser.add_argument("--points", type=int, default=150_000, help="number of points, N")
+    parser.add_argument("--dimension", type=int, default=640, help="dimension, d")
+    parser.add_argument("--queries", type=int, default=1024, help="number of queries, B")
+    parser.add_argument("--k", type=int, default=64, help="number of neighbours to find")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds; medians are reported")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)

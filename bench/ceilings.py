@@ -1,4 +1,4 @@
-"""What a device can do at most, measured on the device itself: GB/s of a copy, GFLOP/s of float32 arithmetic."""
+"""Measures the limits of a device: GB/s of a copy, GFLOP/s of float32 arithmetic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from ebmvk.engine.vulkan import Vulkan
 
 @dataclass(frozen=True)
 class Ceilings:
-    """copy_gbs: bytes read and written per second; product_gflops: of a large float32 matrix product;
-    arithmetic_gflops: of multiply-adds in registers, where that was measured. source: by what."""
+    """The limits of a device.
+
+    copy_gbs: bytes read and written per second, in GB. product_gflops: of a large float32 matrix
+    product. arithmetic_gflops: of multiply-adds in registers, if measured. source: what measured
+    them.
+    """
 
     copy_gbs: float
     product_gflops: float
@@ -27,7 +31,7 @@ class Ceilings:
         return max(self.product_gflops, self.arithmetic_gflops or 0.0)
 
     def least_seconds(self, flops: float, bytes_: float) -> float:
-        """The roofline: no work of this size can be done faster."""
+        """The roofline: seconds below which no work of this size can be done."""
         return max(flops / self.gflops, bytes_ / self.copy_gbs) / 1e9
 
     def __str__(self) -> str:
@@ -38,11 +42,12 @@ class Ceilings:
 def ceilings(backend: Backend, *, quick: bool = False) -> Ceilings:
     if isinstance(backend, Vulkan):
         return _vulkan(backend, quick=quick)
-    return of_torch(backend.projx(torch.eye(2)).device.type, quick=quick)  # where this backend's results lie
+    # Where this backend's results lie
+    return of_torch(backend.projx(torch.eye(2)).device.type, quick=quick)
 
 
 def of_torch(device: str, *, quick: bool = False) -> Ceilings:
-    """torch's copy and float32 product (TF32 off), the best of several."""
+    """Ceilings by torch's copy and float32 product (TF32 off), the best of several."""
     torch.set_float32_matmul_precision("highest")
     side, floats = (256, 1 << 16) if quick else (8192, 1 << 28) if device == "cuda" else (2048, 1 << 26)
     a, big = torch.randn(side, side, device=device), torch.ones(floats, device=device)
@@ -58,7 +63,7 @@ def of_torch(device: str, *, quick: bool = False) -> Ceilings:
 
 
 def _vulkan(backend: Vulkan, *, quick: bool) -> Ceilings:
-    """Submissions that stay on the device, from submitting to waiting: the host's copies are not in them."""
+    """Ceilings by submissions that stay on the device; times exclude copies with the host."""
     device = backend.capabilities
     slow = quick or device.type == "cpu"
     size = min(1 << (25 if slow else 28), device.memory_bytes // 8, device.max_allocation) // 16 * 16
@@ -77,7 +82,10 @@ def _vulkan(backend: Vulkan, *, quick: bool) -> Ceilings:
 
 
 def _until(target: float, seconds_of: Callable[[int], float]) -> tuple[int, float]:
-    """How much work takes `target` seconds, so that the ~30 us of a submission do not count, and what it takes."""
+    """The amount of work that takes `target` seconds, and its time.
+
+    It is long enough for the ~30 us of a submission not to matter.
+    """
     count = 1
     while (seconds := seconds_of(count)) < target and count < 1 << 16:
         count *= 2 if seconds > target / 8 else 8

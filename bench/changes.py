@@ -1,7 +1,7 @@
-"""Every change that this process makes to files, one by one: what kills and failures are injected at.
+"""Counts every change that this process makes to files, to inject kills and failures there.
 
-Counted are the calls of the standard library that everything here goes through: open for writing, write, fsync, mkdir,
-rename, replace, unlink, rmdir. A write counts twice, before it and after its first half.
+Counts the calls of the standard library that all our code uses: open for writing, write, fsync,
+mkdir, rename, replace, unlink, rmdir. A write counts twice: before it and after its first half.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 
 @dataclass
 class Changes:
-    """before: told the number, from 1, of a change that is about to be made; what it raises, the call raises.
-    made: how many there were."""
+    """Counts changes, and calls `before` with the number of each one, from 1, before it is made.
+
+    If `before` raises an error, the call that makes the change raises it. made: the number so far.
+    """
 
     before: Callable[[int], None]
     made: int = 0
@@ -33,7 +35,7 @@ class Changes:
 
 @contextmanager
 def watched(before: Callable[[int], None]) -> Iterator[Changes]:
-    """Within the block, tell `before` of every change."""
+    """Within the block, call `before` before every change."""
     changes, open_file = Changes(before), io.open
 
     def telling(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +57,7 @@ def watched(before: Callable[[int], None]) -> Iterator[Changes]:
 
 
 class _Written:
-    """A file whose writes are told of, and come in halves."""
+    """A file that reports its writes and makes each in two halves."""
 
     def __init__(self, file: Any, changes: Changes) -> None:
         self._file, self._changes = file, changes
@@ -79,7 +81,7 @@ class _Written:
 
 
 def kill_at(nth: int) -> Callable[[int], None]:
-    """SIGKILL to this process at its n-th change."""
+    """Sends SIGKILL to this process at its n-th change."""
 
     def before(number: int) -> None:
         if number == nth:
@@ -89,7 +91,7 @@ def kill_at(nth: int) -> Callable[[int], None]:
 
 
 def fail_at(first: int, error: int, *, lasting: bool) -> Callable[[int], None]:
-    """OSError of number `error` at one change, and where it is lasting at all that follow."""
+    """Raises an OSError with number `error` at one change, and if `lasting` at all later ones."""
 
     def before(number: int) -> None:
         if number == first or (lasting and number > first):
@@ -99,12 +101,15 @@ def fail_at(first: int, error: int, *, lasting: bool) -> Callable[[int], None]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a fork of this process to its end; its exit status, negative for a signal. 99: it raised."""
+    """Run `work` in a fork of this process and wait for it.
+
+    Returns its exit status; negative: killed by that signal; 99: it raised an error.
+    """
     return os.waitstatus_to_exitcode(os.waitpid(start(work), 0)[1])
 
 
 def start(work: Callable[[], object]) -> int:
-    """`forked`, without waiting for its end: the number of its process."""
+    """Like `forked`, without waiting; returns the process id."""
     child = os.fork()
     if child:
         return child

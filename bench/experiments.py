@@ -1,13 +1,16 @@
-"""`python -m bench.experiments`: tables of training runs that differ in a few flags, over several seeds.
+"""`python -m bench.experiments`: tables of training runs that differ in a few flags.
 
-Runs come one after another, each a `python -m ebmvk.train` of its own in FOLDER/TABLE/NAME-SEED. A run that is finished
-is not repeated and one that was stopped goes on, so the same command completes a table. A seed fixes the order of the
-text whatever the model is, so that rows differ seed by seed in nothing but their flags. Figures are of the whole
-validation split, exact; minutes are those of the training steps. Heads' entropy (nats) and distance (tokens) are means
-over all heads on the beginning of validation, `spread` the deviation of the heads' distances.
+Runs are done one after another, each by `python -m ebmvk.train` in FOLDER/TABLE/NAME-SEED. Finished
+runs are not repeated and interrupted ones continue, so the same command completes a table. A seed
+fixes the order of the text for every model, so that for each seed rows differ only in their flags.
 
-With --equal-time each row takes as many steps as fit into the time of the first one's: by the medians of TIMED steps of
-each row, trained for that alone: what else the machine does meanwhile goes into them.
+Figures are exact, on the whole validation split; minutes are those of the training steps. The
+entropy (nats) and distance (tokens) of heads are means over all heads at the beginning of
+validation; `spread` is the standard deviation of the heads' distances.
+
+With --equal-time each row takes as many steps as fit into the time of the first row. The time of a
+step is the median over TIMED steps, in a training run just for that; other work on the machine
+affects it.
 """
 
 from __future__ import annotations
@@ -46,13 +49,13 @@ TABLES: dict[str, dict[str, str]] = {
         for name, flags in sweep.TABLES["infinito-ablation"].items()
     },
 }
-"""{table: {row: training flags}}; the others are compared with the first row."""
+"""{table: {row: training flags}}; other rows are compared with the first one."""
 COMMON = ("--quiet", "--sample-tokens", "0")
-"""Samples are not looked at here, and take as long as the steps between them."""
+"""Nobody looks at the samples, and writing them takes as long as the steps between them."""
 QUICK, QUICK_STEPS = ("--size", "nano", "--batch-size", "4", "--eval-tokens", "200"), 6
 FIGURES = ("nats_per_token", "ppl_word", "minutes", "parameters", "tokens", "entropy", "distance", "spread")
 TIMED = 40
-"""Steps by which a row is timed; the first half warms up."""
+"""The number of steps that time a row; the first half warms up."""
 
 
 Found = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -61,17 +64,19 @@ Found = Mapping[tuple[str, int], Mapping[str, Any]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
-    parser.add_argument("--table", choices=TABLES, default="ablation", help="which runs")
-    parser.add_argument("--seeds", type=_seeds, default=(42, 43, 44), help="by commas")
-    parser.add_argument("--folder", type=Path, default=Path("runs/experiments"), help="where the runs are")
-    parser.add_argument("--size", default="tiny", help="of the model, as of ebmvk.train")
-    parser.add_argument("--dataset", default="wikitext-2", help="the text, as of ebmvk.train")
-    parser.add_argument("--steps", type=int, default=None, help="of each run; by default the size's")
-    parser.add_argument("--equal-time", action="store_true", help="steps of each row by the time that its steps take")
-    parser.add_argument("--flags", default="", help="more training flags of every run, in one string")
-    parser.add_argument("--threads", type=int, default=None, help="of torch, by OMP_NUM_THREADS")
-    parser.add_argument("--only", default=None, help="train this row only; the others appear as far as they are done")
-    parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text: only to see that it runs")
+    parser.add_argument("--table", choices=TABLES, default="ablation", help="the table of runs")
+    parser.add_argument("--seeds", type=_seeds, default=(42, 43, 44), help="separated by commas")
+    parser.add_argument("--folder", type=Path, default=Path("runs/experiments"), help="the folder for the runs")
+    parser.add_argument("--size", default="tiny", help="size of the model, as for ebmvk train")
+    parser.add_argument("--dataset", default="wikitext-2", help="the text, as for ebmvk train")
+    parser.add_argument("--steps", type=int, default=None, help="steps of each run; by default those of the size")
+    parser.add_argument(
+        "--equal-time", action="store_true", help="give all rows equal training time instead of equal steps"
+    )
+    parser.add_argument("--flags", default="", help="more training flags for every run, in one string")
+    parser.add_argument("--threads", type=int, default=None, help="torch threads, set by OMP_NUM_THREADS")
+    parser.add_argument("--only", default=None, help="train only this row; show others if they are done")
+    parser.add_argument("--quick", action="store_true", help="nano, six steps, built-in text; only tests that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags"))
     if options.equal_time and options.steps is None and not options.quick:
@@ -98,8 +103,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def planned(options: argparse.Namespace, times: Mapping[str, float]) -> dict[tuple[str, int], PlannedRun]:
-    """{(row, seed): run}, seed by seed, so that a table stopped half way has whole seeds. times: {row: seconds of a
-    step} where rows are to take equal time, else empty."""
+    """{(row, seed): run}, seed by seed, so that an interrupted table has complete seeds.
+
+    times: {row: seconds of a step} for rows of equal time, else empty.
+    """
     table = TABLES[options.table]
     steps = QUICK_STEPS if options.quick else options.steps
     of_row = {row: round(steps * times[next(iter(table))] / times[row]) if times else steps for row in table}
@@ -123,7 +130,7 @@ def _planned(options: argparse.Namespace, row: str, seed: int, name: str, steps:
 
 
 def timed(options: argparse.Namespace) -> dict[str, float]:
-    """{row: seconds of a step}, of a run of its own for each row."""
+    """{row: seconds of a step}, from a separate run for each row."""
     found = {}
     for row in TABLES[options.table]:
         run = _planned(options, row, 0, f"{row}-timed", QUICK_STEPS if options.quick else TIMED)
@@ -135,7 +142,7 @@ def timed(options: argparse.Namespace) -> dict[str, float]:
 
 
 def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
-    """Of a finished run: its figures on the whole validation split, and what made them."""
+    """The figures of a finished run on the whole validation split, and its settings."""
     start, end = (run.events(event)[-1] for event in ("start", "end"))
     return {
         "row": row,
@@ -155,21 +162,21 @@ def figures(row: str, seed: int, run: PlannedRun) -> dict[str, Any]:
 
 
 def heads(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Over all heads of the layers of an end's record."""
+    """Means over all heads in all layers of an end's record."""
     entropy, distance = ([value for own in layers for value in own[name]] for name in ("entropy", "distance"))
     return {"entropy": mean(entropy), "distance": mean(distance), "spread": pstdev(distance)}
 
 
-# ---- the table -----------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+    """Mean and standard deviation over seeds; None for the deviation of a single seed."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 def summary(rows: Sequence[str], seeds: Sequence[int], found: Found) -> list[dict[str, Any]]:
-    """A line per row that has a run: figures over seeds, and nats per token less the first row's, seed by seed."""
+    """A line for each row with a run: figures over seeds, and nats minus the first row's."""
     lines = []
     for row in rows:
         done = [seed for seed in seeds if (row, seed) in found]

@@ -1,20 +1,23 @@
 #!/bin/sh
-# Builds from the source tree on an offline machine with a GPU, tests there, and measures: nothing is fetched.
+# Builds the project on an offline machine with a GPU, tests and measures it there. Fetches nothing.
 #
 #   bench/gpu.sh [--quick] [FOLDER [STEP...]]
 #
-# FOLDER takes logs and figures (default: $OUT). STEPs: build doctor tests ops peers (default: all of them, in this order;
-# the others need a build of before). --quick: few tests, tiny sizes, and a CPU in disguise such as lavapipe will do.
+# FOLDER: where logs and figures go (default: $OUT). STEPs: build doctor tests ops peers (default:
+# all of them, in this order; the others need an earlier build). --quick: few tests and tiny sizes;
+# a CPU that acts as a GPU, such as lavapipe, is enough.
 #
 # Environment:
-#   PYTHON              Python 3.11 to 3.13 that has torch (default: python3)
-#   WHEELS              folder of wheels, from which modules that PYTHON lacks are installed
-#   EBMVK_PREFIX        folder with what the system lacks (include, lib, bin): for example the `usr` of unpacked packages
-#   KOMPUTE_SOURCE_DIR  unpacked sources of Kompute 0.9.0 (sdist kp); else kp-0.9.0 or kp-0.9.0.tar.gz in the tree or beside it
-#   EBMVK_TEST_DEVICE   vulkan:<i> (default: the first Vulkan device that is not a CPU)
-#   EBMVK_COMMIT        commit of a tree without its history
+#   PYTHON              Python 3.11 to 3.13 with torch (default: python3)
+#   WHEELS              folder of wheels, to install modules that PYTHON lacks
+#   EBMVK_PREFIX        folder with what the system lacks (include, lib, bin), for example the `usr`
+#                       of unpacked packages
+#   KOMPUTE_SOURCE_DIR  unpacked sources of Kompute 0.9.0 (sdist kp); default: kp-0.9.0 or
+#                       kp-0.9.0.tar.gz in the tree or beside it
+#   EBMVK_TEST_DEVICE   vulkan:<i> (default: the first Vulkan device that isn't a CPU)
+#   EBMVK_COMMIT        the commit, if the tree has no history
 #
-# Exit status: 0 all well; 1 a step failed (the others were still done); 2 something is missing.
+# Exit status: 0 if all is well; 1 if a step failed (the others still ran); 2 if something is missing.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -63,8 +66,8 @@ if [ -n "${EBMVK_PREFIX:-}" ]; then
 fi
 
 # ------------------------------------------------------------------------------------------------ what there is
-# A venv of our own, so that nothing is installed elsewhere. PYTHON may be a venv's itself, whose packages
-# --system-site-packages would not find: a .pth adds them, with the .pth files among them.
+# Use a new venv, so that nothing is installed elsewhere. If PYTHON belongs to a venv itself,
+# --system-site-packages would not find its packages, so a .pth file adds them and their .pth files.
 make_venv() {
     base=${PYTHON:-python3}
     have "$base" || fail "there is no $base" "try: PYTHON=/path/to/python3 $0"
@@ -99,7 +102,7 @@ modules() {
     if [ -n "$missing" ] && [ -n "${WHEELS:-}" ]; then
         say "installing from $WHEELS what Python lacks: $missing"
         "$python" -m pip --version >/dev/null 2>&1 || fail "Python has no pip to install wheels with"
-        # One by one: a wheel that is not there must not cost the others.
+        # One by one, so that a missing wheel doesn't prevent the others.
         for wheel in "$WHEELS"/*.whl; do
             "$python" -m pip install --disable-pip-version-check --quiet --no-index --no-deps "$wheel" \
                 >>"$out/build.log" 2>&1 || say "not installed: $wheel (see $out/build.log)"

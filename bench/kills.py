@@ -1,10 +1,10 @@
-"""Training that is killed, again and again, and resumed: does every run go on, and end in the bits of one left alone?
+"""Kills training again and again and resumes it. Does every run end like one that was never killed?
 
     python -m bench.kills --kills 500            SIGKILL at random moments
-    python -m bench.kills --changes --every 7    SIGKILL at each seventh change that a run makes to files
+    python -m bench.kills --changes --every 7    SIGKILL at every seventh change to a file
 
-Runs are of nano size, deterministic, of a few steps, with a checkpoint at every second one. Each is a fork of this
-process, which has trained before, so that a kill costs a fraction of a second.
+Runs are of nano size, deterministic and short, with a checkpoint at every second step. Each run is
+a fork of this process, which has trained before, so that a kill costs a fraction of a second.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ curriculum_target_splats = 20
 
 @dataclass
 class Runs:
-    """What training in `folder` is given, and what has happened to it: kills, the most steps that one of them cost,
-    runs that ended as they should, and those that did not."""
+    """A run in `folder`: its settings, and what happened to it.
+
+    Counts kills, the most steps that one of them cost, and runs that ended as they should or not.
+    """
 
     folder: Path
     flags: Sequence[str] = ()
@@ -84,7 +86,10 @@ class Runs:
         (self.folder / "nano.toml").write_text(NANO, encoding="utf-8")
 
     def train(self, run: Path) -> int:
-        """Begin the run or go on with it, as a person would; the exit status. To be called in a fork."""
+        """Begin or resume the run, as a person would; returns the exit status.
+
+        Call it in a fork.
+        """
         begun = (run / "config.toml").is_file()
         new = ("--dataset", self.folder / "text.txt", "--config", self.folder / "nano.toml", "--steps", STEPS)
         args = ("--resume",) if begun else (*new, "--deterministic", "--device", "cpu", *self.flags)
@@ -96,7 +101,7 @@ class Runs:
             return train([str(arg) for arg in ("--run-dir", run, *args)])
 
     def was_killed(self, run: Path) -> None:
-        """Count the kill and the steps it cost: those in the metrics that are in no checkpoint."""
+        """Count a kill and the steps it cost: those in the metrics but in no checkpoint."""
         done = max(losses(run), default=0)
         kept = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
         self.kills, self.lost = self.kills + 1, max(self.lost, done - kept)
@@ -104,12 +109,12 @@ class Runs:
             self.faults.append(f"{run}: lost {done - kept} steps")
 
     def ended(self, run: Path, status: int) -> None:
-        """Note a run that ended by itself."""
+        """Note a run that ended without a kill."""
         if status:
             self.faults.append(f"{run}: ended by itself with status {status}")
 
     def finish(self, run: Path, reference: dict[str, bytes]) -> None:
-        """Let a run that was killed come to its end, and compare it."""
+        """Let a killed run finish, and compare it with the whole one."""
         status = forked(lambda: self.train(run))
         if status:
             self.faults.append(f"{run}: resumed with status {status}")
@@ -121,7 +126,7 @@ class Runs:
 
 
 def losses(run: Path) -> dict[int, float]:
-    """The loss of each step, as it was last taken."""
+    """The last recorded loss of each step."""
     path = run / "metrics.jsonl"
     steps = read_metrics(path).steps if path.is_file() else []
     return {row["step"]: row["loss"] for row in steps}
@@ -134,7 +139,7 @@ def last(run: Path) -> dict[str, bytes]:
 
 
 def at_random(runs: Runs, reference: dict[str, bytes], kills: int, longest: float, seed: int) -> None:
-    """SIGKILL after a time between 0 and `longest` seconds, and on with the same run until it ends by itself."""
+    """Send SIGKILL after 0 to `longest` seconds and resume, until the run ends by itself."""
     moments, number = random.Random(seed), 0
     while runs.kills < kills:
         number += 1
@@ -157,7 +162,10 @@ def _killed_after(seconds: float, runs: Runs, run: Path) -> bool:
 
 
 def at_changes(runs: Runs, reference: dict[str, bytes], every: int) -> None:
-    """SIGKILL at each `every`-th change of a run of its own, until a run makes no more changes."""
+    """Send SIGKILL at every `every`-th change, until a run makes no more changes.
+
+    Each change is tried in a new run.
+    """
     nth, status = 1, -signal.SIGKILL
     while status == -signal.SIGKILL:
         run = runs.folder / f"change-{nth}"
@@ -177,15 +185,16 @@ def at_changes(runs: Runs, reference: dict[str, bytes], every: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=500, help="at random moments")
-    parser.add_argument("--changes", action="store_true", help="at changes to files instead")
-    parser.add_argument("--every", type=int, default=1, help="with --changes: at each so many-th")
-    parser.add_argument("--flags", default="", help="more flags of `ebmvk train`, as --model plain")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=500, help="number of kills at random moments")
+    parser.add_argument("--changes", action="store_true", help="kill at changes to files instead")
+    parser.add_argument("--every", type=int, default=1, help="with --changes: kill at every N-th change")
+    parser.add_argument("--flags", default="", help="more flags for `ebmvk train`, such as --model plain")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    vars(html)["line_plot"] = lambda *_, **__: ""  # most of the time of so short a run, and of no file
+    # Most of the time of so short a run, and of no file
+    vars(html)["line_plot"] = lambda *_, **__: ""
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), options.flags.split())
         for name in ("warm", "whole"):  # in this process, so that forks find everything imported

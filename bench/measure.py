@@ -1,4 +1,4 @@
-"""Timing, device facts, sizes and problems that the benchmarks share."""
+"""Shared by the benchmarks: timing, device facts, sizes and problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repetition."""
+    """The seconds of each repetition."""
 
     seconds: tuple[float, ...]
 
@@ -36,18 +36,19 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Largest minus smallest, relative to the median."""
+        """The largest minus the smallest time, relative to the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
     def per(self, units: int) -> dict[str, float]:
-        """Seconds per unit of work, as the JSON has them."""
+        """Seconds per unit of work, as stored in JSON."""
         return {"median": self.median / units, "spread": self.spread}
 
 
 def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
-    """Each work once per round, so that what else the machine does falls on all alike; one unmeasured round first.
+    """Times each work once per round, so that other load on the machine affects all alike.
 
-    A work that leaves something running on a CUDA device is timed to its end.
+    One unmeasured round comes first. Work that leaves something running on a CUDA device is timed
+    to its end.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
@@ -63,8 +64,12 @@ def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """d, k: dimension, neighbours or candidates; stores: points N, of which `n` is the one that chains and peers use;
-    large: further N; batches: queries B; sphere: (B, d); chains: how many, `counts` for flatness; steps of a run."""
+    """The sizes to measure.
+
+    d: dimension. k: neighbours or candidates. stores: numbers of points N; `n` is the one for
+    chains and peers. large: more values of N. batches: numbers of queries B. sphere: (B, d).
+    chains: their number; `counts` for the flatness. steps: of a run.
+    """
 
     name: str
     d: int
@@ -125,7 +130,7 @@ QUICK = Sizes(
 
 
 def sizes(backend: Backend, *, quick: bool) -> Sizes:
-    """By what the device is; says which and why."""
+    """Chooses sizes for the device; prints which and why."""
     if quick:
         size, why = QUICK, "--quick: only to see that it runs"
     elif isinstance(backend, Vulkan) and backend.capabilities.type == "cpu":
@@ -137,7 +142,7 @@ def sizes(backend: Backend, *, quick: bool) -> Sizes:
 
 
 def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str, Any]:
-    """What the figures were measured on, with what, and by which command: `module` with `argv`, or the process's."""
+    """The facts about the figures: machine, versions and command (`module` with `argv`)."""
     return {
         "device": backend.device,
         "backend": backend.name,
@@ -152,7 +157,7 @@ def facts(backend: Backend, module: str, argv: Sequence[str] | None) -> dict[str
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        # Unset, torch's threads spin for long between two operations: bad where others work.
+        # If it isn't set, torch's threads spin between operations, which disturbs other processes.
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "cuda": _cuda_facts(),
         "command": command_line(module, argv),
@@ -194,12 +199,12 @@ def _cpuinfo(key: str) -> str:
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
-    """What a person would type for `module`'s main(argv)."""
+    """The command line that calls `module`'s main(argv)."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def commit() -> str | None:
-    """EBMVK_COMMIT where it is set, for a tree without its history; else git's word, `-dirty` with changes."""
+    """The commit: EBMVK_COMMIT for a tree without history, else git's, `-dirty` if changed."""
     if "EBMVK_COMMIT" in os.environ:
         return os.environ["EBMVK_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -221,7 +226,7 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
-    """Uniform unit rows: of all stores the one whose scores lie closest together. Made piece by piece, in place."""
+    """Uniform unit rows, the store with the closest scores; made piece by piece, in place."""
     x, g = torch.empty(rows, d), torch.Generator().manual_seed(seed)
     for part in torch.split(x, 1 << 16):
         part.normal_(generator=g)
@@ -231,7 +236,7 @@ def unit(rows: int, d: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ChainProblem:
-    """Chains in a mixture of K candidates each at one level; arguments of `Backend.langevin`."""
+    """Chains, each in its own mixture of K candidates: arguments of `Backend.langevin`."""
 
     x: Tensor
     v: Tensor
@@ -253,7 +258,7 @@ class ChainProblem:
 
 
 KAPPA, STEP_SIZE, GAMMA = 50.0, 0.005, 7.0
-"""One level near where modes separate at d = 640 (model section 7): every candidate counts, none can be skipped."""
+"""One level near the separation of modes at d = 640 (model section 7); all candidates count."""
 
 
 def schedule(steps: int) -> Schedule:

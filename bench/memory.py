@@ -1,12 +1,15 @@
-"""`python -m bench.memory`: what the static memory of a trained model is worth, and what makes it so.
+"""`python -m bench.memory`: what the static memory of a trained model is worth, and why.
 
-On half of the validation documents concentration, background and gate are fitted; the other half scores them, so that
-no figure is of the text it was tuned on. Tables: the gain over the number of splats, with the time that building took,
-the coverage, the gain of a calibration of the model without any memory (fitted on the same half), and two scrambled
-controls, with the memory's gate and with share and gate fitted anew; merging by description length beside
-merging by angle, near pairs at random and any pairs at random, at equal size; and what the search from coarse to fine
-costs and misses, at the model's d and at 640: the states turned into 640 dimensions at random, with noise of a third of
-their length.
+Concentration, background and gate are fitted on half of the validation documents; the other half
+scores them, so no figure is in sample. There are three tables:
+
+- the gain by number of splats, with building time and coverage, and for comparison the gain of a
+  calibration without memory and of two scrambled controls (with the memory's gate, and with their
+  own share and gate);
+- merging by description length, by angle, of near pairs at random and of any pairs at random, at
+  equal size;
+- what the search from coarse to fine costs and misses, at the model's d and at 640. For 640 the
+  states are rotated into 640 dimensions at random, with noise of a third of their length.
 """
 
 from __future__ import annotations
@@ -43,9 +46,12 @@ from ebmvk.splats.store import SplatStore
 
 @dataclass(frozen=True)
 class Sizes:
-    """splats: numbers whose gain is measured; start, merged: splats before and after merging; contexts: of the training
-    text, None meaning all; tokens: of the validation text, tuning and scoring together; searched: splats whose search
-    from coarse to fine is looked at."""
+    """The sizes to measure.
+
+    splats: numbers of splats for the gain. start, merged: splats before and after merging.
+    contexts: of the training text; None: all. tokens: of the validation text, tuning and scoring
+    together. searched: splats for the search from coarse to fine.
+    """
 
     splats: tuple[int, ...]
     start: int
@@ -61,18 +67,18 @@ WIDE, NOISE, ASKED = 640, 1 / 3, 4096
 
 
 def by_angle(_: SplatStore, __: Tensor, ___: Tensor, cosine: Tensor) -> Tensor:
-    """The nearest first."""
+    """Costs that merge the nearest pairs first."""
     return -cosine
 
 
 def at_random(seed: int) -> Cost:
-    """Pairs of near splats in random order."""
+    """Costs that merge near pairs in random order."""
     random = torch.Generator().manual_seed(seed)
     return lambda _, i, __, ___: torch.rand(len(i), generator=random)
 
 
 def any_pairs(store: SplatStore, target: int, seed: int) -> SplatStore:
-    """Disjoint pairs of any splats, again where pairs don't suffice."""
+    """Merges disjoint pairs of any splats, repeatedly if one round isn't enough."""
     random = torch.Generator().manual_seed(seed)
     while store.n > target:
         order, pairs = torch.randperm(store.n, generator=random), min(store.n - target, store.n // 2)
@@ -83,7 +89,7 @@ def any_pairs(store: SplatStore, target: int, seed: int) -> SplatStore:
 
 
 def halves(stream: TokenStream) -> tuple[TokenStream, TokenStream]:
-    """Its documents up to the one that begins nearest to its middle, and the rest."""
+    """A stream in two parts, divided at the document border nearest to its middle."""
     inner = stream.starts[1:]
     cut = int(inner[np.abs(inner - len(stream) // 2).argmin()]) if len(inner) else len(stream) // 2
     first = TokenStream(stream.name, stream.tokens[:cut], stream.starts[stream.starts < cut], stream.word_level)
@@ -115,12 +121,14 @@ class Bench:
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
-        """Nats per token of the scoring part with the splats minus those without them, calibrated or not; the splats'
-        coverage."""
+        """The gain of splats on the scoring part, their coverage.
+
+        The gain is in nats per token, over the model without memory, calibrated or not.
+        """
         return self._fitted(store)[1]
 
     def controlled(self, store: SplatStore) -> dict[str, Any]:
-        """`worth`, and both scrambled controls."""
+        """`worth`, with both scrambled controls."""
         memory, found = self._fitted(store)
         anew = self.tuning.controlled(memory, "static", lambda _: None)
         for name, own in (("", memory.scrambled()), ("_fitted_anew", anew.scrambled())):
@@ -146,7 +154,7 @@ class Bench:
 
 
 def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
-    """The gain for each number of splats and seed, and the seconds of building them from the states."""
+    """The gain and the building time for each number of splats and each seed."""
     for splats in sizes.splats:
         for seed in range(seeds):
             began = time.perf_counter()
@@ -164,7 +172,7 @@ def gains(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def mergers(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
-    """The gain of what merging leaves, way by way, at equal size."""
+    """The gain after merging in each way, at equal size."""
     for seed in range(seeds):
         store = bench.build(sizes.start, seed)
         for target in sizes.merged:
@@ -183,8 +191,11 @@ def mergers(bench: Bench, sizes: Sizes, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def searches(bench: Bench, sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Seconds of clustering, the share of states that joined the nearest of all centroids, and the mean cosine to the
-    one they joined and to the nearest."""
+    """The cost and the misses of the search from coarse to fine.
+
+    Seconds of clustering, the share of states that joined the nearest centroid of all, and the mean
+    cosine to the joined centroid and to the nearest one.
+    """
     marks = token_marks(bench.model)
     for d in dict.fromkeys((bench.states.shape[1], WIDE)):
         states = bench.states if d == bench.states.shape[1] else widened(bench.states, d)
@@ -212,7 +223,7 @@ def searches(bench: Bench, sizes: Sizes) -> Iterator[dict[str, Any]]:
 
 
 def widened(states: Tensor, d: int) -> Tensor:
-    """Unit rows (n, d) in half precision: the states, turned into d dimensions at random, and noise."""
+    """Unit rows (n, d) in half precision: states rotated at random into d dimensions, and noise."""
     random = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(d, states.shape[1], generator=random))[0].T
     wide = torch.empty(len(states), d, dtype=torch.float16)
@@ -223,7 +234,7 @@ def widened(states: Tensor, d: int) -> Tensor:
 
 
 def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:
-    """Mean and range of the gain over seeds, for each size and value of `key`."""
+    """The mean and range of the gain over seeds, for each size and value of `key`."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["splats"] if key == "way" else row["asked"], row[key]), []).append(row)
@@ -240,10 +251,12 @@ def summary(rows: Sequence[dict[str, Any]], key: str) -> list[list[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder, or one checkpoint folder")
-    parser.add_argument("--data-dir", type=Path, default=None, help="local data sets; EBMVK_DATA_DIR")
+    parser.add_argument(
+        "--data-dir", type=Path, default=None, help="folder with local data sets; by default EBMVK_DATA_DIR"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, vulkan, vulkan:INDEX or reference")
-    parser.add_argument("--seeds", type=int, default=3, help="of clustering and of random merging")
-    parser.add_argument("--quick", action="store_true", help="small sizes, only to see that it runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, for clustering and random merging")
+    parser.add_argument("--quick", action="store_true", help="small sizes; only tests that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     if options.seeds < 1:

@@ -1,19 +1,21 @@
-"""`python -m bench.models`: what the models cost to train and to read text from, beside plain ways of the same work.
+"""`python -m bench.models`: the cost of training and generation, compared with plain code.
 
-cache: one text of 256 tokens of a Mini-LLM of the small preset with random weights, and the same by reading everything
-again for each token. texts: eight together, and one by one.
+cache: one text of 256 tokens by a Mini-LLM of preset small with random weights, compared with
+reading everything again for each token. texts: eight texts together, and one by one.
 
-training: a TinyGPT of the small preset in our trainer, with everything that it does (checks, records, and a checkpoint
-at the end of a round, which is as long as from one to the next by default), and the same model in the loop that one
-writes on an afternoon: random windows, cross-entropy of the logits, nothing recorded; both with AdamW, both with Muon
-(the loop with torch's), and ours with Muon, which is the default, beside the loop with AdamW. And a Mini-LLM of the
-small preset, 2,048 tokens a step, without a checkpoint, which would weigh more there than in a run.
+training: a TinyGPT of preset small in our trainer with everything it does (checks, records, and a
+checkpoint at the end of a round, as often as by default), compared with the same model in the loop
+that one writes in an afternoon: random windows, cross-entropy of the logits, no records. Both with
+AdamW; both with Muon (the loop with torch's); and ours with Muon, the default, against the loop
+with AdamW. Also a Mini-LLM of preset small, 2,048 tokens a step, without a checkpoint, which would
+weigh more here than in a run.
 
-experts: a step of the trainer for a TinyGPT without experts, and with four of which each token visits one: equal active
-parameters, at 2,048 and at 8,192 tokens a step, with AdamW, whose work per parameter is least, and with Muon, which
-orthogonalises four times as many matrices however many tokens there are.
+experts: a step of the trainer for a TinyGPT without experts, and with four experts of which each
+token visits one. Active parameters are equal, at 2,048 and at 8,192 tokens a step; with AdamW,
+which does the least work per parameter, and with Muon, which orthogonalises four times as many
+matrices for any number of tokens.
 
-Ratios are medians of interleaved rounds, of the plain way over ours: above 1 means that ours is faster.
+Ratios are medians of interleaved rounds, plain over ours: above 1 means that ours is faster.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from ebmvk.config.schema import Config, LangevinConfig, replace
 from ebmvk.config.sizes import RECIPES, fast_precision
 from ebmvk.config.toml import read_toml
 from ebmvk.data.datasets import resolve
-from ebmvk.data.tokenizer import character_tokenizer, train_tokenizer
+from ebmvk.data.tokenizer_kinds import character_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine.device import Device, open_device
@@ -50,8 +52,11 @@ from ebmvk.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Sizes:
-    """tokens: written by each text; steps: of a training round; rows: windows in a batch, of a Mini-LLM and, four times
-    as many of a quarter of its length, for experts."""
+    """The sizes to measure.
+
+    tokens: that each text writes. steps: of a training round. rows: windows in a batch, for a
+    Mini-LLM; for experts four times as many of a quarter of the length.
+    """
 
     vocab_size: int
     tokens: int
@@ -62,18 +67,18 @@ class Sizes:
 FULL, QUICK = Sizes(8192, 256, 200, 8), Sizes(300, 8, 2, 1)
 TEXTS, PROMPT = 8, "the quick brown fox "
 Pair = tuple[Work, Work]
-"""The plain way and ours."""
+"""The plain code and ours."""
 Optimizers = Callable[[LanguageModel], list[torch.optim.Optimizer]]
 
 
 def recipe(name: str, **more: object) -> Config:
-    """The configuration of a preset, in the precision that training takes here."""
+    """The configuration of a preset, in the precision that training uses here."""
     values = read_toml(RECIPES / f"{name}.toml") | {"precision": fast_precision()} | more
     windows = dict.fromkeys(("context_local", "context_medium", "context_global"), values["seq_length"])
     return replace(Config(), {**values, **windows})
 
 
-# ---- generation ----------------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
 
 
 def _generator(device: Device, of: Sizes) -> Generator:
@@ -109,7 +114,7 @@ def read_again(model: LanguageModel, ids: list[int], tokens: int) -> list[int]:
     return ids
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
@@ -117,14 +122,14 @@ def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
 
 
 def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
-    """The same parameters to the same kind of optimiser as ours."""
+    """Gives the same parameters to the same kind of optimiser as ours."""
     hidden = {name for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
     matrices, rest = ([p for n, p in model.named_parameters() if (n in hidden) == which] for which in (True, False))
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
 
 
 def training(optimizer: str, optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
-    """optimizer: of our trainer; optimizers: of the plain loop."""
+    """optimizer: of our trainer. optimizers: of the plain loop."""
     config = recipe("tinygpt-small", optimizer=optimizer)
     ours, plain = (_trainer(config, device, folder) for _ in range(2))
     return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)
@@ -143,7 +148,7 @@ def training_minillm(device: Device, of: Sizes, folder: Path) -> Pair:
 
 
 def experts(optimizer: str, times: int, device: Device, of: Sizes, folder: Path) -> Pair:
-    """times: how many times as many tokens as of a step of a Mini-LLM here."""
+    """times: tokens per step, as a multiple of those of a Mini-LLM here."""
     shared = {"batch_size": 4 * of.rows * times, "moe_experts": 4, "moe_active": 1, "optimizer": optimizer}
     dense, sparse = (_trainer(recipe("tinygpt-small", **shared, use_moe=moe), device, folder) for moe in (False, True))
     steps = max(1, of.steps // (5 * times))
@@ -169,7 +174,7 @@ def _rounds(trainer: Trainer, steps: int) -> Work:
 
 
 def plain_loop(model: LanguageModel, optimizers: list[torch.optim.Optimizer], config: Config, steps: int) -> Work:
-    """What one writes first; the same model, precision, batch and clipping."""
+    """The simple loop, with the same model, precision, batch and clipping."""
     training, length = config.training, config.data.seq_length
     device = model.bias.device
     text = torch.from_numpy(np.random.default_rng(0).integers(len(model.bias), size=100_000))
@@ -205,16 +210,16 @@ COMPARED: dict[str, Callable[[Device, Sizes, Path], Pair]] = {
 }
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="as of the commands: cpu, cuda, vulkan, ...")
+    parser.add_argument("--device", default="cpu", help="as for the commands: cpu, cuda, vulkan, ...")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds; medians are reported")
-    parser.add_argument("--threads", type=int, default=None, help="of torch; by default all")
-    parser.add_argument("--only", choices=COMPARED, nargs="+", help="these comparisons, instead of all")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--threads", type=int, default=None, help="torch threads; by default all")
+    parser.add_argument("--only", choices=COMPARED, nargs="+", help="run only these comparisons")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; only tests that it runs")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     if options.threads:

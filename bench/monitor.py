@@ -1,9 +1,9 @@
-"""`python -m bench.monitor`: what monitoring costs of a training step.
+"""`python -m bench.monitor`: what monitoring adds to a training step.
 
-Steps of one run, of every two one by chance recorded and shown as `ebmvk train` does on a terminal (metrics.jsonl,
-alerts, the panel, and TensorBoard with --tensorboard), the other with nothing: what else the machine does falls on both
-alike.
-Consolidation is off, as its checks are no part of monitoring and would drown it.
+Of every two steps of a run, one chosen at random is recorded and shown as `ebmvk train` does on a
+terminal (metrics.jsonl, alerts, the panel, and TensorBoard with --tensorboard); the other isn't. So
+other load on the machine affects both alike. Consolidation is off: its checks don't belong to
+monitoring and would drown its cost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.measure import Timing, facts, introduce, write
 from ebmvk.config.schema import SIZES, Config, replace
 from ebmvk.config.sizes import derive
 from ebmvk.data.datasets import resolve
-from ebmvk.data.tokenizer import make_tokenizer
+from ebmvk.data.tokenizer_kinds import make_tokenizer
 from ebmvk.data.windows import encode_split
 from ebmvk.engine.device import Device, open_device
 from ebmvk.monitoring.alerts import Alerts
@@ -38,7 +38,7 @@ from ebmvk.training.trainer import Trainer
 
 
 class Silent(Monitor):
-    """Records and shows nothing."""
+    """A display that records and shows nothing."""
 
     def say(self, text: str) -> None:
         pass
@@ -51,7 +51,7 @@ class Silent(Monitor):
 
 
 class Timed(Monitor):
-    """Keeps the seconds of processor time of each step's recording."""
+    """Keeps the processor time, in seconds, of recording each step."""
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
         began = time.process_time()
@@ -66,12 +66,12 @@ class Timed(Monitor):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.monitor", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="nano", help="of the model, as of ebmvk.train")
-    parser.add_argument("--dataset", default="builtin", help="the text, as of ebmvk.train")
-    parser.add_argument("--device", default="cpu", help="as of ebmvk.train")
-    parser.add_argument("--repeats", type=int, default=100, help="steps of each kind")
-    parser.add_argument("--batch-size", type=int, default=None, help="by default the size's")
-    parser.add_argument("--tensorboard", action="store_true", help="write its files too")
+    parser.add_argument("--size", choices=SIZES, default="nano", help="size of the model, as for ebmvk train")
+    parser.add_argument("--dataset", default="builtin", help="the text, as for ebmvk train")
+    parser.add_argument("--device", default="cpu", help="as for ebmvk train")
+    parser.add_argument("--repeats", type=int, default=100, help="number of steps of each kind")
+    parser.add_argument("--batch-size", type=int, default=None, help="by default that of the size")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     device = open_device(options.device)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(
     options: argparse.Namespace, folder: Path, device: Device
 ) -> tuple[dict[str, Timing], dict[str, list[float]], list[float]]:
-    """Of both kinds of steps, timings and seconds of processor time; of the monitored ones, those of recording."""
+    """Timings and processor time of both kinds of steps, and the time of recording."""
     how: dict[str, Any] = {"log_every": 20, "total": 10**6, "done": 0}
     trainer = _trainer(options, folder, device)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -97,7 +97,8 @@ def measured(
             kinds = {"monitored": monitored, "bare": trainer.monitor}
             wall, processor = ({kind: list[float]() for kind in kinds} for _ in range(2))
             for _ in range(options.repeats + 1):
-                # By chance: the first leaves its caches to the other, and only some steps are logged.
+                # In random order, because the first step warms caches for the other, and only some
+                # steps are logged.
                 for kind in random.sample(list(kinds), 2):
                     trainer.monitor = kinds[kind]
                     began = time.perf_counter(), time.process_time()
@@ -124,8 +125,11 @@ def _trainer(options: argparse.Namespace, folder: Path, device: Device) -> Train
 def summary(
     timings: Mapping[str, Timing], processor: Mapping[str, Sequence[float]], inside: Sequence[float]
 ) -> dict[str, Any]:
-    """Medians, seconds; overhead, the share of a bare step: by the median of paired differences of processor time, with
-    its 95 % interval by bootstrap, and by what recording alone takes."""
+    """Medians in seconds, and the overhead as a share of a bare step.
+
+    The overhead comes twice: as the median of paired differences of processor time, with its 95 %
+    bootstrap interval, and as the time of recording alone.
+    """
     bare, monitored = (np.array(processor[kind]) for kind in ("bare", "monitored"))
     paired = (monitored - bare) / np.median(bare)
     drawn = np.random.default_rng(0).integers(len(paired), size=(2000, len(paired)))

@@ -1,7 +1,8 @@
-"""`python -m bench.ops`: every operation over sizes, against the device's own measured ceilings.
+"""`python -m bench.ops`: every operation at several sizes, compared with the device's limits.
 
-Work and bytes are the least an operation needs: every input read once, every output written once. Seconds are those of
-a call: on Vulkan the arguments' way to the device and the results' way back are in them, on ceilings they are not.
+Work and bytes are the least that an operation needs: every input read once, every output written
+once. Seconds are those of a call. On Vulkan they include copying arguments to the device and
+results back, but the limits don't.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def chains(backend: Backend, of: Sizes) -> Iterator[Case]:
 
 
 def row(case: Case, timing: Timing, ceiling: Ceilings) -> dict[str, float | str]:
-    """Per cent of the roofline: the least time that the ceilings allow over the time taken."""
+    """Per cent of the roofline: the least time that the limits allow over the time taken."""
     return {
         "op": case.op,
         "size": case.size,
@@ -111,11 +112,11 @@ COLUMNS: tuple[tuple[str, Callable[[dict[str, float | str]], str]], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="as of the commands: cpu, cuda, vulkan, vulkan:1, ...")
+    parser.add_argument("--device", default="cpu", help="as for the commands: cpu, cuda, vulkan, vulkan:1, ...")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds; medians are reported")
-    parser.add_argument("--large", action="store_true", help="top-k over 150,000 and 1,000,000 points too (6 GB)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--large", action="store_true", help="also top-k over 150,000 and 1,000,000 points (6 GB)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; only tests that it runs")
     options = parser.parse_args(argv)
     backend = select(options.device)
     where = facts(backend, "bench.ops", argv)
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of, ceiling = sizes(backend, quick=options.quick), ceilings(backend, quick=options.quick)
     print(f"ceilings: {ceiling}", flush=True)
     result = {"device": where, "sizes": of.name, "ceilings": asdict(ceiling)}
-    if backend.name == "vulkan" and torch.cuda.is_available():  # the same GPU by another road
+    if backend.name == "vulkan" and torch.cuda.is_available():  # the same GPU through CUDA
         cuda = of_torch("cuda", quick=options.quick)
         result["torch_cuda_ceilings"] = asdict(cuda)
         print(f"the same by torch: {cuda}", flush=True)

@@ -1,9 +1,9 @@
-"""`python -m bench.peak`: the peak memory of evaluating a text and of training on a long text, in many processes.
+"""`python -m bench.peak`: the peak memory of evaluation and of training on a long text.
 
-It runs two commands several times, each time in a new process. `evaluate`: a nano model with GPT-2's 50,258 tokens on
-WikiText-2's test split. `train`: four steps of a nano model with 8,192 tokens on 30 MB of text; a tenth of it is
-validation, 500,000 tokens, all scored at the end. The exit status is 0 if the peaks differ by at most a tenth and none
-exceeds the bound.
+It runs two commands several times, each time in a new process. `evaluate`: a nano model with
+GPT-2's 50,258 tokens on WikiText-2's test split. `train`: four steps of a nano model with 8,192
+tokens on 30 MB of text; a tenth of it is validation, 500,000 tokens, all scored at the end. The
+exit status is 0 if the peaks differ by at most a tenth and none exceeds the bound.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARED = ("--size", "nano", "--sample-tokens", "0", "--no-enable-soc", "--quiet"
 
 
 def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
-    """`size` bytes of repeated documents; repetitions have words of each line swapped."""
+    """`size` bytes of repeated documents; repetitions swap the words of each line."""
     draw, left = random.Random(0), size
     for turn in range(sys.maxsize):
         for document in documents:
@@ -48,7 +48,7 @@ def long_text(documents: Sequence[str], size: int) -> Iterator[str]:
 
 
 def run(args: Sequence[str], threads: int) -> dict[str, Any]:
-    """Run an ebmvk command in a new process: bytes at its peak, seconds of processor time and of wall time."""
+    """Run an ebmvk command in a new process: peak bytes, processor seconds, wall seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", f"ebmvk.{args[0]}", *args[1:]]
     child = subprocess.Popen(  # noqa: S603
@@ -62,7 +62,10 @@ def run(args: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 def commands(folder: Path, only: str | None) -> Iterator[tuple[str, list[str]]]:
-    """The commands to measure, by name; `@` stands for the number of the run. Writes their input into the folder."""
+    """The commands to measure, by name. Writes their input into the folder.
+
+    `@` stands for the number of the run.
+    """
     if only in (None, "evaluate"):
         model = str(folder / "gpt2")
         text = ("--dataset", "wikitext-2:300000", "--tokenizer", "gpt2")
@@ -76,7 +79,7 @@ def commands(folder: Path, only: str | None) -> Iterator[tuple[str, list[str]]]:
 
 
 def judged(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of a command's processes, and whether they stay within the bounds."""
+    """The figures of a command's processes, and True if they stay within the bounds."""
     peaks = [round(one["gb"], 3) for one in found]
     ok = max(peaks) <= BOUNDS[name] and min(peaks) >= (1 - SPREAD) * max(peaks)
     return {
@@ -90,7 +93,7 @@ def judged(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10, help="processes of each command")
+    parser.add_argument("--runs", type=int, default=10, help="number of processes for each command")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=list(BOUNDS))
     parser.add_argument("--json", type=Path)

@@ -1,7 +1,8 @@
-"""`python -m bench.peers`: the engine against what people use, on the same work, all cores, in one run.
+"""`python -m bench.peers`: the engine compared with other libraries on the same work, on all cores.
 
-Ratios are seconds of the peer per unit of work over ours: above 1 means that the engine is faster. Peers on CUDA keep
-arguments and results on the device; ours come from the host and go back to it in every call.
+Ratios are the peer's seconds per unit of work over ours: above 1 means that the engine is faster.
+Peers on CUDA keep arguments and results on the device; ours come from the host and return to it in
+every call.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from bench.measure import Sizes, Work, chain_problem, facts, interleaved, introd
 from ebmvk.engine import Backend, select
 
 PEER_STEPS = 20
-"""A peer's step costs the same whatever their number, as nothing but steps is timed; and they are slow."""
+"""The number of steps of peers. It doesn't affect their time per step, and they are slow."""
 
 LENGTHS = (1, 10, 200)
-"""Steps of a run, to tell the gathering of candidates from the steps."""
+"""Numbers of steps of a run, to separate the gathering of candidates from the steps."""
 
 Record = dict[str, Any]
 
 
 class Peers:
-    """Works to be timed side by side. One that is not installed, or that fails when it is made, is left out with the
-    reason."""
+    """Works to be timed side by side.
+
+    A work that isn't installed, or fails when it is made, is skipped; the reason is kept.
+    """
 
     def __init__(self, ours: Work, units: int) -> None:
         self.works: dict[str, Work] = {"ours": ours}
@@ -41,7 +44,7 @@ class Peers:
     def add(self, name: str, make: Callable[[], Work], units: int) -> None:
         try:
             self.works[name] = make()
-        except Exception as error:  # noqa: BLE001  # whatever another library raises
+        except Exception as error:  # noqa: BLE001  # other libraries raise anything
             self.missing[name] = f"{type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
         self.units[name] = units
 
@@ -65,7 +68,7 @@ def topk(backend: Backend, of: Sizes, repeats: int, cuda: str | None) -> Record:
 
 
 def faiss_topk(rows: Tensor, queries: Tensor, k: int) -> Callable[[], Tensor]:
-    """IndexFlatIP: ids (B, k)."""
+    """faiss's IndexFlatIP: ids (B, k)."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -75,14 +78,14 @@ def faiss_topk(rows: Tensor, queries: Tensor, k: int) -> Callable[[], Tensor]:
 
 
 def torch_topk(rows: Tensor, queries: Tensor, k: int, device: str) -> Callable[[], Tensor]:
-    """A float32 product, TF32 off, and torch.topk: ids (B, k), left on the device."""
+    """A float32 product (TF32 off) and torch.topk: ids (B, k), left on the device."""
     torch.set_float32_matmul_precision("highest")
     there, asked = rows.to(device), queries.to(device)
     return lambda: torch.topk(asked @ there.T, k).indices
 
 
 def agreement(ids: Tensor, found: Any, queries: Tensor, rows: Tensor) -> dict[str, float]:
-    """Two float32 sums may order a tie within rounding differently: such ids must stand for the same scores."""
+    """Checks ids. Float32 sums may order ties differently; such ids must have the same scores."""
     truth = queries.double() @ rows.double().T
     gap = float((truth.gather(1, ids) - truth.gather(1, found)).abs().max())
     if gap > 1e-6:
@@ -91,7 +94,7 @@ def agreement(ids: Tensor, found: Any, queries: Tensor, rows: Tensor) -> dict[st
 
 
 def langevin(backend: Backend, of: Sizes, repeats: int, cuda: str | None) -> Record:
-    """Seconds per chain-step."""
+    """Seconds per chain-step of each sampler."""
     rows, p = unit(of.n, of.d, 1), chain_problem(of.b, of.k, of.n, of.d)
     points = backend.points(rows)
     few, all_ = of.b * PEER_STEPS, of.b * of.steps
@@ -110,8 +113,11 @@ def langevin(backend: Backend, of: Sizes, repeats: int, cuda: str | None) -> Rec
 
 
 def chain_counts(backend: Backend, of: Sizes, repeats: int) -> Record:
-    """Seconds per chain-step over the number of chains, each for the same number of steps; and seconds of runs of
-    some lengths, in which the gathering of candidates shows."""
+    """Seconds per chain-step by number of chains, and seconds of runs of several lengths.
+
+    The first has the same number of steps for each number of chains; the second shows the cost of
+    gathering candidates.
+    """
     whole = chain_problem(max(of.counts), of.k, of.n, of.d)
     points = backend.points(unit(of.n, of.d, 1))
     counts: dict[str, Work] = {
@@ -130,11 +136,12 @@ def chain_counts(backend: Backend, of: Sizes, repeats: int) -> Record:
 
 
 def topk_over_points(backend: Backend, of: Sizes, repeats: int) -> list[Record]:
-    """Seconds of a top-k over the number of points, and the bytes that the backend holds for each."""
+    """Seconds of a top-k by number of points, and the bytes that the backend holds for each."""
     queries = unit(of.b, of.d, 2)
     results = []
     for n in (*of.stores, *of.large):
-        points = backend.points(unit(n, of.d, 1))  # the backend's own copy: the rows made here are gone at once
+        # The backend copies the rows, so they are freed at once
+        points = backend.points(unit(n, of.d, 1))
         work = partial(backend.topk, queries, points, of.k)
         timing = interleaved({"ours": work}, min(repeats, 3))["ours"]
         results.append(
@@ -168,10 +175,10 @@ def ratios(top: Record, chains: Record) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="as of the commands: cpu, cuda, vulkan, vulkan:1, ...")
+    parser.add_argument("--device", default="cpu", help="as for the commands: cpu, cuda, vulkan, vulkan:1, ...")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds; medians are reported")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; only tests that it runs")
     options = parser.parse_args(argv)
     start = time.monotonic()
     backend = select(options.device)

@@ -1,23 +1,24 @@
-"""Predicted scaling of training over processes: what a step communicates, and what share of the time is left for work.
+"""Predicts how training scales over processes: what a step communicates, and what time is left.
 
     python -m bench.scaling --size tiny                                     10 gigabit Ethernet
     python -m bench.scaling --size base --bandwidth 25 --latency 5e-6       a network of 200 gigabit
 
-Nothing is trained or measured here: sizes are counted, times follow from them. With N processes, a link of `bandwidth`
-bytes per second and `latency` seconds for a message, a rank
+Nothing is trained or measured here: sizes are counted, and times follow from them. With N
+processes, and links of `bandwidth` bytes per second and `latency` seconds per message, a rank
 
-- adds up m bytes of gradients and of the sample of states in a ring: it sends 2 (N-1)/N m bytes in 2 (N-1) messages per
-  bucket (Patarasuk and Yuan 2009), in 2 (N-1) (latency + m / (N bandwidth)) seconds;
-- hears one message of the first rank per step, through a tree of ceil(log2 N) levels;
-- at a look-up among n splats gets (n/N) d float32 rows and 2 n/N weights, gets q queries of d numbers, and gives k
-  scores and ids for each; the first rank gives and takes those of all others one by one.
+- adds up m bytes of gradients and of the sample of states in a ring: it sends 2 (N-1)/N m bytes in
+  2 (N-1) messages per bucket (Patarasuk and Yuan 2009), in 2 (N-1) (latency + m / (N bandwidth))
+  seconds;
+- receives one message of the first rank per step, through a tree of ceil(log2 N) levels;
+- in a look-up among n splats receives (n/N) d float32 rows and 2 n/N weights, receives q queries of
+  d numbers, and sends k scores and ids for each; the first rank serves all others one by one.
 
-Work is the step's own time, at one process: of it `--serial` is done by every rank alike (the optimiser), or by the
-first alone (consolidation, records), the rest parts; on one core of a Xeon, in bfloat16, a step of `tiny` takes 1.0 s
-and a tenth of it is the optimiser's. Weak: each rank keeps the size's batch. Strong: all share one,
-as far as each has a window of it.
-Gradients are not sent while others are still computed, so that nothing is hidden. Counts of experts and PHI, a few
-numbers per layer, are left out.
+Work is the time of a step with one process. A share `--serial` of it is done by every rank alike
+(the optimiser) or by the first rank alone (consolidation, records); the rest is divided. On one
+core of a Xeon, in bfloat16, a step of `tiny` takes 1.0 s, and a tenth of it is the optimiser. Weak
+scaling: each rank keeps the size's batch. Strong scaling: all ranks share one batch, as long as
+each has a window of it. Communication doesn't overlap with computation. The counts of experts and
+PHI, a few numbers per layer, are neglected.
 """
 
 from __future__ import annotations
@@ -40,34 +41,39 @@ from ebmvk.ranks import BUCKET
 from ebmvk.splats.soc import FOLD_SHARE, NEAR
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
-MESSAGE = 1024  # bytes of what the first rank tells
-LOOKUPS = 5  # of a consolidation: assignment, background before and after, candidates, partners to merge with
+MESSAGE = 1024  # bytes of a message from the first rank
+# Per consolidation: assignment, background before and after, candidates, partners to merge with
+LOOKUPS = 5
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between any two ranks: bytes per second one way, seconds of a message."""
+    """A link between any two ranks: bytes per second one way, seconds per message."""
 
     bandwidth: float
     latency: float
 
     def ring(self, size: float, buckets: int, n: int) -> float:
-        """Seconds in which n ranks add up `size` bytes."""
+        """Seconds for n ranks to add up `size` bytes."""
         return 2 * (n - 1) * (buckets * self.latency + size / (n * self.bandwidth))
 
     def tree(self, size: float, n: int) -> float:
-        """Seconds until n ranks have `size` bytes of the first one."""
+        """Seconds until n ranks have `size` bytes from the first one."""
         return math.ceil(math.log2(n)) * (self.latency + size / self.bandwidth)
 
     def one_by_one(self, size: float, n: int) -> float:
-        """Seconds in which the first rank gives or takes `size` bytes of each other one."""
+        """Seconds for the first rank to exchange `size` bytes with each other rank."""
         return (n - 1) * (self.latency + size / self.bandwidth)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a step works on. windows: of the batch; gradients, sample: bytes added up; splats: in the store, of `d`
-    numbers; queries: states looked up at a consolidation; interval: steps between two."""
+    """The load of a step.
+
+    windows: in the batch. gradients, sample: bytes to add up. splats: in the store, with `d`
+    numbers each. queries: states looked up at a consolidation. interval: steps between
+    consolidations.
+    """
 
     windows: int
     parameters: int
@@ -94,12 +100,12 @@ class Load:
 
 
 def predicted(load: Load, link: Link, step: float, serial: float, n: int) -> dict[str, float | None]:
-    """Of n processes: bytes that a rank sends or gets per step, seconds, and the share of work in them.
+    """For n processes: bytes that a rank sends or receives per step, seconds, share of work.
 
-    step: seconds of one process; serial: share of it that does not part.
+    step: seconds of a step with one process. serial: the share of it that can't be divided.
     """
     m = load.gradients + load.sample
-    buckets = 1 + -(-load.parameters // BUCKET)  # and the losses, which go before
+    buckets = 1 + -(-load.parameters // BUCKET)  # plus one for the losses, which are sent first
     rows, weights = 4 * load.splats * load.d / n, 8 * load.splats / n
     asked, found = 4 * load.queries * load.d / LOOKUPS, 12 * load.queries * NEAR / LOOKUPS
     each = rows + weights + asked + found
@@ -134,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--model", default="ebm", help="ebm, plain, tinygpt, minillm or infinito")
-    parser.add_argument("--bandwidth", type=float, default=1.25, help="of a link, in GB per second")
-    parser.add_argument("--latency", type=float, default=50e-6, help="of a message, in seconds")
+    parser.add_argument("--bandwidth", type=float, default=1.25, help="GB per second of a link")
+    parser.add_argument("--latency", type=float, default=50e-6, help="seconds per message")
     parser.add_argument(
-        "--step", type=float, default=1.0, help="seconds of a step of one process; 1.0: tiny on one core"
+        "--step", type=float, default=1.0, help="seconds of a step with one process; 1.0: tiny on one core"
     )
-    parser.add_argument("--serial", type=float, default=0.1, help="share of it that does not part")
+    parser.add_argument("--serial", type=float, default=0.1, help="the share of a step that can't be divided")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     load = Load.of(replace(Config(), {**PRESETS[options.size], "size": options.size, "model": options.model}))

@@ -1,8 +1,8 @@
-"""g-BAOAB as one would write it in torch, and TorchEBM's Langevin sampler: the peers of `Backend.langevin`.
+"""The peers of `Backend.langevin`: g-BAOAB as one would write it in torch, and TorchEBM's sampler.
 
-All of them work on the candidates, weights and concentrations of the same `ChainProblem`. A runner's first score and,
-where candidates are gathered once, the gathering are not timed: a run is `steps` steps and nothing else, which is kind
-to the peers, as ours does both in every call.
+All of them use the candidates, weights and concentrations of the same `ChainProblem`. A runner's
+first score, and the gathering of candidates if it is done once, are not timed: a run is just
+`steps` steps. This favours the peers, because ours does both in every call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ State = tuple[Tensor, Tensor, Tensor]
 
 
 def score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> Tensor:
-    """In closed form, which is kinder to torch than its autograd; as row times matrix, its fastest form on a CPU."""
+    """The score in closed form, which is faster than torch's autograd.
+
+    Row times matrix is torch's fastest form on a CPU.
+    """
     dots = torch.bmm(x[:, None], mu.transpose(1, 2))[:, 0]
     rho = torch.cat((logw + kappa * dots, log_background[:, None]), dim=1).softmax(1)[:, :-1]
     pull = torch.bmm((rho * kappa)[:, None], mu)[:, 0]
@@ -34,7 +37,7 @@ def _move(x: Tensor, v: Tensor, t: float) -> tuple[Tensor, Tensor]:
 
 
 def step(state: State, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> State:
-    """One step; the state is x, v and the score at x."""
+    """One step. The state is x, v and the score at x."""
     x, v, force = state
     x, v = _move(x, v + STEP_SIZE / 2 * force, STEP_SIZE / 2)
     xi = torch.randn_like(x)
@@ -48,12 +51,12 @@ def step(state: State, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: 
 
 
 def runner(p: ChainProblem, points: Tensor, steps: int, *, regather: bool, device: str = "cpu") -> Callable[[], State]:
-    """Candidates gathered at each step, or once for all runs; everything stays on `device`."""
+    """A runner that gathers candidates at each step, or once; everything stays on `device`."""
     return _runner(step, p, points, steps, regather=regather, device=device)
 
 
 def compiled_runner(p: ChainProblem, points: Tensor, steps: int, device: str = "cpu") -> Callable[[], State]:
-    """Gathered once, the step through torch.compile. Raises what the compiler raises."""
+    """A runner that gathers once and uses torch.compile. Raises the compiler's errors."""
     run = _runner(torch.compile(step, dynamic=False), p, points, steps, regather=False, device=device)
     run()
     return run
@@ -80,8 +83,11 @@ def _runner(
 def mixture_energy(
     p: ChainProblem, points: Tensor, device: str = "cpu", *, einsum: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """The energies of our chains, E(x) = -log(sum_j w_j exp(kappa_j mu_j.x) + background), x (B, d) to (B,): gathered
-    once, kappa_j mu_j once multiplied. einsum: written as the formula reads, which a CPU takes twice as long for."""
+    """E(x) = -log(sum_j w_j exp(kappa_j mu_j.x) + background) of our chains: x (B, d) to (B,).
+
+    Candidates are gathered once, and kappa_j mu_j is multiplied once. einsum: written like the
+    formula, which takes a CPU twice as long.
+    """
     logw, background = p.logw.to(device), p.log_background.to(device)[:, None]
     scaled = points[p.ids].mul_(p.kappa[:, :, None]).to(device)
 
@@ -96,17 +102,19 @@ def mixture_energy(
 def torchebm_runner(
     p: ChainProblem, points: Tensor, steps: int, device: str = "cpu", *, einsum: bool = False
 ) -> Callable[[], Tensor]:
-    """TorchEBM's overdamped sampler on the energies of our chains, with gradients by its own autograd.
+    """TorchEBM's overdamped sampler on the energies of our chains, with its own autograd.
 
-    Still easier than ours: flat space, no velocity, no geodesics, no diagnostics, one normal number and one update per
-    coordinate. Raises ImportError where torchebm (extra `bench`) is not installed.
+    Still easier than ours: flat space, no velocity, no geodesics, no diagnostics, one normal number
+    and one update per coordinate. Raises ImportError if torchebm (extra `bench`) isn't installed.
     """
     return _sampler(mixture_energy(p, points, device, einsum=einsum), p.x.to(device), steps, device)
 
 
 def torchebm_shared_runner(p: ChainProblem, points: Tensor, steps: int, device: str = "cpu") -> Callable[[], Tensor]:
-    """The same sampler on another, much easier problem: one mixture shared by all chains, so that a step's scores are
-    one matrix product."""
+    """The same sampler on a much easier problem: one mixture for all chains.
+
+    The scores of a step are then one matrix product.
+    """
     mu = points[p.ids[0]].to(device)
     return _sampler(lambda x: -torch.logsumexp(KAPPA * x @ mu.T, dim=1), p.x.to(device), steps, device)
 

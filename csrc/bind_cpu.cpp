@@ -1,5 +1,5 @@
-// ebmvk._cpu: the CPU kernels as Python functions on NumPy arrays. Values were checked in ebmvk/engine/checks.py; what
-// is checked again here is what memory safety rests on.
+// ebmvk._cpu: the CPU kernels as Python functions on NumPy arrays. ebmvk/engine/checks.py has
+// checked the values; this file checks again whatever memory safety depends on.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -63,7 +63,8 @@ ebmvk::CandidateLists Lists(const Floats& x, const Floats& points, const Ids& id
   return {rows, k, d, points.data(), ids.data(), logw.data(), kappa.data(), log_background.data()};
 }
 
-// The bits of CoarseTopK's rescoring are those of targets of 16 lanes with fused multiply-add.
+// CoarseTopK rescores with 16 lanes and fused multiply-adds; only targets of that kind give the
+// same bits.
 bool UseCoarse() { return ebmvk::CoarseKernel() != "none" && ebmvk::Target().rfind("AVX3", 0) == 0; }
 
 std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
@@ -75,7 +76,8 @@ std::unique_ptr<ebmvk::CoarsePoints> NewCoarsePoints(const Floats& points) {
   return std::make_unique<ebmvk::CoarsePoints>(data, n, d);
 }
 
-// By the coarse product, then without it what its bound did not prove; returns how many rows those were.
+// First by the coarse product; then, without it, the rows that its bound did not prove. Returns the
+// number of these rows.
 size_t TopKInTwo(const ebmvk::TopKProblem& problem, const ebmvk::CoarsePoints& coarse, float* scores, int64_t* ids) {
   std::vector<size_t> failed;
   ebmvk::CoarseTopK(problem, coarse, scores, ids, failed);
@@ -151,7 +153,7 @@ std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_
   return list;
 }
 
-// x, v: changed in place.
+// x and v are changed in place.
 py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
                    const Floats& log_background, const Floats& levels, const std::vector<uint32_t>& steps,
                    bool per_chain, uint64_t seed, uint32_t first_step, uint32_t first_chain, double temperature,
@@ -280,7 +282,7 @@ Floats Dist(const Floats& x, const Floats& y) {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of ebmvk; use them through ebmvk.engine.cpu.";
-  // noconvert: an array of another dtype or layout is a mistake, not something to copy in silence.
+  // noconvert: an array of another dtype or layout is a mistake and must not be copied silently.
   const auto arg = [](const char* name) { return py::arg(name).noconvert(); };
   m.def(
       "projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));

@@ -1,5 +1,5 @@
-// The Python face of the Vulkan engine: numpy arrays in and out. Shapes are checked here once more, so that no call
-// from Python reads or writes outside an array; values are checked by the caller.
+// The Python side of the Vulkan engine: NumPy arrays in and out. Shapes are checked again here, so
+// that no call from Python reads or writes outside an array; the caller checks values.
 #include "dispatch.h"
 #include "engine_vulkan.h"
 #include "gil.h"
@@ -25,7 +25,7 @@ using Words = py::array_t<std::uint32_t, py::array::c_style>;
 
 std::uint32_t count(py::ssize_t n, const char* what) {
   if (n < 0 || n > std::numeric_limits<std::int32_t>::max())
-    throw Unsupported(std::string(what) + " is " + std::to_string(n) + ": at most 2^31 - 1 are possible");
+    throw Unsupported(std::string(what) + " is " + std::to_string(n) + "; the limit is 2^31 - 1");
   return static_cast<std::uint32_t>(n);
 }
 
@@ -33,7 +33,7 @@ void require(const py::array& array, const char* name, std::initializer_list<py:
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
   for (std::size_t i = 0; fits && i < shape.size(); ++i)
     fits = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
-  if (!fits) throw std::invalid_argument(std::string(name) + " has another shape than the other arguments ask for");
+  if (!fits) throw std::invalid_argument(std::string(name) + " has a shape that does not fit the other arguments");
 }
 
 const Floats& matrix(const Floats& array, const char* name) {
@@ -54,7 +54,7 @@ EnergyArguments energy_arguments(const Points& points, const Floats& x, const Id
   require(background, "log_background", {rows});
   const auto* id = ids.data();
   for (py::ssize_t i = 0; i < rows * k; ++i)
-    if (id[i] < 0 || id[i] >= points.n()) throw std::invalid_argument("ids holds a number outside the points");
+    if (id[i] < 0 || id[i] >= points.n()) throw std::invalid_argument("ids contains an index outside the points");
   return {count(rows, "B"), count(k, "K"), points.d(), x.data(), id, logw.data(), kappa.data(), background.data()};
 }
 
@@ -166,7 +166,7 @@ Floats vmf_sample(Engine& engine, const Floats& mu, const Floats& cosine_sine, s
 void require_below(const Ids& array, const char* name, std::int64_t end) {
   for (py::ssize_t i = 0; i < array.size(); ++i)
     if (array.data()[i] < 0 || array.data()[i] >= end)
-      throw std::invalid_argument(std::string(name) + " holds a number outside its range");
+      throw std::invalid_argument(std::string(name) + " contains a number outside its range");
 }
 
 py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floats& responsibilities, const Ids& tokens,

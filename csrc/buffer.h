@@ -12,11 +12,11 @@ class Buffer {
   enum class Kind {
     device,   // device-local storage
     upload,   // host-visible: written by the host, read by copies and small parameter reads
-    readback  // host-visible and cached where there is such memory
+    readback  // host-visible, and cached if possible
   };
 
   Buffer() = default;
-  // `bytes` is rounded up to 16, and at least 16: Vulkan has no empty buffers.
+  // `bytes` is rounded up to a multiple of 16, at least 16, because Vulkan has no empty buffers.
   Buffer(Device& device, Kind kind, std::uint64_t bytes);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
@@ -25,7 +25,7 @@ class Buffer {
   explicit operator bool() const { return static_cast<bool>(buffer_); }
   vk::Buffer handle() const { return buffer_; }
   std::uint64_t bytes() const { return bytes_; }
-  std::uint64_t offset() const { return offset_; }  // of the first usable byte: guard bands lie before and after
+  std::uint64_t offset() const { return offset_; }  // of the first usable byte; guard bands lie before and after
   void* mapped() const { return static_cast<char*>(mapped_) + offset_; }
   Kind kind() const { return kind_; }
 
@@ -34,9 +34,9 @@ class Buffer {
     return static_cast<T*>(mapped());
   }
 
-  static constexpr std::uint64_t kGuardBytes = 1024;    // a multiple of every alignment Vulkan allows a device to ask
-  static constexpr std::uint32_t kPoison = 0x7fc0dead;  // a NaN, so that what is read unwritten shows
-  static constexpr std::uint32_t kGuard = 0x4b1dc0de;   // a number, so that what is computed from it differs from it
+  static constexpr std::uint64_t kGuardBytes = 1024;    // a multiple of every alignment that Vulkan allows
+  static constexpr std::uint32_t kPoison = 0x7fc0dead;  // a NaN, so that reading unwritten memory shows
+  static constexpr std::uint32_t kGuard = 0x4b1dc0de;   // a number, so that anything computed from it differs
 
  private:
   void free() noexcept;
@@ -51,7 +51,7 @@ class Buffer {
   void* mapped_ = nullptr;
 };
 
-// a * b, or Unsupported where it does not fit.
+// a * b. Throws Unsupported if it overflows.
 std::uint64_t checked_product(std::uint64_t a, std::uint64_t b);
 
 }  // namespace ebmvk

@@ -8,17 +8,17 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // of a table of rows at most; more rows take turns
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
 
-// 32-bit registers of an invocation that may hold candidates: with 64 more for the rest 256 invocations use 160 KiB,
-// and a multiprocessor has 256.
+// 32-bit registers per invocation for candidates. With 64 more for everything else, 256 invocations
+// use 160 KiB; a multiprocessor has 256 KiB.
 constexpr std::uint32_t kHeldWords = 96;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
 std::uint32_t places(std::uint32_t k) { return power_of_two(std::max(k, 32u)); }
 
-// What energy.glsl shares, with `more_bytes` per place for candidates.
+// Shared memory of energy.glsl, with `more_bytes` more for each candidate.
 std::uint64_t shared_bytes(std::uint32_t group, std::uint32_t quads, std::uint32_t k, std::uint32_t more_bytes = 0) {
   return std::uint64_t{16} * group * divide_up(quads, group) + std::uint64_t{20 + more_bytes} * places(k);
 }
@@ -44,12 +44,13 @@ ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
     constants.resize(5, 1);
     return ChainPlan{engine.row_group(quads), constants, false};
   };
-  // Registers of a processor are few, and what it streams lies in its cache.
+  // A processor has few registers, and streams from its cache.
   if (!engine.resident().value_or(device.type != "cpu") || !device.subgroup_size) return streamed();
   const auto size = device.subgroup_size;
   const auto lane_quads = divide_up(quads, size);
   const auto words = points.storage() == Storage::float16 ? 2u : 4u;
-  // The smallest workgroup that has room, and an invocation for each quad of the state as far as 256 go.
+  // The smallest workgroup with enough registers, and one invocation per quad of the state, up to
+  // 256.
   for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {
     const auto group = subgroups * size;
     const auto held = divide_up(k, subgroups);
@@ -67,7 +68,7 @@ ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
 std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
                               std::uint64_t row_bytes) {
   const auto& device = engine.device();
-  const std::uint64_t row = std::uint64_t{16} * points.quads();  // of x: those of points are no larger
+  const std::uint64_t row = std::uint64_t{16} * points.quads();  // bytes of a row of x; rows of points are not larger
   const auto largest = std::max({row, std::uint64_t{4} * k, row_bytes});
   std::uint64_t fit = std::min<std::uint64_t>(device.capabilities().max_groups, device.storage_range() / largest);
   fit = std::min(fit, std::max(kTableBytes / largest, std::uint64_t{1}));

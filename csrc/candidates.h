@@ -1,4 +1,5 @@
-// What energy_score and langevin share: candidate lists on the device, next to the points they name.
+// Shared by energy_score and langevin: candidate lists on the device, beside the points that they
+// refer to.
 #pragma once
 
 #include "engine_vulkan.h"
@@ -9,9 +10,10 @@ struct Candidates {
   Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k);
 
   void write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows);
-  // Records the upload and, where the points span several shards, the gathering of the candidates' rows.
+  // Records the upload and, if the points span several shards, the gathering of the candidates'
+  // rows.
   void record(Engine& engine, Program& program, const Buffer& params);
-  View rows() const;  // what ids() index
+  View rows() const;  // the rows that ids() index
   View ids() const;
 
   Table named, logw, kappa, background;
@@ -20,15 +22,16 @@ struct Candidates {
   const Points& points_;
   std::uint32_t capacity_, k_;
   Buffer gathered_;
-  Table positions_;  // 0, 1, 2, …: the ids where the rows were gathered
+  Table positions_;  // 0, 1, 2, …: the ids if rows were gathered
 };
 
-// Quads of a row that each invocation owns, and places for candidates: energy.glsl's specialisation constants. The
-// kernel shares `more_bytes` per place beyond what energy.glsl does.
+// energy.glsl's specialisation constants: quads of a row per invocation, and room for candidates.
+// The kernel uses `more_bytes` of shared memory per candidate in addition to energy.glsl.
 std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
                                             std::uint32_t more_bytes = 0);
 
-// How an integrator runs: workgroup, specialisation constants, and whether it holds its candidates in registers.
+// How an integrator runs: workgroup, specialisation constants, and if it keeps candidates in
+// registers.
 struct ChainPlan {
   std::uint32_t group;
   std::vector<std::uint32_t> constants;
@@ -37,7 +40,8 @@ struct ChainPlan {
 
 ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k);
 
-// Rows that one workspace can hold, of at most `wanted`; `row_bytes` is the largest row of its further tables.
+// The number of rows, at most `wanted`, that one workspace can hold. `row_bytes`: the largest row
+// of its other tables.
 std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_t wanted, std::uint32_t k,
                               std::uint64_t row_bytes = 0);
 

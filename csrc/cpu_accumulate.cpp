@@ -31,7 +31,8 @@ struct TokenShare {
   double count;
 };
 
-// Sorts a splat's (token, share) by token, keeping the order of equal ones, and adds those up; returns how many remain.
+// Sorts a splat's (token, share) pairs by token and adds up those of equal tokens, in their order.
+// Returns the number of pairs left.
 size_t AddEqualTokens(TokenShare* first, TokenShare* last) {
   std::stable_sort(first, last, [](const TokenShare& a, const TokenShare& b) { return a.token < b.token; });
   TokenShare* end = first;

@@ -20,7 +20,8 @@ struct TokenCounts {
   std::vector<float> counts;         // (m), positive
 };
 
-// mass: (n); resultant: (n, d). Sums run over a splat's pairs in ascending order, whatever the number of threads.
+// mass: (n); resultant: (n, d). Sums run over a splat's pairs in ascending order, with any number
+// of threads.
 TokenCounts Accumulate(const Shares& shares, float* mass, float* resultant);
 
 }  // namespace ebmvk

@@ -9,8 +9,8 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// s.x is filled in. The two factors of a point's gradient, of x and of w, go to `of_x`
-// and `of_w` (rows, k); w itself stays in s.w.
+// s.x must be filled in. Writes the two factors of a point's gradient, for x and for w, to `of_x`
+// and `of_w` (rows, k); leaves w in s.w.
 void BackwardRow(const Gathered& c, const BackwardSpace& s, float grad_energy, const float* grad_score, size_t row,
                  size_t k, size_t d, float* of_x, float* of_w, const EnergyGradientsOut& out) {
   const Force force = Evaluate(c, s.x, s.pull);
@@ -28,7 +28,7 @@ void BackwardRow(const Gathered& c, const BackwardSpace& s, float grad_energy, c
   for (size_t j = 0; j < k; ++j) mean += static_cast<double>(s.weight[j]) * c.kappa[j] * s.along_w[j];
   for (size_t j = 0; j < k; ++j) {
     const float rho = s.weight[j], kappa = c.kappa[j];
-    // Large and equal where one candidate has all the weight: their difference first.
+    // Subtract first: if one candidate has all the weight, both are large and equal.
     const double above = static_cast<double>(kappa) * s.along_w[j] - mean;
     const float slope = static_cast<float>(rho * (above - grad_energy));
     out.logw[row * k + j] = slope;
@@ -76,7 +76,8 @@ struct Space {
   AlignedFloats memory;
 };
 
-// The sum over each point's (row, candidate) pairs in ascending order: the same bits on any number of threads.
+// Sums over each point's (row, candidate) pairs in ascending order, so the number of threads
+// doesn't change a bit.
 void AddPoints(const CandidateLists& lists, size_t n, const float* x, const float* w, const float* of_x,
                const float* of_w, float* points) {
   const Groups groups = GroupById(lists.ids, lists.rows * lists.k, n);

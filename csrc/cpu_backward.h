@@ -15,7 +15,7 @@ struct EnergyGradientsOut {
   float* log_background;  // (rows)
 };
 
-// What one row of the work needs: states padded as candidates are, and lists padded by a vector more.
+// Working memory for one row: states padded like candidates, and lists padded by one more vector.
 struct BackwardSpace {
   float *x, *w, *pull, *mean, *along_x, *along_w, *weight;
 };

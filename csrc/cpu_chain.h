@@ -1,4 +1,5 @@
-// The state of one chain while it runs: shared by the code for each instruction set and the code that sets it up.
+// The state of one running chain, shared by the code that sets it up and the code for each
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +14,16 @@ struct ChainParams {
 
 struct Chain {
   float *x, *v, *pull, *noise;  // padded with zeros
-  float* start;                 // x, v and pull of before a trajectory of GHMC, one after the other
+  float* start;                 // x, v and pull before a GHMC trajectory, one after the other
   float vv = 0;                 // |v|^2
   float energy = 0;
   float tangency = 0;             // maximum over the steps
-  double kinetic = 0, error = 0;  // sums over the steps, as is the next
+  double kinetic = 0, error = 0;  // sums over the steps; so is the next
   double accepted = 0;
 };
 
-// The uniform that accepts or rejects trajectory `step`: word 0 of counter (step, chain, 0, stream 2), in (0, 1).
+// The uniform number that accepts or rejects trajectory `step`: word 0 of counter (step, chain, 0,
+// stream 2), in (0, 1).
 inline double MetropolisUniform(uint64_t seed, uint32_t step, uint32_t chain) {
   uint32_t c[4] = {step, chain, 0, 2};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);

@@ -1,25 +1,30 @@
-// Exactness. Let p' and q' be a point and a query rounded to 8 bits a coordinate (times their steps). Then
+// Why the result is exact. Let p' and q' be a point and a query rounded to 8 bits a coordinate
+// (times their steps). Then
 //
 //     |q.p - q'.p'| = |q.(p - p') + (q - q').p'| <= |q| |p - p'| + |q - q'| |p'|,
 //
-// and q'.p' is an integer product that is computed exactly. With the roundings of the float32 score and of this
-// arithmetic added, every point has a certain interval [low, high] for its score. (Where a norm or a scale is so large
-// that something might overflow, the row is left to the plain kernel.)
+// and q'.p' is an integer product that is computed exactly. With the roundings of the float32 score
+// and of this arithmetic added, every point's score lies in a known interval [low, high]. (If a
+// norm or a scale is so large that something might overflow, the plain kernel takes the row.)
 //
-// A bar of a row is a number that the scores of k points reach. A point with high < bar is out: k points are better,
-// and none of them ties with it. Bars come from three places:
-// - Points are dealt into groups, at least k of them, and each group keeps its largest low. The k-th largest of these
-//   is a bar, as k different points reach it. It costs one maximum per vector of scores.
+// A bar of a row is a number that the scores of at least k points reach. A point with high < bar is
+// out, because k points are better and none of them ties with it. There are three sources of bars:
+// - Points are dealt into at least k groups, and each group keeps its largest low. The k-th largest
+//   of these is a bar, because k different points reach it. This costs one maximum per vector of
+//   scores.
 // - The k-th largest of any scores that were computed in float32.
-// - A bar stays one when more points are seen, and when it was found from the points of one thread alone.
-// What remains is scored in float32 with the same operations in the same order as the kernels of cpu_topk.cpp, so that
-// the result is theirs bit for bit, whichever way was taken, and whatever points a thread happened to see.
+// - An earlier bar, even one from the points of a single thread: seeing more points doesn't
+//   invalidate it.
 //
-// The panels are taken in an order that spreads over the store. The first of them only feed the groups, so that no
-// candidate is kept before there is a bar, and are taken again at the end.
+// The points that remain are scored in float32 with the same operations in the same order as in
+// cpu_topk.cpp. So both give the same bits, whatever points a thread happened to see.
 //
-// 8 bits rather than bfloat16: the dot product of 8-bit numbers is twice as fast and reads half the bytes; its bound is
-// wider but leaves only hundreds of 50,000 points. Intrinsics rather than Highway: Highway 1.0.3 has neither product.
+// Panels are visited in an order that spreads over the store. The first ones only feed the groups,
+// so that no candidate is kept before a bar exists; they are visited again at the end.
+//
+// Why 8 bits and not bfloat16: the 8-bit dot product is twice as fast and reads half the bytes. Its
+// bound is wider, but leaves only hundreds of 50,000 points. Why intrinsics: Highway 1.0.3 has
+// neither product.
 #include "cpu_coarse.h"
 
 #include <algorithm>
@@ -40,29 +45,31 @@
 namespace ebmvk {
 
 #if !EBMVK_COARSE
-// Never called, as the only kernel is "none".
+// Never called, because the only kernel is "none".
 CoarsePoints::CoarsePoints(const float*, size_t n, size_t d) : n_(n), d_(d), blocks_(0) {}
 
 void CoarseTopK(const TopKProblem&, const CoarsePoints&, float*, int64_t*, std::vector<size_t>&) {}
 #else
 namespace {
 
-// Rows worked off together: bounds the memory of their candidates.
+// Rows processed together; this bounds the memory of their candidates.
 constexpr size_t kBatch = 1024;
-// The part of the panels that is taken for the first bars; new bars come whenever as many again were seen.
+// The share of the panels that gives the first bars; bars are raised again after each further share
+// of that size.
 constexpr size_t kFirstPart = 16;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A point, and the upper end of the interval that its float32 score lies in.
+// A point, and the upper end of the interval of its float32 score.
 struct Candidate {
   float high;
   uint32_t id;
 };
 
-// float32 scores of 16 points, each product summed over coordinates in order by fused multiply-adds, as the kernels of
-// cpu_topk.cpp do. Four coordinates of four times four points are loaded and transposed within 128-bit lanes. Rows lie
-// anywhere in memory: those of `next` are fetched meanwhile at the same pace, four lines of the 16 each time.
+// float32 scores of 16 points. As in cpu_topk.cpp, each product is summed over coordinates in order
+// by fused multiply-adds. Four coordinates of four times four points are loaded and transposed
+// within 128-bit lanes. Rows are scattered in memory, so those of `next` are prefetched at the same
+// pace, four lines of the 16 each time.
 EBMVK_AVX512 void Score16(const float* query, const float* const (&row)[16], const float* const (&next)[16], size_t d,
                           float* out) {
   __m512 sum = _mm512_setzero_ps();
@@ -116,8 +123,8 @@ EBMVK_AVX512 void Rescore(const TopKProblem& p, size_t query, const Candidate* f
   }
 }
 
-// Moves the k likely best to the front, appends their scores to `hits`, and returns the least of them: a bar. At least
-// k of `count`.
+// Moves the k points that are likely the best to the front, appends their scores to `hits`, and
+// returns the lowest of these, which is a bar. `count` is at least k.
 float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t count, std::vector<Hit>& hits) {
   std::nth_element(first, first + (p.k - 1), first + count,
                    [](const Candidate& a, const Candidate& b) { return a.high > b.high; });
@@ -127,7 +134,8 @@ float RescoreBest(const TopKProblem& p, size_t query, Candidate* first, size_t c
   return least;
 }
 
-// Copies what can reach `bar`, without a branch; returns the end of the copies. `to` may be `first`.
+// Copies the candidates that can reach `bar`, without branches; returns the end of the copies. `to`
+// may equal `first`.
 Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candidate* to) {
   for (; first != last; ++first) {
     *to = *first;
@@ -136,7 +144,8 @@ Candidate* Keep(const Candidate* first, const Candidate* last, float bar, Candid
   return to;
 }
 
-// What one thread finds out about the rows of a batch: the largest lower ends of the groups, and the candidates.
+// What one thread knows about the rows of a batch: the groups' largest lower ends, and the
+// candidates.
 class Findings {
  public:
   Findings(const TopKProblem& problem, size_t first, size_t rows, size_t rounds)
@@ -149,17 +158,18 @@ class Findings {
         count_(rows, 0),
         bar_(rows, -kInfinity) {}
 
-  // Of the groups of a round, [row][kPanel].
+  // For the groups of a round: [row][kPanel].
   float* largest(size_t round) { return largest_.data() + round * rows_ * kPanel; }
   float bar(size_t row) const { return bar_[row]; }
-  // The bound says too little about this row; its bar is infinite and it takes no more candidates.
+  // The bound is too weak for this row: its bar is infinite, and it takes no more candidates.
   bool failed(size_t row) const { return bar_[row] == kInfinity; }
   void Fail(size_t row) { bar_[row] = kInfinity; }
   void Raise(size_t row, float bar) { bar_[row] = std::max(bar_[row], bar); }
   Candidate* begin(size_t row) { return all_.data() + row * capacity_; }
   Candidate* end(size_t row) { return begin(row) + count_[row]; }
 
-  // Those of 16 points from id `first` on that are `in`. Without a branch for each, and they are few.
+  // Adds those of the 16 points from id `first` on that are `in`. They are few; no branch per
+  // point.
   EBMVK_AVX512 void Push(size_t row, __m512 high, __mmask16 in, size_t first) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i ids = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
@@ -176,7 +186,7 @@ class Findings {
     }
     count_[row] += count;
   }
-  // To be called after the pushes of a panel.
+  // Call this after the pushes of a panel.
   void CutIfFull(size_t row) {
     if (count_[row] + kPanel > capacity_) Cut(row);
   }
@@ -186,7 +196,7 @@ class Findings {
     hits_.clear();
     Raise(row, RescoreBest(problem_, first_ + row, begin(row), count_[row], hits_));
     count_[row] = static_cast<size_t>(Keep(begin(row), end(row), bar_[row], begin(row)) - begin(row));
-    // Hardly anything goes.
+    // Hardly any candidate drops out.
     if (count_[row] > capacity_ / 4 * 3) Fail(row);
   }
 
@@ -199,13 +209,16 @@ class Findings {
   std::vector<Hit> hits_;
 };
 
-// For the points of a panel, what turns an integer product into a score with its bound:
-// score = product * q.step * slope + bias, within q.norm * of_norm + q.residual * of_residual + constant.
+// For the points of a panel, the coefficients that turn an integer product into a score with its
+// bound:
+//     score = product * q.step * slope + bias,
+//     within q.norm * of_norm + q.residual * of_residual + constant.
 struct Affine {
   alignas(64) float slope[kPanel], bias[kPanel], of_norm[kPanel], of_residual[kPanel], constant[kPanel];
 
   Affine(const TopKProblem& p, const CoarsePoints& points, size_t first, size_t count) {
-    // A sum of d products in order is within d roundings of |q| |p|; a few more are those of the affine map.
+    // A sum of d products in order is off by at most d roundings of |q| |p|; the affine map adds a
+    // few more.
     const float rounding = static_cast<float>(static_cast<double>(p.d + 32) * 0x1p-24 * 1.01);
     for (size_t c = 0; c < kPanel; ++c) {
       const size_t at = first + std::min(c, count - 1);
@@ -219,16 +232,17 @@ struct Affine {
   }
 };
 
-// A batch of queries against the store.
+// A batch of queries and the store.
 struct Batch {
   const TopKProblem& problem;
   const CoarsePoints& points;
   const CoarseQueries& queries;
   size_t first, rows;
-  size_t rounds;  // as many groups as panels have lanes, this many times
+  size_t rounds;  // groups for each lane of a panel
 };
 
-// One panel of points against all queries. `round`: whose groups its points belong to. Candidates are kept if `keep`.
+// Scores one panel of points for all queries. Its points belong to the groups of `round`. Keeps
+// candidates if `keep`.
 EBMVK_AVX512 void ScorePanel(const Batch& b, Product multiply, size_t panel, size_t round, bool keep, Findings& found) {
   const size_t first = panel * kPanel, count = std::min(kPanel, b.points.n() - first);
   const Affine affine(b.problem, b.points, first, count);
@@ -272,10 +286,10 @@ EBMVK_AVX512 void ScorePanel(const Batch& b, Product multiply, size_t panel, siz
   }
 }
 
-// The findings of all threads that worked.
+// The findings of all threads that did any work.
 using AllFindings = std::vector<std::unique_ptr<Findings> >;
 
-// How many of `count` values, a multiple of 16, reach `bar`.
+// The number of values that reach `bar`; `count` is a multiple of 16.
 EBMVK_AVX512 size_t CountReaching(const float* values, size_t count, float bar) {
   size_t reach = 0;
   for (size_t i = 0; i < count; i += 16) {
@@ -285,8 +299,8 @@ EBMVK_AVX512 size_t CountReaching(const float* values, size_t count, float bar) 
   return reach;
 }
 
-// A number that at least k of the values reach, near the k-th largest. By bisection, which is a tenth of the work of
-// std::nth_element; a bar within 2^-16 of the range is as good as the best.
+// A number near the k-th largest value that at least k values reach. Bisection is a tenth of the
+// work of std::nth_element, and a bar within 2^-16 of the range is good enough.
 float NearKth(const float* values, size_t count, size_t k) {
   const auto range = std::minmax_element(values, values + count);
   float below = std::max(*range.first, -kMostMagnitude * kMostMagnitude), above = *range.second;
@@ -298,7 +312,7 @@ float NearKth(const float* values, size_t count, size_t k) {
   return below;
 }
 
-// Raises the bars of a row, on all threads, by what the groups of all threads have reached.
+// Raises a row's bar on all threads, from the groups of all threads.
 void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
   thread_local std::vector<float> largest;
   largest.assign(b.rounds * kPanel, -kInfinity);
@@ -316,7 +330,7 @@ void RaiseBars(const Batch& b, size_t row, const AllFindings& all) {
   }
 }
 
-// The exact top-k of one row out of what the threads found; false if the bound proves none.
+// The exact top-k of one row from what the threads found; false if the bound doesn't prove one.
 bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& all, float* scores, int64_t* ids) {
   thread_local std::vector<Candidate> candidates;
   thread_local std::vector<Hit> hits;
@@ -348,7 +362,8 @@ bool Finish(const TopKProblem& p, size_t query, size_t row, const AllFindings& a
   return true;
 }
 
-// An odd part of `count` that shares no factor with it, near the golden ratio: its multiples spread evenly.
+// A stride near the golden ratio of `count` that has no common factor with it, so that its
+// multiples spread evenly.
 size_t Stride(size_t count) {
   size_t stride = static_cast<size_t>(0.618 * static_cast<double>(count)) | 1;
   while (std::gcd(stride, count) != 1) stride += 2;
@@ -371,7 +386,7 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
       ScorePanel(batch, multiply, turn * stride % panels, turn % batch.rounds, keep, *found);
     });
   };
-  // Findings made later start without bars, which is right, only slower.
+  // Findings that are made later start without bars, which is correct but slower.
   const auto raise = [&] { pool.Run(rows, [&](size_t row, size_t) { RaiseBars(batch, row, all); }); };
   const size_t sample = std::min(panels, std::max(panels / kFirstPart, 2 * batch.rounds));
   take(0, sample, false);
@@ -388,7 +403,7 @@ void CoarseBatch(const TopKProblem& p, const CoarsePoints& points, size_t first,
   });
 }
 
-// Whether the bounds hold for these points and scales.
+// True if the bounds hold for these points and scales.
 bool Tame(const TopKProblem& p, const CoarsePoints& points) {
   bool tame = true;
   for (size_t i = 0; i < p.n; ++i) {

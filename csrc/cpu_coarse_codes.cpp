@@ -13,7 +13,7 @@
 namespace ebmvk {
 namespace {
 
-// A row in 8 bits: value ~ step * code. The lengths are rounded up.
+// A row in 8 bits: value ~ step * code. Lengths are rounded up.
 struct Rounded {
   float step;
   float residual;      // |row - rounded row|

@@ -9,7 +9,7 @@
 #if EBMVK_COARSE
 #include <cpuid.h>
 #include <immintrin.h>
-// Tile registers need the system's leave, which is asked for as Linux wants it.
+// Linux requires a request before tile registers may be used.
 #if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define EBMVK_AMX 1
 #include <sys/syscall.h>
@@ -42,7 +42,8 @@ bool HasVnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
-// 8 queries and 2 vectors of 16 points take 16 of 32 registers: more sums than the instruction's latency can hide.
+// 8 queries and 2 vectors of 16 points take 16 of 32 registers, which is more than enough to hide
+// the instruction's latency.
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) void VnniProduct(const int8_t* queries,
                                                                                  const uint8_t* panel,
                                                                                  const int32_t* start, size_t blocks,
@@ -86,8 +87,8 @@ bool HasAmx() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Eight tiles of 16 rows of 64 bytes. Not a local variable: the compiler's intrinsic only declares that it reads the
-// first bytes of it.
+// Eight tiles of 16 rows of 64 bytes. Not a local variable, because the compiler's intrinsic
+// declares that it reads only its first bytes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};

@@ -1,4 +1,5 @@
-// Products of 8-bit codes: a routine per instruction set behind one table. The rest of the coarse top-k is shared.
+// Products of 8-bit codes, with one routine per instruction set. The rest of the coarse top-k is
+// common to all.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define EBMVK_COARSE 1
-// What every processor of the table has; the loops around the products use it too.
+// The instructions that all these processors have; the loops around the products use them, too.
 #define EBMVK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 #else
 #define EBMVK_AVX512
@@ -17,12 +18,12 @@
 
 namespace ebmvk {
 
-// Memory that begins at a cache line: a load of a tile that straddles lines takes more than three times as long. Where
-// the system has huge pages, large memory asks for them. Throws std::bad_alloc.
+// Memory that begins at a cache line, because loading a tile that straddles lines takes over three
+// times as long. Large blocks ask for huge pages if the system has them. Throws std::bad_alloc.
 void* AllocateLines(size_t bytes);
 void FreeLines(void* memory, size_t bytes);
 
-// A vector in such memory, whose elements are not initialised unless to a value.
+// A vector in such memory; elements are initialised only if a value is given.
 template <class T>
 struct LineAllocator {
   using value_type = T;
@@ -45,11 +46,11 @@ struct LineAllocator {
 template <class T>
 using LineVector = std::vector<T, LineAllocator<T>>;
 
-// Shapes of the packed codes, in which both routines read contiguous memory.
+// Shapes of the packed codes, so that both routines read contiguous memory.
 constexpr size_t kPanel = 32;   // points: panel[block][16 quads][kPanel][4], unsigned: code + 128
 constexpr size_t kTile = 32;    // queries: tile[block][kTile][kBlock], signed
-constexpr size_t kBlock = 64;   // coordinates; those beyond d have code 0
-constexpr size_t kStrip = 128;  // queries that one call takes: their products stay in the first-level cache
+constexpr size_t kBlock = 64;   // coordinates; padding has code 0
+constexpr size_t kStrip = 128;  // queries per call; their products stay in the first-level cache
 
 // For rows 0 .. rows-1 (at most kStrip, the tiles one after another) and all points of a panel:
 //   product[row][point] = start[row][any of 16] + sum over coordinates of query code * point byte.
@@ -57,7 +58,7 @@ constexpr size_t kStrip = 128;  // queries that one call takes: their products s
 using Product = void (*)(const int8_t* queries, const uint8_t* panel, const int32_t* start, size_t blocks, size_t rows,
                          int32_t* product);
 
-// The routine in use; null: do without.
+// The routine in use; null if there is none.
 Product ProductInUse();
 
 }  // namespace ebmvk

@@ -1,4 +1,5 @@
-// The kernel that energy_score and langevin share: one pass over candidates that were gathered into one padded block.
+// The kernel shared by energy_score and langevin: one pass over candidates gathered into one padded
+// block.
 #if defined(EBMVK_CPU_ENERGY_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef EBMVK_CPU_ENERGY_INL_H
 #undef EBMVK_CPU_ENERGY_INL_H
@@ -38,7 +39,8 @@ inline void StoreSums(const VF (&v)[4], float* out) {
   }
 }
 
-// out[j] = rows[j].x for a block of kBlock rows of n floats, which Gathered interleaves kChunk floats at a time.
+// out[j] = rows[j].x for a block of kBlock rows of n floats, which Gathered interleaves kChunk
+// floats at a time.
 inline void BlockDots(const float* rows, const float* x, size_t n, float* out) {
   VF low[4], high[4];
   for (size_t j = 0; j < 4; ++j) low[j] = high[j] = hn::Zero(F32());
@@ -79,10 +81,12 @@ struct Force {
   float energy, scale, radial;
 };
 
-// The online softmax: weights are kept relative to the largest logit so far, and what was summed is scaled down when a
-// larger one turns up, so each block of candidates is fetched once for both its dots and its part of the pull.
+// Online softmax: weights are relative to the largest logit so far, and sums are scaled down when a
+// larger one appears. So each block of candidates is read once, for both its dot products and its
+// part of the pull.
 inline Force Evaluate(const Gathered& c, const float* x, float* pull) {
-  // Below this weight relative to what is there already, 64 candidates cannot change a float: skip their pull.
+  // Below this weight, relative to the sum so far, 64 candidates can't change a float, so skip
+  // their pull.
   constexpr float kNegligible = 0x1p-40f;
   constexpr size_t kWidth = kBlock > kLanes ? kBlock : kLanes;
   alignas(64) float dots[kWidth] = {}, weight[kWidth];

@@ -1,4 +1,5 @@
-// Latent energy, score and responsibilities over candidate lists (see ebmvk/engine/api.py for the formulas).
+// Latent energy, score and responsibilities over candidate lists (see ebmvk/engine/api.py for the
+// formulas).
 #pragma once
 
 #include <cstddef>
@@ -6,7 +7,7 @@
 
 namespace ebmvk {
 
-// Candidate lists of `rows` states, row-major. Pointers are to arrays of the sizes given; ids lie in [0, n).
+// Candidate lists of `rows` states, row-major. Arrays have the sizes given; ids are in [0, n).
 struct CandidateLists {
   size_t rows, k, d;
   const float* points;          // (n, d)

@@ -1,4 +1,5 @@
-// (row, candidate) pairs in groups of equal id, so that sums over a group have one order and need no atomics.
+// Groups (row, candidate) pairs by id, so that sums over a group have a fixed order and need no
+// atomics.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,7 @@ inline Groups GroupById(const int64_t* ids, size_t count, size_t n) {
   return groups;
 }
 
-// Groups worked off as one task: enough to be worth waking a thread for.
+// Groups per task; enough to be worth waking a thread.
 constexpr size_t kGroupsPerTask = 64;
 
 }  // namespace ebmvk

@@ -11,11 +11,13 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// Each loop below moves a state of n floats (a multiple of kPad) once through the registers and returns the sums that
-// the next one needs. Two vectors at a time, each with its own accumulator.
+// Each loop below passes a state of n floats (a multiple of kPad) through the registers once and
+// returns the sums that the next loop needs. It handles two vectors at a time, each with its own
+// accumulator.
 struct Sums {
   VF a[2], b[2];
-  // Written out: the constructor the compiler adds would not be compiled for this instruction set.
+  // Written out, because a constructor that the compiler adds would not be compiled for this
+  // instruction set.
   Sums() { a[0] = a[1] = b[0] = b[1] = hn::Zero(F32()); }
   float A() const { return Sum(hn::Add(a[0], a[1])); }
   float B() const { return Sum(hn::Add(b[0], b[1])); }
@@ -39,7 +41,8 @@ inline void Kick(float p, float q, const float* pull, const float* x, size_t n, 
   vv = sums.B();
 }
 
-// Coefficients of the geodesic move for time t at speed |v|: x' = cos x + slide v, v' = cos v - turn x.
+// Coefficients of the geodesic move for time t at speed |v|: x' = cos x + slide v, v' = cos v -
+// turn x.
 struct Move {
   float cos, slide, turn;
 };
@@ -62,7 +65,7 @@ inline void Glide(const Move& m, const float* other, size_t n, float* x, float* 
       const VF speed = hn::NegMulAdd(turn, xs, hn::Mul(c, vs));
       hn::Store(there, F32(), x + at);
       hn::Store(speed, F32(), v + at);
-      // `other` may be x itself, for |x'|^2.
+      // `other` may be x itself, which gives |x'|^2.
       sums.a[u] = hn::MulAdd(hn::Load(F32(), other + at), there, sums.a[u]);
       sums.b[u] = hn::MulAdd(speed, speed, sums.b[u]);
     }
@@ -116,7 +119,7 @@ inline float Inner(const float* a, const float* b, size_t n) {
   return sums.A();
 }
 
-// Where and how a level moves a chain.
+// The parameters with which a level moves a chain.
 struct Dynamics {
   const Gathered& c;
   const ChainParams& p;
@@ -133,15 +136,15 @@ struct Dynamics {
   }
 };
 
-// The first half kick; returns v.v
+// The first half kick. Returns v.v
 inline float Push(const Dynamics& m, const Force& force, Chain& s) {
   float unused, vv;
   Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, m.c.n, s.v, unused, vv);
   return vv;
 }
 
-// Geodesic move for time t at squared speed vv, back onto the sphere, the second half kick, back into the tangent
-// space. Sets s.vv; returns the force there.
+// Geodesic move for time t at squared speed vv, projection onto the sphere, second half kick,
+// projection onto the tangent space. Sets s.vv; returns the force at the new state.
 inline Force Land(const Dynamics& m, float vv, double t, Chain& s) {
   const size_t n = m.c.n;
   float xx, xv;
@@ -172,7 +175,7 @@ inline Force Step(const Dynamics& m, uint32_t step, const Force& now, Chain& s) 
   return force;
 }
 
-// Half of the friction and noise of a trajectory; returns v.v
+// Half of the friction and noise of a trajectory. Returns v.v
 inline float HalfStir(const Dynamics& m, uint32_t step, uint32_t stream, Chain& s) {
   if (m.spread > 0) Draw(m.p, step, stream, m.d, m.c.n, s.noise);
   return Stir(m.keep, m.spread, Inner(s.noise, s.x, m.c.n), s.noise, s.x, m.c.n, s.v);
@@ -194,7 +197,8 @@ inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chai
   if (change <= -m.p.temperature * std::log(MetropolisUniform(m.p.seed, step, m.p.chain))) {
     s.accepted += 1;
   } else {
-    // Back to before the trajectory with the velocity reversed, as detailed balance needs.
+    // Return to the state before the trajectory and reverse the velocity, as detailed balance
+    // requires.
     for (size_t i = 0; i < 3; ++i) std::memcpy(moved[i], saved[i], bytes);
     Scale(-1, n, s.v);
     force = now;
@@ -208,13 +212,14 @@ void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_
   const Dynamics m(c, level, p, d);
   Force force = Evaluate(c, s.x, s.pull);
   for (uint32_t done = 0; done < level.steps; ++done) {
-    const uint32_t step = first_step + done;  // the last may be 2^32 - 1
+    const uint32_t step = first_step + done;  // the last step may be 2^32 - 1
     force = p.leapfrogs > 0 ? Trajectory(m, step, force, s) : Step(m, step, force, s);
   }
   s.energy = force.energy;
 }
 
-// |v|^2 of a state that comes from outside, summed as a step does at its end, so that a trajectory may be cut anywhere.
+// |v|^2 of a state from outside, summed exactly as at the end of a step, so that a trajectory may
+// be cut anywhere.
 float SquaredNorm(const float* v, size_t n) {
   Sums sums;
   for (size_t i = 0; i < n; i += 2 * kLanes) {

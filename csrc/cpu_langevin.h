@@ -1,4 +1,5 @@
-// g-BAOAB and GHMC on the sphere over annealed levels, one chain after the other on each thread (model section 7).
+// g-BAOAB and GHMC on the sphere over annealed levels, one chain after the other on each thread
+// (model section 7).
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,7 @@
 
 namespace ebmvk {
 
-// One level as one chain sees it.
+// The parameters of one level for one chain.
 struct Level {
   float kappa_scale, logw_shift, step_size, gamma;
   uint32_t steps;
@@ -21,10 +22,10 @@ struct LangevinParams {
   uint64_t seed;
   uint32_t first_step, first_chain;
   double temperature;
-  uint32_t leapfrogs;  // of a trajectory of GHMC; 0 for g-BAOAB
+  uint32_t leapfrogs;  // per GHMC trajectory; 0 for g-BAOAB
 };
 
-// x, v: (rows, d), in and out; the rest (rows).
+// x and v: (rows, d), read and written; the rest: (rows).
 struct LangevinState {
   float *x, *v;
   float *energy, *kinetic_temperature, *energy_error, *tangency, *acceptance;
@@ -32,7 +33,7 @@ struct LangevinState {
 
 void Langevin(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state);
 
-// Normals as the chains draw them, (steps, chains, d): for tests against the reference.
+// The normals that the chains draw, (steps, chains, d), to test against the reference.
 void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
              size_t d, float* out);
 

@@ -1,4 +1,5 @@
-// Elementary functions on vectors. Coefficients are minimax fits (Lawson iteration) over the reduced ranges given.
+// Elementary functions on vectors. Coefficients are minimax fits (Lawson iteration) over the
+// reduced ranges.
 #if defined(EBMVK_CPU_MATH_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef EBMVK_CPU_MATH_INL_H
 #undef EBMVK_CPU_MATH_INL_H
@@ -37,7 +38,7 @@ inline VF Exp(VF x) {
   return hn::IfThenElse(vanishes, hn::Zero(F32()), hn::Mul(Polynomial(r, kExp), hn::BitCast(F32(), scale)));
 }
 
-// log x for normal positive x, relative error below 2e-7 also next to 1.
+// log x for normal positive x; the relative error is below 2e-7, even near 1.
 inline VF Log(VF x) {
   // (log(1+f) - f + f^2/2) / f^3 for 1+f in [sqrt(1/2), sqrt(2)].
   static constexpr float kLog[] = {3.333333126e-1f,  -2.499998119e-1f, 2.000068809e-1f,
@@ -74,7 +75,7 @@ inline SinCos SinCosTurns(VF t) {
   const VU32 two = hn::Set(U32(), 2u);
   const VU32 sin_sign = hn::ShiftLeft<30>(hn::And(quadrant, two));
   const VU32 cos_sign = hn::ShiftLeft<30>(hn::And(hn::Add(quadrant, hn::Set(U32(), 1u)), two));
-  // Odd quadrants exchange the two: their lowest bit, moved to the sign, is the mask.
+  // Odd quadrants swap sine and cosine; the lowest bit, moved to the sign, is the mask.
   const auto odd =
       hn::MaskFromVec(hn::BitCast(F32(), hn::ShiftRight<31>(hn::BitCast(I32(), hn::ShiftLeft<31>(quadrant)))));
   const VF sine = hn::IfThenElse(odd, c, s), cosine = hn::IfThenElse(odd, s, c);

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and Box-Muller on vectors; the layout is that of ebmvk/engine/philox.py.
+// Philox4x32-10 (Salmon et al., SC 2011) and Box-Muller on vectors, with the layout of
+// ebmvk/engine/philox.py.
 #if defined(EBMVK_CPU_PHILOX_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef EBMVK_CPU_PHILOX_INL_H
 #undef EBMVK_CPU_PHILOX_INL_H
@@ -13,10 +14,11 @@ namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
 constexpr size_t kCounters = kLanes / 2;  // per vector of 64-bit lanes
-constexpr size_t kGroups = 4;             // vectors in flight, to hide the latency of ten dependent multiplications
+constexpr size_t kGroups = 4;             // vectors in flight; hides the latency of ten dependent multiplications
 constexpr size_t kNormalsPerDraw = 4 * kCounters * kGroups;
 
-// Words live in the low halves of 64-bit lanes. The high halves hold rubbish, which multiplication ignores.
+// Words are in the low halves of 64-bit lanes. Multiplication ignores the high halves, which hold
+// garbage.
 struct Counters {
   VU64 word[4];
 };
@@ -36,7 +38,7 @@ inline VU32 Pair(VU64 a, VU64 b) {
   return hn::OddEven(hn::BitCast(U32(), hn::ShiftLeft<32>(b)), hn::BitCast(U32(), a));
 }
 
-// (bits + 1/2) 2^-32, at most 1 - 2^-24. In two halves, so that one rounding gives the float nearest to bits.
+// (bits + 1/2) 2^-32, at most 1 - 2^-24. In two halves, so that there is only one rounding.
 inline VF Uniform(VU32 bits) {
   const VF high = hn::ConvertTo(F32(), hn::BitCast(I32(), hn::ShiftRight<16>(bits)));
   const VF low = hn::ConvertTo(F32(), hn::BitCast(I32(), hn::And(bits, hn::Set(U32(), 0xffffu))));
@@ -45,10 +47,11 @@ inline VF Uniform(VU32 bits) {
   return hn::IfThenElse(hn::Le(u, Constant(1 - 0x1p-24f)), u, Constant(1 - 0x1p-24f));
 }
 
-// Stores the normals of one vector of counters: those of its even lanes at `even`, of its odd lanes at `odd`.
+// Stores the normals of one vector of counters: those of its even lanes at `even`, of its odd lanes
+// at `odd`.
 inline void StoreNormals(const Counters& c, float* even, float* odd) {
   const VF u = Uniform(Pair(c.word[0], c.word[2]));
-  // The angle as a signed number of turns: the same direction, and exact next to a whole turn.
+  // The angle as a signed number of turns: same direction, and exact near a whole turn.
   const VF signed_bits = hn::ConvertTo(F32(), hn::BitCast(I32(), Pair(c.word[1], c.word[3])));
   const SinCos turn = SinCosTurns(hn::MulAdd(signed_bits, Constant(0x1p-32f), Constant(0x1p-33f)));
   const VF radius = hn::Sqrt(hn::Mul(Constant(-2.0f), Log(u)));
@@ -57,11 +60,13 @@ inline void StoreNormals(const Counters& c, float* even, float* odd) {
   hn::StoreU(hn::InterleaveUpper(F32(), cosine, sine), F32(), odd);
 }
 
-// Normals for coordinates 0 .. d-1 of (step, chain, stream); writes up to the next multiple of kNormalsPerDraw.
+// Normals for coordinates 0 .. d-1 of (step, chain, stream); writes up to the next multiple of
+// kNormalsPerDraw.
 inline void FillNormals(uint64_t seed, uint32_t step, uint32_t chain, uint32_t stream, size_t d, float* out) {
   const VU32 m0 = hn::Set(U32(), 0xD2511F53u), m1 = hn::Set(U32(), 0xCD9E8D57u);
-  // Lane pairs (2b, 2b+1) form 128-bit block b, whose halves InterleaveLower and InterleaveUpper separate: give even
-  // lanes the first half of the quads and odd lanes the second, and both stores are contiguous.
+  // Lane pairs (2b, 2b+1) form 128-bit block b, whose halves InterleaveLower and InterleaveUpper
+  // separate: give even lanes the first half of the quads and odd lanes the second, and both stores
+  // are contiguous.
   alignas(64) uint64_t offsets[kCounters];
   for (size_t lane = 0; lane < kCounters; ++lane) offsets[lane] = lane / 2 + (lane % 2) * (kCounters / 2);
   const VU64 first = hn::Load(U64(), offsets);

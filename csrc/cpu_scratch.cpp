@@ -15,7 +15,7 @@ GatherSpace::GatherSpace(size_t k, size_t d) {
   Gathered& g = gathered_;
   g.k = RoundUp(k, Gathered::kBlock);
   g.n = RoundUp(d, 32);
-  // The last block of logits may be read a whole vector past its end.
+  // Code may read a whole vector past the end of the last block of logits.
   const size_t list = RoundUp(g.k, 16) + 16;
   memory_ = AllocateFloats(g.k * g.n + 3 * list);
   g.rows = memory_.get();

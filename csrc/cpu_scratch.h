@@ -1,4 +1,4 @@
-// Memory that a thread of the pool works in.
+// Working memory for a thread of the pool.
 #pragma once
 
 #include <cstddef>
@@ -17,30 +17,31 @@ struct AlignedFree {
 };
 using AlignedFloats = std::unique_ptr<float[], AlignedFree>;
 
-// The longest a target writes beyond d when it fills normals (kNormalsPerDraw of 512-bit vectors).
+// How far beyond d any target writes when it fills in normals (kNormalsPerDraw of 512-bit vectors).
 constexpr size_t kNoisePad = 128;
 
-// Throws std::bad_alloc. Zeroed, so that padding is.
+// Zeroed, so that padding is zero. Throws std::bad_alloc.
 AlignedFloats AllocateFloats(size_t count);
 
-// The candidates of one state in contiguous memory, padded with zeros (rows: log weight -inf), in blocks that stay in
-// the first-level cache from their dots to their part of the pull: 8 rows of 640 are 20 KB. The rows of a block are
-// interleaved a cache line at a time, so that all candidates are one stream, which processors prefetch best.
+// The candidates of one state in contiguous memory, padded with zeros (extra rows have log weight
+// -inf). A block stays in the first-level cache from its dot products to its part of the pull: 8
+// rows of 640 floats are 20 KB. Rows of a block are interleaved by cache lines, so that all
+// candidates form one stream, which processors prefetch best.
 struct Gathered {
   static constexpr size_t kBlock = 8, kChunk = 16;
-  size_t k, n;  // k a multiple of kBlock, n of 32
+  size_t k, n;  // k: a multiple of kBlock; n: of 32
   float* rows;  // (k / kBlock, n / kChunk, kBlock, kChunk)
-  float* logw;  // (k), as are the next two
+  float* logw;  // (k); so are the next two
   float* kappa;
   float* logits;
   float log_background;
 };
 
-// Owns the arrays of one Gathered for lists of one shape.
+// Owns the arrays of a Gathered, for lists of one shape.
 class GatherSpace {
  public:
   GatherSpace(size_t k, size_t d);
-  // Copies the candidates of `row` in; call again for the next row.
+  // Copies in the candidates of `row`; call it again for the next row.
   Gathered& Gather(const CandidateLists& lists, size_t row);
 
  private:

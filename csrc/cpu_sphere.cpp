@@ -15,7 +15,8 @@ namespace {
 float Length(const float* a, size_t d) { return std::sqrt(Dot(a, a, d)); }
 
 void ProjxRow(size_t d, const float* x, float* out) {
-  // Scaled by the largest entry first, so that tiny and huge rows do not under- or overflow when squared.
+  // Scale by the largest entry first, so that squares of tiny and huge rows don't under- or
+  // overflow.
   float largest = 0;
   for (size_t i = 0; i < d; ++i) largest = std::max(largest, std::abs(x[i]));
   for (size_t i = 0; i < d; ++i) out[i] = x[i] / largest;
@@ -40,7 +41,7 @@ float DistRow(size_t d, const float* x, const float* y, float* buffer) {
 
 void LogmapRow(size_t d, const float* x, const float* y, float* out) {
   const float distance = DistRow(d, x, y, out);
-  // The difference first: it is exact where x and y nearly coincide.
+  // Subtract first: the difference is exact if x and y nearly coincide.
   Combine(1, y, -1, x, d, out);
   Combine(1, out, -Dot(x, out, d), x, d, out);
   const float norm = Length(out, d);
@@ -71,7 +72,7 @@ HWY_EXPORT(LogmapRow);
 HWY_EXPORT(TranspRow);
 HWY_EXPORT(DistRow);
 
-// Tasks of about this many floats: enough to be worth waking a thread for.
+// Floats per task; enough to be worth waking a thread.
 constexpr size_t kTask = 1 << 15;
 
 template <class Row>

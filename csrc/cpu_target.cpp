@@ -9,7 +9,7 @@ namespace ebmvk {
 #if EBMVK_HAVE_HIGHWAY
 namespace {
 
-// The scalar target runs the loops of namespace plain (see simd.h).
+// The scalar target runs the plain loops (see simd.h).
 std::string Name(int64_t target) {
   return target == HWY_SCALAR || target == HWY_EMU128 ? "plain" : hwy::TargetName(target);
 }

@@ -14,7 +14,8 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// A tile is kQueries x (two vectors of points) in registers: 24 accumulators of 32 registers, or 12 of 16.
+// A tile is kQueries x (two vectors of points) in registers: 24 accumulators of 32 registers, or 12
+// of 16.
 constexpr size_t kQueries = kLanes == 16 ? 12 : 6;
 constexpr size_t kPanel = 2 * kLanes;
 
@@ -31,8 +32,8 @@ void PackQueries(const TopKProblem& p, size_t first, size_t rows, size_t tile, f
   }
 }
 
-// packed[i][c] = points[first + c][i]; missing points are zero. A few coordinates at a time, so that what is written
-// stays in the first-level cache.
+// packed[i][c] = points[first + c][i]; missing points are zero. Copies a few coordinates at a time,
+// so that writes stay in the first-level cache.
 void PackPanel(const TopKProblem& p, size_t first, size_t count, float* packed) {
   constexpr size_t kStep = 16;
   for (size_t begin = 0; begin < p.d; begin += kStep) {
@@ -44,7 +45,8 @@ void PackPanel(const TopKProblem& p, size_t first, size_t count, float* packed) 
   }
 }
 
-// Each product is summed over i in order, in one register: its bits depend neither on the tile nor on the batch.
+// Each product is summed over i in order, in one register, so its bits depend neither on tile nor
+// batch.
 inline void Tile(const float* queries, const float* points, size_t d, VF (&sum)[kQueries][2]) {
   for (size_t r = 0; r < kQueries; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
   for (size_t i = 0; i < d; ++i, queries += kQueries, points += kPanel) {
@@ -58,7 +60,7 @@ inline void Tile(const float* queries, const float* points, size_t d, VF (&sum)[
   }
 }
 
-// What turns the products of a panel's points into scores.
+// The coefficients that turn products with a panel's points into scores.
 struct Affine {
   VF scale[2], bias[2];
 
@@ -75,7 +77,7 @@ struct Affine {
   }
 };
 
-// Offers the points of a panel to the selection of a row, by their products with it.
+// Offers a panel's points to a row's selection, given their products with it.
 inline void Offer(const VF (&sum)[2], const Affine& affine, size_t first, size_t count, size_t row,
                   Selection& selection) {
   const float threshold = selection.threshold(row);
@@ -92,7 +94,7 @@ inline void Offer(const VF (&sum)[2], const Affine& affine, size_t first, size_t
   selection.CutIfFull(row);
 }
 
-// One packed panel of points against all packed queries.
+// Scores one packed panel of points for all packed queries.
 void ScorePanel(const TopKProblem& p, size_t rows, const float* queries, const float* panel, size_t first, size_t count,
                 Selection& selection) {
   const Affine affine(p, first, count);
@@ -109,12 +111,14 @@ size_t FewQueries() { return 0; }
 
 void ScoreFew(const TopKProblem&, size_t, size_t, size_t, size_t, Selection&) {}
 #else
-// Up to this many queries panels are not packed: 8 then take a third (AVX3) to a half (AVX2, SSE4) of the time.
+// For at most this many queries panels are not packed; 8 queries then take a third (AVX3) to a half
+// (AVX2, SSE4) of the time.
 constexpr size_t kFew = 8;
 
 size_t FewQueries() { return kFew; }
 
-// Four coordinates of kLanes / 4 points that are `stride` apart, those of one in each block of four lanes.
+// Four coordinates of kLanes / 4 points that are `stride` apart; each block of four lanes has one
+// point's.
 template <class D>
 hn::Vec<D> LoadBlocks(D tag, const float* from, size_t stride) {
   if constexpr (hn::MaxLanes(D()) == 4) {
@@ -141,8 +145,9 @@ inline void LoadColumns(const float* from, size_t d, VF (&column)[4]) {
   column[3] = hn::BitCast(F32(), hn::InterleaveUpper(U64(), high01, high23));
 }
 
-// Tile() for kRows queries and a panel that are where the caller has them. A panel is read in kPanel streams, which
-// processors prefetch badly: lines are fetched kAhead coordinates before their turn, past the end those of `next`.
+// Tile() for kRows queries and a panel in the caller's own memory. A panel is read in kPanel
+// streams, which processors prefetch badly. So lines are prefetched kAhead coordinates in advance,
+// at the end those of `next`.
 template <size_t kRows>
 inline void FewTile(const float* queries, const float* points, const float* next, size_t d, VF (&sum)[kRows][2]) {
   constexpr size_t kAhead = 96, kLine = 16;
@@ -150,7 +155,7 @@ inline void FewTile(const float* queries, const float* points, const float* next
   for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(F32());
   size_t i = 0;
   for (; i + 4 <= d; i += 4) {
-    // A quarter of the points each time, as a line serves four times.
+    // A quarter of the points each time, because a line lasts for four iterations.
     const float* fetch = i + ahead < d ? points + i + ahead : next + i + ahead - d;
     fetch += i % kLine / 4 * (kPanel / 4) * d;
 #pragma GCC unroll 8
@@ -180,7 +185,7 @@ inline void FewTile(const float* queries, const float* points, const float* next
   }
 }
 
-// A whole panel of points, not packed, against the kRows rows of a batch.
+// Scores a whole, unpacked panel of points for the kRows rows of a batch.
 template <size_t kRows>
 void FewRows(const TopKProblem& p, const float* queries, size_t first, size_t next, Selection& selection) {
   VF sum[kRows][2];
@@ -196,8 +201,8 @@ void FewRowsOf(size_t rows, const TopKProblem& p, const float* queries, size_t f
   if constexpr (kRows > 1) FewRowsOf<kRows - 1>(rows, p, queries, first, next, selection);
 }
 
-// ScorePanel() without packing, for a whole panel and at most kFew rows. `next`: the panel this thread has next,
-// likely.
+// ScorePanel() without packing, for a whole panel and at most kFew rows. `next`: the likely next
+// panel of this thread.
 void ScoreFew(const TopKProblem& p, size_t start, size_t rows, size_t first, size_t next, Selection& selection) {
   FewRowsOf<kFew>(rows, p, p.queries + start * p.d, first, next, selection);
 }
@@ -220,10 +225,10 @@ HWY_EXPORT(ScorePanel);
 HWY_EXPORT(FewQueries);
 HWY_EXPORT(ScoreFew);
 
-// Rows worked off together: bounds the memory of the selections and of the packed queries.
+// Rows processed together; this bounds the memory of selections and packed queries.
 constexpr size_t kBatch = 4096;
 
-// What one thread needs; made by the thread that turns out to work.
+// The memory of one thread, allocated only by threads that get work.
 struct Space {
   AlignedFloats panel;
   Selection selection;
@@ -250,7 +255,8 @@ void TopKBatch(const TopKProblem& p, size_t first, size_t rows, float* scores, i
   const AlignedFloats queries = AllocateFloats(tiles * height * p.d);
   pool.Run(tiles, [&](size_t tile, size_t) { HWY_DYNAMIC_DISPATCH(PackQueries)(p, first, rows, tile, queries.get()); });
   Spaces spaces(pool.threads());
-  // A thread sees its panels in ascending order, as Selection needs; which thread sees which does not matter.
+  // A thread sees its panels in ascending order, as Selection requires; it doesn't matter which
+  // panels these are.
   pool.Run(panels, [&](size_t panel, size_t thread) {
     std::unique_ptr<Space>& space = spaces[thread];
     if (!space) space.reset(new Space{AllocateFloats(width * p.d), Selection(rows, p.k, width)});

@@ -1,4 +1,5 @@
-// Exact top-k of scale_n * (points_n . query) + bias_n, by a blocked matrix product with running selection.
+// Exact top-k of scale_n * (points_n . query) + bias_n, by a blocked matrix product with a running
+// selection.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,7 @@ struct TopKProblem {
   const float* bias;     // (n) or null for 0
 };
 
-// scores, ids: (rows, k); scores descend, equal ones by ascending id.
+// scores, ids: (rows, k); scores descend; ties are in ascending order of id.
 void TopK(const TopKProblem& problem, float* scores, int64_t* ids);
 
 }  // namespace ebmvk

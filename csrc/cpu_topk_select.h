@@ -1,4 +1,4 @@
-// The best k of a stream of (score, id), in which ids ascend.
+// Selects the best k from a stream of (score, id) with ascending ids.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +14,11 @@ struct Hit {
   uint32_t id;
 };
 
-// The total order of results: higher score first, of equal scores the lower id.
+// The order of results: higher scores first, ties by lower id.
 inline bool Better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
 
-// Selections of `rows` queries, with room for twice k and a panel, so that a cut happens once per k or more arrivals.
+// Selections for `rows` queries, with room for 2 k entries and a panel, so that there is at most
+// one cut per k arrivals.
 class Selection {
  public:
   Selection(size_t rows, size_t k, size_t panel)
@@ -27,8 +28,8 @@ class Selection {
         count_(rows, 0),
         threshold_(rows, std::numeric_limits<float>::quiet_NaN()) {}
 
-  // A score enters if it is not <= this. NaN, and so everything enters, until k were seen. Later arrivals have higher
-  // ids, so that an equal score loses.
+  // A score enters unless it is <= this. It is NaN until k scores were seen, so that all of them
+  // enter. Later arrivals have higher ids, so an equal score loses.
   float threshold(size_t row) const { return threshold_[row]; }
 
   void Push(size_t row, Hit hit) {
@@ -36,7 +37,7 @@ class Selection {
     ++count_[row];
   }
 
-  // To be called after at most `panel` pushes.
+  // Call this after at most `panel` pushes.
   void CutIfFull(size_t row) {
     if (count_[row] < 2 * k_) return;
     Hit* first = hits_.data() + row * capacity_;

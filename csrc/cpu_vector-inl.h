@@ -1,4 +1,5 @@
-// Loops over the coordinates of a state. Padded ones take n, a multiple of kPad; the others any d.
+// Loops over the coordinates of a state. Padded loops take n, a multiple of kPad; the others take
+// any d.
 #if defined(EBMVK_CPU_VECTOR_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef EBMVK_CPU_VECTOR_INL_H
 #undef EBMVK_CPU_VECTOR_INL_H
@@ -10,11 +11,11 @@ HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
 namespace {
 
-// The padded length of a row: two vectors of the widest kind (512 bits) at a time.
+// Rows are padded to a multiple of this: two vectors of the widest kind (512 bits).
 constexpr size_t kPad = 32;
 static_assert(kPad % (2 * kLanes) == 0, "padded loops take two vectors at a time");
 
-// a.b over any d; what is left after the last whole vector is added in order.
+// a.b for any d; the rest after the last whole vector is added in order.
 inline float Dot(const float* a, const float* b, size_t d) {
   VF sum0 = hn::Zero(F32()), sum1 = hn::Zero(F32());
   size_t i = 0;
@@ -27,7 +28,7 @@ inline float Dot(const float* a, const float* b, size_t d) {
   return sum;
 }
 
-// out = p a + q b over any d; out may be a or b.
+// out = p a + q b for any d; out may be a or b.
 inline void Combine(float p, const float* a, float q, const float* b, size_t d, float* out) {
   const VF vp = hn::Set(F32(), p), vq = hn::Set(F32(), q);
   size_t i = 0;

@@ -12,7 +12,8 @@
 
 VULKAN_HPP_DEFAULT_DISPATCH_LOADER_DYNAMIC_STORAGE
 
-// DynamicLoader is in vk up to Vulkan-Hpp 1.3.300 and in vk::detail since then, so look it up in both.
+// DynamicLoader is in vk up to Vulkan-Hpp 1.3.300 and in vk::detail since then, so look it up in
+// both.
 namespace vk::detail {}
 namespace found {
 using namespace vk;
@@ -25,11 +26,11 @@ namespace {
 
 constexpr const char* kValidationLayer = "VK_LAYER_KHRONOS_validation";
 
-// Storage buffers that the largest kernels bind.
+// The number of storage buffers that the largest kernels bind.
 constexpr std::uint32_t kNeededBindings = 16;
 
-// The loader is opened at run time, so that this module can be imported where it is missing. It stays open, also while
-// the process ends: a driver's threads may outlive us, and their code must not be unloaded under them.
+// The loader is opened at run time, so that this module can be imported without it. It stays open
+// even while the process ends: a driver's threads may outlive us, and their code must stay loaded.
 void load_vulkan() {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -42,7 +43,8 @@ void load_vulkan() {
   });
 }
 
-// Instance functions reached through one instance serve every instance: the loader tells them apart by their handles.
+// Functions obtained through one instance work for every instance, because the loader looks at the
+// handles.
 void load_functions(vk::Instance instance) {
   static std::once_flag once;
   std::call_once(once, [&] {
@@ -69,7 +71,7 @@ std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties& memor
   return largest;
 }
 
-// Family of a queue that computes, one that does nothing else where there is one; -1 where there is none.
+// The family of a compute queue, if possible one that does nothing else; -1 if there isn't one.
 int compute_family(vk::PhysicalDevice device) {
   const auto families = device.getQueueFamilyProperties();
   int found = -1;
@@ -128,8 +130,8 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
     out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
                            (limits.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute) &&
                            limits.minSubgroupSize <= out.subgroup_size && out.subgroup_size <= limits.maxSubgroupSize;
-    // RDNA states 64 and runs 32 as well: finer, so that 640 coordinates leave no lane idle and chains need fewer
-    // registers each.
+    // RDNA reports 64 but also runs 32. With 32, 640 coordinates leave no lane idle, and each chain
+    // needs fewer registers.
     if (out.subgroup_control) out.subgroup_size = std::clamp(32u, limits.minSubgroupSize, limits.maxSubgroupSize);
   }
   if (out.max_bindings < kNeededBindings)
@@ -154,13 +156,13 @@ vk::Instance make_instance(bool validate, bool instrument = false) {
       const auto known = vk::enumerateInstanceLayerProperties();
       if (std::none_of(known.begin(), known.end(),
                        [](const auto& layer) { return std::string(layer.layerName.data()) == kValidationLayer; }))
-        throw Unavailable("validation was asked for, and the layer VK_LAYER_KHRONOS_validation is not installed");
+        throw Unavailable("validation was requested, but the layer VK_LAYER_KHRONOS_validation is not installed");
       layers.push_back(kValidationLayer);
       extensions.push_back(VK_EXT_DEBUG_UTILS_EXTENSION_NAME);
       info.setPNext(&checks);
     }
     const auto offered = vk::enumerateInstanceExtensionProperties();
-    for (const auto& extension : offered)  // MoltenVK is listed only to those who ask for portability
+    for (const auto& extension : offered)  // MoltenVK is listed only if portability is requested
       if (std::string(extension.extensionName.data()) == VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME) {
         extensions.push_back(VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME);
         info.flags |= vk::InstanceCreateFlagBits::eEnumeratePortabilityKHR;
@@ -193,7 +195,7 @@ std::vector<Capabilities> Device::list() {
   try {
     for (const auto& device : instance.enumeratePhysicalDevices())
       out.push_back(describe(device, static_cast<std::uint32_t>(out.size())));
-  } catch (const vk::SystemError&) {  // a loader without any driver
+  } catch (const vk::SystemError&) {  // the loader has no driver
   }
   instance.destroy();
   return out;
@@ -225,7 +227,7 @@ Device::~Device() { destroy(); }
 
 void Device::destroy() noexcept {
   if (abandoned()) {
-    new std::shared_ptr<Messages>(messages_);  // what still runs may still speak
+    new std::shared_ptr<Messages>(messages_);  // work that still runs may still report messages
     return;
   }
   try {
@@ -244,7 +246,7 @@ void Device::destroy() noexcept {
       if (destroyer) destroyer(instance_, messenger_, nullptr);
     }
     if (instance_) instance_.destroy();
-  } catch (...) {  // a device that is lost while it is being closed has nothing more to give back
+  } catch (...) {  // the device was lost while it was being closed, so nothing is left to free
   }
 }
 
@@ -253,7 +255,7 @@ void Device::create_instance() {
   if (!options_.validate) return;
   const auto creator =
       reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(instance_.getProcAddr("vkCreateDebugUtilsMessengerEXT"));
-  VkDebugUtilsMessengerCreateInfoEXT info{};  // the type of the C++ struct's callback differs by version
+  VkDebugUtilsMessengerCreateInfoEXT info{};  // the type of the callback in the C++ struct depends on the version
   info.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT;
   info.messageSeverity =
       VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT;
@@ -304,7 +306,8 @@ void Device::pretend() {
   if (options_.pretend.empty()) return;
   capabilities_.type = "discrete";
   if (options_.pretend != "smallest") return;
-  capabilities_.max_group_size = std::min(capabilities_.max_group_size, 128u);  // what Vulkan demands of every device
+  capabilities_.max_group_size =
+      std::min(capabilities_.max_group_size, 128u);  // Vulkan guarantees this on every device
   capabilities_.max_shared_bytes = std::min(capabilities_.max_shared_bytes, 16384u);
   capabilities_.subgroup_control = false;
 }
@@ -354,8 +357,8 @@ void Device::release(vk::DeviceMemory memory, std::uint64_t bytes) {
 }
 
 void Device::wait() {
-  // An empty submission: its fence is signalled after everything submitted before it. Ours rather than Kompute's, which
-  // drops the result of the wait and destroys the fence of a submission that is still running.
+  // Submit nothing: the fence is signalled after everything submitted before. Kompute's own wait
+  // drops the result and destroys the fence of a submission that is still running.
   try {
     queue_->submit(vk::ArrayProxy<const vk::SubmitInfo>(), fence_);
     const auto patience = static_cast<std::uint64_t>(std::clamp(options_.timeout_seconds, 0.0, 1e9) * 1e9);
@@ -388,14 +391,14 @@ bool Device::abandoned() const { return hung_ || process_ != ::getpid(); }
 void Device::wait_until_idle() noexcept {
   try {
     device_->waitIdle();
-  } catch (const std::exception&) {  // lost, then: nothing runs any more
+  } catch (const std::exception&) {  // the device is lost, so nothing runs any more
   }
 }
 
 void Device::lose(const std::string& reason) {
   lost_ = "Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name + ") " + reason;
-  // What was submitted may still be running when the failure was another's; its buffers are about to be freed. This
-  // ends soon even on a device that is lost.
+  // If something else failed, submitted work may still be running, and its buffers are about to be
+  // freed. Waiting ends soon even if the device is lost.
   if (!hung_) wait_until_idle();
   throw DeviceLost(lost_);
 }
@@ -438,7 +441,7 @@ void Device::load_pipeline_cache() {
 void Device::save_pipeline_cache() const noexcept {
   try {
     if (cache_ && !options_.cache_dir.empty()) write_pipelines(cache_path(), device_->getPipelineCacheData(cache_));
-  } catch (const std::exception&) {  // a cache that can't be written is slower next time, and no error
+  } catch (const std::exception&) {  // without a cache the next start is just slower
   }
 }
 

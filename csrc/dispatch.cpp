@@ -13,7 +13,7 @@ thread_local VkResult dropped = VK_SUCCESS;
 struct Record {
   const char* name;
   std::atomic<std::uint64_t> calls{0};
-  std::atomic<std::uint64_t> fails_at{0};  // number of the call that fails; 0: none
+  std::atomic<std::uint64_t> fails_at{0};  // the number of the call that fails; 0: none
   std::atomic<VkResult> result{VK_SUCCESS};
 
   explicit Record(const char* function) : name(function) {}
@@ -25,7 +25,7 @@ std::vector<Record*>& records() {
   return all;
 }
 
-// A function that returns a result: counted, and failing where a test wants it to.
+// Wraps a function that returns a result: counts calls, and fails if a test wants that.
 template <auto Member, typename Function>
 struct Wrapper;
 template <auto Member, typename... Arguments>
@@ -39,12 +39,12 @@ struct Wrapper<Member, VkResult(VKAPI_PTR*)(Arguments...)> {
   static void install(const char* name) {
     auto& slot = VULKAN_HPP_DEFAULT_DISPATCHER.*Member;
     driver = slot;
-    records().push_back(record = new Record(name));  // for as long as the process lives, as the wrappers do
+    records().push_back(record = new Record(name));  // lives as long as the process, like the wrappers
     slot = call;
   }
 };
 
-// Its class is in vk up to Vulkan-Hpp 1.3.300, and in vk::detail since then.
+// The class is in vk up to Vulkan-Hpp 1.3.300, and in vk::detail since then.
 using Dispatcher = std::remove_reference_t<decltype(VULKAN_HPP_DEFAULT_DISPATCHER)>;
 
 #define EBMVK_WRAP(FUNCTION) Wrapper<&Dispatcher::FUNCTION, PFN_##FUNCTION>::install(#FUNCTION)
@@ -54,7 +54,8 @@ VkResult note(VkResult result) {
   return result;
 }
 
-// On top of the wrappers: what Kompute calls without looking at the result, or with the null handle that follows.
+// On top of the wrappers: functions whose result Kompute ignores, or calls with the null handle
+// that follows.
 struct Kompute {
   static inline PFN_vkCreateCommandPool create_pool = nullptr;
   static inline PFN_vkAllocateCommandBuffers allocate_commands = nullptr;
@@ -131,7 +132,7 @@ void inject_fault(const std::string& function, std::uint64_t nth, vk::Result res
     record->fails_at = nth ? record->calls + nth : 0;
     return;
   }
-  throw std::invalid_argument(function + " is not wrapped, or no device was opened yet");
+  throw std::invalid_argument(function + " isn't wrapped, or no device has been opened yet");
 }
 
 std::uint64_t calls_of(const std::string& function) {

@@ -1,5 +1,5 @@
-// The Vulkan functions that can fail, wrapped. Kompute drops the results of three of them: those are noted here. Tests
-// let any of them fail, below Kompute and below us.
+// Wrappers of the Vulkan functions that can fail. Kompute drops the results of three of them; these
+// are recorded here. Tests make any of them fail, below Kompute and below our own code.
 #pragma once
 
 #include <vulkan/vulkan.hpp>
@@ -10,14 +10,15 @@
 
 namespace ebmvk {
 
-// Puts the wrappers into VULKAN_HPP_DEFAULT_DISPATCHER; once, when it has its functions.
+// Puts the wrappers into VULKAN_HPP_DEFAULT_DISPATCHER; call it once, after that has its functions.
 void wrap_functions();
 
-// The first failure that Kompute dropped on this thread since the last call; VK_SUCCESS where there was none.
+// The first failure that Kompute dropped on this thread since the last call; VK_SUCCESS if there
+// was none.
 vk::Result take_dropped();
 
-// The `nth` call from now of `function` (1: the next one) returns `result` and does nothing; 0 takes the fault back.
-// VK_SUCCESS makes a driver that swallows calls. Process-wide.
+// Makes the `nth` call of `function` from now on (1: the next one) do nothing and return `result`;
+// 0 cancels this. VK_SUCCESS simulates a driver that ignores calls. Applies to the whole process.
 void inject_fault(const std::string& function, std::uint64_t nth, vk::Result result);
 // How often `function` was called, injected failures included.
 std::uint64_t calls_of(const std::string& function);

@@ -1,5 +1,6 @@
-// The operations on one Vulkan device. Arguments are dense rows on the host and have been checked by the caller; every
-// operation takes the device's mutex, works in slices of bounded time, and leaves nothing behind when it throws.
+// The operations on one Vulkan device. Arguments are dense rows on the host, checked by the caller.
+// Every operation takes the device's mutex, works in slices of bounded time, and leaves nothing
+// half done if it throws.
 #pragma once
 
 #include "kernels.h"
@@ -44,7 +45,7 @@ struct LangevinArguments {
   std::uint64_t seed;
   std::uint32_t first_step, first_chain;
   double temperature;
-  std::uint32_t leapfrogs;  // of a step of GHMC; 0: g-BAOAB
+  std::uint32_t leapfrogs;  // per step of GHMC; 0: g-BAOAB
 };
 
 struct LangevinResults {
@@ -57,7 +58,7 @@ struct GradientArguments {
 };
 
 struct GradientResults {
-  float *x, *points, *logw, *kappa, *background;  // points (N, d), zero before
+  float *x, *points, *logw, *kappa, *background;  // points: (N, d), zero at the start
 };
 
 struct VmfArguments {
@@ -80,9 +81,9 @@ struct CoarseCount {
 };
 
 struct Accumulated {
-  std::vector<float> sums;           // (n, d + 1): resultants, each followed by its mass
+  std::vector<float> sums;           // (n, d + 1): each resultant with its mass behind it
   std::vector<std::uint64_t> pairs;  // splat << 32 | token, ascending
-  std::vector<float> counts;         // of the pairs
+  std::vector<float> counts;         // one for each pair
 };
 
 struct TopkArguments {
@@ -93,7 +94,7 @@ struct TopkArguments {
 
 class Engine;
 
-// (N, d) rows in device memory, in shards no larger than the storage-buffer range.
+// (N, d) rows in device memory, in shards that fit the storage-buffer range.
 class Rows {
  public:
   Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage);
@@ -102,7 +103,7 @@ class Rows {
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
   Storage storage() const { return storage_; }
-  std::uint64_t bytes() const { return rows_.bytes(); }  // of device memory
+  std::uint64_t bytes() const { return rows_.bytes(); }  // bytes of device memory
   std::uint64_t row_bytes() const { return std::uint64_t{storage_ == Storage::float16 ? 8u : 16u} * quads(); }
   std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
   std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
@@ -117,7 +118,7 @@ class Rows {
   Buffer rows_;
 };
 
-// Rows in float16 beside others in float32, with each one's radius (halve.comp).
+// A copy of float32 rows in float16, with the radius of each row (halve.comp).
 struct Coarse {
   Coarse(Device& device, const Rows& rows);
   void round(Engine& engine, const Rows& rows);
@@ -133,25 +134,26 @@ class Points : public Rows {
   Points(const Points&) = delete;
   Points& operator=(const Points&) = delete;
 
-  // After a failure the points are of no use until an update succeeds.
+  // After a failure the points can't be used until an update succeeds.
   void update(const float* rows);
   bool whole() const { return whole_; }
   std::uint64_t id() const { return id_; }
-  std::uint64_t bytes() const;  // with the rows that topk begins with
+  std::uint64_t bytes() const;  // including the float16 rows for topk
   const std::shared_ptr<Engine>& engine() const { return engine_; }
-  // The same rows in float16, made from the `calls`-th time on that they are asked for since the rows changed; null
-  // before, and where `forced` is not set and the device has no memory for them.
+  // The same rows in float16. They are made at the `calls`-th request since the rows last changed.
+  // Null before that, or if the device has no memory for them and `forced` is not set.
   const Coarse* coarse(std::uint32_t calls, bool forced) const;
 
  private:
   void upload(const float* rows);
 
-  // False while rows are being replaced, and after an attempt that failed: they may be old in part.
+  // False while rows are being replaced and after an update failed, because some of them may be
+  // old.
   bool whole_ = false;
   std::shared_ptr<Engine> engine_;
   std::uint64_t id_;
-  mutable std::unique_ptr<Coarse> coarse_;  // like a workspace: made and used under the device's mutex
-  mutable bool rounded_ = false;            // coarse_ is of the present rows
+  mutable std::unique_ptr<Coarse> coarse_;  // made and used under the device's mutex, like a workspace
+  mutable bool rounded_ = false;            // coarse_ belongs to the current rows
   mutable std::uint32_t asked_ = 0;
 };
 
@@ -167,12 +169,14 @@ class Engine {
   void vmf_sample(const VmfArguments& in, float* result);
   Accumulated accumulate(const AccumulateArguments& in);
   void topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
-  // math.glsl and philox.glsl on this device: `arguments`, `key` and `result` are (rows, 4) words.
+  // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
+  // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
              std::uint32_t* result);
 
-  // Of `repeats` submissions each: `times` copies of `bytes` bytes on the device; `rows` invocations with 128 `rounds`
-  // fused multiply-adds each; the scores of `rows` queries and `columns` points of dimension d.
+  // Time `repeats` submissions each of: `times` copies of `bytes` bytes on the device; `rows`
+  // invocations with 128 `rounds` fused multiply-adds; the scores of `rows` queries and `columns`
+  // points of dimension d.
   std::vector<double> time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats);
   std::vector<double> time_fma(std::uint32_t rows, std::uint32_t rounds, std::uint32_t repeats);
   std::vector<double> time_product(std::uint32_t rows, std::uint32_t columns, std::uint32_t d, std::uint32_t repeats);
@@ -181,19 +185,20 @@ class Engine {
   Device& device() { return device_; }
   KernelRegistry& kernels() { return kernels_; }
   WorkspaceCache& workspaces() { return workspaces_; }
-  // For tests and benches: another tiling of the scores than the device's, whether topk begins with float16, and
-  // whether integrators hold their candidates in registers where these have room; otherwise it follows the device.
+  // For tests and benchmarks: which tiling of scores to use, whether topk starts in float16, and
+  // whether integrators keep candidates in registers if these fit. By default the device decides.
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
   void set_coarse(std::optional<bool> coarse) { coarse_ = coarse; }
   void set_resident(std::optional<bool> resident) { resident_ = resident; }
   Scoring scoring() const { return scoring_; }
   std::optional<bool> resident() const { return resident_; }
-  // Rows of topk that began with float16, and those of them that it did not prove.
+  // The number of topk rows that started in float16, and of those that it did not prove.
   CoarseCount coarse_count();
   std::vector<KernelSource> used_kernels();
-  // How many units of work fit into one submission, by the speed the kernel has shown so far; at least 1.
+  // The number of units of work that fit into one submission at the kernel's speed so far; at least
+  // 1.
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
-  // Workgroup size of a kernel that gives each row to one workgroup.
+  // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 
   class Call;
@@ -201,7 +206,7 @@ class Engine {
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
   void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
-  // Gives the rows that float16 did not prove; theirs are not written.
+  // Returns the rows that float16 did not prove; nothing is written for them.
   std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
                                          const TopkArguments& in, float* scores, std::int64_t* ids);
   template <typename Push>
@@ -217,14 +222,14 @@ class Engine {
   std::map<std::string, double> speed_;  // FLOP/s
 };
 
-// One call of an operation: holds the device's mutex, runs programs, and is counted when it ends well. When it does
-// not, nothing that it may have left half done is used again.
+// One call of an operation. Holds the device's mutex, runs programs, and counts the call if it
+// succeeds. If it fails, nothing that may be half done is used again.
 class Engine::Call {
  public:
-  // `points` are those that the operation reads, if any.
+  // `points`: those that the operation reads, if any.
   Call(Engine& engine, std::string operation, const Points* points = nullptr);
   ~Call();
-  // `flops` of what the program is about to do teach how much fits into a slice; 0 teaches nothing.
+  // `flops`: the work of the program, to learn how much fits into a slice; 0: don't learn.
   void run(Program& program, const char* kernel = "", double flops = 0);
   void count();
 

@@ -1,4 +1,4 @@
-// The interpreter's lock, given up while kernels run.
+// Releases the interpreter's lock while kernels run.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,9 +7,10 @@
 
 namespace ebmvk {
 
-// As py::gil_scoped_release, but for daemon threads that are still at work when the interpreter ends. Asking for the
-// lock then ends the thread by unwinding it, which no implicit destructor survives: the process would abort. Such a
-// thread sleeps until the process is gone, as those of newer interpreters do.
+// Like py::gil_scoped_release, but safe for daemon threads that still work when the interpreter
+// ends. Requesting the lock would then end the thread by unwinding it, and implicit destructors
+// would abort the process. Here such a thread sleeps until the process is gone, as in newer
+// interpreters.
 class ReleaseGil {
  public:
   ReleaseGil() : state_(PyEval_SaveThread()) {}

@@ -17,8 +17,9 @@ KernelRegistry::~KernelRegistry() {
 
 bool KernelRegistry::subgroups(std::uint32_t group) const {
   const auto& device = device_.capabilities();
-  // Without control over it a device may run subgroups of another size than it states, or some that are not full, and
-  // kernels that count on them would miss rows' parts. reduce.glsl has room for subgroups of 4 or more.
+  // Without control over subgroups, a device may run them at another size than it reports, or not
+  // full, and kernels that rely on them would miss parts of rows. reduce.glsl supports subgroups of
+  // 4 or more.
   return device.subgroup_arithmetic && device.subgroup_control && !device_.options().portable &&
          device.subgroup_size >= 4 && group % device.subgroup_size == 0 &&
          group / device.subgroup_size <= device.max_subgroups;
@@ -72,7 +73,8 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   if (source.push_bytes) info.setPushConstantRanges(push);
   auto layout = device.createPipelineLayoutUnique(info);
 
-  // Constant 0 is the workgroup's size; a kernel that fixes it has no such constant, and the entry is ignored.
+  // Constant 0 is the workgroup's size. A kernel with a fixed size has no such constant and ignores
+  // the entry.
   std::vector<std::uint32_t> values{pipeline.group};
   values.insert(values.end(), constants.begin(), constants.end());
   std::vector<vk::SpecializationMapEntry> entries;

@@ -1,5 +1,5 @@
-// Pipelines by (kernel, workgroup size, specialisation, storage of the points), made on first use from the generated
-// table.
+// Compute pipelines by kernel, workgroup size, specialisation and storage of the points. Made on
+// first use from the generated table.
 #pragma once
 
 #include "device.h"
@@ -27,14 +27,15 @@ class KernelRegistry {
   KernelRegistry(const KernelRegistry&) = delete;
   KernelRegistry& operator=(const KernelRegistry&) = delete;
 
-  // `constants` are the manifest's `specialise`, in order. The subgroup variant is taken where the device has what it
-  // needs and `group` is a multiple of the subgroup's size.
-  // `storage` is that of the points that the kernel binds; `resident` asks for the variant that has them in registers.
+  // `constants`: the manifest's `specialise`, in order. `storage`: of the points that the kernel
+  // binds. `resident`: use the variant that keeps them in registers. The subgroup variant is used
+  // if the device supports it and `group` is a multiple of the subgroup's size.
   const Pipeline& get(const std::string& name, std::uint32_t group, const std::vector<std::uint32_t>& constants,
                       Storage storage = Storage::float32, bool resident = false);
-  // Whether kernels that count on full subgroups of the device's size can run in workgroups of `group`.
+  // True if kernels that rely on full subgroups of the device's size can run in workgroups of
+  // `group`.
   bool subgroups(std::uint32_t group) const;
-  // The shaders in use so far.
+  // The shaders used so far.
   std::vector<KernelSource> used() const;
 
  private:

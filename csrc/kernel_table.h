@@ -1,4 +1,4 @@
-// The compiled shaders and what the manifest states of them; the table itself is generated.
+// The compiled shaders and their descriptions from the manifest. The table itself is generated.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ struct KernelSource {
   std::size_t bytes;
   std::vector<Access> access;  // per binding
   std::uint32_t push_bytes;
-  std::uint32_t specialise;  // how many specialisation constants, not counting the workgroup's size
-  std::uint32_t group;       // workgroup size where the kernel fixes it, else 0
+  std::uint32_t specialise;  // number of specialisation constants, without the workgroup's size
+  std::uint32_t group;       // workgroup size if the kernel fixes it, else 0
 };
 
 const std::vector<KernelSource>& kernel_table();

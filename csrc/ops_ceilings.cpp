@@ -1,5 +1,6 @@
-// What the device can do at most, for the bench: a copy between two of its buffers, fused multiply-adds in registers,
-// and the scoring kernel as a plain matrix product. Seconds from submission to completion, as in Program::run.
+// The limits of the device, for benchmarks: copies between its buffers, fused multiply-adds in
+// registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission
+// to completion, as in Program::run.
 #include "engine_vulkan.h"
 #include "tiling.h"
 #include "vulkan_errors.h"
@@ -9,10 +10,10 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint32_t kHalf = 0x3f000000u;  // 0.5f: neither zeros nor denormals, which some devices treat apart
+constexpr std::uint32_t kHalf = 0x3f000000u;  // 0.5f; some devices treat zeros and denormals differently
 
 std::vector<double> repeated(Program& program, std::uint32_t repeats) {
-  program.run();  // the first one pages memory in and may compile
+  program.run();  // the first run pages memory in and may compile
   std::vector<double> seconds(repeats);
   for (auto& one : seconds) one = program.run();
   return seconds;
@@ -43,7 +44,7 @@ std::vector<double> Engine::time_fma(std::uint32_t rows, std::uint32_t rounds, s
   Call call(*this, "ceilings");
   constexpr std::uint32_t kGroup = 64;
   const auto groups = (rows + kGroup - 1) / kGroup;
-  if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device takes");
+  if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device allows");
   const Buffer params(device_, Buffer::Kind::upload, 16);
   const Buffer result(device_, Buffer::Kind::device, std::uint64_t{16} * rows);
   const std::uint32_t words[3] = {rows, kHalf, kHalf};

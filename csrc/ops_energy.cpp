@@ -1,4 +1,4 @@
-// energy_score and langevin.
+// The operations energy_score and langevin.
 #include "candidates.h"
 #include "vulkan_errors.h"
 
@@ -115,21 +115,22 @@ struct LangevinWork {
   }
 };
 
-// How many steps of a chain one dispatch may do, by the loops that a device lets a shader go round. Rounds of a step
-// are counted from energy.glsl and chain.glsl, generously; candidates in registers (resident.glsl) need fewer.
+// The number of steps of a chain per dispatch, given the device's limit on loop iterations. The
+// iterations of a step are counted generously from energy.glsl and chain.glsl; candidates in
+// registers (resident.glsl) need fewer.
 std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, std::uint32_t leapfrogs,
                                  std::uint32_t levels) {
   const auto& device = engine.device().capabilities();
   const std::uint64_t group = engine.row_group(quads), per_invocation = (quads + group - 1) / group;
   const std::uint64_t subgroup = std::max(device.subgroup_size, 1u);
-  // A candidate per subgroup, or per invocation where there is no subgroup arithmetic.
+  // One candidate per subgroup, or per invocation without subgroup arithmetic.
   const std::uint64_t dots = std::max((k / std::max<std::uint64_t>(group / subgroup, 1) + 1) * (quads / subgroup + 2),
                                       (k / group + 1) * (quads + 2));
   const std::uint64_t evaluation = dots + per_invocation * (k + 2) + 2 * (k / group + 1);
   const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
   const std::uint64_t step = std::max(leapfrogs, 1u) * (evaluation + parts) + parts;
   const std::uint64_t limit = device.loop_rounds;
-  const std::uint64_t once = evaluation + k + levels;  // entering a level; loading
+  const std::uint64_t once = evaluation + k + levels;  // entering a level, loading
   if (once + step > limit)
     throw Unsupported("a step of " + std::to_string(std::max(leapfrogs, 1u)) + " leapfrogs with " + std::to_string(k) +
                       " candidates goes through loops more often than this driver lets a shader");

@@ -1,4 +1,5 @@
-// energy_score_backward and accumulate: sums over rows that share a point, always in the same order.
+// The operations energy_score_backward and accumulate: sums over rows that share a point, always in
+// the same order.
 #include "candidates.h"
 #include "segments.h"
 #include "vulkan_errors.h"
@@ -47,7 +48,7 @@ struct GradientWork {
   }
 };
 
-// Each row of x has a 1 behind it, so that its weighted sum ends in the mass.
+// A 1 is appended to each row of x, so that the weighted sum ends with the mass.
 struct AccumulateWork {
   Table x, weights, one;
   Program load;
@@ -83,7 +84,7 @@ struct AccumulateWork {
   }
 };
 
-// Sorted and unique (splat, token) of all entries with a share.
+// The sorted, unique (splat, token) pairs of all entries with a share.
 std::vector<Keyed> pairs_of(const AccumulateArguments& in) {
   std::vector<Keyed> pairs;
   for (std::uint64_t i = 0; i < std::uint64_t{in.rows} * in.k; ++i)
@@ -94,7 +95,7 @@ std::vector<Keyed> pairs_of(const AccumulateArguments& in) {
   return pairs;
 }
 
-// Entries of some rows by splat.
+// The entries of some rows, by splat.
 std::vector<Keyed> entries_of(const std::int64_t* ids, std::uint64_t count) {
   std::vector<Keyed> entries(count);
   for (std::uint64_t i = 0; i < count; ++i)

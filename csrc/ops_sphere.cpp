@@ -1,4 +1,4 @@
-// The sphere operations, and the probe of math.glsl and philox.glsl.
+// The operations on the sphere, and the probe of math.glsl and philox.glsl.
 #include "engine_vulkan.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@ struct SphereKernel {
   const char* name;  // of the operation
   const char* kernel;
   std::size_t arguments;
-  bool scalar;  // one number per row, not a row
+  bool scalar;  // returns one number per row instead of a row
 };
 
 const SphereKernel& describe(SphereOp op) {
@@ -33,7 +33,7 @@ struct SphereWork {
     auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
-    arguments.reserve(op.arguments);  // views of their buffers stay
+    arguments.reserve(op.arguments);  // so that views of the buffers stay valid
     for (std::size_t i = 0; i < op.arguments; ++i) {
       arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
       program.copy(arguments.back().on_host(), arguments.back().on_device());

@@ -1,4 +1,5 @@
-// topk: the scores of all points and the best of them; where the traffic of points is the limit, first in float16.
+// The operation topk: scores all points and keeps the best. Starts in float16 if reading the points
+// is the bottleneck.
 #include "scan.h"
 #include "vulkan_errors.h"
 
@@ -8,15 +9,15 @@
 namespace ebmvk {
 namespace {
 
-// Float16 halves the bytes that are read and not the arithmetic, which is in float32 either way: worth it for fewer
-// queries than a device has multiply-adds per float that it reads.
+// Float16 halves the bytes to read but not the arithmetic, which is always in float32. It pays off
+// if there are fewer queries than the device has multiply-adds per float that it reads.
 constexpr std::uint32_t kCoarseQueries = 64;
-constexpr std::uint64_t kCoarseSize = std::uint64_t{1} << 21;  // coordinates: less lies in a cache
-constexpr std::uint32_t kCoarseCalls = 8;                      // until rounding, 1.5 times a scan, has paid for itself
-constexpr std::uint32_t kCoarseDimensions = 1u << 16;  // so that halve.comp's 1 % covers the roundings of its sum
+constexpr std::uint64_t kCoarseSize = std::uint64_t{1} << 21;  // coordinates; fewer fit into a cache
+constexpr std::uint32_t kCoarseCalls = 8;  // after this many calls rounding, which costs 1.5 scans, has paid for itself
+constexpr std::uint32_t kCoarseDimensions = 1u << 16;  // up to here halve.comp's 1 % covers the roundings of its sum
 
-// How many points are rescored in float32: at d = 640 the 80th best of 50,000 uniform ones is ten bounds below the
-// 64th.
+// The number of points to rescore in float32. At d = 640, the 80th best of 50,000 uniform points is
+// ten bounds below the 64th.
 std::uint32_t rescored(std::uint32_t k, std::uint32_t n) { return std::min(n, k + std::max(16u, k / 4)); }
 
 struct ExactWork {
@@ -32,7 +33,7 @@ struct ExactWork {
 
 struct CoarseWork {
   Scan scan;
-  Table scores;  // in float32, of the scan's best
+  Table scores;  // float32 scores of the scan's best points
   Program finish;
 
   CoarseWork(Engine& engine, const Points& points, const Coarse& coarse, const ScanShape& shape)
@@ -53,8 +54,9 @@ struct CoarseWork {
     finish.finish();
   }
 
-  // The k best of a row by their float32 scores, ties by lower id. False, and nothing written, where a point that was
-  // not rescored might belong to them: one scores at most what the last of the scan's best is bounded by.
+  // The k best of a row by float32 score, ties by lower id. Returns false and writes nothing if a
+  // point that was not rescored might be among them; such a point scores at most the bound of the
+  // last one rescored.
   bool best_of(std::uint32_t row, std::uint32_t k, bool all, float* to_scores, std::int64_t* to_ids) const {
     const auto kept = scan.shape.k;
     const auto* score = scores.on_host().as<float>() + std::size_t{row} * kept;
@@ -62,7 +64,7 @@ struct CoarseWork {
     std::vector<std::pair<float, std::uint32_t>> found(kept);
     for (std::uint32_t i = 0; i < kept; ++i) {
       if (score[i] != score[i]) return false;
-      found[i] = {score[i] == 0 ? 0.0f : score[i], id[i]};  // no -0, as in select_topk.comp
+      found[i] = {score[i] == 0 ? 0.0f : score[i], id[i]};  // avoid -0, as select_topk.comp does
     }
     std::partial_sort(found.begin(), found.begin() + k, found.end(), [](const auto& a, const auto& b) {
       return a.first > b.first || (a.first == b.first && a.second < b.second);

@@ -19,7 +19,7 @@ struct Header {
   std::uint64_t checksum = 0;
 };
 
-// FNV-1a, 64 bits: against damage, not against malice.
+// FNV-1a, 64 bits: protects against damage, not against attacks.
 std::uint64_t checksum(const std::vector<std::uint8_t>& data) {
   std::uint64_t sum = 0xcbf29ce484222325u;
   for (const auto byte : data) sum = (sum ^ byte) * 0x100000001b3u;

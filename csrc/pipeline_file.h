@@ -1,5 +1,6 @@
-// Compiled pipelines between runs. The file has its length and a checksum: drivers check whose data it is, but not all
-// check whether it is whole, and some crash on what is not.
+// Keeps compiled pipelines between runs. The file has its length and a checksum, because drivers
+// check whose data it is, but not all of them check that it is complete, and some crash if it
+// isn't.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +9,11 @@
 
 namespace ebmvk {
 
-// What was written; empty where the file is missing, damaged or of another version.
+// The data in the file; empty if it is missing, damaged or from another version.
 std::vector<std::uint8_t> read_pipelines(const std::string& path);
 
-// Written beside and renamed, so that a reader sees all or nothing. What can't be written is not kept.
+// Writes a temporary file and renames it, so that a reader sees all or nothing. If that fails,
+// nothing is kept.
 void write_pipelines(const std::string& path, const std::vector<std::uint8_t>& data);
 
 }  // namespace ebmvk

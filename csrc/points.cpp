@@ -19,7 +19,8 @@ std::uint64_t next_id() {
 }  // namespace
 
 Rows::Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage) : n_(n), d_(d), storage_(storage) {
-  // A multiple of 16 or 32 rows, so that a shard begins where every device allows a binding to begin.
+  // A multiple of 16 or 32 rows, so that a shard begins at an offset that every device allows for
+  // bindings.
   const std::uint64_t step = storage == Storage::float16 ? 32 : 16;
   const auto fit = device.storage_range() / row_bytes() / step * step;
   if (fit == 0)
@@ -44,7 +45,7 @@ Coarse::Coarse(Device& device, const Rows& rows)
 void Coarse::round(Engine& engine, const Rows& rows) {
   const auto& pipeline = engine.kernels().get(kernels::Halve::name, engine.row_group(rows.quads()), {});
   const auto across = engine.device().capabilities().max_groups;
-  // The shards of the two storages end in different places: row by row as far as both go on.
+  // Shards of the two storages end in different places, so copy as many rows as both have left.
   for (std::uint32_t begin = 0, from = 0, to = 0; begin < rows.n();) {
     while (rows.shard_end(from) <= begin) ++from;
     while (halves.shard_end(to) <= begin) ++to;
@@ -71,7 +72,7 @@ Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d,
 }
 
 Points::~Points() {
-  if (engine_->device().abandoned()) return;  // a mutex may have been held while this process was forked
+  if (engine_->device().abandoned()) return;  // a mutex may have been held when this process was forked
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   engine_->workspaces().forget(id_);
   coarse_.reset();

@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::uint32_t kCanary = 0x5eafbeefu;
 
-// Everything before is finished and visible to everything after: our dispatches follow each other anyway.
+// A full barrier: everything before is finished and visible to everything after. Our dispatches
+// depend on one another anyway.
 void record_barrier(const vk::CommandBuffer& commands, bool for_host = false) {
   using Stage = vk::PipelineStageFlagBits;
   using Flag = vk::AccessFlagBits;
@@ -113,12 +114,13 @@ Program::Program(Device& device) : device_(device), canary_(device, Buffer::Kind
     sequence_.reset();
     device.fail("making a command buffer", failure);
   }
-  // What earlier submissions wrote: waiting for their fence made it available, and nothing has made it visible yet.
+  // Make the results of earlier submissions visible; waiting for their fence only made them
+  // available.
   device.attempt("recording commands", [&] { sequence_->record(std::make_shared<OpBarrier>(false)); });
 }
 
 Program::~Program() {
-  if (device_.abandoned()) {  // its command buffer may still be running: keep it
+  if (device_.abandoned()) {  // keep its command buffer, which may still be running
     new std::shared_ptr<kp::Sequence>(sequence_);
     return;
   }
@@ -153,7 +155,8 @@ vk::DescriptorSet Program::describe(const Pipeline& pipeline, const std::vector<
   const auto set = device_.handle().allocateDescriptorSets({pools_.back(), pipeline.set_layout}).front();
   std::vector<vk::DescriptorBufferInfo> infos;
   for (const auto& view : bindings) {
-    // With guard bands the binding covers the one behind, or the driver would drop the very writes we look for.
+    // With guard bands, the binding includes the band behind; otherwise the driver would drop the
+    // writes that we want to detect.
     const bool whole = view.offset + view.size() == view.buffer->bytes();
     const auto guard = whole ? view.buffer->offset() : 0;
     infos.emplace_back(view.buffer->handle(), view.start(), view.size() + guard);
@@ -185,7 +188,7 @@ void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bind
 }
 
 void Program::finish() {
-  // The canary is written after everything else, and all of it is made visible to the host.
+  // Write the canary after everything else, and make all of it visible to the host.
   sequence_->record(std::make_shared<OpBarrier>(false));
   sequence_->record(std::make_shared<OpFill>(View(canary_, 0, 4), kCanary));
   sequence_->record(std::make_shared<OpBarrier>(true));
@@ -199,11 +202,12 @@ double Program::run() {
   const auto start = std::chrono::steady_clock::now();
   take_dropped();
   device_.attempt("a submission", [&] { sequence_->evalAsync(); });
-  // Kompute gives its fence back when it waits, whatever comes of that. After a failure there is nothing to wait for.
+  // Kompute releases its fence when it waits, whatever the result. After a failure there is nothing
+  // to wait for.
   const Finally give_back([&] {
     if (!device_.abandoned()) sequence_->evalAwait(0);
   });
-  // Kompute does not look at the result.
+  // Kompute ignores the result.
   if (const auto failure = take_dropped(); failure != vk::Result::eSuccess) device_.fail("a submission", failure);
   device_.wait();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

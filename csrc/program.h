@@ -1,5 +1,6 @@
-// A recorded sequence of copies and kernels, submitted as often as wanted: one immutable kp::Sequence of our own
-// operations. Kompute records and submits; barriers, descriptor sets, waiting and the checks after it are ours.
+// A recorded sequence of copies and kernels that can be submitted many times: an immutable
+// kp::Sequence of our own operations. Kompute records and submits; barriers, descriptor sets,
+// waiting and the checks afterwards are ours.
 #pragma once
 
 #include "buffer.h"
@@ -13,7 +14,7 @@
 
 namespace ebmvk {
 
-// Part of a buffer; bytes 0 means to its end.
+// A part of a buffer; bytes = 0 means up to its end.
 struct View {
   const Buffer* buffer;
   std::uint64_t offset = 0;
@@ -25,10 +26,12 @@ struct View {
   std::uint64_t start() const { return buffer->offset() + offset; }
 };
 
-// Which buffers were touched since the last barrier; says when the next access needs one.
+// Tracks which buffers were accessed since the last barrier, to know when the next access needs
+// one.
 class Hazards {
  public:
-  // True where reading or writing the buffer now would meet an earlier access: record a barrier first.
+  // True if reading or writing the buffer now would conflict with an earlier access, so that a
+  // barrier is needed first.
   bool conflicts(vk::Buffer buffer, Access access) const;
   void note(vk::Buffer buffer, Access access);
   void clear();
@@ -53,9 +56,11 @@ class Program {
     add_kernel(pipeline, bindings, &push, groups, groups_y);
   }
 
-  // Ends the recording. Nothing can be added afterwards: recording a sequence again breaks a rule of Vulkan.
+  // Ends the recording. Nothing can be added afterwards, because recording a sequence again
+  // violates Vulkan's rules.
   void finish();
-  // Submits, waits, and checks that the device is there and has reached the end. Seconds it took.
+  // Submits, waits, and checks that the device is alive and reached the end. Returns the seconds it
+  // took.
   double run();
   std::uint32_t dispatches() const { return dispatches_; }
 

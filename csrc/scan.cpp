@@ -9,13 +9,14 @@
 namespace ebmvk {
 namespace {
 
-constexpr std::uint32_t kColumns = 1u << 16;  // points per block at most
-// The same where loops are limited: select_topk.comp goes nine times through its eighth part of a row with ties.
+constexpr std::uint32_t kColumns = 1u << 16;  // most points per block
+// The same if loops are limited: with ties, select_topk.comp passes nine times through its eighth
+// of a row.
 constexpr std::uint32_t kShortColumns = 1u << 15;
-constexpr std::uint64_t kScoreBytes = std::uint64_t{64} << 20;  // of a block's scores at most
+constexpr std::uint64_t kScoreBytes = std::uint64_t{64} << 20;  // most bytes of a block's scores
 
-// At least |q|, and enough for products too small for a float; infinite where sums might overflow, so that nothing is
-// proved (store_score.glsl).
+// At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
+// that nothing counts as proved (store_score.glsl).
 float norm_above(const float* query, std::uint32_t d) {
   double sum = 0;
   for (std::uint32_t i = 0; i < d; ++i) sum += static_cast<double>(query[i]) * query[i];

@@ -1,4 +1,4 @@
-// Scores of queries with all points, block after block, each merged into the best so far.
+// Scores queries with all points, block by block, and merges each block into the best so far.
 #pragma once
 
 #include "engine_vulkan.h"
@@ -6,18 +6,18 @@
 namespace ebmvk {
 
 struct ScanShape {
-  std::uint32_t capacity, columns, k;  // queries, points per block, how many are kept
+  std::uint32_t capacity, columns, k;  // number of queries, of points per block, and of points to keep
   bool scaled;
 };
 
-// The shape for the most queries of `rows` that fit one slice.
+// The shape for as many of `rows` queries as fit into one slice.
 ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled);
-// Whether selection of k has room on the device.
+// True if the device has room to select k points.
 bool selectable(const Device& device, std::uint32_t k);
 
 class Scan {
  public:
-  // With `coarse` the points are its halves, and the scores upper bounds of those of the rows that they stand for.
+  // With `coarse`, scans its float16 rows; scores are then upper bounds of the float32 scores.
   Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse);
 
   void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);

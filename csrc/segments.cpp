@@ -37,7 +37,7 @@ SegmentSum::SegmentSum(Engine& engine, const View& weights, const View& a, const
   program_.finish();
 }
 
-// Writes segments of the entries from `begin` to at most `end`; gives where it stopped.
+// Writes segments of the entries from `begin` to at most `end`; returns where it stopped.
 std::size_t SegmentSum::take(const std::vector<Keyed>& sorted, std::size_t begin, std::size_t end) {
   auto* starts = starts_.on_host().as<std::uint32_t>();
   auto* entries = entries_.on_host().as<std::uint32_t>();
@@ -59,7 +59,7 @@ std::size_t SegmentSum::take(const std::vector<Keyed>& sorted, std::size_t begin
 void SegmentSum::add(Engine& engine, Engine::Call& call, const std::vector<Keyed>& sorted, float* totals) {
   const std::size_t pitch = std::size_t{4} * push_.quads;
   const auto group = engine.row_group(push_.quads);
-  // An invocation goes through all entries of a segment once for each of its quads.
+  // An invocation passes through all entries of a segment once for each of its quads.
   const std::uint64_t most = engine.device().capabilities().loop_rounds / ((push_.quads + group - 1) / group + 1);
   for (std::size_t begin = 0; begin < sorted.size();) {
     const auto slice = std::min(engine.units_per_slice(push_.name, push_.flops(1)), most);

@@ -1,15 +1,17 @@
-// Highway, or what this project needs of its vocabulary written as plain loops.
+// Highway, or plain loops with the names of Highway that this project uses.
 //
-// Kernels are written once against the names of hwy::HWY_NAMESPACE. Where Highway is built in, foreach_target.h
-// compiles them for each instruction set and the best one is chosen at run time. Without Highway, and for its scalar
-// target, the same names come from namespace plain: four lanes, loops that any compiler turns into baseline SIMD.
+// Kernels are written once, with the names of hwy::HWY_NAMESPACE. If Highway is built in,
+// foreach_target.h compiles them for each instruction set, and the best one is chosen at run time.
+// Without Highway, and for its scalar target, the same names come from namespace plain: loops over
+// four lanes that any compiler turns into baseline SIMD.
 //
 // Include in this order: define HWY_TARGET_INCLUDE, then this file, then the *-inl.h files.
 #if EBMVK_HAVE_HIGHWAY
-// Kernels hold vectors in arrays, which sizeless vectors (SVE, RVV) cannot be in; NEON serves those processors.
+// Kernels keep vectors in arrays, which is impossible for sizeless vectors (SVE, RVV); those
+// processors use NEON.
 #ifndef HWY_DISABLED_TARGETS
-// Newer Highway has HWY_SSE2, bit 14, in place of the scalar target, whose loops are tested on every processor. Highway
-// 1.0.3 has no name for that bit.
+// Newer versions of Highway have HWY_SSE2 (bit 14) instead of the scalar target, whose loops we
+// test on every processor. Highway 1.0.3 has no name for that bit.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | (1LL << 14))
 #endif
 #ifdef HWY_TARGET_INCLUDE
@@ -191,7 +193,7 @@ inline float ReduceSum(Simd<float>, Vec<float> v) { return (v.lane[0] + v.lane[2
 }  // namespace ebmvk::plain
 #endif  // EBMVK_SIMD_H
 
-// Once per target: the names the kernels use.
+// Once per target: the names that kernels use.
 #if defined(EBMVK_SIMD_TARGET) == defined(HWY_TARGET_TOGGLE)
 #ifdef EBMVK_SIMD_TARGET
 #undef EBMVK_SIMD_TARGET

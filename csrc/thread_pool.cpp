@@ -47,7 +47,7 @@ struct ThreadPool::State {
   const Work* work = nullptr;
   size_t tasks = 0;
   std::atomic<size_t> next{0};
-  size_t round = 0;    // counts the calls of Run, so that a worker sees each one once
+  size_t round = 0;    // counts the calls of Run, so that a worker takes part in each one once
   size_t working = 0;  // workers that have not finished this round
   bool stop = false;
   std::exception_ptr error;
@@ -56,7 +56,7 @@ struct ThreadPool::State {
     workers.reserve(threads);
     try {
       for (size_t thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { Loop(thread); });
-    } catch (const std::exception&) {  // no more threads are to be had: those there are, and the caller, will do
+    } catch (const std::exception&) {  // no more threads can be started; continue with those there are and the caller
     }
   }
 
@@ -102,7 +102,8 @@ ThreadPool::~ThreadPool() = default;
 void ThreadPool::Run(size_t tasks, const Work& work) {
   if (tasks == 0) return;
   if (state_->process != ProcessId()) {
-    // A forked child has the memory of the pool but none of its threads: leave the old state, which cannot be joined.
+    // A forked child has the pool's memory but none of its threads, so abandon the old state, which
+    // can't be joined.
     (void)state_.release();
     state_ = std::make_unique<State>(threads_);
   }
@@ -126,7 +127,8 @@ void ThreadPool::Run(size_t tasks, const Work& work) {
 
 namespace {
 std::unique_ptr<ThreadPool>& Shared() {
-  // Never destroyed: at exit a worker may still hold the lock, and joining it from a static destructor can hang.
+  // Never destroyed: at exit a worker may still hold the lock, and joining it in a static
+  // destructor can hang.
   static auto* pool = new std::unique_ptr<ThreadPool>(std::make_unique<ThreadPool>());
   return *pool;
 }

@@ -1,4 +1,5 @@
-// A few threads that work off numbered tasks. Not OpenMP: torch and faiss each bring a runtime of their own already.
+// A few threads that process numbered tasks. Not OpenMP, because torch and faiss each bring an
+// OpenMP runtime of their own.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,8 @@ namespace ebmvk {
 
 class ThreadPool {
  public:
-  // task: 0 .. tasks-1, each exactly once; thread: 0 .. threads()-1, one task at a time per thread, ascending.
+  // task: 0 .. tasks-1, each exactly once; thread: 0 .. threads()-1, one task at a time per thread,
+  // ascending.
   using Work = std::function<void(size_t task, size_t thread)>;
 
   // threads 0: one per processor this process may run on.
@@ -20,8 +22,9 @@ class ThreadPool {
 
   size_t threads() const { return threads_; }
 
-  // Blocks until all tasks are done; the caller works too. Calls from several threads take turns. The first exception
-  // of a task is rethrown here, and tasks not yet begun are dropped. Starts its threads again after fork().
+  // Blocks until all tasks are done; the caller works, too. Calls from several threads take turns.
+  // If a task throws, the first exception is rethrown here and the remaining tasks are dropped.
+  // Restarts its threads after fork().
   void Run(size_t tasks, const Work& work);
 
  private:
@@ -30,7 +33,8 @@ class ThreadPool {
   std::unique_ptr<State> state_;
 };
 
-// The pool that the operations share. SetThreads replaces it and must not be called while one of them runs.
+// The pool that all operations share. SetThreads replaces it and must not be called while an
+// operation runs.
 ThreadPool& SharedPool();
 void SetThreads(size_t threads);
 

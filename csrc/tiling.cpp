@@ -8,14 +8,16 @@
 namespace ebmvk {
 namespace {
 
-// From many queries to few. A point that is read serves all queries of its tile:
-// square  each invocation has 64 sums, 16 loads of 16 bytes from shared memory for 256 multiply-adds; about 110
-// registers,
-//         so that two workgroups of 256 fit the 64K registers of a multiprocessor, four the 128 KiB of an RDNA one.
-// slim    a quarter of the rows; the traffic of points limits it below about 64 queries, not arithmetic.
-// matvec  one point per invocation, whatever the queries: limited by bandwidth alone, and by nothing else's padding.
-// direct  no shared memory. For processors, where that is ordinary memory behind emulated barriers, and for devices on
-//         which the others do not fit: some give no more than the 16 KiB and 128 invocations that all must.
+// From many queries to few. A point that is read serves all queries of its tile.
+// square  Each invocation has 64 sums, and 16 loads of 16 bytes from shared memory for 256
+//         multiply-adds. It takes about 110 registers, so that two workgroups of 256 fit the 64K
+//         registers of a multiprocessor, and four the 128 KiB of an RDNA one.
+// slim    A quarter of the rows: below about 64 queries reading the points is the limit, not
+//         arithmetic.
+// matvec  One point per invocation, for any number of queries: limited by bandwidth only.
+// direct  No shared memory. For processors, where shared memory is ordinary memory behind emulated
+//         barriers, and for devices that are too small for the others: some have no more than the
+//         required 16 KiB and 128 invocations.
 constexpr Tiling kTilings[] = {
     {Scoring::square, "square", kernels::ScoreTiled::name, 256, 8, 8, 128, 128, 4 * (130 + 130) * 16, 64},
     {Scoring::slim, "slim", kernels::ScoreTiled::name, 256, 2, 8, 32, 128, 4 * (34 + 130) * 16, 8},
@@ -31,13 +33,13 @@ bool suits(const Capabilities& device, const Tiling& tiling) {
   return fits(device, tiling) && (device.type != "cpu" || tiling.shared_bytes == 0);
 }
 
-// Fills in what depends on the device and on the number of queries.
+// Fills in the parts that depend on the device and the number of queries.
 Tiling fill(Tiling tiling, const Capabilities& device, std::uint32_t queries) {
   if (tiling.scoring == Scoring::direct) {  // one subgroup, as wide as the device's
     tiling.group = std::clamp(device.subgroup_size, 8u, 128u);
     tiling.columns = tiling.group * tiling.result_columns;
   }
-  if (tiling.scoring == Scoring::matvec) {  // no sums for queries that are not there
+  if (tiling.scoring == Scoring::matvec) {  // no sums for missing queries
     while (tiling.rows / 2 >= std::max(queries, 1u)) tiling.rows /= 2;
     tiling.result_rows = tiling.rows;
   }

@@ -1,4 +1,4 @@
-// What can go wrong on a Vulkan device, as types. Messages are for people.
+// The errors of a Vulkan device, as types. Messages are for people.
 #pragma once
 
 #include <stdexcept>
@@ -16,12 +16,12 @@ struct OutOfMemory : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The device was lost, hung, or did not run what was submitted. It stays lost.
+// The device was lost, hung, or did not run submitted work. It stays lost.
 struct DeviceLost : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Points that an update left half replaced. The device is well.
+// An update left the points half replaced. The device is fine.
 struct Torn : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -12,8 +12,8 @@
 
 namespace ebmvk {
 
-// Rows of 32-bit words that travel between the host and the device; on the device each row takes `pitch` words, the
-// words beyond `width` being zero.
+// Rows of 32-bit words that are copied between host and device. On the device each row takes
+// `pitch` words; those beyond `width` are zero.
 class Table {
  public:
   Table() = default;
@@ -31,19 +31,20 @@ class Table {
   std::uint32_t width_ = 0, pitch_ = 0;
 };
 
-// Quads (vec4) that a row of d floats takes on the device.
+// The number of quads (vec4) of a row of d floats on the device.
 inline std::uint32_t quads_of(std::uint32_t d) { return (d + 3) / 4; }
 
 // The smallest power of two at or above n.
 std::uint32_t power_of_two(std::uint64_t n);
 
-// Least recently used first out. Entries are kept while they are few and small against the device's memory.
+// A cache that drops the least recently used entry. Entries stay while they are few and small
+// compared with the device's memory.
 class WorkspaceCache {
  public:
   explicit WorkspaceCache(Device& device) : device_(device) {}
 
-  // The workspace for `key`, made by `make` where there is none; `points` is the id of the points it is bound to, or 0.
-  // Makes room and tries once more where the device's memory runs out.
+  // The workspace for `key`; `make` makes it if there isn't one. `points`: the id of the points it
+  // is bound to, or 0. If the device's memory runs out, frees other workspaces and tries once more.
   template <typename W, typename Make>
   W& get(const std::string& key, std::uint64_t points, Make make) {
     return *static_cast<W*>(find(key, points, [&]() -> std::shared_ptr<void> { return make(); }));

@@ -1,4 +1,5 @@
-// As many fused multiply-adds as the device can do: 16 independent sums per invocation, nothing read in the loop.
+// Does as many fused multiply-adds as the device can: 16 independent sums per invocation, and no
+// reads in the loop.
 #version 450
 #include "interface.glsl"
 
@@ -7,7 +8,8 @@
 void main() {
     uint n = gl_GlobalInvocationID.x;
     if (n >= params[0]) return;
-    // From memory, so that no compiler can work the sums out: they tend to term / (1 - factor).
+    // Read from memory, so that no compiler can compute the sums in advance; they tend to term / (1
+    // - factor).
     vec4 factor = vec4(uintBitsToFloat(params[1]));
     vec4 term = vec4(uintBitsToFloat(params[2]));
     vec4 a = vec4(float(n & 3u)), b = a + 1.0, c = a + 2.0, d = a + 3.0;

@@ -1,4 +1,4 @@
-// Energy, tangent score and responsibilities of one state per workgroup.
+// Energy, tangent score and responsibilities, one state per workgroup.
 #version 450
 #include "interface.glsl"
 #include "energy.glsl"

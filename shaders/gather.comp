@@ -1,6 +1,6 @@
-// Copies the candidates that lie in one shard of the points to a table of their own, one row per workgroup, where the
-// points span several storage-buffer ranges. The shard has the ids from `first` to before `end`;
-// params: rows, of `per_row` candidates each.
+// Copies the candidates in one shard of the points to a table of their own, one row per workgroup;
+// needed if the points span several storage-buffer ranges. The shard has the ids from `first` up to
+// `end` - 1. params: rows, with `per_row` candidates each.
 #version 450
 #include "interface.glsl"
 

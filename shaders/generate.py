@@ -1,6 +1,6 @@
-"""Turns kernels.toml into what the build needs. Run by CMake; writes into the folder it is given.
+"""Turns kernels.toml into the files that the build needs. CMake runs it; it writes into OUT.
 
-generate.py plan OUT     interface.glsl per kernel, kernels.h, and plan.txt (a line per shader to compile)
+generate.py plan OUT     interface.glsl for each kernel, kernels.h, and plan.txt (a line per shader)
 generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
 """
 
@@ -39,7 +39,7 @@ class Kernel:
 
     @property
     def storages(self) -> list[str]:
-        """Those of its points: all where it binds quads."""
+        """The storages of its points: both if it binds quads."""
         return list(STORAGES) if any(kind == QUAD_TYPE for _, kind, _ in self.bindings) else ["float32"]
 
 

@@ -1,8 +1,9 @@
-// Many steps of GHMC on the sphere, one chain per workgroup, annealed through levels. A step is half O, a trajectory of
-// `leapfrogs` times B A(h) B, accepted with probability min(1, e^(-dH/T)), else taken back with the velocity reversed, and
-// the other half O.
+// Many steps of GHMC on the sphere, one chain per workgroup, annealed through levels. A step is
+// half of O, a trajectory of `leapfrogs` times B A(h) B, and the other half of O. The trajectory is
+// accepted with probability min(1, e^(-dH/T)); otherwise it is undone and the velocity reversed.
 //
-// As in langevin.comp a step reads nothing but x, v, its own number and its level: any cut gives the same bits.
+// As in langevin.comp, a step reads only x, v, its own number and its level, so cutting the steps
+// elsewhere gives the same bits.
 #version 450
 #include "interface.glsl"
 #include "chain.glsl"
@@ -13,7 +14,7 @@ vec4 old_force[QUADS_PER];
 
 bool accepted(uint step_number, uint chain, float change) {
     uint bits = philox(uvec4(step_number, params[3] + chain, 0u, STREAM_METROPOLIS), uvec2(params[4], params[5])).x;
-    // False for a trajectory that blew up: no comparison holds for NaN.
+    // False if the trajectory blew up, because no comparison with NaN is true.
     return change <= -uintBitsToFloat(params[8]) * log_accurate(open_uniform(bits));
 }
 
@@ -22,19 +23,20 @@ void main() {
     if (chain >= params[0]) return;
     load_candidates(chain);
     load_chain(chain);
-    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before they are put right
+    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     vec4 record = diagnostics[2u * chain];
     float accepts = diagnostics[2u * chain + 1u].x;
     uint step = params[6];
     uint end = step + params[1];
     uint level = 0u;
-    uint leap = 0u;        // of the trajectory under way
-    bool entered = false;  // `force` and `mixture` belong to the state and this level
+    uint leap = 0u;        // leapfrogs of the current trajectory
+    bool entered = false;  // true if `force` and `mixture` belong to this state and level
     Mixture mixture = Mixture(0.0, 0.0, 0.0);
     float old_energy = 0.0;
     float before = 0.0;
 
-    // Each pass evaluates the energy once, as in langevin.comp: where a level is entered, or at the end of a leapfrog.
+    // As in langevin.comp, each pass evaluates the energy once: on entering a level, or at the end
+    // of a leapfrog.
     while (true) {
         if (leap == 0u) {
             uint now = level_of(step, end, level);

@@ -1,6 +1,7 @@
-// Rows rounded to halves, one per workgroup, with the radius of each: a bound, per unit of |q|, of how far its score
-// from the halves may be from that from the row. It is taken from the halves as this device reads them, so it holds
-// however the device rounds them and whatever it makes of subnormal ones. params: rows.
+// Rounds rows to halves, one row per workgroup, and computes each row's radius: a bound, per unit
+// of |q|, on how far the score from the halves may be from the score of the row. The bound uses the
+// halves as this device reads them, so it holds however the device rounds and treats subnormal
+// numbers. params: rows.
 #version 450
 #include "interface.glsl"
 #include "math.glsl"
@@ -18,9 +19,9 @@ void main() {
         sum += dot(error, error);
     }
     sum = group_sum(sum);
-    // 1 % covers the roundings of this sum and of its root. A sum of m products in float32 is off by at most 2 m 2^-24
-    // |q||p|, were each product rounded before it is added; there are two such sums, and room for the roundings of the
-    // weight and for |p| = 1.001.
+    // 1 % covers the roundings of this sum and of its root. A sum of m products in float32 is off
+    // by at most 2 m 2^-24 |q||p| if each product is rounded before it is added. There are two such
+    // sums, with room for the roundings of the weight and for |p| = 1.001.
     if (gl_LocalInvocationIndex == 0u)
         radius[first + row] = 1.01 * (sqrt(sum) + (16.0 * float(quads) + 16.0) * 5.9604645e-8);
 }

@@ -1,13 +1,15 @@
-// Many steps of g-BAOAB on the sphere (B: kick, A: geodesic move of position and velocity, O: exact friction and noise;
-// x renormalised and v projected at the end of a step), one chain per workgroup, annealed through levels.
+// Many steps of g-BAOAB on the sphere, one chain per workgroup, annealed through levels. B is a
+// kick, A a geodesic move of position and velocity, O exact friction and noise. At the end of a
+// step x is normalised and v projected.
 //
-// A step reads nothing but x, v, its own number and its level, so any cut of the steps into dispatches gives the same
-// bits: the force kept from the step before equals what a new dispatch computes from the same x.
+// A step reads only x, v, its own number and its level, so cutting the steps into other dispatches
+// gives the same bits: the force kept from the previous step equals what a new dispatch computes
+// from the same x.
 #version 450
 #include "interface.glsl"
 #include "chain.glsl"
 
-// A(h/2) O A(h/2); gives |v|^2 right after O.
+// A(h/2) O A(h/2). Returns |v|^2 right after O.
 float drift(uint step, uint chain, float h, float squared_speed, float keep, float spread) {
     for (int half_step = 0; half_step < 2; ++half_step) {
         geodesic(0.5 * h, squared_speed);
@@ -24,16 +26,17 @@ void main() {
     load_candidates(chain);
     load_chain(chain);
     float squared_speed = group_sum(own_dot(velocity, velocity));
-    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before they are put right
+    // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     vec4 record = diagnostics[2u * chain];
     uint step = params[6];
     uint end = step + params[1];
     uint level = 0u;
-    bool entered = false;  // `force` and `mixture` belong to the state and this level
+    bool entered = false;  // true if `force` and `mixture` belong to this state and level
     Mixture mixture = Mixture(0.0, 0.0, 0.0);
 
-    // Each pass evaluates the energy once: where a level is entered, or in the middle of a step. (Written twice, the
-    // evaluation would be compiled twice.) After the last step the energy is the last level's, even if that has no steps.
+    // Each pass evaluates the energy once: on entering a level, or in the middle of a step. (If it
+    // were written twice, it would be compiled twice.) After the last step the energy is that of
+    // the last level, even if that level has no steps.
     while (true) {
         uint now = level_of(step, end, level);
         entered = entered && now == level;

@@ -1,4 +1,5 @@
-// Evaluates the functions of math.glsl and philox.glsl, for the tests of their accuracy on this very device.
+// Evaluates the functions of math.glsl and philox.glsl, to test their accuracy on the device at
+// hand.
 #version 450
 #include "interface.glsl"
 #include "philox.glsl"

@@ -1,5 +1,6 @@
-// scale_n mu_n.q + bias_n for the points named by `ids`, `kept` for each query: the same bits as the scoring kernels
-// give. A workgroup has GROUP of one query's points, of which it scores those in this shard; params: rows.
+// scale_n mu_n.q + bias_n for the points `ids`, `kept` for each query, with the same bits as the
+// scoring kernels. A workgroup has GROUP points of one query and scores those in this shard.
+// params: rows.
 #version 450
 #include "interface.glsl"
 #include "score.glsl"

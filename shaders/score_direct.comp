@@ -1,5 +1,6 @@
-// scale_n mu_n.q + bias_n for a block of queries and points, without shared memory or barriers: each invocation has
-// RESULTS_ROWS queries times RESULTS_COLUMNS points in registers. For devices whose workgroup memory is not faster.
+// scale_n mu_n.q + bias_n for a block of queries and points, without shared memory or barriers:
+// each invocation keeps RESULTS_ROWS queries times RESULTS_COLUMNS points in registers. For devices
+// whose workgroup memory isn't faster.
 #version 450
 #include "interface.glsl"
 #include "store_score.glsl"

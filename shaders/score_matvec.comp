@@ -1,6 +1,6 @@
-// scale_n mu_n.q + bias_n for a few queries: RESULTS_ROWS of them in registers, a point per invocation. Each row of
-// points is read once, so the device's bandwidth is the limit; the queries, the same for all invocations, come through
-// the cache.
+// scale_n mu_n.q + bias_n for a few queries: RESULTS_ROWS of them in registers, one point per
+// invocation. Each point is read once, so the device's bandwidth is the limit. Queries are the same
+// for all invocations and come from the cache.
 #version 450
 #include "interface.glsl"
 #include "store_score.glsl"

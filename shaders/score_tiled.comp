@@ -1,5 +1,6 @@
-// scale_n mu_n.q + bias_n for a block of queries and points. A workgroup of 16 x 16 has a tile of 16 RESULTS_ROWS
-// queries times 16 RESULTS_COLUMNS points; slices of DEPTH quads of both pass through shared memory, decoded.
+// scale_n mu_n.q + bias_n for a block of queries and points. A workgroup of 16 x 16 has a tile of
+// 16 RESULTS_ROWS queries times 16 RESULTS_COLUMNS points. Slices of DEPTH quads of both pass
+// through shared memory, as float32.
 #version 450
 #include "interface.glsl"
 #include "store_score.glsl"
@@ -8,8 +9,9 @@ const uint TILE_ROWS = 16u * RESULTS_ROWS;
 const uint TILE_COLUMNS = 16u * RESULTS_COLUMNS;
 const uint DEPTH = 4u;
 
-// Two quads of padding: 8 neighbours, which access shared memory at once, store the 4 quads of 2 rows, and 2 q + row
-// are 8 different groups of banks. (One quad would let two of them meet.) Reads are of one or of 16 quads in a row.
+// Two quads of padding: 8 neighbours access shared memory at once and store 4 quads of 2 rows; 2 q
+// + row then gives 8 different groups of banks. (With one quad, two of them would collide.) Reads
+// are of one quad or of 16 consecutive ones.
 const uint PAD = 2u;
 shared vec4 query_slice[DEPTH][TILE_ROWS + PAD];
 shared vec4 point_slice[DEPTH][TILE_COLUMNS + PAD];

@@ -1,6 +1,7 @@
-// sums_s += weights_e.x a_row + weights_e.y b_row over the entries e of segment s, one segment per workgroup, one entry
-// after the other: no atomics, and the same bits however the entries are cut into dispatches. Entry e is of row
-// e / per_row of a and b. Those of segment s lie from starts_s to before starts_(s+1). params: segments.
+// sums_s += weights_e.x a_row + weights_e.y b_row over the entries e of segment s. One segment per
+// workgroup, one entry after the other: no atomics, and cutting the entries into other dispatches
+// gives the same bits. Entry e belongs to row e / per_row of a and b. Segment s has the entries
+// from starts_s up to starts_(s+1) - 1. params: segments.
 #version 450
 #include "interface.glsl"
 

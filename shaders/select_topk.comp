@@ -1,21 +1,23 @@
-// Merges a block of scores into the best `k` so far, one row per workgroup, ties by lower id.
+// Merges a block of scores into the best `k` so far, one row per workgroup; ties go to the lower
+// id.
 //
-// The candidates are the `kept` best so far, whose ids are all lower than the block's, then the block in order of id. A
-// radix search finds the k-th largest score; where it is tied, a second search finds the last candidate to take. Those up
-// to it are collected in any order and sorted by (score descending, id ascending).
-// params: rows, columns, -, id of the first column, kept.
+// The candidates are the `kept` best so far, whose ids are all lower than the block's, then the
+// block in order of id. A radix search finds the k-th largest score; if there are ties, a second
+// search finds the last candidate to keep. The candidates up to that one are collected in any order
+// and sorted by (score descending, id ascending). params: rows, columns, -, id of the first column,
+// kept.
 #version 450
 #include "interface.glsl"
 
 shared uint histogram[256];
-shared uint found[2];  // digit, how many are wanted among those that share it
+shared uint found[2];  // digit, number wanted among the scores with this digit
 shared uint taken;
 shared uvec2 best[SORTED];  // ordered score, id
 
 uint row_of_scores;
 uint row_of_best;
 
-// Unsigned order of a float; -0 counts as 0, NaN as the lowest.
+// A float as an unsigned number with the same order; -0 counts as 0, NaN as the lowest.
 uint ordered(float value) {
     if (isnan(value)) return 0u;
     uint bits = floatBitsToUint(value == 0.0 ? 0.0 : value);
@@ -34,7 +36,7 @@ uint id_at(uint candidate) {
     return candidate < params[4] ? best_ids[row_of_best + candidate] : params[3] + candidate - params[4];
 }
 
-// Which of the histogram's digits holds the `wanted`-th largest, and how many of it are wanted.
+// Finds the histogram's digit that holds the `wanted`-th largest, and the number wanted of it.
 void pick_digit(uint wanted) {
     if (gl_LocalInvocationIndex != 0u) return;
     uint digit = 255u;
@@ -49,7 +51,8 @@ void clear_histogram() {
     barrier();
 }
 
-// The `wanted`-th largest ordered score among all candidates; `wanted` becomes its rank among the equal ones.
+// The `wanted`-th largest ordered score of all candidates; `wanted` becomes its rank among equal
+// ones.
 uint search_score(uint count, inout uint wanted, out uint equal) {
     uint prefix = 0u;
     for (uint shift = 24u;; shift -= 8u) {
@@ -68,7 +71,7 @@ uint search_score(uint count, inout uint wanted, out uint equal) {
     }
 }
 
-// The `wanted`-th candidate, from the first, among those whose score is `key`.
+// The `wanted`-th candidate, counted from the first, among those with score `key`.
 uint search_candidate(uint count, uint key, uint wanted) {
     uint prefix = 0u;
     for (uint shift = 24u;; shift -= 8u) {

@@ -1,4 +1,4 @@
-// 2 atan2(|x - y|, |x + y|): accurate at 0 and at pi, where the arc cosine of x.y is not.
+// 2 atan2(|x - y|, |x + y|): accurate near 0 and pi, where the arc cosine of x.y isn't.
 #version 450
 #include "interface.glsl"
 #include "rows.glsl"

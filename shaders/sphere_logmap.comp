@@ -1,4 +1,5 @@
-// dist(x, y) P_x y / |P_x y|. P_x y is taken as P_x (y - x), which does not cancel where y is near x.
+// dist(x, y) P_x y / |P_x y|. P_x y is computed as P_x (y - x), which doesn't cancel if y is near
+// x.
 #version 450
 #include "interface.glsl"
 #include "rows.glsl"

@@ -1,4 +1,4 @@
-// x / |x|. Scaled by the largest coordinate first, so that no square overflows or vanishes.
+// x / |x|. Scales by the largest coordinate first, so that no square overflows or vanishes.
 #version 450
 #include "interface.glsl"
 #include "rows.glsl"

@@ -1,4 +1,5 @@
-// Parallel transport of u from x to y: u - (y.u) / (1 + x.y) (x + y), where 1 + x.y = |x + y|^2 / 2 does not cancel.
+// Parallel transport of u from x to y: u - (y.u) / (1 + x.y) (x + y), with 1 + x.y = |x + y|^2 / 2,
+// which doesn't cancel.
 #version 450
 #include "interface.glsl"
 #include "rows.glsl"

@@ -1,5 +1,6 @@
-// cos mu + sin P_mu xi / |P_mu xi|, normalised: a von Mises-Fisher sample whose angle to mu was drawn before, one row per
-// workgroup, with normals xi of the Philox counters (0, first row + row, quad, STREAM_VMF_TANGENT).
+// cos mu + sin P_mu xi / |P_mu xi|, normalised: a von Mises-Fisher sample, given its angle to mu;
+// one row per workgroup. The normals xi come from the Philox counters (0, first row + row, quad,
+// STREAM_VMF_TANGENT).
 #version 450
 #include "interface.glsl"
 #include "philox.glsl"

@@ -68,7 +68,7 @@ def _analyze(command: AnalyzeCommand) -> int:
     from ebmvk.data.files import Reading
     from ebmvk.data.folders import data_folders
     from ebmvk.data.splitting import hold_out
-    from ebmvk.data.tokenizer import OWN_KINDS, make_tokenizer
+    from ebmvk.data.tokenizer_kinds import OWN_KINDS, make_tokenizer
 
     reading = Reading(tuple(command.include), command.raw)
     read = read_documents([command.dataset], "--corpus", command.separator, reading)

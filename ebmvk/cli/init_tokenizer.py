@@ -70,7 +70,7 @@ def _train(command: TokenizerCommand) -> int:
     from ebmvk.data.corpus import Corpus
     from ebmvk.data.documents import read_documents
     from ebmvk.data.files import Reading
-    from ebmvk.data.tokenizer import train_tokenizer
+    from ebmvk.data.tokenizer_kinds import train_tokenizer
 
     _make_place(command.out)
     found = read_documents(command.files, "--files", reading=Reading(tuple(command.include), command.raw))

@@ -194,7 +194,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
 
 
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.data.tokenizer import check_named
+    from ebmvk.data.tokenizer_kinds import check_named
     from ebmvk.runs.text import find_text
 
     if command.run_dir is not None:

@@ -17,9 +17,9 @@ from ebmvk.data import ngram
 from ebmvk.data.splitting import hold_out
 from ebmvk.data.tokenizer import Ids, Tokenizer
 
-# windows of shorter corpora overlap, so that each epoch sees the text cut elsewhere
+# Windows of shorter corpora overlap, so that each epoch sees the text cut elsewhere
 FEW_TOKENS = 20_000_000
-# most tokens that the trigram is fitted on, and measured on
+# Most tokens that the trigram is fitted on, and measured on
 FITTED, MEASURED = 5_000_000, 1_000_000
 # The perplexity to expect, as a share of the trigram's. Measured with preset small on Spanish, on
 # the trigram's tokens: .30 after 5 epochs of 9 MB of science (33.2 of 111.2), .99 after two thirds
@@ -75,7 +75,7 @@ def analyse(documents: Sequence[str], tokenizer: Tokenizer, preset: str, longest
     # The longest window that most documents fill: a longer one would be mostly padding, a shorter
     # one would cut documents.
     block = max([length for length in BLOCKS if length <= min(median, longest)], default=BLOCKS[0])
-    # a document within one window can't be cut elsewhere
+    # A document within one window can't be cut elsewhere
     overlap = sum(lengths) < FEW_TOKENS and median > block
     train, held = (_stream(part, tokenizer) for part in parts)
     train, held = train[-FITTED:], held[:MEASURED]

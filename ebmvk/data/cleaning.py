@@ -1,5 +1,4 @@
-"""Cleans text for training: repairs it, normalises it, and removes repeated documents and
-paragraphs.
+"""Cleans text for training: repairs and normalises it, and removes repetitions.
 
 By default cleaning loses no distinct document, no indentation and no writing system. `Rules` turns
 on steps that may lose something.
@@ -18,7 +17,7 @@ from typing import Literal
 
 import ftfy
 
-# from this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
+# From this many characters on, a repeated paragraph is boilerplate, not a turn of phrase
 LONG_PARAGRAPH = 100
 Blanks = Literal["auto", "keep", "single", "flat"]
 Same = Literal["text", "letters"]
@@ -225,8 +224,9 @@ def clean(documents: Iterable[str], rules: Rules = DEFAULT) -> Cleaned:
 
 
 def _said_once(text: str, seen: set[bytes], same: Same) -> tuple[str, int]:
-    """(the text without long paragraphs in `seen`, how many were removed); adds the others
-    there.
+    """Drops long paragraphs already in `seen`; adds the others to it.
+
+    Returns the text and the number of paragraphs dropped.
     """
     kept = []
     lines = text.split("\n")

@@ -74,7 +74,7 @@ class Corpus:
         found = hashlib.sha256()
         for document in self.documents(split):
             encoded = document.encode("utf-8")
-            # so that ["a", "bc"] differs from ["ab", "c"]
+            # So that ["a", "bc"] differs from ["ab", "c"]
             found.update(len(encoded).to_bytes(8, "little"))
             found.update(encoded)
         return found.hexdigest()
@@ -111,8 +111,9 @@ def without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: str
 
 
 def with_official_splits(texts: Mapping[str, str], name: str, reason: str, source: str) -> Corpus:
-    """A corpus from the text of each official split. If there is no validation, the last tenth of
-    `train` becomes it.
+    """A corpus from the text of each official split.
+
+    If there is no validation split, the last tenth of `train` becomes it.
 
     Raises:
         DataError: `name` is a WikiText, but the number of words is wrong; or `train` is too short

@@ -31,8 +31,7 @@ def read_documents(
     reading: Reading = AS_IT_COMES,
     written: Collection[Path] = (),
 ) -> Documents:
-    """The documents of text files and folders, split at the lines `separator` (default: the
-    standard separators).
+    """The documents of text files and folders, cut at lines `separator` (None: the standard ones).
 
     flag: the flag that named the paths, for messages. written: files that the command itself
     writes; they are skipped in folders.
@@ -66,9 +65,7 @@ def read_documents(
 
 
 def _texts(path: Path, reading: Reading, written: Collection[Path]) -> tuple[list[str], str]:
-    """The texts of a file or folder; for a folder also a note on how many files were read and which
-    were skipped.
-    """
+    """The texts of a file or folder, and for a folder a note on what was read and skipped."""
     if not path.is_dir():
         return [read_text(path, reading)], ""
     found = listing(path, reading, written)
@@ -77,9 +74,7 @@ def _texts(path: Path, reading: Reading, written: Collection[Path]) -> tuple[lis
 
 
 def stray_note(texts: Iterable[str], separator: str | None = None) -> list[str]:
-    """A note on separators that separate nothing because other text shares their line; empty if
-    every one works.
-    """
+    """A note on separators that cut nothing because other text shares their line; else []."""
     if not (count := sum(stray_separators(text, separator) for text in texts)):
         return []
     named = " or ".join(STANDARD) if separator is None else separator

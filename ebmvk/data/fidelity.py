@@ -47,8 +47,9 @@ class RoundTrip:
 
 
 def round_trip(tokenizer: Tokenizer, name: str, documents: Iterable[str], most: int = MOST) -> RoundTrip:
-    """Encode and decode up to `most` characters of the documents. name: the tokenizer's file, for
-    messages.
+    """Encode and decode up to `most` characters of the documents.
+
+    name: the tokenizer's file, for messages.
 
     Raises:
         DataError: some characters other than white space are in no token.

@@ -1,5 +1,4 @@
-"""Reads one text file, plain or gzipped, exactly as it is; refuses what isn't text, with a hint on
-how to convert it.
+"""Reads one text file exactly as it is, plain or gzipped, and refuses what isn't text.
 
 Also writes text files whole or not at all, and turns paths into names for messages and settings.
 """
@@ -80,8 +79,7 @@ def exists(path: Path) -> bool:
 
 
 def read_text(path: Path, reading: Reading = AS_IT_COMES) -> str:
-    """The text of one file: gzip is unpacked, newlines are kept, and a byte order mark at the start
-    is dropped.
+    """The text of one file, with its line ends; unpacks gzip and drops a byte order mark.
 
     Raises:
         NoText: the file cannot be read, is empty, binary or not UTF-8, or its format isn't plain
@@ -181,8 +179,9 @@ def _absolute(path: Path) -> Path:
 
 
 def from_anywhere(path: Path) -> str:
-    """The absolute path; or the path as given if a parent folder's name isn't UTF-8, which settings
-    cannot store.
+    """The absolute path of a file or folder, to find it again from anywhere.
+
+    If a parent folder's name isn't UTF-8, which settings can't store, the path as given.
     """
     whole = str(_absolute(path))
     try:

@@ -74,9 +74,7 @@ class Listing:
         return found
 
     def summary(self) -> str:
-        """For example "skipped 2 empty (a.txt, b.txt), 120 .py (--include '*.py')"; "" if nothing
-        was skipped.
-        """
+        """For example "skipped 2 empty (a.txt, b.txt), 120 .py (--include '*.py')"."""
         kinds = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         suffixes = [names for why, names in kinds if why.startswith(".")]
         listed = [item for item in kinds if not item[0].startswith(".") or item[1] in suffixes[:SUFFIXES]]
@@ -152,9 +150,7 @@ def _check_patterns(found: Listing, reading: Reading) -> None:
 
 
 def model_kind(folder: Path) -> str | None:
-    """What a folder is if it holds a model instead of text: a run folder, or a model as hubs lay it
-    out; else None.
-    """
+    """ "run folder" or "model folder" if a folder holds a model instead of text, else None."""
 
     def has(name: str) -> bool:
         return (folder / name).exists()
@@ -218,8 +214,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def split_files(found: Listing) -> dict[str, Path]:
-    """The files of official splits in a folder, by split (`train`, `validation`, `test`); {} if
-    `train` is missing.
+    """{split: file} of the official splits in a folder; {} if `train` is missing.
 
     `train.txt`, `Valid.txt.gz`, `wiki.test.tokens` and similar names are recognised, ignoring case.
     If there are splits, all other text files are skipped.

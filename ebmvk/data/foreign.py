@@ -1,5 +1,4 @@
-"""Makes a tokenizer.json from elsewhere faithful, so that its tokens stand for the whole text,
-unchanged.
+"""Makes a tokenizer.json from elsewhere faithful: its tokens then stand for the whole text.
 
 Published files do more than cut a text into tokens: they truncate or pad it, put special tokens
 around it, add a blank before it, or change its characters. What can be switched off is switched off
@@ -40,8 +39,9 @@ _CONTEXT = 20  # characters shown on either side of a place in a text
 
 
 def parts(description: Description, step: str) -> list[dict[str, Any]]:
-    """The parts of a step (`normalizer`, `pre_tokenizer`, `decoder`, `post_processor`),
-    flattened.
+    """The parts of a step, without nested sequences.
+
+    step: `normalizer`, `pre_tokenizer`, `decoder` or `post_processor`.
     """
 
     def flat(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -165,8 +165,7 @@ def end_token(description: Description, wanted: str | None) -> str:
 
 
 def faithful(description: Description, texts: Iterable[str], wanted: str | None) -> tuple[Description, list[str]]:
-    """The description without anything that would change a text, and a list of what was switched
-    off.
+    """The description without anything that changes text, and a list of what was switched off.
 
     Args:
         texts: the corpus; a normaliser that cannot be switched off must leave it unchanged.

@@ -1,5 +1,4 @@
-"""Recognises files that aren't plain text, by name and content, and says how to convert each of
-them.
+"""Recognises files that aren't plain text, and says how to convert each of them.
 
 Binary formats (PDF, ZIP …) are always refused; text with rows or markup (JSON, CSV, HTML …) unless
 --raw is given.
@@ -167,7 +166,7 @@ def _json_in(text: str) -> Format | None:
     if not text.lstrip()[:1].startswith(("{", "[")):
         return None
     *rows, last = _first_lines(text)
-    # the last line may be cut off
+    # The last line may be cut off
     if rows and all(map(_is_row, rows)) and (_is_row(last) or last.startswith(("{", "["))):
         return JSON_LINES
     if len(text) > PARSED:
@@ -217,7 +216,7 @@ def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 def _is_table(rows: Sequence[Sequence[str]]) -> bool:
     if len(rows) < FEWEST_ROWS or len(rows[0]) < 2 or len(set(rows[0])) < len(rows[0]):
         return False
-    # a quoted line end may cut the last row
+    # A quoted line end may cut the last row
     same_width = all(len(row) == len(rows[0]) for row in rows[:-1])
     head = all(_HEADER.fullmatch(cell) for cell in rows[0])
     return same_width and head and not any(cell.startswith(" ") for row in rows for cell in row)

@@ -1,5 +1,4 @@
-"""Corpora that are known by name: the built-in one, and those that the `datasets` library can
-download.
+"""Corpora known by name: the built-in one, and those that `datasets` can download.
 
 `--dataset builtin` needs no file and no network; `wikitext-2`, `wikitext-103` and
 `tiny-shakespeare` are downloaded.
@@ -21,8 +20,9 @@ FETCHABLE = (*WIKITEXT_WORDS, "tiny-shakespeare")
 
 
 def builtin() -> Corpus:
-    """The documentation topics of this Python, one document each: English prose that every
-    installation has.
+    """The documentation topics of this Python, one document each.
+
+    They are English prose that every installation has.
 
     Topics are sorted by title, so they are first put into a fixed random order, by a hash of the
     title. The last 10 % of the characters, in whole topics, are test; the 10 % before them

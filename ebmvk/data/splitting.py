@@ -14,15 +14,14 @@ DOCUMENT = "<|doc|>"
 STANDARD = (DOCUMENT, "<|endoftext|>")
 # A line between documents; it belongs to none of them.
 SEPARATOR = re.compile(r"^<\|(?:doc|endoftext)\|>\r?\n?", re.MULTILINE)
-# A top-level WikiText heading between two blank lines. The blank lines matter: " = 7 / 2 ) ... ( J
-# = " is part of a formula that just looks like a heading. The blank line before the heading belongs
-# to the article.
+# A top-level WikiText heading between two blank lines. The blank lines matter, because the line
+# " = 7 / 2 ) ... ( J = " is part of a formula and just looks like a heading. The blank line before
+# the heading belongs to the article.
 WIKITEXT_HEADING = re.compile(r"(?:^ *\n|\A)(?= = (?!= )[^\n]*(?<! =) = \n *\n)", re.MULTILINE)
 
 
 def at_separators(text: str, separator: str | None = None) -> list[str]:
-    """The documents of a text, cut at lines that equal `separator`; a text without such lines is
-    one document.
+    """The documents of a text, cut at lines that equal `separator`.
 
     By default, or if `separator` is one of them, both standard separators cut: `<|doc|>` and
     `<|endoftext|>`.
@@ -76,8 +75,9 @@ def wikitext_articles(text: str) -> list[str]:
 
 
 def hold_out(documents: Sequence[str], fraction: float = 0.1) -> tuple[list[str], list[str]]:
-    """(first part, last part): split off the last `fraction` of the characters, in whole documents
-    if possible.
+    """(first part, last part): split off the last `fraction` of the characters.
+
+    The cut is between documents if possible.
 
     With few or very uneven documents, the best cut between documents may hold out less than half or
     more than double the fraction. Then the document at the cut is divided: `text[: int(0.9 *

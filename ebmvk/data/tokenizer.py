@@ -1,11 +1,9 @@
-"""Turns text into token ids and back, and makes the tokenizer that `--tokenizer` asks for.
+"""Turns text into token ids and back.
 
-Kinds: byte-level BPE, which gives back any text exactly (except end-of-text and `<unk>`); one token
-per character; GPT-2's; or a tokenizer.json from elsewhere (see `ebmvk.data.foreign`).
-
-Word-level text (WikiText) is cut at blanks, and a token carries the blank before it. So no token
-crosses the border between words, and " \\n", the end of a line, is one token and one word. Other
-text is cut at words, numbers and punctuation.
+Byte-level BPE gives back any text exactly, except end-of-text and `<unk>`; `Tokenizer.spelling`
+counts what other tokenizers lose. In word-level text (WikiText) a token carries the blank before
+it. So no token crosses the border between words, and " \\n", the end of a line, is one token and
+one word.
 """
 
 from __future__ import annotations
@@ -20,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding
 from tokenizers import Tokenizer as _Bpe
 
 from ebmvk.data import foreign
-from ebmvk.data.corpus import Corpus
 from ebmvk.data.files import write_text
-from ebmvk.data.foreign import BYTES, END_OF_TEXT, Description
-from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
+from ebmvk.data.foreign import Description
+from ebmvk.errors import ArgumentError, DataError, StorageError
 
 # Names of files in a hub's snapshot and in an exported model; a run has them too, in different
 # folders.
@@ -35,15 +32,9 @@ TOKENIZER_FILE, WEIGHTS_FILE = "tokenizer.json", "model.safetensors"
 Ids = npt.NDArray[np.int32]
 
 UNKNOWN = "<unk>"
-OWN_KINDS = ("bpe", "char", "gpt2")  # made here, not read from a file
-# least share of used ids: a model has a row for every id up to the largest, used or not
+# Least share of used ids: a model has a row for every id up to the largest, used or not
 FEWEST_USED = 7 / 8
-# most characters of a piece that merges are learned from; the time grows with its square
-LONGEST_PIECE = 1024
 _PART = 1 << 16  # characters whose offsets are held in memory at once
-
-WORD_LEVEL_PATTERN = r" ?[^ \n]+| ?\n| +"
-TEXT_PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ class Tokenizer:
         description = json.loads(self._written)
         self.end_token = foreign.end_token(description, end_token)
         self._usual_end = self.end_token == foreign.usual_end(description)
-        self.vocab_size = _size(bpe)
+        self.vocab_size = table_rows(bpe)
         _switch_off(bpe, description)
         # So that "<|endoftext|>" written in a text stays text.
         bpe.encode_special_tokens = True
@@ -245,7 +236,7 @@ def read_library_tokenizer(path: Path) -> _Bpe:
         ) from error
 
 
-def _size(bpe: _Bpe) -> int:
+def table_rows(bpe: _Bpe) -> int:
     """The number of rows that a model needs, one for each id up to the largest.
 
     Raises DataError.
@@ -311,144 +302,3 @@ def _lone_surrogate(texts: list[str]) -> ArgumentError:
     return ArgumentError(
         f"text holds the lone surrogate {text[at]!r} at {at}", hint="decode the text from its bytes as UTF-8"
     )
-
-
-def make_tokenizer(
-    kind: str, corpus: Corpus, vocab_size: int, folders: Iterable[Path] = (), end_token: str | None = None
-) -> Tokenizer:
-    """The tokenizer that `--tokenizer` asks for.
-
-    Args:
-        kind: `bpe`, trained on the corpus; `char`, its characters; `gpt2`; or the path of a
-            tokenizer.json.
-        vocab_size: for `bpe`.
-        folders: where to look for a folder `gpt2-bpe` with GPT-2's files.
-        end_token: for a tokenizer.json; None for the usual one.
-
-    Raises:
-        ConfigError: the file doesn't exist, vocab_size is too small, or end_token is given for
-            another kind.
-        DataError: the file isn't a tokenizer, or changes texts.
-    """
-    if end_token is not None and kind in OWN_KINDS:
-        raise ConfigError(
-            f"--end-token {end_token} with --tokenizer {kind}, whose end token is {END_OF_TEXT}",
-            hint="remove --end-token",
-        )
-    if kind == "bpe":
-        return train_tokenizer(corpus, vocab_size)
-    if kind == "char":
-        return character_tokenizer(corpus)
-    if kind == "gpt2":
-        return gpt2_tokenizer(list(folders), word_level=corpus.word_level)
-    check_named(kind)
-    return foreign_tokenizer(Path(kind), corpus, end_token)
-
-
-def foreign_tokenizer(path: Path, corpus: Corpus, end_token: str | None = None) -> Tokenizer:
-    """A tokenizer.json from elsewhere, made faithful; `notes` says what was changed.
-
-    Raises:
-        DataError: it isn't a tokenizer, or it changes the corpus in a way that cannot be switched
-            off.
-    """
-    texts = chain.from_iterable(corpus.splits.values())
-    bpe = read_library_tokenizer(path)
-    try:
-        # check before the library rewrites the file: if two tokens share an id, it drops one
-        _size(bpe)
-        found, off = foreign.faithful(json.loads(bpe.to_str()), texts, end_token)
-        end = foreign.end_token(found, end_token)
-        notes = [f"{path}: the end of a document is {end}"] if end != END_OF_TEXT else []
-        notes += [f"{path}: switched off: {'; '.join(off)}"] if off else []
-        return Tokenizer(foreign.built(found), end_token, notes)
-    except DataError as error:
-        raise DataError(f"--tokenizer {path}: {error.what}", why=error.why, hint=error.hint) from None
-
-
-def check_named(kind: str) -> None:
-    """Raise ConfigError if --tokenizer names neither a kind nor a file."""
-    if kind not in OWN_KINDS and (Path(kind).is_dir() or not Path(kind).exists()):
-        raise ConfigError(
-            f"--tokenizer {kind}: no such file", hint=f"use {', '.join(OWN_KINDS)}, or the path of a tokenizer.json"
-        )
-
-
-def character_tokenizer(corpus: Corpus) -> Tokenizer:
-    """One token for each character of the training split, in the order of code points."""
-    characters = sorted(set().union(*map(set, corpus.documents("train"))))
-    vocabulary = {character: i for i, character in enumerate([*characters, UNKNOWN])}
-    bpe = _Bpe(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
-    # short pieces are faster
-    bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]{1,64}|\n"), behavior="isolated")
-    bpe.decoder = decoders.Fuse()
-    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-    return Tokenizer(bpe)
-
-
-def gpt2_tokenizer(folders: list[Path], *, word_level: bool) -> Tokenizer:
-    """GPT-2's byte-level BPE (Radford et al. 2019): its 50,257 tokens and `<unk>`.
-
-    Raises:
-        ConfigError: none of the folders has its two files.
-    """
-    names = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
-    places = [(folder / "gpt2-bpe" / a, folder / "gpt2-bpe" / b) for folder in folders for a, b in names]
-    found = next((pair for pair in places if all(path.is_file() for path in pair)), None)
-    if found is None:
-        raise ConfigError(
-            "--tokenizer gpt2: gpt2-bpe/encoder.json and gpt2-bpe/vocab.bpe were not found",
-            why=f"looked in {', '.join(map(str, folders))}" if folders else "no folder of data sets is named",
-            hint="pass --data-dir the folder that contains gpt2-bpe",
-        )
-    bpe = _Bpe(models.BPE.from_file(*map(str, found)))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_tokens([AddedToken(" " + UNKNOWN if word_level else UNKNOWN, normalized=False)])
-    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-    return Tokenizer(bpe)
-
-
-def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE on the training split. The same text gives the same tokenizer.
-
-    Args:
-        corpus: its `train` documents are read; `word_level` decides where text is cut.
-        vocab_size: number of tokens in all, at least 258 (bytes, `<unk>`, end-of-text); a short
-            text may give fewer.
-
-    Raises:
-        ConfigError: vocab_size is too small.
-    """
-    if vocab_size < BYTES + 2:
-        raise ConfigError(
-            f"--vocab-size {vocab_size} is too small",
-            hint=f"give at least {BYTES + 2}: {BYTES} bytes, {UNKNOWN} and {END_OF_TEXT}",
-        )
-    bpe = _Bpe(models.BPE())
-    pattern = WORD_LEVEL_PATTERN if corpus.word_level else TEXT_PATTERN
-    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # A text without blanks (DNA, Thai) is one piece. The trainer moves all of it at each merge;
-    # `encode` doesn't, so the finished tokenizer needs no such limit.
-    short = pre_tokenizers.Split(Regex(f"(?m:.){{1,{LONGEST_PIECE}}}"), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, short, to_bytes])
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    unknown = " " + UNKNOWN if corpus.word_level else UNKNOWN
-    bpe.train_from_iterator(_without(unknown, corpus.documents("train")), trainer)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
-    bpe.add_tokens([AddedToken(unknown, normalized=False)])
-    bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-    return Tokenizer(bpe)
-
-
-def _without(unknown: str, documents: Iterable[str]) -> Iterator[str]:
-    """Cuts documents at `<unk>`, which is a token already, so that no merge is spent on it."""
-    for document in documents:
-        yield from document.split(unknown)

@@ -99,9 +99,7 @@ def encode_split(corpus: Corpus, split: str, tokenizer: Tokenizer, *, apart: boo
 
 
 def _grouped(documents: list[str]) -> Iterator[list[str]]:
-    """Yields groups of documents with `ENCODED_AT_ONCE` characters or more; the last may be
-    smaller.
-    """
+    """Yields groups of at least `ENCODED_AT_ONCE` characters; the last may be smaller."""
     group, size = list[str](), 0
     for document in documents:
         group.append(document)
@@ -151,10 +149,10 @@ class Batches:
         self._stride = stride or seq_length
         if stream.apart:
             self._first, self._last = np.array(stream.parts(), dtype=np.int64).T
-            # targets after a document's first window
+            # Targets after a document's first window
             over = np.maximum(0, self._last - self._first - seq_length)
             self._cuts = np.where(over > 0, 2 + -(-over // self._stride), 1)
-        # per epoch
+        # Windows per epoch
         self.windows = int(self._cuts.sum()) if stream.apart else len(stream) // seq_length
         self._windows = lru_cache(maxsize=2)(self._epoch)
 

@@ -1,5 +1,6 @@
-"""Warnings about a fitted memory: a tier that is useless, a search that ended at its bound, a text
-that splats contain.
+"""Warnings about a fitted memory.
+
+A tier may be useless, a search may have ended at its bound, or splats may contain the text.
 
 Each function takes figures and returns an alert that says what is wrong and what to do, or None. A
 tier is a part of the memory, static or episodic; its gate is the weight of its law in the model's.
@@ -11,17 +12,17 @@ from collections.abc import Sequence
 
 from ebmvk.runs.metrics import Alert
 
-# A mean weight this close to 0 or 1 means that a part takes no part in the law, or is all of it.
-# The monitor uses it for gates and for the shares of experts.
+# A mean weight this close to 0 or 1 means that a part of a law has no say, or the only say. The
+# monitor uses it for gates and for the shares of experts.
 STUCK = 0.01
 COVERED = 0.01  # static splats that explain a smaller share of the contexts do nothing
 SAID = 0.01  # nats from the uniform law; a tier's token law that is closer says nothing
-# nats per token that a memory must gain over a calibration, on the text that both were fitted on
+# Nats per token that a memory must gain over a calibration, on the text that both were fitted on
 WORTH = 1e-3
 # For `leak`: of the contexts with rare tokens, the share whose token is new. It was at most .1 in
 # texts that the splats contained, and at least .37 in new ones.
 OWN, UNSEEN = 0.15, 0.25
-# of finding so few new tokens in a text where their share is UNSEEN; an alert must not be bad luck
+# The largest accepted chance that a new text looks like one that the splats contain
 CHANCE = 1e-6
 
 
@@ -49,8 +50,7 @@ def gate_of_memory(
 
 
 def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
-    """Warn if the best concentration of a tier is the first or last one tried: a better one may lie
-    beyond.
+    """Warn if a tier's best concentration is the first or last one tried: a better may lie beyond.
 
     tried: in rising order. static, more: see `gate_of_memory`.
     """
@@ -67,8 +67,7 @@ def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: b
 
 
 def switched_off(tier: str, covered: float | None, said: float, *, static: bool, more: int | None) -> Alert | None:
-    """Warn if a tier's law is practically uniform: its gain then comes from calibrating the model,
-    not from memory.
+    """Warn if a tier's law is practically uniform, so that its gain is just a calibration.
 
     covered: the mean share of contexts that its splats explain, if known. said: mean distance of
     its token law from the uniform law, in nats. static, more: see `gate_of_memory`.

@@ -1,5 +1,4 @@
-"""Episodic memory: splats of the text that is being read, up to the current position (model section
-8).
+"""Episodic memory: splats of the text that is being read (model section 8).
 
 Each context becomes a splat of mass 1 with the token that followed it. The latest contexts are all
 compared with the next query; older ones are folded into a store, where the k nearest are looked up.
@@ -24,7 +23,7 @@ from ebmvk.splats.store import SplatStore
 
 RECENT = 512  # most contexts that are not folded yet
 FORGOTTEN = 1e-6  # splats that have faded below this mass are dropped
-# a full store is reduced by 1/4 of its capacity at once, because searching for pairs is expensive
+# A full store is reduced by 1/4 of its capacity at once, because searching for pairs is expensive
 SLACK = 4
 
 
@@ -132,7 +131,7 @@ class Episodic:
         law.scatter_add_(1, self.tokens.expand(queries, -1), weights[:, 1 : 1 + recent])
         if self.folded and old:
             law += self.folded.store.token_law(old.ids, weights[:, 1 + recent :])
-        # nothing read yet: log 1
+        # Nothing read yet: log 1
         density = log_density(scores[:, 1:], mass, torch.where(mass > 0, mass, 1.0))
         return Recall(law, closest, density.float())
 

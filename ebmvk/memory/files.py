@@ -42,8 +42,9 @@ def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, f
 
 
 def fitted_nats(folder: Path) -> dict[str, float]:
-    """{law: nats per token of the text that the folder's memory was fitted on}; {} for files of
-    earlier versions.
+    """{law: nats per token of the text that a folder's memory was fitted on}.
+
+    Empty for files of earlier versions.
 
     Raises:
         CheckpointError: the file is damaged.

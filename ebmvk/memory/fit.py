@@ -39,7 +39,7 @@ TUNED_TOKENS = 30_000  # tokens of the text on which the best ones are compared
 FINALISTS = 3  # values of kappa that go from the scan to the comparison
 TRIED = 25  # L-BFGS rounds for a gate in a comparison; more rounds change the nats by 1e-4
 LOOKED_AT = 10_000  # tokens of the text on which a fitted memory is judged
-# splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
+# Splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
 NEAREST = 64
 Say = Callable[[str], None]
 
@@ -154,8 +154,9 @@ class Fit:
 
     @torch.no_grad()
     def said(self, memory: Memory, mode: Mode, limit: int) -> list[float]:
-        """The mean distance of each tier's p_mem from the uniform law over the text's first
-        contexts, in nats.
+        """The mean distance of each tier's p_mem from the uniform law, in nats.
+
+        The mean is over the text's first contexts.
 
         It is log V minus the entropy. If it is 0, the tier's law is just a power of the model's
         own.
@@ -212,8 +213,9 @@ class Fit:
     # ---- one tier after the other ----------------------------------------------------------------
 
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
-        """The memory with a tier's concentration, share and (for static splats) background of
-        largest likelihood.
+        """The memory with one tier's concentration and share of largest likelihood.
+
+        For static splats also the background.
 
         Every concentration is tried on the text's beginning, because the likelihood can have
         several maxima. The best ones, and the neighbours of the very best, are tried again on more

@@ -51,8 +51,9 @@ def mix(log_weights: Tensor, log_p: Tensor) -> Tensor:
 
 
 def fit_gate(features: Tensor, log_p: Tensor, ridge: float = 1e-4, rounds: int = 100) -> Gate:
-    """The gate that maximises the mixture's likelihood minus ridge |weight|^2, by L-BFGS from g =
-    .1 for each tier.
+    """The gate that maximises the mixture's likelihood minus ridge |weight|^2.
+
+    Uses L-BFGS, from g = .1 for each tier.
 
     Args:
         features: (n, F).

@@ -47,8 +47,7 @@ TIERS: dict[Mode, tuple[Tier, ...]] = {
 
 @dataclass(frozen=True)
 class Control:
-    """Shares and gates of the scrambled memory, fitted like the memory's own and on the same
-    tokens.
+    """Shares and gates of the scrambled memory, fitted like the memory's and on the same tokens.
 
     Positions, concentrations and the background stay, because scrambling doesn't change them.
     """

@@ -1,5 +1,4 @@
-"""Connects consolidation to training: which states it sees, what judges its growth, how much time
-it takes.
+"""Connects consolidation to training: which states it sees, and what judges its growth.
 
 Consolidation (`ebmvk.splats.soc`) turns the states of the model into splats while the model trains.
 Nothing here changes the model.
@@ -38,7 +37,7 @@ JUDGE_TOKENS = 4096  # tokens of validation that decide on a growth
 
 
 def _seed(config: Config, step: int) -> int:
-    # differs from the seeds of steps and of the model
+    # Differs from the seeds of steps and of the model
     return step_seed(config.run.seed, -10 - step)
 
 
@@ -53,8 +52,9 @@ def sampled(config: Config, n: int, step: int) -> Tensor:
 
 
 def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step: int) -> Tensor:
-    """States and energies of the tokens that consolidation sees: (m, d + 1) float32; empty without
-    consolidation.
+    """States and energies of the tokens that consolidation sees: (m, d + 1) float32.
+
+    Empty without consolidation.
 
     Each process fills in the tokens of its share of the batch and leaves 0 for the others, so that
     the sum over processes is the sample of the whole batch.
@@ -75,8 +75,9 @@ def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step:
 
 
 class TrainingSoc:
-    """The consolidation of one training run. It changes neither the model nor torch's own random
-    generator.
+    """The consolidation of one training run.
+
+    It changes neither the model nor torch's own random generator.
 
     Args:
         validation: the text whose first tokens decide whether a growth is accepted.

@@ -15,7 +15,8 @@ from ebmvk.config.checks import check
 from ebmvk.config.schema import Config, ModelConfig, Source
 from ebmvk.config.toml import from_toml, write_toml
 from ebmvk.data.corpus import Corpus
-from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer, foreign_tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ebmvk.data.tokenizer_kinds import foreign_tokenizer
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine.seeds import step_seed
 from ebmvk.errors import CheckpointError, ConfigError

@@ -1,5 +1,6 @@
-"""Clusters training states into static splats: spherical k-means from coarse to fine (model section
-8).
+"""Clusters training states into static splats (model section 8).
+
+The method is spherical k-means, from coarse to fine.
 
 States are compared by place and by the token that followed, because the code length of section 8
 counts both; splats then have purer token laws. Assigning n states to M centroids exactly costs n M
@@ -32,8 +33,9 @@ def cluster(
     marks: Tensor | None = None,
     rounds: int = 4,
 ) -> Tensor:
-    """The cluster of each state: (n,) int64, at most `splats` different ones. The same seed gives
-    the same result.
+    """The cluster of each state: (n,) int64, with at most `splats` different values.
+
+    The same seed gives the same result.
 
     Args:
         states: (n, d), of any floating dtype.

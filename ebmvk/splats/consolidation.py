@@ -46,7 +46,7 @@ def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tenso
 def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
     """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging keeps the subtracted term."""
     r = (length / mass).clamp(0, 1)
-    # beyond it kappa_hat is kappa_max
+    # Beyond it kappa_hat is kappa_max
     ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)
     # psi is flat at its maximum, so an error of kappa enters squared.
     kappa = inverse_mean_cosine(torch.minimum(r, ceiling), store.d).clamp(store.kappa_min, store.kappa_max)
@@ -58,10 +58,10 @@ def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
     length = store.count_start[i + 1] - store.count_start[i]
     pair = torch.repeat_interleave(torch.arange(len(i)), length)
     place = torch.arange(len(pair)) - (length.cumsum(0) - length)[pair] + store.count_start[i][pair]
-    mine = store.count[place]
-    theirs = store.count_of(j[pair], store.count_token[place])
-    both = mine + theirs
-    saved = torch.special.entr(mine) + torch.special.entr(theirs) - torch.special.entr(both)
+    own = store.count[place]
+    other = store.count_of(j[pair], store.count_token[place])
+    both = own + other
+    saved = torch.special.entr(own) + torch.special.entr(other) - torch.special.entr(both)
     return torch.zeros(len(i), dtype=torch.float64).index_add_(0, pair, saved)
 
 
@@ -73,8 +73,9 @@ def consolidate(store: SplatStore, target: int, backend: Backend, cost: Cost = m
 
 
 def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor:
-    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first; at
-    least one pair.
+    """Owners (M,) after merging up to `most` disjoint pairs of near splats, the cheapest first.
+
+    Merges at least one pair.
 
     Partners are looked for only for the lightest splats, four times as many as must go: merging
     heavy splats costs more, and the search takes time for every splat that asks.

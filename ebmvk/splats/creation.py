@@ -22,7 +22,7 @@ ROUNDS = 16  # of seeding
 SPLIT_MEMBERS = 8  # a splat needs this many of the latest states to be split
 SPLITS = 1000  # most splits at once; each takes a millisecond or two
 
-# of a new store: vocab_size, beta, bounds of kappa_hat
+# Of a new store: vocab_size, beta, bounds of kappa_hat
 Settings = tuple[int, float, tuple[float, float]]
 
 
@@ -49,7 +49,7 @@ def seeds(states: Tensor, k: int, random: torch.Generator) -> Tensor:
     chosen = torch.randint(len(states), (1,), generator=random)
     distance = 1 - states @ states[chosen[0]]
     while len(chosen) < min(k, len(states)):
-        # a copy of a seed may be a seed
+        # A copy of a seed may be a seed
         weight = distance.clamp_min(1e-6).index_fill(0, chosen, 0.0)
         new = torch.multinomial(weight, min(math.ceil(k / ROUNDS), k - len(chosen), len(states) - len(chosen)),
                                 generator=random)  # fmt: skip
@@ -134,8 +134,7 @@ def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most
 
 
 def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> SplatStore:
-    """The store with each splat that `which` (M,) bool marks divided in two; the second parts come
-    last.
+    """The store with each splat marked by `which` (M,) bool divided in two; second parts come last.
 
     The second part takes `share` (nnz,) of the counts, the part of the resultant in proportion to
     that mass, and `shift` (M, d) float64.

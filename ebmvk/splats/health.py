@@ -17,7 +17,7 @@ from ebmvk.sphere.geometry import dist
 from ebmvk.splats.recall import Splats
 from ebmvk.splats.store import SplatStore
 
-# splats whose nearest neighbour is looked up in training; an exact mean would cost M^2 d
+# Splats whose nearest neighbour is looked up in training; an exact mean would cost M^2 d
 ASKED = 1024
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -52,8 +52,7 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
 
 
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
-    """(unseen, rare): numbers of contexts whose next token the splats found for them have met
-    never, or about once.
+    """(unseen, rare): how many contexts have a next token that splats met never, or about once.
 
     h: (n, d); tokens: (n,), which followed. By Good and Turing, in a new text neither number is
     small compared with the other. `unseen` is small only if the splats hold these very contexts.
@@ -82,8 +81,7 @@ def spaced(n: int, most: int) -> Tensor:
 
 
 def neighbours(mu: Tensor, backend: Backend, ask: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(ids, cosines), both (m, k): the nearest other rows of mu (n, d) for the rows `ask` (m,),
-    best first.
+    """(ids, cosines), (m, k): the nearest other rows of mu (n, d) for rows `ask` (m,), best first.
 
     There are fewer than k columns if mu has too few rows.
     """

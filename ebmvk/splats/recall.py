@@ -1,5 +1,4 @@
-"""What splats say about a context: which ones are near, and which tokens they expect (model section
-5).
+"""What splats say about a context: which are near, and which tokens they expect.
 
 The posterior over the nearest splats and the uniform background mixes their token laws into p_mem,
 which is then pooled with the model's own (lexical) law.
@@ -38,8 +37,7 @@ class Recall:
         return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in ("law", "closest", "log_density")))
 
     def pooled(self, log_p_lex: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """The pool of p_mem with the lexical law, log p_i (B, V), and features (B, FEATURES) for
-        the gate.
+        """The log of the pool of p_mem and p_lex, (B, V), and gate features (B, FEATURES).
 
         p_i = p_mem^share p_lex^(1 - share) / Z is the logarithmic pool (Genest and Zidek 1986), in
         which energies add: splats say what follows places like this one, the lexical law which of
@@ -132,5 +130,5 @@ def log_density(scores: Tensor, mass: Tensor | float, background: Tensor | float
     scores, total = scores.double(), torch.as_tensor(background + mass, dtype=torch.float64)
     splats = scores.exp().sum(1)
     found = ((splats - mass) / total).log1p()
-    # beyond e^709 the rest is negligible
+    # Beyond e^709 the rest is negligible
     return torch.where(splats.isfinite(), found, scores.logsumexp(1) - total.log())

@@ -1,5 +1,6 @@
-"""Self-organised consolidation during training (model section 8): splats are born, grow, split,
-merge and fade.
+"""Self-organised consolidation during training (model section 8).
+
+Splats are born, grow, split, merge and fade.
 
 Between checks, states are collected. A check is one step of online EM. First, old statistics are
 multiplied by `soc_keep`, because the trunk that made them has changed since. Then the new states
@@ -31,11 +32,11 @@ from ebmvk.splats.history import History
 from ebmvk.splats.store import BETA, SplatStore
 
 NEAR = 16  # splats looked up for each state
-# smaller assignment weights go to the background, so that token counts stay sparse
+# Smaller assignment weights go to the background, so that token counts stay sparse
 LEAST_WEIGHT = 0.05
 LEAST_MASS = 0.5  # splats that have faded below this mass, in contexts, are pruned
 LEAST_COUNT = 0.01  # smaller counts of a token in a splat are forgotten
-# at capacity, one check may replace 1/20 of the splats by creation, and 1/20 by splitting
+# At capacity, one check may replace 1/20 of the splats by creation, and 1/20 by splitting
 CHURN = 20
 FOLD_SHARE = 8  # the held-out fold keeps 1/8 as many states as the history
 ACTIVE_CHECKS = 5  # a splat counts as dead after this many checks without a recall

@@ -36,7 +36,7 @@ def fit_kappa(mass: Tensor, length: Tensor, d: int, low: float, high: float) -> 
     """
     square = ((length.square() / mass.clamp_min(1e-12) - 1) / (mass - 1).clamp_min(1e-12)).clamp(0, 1)
     r = torch.where(mass > 1, square, 0.0).sqrt()
-    # beyond it kappa_hat is `high`
+    # Beyond it kappa_hat is `high`
     ceiling = mean_cosine(torch.tensor(high, dtype=r.dtype, device=r.device), d)
     return inverse_mean_cosine(torch.minimum(r, ceiling), d).clamp(low, high)
 
@@ -88,8 +88,9 @@ class SplatStore:
         weight: Tensor | None = None,
         step: int = 0,
     ) -> SplatStore:
-        """The store of states that each belong to one splat. The background starts at nu = N,
-        alpha_inf = 1/2.
+        """The store of states that each belong to one splat.
+
+        The background starts at nu = N, which means alpha_inf = 1/2.
 
         Args:
             states: (n, d), of any floating dtype.
@@ -206,8 +207,7 @@ class SplatStore:
         )
 
     def merged(self, owner: Tensor) -> SplatStore:
-        """Merge the splats of each owner: statistics add, the earliest birth and the latest use
-        stay.
+        """Merge the splats of each owner: statistics add; earliest birth and latest use stay.
 
         owner: (M,) int64, renumbered without gaps.
         """
@@ -232,8 +232,9 @@ class SplatStore:
         )
 
     def absorbed(self, x: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor, step: int) -> SplatStore:
-        """Add contexts x (B, d) and the tokens (B,) that followed to splats ids (B, K), with
-        weights (B, K) >= 0.
+        """Add contexts x (B, d) and the tokens (B,) that followed to splats, with weights.
+
+        ids, weights: (B, K), weights >= 0.
 
         The weights also count as recalls of the splats at training step `step`.
         """

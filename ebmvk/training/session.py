@@ -25,7 +25,8 @@ from ebmvk.data.corpus import Corpus
 from ebmvk.data.fidelity import round_trip
 from ebmvk.data.folders import data_folders
 from ebmvk.data.foreign import END_OF_TEXT
-from ebmvk.data.tokenizer import OWN_KINDS, TOKENIZER_FILE, Tokenizer, make_tokenizer
+from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ebmvk.data.tokenizer_kinds import OWN_KINDS, make_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.decoding.probe import Probe
 from ebmvk.engine.device import Device, open_device

@@ -1,5 +1,6 @@
-// What the integrators share: a chain's state and velocity, geodesic moves, friction and noise, the level of a step.
-// Expects from interface.glsl what energy.glsl does, and d, levels, level_end, x, v.
+// Shared by the integrators: a chain's state and velocity, geodesic moves, friction and noise, the
+// level of a step. interface.glsl must define what energy.glsl needs, and d, levels, level_end, x,
+// v.
 #ifndef EBMVK_CHAIN_GLSL
 #define EBMVK_CHAIN_GLSL
 #include "energy.glsl"
@@ -11,7 +12,7 @@ const uint STREAM_NOISE_2 = 3u;
 
 vec4 velocity[QUADS_PER];
 
-// Position and velocity together along the geodesic, for a time t at speed w = |v|.
+// Moves position and velocity along the geodesic, for a time t at speed w = |v|.
 void geodesic(float t, float squared_speed) {
     float w = sqrt(squared_speed);
     float angle = w * t;
@@ -31,7 +32,7 @@ vec4 noise(uint step_number, uint chain, uint q, uint stream) {
     return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
 }
 
-// The O part: friction and noise.
+// O: friction and noise.
 void ornstein_uhlenbeck(uint step_number, uint chain, uint stream, float keep, float spread) {
     vec4 xi[QUADS_PER];
     FOR_OWN(i, q) xi[i] = noise(step_number, chain, q, stream);
@@ -53,7 +54,8 @@ void store_chain(uint chain) {
     }
 }
 
-// The level of a step, at or after `level`; after the last step of all the last level, even if that has no steps.
+// The level of a step, at or after `level`. After the very last step it is the last level, even if
+// that has no steps.
 uint level_of(uint step, uint end, uint level) {
     if (step == end && params[7] != 0u) return levels - 1u;
     while (step < end && step >= level_end[level]) ++level;

@@ -1,8 +1,9 @@
-// E(x) = -log(e^background + sum_j e^(logw_j + kappa_j mu_j.x)) and its tangent score for one chain per workgroup.
+// E(x) = -log(e^background + sum_j e^(logw_j + kappa_j mu_j.x)) and its tangent score, one chain
+// per workgroup.
 //
-// Each invocation owns the quads q = me, me + GROUP, … of the state: QUADS_PER of them, in registers. Expects from
-// interface.glsl: points, ids, logw, kappa, background, and the specialisation constants GROUP, QUADS_PER, CANDIDATES
-// (at least k); push constants quads, k.
+// Each invocation owns QUADS_PER quads of the state, q = me, me + GROUP, …, in registers.
+// interface.glsl must define points, ids, logw, kappa, background; the specialisation constants
+// GROUP, QUADS_PER, CANDIDATES (at least k); and the push constants quads, k.
 #ifndef EBMVK_ENERGY_GLSL
 #define EBMVK_ENERGY_GLSL
 #include "math.glsl"
@@ -11,7 +12,7 @@
 #define FOR_OWN(i, q) \
     for (uint i = 0u, q = gl_LocalInvocationIndex; i < QUADS_PER; ++i, q += GROUP) if (q < quads)
 
-// Stands for log 0, so that no arithmetic meets an infinity, which compilers may assume away.
+// Stands for log 0. Infinities are avoided, because compilers may assume that there are none.
 const float LOG_ZERO = -1.0e30;
 
 vec4 state[QUADS_PER];
@@ -47,7 +48,7 @@ void load_candidates(uint chain) {
 #ifndef RESIDENT
 // mu_j.x for every candidate.
 void dot_candidates() {
-#ifdef USE_SUBGROUP  // a candidate per subgroup: rows are read in one piece
+#ifdef USE_SUBGROUP  // one candidate per subgroup: rows are read in one piece
     for (uint j = gl_SubgroupID; j < k; j += gl_NumSubgroups) {
         float sum = 0.0;
         for (uint q = gl_SubgroupInvocationID; q < quads; q += gl_SubgroupSize)
@@ -55,7 +56,7 @@ void dot_candidates() {
         sum = subgroupAdd(sum);
         if (subgroupElect()) candidate_dot[j] = sum;
     }
-#else  // a candidate per invocation: no reduction
+#else  // one candidate per invocation: no reduction
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float sum = 0.0;
         for (uint q = 0u; q < quads; ++q) sum += dot(decode(points[candidate_row[j] + q]), whole_state[q]);
@@ -79,7 +80,8 @@ struct Mixture {
     float scale;
 };
 
-// The mixture at `state` with kappa_scale kappa_j and logw_j + logw_shift; leaves the score in `force`.
+// The mixture at `state` with kappa_scale kappa_j and logw_j + logw_shift. Writes the score to
+// `force`.
 Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
     FOR_OWN(i, q) whole_state[q] = state[i];
     barrier();
@@ -105,7 +107,7 @@ Mixture energy_and_score(uint chain, float kappa_scale, float logw_shift) {
     sums = group_sum(sums);
     barrier();
 
-    bool empty = top < 0.5 * LOG_ZERO;  // no candidate and no background has weight
+    bool empty = top < 0.5 * LOG_ZERO;  // neither a candidate nor the background has weight
     float scale = empty ? 0.0 : 1.0 / sums.x;
     float along = sums.y * scale;  // x.(sum_j kappa_j rho_j mu_j)
 #ifdef RESIDENT

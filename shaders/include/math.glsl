@@ -1,6 +1,7 @@
-// Elementary functions accurate to a few units in the last place in float32. The built-in ones are allowed to be (and
-// on some drivers are) far worse: log(1 - 2^-24) 73 % off, exp 17 ULP off. Minimax polynomials after Cephes (Moshier),
-// arguments reduced in two or three exact parts (Cody and Waite), so nothing here depends on a fused multiply-add.
+// Elementary functions that are accurate to a few units in the last place (ULP) in float32. The
+// built-in functions may be far worse, and on some drivers are: log(1 - 2^-24) is 73 % off, exp 17
+// ULP. Uses minimax polynomials after Cephes (Moshier) and reduces arguments in two or three exact
+// parts (Cody and Waite), so nothing depends on fused multiply-adds.
 #ifndef EBMVK_MATH_GLSL
 #define EBMVK_MATH_GLSL
 
@@ -22,7 +23,7 @@ float exp_accurate(float x) {
     p = p * r + 1.6666665459e-1;
     p = p * r + 5.0000001201e-1;
     p = p * (r * r) + r;
-    int half_n = int(n) >> 1;  // two factors, as 2^128 is no float
+    int half_n = int(n) >> 1;  // two factors, because 2^128 isn't a float
     return (p + 1.0) * uintBitsToFloat(uint(half_n + 127) << 23) * uintBitsToFloat(uint(int(n) - half_n + 127) << 23);
 }
 
@@ -77,7 +78,7 @@ vec2 cos_sin_turn(float u) {
     return cos_sin_reduced((quarters - n) * HALF_PI, int(n));
 }
 
-// sin(x)/x; the series near 0, where the quotient is 0/0.
+// sin(x)/x; uses the series near 0, where the quotient is 0/0.
 float sinc(float x) {
     precise float z = x * x;
     if (z < 0.01) return 1.0 - z * (1.0 / 6.0 - z * (1.0 / 120.0 - z * (1.0 / 5040.0)));

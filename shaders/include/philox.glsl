@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and normals from it.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and normals
+// from it.
 #ifndef EBMVK_PHILOX_GLSL
 #define EBMVK_PHILOX_GLSL
 #include "math.glsl"
@@ -14,7 +15,7 @@ uvec4 philox(uvec4 counter, uvec2 key) {
     return counter;
 }
 
-// (bits + 1/2) 2^-32, kept off 1, which rounding to float32 would reach and where the logarithm vanishes.
+// (bits + 1/2) 2^-32, kept below 1, which rounding to float32 would reach and whose logarithm is 0.
 float open_uniform(uint bits) {
     precise float u = (float(bits) + 0.5) * 2.3283064365386963e-10;
     return clamp(u, 1.1641532182693481e-10, 0.99999994);

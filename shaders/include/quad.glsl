@@ -1,7 +1,8 @@
-// Four coordinates of a point as the variant stores them. Halves come packed in words and are unpacked to float32, in
-// which everything is computed: that needs no feature of the device, so that every device has the variant, where half
-// types in buffers would need storageBuffer16BitAccess. It costs nothing either: a quad is one load of 8 bytes, and the
-// conversions are what the compiler would make of a half type, folded into mixed-precision FMAs where there are any.
+// Four coordinates of a point as the variant stores them. Halves are packed into words and unpacked
+// to float32 for all computations. This needs no feature of the device (half types in buffers would
+// need storageBuffer16BitAccess), so every device has the variant. It costs nothing, either: a quad
+// is one load of 8 bytes, and a compiler would convert half types in the same way and fold this
+// into mixed-precision FMAs if the device has them.
 #ifndef EBMVK_QUAD_GLSL
 #define EBMVK_QUAD_GLSL
 

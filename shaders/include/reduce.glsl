@@ -1,10 +1,11 @@
-// Sums and maxima over a workgroup; every invocation gets the same result. GROUP is the workgroup's size, a multiple of
-// the subgroup's where subgroup arithmetic is used. Two slots take turns, so that nothing has to wait before a slot is
-// overwritten: between lies the barrier of the other slot's reduction, which all pass after their reads of this one.
+// Sums and maxima over a workgroup; every invocation gets the same result. GROUP is the workgroup's
+// size, a multiple of the subgroup's if subgroup arithmetic is used. Two slots take turns, so that
+// a slot can be overwritten without waiting: all invocations have passed the barrier of the other
+// slot's reduction, which comes after their reads of this one.
 #ifndef EBMVK_REDUCE_GLSL
 #define EBMVK_REDUCE_GLSL
 
-#ifdef USE_SUBGROUP  // a part for each subgroup: they have 4 invocations or more (kernel_registry.cpp)
+#ifdef USE_SUBGROUP  // one part per subgroup; a subgroup has at least 4 invocations (kernel_registry.cpp)
 const uint REDUCE_PARTS = (GROUP + 3u) / 4u;
 #else
 const uint REDUCE_PARTS = GROUP;

@@ -1,11 +1,12 @@
-// A chain's candidates in the registers of its workgroup, for all steps of a dispatch: read once, coalesced, where
-// streaming reads them twice in each step.
+// Keeps a chain's candidates in the registers of its workgroup for all steps of a dispatch. They
+// are read once, coalesced; streaming would read them twice in each step.
 //
-// Subgroup s holds the candidates s, s + SUBGROUPS, ... (HELD of them), and each of its lanes the quads lane,
-// lane + (size of a subgroup), ... (LANE_QUADS of them). 64 candidates of 640 halves are 80 registers in each of 256
-// invocations; with the state and what is passing through about 140, so that an NVIDIA multiprocessor has one such
-// workgroup or two, and an RDNA2 one three or four. The arrays stay in registers only if every index is a constant: all
-// loops over them are unrolled. Reads and writes of shared memory are of consecutive quads: free of bank conflicts.
+// Subgroup s holds the candidates s, s + SUBGROUPS, ... (HELD of them), and each of its lanes the
+// quads lane, lane + (size of a subgroup), ... (LANE_QUADS of them). 64 candidates of 640 halves
+// are 80 registers in each of 256 invocations, or about 140 with the state and temporaries. So an
+// NVIDIA multiprocessor runs one or two such workgroups, an RDNA2 one three or four. The arrays
+// stay in registers only if every index is a constant, so all loops over them are unrolled. Shared
+// memory is accessed in consecutive quads, without bank conflicts.
 #ifndef EBMVK_RESIDENT_GLSL
 #define EBMVK_RESIDENT_GLSL
 #extension GL_EXT_control_flow_attributes : require
@@ -13,7 +14,7 @@
 const uint LANES = GROUP / SUBGROUPS;
 
 QUAD held[HELD * LANE_QUADS];
-const uint PARTS = SUBGROUPS < 8u ? SUBGROUPS : 8u;  // one for each subgroup of 32; smaller ones take turns
+const uint PARTS = SUBGROUPS < 8u ? SUBGROUPS : 8u;  // one for each subgroup of 32; smaller subgroups take turns
 shared vec4 parts[PARTS * LANE_QUADS * LANES];
 
 void hold_candidates() {
@@ -51,7 +52,7 @@ void add_held() {
     }
     for (uint first = 0u; first < SUBGROUPS; first += PARTS) {
         uint row = gl_SubgroupID - first;
-        if (row < PARTS)  // also false where the subtraction wraps: it had its turn
+        if (row < PARTS)  // also false if the subtraction wraps, because this subgroup had its turn
             [[unroll]] for (uint i = 0u; i < LANE_QUADS; ++i) {
                 uint at = (row * LANE_QUADS + i) * LANES + gl_SubgroupInvocationID;
                 vec4 part = first == 0u ? vec4(0.0) : parts[at];

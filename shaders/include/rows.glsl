@@ -1,4 +1,5 @@
-// Row-wise kernels: one workgroup per row of (rows, d) float32, stored as `quads` vec4 per row, zero beyond d.
+// Row-wise kernels: one workgroup per row of (rows, d) float32, stored as `quads` vec4 per row,
+// zero beyond d.
 #ifndef EBMVK_ROWS_GLSL
 #define EBMVK_ROWS_GLSL
 #include "math.glsl"

@@ -1,5 +1,5 @@
-// What the scoring kernels share: the order of the additions in a dot product, so that every tiling and every storage
-// of the same rows gives the same bits, and the point's weights.
+// Shared by the scoring kernels: the order of additions in a dot product, so that every tiling and
+// every storage of the same rows gives the same bits, and the points' weights.
 #ifndef EBMVK_SCORE_GLSL
 #define EBMVK_SCORE_GLSL
 

@@ -1,10 +1,12 @@
-// Rows of points, one for each invocation of the workgroup, passed through shared memory DEPTH quads at a time.
+// Rows of points, one for each invocation of the workgroup, passed through shared memory DEPTH
+// quads at a time.
 //
-// A point's products are added by one invocation in the order of the coordinates, so neighbours need different rows,
-// and reading those directly would be 16 bytes here and there. DEPTH neighbours read DEPTH quads in a row instead, a
-// whole cache line in float32. DEPTH + 1 quads from row to row: 9 is odd, so the quads that a phase of neighbours reads
-// (8 of 16 bytes, 16 of 8) lie in different banks. 64 invocations share 9.5 KiB: any device has room, and a GPU room
-// for a dozen workgroups at once, which hides the wait between the loads and the barrier.
+// One invocation adds a point's products in the order of coordinates, so neighbours need different
+// rows, and reading these directly would give scattered loads of 16 bytes. Instead, DEPTH
+// neighbours read DEPTH consecutive quads, in float32 a whole cache line. Rows are DEPTH + 1 quads
+// apart: 9 is odd, so the quads that neighbours read at once (8 of 16 bytes, or 16 of 8) are in
+// different banks. 64 invocations share 9.5 KiB. Every device has that much, and a GPU has room for
+// a dozen workgroups, which hides the wait between loads and barrier.
 #ifndef EBMVK_STAGED_GLSL
 #define EBMVK_STAGED_GLSL
 #include "quad.glsl"

@@ -3,10 +3,11 @@
 #define EBMVK_STORE_SCORE_GLSL
 #include "score.glsl"
 
-// At least what the point scores in float32, given what it scores in halves. With radius_n >= |p - p16| + the roundings
-// of both sums per unit of |q| (halve.comp), the sums differ by at most norm radius_n; the rest covers the roundings of
-// weighted() and of this line, and numbers too small for a float. Rounding is monotonic: what bounds the exact value
-// bounds the rounded one. A NaN becomes infinite, so that the point is kept and the row counts as not proved.
+// An upper bound of the point's float32 score, given its score in halves. Because radius_n >= |p -
+// p16| + the roundings of both sums per unit of |q| (halve.comp), the sums differ by at most norm
+// radius_n. The rest covers the roundings of weighted() and of this line, and numbers too small for
+// a float. Rounding is monotonic, so a bound of the exact value also bounds the rounded one. NaN
+// becomes infinite, so that the point is kept and the row counts as not proved.
 float upper_bound(float value, uint row, uint id) {
     float weight = scaled != 0u ? abs(scale[id]) : 1.0;
     precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[row] * radius[id])) + 1e-37;

@@ -1,4 +1,4 @@
-"""Backends for the laws: each law runs on every backend that this machine has."""
+"""Backends for the laws; each law runs on every backend of this machine."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def open_backend(name: str) -> Backend:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Small tensors: more threads only wait for each other."""
+    """Uses one thread, because tensors are small and more threads only wait for each other."""
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""The level of the statistical checks of this folder; seeds are fixed, so a check that passes once passes always."""
+"""The level of the statistical checks here. Seeds are fixed, so a check always gives the same."""
 
 from __future__ import annotations
 
 CHECKS = 100
 ALPHA = 1e-3 / CHECKS
-"""False alarms allowed to each check: 1e-3 shared by all (Bonferroni)."""
+"""Probability of a false alarm per check: 1e-3 in all (Bonferroni)."""

@@ -1,4 +1,4 @@
-"""Backends under test: each operation test runs on all that can be opened here, against the float64 oracle."""
+"""Backends under test: each test of an operation runs on every available backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cpu_kernels() -> Any:
 
 @pytest.fixture(scope="session")
 def _vulkan() -> Backend | str:
-    """One device for the session (lavapipe counts: these tests are about results), or why there is none."""
+    """One device for the session, or a skip with the reason; lavapipe is fine for results."""
     try:
         return select(NAME if DEMANDED else "vulkan")
     except (ImportError, DeviceError) as error:
@@ -38,7 +38,7 @@ def _vulkan() -> Backend | str:
 
 @pytest.fixture(params=["reference", "cpu", "cpu-plain", "vulkan"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """cpu-plain: the loops that are used where Highway is not, or has nothing for the processor."""
+    """cpu-plain: the loops used without Highway, or if it doesn't support the processor."""
     if request.param == "vulkan":
         vulkan = request.getfixturevalue("_vulkan")
         if isinstance(vulkan, str):

@@ -1,4 +1,4 @@
-"""Random arguments of operations, and how results are compared."""
+"""Random arguments for operations, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebmvk.engine import Schedule
 
 
 def nmse(value: Tensor, truth: Tensor) -> float:
-    """Squared error relative to the size of the truth (1e-9: about 3e-5 of it)."""
+    """The squared error relative to the size of the truth; 1e-9 is about 3e-5 of it."""
     truth = truth.double()
     error = (value.double().cpu() - truth.cpu()).square().sum()
     return float(error / truth.square().sum().clamp_min(1e-30)) if truth.numel() else 0.0
@@ -24,7 +24,7 @@ def unit(*shape: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Arguments of energy_score and langevin."""
+    """Arguments for energy_score and langevin."""
 
     x: Tensor
     v: Tensor
@@ -44,7 +44,7 @@ class Candidates:
 
 
 def candidates(b: int, k: int, d: int, n: int = 97, *, kappa: float = 40.0, seed: int = 0) -> Candidates:
-    """Includes candidates of weight 0 and rows without background."""
+    """Includes candidates with weight 0 and rows without background."""
     g = torch.Generator().manual_seed(1000 * seed + b + 7 * k + 13 * d)
     x = unit(b, d, generator=g)
     v = torch.randn(b, d, generator=g)

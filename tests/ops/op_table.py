@@ -1,4 +1,4 @@
-"""Every operation of the table with small arguments: what tests of all operations run over."""
+"""The table of all operations with small arguments, for tests that run over every operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """Odd on purpose: no multiple of a vector, a subgroup or a tile."""
+    """Sizes that are odd on purpose: no multiple of a vector, a subgroup or a tile."""
 
     rows: int = 5
     d: int = 7
@@ -30,7 +30,7 @@ SMALL = Shape()
 
 @dataclass(frozen=True)
 class Op:
-    """rows: the arguments with one row per query, state or chain; first: the one that numbers the first row."""
+    """rows: arguments with one row per query, state or chain. first: the one that numbers row 0."""
 
     method: str
     make: Callable[[Shape, int], Arguments]
@@ -42,7 +42,7 @@ class Op:
         return {**self.make(shape, seed), **self.settings}
 
     def run(self, backend: Backend, arguments: Arguments | None = None) -> list[Tensor]:
-        """All tensors of the result. Points are handed to the backend here."""
+        """All tensors of the result; hands points to the backend."""
         given = dict(self.arguments() if arguments is None else arguments)
         if "points" in given and isinstance(given["points"], Tensor):
             given["points"] = backend.points(given["points"])
@@ -67,7 +67,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def assert_close(op: Op, got: list[Tensor], want: list[Tensor]) -> None:
-    """float32 against the float64 oracle: 1e-8 where second-order terms of backward cancel; elsewhere 1e-12 is seen."""
+    """The tolerance of float32: 1e-8 where terms of backward cancel; elsewhere errors are 1e-12."""
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert a.shape == b.shape, i
         if op.method == "langevin" and i in (

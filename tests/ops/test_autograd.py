@@ -1,4 +1,4 @@
-"""The differentiable energy: its gradients are those of torch, whatever backend runs the forward pass."""
+"""The differentiable energy has torch's gradients, with any backend in the forward pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_gradcheck(oracle: Reference) -> None:
 
 
 @pytest.mark.parametrize("d", [3, 65])
-def test_gradients_are_those_of_torch(backend: Backend, d: int) -> None:
+def test_gradients_match_torch(backend: Backend, d: int) -> None:
     got, ids = leaves(torch.float32, d)
     want, _ = leaves(torch.float64, d)
     cotangent = torch.linspace(-1, 2, 5)
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_torch(backend: Backend, d: int) -> None:
         assert nmse(got[name].grad, want[name].grad) <= 1e-9, name  # type: ignore[arg-type]
 
 
-def test_points_at_hand_are_used(backend: Backend) -> None:
+def test_given_points_are_used(backend: Backend) -> None:
     tensors, ids = leaves(torch.float32)
     rest = tuple(tensors[name] for name in NAMES[2:])
     handle = backend.points(tensors["points"])

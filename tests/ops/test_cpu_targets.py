@@ -23,7 +23,7 @@ def kernels(cpu_kernels: Any) -> Iterator[Any]:
 
 
 def results(seed: int = 0) -> list[torch.Tensor]:
-    """One call of each operation with a kernel of its own, over sizes that leave remainders everywhere."""
+    """One call of each operation with its own kernel, at sizes that leave remainders."""
     backend, p = select("cpu"), candidates(29, 21, 75, seed=seed)
     points = backend.points(p.points)
     top = backend.topk(p.v, points, 13)
@@ -39,7 +39,7 @@ def results(seed: int = 0) -> list[torch.Tensor]:
     ]
 
 
-def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
+def test_every_instruction_set_matches_the_oracle(kernels: Any, oracle: Reference) -> None:
     p = candidates(29, 21, 75)
     points = oracle.points(p.points)
     truth = oracle.langevin(p.x, p.v, points, *p.lists, schedule(3, 4), seed=1)
@@ -57,7 +57,7 @@ def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
         assert nmse(got[10], slopes.points) <= 1e-7, target
 
 
-def test_there_is_a_target_for_any_processor(kernels: Any) -> None:
+def test_every_processor_has_a_target(kernels: Any) -> None:
     assert kernels.targets()[-1] == "plain"
     with pytest.raises(ValueError, match="no instruction set"):
         kernels.use_target("abacus")
@@ -82,7 +82,7 @@ def test_calls_from_several_threads_take_turns(kernels: Any) -> None:
 
 
 def test_a_forked_process_can_compute(kernels: Any) -> None:
-    """As a data loader does: the child has the memory of the pool, not its threads."""
+    """As in a data loader: the child has the pool's memory, but not its threads."""
     import os
 
     kernels.set_threads(2)
@@ -95,7 +95,7 @@ def test_a_forked_process_can_compute(kernels: Any) -> None:
 
 
 def test_the_extension_guards_its_memory(kernels: Any) -> None:
-    """Below the argument checks: wrong sizes and ids raise, they do not read beyond an array."""
+    """Below the argument checks, wrong sizes and ids raise errors."""
     p = candidates(3, 4, 8)
     arrays = [t.numpy() for t in (p.x, p.points, *p.lists)]
     kernels.energy_score(*arrays)

@@ -1,4 +1,4 @@
-"""GHMC: the oracle's trajectories and decisions, bit-for-bit laws, and the invariant law itself."""
+"""GHMC matches the oracle's trajectories and decisions, and has the right invariant law."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def same_bits(a: LangevinResult, b: LangevinResult) -> bool:
     ],
     ids=str,
 )
-def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], h: float) -> None:
+def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], h: float) -> None:
     p, s = candidates(*shape), schedule(3, 0, 4, h=h)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
     got, want = run(backend, p, s, **more), run(oracle, p, s, **more)
@@ -47,7 +47,7 @@ def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape
 
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 20])
-def test_two_calls_are_one(backend: Backend, cut: int) -> None:
+def test_two_calls_equal_one(backend: Backend, cut: int) -> None:
     p, levels = candidates(3, 10, 33), schedule(12, 28, h=0.3)
     whole = run(backend, p, levels)
     first = replace(levels, steps=(min(cut, 12), max(0, cut - 12)))
@@ -56,7 +56,7 @@ def test_two_calls_are_one(backend: Backend, cut: int) -> None:
     assert same_bits(whole, run(backend, replace(p, x=half.x, v=half.v), second, first_step=cut))
 
 
-def test_a_batch_is_its_chains(backend: Backend) -> None:
+def test_a_batch_equals_its_chains_one_by_one(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5, h=0.2)
@@ -67,8 +67,8 @@ def test_a_batch_is_its_chains(backend: Backend) -> None:
     assert torch.equal(whole.diagnostics.acceptance, torch.cat([part.diagnostics.acceptance for part in parts]))
 
 
-def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
-    """No friction, steps far too long: x stays and v is exactly reversed by each trajectory."""
+def test_a_rejected_trajectory_reverses_the_velocity(backend: Backend) -> None:
+    """Without friction and with far too long steps, x stays and v is reversed each time."""
     p = candidates(4, 12, 20, kappa=400.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([3.0]), torch.zeros(1), (1,))
     # A start at the bottom of the energy with hardly any velocity: anywhere else dH is hundreds.
@@ -82,14 +82,14 @@ def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
     assert torch.equal(got.v[rejected], -(100 * p.v)[rejected])
 
 
-def test_without_force_all_is_accepted(backend: Backend) -> None:
+def test_without_force_every_trajectory_is_accepted(backend: Backend) -> None:
     got = run(backend, candidates(5, 4, 33, kappa=0.0), schedule(20))
     assert bool((got.diagnostics.acceptance == 1).all())
     assert float(got.diagnostics.energy_error.max()) < 1e-4  # roundings of |v|^2 / 2 = 16
 
 
 def test_the_stationary_law_is_vmf(backend: Backend) -> None:
-    """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model section 7)."""
+    """Mean cosine and its variance (model section 7), at steps that bias unadjusted chains."""
     chains, d, kappa = 512, 3, 8.0
     p = candidates(chains, 1, d, n=1)
     p = replace(
@@ -104,12 +104,13 @@ def test_the_stationary_law_is_vmf(backend: Backend) -> None:
     t = (got.x @ p.points.T)[:, 0].double()
     mean = 1 / math.tanh(kappa) - 1 / kappa
     variance = 1 - mean * mean - 2 * mean / kappa
-    # 5 standard errors of independent chains; the variance of a squared deviation is at most 9 variance^2 here.
+    # 5 standard errors of independent chains; the variance of a squared deviation is at most 9
+    # variance^2 here.
     assert abs(float(t.mean()) - mean) < 5 * math.sqrt(variance / chains)
     assert abs(float((t - mean).square().mean()) - variance) < 5 * 3 * variance / math.sqrt(chains)
 
 
-def test_scheme_is_checked(backend: Backend) -> None:
+def test_bad_schemes_are_refused(backend: Backend) -> None:
     from ebmvk.errors import ArgumentError
 
     p = candidates(2, 3, 4)

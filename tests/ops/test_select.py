@@ -1,4 +1,4 @@
-"""--device: what is asked for is what is opened, or an error."""
+"""--device opens the requested device or raises an error."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ebmvk.errors import ArgumentError, DeviceError
 @pytest.mark.parametrize(
     "device", ["", "gpu", "CPU", "vulkan:", "vulkan:x", "vulkan:-1", f"vulkan:{10**20}", "cpu:0", "cuda:1"]
 )
-def test_unknown_names(device: str) -> None:
+def test_unknown_devices_are_refused(device: str) -> None:
     with pytest.raises(ArgumentError, match="--device"):
         select(device)
     with pytest.raises(ArgumentError, match="--device"):
         explain(device)
 
 
-def test_auto_says_why() -> None:
+def test_auto_gives_its_reason() -> None:
     assert explain("auto").partition(":")[0] in ("cpu", "cuda", "vulkan")
     assert "no CUDA" in explain("auto") or torch.cuda.is_available()
 
 
-def test_reference_is_torch() -> None:
+def test_reference_computes_with_torch() -> None:
     assert select("reference").name == "reference"
     assert select("reference").device == "torch on cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_cuda_without_cuda() -> None:
+def test_cuda_is_refused_without_cuda() -> None:
     with pytest.raises(DeviceError, match="cuda"):
         select("cuda")
 
 
-def test_cpu_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_is_refused_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ebmvk._cpu", None)
     monkeypatch.delattr("ebmvk._cpu", raising=False)
     with pytest.raises(DeviceError, match="CPU kernels") as caught:

@@ -1,4 +1,4 @@
-"""Building where the Vulkan tools are missing works and says what was left out; EBMVK_VULKAN=ON makes it an error."""
+"""Without the Vulkan tools the rest is built with a note; EBMVK_VULKAN=ON makes it an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _fake_tools(folder: Path) -> list[str]:
-    """Options that name a Vulkan header of an unknown generation, and the rest of what the engine needs."""
+    """Options for a Vulkan header of an unknown generation, and everything else that is needed."""
     header, kompute = folder / "include/vulkan/vulkan.hpp", folder / "kompute/src/Sequence.cpp"
     for file in (header, kompute):
         file.parent.mkdir(parents=True)
@@ -44,7 +44,7 @@ def _fake_tools(folder: Path) -> list[str]:
 
 
 def _try_vulkan(build: Path) -> subprocess.CompletedProcess[str]:
-    """The step of the build that EBMVK_VULKAN=AUTO adds, without the rest of the build."""
+    """The build step that EBMVK_VULKAN=AUTO adds, without the rest of the build."""
     settings = {
         "source": ROOT, "folder": build / "vulkan", "generator": "Ninja", "built": build / "_built.py",
         "Python_VERSION": "3", "highway_found": "TRUE",
@@ -54,7 +54,7 @@ def _try_vulkan(build: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
 
 
-def test_headers_that_do_not_compile_leave_the_rest_and_one_line(tmp_path: Path) -> None:
+def test_headers_that_do_not_compile_leave_a_note_and_the_rest(tmp_path: Path) -> None:
     build, tools = tmp_path / "build", _fake_tools(tmp_path)
     result = configure(build, *tools)
     assert result.returncode == 0, result.stderr
@@ -74,7 +74,7 @@ def test_headers_that_do_not_compile_leave_the_rest_and_one_line(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_headers_that_do_not_compile_end_the_build_if_vulkan_is_a_demand(tmp_path: Path) -> None:
+def test_headers_that_do_not_compile_fail_a_build_with_vulkan_on(tmp_path: Path) -> None:
     build, tools = tmp_path / "build", _fake_tools(tmp_path)
     assert configure(build, *tools, "-DEBMVK_VULKAN=ON").returncode == 0
     done = subprocess.run(
@@ -83,8 +83,8 @@ def test_headers_that_do_not_compile_end_the_build_if_vulkan_is_a_demand(tmp_pat
     assert done.returncode != 0
 
 
-def test_each_build_says_what_the_environment_asks_for() -> None:
-    """Else a build folder keeps the answer of an earlier build."""
+def test_each_build_reads_the_environment_again() -> None:
+    """Otherwise a build folder would keep the answer of an earlier build."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]["cmake"]["define"]
     assert settings["EBMVK_VULKAN"] == {"env": "EBMVK_VULKAN", "default": "AUTO"}
     assert settings["EBMVK_WERROR"] == {"env": "EBMVK_WERROR", "default": "OFF"}
@@ -98,8 +98,8 @@ def test_another_value_of_vulkan_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ldd and readelf are Linux's")
 @pytest.mark.parametrize("name", ["_cpu", "_vulkan"])
-def test_an_installed_extension_brings_the_libraries_that_it_needs(name: str) -> None:
-    """No libhwy of the machine: it is in the extension, or beside it."""
+def test_an_installed_extension_brings_its_libraries(name: str) -> None:
+    """The machine's libhwy isn't used: Highway is in the extension or beside it."""
     pytest.importorskip("ebmvk._built", reason="not installed, but run from a source folder with copied extensions")
     extension = Path(str(pytest.importorskip(f"ebmvk.{name}").__file__))
     said = subprocess.run(["ldd", str(extension)], check=True, capture_output=True, text=True).stdout
@@ -110,7 +110,7 @@ def test_an_installed_extension_brings_the_libraries_that_it_needs(name: str) ->
 
 
 @pytest.mark.slow
-def test_without_vulkan_tools_the_rest_is_built(tmp_path: Path) -> None:
+def test_without_vulkan_tools_everything_else_is_built(tmp_path: Path) -> None:
     result = configure(tmp_path)
     said = " ".join(result.stderr.split())
     assert result.returncode == 0, result.stderr
@@ -118,14 +118,14 @@ def test_without_vulkan_tools_the_rest_is_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vulkan_on_is_a_demand(tmp_path: Path) -> None:
+def test_vulkan_on_fails_without_the_tools(tmp_path: Path) -> None:
     result = configure(tmp_path, "-DEBMVK_VULKAN=ON")
     assert result.returncode != 0
     assert "EBMVK_VULKAN=ON" in result.stderr
 
 
 @pytest.mark.slow
-def test_vulkan_off_looks_for_nothing(tmp_path: Path) -> None:
+def test_vulkan_off_searches_for_nothing(tmp_path: Path) -> None:
     result = configure(tmp_path, "-DEBMVK_VULKAN=OFF")
     assert result.returncode == 0, result.stderr
     assert "vulkan.hpp" not in result.stderr

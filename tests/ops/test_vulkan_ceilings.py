@@ -1,4 +1,4 @@
-"""What the bench measures a Vulkan device's ceilings with, under validation and guard bands."""
+"""The measurement of a Vulkan device's limits, under validation and guard bands."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_every_submission_is_timed_and_stays_inside_its_buffers() -> None:
 
 
 def test_more_rounds_take_longer() -> None:
-    """The compiler has not thrown the arithmetic away: 256 times the work is not done in 8 times the time."""
+    """The compiler must not drop the arithmetic: 256 times the work takes over 8 times as long."""
     vulkan = open_vulkan()
     few, many = (min(vulkan.arithmetic_seconds(4096, rounds, 3)) for rounds in (64, 64 * 256))
     assert many > 8 * few
 
 
-def test_a_copy_too_large_is_out_of_memory() -> None:
+def test_a_too_large_copy_raises_out_of_memory() -> None:
     vulkan = open_vulkan(memory_limit=1 << 20)
     with pytest.raises(OutOfMemory, match="copy_seconds"):
         vulkan.copy_seconds(1 << 21, 1, 1)

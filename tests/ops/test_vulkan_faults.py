@@ -1,7 +1,7 @@
-"""Vulkan calls that fail, each at every one of its calls in every operation: a typed error, the process alive, nothing
-leaked, and nothing stale returned.
+"""Vulkan calls that fail, at every call of every operation.
 
-The faults are injected into the table of functions that Kompute and the engine call through, so below both.
+Expected: a typed error, a living process, no leak, and no stale result. Faults are injected into
+the table of functions that Kompute and the engine use, so below both.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from ebmvk.errors import DeviceError, DeviceLost, EbmvkError, OutOfMemory
 
 SUCCESS, TIMEOUT, HOST_MEMORY, DEVICE_MEMORY, LOST = 0, 2, -1, -2, -4
 
-# The functions of a pipeline, which is made once in the life of an engine; and those of opening a device.
+# The functions of a pipeline, which is made once in the life of an engine; and those of opening a
+# device.
 PIPELINE = ("vkCreateShaderModule", "vkCreateDescriptorSetLayout", "vkCreatePipelineLayout", "vkCreateComputePipelines")
 OPENING = ("vkCreateDevice", "vkCreatePipelineCache")
-# Failures of the wait for work that was submitted: the device is taken for lost, whatever the driver calls it.
+# Failures of the wait for work that was submitted: the device is taken for lost, whatever the
+# driver calls it.
 WAITING = ("vkWaitForFences", "vkResetFences")
 
 Work = Callable[[Vulkan], list[Tensor]]
 
 
 def upload(backend: Vulkan) -> list[Tensor]:
-    """Points that are replaced, and asked for what they now are."""
+    """Points that are replaced, then queried."""
     points = backend.points(unit(9, 5, 1))
     points.update(unit(9, 5, 2))
     return [backend.topk(unit(1, 5, 3), points, 9).scores]
@@ -59,7 +61,7 @@ def functions(extension: object) -> list[str]:
 
 @dataclass
 class Outcome:
-    """struck: the fault was met. result: what was returned, or None where `error` says why nothing was."""
+    """struck: True if the fault occurred. result: the result, or None if there is an `error`."""
 
     struck: bool
     result: list[Tensor] | None
@@ -81,14 +83,14 @@ def attempt(backend: Vulkan, function: str, nth: int, fault: int, work: Work) ->
 
 
 def drop_workspaces(backend: Vulkan) -> None:
-    """An operation that fails leaves none behind, so that the next one makes all its Vulkan calls again."""
+    """A failed operation leaves no workspace, so the next one repeats all its Vulkan calls."""
     assert attempt(backend, "vkQueueSubmit", 1, HOST_MEMORY, WORK["projx"]).error is OutOfMemory
     assert backend._engine.allocated == 0
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
-    """The device stays usable, holds no more memory than before, and the same work done again gives the same bits."""
+    """The device stays usable, holds no more memory, and gives the same bits when called again."""
     work = WORK[name]
     want = work(open_vulkan())
     met = 0
@@ -102,7 +104,8 @@ def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
                 assert outcome.result is not None
                 break
             where = f"{function} call {nth}: {outcome.said}"
-            if outcome.result is not None:  # a second look of Kompute's at a fence that was waited for
+            # A second look of Kompute's at a fence that was waited for
+            if outcome.result is not None:
                 assert function == "vkWaitForFences", where
                 assert same_bits(outcome.result, want), where
             elif outcome.error is DeviceLost:  # of the empty submission that is waited for, or of the wait
@@ -120,7 +123,7 @@ def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
 
 
 def test_old_workspaces_make_room(extension: object) -> None:
-    """An allocation that fails while others could be given up: they are, and the call goes through."""
+    """If an allocation fails, old workspaces are freed and the call succeeds."""
     backend, want = open_vulkan(), WORK["projx"](open_vulkan())
     for function in ("vkCreateBuffer", "vkAllocateMemory", "vkCreateComputePipelines"):
         WORK["dist"](backend)
@@ -143,7 +146,7 @@ for name in ("points", "projx", "accumulate"):
 
 @pytest.mark.slow
 def test_no_object_outlives_its_device(extension: object) -> None:
-    """The validation layer, put below everything by the loader, tells of each one when a device is closed."""
+    """The validation layer, placed below everything, reports leaks when a device is closed."""
     open_vulkan(validate=True)  # or skip
     result = run_python(LEAKS, VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
     assert result.returncode == 0, result.stderr
@@ -152,7 +155,7 @@ def test_no_object_outlives_its_device(extension: object) -> None:
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
-    """It stays lost, for other threads too; a device opened again is well."""
+    """It stays lost for all threads; a device that is opened again works."""
     work = WORK[name]
     want = work(open_vulkan())
     lost = 0
@@ -160,7 +163,8 @@ def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
         for nth in itertools.count(1):
             backend = open_vulkan()
             outcome = attempt(backend, function, nth, LOST, work)
-            if outcome.result is not None:  # unharmed, or Kompute's second look at a fence that was waited for
+            # Unharmed, or Kompute's second look at a fence that was waited for
+            if outcome.result is not None:
                 assert same_bits(outcome.result, want), (function, nth)
                 if not outcome.struck:
                     break
@@ -214,8 +218,8 @@ def test_any_failure_at_every_call_of_a_fresh_engine(extension: object, name: st
 
 
 @pytest.mark.parametrize("name", WORK)
-def test_submissions_that_a_driver_swallows(extension: object, name: str) -> None:
-    """Ours, whose canary stays dead, and the empty one, whose fence nothing signals: a queue that hangs."""
+def test_submissions_that_a_driver_ignores_are_detected(extension: object, name: str) -> None:
+    """Ours, whose canary stays unset, and the empty one, whose fence is never signalled."""
     work = WORK[name]
     for nth, words in ((1, "canary"), (2, "did not answer")):
         backend = open_vulkan(timeout_seconds=0.2)
@@ -226,8 +230,8 @@ def test_submissions_that_a_driver_swallows(extension: object, name: str) -> Non
         assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
 
 
-def test_an_update_cut_short_leaves_no_points_half_new(extension: object) -> None:
-    """Three parts of 16 MiB, the second of which is refused: no query sees old and new rows at once."""
+def test_a_failed_update_leaves_no_half_new_points(extension: object) -> None:
+    """Of three parts of 16 MiB the second fails: no query sees old and new rows together."""
     old, new = unit(6 << 10, 2048, 1), unit(6 << 10, 2048, 2)
     backend = open_vulkan()
     points = backend.points(old)
@@ -244,7 +248,7 @@ def test_an_update_cut_short_leaves_no_points_half_new(extension: object) -> Non
 
 
 def test_a_device_lost_under_many_threads(extension: object) -> None:
-    """Each call either has the right bits or says that the device is lost."""
+    """Each call either has the right bits or reports that the device is lost."""
     backend = open_vulkan()
     want = {name: work(backend) for name, work in WORK.items()}
     backend._extension.inject_fault("vkQueueSubmit", 60, LOST)
@@ -349,7 +353,7 @@ sys.last = Sleep()
 
 
 @pytest.mark.parametrize("case", LIVES, ids=str)
-def test_lives_and_deaths_of_an_engine(case: str) -> None:
+def test_an_engine_survives_forks_threads_and_exits(case: str) -> None:
     open_vulkan()
     if "fork" in case and not hasattr(os, "fork"):
         pytest.skip("no fork here")

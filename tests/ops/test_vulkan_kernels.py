@@ -1,4 +1,4 @@
-"""What only the Vulkan engine has: bounds, shards, slices, kernel variants, and the validation layers' silence."""
+"""The Vulkan engine's own: bounds, shards, slices, kernel variants, silent validation layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ebmvk.engine.api import LangevinResult, Points, Schedule
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError
 
-# float32 against float64: measured 1e-13 and less; 1e-9 is what the design asks of a float32 kernel.
+# float32 against float64: measured 1e-13 and less; 1e-9 is what the design asks of a float32
+# kernel.
 FLOAT32 = 1e-9
 
 
 @pytest.fixture(scope="module")
 def vulkan() -> Iterator[Vulkan]:
-    """Every test of this module runs with guard bands, poisoned buffers and the validation layers."""
+    """Every test here runs with guard bands, poisoned buffers and the validation layers."""
     backend = open_vulkan(validate=True, guard=True)
     yield backend
     assert backend._engine.damaged_guards() == ""
@@ -27,8 +28,12 @@ def vulkan() -> Iterator[Vulkan]:
 
 @pytest.fixture(scope="module", params=["portable", "shards", "gpu", "smallest"])
 def variant(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
-    """Other kernels for the same operations: without subgroup arithmetic; points in shards of 16 rows of 8 floats; what
-    a GPU would get, and one with the least that Vulkan demands."""
+    """Other kernels for the same operations: without subgroups, with tiny shards, for other
+    devices.
+
+    Shards have 16 rows of 8 floats; the devices are a GPU and one with the least that Vulkan
+    allows.
+    """
     options = {
         "portable": {"portable": True},
         "shards": {"shard_bytes": 16 * 40 * 4},
@@ -78,19 +83,19 @@ def test_langevin_follows_the_oracle(vulkan: Vulkan, rows: int, d: int, k: int, 
     check_langevin(vulkan, rows, d, k, n)
 
 
-def test_langevin_variants(variant: Vulkan) -> None:
+def test_all_variants_of_langevin_follow_the_oracle(variant: Vulkan) -> None:
     check_langevin(variant, rows=5, d=33, k=9, n=100)
 
 
 @pytest.mark.parametrize("op", ["projx", "proju", "expmap", "logmap", "transp", "dist"])
 @pytest.mark.parametrize(("rows", "d"), [(1, 2), (7, 3), (33, 65), (4, 1029)])
-def test_sphere(vulkan: Vulkan, op: str, rows: int, d: int) -> None:
+def test_sphere_operations_match_the_oracle(vulkan: Vulkan, op: str, rows: int, d: int) -> None:
     x, y, u = unit(rows, d, 1), unit(rows, d, 2), tangent(unit(rows, d, 1), 3)
     second = {"projx": (), "expmap": (u,), "transp": (y, u)}.get(op, (y,))
     assert nmse(getattr(vulkan, op)(x, *second), getattr(ORACLE, op)(x, *second)) < FLOAT32
 
 
-def test_projx_of_rows_whose_squares_vanish_or_overflow(vulkan: Vulkan) -> None:
+def test_projx_handles_rows_whose_squares_vanish_or_overflow(vulkan: Vulkan) -> None:
     u = tangent(unit(5, 30, 1), 3)
     for size in (1e-25, 1e25):
         assert nmse(vulkan.projx(size * u), ORACLE.projx(size * u)) < FLOAT32
@@ -105,11 +110,11 @@ def check_energy(backend: Vulkan, rows: int, d: int, k: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "d", "k", "n"), [(1, 2, 1, 1), (9, 31, 5, 17), (3, 640, 128, 200), (2, 1029, 1, 3)])
-def test_energy_score(vulkan: Vulkan, rows: int, d: int, k: int, n: int) -> None:
+def test_energy_score_matches_the_oracle(vulkan: Vulkan, rows: int, d: int, k: int, n: int) -> None:
     check_energy(vulkan, rows, d, k, n)
 
 
-def test_energy_score_variants(variant: Vulkan) -> None:
+def test_all_variants_of_energy_score_match_the_oracle(variant: Vulkan) -> None:
     check_energy(variant, rows=9, d=31, k=15, n=90)
 
 
@@ -122,7 +127,10 @@ def test_no_rows_give_empty_results(vulkan: Vulkan) -> None:
 
 
 def check_topk(backend: Vulkan, rows: int, d: int, n: int, k: int, scoring: str = "automatic") -> None:
-    """Points with a few coordinates of 1/2 and queries of small integers: every sum is exact, many scores are equal."""
+    """Points and queries whose sums are exact, with many equal scores.
+
+    Points have a few coordinates of 1/2; queries are small integers.
+    """
     generator = torch.Generator().manual_seed(rows + d)
     mu = torch.zeros(n, d)
     places = torch.rand(n, d, generator=generator).argsort(1)[:, : 4 if d >= 4 else 1]
@@ -145,15 +153,15 @@ def check_topk(backend: Vulkan, rows: int, d: int, n: int, k: int, scoring: str 
 @pytest.mark.parametrize(
     ("rows", "d", "n", "k"), [(1, 2, 1, 1), (3, 5, 129, 64), (65, 33, 127, 127), (33, 17, 300, 1), (2, 640, 260, 128)]
 )
-def test_topk(vulkan: Vulkan, scoring: str, rows: int, d: int, n: int, k: int) -> None:
+def test_topk_matches_the_oracle(vulkan: Vulkan, scoring: str, rows: int, d: int, n: int, k: int) -> None:
     check_topk(vulkan, rows, d, n, k, scoring)
 
 
-def test_topk_variants(variant: Vulkan) -> None:
+def test_all_variants_of_topk_match_the_oracle(variant: Vulkan) -> None:
     check_topk(variant, rows=5, d=33, n=150, k=70)
 
 
-def test_topk_weights_and_ties(vulkan: Vulkan) -> None:
+def test_topk_handles_weights_and_ties(vulkan: Vulkan) -> None:
     mu = unit(100, 6, 1)
     queries = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
     scale, bias = torch.rand(100), torch.randn(100)
@@ -166,8 +174,8 @@ def test_topk_weights_and_ties(vulkan: Vulkan) -> None:
     assert torch.equal(nothing.ids, torch.arange(9).expand(3, 9))
 
 
-def test_ties_over_a_whole_block(vulkan: Vulkan) -> None:
-    """All loops of the selection at their longest, which llvmpipe would cut short in silence."""
+def test_topk_handles_a_whole_block_of_ties(vulkan: Vulkan) -> None:
+    """All loops of the selection have their greatest length, which llvmpipe would silently cut."""
     points = vulkan.points(unit(1, 3, 1).expand(70_000, 3).contiguous())
     assert torch.equal(vulkan.topk(unit(2, 3, 2), points, 128).ids, torch.arange(128).expand(2, 128))
 
@@ -211,7 +219,7 @@ def test_a_split_batch_has_the_same_bits(vulkan: Vulkan) -> None:
 
 
 def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
-    """200 steps in one call, in two, and in one that is cut into a submission per chain and step."""
+    """200 steps in one call, in two, and in one submission per chain and step."""
     sliced = open_vulkan(slice_seconds=1e-9)
     mu, x = unit(30, 12, 1), unit(3, 12, 2)
     v, law = tangent(x, 3), mixture(3, 8, 30, 4)
@@ -235,7 +243,7 @@ def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
     assert torch.equal(whole.diagnostics.energy_error, cut.diagnostics.energy_error)
 
 
-def test_levels_per_chain(vulkan: Vulkan) -> None:
+def test_each_chain_can_have_its_own_schedule(vulkan: Vulkan) -> None:
     mu, x = unit(30, 12, 1), unit(3, 12, 2)
     v, law, shared = tangent(x, 3), mixture(3, 8, 30, 4), schedule((3, 2))
     own = type(shared)(
@@ -262,8 +270,8 @@ def test_points_can_be_replaced(vulkan: Vulkan) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "steps"), [("gbaoab", 1500), ("ghmc", 400)])
-def test_many_steps_of_one_chain(vulkan: Vulkan, scheme: str, steps: int) -> None:
-    """Few chains leave time for many steps in a dispatch; llvmpipe ends a shader's loops after 65,535 rounds of all."""
+def test_many_steps_of_one_chain_are_not_cut_short(vulkan: Vulkan, scheme: str, steps: int) -> None:
+    """Few chains leave time for many steps; llvmpipe stops loops after 65,535 rounds."""
     d, k = 640, 3
     mu = unit(k, d, 4)
     x = unit(1, d, 1)
@@ -277,8 +285,8 @@ def test_many_steps_of_one_chain(vulkan: Vulkan, scheme: str, steps: int) -> Non
     assert nmse(got.v, want.v) < FLOAT32
 
 
-def test_a_step_of_too_many_loops_is_refused(vulkan: Vulkan) -> None:
-    """1,024 leapfrogs with 64 candidates: llvmpipe would leave off in the middle and say nothing."""
+def test_a_step_with_too_many_loops_is_refused(vulkan: Vulkan) -> None:
+    """1,024 leapfrogs with 64 candidates: llvmpipe would silently stop in the middle."""
     if vulkan._engine.capabilities.type != "cpu":
         pytest.skip("a GPU has no such limit")
     x = unit(1, 640, 1)

@@ -1,4 +1,4 @@
-"""The shaders' own functions on this device: accuracy against float64, and Philox known answers."""
+"""The shaders' functions on this device are accurate, and Philox gives known answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(vulkan: Vulkan, function: int, *columns: NDArray[np.float32]) -> ND
 
 
 def ulps(result: NDArray[np.float32], exact: Array) -> float:
-    """Largest distance in units of the last place of the exact value."""
+    """The largest error in units of the last place of the exact value."""
     return float(np.max(np.abs(result.astype(np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))))
 
 
@@ -56,22 +56,24 @@ def near_one() -> NDArray[np.float32]:
         (6, lambda x: 1 / np.sqrt(x), logspan(1e-30, 1e30), 2.0),
     ],
 )
-def test_accuracy(
+def test_elementary_functions_are_accurate(
     vulkan: Vulkan, function: int, exact: Callable[[Array], Array], arguments: NDArray[np.float32], bound: float
 ) -> None:
     assert ulps(evaluate(vulkan, function, arguments)[:, 0], exact(arguments.astype(np.float64))) <= bound
 
 
 @pytest.mark.parametrize(("function", "turn", "arguments"), [(2, 1.0, span(-100, 100)), (3, 2 * np.pi, span(0, 1))])
-def test_cosine_and_sine(vulkan: Vulkan, function: int, turn: float, arguments: NDArray[np.float32]) -> None:
-    """Absolute, as both cross zero: 1.5e-7 is 2.5 ULP at 1."""
+def test_cosine_and_sine_are_accurate(
+    vulkan: Vulkan, function: int, turn: float, arguments: NDArray[np.float32]
+) -> None:
+    """Absolute errors, because both cross zero: 1.5e-7 is 2.5 ULP at 1."""
     result = evaluate(vulkan, function, arguments).astype(np.float64)
     angle = turn * arguments.astype(np.float64)
     assert np.max(np.abs(result[:, 0] - np.cos(angle))) < 1.5e-7
     assert np.max(np.abs(result[:, 1] - np.sin(angle))) < 1.5e-7
 
 
-def test_arc_tangent(vulkan: Vulkan) -> None:
+def test_the_arc_tangent_is_accurate(vulkan: Vulkan) -> None:
     y, x = span(-2, 2), span(-2, 2)[::-1].copy()
     y[:4], x[:4] = (0, 0, 1, -1), (1, -1, 0, 0)
     result = evaluate(vulkan, 5, y, x)[:, 0]
@@ -79,15 +81,15 @@ def test_arc_tangent(vulkan: Vulkan) -> None:
     assert np.allclose(result[:4], [0, np.pi, np.pi / 2, -np.pi / 2], rtol=0, atol=2e-7)
 
 
-def test_limits(vulkan: Vulkan) -> None:
+def test_functions_have_the_right_limits(vulkan: Vulkan) -> None:
     assert evaluate(vulkan, 0, np.float32([-200, 200]))[:, 0].tolist() == [0.0, np.inf]
     assert evaluate(vulkan, 1, np.float32([0]))[0, 0] == -np.inf
     assert evaluate(vulkan, 4, np.float32([0]))[0, 0] == 1
     assert evaluate(vulkan, 5, np.float32([0]), np.float32([0]))[0, 0] == 0
 
 
-def test_philox_known_answers(vulkan: Vulkan) -> None:
-    """The vectors of the authors' kat_vectors for philox4x32 with 10 rounds."""
+def test_philox_gives_the_published_numbers(vulkan: Vulkan) -> None:
+    """The numbers in the authors' kat_vectors, for philox4x32 with 10 rounds."""
     ones = 0xFFFFFFFF
     counter = np.array([[0, 0, 0, 0], [ones] * 4, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]], np.uint32)
     key = np.array([[0, 0, 0, 0], [ones, ones, 0, 0], [0xA4093822, 0x299F31D0, 0, 0]], np.uint32)
@@ -102,8 +104,8 @@ def test_philox_known_answers(vulkan: Vulkan) -> None:
     assert np.array_equal(vulkan._engine.probe(7, counter, key), expected)
 
 
-def test_normals(vulkan: Vulkan) -> None:
-    """Kolmogorov and Smirnov on 262,144 normals of one seed, and their tails; both fixed, so no false alarm."""
+def test_normals_have_the_normal_law(vulkan: Vulkan) -> None:
+    """Kolmogorov-Smirnov test of 262,144 normals, and their tails; the seed is fixed."""
     stats = pytest.importorskip("scipy.stats")
     counter = np.zeros((1 << 16, 4), np.uint32)
     counter[:, 0] = np.arange(1 << 16)

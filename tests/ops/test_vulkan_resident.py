@@ -1,4 +1,4 @@
-"""Integrators that hold a chain's candidates in registers: the oracle's trajectories, and the same bits however cut."""
+"""Integrators with candidates in registers follow the oracle, bit for bit however they are cut."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def vulkan() -> Iterator[Vulkan]:
 
 
 def holds(backend: Vulkan, shape: tuple[int, int, int, int], storage: Storage, scheme: Scheme) -> bool:
-    """Whether the backend, which has not run anything before, holds the candidates of this problem."""
+    """True if the backend, which has run nothing before, keeps this problem's candidates."""
     run(backend, shape, storage, scheme, steps=(1,))
     kinds = backend._extension
     kind = (KERNEL[scheme], kinds.Variant.resident, getattr(kinds.Storage, storage))
@@ -67,8 +67,8 @@ def run(
     )
 
 
-# Less than a quad; quads and candidates that leave lanes and subgroups without one; the size of the model, which takes
-# float16 to fit.
+# Less than a quad; quads and candidates that leave lanes and subgroups without one; the size of the
+# model, which takes float16 to fit.
 SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640, 64, 70)]
 
 
@@ -81,12 +81,13 @@ SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640
     ],
     ids=str,
 )
-def test_it_follows_the_oracle(
+def test_trajectories_follow_the_oracle(
     vulkan: Vulkan, shape: tuple[int, int, int, int], storage: Storage, scheme: Scheme
 ) -> None:
     got, want = run(vulkan, shape, storage, scheme), run(ORACLE, shape, storage, scheme)
     for name in ("x", "v"):
-        assert nmse(getattr(got, name), getattr(want, name)) < 1e-9  # float32, as for streamed candidates
+        # float32, as for streamed candidates
+        assert nmse(getattr(got, name), getattr(want, name)) < 1e-9
     for name in ("energy", "kinetic_temperature", "acceptance"):
         assert nmse(getattr(got.diagnostics, name), getattr(want.diagnostics, name)) < 1e-9
     # A difference of energies near 100, each rounded to 1e-5: absolute.
@@ -94,20 +95,21 @@ def test_it_follows_the_oracle(
     assert got.diagnostics.tangency.max() < 2e-6
 
 
-def test_what_fits_is_held_and_the_rest_is_streamed(vulkan: Vulkan) -> None:
+def test_candidates_are_kept_in_registers_only_if_they_fit(vulkan: Vulkan) -> None:
     for shape in SHAPES:
         assert holds(open_resident(), shape, "float16", "gbaoab")
         if shape in SHAPES[1:4]:
             assert holds(open_resident(), shape, "float32", "gbaoab")
     assert holds(open_resident(), SHAPES[2], "float16", "ghmc")
-    assert not holds(open_resident(), (1, 1280, 64, 70), "float32", "gbaoab")  # 320 KiB: more than any register file
+    # 320 KiB: more than any register file
+    assert not holds(open_resident(), (1, 1280, 64, 70), "float32", "gbaoab")
     assert not holds(open_vulkan(), SHAPES[2], "float16", "gbaoab")  # a processor streams
     assert not holds(open_resident(portable=True), SHAPES[2], "float16", "gbaoab")
 
 
 @pytest.mark.parametrize("scheme", ["gbaoab", "ghmc"])
 def test_slices_and_resumption_change_no_bit(vulkan: Vulkan, scheme: Scheme) -> None:
-    """Steps in one call, in two, and in one that is cut into a submission per chain and step."""
+    """Steps in one call, in two, and in one submission per chain and step."""
     shape, storage = (3, 33, 33, 50), "float16"
     whole = run(vulkan, shape, storage, scheme, (30, 20))
     half = run(vulkan, shape, storage, scheme, (25, 0))

@@ -1,4 +1,4 @@
-"""Every operation, in every variant of its kernels, under the validation layers: any message fails the test."""
+"""Every operation in every variant under the validation layers; any message fails the test."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def vulkan(request: pytest.FixtureRequest) -> Vulkan:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_validation_is_silent(vulkan: Vulkan, name: str) -> None:
+def test_the_validation_layers_stay_silent(vulkan: Vulkan, name: str) -> None:
     check(vulkan, name)
     assert vulkan._engine.damaged_guards() == ""
     assert vulkan._engine.take_messages() == []
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if "points" in op.arguments()])
-def test_any_number_of_shards(name: str) -> None:
-    """The last of them of one row, of 15, of 16; and one."""
+def test_the_layers_stay_silent_with_any_number_of_shards(name: str) -> None:
+    """The last shard has one row, 15 or 16 rows; or there is one shard."""
     op = OPERATIONS[name]
     for n in (33, 47, 48):
         arguments = op.arguments(Shape(5, 33, 9, n), seed=n)
@@ -53,9 +53,10 @@ def test_any_number_of_shards(name: str) -> None:
         assert same_bits(op.run(one, arguments), op.run(some, arguments))
 
 
-def test_a_message_is_heard() -> None:
-    """Commands are submitted whose recording never ended: what the layer says must reach us, or its silence above
-    means nothing."""
+def test_messages_of_the_layers_are_noticed() -> None:
+    """Submits commands whose recording never ended: the layers' message must reach us, or their
+    silence above means nothing.
+    """
     backend = open_vulkan(validate=True)
     backend._extension.inject_fault("vkEndCommandBuffer", 1, 0)
     OPERATIONS["projx"].run(backend)
@@ -65,6 +66,6 @@ def test_a_message_is_heard() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("options", VARIANTS)
-def test_gpu_assisted_validation_is_silent(options: str, name: str) -> None:
-    """The layer rewrites every shader to check each access; core and synchronisation validation run as well."""
+def test_gpu_assisted_validation_stays_silent(options: str, name: str) -> None:
+    """The layer rewrites every shader to check each access; the other validations run as well."""
     check(open_vulkan(validate=True, instrument=True, **VARIANTS[options]), name)

@@ -1,4 +1,4 @@
-"""The variants of the Vulkan kernels: every shader of the manifest, every tiling, float16 before float32 in topk."""
+"""The variants of Vulkan kernels: every shader, every tiling, and float16 first in topk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARD = 10240  # bytes: 64 rows of 33 floats, 128 of 33 halves
 
 
 def checked(**options: bool | int | str) -> Iterator[Vulkan]:
-    """With guard bands, poisoned buffers and the validation layers, whose silence is asserted in the end."""
+    """With guard bands, poisoned buffers and the validation layers, which must stay silent."""
     backend = open_vulkan(validate=True, guard=True, **options)
     yield backend
     assert backend._engine.damaged_guards() == ""
@@ -68,9 +68,10 @@ def run_everything(backend: Vulkan, tilings: tuple[str, ...]) -> None:
 
 
 def test_every_shader_of_the_manifest_is_run() -> None:
-    """A variant that is added there and used by nothing here fails this test."""
+    """A variant that is added there but used by nothing here fails this test."""
     used = set()
-    for options, tilings in (({}, TILINGS), ({"portable": True}, ())):  # scoring has no other kernels without subgroups
+    # Scoring has no other kernels without subgroups
+    for options, tilings in (({}, TILINGS), ({"portable": True}, ())):
         for backend in checked(shard_bytes=SHARD, **options):
             run_everything(backend, tilings)
             used |= set(backend._engine.used_kernels())
@@ -90,8 +91,10 @@ TILED = [(1, 2, 1, 1), (3, 5, 63, 9), (7, 33, 65, 64), (9, 31, 129, 7), (33, 6, 
 @pytest.mark.parametrize("shape", TILED, ids=str)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
 @pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_tilings(vulkan: Vulkan, storage: str, scaled: bool, shape: tuple[int, int, int, int]) -> None:
-    """Every tile class gives the same bits, and the oracle's scores."""
+def test_every_tiling_gives_the_same_bits(
+    vulkan: Vulkan, storage: str, scaled: bool, shape: tuple[int, int, int, int]
+) -> None:
+    """Every tiling also gives the oracle's scores."""
     rows, d, n, k = shape
     queries, mu, weights = problem(rows, d, n, scaled)
     points = vulkan.points(mu, storage)  # type: ignore[arg-type]
@@ -125,7 +128,10 @@ def test_a_tiling_that_does_not_fit_is_refused() -> None:
 
 
 def both(backend: Vulkan, queries: Tensor, mu: Tensor, k: int, **weights: Tensor) -> int:
-    """topk with float16 first and without: asserts equal bits; returns how many rows were not proved."""
+    """topk with and without float16 first: asserts equal bits.
+
+    Returns the number of unproved rows.
+    """
     points = backend.points(mu)
     backend._engine.set_coarse(False)
     want = backend.topk(queries, points, k, **weights)
@@ -150,16 +156,16 @@ def test_float16_first_has_the_bits_of_float32(variant: Vulkan, scaled: bool, sh
 
 
 def test_random_rows_are_proved(vulkan: Vulkan) -> None:
-    """Uniform points at d = 640, the hardest without structure."""
+    """Uniform points at d = 640, the hardest ones without structure."""
     assert both(vulkan, unit(6, 640, 1), unit(2048, 640, 2), 32) == 0
 
 
-def test_points_closer_than_float16_tells_fall_back(vulkan: Vulkan) -> None:
+def test_points_too_close_for_float16_fall_back(vulkan: Vulkan) -> None:
     mu = unit(1, 64, 1) + 1e-5 * torch.randn(600, 64, generator=torch.Generator().manual_seed(2))
     assert both(vulkan, unit(7, 64, 3), torch.nn.functional.normalize(mu, dim=1), 32) == 7
 
 
-def test_only_what_is_not_proved_is_done_again(vulkan: Vulkan) -> None:
+def test_only_unproved_rows_are_computed_again(vulkan: Vulkan) -> None:
     """Half of the queries look at a cluster, the others away from it."""
     g = torch.Generator().manual_seed(3)
     centre = unit(1, 64, 1)
@@ -168,21 +174,21 @@ def test_only_what_is_not_proved_is_done_again(vulkan: Vulkan) -> None:
     assert both(vulkan, queries, torch.cat((unit(800, 64, 6), cluster)), 16) == 4
 
 
-def test_ties_and_copies(vulkan: Vulkan) -> None:
-    """Each of 20 rows 30 times over: ties go to the lower id, and are never proved."""
+def test_ties_of_copies_go_to_the_lower_id(vulkan: Vulkan) -> None:
+    """With 30 copies of each of 20 rows, ties go to the lower id and are never proved."""
     assert both(vulkan, unit(5, 24, 1), unit(20, 24, 2).repeat(30, 1), 70) == 5
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30, checks.LARGEST])
-def test_extreme_queries(vulkan: Vulkan, value: float) -> None:
+def test_extreme_queries_give_the_same_bits(vulkan: Vulkan, value: float) -> None:
     queries = torch.zeros(3, 32)
     queries[1, 5] = value
     queries[2] = value * unit(1, 32, 1)[0]
     both(vulkan, queries, unit(500, 32, 2), 16)
 
 
-def test_extreme_weights_and_subnormal_coordinates(vulkan: Vulkan) -> None:
-    """Axes with coordinates that are subnormal in float16; bias -inf for nearly all; weights far from 1."""
+def test_extreme_weights_and_subnormals_give_the_same_bits(vulkan: Vulkan) -> None:
+    """Axes with coordinates subnormal in float16; mostly a bias of -inf; weights far from 1."""
     mu = torch.cat((torch.eye(48), -torch.eye(48), unit(500, 48, 4)))
     mu[:96] += 1e-6 * torch.randn(96, 48, generator=torch.Generator().manual_seed(5))
     bias = torch.full((len(mu),), -torch.inf)
@@ -193,11 +199,12 @@ def test_extreme_weights_and_subnormal_coordinates(vulkan: Vulkan) -> None:
         both(vulkan, queries, mu, 40, scale=size * torch.ones(len(mu)))
 
 
-def test_all_points_rescored_are_proved(vulkan: Vulkan) -> None:
-    assert both(vulkan, torch.zeros(3, 9), unit(20, 9, 1), 10) == 0  # 26 would be rescored, and there are 20
+def test_rescoring_all_points_proves_every_row(vulkan: Vulkan) -> None:
+    # 26 would be rescored, and there are 20
+    assert both(vulkan, torch.zeros(3, 9), unit(20, 9, 1), 10) == 0
 
 
-def test_replaced_rows_are_rounded_anew(vulkan: Vulkan) -> None:
+def test_replaced_rows_are_rounded_again(vulkan: Vulkan) -> None:
     old, new, queries = unit(200, 33, 1), unit(200, 33, 2), unit(4, 33, 3)
     points = vulkan.points(old)
     vulkan._engine.set_coarse(True)
@@ -208,8 +215,8 @@ def test_replaced_rows_are_rounded_anew(vulkan: Vulkan) -> None:
     assert torch.equal(got.ids, ORACLE.topk(queries, ORACLE.points(new), 9).ids)
 
 
-def test_a_gpu_takes_float16_when_it_pays() -> None:
-    """From the eighth call on, for few queries of much data; and does without where there is no memory for it."""
+def test_a_gpu_uses_float16_when_it_pays_off() -> None:
+    """From the eighth call, for few queries and much data, and only if there is memory for it."""
     mu, queries = unit(8192, 256, 1), unit(2, 256, 2)
     backend = open_vulkan(pretend="gpu")
     points = backend.points(mu)

@@ -1,4 +1,4 @@
-"""Opens the Vulkan device for tests, or skips with the reason there is none."""
+"""Opens the Vulkan device for tests, or skips them with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORACLE = Reference("cpu", torch.float64)
 
 NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
-"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> asks for it: where it cannot be had, tests fail and are not skipped."""
+"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> requires it: tests fail without it."""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
 
 
@@ -36,7 +36,7 @@ def open_vulkan(**options: bool | int | float | str) -> Vulkan:
 
 
 def nmse(result: Tensor, oracle: Tensor) -> float:
-    """Squared error over squared size."""
+    """The squared error over the squared size."""
     oracle = oracle.double()
     return float(((result.double() - oracle) ** 2).sum() / (oracle**2).sum().clamp_min(1e-30))
 

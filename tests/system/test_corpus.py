@@ -120,7 +120,7 @@ def test_an_unwritable_output_is_refused_before_the_training(
     out: str, why: str, ebmvk: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.txt").write_text("x", encoding="utf-8")
-    monkeypatch.setattr("ebmvk.data.tokenizer.train_tokenizer", None)
+    monkeypatch.setattr("ebmvk.data.tokenizer_kinds.train_tokenizer", None)
     said = ebmvk("init-tokenizer", "--files", text, "--out", tmp_path / out)
     assert said.status == 2
     assert f"--out {tmp_path / out} {why}" in said.err

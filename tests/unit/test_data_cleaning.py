@@ -11,7 +11,7 @@ from ebmvk.data.analysis import FEW_TOKENS, Analysis, analyse, preset_for
 from ebmvk.data.cleaning import LONG_PARAGRAPH, Blanks, Rules, Same, clean, clean_text
 from ebmvk.data.corpus import Corpus
 from ebmvk.data.splitting import hold_out
-from ebmvk.data.tokenizer import character_tokenizer
+from ebmvk.data.tokenizer_kinds import character_tokenizer
 
 PARAGRAPH = "This paragraph stands under every page of the site and says nothing that anyone wants to learn. " * 2
 

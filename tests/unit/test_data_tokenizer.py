@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ebmvk.data.corpus import Corpus, count_words
 from ebmvk.data.datasets import resolve
 from ebmvk.data.foreign import END_OF_TEXT
-from ebmvk.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer_kinds import make_tokenizer, train_tokenizer
 from ebmvk.errors import ArgumentError, ConfigError, DataError, StorageError
 
 WORDS = (
@@ -184,7 +185,7 @@ def test_training_on_text_without_blanks_takes_linear_time(letters: str) -> None
 def test_the_limit_on_pieces_does_not_change_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is longer than any piece of ordinary text, and isn't written to the file."""
     bounded = train_tokenizer(resolve("builtin"), 1024)
-    monkeypatch.setattr("ebmvk.data.tokenizer.LONGEST_PIECE", 100_000)
+    monkeypatch.setattr("ebmvk.data.tokenizer_kinds.LONGEST_PIECE", 100_000)
     assert bounded.digest() == train_tokenizer(resolve("builtin"), 1024).digest()
 
 

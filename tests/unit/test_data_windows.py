@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmvk.data.corpus import Corpus
-from ebmvk.data.tokenizer import train_tokenizer
+from ebmvk.data.tokenizer_kinds import train_tokenizer
 from ebmvk.data.windows import Ahead, Batches, TokenStream, encode_split, evaluation_windows
 from ebmvk.errors import ArgumentError, DataError
 from ebmvk.evaluation.likelihood import text_size

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as Library
 
 from ebmvk.data.corpus import Corpus, count_words
 from ebmvk.data.fidelity import round_trip
-from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, foreign_tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer_kinds import character_tokenizer, foreign_tokenizer, train_tokenizer
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.evaluation.comparison import Passages
@@ -432,7 +433,7 @@ def test_an_end_token_that_is_also_the_unknown_token_is_refused(tmp_path: Path) 
 
 
 def test_end_token_is_refused_for_tokenizers_made_here() -> None:
-    from ebmvk.data.tokenizer import make_tokenizer
+    from ebmvk.data.tokenizer_kinds import make_tokenizer
 
     with pytest.raises(ConfigError, match="--end-token </s> with --tokenizer bpe"):
         make_tokenizer("bpe", CORPUS, 300, end_token="</s>")

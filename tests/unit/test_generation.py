@@ -11,7 +11,8 @@ from model_support import SMALL, variant
 
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.data.corpus import Corpus
-from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer_kinds import train_tokenizer
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.strategies import GREEDY, Strategy
 from ebmvk.engine.reference import Reference

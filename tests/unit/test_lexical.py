@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
 
 from ebmvk.data.corpus import Corpus
-from ebmvk.data.tokenizer import Tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer_kinds import train_tokenizer
 from ebmvk.errors import DataError
 from ebmvk.initialisation.lexical import from_table
 from ebmvk.initialisation.tables import read_table

@@ -11,7 +11,8 @@ from model_support import SMALL, variant
 
 from ebmvk.config.schema import Config
 from ebmvk.data.corpus import Corpus
-from ebmvk.data.tokenizer import Tokenizer, character_tokenizer, train_tokenizer
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.tokenizer_kinds import character_tokenizer, train_tokenizer
 from ebmvk.decoding.strategies import GREEDY, NAMED, Strategy
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
