@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ebmvk.config import flags
+from ebmvk.config.models import MODELS
 from ebmvk.config.schema import (
     SIZES,
-    WHOLE_SEQUENCE,
     Config,
     Size,
     Source,
@@ -37,11 +37,12 @@ def _file(args: Sequence[str]) -> dict[str, Any]:
     path = flags.value_of(args, "--config")
     if not path or _names_preset(args, path):
         return {}
-    if path in (*recipe_names("minillm"), CUSTOM) and not Path(path).exists():
+    named = [name for name, model in MODELS.items() if model.config_is_preset]
+    if path in (CUSTOM, *(preset for name in named for preset in recipe_names(name))) and not Path(path).exists():
         raise ConfigError(
             f"--config {path}: no such file",
-            why="it names a preset with --model minillm only",
-            hint=f"take --model minillm --config {path}, or --preset {path} for another --model",
+            why=f"it names a preset only with --model {' or '.join(named)}",
+            hint=f"take --model {named[0]} --config {path}, or --preset {path} for another --model",
         )
     values = read_toml(Path(path))
     return values | {name: type(values[name])(flags.expanded(str(values[name]))) for name in values if _is_path(name)}
@@ -53,8 +54,9 @@ def _is_path(name: str) -> bool:
 
 
 def _names_preset(args: Sequence[str], config: str) -> bool:
-    """Whether `--config small` means the preset, as it does for minillm where no file has that name."""
-    return flags.value_of(args, "--model") == "minillm" and "." not in config and not Path(config).exists()
+    """True if `--config small` means the preset: the model allows it, and no file has that name."""
+    model = MODELS.get(flags.value_of(args, "--model") or "")
+    return model is not None and model.config_is_preset and "." not in config and not Path(config).exists()
 
 
 def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
@@ -70,10 +72,12 @@ def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
     if name is None or name == CUSTOM:
         return {}
     if name not in (known := recipe_names(model)):
-        others = f"its sizes are --size {', '.join(SIZES)}; presets are of --model {', '.join(WHOLE_SEQUENCE)}"
+        others = ", ".join(name for name in MODELS if recipe_names(name))
         raise ConfigError(
             f"{by} {name} with --model {model}: no such preset",
-            hint=f"take {by} {', '.join(known)}" if known else others,
+            hint=f"take {by} {', '.join(known)}"
+            if known
+            else f"take --size {', '.join(SIZES)}; presets belong to --model {others}",
         )
     return recipe(model, name)
 

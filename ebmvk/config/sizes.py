@@ -127,14 +127,6 @@ PRESETS: dict[Size, dict[str, object]] = {
 FFN_RATIO = 4
 """Width of the feed-forward part over latent_dim, in every size and recipe."""
 
-OF_MODEL: dict[str, dict[str, object]] = {
-    "tinygpt": {"enable_soc": False},
-    "minillm": {"windows": "document", "patience": 5, "enable_soc": False},
-    "infinito": {"enable_soc": False},
-}
-"""What a model has over every size; recipes, files and flags can say otherwise. Splats are the energy model's, and a
-Mini-LLM reads document by document."""
-
 DIMENSIONS = ("latent_dim", "n_layers", "ffn_dim")
 """What a step of a model takes its time for, in every size and recipe."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
+from ebmvk.model.roles import UNIT_ROWS
 from ebmvk.sphere.geometry import off_sphere, projx
 
 
@@ -45,6 +46,9 @@ class EnergyModel(LanguageModel):
     """
 
     on_sphere: ClassVar[bool] = True
+    default_sampler: ClassVar[Literal["exact", "langevin"]] = "langevin"
+    rows_name, rows_role = "points", UNIT_ROWS
+    inherited = ("points", "bias", "trunk.", "energy.log_scale")
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         check_model(config)

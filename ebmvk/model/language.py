@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
+from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
 EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
 LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: 16 MiB of float32, twice
@@ -69,10 +70,15 @@ class Context:
 class LanguageModel(nn.Module, ABC):
     """p(v|c) = softmax(kappa_v query(c).row_v + b_v), with the same rows for the tokens that are read.
 
-    A new model needs the abstract methods, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
+    A new model needs the abstract methods, the class variables without a value, and an entry in
+    `ebmvk.config.models`.
     """
 
-    on_sphere: ClassVar[bool] = False
+    on_sphere: ClassVar[bool] = False  # True if the tokens' rows are points on the unit sphere
+    default_sampler: ClassVar[Literal["exact", "langevin"]] = "exact"  # how tokens are drawn if nobody says how
+    rows_name: ClassVar[str]  # the parameter that holds the tokens' rows
+    rows_role: ClassVar[Role]  # how the optimiser moves it
+    inherited: ClassVar[tuple[str, ...]]  # names, or beginnings of names, of what `--init RUN` copies
     own_losses: bool = False  # True if the model has losses of its own in training
     reach: int | None = None  # most tokens of one sequence; None: any number, a window moves along with them
 
@@ -89,6 +95,14 @@ class LanguageModel(nn.Module, ABC):
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
         """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too. `cache`: of
         the tokens before these, to which these are added; `extend` is the way to it."""
+
+    def role(self, name: str, parameter: nn.Parameter) -> Role:
+        """How the optimiser moves a parameter. Override it for parameters of another kind."""
+        if name == self.rows_name:
+            return self.rows_role
+        if name.endswith("router.weight"):
+            return ROUTER
+        return HIDDEN if parameter.ndim == 2 else SCALAR
 
     def concentrations(self) -> Tensor | None:
         """kappa_v: (V,) > 0; None where it is 1, because a row has a length of its own."""

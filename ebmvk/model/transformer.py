@@ -20,11 +20,15 @@ from ebmvk.model.dropout import dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.model.layers import Attention, Block, apply, rms_norm
+from ebmvk.model.roles import FREE_ROWS
 from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Rows are free vectors; the loss is cross-entropy, and what the blocks add to it."""
+    """Rows are free vectors. The loss is the cross-entropy, plus the losses that the blocks add."""
+
+    rows_name, rows_role = "table", FREE_ROWS
+    inherited = ("table", "bias", "blocks.")
 
     def __init__(self, config: ModelConfig, vocab_size: int, blocks: nn.ModuleList) -> None:
         super().__init__(config, vocab_size)

