@@ -25,7 +25,7 @@ from ebmvk.model.cache import Cache
 from ebmvk.model.integration import correlation_of, phi_of
 from ebmvk.model.language import OwnLoss
 from ebmvk.model.layers import apply, rms_norm
-from ebmvk.model.transformer import GPT
+from ebmvk.model.transformer import Transformer, dense_blocks
 
 UNITS = 16  # hidden units whose integration is measured: evenly spread over the state
 
@@ -106,18 +106,22 @@ class Integration:
         return {"phi": 1 - phi_of(correlation_of(mean, products.view(units, units))).float()}
 
 
-class Infinito(GPT):
-    """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
-    units, in training only: PHI belongs to a batch, not a token, and is larger in small ones (`integration.chance`)."""
+class Infinito(Transformer):
+    """A transformer that sees the whole sequence and reads the external memory half way up.
+
+    Its own loss `phi` is 1 - PHI of hidden units. It exists in training only: PHI belongs to a batch,
+    not to a token, and is larger in small batches (`integration.chance`).
+    """
 
     own_losses = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__(config, vocab_size)
+        super().__init__(config, vocab_size, dense_blocks(config))
+        self.reach = config.context_global
         self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
 
     def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """As `GPT.read`."""
+        """As `Transformer.read`, with the memory half way up."""
         middle = (len(self.blocks) + 1) // 2
         for i, block in enumerate(self.blocks):
             x = apply(block, x, cache, again=self.config.gradient_checkpointing)

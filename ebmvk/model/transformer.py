@@ -90,14 +90,18 @@ class ExpertBlock(nn.Module):
 
 
 class GPT(Transformer):
-    """Attention over all of a sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and Mini-LLM are
-    this model, by different recipes."""
+    """Attention over the whole sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and
+    Mini-LLM are this model with different recipes."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        kind = ExpertBlock if config.use_moe else _dense
-        super().__init__(config, vocab_size, nn.ModuleList(kind(config) for _ in range(config.n_layers)))
-        self.reach, self.own_losses = config.context_global, self.own_losses or config.use_moe
+        super().__init__(config, vocab_size, _expert_blocks(config) if config.use_moe else dense_blocks(config))
+        self.reach, self.own_losses = config.context_global, config.use_moe
 
 
-def _dense(config: ModelConfig) -> Block:
-    return Block(config, config.context_global, config.ffn_dim)
+def _expert_blocks(config: ModelConfig) -> nn.ModuleList:
+    return nn.ModuleList(ExpertBlock(config) for _ in range(config.n_layers))
+
+
+def dense_blocks(config: ModelConfig) -> nn.ModuleList:
+    """Blocks whose attention sees the whole sequence."""
+    return nn.ModuleList(Block(config, config.context_global, config.ffn_dim) for _ in range(config.n_layers))

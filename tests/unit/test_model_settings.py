@@ -13,8 +13,8 @@ from model_support import SMALL, VOCABULARY, tokens
 from train_support import job
 
 from ebmvk.config.checks import check_owned
-from ebmvk.config.models import MODELS, owners
-from ebmvk.config.schema import SECTION_OF, Config, ModelConfig, concerns, flag, items, replace
+from ebmvk.config.models import MODELS, WINDOWS, owners
+from ebmvk.config.schema import SECTION_OF, Config, ModelConfig, Source, concerns, flag, items, replace
 from ebmvk.config.sizes import PRESETS, RECIPES, recipe
 from ebmvk.config.toml import write_toml
 from ebmvk.engine.reference import Reference
@@ -22,7 +22,6 @@ from ebmvk.errors import ConfigError
 from ebmvk.model.language import LanguageModel
 from ebmvk.objective import losses
 
-EVERY = [(model, name) for model in MODELS for name in SECTION_OF if name != "model"]
 OTHER: dict[type, Any] = {
     bool: lambda value: not value,
     int: lambda value: value + 1,
@@ -56,20 +55,22 @@ def test_an_entry_names_a_language_model_and_settings_that_exist(name: str) -> N
         assert all(entry.has(other) for other in only.when)
 
 
-@pytest.mark.parametrize(("model", "name"), EVERY)
-def test_every_setting_is_used_or_refused_with_the_models_that_have_it(model: str, name: str) -> None:
-    config, value = replace(Config(), {"model": model}), another(name)
-    if MODELS[model].has(name):
-        check_owned(config, [("flag", {name: value})])
-        return
-    assert not concerns(config, SECTION_OF[name], name)
-    for source, said in (("flag", flag(name)), ("file", f"{SECTION_OF[name]}.{name} = "), ("preset", flag(name))):
-        with pytest.raises(ConfigError) as caught:
-            check_owned(config, [(source, {name: value})])  # type: ignore[list-item]
-        text = str(caught.value).replace("--no-", "--")
-        assert said in text
-        assert f"with --model {model}" in text
-        assert "--seq-length" in text or all(owner in text.partition("belongs to")[2] for owner in owners(name))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_setting_is_used_or_refused_with_the_models_that_have_it(model: str) -> None:
+    config = replace(Config(), {"model": model})
+    for name, section in SECTION_OF.items():
+        given = {name: another(name)}
+        if MODELS[model].has(name):
+            check_owned(config, [("flag", given)])
+            continue
+        assert not concerns(config, section, name)
+        keys: dict[Source, str] = {"flag": flag(name), "file": f"{section}.{name} = ", "preset": flag(name)}
+        for source, key in keys.items():
+            with pytest.raises(ConfigError) as caught:
+                check_owned(config, [(source, given)])
+            assert key in caught.value.what.replace("--no-", "--")
+            assert f"with --model {model}" in caught.value.what
+            assert name in WINDOWS or str(caught.value.why) == f"it belongs to --model {' or '.join(owners(name))}"
 
 
 class Watched(ModelConfig):
@@ -134,18 +135,18 @@ def test_a_foreign_setting_is_refused_before_anything_is_read(
 def test_the_file_of_a_run_starts_another_model(tmp_path: Path) -> None:
     """It has all settings, and those that the other model doesn't have are those of its own model."""
     path = tmp_path / "config.toml"
-    path.write_text(write_toml(replace(Config(), {"langevin_steps": 9, "hidden_dim": 33})), encoding="utf-8")
+    path.write_text(write_toml(replace(Config(), {"langevin_steps": 19, "hidden_dim": 33})), encoding="utf-8")
     for model in MODELS:
         found = job("--config", str(path), "--model", model, "--dataset", "builtin").config
-        assert (found.model.model, found.langevin.langevin_steps) == (model, 9)
+        assert (found.model.model, found.langevin.langevin_steps) == (model, 19)
 
 
 def test_a_run_of_an_older_version_with_a_foreign_setting_goes_on(tmp_path: Path) -> None:
-    old = replace(Config(), {"model": "tinygpt", "memory_slots": 64, "use_memory": False, "langevin_steps": 9})
+    old = replace(Config(), {"model": "tinygpt", "memory_slots": 64, "use_memory": False, "langevin_steps": 19})
     (tmp_path / "config.toml").write_text(write_toml(old), encoding="utf-8")
     assert job("--resume", str(tmp_path), "--lr", "0.5").config == replace(old, {"learning_rate": 0.5})
-    with pytest.raises(ConfigError, match="--langevin-steps 10 with --model tinygpt"):
-        job("--resume", str(tmp_path), "--langevin-steps", "10")
+    with pytest.raises(ConfigError, match="--langevin-steps 20 with --model tinygpt"):
+        job("--resume", str(tmp_path), "--langevin-steps", "20")
 
 
 def test_windows_may_be_given_if_they_are_the_whole_sequence() -> None:
