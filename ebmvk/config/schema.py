@@ -301,7 +301,7 @@ def flag(key: str) -> str:
 
 
 def items(config: Config) -> Iterator[tuple[str, str, Any]]:
-    """(section, name, value) of every field, in order."""
+    """(section, name, value) of every setting, in order."""
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         for entry in dataclasses.fields(part):
@@ -336,7 +336,7 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str | N
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
-    """`config` with the named fields (of any section) replaced."""
+    """`config` with other values for the named settings, of any section."""
     parts = {section: {n: v for n, v in values.items() if SECTION_OF[n] == section} for section in SECTION_OF.values()}
     return dataclasses.replace(
         config, **{s: dataclasses.replace(getattr(config, s), **changed) for s, changed in parts.items() if changed}
