@@ -1,8 +1,9 @@
 """The models that `--model` offers, one entry for each.
 
-To add a model, write its class in `ebmvk/model/` and add its entry to `MODELS`. The entry says where
-the class is, which settings the model has, and what it needs by default. Everything else reads it
-from here: `--help`, the checks, the defaults, the run's summary, and the tests that every model passes.
+To add a model, write its class in `ebmvk/model/` and add its entry to `MODELS`. The entry says
+where the class is, which settings the model has, and what it needs by default. Everything else
+reads it from here: `--help`, the checks, the defaults, the run's summary, and the tests that every
+model passes.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -45,7 +46,8 @@ class Architecture:
     defaults: {setting: value} that replace those of every `--size`; recipes, files and flags win.
     whole_sequence: attention sees the whole training window, so the windows of the three scales are
         all `--seq-length`.
-    config_is_preset: `--config NAME` names a preset if there is no such file, as in the original system.
+    config_is_preset: `--config NAME` names a preset if there is no such file, as in the original
+    system.
     """
 
     path: str
@@ -61,7 +63,8 @@ class Architecture:
         return getattr(import_module(module), name)
 
     def reads(self, name: str, value_of: Mapping[str, object]) -> bool:
-        """True if the model has the setting `name` and, with the other settings as they are, uses it.
+        """True if the model has the setting `name` and, with the other settings as they are, uses
+        it.
 
         value_of: {setting: value} of the whole configuration.
         """

@@ -1,4 +1,7 @@
-"""Which value each setting has. Stronger levels win: size < model < stage < preset < file < flags."""
+"""Which value each setting has.
+
+Stronger levels win: size < model < stage < preset < file < flags.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,10 @@ def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
 
 
 def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
-    """{setting: value} of a size. train_bytes: length of the training text; None if not known yet."""
+    """{setting: value} of a size.
+
+    train_bytes: length of the training text; None if not known yet.
+    """
     if size not in SIZES:
         close = nearest(size, SIZES)
         hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
@@ -98,7 +104,10 @@ def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
 
 
 def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
-    """The levels merged, later ones over earlier ones, flags last. Steps cancel the epochs of earlier levels."""
+    """The levels merged, later ones over earlier ones, flags last.
+
+    Steps cancel the epochs of earlier levels.
+    """
     if {"steps", "epochs"} <= set(levels[-1]):
         raise ConfigError("--steps and --epochs are both given", hint="give one of them: both say how long to train")
     found: dict[str, Any] = {}
@@ -117,6 +126,7 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values of a size with those of stronger levels over them; `ffn_dim` follows a changed width."""
+    """The values of a size with those of stronger levels over them; `ffn_dim` follows a changed
+    width."""
     values = {**base, **_overrides(*over)}
     return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})

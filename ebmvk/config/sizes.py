@@ -1,5 +1,5 @@
-"""The values of `--size` (one table, and a few that depend on the length of the text) and of `--preset` (the
-recipes).
+"""The values of `--size` (one table, and a few that depend on the length of the text) and of
+`--preset` (the recipes).
 
 `base` is the configuration of the system that this project implements, with its names and values.
 Where that system left a value open (layers, heads, feed-forward width), one was chosen. The smaller
@@ -133,7 +133,7 @@ DIMENSIONS = ("latent_dim", "n_layers", "ffn_dim")
 
 RECIPES = Path(__file__).with_name("recipes")
 
-PLENTY_BYTES = 8_000_000  # with a training text this long, a size keeps its vocabulary, batch and steps
+PLENTY_BYTES = 8_000_000  # a text this long leaves vocabulary, batch and steps as they are
 FEWEST_TOKENS = 512
 BYTES_PER_TOKEN = 3.0  # roughly, for English text and a small vocabulary
 MOST_EPOCHS = 10.0  # for a text that is repeated, with the dropout below
@@ -184,7 +184,8 @@ def most_warmup(steps: int) -> int:
 
 
 def smaller(config: Config) -> str | None:
-    """The flag of a smaller model: the next smaller preset of the same text, or the next smaller size.
+    """The flag of a smaller model: the next smaller preset of the same text, or the next smaller
+    size.
 
     None if the dimensions are those of no preset and not those of the size, or if there is no
     smaller one.

@@ -21,8 +21,8 @@ def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
         flag: the flag that named the file, with a space after it, for messages.
 
     Raises:
-        ConfigError: a section or a key is unknown, or a value has the wrong type. Names the file, the
-            key and its value, and the nearest known name.
+        ConfigError: a section or a key is unknown, or a value has the wrong type. Names the file,
+            the key and its value, and the nearest known name.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -61,7 +61,10 @@ def _unknown(path: Path, key: str, known: Iterable[str]) -> ConfigError:
 
 
 def _coerce(name: str, value: Any, where: str) -> Any:
-    """`value` in the type of the setting `name`. An integer may stand for a float; nothing else converts."""
+    """`value` in the type of the setting `name`.
+
+    An integer may stand for a float; nothing else converts.
+    """
     hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
@@ -95,7 +98,10 @@ _BEFORE = {"raw": True, "keep_bom": True}
 
 
 def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> str:
-    """The configuration as TOML. None values are left out; the source of a value is a comment beside it."""
+    """The configuration as TOML.
+
+    None values are left out; the source of a value is a comment beside it.
+    """
     lines: list[str] = []
     current = ""
     for section, name, value in items(config):
@@ -122,7 +128,8 @@ def _toml(value: Any) -> str:
 
 
 def sources_in(path: Path) -> dict[str, Source]:
-    """{setting: where its value came from}, from the comments that `write_toml` wrote; without one, "default"."""
+    """{setting: where its value came from}, from the comments that `write_toml` wrote; without one,
+    "default"."""
     known = "|".join(get_args(Source))
     found: dict[str, Source] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -140,7 +147,10 @@ def from_toml(path: Path) -> Config:
 
 
 def from_tables(tables: Mapping[str, Any], path: Path) -> Config:
-    """A complete configuration from the result of `to_tables`. path: its file, for messages. Raises ConfigError."""
+    """A complete configuration from the result of `to_tables`.
+
+    path: its file, for messages. Raises ConfigError.
+    """
     return replace(Config(), _BEFORE | _flat(tables, path))
 
 

@@ -1,4 +1,5 @@
-"""What a model keeps of the tokens it has read, so that the next token costs one position instead of all."""
+"""What a model keeps of the tokens it has read, so that the next token costs one position instead
+of all."""
 
 from __future__ import annotations
 
@@ -12,13 +13,19 @@ ROOM = 64  # a new buffer has room for twice its positions, plus this many
 
 
 class Growing:
-    """A tensor (B, ..., n, d) whose n grows. Its buffer has spare room, so appending copies only what is new."""
+    """A tensor (B, ..., n, d) whose n grows.
+
+    Its buffer has spare room, so appending copies only what is new.
+    """
 
     def __init__(self, buffer: Tensor | None = None, begin: int = 0, end: int = 0) -> None:
         self._buffer, self._begin, self._end = buffer, begin, end
 
     def append(self, new: Tensor, most: int) -> Tensor:
-        """Append `new` to the last `most` positions. Returns a view of both, valid until the next append."""
+        """Append `new` to the last `most` positions.
+
+        Returns a view of both, valid until the next append.
+        """
         begin = max(self._begin, self._end - most)
         old, end = self._end - begin, self._end + new.shape[-2]
         if self._buffer is None or end > self._buffer.shape[-2]:
@@ -41,7 +48,10 @@ class Growing:
             return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
 
     def replace(self, rows: Tensor, other: Growing) -> None:
-        """Replace the last positions of these rows by those of `other`, as many as both have. rows: (b,) int64."""
+        """Replace the last positions of these rows by those of `other`, as many as both have.
+
+        rows: (b,) int64.
+        """
         if self._buffer is not None and other._buffer is not None:
             n = min(self._end - self._begin, other._end - other._begin)
             new = other._buffer[..., other._end - n : other._end, :]
@@ -50,8 +60,8 @@ class Growing:
 
 @dataclass
 class Cache:
-    """What a model keeps of B rows of tokens. Each module has its own part, which only it understands:
-    tensors whose dimension 0 is the rows, or `Growing` ones.
+    """What a model keeps of B rows of tokens. Each module has its own part, which only it
+    understands: tensors whose dimension 0 is the rows, or `Growing` ones.
 
     pads: (B,) int64, how many of a row's first positions are padding: rows of unequal length are
     aligned at their ends. length: positions read so far, with padding.
@@ -81,7 +91,10 @@ class Cache:
         return self.length < self._most_pads
 
     def seen(self, window: int) -> int:
-        """How many earlier positions the next one can see, in any row. window: how many it sees with itself."""
+        """How many earlier positions the next one can see, in any row.
+
+        window: how many it sees with itself.
+        """
         return min(window - 1, max(0, self.length - self._least_pads))
 
     def padded(self, new: int, reach: int) -> bool:
@@ -94,8 +107,9 @@ class Cache:
         return places >= self.pads[:, None]
 
     def hidden(self, new: int, reach: int) -> Tensor:
-        """(B, 1, new, reach) bool: True where one of the last `reach` positions is padding, which the
-        `new` last ones of them must not see. Padding sees itself, because a softmax over nothing is NaN."""
+        """(B, 1, new, reach) bool: True where one of the last `reach` positions is padding, which
+        the `new` last ones of them must not see. Padding sees itself, because a softmax over
+        nothing is NaN."""
         at = (self.length, new, reach)
         if at not in self._hidden:
             if self._hidden and next(iter(self._hidden))[0] != self.length:
@@ -110,7 +124,10 @@ class Cache:
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}
 
     def replace(self, rows: Tensor, other: Cache) -> None:
-        """Replace these rows by those of a cache of the same length, as far back as both go. rows: (b,) int64."""
+        """Replace these rows by those of a cache of the same length, as far back as both go.
+
+        rows: (b,) int64.
+        """
         self._pad(self.pads.index_copy(0, rows, other.pads))
         for module, part in self.parts.items():
             self.parts[module] = tuple(

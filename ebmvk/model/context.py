@@ -1,9 +1,10 @@
-"""Causal trunk with three scales: sliding-window attention whose window widens with depth (model section 4).
+"""Causal trunk with three scales: sliding-window attention whose window widens with depth (model
+section 4).
 
 The trunk's layers are in three parts. The first part sees `context_local` tokens, the second
-`context_medium`, the last `context_global`. After each part a head reads one unit context vector from
-the residual stream. Positions are rotary, and no distance in a window exceeds the window, so sequences
-may be longer than in training.
+`context_medium`, the last `context_global`. After each part a head reads one unit context vector
+from the residual stream. Positions are rotary, and no distance in a window exceeds the window, so
+sequences may be longer than in training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ SCALES = 3
 
 
 def layer_scales(n_layers: int) -> list[int]:
-    """The scale of each layer, rising with depth: 0 local, 1 medium, 2 global. The last layer is always global."""
+    """The scale of each layer, rising with depth: 0 local, 1 medium, 2 global.
+
+    The last layer is always global.
+    """
     return [SCALES - 1 - (n_layers - 1 - layer) * SCALES // n_layers for layer in range(n_layers)]
 
 
@@ -34,7 +38,8 @@ def trunk_blocks(config: ModelConfig) -> nn.ModuleList:
 
 @dataclass(frozen=True)
 class Scales:
-    """Unit rows (B, T, d): the contexts of the three scales, and the state h (None if nothing reads it)."""
+    """Unit rows (B, T, d): the contexts of the three scales, and the state h (None if nothing reads
+    it)."""
 
     local: Tensor
     medium: Tensor
@@ -49,7 +54,8 @@ class ContextTrunk(nn.Module):
         super().__init__()
         self.scales = layer_scales(config.n_layers)
         self.blocks = trunk_blocks(config)
-        # The state has its own head. Without one it would start as the last token, and predict that it repeats.
+        # The state has its own head. Without one it would start as the last token, and predict that
+        # it repeats.
         self.reads_state = config.use_splat
         heads = SCALES + 1 if self.reads_state else SCALES
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))

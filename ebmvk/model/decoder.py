@@ -23,8 +23,8 @@ def midpoint_and_log(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """p = projx(a + b) and log_p(a), for unit a, b: (..., d).
 
     p is the midpoint of the geodesic, so log_p(a) = (theta/2) (a-b)/|a-b| and log_p(b) = -log_p(a):
-    one closed form gives both logarithms. If a + b = 0, no direction is shortest: then p is a and the
-    tangent vector is 0.
+    one closed form gives both logarithms. If a + b = 0, no direction is shortest: then p is a and
+    the tangent vector is 0.
     """
     total, difference = a + b, a - b
     plus = (total * total).sum(-1, keepdim=True)
@@ -43,8 +43,8 @@ class Composition(nn.Module):
     """comp(a, b) = exp_p(net[log_p a, log_p b]), p = projx(a + b).
 
     The two logarithms are opposite (see `midpoint_and_log`), so the network reads only the first: a
-    linear layer of both is a linear layer of one. The output layer starts at zero, where comp(a, b) is
-    the midpoint.
+    linear layer of both is a linear layer of one. The output layer starts at zero, where comp(a, b)
+    is the midpoint.
     """
 
     def __init__(self, dim: int) -> None:
@@ -70,7 +70,10 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """D of rows (B, T, 4 d), whose elements have mean square 1: (B, T, d). Also the decoder's own losses."""
+        """D of rows (B, T, 4 d), whose elements have mean square 1: (B, T, d).
+
+        Also the decoder's own losses.
+        """
 
     def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
         """Unit rows h_hat (B, T, d), and the decoder's own losses."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero each element with probability round(256 rate)/256; divide the others by the share that is kept."""
+    """Zero each element with probability round(256 rate)/256; divide the others by the share that
+    is kept."""
     threshold = round(256 * rate)
     if not training or threshold == 0:
         return x

@@ -24,9 +24,9 @@ from ebmvk.sphere.geometry import off_sphere, projx
 
 @dataclass(frozen=True)
 class EnergyContext(Context):
-    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of the
-    query if there is no splat term. local, medium, global_, composed: unit rows (B, T, d); composed is
-    None without a compositional term."""
+    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of
+    the query if there is no splat term. local, medium, global_, composed: unit rows (B, T, d);
+    composed is None without a compositional term."""
 
     local: Tensor
     medium: Tensor
@@ -36,11 +36,12 @@ class EnergyContext(Context):
 
 
 class EnergyModel(LanguageModel):
-    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), where the tokens' unit vectors mu_v are input and
-    output. Each token v is a splat with a direction mu_v, a concentration kappa_v and a weight e^{b_v}.
+    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), where the tokens' unit vectors mu_v are input
+    and output. Each token v is a splat with a direction mu_v, a concentration kappa_v and a weight
+    e^{b_v}.
 
-    Parts that no energy term needs aren't built: without the splat term, the decoder and the head of
-    the state; without the compositional term, the composition.
+    Parts that no energy term needs aren't built: without the splat term, the decoder and the head
+    of the state; without the compositional term, the composition.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -54,7 +55,8 @@ class EnergyModel(LanguageModel):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         check_model(config)
         super().__init__(config, vocab_size)
-        # Rows of about unit length, so that a step of the optimiser turns them as far as it moves them.
+        # Rows of about unit length, so that a step of the optimiser turns them as far as it moves
+        # them.
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
         self.log_kappa = nn.Parameter(torch.zeros(vocab_size))
         self.trunk = ContextTrunk(config)
@@ -62,7 +64,8 @@ class EnergyModel(LanguageModel):
         self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
         self.own_losses = isinstance(self.decoder, MixtureDecoder)
         self.energy = TokenEnergy(config)
-        # Pretraining keeps the heads of the scales, though no term reads them; then they aren't trained.
+        # Pretraining keeps the heads of the scales, though no term reads them; then they aren't
+        # trained.
         read = config.use_geometric or config.use_compositional or self.decoder is not None
         self.trunk.heads[-SCALES:].requires_grad_(read)
 
@@ -96,7 +99,10 @@ class EnergyModel(LanguageModel):
         self.points[known] = directions[known]
 
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> EnergyContext:
-        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it already."""
+        """tokens: (B, T) int64.
+
+        embeddings: the result of `embeddings()`, if the caller has it already.
+        """
         mu = self.embeddings() if embeddings is None else embeddings
         scales = self.trunk(F.embedding(tokens, mu), cache)
         composed, point = None, scales.state

@@ -2,8 +2,8 @@
 
     E(v|c) = -kappa_v mu_v.(s h_hat  +  lambda_geo sum_l lambda_l c_l  +  lambda_comp comp(c_l, c_m, c_g)) - b_v
 
-Each term is linear in kappa_v mu_v, so their sum is one inner product with a query. `TokenEnergy.terms`
-gives them separately.
+Each term is linear in kappa_v mu_v, so their sum is one inner product with a query.
+`TokenEnergy.terms` gives them separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from ebmvk.model.context import SCALES, Scales
 
 @dataclass(frozen=True)
 class QueryTerms:
-    """The query (B, T, d) of each term, None if the term is off. Their sum is the query of the model."""
+    """The query (B, T, d) of each term, None if the term is off.
+
+    Their sum is the query of the model.
+    """
 
     splat: Tensor | None
     geometric: Tensor | None
@@ -43,9 +46,9 @@ class TokenEnergy(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance
-        # 1/4. An untrained model then starts near the unigram distribution of its bias; otherwise
-        # training spends a hundred steps on coming back to it.
+        # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of
+        # variance 1/4. An untrained model then starts near the unigram distribution of its bias;
+        # otherwise training spends a hundred steps on coming back to it.
         start = math.sqrt(config.latent_dim) / 2
         self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
         weight = start / 8 if config.use_splat else 1 / (config.use_geometric + config.use_compositional)

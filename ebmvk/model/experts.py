@@ -16,21 +16,21 @@ from torch.autograd.function import once_differentiable
 from ebmvk.model.layers import squared_relu
 
 _ROUND = 8
-"""A group has room for a multiple of this many rows, and of a `_PARTS`-th of the mean group size. oneDNN
-compiles a kernel for each new number of rows, which takes as long as several products."""
+"""A group has room for a multiple of this many rows, and of a `_PARTS`-th of the mean group size.
+oneDNN compiles a kernel for each new number of rows, which takes as long as several products."""
 _PARTS = 32
 _MOST_EVEN = 1.03
-"""If equal room for all groups takes at most this many times as much, they get it: one batched product
-costs less than several products."""
+"""If equal room for all groups takes at most this many times as much, they get it: one batched
+product costs less than several products."""
 
 
 @dataclass(frozen=True)
 class _Groups:
     """The order of rows that are sorted by expert, in groups with spare places.
 
-    N rows have A choices each. room: places of each group; R is their sum. row: (R,) int64, the row in
-    each place, 0 in a spare one. place: (A N,) int64, the places of all rows by their first choice,
-    then by their second choice, and so on.
+    N rows have A choices each. room: places of each group; R is their sum. row: (R,) int64, the row
+    in each place, 0 in a spare one. place: (A N,) int64, the places of all rows by their first
+    choice, then by their second choice, and so on.
     """
 
     room: list[int]
@@ -61,8 +61,8 @@ class _Groups:
         return x.index_select(0, self.row)
 
     def weighted(self, placed: Tensor, weights: Tensor) -> Tensor:
-        """Multiply each place of `placed` (R, d) by the weight (A, N) of its row and choice, in the same
-        memory. Spare places become 0."""
+        """Multiply each place of `placed` (R, d) by the weight (A, N) of its row and choice, in the
+        same memory. Spare places become 0."""
         return placed.mul_(weights.new_zeros(len(placed)).index_copy_(0, self.place, weights.flatten())[:, None])
 
     def collected(self, placed: Tensor, choices: int) -> Tensor:
@@ -81,7 +81,10 @@ class _Groups:
         return found
 
     def gradients(self, grads: Tensor, rows: Tensor) -> Tensor:
-        """Gradients (E, e, d) of W, where `products` used W^T. grads: (R, e), of the products; rows: (R, d)."""
+        """Gradients (E, e, d) of W, where `products` used W^T.
+
+        grads: (R, e), of the products; rows: (R, d).
+        """
         if self.even:
             grads, rows = (part.view(len(self.room), self.room[0], part.shape[1]) for part in (grads, rows))
             return torch.bmm(grads.mT, rows)
@@ -92,16 +95,17 @@ class _Groups:
 
 
 class _Mixture(torch.autograd.Function):
-    """y = sum_a w_a down_e squared_relu(up_e x), where e is the a-th choice of a row and w_a its weight.
+    """y = sum_a w_a down_e squared_relu(up_e x), where e is the a-th choice of a row and w_a its
+    weight.
 
-    x: (N, input); router: (E, input); matrices: `up` of all experts, then `down` of all. Returns y (N,
-    output), weights and experts (A, N), the probabilities of the experts (E, N), and the logsumexp of
-    the logits (N,).
+    x: (N, input); router: (E, input); matrices: `up` of all experts, then `down` of all. Returns y
+    (N, output), weights and experts (A, N), the probabilities of the experts (E, N), and the
+    logsumexp of the logits (N,).
 
     Everything but the products is one pass over all groups, with one gradient in closed form: with
     autograd, splitting, padding and routing take as long as the products. A spare place holds a row
-    like any other; only its gradient has to be zero. In autocast, the products and the sum over choices
-    have autocast's dtype; routing keeps the dtype of x.
+    like any other; only its gradient has to be zero. In autocast, the products and the sum over
+    choices have autocast's dtype; routing keeps the dtype of x.
     """
 
     @staticmethod
@@ -146,11 +150,11 @@ class _Mixture(torch.autograd.Function):
 
 
 def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights and numbers (A, N) of the A most probable experts of each row, all probabilities (E, N), and
-    the logsumexp of the logits (N,). x: (N, input); router: (E, input).
+    """Weights and numbers (A, N) of the A most probable experts of each row, all probabilities (E,
+    N), and the logsumexp of the logits (N,). x: (N, input); router: (E, input).
 
-    It runs outside autocast: routing is a discrete decision, so it gets full precision. Experts are the
-    first dimension, because sums and maxima over so few are fast only across rows of memory.
+    It runs outside autocast: routing is a discrete decision, so it gets full precision. Experts are
+    the first dimension, because sums and maxima over so few are fast only across rows of memory.
     """
     with torch.autocast(x.device.type, enabled=False):
         logits = F.linear(x, router).t().contiguous()  # router @ x.t() takes twice as long
@@ -179,9 +183,9 @@ def _sum(terms: Tensor) -> Tensor:
 class Routing:
     """The experts that N rows were sent to.
 
-    weights: (N, A), which sum to 1 (for A = 1: the probability of the expert). experts: (N, A) int64.
-    probability: (E, N), of each expert. log_z: (N,), logsumexp of the logits. Probability and log_z have
-    gradients; the weights have theirs only through the output.
+    weights: (N, A), which sum to 1 (for A = 1: the probability of the expert).
+    experts: (N, A) int64. probability: (E, N), of each expert. log_z: (N,), logsumexp of the
+    logits. Probability and log_z have gradients; the weights have theirs only through the output.
     """
 
     weights: Tensor
@@ -200,7 +204,8 @@ class Routing:
         return 2 * len(self.probability) + 1
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """Sums of the probability of each expert, of how often it was chosen, and of log_z^2; see `OwnLoss`."""
+        """Sums of the probability of each expert, of how often it was chosen, and of log_z^2; see
+        `OwnLoss`."""
         experts, p, log_z = self.experts, self.probability, self.log_z
         if there is not None:
             experts, p, log_z = experts[there], p[:, there], log_z[there]
@@ -208,8 +213,9 @@ class Routing:
         return torch.cat([p.sum(1).double(), chosen.double(), log_z.square().sum()[None].double()])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
-        """moe_balance: E sum_e f_e P_e, where f are the shares of choices and P the mean probabilities; it
-        is 1 if both are even (Fedus et al. 2021). moe_z: mean log_z^2 (Zoph et al. 2022)."""
+        """moe_balance: E sum_e f_e P_e, where f are the shares of choices and P the mean
+        probabilities; it is 1 if both are even (Fedus et al. 2021). moe_z: mean log_z^2 (Zoph et
+        al. 2022)."""
         experts = len(self.probability)
         p, chosen, square = torch.split(sums / n, [experts, experts, 1])
         balance = experts * (chosen / self.experts.shape[1] * p).sum()
@@ -218,13 +224,13 @@ class Routing:
 
 
 class MixtureOfExperts(nn.Module):
-    """The A best of E two-layer experts, (N, input) -> (N, output), weighted by a softmax over the chosen
-    ones; a single one by its probability (Fedus et al. 2021).
+    """The A best of E two-layer experts, (N, input) -> (N, output), weighted by a softmax over the
+    chosen ones; a single one by its probability (Fedus et al. 2021).
 
     Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every
-    expert on every row, with weight 0 if it wasn't chosen. The reason: the size of a group depends on
-    other tokens, and the rounding of a product may depend on the size of the group. Only the dense form
-    makes the bits of a token independent of the tokens after it.
+    expert on every row, with weight 0 if it wasn't chosen. The reason: the size of a group depends
+    on other tokens, and the rounding of a product may depend on the size of the group. Only the
+    dense form makes the bits of a token independent of the tokens after it.
     """
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, experts: int, active: int) -> None:
@@ -249,7 +255,10 @@ class MixtureOfExperts(nn.Module):
         return y, Routing(weights.t(), chosen.t(), p, log_z)
 
     def dense(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """Every expert on every row, so that a result depends on its row alone. x: (N, input) -> (N, output)."""
+        """Every expert on every row, so that a result depends on its row alone.
+
+        x: (N, input) -> (N, output).
+        """
         weights, chosen, p, log_z = _routed(x, self.router.weight, self.active)
         weight = torch.zeros_like(p).scatter(0, chosen, weights)
         y = reduce(torch.add, (weight[i, :, None] * self.expert(i, x) for i in range(self.experts)))

@@ -1,14 +1,15 @@
-"""INFINITO: a transformer with an external memory, and a loss for the integration of its hidden state.
+"""INFINITO: a transformer with an external memory, and a loss for the integration of its hidden
+state.
 
-The memory has slots with learned addresses. A token writes its value to the slots near its key, the more
-strongly the more its importance exceeds a learned threshold. It reads the mean of what the tokens before
-it wrote near its query:
+The memory has slots with learned addresses. A token writes its value to the slots near its key, the
+more strongly the more its importance exceeds a learned threshold. It reads the mean of what the
+tokens before it wrote near its query:
 
     w_i = sigmoid(u_i - theta),   M_t[s] = sum_{i<t} w_i a_is v_i,   N_t[s] = sum_{i<t} w_i a_is,
     read_t = sum_s r_ts M_t[s] / (N_t[s] + 1),   a_is, r_ts softmax over the slots
 
-An empty slot reads as zero, and a token may be any distance back. This is linear attention with the slots
-as features (Katharopoulos et al. 2020), normalised for each slot.
+An empty slot reads as zero, and a token may be any distance back. This is linear attention with the
+slots as features (Katharopoulos et al. 2020), normalised for each slot.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class ExternalMemory(nn.Module):
                 if mass is not None:
                     before = before + mass[:, None]
             shares = reads / (before + 1)
-            # sum_s r_ts a_is for i < t: attention without a softmax gives exactly the sums over the slots.
+            # sum_s r_ts a_is for i < t: attention without a softmax gives exactly the sums over the
+            # slots.
             scores = (shares @ writes.transpose(-1, -2)).tril(-1)
             found = scores @ value
             if content is not None:
@@ -112,8 +114,8 @@ class Integration:
 class Infinito(Transformer):
     """A transformer that sees the whole sequence and reads the external memory half way up.
 
-    Its own loss `phi` is 1 - PHI of hidden units. It exists in training only: PHI belongs to a batch,
-    not to a token, and is larger in small batches (`integration.chance`).
+    Its own loss `phi` is 1 - PHI of hidden units. It exists in training only: PHI belongs to a
+    batch, not to a token, and is larger in small batches (`integration.chance`).
     """
 
     own_losses = True

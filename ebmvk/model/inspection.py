@@ -23,7 +23,8 @@ EXPERT_WINDOW = 256  # tokens read at once to see which experts they go to
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """The attention of one layer on one text. weights: (H, T, T), row t over the positions it looks at.
+    """The attention of one layer on one text. weights: (H, T, T), row t over the positions it looks
+    at.
 
     In the first half of the heads, position s stands for the pair (s - 1, s): it has the key of the
     token before it.
@@ -50,7 +51,8 @@ class Specialisation:
     """Where one layer of experts sent tokens.
 
     shares: (V, E), the share of each token that went to each expert; rows sum to 1, or are 0 if the
-    token didn't occur. load: (E,), shares over all tokens. count: (V,), how often each token occurred.
+    token didn't occur. load: (E,), shares over all tokens. count: (V,), how often each token
+    occurred.
     """
 
     layer: str
@@ -86,7 +88,10 @@ def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
 
 @torch.no_grad()
 def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]:
-    """Where each layer of experts sends the tokens (B, T) int64. Empty for a model without experts."""
+    """Where each layer of experts sends the tokens (B, T) int64.
+
+    Empty for a model without experts.
+    """
     found: list[Specialisation] = []
 
     def look(name: str, module: MixtureOfExperts, routing: Routing) -> None:
@@ -108,8 +113,8 @@ def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]
 def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
     """Means of gates over tokens (B, T), by name of the module.
 
-    For an external memory: how strongly it is written to, one number. For experts: the load of each.
-    Empty for a model that has neither.
+    For an external memory: how strongly it is written to, one number. For experts: the load of
+    each. Empty for a model that has neither.
     """
     found: dict[str, list[float]] = {}
 
@@ -152,7 +157,8 @@ def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator
 
 
 def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Sequence[Specialisation]) -> dict[str, Any]:
-    """Attention maps on `text` (T,) with their figures, and the top tokens of each expert, for JSON.
+    """Attention maps on `text` (T,) with their figures, and the top tokens of each expert, for
+    JSON.
 
     Weights have three digits: they are only drawn.
     """
@@ -180,8 +186,8 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Seque
 
 
 def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Iterator[list[str | int | float]]:
-    """Rows of a table, the header first: layer, id, token, how often it occurred, and its share for each
-    expert. experts: at least one layer."""
+    """Rows of a table, the header first: layer, id, token, how often it occurred, and its share for
+    each expert. experts: at least one layer."""
     yield ["layer", "id", "token", "count", *(f"expert {i + 1}" for i in range(len(experts[0].load)))]
     for own in experts:
         for token in own.count.nonzero()[:, 0].tolist():
@@ -190,7 +196,10 @@ def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Ite
 
 
 def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
-    """`specialisation` on the tokens (n,), cut into rows. The rest that fills no row is left out."""
+    """`specialisation` on the tokens (n,), cut into rows.
+
+    The rest that fills no row is left out.
+    """
     length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
     rows = max(1, len(tokens) // length)
     batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)

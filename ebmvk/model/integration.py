@@ -2,10 +2,10 @@
 
     Phi(X) = min over bipartitions (A, B) of I(A; B),    I(A; B) = (log det S_A + log det S_B - log det S) / 2
 
-in nats: the information that is lost by any cut into two parts (Tononi, Sporns and Edelman 1994 for the
-information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log det S_A is
-submodular in A, so the weakest cut is found exactly with O(n^3) determinants (Queyranne 1998) instead of
-2^{n-1} cuts.
+in nats: the information that is lost by any cut into two parts (Tononi, Sporns and Edelman 1994 for
+the information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log
+det S_A is submodular in A, so the weakest cut is found exactly with O(n^3) determinants (Queyranne
+1998) instead of 2^{n-1} cuts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def correlation(x: Tensor) -> Tensor:
 
 
 def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
-    """(n, n) correlation of units, regularised. Information doesn't depend on the units' scales, and a
-    constant unit is independent of all others.
+    """(n, n) correlation of units, regularised. Information doesn't depend on the units' scales,
+    and a constant unit is independent of all others.
 
     mean: (n,); products: (n, n), means of x_i x_j. Both float64, because means are subtracted.
     """
@@ -36,7 +36,10 @@ def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
 
 
 def information(covariance: Tensor, part: Tensor) -> Tensor:
-    """I(A; B) in nats. covariance: (n, n); part: (n,) bool, which units are in A (some, but not all)."""
+    """I(A; B) in nats.
+
+    covariance: (n, n); part: (n,) bool, which units are in A (some, but not all).
+    """
     a, b = part.nonzero()[:, 0], (~part).nonzero()[:, 0]
     return (_log_det(covariance[a][:, a]) + _log_det(covariance[b][:, b]) - _log_det(covariance)) / 2
 
@@ -44,10 +47,10 @@ def information(covariance: Tensor, part: Tensor) -> Tensor:
 def weakest_bipartition(covariance: Tensor) -> Tensor:
     """(n,) bool: the A with the least I(A; B). covariance: (n, n), n >= 2. It has no gradient.
 
-    Queyranne (1998): n - 1 times, the groups of units are put in an order in which each next group has
-    the most information with those before it. The last group against the rest is then the best cut
-    that separates the last two groups, which are merged. The search runs on the host, because each of
-    its steps reads a number and would have to wait for a device.
+    Queyranne (1998): n - 1 times, the groups of units are put in an order in which each next group
+    has the most information with those before it. The last group against the rest is then the best
+    cut that separates the last two groups, which are merged. The search runs on the host, because
+    each of its steps reads a number and would have to wait for a device.
     """
     device, covariance = covariance.device, covariance.detach().cpu().double()
     groups = [[i] for i in range(len(covariance))]
@@ -58,8 +61,8 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
         while left:
             seen = [unit for i in order for unit in groups[i]]
             together = _entropies(covariance, [seen + groups[i] for i in left])
-            # Information of a group with those before it, without the part that all share: the smallest
-            # h(W + u) - h(u) first.
+            # Information of a group with those before it, without the part that all share: the
+            # smallest h(W + u) - h(u) first.
             best = int((together - own[left]).argmin())
             order.append(left.pop(best))
         *_, before, last = order
@@ -82,8 +85,8 @@ def integrated_information(x: Tensor) -> Tensor:
 def phi(x: Tensor) -> Tensor:
     """`phi_of` of the correlation of units x (samples, n), with a gradient.
 
-    It isn't corrected for the number of samples: even independent units seem to predict one another,
-    by up to `chance(n, samples)`.
+    It isn't corrected for the number of samples: even independent units seem to predict one
+    another, by up to `chance(n, samples)`.
     """
     return phi_of(correlation(x))
 
@@ -91,8 +94,8 @@ def phi(x: Tensor) -> Tensor:
 def phi_of(covariance: Tensor) -> Tensor:
     """1 - e^{-2 Phi}, in [0, 1), of units with this correlation (n, n).
 
-    If the weakest cut separates one unit, this is its squared multiple correlation. It is continuous
-    and rises with Phi, whichever cut is the weakest.
+    If the weakest cut separates one unit, this is its squared multiple correlation. It is
+    continuous and rises with Phi, whichever cut is the weakest.
     """
     return -torch.expm1(-2 * information(covariance, weakest_bipartition(covariance)).clamp_min(0))
 
@@ -111,8 +114,8 @@ def _log_det(covariance: Tensor) -> Tensor:
 
 
 def _entropies(covariance: Tensor, groups: list[list[int]]) -> Tensor:
-    """log det of the covariance (n, n) of each group, on the host and all at once. Shorter groups are
-    filled up with ones on the diagonal."""
+    """log det of the covariance (n, n) of each group, on the host and all at once. Shorter groups
+    are filled up with ones on the diagonal."""
     n = max(map(len, groups))
     index = torch.tensor([group + [-1] * (n - len(group)) for group in groups])
     there = index >= 0

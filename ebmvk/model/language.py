@@ -1,9 +1,9 @@
 """What training, evaluation, memory and generation expect of every language model.
 
-Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary. If
-the rows are unit vectors, row_v is multiplied by a concentration kappa_v. Only such a model is
-`on_sphere`: its rows are points that chains move among, so denoising, the spread loss, score matching
-and Langevin sampling exist.
+Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the
+vocabulary. If the rows are unit vectors, row_v is multiplied by a concentration kappa_v. Such a
+model is `on_sphere`: its rows are points that chains move among, so only it has denoising, the
+spread loss, score matching and Langevin sampling.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: twice 16 MiB of float3
 class OwnLoss(Protocol):
     """Losses of a model besides the cross-entropy of tokens.
 
-    They are nonlinear functions of sums over all positions of a step. If a step is computed in parts,
-    the sums are added up first. The weight of a loss is the setting with its name, with or without
-    `lambda_` before it.
+    They are nonlinear functions of sums over all positions of a step. If a step is computed in
+    parts, the sums are added up first. The weight of a loss is the setting with its name, with or
+    without `lambda_` before it.
     """
 
     @property
@@ -39,7 +39,10 @@ class OwnLoss(Protocol):
         ...
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """(S,) float64, sums over positions. there: (N,) bool, those that aren't padding; None means all."""
+        """(S,) float64, sums over positions.
+
+        there: (N,) bool, those that aren't padding; None means all.
+        """
         ...
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
@@ -51,8 +54,8 @@ class OwnLoss(Protocol):
 class Context:
     """A model's output for every prefix; tensors are (B, T, d).
 
-    query: its inner products with the tokens' rows are the logits. h: unit rows, the state that a memory
-    keeps. aux: the model's own losses, in training; losses of the same name are averaged.
+    query: its inner products with the tokens' rows are the logits. h: unit rows, the state that a
+    memory keeps. aux: the model's own losses, in training; losses of the same name are averaged.
     """
 
     query: Tensor
@@ -60,7 +63,10 @@ class Context:
     aux: Sequence[OwnLoss]
 
     def sums(self, there: Tensor | None = None) -> Tensor:
-        """(S,) float64, the sums of all `aux` in a row. there: (B T,) bool, which positions; None means all."""
+        """(S,) float64, the sums of all `aux` in a row.
+
+        there: (B T,) bool, which positions; None means all.
+        """
         return torch.cat([own.sums(there) for own in self.aux] or [self.query.new_zeros(0, dtype=torch.float64)])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
@@ -79,10 +85,10 @@ class LanguageModel(nn.Module, ABC):
     """
 
     on_sphere: ClassVar[bool] = False  # True if the tokens' rows are points on the unit sphere
-    default_sampler: ClassVar[Literal["exact", "langevin"]] = "exact"  # how tokens are drawn if nobody says how
+    default_sampler: ClassVar[Literal["exact", "langevin"]] = "exact"  # if nobody names one
     rows_name: ClassVar[str]  # the parameter that holds the tokens' rows
     rows_role: ClassVar[Role]  # how the optimiser moves it
-    inherited: ClassVar[tuple[str, ...]]  # names, or beginnings of names, of what `--init RUN` copies
+    inherited: ClassVar[tuple[str, ...]]  # beginnings of names that `--init RUN` copies
     own_losses: bool = False  # True if the model has losses besides the cross-entropy, in training
     reach: int | None = None  # the longest sequence, in tokens; None if a window moves along
 
@@ -97,7 +103,8 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
-        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it already.
+        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it
+        already.
         cache: holds the tokens before these; `extend` fills it."""
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:
@@ -113,17 +120,21 @@ class LanguageModel(nn.Module, ABC):
         return None
 
     def outputs(self, embeddings: Tensor | None = None) -> Tensor:
-        """kappa_v row_v, (V, d): a query is compared with these. embeddings: the result of `embeddings()`."""
+        """kappa_v row_v, (V, d): a query is compared with these.
+
+        embeddings: the result of `embeddings()`.
+        """
         rows, kappa = self.embeddings() if embeddings is None else embeddings, self.concentrations()
         return rows if kappa is None else rows * kappa[:, None]
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set the rows that `known` (V,) bool marks to `directions` (V, d), which are unit rows, at the
-        length that rows start with."""
+        """Set the rows that `known` (V,) bool marks to `directions` (V, d), which are unit rows, at
+        the length that rows start with."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """What is wrong with weights whose names, shapes and dtypes are right and that are all finite.
+        """What is wrong with weights whose names, shapes and dtypes are right and that are all
+        finite.
 
         Names the tensor; None if nothing is wrong. It works for a model on the meta device too.
         """
@@ -131,7 +142,10 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:
-        """`forward` of tokens (B, T) that follow those in the cache, which are added to it. Without `aux`."""
+        """`forward` of tokens (B, T) that follow those in the cache, which are added to it.
+
+        Without `aux`.
+        """
         found = []
         for part in torch.split(tokens, EXTENDED, dim=1):
             found.append(self(part, embeddings, cache))
@@ -140,7 +154,10 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def start_from_counts(self, counts: Tensor) -> None:
-        """Set the bias to log unigram frequencies, smoothed by one. counts: (V,), in the training text."""
+        """Set the bias to log unigram frequencies, smoothed by one.
+
+        counts: (V,), in the training text.
+        """
         frequency = counts.to(torch.float64) + 1
         self.bias.copy_((frequency / frequency.mean()).log())
 

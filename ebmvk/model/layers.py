@@ -1,4 +1,5 @@
-"""Layers that the models share: causal attention in a window, with or without a cache, and its block.
+"""Layers that the models share: causal attention in a window, with or without a cache, and its
+block.
 
 Positions are rotary, and no distance in a window exceeds the window.
 """
@@ -28,7 +29,8 @@ _ANGLES = 1024  # positions whose rotary angles are computed at once
 
 @lru_cache(maxsize=32)
 def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf elsewhere.
+    """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf
+    elsewhere.
 
     The block's own tokens are the last of the `reach` keys.
     """
@@ -47,8 +49,8 @@ def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, for t from begin to end. The base is
-    small because windows are short."""
+    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, for t from begin to end. The
+    base is small because windows are short."""
     cos, sin = _angles(_ANGLES * math.ceil(end / _ANGLES), dim, dtype, device)
     return cos[begin:end], sin[begin:end]
 
@@ -60,8 +62,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """F.rms_norm of float32 or float64 with its gradient in closed form, (g - y mean(g y)) / rms. That
-    takes two passes over the rows instead of ten."""
+    """F.rms_norm of float32 or float64 with its gradient in closed form, (g - y mean(g y)) / rms.
+    That takes two passes over the rows instead of ten."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -91,7 +93,8 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """As `_banded_attention`: on a CUDA device by torch's fused kernels (flash attention), where a window holds all."""
+    """As `_banded_attention`: on a CUDA device by torch's fused kernels (flash attention), where a
+    window holds all."""
     return (_fused_attention if q.is_cuda and q.shape[-2] <= window else _banded_attention)(q, k, v, window)
 
 
@@ -101,7 +104,8 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:  #
 
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Causal attention over the last `window` tokens, in blocks that see themselves and the block before.
+    """Causal attention over the last `window` tokens, in blocks that see themselves and the block
+    before.
 
     q, k, v: (B, H, T, dim) -> (B, H, T, dim). It is two matrix products around a softmax, because
     torch's fused CPU kernel is three times slower in bfloat16 and has no windows.
@@ -123,10 +127,11 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
+    """Sliding-window attention with normalised queries and keys, and a learned temperature per
+    head.
 
-    In half of the heads each token has the key of the token before it, so that one layer can find what
-    followed this token the last time.
+    In half of the heads each token has the key of the token before it, so that one layer can find
+    what followed this token the last time.
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -192,7 +197,10 @@ class Attention(nn.Module):
 
 
 class _SquaredRelu(torch.autograd.Function):
-    """max(x, 0)^2 with the gradient 2 max(x, 0) g in one pass. Autograd takes four, over the widest tensor."""
+    """max(x, 0)^2 with the gradient 2 max(x, 0) g in one pass.
+
+    Autograd takes four, over the widest tensor.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -216,7 +224,10 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, `width` wide. Both start at zero, so that depth does no harm at first."""
+    """Pre-norm attention and feed-forward, `width` wide.
+
+    Both start at zero, so that depth does no harm at first.
+    """
 
     def __init__(
         self, config: ModelConfig, window: int, width: int, activation: Callable[[Tensor], Tensor] = squared_relu
@@ -236,8 +247,8 @@ class Block(nn.Module):
 
 
 def apply(block: Callable[[Tensor, Cache | None], Result], x: Tensor, cache: Cache | None, *, again: bool) -> Result:
-    """block(x, cache). again: in training, keep nothing of the block's inside and compute it once more for
-    the gradient."""
+    """block(x, cache). again: in training, keep nothing of the block's inside and compute it once
+    more for the gradient."""
     if again and cache is None and torch.is_grad_enabled():
         kept: Result = checkpoint(block, x, None, use_reentrant=False)
         return kept

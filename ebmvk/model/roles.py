@@ -1,4 +1,7 @@
-"""How the optimiser moves each kind of parameter. Rates are tuned on WikiText-2's validation split."""
+"""How the optimiser moves each kind of parameter.
+
+Rates are tuned on WikiText-2's validation split.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Transformer language models, to compare the energy model with and to use on their own.
 
-Each has an embedding, blocks, and an output that shares its rows with the embedding. `PlainModel` is the
-trunk of the energy model without the energy; `GPT` sees the whole sequence.
+Each has an embedding, blocks, and an output that shares its rows with the embedding. `PlainModel`
+is the trunk of the energy model without the energy; `GPT` sees the whole sequence.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Transformer(LanguageModel):
 
     def __init__(self, config: ModelConfig, vocab_size: int, blocks: nn.ModuleList) -> None:
         super().__init__(config, vocab_size)
-        # Blocks start at zero, so the last hidden state starts as the last token. Its own logit is then
-        # sqrt(d) times the length of its row, which rows of length d^-1/2 keep near 1.
+        # Blocks start at zero, so the last hidden state starts as the last token. Its own logit is
+        # then sqrt(d) times the length of its row, which rows of length d^-1/2 keep near 1.
         self.table = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / config.latent_dim)
         self.blocks = blocks
 
@@ -73,7 +73,8 @@ class PlainModel(Transformer):
 
 
 class ExpertBlock(nn.Module):
-    """A block with a mixture of experts in place of its feed-forward part, each expert as wide as that."""
+    """A block with a mixture of experts in place of its feed-forward part, each expert as wide as
+    that."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,8 +91,8 @@ class ExpertBlock(nn.Module):
 
 
 class GPT(Transformer):
-    """Attention over the whole sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and
-    Mini-LLM are this model with different recipes."""
+    """Attention over the whole sequence; `use_moe` puts a mixture of experts into each block.
+    TinyGPT and Mini-LLM are this model with different recipes."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size, _expert_blocks(config) if config.use_moe else dense_blocks(config))

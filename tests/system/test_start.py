@@ -140,7 +140,7 @@ def test_a_hub_folder_offline(train: Command, trained: Path, tmp_path: Path) -> 
         ("corpsu", ("--init corpsu", "did you mean corpus?")),
         ("nothing.npy", ("no such file",)),
         ("no/such/folder", ("no such file",)),
-        ("nobody/no-such-model", ("could not be fetched", "--init FOLDER")),
+        ("nobody/no-such-model", ("can't download the model", "--init FOLDER")),
     ],
 )
 def test_a_start_that_is_not_there(
