@@ -200,7 +200,7 @@ DAMAGED = {
     "a cube": (_npy(np.ones((400, 2, 2), dtype=np.float32)), r"shape \(400, 2, 2\)"),
     "NaN": (_npy(_NAN.numpy()), "row 17 is not finite"),
     "cut npy": (_bytes("t.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"), "not a plain npy array"),
-    "too few rows": (_npy(np.ones((9, 4), dtype=np.float32)), "the matrix has 9 rows"),
+    "too few rows": (_npy(np.ones((9, 4), dtype=np.float32)), "the matrix has only 9 rows"),
     "no safetensors": (_bytes("t.safetensors", b"nonsense"), "not valid safetensors"),
     "bool tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.bool)), "torch.bool, not a floating"),
     "int8 tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.int8)), "torch.int8, not a floating"),
