@@ -53,7 +53,7 @@ class Optimizer:
         )
         self.muon = (
             None
-            if config.optimizer == "adamw"
+            if config.optimizer == "adamw" or not hidden
             else Muon(
                 [named[name] for name in sorted(hidden)],
                 lr=config.learning_rate,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ebmvk.config.models import MODELS
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
 from ebmvk.runs.checkpoint import step_folders
@@ -15,7 +16,6 @@ from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
 
-MODELS = ("ebm", "plain", "tinygpt", "minillm", "infinito")
 BARE = ("--no-enable-soc", "--sample-tokens", 0, "--quiet")
 
 
