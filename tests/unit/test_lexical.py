@@ -1,4 +1,4 @@
-"""Pretrained tables: every format, what is damaged, which row a token gets, and the projection."""
+"""Pretrained tables: every format, damaged files, the row that a token gets, and the projection."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _text(words: list[str], rows: np.ndarray, count: int | None = None) -> bytes
 
 
 def test_the_same_vocabulary_is_matched_row_by_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Width d on both sides: only the mean is taken off, so all angles after it are the table's own."""
+    """With width d on both sides only the mean is removed, so the angles are those of the table."""
     rows = _rows(tokenizer.vocab_size, 16)
     np.save(tmp_path / "t.npy", rows.numpy())
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -105,7 +105,8 @@ def test_tokens_of_another_vocabulary_are_the_mean_of_their_pieces(tokenizer: To
     found = from_table(read_table(tmp_path / "t.npy", None, ()), tokenizer, 300, seed=0)
     symbols = [tokenizer.symbol(i) for i in range(tokenizer.vocab_size)]
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
-    # Parts of a letter have no text to spell, unless they are single bytes; end-of-text has none at all.
+    # Parts of a letter have no text to spell, unless they are single bytes; end-of-text has none at
+    # all.
     spelled = [s in alphabet or (bool(t) and "\ufffd" not in t) for s, t in zip(symbols, texts, strict=True)]
     known = torch.tensor(spelled)
     assert torch.equal(found.known, known)
@@ -156,7 +157,7 @@ def test_binary_word2vec_without_line_ends(tokenizer: Tokenizer, tmp_path: Path)
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
 
 
-def test_a_byte_order_mark_is_no_part_of_word2vec(tmp_path: Path) -> None:
+def test_a_byte_order_mark_before_word2vec_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "w.vec"
     path.write_bytes(b"\xef\xbb\xbf" + _text(["king", "the"], _rows(2, 4).numpy()))
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
@@ -246,7 +247,7 @@ def test_damaged_tables_are_named(case: str, tokenizer: Tokenizer, tmp_path: Pat
     assert caught.value.hint
 
 
-def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
+def test_rows_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.ones((4, 4), dtype=np.float32))
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
         read_table(tmp_path / "t.npy", None, ())
@@ -255,7 +256,7 @@ def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
         read_table(tmp_path / "t.npy", None, ())
 
 
-def test_a_tensor_that_is_not_there_lists_those_that_are(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused_and_the_known_ones_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_file({"wte.weight": torch.ones(400, 4)}, tmp_path / "t.safetensors")
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match=r"no tensor 'wpe'; matrices: wte\.weight"):
@@ -264,7 +265,7 @@ def test_a_tensor_that_is_not_there_lists_those_that_are(tokenizer: Tokenizer, t
 
 @pytest.mark.parametrize("word", ["zzz", "king"])
 def test_no_match_is_an_error(word: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Nor is a single match enough: less their mean, its own row is zero."""
+    """A single match isn't enough: minus the mean, its row is zero."""
     (tmp_path / "t.vec").write_bytes(_text([word], _rows(1, 4).numpy()))
     with pytest.raises(DataError, match="none of the"):
         from_table(read_table(tmp_path / "t.vec", None, {"king"}), tokenizer, 8, seed=0)

@@ -31,7 +31,7 @@ CLAIMS = {
     "batch_size": r"(\d+) windows of",
     "seq_length": r"windows of (\d+)",
 }
-"""What the comment on top of a recipe may say of it."""
+"""What the comment at the top of a recipe may claim."""
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -78,8 +78,9 @@ def _of(name: str, *flags: str) -> Job:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_is_what_it_says(name: str) -> None:
-    """As `train --model M --preset P` takes it: every value of it, and the model that the comment on top tells of."""
+def test_every_recipe_is_used_as_written_and_its_comment_is_true(name: str) -> None:
+    """`train --model M --preset P` uses every value of it, and the comment at its top describes the
+    model."""
     model, _, preset = name.partition("-")
     said, config = recipe(model, preset), _of(name).config
     found: dict[str, Any] = {key: value for _, key, value in items(config)}
@@ -107,12 +108,12 @@ def test_every_transformer_has_the_same_presets() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_has_the_feed_forward_part_that_follows_from_its_width(size: Size) -> None:
+def test_ffn_dim_of_every_size_follows_from_its_width(size: Size) -> None:
     assert PRESETS[size]["ffn_dim"] == FFN_RATIO * replace(Config(), PRESETS[size]).model.latent_dim
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_warm_up_that_nobody_asked_for_is_a_tenth_of_the_steps_at_most(name: str) -> None:
+def test_a_default_warm_up_is_at_most_a_tenth_of_the_steps(name: str) -> None:
     stream = TokenStream("made-up/train", np.zeros(5_000, dtype=np.int32), np.zeros(1, dtype=np.int64), apart=True)
     for flags in ((), ("--epochs", "2"), ("--steps", "30"), ("--steps", "100000")):
         found = _with_steps(_of(name, *flags), stream, Progress())

@@ -1,4 +1,5 @@
-"""Which model has which setting: the registry says what the classes read, and a foreign setting is refused."""
+"""Which model has which setting: the registry says what the classes read, and a foreign setting is
+refused."""
 
 from __future__ import annotations
 
