@@ -81,13 +81,13 @@ def check_owned(config: Config, levels: Iterable[tuple[Source, Mapping[str, Any]
     for source, given in levels:
         if source not in _ASKED:
             continue
-        own = given.get("model", model) if source == "file" else model
+        in_file = source == "file"
+        own = given.get("model", model) if in_file else model
+        lengths = (config.data.seq_length, given.get("seq_length"))  # the file of a run has its windows
         for name, value in given.items():
-            if MODELS[model].has(name) or MODELS[own].has(name) or (source == "file" and _is_default(name, value)):
-                continue
-            if name in WINDOWS and value == config.data.seq_length:
-                continue
-            raise _foreign(model, name, value, in_file=source == "file")
+            fine = MODELS[model].has(name) or MODELS[own].has(name) or (name in WINDOWS and value in lengths)
+            if not fine and not (in_file and _is_default(name, value)):
+                raise _foreign(model, name, value, in_file=in_file)
 
 
 def _is_default(name: str, value: Any) -> bool:

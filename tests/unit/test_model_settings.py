@@ -142,6 +142,14 @@ def test_the_file_of_a_run_starts_another_model(tmp_path: Path) -> None:
         assert (found.model.model, found.langevin.langevin_steps) == (model, 19)
 
 
+def test_the_file_of_a_run_may_be_used_with_a_shorter_sequence(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    windows = dict.fromkeys(WINDOWS, 200)
+    path.write_text(write_toml(replace(Config(), {"model": "tinygpt", "seq_length": 200, **windows})), encoding="utf-8")
+    found = job("--config", str(path), "--seq-length", "100", "--dataset", "builtin").config
+    assert found.model.context_local == 100
+
+
 def test_a_run_of_an_older_version_with_a_foreign_setting_goes_on(tmp_path: Path) -> None:
     old = replace(Config(), {"model": "tinygpt", "memory_slots": 64, "use_memory": False, "langevin_steps": 19})
     (tmp_path / "config.toml").write_text(write_toml(old), encoding="utf-8")
