@@ -25,7 +25,7 @@ from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.memory.files import load
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.layout import MEMORY_FILE
-from ebmvk.sampling.registry import SamplerName, default_sampler, named
+from ebmvk.sampling.registry import SamplerName, named
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.store import SplatStore
 
@@ -303,7 +303,7 @@ class Model:
     def _how(
         self, max_tokens: int, strategy: Strategy, sampler: SamplerName | None, seed: int, stop: str | Sequence[str]
     ) -> Decoding:
-        usual = default_sampler(self._model.on_sphere)
+        usual = self._model.default_sampler
         if sampler is not None:
             named(sampler)
         if _whole(seed, "seed") < 0 or seed >= 2**63:

@@ -20,7 +20,7 @@ from ebmvk.decoding.strategies import DEFAULTS, GREEDY, KEEPS_BEST, UNCHANGED, S
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 from ebmvk.sampling import registry
-from ebmvk.sampling.registry import SAMPLERS, SamplerName, default_sampler
+from ebmvk.sampling.registry import SAMPLERS, SamplerName
 
 if TYPE_CHECKING:
     from ebmvk.decoding.generate import Decoding, Generator
@@ -221,7 +221,7 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
-    sampler = command.sampler or default_sampler(run.model.on_sphere)
+    sampler = command.sampler or run.model.default_sampler
     if not command.quiet:
         _say(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
     how = Decoding(command.max_tokens, strategy, sampler, command.seed, command.stop)

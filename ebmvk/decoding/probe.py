@@ -11,7 +11,6 @@ from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine import Backend
 from ebmvk.errors import StorageError
 from ebmvk.model.language import LanguageModel
-from ebmvk.sampling.registry import default_sampler
 
 SAMPLES = 2
 
@@ -33,7 +32,7 @@ class Probe:
         if config.logging.sample_tokens == 0:
             return {}
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
-        sampler = default_sampler(self.model.on_sphere)
+        sampler = self.model.default_sampler
         how = Decoding(config.logging.sample_tokens, sampler=sampler, seed=config.run.seed)
         found = generator.generate([""] * SAMPLES, how)
         lines = []

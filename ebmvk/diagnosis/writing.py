@@ -14,7 +14,6 @@ from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.metrics import distinct, repetition_rate
 from ebmvk.diagnosis.subject import Absent, Row, Subject
 from ebmvk.model import inspection
-from ebmvk.sampling.registry import default_sampler
 from ebmvk.splats.health import gini
 
 
@@ -22,7 +21,7 @@ from ebmvk.splats.health import gini
 def samples(subject: Subject) -> Row:
     """Beginnings of documents, written as training samples them, without memory and without a strategy."""
     sizes, run = subject.sizes, subject.run
-    sampler = default_sampler(subject.model.on_sphere)
+    sampler = subject.model.default_sampler
     generator = Generator(subject.model, run.tokenizer, subject.device.backend, run.config.langevin)
     how = Decoding(sizes.sample_tokens, sampler=sampler, seed=subject.seed)
     found = generator.generate([""] * sizes.samples, how)

@@ -1,4 +1,4 @@
-"""Where the lexical splats start: directions for the tokens of a vocabulary, from a text or a pretrained table."""
+"""Directions for the tokens of a vocabulary, from a text or from a table of pretrained vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ebmvk.initialisation.tables import Table
 
 @dataclass(frozen=True)
 class Directions:
-    """mu: (V, d) float32, unit rows where known (V,) bool, zero elsewhere. facts: what was done, JSON-able."""
+    """mu: (V, d) float32, unit rows where `known` (V,) bool, else zero.
+
+    facts: what was done, for JSON.
+    """
 
     mu: Tensor
     known: Tensor
@@ -24,16 +27,18 @@ class Directions:
 
 
 def from_corpus(tokens: Ids, vocab_size: int, d: int, seed: int) -> Directions:
-    """Spectral directions of a training text. tokens: (n,)."""
+    """Directions from the statistics of a training text. tokens: (n,)."""
     rows = spectral_rows(tokens, vocab_size, d, seed)
     return _directions(rows, d, seed, {"tokens": len(tokens)})
 
 
 def from_table(table: Table, tokenizer: Tokenizer, d: int, seed: int) -> Directions:
-    """Rows of a pretrained table for the tokens of `tokenizer`; of a token that the table spells in pieces, their mean.
+    """Rows of a pretrained table for the tokens of `tokenizer`.
+
+    If the table has a token in several pieces, it gets their mean.
 
     Raises:
-        DataError: the table knows none of the tokens.
+        DataError: the table has none of the tokens.
     """
     found = [table.find(tokenizer.symbol(i), tokenizer.decode([i])) for i in range(tokenizer.vocab_size)]
     rows = torch.zeros(tokenizer.vocab_size, table.rows.shape[1], dtype=torch.float64)
@@ -47,15 +52,15 @@ def from_table(table: Table, tokenizer: Tokenizer, d: int, seed: int) -> Directi
     result = _directions(_leading(centred, d), d, seed, facts | {"width": rows.shape[1]})
     if not result.known.any():
         raise DataError(
-            f"--init {table.source}: none of the {tokenizer.vocab_size:,} tokens is in it",
-            why="it is of another language or spelling, or its rows are zero",
+            f"--init {table.source}: it has none of the {tokenizer.vocab_size:,} tokens",
+            why="it has another language or spelling, or its rows are zero",
             hint="give another table, or --init corpus",
         )
     return result
 
 
 def _leading(rows: Tensor, d: int) -> Tensor:
-    """Coordinates along the at most d directions of largest variance. rows: (V, D) centred."""
+    """Coordinates along the d directions of largest variance, or fewer. rows: (V, D), centred."""
     if rows.shape[1] <= d:
         return rows
     vectors: Tensor = torch.linalg.eigh(rows.T @ rows)[1]  # the largest last
@@ -63,7 +68,10 @@ def _leading(rows: Tensor, d: int) -> Tensor:
 
 
 def _directions(rows: Tensor, d: int, seed: int, facts: dict[str, object]) -> Directions:
-    """Unit rows of width d: narrower ones are embedded by a random orthonormal map, which keeps their angles."""
+    """Unit rows of width d.
+
+    Narrower rows go through a random orthonormal map, which keeps their angles.
+    """
     generator = torch.Generator().manual_seed(seed)
     if rows.shape[1] < d:
         frame = torch.linalg.qr(torch.randn(d, rows.shape[1], generator=generator, dtype=torch.float64))[0]

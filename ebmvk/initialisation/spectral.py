@@ -1,9 +1,10 @@
-"""Token directions from a text alone: positive pointwise mutual information and its leading singular vectors.
+"""Token directions from a text alone: the leading singular vectors of its positive pointwise mutual
+information (PPMI).
 
-Levy, Goldberg & Dagan, "Improving distributional similarity with lessons learned from word embeddings", TACL 2015:
-windows weighted by distance, context frequencies to the power 3/4. Rows are U S, which train faster here than the
-U sqrt(S) of that paper. The tokens before and those after are contexts of their own (V x 2V): what may follow a token
-is another question than what it follows.
+Levy, Goldberg & Dagan, "Improving distributional similarity with lessons learned from word
+embeddings", TACL 2015: windows weighted by distance, context frequencies to the power 3/4. Rows are
+U S, which train faster here than the U sqrt(S) of that paper. Tokens before and tokens after are
+separate contexts (V x 2V): what follows a token and what comes before it are different questions.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from ebmvk.data.tokenizer import Ids
 
-WINDOW = 5  # tokens to each side; the o-th weighs (WINDOW - o + 1) / WINDOW
-SMOOTHING = 0.75  # power of the context frequencies: rare contexts would otherwise have the largest information
-OVERSAMPLING, ROUNDS = 32, 2  # of the randomised decomposition
+WINDOW = 5  # tokens to each side; the o-th has weight (WINDOW - o + 1) / WINDOW
+SMOOTHING = 0.75  # power of the context frequencies: rare contexts have too much information
+OVERSAMPLING, ROUNDS = 32, 2  # extra columns and power iterations of the randomised decomposition
 _Sparse = Any  # scipy.sparse.csr_matrix, which has no types
 
 
 def cooccurrence(tokens: Ids, vocab_size: int) -> _Sparse:
-    """(V, V) float64: weight of token j within the window after token i. tokens: (n,)."""
+    """(V, V) float64: total weight of token j in the window after token i. tokens: (n,)."""
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float64)
     for offset in range(1, min(WINDOW, len(tokens) - 1) + 1):
         weight = np.full(len(tokens) - offset, (WINDOW - offset + 1) / WINDOW)
@@ -46,14 +47,17 @@ def positive_pmi(counts: _Sparse) -> _Sparse:
 
 
 def singular_vectors(matrix: _Sparse, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Leading k left singular vectors (V, k) and values (k,) float64, by the randomised range finder with power
-    iterations (Halko, Martinsson & Tropp 2011, algorithm 4.4); deterministic by seed."""
+    """The k leading left singular vectors (V, k) and values (k,), float64.
+
+    By the randomised range finder with power iterations (Halko, Martinsson & Tropp 2011, algorithm
+    4.4). The same seed gives the same result.
+    """
     random = np.random.default_rng(seed)
     width = min(k + OVERSAMPLING, *matrix.shape)
     basis = _orthonormal(matrix @ random.standard_normal((matrix.shape[1], width), dtype=np.float32))
     for _ in range(ROUNDS):
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
-    small = torch.from_numpy(np.asarray(matrix.T @ basis)).double()  # (C, width), and matrix ~ basis small^T
+    small = torch.from_numpy(np.asarray(matrix.T @ basis)).double()  # (C, width); matrix ~ basis small^T
     values, vectors = torch.linalg.eigh(small.T @ small)
     values, vectors = values.flip(0)[:k].clamp_min(0).sqrt(), vectors.flip(1)[:, :k]
     return torch.from_numpy(basis).double() @ vectors, values
@@ -65,9 +69,9 @@ def _orthonormal(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def spectral_rows(tokens: Ids, vocab_size: int, d: int, seed: int) -> Tensor:
-    """Rows U S (V, min(d, V)) float64, of no particular length; zero for a token about which nothing is known.
+    """Rows U S (V, min(d, V)) float64, of any length; zero for a token without statistics.
 
-    tokens: (n,) of a training text.
+    tokens: (n,), the training text.
     """
     after = cooccurrence(tokens, vocab_size)
     matrix = sparse.hstack([positive_pmi(after), positive_pmi(after.T.tocsr())]).tocsr().astype(np.float32)

@@ -1,4 +1,5 @@
-"""What a new run starts from (`--init`): random directions, its own text, a table, or another run's trunk."""
+"""Where a new run starts (`--init`): random directions, its own text, a table, or the layers of
+another run."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ebmvk.config.schema import Config, nearest
 from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, Tokenizer
@@ -22,8 +22,7 @@ from ebmvk.runs.folder import CONFIG_FILE, OpenRun, open_run
 from ebmvk.runs.hub import SETTINGS, is_exported, is_hub_name
 
 UNIFORM, CORPUS = "uniform", "corpus"
-# What the stage `pretrain` trains, and what has to be the same in the run that goes on from it.
-_TRANSFERRED = ("points", "table", "bias", "trunk.", "blocks.", "energy.log_scale")
+# Settings that have to be the same in both runs.
 _SAME = (
     *("model", "latent_dim", "n_layers", "n_heads", "ffn_dim"),
     *("context_local", "context_medium", "context_global"),
@@ -33,7 +32,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """--init, read: the run it names, opened; or the file or hub folder, with the tensor in it; or neither."""
+    """The meaning of --init: an open run; or a file or folder with the name of a tensor in it; or
+    neither."""
 
     init: str
     run: OpenRun | None = None
@@ -42,11 +42,12 @@ class Start:
 
 
 def open_start(init: str, say: Say) -> Start:
-    """What --init names, found before anything slow.
+    """Find what --init names, before anything slow.
 
     Raises:
-        ConfigError: it is neither a word, nor a path, nor a hub's name. DataError: the hub could not be reached.
-        CheckpointError: the run it names has no usable checkpoint.
+        ConfigError: it is not a known word, a path, or a name on the hub.
+        DataError: the hub can't be reached.
+        CheckpointError: the run that it names has no usable checkpoint.
     """
     if init in (UNIFORM, CORPUS):
         return Start(init)
@@ -63,41 +64,43 @@ def open_start(init: str, say: Say) -> Start:
         return Start(init, run=open_run(folder, "--init", say)) if is_exported(folder) else Start(init, table=folder)
     close = nearest(init, (UNIFORM, CORPUS))
     raise ConfigError(
-        f"--init {init}: no such file or folder, and no name of a model on the hub (OWNER/NAME)",
+        f"--init {init}: no such file or folder, and not the name of a model on the hub (OWNER/NAME)",
         hint=f"did you mean {close}?" if close else f"take {CORPUS}, {UNIFORM}, or a file of token vectors",
     )
 
 
 def _is_run(path: Path) -> bool:
-    """A run folder, one checkpoint of a run, its name in the run folder, or an exported model."""
+    """True for a run folder, a checkpoint of a run, a checkpoint's name in the run folder, or an
+    exported model."""
     at = path.resolve()
     folder = at.parent.parent if is_checkpoint(at) else at.parent if names_checkpoint(at) else at
     return (folder / CONFIG_FILE).is_file() or is_exported(path)
 
 
 def _download(name: str) -> Path:
-    """The folder of a hub's model with its weights and its tokenizer; what was downloaded before is not again."""
+    """The folder with weights and tokenizer of a model on the hub. Nothing is downloaded twice."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[WEIGHTS_FILE, TOKENIZER_FILE, SETTINGS]))
-    except Exception as error:  # the library raises errors of a dozen kinds of its own and of its dependencies
+    except Exception as error:  # the library and its dependencies raise a dozen kinds of errors
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"--init {name}: the hub's model could not be fetched ({type(error).__name__}: {first[:200]})",
-            why="no network, the library is offline by its settings, or there is no model of that name",
+            f"--init {name}: can't download the model from the hub ({type(error).__name__}: {first[:200]})",
+            why="there is no network, the hub library is set to offline, or no model has that name",
             hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or take --init {CORPUS}",
         ) from error
 
 
 def check_same_trunk(start: OpenRun, config: Config) -> None:
-    """Raises CheckpointError naming the first setting in which the trunk of --init is another than the new one."""
+    """Raises CheckpointError if the layers of --init differ from those of the new run; names the
+    first setting."""
     for name in _SAME:
         was, now = getattr(start.config.model, name), getattr(config.model, name)
         if was != now:
             raise CheckpointError(
                 f"--init {start.folder}: its model.{name} is {was!r}, the new run's is {now!r}",
-                why="a trunk can only go on as the one it was trained as",
+                why="its layers can only be used with the settings that they were trained with",
                 hint=f"give --{name.replace('_', '-')} {was}, or the --size of that run",
             )
 
@@ -106,7 +109,10 @@ def check_same_trunk(start: OpenRun, config: Config) -> None:
 def apply_start(
     start: Start, model: LanguageModel, config: Config, tokenizer: Tokenizer, train: TokenStream, say: Say
 ) -> dict[str, object]:
-    """Set the parameters that --init knows; the others stay random. Returns what was done, JSON-able."""
+    """Set the parameters that --init gives; the others stay random.
+
+    Returns what was done, for JSON.
+    """
     began = time.perf_counter()
     facts: dict[str, object] = {"from": start.init}
     if start.run is not None:
@@ -136,7 +142,10 @@ def _directions(start: Start, config: Config, tokenizer: Tokenizer, train: Token
     return None
 
 
-def transfer(source: nn.Module, target: nn.Module) -> None:
-    """Copy embeddings, biases, trunk and scale; both models are known to have them of one shape."""
-    weights = {name: value for name, value in source.state_dict().items() if name.startswith(_TRANSFERRED)}
+def transfer(source: LanguageModel, target: LanguageModel) -> None:
+    """Copy what `target` inherits (token vectors, bias, layers).
+
+    Both models have it in the same shapes.
+    """
+    weights = {name: value for name, value in source.state_dict().items() if name.startswith(target.inherited)}
     target.load_state_dict(weights, strict=False)

@@ -1,6 +1,7 @@
-"""Pretrained token vectors as people have them: safetensors and npy beside a tokenizer.json, word2vec, a hub's folder.
+"""Reading pretrained token vectors: safetensors or npy beside a tokenizer.json, word2vec, a model
+of the hub.
 
-Numbers are read, never objects. A table knows which of its rows a token of another vocabulary corresponds to.
+Only numbers are read, never objects. A table finds its rows for the tokens of another vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, read_library_tokenizer
 from ebmvk.errors import DataError
 
-# What the token table is called by widespread models; the first is GPT-2's.
+# Names of the token table in widespread models; the first is that of GPT-2.
 TENSORS = (
     "wte.weight",
     "transformer.wte.weight",
@@ -35,15 +36,15 @@ TENSORS = (
     "bert.embeddings.word_embeddings.weight",
 )
 FORMATS = (".safetensors", ".npy", ".bin", ".txt", ".vec")
-_LONGEST_LINE = 1 << 20  # bytes of a header or a word: more is not word2vec
+_LONGEST_LINE = 1 << 20  # bytes of a header or a word; a longer one isn't word2vec
 _Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Table:
-    """rows: (n, D) floating; find(symbol, text): ids of the rows that a token stands for, none where it is unknown,
-    more than one where they are pieces of it. symbol: the token as tokenizer.json spells it; text: what it decodes
-    to."""
+    """rows: (n, D), floating. find(symbol, text): the rows of a token; empty if it is unknown,
+    several if the table has it in pieces. symbol: the token as tokenizer.json spells it. text: its
+    decoded form."""
 
     source: str
     rows: Tensor
@@ -51,15 +52,15 @@ class Table:
 
 
 def read_table(path: Path, tensor: str | None, words: Collection[str]) -> Table:
-    """The table in a file, or in a folder laid out as a hub's snapshot (model.safetensors and tokenizer.json).
+    """The table in a file, or in a folder with model.safetensors and tokenizer.json.
 
     Args:
-        tensor: which tensor of a safetensors file; found by its name where None.
-        words: the words that are wanted of a word2vec file, which may hold millions.
+        tensor: the name of the tensor in a safetensors file; None looks for a known name.
+        words: the words to read from a word2vec file, which may have millions.
 
     Raises:
-        DataError: the file is missing, damaged or of another format; its rows are not finite floating numbers; there
-            is no tokenizer.json beside rows that need names.
+        DataError: the file is missing, damaged or in another format; its rows aren't finite
+            floating numbers; or a tokenizer.json is needed and missing.
     """
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
@@ -91,7 +92,7 @@ def _safetensors(file: Path, tensor: str | None) -> Tensor:
 
 
 def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) -> str:
-    """The tensor asked for; else the one of a known name; else the only matrix."""
+    """The name of the tensor: the one asked for, else a known name, else the only matrix."""
     if tensor is not None and tensor in shapes:
         return tensor
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
@@ -99,7 +100,9 @@ def _choose(file: Path, shapes: dict[str, tuple[int, ...]], tensor: str | None) 
     candidates = known or matrices
     if tensor is None and len(candidates) == 1:
         return candidates[0]
-    what = f"has no tensor {tensor!r}" if tensor is not None else f"has {len(candidates)} tensors that it could mean"
+    what = (
+        f"has no tensor {tensor!r}" if tensor is not None else f"has {len(candidates)} tensors that could be the table"
+    )
     shown = ", ".join(f"{name} {shapes[name]}" for name in candidates[:8]) or "none"
     raise DataError(
         f"--init {file}: {what}; matrices: {shown}", hint=f"name one of them: --init {quote(f'{file}:TENSOR')}"
@@ -113,7 +116,7 @@ def _npy(file: Path) -> Tensor:
         raise DataError(
             f"--init {file}: not a plain npy array ({error})",
             why="it is cut short, or it holds objects, which are never loaded",
-            hint="save it again by numpy.save as a float32 matrix",
+            hint="save it again with numpy.save, as a float32 matrix",
         ) from None
     if content.dtype.kind != "f":
         raise DataError(f"--init {file}: dtype {content.dtype}, not floating", hint="save it as float32")
@@ -121,7 +124,7 @@ def _npy(file: Path) -> Tensor:
 
 
 def _named(file: Path, rows: Tensor) -> Table:
-    """Rows named by the tokenizer beside them."""
+    """A table whose rows are named by the tokenizer beside the file."""
     if rows.dim() != 2 or not rows.is_floating_point() or not rows.numel():
         raise DataError(
             f"--init {file}: shape {tuple(rows.shape)}, {rows.dtype}, not a floating matrix (tokens, width)",
@@ -138,7 +141,7 @@ def _named(file: Path, rows: Tensor) -> Table:
     unknown = {vocabulary.get(name) for name in ("<unk>", "[UNK]")}
 
     def find(symbol: str, text: str) -> list[int]:
-        for spelling in (symbol, text.replace(" ", "▁")):  # of byte-level vocabularies, and of SentencePiece's
+        for spelling in (symbol, text.replace(" ", "▁")):  # byte-level vocabularies, and SentencePiece
             if spelling in vocabulary:
                 return [vocabulary[spelling]]
         pieces: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -148,7 +151,10 @@ def _named(file: Path, rows: Tensor) -> Table:
 
 
 def _widened(file: Path, rows: Tensor) -> Tensor:
-    """Eight-bit numbers as float32, because torch cannot compute with them; their scale doesn't change directions."""
+    """Eight-bit numbers as float32, because torch can't compute with them.
+
+    Their scale doesn't matter.
+    """
     if rows.element_size() > 1:
         return rows
     try:
@@ -160,7 +166,7 @@ def _widened(file: Path, rows: Tensor) -> Tensor:
 def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     if not file.exists():
         raise DataError(
-            f"--init: {file} is missing, so nothing says which token each of the {len(rows):,} rows is",
+            f"--init: {file} is missing, so the {len(rows):,} rows have no tokens",
             hint=f"put the {TOKENIZER_FILE} of that model beside the file",
         )
     tokenizer = read_library_tokenizer(file)
@@ -169,7 +175,7 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= len(rows):
         raise DataError(
-            f"--init: {file} has token {largest}, where the matrix has {len(rows):,} rows",
+            f"--init: {file} has token {largest}, but the matrix has only {len(rows):,} rows",
             hint="give the tokenizer that belongs to the matrix",
         )
     return tokenizer
@@ -179,7 +185,8 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
 
 
 def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
-    """The rows of the wanted words of a word2vec file: a line "ROWS WIDTH", then a word and its numbers in each."""
+    """The rows of the wanted words in a word2vec file: a line "ROWS WIDTH", then entries of a word
+    and its numbers."""
     places: dict[str, int] = {}
     rows: list[_Rows] = []
     try:
@@ -190,8 +197,8 @@ def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:
                 word, row = read(stream, width)
                 if row is None or len(row) != width:
                     raise DataError(
-                        f"--init {file}: entry {number + 1} of {count:,} has no {width} numbers",
-                        why="the file is cut short, or of another format (.bin is binary, .txt and .vec are text)",
+                        f"--init {file}: entry {number + 1} of {count:,} doesn't have {width} numbers",
+                        why="the file is cut short, or has another format (.bin is binary, .txt and .vec are text)",
                         hint="get the file again",
                     )
                 if word in words and word not in places:

@@ -1,7 +1,9 @@
-"""Cross-entropy of queries against the whole vocabulary without ever holding all logits, where they are many.
+"""Cross-entropy of queries against the whole vocabulary, without holding all logits if there are
+many.
 
-Logits of a chunk of rows stay in cache while they become probabilities and gradients; the backward only scales what the
-forward has left. At 4,096 rows and 8,192 tokens this saves the 134 MB of logits and half of the time.
+The logits of a chunk of rows stay in cache while they become probabilities and gradients; the
+backward pass only scales what the forward pass computed. At 4,096 rows and 8,192 tokens this saves
+134 MB of logits and half of the time.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_LOGITS = 1 << 18
-"""So many stay in cache of themselves: torch's own passes over them take half the time of ours."""
+"""Up to this many logits stay in cache anyway, and torch's own passes take half the time of ours.
+"""
 CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32 logits, 8 of bfloat16
 
 
@@ -27,7 +30,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
         log_p = query.new_empty(rows)
         size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
-        # All chunks are written into the same arrays: the system would first fill every page of new ones with zeros.
+        # All chunks are written into the same arrays: the system fills each page of a new array
+        # with zeros.
         logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
         ones, product = query.new_ones(size, dtype=dtype), None if dtype == points.dtype else torch.empty_like(narrow)
         for start in range(0, rows, size):
@@ -56,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, points, bias = ctx.saved_tensors
         scale = grads[0] / ctx.rows
-        return query.mul_(scale), points.mul_(scale), bias.mul_(scale), None, None  # a second backward of it is refused
+        return query.mul_(scale), points.mul_(scale), bias.mul_(scale), None, None  # no second backward pass
 
 
 def linear_cross_entropy(
@@ -64,8 +68,10 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean over rows of -log softmax(query mu^T + b)[target], in nats.
 
-    query: (N, d); points: (V, d); bias: (V,); targets: (N,) int64; all floating tensors of one dtype. `dtype`: that of
-    the products, bfloat16 in mixed precision, and of p where logits are many; sums keep the dtype of `query`.
+    query: (N, d); points: (V, d); bias: (V,); targets: (N,) int64. All floating tensors have one
+    dtype.
+    dtype: of the products (bfloat16 in mixed precision), and of the probabilities if there are many
+        logits; sums keep the dtype of `query`.
     """
     return linear_cross_entropies(query, points, bias, targets, dtype)[0]
 
@@ -73,7 +79,8 @@ def linear_cross_entropy(
 def linear_cross_entropies(
     query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy`, and that of each row (N,), which has no gradient: the energies E(v|c) of the targets."""
+    """`linear_cross_entropy`, and that of each row (N,), without a gradient: -log p(v|c) of the
+    targets."""
     if len(query) * len(points) <= FEW_LOGITS:
         narrow = dtype or query.dtype
         logits = F.linear(query.to(narrow), points.to(narrow), bias.to(narrow)).to(query.dtype)

@@ -1,4 +1,4 @@
-"""The training objective (model sections 9 and 10)."""
+"""The training loss (model sections 9 and 10)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, sample_vmf
 
 Form = Literal["cross-entropy", "score"]
-DENOISE_POSITIONS = 64  # positions per step that denoising trains on: its cost must not grow with the batch
-SPREAD_PAIRS = 1024
+DENOISE_POSITIONS = 64  # positions per step, so that its cost doesn't grow with the batch
+SPREAD_PAIRS = 1024  # pairs of tokens per step
 SPREAD_EPSILON = 1e-3
 
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what to differentiate. parts: detached scalars by name, each before its weight. states: (N, d) the points
-    h of the step's contexts, row after row; energies: (N,) E(v|c) of the tokens that followed; both detached. For a
-    share of a step: what it adds to total and parts, and its own states."""
+    """The loss of a step, or what a share of its rows adds to it.
+
+    total: the scalar to differentiate. parts: detached scalars by name, without their weights.
+    states: (N, d), the states h of the contexts, row after row. energies: (N,), -log p(v|c) of the
+    tokens that followed. States and energies are detached, and those of this share only.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -39,7 +42,7 @@ class Losses:
 
     @classmethod
     def sum(cls, shares: Sequence[Losses]) -> Losses:
-        """The sum over shares of a step; their states one after another."""
+        """The sum over the shares of a step, with their states in a row."""
         if len(shares) == 1:
             return shares[0]
         return cls(
@@ -61,17 +64,21 @@ def objective(
     share: Share = WHOLE,
     over_step: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Losses:
-    """Loss of one step, or what a share of its rows adds to it: CE; also lambda_d denoising and lambda_spread spread if
-    tokens are points on the sphere, and expert losses if the model has experts.
+    """The loss of one step, or what a share of its rows adds to it.
 
-    Every part is a mean over all targets of the step, or a function of such means, however the step is divided: the
-    shares' losses and gradients add up to those of the step. While no memory takes part, p and p_lex are one law and
-    one cross-entropy stands for both. The trunk runs in the ambient autocast; the energies and all sums run in float32.
-    Random choices are a function of (seed, step) and the same for every share, except dropout's, which is drawn from
-    torch's global generator: how a step is divided changes its masks, not their law.
+    It is the cross-entropy, plus weighted parts: denoising and spread if the tokens are points on
+    the sphere, and the model's own losses (of experts, of integration).
 
-    tokens: (B, T+1) int64, all rows of the step, each a window whose last T tokens are predicted; a row ends at
-    its first -1. over_step: turns sums over the share into sums over the step, for losses that aren't linear in them.
+    Each part is a mean over all targets of the step, or a function of such means, so the losses and
+    gradients of the shares add up to those of the step. The layers run in the caller's autocast;
+    energies and all sums are float32. Random choices depend only on (seed, step) and are the same
+    for every share. Dropout is the exception: it draws from torch's global generator, so dividing a
+    step changes its masks, but not their distribution.
+
+    tokens: (B, T+1) int64, all rows of the step. Each is a window whose last T tokens are
+        predicted; a row ends at its first -1.
+    over_step: turns sums over the share into sums over the step, for losses that aren't linear in
+    them.
     """
     weights = config.training
     device = tokens.device.type
@@ -112,7 +119,7 @@ def objective(
 
 
 def targets_of(rows: Tensor) -> Tensor | None:
-    """(B T,) bool: True for targets of rows (B, T+1) that aren't padding; None if none is padding."""
+    """(B T,) bool: which targets of rows (B, T+1) aren't padding; None if none is padding."""
     there = rows[:, 1:].flatten() >= 0
     return None if bool(there.all()) else there
 
@@ -120,8 +127,11 @@ def targets_of(rows: Tensor) -> Tensor | None:
 def _own_losses(
     context: Context, there: Tensor | None, n: int, share: Share, over_step: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """The model's own losses of a step of n targets. Every share computes the same value and returns an equal part of
-    it; the gradient is that of this share's part of the sums."""
+    """The model's own losses of a step with n targets.
+
+    Every share computes the same value and returns an equal part of it. The gradient is that of
+    this share's part of the sums.
+    """
     own = context.sums(there)
     whole = over_step(own.detach())
     losses = context.losses(own + (whole - own.detach()), n)
@@ -129,13 +139,18 @@ def _own_losses(
 
 
 def _weight(part: str, weights: TrainingConfig) -> float:
-    """Of a part in the objective."""
-    known = {"ce": 1.0, "denoise": weights.lambda_denoise, "spread": weights.lambda_spread}
-    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z, "phi": weights.lambda_phi})[part]
+    """Weight of a part of the loss: the setting of that name, with or without `lambda_` before it."""
+    if part == "ce":
+        return 1.0
+    weight: float = getattr(weights, part if hasattr(weights, part) else f"lambda_{part}")
+    return weight
 
 
 def mixed_seed(seed: int, step: int) -> int:
-    """One 63-bit seed of the pair: odd multipliers of splitmix64 keep neighbouring steps apart."""
+    """A 63-bit seed for the pair.
+
+    The odd multipliers of splitmix64 make neighbouring steps differ.
+    """
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
 
 
@@ -154,17 +169,20 @@ def denoising(
     form: Form = "cross-entropy",
     place: Tensor | None = None,
 ) -> Tensor:
-    """Loss of x ~ vMF(mu_v, kappa), a mean over the rows, in one of two forms.
+    """The denoising loss: recognise the token v from x ~ vMF(mu_v, kappa). A mean over rows, in one
+    of two forms.
 
-    cross-entropy: -log p(v|x, c), whose score is a true gradient. p(v|x, c) is the Bayes decoder of the latent law over
-    candidates C, which hold the k best tokens given (x, c) and the target: -log rho_v = -(log p(v|c) + log
-    C_d(kappa)/C_d(0) + kappa mu_v.x) - E(x). At kappa = 0 it is the loss of the language model.
+    cross-entropy: -log p(v|x, c), whose score is a true gradient. p(v|x, c) is the Bayes decoder of
+    the latent distribution over candidates C (the k best tokens given x and c, and the target):
+    -log p(v|x, c) = -(log p(v|c) + log C_d(kappa)/C_d(0) + kappa mu_v.x) - E(x). At kappa = 0 it is
+    the loss of the language model.
 
-    score: L_kappa of `score_loss`, of the score of that law. Candidates and energies come from `backend`.
+    score: `score_loss` of the score of that distribution.
 
-    query: (B, d); mu: (V, d) unit rows; bias: (V,); targets: (B,) int64; kappa: (B,), > 0 for the score form;
-    outputs: (V, d), the rows of p(v|c), kappa_v mu_v; by default mu. place: (B,), which row of query (N, d) belongs to
-    each target, where that is not the same one; outside [0, N) for what other shares of the batch add to the mean.
+    query: (B, d). mu: (V, d) unit rows. bias: (V,). targets: (B,) int64. kappa: (B,), > 0 for the
+    score form. outputs: (V, d), the rows kappa_v mu_v of p(v|c); by default mu. place: (B,), the
+    row of query (N, d) of each target, by default the same one; a row outside [0, N) belongs to
+    another share of the batch. Candidates and energies come from `backend`.
     """
     clean, rows = mu.detach()[targets], len(targets)
     x = sample_vmf(clean, kappa, generator=generator)
@@ -182,8 +200,11 @@ def denoising(
 def candidates(
     backend: Backend, points: Points, query: Tensor, bias: Tensor, x: Tensor, kappa: Tensor, targets: Tensor, k: int
 ) -> Tensor:
-    """(B, K) int64: about the k best tokens given (x, c), as if all were equally concentrated; the target is among
-    them, and the law is a law with any."""
+    """(B, K) int64: the target and about the k best tokens given (x, c).
+
+    They are found as if all tokens had the same concentration. The loss is a proper one with any
+    candidates.
+    """
     seeking = (query + kappa[:, None] * x).detach()
     return _with_targets(backend.topk(seeking, points, min(k, points.n), bias=bias.detach()).ids, targets)
 
@@ -203,9 +224,9 @@ def denoising_at(
     points: Points,
     form: Form,
 ) -> Tensor:
-    """`denoising` of given noise: x and clean (B, d) are data, through which nothing is differentiated.
+    """`denoising` with given noise. x and clean (B, d) are data without gradients.
 
-    Were `clean` the parameter it is a copy of, the score form would be least where all tokens are one point.
+    With a gradient through `clean`, the score form would be least if all tokens were one point.
     """
     log_p = torch.log_softmax(F.linear(query, mu if outputs is None else outputs, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
@@ -219,9 +240,10 @@ def denoising_at(
 
 
 def score_loss(score: Tensor, x: Tensor, clean: Tensor, kappa: Tensor) -> Tensor:
-    """(B,) |s - kappa P_x mu|^2 / (kappa (d-1) A_d(kappa)), whose mean is 1 for s = 0: kappa E[1 - t^2] = (d-1) A_d.
+    """(B,) |s - kappa P_x mu|^2 / (kappa (d-1) A_d(kappa)).
 
-    score, x, clean mu: (B, d); kappa: (B,) > 0.
+    Its mean is 1 for s = 0, because kappa E[1 - t^2] = (d-1) A_d. score s, x, clean mu: (B, d);
+    kappa: (B,) > 0.
     """
     d = x.shape[-1]
     truth = kappa[:, None] * proju(x, clean)
@@ -229,15 +251,19 @@ def score_loss(score: Tensor, x: Tensor, clean: Tensor, kappa: Tensor) -> Tensor
 
 
 def _with_targets(ids: Tensor, targets: Tensor) -> Tensor:
-    """Candidates (B, K), distinct, with each row's target put in the last place where it was missing."""
+    """Candidates (B, K), all different; the target replaces the last one if it was missing."""
     missing = (ids != targets[:, None]).all(-1)
     last = torch.where(missing, targets, ids[:, -1])
     return torch.cat([ids[:, :-1], last[:, None]], dim=1)
 
 
 def spread(mu: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean over random pairs of -log(eps + |mu_i - mu_j|^2 / 2): keeps tokens apart. mu: (V, d) unit rows."""
+    """Mean of -log(eps + |mu_i - mu_j|^2 / 2) over random pairs, which keeps tokens apart.
+
+    mu: (V, d) unit rows.
+    """
     pairs = torch.randint(len(mu), (2, SPREAD_PAIRS), generator=generator, device=generator.device)
     i, j = pairs[:, pairs[0] != pairs[1]]
-    # Of unit vectors, |a - b|^2 / 2 = 1 - a.b; near 0 epsilon rules, so its cancellation does no harm.
+    # For unit vectors |a - b|^2 / 2 = 1 - a.b. Its cancellation near 0 does no harm, because
+    # epsilon is larger.
     return -torch.log(SPREAD_EPSILON + (1 - (mu[i] * mu[j]).sum(-1)).clamp_min(0)).mean()

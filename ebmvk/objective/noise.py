@@ -1,11 +1,13 @@
-"""Noise levels of denoising: given as kappa, as a mean angle, or as a sigma per coordinate (model section 9).
+"""Noise levels of denoising: given as kappa, as a mean angle, or as a sigma per coordinate (model
+section 9).
 
-Noise is x ~ vMF(mu, kappa). Its mean angle is acos A_d(kappa). The original system's noise was Gaussian, sigma in each
-of the d - 1 tangent coordinates; projected onto the sphere it has about the mean cosine 1/sqrt(1 + sigma^2 (d-1)), and
-the kappa of the same mean cosine takes its place.
+Noise is x ~ vMF(mu, kappa). Its mean angle is acos A_d(kappa). The original system's noise was
+Gaussian, with sigma in each of the d - 1 tangent coordinates. Projected onto the sphere its mean
+cosine is about 1/sqrt(1 + sigma^2 (d-1)); the kappa with the same mean cosine replaces it.
 
-kappa_c is sqrt(2 d ln V) here, as in section 9: one number for a model. (Sampling takes each context's own entropy in
-place of ln V, as in section 7, which is never more.)
+kappa_c is the concentration at which one of V tokens can be told from the others. Here it is sqrt(2
+d ln V), as in section 9: one number for a model. Sampling uses the entropy of each context instead
+of ln V, as in section 7, which is never larger.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import ConfigError
 from ebmvk.sphere.vmf import angle_to_kappa, kappa_to_angle, kappa_to_sigma, sigma_to_kappa
 
-MOST = 1e5  # kappa up to which float32 energies keep two decimals and the vMF functions are tested
+MOST = 1e5  # up to here float32 energies keep two decimals, and the vMF functions are tested
 
 
 @dataclass(frozen=True)
 class Noise:
-    """One level: concentration, mean angle in degrees, the sigma per coordinate that it stands for."""
+    """One noise level: concentration, mean angle in degrees, and the matching sigma per coordinate."""
 
     kappa: float
     angle: float
@@ -34,25 +36,27 @@ class Noise:
 
     @classmethod
     def of(cls, kappa: float, d: int) -> Noise:
+        """The level of a concentration in d dimensions."""
         return cls(kappa, math.degrees(kappa_to_angle(kappa, d)), kappa_to_sigma(kappa, d))
 
 
 def critical(d: int, vocabulary: int) -> float:
-    """kappa_c = sqrt(2 d ln V)."""
+    """kappa_c = sqrt(2 d ln V), for a vocabulary of V tokens."""
     return math.sqrt(2 * d * math.log(max(2, vocabulary)))
 
 
 def kappa_range(d: int, vocabulary: int) -> tuple[float, float]:
-    """Training noise [kappa_c/12, 2.5 kappa_c]: below is noise, above is trivial."""
+    """The range of training noise, [kappa_c/12, 2.5 kappa_c]: below it is only noise, above it the
+    task is trivial."""
     middle = critical(d, vocabulary)
     return middle / 12, 2.5 * middle
 
 
 def given(config: TrainingConfig, d: int) -> tuple[float, ...]:
-    """kappa of each of --noise-levels, in their order; empty where none were given.
+    """kappa of each of --noise-levels, in their order; empty if none were given.
 
     Raises:
-        ConfigError: naming a level that is no such noise, or too little of it.
+        ConfigError: a level is out of range; names it.
     """
     return tuple(_kappa(level, config.noise_unit, d) for level in config.noise_levels)
 
@@ -61,7 +65,7 @@ def _kappa(level: float, unit: str, d: int) -> float:
     if unit == "angle" and not 0 < level < 90:
         raise ConfigError(
             f"--noise-levels {level:g} with --noise-unit angle is not between 0 and 90 degrees",
-            why="the mean angle of a von Mises-Fisher law is less than a right one",
+            why="the mean angle of von Mises-Fisher noise is less than 90 degrees",
             hint="give degrees, such as 52 79 85",
         )
     if unit == "angle":
@@ -71,14 +75,15 @@ def _kappa(level: float, unit: str, d: int) -> float:
     if not 1e-6 <= kappa <= MOST:
         raise ConfigError(
             f"--noise-levels {level:g} with --noise-unit {unit} is kappa {kappa:.3g} at --latent-dim {d}",
-            why=f"float32 can tell noise from none between kappa 1e-6 and {MOST:g} only",
+            why=f"in float32, kappa has to be between 1e-6 and {MOST:g}",
             hint="give more noise" if kappa > MOST else "give less noise",
         )
     return kappa
 
 
 def draw(config: TrainingConfig, mu: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """(rows,) kappa, in mu's dtype: one of the levels given, at random; log-uniform in `kappa_range` without them.
+    """(rows,) kappa in mu's dtype: one of the given levels at random, or log-uniform in
+    `kappa_range`.
 
     mu: (V, d).
     """
@@ -92,7 +97,7 @@ def draw(config: TrainingConfig, mu: Tensor, rows: int, generator: torch.Generat
 
 
 def notes(config: TrainingConfig, d: int, vocabulary: int) -> Iterator[str]:
-    """Lines that say what the levels given are; none where none were given."""
+    """A line for each given level that says what it means."""
     middle = critical(d, vocabulary)
     for level, kappa in zip(config.noise_levels, given(config, d), strict=True):
         noise = Noise.of(kappa, d)

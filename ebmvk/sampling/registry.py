@@ -114,14 +114,6 @@ def named(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def default_sampler(on_sphere: bool) -> SamplerName:
-    """The sampler of a model if none is asked for.
-
-    on_sphere: whether its tokens are points on the sphere.
-    """
-    return USUAL if on_sphere else WITHOUT_STATES
-
-
 def token_function(name: str) -> TokenFunction:
     """The function of a sampler of states; loads its module.
 

@@ -1,5 +1,5 @@
-"""What every model has to do: mixed precision, batches in parts, blocks computed twice, an early stop, too little
-memory."""
+"""What every model has to do: mixed precision, batches in parts, blocks computed twice, an early
+stop, too little memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ebmvk.config.models import MODELS
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
 from ebmvk.runs.checkpoint import step_folders
@@ -15,19 +16,19 @@ from ebmvk.training import evaluations, passes
 
 from .conftest import Command, rows
 
-MODELS = ("ebm", "plain", "tinygpt", "minillm", "infinito")
 BARE = ("--no-enable-soc", "--sample-tokens", 0, "--quiet")
 
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not looked at here, and takes as long as the steps."""
+    """No test here reads the report, and it takes as long as the steps."""
     monkeypatch.setattr(html, "write_report", lambda _, target: target)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_all_at_once(model: str, train: Command, tmp_path: Path) -> None:
-    """bfloat16, two batches of two, blocks computed twice, and an end as nothing is learned."""
+def test_every_model_trains_with_all_options_at_once(model: str, train: Command, tmp_path: Path) -> None:
+    """bfloat16, two batches of two, blocks computed twice, and an early stop because nothing is
+    learned."""
     run = tmp_path / "run"
     flags = ("--precision", "bfloat16", "--batch-size", 2, "--accumulation-steps", 2, "--gradient-checkpointing")
     train(run, *BARE, "--model", model, *flags, "--patience", 1, "--eval-every", 1, "--lr", 1e-12)
@@ -41,12 +42,12 @@ def test_all_at_once(model: str, train: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_too_little_memory_names_what_fits_and_it_does(
+def test_out_of_memory_names_a_batch_that_fits(
     model: str, train: Command, ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Memory for three windows: at the first step nothing is saved yet, later the run goes on. A batch is tried whole,
-    not in the parts that are computed one after another."""
+    """Memory for three windows: at the first step nothing is saved yet, later the run goes on. A
+    batch is tried whole, not in the parts that are computed one after another."""
     objective, most = passes.objective, [3]
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
@@ -71,7 +72,7 @@ def test_too_little_memory_names_what_fits_and_it_does(
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_where_no_batch_fits_blocks_are_computed_twice_or_windows_shorter(
+def test_if_no_batch_fits_the_hint_is_checkpointing_or_shorter_windows(
     on: bool, ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def starved(*_: Any, **__: Any) -> Any:
@@ -86,7 +87,7 @@ def test_where_no_batch_fits_blocks_are_computed_twice_or_windows_shorter(
     assert "--seq-length 8" in said.err
 
 
-def test_no_memory_between_steps_is_a_typed_error(
+def test_out_of_memory_between_steps_is_a_typed_error(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def starved(*_: Any, **__: Any) -> Any:

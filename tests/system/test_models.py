@@ -1,4 +1,4 @@
-"""Every model and decoder, and every set of energy terms, goes through the same commands."""
+"""All commands work with every model, every decoder and every set of energy terms."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_model_without_decoder_gets_a_memory(
 def test_two_runs_compared_on_the_same_tokens(
     plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
-    """A pair's difference is that of the two figures; of a run with itself it is nought."""
+    """The difference of a pair is that of its two figures; for a run with itself it is 0."""
     train(tmp_path / "short", *STEADY, *PLAIN, "--steps", 3)
     figures = {}
     for name, run in {"long": plain, "short": tmp_path / "short"}.items():
@@ -75,8 +75,8 @@ def test_two_runs_compared_on_the_same_tokens(
 def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
     plain: Path, train: Command, ebmvk: Command, tmp_path: Path, device: str
 ) -> None:
-    """Each law of the one against the same cache with the other model: differences are those of the runs' own figures,
-    and a run with its own memory differs from itself by nothing."""
+    """Each law of the one against the same cache with the other model: differences are those of the
+    runs' own figures, and a run with its own memory differs from itself by nothing."""
     train(tmp_path / "short", *STEADY, "--steps", 3, "--sample-tokens", 0)
     shutil.copytree(plain, tmp_path / "other")
     short, other = ("--checkpoint", tmp_path / "short"), ("--checkpoint", tmp_path / "other")
@@ -113,7 +113,7 @@ def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
     assert "its memory fitted on " in said.out
 
 
-def test_a_memory_to_compare_with_that_is_not_there(plain: Path, ebmvk: Command) -> None:
+def test_comparing_with_a_missing_memory_is_refused(plain: Path, ebmvk: Command) -> None:
     for flags, message in (
         (("--against-memory", "episodic"), "--against-memory episodic needs another run"),
         (("--against", plain, "--against-memory", "episodic"), "has no memory"),
@@ -124,7 +124,7 @@ def test_a_memory_to_compare_with_that_is_not_there(plain: Path, ebmvk: Command)
         assert message in said.err
 
 
-def test_what_a_model_without_points_on_the_sphere_has_not(plain: Path, ebmvk: Command, device: str) -> None:
+def test_models_off_the_sphere_have_no_denoising_and_no_langevin(plain: Path, ebmvk: Command, device: str) -> None:
     run = plain
     assert {name for row in rows(run, "step") for name in row["parts"]} == {"ce"}
     for row in rows(run, "eval"):
@@ -159,7 +159,7 @@ def test_a_seed_gives_every_model_the_same_text(
     assert one[0] != one[1]
 
 
-def test_a_checkpoint_older_than_a_key_has_its_default(trained: Path, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_newer_setting_gets_its_default(trained: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     path = run / "checkpoints" / "step-8" / "state.json"
@@ -182,7 +182,7 @@ def test_a_checkpoint_older_than_a_key_has_its_default(trained: Path, ebmvk: Com
     assert "model.use_splat was True" in said.err
 
 
-def test_no_term_at_all_is_refused(ebmvk: Command, tmp_path: Path) -> None:
+def test_a_model_without_energy_terms_is_refused(ebmvk: Command, tmp_path: Path) -> None:
     off = ("--no-use-splat", "--no-use-geometric", "--no-use-compositional")
     said = ebmvk("train", "--run-dir", tmp_path / "run", *off)
     assert said.status == 2
@@ -190,14 +190,15 @@ def test_no_term_at_all_is_refused(ebmvk: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("switch", ["--no-use-splat", "--no-use-geometric", "--decoder none"])
-def test_a_switch_that_would_do_nothing_is_refused(switch: str, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_switch_of_another_model_is_refused(switch: str, ebmvk: Command, tmp_path: Path) -> None:
     said = ebmvk("train", "--run-dir", tmp_path / "run", "--model", "plain", *switch.split())
     assert said.status == 2
     assert f"{switch} with --model plain" in said.err
 
 
-def test_batches_that_are_added_up_are_one_batch(train: Command, tmp_path: Path) -> None:
-    """Eight windows at once, or two and two: the same gradient but for rounding, and the same text."""
+def test_accumulated_batches_equal_one_large_batch(train: Command, tmp_path: Path) -> None:
+    """Eight windows at once, or four times two: the same text and, up to rounding, the same
+    gradient."""
     for name, flags in {"one": ("--batch-size", 8), "four": ("--batch-size", 2, "--accumulation-steps", 4)}.items():
         train(tmp_path / name, "--deterministic", "--quiet", "--precision", "float32", "--dropout", 0, *PLAIN, *flags)
     one, four = ([row["parts"]["ce"] for row in rows(tmp_path / name, "step")] for name in ("one", "four"))
@@ -206,7 +207,8 @@ def test_batches_that_are_added_up_are_one_batch(train: Command, tmp_path: Path)
 
 
 def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> None:
-    """Nothing is learned, so that no evaluation is better than the first; with more patience the run goes on."""
+    """Nothing is learned, so no evaluation is better than the first; with more patience the run
+    continues."""
     run = tmp_path / "run"
     said = train(run, *PLAIN, "--lr", 1e-12, "--patience", 2, "--eval-every", 1, "--steps", 9)
     assert "stopped early" in said.out
@@ -217,8 +219,11 @@ def test_patience_ends_a_run(train: Command, ebmvk: Command, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("model", ["ebm", "minillm"])
-def test_documents_apart(model: str, ebmvk: Command, tiny: Path, tmp_path: Path) -> None:
-    """Windows of unequal length in training, consolidation, evaluation; the likelihood is of the same tokens."""
+def test_windows_from_single_documents_score_the_same_tokens(
+    model: str, ebmvk: Command, tiny: Path, tmp_path: Path
+) -> None:
+    """Windows have unequal lengths in training, consolidation and evaluation; the same tokens are
+    scored."""
     text = tmp_path / "documents.txt"
     text.write_text("\n<|doc|>\n".join("It is a fish. " * (i % 4) + "Yes." for i in range(90)), encoding="utf-8")
     flags = ("--dataset", text, "--config", tiny, "--model", model, "--quiet", "--sample-tokens", 0)

@@ -1,4 +1,4 @@
-"""What a command says of its settings: the defaults that a run has, where values came from, and what differs."""
+"""What commands report about settings: defaults in --help, sources of values, and what differs."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def test_help_shows_the_defaults_that_a_run_has(
     base, levels = _defaults(flags)
     shown = {name: value for _, name, value in items(_of_text(base, levels, flags))}
     taken = {name: value for _, name, value in items(asked(flags)[1].config)}
-    # The processor decides on the precision, which --help does not ask; warm-up is cut when a run begins.
+    # The processor decides on the precision, which --help does not ask; warm-up is cut when a run
+    # begins.
     given = {"model", "dataset", "include", "raw"}
     differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", *given}
     assert differ == set()
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
-    assert f"Optimiser steps; --epochs replaces them. (default: {taken['steps']})" in told
-    assert f"Dropout in the trunk. (default: {taken['dropout']})" in told
+    assert f"How long to train, in optimiser steps. --epochs replaces it. (default: {taken['steps']})" in told
+    assert f"in training, against overfitting. 0: none. (default: {taken['dropout']})" in told
     assert "(default: what this processor is faster in)" in told
 
 
-def test_a_resumed_run_keeps_where_its_values_came_from(train: Command, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_sources_of_its_values(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "--lr", 0.003, "--stop-after", 1, "--quiet", "--sample-tokens", 0)
     before = sources_in(run / "config.toml")
@@ -60,7 +61,7 @@ def test_a_resumed_run_keeps_where_its_values_came_from(train: Command, tmp_path
 
 
 @pytest.mark.parametrize("model", ["ebm", "plain", "minillm"])
-def test_what_is_said_of_settings_is_short_and_of_the_model(model: str, train: Command, tmp_path: Path) -> None:
+def test_the_summary_lists_only_changed_settings_of_the_model(model: str, train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags: tuple[Any, ...] = ("--model", model, "--lr", 0.003, "--stop-after", 1, "--no-enable-soc")
     out = train(run, *flags).out
@@ -78,10 +79,10 @@ def test_what_is_said_of_settings_is_short_and_of_the_model(model: str, train: C
 
 
 @pytest.mark.parametrize("model", ["ebm", "plain"])
-def test_a_learning_rate_that_drives_the_weights_away_is_named(
+def test_a_diverging_learning_rate_is_named_as_the_cause(
     model: str, ebmvk: Command, tiny: Path, text: Path, tmp_path: Path
 ) -> None:
-    """With an alert, and in the report; the engine's refusal of its values stands behind the cause."""
+    """In an alert and in the report. The engine's refusal of the values comes after the cause."""
     run = tmp_path / "run"
     flags = ("--model", model, "--lr", 1e3, "--steps", 30, "--soc-check-interval", 10, "--precision", "float32")
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", "cpu", *flags)

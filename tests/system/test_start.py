@@ -1,4 +1,4 @@
-"""What a run starts from: --init in all its forms, and `ebmvk pretrain` with the run that goes on from it."""
+"""Where a run starts: --init in all its forms, and `ebmvk pretrain` with the run that continues it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _start(folder: Path) -> dict[str, object]:
     return found
 
 
-def test_the_corpus_is_the_default_and_says_what_it_knew(trained: Path) -> None:
+def test_init_corpus_is_the_default_and_reports_known_tokens(trained: Path) -> None:
     start, vocabulary = _start(trained), open_run(trained, "", print).tokenizer.vocab_size
     assert start["from"] == "corpus"
     assert 0 < int(str(start["known"])) < vocabulary == start["vocabulary"]
 
 
-def test_pretraining_trains_embeddings_and_trunk_alone(pretrained: Path) -> None:
+def test_pretraining_trains_only_embeddings_and_layers(pretrained: Path) -> None:
     run = open_run(pretrained, "", print)
     model = run.model
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_pretraining_trains_embeddings_and_trunk_alone(pretrained: Path) -> None
 
 
 def test_pretraining_resumes_bit_for_bit(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, device: str) -> None:
-    """Parts without gradients have no state in the optimiser, and none is missed."""
+    """Parts without gradients have no state in the optimiser and need none."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     common = ("--dataset", text, "--config", tiny, "--device", device, "--deterministic", *SHORT)
     assert ebmvk("pretrain", "--run-dir", whole, *common).status == 0
@@ -98,7 +98,7 @@ def test_it_may_start_from_a_checkpoint_by_its_name(pretrained: Path) -> None:
         (("--vocab-size", 280), ("--vocab-size 280", "a tokenizer of 300")),
     ],
 )
-def test_another_trunk_is_refused(
+def test_a_run_with_other_layers_is_refused_as_a_start(
     args: tuple[str, int],
     words: tuple[str, ...],
     ebmvk: Command,
@@ -115,8 +115,8 @@ def test_another_trunk_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_hub_folder_offline(train: Command, trained: Path, tmp_path: Path) -> None:
-    """A folder laid out as the hub's, with this very text's vocabulary: every token has its row."""
+def test_a_folder_from_the_hub_works_offline(train: Command, trained: Path, tmp_path: Path) -> None:
+    """A folder like one from the hub, with the vocabulary of this text: every token has its row."""
     run = open_run(trained, "", print)
     table = torch.randn(run.tokenizer.vocab_size, 48, generator=torch.Generator().manual_seed(1))
     hub = tmp_path / "gpt"
@@ -140,10 +140,10 @@ def test_a_hub_folder_offline(train: Command, trained: Path, tmp_path: Path) -> 
         ("corpsu", ("--init corpsu", "did you mean corpus?")),
         ("nothing.npy", ("no such file",)),
         ("no/such/folder", ("no such file",)),
-        ("nobody/no-such-model", ("could not be fetched", "--init FOLDER")),
+        ("nobody/no-such-model", ("can't download the model", "--init FOLDER")),
     ],
 )
-def test_a_start_that_is_not_there(
+def test_a_missing_start_is_refused(
     init: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -170,7 +170,7 @@ def test_a_tensor_of_a_file_is_named_after_a_colon(tmp_path: Path) -> None:
     assert (start.table, start.tensor) == (tmp_path / "t.npy", "wte")
 
 
-def test_a_folder_two_below_any_settings_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_two_levels_below_settings_is_not_a_run(tmp_path: Path) -> None:
     model = tmp_path / "models" / "gpt2"
     model.mkdir(parents=True)
     (tmp_path / "config.toml").write_text("[tool]\n", encoding="utf-8")

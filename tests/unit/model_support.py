@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ebmvk.config.models import MODELS
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.build import build_model
 
@@ -16,13 +17,12 @@ SMALL = ModelConfig(
 )  # fmt: skip
 VOCABULARY = 61
 TERMS = ("use_splat", "use_geometric", "use_compositional")
+_CLASSES = {entry.path: name for name, entry in reversed(MODELS.items())}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ebm": {},
+    **{name: {"model": name} for name in reversed(_CLASSES.values())},  # each class once: a new model passes too
     "transformer decoder": {"decoder": "transformer"},
     "without splat": {"use_splat": False},
     "splat only": {"use_geometric": False, "use_compositional": False},
-    "plain": {"model": "plain"},
-    "gpt": {"model": "tinygpt"},
     "infinito": {"model": "infinito", "memory_slots": 7},
     "gpt of experts": {"model": "tinygpt", "use_moe": True},
     "gpt of one expert": {"model": "tinygpt", "use_moe": True, "moe_active": 1},

@@ -1,4 +1,4 @@
-"""Configuration: what is written comes back, what is misspelt is refused, precedence is size < file < flags."""
+"""Configuration: files are read back as written, misspelt names are refused, size < file < flags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_field_names_are_unique_over_all_sections() -> None:
     switch=st.booleans(),
     kappa=st.none() | st.floats(1e-6, 1e6),
 )
-def test_toml_comes_back_as_it_was(
+def test_reading_a_written_toml_gives_the_same_configuration(
     tmp_path_factory: pytest.TempPathFactory,
     dataset: str,
     folder: Path | None,
@@ -48,14 +48,14 @@ def test_toml_comes_back_as_it_was(
     assert from_toml(path) == config
 
 
-def test_a_key_outside_of_its_section_is_refused_with_the_section(tmp_path: Path) -> None:
+def test_a_key_outside_its_section_is_refused_and_the_section_named(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('dataset = "a.txt"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"'dataset' stands outside of its section(.|\n)*a line \[data\]"):
         read_toml(path)
 
 
-def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_and_the_nearest_named(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[model]\nlatent_dimm = 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"unknown key 'model.latent_dimm'(.|\n)*write 'model.latent_dim'"):
@@ -75,7 +75,7 @@ def test_every_bound_is_enforced_and_names_its_flag() -> None:
     assert tried > 30
 
 
-def test_resuming_may_change_exactly_what_was_promised() -> None:
+def test_resuming_may_change_only_the_settings_marked_for_it() -> None:
     free = {"learning_rate", "batch_size", "steps", "epochs", "device", "log_every", "eval_every", "save_every"}
     free |= {"dataset", "raw"}  # a digest proves that it is the same text
     fixed = {"latent_dim", "n_layers", "vocab_size", "seq_length", "seed", "lambda_denoise", "dropout"}
@@ -90,7 +90,7 @@ def test_resuming_may_change_exactly_what_was_promised() -> None:
                 check_resume(Config(), changed)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_configuration_and_names_are_strings(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped_and_patterns_must_be_strings(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("\ufeff[data]\ninclude = ['*.py', 'src/*']\n", encoding="utf-8")
     assert read_toml(path) == {"include": ("*.py", "src/*")}
@@ -99,7 +99,7 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration_and_names_are_strings(t
         read_toml(path)
 
 
-def test_include_is_given_again_for_more_and_flags_replace_the_file(tmp_path: Path) -> None:
+def test_include_may_be_repeated_and_flags_replace_the_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("a.py", "b.c", "c.h"):
         (tmp_path / "data" / name).write_text("some text\n" * 20, encoding="utf-8")
@@ -125,12 +125,12 @@ def test_flags_win_over_the_file_and_the_file_over_the_size(tmp_path: Path) -> N
     assert config.run.size == "tiny"
 
 
-def test_steps_take_back_the_epochs_of_a_size() -> None:
+def test_steps_cancel_the_epochs_of_a_size() -> None:
     assert job("--size", "base").config.training.epochs is not None
     assert job("--size", "base", "--steps", "5").config.training.epochs is None
 
 
-def test_whoever_says_steps_or_epochs_last_is_heard(tmp_path: Path) -> None:
+def test_the_strongest_level_that_sets_steps_or_epochs_wins(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     preset = ("--model", "minillm", "--preset", "small", "--dataset", "builtin")
     for said, flags, epochs in (
@@ -162,10 +162,10 @@ def test_whoever_says_steps_or_epochs_last_is_heard(tmp_path: Path) -> None:
         ("--model minillm --preset small --config width.toml", 128, "derived"),
     ],
 )
-def test_the_feed_forward_part_goes_with_the_width(
+def test_ffn_dim_follows_latent_dim_unless_it_is_set_too(
     said: str, ffn_dim: int, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four times it, unless it is said beside it or after it."""
+    """ffn_dim is four times latent_dim, unless it is set on the same level or a stronger one."""
     monkeypatch.chdir(tmp_path)
     Path("both.toml").write_text("[model]\nlatent_dim = 32\nffn_dim = 50\nn_heads = 2\n", encoding="utf-8")
     Path("width.toml").write_text("[model]\nlatent_dim = 32\nn_heads = 2\n", encoding="utf-8")
@@ -181,7 +181,7 @@ def test_a_mini_llm_never_reads_across_documents(how: str) -> None:
     assert {found.sources[name] for name in ("windows", "patience", "enable_soc")} <= {"model", "preset"}
 
 
-def test_what_a_model_has_of_its_own_can_be_said_otherwise(tmp_path: Path) -> None:
+def test_files_and_flags_override_the_defaults_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[data]\nwindows = 'stream'\n", encoding="utf-8")
     flags = ("--model", "minillm", "--dataset", "builtin", "--patience", "0", "--enable-soc")
     found = job(*flags, "--config", str(tmp_path / "c.toml"))
@@ -195,7 +195,7 @@ def test_what_a_model_has_of_its_own_can_be_said_otherwise(tmp_path: Path) -> No
         assert not job("--model", model).config.splats.enable_soc
 
 
-def test_an_older_run_goes_on_as_it_was(tmp_path: Path) -> None:
+def test_an_older_run_resumes_with_its_own_settings(tmp_path: Path) -> None:
     old = replace(
         Config(), {"model": "minillm", "latent_dim": 96, "ffn_dim": 1024, "windows": "stream", "enable_soc": True}
     )
@@ -214,10 +214,10 @@ def test_an_older_run_goes_on_as_it_was(tmp_path: Path) -> None:
         ("--model minillm --preset nano", "take --preset small, medium, large"),
         ("--model infinito --preset nano", "take --preset small, medium, large"),
         ("--model tinygpt --preset huge", "take --preset nano, small, medium, large"),
-        ("--preset small", "--size nano, tiny, small, base; presets are of --model tinygpt, minillm, infinito"),
+        ("--preset small", "--size nano, tiny, small, base; presets belong to --model tinygpt, minillm, infinito"),
     ],
 )
-def test_a_preset_that_is_not_there_says_what_is(
+def test_an_unknown_preset_is_refused_and_the_known_ones_named(
     said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

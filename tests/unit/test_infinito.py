@@ -1,4 +1,5 @@
-"""The external memory against a loop over tokens and slots; what writing, cutting and integration do."""
+"""The external memory against a loop over tokens and slots; the effects of writing, cutting,
+integration."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def memory(seed: int = 0) -> ExternalMemory:
 
 
 def token_by_token(own: ExternalMemory, x: Tensor) -> Tensor:
-    """The definition, of one row (T, d)."""
+    """The definition, for one row (T, d)."""
     content, mass = torch.zeros(4, 6, dtype=x.dtype), torch.zeros(4, dtype=x.dtype)
     said = []
     for row in x:
@@ -40,7 +41,7 @@ def token_by_token(own: ExternalMemory, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 2, 17])
-def test_it_is_slot_after_slot(length: int) -> None:
+def test_the_memory_equals_a_loop_over_slots(length: int) -> None:
     own = memory()
     x = torch.randn(2, length, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -54,8 +55,8 @@ def test_it_is_slot_after_slot(length: int) -> None:
         torch.testing.assert_close(torch.cat(parts, dim=1), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_what_no_token_finds_important_is_not_kept() -> None:
-    """The threshold is learned; far above every importance nothing is written, far below everything is."""
+def test_tokens_below_the_threshold_are_not_written() -> None:
+    """With the threshold far above every importance nothing is written; far below, everything is."""
     own = memory()
     x = torch.randn(1, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -72,7 +73,7 @@ def test_what_no_token_finds_important_is_not_kept() -> None:
 
 
 def test_cutting_the_memory_changes_the_logits() -> None:
-    """Of every token but the first, which nothing came before."""
+    """Of every token but the first, which has nothing before it."""
     model, ids = build(INFINITO), tokens(12)
     with torch.no_grad():
         whole = model.logits(model(ids))
@@ -84,7 +85,7 @@ def test_cutting_the_memory_changes_the_logits() -> None:
 
 
 def test_the_memory_reaches_beyond_the_window() -> None:
-    """What attention has forgotten: a token further back than all windows together still counts."""
+    """A token further back than all windows together still has an effect."""
     config = dataclasses.replace(INFINITO, context_local=2, context_medium=2, context_global=2, n_layers=2)
     ids = tokens(30)
     changed = ids.clone()
@@ -98,7 +99,7 @@ def test_the_memory_reaches_beyond_the_window() -> None:
     assert moved[True] > 1e-5
 
 
-def test_integration_is_of_training_and_depends_on_dependence() -> None:
+def test_phi_exists_only_in_training_and_rises_with_dependence() -> None:
     model: Any = build(dataclasses.replace(INFINITO, dropout=0.0))
     ids = tokens(40, batch=8)
     assert not model(ids).aux

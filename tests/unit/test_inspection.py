@@ -1,4 +1,4 @@
-"""Attention maps are those of the forward pass; experts get what the routing gave them."""
+"""Attention maps equal the forward pass; the tokens of experts equal the routing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ebmvk.model.layers import Attention
 
 
 @pytest.mark.parametrize("length", [1, 9, 70])
-def test_weights_are_those_of_the_forward_pass(length: int) -> None:
-    """70 tokens: windows of 5 are cut into blocks, which the map knows nothing of."""
+def test_attention_weights_equal_those_of_the_forward_pass(length: int) -> None:
+    """With 70 tokens, attention with windows of 5 runs in blocks; the map doesn't."""
     torch.manual_seed(0)
     layer = Attention(16, 4, 5).double()
     torch.nn.init.normal_(layer.out.weight)
@@ -30,7 +30,7 @@ def test_weights_are_those_of_the_forward_pass(length: int) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_model_has_maps(name: str) -> None:
+def test_every_attention_layer_has_a_map(name: str) -> None:
     model = build(variant(name)).train()
     before = {key: len(module._forward_hooks) for key, module in model.named_modules()}
     maps = attention_maps(model, tokens(20, batch=1)[0])
@@ -41,7 +41,7 @@ def test_every_model_has_maps(name: str) -> None:
 
 
 def test_figures_of_known_maps() -> None:
-    """One head looks at itself, one at the first token, one at all before it alike."""
+    """One head looks at the token itself, one at the first token, one at all before it equally."""
     n = 6
     even = torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None]
     first = torch.zeros(n, n)
@@ -52,7 +52,7 @@ def test_figures_of_known_maps() -> None:
 
 
 @pytest.mark.parametrize("name", ["ebm", "gpt of experts", "gpt of one expert"])
-def test_experts_and_their_tokens(name: str) -> None:
+def test_specialisation_counts_the_tokens_of_each_expert(name: str) -> None:
     model, ids = build(variant(name)), tokens(50, batch=3)
     found = specialisation(model, ids)
     assert len(found) == (1 if name == "ebm" else model.config.n_layers)
@@ -68,8 +68,8 @@ def test_experts_and_their_tokens(name: str) -> None:
     assert specialisation(build(variant("plain")), ids) == []
 
 
-def test_an_expert_of_one_token() -> None:
-    """A router that sends one token to the last expert, and all others elsewhere."""
+def test_an_expert_of_one_token_has_it_on_top() -> None:
+    """The router sends one token to the last expert, and all others elsewhere."""
     model = build(variant("gpt of experts"))
     block = model.blocks[0]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Integrated information on systems whose answer is known, and the cut against all cuts."""
+"""Integrated information of systems with known answers; the cut found against all cuts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def all_cuts(c: Tensor) -> dict[tuple[bool, ...], float]:
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("rank", [None, 2])
-def test_no_cut_is_weaker(n: int, seed: int, rank: int | None) -> None:
+def test_the_cut_found_is_the_weakest_of_all_cuts(n: int, seed: int, rank: int | None) -> None:
     c = covariance(n, seed, rank)
     part = weakest_bipartition(c)
     assert 0 < int(part.sum()) < n
@@ -38,8 +38,9 @@ def test_no_cut_is_weaker(n: int, seed: int, rank: int | None) -> None:
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("n", [2, 4, 7])
-def test_equally_correlated_units(n: int, rho: float) -> None:
-    """One unit against the rest is weakest; its squared multiple correlation has a closed form."""
+def test_phi_of_equally_correlated_units_is_exact(n: int, rho: float) -> None:
+    """The weakest cut is one unit against the rest; its squared multiple correlation has a closed
+    form."""
     c = torch.full((n, n), rho, dtype=F64).fill_diagonal_(1)
     r2 = rho**2 * (n - 1) / (1 + (n - 2) * rho)
     part = weakest_bipartition(c)
@@ -48,8 +49,8 @@ def test_equally_correlated_units(n: int, rho: float) -> None:
         assert min(int(part.sum()), n - int(part.sum())) == 1
 
 
-def test_two_systems_are_cut_apart() -> None:
-    """Strong within, nothing between: the cut is the border, and the whole has no information of its own."""
+def test_two_independent_systems_are_cut_apart() -> None:
+    """Strong ties within, none between: the cut is the border, and PHI is 0."""
     c = torch.block_diag(covariance(4, 0), covariance(5, 1))
     shuffle = torch.randperm(9, generator=torch.Generator().manual_seed(2))
     part = weakest_bipartition(c[shuffle][:, shuffle])
@@ -59,7 +60,7 @@ def test_two_systems_are_cut_apart() -> None:
 
 
 def test_a_chain_is_cut_at_its_weakest_link() -> None:
-    """x_{i+1} = a_i x_i + noise, all of variance 1: across one link there are -log(1 - a^2)/2 nats."""
+    """x_{i+1} = a_i x_i + noise, all of variance 1: a link has -log(1 - a^2)/2 nats."""
     links = [0.9, 0.8, 0.2, 0.7]
     c = torch.eye(5, dtype=F64)
     for i, j in itertools.combinations(range(5), 2):
@@ -69,7 +70,7 @@ def test_a_chain_is_cut_at_its_weakest_link() -> None:
     assert float(information(c, part)) == pytest.approx(-math.log(1 - 0.2**2) / 2, abs=1e-12)
 
 
-def test_shuffling_what_units_have_in_common_takes_it_away() -> None:
+def test_shuffling_units_removes_their_integration() -> None:
     g = torch.Generator().manual_seed(0)
     common = torch.randn(20_000, 1, generator=g, dtype=F64)
     x = common + torch.randn(20_000, 6, generator=g, dtype=F64)
@@ -81,8 +82,8 @@ def test_shuffling_what_units_have_in_common_takes_it_away() -> None:
     assert float(phi(x * torch.logspace(-3, 3, 6, dtype=F64) + 5)) == pytest.approx(float(phi(x)), abs=1e-6)
 
 
-def test_a_silent_unit_is_cut_off() -> None:
-    """And gets a gradient that is a number."""
+def test_a_constant_unit_is_cut_off() -> None:
+    """Its gradient is finite."""
     x = torch.randn(300, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     x[:, 1:] += x[:, :1]
     x[:, 2] = 0.7
@@ -103,7 +104,8 @@ def test_phi_stays_below_one_and_has_a_gradient() -> None:
 
 
 def _mixed(signal: float, cross: float) -> Tensor:
-    """Covariance of two pairs of units: `signal` within each pair, `cross` between any two of different pairs."""
+    """Covariance of two pairs of units: `signal` within each pair, `cross` between any two of
+    different pairs."""
     c = torch.full((4, 4), cross, dtype=F64)
     c[0, 1] = c[1, 0] = c[2, 3] = c[3, 2] = signal
     return c.fill_diagonal_(1)
@@ -117,7 +119,8 @@ def _exactly(c: Tensor) -> Tensor:
 
 
 def test_phi_rises_with_information_where_the_weakest_cut_changes_size() -> None:
-    """Two pairs, tied ever closer: the weakest cut is between the pairs at first, then of one unit from the rest."""
+    """Two pairs, tied ever closer: the weakest cut is first between the pairs, then one unit
+    against the rest."""
     ties = torch.linspace(0.05, 0.69, 65).tolist()
     sizes, shares, nats = [], [], []
     for tie in ties:
@@ -134,7 +137,8 @@ def test_phi_rises_with_information_where_the_weakest_cut_changes_size() -> None
 
 @pytest.mark.parametrize("samples", [64, 1024])
 def test_independent_units_have_some_phi_by_chance(samples: int) -> None:
-    """The multiple correlation of one unit with 15 others is 15 / (n - 1) on average; PHI takes the weakest cut."""
+    """The multiple correlation of one unit with 15 others is 15 / (n - 1) on average; PHI takes the
+    weakest cut."""
     g = torch.Generator().manual_seed(5)
     found = [torch.randn(samples, 16, dtype=F64, generator=g) for _ in range(20)]
     each = torch.stack([1 - 1 / torch.linalg.inv(torch.corrcoef(x.T)).diagonal() for x in found])

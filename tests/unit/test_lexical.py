@@ -1,4 +1,4 @@
-"""Pretrained tables: every format, damaged files, matching of tokens, and the projection."""
+"""Pretrained tables: every format, damaged files, the row that a token gets, and the projection."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _text(words: list[str], rows: np.ndarray, count: int | None = None) -> bytes
 # ---- matrices ------------------------------------------------------------------------------------
 
 
-def test_equal_vocabularies_are_matched_row_by_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """With equal widths only the mean is subtracted, so the angles after that are the table's."""
+def test_the_same_vocabulary_is_matched_row_by_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """With width d on both sides only the mean is removed, so the angles are those of the table."""
     rows = _rows(tokenizer.vocab_size, 16)
     np.save(tmp_path / "t.npy", rows.numpy())
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -159,7 +159,7 @@ def test_binary_word2vec_without_line_ends(tokenizer: Tokenizer, tmp_path: Path)
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
 
 
-def test_a_byte_order_mark_in_word2vec_is_ignored(tmp_path: Path) -> None:
+def test_a_byte_order_mark_before_word2vec_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "w.vec"
     path.write_bytes(b"\xef\xbb\xbf" + _text(["king", "the"], _rows(2, 4).numpy()))
     assert len(read_table(path, None, {"king", "the"}).rows) == 2
@@ -203,7 +203,7 @@ DAMAGED = {
     "a cube": (_npy(np.ones((400, 2, 2), dtype=np.float32)), r"shape \(400, 2, 2\)"),
     "NaN": (_npy(_NAN.numpy()), "row 17 is not finite"),
     "cut npy": (_bytes("t.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"), "not a plain npy array"),
-    "too few rows": (_npy(np.ones((9, 4), dtype=np.float32)), "the matrix has 9 rows"),
+    "too few rows": (_npy(np.ones((9, 4), dtype=np.float32)), "the matrix has only 9 rows"),
     "no safetensors": (_bytes("t.safetensors", b"nonsense"), "not valid safetensors"),
     "bool tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.bool)), "torch.bool, not a floating"),
     "int8 tensors": (_tensors(embeddings=torch.ones(400, 4, dtype=torch.int8)), "torch.int8, not a floating"),
@@ -229,9 +229,9 @@ DAMAGED = {
     "two matrices": (_tensors(a=torch.ones(400, 4), b=torch.ones(3, 3)), r"a \(400, 4\), b \(3, 3\)"),
     "no matrix": (_tensors(a=torch.ones(400)), "has 0 tensors"),
     "another format": (_bytes("t.pt", b"x"), r"unknown format '\.pt'"),
-    "cut word2vec": (_bytes("t.bin", _WORDS[:-7]), "entry 2 of 2 has no 4 numbers"),
+    "cut word2vec": (_bytes("t.bin", _WORDS[:-7]), "entry 2 of 2 doesn't have 4 numbers"),
     "word2vec promising more": (_bytes("t.bin", _binary(["king"], np.ones((1, 4)), count=3)), "entry 2 of 3"),
-    "cut text": (_bytes("t.vec", b"2 3\nking 1 2 3\nthe 1 2\n"), "entry 2 of 2 has no 3 numbers"),
+    "cut text": (_bytes("t.vec", b"2 3\nking 1 2 3\nthe 1 2\n"), "entry 2 of 2 doesn't have 3 numbers"),
     "words for numbers": (_bytes("t.vec", b"1 3\nking 1 two 3\n"), "entry 1 of 1"),
     "GloVe": (_bytes("t.txt", b"king 1 2 3\nthe 1 2 3\n"), "first line is not 'ROWS WIDTH'"),
     "NaN word": (_bytes("t.vec", b"1 3\nking 1 nan 3\n"), "'king' is not finite"),
@@ -249,7 +249,7 @@ def test_damaged_tables_are_named(case: str, tokenizer: Tokenizer, tmp_path: Pat
     assert caught.value.hint
 
 
-def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
+def test_rows_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.ones((4, 4), dtype=np.float32))
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
         read_table(tmp_path / "t.npy", None, ())
@@ -258,7 +258,7 @@ def test_rows_without_a_tokenizer_have_no_names(tmp_path: Path) -> None:
         read_table(tmp_path / "t.npy", None, ())
 
 
-def test_a_missing_tensor_lists_the_existing_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused_and_the_known_ones_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_file({"wte.weight": torch.ones(400, 4)}, tmp_path / "t.safetensors")
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match=r"no tensor 'wpe'; matrices: wte\.weight"):
@@ -267,7 +267,7 @@ def test_a_missing_tensor_lists_the_existing_ones(tokenizer: Tokenizer, tmp_path
 
 @pytest.mark.parametrize("word", ["zzz", "king"])
 def test_no_match_is_an_error(word: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A single match isn't enough either: after subtracting the mean its row is zero."""
+    """A single match isn't enough: minus the mean, its row is zero."""
     (tmp_path / "t.vec").write_bytes(_text([word], _rows(1, 4).numpy()))
     with pytest.raises(DataError, match="none of the"):
         from_table(read_table(tmp_path / "t.vec", None, {"king"}), tokenizer, 8, seed=0)

@@ -1,4 +1,4 @@
-"""A cached model says what the same model says of all tokens at once, whatever the pieces and the padding."""
+"""A model with a cache gives the same output as without, for any pieces and any padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _cache(pads: list[int]) -> Cache:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("pieces", [[1] * 97, [97], [40, 1, 1, 55], [96, 1]], ids=["ones", "all", "mixed", "last"])
-def test_cached_is_uncached(name: str, pieces: list[int]) -> None:
+def test_a_cached_model_equals_an_uncached_one(name: str, pieces: list[int]) -> None:
     """97 tokens: beyond every window, within a block and over its edge."""
     model, ids = build(variant(name)), tokens(97)
     cache = _cache([0, 0])
@@ -36,8 +36,8 @@ def test_cached_is_uncached(name: str, pieces: list[int]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("first", [1, 5, 30], ids=str)
-def test_padding_says_nothing(name: str, first: int) -> None:
-    """Rows of unequal length, padded on the left with any token: each as it is alone."""
+def test_padding_has_no_effect(name: str, first: int) -> None:
+    """Rows of unequal length, padded on the left with any token, give what each gives alone."""
     model, ids = build(variant(name)), tokens(60, batch=3)
     pads = [0, 4, 29]
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_padding_says_nothing(name: str, first: int) -> None:
                 torch.testing.assert_close(found[i, pad:], alone[i], rtol=0, atol=EXACT)
 
 
-def test_rows_that_are_kept() -> None:
+def test_keeping_some_rows_of_a_cache() -> None:
     model, ids = build(), tokens(33, batch=4)
     cache, rows = _cache([0, 3, 1, 0]), torch.tensor([3, 1])
     with torch.no_grad():
@@ -64,8 +64,9 @@ def test_rows_that_are_kept() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rows_that_are_replaced(name: str) -> None:
-    """Two of three rows are read again, from a later place on; then each row is as it is alone."""
+def test_replacing_rows_of_a_cache(name: str) -> None:
+    """Two of three rows are read again from a later place on; then each row gives what it gives
+    alone."""
     model, ids = build(variant(name)), tokens(60, batch=3)
     cache, rows = _cache([0, 3, 5]), torch.tensor([2, 0])
     with torch.no_grad():
@@ -80,8 +81,8 @@ def test_rows_that_are_replaced(name: str) -> None:
             torch.testing.assert_close(found[i], alone, rtol=0, atol=EXACT)
 
 
-def test_a_text_goes_on_outside_of_inference_mode() -> None:
-    """A stream's reader may be in another mode at each token."""
+def test_a_text_continues_outside_inference_mode() -> None:
+    """The reader of a stream may be in another mode at each token."""
     model, ids, rows = build(), tokens(40), torch.tensor([1])
     cache = _cache([0, 0])
     with torch.no_grad():
@@ -105,8 +106,8 @@ def test_long_texts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, whole, rtol=0, atol=EXACT)
 
 
-def test_a_cache_holds_a_window_only() -> None:
-    """However long the text: what is kept of it stays the same."""
+def test_a_cache_holds_only_a_window() -> None:
+    """The size of a cache doesn't grow with the text."""
     model, sizes = build(), []
     cache = _cache([0, 0])
     for _ in range(12):
@@ -116,8 +117,8 @@ def test_a_cache_holds_a_window_only() -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 1000])
-def test_what_grows_is_what_was_appended(most: int) -> None:
-    """In pieces of any length, rows left out on the way: the last `most` of the past, and the new."""
+def test_a_growing_tensor_is_what_was_appended(most: int) -> None:
+    """For pieces of any length and dropped rows: the last `most` of the past, and the new."""
     random = torch.Generator().manual_seed(most)
     growing, whole = Growing(), torch.empty(4, 2, 0, 3)
     for n in (1, 3, 200, 1, 1, 90, 0, 2):

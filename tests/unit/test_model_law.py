@@ -1,4 +1,4 @@
-"""The token law is normalised, causal bit for bit, and the sum of its switched terms."""
+"""The token distribution is normalised, causal bit for bit, and the sum of the terms switched on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_probabilities_sum_to_one(length: int, scale: float) -> None:
 @pytest.mark.parametrize("length", [8, 33, 64, 80, 127])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_permuting_future_tokens_changes_no_bit(length: int, name: str) -> None:
-    """Every output at t < cut, several cuts: a future token may neither be read nor change the arithmetic."""
+    """Outputs at t < cut stay the same: a future token is not read and doesn't change the rounding."""
     model = build(variant(name))
     row = tokens(length, batch=3)
     with torch.no_grad():
@@ -56,8 +56,9 @@ def test_permuting_future_tokens_changes_no_bit(length: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_causal_bit_for_bit_at_the_size_used(name: str) -> None:
-    """Real shapes take other matrix kernels than small ones; 2 x 128 rows and 4 experts as in `--size tiny`."""
+def test_the_model_is_causal_bit_for_bit_at_real_sizes(name: str) -> None:
+    """Real shapes use other matrix kernels than small ones: 2 x 128 rows and 4 experts as in
+    `--size tiny`."""
     torch.manual_seed(1)
     model = build_model(variant(name, ModelConfig()), VOCABULARY)
     with torch.no_grad():
@@ -82,7 +83,8 @@ def test_training_mode_is_causal_up_to_rounding(name: str) -> None:
 
 
 def test_context_is_limited_by_the_windows() -> None:
-    """The state sees at most the sum of the layers' windows back, and does see the far end of the last one."""
+    """The state sees at most the sum of the layers' windows back, and it sees the far end of the
+    last window."""
     model = build(dataclasses.replace(SMALL, context_local=2, context_medium=3, context_global=4))
     row = tokens(40, batch=1)
     reach = (2 - 1) + (3 - 1) + (4 - 1) + model.config.n_layers  # one more token per layer through the shifted keys
@@ -132,8 +134,8 @@ def test_energy_is_the_sum_of_the_terms_switched_on(on: tuple[bool, bool, bool])
 
 
 @pytest.mark.parametrize("name", ["ebm", "without splat", "splat only"])
-def test_the_untrained_law_is_near_the_unigram_law(name: str) -> None:
-    """Whatever terms there are, their sum starts with logits of variance 1/4."""
+def test_an_untrained_model_is_near_the_unigram_distribution(name: str) -> None:
+    """With any terms, the logits start with variance 1/4."""
     torch.manual_seed(0)
     model = build_model(dataclasses.replace(variant(name), latent_dim=256, n_heads=2), 500).eval()
     with torch.no_grad():
@@ -142,8 +144,8 @@ def test_the_untrained_law_is_near_the_unigram_law(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", PRESETS)
-def test_the_decoders_have_as_many_active_parameters(size: Size) -> None:
-    """Within 15 % at every size: what an expert's rows do not pass through is not active."""
+def test_both_decoders_have_as_many_active_parameters(size: Size) -> None:
+    """Within 15 % at every size. Experts that a row isn't sent to don't count as active."""
     config = replace(Config(), PRESETS[size]).model
     counts = {}
     for kind in ("moe", "transformer"):
@@ -156,7 +158,7 @@ def test_the_decoders_have_as_many_active_parameters(size: Size) -> None:
 
 
 def test_the_transformer_decoder_looks_back() -> None:
-    """What the mixture cannot: with the trunk's states the same, another position changes the point."""
+    """Unlike the mixture: with the same state, another earlier position changes the point."""
     decoder = build(variant("transformer decoder")).decoder
     rows = torch.randn(1, 9, 4 * SMALL.latent_dim)
     with torch.no_grad():
@@ -198,7 +200,7 @@ def test_float32_agrees_with_float64() -> None:
     assert (narrow - wide).abs().max() < 2e-4
 
 
-def test_start_from_counts_gives_the_unigram_law() -> None:
+def test_start_from_counts_gives_the_unigram_distribution() -> None:
     model = EnergyModel(SMALL, VOCABULARY)
     counts = torch.arange(VOCABULARY)
     model.start_from_counts(counts)
@@ -216,7 +218,7 @@ def test_start_from_counts_gives_the_unigram_law() -> None:
         (dict.fromkeys(TERMS, False), "--no-use-splat"),
     ],
 )
-def test_contradictions_name_the_flag(changes: dict[str, Any], flag: str) -> None:
+def test_contradicting_settings_are_refused_and_the_flag_named(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(ConfigError) as raised:
         EnergyModel(dataclasses.replace(SMALL, **changes), VOCABULARY)
     assert flag in raised.value.what
@@ -225,10 +227,11 @@ def test_contradictions_name_the_flag(changes: dict[str, Any], flag: str) -> Non
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("at_once", [1, 7 * VOCABULARY, 1 << 22])
-def test_a_token_law_in_pieces_is_the_softmax_of_all_logits(
+def test_token_law_in_pieces_equals_the_softmax_of_all_logits(
     name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64 by numpy, for pieces of one row, of rows that do not divide the text, and of all of it."""
+    """Against numpy in float64, for pieces of one row, of rows that don't divide the text, and of
+    the whole."""
     monkeypatch.setattr("ebmvk.model.language.LOGITS_AT_ONCE", at_once)
     model = build(variant(name))
     with torch.no_grad():

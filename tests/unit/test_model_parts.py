@@ -41,10 +41,10 @@ def loop(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("n_experts", "active"), [(1, 1), (4, 2), (5, 3), (8, 1), (3, 3)])
 @pytest.mark.parametrize("rows", [1, 2, 37])
 @pytest.mark.parametrize(("training", "multiple"), [(True, 1), (True, 4), (True, 64), (False, 64)])
-def test_grouped_and_dense_experts_are_the_loop(
+def test_grouped_and_dense_experts_equal_a_plain_loop(
     n_experts: int, active: int, rows: int, training: bool, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much room groups have, equal or not."""
+    """With equal room for all groups, and with unequal room."""
     monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
     moe = experts(n_experts, active).train(training)
     x = torch.randn(rows, 10, dtype=torch.float64, requires_grad=True)
@@ -63,7 +63,7 @@ def test_grouped_and_dense_experts_are_the_loop(
 @pytest.mark.parametrize("sizes", [[5, 5, 5], [5, 9, 0], [0, 0, 14], [1, 0, 0]], ids=str)
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights by zero what stands to spare, so that no row has a second gradient."""
+    """Spare places have weight zero, so that no row gets a second gradient."""
     monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
     torch.manual_seed(sum(sizes))
     chosen = torch.tensor([e for e, size in enumerate(sizes) for _ in range(size)])[torch.randperm(sum(sizes))]
@@ -81,8 +81,8 @@ def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("active", [1, 2, 4])
-def test_losses_of_routing_are_their_definitions(active: int, training: bool) -> None:
-    """With their gradients, and that of the rows beside them."""
+def test_routing_losses_equal_their_definitions(active: int, training: bool) -> None:
+    """With their gradients."""
     moe, x = experts(4, active).train(training), torch.randn(9, 10, dtype=torch.float64, requires_grad=True)
     y, routing = moe(x)
     found = routing.losses(routing.sums(None), len(x))
@@ -108,7 +108,7 @@ def test_losses_of_routing_are_their_definitions(active: int, training: bool) ->
 
 
 @pytest.mark.parametrize("active", [1, 2])
-def test_the_router_learns_from_what_experts_are_worth(active: int) -> None:
+def test_the_router_learns_which_expert_is_better(active: int) -> None:
     moe, x = experts(4, active).train(), torch.randn(9, 10, dtype=torch.float64)
     moe(x)[0].square().sum().backward()
     assert moe.router.weight.grad.abs().max() > 1e-6
@@ -169,7 +169,7 @@ def test_composition_is_finite_where_the_midpoint_is_not_unique(dtype: torch.dty
 
 @pytest.mark.parametrize("length", [1, 5, 31, 32, 33, 48, 49, 64, 100, 129])
 @pytest.mark.parametrize("window", [1, 2, 12, 32, 40, 64])
-def test_banded_attention_is_masked_attention(length: int, window: int) -> None:
+def test_banded_attention_equals_masked_attention(length: int, window: int) -> None:
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, 3, length, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
     age = torch.arange(length)[:, None] - torch.arange(length)
@@ -184,8 +184,8 @@ def test_banded_attention_is_masked_attention(length: int, window: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 64])
-def test_fused_attention_is_banded_attention(length: int) -> None:
-    """What CUDA devices take, here in torch's own form of it."""
+def test_fused_attention_equals_banded_attention(length: int) -> None:
+    """The path of CUDA devices, here with torch's own kernel."""
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3))
     torch.testing.assert_close(_fused_attention(q, k, v, 64), _banded_attention(q, k, v, 64))
@@ -207,7 +207,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 33), (2, 1)])
-def test_own_gradients_are_torchs(shape: tuple[int, ...]) -> None:
+def test_closed_form_gradients_equal_those_of_torch(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     for ours, theirs in ((rms_norm, lambda x: F.rms_norm(x, x.shape[-1:])), (squared_relu, lambda x: F.relu(x) ** 2)):
         torch.testing.assert_close(ours(x), theirs(x))

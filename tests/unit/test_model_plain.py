@@ -1,4 +1,4 @@
-"""The plain model against a naive one, position by position; its tied rows; what it can learn."""
+"""The plain model against a naive one, position by position; its shared table; what it can learn."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def rotated(x: Tensor, position: int) -> Tensor:
 
 
 def naive_attention(attention: torch.nn.Module, rows: list[Tensor]) -> list[Tensor]:
-    """Each query, head by head, over the keys it may see; the first half of the heads sees the keys one token late."""
+    """Attention of each query and head over the keys it may see.
+
+    The first half of the heads has keys one token late.
+    """
     heads, window, dim = attention.heads, attention.window, len(rows[0])
     width = dim // heads
     q, k, v = ([part @ x for x in rows] for part in attention.qkv.weight.split(dim))
@@ -87,7 +90,7 @@ def naive_logits(model: PlainModel, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("length", "heads"), [(1, 1), (2, 3), (31, 1), (50, 3)])  # windows go in blocks from 49 on
 @torch.no_grad()
-def test_the_model_is_the_naive_one(length: int, heads: int) -> None:
+def test_the_plain_model_equals_a_naive_one(length: int, heads: int) -> None:
     model = build(dataclasses.replace(SMALL, n_heads=heads), seed=length)
     ids = tokens(length)
     seen = model(ids)
@@ -97,8 +100,8 @@ def test_the_model_is_the_naive_one(length: int, heads: int) -> None:
     torch.testing.assert_close(seen.query, seen.h * math.sqrt(SMALL.latent_dim))
 
 
-def test_one_table_reads_and_writes() -> None:
-    """Rows of tokens that were not read still get a gradient from the output; no other tensor has V rows."""
+def test_input_and_output_share_one_table() -> None:
+    """Rows of tokens that weren't read get a gradient from the output; no other tensor has V rows."""
     model = build()
     assert model.embeddings() is model.table
     assert [name for name, p in model.named_parameters() if VOCABULARY in p.shape] == ["bias", "table"]
@@ -113,7 +116,7 @@ def test_one_table_reads_and_writes() -> None:
     assert bool(changed[..., 1:].any())  # and, through the state, as an input
 
 
-def test_it_starts_near_the_unigram_law_and_learns_a_text_by_heart() -> None:
+def test_it_starts_near_the_unigram_distribution_and_can_memorise_a_text() -> None:
     config = Config(model=SMALL, training=TrainingConfig(steps=60, learning_rate=2e-2, warmup_steps=5))
     torch.manual_seed(0)
     model = build_model(SMALL, VOCABULARY)

@@ -17,6 +17,7 @@ from ebmvk.engine.seeds import seed_torch
 from ebmvk.errors import CheckpointError
 from ebmvk.evaluation.score_matching import score_matching
 from ebmvk.memory.while_training import observed
+from ebmvk.model import language, roles
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
@@ -45,8 +46,8 @@ def batch(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("few", [0, 1 << 18])
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_linear_cross_entropy_is_cross_entropy(rows: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By torch's passes over few logits, and by ours."""
+def test_linear_cross_entropy_equals_cross_entropy(rows: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways: torch's passes if there are few logits, ours if there are many."""
     monkeypatch.setattr(cross_entropy, "FEW_LOGITS", few)
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 5 * 23)  # chunks of 5 rows, the last one incomplete
     torch.manual_seed(rows)
@@ -61,9 +62,9 @@ def test_linear_cross_entropy_is_cross_entropy(rows: int, few: int, monkeypatch:
         torch.testing.assert_close(a, b)
 
 
-def test_a_second_gradient_of_cross_entropy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_backward_pass_of_cross_entropy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "FEW_LOGITS", 0)
-    """What the first one scaled in place would be scaled twice."""
+    """It would scale twice what the first one scaled in place."""
     query, points = torch.randn(3, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
     loss = linear_cross_entropy(query, points, torch.zeros(5), torch.arange(3))
     loss.backward(retain_graph=True)
@@ -71,7 +72,7 @@ def test_a_second_gradient_of_cross_entropy_is_refused(monkeypatch: pytest.Monke
         loss.backward()
 
 
-def test_seeding_the_host_is_seeding_torch() -> None:
+def test_seeding_the_host_equals_seeding_torch() -> None:
     torch.manual_seed(7)
     expected = torch.rand(5)
     seed_torch(7, torch.device("cpu"))
@@ -128,7 +129,8 @@ def test_objective_is_the_weighted_sum_of_its_parts_and_a_function_of_seed_and_s
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("form", ["cross-entropy", "score"])
 def test_shares_add_up_to_the_batch(form: str, size: int) -> None:
-    """Losses, gradients and the sample of states, of rows that end early: shares have unlike numbers of targets."""
+    """Losses, gradients and sampled states, for rows that end early: shares differ in their number
+    of targets."""
     weights = dataclasses.replace(CONFIG.training, denoise_form=form, lambda_spread=0.3, batch_size=4)
     config, net = dataclasses.replace(CONFIG, training=weights), model(decoder="transformer")
     rows = batch()
@@ -159,7 +161,8 @@ def test_switched_off_losses_are_not_computed() -> None:
 
 
 def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
-    """(found, exact -log p(v|x,c) over the whole vocabulary), both differentiable in the last tensor's graph."""
+    """(found, exact -log p(v|x,c) over the whole vocabulary), both differentiable in the last
+    tensor's graph."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(2)
     mu = F.normalize(torch.randn(VOCABULARY, 16, dtype=torch.float64), dim=-1).requires_grad_()
@@ -175,7 +178,8 @@ def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("kappa", [0.0, 5.0, 60.0])
 def test_denoising_with_all_candidates_is_the_exact_posterior(kappa: float) -> None:
     values, mu = _denoising(kappa, VOCABULARY)
-    # The background keeps epsilon = 2e-16 of float64, relative to the uniform density: at kappa 60 nothing to notice.
+    # The background keeps epsilon = 2e-16 of float64, relative to the uniform density: at kappa 60
+    # nothing to notice.
     torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-9)
     found, exact = (torch.autograd.grad(value, mu, retain_graph=True)[0] for value in values)
     torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-9)
@@ -194,7 +198,8 @@ def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None
     unigram = torch.full((VOCABULARY,), 1 / VOCABULARY)
     found = score_matching(net, batch(), Reference(), unigram, starts=ONE, k=VOCABULARY, seed=0)
     assert [level.kappa for level in found] == sorted(level.kappa for level in found)
-    # The uniform law over 40 tokens has a score of almost zero at low kappa, and knows its token at high kappa.
+    # The uniform law over 40 tokens has a score of almost zero at low kappa, and knows its token at
+    # high kappa.
     assert found[0].unigram_loss == pytest.approx(1.0, abs=0.1)
     assert found[-1].unigram_loss < 0.2
     with torch.no_grad():
@@ -205,7 +210,7 @@ def test_score_matching_of_a_zero_score_is_one_and_knowledge_lowers_it() -> None
 
 
 def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever_k_is() -> None:
-    """The one dense sum over all tokens, a token that never occurs included."""
+    """Equal to the dense sum over all tokens, with a token that never occurs."""
     net, tokens = model().eval(), batch()
     unigram = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(5))
     unigram[3] = 0.0
@@ -261,7 +266,7 @@ def test_training_learns() -> None:
     ],
     ids=str,
 )
-def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
+def test_a_restart_gives_the_same_bits(changes: dict[str, Any]) -> None:
     net = model(**changes)
     optimizer = optim.build(net, CONFIG.training)
     train(net, optimizer, 0, 4)
@@ -283,8 +288,10 @@ def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
     [{"model": "minillm"}, {"model": "tinygpt", "use_moe": True}, {"model": "infinito"}, {"model": "plain"}, {}],
     ids=str,
 )
-def test_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that are computed twice, dropout and all."""
+def test_gradient_checkpointing_gives_the_same_gradients(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are computed twice, with the same dropout."""
     gradients, passes, forward = [], [], Attention.forward
     monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
     for again in (False, True):
@@ -313,7 +320,7 @@ def test_state_of_another_model_is_refused() -> None:
             optim.build(model(), CONFIG.training).load_state_dict({k: v for k, v in state.items() if k != gone})
 
 
-def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> None:
+def test_every_parameter_has_one_optimiser_and_muon_has_the_hidden_matrices() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
     hidden = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
@@ -325,19 +332,22 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     rates = {
         id(p): group["rate"] for group in optim.build(plain, CONFIG.training).adam.param_groups for p in group["params"]
     }
-    assert rates == {id(plain.table): optim.TABLE_RATES["table"], id(plain.bias): optim.SCALAR_RATE} | {
-        id(block.attention.temperature): optim.SCALAR_RATE for block in plain.blocks
+    assert rates == {id(plain.table): roles.FREE_ROWS.rate, id(plain.bias): roles.SCALAR.rate} | {
+        id(block.attention.temperature): roles.SCALAR.rate for block in plain.blocks
     }
     assert id(net.decoder.moe.router.weight) in adam
     assert id(net.trunk.blocks[0].up.weight) in hidden
 
 
-@pytest.mark.parametrize("rate", [optim.HIDDEN_RATE, optim.SCALAR_RATE], ids=str)
-def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only(
+@pytest.mark.parametrize("rate", [roles.HIDDEN.rate, roles.SCALAR.rate], ids=str)
+def test_adamw_alone_equals_torchs_with_our_rates_and_decay_of_hidden_matrices(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps beside torch's AdamW, parameter by parameter. rate: of hidden matrices; scalars may have the same."""
-    monkeypatch.setattr(optim, "HIDDEN_RATE", rate)
+    """Two steps of both, parameter by parameter.
+
+    rate: of hidden matrices; scalars may have the same one.
+    """
+    monkeypatch.setattr(language, "HIDDEN", roles.Role(rate, hidden=True))
     config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
     net = model()
     ours, theirs = (
@@ -366,7 +376,7 @@ def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_onl
         optim.build(model(), CONFIG.training).load_state_dict(ours.state_dict())
 
 
-def test_muon_of_many_matrices_is_torchs_of_one_after_another() -> None:
+def test_muon_of_many_matrices_equals_torchs_one_by_one() -> None:
     torch.manual_seed(0)
     shapes = [(8, 20), (8, 20), (20, 8), (5, 5), (8, 20)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -28,7 +28,7 @@ def _levels(unit: str, *values: float) -> TrainingConfig:
     return replace(Config(), {"noise_levels": values, "noise_unit": unit}).training
 
 
-def test_sigma_is_converted_as_the_model_says() -> None:
+def test_sigma_converts_to_kappa_by_the_formula() -> None:
     found = noise.given(_levels("sigma", *SKETCH), 640)
     assert [round(kappa) for kappa in found] == list(KAPPAS)
     for kappa, sigma, degrees in zip(found, SKETCH, DEGREES, strict=True):
@@ -39,7 +39,7 @@ def test_sigma_is_converted_as_the_model_says() -> None:
 
 @pytest.mark.parametrize("d", [2, 7, 256, 640])
 @pytest.mark.parametrize("unit", ["kappa", "angle", "sigma"])
-def test_units_are_one_scale(unit: str, d: int) -> None:
+def test_all_units_of_noise_convert_into_each_other(unit: str, d: int) -> None:
     for kappa in (0.5, 20.0, 900.0):
         level = noise.Noise.of(kappa, d)
         assert noise.given(_levels(unit, getattr(level, unit)), d)[0] == pytest.approx(kappa, rel=1e-6)
@@ -57,7 +57,7 @@ def test_the_mean_angle_is_that_of_the_mean_cosine_of_samples() -> None:
     ("unit", "value", "words"),
     [("angle", 90.0, "90 degrees"), ("angle", 0.01, "give more noise"), ("sigma", 1e-5, "kappa"), ("kappa", 2e5, "2e")],
 )
-def test_what_is_no_noise_is_refused(unit: str, value: float, words: str) -> None:
+def test_levels_out_of_range_are_refused(unit: str, value: float, words: str) -> None:
     with pytest.raises(ConfigError, match=rf"--noise-levels(.|\n)*{words}"):
         noise.given(_levels(unit, 20.0, value), 640)
     with pytest.raises(ConfigError, match="--noise-levels -1"):
@@ -73,7 +73,7 @@ def test_notes_name_arcs_angles_and_kappa() -> None:
     assert list(noise.notes(TrainingConfig(), 640, 50257)) == []
 
 
-def test_levels_are_drawn_evenly_and_by_the_generator() -> None:
+def test_levels_are_drawn_evenly_from_the_generator() -> None:
     config, mu = _levels("kappa", 3.0, 50.0, 7.0), torch.randn(40, 16)
     kappa = noise.draw(config, mu, 3000, torch.Generator().manual_seed(0))
     counts = torch.tensor([int((kappa == level).sum()) for level in (3.0, 50.0, 7.0)])
@@ -87,7 +87,7 @@ def test_levels_are_drawn_evenly_and_by_the_generator() -> None:
     assert float(free.mean()) == pytest.approx(math.log(low * high) / 2, abs=0.1)
 
 
-def test_toml_has_levels_as_an_array(tmp_path: Path) -> None:
+def test_noise_levels_are_an_array_in_toml(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     config = replace(Config(), {"noise_levels": SKETCH, "noise_unit": "sigma"})
     path.write_text(write_toml(config), encoding="utf-8")
@@ -107,7 +107,8 @@ VOCABULARY, D, ROWS = 12, 6, 5
 
 
 def _problem(kappa: float) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Parameters (query, raw points, bias) and the noise, float64; raw points are normalised in `_loss`."""
+    """Parameters (query, raw points, bias) and the noise, float64; raw points are normalised in
+    `_loss`."""
     g = torch.Generator().manual_seed(3)
     shapes = (ROWS, D), (VOCABULARY, D), (VOCABULARY,)
     parameters = [torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes]
@@ -129,7 +130,7 @@ def _loss(parameters: list[Tensor], data: dict[str, Tensor], k: int) -> Tensor:
 
 @pytest.mark.parametrize("kappa", [0.3, 4.0, 30.0])
 @pytest.mark.parametrize("k", [4, VOCABULARY])
-def test_gradients_of_the_score_form_are_those_of_finite_differences(kappa: float, k: int) -> None:
+def test_gradients_of_the_score_form_equal_finite_differences(kappa: float, k: int) -> None:
     parameters, data = _problem(kappa)
     leaves = [p.clone().requires_grad_() for p in parameters]
     found = torch.autograd.grad(_loss(leaves, data, k), leaves)
@@ -142,14 +143,15 @@ def test_gradients_of_the_score_form_are_those_of_finite_differences(kappa: floa
                 moved[which].view(-1)[at] += step
                 sides.append(float(_loss(moved, data, k)))
             difference = (sides[0] - sides[1]) / 2e-5
-            # Central differences: an error of h^2 times third derivatives, of order kappa^3 at most, and rounding / h.
+            # Central differences: an error of h^2 times third derivatives, of order kappa^3 at
+            # most, and rounding / h.
             assert float(gradient.view(-1)[at]) == pytest.approx(difference, rel=1e-5, abs=1e-8 * (1 + kappa))
 
 
 @pytest.mark.parametrize("d", [3, 64, 640])
 @pytest.mark.parametrize("of", [0.1, 0.5, 1.0, 2.5])
 def test_a_zero_score_has_loss_one(d: int, of: float) -> None:
-    """n = 4000 states, 4.4 standard errors; at kappa from a tenth of kappa_c of 50,257 tokens on."""
+    """4000 states, 4.4 standard errors, kappa from a tenth of kappa_c of 50,257 tokens."""
     kappa = of * noise.critical(d, 50257)
     mu = F.normalize(torch.randn(4000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
     x = sample_vmf(mu, kappa, seed=2)
@@ -158,7 +160,7 @@ def test_a_zero_score_has_loss_one(d: int, of: float) -> None:
 
 
 def test_the_score_form_is_least_for_the_posterior() -> None:
-    """Of all scores of laws p(v|c), that of the law tokens come from: any other has a larger mean loss."""
+    """The score of the distribution that the tokens come from has a lower mean loss than any other."""
     backend, n = Reference(dtype=torch.float64), 20_000
     g = torch.Generator().manual_seed(4)
     mu = F.normalize(torch.randn(VOCABULARY, D, generator=g, dtype=torch.float64), dim=-1)
@@ -173,7 +175,7 @@ def test_the_score_form_is_least_for_the_posterior() -> None:
     assert means[0] < 1
 
 
-def test_levels_of_the_figures_name_kappa_c_and_take_those_given() -> None:
+def test_figures_use_the_given_levels_and_mark_kappa_c() -> None:
     found = levels(640, 50257)
     kappas = [level.noise.kappa for level in found]
     assert kappas == sorted(kappas)

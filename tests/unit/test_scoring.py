@@ -89,7 +89,7 @@ def by_hand(own: Scorer, ids: list[int], first: int) -> tuple[float, bool]:
     return total, greedy
 
 
-@pytest.mark.parametrize("name", ["ebm", "plain", "gpt", "infinito", "gpt of experts"])
+@pytest.mark.parametrize("name", ["ebm", "plain", "tinygpt", "infinito", "gpt of experts"])
 def test_a_continuation_costs_the_sum_of_its_tokens(name: str, tokenizer: Tokenizer) -> None:
     own = scorer(tokenizer, name, batch_size=3)
     for both, (log_p, greedy) in zip(PAIRS, own.log_likelihoods(PAIRS), strict=True):

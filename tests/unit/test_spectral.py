@@ -11,7 +11,7 @@ from ebmvk.initialisation.spectral import SMOOTHING, WINDOW, cooccurrence, posit
 
 
 def _tokens(n: int, vocab_size: int, seed: int) -> np.ndarray:
-    """Zipf-like, so that rare and unseen tokens are among them."""
+    """A Zipf-like text, so that some tokens are rare or missing."""
     random = np.random.default_rng(seed)
     weights = 1 / np.arange(1, vocab_size + 1)
     return random.choice(vocab_size, n, p=weights / weights.sum()).astype(np.int32)
@@ -27,7 +27,7 @@ def _brute_force(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n", "vocab_size"), [(2, 3), (5, 4), (300, 17), (1000, 60)])
-def test_cooccurrence_and_pmi_are_those_of_the_definition(n: int, vocab_size: int) -> None:
+def test_cooccurrence_and_pmi_equal_their_definitions(n: int, vocab_size: int) -> None:
     tokens = _tokens(n, vocab_size, seed=n)
     dense = _brute_force(tokens, vocab_size)
     counts = cooccurrence(tokens, vocab_size)
@@ -39,7 +39,7 @@ def test_cooccurrence_and_pmi_are_those_of_the_definition(n: int, vocab_size: in
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_singular_vectors_are_numpys(k: int) -> None:
+def test_singular_vectors_equal_those_of_numpy(k: int) -> None:
     random = np.random.default_rng(3)
     # A falling spectrum, as counts have: the subspace of the k largest is then well defined.
     matrix = (random.standard_normal((80, 60)) * 0.8 ** np.arange(60)) @ random.standard_normal((60, 90)) / 9
@@ -54,8 +54,8 @@ def test_singular_vectors_are_numpys(k: int) -> None:
     np.testing.assert_allclose((vectors.T @ vectors).numpy(), np.eye(k), atol=1e-5)
 
 
-def test_tokens_of_one_kind_point_one_way() -> None:
-    """Of a language of pairs (noun, verb), nouns are met in the same places as nouns."""
+def test_tokens_of_one_kind_have_similar_directions() -> None:
+    """In a language of pairs (noun, verb), nouns occur in the same contexts as other nouns."""
     random = np.random.default_rng(0)
     nouns, verbs = random.integers(0, 10, 4000), random.integers(10, 20, 4000)
     tokens = np.stack([nouns, verbs, np.full(4000, 20)], 1).ravel().astype(np.int32)
@@ -79,5 +79,5 @@ def test_directions_are_unit_where_known_and_repeat_with_the_seed(vocab_size: in
     assert int(one.known.sum()) == len(np.unique(tokens)) == one.facts["known"]
 
 
-def test_a_text_too_short_to_have_neighbours_knows_nothing() -> None:
+def test_a_text_without_neighbours_gives_no_directions() -> None:
     assert not bool(spectral_rows(np.array([3], dtype=np.int32), 10, 4, 0).any())
