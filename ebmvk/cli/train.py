@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,18 +36,39 @@ if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.training.session import Job
 
+COMMON = {"common": True}
+TITLES = {
+    "run": "Size and machine",
+    "data": "Text",
+    "model": "Model",
+    "langevin": "Sampling",
+    "training": "Training",
+    "logging": "Output",
+    "splats": "Memory splats",
+}
+"""{section of the settings: title of its flags in the help}."""
+
 
 @dataclass(frozen=True)
 class TrainCommand(Config):
-    """The settings and what concerns this call only."""
+    """The settings of a run, and flags that concern one call only."""
 
-    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # The run's folder; runs/DATASET-SIZE-TIME.
-    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
-    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
-    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # A recipe of --model: small, medium, large.
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
-    dry_run: bool = False  # Say what the run would take, after a few steps; nothing is left of it.
-    quiet: bool = False  # Print errors and the paths of the results only.
+    # The folder of the run; by default runs/DATASET-SIZE-TIME.
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = field(default=None, metadata=COMMON)
+    # Continue a run: the newest one, or the one in PATH.
+    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = field(default=None, metadata=COMMON)
+    # Save and stop after N steps of this call.
+    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    # A recipe of --model: small, medium or large.
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    # Read settings from a file; flags win over it.
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = field(default=None, metadata=COMMON)
+    # Try a few steps, print the time, memory and disk space that the run would take, and leave nothing behind.
+    dry_run: bool = field(default=False, metadata=COMMON)
+    # Print all settings, and every figure while the run trains.
+    verbose: bool = field(default=False, metadata=COMMON)
+    # Print only errors, warnings and the paths of the results.
+    quiet: bool = field(default=False, metadata=COMMON)
 
     @property
     def settings(self) -> Config:
@@ -130,10 +151,14 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
     base, levels = _defaults(args, stage)
     if "--include" in flags.flags_in(args):  # flags replace the file's patterns instead of adding to them
         base = replace(base, {"include": ()})
-    if {"-h", "--help"} & set(args) and flags.value_of(args, "--resume") is None:
+    if set(parsing.HELP) & set(args) and flags.value_of(args, "--resume") is None:
         base = _of_text(base, levels, args)
     default = TrainCommand(**vars(base))
-    command = parsing.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
+    command = parsing.parse(
+        TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE, titles=TITLES
+    )
+    if command.verbose and command.quiet:
+        raise ConfigError("--verbose and --quiet are both given", hint="give one of them")
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
     given = _given(args, command.settings)
