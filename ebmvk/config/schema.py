@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
+ModelName = Literal["ebm", "plain", "tinygpt", "minillm", "infinito"]
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
@@ -22,141 +23,256 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 WHOLE_SEQUENCE = ("tinygpt", "minillm", "infinito")
 WINDOWS = ("context_local", "context_medium", "context_global")
 ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
-# Where the text lies and how it is read. A resumed run may change it: a digest proves that the text is the same.
+# Where the text lies and how it is read. A resumed run may change it: a digest proves that the text
+# is the same.
 OF_TEXT = ("dataset", "data_dir", "include", "raw", "keep_bom")
 Source = Literal["default", "size", "model", "stage", "preset", "file", "flag", "derived"]
 
 
-def knob(default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False) -> Any:
-    """A field with its inclusive range; `resume` says that a resumed run may change it."""
-    return field(default=default, metadata={"low": low, "high": high, "resume": resume})
+def knob(
+    default: Any, *, low: float | None = None, high: float | None = None, resume: bool = False, common: bool = False
+) -> Any:
+    """A field of a section.
+
+    low, high: its inclusive range. resume: `--resume` may change it. common: it is one of the few
+    settings that most people change, which `--help` shows first.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "resume": resume, "common": common})
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    size: Size = "tiny"  # The one dial: derives every value that is not given.
-    device: str = knob("auto", resume=True)  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
-    seed: int = knob(42, low=0, high=2**63 - 1)  # Seed of everything random.
-    deterministic: bool = knob(False, resume=True)  # Bit-for-bit repeatable: torch's deterministic algorithms only.
+    # Size of the model. It sets every value that you don't give.
+    size: Size = knob("tiny", common=True)
+    # Where to compute: auto, cpu, cuda, vulkan, vulkan:INDEX (one of several cards) or reference
+    # (slow and exact).
+    device: str = knob("auto", resume=True, common=True)
+    # Seed of all random numbers: the same seed gives the same run.
+    seed: int = knob(42, low=0, high=2**63 - 1, common=True)
+    # Use only torch's deterministic algorithms, so that a run can be repeated bit for bit. Slower
+    # on a GPU.
+    deterministic: bool = knob(False, resume=True)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: str = "builtin"  # A file or folder of text, wikitext-2, wikitext-103, tiny-shakespeare, or builtin.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    # Also read a folder's files with such names, for example '*.py'.
+    # Text to learn: a file, a folder, wikitext-2, wikitext-103, tiny-shakespeare or builtin (a
+    # short text that is installed with ebmvk).
+    dataset: str = knob("builtin", common=True)
+    # Folder with data sets that were downloaded before. The environment variable EBMVK_DATA_DIR
+    # names one too.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    # Also read files of the folder whose names match, for example '*.py'.
     include: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
-    raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    keep_bom: bool = False  # Keep the byte order mark at the start of a file as part of the text.
-    tokenizer: str = "bpe"  # bpe, trained on the text; char, its characters; gpt2; or a tokenizer.json.
-    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None  # End token, for a tokenizer.json.
-    vocab_size: int = knob(2048, low=4)  # Tokens of the byte-level BPE.
-    seq_length: int = knob(128, low=2)  # Tokens per training window.
-    windows: Literal["stream", "document"] = "stream"  # Cut from the whole text, or from each document on its own.
-    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = knob(None, low=1)  # Between a document's windows.
-    num_workers: int = knob(0, low=0, high=64, resume=True)  # Threads that prepare batches ahead of the steps.
+    # Read JSON, CSV, HTML and similar files as plain text, with their markup.
+    raw: bool = False
+    # Keep the byte order mark at the start of a file as part of the text.
+    keep_bom: bool = False
+    # How text becomes tokens: bpe (byte-level BPE, trained on the text), char (one token per
+    # character), gpt2, or the path of a tokenizer.json.
+    tokenizer: str = knob("bpe", common=True)
+    # The token that ends a document, if your tokenizer.json doesn't mark one.
+    end_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
+    # Number of tokens in the vocabulary of --tokenizer bpe.
+    vocab_size: int = knob(2048, low=4, common=True)
+    # Length of a training window, in tokens.
+    seq_length: int = knob(128, low=2, common=True)
+    # Cut training windows from the whole text (stream), or from each document on its own
+    # (document).
+    windows: Literal["stream", "document"] = "stream"
+    # Tokens from the start of one window of a document to the start of the next. By default
+    # --seq-length.
+    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = knob(None, low=1)
+    # Threads that prepare the next batches while a step is computed. 0: no extra thread.
+    num_workers: int = knob(0, low=0, high=64, resume=True)
 
     @property
     def apart(self) -> bool:
-        """Whether no window crosses from one document to the next."""
+        """True if no window crosses from one document to the next."""
         return self.windows == "document"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: Literal["ebm", "plain", "tinygpt", "minillm", "infinito"] = "ebm"  # The energy model, or a transformer.
-    latent_dim: int = knob(256, low=2)  # Dimension d of the sphere's ambient space.
-    n_layers: int = knob(4, low=1)  # Layers of the trunk.
-    n_heads: int = knob(4, low=1)  # Attention heads; divides latent_dim.
-    ffn_dim: int = knob(1024, low=1)  # Width of the trunk's feed-forward part.
-    context_local: int = knob(12, low=1)  # Attention window of the local scale, tokens.
-    context_medium: int = knob(64, low=1)  # Window of the medium scale.
-    context_global: int = knob(128, low=1)  # Window of the global scale.
-    use_moe: bool = False  # Experts in every block of tinygpt and minillm.
-    moe_experts: int = knob(4, low=1)  # Experts of the decoder, or of each block.
-    moe_active: int = knob(2, low=1)  # Experts active per position.
-    hidden_dim: int = knob(512, low=1)  # Width of one expert.
-    dropout: float = knob(0.1, low=0.0, high=0.95)  # Dropout in the trunk.
-    use_geometric: bool = True  # The geometric energy term.
-    use_compositional: bool = True  # The compositional energy term.
-    use_splat: bool = True  # The splat energy term; without it there is no decoder.
-    use_memory: bool = True  # The external memory of infinito.
-    memory_slots: int = knob(256, low=1)  # Its slots.
-    gradient_checkpointing: bool = knob(False, resume=True)  # Compute blocks twice instead of keeping their inside.
-    decoder: Literal["moe", "transformer", "none"] = "moe"  # Experts, a transformer block, or the state itself.
+    # Kind of model: ebm is the energy-based model, the others are transformers to compare it with.
+    model: ModelName = knob("ebm", common=True)
+    # Width d of the model: the length of the vector of a token, and of the state after each layer.
+    latent_dim: int = knob(256, low=2, common=True)
+    # Number of transformer layers.
+    n_layers: int = knob(4, low=1, common=True)
+    # Attention heads in each layer. --latent-dim must be a multiple of twice this number.
+    n_heads: int = knob(4, low=1)
+    # Width of the feed-forward part of each layer, by default four times --latent-dim.
+    ffn_dim: int = knob(1024, low=1)
+    # How many tokens the lowest third of the layers sees (the local scale).
+    context_local: int = knob(12, low=1)
+    # How many tokens the middle third of the layers sees (the medium scale).
+    context_medium: int = knob(64, low=1)
+    # How many tokens the highest third of the layers sees (the global scale).
+    context_global: int = knob(128, low=1)
+    # Put a mixture of experts into each layer, in place of its feed-forward part.
+    use_moe: bool = False
+    # Number of experts, in the decoder of the energy model or in each layer with --use-moe.
+    moe_experts: int = knob(4, low=1)
+    # How many experts compute each token.
+    moe_active: int = knob(2, low=1)
+    # Width of one expert of the decoder.
+    hidden_dim: int = knob(512, low=1)
+    # Share of values set to zero at random in training, against overfitting. 0: none.
+    dropout: float = knob(0.1, low=0.0, high=0.95)
+    # Use the geometric energy term, which compares a token with the context at each of the three
+    # scales.
+    use_geometric: bool = True
+    # Use the compositional energy term, which compares a token with the three scales joined into
+    # one vector.
+    use_compositional: bool = True
+    # Use the splat energy term, which compares a token with the decoded state. Without it there is
+    # no decoder.
+    use_splat: bool = True
+    # Use the external memory, to which tokens write and from which later tokens read.
+    use_memory: bool = True
+    # Number of slots in the external memory.
+    memory_slots: int = knob(256, low=1)
+    # Compute each layer twice instead of keeping its intermediate values: less memory, more time.
+    gradient_checkpointing: bool = knob(False, resume=True)
+    # What turns the state into the point that tokens are compared with: moe (a mixture of experts),
+    # transformer (one more layer) or none (the state itself).
+    decoder: Literal["moe", "transformer", "none"] = "moe"
 
 
 @dataclass(frozen=True)
 class LangevinConfig:
-    knn_k: int = knob(64, low=1, resume=True)  # Candidates of the latent law.
-    langevin_steps: int = knob(200, low=1, resume=True)  # Integrator steps over all levels.
-    langevin_levels: int = knob(10, low=1, resume=True)  # Annealing levels.
-    langevin_dt: Number = knob(None, low=1e-9, high=1e15, resume=True)  # Step size; by rule if not given.
-    langevin_gamma: Number = knob(None, low=0.0, high=1e15, resume=True)  # Friction; by rule if not given.
-    langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)  # Temperature of the chains; 1: the model's law.
-    kappa: Number = knob(None, low=1e-6, high=1e15, resume=True)  # Last concentration; by rule if not given.
+    # Number of candidate tokens that a chain moves among. More is slower.
+    knn_k: int = knob(64, low=1, resume=True)
+    # Steps of a Langevin chain, over all annealing levels.
+    langevin_steps: int = knob(200, low=1, resume=True)
+    # Annealing levels: a chain starts among all tokens and ends close to one, in this many stages.
+    langevin_levels: int = knob(10, low=1, resume=True)
+    # Length of a step of the chain. By default it is chosen at each level.
+    langevin_dt: Number = knob(None, low=1e-9, high=1e15, resume=True)
+    # Friction of the chain. By default it is the root of the level's concentration.
+    langevin_gamma: Number = knob(None, low=0.0, high=1e15, resume=True)
+    # Temperature of the chains. 1 samples from the model's own distribution.
+    langevin_T: float = knob(1.0, low=1e-6, high=1e6, resume=True)
+    # Concentration of the last level: the larger, the closer to a single token. By default 1.4
+    # kappa_c, where kappa_c is the concentration at which one token can be told from the others.
+    kappa: Number = knob(None, low=1e-6, high=1e15, resume=True)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    steps: int = knob(1000, low=1, resume=True)  # Optimiser steps; --epochs replaces them.
-    epochs: Number = knob(None, low=1e-9, resume=True)  # Passes over the text, instead of steps.
-    batch_size: int = knob(32, low=1, resume=True)  # Windows computed at once.
-    accumulation_steps: int = knob(1, low=1, resume=True)  # Batches per step; the result is that of one large batch.
-    learning_rate: float = knob(2e-3, low=1e-12, resume=True)  # Peak rate.
-    optimizer: Literal["muon", "adamw"] = "muon"  # Of hidden matrices; AdamW moves the rest.
-    weight_decay: float = knob(0.01, low=0.0)  # Decoupled weight decay.
-    grad_clip: float = knob(1.0, low=1e-9)  # Largest norm of the gradient.
-    patience: int = knob(0, low=0, resume=True)  # Stop after so many evaluations without a better one; 0: never.
-    warmup_steps: int = knob(100, low=0)  # Steps of linear warm-up before the cosine.
+    # How long to train, in optimiser steps. --epochs replaces it.
+    steps: int = knob(1000, low=1, resume=True, common=True)
+    # How long to train, in passes over the text. It replaces --steps.
+    epochs: Number = knob(None, low=1e-9, resume=True, common=True)
+    # Training windows computed at once.
+    batch_size: int = knob(32, low=1, resume=True, common=True)
+    # Batches per optimiser step: trains as one batch that many times larger would, in the memory of
+    # one.
+    accumulation_steps: int = knob(1, low=1, resume=True)
+    # Highest learning rate, reached after the warm-up.
+    learning_rate: float = knob(2e-3, low=1e-12, resume=True, common=True)
+    # muon (Muon for the hidden matrices, AdamW for everything else) or adamw (AdamW for
+    # everything).
+    optimizer: Literal["muon", "adamw"] = "muon"
+    # Weight decay of the hidden matrices.
+    weight_decay: float = knob(0.01, low=0.0)
+    # Largest norm of the gradient; a longer gradient is scaled down to it.
+    grad_clip: float = knob(1.0, low=1e-9)
+    # Stop early after this many evaluations without a better one. 0: never.
+    patience: int = knob(0, low=0, resume=True)
+    # Steps over which the learning rate rises from 0. After them it falls to 0 along a cosine.
+    warmup_steps: int = knob(100, low=0)
+    # Number format of the layers. bfloat16 is faster on processors that compute it natively.
     precision: Annotated[
         Literal["float32", "bfloat16"], tyro.conf.arg(help_behavior_hint="(default: what this processor is faster in)")
-    ] = knob("float32", resume=True)  # bfloat16 runs the trunk in autocast.
-    lambda_denoise: float = knob(0.1, low=0.0)  # Weight of denoising.
-    lambda_spread: float = knob(0.01, low=0.0)  # Weight of the embeddings' spread.
-    moe_balance: float = knob(0.01, low=0.0)  # Weight of the experts' load balance.
-    moe_z: float = knob(1e-3, low=0.0)  # Weight of the router's z loss.
-    lambda_phi: float = knob(0.1, low=0.0, resume=True)  # Weight of 1 - PHI, infinito's integrated information.
-    noise_levels: tuple[float, ...] = knob((), low=1e-6, high=1e6)  # Noise of denoising; none: a range by kappa_c.
-    noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"  # Theirs; angle: mean, degrees; sigma: per coordinate.
-    denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"  # Of the denoising loss.
-    init: str = "corpus"  # Start: uniform, corpus, a FILE[:TENSOR] of token vectors, a hub's OWNER/NAME, or a run.
+    ] = knob("float32", resume=True, common=True)
+    # Weight of the denoising loss: recognise a token's vector after noise was added. 0 switches it
+    # off.
+    lambda_denoise: float = knob(0.1, low=0.0)
+    # Weight of the spread loss, which keeps the vectors of tokens apart.
+    lambda_spread: float = knob(0.01, low=0.0)
+    # Weight of the loss that spreads tokens evenly over the experts.
+    moe_balance: float = knob(0.01, low=0.0)
+    # Weight of the loss that keeps the scores by which experts are chosen small.
+    moe_z: float = knob(1e-3, low=0.0)
+    # Weight of the loss 1 - PHI. PHI, from 0 to 1, measures integration: how much hidden units tell
+    # about one another across their weakest cut into two groups.
+    lambda_phi: float = knob(0.1, low=0.0, resume=True)
+    # Noise levels of the denoising loss, in --noise-unit. By default they are drawn from a range
+    # around kappa_c, the concentration at which one token can be told from the others.
+    noise_levels: tuple[float, ...] = knob((), low=1e-6, high=1e6)
+    # Unit of --noise-levels: kappa (concentration), angle (mean, in degrees) or sigma (per
+    # coordinate).
+    noise_unit: Literal["kappa", "angle", "sigma"] = "kappa"
+    # Form of the denoising loss: cross-entropy of the token, or the squared error of the score.
+    denoise_form: Literal["cross-entropy", "score"] = "cross-entropy"
+    # Where the vectors of tokens start: corpus (from the text's statistics), uniform (random), a
+    # FILE[:TENSOR] of token vectors, OWNER/NAME on the hub, or a run (its layers too).
+    init: str = knob("corpus", common=True)
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that one step of the optimiser is an average of."""
+        """Number of windows over which one optimiser step is averaged."""
         return self.batch_size * self.accumulation_steps
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    log_every: int = knob(20, low=1, resume=True)  # Steps between printed lines; metrics.jsonl has every step.
-    eval_every: int = knob(200, low=1, resume=True)  # Steps between evaluations on a part of validation.
-    eval_tokens: int = knob(20_000, low=2, resume=True)  # Tokens of that part.
-    save_every: int = knob(200, low=1, resume=True)  # Steps between checkpoints; each epoch's end has one too.
-    keep_last: int = knob(3, low=1, resume=True)  # Checkpoints kept; the best one is never deleted.
-    keep_epochs: int = knob(5, low=0, resume=True)  # Epochs between checkpoints that are never deleted; 0: none.
-    sample_tokens: int = knob(40, low=0, resume=True)  # Tokens of the sample written at each evaluation; 0 for none.
-    tensorboard: bool = knob(False, resume=True)  # Write the metrics for TensorBoard too, an extra.
+    # Steps between two printed lines. The file metrics.jsonl has every step.
+    log_every: int = knob(20, low=1, resume=True)
+    # Steps between two evaluations on a part of the validation text.
+    eval_every: int = knob(200, low=1, resume=True)
+    # Length of that part, in tokens.
+    eval_tokens: int = knob(20_000, low=2, resume=True)
+    # Steps between two checkpoints. The end of each epoch has one too.
+    save_every: int = knob(200, low=1, resume=True)
+    # How many of the newest checkpoints to keep. The best one is always kept.
+    keep_last: int = knob(3, low=1, resume=True)
+    # Epochs between two checkpoints that are kept for good. 0: none.
+    keep_epochs: int = knob(5, low=0, resume=True)
+    # Tokens of text to generate at each evaluation, as a sample. 0: none.
+    sample_tokens: int = knob(40, low=0, resume=True)
+    # Also write the metrics for TensorBoard, which must be installed.
+    tensorboard: bool = knob(False, resume=True)
 
 
 @dataclass(frozen=True)
 class SplatConfig:
-    enable_soc: bool = True  # Consolidate memory splats during training; the weights don't depend on it.
-    n_splats_init: int = knob(10_000, low=1)  # Most splats without a curriculum.
-    max_splats: int = knob(150_000, low=1, high=10_000_000)  # The hard cap.
-    enable_curriculum_learning: bool = True  # Let the splats grow in three phases, 10 %, 60 % and 100 % of the target.
-    curriculum_epochs: float = knob(5.0, low=1e-9)  # Epochs in which the phases follow one another.
-    curriculum_target_splats: int = knob(50_000, low=1)  # Most splats in the last phase.
-    soc_check_interval: int = knob(100, low=1)  # Steps between consolidations.
-    soc_threshold: float = knob(0.8, low=0.0, high=1.0)  # Uncovered share that starts creation; falls to 0.2.
-    soc_history: int = knob(10_000, low=16, high=10_000_000)  # Training states kept to consolidate from.
-    soc_keep: float = knob(0.9, low=1e-3, high=1.0)  # Share of older statistics kept at a check: the trunk moves.
-    splat_temperature: float = knob(0.1, low=1e-3, high=1e3)  # tau: concentrations are divided by it.
-    splat_weight_decay: float = knob(0.0, low=0.0, high=1.0)  # Share of an old splat's mass lost per epoch.
-    splat_weight_decay_start: float = knob(1.0, low=0.0)  # Age in epochs from which a splat is old.
-    min_kappa: float = knob(1.0, low=1e-3)  # Least concentration of a splat, before division by tau.
-    max_kappa: float = knob(50.0, low=1e-3, high=1e4)  # Largest concentration of a splat.
+    # Build a memory beside the model while it trains. Its entries are splats: clusters of similar
+    # contexts, with the tokens that followed them. The weights don't depend on it.
+    enable_soc: bool = True
+    # Most splats of the memory without --enable-curriculum-learning.
+    n_splats_init: int = knob(10_000, low=1)
+    # Most splats in any case.
+    max_splats: int = knob(150_000, low=1, high=10_000_000)
+    # Let the memory grow in three phases, to 10 %, 60 % and 100 % of --curriculum-target-splats.
+    enable_curriculum_learning: bool = True
+    # Epochs over which the three phases are spread.
+    curriculum_epochs: float = knob(5.0, low=1e-9)
+    # Most splats in the last phase.
+    curriculum_target_splats: int = knob(50_000, low=1)
+    # Steps between two consolidations, which sort new contexts into splats and create, split, merge
+    # and remove splats.
+    soc_check_interval: int = knob(100, low=1)
+    # Create splats while more than this share of held-out contexts isn't explained by any. It falls
+    # to 0.2 by the end.
+    soc_threshold: float = knob(0.8, low=0.0, high=1.0)
+    # Number of training contexts kept between consolidations.
+    soc_history: int = knob(10_000, low=16, high=10_000_000)
+    # Share of its older statistics that a splat keeps at each consolidation: contexts move while
+    # the model learns.
+    soc_keep: float = knob(0.9, low=1e-3, high=1.0)
+    # Concentrations of splats are divided by this temperature: the larger, the wider the splats.
+    splat_temperature: float = knob(0.1, low=1e-3, high=1e3)
+    # Share of its mass that an old splat loses in each epoch.
+    splat_weight_decay: float = knob(0.0, low=0.0, high=1.0)
+    # Age in epochs from which a splat counts as old.
+    splat_weight_decay_start: float = knob(1.0, low=0.0)
+    # Least concentration of a splat, before it is divided by --splat-temperature.
+    min_kappa: float = knob(1.0, low=1e-3)
+    # Largest concentration of a splat, before it is divided by --splat-temperature.
+    max_kappa: float = knob(50.0, low=1e-3, high=1e4)
 
 
 @dataclass(frozen=True)
@@ -199,6 +315,13 @@ def items(config: Config) -> Iterator[tuple[str, str, Any]]:
             yield section.name, entry.name, getattr(part, entry.name)
 
 
+COMMON: frozenset[str] = frozenset(
+    entry.name
+    for section in dataclasses.fields(Config)
+    for entry in dataclasses.fields(getattr(Config(), section.name))
+    if entry.metadata.get("common")
+)
+"""The settings that most people change; `--help` shows them first."""
 SECTION_OF: dict[str, str] = {name: section for section, name, _ in items(Config())}
 
 

@@ -44,8 +44,8 @@ def test_help_shows_the_defaults_that_a_run_has(
     differ = {name for name, value in taken.items() if shown[name] != value} - {"precision", "warmup_steps", *given}
     assert differ == set()
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ebmvk("train", *flags, "--help").out).split())
-    assert f"Optimiser steps; --epochs replaces them. (default: {taken['steps']})" in told
-    assert f"Dropout in the trunk. (default: {taken['dropout']})" in told
+    assert f"How long to train, in optimiser steps. --epochs replaces it. (default: {taken['steps']})" in told
+    assert f"Share of values set to zero at random in training, against overfitting. 0: none. (default: {taken['dropout']})" in told
     assert "(default: what this processor is faster in)" in told
 
 
