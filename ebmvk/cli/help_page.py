@@ -13,7 +13,7 @@ import io
 import shutil
 import textwrap
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -39,7 +39,7 @@ class Entry:
 def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Sequence[str] = ()) -> str:
     """The help of the command `title`. everything: with flags that aren't common. notes: paragraphs at the top."""
     several = any(entry.common for entry in entries) and not everything
-    shown = [entry for entry in entries if entry.common or not several]
+    shown = [_plain(entry) for entry in entries if entry.common] if several else entries
     groups: dict[str, list[Entry]] = {}
     for entry in shown:
         groups.setdefault(entry.group, []).append(entry)
@@ -50,6 +50,11 @@ def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Seque
     if len(shown) < len(entries):
         blocks.append(f"`{title} --help-all` shows {len(entries) - len(shown)} more options.")
     return "\n\n".join(blocks)
+
+
+def _plain(entry: Entry) -> Entry:
+    """Without the `--no-` form of a switch that is off by default."""
+    return entry if entry.default else dataclasses.replace(entry, usage=entry.usage.replace("[no-]", ""))
 
 
 def _lines(entry: Entry, width: int) -> str:
@@ -63,19 +68,19 @@ def _lines(entry: Entry, width: int) -> str:
     return "\n".join([body[0], *(line if line.startswith(" ") else " " * INDENT + line for line in body[1:])]).rstrip()
 
 
-def entries(kind: type[Any], default: Any, titles: Mapping[str, str], group: str = "Options") -> Iterator[Entry]:
+def entries(kind: type[Any], default: Any, titles: dict[str, str]) -> Iterator[Entry]:
     """The flags of a dataclass and of the dataclasses in it, in their order.
 
-    default: an instance with the values to show, or None for those of the class. titles: {field: title of the group of
-    its flags}. group: title for all others.
+    default: an instance with the values to show, or None for those of the class. titles: {field: title of its group};
+    the key "" is for all fields that aren't named.
     """
     hints, texts = get_type_hints(kind, include_extras=True), comments(kind)
     for field in dataclasses.fields(kind):
         value = _value(field, default)
         hint, extras = _unwrapped(hints[field.name])
-        title = field.metadata.get("group") or titles.get(field.name, group)
+        title = field.metadata.get("group") or titles.get(field.name, titles.get("", "Options"))
         if dataclasses.is_dataclass(hint):
-            yield from entries(hint, value, titles, title)  # type: ignore[arg-type]
+            yield from entries(hint, value, titles | {"": title})  # type: ignore[arg-type]
         else:
             usage, shown = _usage(field.name, hint, extras), _default(value, extras)
             yield Entry(usage, texts.get(field.name, ""), shown, title, bool(field.metadata.get("common")))

@@ -57,7 +57,7 @@ def parse(
     if asked := set(HELP) & set(args):
         what = COMMANDS[command]
         notes = [f"{what[0].upper()}{what[1:]}.", *_other_names(known)]
-        entries = list(help_page.entries(kind, default, titles))
+        entries = list(help_page.entries(kind, default, dict(titles)))
         print(help_page.page(f"ebmvk {command}", entries, everything="--help-all" in asked, notes=notes))
         raise SystemExit(0)
     _check_text(args)

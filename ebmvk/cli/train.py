@@ -45,6 +45,7 @@ TITLES = {
     "training": "Training",
     "logging": "Output",
     "splats": "Memory splats",
+    "": "This run",
 }
 """{section of the settings: title of its flags in the help}."""
 
