@@ -22,7 +22,7 @@ from ebmvk.config import flags
 from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.checkpoint import step_folders
-from ebmvk.training import trainer as loop
+from ebmvk.training import trainer
 
 from .conftest import Command, rows
 
@@ -126,13 +126,13 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
     ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    real, append = loop.checkpoint.write_file, Monitor._append
+    real, append = trainer.checkpoint.write_file, Monitor._append
     full = [False]
 
     def recorded(monitor: Monitor, line: str) -> None:
         full[0] = full[0] or '"event": "step", "step": 7' in line
         if full[0]:
-            raise loop.checkpoint.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
+            raise trainer.checkpoint.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
         append(monitor, line)
 
     def written(path: Path, content: bytes) -> None:
@@ -141,7 +141,7 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
         real(path, content)
 
     monkeypatch.setattr(Monitor, "_append", recorded)
-    monkeypatch.setattr(loop.checkpoint, "write_file", written)
+    monkeypatch.setattr(trainer.checkpoint, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
     assert "nor could a checkpoint of step 7: the newest is of step 4" in said.err
@@ -179,7 +179,7 @@ def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None
 def _path_flags() -> Iterator[str]:
     """Of all commands, those whose values are of type Path."""
     for command in commands.COMMANDS:
-        module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
+        module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
         for kind in vars(module).values():
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 for name, hint in get_type_hints(kind).items():
