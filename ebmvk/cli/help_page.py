@@ -126,7 +126,7 @@ def _default(value: Any, extras: Sequence[Any]) -> str:
     hints = [extra.help_behavior_hint for extra in extras if getattr(extra, "help_behavior_hint", None)]
     if hints:
         return str(hints[0]).removeprefix("(default: ").removesuffix(")")
-    if value is None or value is False or value == "" or value == ():
+    if value is None or value is False or value in {"", ()}:
         return ""
     return "on" if value is True else str(value)
 

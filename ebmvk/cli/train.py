@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ebmvk.api import Trained
     from ebmvk.data.datasets import Corpus
     from ebmvk.ranks import Handler, Ranks
-    from ebmvk.training.session import Job
+    from ebmvk.training.job import Job
 
 COMMON = {"common": True}
 TITLES = {
@@ -119,7 +119,7 @@ def train(**settings: Any) -> Trained:
     from ebmvk.runs.metrics import read_history
     from ebmvk.training.session import execute
 
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    outcome = execute(job, quiet=command.quiet, verbose=command.verbose, stop_after=command.stop_after)
     history = read_history(job.folder)
     end = history.end or {}
     return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
@@ -137,7 +137,14 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | 
     from ebmvk.ranks import ALONE
     from ebmvk.training.session import execute
 
-    outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
+    outcome = execute(
+        job,
+        ranks or ALONE,
+        quiet=command.quiet,
+        verbose=command.verbose,
+        stop_after=command.stop_after,
+        dry_run=command.dry_run,
+    )
     return INTERRUPTED if outcome == "interrupted" else 0
 
 
@@ -245,7 +252,7 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
-    from ebmvk.training.session import Job  # torch takes seconds: report earlier errors first
+    from ebmvk.training.job import Job  # torch takes seconds: report earlier errors first
 
     return Job(config, sources, folder, corpus)
 
@@ -288,7 +295,7 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
     from ebmvk.runs.text import own_text
-    from ebmvk.training.session import Job
+    from ebmvk.training.job import Job
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)

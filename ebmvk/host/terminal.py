@@ -1,4 +1,4 @@
-"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal."""
+"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal; wraps long lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import codecs
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import unicodedata
 
 _SIGNS = {
@@ -48,6 +50,21 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a file, or closed
             stream.reconfigure(errors="ebmvk.readable")  # type: ignore[union-attr]
+
+
+LABEL = 12  # columns of the label that lines of a run start with
+
+
+def hanging(text: str) -> str:
+    """The text as it is, or on a terminal with long lines wrapped and indented behind their label."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    indent = " " * LABEL
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def is_of_output(error: OSError) -> bool:

@@ -323,9 +323,9 @@ class Trainer:
         return attempted(self.model, passes, lambda bad: self._recovery.non_finite(bad, self.progress.step))
 
     def _tell(self, found: Mapping[str, Any]) -> None:
-        """Record one consolidation and say it in a line."""
+        """Record one consolidation."""
         self.monitor.record("soc", self.progress.step, found)
-        self.monitor.say(f"step {self.progress.step}: {lines.consolidated(found)}")
+        self.monitor.detail(f"step {self.progress.step}: {lines.consolidated(found)}")
 
     def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
@@ -336,6 +336,7 @@ class Trainer:
 
     def evaluate(self) -> bool:
         """Exact likelihood of a part of validation, and the probe; True if it is the best so far."""
+        self.monitor.doing("evaluating")
         found, measured = self.evaluations.part()
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token compare only over the same tokens: --eval-tokens may have changed.
@@ -351,11 +352,12 @@ class Trainer:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
             )
-        self.monitor.say(f"step {step}: validation part, {lines.figures(found)}{'  (best)' if improved else ''}")
+        self.monitor.say(f"step {step}: {lines.evaluated(found, best=improved)}")
         return improved
 
     def _finish(self) -> None:
         """The whole validation split, exactly, and the trigram on the same tokens."""
+        self.monitor.doing("evaluating all of the validation text")
         found, base = self.evaluations.whole()
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None
@@ -365,8 +367,11 @@ class Trainer:
         record: dict[str, Any] = {"advice": advised, "looks": looks, "validation": found.record()}
         record |= {"trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
-        for line in lines.of_the_end(found, base, advised, gain):
-            self.monitor.say(line)
+        for line in lines.details(found, base, gain):
+            self.monitor.detail(line)
+        self.monitor.say(f"result      {lines.result(found, base)}")
+        for line in advised:
+            self.monitor.say(f"advice      {line}")
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
         progress, targets = self.progress, sum(seen for _, seen in self._last_ce)

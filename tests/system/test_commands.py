@@ -25,7 +25,7 @@ from ebmvk.data.datasets import resolve
 from ebmvk.data.windows import encode_split
 from ebmvk.errors import DeviceError
 from ebmvk.runs.folder import open_run
-from ebmvk.training.session import sample
+from ebmvk.training.summary import samples
 
 from .conftest import Command, Page, rows
 
@@ -171,7 +171,7 @@ def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Pa
         assert validation["ppl_token"] == pytest.approx(math.exp(validation["nats"] / validation["tokens"]))
         assert (validation["context"], validation["stride"]) == (16, 16)
         assert {level["kappa"] > 0 for level in row["score_matching"]} == {True}
-        assert row["langevin"]["chains"] == 4
+        assert row["langevin"]["chains"] == 6
         assert all(row["counts"][op]["calls"] > 0 for op in ("topk", "energy_score", "langevin"))
 
 
@@ -388,7 +388,7 @@ def test_builtin_text_at_nano(ebmvk: Command, tmp_path: Path, device: str) -> No
     said = ebmvk("train", *size, "--device", device, "--run-dir", run, "--stop-after", 1)
     assert said.status == 0, said.err
     assert "documentation topics" in said.out
-    assert "python -m ebmvk.train --resume --run-dir" in said.out
+    assert " train --resume --run-dir" in said.out
     said = ebmvk("evaluate", "--checkpoint", run, "--split", "test", "--limit", 50, "--device", device, "--json")
     assert json.loads(said.out)["split"] == "test"
     assert ebmvk("generate", "--checkpoint", run, "--max-tokens", 2, "--device", device).status == 0
@@ -419,39 +419,48 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
 # ---- the end of a run, and what parts texts from each other ---------------------------------------------------------
 
 
-def test_a_run_ends_with_a_text_a_comparison_and_commands_that_work(
+def test_a_run_ends_with_samples_a_comparison_and_commands_that_work(
     ebmvk: Command, train: Command, tmp_path: Path, device: str
 ) -> None:
     run = tmp_path / "a run"
-    said = train(run, "--no-enable-soc")
-    told = said.out.splitlines()
-    newest = (run / "samples.txt").read_text(encoding="utf-8").split("--- step 8, sample 1")[1].split("--- step 8")[0]
-    written = newest.split("\n", 1)[1].strip()
-    assert f"it writes   {written}" in said.out
-    assert len([line for line in told if "the trigram" in line and line.startswith("compared")]) == 1
-    commands = [shlex.split(line.partition("python -m ")[2], comments=True) for line in told[-3:]]
-    assert [words[0] for words in commands] == ["ebmvk.generate", "ebmvk.evaluate", "ebmvk.diagnose"]
+    told = train(run, "--no-enable-soc").out.splitlines()
+    assert len(told) <= 25
+    first = next(i for i, line in enumerate(told) if line.startswith("samples "))
+    assert [line[12] for line in told[first : first + 3]] == ["1", "2", "3"]
+    results = [line for line in told if line.startswith("result ")]
+    assert len(results) == 1
+    assert "for the trigram (lower is better)" in results[0]
+    commands = [shlex.split(line.partition(" -m ebmvk ")[2]) for line in told[-3:]]
+    assert [words[0] for words in commands] == ["generate", "evaluate", "diagnose"]
     for name, *args in commands:
-        found = ebmvk(name.removeprefix("ebmvk."), *args, "--device", device, *(("--quick",) if "diag" in name else ()))
+        found = ebmvk(name, *args, "--device", device, *(("--quick",) if name == "diagnose" else ()))
         assert found.status == 0, found.err
     assert (run / "diagnosis.html").is_file()
 
 
-def test_quiet_ends_with_paths_only_and_a_sample_cannot_steer_the_terminal(train: Command, tmp_path: Path) -> None:
+def test_a_quiet_run_ends_with_paths_only(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = train(run, "--no-enable-soc", "--quiet", "--steps", 2)
     assert said.out.splitlines() == [f"run folder  {run}", f"report      {run / 'report.html'}"]
-    assert sample(tmp_path) == ""
+
+
+def test_quiet_and_verbose_exclude_each_other(ebmvk: Command) -> None:
+    said = ebmvk("train", "--quiet", "--verbose")
+    assert (said.status, "--verbose and --quiet are both given" in said.err) == (2, True)
+
+
+def test_samples_are_the_newest_ones_and_cannot_control_the_terminal(tmp_path: Path) -> None:
+    assert list(samples(tmp_path)) == []
     (tmp_path / "samples.txt").write_text(
         "--- step 1, sample 1, exact\nold\n\n--- step 2, sample 1, exact\nred \x1b[31m\nline\n\n--- step 2, sample 2\nb"
     )
-    assert sample(tmp_path) == "red \\x1b[31m\nline"
+    assert list(samples(tmp_path)) == ["samples     1  red \\x1b[31m line", "            2  b"]
 
 
 def test_a_rehearsal_says_that_its_folder_is_not_made(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--dry-run", "--device", "cpu")
-    assert f"run folder  {run} (--dry-run: it is not made)" in said.out
+    assert f"run folder  {run} (--dry-run: nothing is written there)" in said.out
     assert not run.exists()
 
 

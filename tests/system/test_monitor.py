@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from ebmvk.host.resources import amount
 from ebmvk.memory import fit as memory
 from ebmvk.memory.law import SHARE
 from ebmvk.monitoring import alerts, tensorboard
-from ebmvk.monitoring.display import Display
+from ebmvk.monitoring.display import Display, fitted
 from ebmvk.monitoring.monitor import Monitor, time_left
 from ebmvk.objective.losses import Losses
 from ebmvk.report.tables import duration
@@ -213,10 +214,10 @@ def _of_training(corpus: Corpus, split: str, *rest: Any, **how: Any) -> TokenStr
 # ---- where it is shown ---------------------------------------------------------------------------------------------
 
 
-def _shown(run: Path, *, terminal: bool, quiet: bool = False) -> str:
+def _shown(run: Path, *, terminal: bool = False, quiet: bool = False, verbose: bool = False) -> str:
     """A run's rows as a display shows them."""
-    console = Console(record=True, force_terminal=terminal, width=160, file=sys.stderr, highlight=False)
-    display = Display(quiet=quiet, log_every=2, total=8, done=0, console=console)
+    console = Console(record=True, force_terminal=terminal, width=160, file=io.StringIO(), highlight=False)
+    display = Display(quiet=quiet, verbose=verbose, log_every=2, total=8, done=0, console=console)
     display.start()
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         display.show(json.loads(line))
@@ -241,16 +242,30 @@ def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Pat
     return folder
 
 
-def test_a_terminal_has_a_panel_and_a_file_has_lines(consolidated: Path) -> None:
-    panel, lines = _shown(consolidated, terminal=True), _shown(consolidated, terminal=False)
-    for words in FIGURES:
-        assert words in panel
-        assert words in lines
-    assert "per token at step 8" in panel
-    assert "events in 1,000 states, phi" in panel
-    assert lines.count("step 4/8") == 1
-    assert "step 3/8" not in lines
+def test_a_file_gets_a_line_now_and_then_and_every_figure_with_verbose(consolidated: Path) -> None:
+    lines = _shown(consolidated).splitlines()
+    assert [re.match(r"step \d/8  loss \d\.\d{3}  (validation \d\.\d{3}  )?[\d,]+ tokens/s  .* left$", line)
+            is not None for line in lines] == [True] * 4  # fmt: skip
+    assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
+    assert ["validation" in line for line in lines] == [False, False, True, True]
+    verbose = _shown(consolidated, verbose=True)
+    assert [words for words in FIGURES if words not in verbose] == []
+    assert verbose.count("step 4/8") == 1
+    assert "step 3/8" not in verbose
     assert _shown(consolidated, terminal=True, quiet=True) == ""
+
+
+def test_a_narrow_terminal_loses_the_least_important_figures_first() -> None:
+    figures = {
+        "step": "step 1,200/90,000", "loss": "loss 4.507", "validation": "validation 3.987",
+        "speed": "13,283 tokens/s", "left": "1 h 20 min left",
+    }  # fmt: skip
+    whole = "step 1,200/90,000  loss 4.507  validation 3.987  13,283 tokens/s  1 h 20 min left"
+    assert fitted(figures) == fitted(figures, 81) == whole
+    assert fitted(figures, 80) == "step 1,200/90,000  loss 4.507  validation 3.987  1 h 20 min left"
+    assert fitted(figures, 50) == "step 1,200/90,000  loss 4.507  1 h 20 min left"
+    assert fitted(figures, 39) == "step 1,200/90,000  loss 4.507"
+    assert fitted(figures, 20) == "step 1,200/90,000"
 
 
 def test_figures_for_people() -> None:
@@ -260,8 +275,17 @@ def test_figures_for_people() -> None:
     assert [duration(wrong) for wrong in (float("nan"), float("inf"), -1.0)] == ["–"] * 3
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.01, 0), (2.0, 1)])
-def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: float, told: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.01, "about 10 s for the next 994 steps, plus evaluations"),
+        (
+            2.0,
+            "about 33 min 8 s for the next 994 steps, plus evaluations; Ctrl-C saves. --steps 300 or --size nano would",
+        ),
+    ],
+)
+def test_the_time_of_a_run_is_printed_once_after_its_first_steps(seconds: float, told: str, tmp_path: Path) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     display = Display(quiet=False, log_every=1000, total=1000, done=0, console=console)
     with Monitor(
@@ -271,17 +295,15 @@ def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: floa
             own = {"loss": 1.0, "lr": 0.1, "seconds": 90.0 if step == 1 else seconds, "tokens_per_second": 1.0}
             m.step(step, own | {"parts": {"ce": 1.0}})
     said = console.export_text()
-    assert said.count("time  ") == told
-    if told:
-        assert "about 33 min 8 s left for 994 steps" in said  # 2 s each; the first one warms up
-        assert "--steps 300 or --size nano" in said
+    assert said.count("time  ") == 1
+    assert told in said  # the first step warms up and doesn't count
 
 
 def test_a_slow_step_does_not_hide_the_time() -> None:
     """At 10 s a step two steps are enough to tell; a flag to shorten is offered for runs beyond ten minutes only."""
-    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s left for 994 steps, plus evaluations"
-    assert "take --steps 60" in time_left(10.0, 3, 2000, 19_970.0, None)
-    assert "take --steps 4" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
+    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s for the next 994 steps, plus evaluations"
+    assert "--steps 60 would" in time_left(10.0, 3, 2000, 19_970.0, None)
+    assert "--steps 4 would" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
 
 
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

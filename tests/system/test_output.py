@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib
 import json
 import os
 import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -57,11 +62,40 @@ def test_a_command_prints_in_any_encoding(encoding: str, trained: Path, tmp_path
 
 def test_training_prints_its_evaluations_in_ascii(begun: Sequence[object], tmp_path: Path) -> None:
     done = subprocess.run(
-        program(*begun), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
+        program(*begun, "--verbose"), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert b"score matching kappa " in done.stdout
+    assert b"validation loss " in done.stdout
     assert len(rows(tmp_path / "run", "end")) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_progress_on_a_terminal_is_one_line_that_never_wraps(
+    columns: int, begun: Sequence[object], tmp_path: Path
+) -> None:
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
+    process = subprocess.Popen(program(*begun), stdout=terminal, stderr=terminal, env=os.environ | size)
+    os.close(terminal)
+    shown = b"".join(_read(leader)).decode()
+    assert process.wait() == 0, shown
+    assert "\x1b[1A" not in shown  # never goes back by a line: all that is drawn again is one line
+    pieces = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
+    progress = [piece.rstrip() for piece in pieces if re.match(r"step \d+/8", piece)]
+    assert progress
+    assert all(len(piece) < columns for piece in progress)
+    assert any("loss" in piece for piece in progress)
+    wide = [piece for piece in pieces if len(piece) >= columns]
+    assert [piece for piece in wide if "ebmvk " not in piece and str(tmp_path) not in piece] == []
+
+
+def _read(leader: int) -> Iterator[bytes]:
+    """What is written to a terminal until its last user closes it."""
+    with contextlib.suppress(OSError):  # Linux reports the end as an error
+        while part := os.read(leader, 4096):
+            yield part
 
 
 def test_a_closed_pipe_costs_no_step(begun: Sequence[object], tmp_path: Path) -> None:

@@ -60,14 +60,14 @@ def test_a_resumed_run_keeps_where_its_values_came_from(train: Command, tmp_path
 
 
 @pytest.mark.parametrize("model", ["ebm", "plain", "minillm"])
-def test_what_is_said_of_settings_is_short_and_of_the_model(model: str, train: Command, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_verbose_lists_the_settings_that_are_not_the_sizes_own(model: str, train: Command, tmp_path: Path) -> None:
     flags: tuple[Any, ...] = ("--model", model, "--lr", 0.003, "--stop-after", 1, "--no-enable-soc")
-    out = train(run, *flags).out
+    assert "settings " not in train(tmp_path / "short", *flags).out
+    out = train(tmp_path / "run", *flags, "--verbose").out
     lines = out.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("settings "))
-    assert lines[first] == f"settings    --model {model} --size tiny; all of them: {run / 'config.toml'}"
-    said = [line for line in lines[first + 1 :] if line.startswith("  ")]
+    assert lines[first] == f"settings    --model {model} --size tiny"
+    said = [line for line in lines[first + 1 :] if line.startswith("  ")][:3]
     assert len(said) == 3
     assert said[0].split() == ["by", "flags", "learning_rate", "0.003,", "enable_soc", "False"]
     assert "grad_clip" not in out
