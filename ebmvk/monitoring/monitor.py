@@ -55,7 +55,11 @@ class Monitor:
     ) -> None:  # fmt: skip
         self._path = run / METRICS_FILE
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
-        self._began, self._first, self._at = time.perf_counter(), done, done
+        self._began, self._first, self._at = (
+            time.perf_counter(),
+            done,
+            done,
+        )  # the clock starts again after the first step
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
         self._timed: list[float] | None = []  # seconds of the first steps; None once the time was printed
         self._smaller = smaller
@@ -137,10 +141,12 @@ class Monitor:
             if len(self._energies) > 1:
                 values["energy_trend"] = 100 * linear_regression(*zip(*self._energies, strict=True)).slope
         self.record("step", step, values)
+        if len(self._energies) == 1:
+            self._began, self._first = time.perf_counter(), step
         self._tell_time(step, values["seconds"])
 
     def _left(self, step: int) -> float:
-        """Seconds that the rest of the run takes at its pace so far."""
+        """Seconds that the rest of the run takes at its pace since the first step, which is slower than the others."""
         return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
 
     def _tell_time(self, step: int, seconds: float) -> None:

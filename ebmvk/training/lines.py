@@ -41,7 +41,7 @@ def figures(found: Likelihood) -> str:
 
 
 def not_finite(bad: str) -> str:
-    """bad: a tensor's name, or the engine's message about a tensor that it refused."""
+    """The clause of an error. bad: the name of a tensor, or the engine's message about a tensor that it refused."""
     return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 

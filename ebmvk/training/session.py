@@ -119,7 +119,7 @@ class _Prepared:
 def _execute(job: Job, ranks: Ranks, voice: Voice, *, stop_after: int | None, dry_run: bool) -> Outcome:
     _check_early(job, ranks, dry_run=dry_run)
     ready = _prepare(job, ranks, voice)
-    where = " (--dry-run: nothing is written there)" if dry_run else f"; all settings are in its {CONFIG_FILE}"
+    where = " (--dry-run: nothing is written there)" if dry_run else f" (settings in {CONFIG_FILE})"
     voice.say(f"run folder  {job.folder}{where}")
     if dry_run:
         rehearse(
@@ -277,7 +277,9 @@ def _close(job: Job, trainer: Trainer, outcome: Outcome, voice: Voice) -> Outcom
     if outcome == "finished":
         for line in summary.samples(job.folder):
             voice.say(line)
-    lines = [f"run folder  {job.folder}", f"report      {page}"]
+    lines = [f"report      {page}"]
+    if voice.quiet or outcome != "finished":
+        lines.insert(0, f"run folder  {job.folder}")
     if outcome != "finished":
         command = f"{invocation('train')} --resume --run-dir {shlex.quote(str(job.folder))}"
         lines += [f"saved       step {trainer.progress.step} of {job.config.training.steps}", f"continue    {command}"]

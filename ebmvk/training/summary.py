@@ -26,7 +26,7 @@ SAYS: dict[Source, str] = {
     "derived": "derived",  # from the text, the processor, or another value
 }
 JUMP = 1.25  # a learning rate that changes by this factor or more is reported
-SAMPLES, SHOWN = 3, 150  # samples at the end of a run, and characters of each
+SAMPLES, SHOWN = 3, 100  # samples at the end of a run, and characters of each
 
 
 def opening(config: Config, facts: Mapping[str, Any]) -> Iterator[str]:
@@ -34,16 +34,16 @@ def opening(config: Config, facts: Mapping[str, Any]) -> Iterator[str]:
     train, validation = facts["text"]["train"], facts["text"]["validation"]
     yield (
         f"tokens      {train['tokens']:,} to train on ({amount(train['bytes'])}), "
-        f"{validation['tokens']:,} to validate on; vocabulary of {facts['vocabulary']:,}"
+        f"{validation['tokens']:,} to validate, vocabulary {facts['vocabulary']:,}"
     )
     model, training = config.model, config.training
     yield (
         f"model       {model.model}, size {config.run.size}: {facts['parameters']:,} parameters, "
-        f"{model.n_layers} layers of width {model.latent_dim} in {training.precision}"
+        f"{model.n_layers} layers of width {model.latent_dim}, {training.precision}"
     )
     yield (
-        f"training    {training.steps:,} steps of {training.windows_per_step} windows of {config.data.seq_length} "
-        f"tokens, {training.steps / facts['steps_per_epoch']:.2g} passes over the text; losses are nats per token"
+        f"training    {training.steps:,} steps of {training.windows_per_step} × {config.data.seq_length} tokens, "
+        f"{training.steps / facts['steps_per_epoch']:.2g} epochs; loss in nats per token"
     )
     yield from unknown(facts["text"])
 

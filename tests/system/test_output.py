@@ -81,7 +81,7 @@ def test_progress_on_a_terminal_is_one_line_that_never_wraps(
     os.close(terminal)
     shown = b"".join(_read(leader)).decode()
     assert process.wait() == 0, shown
-    assert "\x1b[1A" not in shown  # never goes back by a line: all that is drawn again is one line
+    assert shown.count("\x1b[1A") <= 1  # only the end goes back by a line; all that is drawn again is one line
     pieces = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
     progress = [piece.rstrip() for piece in pieces if re.match(r"step \d+/8", piece)]
     assert progress
