@@ -30,7 +30,7 @@ def usual_rate(config: Config) -> float:
 
 
 def lower_rate(config: Config) -> str:
-    """The flag for half the learning rate, or for the default of the size if the rate is more than twice that."""
+    """The flag for half the learning rate; for the size's default if the rate is above twice that."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 
@@ -44,8 +44,9 @@ def why_it_diverged(config: Config) -> str:
 
 
 def more_steps(steps: int, epochs: float, size: Size) -> int:
-    """A larger number of steps: enough to read the text `SHORT` times, but at most the default of the size; at least
-    twice `steps`."""
+    """A larger number of steps: enough to read the text `SHORT` times, but at most the default of
+    the size; at least twice `steps`.
+    """
     most = PRESETS[size].get("steps", steps)
     assert isinstance(most, int)
     return max(2 * steps, min(most, math.ceil(SHORT * steps / max(epochs, 1e-9))))
@@ -71,8 +72,8 @@ def advice(
     training, model = config.training, config.model
     if rose and nats - train_nats > OVERFITTED:  # a gap is harmless while validation still improves
         yield (
-            f"the loss is {nats - train_nats:.2f} nats per token higher on validation text than on training text, which "
-            f"the model learns by heart: take {more_dropout(model.dropout)} or --patience 3"
+            f"the loss is {nats - train_nats:.2f} nats per token higher on validation text than on training text: "
+            f"the model learns that by heart; take {more_dropout(model.dropout)} or --patience 3"
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (

@@ -1,8 +1,8 @@
 """Alerts: warn once about each symptom of a failing run, and say what to change.
 
-A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a run can be computed
-again from this file. To add one, write its class and name it in `WATCHES`. Each threshold stands beside the watch that
-uses it, with its reason.
+A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a
+run can be computed again from this file. To add one, write its class and name it in `WATCHES`. Each
+threshold stands beside the watch that uses it, with its reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Watch(Protocol):
     """Looks for one symptom, or a few related ones."""
 
     def see(self, row: Row) -> Iterator[Alert]:
-        """The alerts that a row gives rise to; called with every row of a run, in order."""
+        """The alerts about a row; called with every row of a run, in order."""
         ...
 
 
@@ -40,7 +40,7 @@ class Alerts:
         self._watches = [watch(config) for watch in WATCHES]
 
     def see(self, row: Row) -> list[Alert]:
-        """The alerts that a row gives rise to; each symptom is reported the first time only."""
+        """The alerts about a row; each symptom is reported once."""
         found = [alert for watch in self._watches for alert in watch.see(row) if alert.sign not in self._said]
         self._said.update(alert.sign for alert in found)
         return found
@@ -48,8 +48,8 @@ class Alerts:
 
 # ---- energy --------------------------------------------------------------------------------------------------------
 
-BLOCK = 25  # steps whose mean energy is compared: the energy of a batch varies by .1 nats, that of a block by .02
-RISE = 0.2  # nats: more than the energy of healthy runs rises between blocks, less than the first 100 steps gain
+BLOCK = 25  # steps whose mean energy is compared: a batch varies by .1 nats, a block by .02
+RISE = 0.2  # nats; healthy runs rise by less between blocks, and gain more in the first 100 steps
 ERRORS = 5.0  # standard errors, for batches so small that a block varies by more than RISE
 
 
@@ -78,7 +78,7 @@ class _Blocks:
 
 
 class RisingEnergy:
-    """The mean energy E(v|c) = -log p(v|c) of training tokens rises: a block is above the best one before it."""
+    """The mean energy E(v|c) = -log p(v|c) of training tokens rises above its best block."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._blocks = config, _Blocks()
@@ -92,7 +92,7 @@ class RisingEnergy:
         if best and block.mean - best.mean > max(RISE, ERRORS * math.sqrt(block.error2 + best.error2)):
             yield Alert(
                 "energy rising",
-                f"the mean of {BLOCK} steps is {block.mean:.2f} nats, {block.mean - best.mean:.2f} above the best so far",
+                f"the mean of {BLOCK} steps is {block.mean:.2f} nats, {block.mean - best.mean:.2f} above the best",
                 f"continue an earlier checkpoint with {lower_rate(self._config)}",
             )
         if best is None or block.mean < best.mean:
@@ -128,12 +128,12 @@ class Diverging:
             )
 
 
-LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies: a bigram table gains more within an epoch
-SHARE_OF_RUN = 0.25  # share of the steps after which a run must have learned that, but at least SETTLED steps
+LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies; a bigram table gains more
+SHARE_OF_RUN = 0.25  # of the steps, but at least SETTLED; after that a run must have learned that
 
 
 class PoorConvergence:
-    """After a quarter of the run the model knows little more than token frequencies, which it started with.
+    """After a quarter of the run the model knows little more than token frequencies.
 
     The entropy of token frequencies is in the row that starts or resumes a run.
     """
@@ -149,7 +149,7 @@ class PoorConvergence:
         if block is None or row["step"] < self._due or block.mean < self._unigram - LEAST_LEARNED:
             return
         lr = self._config.training.learning_rate
-        slow = block.mean < self._unigram + LEAST_LEARNED  # still where it started; otherwise the rate was too high
+        slow = block.mean < self._unigram + LEAST_LEARNED  # otherwise the rate was too high
         yield Alert(
             "poor convergence",
             f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone reach "
@@ -160,7 +160,7 @@ class PoorConvergence:
 
 # ---- validation ----------------------------------------------------------------------------------------------------
 
-WORSE = 0.02  # nats above the best evaluation, 2 % in perplexity; the tokens are the same, so there's no sampling error
+WORSE = 0.02  # nats above the best evaluation: 2 % in perplexity, on the same tokens each time
 TWICE = 2  # evaluations in a row
 
 
@@ -205,7 +205,8 @@ FEW = 20  # splats, below which shares mean nothing
 
 
 class FastConsolidation:
-    """Splats are removed faster than they can gather statistics: within five checks, as many as there are.
+    """Splats are removed faster than they can gather statistics: within five checks, as many as
+    there are.
 
     This is twice the usual maximum: at capacity a check replaces at most a tenth of the splats.
     """
@@ -232,7 +233,7 @@ class FastConsolidation:
 
 
 DEAD = 0.5  # share of dead splats; healthy runs have a quarter at most
-CLOSE = 0.1  # share of a splat's width sqrt((d-1)/kappa), the angle that its states span; healthy runs have 1 or more
+CLOSE = 0.1  # of a splat's width, the angle sqrt((d-1)/kappa); healthy runs have 1 or more
 
 
 class SickSplats:
@@ -275,7 +276,8 @@ WRITING = "memory"  # infinito's module
 class StuckGates:
     """The mean of a gate over validation is 0 or 1 in two evaluations in a row.
 
-    Gates are infinito's writing to its memory, and routers, which may give an expert no tokens or all of them.
+    Gates are infinito's writing to its memory, and routers, which may give an expert no tokens or
+    all of them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -314,5 +316,5 @@ WATCHES: tuple[Callable[[Config], Watch], ...] = (
 
 
 def non_finite(error: NonFinite) -> Alert:
-    """The alert of a run that ended because a number wasn't finite. That number never reached the weights."""
+    """The alert of a run that ended because a number wasn't finite; it never reached the weights."""
     return Alert("non-finite values", error.what, error.hint)

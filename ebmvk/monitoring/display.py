@@ -1,4 +1,4 @@
-"""What people see of a run while it trains: one line of progress on a terminal, a line now and then elsewhere."""
+"""Shows a run while it trains: one line of progress on a terminal, some plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebmvk.host import terminal
 from ebmvk.host.resources import amount
 from ebmvk.report.tables import duration, number
 
-REDRAWN = 0.5  # seconds between two drawings of the line; a new row draws it, so no thread takes time from training
+REDRAWN = 0.5  # seconds between two drawings of the line; rows draw it, not a thread
 DROPPED = ("speed", "validation", "left", "loss")  # what a narrow terminal loses first
 LINES = ("score matching", "splats")  # figures that --verbose prints on lines of their own
 
@@ -33,12 +33,14 @@ class Display:
     """Shows rows of metrics.jsonl.
 
     Args:
-        quiet: show nothing. verbose: also print every figure. log_every: steps between two printed lines.
+        quiet: show nothing. verbose: also print every figure. log_every: steps between two printed
+        lines.
         total, done: steps of the run, and those that it continues from.
         console: the output; standard output by default.
 
     Raises:
-        StorageError: from any method, the first time that writing fails; nothing is shown from then on.
+        StorageError: from any method, the first time that writing fails; nothing is shown from then
+            on.
     """
 
     def __init__(
@@ -117,7 +119,10 @@ class Display:
 
 
 def fitted(figures: Mapping[str, str], width: int | None = None) -> str:
-    """One line of figures. If it is wider than `width`, those named in `DROPPED` are left out, one after another."""
+    """One line of figures.
+
+    If it is wider than `width`, those named in `DROPPED` are left out, one after another.
+    """
     order = [name for name in ("step", "loss", "validation", "speed", "left") if name in figures]
     for drop in (None, *DROPPED):
         order = [name for name in order if name != drop]
@@ -128,7 +133,10 @@ def fitted(figures: Mapping[str, str], width: int | None = None) -> str:
 
 
 def _brief(row: Mapping[str, Any], total: int) -> dict[str, str]:
-    """{name: text} of a row for the line of progress. Both losses are nats per token, so that they can be compared."""
+    """{name: text} of a row for the line of progress.
+
+    Both losses are nats per token, so that they can be compared.
+    """
     if row["event"] == "eval":
         return {"validation": f"validation {number(row['validation']['nats_per_token'], '.3f')}"}
     if row["event"] == "soc":

@@ -1,4 +1,4 @@
-"""Records a run in metrics.jsonl, and in TensorBoard on request; shows it to people; raises alerts."""
+"""Records a run in metrics.jsonl and TensorBoard, shows it to people, and raises alerts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ebmvk.runs.checkpoint import storage_error
 from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted
-TIMED, ENOUGH = 6, 20.0  # steps, or seconds if steps are slow, after which the remaining time is printed
+TIMED, ENOUGH = 6, 20.0  # steps, or seconds, after which the remaining time is printed
 LONG = 600.0  # seconds; runs that take longer are told how to take less
 
 
@@ -61,7 +61,7 @@ class Monitor:
             done,
         )  # the clock starts again after the first step
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
-        self._timed: list[float] | None = []  # seconds of the first steps; None once the time was printed
+        self._timed: list[float] | None = []  # seconds of the first steps
         self._smaller = smaller
         self._alerts, self._board = alerts, board
         self._display = display or Display(quiet=quiet, verbose=verbose, log_every=log_every, total=total, done=done)
@@ -98,7 +98,8 @@ class Monitor:
         """Append one event, whose values are JSON-able.
 
         Raises:
-            NonFinite: a value is NaN or infinite, which JSON cannot express; the first one is named.
+            NonFinite: a value is NaN or infinite, which JSON cannot express; the first one is
+                named.
         """
         row = {"event": event, "step": step, "time": now(), **values}
         if bad := _non_finite(row, ""):
@@ -121,7 +122,7 @@ class Monitor:
         self.say(f"alert       {alert}")
 
     def _close_broken_line(self) -> None:
-        """End a last line that a kill or a full disk cut short, so that the next event starts a new one."""
+        """Start a new line if a kill or a full disk cut the last one short."""
         if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
             self._append("\n")
 
@@ -133,8 +134,9 @@ class Monitor:
             raise storage_error(self._path, error, "recording metrics") from error
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record one training step. Every `log_every` steps, add the memory in use, the seconds left, and the trend of
-        the energy in nats per 100 steps."""
+        """Record one training step. Every `log_every` steps, add the memory in use, the seconds
+        left, and the trend of the energy in nats per 100 steps.
+        """
         self._energies.append((step, values["parts"]["ce"]))
         if step % self._log_every == 0 or step == self._total:
             values = {**values, "left": self._left(step), "memory": resources.memory(self._device)}
@@ -146,11 +148,16 @@ class Monitor:
         self._tell_time(step, values["seconds"])
 
     def _left(self, step: int) -> float:
-        """Seconds that the rest of the run takes at its pace since the first step, which is slower than the others."""
+        """Seconds that the rest of the run takes at its pace since the first step, which is slower
+        than the others.
+        """
         return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
 
     def _tell_time(self, step: int, seconds: float) -> None:
-        """Print once, after the first steps, how long the rest will take. The first step warms up and doesn't count."""
+        """Print once, after the first steps, how long the rest will take.
+
+        The first step warms up and doesn't count.
+        """
         if self._timed is None:
             return
         self._timed.append(seconds)
@@ -164,7 +171,10 @@ class Monitor:
 
 
 def time_left(pace: float, step: int, total: int, left: float, smaller: str | None) -> str:
-    """A line about the remaining time of a run. pace: seconds per step; left: seconds for all remaining steps."""
+    """A line about the remaining time of a run.
+
+    pace: seconds per step; left: seconds for all remaining steps.
+    """
     said = f"about {duration(max(1.0, left))} for the next {total - step:,} steps, plus evaluations"
     if left < LONG:
         return said
@@ -174,7 +184,7 @@ def time_left(pace: float, step: int, total: int, left: float, smaller: str | No
 
 
 def _non_finite(value: Any, name: str) -> tuple[str, float] | None:
-    """Path and value of the first number in a tree that is NaN or infinite; None if all are finite."""
+    """Path and value of the first number in a tree that isn't finite; None if all are."""
     if isinstance(value, float) and not math.isfinite(value):
         return name, value
     if not isinstance(value, Mapping | list):

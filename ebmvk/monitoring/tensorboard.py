@@ -35,10 +35,12 @@ def _writer_class() -> Any:
 class Board:
     """Writes rows of metrics.jsonl to a run's folder `tensorboard`.
 
-    done: the step from which the run continues; TensorBoard hides what was written about later ones.
+    done: the step from which the run continues; TensorBoard hides what was written about later
+    ones.
 
     Raises:
-        ConfigError: TensorBoard isn't installed. StorageError: from any method, if the disk is full.
+        ConfigError: TensorBoard isn't installed. StorageError: from any method, if the disk is
+            full.
     """
 
     def __init__(self, run: Path, done: int = 0) -> None:

@@ -24,7 +24,10 @@ SCORED_TOKENS = 512  # for score matching and gates
 
 
 class Evaluations:
-    """Measures a run's model on its validation text. unigram: (V,) token frequencies of the training text."""
+    """Measures a run's model on its validation text.
+
+    unigram: (V,) token frequencies of the training text.
+    """
 
     def __init__(
         self, config: Config, model: LanguageModel, tokenizer: Tokenizer, streams: Streams, device: Device
@@ -35,7 +38,10 @@ class Evaluations:
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     def part(self) -> tuple[Likelihood, dict[str, Any]]:
-        """The exact likelihood of the first `--eval-tokens` tokens; and, JSON-able, score matching and gates on fewer."""
+        """The exact likelihood of the first `--eval-tokens` tokens.
+
+        Also returns score matching and gates on fewer tokens, JSON-able.
+        """
         part = self._streams.validation.take(self._config.logging.eval_tokens + 1)
         found = self._likelihood(part)
         scored = self._score_matching(part) if self._model.on_sphere else []

@@ -16,9 +16,10 @@ from ebmvk.errors import ArgumentError
 def first_bad(
     model: nn.Module, total: Tensor, norm: Tensor, parts: Mapping[str, float], again: Callable[[], object]
 ) -> str | None:
-    """Names what isn't finite in a step: a loss, with the weight or module output where that begins, or a gradient.
+    """Name what isn't finite in a step: a loss, with the place where that begins, or a gradient.
 
-    norm: of all gradients. again: repeats the step, to watch its modules; it is called if a loss is bad.
+    norm: of all gradients. again: repeats the step, to watch its modules; it is called if a loss is
+    bad.
 
     Returns None if everything is finite.
     """
@@ -32,7 +33,7 @@ def first_bad(
 
 
 def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
-    """The first weight that isn't finite, or else the first such output of a module during `again`."""
+    """The first weight that isn't finite, or else the first such module output in `again`."""
     return _bad_weight(model) or _bad_output(model, again)
 
 
@@ -52,7 +53,7 @@ def _bad_weight(model: nn.Module) -> str | None:
 
 
 def _bad_output(model: nn.Module, again: Callable[[], object]) -> str | None:
-    """The first module that returns a bad tensor. Of nested modules it is the innermost one, which returns first."""
+    """The first module that returns a bad tensor: of nested modules, the innermost one."""
     found: list[str] = []
 
     def look(name: str, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""A process of a training run after the first one: it does its share of each step and keeps its part of the splats."""
+"""A process of a training run after the first: it does its share of each step and of the splats."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Follower:
         return self._device.backend
 
     def enlist(self, config: dict[str, Any], tokens: int, stream: dict[str, Any], threads: int) -> None:
-        """Receive what `reduction.enlist` sends. tokens: size of the vocabulary; stream: fields of the TokenStream."""
+        """Receive what `reduction.enlist` sends.
+
+        tokens: size of the vocabulary; stream: fields of the TokenStream.
+        """
         self.config, given = from_tables(config, Path(CONFIG_FILE)), self.ranks.receive()
         set_deterministic(self.config)
         torch.set_num_threads(threads)
@@ -57,12 +60,14 @@ class Follower:
         self.ranks.use(self._device.torch)
 
     def step(self, step: int, batch: int) -> None:
-        """Take part in a step. If something isn't finite, the weights stay as they are and the first rank reports it.
+        """Take part in a step. If something isn't finite, the weights stay as they are and the
+        first rank reports it.
 
         step: the number of steps done before; batch: the number of the batch.
 
         Raises:
-            NonFinite: the engine refuses a tensor in this rank's share. OutOfMemory: the share doesn't fit.
+            NonFinite: the engine refuses a tensor in this rank's share. OutOfMemory: the share
+                doesn't fit.
         """
         tokens = self._ahead.batch(batch).to(self._device.torch)
         losses = self._losses(tokens, step)

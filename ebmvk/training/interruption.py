@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals: the first one ends a run after the current step, a second one ends it at once."""
+"""Ctrl-C and other signals: the first ends a run after the current step, a second one at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ebmvk.host import terminal
 
 
 class Interruption:
-    """Handles Ctrl-C, SIGTERM and SIGHUP. The first signal is remembered, a second one ends the program.
+    """Handles Ctrl-C, SIGTERM and SIGHUP. The first signal is remembered, a second one ends the
+    program.
 
-    The current step is finished first, so that the run can be saved. Within `at_once`, where stopping loses nothing,
-    the first signal ends the block. A closed terminal sends SIGHUP, often twice; then nothing more is written to it.
+    The current step is finished first, so that the run can be saved. Within `at_once`, where
+    stopping loses nothing, the first signal ends the block. A closed terminal sends SIGHUP, often
+    twice; then nothing more is written to it.
     """
 
     def __init__(self) -> None:

@@ -31,9 +31,10 @@ SPLITS = ("validation", "train")  # the splits that a run reads, the shorter one
 class Job:
     """A run to do.
 
-    sources: where the value of each setting came from. folder: the run folder. resume: the checkpoint or run to
-    continue from; None: a new run. again: the folder holds a run with these settings that ended before its first
-    checkpoint. before: the settings that a run to continue had until now.
+    sources: where the value of each setting came from. folder: the run folder. resume: the
+    checkpoint or run to continue from; None: a new run. again: the folder holds a run with these
+    settings that ended before its first checkpoint. before: the settings that a run to continue had
+    until now.
     """
 
     config: Config
@@ -46,7 +47,9 @@ class Job:
 
 
 def tokenizer_of(job: Job, start: Start | None) -> Tokenizer:
-    """The tokenizer of a run that is resumed (start: None), of the run that it starts from, or a new one."""
+    """The tokenizer of a run that is resumed (start: None), of the run that it starts from, or a
+    new one.
+    """
     data = job.config.data
     if start is None:
         return _unaltered(read_tokenizer(job.folder, job.config), job.folder)
@@ -93,8 +96,8 @@ def with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Say
 def with_vocabulary(job: Job, have: int, what: str, why: str, binding: tuple[Source, ...]) -> Job:
     """The job with a vocabulary size that something other than --size decides.
 
-    what, why: for the message: what has that many tokens, and why it can't have another number. binding: if another
-    number came from one of these sources, that is an error.
+    what, why: for the message: what has that many tokens, and why it can't have another number.
+    binding: if another number came from one of these sources, that is an error.
 
     Raises:
         ConfigError: another number was asked for.

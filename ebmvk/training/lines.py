@@ -41,7 +41,10 @@ def figures(found: Likelihood) -> str:
 
 
 def not_finite(bad: str) -> str:
-    """The clause of an error. bad: the name of a tensor, or the engine's message about a tensor that it refused."""
+    """The clause of an error.
+
+    bad: the name of a tensor, or the engine's message about a tensor that it refused.
+    """
     return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 
@@ -56,7 +59,9 @@ def result(found: Likelihood, base: Likelihood) -> str:
 
 
 def details(found: Likelihood, base: Likelihood, gain: Mapping[str, Any] | None) -> Iterator[str]:
-    """Lines for --verbose: all of validation, the trigram, and the memory from training, if there is one."""
+    """Lines for --verbose: all of validation, the trigram, and the memory from training, if there
+    is one.
+    """
     yield f"validation, all of it: {figures(found)}"
     yield f"Kneser-Ney trigram, same tokens: {figures(base)}"
     if gain:

@@ -1,4 +1,6 @@
-"""Muon for hidden matrices and AdamW for the rest, or AdamW alone, with their schedule (model section 10)."""
+"""Muon for hidden matrices and AdamW for the rest, or AdamW alone, with their schedule (model
+section 10).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import CheckpointError
 from ebmvk.training.muon import Muon
 
-# Rates of the AdamW groups as multiples of the learning rate, tuned on the validation split of WikiText-2.
-TABLE_RATES = {"points": 2.0, "table": 3.0}  # token tables by name: directions on the sphere, free vectors
+# Rates of the AdamW groups as multiples of the learning rate, tuned on the validation split of
+# WikiText-2.
+TABLE_RATES = {"points": 2.0, "table": 3.0}  # token tables, by parameter name
 SCALAR_RATE = 5.0
 HIDDEN_RATE = 1.0  # without Muon
 ROUTER_RATE = 0.1
@@ -24,7 +27,9 @@ ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def lr_at(step: int, config: TrainingConfig) -> float:
-    """The learning rate of a step, counted from 0: a linear warm-up, then a cosine that reaches zero after `steps`."""
+    """The learning rate of a step, counted from 0: a linear warm-up, then a cosine that reaches
+    zero after `steps`.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     left = max(1, config.steps - config.warmup_steps)
@@ -33,7 +38,10 @@ def lr_at(step: int, config: TrainingConfig) -> float:
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """True for maps between hidden spaces, which Muon orthogonalises; token tables and routers are read by rows."""
+    """True for maps between hidden spaces, which Muon orthogonalises.
+
+    Token tables and routers aren't, because they are read row by row.
+    """
     return parameter.ndim == 2 and name not in TABLE_RATES and not name.endswith("router.weight")
 
 
@@ -47,7 +55,10 @@ def _rate(name: str, parameter: nn.Parameter) -> float:
 
 
 class Optimizer:
-    """Muon and AdamW, or AdamW alone, with one `step`. Its state is tensors only, by parameter name."""
+    """Muon and AdamW, or AdamW alone, with one `step`.
+
+    Its state is tensors only, by parameter name.
+    """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}

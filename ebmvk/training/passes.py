@@ -1,4 +1,6 @@
-"""The forward and backward passes of one step, batch after batch; the result is that of one large batch."""
+"""The forward and backward passes of one step, batch after batch; the result is that of one large
+batch.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,11 @@ def batches_of(config: Config, train: TokenStream) -> Batches:
 class Passes:
     """The passes of a step, or of one rank's share of it.
 
-    Losses and gradients equal those of one large batch up to rounding. Random choices are the same except for dropout's
-    masks, whose distribution is the same.
+    Losses and gradients equal those of one large batch up to rounding. Random choices are the same
+    except for dropout's masks, whose distribution is the same.
 
-    tokens: (B, T+1) of the whole step. step: counted from 0. batches: the number of batches. total: sums a tensor over
-    the ranks.
+    tokens: (B, T+1) of the whole step. step: counted from 0. batches: the number of batches. total:
+    sums a tensor over the ranks.
     """
 
     model: LanguageModel
@@ -91,8 +93,8 @@ class Passes:
     def _sums(self) -> Tensor:
         """The sums over all batches that the model's own losses need before any gradient.
 
-        They take another pass through the trunk with the same dropout masks. It builds a graph, so that its bits are
-        those of the pass that is differentiated.
+        They take another pass through the trunk with the same dropout masks. It builds a graph, so
+        that its bits are those of the pass that is differentiated.
         """
         self._seed()
         return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
@@ -124,8 +126,9 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
 
 
 def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
-    """Batch sizes below `rows` that divide a step of `windows` windows evenly over `ranks` ranks. Each is at most half
-    of the one before."""
+    """Batch sizes below `rows` that divide a step of `windows` windows evenly over `ranks` ranks.
+    Each is at most half of the one before.
+    """
     fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
     for part in reversed(fitting):
         if part <= rows // 2:

@@ -39,7 +39,8 @@ class Recovery:
     ) -> StorageError:
         """The error to raise if something could not be written after `step`.
 
-        newest: the step of the newest checkpoint. save: writes a checkpoint; it is called if steps would be lost.
+        newest: the step of the newest checkpoint. save: writes a checkpoint; it is called if steps
+        would be lost.
         """
         what, why, hint = str(error), "", "free some space"
         if isinstance(error, StorageError):
@@ -64,8 +65,8 @@ class Recovery:
     def flags_that_fit(self, ranks: int, fits: Callable[[int], bool]) -> str:
         """Flags for smaller batches with the same number of windows per step.
 
-        ranks: the number of processes. fits: tries a batch with a given number of windows. With several processes
-        nothing is tried, because the others can't take part.
+        ranks: the number of processes. fits: tries a batch with a given number of windows. With
+        several processes nothing is tried, because the others can't take part.
         """
         windows = self.config.training.windows_per_step
         for rows in smaller_batches(self.config.training.batch_size, windows, ranks):
@@ -82,7 +83,8 @@ class Recovery:
 
         bad: the name of a tensor, or the engine's message about a tensor that it refused.
         """
-        # With the weights before this step, any rate gives the same result; with earlier ones another rate may help.
+        # With the weights before this step, any rate gives the same result; with earlier ones
+        # another rate may help.
         lr = lower_rate(self.config)
         older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
@@ -94,7 +96,9 @@ class Recovery:
         )
 
     def diverged(self, error: ArgumentError, step: int) -> NonFinite:
-        """The error if the engine refuses values of the model outside of a step, such as in an evaluation."""
+        """The error if the engine refuses values of the model outside of a step, such as in an
+        evaluation.
+        """
         found = self.non_finite(error.what, step)
         found.what = f"step {step}: training diverged ({error.what}); what was saved before is intact"
         return found

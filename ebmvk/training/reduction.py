@@ -1,7 +1,9 @@
-"""Communication between the ranks of a run: their state at the beginning, and the sums of each step.
+"""Communication between the ranks of a run: their state at the beginning, and the sums of each
+step.
 
-Each rank has all weights and moments and takes an equal share of every batch. Losses, gradients and the sample of
-states for consolidation are summed over the ranks, so that every rank makes the same step, bit for bit.
+Each rank has all weights and moments and takes an equal share of every batch. Losses, gradients and
+the sample of states for consolidation are summed over the ranks, so that every rank makes the same
+step, bit for bit.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageMode
 def add_up(
     ranks: Ranks, model: LanguageModel, losses: Losses, sample: Tensor, *, interrupted: bool
 ) -> tuple[Losses, bool]:
-    """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if any was interrupted.
+    """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if
+    any was interrupted.
 
     A parameter without a gradient on every rank has none afterwards.
     """
@@ -66,7 +69,8 @@ def add_up(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [float(losses.total), *map(float, losses.parts.values()), float(interrupted)]
     known = torch.tensor([*values, *(parameter.grad is not None for parameter in trained)], dtype=torch.float64)
-    # First the small numbers, on the host: so a lost rank is noticed before devices wait for one another.
+    # First the small numbers, on the host: so a lost rank is noticed before devices wait for one
+    # another.
     ranks.add_up([known])
     total, *parts, interruptions = known[: len(values)].tolist()
     gradients = []

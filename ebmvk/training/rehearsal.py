@@ -1,4 +1,6 @@
-"""`--dry-run`: do a few real steps of a run, print what the run would take, and leave nothing behind."""
+"""`--dry-run`: do a few real steps of a run, print what the run would take, and leave nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from ebmvk.training.trainer import Trainer
 STEPS = 4  # the first one warms up and isn't timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon has one)
 METRICS = 1000  # bytes per step in metrics.jsonl, at most
-SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with their counts, 16 bytes each
+SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with counts, 16 bytes each
 MakeTrainer = Callable[[Path, Monitor], Trainer]
 """Makes the trainer of the run in a folder."""
 
@@ -35,11 +37,12 @@ MakeTrainer = Callable[[Path, Monitor], Trainer]
 class Estimate:
     """What a run takes.
 
-    parameters: by part of the model. tokens: per step. step, evaluation, last, saving: seconds of a step, of an
-    evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of memory with the batch and with a batch
-    twice as large; if `bound`, the latter is an upper bound, not measured. obtainable: bytes of memory that can be had,
-    None if unknown. checkpoint, free: bytes on the disk: of a checkpoint with the largest number of splats, and free
-    ones. epochs: completed epochs of the whole run.
+    parameters: by part of the model. tokens: per step. step, evaluation, last, saving: seconds of a
+    step, of an evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of
+    memory with the batch and with a batch twice as large; if `bound`, the latter is an upper bound,
+    not measured. obtainable: bytes of memory that can be had, None if unknown. checkpoint, free:
+    bytes on the disk: of a checkpoint with the largest number of splats, and free ones. epochs:
+    completed epochs of the whole run.
     """
 
     parameters: dict[str, int]
@@ -58,7 +61,8 @@ class Estimate:
 
 
 def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
-    """Print what the run would take. folder: where it would be; found: the checkpoint that it would continue.
+    """Print what the run would take. folder: where it would be; found: the checkpoint that it would
+    continue.
 
     Raises:
         OutOfMemory, StorageError: it doesn't fit; the hint says what to change.
@@ -86,7 +90,9 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
 
 
 def _refuse_too_many_weights(trainer: Trainer) -> None:
-    """Raises OutOfMemory before a step is tried: a system without memory may kill the process without a message."""
+    """Raises OutOfMemory before a step is tried: a system without memory may kill the process
+    without a message.
+    """
     weights = sum(value.numel() * value.element_size() for value in trainer.model.parameters())
     obtainable = resources.obtainable(trainer.device.torch)
     if obtainable is not None and COPIES * weights > obtainable:
@@ -100,7 +106,10 @@ def _refuse_too_many_weights(trainer: Trainer) -> None:
 
 
 def _measured(trainer: Trainer, near: Path) -> Estimate:
-    """Measure a few steps, one evaluation and one checkpoint of the run. near: a folder on the same disk."""
+    """Measure a few steps, one evaluation and one checkpoint of the run.
+
+    near: a folder on the same disk.
+    """
     config, device = trainer.config, trainer.device.torch
     resources.reset_peak(device)
     before = trainer.progress
@@ -168,7 +177,10 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str]:
-    """Lines for people. near: a folder on the disk of the run; done: steps that were done before."""
+    """Lines for people.
+
+    near: a folder on the disk of the run; done: steps that were done before.
+    """
     training, logging = config.training, config.logging
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
     yield f"parameters  {sum(found.parameters.values()):,}: {parts}"
@@ -197,7 +209,9 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
 
 
 def kept(found: Estimate, config: Config) -> int:
-    """Checkpoints on the disk at once: the last ones, the best one, the one being written, and those of epochs."""
+    """Checkpoints on the disk at once: the last ones, the best one, the one being written, and
+    those of epochs.
+    """
     logging = config.logging
     return logging.keep_last + 2 + (found.epochs // logging.keep_epochs if logging.keep_epochs else 0)
 

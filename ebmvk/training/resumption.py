@@ -1,4 +1,6 @@
-"""Continuing from a checkpoint: which of its figures still compare, and what happens to later checkpoints."""
+"""Continuing from a checkpoint: which of its figures still compare, and what happens to later
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ from ebmvk.training.streams import Streams
 def comparable(
     found: Checkpoint, progress: Progress, folder: Path, streams: Streams, say: Callable[[str], None]
 ) -> Progress:
-    """The progress of a checkpoint, without figures that can't be compared with evaluations to come.
+    """The progress of a checkpoint, without figures that can't be compared with evaluations to
+    come.
 
-    If the best evaluation used another validation text, it is dropped, and `say` reports that. If an earlier version
-    didn't count the evaluations since the best one, they are counted in metrics.jsonl.
+    If the best evaluation used another validation text, it is dropped, and `say` reports that. If
+    an earlier version didn't count the evaluations since the best one, they are counted in
+    metrics.jsonl.
     """
     if _validation_changed(found, folder, streams):
         say(
@@ -37,7 +41,8 @@ def comparable(
 def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bool:
     """True if the checkpoint was saved with another validation text.
 
-    The digests are compared; or, for checkpoints of earlier versions, which have none, the numbers of tokens.
+    The digests are compared; or, for checkpoints of earlier versions, which have none, the numbers
+    of tokens.
     """
     if saved := (found.state.get("text") or {}).get("validation"):
         return bool(saved != streams.text.get("validation"))
@@ -47,9 +52,11 @@ def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bo
 
 
 def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Progress, list[Path]]:
-    """Make a checkpoint the newest of its run: set later ones aside, and update `latest` and `best`.
+    """Make a checkpoint the newest of its run: set later ones aside, and update `latest` and
+    `best`.
 
-    Returns the progress, without its best step if that checkpoint is gone; and the folders that were set aside.
+    Returns the progress, without its best step if that checkpoint is gone; and the folders that
+    were set aside.
     """
     aside = checkpoint.supersede(folder, found.step)
     if checkpoint.STEP.fullmatch(found.path.name):  # not one that was itself set aside

@@ -100,7 +100,10 @@ def _warn(text: str) -> None:
 
 @dataclass
 class _Prepared:
-    """Everything that a trainer needs. found: the checkpoint to continue; told: facts for the metrics."""
+    """Everything that a trainer needs.
+
+    found: the checkpoint to continue; told: facts for the metrics.
+    """
 
     job: Job
     device: Device
@@ -179,7 +182,10 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
 
 
 def _of_start(job: Job, start: Start | None) -> Job:
-    """The job with the vocabulary of the run that it starts from. Raises ConfigError if the two don't fit."""
+    """The job with the vocabulary of the run that it starts from.
+
+    Raises ConfigError if the two don't fit.
+    """
     if start is None or start.run is None:
         return job
     why = "its embeddings belong to the tokens they were trained with"
@@ -252,7 +258,9 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
 
 @contextmanager
 def _reported(job: Job) -> Iterator[None]:
-    """Write the report also if a number that isn't finite ends the run: its alert says where that began."""
+    """Write the report also if a number that isn't finite ends the run: its alert says where that
+    began.
+    """
     try:
         yield
     except NonFinite:
@@ -272,7 +280,10 @@ def report(folder: Path) -> Path:
 
 
 def _close(job: Job, trainer: Trainer, outcome: Outcome, voice: Voice) -> Outcome:
-    """Write the report; print samples, paths and the next commands. With --quiet the paths are still printed."""
+    """Write the report; print samples, paths and the next commands.
+
+    With --quiet the paths are still printed.
+    """
     page = report(job.folder)
     if outcome == "finished":
         for line in summary.samples(job.folder):

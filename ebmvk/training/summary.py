@@ -65,7 +65,9 @@ def settings(job: Job) -> Iterator[str]:
 
 
 def jump(before: Config, now: Config, step: int) -> str | None:
-    """A line if changed settings make the learning rate jump at the next step; None if it continues smoothly."""
+    """A line if changed settings make the learning rate jump at the next step; None if it continues
+    smoothly.
+    """
     names = ("learning_rate", "steps", "warmup_steps")
     old, new = (optim.lr_at(step, config.training) for config in (before, now))
     if max(old, new) < JUMP * min(old, new):

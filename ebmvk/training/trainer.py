@@ -1,4 +1,7 @@
-"""The training loop. A step depends only on the weights, the state of the optimiser, the seed and its number."""
+"""The training loop.
+
+A step depends only on the weights, the state of the optimiser, the seed and the step's number.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,8 @@ class Trainer:
 
     Args:
         folder: the run folder, which already has config.toml and tokenizer.json.
-        probe: called with the step at each evaluation; its result (the health of sampling) is added to the metrics.
+        probe: called with the step at each evaluation; its result (the health of sampling) is added
+        to the metrics.
         ranks: the processes of the run; all but this one are `follower.Follower`s.
     """
 
@@ -121,15 +125,20 @@ class Trainer:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
 
     def take_over(self, found: Checkpoint) -> list[Path]:
-        """Make the restored checkpoint the newest one. Returns the folders of later ones, which are set aside."""
+        """Make the restored checkpoint the newest one.
+
+        Returns the folders of later ones, which are set aside.
+        """
         self.progress, aside = resumption.take_over(found, self.progress, self.folder)
         return aside
 
     def save(self) -> Path:
-        """Write a checkpoint, point `latest` to it (and `best`, if it is the best), and prune old ones.
+        """Write a checkpoint, point `latest` to it (and `best`, if it is the best), and prune old
+        ones.
 
         Raises:
-            DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died; all is written.
+            DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died;
+                all is written.
         """
         lost: RankLost | None = None
         try:
@@ -159,7 +168,10 @@ class Trainer:
         return path
 
     def _compare(self) -> None:
-        """Compare the weights of all ranks that can be reached. Raises DeviceError if they differ; RankLost."""
+        """Compare the weights of all ranks that can be reached.
+
+        Raises DeviceError if they differ; RankLost.
+        """
         if not self.ranks.lost:
             with self.ranks.whole():
                 self.ranks.tell("compare", step=self.progress.step)
@@ -168,21 +180,23 @@ class Trainer:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def run(self, stop_after: int | None = None) -> Outcome:
-        """Train up to the configured step. After `stop_after` steps, or if interrupted, save and stop earlier.
+        """Train up to the configured step. After `stop_after` steps, or if interrupted, save and
+        stop earlier.
 
         Raises:
-            NonFinite: raised before the weights are changed. StorageError: something could not be written; the last
-            step is saved as a checkpoint if possible.
+            NonFinite: raised before the weights are changed. StorageError: something could not be
+            written; the last step is saved as a checkpoint if possible.
         """
         outcome: Outcome = "interrupted"
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
-            except ArgumentError as error:  # an evaluation or a consolidation refuses the model's values
+            except ArgumentError as error:  # raised by an evaluation or a consolidation
                 raise self._recovery.diverged(error, self.progress.step) from error
             except (StorageError, OSError) as error:  # a failed log must not cost steps
                 kept = self._recovery.not_written(error, self.progress.step, self._saved, self.save)
-                # A closed terminal may fail a write before its signal is handled: that is an interruption, too.
+                # A closed terminal may fail a write before its signal is handled: that is an
+                # interruption, too.
                 if not (interruption.hung_up and self._saved == self.progress.step):
                     raise kept from error
         return "interrupted" if interruption.came else outcome
@@ -208,7 +222,10 @@ class Trainer:
         return outcome
 
     def _evaluate_if_due(self, interruption: Interruption) -> bool:
-        """Evaluate if it is due at this step; True if the result is the best so far. Ctrl-C skips it."""
+        """Evaluate if it is due at this step; True if the result is the best so far.
+
+        Ctrl-C skips it.
+        """
         step, every = self.progress.step, self.config.logging.eval_every
         due = self.progress.evaluated != step and (step % every == 0 or step == self.config.training.steps)
         improved = False
@@ -246,7 +263,8 @@ class Trainer:
         """Do one step of the optimiser and record it.
 
         Raises:
-            NonFinite: raised before the weights are changed. BatchTooLarge: it names a batch size that fits.
+            NonFinite: raised before the weights are changed. BatchTooLarge: it names a batch size
+                that fits.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
@@ -283,10 +301,12 @@ class Trainer:
         )
 
     def _of_all_ranks(self, passes: Passes) -> tuple[Losses, Tensor]:
-        """The losses of a step over all ranks, and the sample of states for consolidation. Gradients are summed too.
+        """The losses of a step over all ranks, and the sample of states for consolidation.
+        Gradients are summed too.
 
         Raises:
-            RankLost: a rank died. OutOfMemory: in this process or another. Everything learned before is saved.
+            RankLost: a rank died. OutOfMemory: in this process or another. Everything learned
+                before is saved.
         """
         tokens, step = passes.tokens, passes.step
         try:
@@ -301,7 +321,7 @@ class Trainer:
                 self._interruption.came = True
         except (RankLost, OutOfMemory) as error:
             if step:
-                self.ranks.fail(error)  # others may be in the middle of the step and couldn't take part in saving
+                self.ranks.fail(error)  # others may be amid the step: no saving with them
                 self.save()
             if step and isinstance(error, RankLost):
                 raise self._recovery.rank_lost(error, self.progress.step) from None
@@ -335,7 +355,9 @@ class Trainer:
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Measure the exact likelihood of a part of validation, and write samples; True if it is the best so far."""
+        """Measure the exact likelihood of a part of validation, and write samples; True if it is
+        the best so far.
+        """
         self.monitor.doing("evaluating")
         found, measured = self.evaluations.part()
         step, best = self.progress.step, self.progress.best_nats
