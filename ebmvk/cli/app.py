@@ -37,7 +37,7 @@ def _top_level(args: list[str]) -> int:
         return 0
     close = nearest(args[0], COMMANDS)
     raise ConfigError(
-        f"ebmvk {args[0]}: there is no such command",
+        f"ebmvk {args[0]}: unknown command",
         hint=f"did you mean 'ebmvk {close}'?" if close else f"take one of {', '.join(COMMANDS)}",
     )
 

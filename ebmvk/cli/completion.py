@@ -15,7 +15,7 @@ Flags = dict[str, tuple[str, ...]]
 
 
 def script(shell: str) -> str:
-    """The completion script for a shell. Raises ConfigError if there is none."""
+    """The completion script for a shell. Raises ConfigError for an unknown shell."""
     if shell not in SHELLS:
         raise ConfigError(
             f"--print-completion {shell}".rstrip() + ": this shell has no completion script",
@@ -28,7 +28,8 @@ def script(shell: str) -> str:
 def _bash(flags: Flags) -> str:
     cases = "\n".join(f"    {name}) words='{' '.join(own)}' ;;" for name, own in flags.items())
     return f"""# Use it in this shell: source <(ebmvk --print-completion bash)
-# Use it in every shell: ebmvk --print-completion bash > ~/.local/share/bash-completion/completions/ebmvk
+# Use it in every shell: ebmvk --print-completion bash >
+# ~/.local/share/bash-completion/completions/ebmvk
 _ebmvk() {{
     local words='' current=${{COMP_WORDS[COMP_CWORD]}}
     if [ "$COMP_CWORD" = 1 ]; then

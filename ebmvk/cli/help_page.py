@@ -1,7 +1,7 @@
 """`--help` of a command: its flags in groups, common ones first; `--help-all` shows the rest.
 
-The text of a flag is the comment beside its field. A field's `metadata` may have `group`, the title under which its
-flag stands, and `common`: if a command has common flags, `--help` shows these only.
+The text of a flag is the comment beside its field. A field's `metadata` may have `group`, the title
+under which its flag stands, and `common`: if a command has common flags, `--help` shows these only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ GLUE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Entry:
-    """A flag: how to write it, what it does, its default (empty if there is nothing to show), and where it stands."""
+    """A flag: how to write it, what it does, its default (empty if there is nothing to show), and
+    where it stands.
+    """
 
     usage: str
     text: str
@@ -37,7 +39,10 @@ class Entry:
 
 
 def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Sequence[str] = ()) -> str:
-    """The help of the command `title`. everything: with flags that aren't common. notes: paragraphs at the top."""
+    """The help of the command `title`.
+
+    everything: with flags that aren't common. notes: paragraphs at the top.
+    """
     several = any(entry.common for entry in entries) and not everything
     shown = [_plain(entry) for entry in entries if entry.common] if several else entries
     groups: dict[str, list[Entry]] = {}
@@ -71,8 +76,8 @@ def _lines(entry: Entry, width: int) -> str:
 def entries(kind: type[Any], default: Any, titles: dict[str, str]) -> Iterator[Entry]:
     """The flags of a dataclass and of the dataclasses in it, in their order.
 
-    default: an instance with the values to show, or None for those of the class. titles: {field: title of its group};
-    the key "" is for all fields that aren't named.
+    default: an instance with the values to show, or None for those of the class. titles: {field:
+    title of its group}; the key "" is for all fields that aren't named.
     """
     hints, texts = get_type_hints(kind, include_extras=True), comments(kind)
     for field in dataclasses.fields(kind):
@@ -132,7 +137,9 @@ def _default(value: Any, extras: Sequence[Any]) -> str:
 
 
 def comments(kind: type[Any]) -> dict[str, str]:
-    """{field: the comment behind its definition, or else above it}, of a dataclass and the classes it extends."""
+    """{field: the comment behind its definition, or else above it}, of a dataclass and the classes
+    it extends.
+    """
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):

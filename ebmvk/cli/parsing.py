@@ -44,8 +44,8 @@ def parse(
     Args:
         known: all flags of the command; a misspelt flag is compared with them.
         default: values of flags that are not given.
-        repeatable: flags that take any number of values, in one list or each after its own flag. Their fields have the
-            type `UseAppendAction`.
+        repeatable: flags that take any number of values, in one list or each after its own flag.
+            Their fields have the type `UseAppendAction`.
         titles: titles of the groups of flags in the help; see `help_page.entries`.
 
     Raises:
@@ -84,7 +84,9 @@ def parse(
 
 
 def _check_text(args: Sequence[str]) -> None:
-    """Raises ConfigError if an argument is not UTF-8: Python turns other bytes into halves of surrogate pairs."""
+    """Raises ConfigError if an argument is not UTF-8: Python turns other bytes into halves of
+    surrogate pairs.
+    """
     for arg in args:
         if any("\ud800" <= character <= "\udfff" for character in arg):
             raise ConfigError(
@@ -95,7 +97,10 @@ def _check_text(args: Sequence[str]) -> None:
 
 
 def _with_newest(command: T) -> T:
-    """Replace `--checkpoint newest`, the default, with the newest run and print its name. Raises ConfigError."""
+    """Replace `--checkpoint newest`, the default, with the newest run and print its name.
+
+    Raises ConfigError.
+    """
     given = getattr(command, "checkpoint", None)
     if given != Path(runs.NEWEST) or given.exists():
         return command
@@ -110,14 +115,18 @@ def _other_names(known: Sequence[str]) -> list[str]:
 
 
 def _first_line(boxed: str) -> str:
-    """The message in tyro's framed error text, as one line: the part above the first horizontal rule."""
+    """The message in tyro's framed error text, as one line: the part above the first horizontal
+    rule.
+    """
     lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
     message = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))]
     return " ".join(" ".join(message).split()) or boxed.strip()
 
 
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
-    """Raises ConfigError for the first unknown flag, naming the nearest known one, or repeated flag."""
+    """Raises ConfigError for the first unknown flag, naming the nearest known one, or repeated
+    flag.
+    """
     seen: set[str] = set()
     before = ""
     for arg in args:

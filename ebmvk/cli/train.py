@@ -1,4 +1,4 @@
-"""`ebmvk train`, `python -m ebmvk.train`: text in, a run folder with checkpoints, metrics, samples and a report out."""
+"""`ebmvk train`: reads text, and writes a run folder with checkpoints, metrics and a report."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class TrainCommand(Config):
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     # Read settings from a file; flags win over it.
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = field(default=None, metadata=COMMON)
-    # Try a few steps, print the time, memory and disk space that the run would take, and leave nothing behind.
+    # Try a few steps, print the time, memory and disk space that the run would take, and leave
+    # nothing behind.
     dry_run: bool = field(default=False, metadata=COMMON)
     # Print all settings, and every figure while the run trains.
     verbose: bool = field(default=False, metadata=COMMON)
@@ -90,25 +91,26 @@ REPEATABLE = ("--include",)
 def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
     """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
 
-    command: its name; stage: {field: value} that are defaults of this command, over those of the size.
+    command: its name. stage: {field: value} of defaults that this command has in place of those of
+    the size.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
 def train(**settings: Any) -> Trained:
-    """Train a model, as `ebmvk train` does, and return how the run ended; its folder has everything else.
+    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything else.
 
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`, `steps=300`, `lr=1e-3`,
-    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`. A
-    run is saved when Ctrl-C interrupts it.
+    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`.
+    If Ctrl-C interrupts a run, it is saved.
 
     >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
     >>> run.validation["bits_per_byte"]
 
     Raises:
-        ConfigError: a setting is unknown or bad, or two contradict each other. EbmvkError: any other error that the
-        command would print; what was saved before is intact.
+        ConfigError: a setting is unknown or bad, or two contradict each other.
+        EbmvkError: any other error that the command would print; what was saved before is intact.
     """
     if settings.get("dry_run"):
         raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="use the command: ebmvk train --dry-run")
@@ -132,7 +134,10 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 
 def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
-    """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
+    """Parse the arguments, decide what to train, and train it.
+
+    ranks: the processes, if there are several.
+    """
     command, job = asked(args, name, stage)
     from ebmvk.ranks import ALONE
     from ebmvk.training.session import execute
@@ -149,11 +154,11 @@ def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | 
 
 
 def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = FULL) -> tuple[TrainCommand, Job]:
-    """What the arguments of a command ask for; nothing of it is begun.
+    """The command and the job that the arguments ask for; nothing is started.
 
     Raises:
-        ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
-            is no such text, no such run to resume.
+        ConfigError: a flag is unknown, its value is bad, or two flags contradict each other.
+        DataError, CheckpointError: the text, or the run to resume, doesn't exist.
     """
     parsing.check_flags(args, FLAGS, name, REPEATABLE)
     base, levels = _defaults(args, stage)
@@ -168,7 +173,7 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
     if command.verbose and command.quiet:
         raise ConfigError("--verbose and --quiet are both given", hint="give one of them")
     if command.stop_after is not None and command.stop_after < 1:
-        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+        raise ConfigError(f"--stop-after {command.stop_after} is less than 1", hint="give a number of steps")
     given = _given(args, command.settings)
     resume = command.resume
     return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
@@ -178,8 +183,11 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
 
 
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
-    """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
-    it; and that, from the weakest on."""
+    """The configuration that --help shows and that flags change, and the levels in it, the weakest
+    one first.
+
+    It is that of the run to resume, or of --size, changed by model, stage, preset and file.
+    """
     file, resume = _file(args), flags.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.runs.folder import read_config
@@ -196,7 +204,7 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
 
 
 def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
-    """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
+    """The defaults of a run on the text that --dataset names: they are smaller for a short text."""
     from ebmvk.data.datasets import FETCHABLE
     from ebmvk.runs.text import find_text
 
@@ -213,7 +221,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     )
     try:
         size = find_text(data).bytes("train")
-    except EbmvkError:  # --help answers all the same
+    except EbmvkError:  # --help works even so
         return base
     derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]
@@ -279,7 +287,9 @@ def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
+    """(run folder, checkpoint folder) that --resume and --run-dir name; None: the newest usable
+    checkpoint.
+    """
     if resume == NEWEST and not run_dir:
         return newest("--resume"), None
     from ebmvk.runs.checkpoint import locate
@@ -288,7 +298,7 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
     if run_dir and Path(run_dir).resolve() != folder:
-        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
+        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="remove --run-dir")
     return folder, None if path.resolve() == folder else at
 
 

@@ -1,4 +1,6 @@
-"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal; wraps long lines."""
+"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal; wraps
+long lines.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _SIGNS = {
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """An encoding error handler: ASCII for characters that an encoding lacks."""
+    """An error handler for encodings: ASCII for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -32,7 +34,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def _readable(sign: str, *, alone: bool) -> str:
-    """ASCII for a character: our signs and frame lines look alike, single Greek letters get their names, others \\u."""
+    """ASCII for a character: a similar sign, the name of a single Greek letter, or else an escape."""
     kind, _, name = unicodedata.name(sign, "").partition(" ")
     if kind == "BOX":
         return "+" if "AND" in name.split() else "|" if "VERTICAL" in name else "-"
@@ -68,13 +70,15 @@ def hanging(text: str) -> str:
 
 
 def is_of_output(error: OSError) -> bool:
-    """True if printing may have caused the error: it names no file, and its kind is one that ends writing."""
+    """True if printing may have caused the error: it names no file, and writing can't continue
+    after it.
+    """
     kinds = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in kinds
 
 
 def is_broken() -> bool:
-    """True if the buffered part of standard output cannot be written."""
+    """True if buffered standard output can't be written."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -83,13 +87,13 @@ def is_broken() -> bool:
 
 
 def let_go() -> None:
-    """Send standard output nowhere from now on, so that nothing fails when the interpreter ends."""
+    """Discard standard output from now on, so that nothing fails when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):  # not a file
         _discard(sys.stdout.fileno())
 
 
 def let_go_of(terminals: list[int]) -> None:
-    """The same for file descriptors."""
+    """Discard what is written to these file descriptors from now on."""
     for number in terminals:
         with contextlib.suppress(OSError):
             _discard(number)
@@ -107,7 +111,9 @@ def _discard(number: int) -> None:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask a process to end: Ctrl-C, kill, and a terminal that is closed (unless `nohup` ignores that)."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    """Signals that ask a process to end: Ctrl-C, kill, and a closed terminal (unless `nohup`
+    ignores that).
+    """
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP
     heeded = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, hangup) if heeded and hangup else (signal.SIGINT, signal.SIGTERM)

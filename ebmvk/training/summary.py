@@ -109,7 +109,7 @@ def samples(folder: Path) -> Iterator[str]:
 def next_steps(folder: Path, *, tested: bool) -> Iterator[str]:
     """Commands to run next. tested: the corpus has a test split."""
     at = f"--checkpoint {shlex.quote(str(folder))}"
-    yield "next        let it write, measure its likelihood exactly, or see what to change:"
+    yield "next        write text, measure the exact likelihood, or see what to change:"
     yield f"  {invocation('generate')} {at}"
     yield f"  {invocation('evaluate')} {at}{' --split test' if tested else ''}"
     yield f"  {invocation('diagnose')} {at} --report"

@@ -44,7 +44,7 @@ def test_evaluations_of_two_texts_are_not_compared(train: Command, folder: Path,
     harder = made_up_text(60, seed=3).translate(str.maketrans("aeiou", "uoiea"))  # costs more, so that none is better
     (folder / "valid.txt").write_text(harder, encoding="utf-8")
     said = train(run, "--resume", "--stop-after", 2)
-    assert "losses on two texts cannot be compared: the best checkpoint and --patience start anew" in said.out
+    assert "losses on two texts cannot be compared: the best checkpoint and --patience start again" in said.out
     assert (_progress(run)["best_step"], _progress(run)["since_best"]) == (4, 1)
     assert (run / "best").read_text(encoding="ascii") == "checkpoints/step-4\n"
     assert read_history(run).best["step"] == 4  # type: ignore[index]

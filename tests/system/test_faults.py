@@ -370,7 +370,7 @@ def test_too_large_a_batch_is_told_which_one_fits(
     monkeypatch.setattr(passes, "objective", hungry)
     run = tmp_path / "run"
     with pytest.raises(
-        AssertionError, match=r"step 3: no memory for --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"
+        AssertionError, match=r"step 3: out of memory with --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"
     ):
         train(run, "--batch-size", 8)
     train(run, "--resume", "--batch-size", 2, "--accumulation-steps", 4)

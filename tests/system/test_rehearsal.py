@@ -64,7 +64,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_tried(
     monkeypatch.setattr(trainer.Trainer, "step", lambda _: pytest.fail("tried"))
     said = dry()
     assert said.status == 2
-    assert "100.0 kB can be had" in said.err
+    assert "100.0 kB are available" in said.err
     assert "--latent-dim 16" in said.err
     assert "--latent-dim 12" in dry("--latent-dim", 36, "--n-heads", 6).err  # of which it is a multiple of 12
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_twice_the_batch_is_bounded_where_trying_it_is_not_safe(dry: Command, mo
     monkeypatch.setattr(resources, "step_peak", lambda _: 400_000_000)
     said = dry("--quiet")
     assert said.status == 0, said.err
-    assert "400.0 MB at the peak, of 600.0 MB that can be had; with --batch-size 8 at most 800.0 MB" in said.out
+    assert "400.0 MB of 600.0 MB available at the peak; with --batch-size 8 at most 800.0 MB" in said.out
 
 
 @pytest.mark.parametrize(("free", "hint"), [(20_000_000, "take --keep-last "), (20_000, "larger disk")])

@@ -184,7 +184,7 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
     before = (run / "config.toml").read_bytes()
     said = ebmvk("train", "--resume", "--run-dir", run, "--steps", 3)
     assert said.status == 2
-    assert "--steps 3 is below the 4 that" in said.err
+    assert "--steps 3 is less than the 4 steps of" in said.err
     assert (run / "config.toml").read_bytes() == before
 
 
