@@ -39,6 +39,7 @@ NANO = f"""
 vocab_size = 270
 seq_length = 16
 [model]
+model = "ebm"
 latent_dim = 16
 n_layers = 2
 n_heads = 2

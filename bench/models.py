@@ -43,7 +43,6 @@ from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.folder import new_model
-from ebmvk.training.optim import is_hidden_matrix
 from ebmvk.training.streams import Streams
 from ebmvk.training.trainer import Trainer
 
@@ -118,7 +117,7 @@ def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
 
 def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
     """The same parameters to the same kind of optimiser as ours."""
-    hidden = {name for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
+    hidden = {name for name, p in model.named_parameters() if model.role(name, p).hidden}
     matrices, rest = ([p for n, p in model.named_parameters() if (n in hidden) == which] for which in (True, False))
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
 

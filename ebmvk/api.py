@@ -304,7 +304,7 @@ class Model:
     def _how(
         self, max_tokens: int, strategy: Strategy, sampler: Sampler | None, seed: int, stop: str | Sequence[str]
     ) -> Decoding:
-        usual: Sampler = "langevin" if self._model.on_sphere else "exact"
+        usual: Sampler = self._model.default_sampler
         if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
             raise ArgumentError(f"sampler {sampler!r} is not known", hint=f"take one of {', '.join(SAMPLERS)}")
         if _whole(seed, "seed") < 0 or seed >= 2**63:

@@ -169,7 +169,7 @@ def _generate(command: GenerateCommand, given: Sequence[str]) -> int:
     run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
     check_tokenizer(command.tokenizer, run)
     device = open_device(command.device)
-    sampler = command.sampler or ("langevin" if run.model.on_sphere else "exact")
+    sampler = command.sampler or run.model.default_sampler
     note(f"{run.checkpoint.path}, step {run.checkpoint.step:,}; {device.reason}; {sampler}, seed {command.seed}")
     how = Decoding(command.max_tokens, strategy, sampler, command.seed, command.stop)
     memory = None

@@ -14,18 +14,17 @@ import tyro
 
 from ebmvk.cli import calling, parsing, running
 from ebmvk.config import flags
-from ebmvk.config.checks import check, check_resume, with_windows
+from ebmvk.config.checks import check, check_owned, check_resume, with_windows
+from ebmvk.config.models import MODELS, WINDOWS
 from ebmvk.config.resolve import FULL, Level, _file, _given, _over, _overrides, _recipe, _sized, _widened
 from ebmvk.config.schema import (
-    WHOLE_SEQUENCE,
-    WINDOWS,
     Config,
     RunConfig,
     Source,
     items,
     replace,
 )
-from ebmvk.config.sizes import OF_MODEL, derive, most_warmup
+from ebmvk.config.sizes import derive, most_warmup
 from ebmvk.config.toml import sources_in
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
@@ -199,7 +198,8 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
     model = flags.value_of(args, "--model") or file.get("model", config.model.model)
     levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
     if resume is None:
-        levels = [("model", OF_MODEL.get(model, {})), ("stage", stage), *levels]
+        own = MODELS[model].defaults if model in MODELS else {}  # a misspelt name is refused by the parser
+        levels = [("model", own), ("stage", stage), *levels]
     return replace(config, _overrides(*(said for _, said in levels), {})), levels
 
 
@@ -229,9 +229,9 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     most = most_warmup(config.training.steps)
     if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
         config = replace(config, {"warmup_steps": min(config.training.warmup_steps, most)})
-    if (flags.value_of(args, "--model") or config.model.model) in WHOLE_SEQUENCE:
-        config = replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
-    return config
+    model = flags.value_of(args, "--model")
+    seen = with_windows(replace(config, {"model": model}) if model in MODELS else config)
+    return replace(seen, {"model": config.model.model})
 
 
 def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) -> Job:
@@ -243,7 +243,9 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     size = command.settings.run.size
     over = [*(said for _, said in levels), given]
     nominal = _sized(size, None)
-    early = check(with_windows(replace(Config(), _over(nominal, over)), given))  # before the text is read: cheap
+    early = replace(Config(), _over(nominal, over))
+    check_owned(early, [*levels, ("flag", given)])
+    early = check(with_windows(early))  # before the text is read: cheap
     check_named(early.data.tokenizer)
     corpus = find_text(command.settings.data)
     derived = _sized(size, corpus.bytes("train"))
@@ -255,8 +257,8 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
     if _widened(over):
         sources["ffn_dim"] = "derived"
     values = _over(derived, over) | _found_again(command.settings, corpus)
-    config = check(with_windows(replace(Config(), values), given))
-    if config.model.model in WHOLE_SEQUENCE:
+    config = check(with_windows(replace(Config(), values)))
+    if MODELS[config.model.model].whole_sequence:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
@@ -310,6 +312,7 @@ def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given:
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
     config = check(replace(old, _overrides(*(said for _, said in levels), given)))
+    check_owned(config, [*levels, ("flag", given)])
     check_resume(old, config)
     sources = sources_in(folder / CONFIG_FILE)
     for source, said in levels:

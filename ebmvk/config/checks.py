@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ebmvk.config.models import ENERGY_TERMS, MODELS, WINDOWS, owners
 from ebmvk.config.schema import (
-    ENERGY_TERMS,
     OF_TEXT,
-    WHOLE_SEQUENCE,
-    WINDOWS,
+    SECTION_OF,
     Config,
     ModelConfig,
+    Source,
     SplatConfig,
     _entry,
     flag,
     items,
     replace,
 )
+from ebmvk.config.sizes import PRESETS
 from ebmvk.errors import ConfigError
 
 
 def check(config: Config) -> Config:
-    """The configuration itself when every value is in range and no two contradict each other.
+    """The configuration itself, if every value is in range and no two contradict each other.
 
     Raises:
         ConfigError: naming the flag, its value and the bound or the other flag.
@@ -33,45 +34,84 @@ def check(config: Config) -> Config:
     check_model(config.model)
     data, langevin = config.data, config.langevin
     _require(
-        config.model.model != "ebm" or langevin.knn_k < data.vocab_size,
+        not MODELS[config.model.model].has("knn_k") or langevin.knn_k < data.vocab_size,
         f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
         f"take --knn-k {data.vocab_size - 1} or less",
     )
     _require(
         data.stride is None or data.windows == "document",
         f"--stride {data.stride} with --windows {data.windows}",
-        "take --windows document: windows of the whole text follow one another",
+        "take --windows document: windows of a whole text always follow one another",
     )
     _require(
         data.stride is None or data.stride <= data.seq_length,
         f"--stride {data.stride} exceeds --seq-length {data.seq_length}",
-        f"take --stride {data.seq_length} or less: what lies between windows would never be read",
+        f"take --stride {data.seq_length} or less: text between two windows would never be read",
     )
     _require(
         langevin.langevin_levels <= langevin.langevin_steps,
         f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
-        f"take --langevin-levels {langevin.langevin_steps} or less: a level needs a step",
+        f"take --langevin-levels {langevin.langevin_steps} or less: each level needs a step",
     )
     _check_splats(config.splats)
     return config
 
 
-def with_windows(config: Config, given: Iterable[str]) -> Config:
-    """The configuration whose windows are those of its model. given: names of fields that a person set.
+def with_windows(config: Config) -> Config:
+    """The configuration with windows of `seq_length`, if its model sees the whole sequence."""
+    if not MODELS[config.model.model].whole_sequence:
+        return config
+    return replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
+
+
+_ASKED: tuple[Source, ...] = ("preset", "file", "flag")
+
+
+def check_owned(config: Config, levels: Iterable[tuple[Source, Mapping[str, Any]]]) -> None:
+    """Refuse a setting that the model doesn't have.
+
+    levels: {setting: value} with its source. Only what a person gave is checked: flags, a file and
+    a preset. A file may have settings of the model that it names itself, so that a flag can compare
+    another model with it; and it may have any setting at a default, as the file of a run does.
 
     Raises:
-        ConfigError: a window was set of a model that looks at all of its sequence.
+        ConfigError: names the setting, its value, and the models that have it.
     """
-    if config.model.model not in WHOLE_SEQUENCE:
-        return config
-    for name in sorted(set(WINDOWS) & set(given)):
-        if getattr(config.model, name) != config.data.seq_length:
-            raise ConfigError(
-                f"{flag(name)} {getattr(config.model, name)} with --model {config.model.model}",
-                why="it looks at all of its training window",
-                hint=f"leave {flag(name)} away; --seq-length says how long the window is",
-            )
-    return replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))
+    model = config.model.model
+    for source, given in levels:
+        if source not in _ASKED:
+            continue
+        own = given.get("model", model) if source == "file" else model
+        for name, value in given.items():
+            if MODELS[model].has(name) or MODELS[own].has(name) or (source == "file" and _is_default(name, value)):
+                continue
+            if name in WINDOWS and value == config.data.seq_length:
+                continue
+            raise _foreign(model, name, value, in_file=source == "file")
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """True if a setting has the default value, or that of a size."""
+    defaults = {known: default for _, known, default in items(Config())}
+    return value in (defaults[name], *(size[name] for size in PRESETS.values() if name in size))
+
+
+def _foreign(model: str, name: str, value: Any, *, in_file: bool = False) -> ConfigError:
+    """The error for a setting that `model` doesn't have. in_file: name it as a file does."""
+    key = f"{SECTION_OF[name]}.{name}" if in_file else flag(name)
+    said = f"{key} = {value}" if in_file else _as_flag(name, value)
+    have = " or ".join(owners(name))
+    why, remedy = f"it belongs to --model {have}", f"remove {key}, or take --model {have}"
+    if name in WINDOWS:
+        why, remedy = "this model sees its whole training window", f"remove {key}; --seq-length sets the window"
+    return ConfigError(f"{said} with --model {model}", why=why, hint=remedy)
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """A setting as a person gives it: '--memory-slots 64', '--no-use-splat'."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _check_splats(splats: SplatConfig) -> None:
@@ -89,12 +129,12 @@ def _check_splats(splats: SplatConfig) -> None:
     _require(
         splats.soc_history >= splats.soc_check_interval,
         f"--soc-history {splats.soc_history} is below --soc-check-interval {splats.soc_check_interval}",
-        f"take --soc-history {splats.soc_check_interval} or more: a step adds a state",
+        f"take --soc-history {splats.soc_check_interval} or more: each step adds a state",
     )
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raises ConfigError for sizes of a model that contradict each other."""
+    """Raises ConfigError if settings of a model contradict each other."""
     _require(
         model.latent_dim % (2 * model.n_heads) == 0,
         f"--latent-dim {model.latent_dim} is not a multiple of 2 x --n-heads {model.n_heads}",
@@ -105,17 +145,13 @@ def check_model(model: ModelConfig) -> None:
         f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
         f"take --moe-active {model.moe_experts} or less",
     )
-    if model.model != "ebm":
-        _check_transformer(model)
-    _require(
-        not (model.use_moe and model.model not in ("tinygpt", "minillm")),
-        f"--use-moe with --model {model.model}",
-        "take --model tinygpt or minillm; the energy model has --decoder moe",
-    )
+    for name in _SWITCHES:
+        if getattr(model, name) != getattr(ModelConfig, name) and not MODELS[model.model].has(name):
+            raise _foreign(model.model, name, getattr(model, name))
     _require(
         any(getattr(model, name) for name in ENERGY_TERMS),
         "--no-use-splat, --no-use-geometric and --no-use-compositional leave no energy term",
-        "leave one of them away: the energy needs a term",
+        "remove one of them: the energy needs a term",
     )
     _require(
         model.context_local <= model.context_medium <= model.context_global,
@@ -125,16 +161,9 @@ def check_model(model: ModelConfig) -> None:
     )
 
 
-def _check_transformer(model: ModelConfig) -> None:
-    """A switch that would do nothing must not look as if it had."""
-    switches = {f"--no-{name.replace('_', '-')}": not getattr(model, name) for name in ENERGY_TERMS}
-    switches[f"--decoder {model.decoder}"] = model.decoder != ModelConfig.decoder
-    for switch, given in switches.items():
-        _require(
-            not given,
-            f"{switch} with --model {model.model}, which has neither energy terms nor a decoder",
-            f"leave {switch} away, or take --model ebm",
-        )
+_SWITCHES = (*ENERGY_TERMS, "decoder", "use_moe")
+"""Settings that no run can have for a model without them, because every version refused them. Other
+settings of other models may stand in the file of an old run, which has to open."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -154,17 +183,19 @@ def _require(condition: bool, what: str, hint: str) -> None:
 
 
 def check_resume(old: Config, new: Config) -> None:
-    """Only learning rate, batch size, length, device, sampling, logging and the place of the text may change when a run
-    is resumed.
+    """Refuse a change that a resumed run may not make.
+
+    It may change what `knob(..., resume=True)` marks (such as the learning rate, the length of
+    training, the device, logging) and where its text is.
 
     Raises:
-        ConfigError: naming the first key that may not, and both values.
+        ConfigError: names the first setting that may not change, and both values.
     """
     before = {name: value for _, name, value in items(old)}
     for section, name, value in items(new):
         if value != before[name] and not _entry(name).metadata.get("resume") and name not in OF_TEXT:
             raise ConfigError(
                 f"--resume: {section}.{name} is {value!r} now but was {before[name]!r}",
-                why="a run can't change its model, data or objective half way",
-                hint=f"leave {flag(name)} away, or start a new run with another --run-dir",
+                why="a run can't change its model, its data or its loss half way",
+                hint=f"remove {flag(name)}, or start a new run with another --run-dir",
             )

@@ -1,4 +1,4 @@
-"""Flags as lists of words, before and after the full parse."""
+"""Flags as a list of words: what is done with them before the full parse."""
 
 from __future__ import annotations
 
@@ -20,40 +20,22 @@ ALIASES = {
     "--outdir": "--run-dir",
     "--ckpt": "--checkpoint",
 }
-"""Other names of flags, as the systems that this project implements spell them."""
+"""Other names of flags, from the systems that this project implements."""
 
 
 PATHS = (
-    *(
-        "--checkpoint",
-        "--run-dir",
-        "--resume",
-        "--config",
-        "--dataset",
-        "--data-dir",
-        "--tokenizer",
-        "--init",
-        "--folder",
-    ),
-    *(
-        "--against",
-        "--judge",
-        "--test-file",
-        "--prompt-file",
-        "--file",
-        "--files",
-        "--input",
-        "--output",
-        "--out",
-        "--to",
-    ),
-    *("--json", "--plots", "--npy"),
+    *("--checkpoint", "--run-dir", "--resume", "--config", "--dataset", "--data-dir", "--tokenizer", "--init"),
+    *("--folder", "--against", "--judge", "--test-file", "--prompt-file", "--file", "--files", "--input"),
+    *("--output", "--out", "--to", "--json", "--plots", "--npy"),
 )
-"""Flags whose values are or may be paths: `~` at the start means the home folder, as in shells."""
+"""Flags whose value is or may be a path. A `~` at its start means the home folder, as in shells."""
 
 
 def at_home(args: Sequence[str]) -> list[str]:
-    """The arguments, with `~` expanded in the values of `PATHS`: shells don't, in quotes and in `--run-dir=~/x`."""
+    """The arguments with `~` expanded in the values of `PATHS`.
+
+    Shells don't expand it in quotes and in `--run-dir=~/x`.
+    """
     found, name = [], ""
     for arg in args:
         if flags := flags_in([arg]):
@@ -72,13 +54,13 @@ def expanded(path: str) -> str:
 
 
 def _spelled(args: Sequence[str]) -> list[str]:
-    """The arguments with every flag under its own name."""
+    """The arguments with the main name of each flag in place of its aliases."""
     pairs = [arg.partition("=") for arg in args]
     return [ALIASES.get(name.replace("_", "-"), name) + equals + value for name, equals, value in pairs]
 
 
 def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """`--prompt a b` as `--prompt=a --prompt=b`, of these flags."""
+    """The arguments with `--prompt a b` as `--prompt=a --prompt=b`, for the flags `names`."""
     groups: list[list[str]] = []
     for arg in args:
         if flags_in([arg]) or not groups:
@@ -93,7 +75,7 @@ def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def settings_of(command: Any, kind: Any, given: Sequence[str]) -> dict[str, Any]:
-    """{field: what the command has} of the fields of a dataclass that are among the flags given."""
+    """{field: value in the command} of those fields of the dataclass `kind` whose flags were given."""
     return {entry.name: getattr(command, entry.name) for entry in dataclasses.fields(kind) if flag(entry.name) in given}
 
 
@@ -113,7 +95,7 @@ def _is_number(text: str) -> bool:
 
 
 def value_of(args: Sequence[str], name: str) -> str | None:
-    """The value given for one flag, before the full parse; None when absent."""
+    """The value given for a flag; None if it was not given."""
     for i, arg in enumerate(args):
         if flags_in([arg]) == [name]:
             return arg.split("=", 1)[1] if "=" in arg else next(iter(args[i + 1 :]), None)
@@ -121,12 +103,12 @@ def value_of(args: Sequence[str], name: str) -> str | None:
 
 
 def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
-    """The values given for a flag that may have several, before the full parse."""
+    """All values given for a flag that may have several."""
     return tuple(arg.partition("=")[2] for arg in _spread(args, [name]) if "=" in arg and flags_in([arg]) == [name])
 
 
 def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
-    """Give `name` the value `value` where it stands alone: at the end, or before another flag."""
+    """Give the flag `name` the value `value` if it has none: at the end, or before another flag."""
     out = list(args)
     for i, arg in enumerate(args):
         if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):
@@ -135,7 +117,7 @@ def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
 
 
 def joined(args: Sequence[str], name: str) -> list[str]:
-    """`name value` as one argument: the value may look like a flag itself."""
+    """The arguments with `name value` joined by "=", because the value may look like a flag."""
     out, rest = [], iter(args)
     for arg in rest:
         value = next(rest, None) if arg == name else None
@@ -144,7 +126,7 @@ def joined(args: Sequence[str], name: str) -> list[str]:
 
 
 def known_flags(fields: dict[str, Any]) -> list[str]:
-    """Every spelling of the flags of {field: default value}; booleans have a --no- form."""
+    """Every spelling of the flags of {field: default}. Booleans also have a --no- form."""
     names = ["--" + name.replace("_", "-") for name in fields]
     negations = ["--no-" + name.replace("_", "-") for name, value in fields.items() if isinstance(value, bool)]
     return names + negations + [short for short, long in ALIASES.items() if long in names]

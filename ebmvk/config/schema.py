@@ -1,7 +1,8 @@
-"""Configuration: frozen dataclasses, `--size` as the one dial, TOML in and out.
+"""The settings of a run, as frozen dataclasses.
 
-Precedence: size < model < preset < TOML file < flags. Names are those of the original system where it had one. The
-comment beside a field is its help text on the command line; `knob` adds its range and whether `--resume` may change it.
+The comment above a field is its help text on the command line; `knob` adds its range and other facts.
+Names are those of the original system where it had one. Which model has which setting stands in
+`ebmvk.config.models`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
-ModelName = Literal["ebm", "plain", "tinygpt", "minillm", "infinito"]
+from ebmvk.config.models import MODELS
+
+if TYPE_CHECKING:
+    ModelName = str
+else:  # mypy can't follow a Literal that is computed
+    ModelName = Literal[tuple(MODELS)]
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-# Models that look at all of a training window: their window is seq_length.
-WHOLE_SEQUENCE = ("tinygpt", "minillm", "infinito")
-WINDOWS = ("context_local", "context_medium", "context_global")
-ENERGY_TERMS = ("use_splat", "use_geometric", "use_compositional")
 # Where the text lies and how it is read. A resumed run may change it: a digest proves that the text
 # is the same.
 OF_TEXT = ("dataset", "data_dir", "include", "raw", "keep_bom")
@@ -287,19 +289,10 @@ class Config:
 
 
 def concerns(config: Config, section: str, name: str) -> bool:
-    """True if a field means anything for the model that is configured."""
-    model = config.model
-    experts = model.use_moe or (model.model == "ebm" and model.use_splat and model.decoder == "moe")
+    """True if a setting has an effect with this model and the other settings as they are."""
     if section == "splats":
         return config.splats.enable_soc or name == "enable_soc"
-    if name in ("moe_experts", "moe_active", "hidden_dim", "moe_balance", "moe_z"):
-        return experts
-    if name in ("use_memory", "memory_slots", "lambda_phi"):
-        return model.model == "infinito"
-    if name in WINDOWS:
-        return model.model not in WHOLE_SEQUENCE
-    energy = (*ENERGY_TERMS, "decoder", "lambda_denoise", "lambda_spread", "noise_levels", "noise_unit", "denoise_form")
-    return model.model == "ebm" or (section != "langevin" and name not in energy)
+    return MODELS[config.model.model].reads(name, {name: value for _, name, value in items(config)})
 
 
 def flag(key: str) -> str:
@@ -308,7 +301,7 @@ def flag(key: str) -> str:
 
 
 def items(config: Config) -> Iterator[tuple[str, str, Any]]:
-    """(section, name, value) of every field, in order."""
+    """(section, name, value) of every setting, in order."""
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         for entry in dataclasses.fields(part):
@@ -331,29 +324,20 @@ def _entry(name: str) -> dataclasses.Field[Any]:
 
 
 def number(name: str) -> type[int] | type[float] | None:
-    """int or float where the field `name` is such a number, be it an optional one; None where it is anything else."""
+    """int or float if the setting `name` is such a number (or such a number or None), else None."""
     hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
     options = set(get_args(hint) or (hint,)) - {type(None)}
     return int if options == {int} else float if options == {float} else None
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str | None:
-    """The known name closest to `name`, or None where nothing is close. cutoff: the least likeness, from 0 to 1."""
+    """The known name closest to `name`; None if none is close. cutoff: the least likeness, 0 to 1."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
-    """`config` with the named fields (of any section) replaced."""
+    """`config` with other values for the named settings, of any section."""
     parts = {section: {n: v for n, v in values.items() if SECTION_OF[n] == section} for section in SECTION_OF.values()}
     return dataclasses.replace(
         config, **{s: dataclasses.replace(getattr(config, s), **changed) for s, changed in parts.items() if changed}
     )
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-# ---- writing -------------------------------------------------------------------------------------------------------
-
-
-# ---- checking ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""What `--size` stands for: one table, and the few values that also follow from how much text there is; what a model
-has whatever its size; and the recipes, what `--preset` stands for.
+"""The values of `--size` (one table, and a few that depend on the length of the text) and of `--preset` (the
+recipes).
 
-`base` is the configuration of the system this project implements, by its own names and values; what that left open
-(layers, heads, feed-forward width) is filled in. The smaller sizes are tuned on WikiText-2's validation split.
+`base` is the configuration of the system that this project implements, with its names and values.
+Where that system left a value open (layers, heads, feed-forward width), one was chosen. The smaller
+sizes are tuned on WikiText-2's validation split.
 """
 
 from __future__ import annotations
@@ -125,34 +126,29 @@ PRESETS: dict[Size, dict[str, object]] = {
 }
 
 FFN_RATIO = 4
-"""Width of the feed-forward part over latent_dim, in every size and recipe."""
-
-OF_MODEL: dict[str, dict[str, object]] = {
-    "tinygpt": {"enable_soc": False},
-    "minillm": {"windows": "document", "patience": 5, "enable_soc": False},
-    "infinito": {"enable_soc": False},
-}
-"""What a model has over every size; recipes, files and flags can say otherwise. Splats are the energy model's, and a
-Mini-LLM reads document by document."""
+"""Width of the feed-forward part divided by latent_dim, in every size and recipe."""
 
 DIMENSIONS = ("latent_dim", "n_layers", "ffn_dim")
-"""What a step of a model takes its time for, in every size and recipe."""
+"""The settings that decide how long a training step takes. Every size and recipe sets them."""
 
 RECIPES = Path(__file__).with_name("recipes")
 
-PLENTY_BYTES = 8_000_000  # training text from which a size's own vocabulary, batch and steps stand
+PLENTY_BYTES = 8_000_000  # with a training text this long, a size keeps its vocabulary, batch and steps
 FEWEST_TOKENS = 512
-BYTES_PER_TOKEN = 3.0  # roughly, of English under a small vocabulary
-MOST_EPOCHS = 10.0  # of a text that is repeated, with the dropout below
+BYTES_PER_TOKEN = 3.0  # roughly, for English text and a small vocabulary
+MOST_EPOCHS = 10.0  # for a text that is repeated, with the dropout below
 REPEATED_DROPOUT = 0.3
 
 
 def derive(size: Size, train_bytes: int | None, *, ask_processor: bool = True) -> dict[str, object]:
-    """{field: value} of a size for a training text of so many bytes; None where the text is not known yet.
+    """{setting: value} of a size.
 
-    Less text means fewer tokens to learn (as the text to the power 2/3: each should still be seen often), and where it
-    would be repeated more than three times, smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base`
-    keeps the values it is defined by. ask_processor: ask torch for the best precision; --help skips this.
+    A shorter text gets a smaller vocabulary (proportional to its length to the power 2/3, so that
+    each token is still seen often). If it would be repeated more than three times, it also gets
+    smaller batches, at most `MOST_EPOCHS` passes and more dropout. `base` always keeps its values.
+
+    train_bytes: length of the training text; None if it isn't known yet. ask_processor: ask torch
+        for the fastest precision; `--help` doesn't, because torch takes seconds to import.
     """
     values = dict(PRESETS[size])
     if train_bytes is None:
@@ -178,22 +174,25 @@ def recipe_names(model: str) -> list[str]:
 
 
 def recipe(model: str, name: str) -> dict[str, Any]:
-    """{field: value} of one of the `recipe_names` of a model."""
+    """{setting: value} of a recipe. name: one of `recipe_names(model)`."""
     return read_toml(RECIPES / f"{model}-{name}.toml")
 
 
 def most_warmup(steps: int) -> int:
-    """Steps of warm-up that a run of `steps` steps has at most, unless a flag or a file asks for more."""
+    """The longest warm-up of a run of `steps` steps, unless a flag or a file asks for more."""
     return max(1, steps // 10)
 
 
 def smaller(config: Config) -> str | None:
-    """The flag for the next smaller preset of the same text, where the model's dimensions are those of one, or the next
-    smaller size, where they are those of its size; None where they are neither's, or the smallest's."""
+    """The flag of a smaller model: the next smaller preset of the same text, or the next smaller size.
+
+    None if the dimensions are those of no preset and not those of the size, or if there is no
+    smaller one.
+    """
     names = recipe_names(config.model.model)
     presets = {name: recipe(config.model.model, name) for name in names}
     if name := next((name for name, values in presets.items() if _is_of(config, values)), None):
-        # Of another text figures would be of something else.
+        # A preset of another text would give figures that can't be compared.
         below = [
             other
             for other in names[: names.index(name)]
@@ -209,10 +208,10 @@ def _is_of(config: Config, values: Mapping[str, object]) -> bool:
 
 
 def fast_precision() -> str:
-    """bfloat16 where the processor multiplies it natively, else float32, which emulated bfloat16 is slower than."""
+    """bfloat16 if the processor multiplies it natively, else float32: emulated bfloat16 is slower."""
     import torch  # here, so that --help answers without it
 
-    # A torch that cannot tell gets float32, which is right everywhere.
+    # float32 if torch can't tell: it works everywhere.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native or torch.cuda.is_available() else "float32"

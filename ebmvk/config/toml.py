@@ -1,4 +1,4 @@
-"""Configuration files: TOML in and out."""
+"""Reading and writing configuration files (TOML)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from ebmvk.errors import ConfigError
 
 
 def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
-    """Flat {field: value} of a configuration file; unknown sections, unknown keys and wrong types are rejected.
+    """{setting: value} of a configuration file, without sections.
 
     Args:
-        flag: what named the file, with a blank after it, for messages.
+        flag: the flag that named the file, with a space after it, for messages.
 
     Raises:
-        ConfigError: naming the file, the key and its value, with the nearest known name.
+        ConfigError: a section or a key is unknown, or a value has the wrong type. Names the file, the
+            key and its value, and the nearest known name.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{flag}{path}: no such file", hint="check the path; a run's config.toml is one") from None
+        raise ConfigError(
+            f"{flag}{path}: no such file", hint="check the path. The config.toml of a run is such a file"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
             f"{flag}{path}: cannot be read as TOML", why=str(error), hint="compare it with another run's config.toml"
@@ -35,7 +38,7 @@ def read_toml(path: Path, flag: str = "--config ") -> dict[str, Any]:
 
 
 def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """{field: value} of {section: {field: value}}, as `read_toml` says."""
+    """{setting: value} of {section: {setting: value}}, checked as by `read_toml`."""
     values: dict[str, Any] = {}
     for section, table in tables.items():
         names = [n for n, s in SECTION_OF.items() if s == section]
@@ -54,11 +57,11 @@ def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _unknown(path: Path, key: str, known: Iterable[str]) -> ConfigError:
     close = nearest(key, known)
     hint = f"write '{close}'" if close else f"known here: {', '.join(sorted(known))}"
-    return ConfigError(f"{path}: unknown key '{key}'", why="a misspelt key would be ignored", hint=hint)
+    return ConfigError(f"{path}: unknown key '{key}'", why="there is no such setting", hint=hint)
 
 
 def _coerce(name: str, value: Any, where: str) -> Any:
-    """`value` as the type of field `name`; a TOML integer is fine where a float is wanted, nothing else converts."""
+    """`value` in the type of the setting `name`. An integer may stand for a float; nothing else converts."""
     hint = get_type_hints(type(getattr(Config(), SECTION_OF[name])))[name]
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
@@ -76,7 +79,7 @@ def _coerce(name: str, value: Any, where: str) -> Any:
         elif type(value) is option:
             return value
     wanted = " or ".join(_words(option) for option in options if option is not type(None))
-    raise ConfigError(f"{where} = {value!r}: not {wanted}", hint=f"give {wanted}, or leave the key away")
+    raise ConfigError(f"{where} = {value!r}: not {wanted}", hint=f"give {wanted}, or remove the key")
 
 
 def _words(option: Any) -> str:
@@ -88,11 +91,11 @@ def _words(option: Any) -> str:
 
 
 _BEFORE = {"raw": True, "keep_bom": True}
-"""Values that earlier versions used where they had no such setting: they read every file as plain text."""
+"""What earlier versions did that had no such settings: they read every file as plain text."""
 
 
 def write_toml(config: Config, sources: Mapping[str, Source] | None = None) -> str:
-    """The configuration as TOML; unset (None) values are left out, sources stand as comments beside their values."""
+    """The configuration as TOML. None values are left out; the source of a value is a comment beside it."""
     lines: list[str] = []
     current = ""
     for section, name, value in items(config):
@@ -119,7 +122,7 @@ def _toml(value: Any) -> str:
 
 
 def sources_in(path: Path) -> dict[str, Source]:
-    """{field: where its value came from}, as `write_toml` notes it; defaults have no note."""
+    """{setting: where its value came from}, from the comments that `write_toml` wrote; without one, "default"."""
     known = "|".join(get_args(Source))
     found: dict[str, Source] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -129,18 +132,20 @@ def sources_in(path: Path) -> dict[str, Source]:
 
 
 def from_toml(path: Path) -> Config:
-    """A complete configuration from a file written by `write_toml`; a missing field gets the value that
-    versions without that field used."""
+    """A complete configuration from a file written by `write_toml`.
+
+    A missing setting gets the value that versions without this setting used.
+    """
     return replace(Config(), _BEFORE | read_toml(path, flag=""))
 
 
 def from_tables(tables: Mapping[str, Any], path: Path) -> Config:
-    """A complete configuration from what `to_tables` gave. path: its file, for messages. Raises ConfigError."""
+    """A complete configuration from the result of `to_tables`. path: its file, for messages. Raises ConfigError."""
     return replace(Config(), _BEFORE | _flat(tables, path))
 
 
 def to_tables(config: Config) -> dict[str, dict[str, Any]]:
-    """{section: {field: value}}, JSON-able; unset (None) values are left out."""
+    """{section: {setting: value}} for JSON. None values are left out."""
     tables: dict[str, dict[str, Any]] = {}
     for section, name, value in items(config):
         plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -28,7 +28,7 @@ class Probe:
         if config.logging.sample_tokens == 0:
             return {}
         generator = Generator(self.model, self.tokenizer, self.backend, config.langevin)
-        sampler: Sampler = "langevin" if self.model.on_sphere else "exact"
+        sampler: Sampler = self.model.default_sampler
         how = Decoding(config.logging.sample_tokens, sampler=sampler, seed=config.run.seed)
         found = generator.generate([""] * SAMPLES, how)
         lines = []

@@ -21,7 +21,7 @@ from ebmvk.splats.health import gini
 def samples(subject: Subject) -> Row:
     """Beginnings of documents, written as training samples them, without memory and without a strategy."""
     sizes, run = subject.sizes, subject.run
-    sampler: Sampler = "langevin" if subject.model.on_sphere else "exact"
+    sampler: Sampler = subject.model.default_sampler
     generator = Generator(subject.model, run.tokenizer, subject.device.backend, run.config.langevin)
     how = Decoding(sizes.sample_tokens, sampler=sampler, seed=subject.seed)
     found = generator.generate([""] * sizes.samples, how)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ebmvk.config.schema import Config, nearest
 from ebmvk.data.tokenizer import TOKENIZER_FILE, WEIGHTS_FILE, Tokenizer
@@ -22,8 +21,7 @@ from ebmvk.runs.folder import CONFIG_FILE, OpenRun, open_run
 from ebmvk.runs.hub import SETTINGS, is_exported, is_hub_name
 
 UNIFORM, CORPUS = "uniform", "corpus"
-# What the stage `pretrain` trains, and what has to be the same in the run that goes on from it.
-_TRANSFERRED = ("points", "table", "bias", "trunk.", "blocks.", "energy.log_scale")
+# Settings that have to be the same in both runs.
 _SAME = (
     *("model", "latent_dim", "n_layers", "n_heads", "ffn_dim"),
     *("context_local", "context_medium", "context_global"),
@@ -136,7 +134,7 @@ def _directions(start: Start, config: Config, tokenizer: Tokenizer, train: Token
     return None
 
 
-def transfer(source: nn.Module, target: nn.Module) -> None:
-    """Copy embeddings, biases, trunk and scale; both models are known to have them of one shape."""
-    weights = {name: value for name, value in source.state_dict().items() if name.startswith(_TRANSFERRED)}
+def transfer(source: LanguageModel, target: LanguageModel) -> None:
+    """Copy what `target` inherits (token vectors, bias, layers). Both models have it in the same shapes."""
+    weights = {name: value for name, value in source.state_dict().items() if name.startswith(target.inherited)}
     target.load_state_dict(weights, strict=False)

@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens it has read, so that the next one costs one position and not all of them."""
+"""What a model keeps of the tokens it has read, so that the next token costs one position instead of all."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOM = 64  # positions that a buffer has room for beyond twice what it holds
+ROOM = 64  # a new buffer has room for twice its positions, plus this many
 
 
 class Growing:
-    """Tensors (B, ..., n, d) whose n grows, in a buffer with room: what is appended is written, the rest stays."""
+    """A tensor (B, ..., n, d) whose n grows. Its buffer has spare room, so appending copies only what is new."""
 
     def __init__(self, buffer: Tensor | None = None, begin: int = 0, end: int = 0) -> None:
         self._buffer, self._begin, self._end = buffer, begin, end
 
     def append(self, new: Tensor, most: int) -> Tensor:
-        """The last `most` of what there is, and then the new: a view, valid until the next append."""
+        """Append `new` to the last `most` positions. Returns a view of both, valid until the next append."""
         begin = max(self._begin, self._end - most)
         old, end = self._end - begin, self._end + new.shape[-2]
         if self._buffer is None or end > self._buffer.shape[-2]:
-            with torch.inference_mode(False):  # whoever reads a stream may leave that mode before the next token
+            with torch.inference_mode(False):  # a caller may leave that mode before the next token
                 room = new.new_empty(*new.shape[:-2], 2 * (old + new.shape[-2]) + ROOM, new.shape[-1])
             if self._buffer is not None:
                 room[..., :old, :] = self._buffer[..., begin : self._end, :]
@@ -32,16 +32,16 @@ class Growing:
         return self._buffer[..., begin:end, :]
 
     def numel(self) -> int:
-        """Numbers that there is room for."""
+        """How many numbers the buffer has room for."""
         return 0 if self._buffer is None else self._buffer.numel()
 
     def __getitem__(self, rows: Tensor) -> Growing:
-        """Of these rows. rows: (b,) int64."""
+        """A copy with these rows. rows: (b,) int64."""
         with torch.inference_mode(False):
             return Growing(None if self._buffer is None else self._buffer[rows], self._begin, self._end)
 
     def replace(self, rows: Tensor, other: Growing) -> None:
-        """These rows' last positions by another's, as far as both have them. rows: (b,) int64."""
+        """Replace the last positions of these rows by those of `other`, as many as both have. rows: (b,) int64."""
         if self._buffer is not None and other._buffer is not None:
             n = min(self._end - self._begin, other._end - other._begin)
             new = other._buffer[..., other._end - n : other._end, :]
@@ -50,11 +50,11 @@ class Growing:
 
 @dataclass
 class Cache:
-    """Of B rows of tokens. Each module keeps its own part, which only it understands: tensors whose rows lie along
-    dimension 0, or `Growing` ones.
+    """What a model keeps of B rows of tokens. Each module has its own part, which only it understands:
+    tensors whose dimension 0 is the rows, or `Growing` ones.
 
-    pads: (B,) int64, how many of a row's first positions are padding: rows of unequal length end together. length:
-    positions read so far, padding included.
+    pads: (B,) int64, how many of a row's first positions are padding: rows of unequal length are
+    aligned at their ends. length: positions read so far, with padding.
     """
 
     pads: Tensor
@@ -67,25 +67,25 @@ class Cache:
 
     def _pad(self, pads: Tensor) -> None:
         self.pads = pads
-        self._pads: list[int] = pads.tolist()  # on the host, to be asked in every layer
+        self._pads: list[int] = pads.tolist()  # on the host, because every layer asks for them
         self._least_pads, self._most_pads = min(self._pads, default=0), max(self._pads, default=0)
         self._hidden.clear()
 
     def lengths(self) -> list[int]:
-        """Positions of each row that were read and are not padding."""
+        """Positions read of each row, without padding."""
         return [max(0, self.length - pads) for pads in self._pads]
 
     @property
     def in_padding(self) -> bool:
-        """Whether the next position is padding of any row."""
+        """True if the next position is padding in some row."""
         return self.length < self._most_pads
 
     def seen(self, window: int) -> int:
-        """How many positions before the next one any row can see that sees `window`, itself among them."""
+        """How many earlier positions the next one can see, in any row. window: how many it sees with itself."""
         return min(window - 1, max(0, self.length - self._least_pads))
 
     def padded(self, new: int, reach: int) -> bool:
-        """Whether there is anything in `hidden`."""
+        """True if `hidden` marks anything."""
         return self._most_pads > self.length + new - reach
 
     def real(self, n: int) -> Tensor:
@@ -94,8 +94,8 @@ class Cache:
         return places >= self.pads[:, None]
 
     def hidden(self, new: int, reach: int) -> Tensor:
-        """(B, 1, new, reach) bool: which of the last `reach` positions are padding, for the `new` that are being read
-        and are the last of them. Padding sees itself, as a row of no weight at all would be no number."""
+        """(B, 1, new, reach) bool: True where one of the last `reach` positions is padding, which the
+        `new` last ones of them must not see. Padding sees itself, because a softmax over nothing is NaN."""
         at = (self.length, new, reach)
         if at not in self._hidden:
             if self._hidden and next(iter(self._hidden))[0] != self.length:
@@ -105,12 +105,12 @@ class Cache:
         return self._hidden[at]
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all other rows. rows: (b,) int64."""
+        """Keep only these rows. rows: (b,) int64."""
         self._pad(self.pads[rows])
         self.parts = {module: tuple(value[rows] for value in part) for module, part in self.parts.items()}
 
     def replace(self, rows: Tensor, other: Cache) -> None:
-        """These rows by those of a cache of the same length, as far back as both have them. rows: (b,) int64."""
+        """Replace these rows by those of a cache of the same length, as far back as both go. rows: (b,) int64."""
         self._pad(self.pads.index_copy(0, rows, other.pads))
         for module, part in self.parts.items():
             self.parts[module] = tuple(

@@ -1,8 +1,9 @@
 """Causal trunk with three scales: sliding-window attention whose window widens with depth (model section 4).
 
-The trunk's layers fall into three parts. The first sees `context_local` tokens, the second `context_medium`, the last
-`context_global`; after each part a head reads one unit context vector off the residual stream. Positions are rotary and
-no distance within a window exceeds the window, so sequences longer than those of training need nothing new.
+The trunk's layers are in three parts. The first part sees `context_local` tokens, the second
+`context_medium`, the last `context_global`. After each part a head reads one unit context vector from
+the residual stream. Positions are rotary, and no distance in a window exceeds the window, so sequences
+may be longer than in training.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ SCALES = 3
 
 
 def layer_scales(n_layers: int) -> list[int]:
-    """Scale (0 local, 1 medium, 2 global) of each layer, rising with depth; the last layer is always global."""
+    """The scale of each layer, rising with depth: 0 local, 1 medium, 2 global. The last layer is always global."""
     return [SCALES - 1 - (n_layers - 1 - layer) * SCALES // n_layers for layer in range(n_layers)]
 
 
 def trunk_blocks(config: ModelConfig) -> nn.ModuleList:
-    """The blocks of a trunk, each with the window of its scale."""
+    """The blocks of the trunk, each with the window of its scale."""
     windows = (config.context_local, config.context_medium, config.context_global)
     return nn.ModuleList(Block(config, windows[scale], config.ffn_dim) for scale in layer_scales(config.n_layers))
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Unit rows (B, T, d): the contexts of the three scales, and the state h where there is a decoder to read it."""
+    """Unit rows (B, T, d): the contexts of the three scales, and the state h (None if nothing reads it)."""
 
     local: Tensor
     medium: Tensor
@@ -42,13 +43,13 @@ class Scales:
 
 
 class ContextTrunk(nn.Module):
-    """Unit token vectors (B, T, d) to the state and the three context vectors."""
+    """From unit token vectors (B, T, d) to the state and the three context vectors."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scales = layer_scales(config.n_layers)
         self.blocks = trunk_blocks(config)
-        # The state has a head of its own: read off directly, it would start at the last token and predict repetition.
+        # The state has its own head. Without one it would start as the last token, and predict that it repeats.
         self.reads_state = config.use_splat
         heads = SCALES + 1 if self.reads_state else SCALES
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))

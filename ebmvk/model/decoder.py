@@ -1,4 +1,4 @@
-"""Composition in a tangent space, and the decoders: a mixture of experts or a transformer block (model section 4)."""
+"""Composition of context vectors in a tangent space, and the two decoders (model section 4)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from ebmvk.sphere.geometry import expmap, proju, projx
 def midpoint_and_log(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """p = projx(a + b) and log_p(a), for unit a, b: (..., d).
 
-    p is the midpoint of the geodesic, so log_p(a) = (theta/2) (a-b)/|a-b| and log_p(b) = -log_p(a): one closed form
-    instead of two logarithms. Where a + b vanishes p is a and no direction is shortest: the tangent vector is 0.
+    p is the midpoint of the geodesic, so log_p(a) = (theta/2) (a-b)/|a-b| and log_p(b) = -log_p(a):
+    one closed form gives both logarithms. If a + b = 0, no direction is shortest: then p is a and the
+    tangent vector is 0.
     """
     total, difference = a + b, a - b
     plus = (total * total).sum(-1, keepdim=True)
@@ -41,8 +42,9 @@ def midpoint_and_log(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 class Composition(nn.Module):
     """comp(a, b) = exp_p(net[log_p a, log_p b]), p = projx(a + b).
 
-    The two logarithms are opposite (see `midpoint_and_log`), so the network reads the first: any first layer on the
-    pair is a layer on one of them. It starts at zero, where comp(a, b) is the midpoint.
+    The two logarithms are opposite (see `midpoint_and_log`), so the network reads only the first: a
+    linear layer of both is a linear layer of one. The output layer starts at zero, where comp(a, b) is
+    the midpoint.
     """
 
     def __init__(self, dim: int) -> None:
@@ -60,7 +62,7 @@ class Composition(nn.Module):
 
 
 class Decoder(nn.Module, ABC):
-    """h-hat = projx(h + D([h; c_l; c_m; c_g])): the state as the point that is compared with the tokens."""
+    """h_hat = projx(h + D([h; c_l; c_m; c_g])), the point that is compared with the tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -68,10 +70,10 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """D of rows (B, T, 4 d) whose elements have a mean square of 1: (B, T, d), and the decoder's own losses."""
+        """D of rows (B, T, 4 d), whose elements have mean square 1: (B, T, d). Also the decoder's own losses."""
 
     def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """(B, T, d) rows -> unit rows (B, T, d), and the decoder's own losses."""
+        """Unit rows h_hat (B, T, d), and the decoder's own losses."""
         h = scales.state
         assert h is not None
         rows = torch.cat([h, scales.local, scales.medium, scales.global_], dim=-1)
@@ -80,7 +82,7 @@ class Decoder(nn.Module, ABC):
 
 
 class MixtureDecoder(Decoder):
-    """D is a mixture of experts, position by position."""
+    """D is a mixture of experts, applied to each position."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -88,16 +90,17 @@ class MixtureDecoder(Decoder):
         self.moe = MixtureOfExperts(4 * d, config.hidden_dim, d, config.moe_experts, config.moe_active)
 
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        del cache  # position by position
+        del cache  # no position looks at another
         y, routing = self.moe(rows.flatten(0, -2))
         return y.view(*rows.shape[:-1], -1), (routing,)
 
 
 class TransformerDecoder(Decoder):
-    """D is a projection to d and one block as in GPT-2: attention over the global window, then two layers with GELU.
+    """D is a projection to d and one block as in GPT-2: attention over the global window, then two
+    layers with GELU.
 
-    The layers are as wide as gives D the weights of the active experts, A 5 d hidden_dim: 4 d^2 are the projection's,
-    4 d^2 the attention's.
+    The layers are as wide as it takes to give D as many weights as A active experts have,
+    5 A d hidden_dim, of which the projection has 4 d^2 and the attention 4 d^2.
     """
 
     def __init__(self, config: ModelConfig) -> None:

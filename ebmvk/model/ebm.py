@@ -1,11 +1,11 @@
-"""The energy model: tied unit token embeddings, trunk, decoder, energy; an exact token law (model sections 3 to 5)."""
+"""The energy model: unit token vectors, trunk, decoder, energy (model sections 3 to 5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,15 @@ from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
+from ebmvk.model.roles import UNIT_ROWS
 from ebmvk.sphere.geometry import off_sphere, projx
 
 
 @dataclass(frozen=True)
 class EnergyContext(Context):
-    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat; without a splat term, the direction of
-    the query. local, medium, global_, composed: unit rows (B, T, d); composed is None without a compositional term."""
+    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of the
+    query if there is no splat term. local, medium, global_, composed: unit rows (B, T, d); composed is
+    None without a compositional term."""
 
     local: Tensor
     medium: Tensor
@@ -34,22 +36,25 @@ class EnergyContext(Context):
 
 
 class EnergyModel(LanguageModel):
-    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), with the tokens' unit vectors mu_v on both sides: every token is a
-    lexical splat with a direction mu_v, a concentration kappa_v and a weight e^{b_v} of its own.
+    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), where the tokens' unit vectors mu_v are input and
+    output. Each token v is a splat with a direction mu_v, a concentration kappa_v and a weight e^{b_v}.
 
-    What no term needs does not exist: the decoder and the state's head without the splat term, the composition without
-    the compositional one.
+    Parts that no energy term needs aren't built: without the splat term, the decoder and the head of
+    the state; without the compositional term, the composition.
 
     Raises:
-        ConfigError: sizes or switches that contradict each other.
+        ConfigError: settings that contradict each other.
     """
 
     on_sphere: ClassVar[bool] = True
+    default_sampler: ClassVar[Literal["exact", "langevin"]] = "langevin"
+    rows_name, rows_role = "points", UNIT_ROWS
+    inherited = ("points", "bias", "trunk.", "energy.log_scale")
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         check_model(config)
         super().__init__(config, vocab_size)
-        # Rows of about unit length, so that a step of the optimiser turns them about as far as it moves them.
+        # Rows of about unit length, so that a step of the optimiser turns them as far as it moves them.
         self.points = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / math.sqrt(config.latent_dim))
         self.log_kappa = nn.Parameter(torch.zeros(vocab_size))
         self.trunk = ContextTrunk(config)
@@ -57,7 +62,7 @@ class EnergyModel(LanguageModel):
         self.decoder = build_decoder(config) if config.use_splat and config.decoder != "none" else None
         self.own_losses = isinstance(self.decoder, MixtureDecoder)
         self.energy = TokenEnergy(config)
-        # The scales' heads are the same in every stage of training; where nothing reads them, nothing trains them.
+        # Pretraining keeps the heads of the scales, though no term reads them; then they aren't trained.
         read = config.use_geometric or config.use_compositional or self.decoder is not None
         self.trunk.heads[-SCALES:].requires_grad_(read)
 
@@ -66,12 +71,12 @@ class EnergyModel(LanguageModel):
         return projx(self.points)
 
     def concentrations(self) -> Tensor:
-        """kappa_v: (V,), 1 at first; the scale that all tokens share is the energy's."""
+        """kappa_v: (V,), 1 at first. The scale that all tokens share belongs to the energy."""
         return self.log_kappa.exp()
 
     @torch.no_grad()
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:
-        """Every row of points has a direction, and every concentration is a number > 0."""
+        """A row of points without a direction, or a concentration that isn't a number above 0."""
         row = off_sphere(projx(weights["points"]))
         if row is not None:
             length = torch.linalg.vector_norm(weights["points"][row].double())
@@ -87,11 +92,11 @@ class EnergyModel(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Unit rows, as the random ones about are."""
+        """Set unit rows; the random ones have about that length too."""
         self.points[known] = directions[known]
 
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> EnergyContext:
-        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too."""
+        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it already."""
         mu = self.embeddings() if embeddings is None else embeddings
         scales = self.trunk(F.embedding(tokens, mu), cache)
         composed, point = None, scales.state

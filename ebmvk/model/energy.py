@@ -2,8 +2,8 @@
 
     E(v|c) = -kappa_v mu_v.(s h_hat  +  lambda_geo sum_l lambda_l c_l  +  lambda_comp comp(c_l, c_m, c_g)) - b_v
 
-Each term is linear in kappa_v mu_v, so all three are one inner product with a query; `TokenEnergy.terms` keeps them
-apart.
+Each term is linear in kappa_v mu_v, so their sum is one inner product with a query. `TokenEnergy.terms`
+gives them separately.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from ebmvk.model.context import SCALES, Scales
 
 @dataclass(frozen=True)
 class QueryTerms:
-    """Queries (B, T, d) of the terms; a term that is switched off is None. Their sum is the query."""
+    """The query (B, T, d) of each term, None if the term is off. Their sum is the query of the model."""
 
     splat: Tensor | None
     geometric: Tensor | None
     compositional: Tensor | None
 
     def total(self) -> Tensor:
+        """The query of the model, (B, T, d)."""
         first, *rest = [term for term in (self.splat, self.geometric, self.compositional) if term is not None]
         for term in rest:
             first = first + term
@@ -34,13 +35,17 @@ class QueryTerms:
 
 
 class TokenEnergy(nn.Module):
-    """Learned scale s, weights of the terms and of the scales. Without a splat term, s scales the other two: the length
-    of the query changes by factors, which a weight that is moved by steps would be slow to follow."""
+    """The learned scale s, the weights of the terms, and the weights of the three context scales.
+
+    Without a splat term, s multiplies the other two terms: the length of the query has to change by
+    factors, and a weight that is changed by steps would be slow to follow.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance 1/4: an untrained
-        # model starts near the unigram law in its bias, which training otherwise spends a hundred steps returning to.
+        # Random unit vectors have inner products of about 1/sqrt(d), so this gives logits of variance
+        # 1/4. An untrained model then starts near the unigram distribution of its bias; otherwise
+        # training spends a hundred steps on coming back to it.
         start = math.sqrt(config.latent_dim) / 2
         self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
         weight = start / 8 if config.use_splat else 1 / (config.use_geometric + config.use_compositional)
@@ -54,7 +59,7 @@ class TokenEnergy(nn.Module):
         return self.log_scale.exp()
 
     def terms(self, point: Tensor | None, scales: Scales, composed: Tensor | None) -> QueryTerms:
-        """point h_hat, composed: (B, T, d) unit rows, None without their terms."""
+        """point h_hat, composed: (B, T, d) unit rows; None without the term that needs them."""
         splat = geometric = compositional = None
         unit: Tensor | float = self.scale
         if point is not None:

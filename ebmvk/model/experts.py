@@ -1,4 +1,4 @@
-"""A mixture of experts, each row through those that a router chose for it."""
+"""A mixture of experts: each row goes through the experts that a router chose for it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch.autograd.function import once_differentiable
 from ebmvk.model.layers import squared_relu
 
 _ROUND = 8
-"""Groups of rows have room for a multiple of it, and of a `_PARTS`-th of their mean size: oneDNN compiles a kernel for
-every new number of rows, which takes as long as several products."""
+"""A group has room for a multiple of this many rows, and of a `_PARTS`-th of the mean group size. oneDNN
+compiles a kernel for each new number of rows, which takes as long as several products."""
 _PARTS = 32
 _MOST_EVEN = 1.03
-"""Groups have equal room where that is at most so many times as much: one batched product costs less than one product
-after another."""
+"""If equal room for all groups takes at most this many times as much, they get it: one batched product
+costs less than several products."""
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Where rows stand when they are sorted by expert, in groups that have room to spare.
+    """The order of rows that are sorted by expert, in groups with spare places.
 
-    N rows have A choices each. room: how many rows each group may have. row: (R,) int64, R the sum of room, which row
-    stands in each place; 0 in those to spare. place: (A N,) int64, where the rows stand, by their first choices, then
-    by their second ones, and so on.
+    N rows have A choices each. room: places of each group; R is their sum. row: (R,) int64, the row in
+    each place, 0 in a spare one. place: (A N,) int64, the places of all rows by their first choice,
+    then by their second choice, and so on.
     """
 
     room: list[int]
@@ -53,24 +53,24 @@ class _Groups:
 
     @property
     def even(self) -> bool:
-        """Whether all have the same room."""
+        """True if all groups have the same room."""
         return len(set(self.room)) == 1
 
     def spread(self, x: Tensor) -> Tensor:
-        """(R, d), rows of x (N, d) at their places."""
+        """(R, d): the rows of x (N, d) at their places."""
         return x.index_select(0, self.row)
 
     def weighted(self, placed: Tensor, weights: Tensor) -> Tensor:
-        """Multiplies what stands in each place, (R, d), by the weight of its row and choice, (A, N), in place; by zero
-        what stands in places to spare."""
+        """Multiply each place of `placed` (R, d) by the weight (A, N) of its row and choice, in the same
+        memory. Spare places become 0."""
         return placed.mul_(weights.new_zeros(len(placed)).index_copy_(0, self.place, weights.flatten())[:, None])
 
     def collected(self, placed: Tensor, choices: int) -> Tensor:
-        """(A, N, ...): what stands in the places of each row, of (R, ...)."""
+        """(A, N, ...): the places of each row, from (R, ...)."""
         return placed.index_select(0, self.place).view(choices, -1, *placed.shape[1:])
 
     def products(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """Each group by its own matrix: rows (R, d), matrices (E, d, e) -> (R, e)."""
+        """Each group times its own matrix: rows (R, d), matrices (E, d, e) -> (R, e)."""
         if self.even:
             return torch.bmm(rows.view(len(matrices), self.room[0], rows.shape[1]), matrices).flatten(0, 1)
         found = rows.new_empty(len(rows), matrices.shape[2])
@@ -81,7 +81,7 @@ class _Groups:
         return found
 
     def gradients(self, grads: Tensor, rows: Tensor) -> Tensor:
-        """(E, e, d), of the matrices W of `products` with W^T: grads (R, e), of the products; rows (R, d)."""
+        """Gradients (E, e, d) of W, where `products` used W^T. grads: (R, e), of the products; rows: (R, d)."""
         if self.even:
             grads, rows = (part.view(len(self.room), self.room[0], part.shape[1]) for part in (grads, rows))
             return torch.bmm(grads.mT, rows)
@@ -92,13 +92,16 @@ class _Groups:
 
 
 class _Mixture(torch.autograd.Function):
-    """sum_a w_a down_e squared_relu(up_e x), e the a-th choice of each row and w_a its weight: x (N, input) -> y (N,
-    output), weights and experts (A, N), the probabilities of the experts (E, N), the logsumexp of the logits (N,).
+    """y = sum_a w_a down_e squared_relu(up_e x), where e is the a-th choice of a row and w_a its weight.
 
-    router: (E, input); matrices: up of all experts, then down of all. One pass over all groups wherever it is not a
-    product, and one gradient of it all in closed form: what autograd makes of pieces, paddings and routing takes as
-    long as the products. Places to spare hold a row like any other; only their gradients have to be zero. In autocast
-    products and the sum over choices are of its dtype; routing is not.
+    x: (N, input); router: (E, input); matrices: `up` of all experts, then `down` of all. Returns y (N,
+    output), weights and experts (A, N), the probabilities of the experts (E, N), and the logsumexp of
+    the logits (N,).
+
+    Everything but the products is one pass over all groups, with one gradient in closed form: with
+    autograd, splitting, padding and routing take as long as the products. A spare place holds a row
+    like any other; only its gradient has to be zero. In autocast, the products and the sum over choices
+    have autocast's dtype; routing keeps the dtype of x.
     """
 
     @staticmethod
@@ -130,7 +133,7 @@ class _Mixture(torch.autograd.Function):
         of_weights = groups.collected((grad * found).sum(-1, dtype=x.dtype), ctx.active)
         grad = groups.weighted(grad, weights.to(grad.dtype))
         grad_down = groups.gradients(grad, hidden)
-        # The square's 2 goes to what is least of all that it could be multiplied with.
+        # The factor 2 of the square is applied to `down`, the smallest of the factors.
         grad = groups.products(grad, 2 * down).mul_(positive)
         grad_up = groups.gradients(grad, rows)
         grad_x = _sum(groups.collected(groups.products(grad, up), ctx.active))
@@ -143,24 +146,24 @@ class _Mixture(torch.autograd.Function):
 
 
 def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights and experts (A, N) of the A most probable experts of each row, all probabilities (E, N), and the logits'
-    logsumexp (N,). x: (N, input); router: (E, input).
+    """Weights and numbers (A, N) of the A most probable experts of each row, all probabilities (E, N), and
+    the logsumexp of the logits (N,). x: (N, input); router: (E, input).
 
-    Outside autocast: routing decides discretely, so it gets full precision. Experts lie along the first dimension, as
-    sums and largest values over so few are fast only across rows of memory.
+    It runs outside autocast: routing is a discrete decision, so it gets full precision. Experts are the
+    first dimension, because sums and maxima over so few are fast only across rows of memory.
     """
     with torch.autocast(x.device.type, enabled=False):
-        logits = F.linear(x, router).t().contiguous()  # router x^T takes twice as long
+        logits = F.linear(x, router).t().contiguous()  # router @ x.t() takes twice as long
     log_p = torch.log_softmax(logits, 0)
     log_z, p = logits[0] - log_p[0], log_p.exp()
     chosen = torch.topk(logits, active, dim=0).indices
     weights = p.gather(0, chosen)
-    # Over one that was chosen a softmax is 1, which would teach the router nothing.
+    # A softmax over a single choice is 1, from which the router would learn nothing.
     return weights / weights.sum(0) if active > 1 else weights, chosen, p, log_z
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """torch.stack in another dtype, without a copy in the first one."""
+    """torch.stack in another dtype, without a copy in the first dtype."""
     found = matrices[0].new_empty(len(matrices), *matrices[0].shape, dtype=dtype)
     for matrix, into in zip(matrices, found, strict=True):
         into.copy_(matrix)
@@ -168,16 +171,17 @@ def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """Over the first dimension, in its order."""
+    """The sum over the first dimension, in its order."""
     return reduce(torch.add, terms.unbind())
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Expert choice of N rows: weights (N, A) that sum to 1 (for A = 1: the probability of the expert), experts (N, A)
-    int64; probability (E, N), of each expert; log_z (N,), logsumexp of the logits.
+    """The experts that N rows were sent to.
 
-    The last two have gradients. The weights get theirs through the output only.
+    weights: (N, A), which sum to 1 (for A = 1: the probability of the expert). experts: (N, A) int64.
+    probability: (E, N), of each expert. log_z: (N,), logsumexp of the logits. Probability and log_z have
+    gradients; the weights have theirs only through the output.
     """
 
     weights: Tensor
@@ -187,15 +191,16 @@ class Routing:
 
     @property
     def shares(self) -> Tensor:
-        """(N, A), how each row is divided among its experts: the weights, so that they sum to 1 for A = 1 too."""
+        """(N, A): the weights, divided by their sum, so that they sum to 1 for A = 1 too."""
         return self.weights / self.weights.sum(-1, keepdim=True)
 
     @property
     def size(self) -> int:
+        """Number of sums; see `OwnLoss`."""
         return 2 * len(self.probability) + 1
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """Each expert's probability, how often it was chosen, and logsumexp^2; see `OwnLoss`."""
+        """Sums of the probability of each expert, of how often it was chosen, and of log_z^2; see `OwnLoss`."""
         experts, p, log_z = self.experts, self.probability, self.log_z
         if there is not None:
             experts, p, log_z = experts[there], p[:, there], log_z[there]
@@ -203,8 +208,8 @@ class Routing:
         return torch.cat([p.sum(1).double(), chosen.double(), log_z.square().sum()[None].double()])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
-        """balance: E sum_e f_e P_e (1 when even; Fedus et al. 2021), with the chosen shares f and the mean
-        probabilities P; z: mean logsumexp^2 (Zoph et al. 2022)."""
+        """moe_balance: E sum_e f_e P_e, where f are the shares of choices and P the mean probabilities; it
+        is 1 if both are even (Fedus et al. 2021). moe_z: mean log_z^2 (Zoph et al. 2022)."""
         experts = len(self.probability)
         p, chosen, square = torch.split(sums / n, [experts, experts, 1])
         balance = experts * (chosen / self.experts.shape[1] * p).sum()
@@ -213,12 +218,13 @@ class Routing:
 
 
 class MixtureOfExperts(nn.Module):
-    """Top-A of E two-layer experts (N, input) -> (N, output), weighted by a softmax over the chosen, one alone by its
-    probability (Fedus et al. 2021).
+    """The A best of E two-layer experts, (N, input) -> (N, output), weighted by a softmax over the chosen
+    ones; a single one by its probability (Fedus et al. 2021).
 
-    Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every expert on every row
-    and weights by zero what was not chosen: a group's size depends on other tokens, and a matrix product's rounding may
-    depend on the group's size, so only the dense form keeps a token's bits independent of what comes after it.
+    Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every
+    expert on every row, with weight 0 if it wasn't chosen. The reason: the size of a group depends on
+    other tokens, and the rounding of a product may depend on the size of the group. Only the dense form
+    makes the bits of a token independent of the tokens after it.
     """
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, experts: int, active: int) -> None:
@@ -237,13 +243,13 @@ class MixtureOfExperts(nn.Module):
         return y
 
     def grouped(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """One product per expert over the rows routed to it. x: (N, input) -> (N, output)."""
+        """One product per expert, over the rows sent to it. x: (N, input) -> (N, output)."""
         matrices = [layer.weight for layers in (self.up, self.down) for layer in layers]
         y, weights, chosen, p, log_z = _Mixture.apply(x, self.router.weight, self.active, *matrices)  # type: ignore[no-untyped-call]
         return y, Routing(weights.t(), chosen.t(), p, log_z)
 
     def dense(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """Every expert on every row: what a row gets depends on that row alone. x: (N, input) -> (N, output)."""
+        """Every expert on every row, so that a result depends on its row alone. x: (N, input) -> (N, output)."""
         weights, chosen, p, log_z = _routed(x, self.router.weight, self.active)
         weight = torch.zeros_like(p).scatter(0, chosen, weights)
         y = reduce(torch.add, (weight[i, :, None] * self.expert(i, x) for i in range(self.experts)))

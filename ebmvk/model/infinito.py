@@ -1,13 +1,14 @@
-"""INFINITO: a transformer with an external memory it writes to and reads from, and an integrated hidden state.
+"""INFINITO: a transformer with an external memory, and a loss for the integration of its hidden state.
 
-The memory has slots with learned addresses. A token writes its value to the slots its key is near to, as strongly as
-its importance passes a learned threshold, and reads the mean of what all tokens before it wrote near to its query:
+The memory has slots with learned addresses. A token writes its value to the slots near its key, the more
+strongly the more its importance exceeds a learned threshold. It reads the mean of what the tokens before
+it wrote near its query:
 
     w_i = sigmoid(u_i - theta),   M_t[s] = sum_{i<t} w_i a_is v_i,   N_t[s] = sum_{i<t} w_i a_is,
     read_t = sum_s r_ts M_t[s] / (N_t[s] + 1),   a_is, r_ts softmax over the slots
 
-so that an empty slot says nothing, and nothing limits how far back a token may lie. That is linear attention whose
-features are the slots (Katharopoulos et al. 2020), normalised slot by slot.
+An empty slot reads as zero, and a token may be any distance back. This is linear attention with the slots
+as features (Katharopoulos et al. 2020), normalised for each slot.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from ebmvk.model.cache import Cache
 from ebmvk.model.integration import correlation_of, phi_of
 from ebmvk.model.language import OwnLoss
 from ebmvk.model.layers import apply, rms_norm
-from ebmvk.model.transformer import GPT
+from ebmvk.model.transformer import Transformer, dense_blocks
 
-UNITS = 16  # hidden units whose integration is measured: evenly spread over the state
+UNITS = 16  # number of hidden units whose integration is measured, evenly spread over the state
 
 
 class ExternalMemory(nn.Module):
-    """(B, T, d) -> (B, T, d): what the memory says at each position. It starts at zero."""
+    """(B, T, d) -> (B, T, d): what each position reads from the memory. It starts at zero."""
 
     def __init__(self, dim: int, slots: int) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class ExternalMemory(nn.Module):
         return torch.sigmoid((x * self.importance).sum(-1) - self.threshold)
 
     def _near(self, x: Tensor) -> Tensor:
-        """(B, T, S): shares of the slots."""
+        """(B, T, S): how near each slot is, as shares that sum to 1."""
         cosine = F.normalize(x, dim=-1) @ F.normalize(self.addresses, dim=-1).to(x.dtype).T
         return torch.softmax(self.log_sharpness.exp() * cosine.float(), dim=-1)
 
@@ -62,14 +63,14 @@ class ExternalMemory(nn.Module):
             weight = weight * cache.real(x.shape[1]).to(weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             writes, value = writes * weight[..., None].float(), value.float()
-            before = writes.cumsum(1) - writes  # of the tokens before each position
+            before = writes.cumsum(1) - writes  # by the tokens before each position
             content = mass = None
             if cache:
                 content, mass = cache.parts.get(self, (None, None))
                 if mass is not None:
                     before = before + mass[:, None]
             shares = reads / (before + 1)
-            # sum_s r_ts a_is for i < t: attention without a softmax, exactly what slot after slot would give.
+            # sum_s r_ts a_is for i < t: attention without a softmax gives exactly the sums over the slots.
             scores = (shares @ writes.transpose(-1, -2)).tril(-1)
             found = scores @ value
             if content is not None:
@@ -86,12 +87,13 @@ class ExternalMemory(nn.Module):
 
 @dataclass(frozen=True)
 class Integration:
-    """The integration of hidden units (N, n) float64, whose loss is 1 - PHI."""
+    """The loss 1 - PHI, where PHI is the integration of hidden units (N, n) float64."""
 
     units: Tensor
 
     @property
     def size(self) -> int:
+        """Number of sums; see `OwnLoss`."""
         n = self.units.shape[1]
         return n + n * n
 
@@ -101,23 +103,28 @@ class Integration:
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+        """phi: 1 - PHI, from the sums over n positions."""
         units = self.units.shape[1]
         mean, products = torch.split(sums / n, [units, units * units])
         return {"phi": 1 - phi_of(correlation_of(mean, products.view(units, units))).float()}
 
 
-class Infinito(GPT):
-    """A GPT whose residual stream passes the external memory half way up; `phi` among its losses is 1 - PHI of hidden
-    units, in training only: PHI belongs to a batch, not a token, and is larger in small ones (`integration.chance`)."""
+class Infinito(Transformer):
+    """A transformer that sees the whole sequence and reads the external memory half way up.
+
+    Its own loss `phi` is 1 - PHI of hidden units. It exists in training only: PHI belongs to a batch,
+    not to a token, and is larger in small batches (`integration.chance`).
+    """
 
     own_losses = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__(config, vocab_size)
+        super().__init__(config, vocab_size, dense_blocks(config))
+        self.reach = config.context_global
         self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
 
     def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """As `GPT.read`."""
+        """As `Transformer.read`, with the memory half way up."""
         middle = (len(self.blocks) + 1) // 2
         for i, block in enumerate(self.blocks):
             x = apply(block, x, cache, again=self.config.gradient_checkpointing)
@@ -130,7 +137,7 @@ class Infinito(GPT):
 
 
 def hidden_units(x: Tensor) -> Tensor:
-    """(B T, UNITS) float64 of the residual stream (B, T, d): coordinates evenly spread."""
+    """(B T, UNITS) float64: evenly spread coordinates of the residual stream x (B, T, d)."""
     width = x.shape[-1]
     chosen = torch.linspace(0, width - 1, min(UNITS, width)).round().long().to(x.device)
     return rms_norm(x).flatten(0, -2)[:, chosen].double()

@@ -1,4 +1,4 @@
-"""What a model looks at: attention by head, and which tokens go to which expert."""
+"""A look inside a model: the attention of each head, and which tokens go to which expert."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ebmvk.model.infinito import ExternalMemory
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
 
-TOP_TOKENS = 8  # of an expert
-EXPERT_WINDOW = 256  # tokens read at once to see where they go
+TOP_TOKENS = 8  # tokens shown for each expert
+EXPERT_WINDOW = 256  # tokens read at once to see which experts they go to
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Of one layer on one text: weights (H, T, T), row t over what it looks at.
+    """The attention of one layer on one text. weights: (H, T, T), row t over the positions it looks at.
 
-    In the first half of the heads, position s stands for the pair (s - 1, s): its key is that of the token before.
+    In the first half of the heads, position s stands for the pair (s - 1, s): it has the key of the
+    token before it.
     """
 
     layer: str
@@ -33,21 +34,24 @@ class AttentionMap:
 
     @property
     def entropy(self) -> Tensor:
-        """(H,) nats, mean over positions: 0 where a head looks at one token only."""
+        """(H,) nats, mean over positions: 0 if a head always looks at a single token."""
         information: Tensor = torch.special.xlogy(self.weights, self.weights)
         return -information.sum(-1).mean(-1)
 
     @property
     def distance(self) -> Tensor:
-        """(H,) tokens, mean over positions of how far back a head looks."""
+        """(H,) tokens: how far back a head looks, mean over positions."""
         place = torch.arange(self.weights.shape[-1], device=self.weights.device)
         return (self.weights * (place[:, None] - place)).sum(-1).mean(-1)
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """Of one layer of experts: shares (V, E), of every token what went to each expert, rows sum to 1, 0 where the token
-    did not come; load (E,), shares of all tokens; count (V,)."""
+    """Where one layer of experts sent tokens.
+
+    shares: (V, E), the share of each token that went to each expert; rows sum to 1, or are 0 if the
+    token didn't occur. load: (E,), shares over all tokens. count: (V,), how often each token occurred.
+    """
 
     layer: str
     shares: Tensor
@@ -55,8 +59,10 @@ class Specialisation:
     count: Tensor
 
     def top(self, k: int, least: int = 5) -> list[list[tuple[int, float]]]:
-        """Of each expert, the k tokens that go there most beyond its load, of those that came `least` times: (token,
-        share)."""
+        """For each expert, the k tokens whose share exceeds its load most, as (token, share).
+
+        least: how often a token must have occurred.
+        """
         lift = torch.where((self.count >= least)[:, None], self.shares - self.load, -torch.inf)
         found = lift.topk(min(k, len(lift)), dim=0)
         return [
@@ -67,7 +73,7 @@ class Specialisation:
 
 @torch.no_grad()
 def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
-    """Of every attention layer, in the order they are used. tokens: (T,) int64."""
+    """The map of each attention layer, in the order in which they run. tokens: (T,) int64."""
     found: list[AttentionMap] = []
 
     def look(name: str, module: Attention, x: Tensor) -> None:
@@ -80,7 +86,7 @@ def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
 
 @torch.no_grad()
 def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]:
-    """Of every layer of experts, by the token that a position holds. tokens: (B, T) int64."""
+    """Where each layer of experts sends the tokens (B, T) int64. Empty for a model without experts."""
     found: list[Specialisation] = []
 
     def look(name: str, module: MixtureOfExperts, routing: Routing) -> None:
@@ -100,8 +106,11 @@ def specialisation(model: LanguageModel, tokens: Tensor) -> list[Specialisation]
 
 @torch.no_grad()
 def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
-    """Means over tokens (B, T) of what gates, by module: how strongly an external memory is written to, (1,); the load
-    of experts, (E,). Empty where a model has neither."""
+    """Means of gates over tokens (B, T), by name of the module.
+
+    For an external memory: how strongly it is written to, one number. For experts: the load of each.
+    Empty for a model that has neither.
+    """
     found: dict[str, list[float]] = {}
 
     def load(name: str, module: MixtureOfExperts, routing: Routing) -> None:
@@ -123,7 +132,10 @@ def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
 
 @contextmanager
 def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator[None]:
-    """Calls see(name, module, arguments, result) for each forward of a module of a kind, with the model evaluating."""
+    """Call see(name, module, arguments, result) after each forward pass of a module of this kind.
+
+    The model is in evaluation mode meanwhile.
+    """
     was_training = model.training
     model.eval()
     hooks = [
@@ -140,9 +152,9 @@ def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator
 
 
 def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Sequence[Specialisation]) -> dict[str, Any]:
-    """JSON-able: maps with their figures on `text` (T,), and what experts specialise in.
+    """Attention maps on `text` (T,) with their figures, and the top tokens of each expert, for JSON.
 
-    Weights have three digits: they are drawn, not computed with.
+    Weights have three digits: they are only drawn.
     """
     maps = attention_maps(model, torch.from_numpy(text.astype(np.int64)).to(next(model.parameters()).device))
     return {
@@ -168,8 +180,8 @@ def record(model: LanguageModel, tokenizer: Tokenizer, text: Ids, experts: Seque
 
 
 def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Iterator[list[str | int | float]]:
-    """Rows of what experts get of every token that came, the head first: layer, id, what it says, how often it came,
-    and its share of each expert. experts: of one layer at least."""
+    """Rows of a table, the header first: layer, id, token, how often it occurred, and its share for each
+    expert. experts: at least one layer."""
     yield ["layer", "id", "token", "count", *(f"expert {i + 1}" for i in range(len(experts[0].load)))]
     for own in experts:
         for token in own.count.nonzero()[:, 0].tolist():
@@ -178,7 +190,7 @@ def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Ite
 
 
 def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
-    """`specialisation` by as many of the tokens (n,) as fill rows that the model reads at once."""
+    """`specialisation` on the tokens (n,), cut into rows. The rest that fills no row is left out."""
     length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
     rows = max(1, len(tokens) // length)
     batch = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)

@@ -2,9 +2,10 @@
 
     Phi(X) = min over bipartitions (A, B) of I(A; B),    I(A; B) = (log det S_A + log det S_B - log det S) / 2
 
-in nats: what the whole has that no cut into two parts leaves (Tononi, Sporns and Edelman 1994 for the information of
-Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log det S_A is submodular in A, so that the
-weakest cut is found exactly in O(n^3) determinants (Queyranne 1998) and not among 2^{n-1} cuts.
+in nats: the information that is lost by any cut into two parts (Tononi, Sporns and Edelman 1994 for the
+information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log det S_A is
+submodular in A, so the weakest cut is found exactly with O(n^3) determinants (Queyranne 1998) instead of
+2^{n-1} cuts.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SILENT = 1e-6  # standard deviation below which a unit says nothing
-RIDGE = 1e-4  # of the variance of a unit: hidden units may depend on one another exactly
+SILENT = 1e-6  # a unit with a standard deviation below this counts as constant
+RIDGE = 1e-4  # share of a unit's variance: hidden units may depend on one another exactly
 
 
 def correlation(x: Tensor) -> Tensor:
-    """(n, n) correlation of units x (samples, n): `correlation_of` their moments."""
+    """(n, n) correlation of units x (samples, n), regularised as by `correlation_of`."""
     centred = x - x.mean(0)
     return correlation_of(torch.zeros_like(centred[0]), centred.T @ centred / len(x))
 
 
 def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
-    """(n, n) correlation of units with these means (n,) and mean products x_i x_j (n, n), regularised. Information does
-    not depend on the units' scales. A constant unit is independent of all others. In float64, as means are subtracted.
+    """(n, n) correlation of units, regularised. Information doesn't depend on the units' scales, and a
+    constant unit is independent of all others.
+
+    mean: (n,); products: (n, n), means of x_i x_j. Both float64, because means are subtracted.
     """
     covariance = products - mean[:, None] * mean
     scale = (covariance.diagonal().clamp_min(0) + SILENT**2).rsqrt()  # the root of 0 has no gradient
@@ -33,17 +36,18 @@ def correlation_of(mean: Tensor, products: Tensor) -> Tensor:
 
 
 def information(covariance: Tensor, part: Tensor) -> Tensor:
-    """I(A; B) in nats. covariance: (n, n); part: (n,) bool, A, neither empty nor all."""
+    """I(A; B) in nats. covariance: (n, n); part: (n,) bool, which units are in A (some, but not all)."""
     a, b = part.nonzero()[:, 0], (~part).nonzero()[:, 0]
     return (_log_det(covariance[a][:, a]) + _log_det(covariance[b][:, b]) - _log_det(covariance)) / 2
 
 
 def weakest_bipartition(covariance: Tensor) -> Tensor:
-    """(n,) bool: the A of least I(A; B). covariance: (n, n), n >= 2; nothing is differentiated.
+    """(n,) bool: the A with the least I(A; B). covariance: (n, n), n >= 2. It has no gradient.
 
-    Queyranne (1998): n - 1 times an order is built in which each next group is the one whose information with those
-    before is largest; the last one alone against the rest is the best cut between the last two, which then are merged.
-    The search is on the host: every one of its steps asks for a number, and a device would be waited for each time.
+    Queyranne (1998): n - 1 times, the groups of units are put in an order in which each next group has
+    the most information with those before it. The last group against the rest is then the best cut
+    that separates the last two groups, which are merged. The search runs on the host, because each of
+    its steps reads a number and would have to wait for a device.
     """
     device, covariance = covariance.device, covariance.detach().cpu().double()
     groups = [[i] for i in range(len(covariance))]
@@ -54,7 +58,8 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
         while left:
             seen = [unit for i in order for unit in groups[i]]
             together = _entropies(covariance, [seen + groups[i] for i in left])
-            # Information of a group with those before, less what is the same for all: smallest h(W + u) - h(u) first.
+            # Information of a group with those before it, without the part that all share: the smallest
+            # h(W + u) - h(u) first.
             best = int((together - own[left]).argmin())
             order.append(left.pop(best))
         *_, before, last = order
@@ -69,32 +74,34 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
 
 
 def integrated_information(x: Tensor) -> Tensor:
-    """Phi of units x (samples, n) in nats; differentiable, at the weakest cut that is found."""
+    """Phi of units x (samples, n) in nats. Its gradient is that of the weakest cut."""
     covariance = correlation(x)
     return information(covariance, weakest_bipartition(covariance))
 
 
 def phi(x: Tensor) -> Tensor:
-    """`phi_of` the correlation of units x (samples, n); differentiable.
+    """`phi_of` of the correlation of units x (samples, n), with a gradient.
 
-    It isn't corrected for the number of samples: even independent units seem to predict one another, by up to
-    `chance(n, samples)`.
+    It isn't corrected for the number of samples: even independent units seem to predict one another,
+    by up to `chance(n, samples)`.
     """
     return phi_of(correlation(x))
 
 
 def phi_of(covariance: Tensor) -> Tensor:
-    """Phi of units with this correlation (n, n), as a share in [0, 1): 1 - e^{-2 Phi}.
+    """1 - e^{-2 Phi}, in [0, 1), of units with this correlation (n, n).
 
-    If the weakest cut separates one unit, this is its squared multiple correlation. It is continuous and rises with
-    Phi, whichever cut is the weakest.
+    If the weakest cut separates one unit, this is its squared multiple correlation. It is continuous
+    and rises with Phi, whichever cut is the weakest.
     """
     return -torch.expm1(-2 * information(covariance, weakest_bipartition(covariance)).clamp_min(0))
 
 
 def chance(units: int, samples: int) -> float:
-    """The mean squared multiple correlation of one of `units` independent Gaussian units with the others, for samples
-    of that size. PHI of independent units lies below it, because PHI takes the weakest cut."""
+    """The squared multiple correlation that independent Gaussian units seem to have, as a mean.
+
+    PHI of independent units lies below it, because PHI takes the weakest cut.
+    """
     return min(1.0, (units - 1) / max(1, samples - 1))
 
 
@@ -104,8 +111,8 @@ def _log_det(covariance: Tensor) -> Tensor:
 
 
 def _entropies(covariance: Tensor, groups: list[list[int]]) -> Tensor:
-    """log det of the covariance (n, n), on the host, of each group, at once: what a group lacks stands as ones on the
-    diagonal."""
+    """log det of the covariance (n, n) of each group, on the host and all at once. Shorter groups are
+    filled up with ones on the diagonal."""
     n = max(map(len, groups))
     index = torch.tensor([group + [-1] * (n - len(group)) for group in groups])
     there = index >= 0

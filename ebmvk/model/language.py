@@ -1,9 +1,9 @@
-"""What training, evaluation, memory and generation need of a language model, whichever it is.
+"""What training, evaluation, memory and generation expect of every language model.
 
-Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary, row_v times a
-concentration kappa_v where rows have one length. What else a model has follows from `on_sphere`: only where the rows
-are unit vectors are they points that chains move among, so that denoising, spread, score matching and Langevin sampling
-exist.
+Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the vocabulary. If
+the rows are unit vectors, row_v is multiplied by a concentration kappa_v. Only such a model is
+`on_sphere`: its rows are points that chains move among, so denoising, the spread loss, score matching
+and Langevin sampling exist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,19 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
+from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
-EXTENDED = 256  # tokens read into a cache at once: attention holds that many rows of scores
-LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: 16 MiB of float32, twice
+EXTENDED = 256  # tokens read into a cache at once: attention holds as many rows of scores
+LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: twice 16 MiB of float32
 
 
 class OwnLoss(Protocol):
-    """A model's own losses, besides that of its tokens. They are nonlinear functions of sums over all positions of a
-    step, so a step that is computed in parts adds up the sums first."""
+    """Losses of a model besides the cross-entropy of tokens.
+
+    They are nonlinear functions of sums over all positions of a step. If a step is computed in parts,
+    the sums are added up first. The weight of a loss is the setting with its name, with or without
+    `lambda_` before it.
+    """
 
     @property
     def size(self) -> int:
@@ -34,7 +39,7 @@ class OwnLoss(Protocol):
         ...
 
     def sums(self, there: Tensor | None) -> Tensor:
-        """(S,) float64 over the positions that aren't padding. there: (N,) bool, by default all."""
+        """(S,) float64, sums over positions. there: (N,) bool, those that aren't padding; None means all."""
         ...
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
@@ -46,8 +51,8 @@ class OwnLoss(Protocol):
 class Context:
     """A model's output for every prefix; tensors are (B, T, d).
 
-    query: gives the logits with the tokens' rows. h: unit rows, the state that memory keeps. aux: the model's own
-    losses, in training; losses with the same name are averaged.
+    query: its inner products with the tokens' rows are the logits. h: unit rows, the state that a memory
+    keeps. aux: the model's own losses, in training; losses of the same name are averaged.
     """
 
     query: Tensor
@@ -55,7 +60,7 @@ class Context:
     aux: Sequence[OwnLoss]
 
     def sums(self, there: Tensor | None = None) -> Tensor:
-        """(S,) float64, the sums of all `aux`, one after another. there: (B T,) bool, by default all positions."""
+        """(S,) float64, the sums of all `aux` in a row. there: (B T,) bool, which positions; None means all."""
         return torch.cat([own.sums(there) for own in self.aux] or [self.query.new_zeros(0, dtype=torch.float64)])
 
     def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
@@ -67,14 +72,19 @@ class Context:
 
 
 class LanguageModel(nn.Module, ABC):
-    """p(v|c) = softmax(kappa_v query(c).row_v + b_v), with the same rows for the tokens that are read.
+    """p(v|c) = softmax(kappa_v query(c).row_v + b_v). The rows are the vectors of input tokens too.
 
-    A new model needs the abstract methods, a name in `ModelConfig.model`, and a line in `ebmvk.model.build`.
+    A new model needs the abstract methods, the class variables without a value, and an entry in
+    `ebmvk.config.models`.
     """
 
-    on_sphere: ClassVar[bool] = False
-    own_losses: bool = False  # True if the model has losses of its own in training
-    reach: int | None = None  # most tokens of one sequence; None: any number, a window moves along with them
+    on_sphere: ClassVar[bool] = False  # True if the tokens' rows are points on the unit sphere
+    default_sampler: ClassVar[Literal["exact", "langevin"]] = "exact"  # how tokens are drawn if nobody says how
+    rows_name: ClassVar[str]  # the parameter that holds the tokens' rows
+    rows_role: ClassVar[Role]  # how the optimiser moves it
+    inherited: ClassVar[tuple[str, ...]]  # names, or beginnings of names, of what `--init RUN` copies
+    own_losses: bool = False  # True if the model has losses besides the cross-entropy, in training
+    reach: int | None = None  # the longest sequence, in tokens; None if a window moves along
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -83,35 +93,45 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def embeddings(self) -> Tensor:
-        """The tokens' rows, (V, d); unit rows where the model is on the sphere."""
+        """The tokens' rows, (V, d). They are unit rows if the model is on the sphere."""
 
     @abstractmethod
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
-        """tokens: (B, T) int64. `embeddings`: what `embeddings()` returned, where the caller needs it too. `cache`: of
-        the tokens before these, to which these are added; `extend` is the way to it."""
+        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it already.
+        cache: holds the tokens before these; `extend` fills it."""
+
+    def role(self, name: str, parameter: nn.Parameter) -> Role:
+        """How the optimiser moves a parameter. Override it for parameters of another kind."""
+        if name == self.rows_name:
+            return self.rows_role
+        if name.endswith("router.weight"):
+            return ROUTER
+        return HIDDEN if parameter.ndim == 2 else SCALAR
 
     def concentrations(self) -> Tensor | None:
-        """kappa_v: (V,) > 0; None where it is 1, because a row has a length of its own."""
+        """kappa_v: (V,) > 0; None if rows have any length, so that kappa_v isn't needed."""
         return None
 
     def outputs(self, embeddings: Tensor | None = None) -> Tensor:
-        """What a query is compared with: (V, d), kappa_v row_v. `embeddings`: what `embeddings()` returned."""
+        """kappa_v row_v, (V, d): a query is compared with these. embeddings: the result of `embeddings()`."""
         rows, kappa = self.embeddings() if embeddings is None else embeddings, self.concentrations()
         return rows if kappa is None else rows * kappa[:, None]
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Sets the rows that known (V,) bool marks to those of directions (V, d), unit rows, at the length rows start
-        with."""
+        """Set the rows that `known` (V,) bool marks to `directions` (V, d), which are unit rows, at the
+        length that rows start with."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """What makes weights of this model's names, shapes and dtypes, all finite, no model, naming the tensor; None
-        where nothing does. Says the same of a model on the meta device."""
+        """What is wrong with weights whose names, shapes and dtypes are right and that are all finite.
+
+        Names the tensor; None if nothing is wrong. It works for a model on the meta device too.
+        """
         return None
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:
-        """`forward` of the tokens (B, T) that follow those in the cache, which then has them too; without `aux`."""
+        """`forward` of tokens (B, T) that follow those in the cache, which are added to it. Without `aux`."""
         found = []
         for part in torch.split(tokens, EXTENDED, dim=1):
             found.append(self(part, embeddings, cache))
@@ -120,7 +140,7 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def start_from_counts(self, counts: Tensor) -> None:
-        """Sets the bias to log unigram frequencies, smoothed by one. counts: (V,) tokens of the training split."""
+        """Set the bias to log unigram frequencies, smoothed by one. counts: (V,), in the training text."""
         frequency = counts.to(torch.float64) + 1
         self.bias.copy_((frequency / frequency.mean()).log())
 
@@ -134,10 +154,10 @@ class LanguageModel(nn.Module, ABC):
 
 
 class TokenLaw:
-    """log p(v|c) of any number of contexts under one model, a few rows at a time.
+    """log p(v|c) of one model for any number of contexts, a few rows at a time, without gradients.
 
-    All logits and log-probabilities are written into the same two arrays, so a text of any length takes the memory of
-    one piece. The weights are read once: make a new one after a training step. No gradients.
+    All pieces are written into the same two arrays, so a text of any length takes the memory of one
+    piece. The weights are read once: make a new object after a training step.
     """
 
     @torch.no_grad()
@@ -148,7 +168,7 @@ class TokenLaw:
 
     @torch.no_grad()
     def pieces(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, log p (m, V)) for queries (N, d), piece by piece. The next piece overwrites log p."""
+        """Yield (rows, log p (m, V)) for queries (N, d). The next piece overwrites log p."""
         for first in range(0, len(query), len(self._logits)):
             part = query[first : first + len(self._logits)].to(self._outputs.device)
             logits, log_p = self._logits[: len(part)], self._log_p[: len(part)]
@@ -157,7 +177,7 @@ class TokenLaw:
             yield slice(first, first + len(part)), log_p
 
     def of(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """log p (N,) of the tokens (N,) that followed the queries (N, d)."""
+        """log p (N,) of tokens (N,) that followed the queries (N, d)."""
         found = query.new_empty(len(query))
         for rows, log_p in self.pieces(query):
             found[rows] = log_p.gather(1, tokens[rows, None])[:, 0]

@@ -1,6 +1,6 @@
-"""Layers that the models share: causal attention within a window, with a cache or without, and the block around it.
+"""Layers that the models share: causal attention in a window, with or without a cache, and its block.
 
-Positions are rotary, and no distance within a window exceeds the window.
+Positions are rotary, and no distance in a window exceeds the window.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ebmvk.model.dropout import dropout
 
 Result = TypeVar("Result")
 
-MIN_BLOCK = 32  # tokens per attention block at least: smaller products waste the cores
+MIN_BLOCK = 32  # least tokens per attention block: smaller products waste the cores
 _ANGLES = 1024  # positions whose rotary angles are computed at once
 
 
@@ -47,21 +47,21 @@ def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, t from begin to end: windows are short, so the base
-    is too."""
+    """cos and sin (T, dim/2) of the rotary angles t 1000^{-2i/dim}, for t from begin to end. The base is
+    small because windows are short."""
     cos, sin = _angles(_ANGLES * math.ceil(end / _ANGLES), dim, dtype, device)
     return cos[begin:end], sin[begin:end]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (x_i, x_{i+dim/2}) by position. x: (B, H, T, dim)."""
+    """Rotate the pairs (x_i, x_{i+dim/2}) by position. x: (B, H, T, dim)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class _RmsNorm(torch.autograd.Function):
-    """F.rms_norm of float32 or float64 with the gradient in closed form, (g - y mean(g y)) / rms: two passes over the
-    rows, not ten."""
+    """F.rms_norm of float32 or float64 with its gradient in closed form, (g - y mean(g y)) / rms. That
+    takes two passes over the rows instead of ten."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -96,22 +96,22 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:  # noqa: ARG001
-    """`_banded_attention` of a window that holds all of the sequence."""
+    """`_banded_attention` if the window holds the whole sequence."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
 
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention over the last `window` tokens, in blocks that see themselves and the block before.
 
-    q, k: (B, H, T, dim), v: (B, H, T, dim) -> (B, H, T, dim). Two matrix products around a softmax: torch's fused CPU
-    kernel is three times slower in bfloat16, and knows no windows.
+    q, k, v: (B, H, T, dim) -> (B, H, T, dim). It is two matrix products around a softmax, because
+    torch's fused CPU kernel is three times slower in bfloat16 and has no windows.
     """
     length = q.shape[-2]
     block = max(window, MIN_BLOCK)
     if length <= block + block // 2:
         scores = q @ k.transpose(-1, -2)
         return torch.softmax(scores + _window_bias(length, length, window, scores.dtype, q.device), dim=-1) @ v
-    # Zeros before the first block: keys of zeros there would get weight, so the first block masks them.
+    # The first block masks the zeros before it, because keys of zeros would get weight.
     tail = -length % block
     shape = (*q.shape[:-2], -1, block, q.shape[-1])
     q, k, v = (F.pad(x, (0, 0, 0, tail)).reshape(shape) for x in (q, k, v))
@@ -125,8 +125,8 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 class Attention(nn.Module):
     """Sliding-window attention with normalised queries and keys, and a learned temperature per head.
 
-    In half of the heads each token carries the key of the token before it, so that one layer can look for "what
-    followed this token the last time".
+    In half of the heads each token has the key of the token before it, so that one layer can find what
+    followed this token the last time.
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -135,11 +135,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        # Unit queries and keys times this: scores start within +- sqrt(dim of a head).
+        # Queries and keys are unit vectors; times this, scores start within +- sqrt(dim of a head).
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim // heads)))
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """x: (B, T, d) -> (B, T, d). With a cache, x are the positions that follow those it has."""
+        """x: (B, T, d) -> (B, T, d). With a cache, x are the positions after those in the cache."""
         q, k, v = self._heads(x, cache)
         if cache:
             mixed = self._cached_attention(q, k, v, cache)
@@ -149,13 +149,13 @@ class Attention(nn.Module):
         return projected
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position looks at each: (B, H, T, T), rows sum to 1. x: (B, T, d)."""
+        """How much each position looks at each other: (B, H, T, T), rows sum to 1. x: (B, T, d)."""
         q, k, _ = self._heads(x, None)
         bias = _window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
 
     def _heads(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalised, rotated, scaled, and values: (B, H, T, dim) each."""
+        """Queries and keys (normalised, rotated and scaled) and values, each (B, H, T, dim)."""
         batch, length, dim = x.shape
         width = dim // self.heads
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         return q * (self.temperature / root), k / root, v
 
     def _shifted(self, early: Tensor, cache: Cache | None) -> Tensor:
-        """Keys (B, H/2, T, dim), each at the place of the token after it; before the first token there is 0."""
+        """Keys (B, H/2, T, dim), each moved to the token after it; the first token gets 0."""
         if cache is None:
             return F.pad(early, (0, 0, 1, -1))
         if cache.in_padding:
@@ -178,13 +178,13 @@ class Attention(nn.Module):
         return torch.cat([last, early[..., :-1, :]], dim=-2) if early.shape[-2] > 1 else last
 
     def _cached_attention(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
-        """Attention of the new positions over themselves and the cached ones, of which window - 1 are kept at most."""
+        """Attention of new positions over themselves and at most window - 1 cached ones."""
         _, keys, values = cache.parts[self]
         past = cache.seen(self.window)
         k, v = keys.append(k, past), values.append(v, past)
         new, reach = q.shape[-2], k.shape[-2]
         scores = q @ k.transpose(-1, -2)
-        if new > 1:  # one position sees all that is kept
+        if new > 1:  # a single position sees everything that is kept
             scores += _window_bias(new, reach, self.window, q.dtype, q.device)
         if cache.padded(new, reach):
             scores.masked_fill_(cache.hidden(new, reach), -math.inf)
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
 
 class _SquaredRelu(torch.autograd.Function):
-    """The gradient 2 max(x, 0) g in one pass; autograd's own takes four, over what is the widest of a model."""
+    """max(x, 0)^2 with the gradient 2 max(x, 0) g in one pass. Autograd takes four, over the widest tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, `width` wide. Both start at zero, so depth costs nothing at first."""
+    """Pre-norm attention and feed-forward, `width` wide. Both start at zero, so that depth does no harm at first."""
 
     def __init__(
         self, config: ModelConfig, window: int, width: int, activation: Callable[[Tensor], Tensor] = squared_relu
@@ -236,8 +236,8 @@ class Block(nn.Module):
 
 
 def apply(block: Callable[[Tensor, Cache | None], Result], x: Tensor, cache: Cache | None, *, again: bool) -> Result:
-    """block(x, cache); `again`: in training, compute the block's inside once more for its gradient, and keep none of
-    it."""
+    """block(x, cache). again: in training, keep nothing of the block's inside and compute it once more for
+    the gradient."""
     if again and cache is None and torch.is_grad_enabled():
         kept: Result = checkpoint(block, x, None, use_reentrant=False)
         return kept

@@ -1,4 +1,4 @@
-"""A text read by a model, window by window."""
+"""Reading a text with a model, window by window."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def states(
     bfloat16: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The results of `contexts` for a whole text, on the CPU: for each name a tensor of `Context`, (n - 1, d) `dtype`.
+    """The results of `contexts` for a whole text, on the CPU.
+
+    names: fields of `Context`; each gives a tensor (n - 1, d) in `dtype`.
 
     Raises:
         ArgumentError: stride out of range.
@@ -36,7 +38,7 @@ def states(
     return found
 
 
-_TOKENS_AT_ONCE = 2048  # tokens for the trunk: its largest array then has 21 MB at the size `base`
+_TOKENS_AT_ONCE = 2048  # tokens read at once: the largest array then has 21 MB at --size base
 
 
 def contexts(
@@ -48,8 +50,10 @@ def contexts(
     device: torch.device,
     bfloat16: bool = False,
 ) -> Iterator[tuple[Context, Tensor]]:
-    """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
-    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
+    """The contexts (1, m, d) of a text in its order, and the tokens (m,) that followed them.
+
+    Each token but the first follows one context. Dropout is off. bfloat16: read in autocast, as in
+    training.
 
     Raises:
         ArgumentError: stride out of range.
@@ -71,7 +75,7 @@ def contexts(
 
 
 def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of equal shape stacked, as many as the trunk reads at once."""
+    """Windows of equal shape, stacked: as many as are read at once."""
     rows = max(1, _TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)

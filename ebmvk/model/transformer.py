@@ -1,7 +1,7 @@
-"""Plain transformer language models: what the energy model has to be compared with, and what many people come for.
+"""Transformer language models, to compare the energy model with and to use on their own.
 
-They have one shape: embedding, blocks, tied output. `PlainModel` is the trunk of the energy model without the energy;
-`GPT` looks at all of a sequence at once.
+Each has an embedding, blocks, and an output that shares its rows with the embedding. `PlainModel` is the
+trunk of the energy model without the energy; `GPT` sees the whole sequence.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from ebmvk.model.dropout import dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.model.layers import Attention, Block, apply, rms_norm
+from ebmvk.model.roles import FREE_ROWS
 from ebmvk.sphere.geometry import projx
 
 
 class Transformer(LanguageModel):
-    """Rows are free vectors; the loss is cross-entropy, and what the blocks add to it."""
+    """Rows are free vectors. The loss is the cross-entropy, plus the losses that the blocks add."""
+
+    rows_name, rows_role = "table", FREE_ROWS
+    inherited = ("table", "bias", "blocks.")
 
     def __init__(self, config: ModelConfig, vocab_size: int, blocks: nn.ModuleList) -> None:
         super().__init__(config, vocab_size)
-        # Blocks start at zero, so that the last hidden state starts at the last token, whose own logit is then
-        # sqrt(d) times the length of its row: rows of length d^-1/2 keep that near 1.
+        # Blocks start at zero, so the last hidden state starts as the last token. Its own logit is then
+        # sqrt(d) times the length of its row, which rows of length d^-1/2 keep near 1.
         self.table = nn.Parameter(torch.randn(vocab_size, config.latent_dim) / config.latent_dim)
         self.blocks = blocks
 
@@ -39,7 +43,7 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Rows of length d^-1/2, as the random ones about are."""
+        """Set rows of length d^-1/2; the random ones have about that length too."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
@@ -49,7 +53,7 @@ class Transformer(LanguageModel):
         return Context(rms_norm(x), projx(x), aux)
 
     def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """The residual stream (B, T, d) after the last block, and the losses of each block's experts."""
+        """The residual stream (B, T, d) after the last block, and the losses of its experts."""
         losses: list[OwnLoss] = []
         for block in self.blocks:
             again = self.config.gradient_checkpointing
@@ -62,14 +66,14 @@ class Transformer(LanguageModel):
 
 
 class PlainModel(Transformer):
-    """On the trunk of the energy model, whose windows widen with depth."""
+    """A transformer with the trunk of the energy model, whose windows widen with depth."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size, trunk_blocks(config))
 
 
 class ExpertBlock(nn.Module):
-    """A block with a mixture of experts, each as wide as the feed-forward, in its place."""
+    """A block with a mixture of experts in place of its feed-forward part, each expert as wide as that."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,21 +83,25 @@ class ExpertBlock(nn.Module):
         self.rate = config.dropout
 
     def routed(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Routing]:
-        """x: (B, T, d) -> (B, T, d), and which experts each position went to."""
+        """x: (B, T, d) -> (B, T, d), and the experts that each position was sent to."""
         x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
         y, routing = self.moe(rms_norm(x).flatten(0, -2))
         return x + dropout(y.view_as(x), self.rate, self.training), routing
 
 
 class GPT(Transformer):
-    """Attention over all of a sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and Mini-LLM are
-    this model, by different recipes."""
+    """Attention over the whole sequence; `use_moe` puts a mixture of experts into each block. TinyGPT and
+    Mini-LLM are this model with different recipes."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        kind = ExpertBlock if config.use_moe else _dense
-        super().__init__(config, vocab_size, nn.ModuleList(kind(config) for _ in range(config.n_layers)))
-        self.reach, self.own_losses = config.context_global, self.own_losses or config.use_moe
+        super().__init__(config, vocab_size, _expert_blocks(config) if config.use_moe else dense_blocks(config))
+        self.reach, self.own_losses = config.context_global, config.use_moe
 
 
-def _dense(config: ModelConfig) -> Block:
-    return Block(config, config.context_global, config.ffn_dim)
+def _expert_blocks(config: ModelConfig) -> nn.ModuleList:
+    return nn.ModuleList(ExpertBlock(config) for _ in range(config.n_layers))
+
+
+def dense_blocks(config: ModelConfig) -> nn.ModuleList:
+    """Blocks whose attention sees the whole sequence."""
+    return nn.ModuleList(Block(config, config.context_global, config.ffn_dim) for _ in range(config.n_layers))

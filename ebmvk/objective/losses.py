@@ -129,9 +129,11 @@ def _own_losses(
 
 
 def _weight(part: str, weights: TrainingConfig) -> float:
-    """Of a part in the objective."""
-    known = {"ce": 1.0, "denoise": weights.lambda_denoise, "spread": weights.lambda_spread}
-    return (known | {"moe_balance": weights.moe_balance, "moe_z": weights.moe_z, "phi": weights.lambda_phi})[part]
+    """Weight of a part of the loss: the setting of that name, with or without `lambda_` before it."""
+    if part == "ce":
+        return 1.0
+    weight: float = getattr(weights, part if hasattr(weights, part) else f"lambda_{part}")
+    return weight
 
 
 def mixed_seed(seed: int, step: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ebmvk.config.schema import Config
+from ebmvk.config.schema import Config, concerns
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import OpenRun
 from ebmvk.runs.metrics import read_history
@@ -85,6 +85,4 @@ def _parts_of_a_step(run: OpenRun) -> str:
 
 
 def _has_losses_of_a_batch(config: Config) -> bool:
-    model = config.model
-    experts = model.use_moe or (model.model == "ebm" and model.use_splat and model.decoder == "moe")
-    return experts or model.model == "infinito"
+    return concerns(config, "training", "moe_balance") or concerns(config, "training", "lambda_phi")

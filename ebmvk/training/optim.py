@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import CheckpointError
+from ebmvk.model.language import LanguageModel
 from ebmvk.training.muon import Muon
 
-# Rates of the AdamW groups as multiples of the learning rate, tuned on the validation split of
-# WikiText-2.
-TABLE_RATES = {"points": 2.0, "table": 3.0}  # token tables, by parameter name
-SCALAR_RATE = 5.0
-HIDDEN_RATE = 1.0  # without Muon
-ROUTER_RATE = 0.1
 FINAL_RATE = 0.0
 # What the optimisers keep for each parameter.
 MUON_SLOTS = ("momentum_buffer",)
@@ -37,37 +32,21 @@ def lr_at(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """True for maps between hidden spaces, which Muon orthogonalises.
-
-    Token tables and routers aren't, because they are read row by row.
-    """
-    return parameter.ndim == 2 and name not in TABLE_RATES and not name.endswith("router.weight")
-
-
-def _rate(name: str, parameter: nn.Parameter) -> float:
-    """The rate of a parameter that AdamW updates, as a multiple of the learning rate."""
-    if name.endswith("router.weight"):
-        return ROUTER_RATE
-    if is_hidden_matrix(name, parameter):
-        return HIDDEN_RATE
-    return TABLE_RATES.get(name, SCALAR_RATE)
-
-
 class Optimizer:
-    """Muon and AdamW, or AdamW alone, with one `step`.
+    """Muon and AdamW, or AdamW alone, with one `step`. Its state is tensors only, by parameter name.
 
-    Its state is tensors only, by parameter name.
+    The model says how each of its parameters is moved: `LanguageModel.role`.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = {name for name, p in named.items() if is_hidden_matrix(name, p)}
+        roles = {name: model.role(name, p) for name, p in named.items()}
+        hidden = {name for name, role in roles.items() if role.hidden}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             if config.optimizer == "adamw" or name not in hidden:
                 decay = config.weight_decay if name in hidden else 0.0
-                groups.setdefault((_rate(name, parameter), decay), []).append(parameter)
+                groups.setdefault((roles[name].rate, decay), []).append(parameter)
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
         self.adam = torch.optim.AdamW(
@@ -153,6 +132,6 @@ def _misfit(what: str) -> CheckpointError:
     )
 
 
-def build(model: nn.Module, config: TrainingConfig) -> Optimizer:
+def build(model: LanguageModel, config: TrainingConfig) -> Optimizer:
     """The optimiser for a model."""
     return Optimizer(model, config)

@@ -29,6 +29,7 @@ TINY = """
 vocab_size = 300
 seq_length = 16
 [model]
+model = "ebm"
 latent_dim = 32
 n_layers = 3
 n_heads = 2

@@ -214,7 +214,7 @@ def test_an_older_run_goes_on_as_it_was(tmp_path: Path) -> None:
         ("--model minillm --preset nano", "take --preset small, medium, large"),
         ("--model infinito --preset nano", "take --preset small, medium, large"),
         ("--model tinygpt --preset huge", "take --preset nano, small, medium, large"),
-        ("--preset small", "--size nano, tiny, small, base; presets are of --model tinygpt, minillm, infinito"),
+        ("--preset small", "--size nano, tiny, small, base; presets belong to --model tinygpt, minillm, infinito"),
     ],
 )
 def test_a_preset_that_is_not_there_says_what_is(

@@ -17,6 +17,7 @@ from ebmvk.engine.seeds import seed_torch
 from ebmvk.errors import CheckpointError
 from ebmvk.evaluation.score_matching import score_matching
 from ebmvk.memory.while_training import observed
+from ebmvk.model import language, roles
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
@@ -325,19 +326,19 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
     rates = {
         id(p): group["rate"] for group in optim.build(plain, CONFIG.training).adam.param_groups for p in group["params"]
     }
-    assert rates == {id(plain.table): optim.TABLE_RATES["table"], id(plain.bias): optim.SCALAR_RATE} | {
-        id(block.attention.temperature): optim.SCALAR_RATE for block in plain.blocks
+    assert rates == {id(plain.table): roles.FREE_ROWS.rate, id(plain.bias): roles.SCALAR.rate} | {
+        id(block.attention.temperature): roles.SCALAR.rate for block in plain.blocks
     }
     assert id(net.decoder.moe.router.weight) in adam
     assert id(net.trunk.blocks[0].up.weight) in hidden
 
 
-@pytest.mark.parametrize("rate", [optim.HIDDEN_RATE, optim.SCALAR_RATE], ids=str)
+@pytest.mark.parametrize("rate", [roles.HIDDEN.rate, roles.SCALAR.rate], ids=str)
 def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps beside torch's AdamW, parameter by parameter. rate: of hidden matrices; scalars may have the same."""
-    monkeypatch.setattr(optim, "HIDDEN_RATE", rate)
+    monkeypatch.setattr(language, "HIDDEN", roles.Role(rate, hidden=True))
     config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
     net = model()
     ours, theirs = (
