@@ -105,7 +105,7 @@ SURFACE["pretrain"] = SURFACE["train"]
 
 
 @pytest.mark.parametrize("command", SURFACE)
-def test_command_surface_is_what_was_promised(command: str) -> None:
+def test_every_command_has_the_promised_flags(command: str) -> None:
     module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
     assert sorted(module.FLAGS) == sorted(SURFACE[command])
     assert command in commands.COMMANDS
@@ -382,7 +382,7 @@ def test_report_is_one_file_with_curves_and_the_trigram(trained: Path) -> None:
     assert f"{end['validation']['bits_per_byte']:.4f}" in page.text
 
 
-def test_builtin_text_at_nano(ebmvk: Command, tmp_path: Path, device: str) -> None:
+def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp_path: Path, device: str) -> None:
     run = tmp_path / "run"
     size = ("--size", "nano", "--steps", 2, "--batch-size", 2, "--eval-tokens", 200, "--sample-tokens", 1)
     said = ebmvk("train", *size, "--device", device, "--run-dir", run, "--stop-after", 1)
@@ -457,7 +457,7 @@ def test_samples_are_the_newest_ones_and_cannot_control_the_terminal(tmp_path: P
     assert list(samples(tmp_path)) == ["samples     1  red \\x1b[31m line", "            2  b"]
 
 
-def test_a_rehearsal_says_that_its_folder_is_not_made(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_that_nothing_is_written(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--dry-run", "--device", "cpu")
     assert f"run folder  {run} (--dry-run: nothing is written there)" in said.out

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs, and alerts that are provoked for real."""
+"""What a run shows and records while it trains, and alerts that are provoked for real."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def signs(run: Path) -> list[str]:
     return [row["sign"] for row in rows(run, "alert")]
 
 
-def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
+def test_rows_have_memory_trend_and_time_left(trained: Path) -> None:
     steps = rows(trained, "step")
     told = [row for row in steps if "memory" in row]
     assert [row["step"] for row in told] == [2, 4, 6, 8]  # --log-every 2
@@ -64,7 +64,7 @@ def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
 # ---- alerts, provoked ----------------------------------------------------------------------------------------------
 
 
-def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurd_learning_rate_gives_alerts(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(alerts, "BLOCK", 5)
     said = train(run, *BARE, *FAST, "--steps", 30, "--lr", 0.5, "--warmup-steps", 25)
@@ -76,7 +76,9 @@ def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: py
     assert all(row["reason"] in page for row in rows(run, "alert"))
 
 
-def test_a_learning_rate_that_moves_nothing(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learning_rate_too_small_to_learn_gives_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(alerts, "SETTLED", 20)
     train(run, *BARE, *FAST, "--steps", 30, "--lr", 1e-9, "--quiet")
@@ -122,7 +124,7 @@ def test_a_poisoned_tensor_is_named_and_reported(
 
 
 @pytest.mark.parametrize("done", [0, 4, 5])
-def test_a_number_that_went_wrong_is_told_with_weights_from_which_another_rate_helps(
+def test_the_error_of_a_non_finite_number_names_a_checkpoint_from_which_another_rate_helps(
     done: int, ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -158,22 +160,26 @@ def _moved(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
     monkeypatch.setattr(passes, "objective", moved)
 
 
-def test_splats_that_lie_on_top_of_one_another(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splats_on_top_of_one_another_give_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     _moved(monkeypatch, lambda _, states: torch.ones_like(states) + 1e-4 * states)
     train(run, *BARE, *SPLATS, "--steps", 2, "--batch-size", 16, "--quiet")
     assert signs(run) == ["splats collapsed"]
 
 
-def test_splats_that_nothing_recalls(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states turn round after four steps; what was learned of the others is kept for ever."""
+def test_splats_that_nothing_recalls_give_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After four steps the states are opposite ones; the statistics of the first are kept for ever."""
     run = tmp_path / "run"
     _moved(monkeypatch, lambda call, states: states + (3 if call < 4 else -3) * torch.eye(states.shape[1])[0])
     train(run, *BARE, *SPLATS, "--steps", 16, "--soc-keep", 1, "--batch-size", 16, "--quiet")
     assert "dead splats" in signs(run)
 
 
-def test_splats_that_are_forgotten_at_every_check(train: Command, tmp_path: Path) -> None:
+def test_splats_that_are_removed_at_every_check_give_an_alert(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *BARE, *SPLATS, "--steps", 12, "--soc-keep", 0.001, "--quiet")
     assert signs(run) == ["consolidation too fast"]
@@ -181,7 +187,7 @@ def test_splats_that_are_forgotten_at_every_check(train: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_a_memory_fitted_on_a_text_that_its_splats_hold(
+def test_a_memory_fitted_on_a_text_in_its_own_splats_gives_an_alert(
     held: bool, ebmvk: Command, tiny: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words at random, as frequent as Zipf says, so that much of a new text has not been seen."""
@@ -268,7 +274,7 @@ def test_a_narrow_terminal_loses_the_least_important_figures_first() -> None:
     assert fitted(figures, 20) == "step 1,200/90,000"
 
 
-def test_figures_for_people() -> None:
+def test_amounts_and_durations_are_readable() -> None:
     assert [amount(size) for size in (7, 1500, 3_200_000, 14e9)] == ["7 bytes", "1.5 kB", "3.2 MB", "14.0 GB"]
     told = [duration(seconds) for seconds in (0.2, 61, 3600, 3723, 59.7, 3599.8, 18_600, 180_000)]
     assert told == ["0 s", "1 min 1 s", "1 h", "1 h 2 min", "1 min", "1 h", "5 h 10 min", "2 days 2 h"]
@@ -299,8 +305,8 @@ def test_the_time_of_a_run_is_printed_once_after_its_first_steps(seconds: float,
     assert told in said  # the first step warms up and doesn't count
 
 
-def test_a_slow_step_does_not_hide_the_time() -> None:
-    """At 10 s a step two steps are enough to tell; a flag to shorten is offered for runs beyond ten minutes only."""
+def test_the_time_is_printed_early_if_steps_are_slow() -> None:
+    """At 10 s per step, two steps are enough. Only runs of more than ten minutes name flags for a shorter one."""
     assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s for the next 994 steps, plus evaluations"
     assert "--steps 60 would" in time_left(10.0, 3, 2000, 19_970.0, None)
     assert "--steps 4 would" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
@@ -325,7 +331,7 @@ def test_tensorboard_has_the_numbers_of_the_metrics(consolidated: Path) -> None:
     assert "eval/score_matching/0/loss" in found.Tags()["scalars"]
 
 
-def test_a_missing_tensorboard_is_told_before_anything_is_made(
+def test_a_missing_tensorboard_is_reported_before_a_run_folder_is_made(
     ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

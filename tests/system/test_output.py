@@ -1,4 +1,4 @@
-"""What reads a command's output may be gone, full or of any encoding: no step is lost, and no command dies of it."""
+"""A command survives a reader that ends, a full disk and any encoding, and a run loses no step."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_full_disk_for_output_costs_no_step(begun: Sequence[object], tmp_path:
 
 
 def _last(run: Path) -> int:
-    """The last recorded step; 0 where there is none."""
+    """The last recorded step, or 0."""
     return max((row["step"] for row in rows(run, "step")), default=0) if (run / "metrics.jsonl").exists() else 0
 
 
@@ -154,7 +154,7 @@ def test_records_that_cannot_be_written_cost_no_step(
     assert rows(run, "resume")[0]["step"] == 4
 
 
-def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
+def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
     ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -179,7 +179,7 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
     assert "a checkpoint of step 7 could not be written either: the newest one is of step 4" in said.err
 
 
-def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
+def test_closing_the_terminal_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
     """Hung up while it prints: SIGHUP comes twice, and writing to the terminal fails."""
     leader, terminal = pty.openpty()
     process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
@@ -194,7 +194,7 @@ def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_pa
     assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
 
 
-def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None:
+def test_a_run_under_nohup_continues(begun: Sequence[object], tmp_path: Path) -> None:
     process = subprocess.Popen(["nohup", *program(*begun, "--quiet", "--sample-tokens", 0)], stdout=-1, stderr=-1)
     run = tmp_path / "run"
     while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
@@ -219,7 +219,7 @@ def _path_flags() -> Iterator[str]:
                         yield "--" + name.replace("_", "-")
 
 
-def test_every_flag_of_a_path_knows_the_home_folder() -> None:
+def test_every_flag_with_a_path_expands_the_home_folder() -> None:
     assert set(_path_flags()) - set(flags.PATHS) == set()
 
 

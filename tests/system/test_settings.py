@@ -1,4 +1,4 @@
-"""What a command says of its settings: the defaults that a run has, where values came from, and what differs."""
+"""Settings that commands show: the defaults of a run, where values came from, and which differ."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_help_shows_the_defaults_that_a_run_has(
     assert "(default: what this processor is faster in)" in told
 
 
-def test_a_resumed_run_keeps_where_its_values_came_from(train: Command, tmp_path: Path) -> None:
+def test_a_resumed_run_remembers_where_its_values_came_from(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "--lr", 0.003, "--stop-after", 1, "--quiet", "--sample-tokens", 0)
     before = sources_in(run / "config.toml")
@@ -78,7 +78,7 @@ def test_verbose_lists_the_settings_that_are_not_the_sizes_own(model: str, train
 
 
 @pytest.mark.parametrize("model", ["ebm", "plain"])
-def test_a_learning_rate_that_drives_the_weights_away_is_named(
+def test_a_learning_rate_that_makes_the_run_diverge_is_named(
     model: str, ebmvk: Command, tiny: Path, text: Path, tmp_path: Path
 ) -> None:
     """With an alert, and in the report; the engine's refusal of its values stands behind the cause."""

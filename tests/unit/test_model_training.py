@@ -1,4 +1,4 @@
-"""The objective and the optimiser: against plain forms, through the engine, and across a restart."""
+"""Objective and optimiser equal their plain forms, also through the engine and across a restart."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_second_gradient_of_cross_entropy_is_refused(monkeypatch: pytest.Monke
         loss.backward()
 
 
-def test_seeding_the_host_is_seeding_torch() -> None:
+def test_seeding_the_host_equals_seeding_torch() -> None:
     torch.manual_seed(7)
     expected = torch.rand(5)
     seed_torch(7, torch.device("cpu"))
@@ -284,7 +284,7 @@ def test_a_restart_changes_no_bit(changes: dict[str, Any]) -> None:
     [{"model": "minillm"}, {"model": "tinygpt", "use_moe": True}, {"model": "infinito"}, {"model": "plain"}, {}],
     ids=str,
 )
-def test_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that are computed twice, dropout and all."""
     gradients, passes, forward = [], [], Attention.forward
     monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
@@ -301,7 +301,7 @@ def test_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch:
         assert torch.equal(one, gradients[1][name]), name
 
 
-def test_state_of_another_model_is_refused() -> None:
+def test_optimiser_state_of_another_model_is_refused() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
     train(net, optimizer, 0, 1)
@@ -314,7 +314,7 @@ def test_state_of_another_model_is_refused() -> None:
             optim.build(model(), CONFIG.training).load_state_dict({k: v for k, v in state.items() if k != gone})
 
 
-def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> None:
+def test_every_parameter_has_one_optimiser_and_hidden_matrices_have_muon() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
     hidden = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
@@ -334,7 +334,7 @@ def test_every_parameter_has_one_optimiser_and_muon_the_hidden_matrices() -> Non
 
 
 @pytest.mark.parametrize("rate", [roles.HIDDEN.rate, roles.SCALAR.rate], ids=str)
-def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_only(
+def test_adamw_alone_equals_torchs_with_our_rates_and_decays_only_hidden_matrices(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps beside torch's AdamW, parameter by parameter. rate: of hidden matrices; scalars may have the same."""
@@ -367,7 +367,7 @@ def test_adamw_alone_is_torchs_with_our_rates_and_decays_the_hidden_matrices_onl
         optim.build(model(), CONFIG.training).load_state_dict(ours.state_dict())
 
 
-def test_muon_of_many_matrices_is_torchs_of_one_after_another() -> None:
+def test_muon_of_many_matrices_equals_torchs_one_by_one() -> None:
     torch.manual_seed(0)
     shapes = [(8, 20), (8, 20), (20, 8), (5, 5), (8, 20)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
