@@ -15,6 +15,7 @@ from ebmvk.cli import app, help_page
 from ebmvk.cli.commands import COMMANDS, GROUPS
 from ebmvk.cli.completion import SHELLS, script
 from ebmvk.errors import ConfigError
+from ebmvk.host import invocation
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,17 @@ def test_an_unknown_shell_is_refused() -> None:
     with pytest.raises(ConfigError, match="--print-completion tcsh"):
         script("tcsh")
     assert app.main(["--print-completion"]) == 2
+
+
+def test_commands_to_run_next_are_named_as_the_shell_finds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(invocation.WRAPPER, raising=False)
+    monkeypatch.setattr(invocation.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert invocation.invocation("train") == f"{tmp_path / 'python'} -m ebmvk train"
+    for program, words in (("python", "python -m ebmvk train"), ("ebmvk", "ebmvk train")):
+        (tmp_path / program).touch(mode=0o755)
+        assert invocation.invocation("train") == words
+    monkeypatch.setenv(invocation.WRAPPER, "./my clone/run")
+    assert invocation.invocation("train") == "'./my clone/run' train"
