@@ -113,15 +113,14 @@ def _usage(name: str, hint: Any, extras: Sequence[Any]) -> str:
     if hint is bool:
         return f"--[no-]{flag(name)[2:]}"
     given = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), None)
-    return f"{flag(name)} {given or _metavar(hint)}"
+    several = " …" if get_origin(hint) is tuple else ""
+    return f"{flag(name)} {given or _metavar(hint)}{several}"
 
 
 def _metavar(hint: Any) -> str:
     own = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is Literal:
         return "{" + ",".join(map(str, own)) + "}"
-    if get_origin(hint) is tuple:
-        return f"{_metavar(own[0])} …"
     if own:
         return _metavar(own[0])
     return {int: "INT", float: "FLOAT", Path: "PATH"}.get(hint, "TEXT")
