@@ -1,6 +1,6 @@
 """Write the reference of commands, settings and errors from the code, in place of lines such as `% ebmvk: commands`.
 
-Each command is asked for its help, and the parser behind it is read instead of printed.
+Each command is asked for its help, and the entries behind the page are taken instead of the page.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ import contextlib
 import dataclasses
 import inspect
 import re
-import warnings
-from argparse import Action
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any
 from unittest import mock
 
-import tyro
+from ebmvk import errors  # this and the imports below are all that is taken from the code
+from ebmvk.cli import app as program
+from ebmvk.cli import help_page
+from ebmvk.cli.commands import COMMANDS
+from ebmvk.cli.help_page import Entry
+from ebmvk.config import schema
+from ebmvk.config.models import MODELS
+from ebmvk.config.sizes import derive
 
-from ebmvk import cli, config, errors  # all that is taken from the code
-
-MODELS: tuple[str, ...] = get_args(get_type_hints(config.ModelConfig)["model"])
-KINDS = {"INT": "a whole number", "TOKENS": "a whole number", "FLOAT": "a number", "STR": "a text", "PATH": "a path"}
+KINDS = {"INT": "a whole number", "TOKENS": "a whole number", "FLOAT": "a number", "TEXT": "a text", "PATH": "a path"}
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -38,52 +40,46 @@ def _filled(app: Any, page: str, source: list[str]) -> None:
             app.env.ebmvk_pages = getattr(app.env, "ebmvk_pages", set()) | {page}
 
 
-def _asked(*args: str) -> tuple[Any, dict[str, Any]]:
-    """The dataclass that a command parses its flags into, and what else it hands to `tyro.cli`."""
-    with mock.patch.object(tyro, "cli", side_effect=SystemExit(0)) as asked, contextlib.suppress(SystemExit):
-        cli.main([*args, "--help"])
-    if not asked.called:
-        raise RuntimeError(f"ebmvk {' '.join(args)} --help does not use tyro.cli")
-    (kind,), how = asked.call_args
-    return kind, {name: value for name, value in how.items() if name != "args"}
-
-
 @cache
-def _groups(name: str) -> dict[str, dict[str, Action]]:
-    """{group: {flag: its action}} of a command."""
-    kind, how = _asked(name)
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        parser = tyro.extras.get_parser(kind, **how)
-    groups = ((group.title or "options", group._group_actions) for group in parser._action_groups)
-    return {title: {a.option_strings[0]: a for a in own if a.dest != "help"} for title, own in groups if own}
+def _entries(name: str) -> list[Entry]:
+    """The flags of a command, as its help shows them."""
+    with mock.patch.object(help_page, "page", return_value="") as page, contextlib.suppress(SystemExit):
+        program.main([name, "--help-all"])
+    if not page.called:
+        raise RuntimeError(f"ebmvk {name} --help-all does not use help_page.page")
+    return list(page.call_args.args[1])
 
 
 def commands() -> Iterator[str]:
     """A section for each command. One with the flags of another lists only the defaults that differ."""
     known: dict[tuple[str, ...], str] = {}
-    for name in cli.COMMANDS:
-        yield f"## ebmvk {name}\n\n{_prose(_asked(name)[1]['description'])}\n"
-        groups = _groups(name)
-        flags = tuple(flag for own in groups.values() for flag in own)
+    for name, what in COMMANDS.items():
+        yield f"## ebmvk {name}\n\n{_prose(what[0].upper() + what[1:] + '.')}\n"
+        entries = _entries(name)
+        flags = tuple(entry.usage for entry in entries)
         if same := known.get(flags):
-            before = {flag: action.help for own in _groups(same).values() for flag, action in own.items()}
-            groups = {title: {f: a for f, a in own.items() if a.help != before[f]} for title, own in groups.items()}
+            before = {entry.usage: entry.default for entry in _entries(same)}
+            entries = [entry for entry in entries if entry.default != before[entry.usage]]
             yield f"Its flags are those of [`ebmvk {same}`](#ebmvk-{same}). These defaults differ:\n"
-        for title, own in groups.items():
-            if own:
-                yield f"**{title.capitalize()}**\n"
-            for action in own.values():
-                value = f" {action.metavar}" if isinstance(action.metavar, str) and action.nargs != 0 else ""
-                yield f"`{', '.join(action.option_strings)}{value}`\n: {_prose(action.help or '')}\n"
+        group = ""
+        for entry in entries:
+            if entry.group != group:
+                group = entry.group
+                yield f"**{group}**\n"
+            yield f"`{entry.usage}`\n: {_prose(entry.text)}{_told(entry)}\n"
         known[flags] = name
 
 
+def _told(entry: Entry) -> str:
+    """The default of a flag, as a sentence."""
+    if "--[no-]" in entry.usage:
+        return " On by default." if entry.default else " Off by default."
+    words = " " in entry.default  # in place of a value
+    return f" Default: {entry.default if words else f'`{entry.default}`'}." if entry.default else ""
+
+
 def _prose(text: str) -> str:
-    """Help as Markdown: flags and defaults become code."""
-    text = re.sub(r"\s*\(default: (.*)\)$", r" Default: `\1`.", text.replace("%%", "%"))
-    text = re.sub(r" Default: `(None)?`\.", "", text)
-    text = text.replace("Default: `False`", "Off by default").replace("Default: `True`", "On by default")
-    text = text.replace(" (repeatable)", " May be repeated.")
+    """Help as Markdown: flags become code."""
     pieces = re.split(r"(`[^`]*`|--[a-z][a-z0-9-]*|EBMVK_[A-Z_]+)", text)
     return "".join(
         re.sub(r"([\\*_<>\[\]$|])", r"\\\1", piece) if i % 2 == 0 else piece if piece[0] == "`" else f"`{piece}`"
@@ -93,31 +89,34 @@ def _prose(text: str) -> str:
 
 def settings() -> Iterator[str]:
     """A section for each table of config.toml. Defaults are those for a long text, as short ones change some."""
-    asked = {size: _asked("train", "--size", size, "--dataset", "wikitext-2")[1] for size in config.SIZES}
-    flags = {flag: action for own in _groups("train").values() for flag, action in own.items()}
-    for section in dataclasses.fields(config.Config):
+    base = schema.Config()
+    sizes = {
+        size: schema.replace(base, {**derive(size, None, ask_processor=False), "size": size}) for size in schema.SIZES
+    }
+    flags = {re.sub(r"\[no-\]", "", entry.usage.split()[0]): entry for entry in _entries("train")}
+    for section in dataclasses.fields(schema.Config):
         yield f"## {section.name}\n"
-        for entry in dataclasses.fields(getattr(config.Config(), section.name)):
-            action, bounds = flags[config.flag(entry.name)], entry.metadata
-            by_size = {size: getattr(getattr(how["default"], section.name), entry.name) for size, how in asked.items()}
-            users = [model for model in MODELS if _uses(model, section.name, entry.name)]
+        for field in dataclasses.fields(getattr(base, section.name)):
+            entry, bounds = flags[schema.flag(field.name)], field.metadata
+            by_size = {size: getattr(getattr(config, section.name), field.name) for size, config in sizes.items()}
+            users = [model for model in MODELS if _uses(model, section.name, field.name)]
             low, high = (f"`{x:g}`" if isinstance(x, float) else f"`{x}`" for x in map(bounds.get, ("low", "high")))
-            facts = [_kind(action)]
+            facts = [_kind(entry)]
             if "`None`" not in low:
                 facts.append(f"from {low} to {high}" if "`None`" not in high else f"at least {low}")
-            said = re.search(r"\(default: (\S+ .*)\)", action.help or "")  # words in place of a value
-            facts.append(f"default: {said[1]}" if said else _default(by_size))
+            facts.append(f"default: {entry.default}" if " " in entry.default else _default(by_size))
             facts += [f"only for {', '.join(users)}"] if len(users) < len(MODELS) else []
             facts += ["`--resume` may change it"] if bounds.get("resume") else []
-            meaning, fact = re.sub(r"\s*\((default|repeatable).*\)$", "", action.help or ""), "; ".join(facts)
-            told = "<br>".join(filter(None, (_prose(meaning), f"{fact[0].upper()}{fact[1:]}.")))
-            yield f"`{entry.name}`\n: {told}\n"
+            fact = "; ".join(facts)
+            told = "<br>".join(filter(None, (_prose(entry.text), f"{fact[0].upper()}{fact[1:]}.")))
+            yield f"`{field.name}`\n: {told}\n"
 
 
-def _kind(action: Action) -> str:
-    if action.choices or action.nargs == 0:
-        return " or ".join(f"`{choice}`" for choice in (action.choices or ("true", "false")))
-    name = str(action.metavar).strip("[]").split()[0]
+def _kind(entry: Entry) -> str:
+    value = entry.usage.partition(" ")[2]
+    if value.startswith("{") or not value:
+        return " or ".join(f"`{choice}`" for choice in (value.strip("{}").split(",") if value else ("true", "false")))
+    name = value.strip("[]").split()[0]
     return KINDS.get(name, f"a {name.lower()}")
 
 
@@ -127,19 +126,16 @@ def _default(by_size: dict[str, Any]) -> str:
     shown = ["none" if x in (None, ()) else f"`{text.get(type(x), str)(x)}`" for x in by_size.values()]
     each = [f"{value} ({size})" for size, value in zip(by_size, shown, strict=True)]
     if shown == [f"`{size}`" for size in by_size]:  # the size itself
-        return f"default `{config.Config().run.size}`"
+        return f"default `{schema.Config().run.size}`"
     return f"default {', '.join(each) if len(set(shown)) > 1 else shown[0]}"
 
 
 def _uses(model: str, section: str, name: str) -> bool:
     """True if the setting means anything for the model, with experts or without."""
-    for experts in (False, True):
-        settings = config.replace(config.Config(), {"model": model, "use_moe": experts})
-        with contextlib.suppress(errors.EbmvkError):
-            config.check_model(settings.model)
-            if config.concerns(settings, section, name):
-                return True
-    return False
+    return any(
+        schema.concerns(schema.replace(schema.Config(), {"model": model, "use_moe": experts}), section, name)
+        for experts in (False, True)
+    )
 
 
 def error_classes() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The `ebmvk` program."""
+"""The `ebmvk` program: finds the command and runs it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from ebmvk import __version__
-from ebmvk.cli.commands import COMMANDS
+from ebmvk.cli.commands import COMMANDS, GROUPS
 from ebmvk.cli.running import run
 from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `ebmvk` program: dispatches to a command and returns its exit status."""
+    """Run the command that the arguments name; returns its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0].replace("_", "-") in COMMANDS:
         command = importlib.import_module(f"ebmvk.cli.{args[0].replace('-', '_')}")
@@ -27,13 +27,28 @@ def _top_level(args: list[str]) -> int:
     if args[:1] == ["--version"]:
         print(f"ebmvk {__version__}")
         return 0
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: ebmvk COMMAND [--help] [OPTIONS]\n\ncommands:")
-        print("\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items()))
-        print("\nEach is also `python -m ebmvk.COMMAND`. `ebmvk --version` says the version.")
+    if args[:1] == ["--print-completion"]:
+        from ebmvk.cli.completion import script
+
+        print(script(next(iter(args[1:]), "")))
+        return 0
+    if not args or args[0] in ("-h", "--help", "--help-all"):
+        print("\n".join(_help()))
         return 0
     close = nearest(args[0], COMMANDS)
     raise ConfigError(
-        f"ebmvk {args[0]}: no such command",
+        f"ebmvk {args[0]}: unknown command",
         hint=f"did you mean 'ebmvk {close}'?" if close else f"take one of {', '.join(COMMANDS)}",
     )
+
+
+def _help() -> list[str]:
+    lines = ["usage: ebmvk COMMAND [--help] [OPTIONS]"]
+    for title, commands in GROUPS.items():
+        lines += ["", title, *(f"  {name:<18}{what}" for name, what in commands.items())]
+    return [
+        *lines,
+        "",
+        "`python -m ebmvk COMMAND` does the same. `ebmvk --version` prints the version, and",
+        "`ebmvk --print-completion bash` (or zsh, fish) a script that completes commands and flags.",
+    ]

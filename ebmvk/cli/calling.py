@@ -1,4 +1,4 @@
-"""Commands as Python functions: keyword arguments become flags, and modules can be called."""
+"""Commands as Python functions: turns keyword arguments into flags, and makes modules callable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from ebmvk.errors import ConfigError
 
 
 def arguments(command: str, settings: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """The flags for keyword arguments: `batch_size=4` is `--batch-size 4`, `enable_soc=False` is `--no-enable-soc`, a
-    list gives a flag several values, and None omits the flag.
+    """The flags for keyword arguments.
+
+    `batch_size=4` is `--batch-size 4`, `enable_soc=False` is `--no-enable-soc`, a list gives a flag
+    several values, and None omits the flag.
 
     Raises:
         ConfigError: a setting doesn't exist, or its value has a type that no flag takes.
@@ -50,7 +52,8 @@ def _argument(what: str, own: str, value: Any) -> list[str]:
 def callable_module(name: str, function: Callable[..., Any]) -> None:
     """Make the module `name` callable like its function of the same name.
 
-    Importing `ebmvk.train` makes the package's `train` a module, so a function could not keep that name.
+    Importing `ebmvk.train` makes the package's `train` a module, so a function could not keep that
+    name.
     """
 
     class Called(ModuleType):

@@ -1,29 +1,46 @@
-"""The commands of the `ebmvk` program, a line each: the name of its module in this package, and what it does."""
+"""The commands of the `ebmvk` program. To add one: write its module in this package and give it a
+line here.
+
+`ebmvk some-name` runs `main(argv)` of the module `some_name`, which also has `FLAGS`, all its
+flags.
+"""
 
 from __future__ import annotations
 
-COMMANDS = {
-    "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
-    "pretrain": "train embeddings and trunk alone; `ebmvk train --init RUN` goes on with the whole model",
-    "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
-    "memory": "give a checkpoint its memory: static splats of the training text, and the gates of both tiers",
-    "prepare-corpus": "text files repaired, normalised, without repeats, put together for training",
-    "analyze-corpus": "what a corpus is like: tokens, documents, and what to train on it",
-    "init-tokenizer": "a tokenizer of one's own, for --tokenizer FILE",
-    "sweep": "a table of training runs with verdicts, resumable and parallel, and a search beyond it",
-    "doctor": "devices and drivers of this machine, and every operation compared with a float64 oracle",
-    "certify": "are the samplers right? twelve tests with p-values, and broken samplers that they must catch",
-    "diagnose": "what is well with a checkpoint, what is not, and what to do about it; several side by side",
-    "generate": "write text by annealed Langevin sampling, or by exact sampling",
-    "export": "a checkpoint as a folder laid out as model hubs have them, with a card of exact figures",
-    "harness": "tasks of lm-evaluation-harness, an extra; flags that are not listed are lm_eval's: --tasks, --limit …",
-    "compare-decoding": "decoding strategies by repetition, diversity, perplexity and speed, beside human text",
-    "attention": "what each head looks at, and what experts specialise in, as pictures and figures",
-    "embed": "texts as points on the sphere, and their exact energies",
-    "compose": "the point that the model composes of two texts",
-    "neighbors": "the tokens, and splats of the memory, nearest to a text",
+GROUPS: dict[str, dict[str, str]] = {
+    "Train and look": {
+        "train": "train a model on text; writes a run folder with checkpoints, metrics and a report",
+        "pretrain": "train embeddings and trunk only; `ebmvk train --init RUN` continues with the whole model",
+        "evaluate": "exact likelihood of a text: perplexity per token and word, bits per byte",
+        "diagnose": "what is fine with a checkpoint, what is not, and what to change; compares several",
+        "attention": "pictures and figures of what each head looks at and what experts specialise in",
+        "sweep": "a table of training runs with verdicts; resumable, parallel, with a search",
+        "harness": "tasks of lm-evaluation-harness (an extra); takes the flags of lm_eval too",
+    },
+    "Write text": {
+        "generate": "write text by annealed Langevin sampling or by exact sampling",
+        "compare-decoding": "repetition, diversity, perplexity and speed of decoding strategies",
+        "embed": "turn texts into points on the sphere, with their exact energies",
+        "compose": "the point that the model composes from two texts",
+        "neighbors": "the tokens and memory splats that are nearest to a text",
+        "export": "write a checkpoint in the layout of model hubs, with a model card",
+    },
+    "Memory": {
+        "memory": "give a checkpoint its memory: splats of the training text, and the gates of both tiers",
+    },
+    "Corpora": {
+        "prepare-corpus": "repair, normalise and deduplicate text files, and join them for training",
+        "analyze-corpus": "size and content of a corpus, and what to train on it",
+        "init-tokenizer": "train a tokenizer for --tokenizer FILE",
+    },
+    "Check": {
+        "doctor": "test every operation on every device of this machine against a float64 oracle",
+        "certify": "test the samplers: twelve tests with p-values, and broken samplers that they must catch",
+    },
 }
+"""{title of a group: {command: what it does, in a line}}."""
 
+COMMANDS: dict[str, str] = {name: what for group in GROUPS.values() for name, what in group.items()}
 
 TOGETHER = ("train", "pretrain", "evaluate")
-"""Commands that several processes of torchrun do together."""
+"""Commands that several processes of torchrun run together."""

@@ -1,8 +1,11 @@
-"""`ebmvk doctor`, `python -m ebmvk.doctor`: what this machine offers, and whether every operation is right on it; or
-whether a checkpoint is sound, in seconds and without its text.
+"""`ebmvk doctor`: lists the devices of this machine and tests every operation on them; or tests a
+checkpoint.
 
-Exit status: 0 when everything that was tried is right; 1 when an operation is wrong or fails, or when what `--device
-auto` would take cannot be opened; 2 for an unknown flag, or a `--device` or checkpoint that cannot be had.
+A checkpoint is tested within seconds and without its text.
+
+Exit status: 0 if everything tested is right; 1 if an operation is wrong or fails, or if the device
+of `--device auto` can't be opened; 2 for an unknown flag, or a device or checkpoint that can't be
+opened.
 """
 
 from __future__ import annotations
@@ -31,13 +34,15 @@ if TYPE_CHECKING:
     from ebmvk.runs.folder import OpenRun
 
 Record = dict[str, Any]
-TOKENS = 24  # of the text that a checkpoint writes
+TOKENS = 24  # length of the text that a checkpoint writes
 
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None  # Only this one; by default all there are.
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Look at a run or checkpoint instead.
+    # Test this device only; by default, all devices of the machine.
+    device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
+    # Test a run or checkpoint instead of devices.
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     json: bool = False  # Print one JSON object instead of lines.
 
 
@@ -45,31 +50,35 @@ FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(DoctorC
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 or 2, as the module says."""
+    """Returns exit status 0, 1 or 2, as described above."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(lambda: _doctor(parsing.parse(DoctorCommand, args, command="doctor", known=FLAGS)))
 
 
 def _doctor(command: DoctorCommand) -> int:
-    from ebmvk.engine import explain, select
+    from ebmvk.engine import select
+    from ebmvk.engine.select import choose
 
     if command.checkpoint:
         return _look_at(command.checkpoint, command.device or "cpu", as_json=command.json)
-    record: Record = {"ebmvk": __version__, "machine": _machine(), "vulkan": _vulkan(), "auto": explain("auto")}
+    auto = choose("auto")
+    record: Record = {"ebmvk": __version__, "machine": _machine(), "vulkan": _vulkan(), "auto": str(auto)}
     if command.device is not None:
-        backend = select(command.device)  # a typed error, status 2, where it cannot be had
+        backend = select(command.device)  # raises an error with status 2 if it can't be opened
         record["devices"] = [_tried(command.device, backend)]
     else:
         names = ["cpu", *(f"vulkan:{device['index']}" for device in record["vulkan"]["devices"] if device["usable"])]
         names += ["cuda"] if record["machine"]["cuda"] else []
         record["devices"] = [_try(name) for name in names]
-    record["status"] = _status(record)
+    record["status"] = _status(record["devices"], auto.kind)
     print(json.dumps(record, indent=2, allow_nan=False) if command.json else "\n".join(_lines(record)))
     return int(record["status"])
 
 
 def _look_at(path: Path, device: str, *, as_json: bool) -> int:
-    """Opening it checks files, shapes and numbers; then come the token law, and a text written and read again."""
+    """Test a checkpoint: open it, which checks files, shapes and numbers; then compare its token
+    laws.
+    """
     from ebmvk.engine.device import open_device
     from ebmvk.runs.folder import open_run
 
@@ -93,7 +102,9 @@ def _look_at(path: Path, device: str, *, as_json: bool) -> int:
 
 
 def _errors(run: OpenRun, device: Device) -> Iterator[tuple[str, float, float]]:
-    """(what, found, most) of everything that a checkpoint's model has to keep to, whatever its text was."""
+    """(name, error, largest allowed error) of laws that hold for every model, whatever its text
+    was.
+    """
     import torch
 
     from ebmvk.decoding.generate import Decoding, Generator
@@ -107,9 +118,9 @@ def _errors(run: OpenRun, device: Device) -> Iterator[tuple[str, float, float]]:
         whole, cache = model(ids), Cache(torch.zeros(1, dtype=torch.int64, device=device.torch))
         parts = [model.logits(model.extend(part, cache)) for part in torch.split(ids, 5, dim=1)]
         logits, log_p = model.logits(whole), model.log_p_lex(whole)
-    yield "sum of p(v|c) less 1", float((log_p.double().exp().sum(-1) - 1).abs().max()), 1e-4
+    yield "sum of p(v|c) minus 1", float((log_p.double().exp().sum(-1) - 1).abs().max()), 1e-4
     apart, scale = (torch.cat(parts, dim=1) - logits).abs().max(), logits.abs().max() + 1
-    yield ("logits with a cache less those without, relative", float(apart / scale), 1e-5)
+    yield ("logits with a cache minus logits without, relative", float(apart / scale), 1e-5)
 
 
 def _machine() -> Record:
@@ -161,11 +172,12 @@ def _operation(check: Check) -> Record:
     }
 
 
-def _status(record: Record) -> int:
-    wrong = any(not operation["ok"] for device in record["devices"] for operation in device["operations"])
-    chosen = record["auto"].split(":")[0]
-    # A device that is there and cannot be opened counts where it would be taken, or was found to be usable.
-    failed = [device["device"].split(":")[0] for device in record["devices"] if device["failure"]]
+def _status(devices: list[Record], chosen: str) -> int:
+    """1 if an operation is wrong, or if a device can't be opened that is `chosen` or was found to
+    be usable.
+    """
+    wrong = any(not operation["ok"] for device in devices for operation in device["operations"])
+    failed = [device["device"].split(":")[0] for device in devices if device["failure"]]
     return int(wrong or chosen in failed or "vulkan" in failed)
 
 

@@ -56,7 +56,7 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag in FLAGS:
             ours += [arg] if "=" in arg else [arg, *islice(rest, 1)]
         else:
-            (ours if flag in ("-h", "--help") else theirs).append(arg)
+            (ours if flag in parsing.HELP else theirs).append(arg)
     return ours, theirs
 
 

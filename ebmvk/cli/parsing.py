@@ -1,4 +1,4 @@
-"""One parser for the flags of all commands. Nothing heavy is imported here, so that --help answers at once."""
+"""Parses the flags of all commands. It imports nothing heavy, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, TypeVar
 
 import tyro
 
+from ebmvk.cli import help_page
 from ebmvk.cli.commands import COMMANDS, TOGETHER
 from ebmvk.cli.running import processes
 from ebmvk.config.flags import ALIASES, _spelled, _spread, at_home, flags_in
@@ -22,8 +24,9 @@ from ebmvk.errors import ConfigError
 from ebmvk.runs import layout as runs
 
 T = TypeVar("T")
+HELP = ("-h", "--help", "--help-all")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
-"""The type of `--include`, which may be repeated."""
+"""The type of `--include`, which may be given several times."""
 
 
 def parse(
@@ -34,31 +37,34 @@ def parse(
     known: Sequence[str],
     default: T | None = None,
     repeatable: Sequence[str] = (),
+    titles: Mapping[str, str] = MappingProxyType({}),
 ) -> T:
-    """Parse flat flags into the dataclass `kind` with tyro.
+    """Parse flat flags into the dataclass `kind`, or print its help.
 
     Args:
-        known: every flag of the command, to suggest the nearest one to a misspelt flag.
-        default: values of the flags that are not given; they are what --help shows.
-        repeatable: flags of any number of values, `UseAppendAction` fields: each value behind a flag of its own, or
-            several behind one.
+        known: all flags of the command; a misspelt flag is compared with them.
+        default: values of flags that are not given.
+        repeatable: flags that take any number of values, in one list or each after its own flag.
+            Their fields have the type `UseAppendAction`.
+        titles: titles of the groups of flags in the help; see `help_page.entries`.
 
     Raises:
-        ConfigError: for an unknown flag, a missing or a bad value.
+        ConfigError: a flag is unknown, or its value is missing or bad.
         SystemExit: status 0, after --help.
     """
     args = at_home(args)
     check_flags(args, known, command, repeatable)
-    if bad := next((arg for arg in args if not _is_text(arg)), None):
-        raise ConfigError(
-            f"{os.fsencode(bad).decode('utf-8', 'backslashreplace')} is not UTF-8",
-            why="a run writes the names it was given into its files, and these are UTF-8",
-            hint="rename the file or folder; its name may be of an older encoding such as Latin-1",
-        )
+    if asked := set(HELP) & set(args):
+        what = COMMANDS[command]
+        notes = [f"{what[0].upper()}{what[1:]}.", *_other_names(known)]
+        entries = list(help_page.entries(kind, default, dict(titles)))
+        print(help_page.page(f"ebmvk {command}", entries, everything="--help-all" in asked, notes=notes))
+        raise SystemExit(0)
+    _check_text(args)
     if processes() > 1 and command not in TOGETHER:
         raise ConfigError(
-            f"`ebmvk {command}` in {os.environ['WORLD_SIZE']} processes of torchrun",
-            why=f"only {', '.join(TOGETHER)} share their work; each would do and write all of this",
+            f"`ebmvk {command}` was started in {os.environ['WORLD_SIZE']} processes of torchrun",
+            why=f"only {', '.join(TOGETHER)} divide their work among processes",
             hint="start it without torchrun",
         )
     said = io.StringIO()
@@ -68,19 +74,33 @@ def parse(
                 kind,
                 args=_spelled(list(_spread(args, repeatable))),
                 prog=f"ebmvk {command}",
-                description=f"{COMMANDS[command].capitalize()}.{_other_names(known)}",
                 default=tyro.MISSING_NONPROP if default is None else default,
+                add_help=False,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
+    except SystemExit:
         raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
     return _with_newest(found)
 
 
+def _check_text(args: Sequence[str]) -> None:
+    """Raises ConfigError if an argument is not UTF-8: Python turns other bytes into halves of
+    surrogate pairs.
+    """
+    for arg in args:
+        if any("\ud800" <= character <= "\udfff" for character in arg):
+            raise ConfigError(
+                f"{os.fsencode(arg).decode('utf-8', 'backslashreplace')} is not UTF-8",
+                why="a run writes the names of its files into other files, which are UTF-8",
+                hint="rename the file or folder; an older encoding such as Latin-1 may have been used for its name",
+            )
+
+
 def _with_newest(command: T) -> T:
-    """Replace `--checkpoint newest`, the default, by the newest run, and print its name. Raises ConfigError."""
+    """Replace `--checkpoint newest`, the default, with the newest run and print its name.
+
+    Raises ConfigError.
+    """
     given = getattr(command, "checkpoint", None)
     if given != Path(runs.NEWEST) or given.exists():
         return command
@@ -89,31 +109,30 @@ def _with_newest(command: T) -> T:
     return dataclasses.replace(command, checkpoint=run)  # type: ignore[type-var]
 
 
-def _is_text(arg: str) -> bool:
-    """True if it came from UTF-8: Python turns other bytes into halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in arg)
-
-
-def _other_names(known: Sequence[str]) -> str:
+def _other_names(known: Sequence[str]) -> list[str]:
     names = [f"{short} is {long}" for short, long in ALIASES.items() if long in known]
-    return f" Other names: {', '.join(names)}." if names else ""
+    return [f"Other names: {', '.join(names)}."] if names else []
 
 
 def _first_line(boxed: str) -> str:
-    """The message of tyro's framed error text, up to its rule, in one line."""
+    """The message in tyro's framed error text, as one line: the part above the first horizontal
+    rule.
+    """
     lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
     message = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))]
     return " ".join(" ".join(message).split()) or boxed.strip()
 
 
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
-    """Reject the first unknown or repeated flag, with the nearest known one."""
+    """Raises ConfigError for the first unknown flag, naming the nearest known one, or repeated
+    flag.
+    """
     seen: set[str] = set()
     before = ""
     for arg in args:
         flags = flags_in([arg])
         for name in flags:
-            if name not in known and name not in ("-h", "--help"):
+            if name not in known and name not in HELP:
                 raise ConfigError(
                     f"unknown flag {name}",
                     why=f"`ebmvk {command}` has no such flag",
@@ -130,13 +149,15 @@ def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeata
 
 
 def _instead(arg: str, before: str, known: Sequence[str]) -> str | None:
-    """What may be meant by an argument that looks like a flag, and is none. before: the flag whose value may come
-    there."""
-    # Without the hyphens, which all have in common: they would make any two short names alike.
+    """A hint for an argument that looks like a flag but isn't one.
+
+    before: the flag in front of it, whose value it may be.
+    """
+    # Compared without hyphens: those would make any two short names similar.
     names = {flag.lstrip("-"): flag for flag in known}
     close = nearest(arg.partition("=")[0].lstrip("-"), names, cutoff=0.65)
     flag = next(iter(flags_in([before])), "")
     switch = not {f"--no-{flag[2:]}", flag.replace("--no-", "--", 1)}.isdisjoint(set(known) - {flag})
     if flag in known and "=" not in before and not switch and not (close and arg.startswith("--")):
-        return f"write {flag}={shlex.quote(arg)} if it is a value: what begins with a hyphen looks like a flag"
+        return f"if it is a value, write {flag}={shlex.quote(arg)}: a word that starts with a hyphen looks like a flag"
     return f"did you mean {names[close]}?" if close else None

@@ -1,7 +1,8 @@
-"""`ebmvk pretrain`, `python -m ebmvk.pretrain`: embeddings and trunk as a stage of their own.
+"""`ebmvk pretrain`: a first stage that trains embeddings and trunk only.
 
-Training as ever, of p(v|c) = softmax(s mu_v.h + b_v): the state itself meets the tokens, without decoder, composition,
-scales or denoising. `ebmvk train --init RUN` starts the full model from the run that this writes.
+It trains p(v|c) = softmax(s mu_v.h + b_v): the state is compared with the tokens directly, without
+decoder, composition, scales or denoising. `ebmvk train --init RUN` starts the whole model from the
+run that this writes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from ebmvk.cli.train import FLAGS as TRAIN_FLAGS
 from ebmvk.cli.train import main as train
 
 FLAGS = TRAIN_FLAGS
-# Defaults of this stage; flags and a file can still say otherwise.
+# Defaults of this stage; flags and a file override them.
 STAGE = {"decoder": "none", "use_geometric": False, "use_compositional": False, "lambda_denoise": 0.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status as of `ebmvk train`."""
+    """The same exit status as `ebmvk train`."""
     return train(argv, command="pretrain", stage=STAGE)
 
 

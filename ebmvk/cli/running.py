@@ -1,4 +1,4 @@
-"""Running a command: exit status, typed errors without a traceback, output that is lost, several processes."""
+"""Runs a command: exit status, typed errors without a traceback, lost output, several processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(body: Callable[[], int]) -> int:
-    """The exit status of `body`; a typed error is printed in three lines and becomes its exit status."""
+    """Run `body` and return its exit status; a typed error is printed in up to three lines."""
     terminal.prepare()
     try:
         return _written(body)
@@ -49,12 +49,12 @@ def _complain(text: str) -> None:
     """Print to standard error, if it is open."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    if terminal.is_broken():  # otherwise the interpreter would fail at exit
+    if terminal.is_broken():  # or the interpreter would fail at exit
         terminal.let_go()
 
 
 def _output_lost(error: OSError) -> int:
-    """The exit status if standard output could not be written: 1, without a message if its reader has gone."""
+    """The exit status after a failed write to standard output: 1, silent if its reader has gone."""
     if isinstance(error, BrokenPipeError):
         terminal.let_go()
         return 1
@@ -68,24 +68,26 @@ def _output_lost(error: OSError) -> int:
 
 
 def _rank() -> str:
-    """Which of several processes this is, for messages, where it is not the first."""
+    """A prefix of messages: which of several processes this is, unless it is the first."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
 
 
 def processes() -> int:
-    """How many of them torchrun has started to do this together. Raises ConfigError."""
+    """The number of processes that torchrun has started. Raises ConfigError."""
     given = os.environ.get("WORLD_SIZE", "1")
     if not given.isdecimal() or not int(given):
-        raise ConfigError(f"WORLD_SIZE={given} is no number of processes", hint="unset it, or start with torchrun")
+        raise ConfigError(f"WORLD_SIZE={given} is not a number of processes", hint="unset it, or start with torchrun")
     return int(given)
 
 
 def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mapping[str, Handler]]) -> int:
-    """The exit status of `body`, which runs in the first of the processes that torchrun has started; the others do
-    what it tells them. With one process it is called with None, and nothing is imported.
+    """Run `body` in the first process of torchrun and return its exit status.
 
-    followers: what they can be told to do, by name.
+    The other processes do what it tells them. With one process, `body` is called with None and
+    nothing is imported.
+
+    followers: returns what the others can be told to do, by name.
     """
     if processes() == 1:
         return body(None)
@@ -104,7 +106,10 @@ def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mappi
 
 
 def write_output(path: Path, text: str, flag: str) -> None:
-    """Write the file that a flag names, whole or not at all, with its folder. Raises StorageError."""
+    """Write the file that a flag names, whole or not at all; makes its folder.
+
+    Raises StorageError.
+    """
     from ebmvk.data.files import write_text
 
     try:

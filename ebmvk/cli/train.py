@@ -1,11 +1,11 @@
-"""`ebmvk train`, `python -m ebmvk.train`: text in, a run folder with checkpoints, metrics, samples and a report out."""
+"""`ebmvk train`: reads text, and writes a run folder with checkpoints, metrics and a report."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,20 +33,43 @@ if TYPE_CHECKING:
     from ebmvk.api import Trained
     from ebmvk.data.corpus import Corpus
     from ebmvk.ranks import Handler, Ranks
-    from ebmvk.training.session import Job
+    from ebmvk.training.job import Job
+
+COMMON = {"common": True}
+TITLES = {
+    "run": "Size and machine",
+    "data": "Text",
+    "model": "Model",
+    "langevin": "Sampling",
+    "training": "Training",
+    "logging": "Output",
+    "splats": "Memory splats",
+    "": "This run",
+}
+"""{section of the settings: title of its flags in the help}."""
 
 
 @dataclass(frozen=True)
 class TrainCommand(Config):
-    """The settings and what concerns this call only."""
+    """The settings of a run, and flags that concern one call only."""
 
-    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # The run's folder; runs/DATASET-SIZE-TIME.
-    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = None  # Continue a run: the newest, or PATH.
-    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Save and stop after N steps of this call.
-    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # A recipe of --model: small, medium, large.
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None  # Settings from a file; flags win.
-    dry_run: bool = False  # Say what the run would take, after a few steps; nothing is left of it.
-    quiet: bool = False  # Print errors and the paths of the results only.
+    # The folder of the run; by default runs/DATASET-SIZE-TIME.
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = field(default=None, metadata=COMMON)
+    # Continue a run: the newest one, or the one in PATH.
+    resume: Annotated[str | None, tyro.conf.arg(metavar="[PATH]")] = field(default=None, metadata=COMMON)
+    # Save and stop after N steps of this call.
+    stop_after: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    # A recipe of --model: small, medium or large.
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    # Read settings from a file; flags win over it.
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = field(default=None, metadata=COMMON)
+    # Try a few steps, print the time, memory and disk space that the run would take, and leave
+    # nothing behind.
+    dry_run: bool = field(default=False, metadata=COMMON)
+    # Print all settings, and every figure while the run trains.
+    verbose: bool = field(default=False, metadata=COMMON)
+    # Print only errors, warnings and the paths of the results.
+    quiet: bool = field(default=False, metadata=COMMON)
 
     @property
     def settings(self) -> Config:
@@ -67,25 +90,26 @@ REPEATABLE = ("--include",)
 def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
     """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
 
-    command: its name; stage: {field: value} that are defaults of this command, over those of the size.
+    command: its name. stage: {field: value} of defaults that this command has in place of those of
+    the size.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
 def train(**settings: Any) -> Trained:
-    """Train a model, as `ebmvk train` does, and return how the run ended; its folder has everything else.
+    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything else.
 
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`, `steps=300`, `lr=1e-3`,
-    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`. A
-    run is saved when Ctrl-C interrupts it.
+    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`.
+    If Ctrl-C interrupts a run, it is saved.
 
     >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
     >>> run.validation["bits_per_byte"]
 
     Raises:
-        ConfigError: a setting is unknown or bad, or two contradict each other. EbmvkError: any other error that the
-        command would print; what was saved before is intact.
+        ConfigError: a setting is unknown or bad, or two contradict each other.
+        EbmvkError: any other error that the command would print; what was saved before is intact.
     """
     if settings.get("dry_run"):
         raise ConfigError("ebmvk.train(dry_run=True) has no result", hint="use the command: ebmvk train --dry-run")
@@ -96,7 +120,7 @@ def train(**settings: Any) -> Trained:
     from ebmvk.runs.metrics import read_history
     from ebmvk.training.session import execute
 
-    outcome = execute(job, quiet=command.quiet, stop_after=command.stop_after)
+    outcome = execute(job, quiet=command.quiet, verbose=command.verbose, stop_after=command.stop_after)
     history = read_history(job.folder)
     end = history.end or {}
     return Trained(job.folder, outcome, history.step, end.get("validation"), end.get("trigram"))
@@ -109,32 +133,46 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 
 def _train(args: list[str], name: str, stage: Mapping[str, Any], ranks: Ranks | None) -> int:
-    """Parse, decide what to train, train it. ranks: the processes that do, if there are several."""
+    """Parse the arguments, decide what to train, and train it.
+
+    ranks: the processes, if there are several.
+    """
     command, job = asked(args, name, stage)
     from ebmvk.ranks import ALONE
     from ebmvk.training.session import execute
 
-    outcome = execute(job, ranks or ALONE, quiet=command.quiet, stop_after=command.stop_after, dry_run=command.dry_run)
+    outcome = execute(
+        job,
+        ranks or ALONE,
+        quiet=command.quiet,
+        verbose=command.verbose,
+        stop_after=command.stop_after,
+        dry_run=command.dry_run,
+    )
     return INTERRUPTED if outcome == "interrupted" else 0
 
 
 def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = FULL) -> tuple[TrainCommand, Job]:
-    """What the arguments of a command ask for; nothing of it is begun.
+    """The command and the job that the arguments ask for; nothing is started.
 
     Raises:
-        ConfigError: a flag is unknown, its value bad, or two contradict each other. DataError, CheckpointError: there
-            is no such text, no such run to resume.
+        ConfigError: a flag is unknown, its value is bad, or two flags contradict each other.
+        DataError, CheckpointError: the text, or the run to resume, doesn't exist.
     """
     parsing.check_flags(args, FLAGS, name, REPEATABLE)
     base, levels = _defaults(args, stage)
     if "--include" in flags.flags_in(args):  # flags replace the file's patterns instead of adding to them
         base = replace(base, {"include": ()})
-    if {"-h", "--help"} & set(args) and flags.value_of(args, "--resume") is None:
+    if set(parsing.HELP) & set(args) and flags.value_of(args, "--resume") is None:
         base = _of_text(base, levels, args)
     default = TrainCommand(**vars(base))
-    command = parsing.parse(TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE)
+    command = parsing.parse(
+        TrainCommand, args, command=name, known=FLAGS, default=default, repeatable=REPEATABLE, titles=TITLES
+    )
+    if command.verbose and command.quiet:
+        raise ConfigError("--verbose and --quiet are both given", hint="give one of them")
     if command.stop_after is not None and command.stop_after < 1:
-        raise ConfigError(f"--stop-after {command.stop_after} is below 1", hint="give a number of steps")
+        raise ConfigError(f"--stop-after {command.stop_after} is less than 1", hint="give a number of steps")
     given = _given(args, command.settings)
     resume = command.resume
     return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
@@ -144,8 +182,11 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
 
 
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
-    """The configuration that --help shows and flags change: of the run to resume, or of --size, with what is said over
-    it; and that, from the weakest on."""
+    """The configuration that --help shows and that flags change, and the levels in it, the weakest
+    one first.
+
+    It is that of the run to resume, or of --size, changed by model, stage, preset and file.
+    """
     file, resume = _file(args), flags.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.runs.folder import read_config
@@ -163,7 +204,7 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
 
 
 def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
-    """The defaults of a run on the text that --dataset names: a short one takes fewer steps and tokens."""
+    """The defaults of a run on the text that --dataset names: they are smaller for a short text."""
     from ebmvk.data.published import FETCHABLE
     from ebmvk.runs.text import find_text
 
@@ -180,7 +221,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
     )
     try:
         size = find_text(data).bytes("train")
-    except EbmvkError:  # --help answers all the same
+    except EbmvkError:  # --help works even so
         return base
     derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]
@@ -221,7 +262,7 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = command.run_dir or RUNS / f"{corpus.name}-{size}-{started}"
-    from ebmvk.training.session import Job  # torch takes seconds: report earlier errors first
+    from ebmvk.training.job import Job  # torch takes seconds: report earlier errors first
 
     return Job(config, sources, folder, corpus)
 
@@ -248,7 +289,9 @@ def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
+    """(run folder, checkpoint folder) that --resume and --run-dir name; None: the newest usable
+    checkpoint.
+    """
     if resume == NEWEST and not run_dir:
         return newest("--resume"), None
     from ebmvk.runs.checkpoint import locate
@@ -257,14 +300,14 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
     if run_dir and Path(run_dir).resolve() != folder:
-        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="leave --run-dir away")
+        raise ConfigError(f"--run-dir {run_dir} is not the run of --resume {resume}", hint="remove --run-dir")
     return folder, None if path.resolve() == folder else at
 
 
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
     from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
     from ebmvk.runs.text import own_text
-    from ebmvk.training.session import Job
+    from ebmvk.training.job import Job
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)

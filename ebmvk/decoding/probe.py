@@ -12,7 +12,7 @@ from ebmvk.engine import Backend
 from ebmvk.errors import StorageError
 from ebmvk.model.language import LanguageModel
 
-SAMPLES = 2
+SAMPLES = 3
 
 
 class Probe:

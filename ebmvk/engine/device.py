@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ebmvk.engine import Backend, explain, select
+from ebmvk.engine import Backend
+from ebmvk.engine.select import choose, open_choice
 from ebmvk.errors import DeviceError
 from ebmvk.host import process
 
@@ -27,9 +28,9 @@ def open_device(name: str) -> Device:
         DeviceError, ArgumentError: as `ebmvk.engine.select`.
     """
     process.spin_less()
-    reason = explain(name)
-    backend = select(name)
-    kind = "cuda" if reason.startswith("cuda") else "cpu"
+    choice = choose(name)
+    backend = open_choice(choice)
+    kind = "cuda" if choice.kind == "cuda" else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
-    return Device(backend, torch.device(kind), f"{reason} ({backend.device})")
+    return Device(backend, torch.device(kind), f"{choice} ({backend.device})")

@@ -15,10 +15,19 @@ Kind = Literal["cpu", "cuda", "vulkan", "reference"]
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
+    """The device that `--device` stands for, and why.
+
+    index: the Vulkan device's number, or None for the driver's first one. reason: a clause for people.
+    """
+
     kind: Kind
     index: int | None
     reason: str
+
+    def __str__(self) -> str:
+        name = self.kind if self.index is None else f"{self.kind}:{self.index}"
+        return f"{name}: {self.reason}"
 
 
 def select(device: str = "auto") -> Backend:
@@ -32,7 +41,11 @@ def select(device: str = "auto") -> Backend:
         ArgumentError: `device` is none of these.
         DeviceError: the device asked for cannot be had; the message says why.
     """
-    choice = _choose(device)
+    return open_choice(choose(device))
+
+
+def open_choice(choice: Choice) -> Backend:
+    """Open the backend that was chosen. Raises DeviceError as `select` does."""
     if choice.kind == "cpu":
         from ebmvk.engine.cpu import Cpu
 
@@ -61,50 +74,40 @@ def _take_own_cuda_device() -> None:
 
 
 def explain(device: str = "auto") -> str:
-    """One line: what `select(device)` opens, and why. Raises as `select` does for a name it does not know."""
-    choice = _choose(device)
-    name = choice.kind if choice.index is None else f"{choice.kind}:{choice.index}"
-    return f"{name}: {choice.reason}"
+    """One line: what `select(device)` opens, and why. Raises ArgumentError for an unknown name."""
+    return str(choose(device))
 
 
-def _choose(device: str) -> _Choice:
+def choose(device: str = "auto") -> Choice:
+    """What `select(device)` opens. Raises ArgumentError for an unknown name."""
     kind, _, number = device.partition(":")
     if device == "vulkan":
-        return _Choice("vulkan", None, "asked for")
+        return Choice("vulkan", None, "asked for")
     if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # what fits the extension's int
-        return _Choice("vulkan", int(number), "asked for")
+        return Choice("vulkan", int(number), "asked for")
     match device:
         case "auto":
             return _automatic()
         case "cpu":
-            return _Choice("cpu", None, "asked for")
+            return Choice("cpu", None, "asked for")
         case "cuda":
-            return _Choice("cuda", None, "asked for; the engine runs its torch path there")
+            return Choice("cuda", None, "asked for; the engine runs its torch path there")
         case "reference":
-            return _Choice("reference", None, "asked for; plain torch on the CPU")
+            return Choice("reference", None, "asked for; plain torch on the CPU")
     raise ArgumentError(
         f"--device {device!r} is not known", hint="use auto, cpu, cuda, vulkan, vulkan:<index> or reference"
     )
 
 
-def _automatic() -> _Choice:
+def _automatic() -> Choice:
     if torch.cuda.is_available():
-        return _Choice("cuda", None, f"torch has CUDA ({torch.cuda.get_device_name()})")
-    index, found = _vulkan_accelerator()
-    if index is not None:
-        return _Choice("vulkan", index, f"no CUDA; Vulkan has {found}")
-    return _Choice("cpu", None, f"no CUDA; {found}")
-
-
-def _vulkan_accelerator() -> tuple[int | None, str]:
-    """Index and name of the first Vulkan device that is not of type CPU; (None, the reason) if there is none."""
+        return Choice("cuda", None, f"torch found {torch.cuda.get_device_name()}")
     try:
         from ebmvk.engine import vulkan
 
-        devices = vulkan.devices()
-    except (ImportError, DeviceError) as error:
-        return None, f"no Vulkan ({str(error).splitlines()[0]})"
-    for device in devices:
-        if device.type != "cpu":
-            return device.index, f"{device.name}"
-    return None, "no Vulkan device other than a CPU in disguise" if devices else "no Vulkan device"
+        gpu = next((device for device in vulkan.devices() if device.type != "cpu"), None)
+    except (ImportError, DeviceError):  # no extension, loader or driver; `ebmvk doctor` tells which
+        gpu = None
+    if gpu is None:
+        return Choice("cpu", None, "no GPU found, so the CPU")
+    return Choice("vulkan", gpu.index, f"Vulkan found {gpu.name}")

@@ -1,4 +1,6 @@
-"""Modules that have moved: `import ebmvk.doctor` and `python -m ebmvk.doctor` still work, as `ebmvk.cli.doctor`."""
+"""Modules that have moved still work by their old names: `import ebmvk.doctor` gives
+`ebmvk.cli.doctor`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ MOVED = {f"ebmvk.{name}": f"ebmvk.cli.{name}" for name in _COMMANDS} | {
 
 
 class OldNames(MetaPathFinder, Loader):
-    """Finds a moved module by its old name, after all other finders have failed."""
+    """Finds moved modules by their old names. It is asked after all other finders."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in MOVED else None
@@ -35,7 +37,7 @@ class OldNames(MetaPathFinder, Loader):
         module.__spec__ = spec.loader_state
 
     def get_code(self, name: str) -> CodeType | None:
-        """For `python -m`."""
+        """`python -m` asks for this."""
         spec = importlib.util.find_spec(MOVED[name])
         assert spec is not None
         code: CodeType | None = spec.loader.get_code(spec.name)  # type: ignore[union-attr]

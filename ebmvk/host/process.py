@@ -1,4 +1,4 @@
-"""Settings of this process for threads and memory that must be made before torch is loaded."""
+"""Settings of this process for threads and memory, which must be made before torch is loaded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import threading
 import warnings
 from pathlib import Path
 
-# Of malloc.h of glibc, which has no names for them at run time.
+# From malloc.h of glibc; these names don't exist at run time.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 LARGEST = 32 << 20
-"""Bytes of the largest array whose memory is reused; it is glibc's own upper limit. Larger arrays are returned to the
-system when freed, even if a small one behind them is still in use."""
+"""Bytes of the largest array whose memory is reused: the upper limit of glibc. Larger arrays are
+returned to the system when freed, even if a small one behind them is still in use.
+"""
 KEPT = 128 << 20
 """Freed bytes at the end of the heap that the process keeps."""
 SPINS = "1000"
@@ -23,10 +24,14 @@ _quiet = False  # True once `spin_less` was called
 
 
 def tune() -> None:
-    """Sets these settings unless the environment does. `import ebmvk` calls it; a second call changes nothing."""
-    # Read when torch loads its OpenMP. A waiting thread spins so often before it sleeps; by default it spins for
-    # milliseconds, which on two cores keeps a thread that one other busy process has put off from running: training got
-    # ten times slower. So short a spin costs an idle machine nothing, and no spin at all a sixth of the speed.
+    """Make these settings unless the environment does.
+
+    `import ebmvk` calls it; a second call changes nothing.
+    """
+    # torch reads this when it loads OpenMP: how often a waiting thread spins before it sleeps. By
+    # default it spins for milliseconds. If another process is busy on a machine with two cores,
+    # this keeps a delayed thread from running, and training got ten times slower. A spin this short
+    # costs nothing on an idle machine; none costs a sixth of speed.
     if not TORCH_CAME_FIRST:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
@@ -34,9 +39,10 @@ def tune() -> None:
 
 
 def keep_freed_memory() -> None:
-    """With glibc, lets the process keep up to `KEPT` freed bytes.
+    """With glibc, let the process keep up to `KEPT` freed bytes.
 
-    By default glibc gives most of them back, and the system fills the pages of the next arrays with zeros.
+    By default glibc returns most of them to the system, which then fills the pages of the next
+    arrays with zeros.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -47,9 +53,10 @@ def keep_freed_memory() -> None:
 
 
 def spin_less() -> None:
-    """If torch came first, makes its threads spin as briefly as `tune` would have; warns if that is impossible.
+    """If torch was loaded first, make its threads spin as briefly as `tune` would have; warn if
+    that's impossible.
 
-    Opening a device calls it, before the first step.
+    Opening a device calls this, before the first step.
     """
     global _quiet  # noqa: PLW0603  # once in a process
     if _quiet or not TORCH_CAME_FIRST or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -64,8 +71,11 @@ def spin_less() -> None:
 
 
 def _outnumber_processors() -> bool:
-    """Starts a team of threads that sleeps for good, so that GCC's OpenMP library counts more threads than processors.
-    Its waiting threads then spin for microseconds only. Returns False if that library isn't loaded."""
+    """Start a team of threads that sleep for ever, so that GCC's OpenMP counts more threads than
+    processors.
+
+    Its waiting threads then spin for microseconds only. Returns False if that library isn't loaded.
+    """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         library = ctypes.CDLL(next(line.split(maxsplit=5)[5] for line in lines if "libgomp" in line))

@@ -1,4 +1,4 @@
-"""What this process takes of the machine, and what there is left: memory of the host and of torch's device, disk."""
+"""Memory and disk space that this process uses, and how much of them is left."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """Bytes: resident, where the system tells it, and peak, of the process; device, device_peak, of torch's tensors on
-    a CUDA device. Vulkan has no counter of its own: its buffers on a CPU's device are resident, others are not seen."""
+    """Bytes in use by the process: `resident` (if the system tells) and `peak`; on a CUDA device
+    also those of torch's tensors, `device` and `device_peak`.
+
+    Vulkan buffers aren't counted, except those on a Vulkan device that is a CPU, which are
+    resident.
+    """
     found = {"peak": _peak()}
-    with contextlib.suppress(OSError):  # /proc is Linux's
+    with contextlib.suppress(OSError):  # only Linux has /proc
         found["resident"] = int((_PROC / "statm").read_text(encoding="ascii").split()[1]) * _PAGE
-        found["peak"] = max(found.values())  # the kernel notes its peak a little later than what is held
+        found["peak"] = max(found.values())  # the kernel updates its peak a little later
     if device.type == "cuda":
         found |= {
             "device": torch.cuda.memory_allocated(device),
@@ -43,7 +47,7 @@ def _peak() -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peaks begin again at what is held now, where the system can; elsewhere they stay the process's."""
+    """Let the peaks start again at the memory in use now, if the system can do that."""
     with contextlib.suppress(OSError):
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
     if device.type == "cuda":
@@ -51,13 +55,17 @@ def reset_peak(device: torch.device) -> None:
 
 
 def step_peak(device: torch.device) -> int:
-    """Bytes at the peak, where training holds its tensors: on the CUDA device, else in the process."""
+    """Bytes at the peak where training keeps its tensors: on the CUDA device, or else in the
+    process.
+    """
     found = memory(device)
     return found.get("device_peak", found["peak"])
 
 
 def obtainable(device: torch.device) -> int | None:
-    """Bytes that this process can have, with those it has already; None where the system does not tell."""
+    """Bytes that this process can have, including those it has already; None if the system doesn't
+    tell.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = [value for value in (_system_free(), _group_free()) if value is not None]
@@ -73,11 +81,11 @@ def _system_free() -> int | None:
 
 
 def _group_free() -> int | None:
-    """Of a container's limit (cgroup 2), less than the machine has."""
+    """Bytes that the limit of a container (cgroup 2) leaves; None without a limit."""
     with contextlib.suppress(OSError, ValueError):
         limit, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, limit - used + int(counts.get("inactive_file", 0)))  # files it read are let go when asked for
+        return max(0, limit - used + int(counts.get("inactive_file", 0)))  # cached files can be dropped
     return None
 
 

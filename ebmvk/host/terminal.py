@@ -1,4 +1,6 @@
-"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal."""
+"""Makes standard output and error robust: any encoding, a closed pipe, a closed terminal; wraps
+long lines.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import codecs
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import unicodedata
 
 _SIGNS = {
@@ -22,7 +26,7 @@ _SIGNS = {
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """An encoding error handler: ASCII for characters that an encoding lacks."""
+    """An error handler for encodings: ASCII for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -30,7 +34,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def _readable(sign: str, *, alone: bool) -> str:
-    """ASCII for a character: our signs and frame lines look alike, single Greek letters get their names, others \\u."""
+    """ASCII for a character: a similar sign, the name of a single Greek letter, or else an escape."""
     kind, _, name = unicodedata.name(sign, "").partition(" ")
     if kind == "BOX":
         return "+" if "AND" in name.split() else "|" if "VERTICAL" in name else "-"
@@ -50,14 +54,31 @@ def prepare() -> None:
             stream.reconfigure(errors="ebmvk.readable")  # type: ignore[union-attr]
 
 
+LABEL = 12  # columns of the label that lines of a run start with
+
+
+def hanging(text: str) -> str:
+    """The text as it is, or on a terminal with long lines wrapped and indented behind their label."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    indent = " " * LABEL
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
 def is_of_output(error: OSError) -> bool:
-    """True if printing may have caused the error: it names no file, and its kind is one that ends writing."""
+    """True if printing may have caused the error: it names no file, and writing can't continue
+    after it.
+    """
     kinds = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     return error.filename is None and error.errno in kinds
 
 
 def is_broken() -> bool:
-    """True if the buffered part of standard output cannot be written."""
+    """True if buffered standard output can't be written."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -66,13 +87,13 @@ def is_broken() -> bool:
 
 
 def let_go() -> None:
-    """Send standard output nowhere from now on, so that nothing fails when the interpreter ends."""
+    """Discard standard output from now on, so that nothing fails when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):  # not a file
         _discard(sys.stdout.fileno())
 
 
 def let_go_of(terminals: list[int]) -> None:
-    """The same for file descriptors."""
+    """Discard what is written to these file descriptors from now on."""
     for number in terminals:
         with contextlib.suppress(OSError):
             _discard(number)
@@ -90,7 +111,9 @@ def _discard(number: int) -> None:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask a process to end: Ctrl-C, kill, and a terminal that is closed (unless `nohup` ignores that)."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    """Signals that ask a process to end: Ctrl-C, kill, and a closed terminal (unless `nohup`
+    ignores that).
+    """
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP
     heeded = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, hangup) if heeded and hangup else (signal.SIGINT, signal.SIGTERM)

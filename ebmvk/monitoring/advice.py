@@ -1,4 +1,4 @@
-"""What to do about a run that disappoints: a line for each sign, naming a flag and a value."""
+"""Advice on a run that ended with a poor result: each line names a flag and a value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ebmvk.config.sizes import PRESETS, fast_precision, smaller
 from ebmvk.report.tables import number
 
 HIGH_PERPLEXITY = 100.0  # per token
-OVERFITTED = 0.5  # nats that training text is easier than validation text
+OVERFITTED = 0.5  # nats by which the loss is lower on training text than on validation text
 SLOW = 500.0  # tokens per second
-LONG = 256  # tokens of a window, beyond which attention is what costs
-SHORT = 3.0  # epochs, below which there is more to learn from reading on
+LONG = 256  # tokens of a window, beyond which attention takes most of the time
+SHORT = 3.0  # epochs, below which more steps help
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, or the system, could not have the memory it asked for."""
+    """True if torch or the system couldn't get the memory that it asked for."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
@@ -30,7 +30,7 @@ def usual_rate(config: Config) -> float:
 
 
 def lower_rate(config: Config) -> str:
-    """The flag for half the learning rate, or for the size's default if the run's is more than twice that."""
+    """The flag for half the learning rate; for the size's default if the rate is above twice that."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 
@@ -44,15 +44,16 @@ def why_it_diverged(config: Config) -> str:
 
 
 def more_steps(steps: int, epochs: float, size: Size) -> int:
-    """A larger number of steps: enough to read the text `SHORT` times but no more than the size's own, or twice `steps`
-    if that is larger."""
+    """A larger number of steps: enough to read the text `SHORT` times, but at most the default of
+    the size; at least twice `steps`.
+    """
     most = PRESETS[size].get("steps", steps)
     assert isinstance(most, int)
     return max(2 * steps, min(most, math.ceil(SHORT * steps / max(epochs, 1e-9))))
 
 
 def more_dropout(dropout: float) -> str:
-    """The flag with a tenth more, a half at most."""
+    """The flag for 0.1 more dropout, at most 0.5."""
     return f"--dropout {min(0.5, dropout + 0.1):g}"
 
 
@@ -62,15 +63,17 @@ def advice(
     """Lines about a finished run.
 
     Args:
-        perplexity, nats: per token of validation; train_nats: per token of the last steps; rose: validation was better
-            at an earlier step. rate: tokens per second.
+        perplexity, nats: per token of validation text.
+        train_nats: per token of the last training steps.
+        rose: the validation loss was lower at an earlier step.
+        rate: tokens per second.
         epochs: passes over the training text.
     """
     training, model = config.training, config.model
-    if rose and nats - train_nats > OVERFITTED:  # knowing the training text better does no harm while that helps
+    if rose and nats - train_nats > OVERFITTED:  # a gap is harmless while validation still improves
         yield (
-            f"validation costs {nats - train_nats:.2f} nats per token more than training text: it is learned by heart; "
-            f"take {more_dropout(model.dropout)} or --patience 3"
+            f"the loss is {nats - train_nats:.2f} nats per token higher on validation text than on training text: "
+            f"the model learns that by heart; take {more_dropout(model.dropout)} or --patience 3"
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (
@@ -80,11 +83,11 @@ def advice(
         )
         yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
     if rate < SLOW and (faster := ", or ".join(_faster(config))):
-        yield f"{rate:,.0f} tokens per second are slow: take {faster}"
+        yield f"{rate:,.0f} tokens per second is slow: take {faster}"
 
 
 def _faster(config: Config) -> Iterator[str]:
-    """What makes a token cheaper, and is not so already."""
+    """Flags that make a token cheaper than it is now."""
     data, layers = config.data, config.model.n_layers
     half = data.seq_length // 2
     if config.training.precision == "float32" and fast_precision() == "bfloat16":

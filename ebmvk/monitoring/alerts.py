@@ -1,14 +1,15 @@
-"""Alerts: signs, in the rows that a run records, that it is being lost; each is told once, with what to do.
+"""Alerts: warn once about each symptom of a failing run, and say what to change.
 
-A watch is a small state machine over the rows of metrics.jsonl in their order, so that alerts of a run can be found
-again from its file. Thresholds stand beside the watches that use them, with their reasons.
+A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a
+run can be computed again from this file. To add one, write its class and name it in `WATCHES`. Each
+threshold stands beside the watch that uses it, with its reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any, Protocol
@@ -20,13 +21,15 @@ from ebmvk.monitoring.advice import OVERFITTED, lower_rate, more_dropout, why_it
 from ebmvk.runs.metrics import Alert
 
 Row = Mapping[str, Any]
-SETTLED = 100  # steps after warm-up, before which gates and energies still start
+SETTLED = 100  # steps after the warm-up in which gates and energies still settle
 
 
 class Watch(Protocol):
-    """Looks at every row; yields what it has to say of it."""
+    """Looks for one symptom, or a few related ones."""
 
-    def see(self, row: Row) -> Iterator[Alert]: ...
+    def see(self, row: Row) -> Iterator[Alert]:
+        """The alerts about a row; called with every row of a run, in order."""
+        ...
 
 
 class Alerts:
@@ -34,18 +37,10 @@ class Alerts:
 
     def __init__(self, config: Config) -> None:
         self._said: set[str] = set()
-        self._watches: tuple[Watch, ...] = (
-            RisingEnergy(config),
-            Diverging(config),
-            PoorConvergence(config),
-            WorseningPerplexity(config),
-            FastConsolidation(config),
-            SickSplats(config),
-            StuckGates(config),
-        )
+        self._watches = [watch(config) for watch in WATCHES]
 
     def see(self, row: Row) -> list[Alert]:
-        """What there is to say of a row, each sign only the first time."""
+        """The alerts about a row; each symptom is reported once."""
         found = [alert for watch in self._watches for alert in watch.see(row) if alert.sign not in self._said]
         self._said.update(alert.sign for alert in found)
         return found
@@ -53,9 +48,9 @@ class Alerts:
 
 # ---- energy --------------------------------------------------------------------------------------------------------
 
-BLOCK = 25  # steps whose mean energy is compared: a batch's scatters by .1 nats, a block's by .02
-RISE = 0.2  # nats: more than healthy runs lose again between two blocks, less than the first hundred steps win
-ERRORS = 5.0  # standard errors, for batches so small that a block scatters by more than that
+BLOCK = 25  # steps whose mean energy is compared: a batch varies by .1 nats, a block by .02
+RISE = 0.2  # nats; healthy runs rise by less between blocks, and gain more in the first 100 steps
+ERRORS = 5.0  # standard errors, for batches so small that a block varies by more than RISE
 
 
 @dataclass(frozen=True)
@@ -67,13 +62,13 @@ class Block:
 
 
 class _Blocks:
-    """Cuts the energies of steps into blocks."""
+    """Collects the energies of steps into blocks."""
 
     def __init__(self) -> None:
         self._energies: list[float] = []
 
     def add(self, row: Row) -> Block | None:
-        """The block that a step's row completes."""
+        """The block that this row completes, if it does."""
         if row["event"] == "step":
             self._energies.append(row["parts"]["ce"])
         if len(self._energies) < BLOCK:
@@ -83,7 +78,7 @@ class _Blocks:
 
 
 class RisingEnergy:
-    """The mean energy E(v|c) = -log p(v|c) of training tokens rises: a block lies above the best one before it."""
+    """The mean energy E(v|c) = -log p(v|c) of training tokens rises above its best block."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._blocks = config, _Blocks()
@@ -105,12 +100,14 @@ class RisingEnergy:
 
 
 DIVERGED = 5  # steps in a row
-WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short windows scatters by less
+WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short windows varies by less
 
 
 class Diverging:
-    """Each of the last steps cost more than a guess that makes all tokens equally likely. A run starts below that and
-    no text is that hard, so the weights have diverged."""
+    """Each of the last steps had a higher loss than a guess that makes all tokens equally likely.
+
+    A run starts below that and no text is that hard, so the weights have diverged.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config, self._blind = config, math.inf
@@ -125,20 +122,20 @@ class Diverging:
         if len(self._last) == DIVERGED and min(self._last) > self._blind + WORSE_THAN_NOTHING:
             yield Alert(
                 "training diverges",
-                f"each of the last {DIVERGED} steps cost {min(self._last):,.2f} nats a token or more, but a blind "
-                f"guess costs {self._blind:.2f}; {why_it_diverged(self._config)}",
-                f"a new run with {lower_rate(self._config)}",
+                f"each of the last {DIVERGED} steps had a loss of {min(self._last):,.2f} nats per token or more, and a "
+                f"blind guess has {self._blind:.2f}; {why_it_diverged(self._config)}",
+                f"start a new run with {lower_rate(self._config)}",
             )
 
 
-LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies: a bigram table reaches more within an epoch
-SHARE_OF_RUN = 0.25  # of the steps, after which a run must have learned that; at least SETTLED
+LEAST_LEARNED = 0.1  # nats below the entropy of token frequencies; a bigram table gains more
+SHARE_OF_RUN = 0.25  # of the steps, but at least SETTLED; after that a run must have learned that
 
 
 class PoorConvergence:
-    """A quarter of the run is over, and it knows little more than how often each token occurs, which it started with.
+    """After a quarter of the run the model knows little more than token frequencies.
 
-    That entropy comes with the row that starts or resumes a run, so that a run at its plateau is not taken for it.
+    The entropy of token frequencies is in the row that starts or resumes a run.
     """
 
     def __init__(self, config: Config) -> None:
@@ -152,10 +149,10 @@ class PoorConvergence:
         if block is None or row["step"] < self._due or block.mean < self._unigram - LEAST_LEARNED:
             return
         lr = self._config.training.learning_rate
-        slow = block.mean < self._unigram + LEAST_LEARNED  # still where it started; above that it was driven away
+        slow = block.mean < self._unigram + LEAST_LEARNED  # otherwise the rate was too high
         yield Alert(
             "poor convergence",
-            f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone give "
+            f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone reach "
             f"{self._unigram:.2f}",
             f"take --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
         )
@@ -163,12 +160,12 @@ class PoorConvergence:
 
 # ---- validation ----------------------------------------------------------------------------------------------------
 
-WORSE = 0.02  # nats above the best evaluation, 2 % of perplexity: the same tokens each time, so no sampling error
+WORSE = 0.02  # nats above the best evaluation: 2 % in perplexity, on the same tokens each time
 TWICE = 2  # evaluations in a row
 
 
 class WorseningPerplexity:
-    """Validation got worse and stays so."""
+    """The validation loss has risen and doesn't fall again."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -181,7 +178,7 @@ class WorseningPerplexity:
         if row["event"] != "eval":
             return
         nats, tokens = row["validation"]["nats_per_token"], row["validation"]["tokens"]
-        if tokens != self._tokens:  # another --eval-tokens: figures don't compare
+        if tokens != self._tokens:  # --eval-tokens was changed: figures don't compare
             self._best, self._tokens, self._worse = math.inf, tokens, 0
         self._worse = self._worse + 1 if nats > self._best + WORSE else 0
         self._best = min(self._best, nats)
@@ -195,7 +192,7 @@ class WorseningPerplexity:
             "perplexity worsening",
             f"validation perplexity is {math.exp(nats):.2f} per token, {math.exp(nats - self._best) - 1:.1%} above the "
             f"best, for {TWICE} evaluations",
-            f"take {more_dropout(model.dropout)} or --patience 3: the text is learned by heart"
+            f"take {more_dropout(model.dropout)} or --patience 3: the model learns the text by heart"
             if by_heart
             else f"continue the best checkpoint with {lower_rate(self._config)}",
         )
@@ -203,14 +200,15 @@ class WorseningPerplexity:
 
 # ---- splats --------------------------------------------------------------------------------------------------------
 
-CHECKS = 5  # consolidations over which lives and deaths are counted
-FEW = 20  # splats, below which shares say nothing
+CHECKS = 5  # consolidations over which created and removed splats are counted
+FEW = 20  # splats, below which shares mean nothing
 
 
 class FastConsolidation:
-    """Splats are merged and pruned faster than they can gather statistics: as many within five checks as there are.
+    """Splats are removed faster than they can gather statistics: within five checks, as many as
+    there are.
 
-    At capacity a check replaces a tenth of them at most, by creation and by splitting: half that pace.
+    This is twice the usual maximum: at capacity a check replaces at most a tenth of the splats.
     """
 
     def __init__(self, config: Config) -> None:
@@ -228,18 +226,18 @@ class FastConsolidation:
             keep = min(1.0, round((1 + config.soc_keep) / 2, 3))
             yield Alert(
                 "consolidation too fast",
-                f"{gone:,} splats were merged or pruned in {CHECKS} checks, of {splats:,.0f} that there are",
-                f"a new run with --soc-check-interval {2 * config.soc_check_interval}"
+                f"{gone:,} splats were merged or pruned in {CHECKS} checks, and there are only {splats:,.0f}",
+                f"start a new run with --soc-check-interval {2 * config.soc_check_interval}"
                 + (f" --soc-keep {keep:g}" if keep > config.soc_keep else ""),
             )
 
 
-DEAD = 0.5  # share of the splats; in healthy runs a quarter at most
-CLOSE = 0.1  # of a splat's width sqrt((d-1)/kappa), the angle within which its states lie; healthy runs have 1 or more
+DEAD = 0.5  # share of dead splats; healthy runs have a quarter at most
+CLOSE = 0.1  # of a splat's width, the angle sqrt((d-1)/kappa); healthy runs have 1 or more
 
 
 class SickSplats:
-    """Splats that nothing recalls any more, and splats that lie on top of one another."""
+    """Many splats aren't recalled any more, or splats lie on top of one another."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -255,14 +253,14 @@ class SickSplats:
             yield Alert(
                 "dead splats",
                 f"{dead:.0%} of {row['splats']:,} splats were not recalled within the last checks",
-                f"a new run with {faster}{self._fewer(row['splats'])}",
+                f"start a new run with {faster}{self._fewer(row['splats'])}",
             )
         width = math.sqrt((self._config.model.latent_dim - 1) / row["kappa_quantiles"][2])
         if row["nearest_angle"] < CLOSE * width:
             yield Alert(
                 "splats collapsed",
                 f"the nearest splat is {row['nearest_angle']:.2g} rad away on average, where one is {width:.2g} wide",
-                f"a new run with {self._fewer(row['splats'])}",
+                f"start a new run with {self._fewer(row['splats'])}",
             )
 
     def _fewer(self, splats: int) -> str:
@@ -276,8 +274,11 @@ WRITING = "memory"  # infinito's module
 
 
 class StuckGates:
-    """A gate whose mean over validation stays at 0 or 1, at two evaluations in a row: infinito's writing, and routers
-    that give an expert nothing, or everything."""
+    """The mean of a gate over validation is 0 or 1 in two evaluations in a row.
+
+    Gates are infinito's writing to its memory, and routers, which may give an expert no tokens or
+    all of them.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config, self._stuck = config, dict[str, int]()
@@ -295,14 +296,25 @@ class StuckGates:
         training, sign = self._config.training, f"gate of {name} stuck at {round(mean)}"
         if name.endswith(WRITING):
             reason = f"tokens of validation write to the external memory with strength {mean:.2g} on average"
-            return Alert(sign, reason, f"take --lr {training.learning_rate / 2:g}; where it stays, --no-use-memory")
-        reason = f"an expert of {name} gets {mean:.2g} of the tokens of validation"
-        return Alert(sign, reason, f"a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
+            return Alert(
+                sign, reason, f"take --lr {training.learning_rate / 2:g}; if that doesn't help, --no-use-memory"
+            )
+        reason = f"an expert of {name} gets a share of {mean:.2g} of the validation tokens"
+        return Alert(sign, reason, f"start a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")
 
 
-# ---- what must not be ----------------------------------------------------------------------------------------------
+WATCHES: tuple[Callable[[Config], Watch], ...] = (
+    RisingEnergy,
+    Diverging,
+    PoorConvergence,
+    WorseningPerplexity,
+    FastConsolidation,
+    SickSplats,
+    StuckGates,
+)
+"""All watches, in the order in which their alerts are reported."""
 
 
 def non_finite(error: NonFinite) -> Alert:
-    """Of a run that ended because a number was not finite; it never reached the weights."""
+    """The alert of a run that ended because a number wasn't finite; it never reached the weights."""
     return Alert("non-finite values", error.what, error.hint)

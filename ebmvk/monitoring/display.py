@@ -1,4 +1,4 @@
-"""What people see of a run while it runs: a panel below a progress bar on a terminal, plain lines elsewhere."""
+"""Shows a run while it trains: one line of progress on a terminal, some plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,46 +8,54 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.text import Text
 
 from ebmvk.errors import StorageError
 from ebmvk.host import terminal
 from ebmvk.host.resources import amount
 from ebmvk.report.tables import duration, number
 
-REDRAWN = 1.0  # seconds after which the panel is drawn again, by the next row: no thread takes training's time
-LINES = ("score matching", "splats")  # figures that have a plain line of their own; what tells the others says them
+REDRAWN = 0.5  # seconds between two drawings of the line; rows draw it, not a thread
+DROPPED = ("speed", "validation", "left", "loss")  # what a narrow terminal loses first
+LINES = ("score matching", "splats")  # figures that --verbose prints on lines of their own
 
 
 class _Console(Console):
-    """Rich's own handler ends the program, and so the run, if a pipe is closed."""
+    """Rich's own handler ends the program, and with it the run, if a pipe is closed."""
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704  # the error being handled
 
 
 class Display:
-    """Shows rows of metrics.jsonl. `console`: the output; standard output by default.
+    """Shows rows of metrics.jsonl.
+
+    Args:
+        quiet: show nothing. verbose: also print every figure. log_every: steps between two printed
+        lines.
+        total, done: steps of the run, and those that it continues from.
+        console: the output; standard output by default.
 
     Raises:
-        StorageError: from any method, the first time that writing fails; nothing is shown from then on.
+        StorageError: from any method, the first time that writing fails; nothing is shown from then
+            on.
     """
 
-    def __init__(self, *, quiet: bool, log_every: int, total: int, done: int, console: Console | None = None) -> None:
-        self._quiet, self._log_every, self._total = quiet, log_every, total
+    def __init__(
+        self, *, quiet: bool, log_every: int, total: int, done: int, verbose: bool = False,
+        console: Console | None = None,
+    ) -> None:  # fmt: skip
+        self._quiet, self._verbose, self._log_every, self._total = quiet, verbose, log_every, total
         self._console = console or _Console(file=sys.stdout, highlight=False, emoji=False)
-        self._figures: dict[str, str] = {}
-        self._bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn())
-        self._task = self._bar.add_task("train", total=total, completed=done)
+        self._figures = {"step": f"step {done:,}/{total:,}"}
         self._live: Live | None = None
         self._drawn = 0.0
 
     def start(self) -> None:
         if self._console.is_terminal and not self._quiet:
-            self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._panel)
+            self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._line, transient=True)
             with self._shown():
                 self._live.start()
 
@@ -70,41 +78,91 @@ class Display:
             ) from error
 
     def say(self, text: str) -> None:
-        """A line, unless --quiet."""
+        """Print a line, unless --quiet."""
         if not self._quiet:
             with self._shown():
-                self._console.print(text, soft_wrap=True, markup=False)
+                self._console.print(terminal.hanging(text), soft_wrap=True, markup=False)
+
+    def detail(self, text: str) -> None:
+        """Print a line with --verbose."""
+        if self._verbose:
+            self.say(text)
+
+    def doing(self, what: str) -> None:
+        """Show in the line of progress what is done between two steps."""
+        self._figures["left"] = what
+        self._draw(0.0)
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """A row as it was recorded: in the panel, or as a line where it is time for one."""
+        """Show a row as it was recorded."""
         event, step = row["event"], row["step"]
         if self._quiet or event not in ("step", "eval", "soc"):
             return
-        own = figures(row)
-        if self._live:
-            self._figures |= own
-            self._bar.update(self._task, completed=step)
-            if time.perf_counter() - self._drawn >= REDRAWN:
-                with self._shown():
-                    self._live.refresh()
-                self._drawn = time.perf_counter()
-        elif event == "step":
-            if step % self._log_every == 0 or step == self._total:
-                self.say(f"step {step}/{self._total}  {'  '.join(f'{name} {text}' for name, text in own.items())}")
-        else:
-            for name in LINES:
-                if name in own:
-                    self.say(f"step {step}: {name} {own[name]}")
+        self._figures |= _brief(row, self._total)
+        self._draw(REDRAWN)
+        due = event == "step" and (step % self._log_every == 0 or step == self._total)
+        if self._verbose:
+            for line in _details(row, self._total, due=due):
+                self.say(line)
+        elif due and not self._live:
+            self.say(fitted(self._figures))
 
-    def _panel(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        for name, text in self._figures.items():
-            table.add_row(name, text)
-        return Group(self._bar, table)
+    def _draw(self, every: float) -> None:
+        if self._live and time.perf_counter() - self._drawn >= every:
+            with self._shown():
+                self._live.refresh()
+            self._drawn = time.perf_counter()
+
+    def _line(self) -> Text:
+        # One column stays free: some terminals wrap when the last one is written.
+        return Text(fitted(self._figures, self._console.width - 1), no_wrap=True, overflow="crop")
+
+
+def fitted(figures: Mapping[str, str], width: int | None = None) -> str:
+    """One line of figures.
+
+    If it is wider than `width`, those named in `DROPPED` are left out, one after another.
+    """
+    order = [name for name in ("step", "loss", "validation", "speed", "left") if name in figures]
+    for drop in (None, *DROPPED):
+        order = [name for name in order if name != drop]
+        line = "  ".join(figures[name] for name in order)
+        if width is None or len(line) <= width:
+            break
+    return line
+
+
+def _brief(row: Mapping[str, Any], total: int) -> dict[str, str]:
+    """{name: text} of a row for the line of progress.
+
+    Both losses are nats per token, so that they can be compared.
+    """
+    if row["event"] == "eval":
+        return {"validation": f"validation {number(row['validation']['nats_per_token'], '.3f')}"}
+    if row["event"] == "soc":
+        return {}
+    left = {"left": f"{duration(row['left'])} left"} if "left" in row else {}
+    return left | {
+        "step": f"step {row['step']:,}/{total:,}",
+        "loss": f"loss {number(row['parts']['ce'], '.3f')}",
+        "speed": f"{number(row['tokens_per_second'], ',.0f')} tokens/s",
+    }
+
+
+def _details(row: Mapping[str, Any], total: int, *, due: bool) -> Iterator[str]:
+    """Lines for --verbose. due: this step has a line."""
+    step, found = row["step"], figures(row)
+    if row["event"] == "step":
+        if due:
+            yield f"step {step}/{total}  " + "  ".join(f"{name} {text}" for name, text in found.items())
+        return
+    for name in LINES:
+        if name in found:
+            yield f"step {step}: {name} {found[name]}"
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, str]:
-    """{name: text} of what a row of an event step, eval or soc tells."""
+    """{name: text} of all that a row of an event step, eval or soc has to say."""
     if row["event"] == "step":
         return _of_step(row)
     return _of_evaluation(row) if row["event"] == "eval" else _of_consolidation(row)
@@ -130,23 +188,20 @@ def _of_step(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_evaluation(row: Mapping[str, Any]) -> dict[str, str]:
-    found = {"perplexity": f"{number(row['validation']['ppl_token'], ',.2f')} per token at step {row['step']}"}
     levels = row.get("score_matching")
-    if levels:
-        found["score matching"] = ", ".join(
-            f"κ {level['kappa']:.3g}: {number(level['loss'], '.3f')}" for level in levels
-        )
-    return found
+    if not levels:
+        return {}
+    return {
+        "score matching": ", ".join(f"κ {level['kappa']:.3g}: {number(level['loss'], '.3f')}" for level in levels),
+    }
 
 
 def _of_consolidation(row: Mapping[str, Any]) -> dict[str, str]:
-    order = f"phi {number(row['phi'], '.3f')} against {number(row['threshold'], '.3f')}"
-    found = {"consolidation": f"{number(row['rate'], '.2f')} events in 1,000 states, {order}"}
-    if row["splats"]:
-        low, _, median, _, high = row["kappa_quantiles"]
-        found["splats"] = (
-            f"{row['active']:,} active of {row['splats']:,}, recalled {number(row['frequency'], '.1f')} times, "
-            f"{number(row['age_epochs'], '.2f')} epochs old, kappa {low:.3g} to {high:.3g} (median {median:.3g}), "
-            f"{row['nearest_angle']:.3f} rad apart"
-        )
-    return found
+    if not row["splats"]:
+        return {}
+    low, _, median, _, high = row["kappa_quantiles"]
+    return {
+        "splats": f"{row['active']:,} active of {row['splats']:,}, recalled {number(row['frequency'], '.1f')} times, "
+        f"{number(row['age_epochs'], '.2f')} epochs old, kappa {low:.3g} to {high:.3g} (median {median:.3g}), "
+        f"{row['nearest_angle']:.3f} rad apart"
+    }

@@ -1,4 +1,4 @@
-"""What a run records and says: metrics.jsonl always, TensorBoard where asked for, and alerts where it goes wrong."""
+"""Records a run in metrics.jsonl and TensorBoard, shows it to people, and raises alerts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ebmvk.runs.checkpoint import storage_error
 from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted
-TIMED, ENOUGH = 6, 20.0  # steps, or seconds if steps are slow, after which the remaining time is printed
-WORTH_TELLING, LONG = 60.0, 600.0  # seconds: shorter runs say nothing; longer ones say how to shorten them
+TIMED, ENOUGH = 6, 20.0  # steps, or seconds, after which the remaining time is printed
+LONG = 600.0  # seconds; runs that take longer are told how to take less
 
 
 def now() -> str:
@@ -35,29 +35,36 @@ def now() -> str:
 
 
 class Monitor:
-    """One JSON object per event, flushed; what people read goes through `say`.
+    """Writes one JSON object per event, and prints lines for people.
 
     Args:
-        device: torch's, whose memory is recorded. alerts: watch the rows; board: TensorBoard's. display: shows lines
-        for people, by default on standard output. smaller: a flag that makes steps cheaper, for long runs.
+        run: the run folder. total, done: steps of the run, and those that it continues from.
+        device: torch's device, whose memory is recorded.
+        alerts: watches the rows. board: writes for TensorBoard.
+        display: where lines for people go; by default standard output.
+        smaller: a flag that makes steps cheaper; long runs mention it.
 
     Raises:
-        StorageError: from any method that writes, when the disk is full.
+        StorageError: from any method that writes, if the disk is full.
     """
 
     def __init__(
         self, run: Path, *, quiet: bool, log_every: int, total: int, done: int, device: torch.device | None = None,
         alerts: Alerts | None = None, board: Board | None = None, display: Display | None = None,
-        smaller: str | None = None,
+        smaller: str | None = None, verbose: bool = False,
     ) -> None:  # fmt: skip
         self._path = run / METRICS_FILE
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
-        self._began, self._first, self._at = time.perf_counter(), done, done
+        self._began, self._first, self._at = (
+            time.perf_counter(),
+            done,
+            done,
+        )  # the clock starts again after the first step
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
-        self._timed: list[float] | None = []  # seconds of the first steps; None once the time was printed
+        self._timed: list[float] | None = []  # seconds of the first steps
         self._smaller = smaller
         self._alerts, self._board = alerts, board
-        self._display = display or Display(quiet=quiet, log_every=log_every, total=total, done=done)
+        self._display = display or Display(quiet=quiet, verbose=verbose, log_every=log_every, total=total, done=done)
         self._close_broken_line()
 
     def __enter__(self) -> Monitor:
@@ -76,37 +83,46 @@ class Monitor:
                 self._board.close()
 
     def say(self, text: str) -> None:
-        """A line for people, unless --quiet."""
+        """Print a line for people, unless --quiet."""
         self._display.say(text)
 
+    def detail(self, text: str) -> None:
+        """Print a line for people with --verbose."""
+        self._display.detail(text)
+
+    def doing(self, what: str) -> None:
+        """Show on a terminal what is done between two steps, such as an evaluation."""
+        self._display.doing(what)
+
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one event. Values must be JSON-able.
+        """Append one event, whose values are JSON-able.
 
         Raises:
-            NonFinite: naming the first value that JSON has no word for.
+            NonFinite: a value is NaN or infinite, which JSON cannot express; the first one is
+                named.
         """
         row = {"event": event, "step": step, "time": now(), **values}
         if bad := _non_finite(row, ""):
             raise NonFinite(
-                f"step {step}: the {event}'s {bad[0]} is {bad[1]}; checkpoints hold what was saved before",
+                f"step {step}: {bad[0]} of this {event} is {bad[1]}; earlier checkpoints are intact",
                 why="a step size, temperature or learning rate is too large",
-                hint="leave --langevin-dt, --langevin-T and --kappa away, or continue with a smaller --lr",
+                hint="remove --langevin-dt, --langevin-T and --kappa, or continue with a smaller --lr",
             )
         self._append(json.dumps(row) + "\n")
         self._at = step
-        self._display.show(row)
+        self._display.show({"left": self._left(step), **row} if event == "step" else row)
         if self._board:
             self._board.add(row)
         for alert in self._alerts.see(row) if self._alerts else ():
             self.alert(step, alert)
 
     def alert(self, step: int, alert: Alert) -> None:
-        """Record and say it."""
+        """Record an alert and print it."""
         self.record("alert", step, alert.record())
         self.say(f"alert       {alert}")
 
     def _close_broken_line(self) -> None:
-        """After a line that a kill or a full disk cut short, the next event must not become a part of it."""
+        """Start a new line if a kill or a full disk cut the last one short."""
         if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
             self._append("\n")
 
@@ -118,20 +134,30 @@ class Monitor:
             raise storage_error(self._path, error, "recording metrics") from error
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record one training step; every log_every with what it takes of the machine, the energy's trend, in nats per
-        100 steps, and the seconds left."""
+        """Record one training step. Every `log_every` steps, add the memory in use, the seconds
+        left, and the trend of the energy in nats per 100 steps.
+        """
         self._energies.append((step, values["parts"]["ce"]))
         if step % self._log_every == 0 or step == self._total:
-            taken = (time.perf_counter() - self._began) / max(1, step - self._first)
-            values = {**values, "left": taken * (self._total - step), "memory": resources.memory(self._device)}
+            values = {**values, "left": self._left(step), "memory": resources.memory(self._device)}
             if len(self._energies) > 1:
                 values["energy_trend"] = 100 * linear_regression(*zip(*self._energies, strict=True)).slope
         self.record("step", step, values)
+        if len(self._energies) == 1:
+            self._began, self._first = time.perf_counter(), step
         self._tell_time(step, values["seconds"])
 
+    def _left(self, step: int) -> float:
+        """Seconds that the rest of the run takes at its pace since the first step, which is slower
+        than the others.
+        """
+        return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
+
     def _tell_time(self, step: int, seconds: float) -> None:
-        """Say once, after the first steps, how long the rest will take, so that a run of hours doesn't look like one of
-        minutes. The first step warms up and does not count."""
+        """Print once, after the first steps, how long the rest will take.
+
+        The first step warms up and doesn't count.
+        """
         if self._timed is None:
             return
         self._timed.append(seconds)
@@ -139,22 +165,26 @@ class Monitor:
         if len(self._timed) < TIMED and (not counted or sum(counted) < ENOUGH):
             return
         self._timed = None
-        if (left := median(counted) * (self._total - step)) >= WORTH_TELLING:
+        if step < self._total:
+            left = median(counted) * (self._total - step)
             self.say(f"time        {time_left(median(counted), step, self._total, left, self._smaller)}")
 
 
 def time_left(pace: float, step: int, total: int, left: float, smaller: str | None) -> str:
-    """A line about the remaining time of a run. pace: seconds per step; left: seconds for all remaining steps."""
-    said = f"about {duration(left)} left for {total - step:,} steps, plus evaluations"
+    """A line about the remaining time of a run.
+
+    pace: seconds per step; left: seconds for all remaining steps.
+    """
+    said = f"about {duration(max(1.0, left))} for the next {total - step:,} steps, plus evaluations"
     if left < LONG:
         return said
     steps = max(step + 1, round(LONG / pace))
     other = f" or {smaller}" if smaller else ""
-    return f"{said}; Ctrl-C saves. For a run of about {duration(steps * pace)} take --steps {steps}{other}"
+    return f"{said}; Ctrl-C saves. --steps {steps}{other} would take about {duration(steps * pace)}"
 
 
 def _non_finite(value: Any, name: str) -> tuple[str, float] | None:
-    """Path and value of the first number in a tree that is NaN or infinite."""
+    """Path and value of the first number in a tree that isn't finite; None if all are."""
     if isinstance(value, float) and not math.isfinite(value):
         return name, value
     if not isinstance(value, Mapping | list):

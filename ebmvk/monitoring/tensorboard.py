@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, an extra: the numbers of metrics.jsonl under their paths in it."""
+"""Writes the numbers of metrics.jsonl for TensorBoard (an extra), each under its path in a row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from ebmvk.errors import ConfigError
 from ebmvk.runs.checkpoint import storage_error
 
-FOLDER = "tensorboard"  # in the run's
-APART = ("event", "step", "time", "counts", "looks")  # no curves
+FOLDER = "tensorboard"  # in the run folder
+APART = ("event", "step", "time", "counts", "looks")  # keys that have no curve
 
 
 def check_installed() -> None:
-    """Raises ConfigError where TensorBoard is missing."""
+    """Raises ConfigError if TensorBoard isn't installed."""
     _writer_class()
 
 
@@ -26,18 +26,21 @@ def _writer_class() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"--tensorboard: {error}",
-            why="TensorBoard is an extra",
+            why="TensorBoard isn't installed with ebmvk",
             hint="./run setup --extra tensorboard, or pip install 'tensorboard>=2.16', or remove --tensorboard: "
             "metrics.jsonl has the same numbers",
         ) from error
 
 
 class Board:
-    """Writes rows of metrics.jsonl to a run's folder `tensorboard`. done: the step that the run goes on from; what was
-    written of later ones is hidden.
+    """Writes rows of metrics.jsonl to a run's folder `tensorboard`.
+
+    done: the step from which the run continues; TensorBoard hides what was written about later
+    ones.
 
     Raises:
-        ConfigError: TensorBoard is missing. StorageError: from any method, when the disk is full.
+        ConfigError: TensorBoard isn't installed. StorageError: from any method, if the disk is
+            full.
     """
 
     def __init__(self, run: Path, done: int = 0) -> None:
@@ -46,7 +49,7 @@ class Board:
         self._writer = self._do(lambda: make(log_dir=str(self._folder), purge_step=done + 1))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """All numbers of a row, at its step and time; of an alert, its text."""
+        """Write all numbers of a row with its step and time, or the text of an alert."""
         event, step, time = row["event"], row["step"], datetime.fromisoformat(row["time"]).timestamp()
         if event == "alert":
             text = "{sign}: {reason}; {advice}".format(**row)
@@ -55,7 +58,7 @@ class Board:
             self._do(lambda name=name, value=value: self._writer.add_scalar(name, value, step, walltime=time))
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write everything that is still buffered."""
         self._do(self._writer.close)
 
     def _do(self, what: Any) -> Any:
@@ -66,7 +69,7 @@ class Board:
 
 
 def scalars(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """(path, number) of every number in a tree; members of a list by their place."""
+    """(path, number) of every number in a tree; members of a list are named by their position."""
     if isinstance(value, int | float):
         yield path, float(value)
     elif isinstance(value, Mapping | list):

@@ -1,4 +1,4 @@
-"""What a run measures while it trains, and at its end."""
+"""Measurements of a run while it trains, and at its end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.objective import noise
 from ebmvk.training.streams import Streams
 
-LOOKED_AT = 32  # tokens of validation whose attention the report shows
-EXPERT_TOKENS = 4096  # of validation, by which the report says what experts specialise in
-SCORED_TOKENS = 512  # of validation, for the score-matching figures
+# Numbers of validation tokens.
+LOOKED_AT = 32  # whose attention the report shows
+EXPERT_TOKENS = 4096  # from which the report tells what experts specialise in
+SCORED_TOKENS = 512  # for score matching and gates
 
 
 class Evaluations:
     """Measures a run's model on its validation text.
 
-    unigram: (V,) frequencies of the tokens of the training text.
+    unigram: (V,) token frequencies of the training text.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class Evaluations:
         self.unigram = frequencies(streams.train, tokenizer.vocab_size)
 
     def part(self) -> tuple[Likelihood, dict[str, Any]]:
-        """The exact likelihood of the first `eval_tokens` tokens; and score matching and gates on fewer, JSON-able."""
+        """The exact likelihood of the first `--eval-tokens` tokens.
+
+        Also returns score matching and gates on fewer tokens, JSON-able.
+        """
         part = self._streams.validation.take(self._config.logging.eval_tokens + 1)
         found = self._likelihood(part)
         scored = self._score_matching(part) if self._model.on_sphere else []
@@ -57,7 +61,7 @@ class Evaluations:
         return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)
 
     def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
-        """L_kappa per noise level on the first tokens of validation, dropout off."""
+        """L_kappa per noise level on the first tokens of validation, without dropout."""
         self._model.eval()
         found = score_matching(
             self._model,
@@ -73,7 +77,7 @@ class Evaluations:
         return found
 
     def _gates(self, stream: TokenStream) -> dict[str, list[float]]:
-        """Means of the model's gates on the first tokens of validation, dropout off."""
+        """Means of the model's gates on the first tokens of validation, without dropout."""
         looked = windows(stream, self._config.data.seq_length, SCORED_TOKENS)[:, :-1]
         return inspection.gates(self._model, looked.to(self._device.torch))
 

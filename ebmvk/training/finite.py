@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the first tensor that has one, by name."""
+"""Finds the first tensor that has a number which isn't finite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from ebmvk.errors import ArgumentError
 def first_bad(
     model: nn.Module, total: Tensor, norm: Tensor, parts: Mapping[str, float], again: Callable[[], object]
 ) -> str | None:
-    """What of a step is not finite, the losses or a gradient; of losses also where that begins: in a weight, or in the
-    output of a module. None where all is well.
+    """Name what isn't finite in a step: a loss, with the place where that begins, or a gradient.
 
-    norm: of all gradients. again: does the step once more, to watch its modules; called where a loss is bad.
+    norm: of all gradients. again: repeats the step, to watch its modules; it is called if a loss is
+    bad.
+
+    Returns None if everything is finite.
     """
     loss = next((f"loss part '{name}'" for name, value in parts.items() if not math.isfinite(value)), None)
     if loss is None and not bool(torch.isfinite(total)):
@@ -31,7 +33,7 @@ def first_bad(
 
 
 def origin(model: nn.Module, again: Callable[[], object]) -> str | None:
-    """The first weight, or else the first output of a module in `again`, that is not finite."""
+    """The first weight that isn't finite, or else the first such module output in `again`."""
     return _bad_weight(model) or _bad_output(model, again)
 
 
@@ -45,13 +47,13 @@ def _bad_gradient(model: nn.Module) -> str:
 
 
 def _bad_weight(model: nn.Module) -> str | None:
-    """The first weight that is not finite."""
+    """The first weight that isn't finite."""
     bad = (f"the weight '{name}'" for name, value in model.state_dict().items() if not _is_finite(value))
     return next(bad, None)
 
 
 def _bad_output(model: nn.Module, again: Callable[[], object]) -> str | None:
-    """The first module to end with a bad tensor: of nested ones the innermost, which ends first."""
+    """The first module that returns a bad tensor: of nested modules, the innermost one."""
     found: list[str] = []
 
     def look(name: str, output: Any) -> None:
@@ -63,7 +65,7 @@ def _bad_output(model: nn.Module, again: Callable[[], object]) -> str | None:
         for name, module in model.named_modules()
     ]
     try:
-        with contextlib.suppress(ArgumentError):  # what comes of it the engine may refuse
+        with contextlib.suppress(ArgumentError):  # the engine may refuse the bad tensor
             again()
     finally:
         for hook in hooks:
@@ -76,7 +78,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Of a module's output: a tensor, or tensors in tuples, mappings and dataclasses."""
+    """All tensors in the output of a module, also those in tuples, mappings and dataclasses."""
     if isinstance(output, Tensor):
         yield output
         return

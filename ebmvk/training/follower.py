@@ -1,4 +1,4 @@
-"""A rank of a training run that is not the first: it takes its share of each step, and keeps its part of the splats."""
+"""A process of a training run after the first: it does its share of each step and of the splats."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weight
 
 
 class Follower:
-    """What the first rank can tell this one to do: first it opens a device, then it is enlisted."""
+    """Does what the first rank tells it: open a device, enlist, take steps, compare weights."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self._shards = ranks, Shards(ranks, self._opened)
         self._device: Device
 
     def handlers(self) -> Mapping[str, Handler]:
-        """By the name of what is told."""
+        """{what the first rank tells: the function that does it}."""
         return {**self._shards.handlers(), "enlist": self.enlist, "step": self.step, "compare": self.compare}
 
     def _opened(self, name: str) -> Backend:
@@ -42,7 +42,10 @@ class Follower:
         return self._device.backend
 
     def enlist(self, config: dict[str, Any], tokens: int, stream: dict[str, Any], threads: int) -> None:
-        """Take over what `reduction.enlist` gives. tokens: of the vocabulary."""
+        """Receive what `reduction.enlist` sends.
+
+        tokens: size of the vocabulary; stream: fields of the TokenStream.
+        """
         self.config, given = from_tables(config, Path(CONFIG_FILE)), self.ranks.receive()
         set_deterministic(self.config)
         torch.set_num_threads(threads)
@@ -57,12 +60,14 @@ class Follower:
         self.ranks.use(self._device.torch)
 
     def step(self, step: int, batch: int) -> None:
-        """Take part in a step; where something is not finite the weights stay, and the first rank says so.
+        """Take part in a step. If something isn't finite, the weights stay as they are and the
+        first rank reports it.
 
-        step: steps done before. batch: its number.
+        step: the number of steps done before; batch: the number of the batch.
 
         Raises:
-            NonFinite: of this rank's share, before there is a loss. OutOfMemory: there is none for its share.
+            NonFinite: the engine refuses a tensor in this rank's share. OutOfMemory: the share
+                doesn't fit.
         """
         tokens = self._ahead.batch(batch).to(self._device.torch)
         losses = self._losses(tokens, step)
@@ -76,7 +81,7 @@ class Follower:
     def _losses(self, tokens: torch.Tensor, step: int) -> Losses:
         def non_finite(bad: str) -> NonFinite:
             return NonFinite(
-                f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; no weight was touched",
+                f"step {step + 1}: {bad} is not finite at rank {self.ranks.rank}; the weights were not changed",
                 why=why_it_diverged(self.config),
                 hint=f"continue from an older checkpoint with {lower_rate(self.config)}",
             )
@@ -89,7 +94,7 @@ class Follower:
         losses = attempted(self.model, passes, non_finite)
         if losses is None:
             raise OutOfMemory(
-                f"step {step + 1}: rank {self.ranks.rank} has no memory for its share of "
+                f"step {step + 1}: rank {self.ranks.rank} ran out of memory with its share of "
                 f"--batch-size {self.config.training.batch_size}",
                 hint="continue with --resume and a smaller --batch-size, and more --accumulation-steps",
             )

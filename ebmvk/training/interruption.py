@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals: a run ends at the next step, or at once if asked twice."""
+"""Ctrl-C and other signals: the first ends a run after the current step, a second one at once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ebmvk.host import terminal
 
 
 class Interruption:
-    """Handles Ctrl-C, SIGTERM and SIGHUP: the first is remembered, a second one ends the program.
+    """Handles Ctrl-C, SIGTERM and SIGHUP. The first signal is remembered, a second one ends the
+    program.
 
-    A closed terminal sends SIGHUP, mostly twice; then nothing more is written to it. The current step is finished
-    first, so that the run can be saved; within `at_once`, where stopping loses nothing, the first signal ends the
-    block.
+    The current step is finished first, so that the run can be saved. Within `at_once`, where
+    stopping loses nothing, the first signal ends the block. A closed terminal sends SIGHUP, often
+    twice; then nothing more is written to it.
     """
 
     def __init__(self) -> None:
         self.came = False
-        self.hung_up = False  # by a terminal that was closed
+        self.hung_up = False  # True if the terminal was closed
         self._at_once = False
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
 
     def __enter__(self) -> Interruption:
-        self._terminals = terminal.terminals()  # once closed, they cannot be recognised
+        self._terminals = terminal.terminals()  # a closed one couldn't be recognised
         self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self
 
@@ -46,7 +47,7 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Run a block that the first interruption ends quietly."""
+        """Run a block that the first signal ends without an error."""
         self._at_once = True
         try:
             yield

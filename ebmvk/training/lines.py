@@ -1,8 +1,8 @@
-"""Lines that a run prints about its evaluations and consolidations."""
+"""Lines that a run prints about its evaluations, its consolidations and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ebmvk.evaluation.likelihood import Likelihood
@@ -10,7 +10,7 @@ from ebmvk.report import tables
 
 
 def consolidated(found: Mapping[str, Any]) -> str:
-    """One consolidation in a line. found: the result of `TrainingSoc.after`."""
+    """One consolidation of the memory. found: the result of `TrainingSoc.after`."""
     events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
     if growth := found["growth"]:
         change = growth["after"] - growth["before"]
@@ -22,7 +22,15 @@ def consolidated(found: Mapping[str, Any]) -> str:
     )
 
 
+def evaluated(found: Likelihood, *, best: bool) -> str:
+    """The figures of an evaluation that people watch."""
+    nats, token = tables.number(found.nats_per_token, ".3f"), tables.number(found.ppl_token, ",.2f")
+    bits = tables.number(found.bits_per_byte, ".3f")
+    return f"validation loss {nats}, perplexity {token}, {bits} bits per byte{' (best)' if best else ''}"
+
+
 def figures(found: Likelihood) -> str:
+    """All figures of an evaluation, with how the text was read."""
     record = found.record()
     token, per_word = tables.number(found.ppl_token, ",.2f"), tables.per_word(record)
     word = "" if per_word is None else f"{tables.number(per_word, ',.2f')} per word, "
@@ -33,22 +41,32 @@ def figures(found: Likelihood) -> str:
 
 
 def not_finite(bad: str) -> str:
-    """bad: a tensor's name, or the engine's message about a tensor that it refused."""
+    """The clause of an error.
+
+    bad: the name of a tensor, or the engine's message about a tensor that it refused.
+    """
     return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
 
 
-def of_the_end(
-    found: Likelihood, base: Likelihood, advised: Sequence[str], gain: Mapping[str, Any] | None
-) -> Iterator[str]:
-    """Lines on all of validation, on the trigram, on what to change, and on the memory from training, if any."""
+def result(found: Likelihood, base: Likelihood) -> str:
+    """A sentence that compares the model with the trigram on the same tokens."""
+    mine, other = found.bits_per_byte, base.bits_per_byte
+    verdict = "the model has learned more than a trigram" if mine < other else "a trigram is still better"
+    return (
+        f"{verdict}: {tables.number(mine, '.3f')} bits per byte of validation text, "
+        f"{tables.number(other, '.3f')} for the trigram (lower is better)"
+    )
+
+
+def details(found: Likelihood, base: Likelihood, gain: Mapping[str, Any] | None) -> Iterator[str]:
+    """Lines for --verbose: all of validation, the trigram, and the memory from training, if there
+    is one.
+    """
     yield f"validation, all of it: {figures(found)}"
     yield f"Kneser-Ney trigram, same tokens: {figures(base)}"
-    yield f"compared    {tables.against_trigram(found.record(), base.record())}"
-    for line in advised:
-        yield f"advice      {line}"
     if gain:
         yield (
-            f"memory of {gain['splats']:,} splats from training, part of validation: "
-            f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without, "
-            f"{tables.number(gain['calibrated'])} without but calibrated"
+            f"memory of {gain['splats']:,} splats from training, on a part of validation: "
+            f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without it, "
+            f"{tables.number(gain['calibrated'])} without it but calibrated"
         )

@@ -1,7 +1,7 @@
 """Muon for many matrices at once (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-The step of torch.optim.Muon with `match_rms_adamw`, whose matrices go one after another: matrices of one shape are
-orthogonalised together here, which takes half the time where they are small, and in float32 where the processor would
+It does the step of torch.optim.Muon with `match_rms_adamw`, but orthogonalises all matrices of one
+shape together, which takes half the time if they are small; and in float32 if the processor would
 only emulate bfloat16.
 """
 
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic whose iterates bring every singular value to between .7 and 1.2, fast rather than exactly to 1."""
+"""Of the quintic whose iterates bring every singular value to between .7 and 1.2, which is fast."""
 _LEAST_NORM = 1e-7
 
 
 def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """U S V^T to about U V^T, by Newton-Schulz iterations in `dtype`. matrices and result: (n, rows, columns)."""
+    """Turn U S V^T into about U V^T, by Newton-Schulz iterations in `dtype`.
+
+    matrices and result: (n, rows, columns).
+    """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.to(dtype)
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(_LEAST_NORM)
@@ -29,15 +32,16 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     for _ in range(ITERATIONS):
         gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        # Tall ones from the right: products with a transposed view take longer.
+        # Multiply tall matrices from the right: products with a transposed view take longer.
         x = torch.baddbmm(x, *((x, p) if tall else (p, x)), beta=a)
     return x
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of AdamW's.
+    """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of
+    AdamW's.
 
-    lr and weight_decay as AdamW's; dtype: of the orthogonalisation.
+    lr, weight_decay: as for AdamW. dtype: of the orthogonalisation.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Moves every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -56,13 +60,16 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
                 update = orthogonalized(torch.stack(self._momenta(matrices)), self.dtype)
-                # Entries of an orthogonal matrix have a root mean square of max(shape)^-1/2, those of AdamW's about .2.
+                # The entries of an orthogonal matrix have a root mean square of max(shape)^-1/2,
+                # AdamW's about .2.
                 size = 0.2 * group["lr"] * math.sqrt(max(shape))
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, list(update.to(matrices[0].dtype).unbind()), alpha=-size)
 
     def _momenta(self, matrices: list[Tensor]) -> list[Tensor]:
-        """Their gradients, moved most of the way to the running means of gradients, which have had them."""
+        """Nesterov momenta: the gradients, moved by MOMENTUM towards their running means, which are
+        updated first.
+        """
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:

@@ -1,4 +1,6 @@
-"""Muon for the hidden matrices, AdamW for the rest, and the schedule of both (model section 10); or AdamW alone."""
+"""Muon for hidden matrices and AdamW for the rest, or AdamW alone, with their schedule (model
+section 10).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,15 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.training.muon import Muon
 
 FINAL_RATE = 0.0
-# What torch's optimisers keep for each parameter.
+# What the optimisers keep for each parameter.
 MUON_SLOTS = ("momentum_buffer",)
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def lr_at(step: int, config: TrainingConfig) -> float:
-    """Learning rate of a step counted from 0: linear warm-up, then a cosine down to zero after `steps`."""
+    """The learning rate of a step, counted from 0: a linear warm-up, then a cosine that reaches
+    zero after `steps`.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     left = max(1, config.steps - config.warmup_steps)
@@ -29,7 +33,7 @@ def lr_at(step: int, config: TrainingConfig) -> float:
 
 
 class Optimizer:
-    """Muon and AdamW, or AdamW alone, behind one `step`. State is kept by parameter name, as tensors only.
+    """Muon and AdamW, or AdamW alone, with one `step`. Its state is tensors only, by parameter name.
 
     The model says how each of its parameters is moved: `LanguageModel.role`.
     """
@@ -64,17 +68,17 @@ class Optimizer:
         self._kinds = [(self.adam, ADAM_SLOTS), *([(self.muon, MUON_SLOTS)] if self.muon else [])]
 
     def zero_grad(self) -> None:
-        """Drops all gradients."""
+        """Drop all gradients."""
         for optimizer, _ in self._kinds:
             optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self) -> Tensor:
-        """Of all gradients together."""
+        """The norm of all gradients together."""
         return torch.nn.utils.get_total_norm([p.grad for p in self.names if p.grad is not None])
 
     def step(self, lr: float, norm: Tensor) -> None:
-        """Clips gradients of the norm `gradient_norm()`, and moves the parameters at rate `lr`."""
-        if float(norm) > self.grad_clip:  # or all of them would be multiplied by 1
+        """Clip the gradients and update the parameters. norm: `gradient_norm()`."""
+        if float(norm) > self.grad_clip:  # otherwise all gradients would be multiplied by 1
             torch.nn.utils.clip_grads_with_norm_(list(self.names), self.grad_clip, norm)
         for optimizer, _ in self._kinds:
             for group in optimizer.param_groups:
@@ -82,7 +86,7 @@ class Optimizer:
             optimizer.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """'parameter/slot' -> tensor, for everything a resumed run needs."""
+        """{'parameter/slot': tensor} of everything that a resumed run needs."""
         return {
             f"{self.names[parameter]}/{slot}": value.detach()
             for optimizer, _ in self._kinds
@@ -91,10 +95,10 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` returned after a step.
+        """Restore what `state_dict` returned after a step.
 
         Raises:
-            CheckpointError: a tensor is missing, or does not fit this model.
+            CheckpointError: a tensor is missing or doesn't fit this model.
         """
         places = {
             f"{self.names[parameter]}/{slot}": (optimizer, parameter, slot)
@@ -106,15 +110,15 @@ class Optimizer:
         if not isinstance(state, Mapping):
             raise _misfit("is missing")
         for key in [*places, *state]:
-            # Momentum that silently starts from zero would be another run.
+            # With a momentum that silently starts from zero, the run would be a different one.
             if key not in state or key not in places:
-                raise _misfit(f"{key!r} is {'not of this model' if key in state else 'missing'}")
+                raise _misfit(f"{key!r} {'does not belong to this model' if key in state else 'is missing'}")
             optimizer, parameter, slot = places[key]
             value = state[key]
             if not isinstance(value, Tensor) or value.dtype != torch.float32:
                 raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a tensor of float32")
             if value.shape != (() if slot == "step" else parameter.shape):
-                raise _misfit(f"{key!r} of shape {tuple(value.shape)} does not fit the model")
+                raise _misfit(f"{key!r} has shape {tuple(value.shape)}, which does not fit the model")
             if slot in ("step", "exp_avg_sq") and bool((value < 0).any()):
                 raise _misfit(f"{key!r} is negative")
             optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
@@ -123,11 +127,11 @@ class Optimizer:
 def _misfit(what: str) -> CheckpointError:
     return CheckpointError(
         f"optimiser state {what}",
-        why="the checkpoint is of another configuration",
-        hint="resume with the configuration in the run folder's config.toml, or from an older checkpoint",
+        why="the checkpoint was written with other settings",
+        hint="resume with the settings in the run folder's config.toml, or from an older checkpoint",
     )
 
 
 def build(model: LanguageModel, config: TrainingConfig) -> Optimizer:
-    """The optimiser of a run."""
+    """The optimiser for a model."""
     return Optimizer(model, config)

@@ -1,4 +1,6 @@
-"""The passes of one step: batch after batch, as if it were one large batch."""
+"""The forward and backward passes of one step, batch after batch; the result is that of one large
+batch.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,13 @@ def batches_of(config: Config, train: TokenStream) -> Batches:
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of a step, or of one rank's share of it, batch after batch; the result is that of one large batch.
+    """The passes of a step, or of one rank's share of it.
 
-    Losses and gradients equal those of the large batch, to rounding; all random choices are the same except dropout's
-    masks, which have the same law. tokens: (B, T+1), of the whole step; batches: their number; total: sums a tensor
-    over ranks.
+    Losses and gradients equal those of one large batch up to rounding. Random choices are the same
+    except for dropout's masks, whose distribution is the same.
+
+    tokens: (B, T+1) of the whole step. step: counted from 0. batches: the number of batches. total:
+    sums a tensor over the ranks.
     """
 
     model: LanguageModel
@@ -51,7 +55,7 @@ class Passes:
     total: Callable[[Tensor], Tensor] = lambda own: own
 
     def run(self) -> Losses:
-        """The losses; adds the gradients to those of the parameters."""
+        """Returns the losses, and adds the gradients to those of the parameters."""
         over_step, found = self._over_step(), list[Losses]()
         self._seed()
         for share in self._shares():
@@ -71,7 +75,7 @@ class Passes:
         return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
 
     def _seed(self) -> None:
-        """The seed of dropout: each rank has its own."""
+        """Seed dropout; each rank has its own seed."""
         config = self.config
         seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
 
@@ -87,8 +91,11 @@ class Passes:
         )  # fmt: skip
 
     def _sums(self) -> Tensor:
-        """The sums over all batches that the model's own losses need before any gradient: a pass through the trunk with
-        the same dropout masks. A graph is built, so the bits are those of the pass that is differentiated."""
+        """The sums over all batches that the model's own losses need before any gradient.
+
+        They take another pass through the trunk with the same dropout masks. It builds a graph, so
+        that its bits are those of the pass that is differentiated.
+        """
         self._seed()
         return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
             0
@@ -101,12 +108,12 @@ class Passes:
 
 
 def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
-    """A rank's `passes` of a step; None if memory runs out (its tensors are freed with the error).
+    """Run the `passes` of a rank; None if memory runs out (the tensors are freed with the error).
 
     non_finite: makes the error to raise if something isn't finite, from its name.
 
     Raises:
-        NonFinite: the engine refuses a tensor, before there is a loss.
+        NonFinite: the engine refuses a tensor, so that no loss is computed.
     """
     try:
         return passes.run()
@@ -119,8 +126,9 @@ def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], 
 
 
 def smaller_batches(rows: int, windows: int, ranks: int) -> Iterator[int]:
-    """Batch sizes below `rows` that divide a step of `windows` windows evenly, over `ranks` ranks; each is at most half
-    the one before."""
+    """Batch sizes below `rows` that divide a step of `windows` windows evenly over `ranks` ranks.
+    Each is at most half of the one before.
+    """
     fitting = [part for part in range(1, rows) if windows % part == 0 and part % ranks == 0]
     for part in reversed(fitting):
         if part <= rows // 2:

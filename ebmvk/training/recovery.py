@@ -1,4 +1,4 @@
-"""Errors that end a run: each says what is saved, and how to go on."""
+"""Errors that end a run: each says what is saved and how to continue."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ class Recovery:
     def not_written(
         self, error: StorageError | OSError, step: int, newest: int, save: Callable[[], object]
     ) -> StorageError:
-        """The error to raise if something could not be written after `step`. newest: the step of the newest checkpoint;
-        save: writes one, which is tried if steps would be lost."""
+        """The error to raise if something could not be written after `step`.
+
+        newest: the step of the newest checkpoint. save: writes a checkpoint; it is called if steps
+        would be lost.
+        """
         what, why, hint = str(error), "", "free some space"
         if isinstance(error, StorageError):
             what, why, hint = error.what, error.why, error.hint
@@ -47,23 +50,23 @@ class Recovery:
                 save()
             what += f"; the run is saved as it was after step {step}"
         except StorageError:
-            saved = f"the newest is of step {newest}" if newest else "the run has none yet"
-            what += f"; nor could a checkpoint of step {step}: {saved}"
+            saved = f"the newest one is of step {newest}" if newest else "the run has none yet"
+            what += f"; a checkpoint of step {step} could not be written either: {saved}"
         hint = "free some space" if "--resume" in hint else hint
         return StorageError(what, why=why, hint=f"{hint}, then {self._resume()}")
 
     def out_of_memory(self, step: int, flags: str) -> BatchTooLarge:
-        """The error if `step`, counted from 0, has no memory. flags: of a batch that fits."""
-        what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
+        """The error if `step`, counted from 0, runs out of memory. flags: for a batch that fits."""
+        what = f"step {step + 1}: out of memory with --batch-size {self.config.training.batch_size}"
         if not step:
             return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
         return BatchTooLarge(f"{what}; what was learned before is saved", hint=f"{self._resume()} {flags}", flags=flags)
 
     def flags_that_fit(self, ranks: int, fits: Callable[[int], bool]) -> str:
-        """Flags for a smaller batch that keeps the step as it is: the number of windows in all stays the same.
+        """Flags for smaller batches with the same number of windows per step.
 
-        ranks: the number of processes; fits: tries a batch of so many windows. With several processes nothing is
-        tried, because the others can't take part.
+        ranks: the number of processes. fits: tries a batch with a given number of windows. With
+        several processes nothing is tried, because the others can't take part.
         """
         windows = self.config.training.windows_per_step
         for rows in smaller_batches(self.config.training.batch_size, windows, ranks):
@@ -76,9 +79,12 @@ class Recovery:
         return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
 
     def non_finite(self, bad: str, step: int) -> NonFinite:
-        """The error if something isn't finite in the step after `step`. bad: a tensor's name, or the engine's message
-        about a tensor that it refused."""
-        # A step depends on the weights before it only: from earlier ones another rate may help.
+        """The error if something isn't finite in the step after `step`.
+
+        bad: the name of a tensor, or the engine's message about a tensor that it refused.
+        """
+        # With the weights before this step, any rate gives the same result; with earlier ones
+        # another rate may help.
         lr = lower_rate(self.config)
         older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
@@ -90,7 +96,9 @@ class Recovery:
         )
 
     def diverged(self, error: ArgumentError, step: int) -> NonFinite:
-        """The error if the engine refuses the model's values outside of a step's passes."""
+        """The error if the engine refuses values of the model outside of a step, such as in an
+        evaluation.
+        """
         found = self.non_finite(error.what, step)
         found.what = f"step {step}: training diverged ({error.what}); what was saved before is intact"
         return found

@@ -1,7 +1,9 @@
-"""What the ranks of a run have in common: their state at the beginning, and what a step adds up over them.
+"""Communication between the ranks of a run: their state at the beginning, and the sums of each
+step.
 
-Each rank has all weights and moments and takes an equal share of every batch. Losses, gradients and the sample of
-states for consolidation are added up, so that every rank makes the same step, in the same bits.
+Each rank has all weights and moments and takes an equal share of every batch. Losses, gradients and
+the sample of states for consolidation are summed over the ranks, so that every rank makes the same
+step, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ MODEL, OPTIMIZER = "model.", "optimizer."
 
 
 def check_shares(config: Config, ranks: Ranks) -> None:
-    """Raises ConfigError where a batch does not part into equal shares."""
+    """Raises ConfigError if a batch can't be divided into equal shares."""
     batch, size = config.training.batch_size, ranks.size
     if batch % size:
         near = max(size, round(batch / size) * size)
         raise ConfigError(
             f"--batch-size {batch} is not a multiple of the {size} processes",
-            why="it is of all of them together: each takes an equal share of its windows",
+            why="each process takes an equal share of the windows of a batch",
             hint=f"take --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
         )
 
@@ -41,7 +43,7 @@ def _divisor(batch: int, size: int) -> int:
 
 
 def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageModel, optimizer: Optimizer) -> None:
-    """Give the ranks that follow all that a step depends on: settings, text, weights and moments."""
+    """Send the other ranks everything that a step depends on: settings, text, weights and moments."""
     stream = {"name": train.name, "word_level": train.word_level, "apart": train.apart}
     ranks.tell(
         "enlist", config=to_tables(config), tokens=model.vocab_size, stream=stream, threads=torch.get_num_threads()
@@ -57,16 +59,18 @@ def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageMode
 def add_up(
     ranks: Ranks, model: LanguageModel, losses: Losses, sample: Tensor, *, interrupted: bool
 ) -> tuple[Losses, bool]:
-    """The step's losses over all ranks, and whether any was interrupted; gradients and `sample` are added up in place.
+    """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if
+    any was interrupted.
 
-    A parameter that no rank has a gradient of has none afterwards either.
+    A parameter without a gradient on every rank has none afterwards.
     """
     if ranks.size == 1:
         return losses, interrupted
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [float(losses.total), *map(float, losses.parts.values()), float(interrupted)]
     known = torch.tensor([*values, *(parameter.grad is not None for parameter in trained)], dtype=torch.float64)
-    # First what is small, on the host: a rank that is lost is noticed before devices wait for one another.
+    # First the small numbers, on the host: so a lost rank is noticed before devices wait for one
+    # another.
     ranks.add_up([known])
     total, *parts, interruptions = known[: len(values)].tolist()
     gradients = []
@@ -81,18 +85,18 @@ def add_up(
 
 
 def check_same_weights(ranks: Ranks, model: LanguageModel, step: int) -> None:
-    """Raises DeviceError where ranks have come to other weights. All ranks call it together."""
-    if ranks.size > 1:  # one has nothing to compare, and digests take a while
+    """Raises DeviceError if the weights of the ranks differ. All ranks call it together."""
+    if ranks.size > 1:  # digests take a while
         error = DeviceError(
-            f"the ranks' weights are not the same any more after step {step}; nothing is saved of it",
-            why="processors of different kinds round differently, or a memory is faulty",
-            hint="continue with --resume on machines of one kind",
+            f"the weights of the ranks differ after step {step}; this step is not saved",
+            why="different kinds of processors round differently, or memory is faulty",
+            hint="continue with --resume on machines of the same kind",
         )
         ranks.check_agreed(fingerprint(model), error)
 
 
 def fingerprint(model: LanguageModel) -> int:
-    """62 bits of the weights' digest."""
+    """The first 62 bits of a digest of the weights."""
     found = hashlib.blake2b(digest_size=8)
     for value in model.state_dict().values():
         found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

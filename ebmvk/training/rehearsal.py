@@ -1,4 +1,6 @@
-"""`--dry-run`: what a run would take, from a few of its real steps; nothing of it is left."""
+"""`--dry-run`: do a few real steps of a run, print what the run would take, and leave nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,24 @@ from ebmvk.report.tables import duration
 from ebmvk.runs.checkpoint import Checkpoint, storage_error
 from ebmvk.training.trainer import Trainer
 
-STEPS = 4  # the first of them warms up and is not timed
-COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon keeps one)
-METRICS = 1000  # bytes of metrics.jsonl for a step, generously
-SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with their counts, 16 bytes each
+STEPS = 4  # the first one warms up and isn't timed
+COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon has one)
+METRICS = 1000  # bytes per step in metrics.jsonl, at most
+SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with counts, 16 bytes each
 MakeTrainer = Callable[[Path, Monitor], Trainer]
-"""Of the run, in a folder."""
+"""Makes the trainer of the run in a folder."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters by part; tokens of a step; seconds of a step, an evaluation, the last one, and a checkpoint.
+    """What a run takes.
 
-    peak, twice: bytes with the batch and with one twice as large, measured unless `bound`: then twice is 2 x peak,
-    which it cannot exceed. obtainable: bytes, None where the system does not tell. checkpoint, free: bytes on the disk,
-    of a checkpoint with as many splats as there may be. epochs: of the run, from its beginning, whole ones.
+    parameters: by part of the model. tokens: per step. step, evaluation, last, saving: seconds of a
+    step, of an evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of
+    memory with the batch and with a batch twice as large; if `bound`, the latter is an upper bound,
+    not measured. obtainable: bytes of memory that can be had, None if unknown. checkpoint, free:
+    bytes on the disk: of a checkpoint with the largest number of splats, and free ones. epochs:
+    completed epochs of the whole run.
     """
 
     parameters: dict[str, int]
@@ -56,10 +61,11 @@ class Estimate:
 
 
 def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
-    """Print what the run would take. folder: where it would be; found: the checkpoint it would continue.
+    """Print what the run would take. folder: where it would be; found: the checkpoint that it would
+    continue.
 
     Raises:
-        OutOfMemory, StorageError: it cannot fit; with what to change.
+        OutOfMemory, StorageError: it doesn't fit; the hint says what to change.
     """
     near = resources.existing(folder)
     try:
@@ -84,21 +90,26 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
 
 
 def _refuse_too_many_weights(trainer: Trainer) -> None:
-    """Before anything is tried: a system that is out of memory may kill the process without a word."""
+    """Raises OutOfMemory before a step is tried: a system without memory may kill the process
+    without a message.
+    """
     weights = sum(value.numel() * value.element_size() for value in trainer.model.parameters())
     obtainable = resources.obtainable(trainer.device.torch)
     if obtainable is not None and COPIES * weights > obtainable:
         model = trainer.config.model
-        unit = 2 * model.n_heads  # of which a width is a multiple
-        half = max(1, model.latent_dim // 2 // unit) * unit  # and the feed-forward part with it, unless a flag says it
+        unit = 2 * model.n_heads  # the width is a multiple of it
+        half = max(1, model.latent_dim // 2 // unit) * unit  # --ffn-dim follows unless it is given
         raise OutOfMemory(
-            f"{amount(COPIES * weights)} for weights, gradients and moments; {amount(obtainable)} can be had",
+            f"weights, gradients and moments need {amount(COPIES * weights)}; {amount(obtainable)} are available",
             hint="take a smaller --size or --preset" + (f", or --latent-dim {half}" if half < model.latent_dim else ""),
         )
 
 
 def _measured(trainer: Trainer, near: Path) -> Estimate:
-    """A few steps, one evaluation and one checkpoint of the run. near: a folder on its disk."""
+    """Measure a few steps, one evaluation and one checkpoint of the run.
+
+    near: a folder on the same disk.
+    """
     config, device = trainer.config, trainer.device.torch
     resources.reset_peak(device)
     before = trainer.progress
@@ -130,7 +141,7 @@ def _measured(trainer: Trainer, near: Path) -> Estimate:
 
 
 def _grown(trainer: Trainer, tokens: int) -> int:
-    """Bytes of the splats that the last checkpoints may hold and the first has not. tokens: of a step."""
+    """Bytes of the splats by which the last checkpoints may exceed the first. tokens: per step."""
     if trainer.soc is None:
         return 0
     most = min(trainer.soc.consolidation.phases[-1].capacity, trainer.config.training.steps * tokens)
@@ -144,12 +155,12 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _peak_of_twice(trainer: Trainer) -> int | None:
-    """Bytes at the peak of a step whose batches are twice as large; None where it did not fit after all."""
+    """Bytes at the peak of a step with batches twice as large; None if it doesn't fit after all."""
     own, device = trainer, trainer.device
     config = replace_values(own.config, {"batch_size": 2 * own.config.training.batch_size, "enable_soc": False})
     resources.reset_peak(device.torch)
     wide = Trainer(config, own.folder, own.model, own.tokenizer, own.streams, device, own.monitor, own.probe)
-    wide.optimizer = trainer.optimizer  # its moments are not needed twice; nor is the consolidation
+    wide.optimizer = trainer.optimizer  # no second copy of its moments
     try:
         wide.step()
     except OutOfMemory:
@@ -158,7 +169,7 @@ def _peak_of_twice(trainer: Trainer) -> int | None:
 
 
 def parameters(model: torch.nn.Module) -> dict[str, int]:
-    """{part: number of parameters}: the model's own children and tables, the largest first."""
+    """{part: number of parameters} of the model's children and tables, the largest first."""
     count: Counter[str] = Counter()
     for name, value in model.named_parameters():
         count[name.partition(".")[0]] += value.numel()
@@ -166,15 +177,18 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str]:
-    """Lines for people. near: a folder on the run's disk; done: steps that the run has behind it."""
+    """Lines for people.
+
+    near: a folder on the disk of the run; done: steps that were done before.
+    """
     training, logging = config.training, config.logging
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
     yield f"parameters  {sum(found.parameters.values()):,}: {parts}"
     yield f"speed       {found.tokens / found.step:,.0f} tokens/s: {found.tokens:,} tokens in {found.step:.3f} s"
-    limit = "" if found.obtainable is None else f", of {amount(found.obtainable)} that can be had"
+    limit = "" if found.obtainable is None else f" of {amount(found.obtainable)} available"
     more = "at most " if found.bound else ""
     yield (
-        f"memory      {amount(found.peak)} at the peak{limit}; with --batch-size {2 * training.batch_size} "
+        f"memory      {amount(found.peak)}{limit} at the peak; with --batch-size {2 * training.batch_size} "
         f"{more}{amount(found.twice)}"
     )
     needed, free = amount(disk_needed(found, config)), amount(found.free)
@@ -195,14 +209,15 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
 
 
 def kept(found: Estimate, config: Config) -> int:
-    """Checkpoints on the disk at once: the last ones, the best one, the one that is being written, and those of epochs
-    that stay."""
+    """Checkpoints on the disk at once: the last ones, the best one, the one being written, and
+    those of epochs.
+    """
     logging = config.logging
     return logging.keep_last + 2 + (found.epochs // logging.keep_epochs if logging.keep_epochs else 0)
 
 
 def disk_needed(found: Estimate, config: Config) -> int:
-    """Bytes: of the checkpoints, and of the metrics."""
+    """Bytes of all checkpoints and of the metrics."""
     return kept(found, config) * found.checkpoint + METRICS * config.training.steps
 
 
@@ -212,7 +227,7 @@ def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
         room = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint)
         fits = room - kept(found, config) + config.logging.keep_last
         raise StorageError(
-            f"--run-dir {folder}: {amount(needed)} for checkpoints and metrics, {amount(found.free)} are free",
+            f"--run-dir {folder}: checkpoints and metrics need {amount(needed)}, and {amount(found.free)} are free",
             hint=f"take --keep-last {fits}"
             if fits >= 1
             else "take --keep-epochs 0"

@@ -1,4 +1,6 @@
-"""Going on from a checkpoint: what still compares with it, and the checkpoints that lie after it."""
+"""Continuing from a checkpoint: which of its figures still compare, and what happens to later
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ from ebmvk.training.streams import Streams
 def comparable(
     found: Checkpoint, progress: Progress, folder: Path, streams: Streams, say: Callable[[str], None]
 ) -> Progress:
-    """The progress of a checkpoint, with only what compares with evaluations to come.
+    """The progress of a checkpoint, without figures that can't be compared with evaluations to
+    come.
 
-    The best evaluation is dropped if it was of another validation text, which is said. If an earlier version didn't
-    count the evaluations since the best one, they are counted in metrics.jsonl.
+    If the best evaluation used another validation text, it is dropped, and `say` reports that. If
+    an earlier version didn't count the evaluations since the best one, they are counted in
+    metrics.jsonl.
     """
     if _validation_changed(found, folder, streams):
         say(
-            "validation  the text isn't the one that was evaluated before, and losses on two texts cannot be "
-            "compared: the best checkpoint and --patience start anew"
+            "validation  the text has changed, and losses on two texts cannot be compared: the best checkpoint and "
+            "--patience start again"
         )
         return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
     if progress.best_step is None or progress.since_best is not None:
@@ -35,8 +39,11 @@ def comparable(
 
 
 def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bool:
-    """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none: then by
-    the number of tokens in metrics.jsonl, if that has one."""
+    """True if the checkpoint was saved with another validation text.
+
+    The digests are compared; or, for checkpoints of earlier versions, which have none, the numbers
+    of tokens.
+    """
     if saved := (found.state.get("text") or {}).get("validation"):
         return bool(saved != streams.text.get("validation"))
     now = len(streams.validation) - 1
@@ -45,9 +52,11 @@ def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bo
 
 
 def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Progress, list[Path]]:
-    """Make a checkpoint the newest of its run: later ones are set aside, `latest` and `best` name what is left.
+    """Make a checkpoint the newest of its run: set later ones aside, and update `latest` and
+    `best`.
 
-    Returns the progress, without its best step if that checkpoint is gone, and the folders that were set aside.
+    Returns the progress, without its best step if that checkpoint is gone; and the folders that
+    were set aside.
     """
     aside = checkpoint.supersede(folder, found.step)
     if checkpoint.STEP.fullmatch(found.path.name):  # not one that was itself set aside
@@ -55,7 +64,7 @@ def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Prog
     best = f"step-{progress.best_step}"
     if (folder / "checkpoints" / best).is_dir():
         checkpoint.point(folder, "best", best)
-    else:  # set aside or pruned: the next evaluation is the best one then
+    else:  # set aside or pruned, so the next evaluation will be the best one
         (folder / "best").unlink(missing_ok=True)
         progress = dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None)
     return progress, aside

@@ -11,7 +11,10 @@ from ebmvk.data.windows import TokenStream
 
 @dataclass(frozen=True)
 class Streams:
-    """text: {split: SHA-256 of its text} for all splits of the corpus."""
+    """The training and validation text of a run.
+
+    text: {split: SHA-256 of its text} for all splits of the corpus.
+    """
 
     train: TokenStream
     validation: TokenStream

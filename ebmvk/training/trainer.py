@@ -1,4 +1,7 @@
-"""The training loop. A step is a pure function of the weights, the optimiser's state and (seed, step)."""
+"""The training loop.
+
+A step depends only on the weights, the state of the optimiser, the seed and the step's number.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import add_up, check_same_weights
 from ebmvk.training.streams import Streams
 
-LAST = 50  # steps whose mean loss is what training text costs
+LAST = 50  # steps whose mean is the loss on training text
 Outcome = Literal["finished", "stopped", "interrupted"]
 Probe = Callable[[int], Mapping[str, Any]]
 
@@ -55,9 +58,10 @@ class Trainer:
     """One run, in one process or as the first of several.
 
     Args:
-        folder: the run folder, which has its config.toml and tokenizer.json.
-        probe: called at each evaluation with the step; what it returns joins the metrics (sampling health).
-        ranks: the processes of the run; the others are `follower.Follower`s.
+        folder: the run folder, which already has config.toml and tokenizer.json.
+        probe: called with the step at each evaluation; its result (the health of sampling) is added
+        to the metrics.
+        ranks: the processes of the run; all but this one are `follower.Follower`s.
     """
 
     def __init__(
@@ -87,9 +91,9 @@ class Trainer:
         self._interruption = Interruption()
         self.progress = Progress()
         self._text = digest(streams.train)
-        self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
+        self._first_batch, self._saved = 0, 0  # _saved: the step of the newest checkpoint
         self._revision = REVISION
-        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # loss of each step, and its number of targets
+        self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # (loss, targets) of a step
         self.evaluations = Evaluations(config, self.model, tokenizer, streams, device)
         self._recovery = Recovery(config, folder)
 
@@ -99,13 +103,13 @@ class Trainer:
         """Continue from a checkpoint of this configuration.
 
         Raises:
-            CheckpointError: it does not fit the model, the optimiser or the text.
+            CheckpointError: it doesn't fit the model, the optimiser or the text.
         """
         check_same_text(found, self.streams.train, self.config)
         progress = Progress.of(found)
         if progress.step > self.config.training.steps:
             raise ConfigError(
-                f"--steps {self.config.training.steps} is below the {progress.step} that {found.path} has behind it",
+                f"--steps {self.config.training.steps} is less than the {progress.step} steps of {found.path}",
                 hint="give more steps, or --resume an older checkpoint",
             )
         checkpoint.restore(self.model, found)
@@ -115,21 +119,26 @@ class Trainer:
         self._revision = revision(found)
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
-        # With another batch size the position in the text is kept, to within one batch.
+        # If the batch size has changed, the position in the text is kept to within one batch.
         self._first_batch = self.progress.windows // self.config.training.windows_per_step - self.progress.step
         if self.config.run.deterministic:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
 
     def take_over(self, found: Checkpoint) -> list[Path]:
-        """Make the restored checkpoint the newest; returns the folders of later ones, which are set aside."""
+        """Make the restored checkpoint the newest one.
+
+        Returns the folders of later ones, which are set aside.
+        """
         self.progress, aside = resumption.take_over(found, self.progress, self.folder)
         return aside
 
     def save(self) -> Path:
-        """Write a checkpoint of now, let `latest` (and `best`, if it is) name it, prune old ones.
+        """Write a checkpoint, point `latest` to it (and `best`, if it is the best), and prune old
+        ones.
 
         Raises:
-            DeviceError: other ranks have other weights; nothing is written. RankLost: one died; all is written.
+            DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died;
+                all is written.
         """
         lost: RankLost | None = None
         try:
@@ -159,7 +168,10 @@ class Trainer:
         return path
 
     def _compare(self) -> None:
-        """The weights of all ranks that can be reached. Raises DeviceError where they differ, RankLost."""
+        """Compare the weights of all ranks that can be reached.
+
+        Raises DeviceError if they differ; RankLost.
+        """
         if not self.ranks.lost:
             with self.ranks.whole():
                 self.ranks.tell("compare", step=self.progress.step)
@@ -168,21 +180,23 @@ class Trainer:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def run(self, stop_after: int | None = None) -> Outcome:
-        """Train to the configured step; stop earlier after `stop_after` steps, or when interrupted, with a checkpoint.
+        """Train up to the configured step. After `stop_after` steps, or if interrupted, save and
+        stop earlier.
 
         Raises:
-            NonFinite: before the weights are touched. StorageError: something could not be written; the last step is
-            saved as a checkpoint if possible.
+            NonFinite: raised before the weights are changed. StorageError: something could not be
+            written; the last step is saved as a checkpoint if possible.
         """
         outcome: Outcome = "interrupted"
         with self._interruption as interruption:
             try:
                 outcome = self._run(interruption, stop_after)
-            except ArgumentError as error:  # an evaluation or a consolidation refuses the model's values
+            except ArgumentError as error:  # raised by an evaluation or a consolidation
                 raise self._recovery.diverged(error, self.progress.step) from error
             except (StorageError, OSError) as error:  # a failed log must not cost steps
                 kept = self._recovery.not_written(error, self.progress.step, self._saved, self.save)
-                # A closed terminal may fail a write before its signal is handled: that is an interruption, too.
+                # A closed terminal may fail a write before its signal is handled: that is an
+                # interruption, too.
                 if not (interruption.hung_up and self._saved == self.progress.step):
                     raise kept from error
         return "interrupted" if interruption.came else outcome
@@ -190,7 +204,7 @@ class Trainer:
     def _run(self, interruption: Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
-        if self._evaluate_if_due(interruption):  # an interruption at this step skipped it
+        if self._evaluate_if_due(interruption):  # an interruption may have skipped it at this step
             self.save()
         while self.progress.step < total and outcome == "finished" and not self._out_of_patience():
             self.step()
@@ -208,7 +222,10 @@ class Trainer:
         return outcome
 
     def _evaluate_if_due(self, interruption: Interruption) -> bool:
-        """Evaluate where this step asks for it; True if it is the best so far. Ctrl-C ends it undone."""
+        """Evaluate if it is due at this step; True if the result is the best so far.
+
+        Ctrl-C skips it.
+        """
         step, every = self.progress.step, self.config.logging.eval_every
         due = self.progress.evaluated != step and (step % every == 0 or step == self.config.training.steps)
         improved = False
@@ -219,34 +236,35 @@ class Trainer:
             except StorageError:
                 raise  # `run` saves
             except EbmvkError:
-                self.save()  # steps must not be lost to what only looks at them
+                self.save()  # a failed evaluation must not cost steps
                 raise
         return improved
 
     def _ends(self, step: int) -> bool:
-        """Whether this step is the last one."""
+        """True if this step is the last one."""
         return step == self.config.training.steps or self._out_of_patience()
 
     def _save_due(self) -> bool:
         return self.progress.step % self.config.logging.save_every == 0 or self._ended(epochs=1)
 
     def _ended(self, epochs: int) -> bool:
-        """Whether the last step came to the end of an epoch, and so many epochs (or twice as many, …) are behind it."""
+        """True if the last step completed an epoch whose number is a multiple of `epochs`."""
         period, now = epochs * self.batches.windows, self.progress.windows
         return now // period > max(0, now - self.config.training.windows_per_step) // period
 
     def _out_of_patience(self) -> bool:
-        """Whether the last evaluations, as many as `patience` says, brought none that is the best so far."""
+        """True if none of the last `--patience` evaluations was the best so far."""
         training, progress = self.config.training, self.progress
         if not training.patience or progress.evaluated != progress.step or progress.best_step is None:
             return False
         return (progress.since_best or 0) >= training.patience
 
     def step(self) -> None:
-        """One step of the optimiser, recorded.
+        """Do one step of the optimiser and record it.
 
         Raises:
-            NonFinite: before the weights are touched. BatchTooLarge: with what was seen to fit.
+            NonFinite: raised before the weights are changed. BatchTooLarge: it names a batch size
+                that fits.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
@@ -283,10 +301,12 @@ class Trainer:
         )
 
     def _of_all_ranks(self, passes: Passes) -> tuple[Losses, Tensor]:
-        """Losses and gradients of a step over all ranks, and the sample of states that consolidation takes.
+        """The losses of a step over all ranks, and the sample of states for consolidation.
+        Gradients are summed too.
 
         Raises:
-            RankLost: one died. OutOfMemory: here or elsewhere. What was learned before is saved.
+            RankLost: a rank died. OutOfMemory: in this process or another. Everything learned
+                before is saved.
         """
         tokens, step = passes.tokens, passes.step
         try:
@@ -297,11 +317,11 @@ class Trainer:
             sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
             came = self._interruption.came
             losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
-            if came:  # to any rank; one that has come to this one meanwhile stays
+            if came:  # to any rank; never reset here, as a signal may have come meanwhile
                 self._interruption.came = True
         except (RankLost, OutOfMemory) as error:
             if step:
-                self.ranks.fail(error)  # others may be in the midst of the step, and could not be told of a save
+                self.ranks.fail(error)  # others may be amid the step: no saving with them
                 self.save()
             if step and isinstance(error, RankLost):
                 raise self._recovery.rank_lost(error, self.progress.step) from None
@@ -309,7 +329,7 @@ class Trainer:
         return losses, sample
 
     def _out_of_memory(self, tokens: Tensor, step: int) -> BatchTooLarge:
-        """The error to raise; all that was learned before is saved."""
+        """The error to raise. Everything learned before is saved."""
 
         def fits(rows: int) -> bool:
             return self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)) is not None
@@ -323,22 +343,25 @@ class Trainer:
         return attempted(self.model, passes, lambda bad: self._recovery.non_finite(bad, self.progress.step))
 
     def _tell(self, found: Mapping[str, Any]) -> None:
-        """Record one consolidation and say it in a line."""
+        """Record one consolidation."""
         self.monitor.record("soc", self.progress.step, found)
-        self.monitor.say(f"step {self.progress.step}: {lines.consolidated(found)}")
+        self.monitor.detail(f"step {self.progress.step}: {lines.consolidated(found)}")
 
     def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
-        """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
+        """Raise NonFinite with the name of the first bad tensor, before the optimiser uses it."""
         if bad := finite.first_bad(self.model, total, norm, parts, alone(passes).run):
             raise self._recovery.non_finite(bad, self.progress.step)
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
-        """Exact likelihood of a part of validation, and the probe; True if it is the best so far."""
+        """Measure the exact likelihood of a part of validation, and write samples; True if it is
+        the best so far.
+        """
+        self.monitor.doing("evaluating")
         found, measured = self.evaluations.part()
         step, best = self.progress.step, self.progress.best_nats
-        # Nats per token compare only over the same tokens: --eval-tokens may have changed.
+        # Nats per token can only be compared over the same tokens; --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
         health = self.probe(step)
         if self.soc:
@@ -351,22 +374,26 @@ class Trainer:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
             )
-        self.monitor.say(f"step {step}: validation part, {lines.figures(found)}{'  (best)' if improved else ''}")
+        self.monitor.say(f"step {step}: {lines.evaluated(found, best=improved)}")
         return improved
 
     def _finish(self) -> None:
-        """The whole validation split, exactly, and the trigram on the same tokens."""
+        """Measure the whole validation split, and the trigram on the same tokens."""
+        self.monitor.doing("evaluating all of the validation text")
         found, base = self.evaluations.whole()
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None
         if self.progress.step < self.config.training.steps:
-            self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
+            self.monitor.say(f"step {self.progress.step}: stopped early; step {self.progress.best_step} was the best")
         looks, advised = self.evaluations.looks(), list(self._advice(found))
         record: dict[str, Any] = {"advice": advised, "looks": looks, "validation": found.record()}
         record |= {"trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
-        for line in lines.of_the_end(found, base, advised, gain):
-            self.monitor.say(line)
+        for line in lines.details(found, base, gain):
+            self.monitor.detail(line)
+        self.monitor.say(f"result      {lines.result(found, base)}")
+        for line in advised:
+            self.monitor.say(f"advice      {line}")
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
         progress, targets = self.progress, sum(seen for _, seen in self._last_ce)

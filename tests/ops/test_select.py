@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from ebmvk.engine import explain, select
+from ebmvk.engine import explain, select, vulkan
+from ebmvk.engine.device import open_device
+from ebmvk.engine.select import Choice, choose
 from ebmvk.errors import ArgumentError, DeviceError
 
 
@@ -23,7 +25,26 @@ def test_unknown_devices_are_refused(device: str) -> None:
 
 def test_auto_gives_its_reason() -> None:
     assert explain("auto").partition(":")[0] in ("cpu", "cuda", "vulkan")
-    assert "no CUDA" in explain("auto") or torch.cuda.is_available()
+    assert choose("auto").kind != "cpu" or explain("auto") == "cpu: no GPU found, so the CPU"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_a_machine_without_vulkan_takes_the_cpu_and_shows_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_loader() -> list[vulkan.Device]:
+        raise DeviceError("vk::createInstance: ErrorIncompatibleDriver", hint="install a driver")
+
+    monkeypatch.setattr(vulkan, "devices", no_loader)
+    assert explain("auto") == "cpu: no GPU found, so the CPU"
+    assert open_device("auto").reason.startswith("cpu: no GPU found, so the CPU (")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_a_processor_that_offers_vulkan_is_not_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    software, gpu = (vulkan.Device(0, "lavapipe", "cpu", "", 1), vulkan.Device(1, "a card", "discrete", "", 1))
+    monkeypatch.setattr(vulkan, "devices", lambda: [software])
+    assert choose("auto").kind == "cpu"
+    monkeypatch.setattr(vulkan, "devices", lambda: [software, gpu])
+    assert choose("auto") == Choice("vulkan", 1, "Vulkan found a card")
 
 
 def test_reference_computes_with_torch() -> None:

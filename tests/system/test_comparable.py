@@ -1,4 +1,4 @@
-"""Evaluations that are compared are of one text, and patience counts them; a learning rate that jumps is told."""
+"""Only evaluations of one text are compared, patience counts them, and jumps of the rate are reported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_evaluations_of_two_texts_are_not_compared(train: Command, folder: Path,
     harder = made_up_text(60, seed=3).translate(str.maketrans("aeiou", "uoiea"))  # costs more, so that none is better
     (folder / "valid.txt").write_text(harder, encoding="utf-8")
     said = train(run, "--resume", "--stop-after", 2)
-    assert "losses on two texts cannot be compared: the best checkpoint and --patience start anew" in said.out
+    assert "losses on two texts cannot be compared: the best checkpoint and --patience start again" in said.out
     assert (_progress(run)["best_step"], _progress(run)["since_best"]) == (4, 1)
     assert (run / "best").read_text(encoding="ascii") == "checkpoints/step-4\n"
     assert read_history(run).best["step"] == 4  # type: ignore[index]
@@ -53,7 +53,7 @@ def test_evaluations_of_two_texts_are_not_compared(train: Command, folder: Path,
     assert (_progress(run)["best_step"], _progress(run)["since_best"]) == (4, 2)
 
 
-def test_another_validation_text_is_seen_although_an_earlier_version_kept_no_digest(
+def test_another_validation_text_is_noticed_without_a_digest_from_an_earlier_version(
     train: Command, folder: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -67,7 +67,7 @@ def test_another_validation_text_is_seen_although_an_earlier_version_kept_no_dig
     assert "losses on two texts cannot be compared" in said.out
 
 
-def test_patience_counts_evaluations_whatever_their_distance(train: Command, text: Path, tmp_path: Path) -> None:
+def test_patience_counts_evaluations_not_steps(train: Command, text: Path, tmp_path: Path) -> None:
     """Three evaluations without a better one are three, two steps apart or one."""
     run = tmp_path / "run"
     train(run, *STILL, "--dataset", text, "--eval-every", 2, "--steps", 30, "--stop-after", 4, "--patience", 3)
@@ -77,7 +77,7 @@ def test_patience_counts_evaluations_whatever_their_distance(train: Command, tex
     assert [row["step"] for row in rows(run, "eval")] == [2, 4, 5, 6]
 
 
-def test_a_checkpoint_that_counted_nothing_is_counted_from_its_metrics(
+def test_evaluations_without_a_count_in_the_checkpoint_are_counted_from_the_metrics(
     train: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, save = tmp_path / "run", checkpoint.save
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_counted_nothing_is_counted_from_its_metrics(
     assert [row["step"] for row in rows(run, "eval")] == [2, 4, 6, 10, 15]
 
 
-def test_a_learning_rate_that_jumps_is_told_with_both_values(train: Command, text: Path, tmp_path: Path) -> None:
+def test_a_jump_of_the_learning_rate_is_reported_with_both_values(train: Command, text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *PLAIN, "--dataset", text, "--steps", 6)
     before = read_config(run).training

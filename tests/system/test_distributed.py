@@ -174,7 +174,7 @@ def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tupl
 def test_what_is_of_one_process_is_refused_to_several(
     tmp_path: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for size, told in (("2", "only train, pretrain, evaluate share"), ("two", "WORLD_SIZE=two is no number")):
+    for size, told in (("2", "only train, pretrain, evaluate divide"), ("two", "WORLD_SIZE=two is not a number")):
         monkeypatch.setenv("WORLD_SIZE", size)
         said = ebmvk("memory", "--checkpoint", tmp_path)
         assert said.status == 2
@@ -208,7 +208,7 @@ def test_what_one_rank_ends_with_ends_all(
         assert one.err.startswith("error: step 6: the loss is not finite; the weights are as they were after step 5\n")
     elif fault == "no memory":
         assert (one.status, two.status, one.err) == (2, 2, "")
-        assert two.err.startswith("error: rank 1: step 6: rank 1 has no memory for its share of --batch-size 4\n")
+        assert two.err.startswith("error: rank 1: step 6: rank 1 ran out of memory with its share of --batch-size 4\n")
     else:
         assert (one.status, two.status, one.err) == (1, 1, "")
         assert "RuntimeError: unheard of" in two.err
@@ -409,7 +409,7 @@ def test_weights_that_differ_are_noticed(tmp_path: Path) -> None:
         check_same_weights(ranks, model, 1)
         with torch.no_grad():
             model.weight[1, 2] += 1e-7 * ranks.rank
-        with pytest.raises(DeviceError, match="not the same any more after step 2"):
+        with pytest.raises(DeviceError, match="the weights of the ranks differ after step 2"):
             check_same_weights(ranks, model, 2)
 
     on_ranks(body, 2, tmp_path)

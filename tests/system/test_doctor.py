@@ -22,7 +22,7 @@ OPERATIONS = {
 }
 
 
-def test_the_whole_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_operation_is_right_on_every_device(capsys: pytest.CaptureFixture[str]) -> None:
     """Every device found runs every operation; on a machine whose engine works that is status 0."""
     assert doctor.main(["--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -39,7 +39,7 @@ def test_the_whole_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["auto"].split(":")[0] in {"cpu", "cuda", "vulkan"}
 
 
-def test_one_device_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_device_is_described_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--device", "reference"]) == 0
     said = capsys.readouterr().out
     assert said.count("  ok ") == len(OPERATIONS)
@@ -48,7 +48,7 @@ def test_one_device_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("args", [["--device", "vulkan:99"], ["--device", "abacus"], ["--devise", "cpu"]], ids=str)
-def test_what_cannot_be_had_is_status_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_device_or_flag_is_status_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(args) == 2
     assert "try:" in capsys.readouterr().err
 
@@ -86,7 +86,7 @@ def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert checks["projx"].ok
 
 
-def test_a_sound_checkpoint(trained: Path, ebmvk: Command) -> None:
+def test_a_sound_checkpoint_is_status_0(trained: Path, ebmvk: Command) -> None:
     said = ebmvk("doctor", "--checkpoint", trained, "--json")
     record = json.loads(said.out)
     assert said.status == record["status"] == 0
@@ -95,7 +95,7 @@ def test_a_sound_checkpoint(trained: Path, ebmvk: Command) -> None:
     assert ebmvk("doctor", "--checkpoint", trained / "no-such-folder").status == 2
 
 
-def test_a_model_whose_cache_says_something_else_is_status_1(
+def test_a_model_whose_cache_gives_other_logits_is_status_1(
     trained: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extend = LanguageModel.extend

@@ -99,5 +99,5 @@ def test_out_of_memory_between_steps_is_a_typed_error(
     said = ebmvk("train", "--resume", "--run-dir", run)
     assert said.status == 2
     first = said.err.splitlines()[0]
-    assert first == "error: no memory: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    assert first == "error: out of memory: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     assert f"--resume --run-dir {run}" in said.err

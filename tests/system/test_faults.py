@@ -96,14 +96,14 @@ def _is_typed(said: Said, *words: str) -> None:
         ("train", ["--dataset", "builtin:1"], ["--dataset builtin:1", "3 splits"]),
     ],
 )
-def test_bad_flags(
+def test_bad_flags_are_refused(
     ebmvk: Command, command: str, args: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no runs/ here, whose newest run would be taken
     _is_typed(ebmvk(command, *args), *words)
 
 
-def test_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     from ebmvk.cli import app
 
     status = app.main(["trian"])
@@ -120,7 +120,9 @@ def test_unknown_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[
         (b"Too short.\n\nFor one window.\n", ["tokens"]),
     ],
 )
-def test_bad_corpora(ebmvk: Command, tmp_path: Path, tiny: Path, device: str, content: bytes, words: list[str]) -> None:
+def test_bad_corpora_are_refused(
+    ebmvk: Command, tmp_path: Path, tiny: Path, device: str, content: bytes, words: list[str]
+) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_bytes(content)
     said = ebmvk("train", "--dataset", text, "--config", tiny, "--seq-length", 64, "--device", device, "--run-dir", run)
@@ -140,7 +142,7 @@ def test_bad_corpora(ebmvk: Command, tmp_path: Path, tiny: Path, device: str, co
         ("[training\n", ["TOML"]),
     ],
 )
-def test_bad_config_files(ebmvk: Command, tmp_path: Path, toml: str, words: list[str]) -> None:
+def test_bad_config_files_are_refused(ebmvk: Command, tmp_path: Path, toml: str, words: list[str]) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(toml, encoding="utf-8")
     _is_typed(ebmvk("train", "--config", path), str(path), *words)
@@ -281,7 +283,7 @@ def test_a_full_disk_under_any_file_of_the_run_is_a_typed_error(
     assert rows(run, "end")[-1]["step"] == 8
 
 
-def test_a_line_of_metrics_that_was_cut_short_costs_no_other(train: Command, tmp_path: Path) -> None:
+def test_a_broken_line_of_metrics_costs_no_other_line(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -340,7 +342,7 @@ def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
     assert [row["step"] for row in rows(run, "eval")] == [4, 8]
 
 
-def test_an_event_that_json_has_no_words_for_is_named(tmp_path: Path) -> None:
+def test_a_value_that_json_cannot_express_is_named(tmp_path: Path) -> None:
     with Monitor(tmp_path, quiet=True, log_every=1, total=1, done=0) as monitor:
         with pytest.raises(NonFinite, match=r"step 3: the eval's levels\.1\.loss is nan"):
             monitor.record("eval", 3, {"levels": [{"loss": 1.0}, {"loss": math.nan}]})
@@ -348,13 +350,13 @@ def test_an_event_that_json_has_no_words_for_is_named(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path, "eval")] == [3]
 
 
-def test_errors_are_all_of_one_family() -> None:
+def test_all_errors_have_one_base_class() -> None:
     for kind in (CheckpointError, StorageError, NonFinite):
         assert issubclass(kind, EbmvkError)
         assert kind.exit_status == 2
 
 
-def test_too_large_a_batch_is_told_which_one_fits(
+def test_the_error_of_too_large_a_batch_names_one_that_fits(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Memory for three windows at most, from the third step on: what fits is tried, and the run goes on with it."""
@@ -370,7 +372,7 @@ def test_too_large_a_batch_is_told_which_one_fits(
     monkeypatch.setattr(passes, "objective", hungry)
     run = tmp_path / "run"
     with pytest.raises(
-        AssertionError, match=r"step 3: no memory for --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"
+        AssertionError, match=r"step 3: out of memory with --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"
     ):
         train(run, "--batch-size", 8)
     train(run, "--resume", "--batch-size", 2, "--accumulation-steps", 4)

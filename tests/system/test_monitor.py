@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs, and alerts that are provoked for real."""
+"""What a run shows and records while it trains, and alerts that are provoked for real."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from ebmvk.memory import fit as memory
 from ebmvk.memory.law import SHARE
 from ebmvk.memory.static import START
 from ebmvk.monitoring import alerts, tensorboard
-from ebmvk.monitoring.display import Display
+from ebmvk.monitoring.display import Display, fitted
 from ebmvk.monitoring.monitor import Monitor, time_left
 from ebmvk.objective.losses import Losses
 from ebmvk.report.tables import duration
@@ -45,7 +46,7 @@ def signs(run: Path) -> list[str]:
     return [row["sign"] for row in rows(run, "alert")]
 
 
-def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
+def test_rows_have_memory_trend_and_time_left(trained: Path) -> None:
     steps = rows(trained, "step")
     told = [row for row in steps if "memory" in row]
     assert [row["step"] for row in told] == [2, 4, 6, 8]  # --log-every 2
@@ -64,7 +65,7 @@ def test_rows_tell_memory_trend_and_time_left(trained: Path) -> None:
 # ---- alerts, provoked ----------------------------------------------------------------------------------------------
 
 
-def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurd_learning_rate_gives_alerts(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(alerts, "BLOCK", 5)
     said = train(run, *BARE, *FAST, "--steps", 30, "--lr", 0.5, "--warmup-steps", 25)
@@ -76,7 +77,9 @@ def test_an_absurd_learning_rate(train: Command, tmp_path: Path, monkeypatch: py
     assert all(row["reason"] in page for row in rows(run, "alert"))
 
 
-def test_a_learning_rate_that_moves_nothing(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learning_rate_too_small_to_learn_gives_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(alerts, "SETTLED", 20)
     train(run, *BARE, *FAST, "--steps", 30, "--lr", 1e-9, "--quiet")
@@ -122,7 +125,7 @@ def test_a_poisoned_tensor_is_named_and_reported(
 
 
 @pytest.mark.parametrize("done", [0, 4, 5])
-def test_a_number_that_went_wrong_is_told_with_weights_from_which_another_rate_helps(
+def test_the_error_of_a_non_finite_number_names_a_checkpoint_from_which_another_rate_helps(
     done: int, ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -158,22 +161,26 @@ def _moved(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
     monkeypatch.setattr(passes, "objective", moved)
 
 
-def test_splats_that_lie_on_top_of_one_another(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splats_on_top_of_one_another_give_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     _moved(monkeypatch, lambda _, states: torch.ones_like(states) + 1e-4 * states)
     train(run, *BARE, *SPLATS, "--steps", 2, "--batch-size", 16, "--quiet")
     assert signs(run) == ["splats collapsed"]
 
 
-def test_splats_that_nothing_recalls(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states turn round after four steps; what was learned of the others is kept for ever."""
+def test_splats_that_nothing_recalls_give_an_alert(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After four steps the states are opposite ones; the statistics of the first are kept for ever."""
     run = tmp_path / "run"
     _moved(monkeypatch, lambda call, states: states + (3 if call < 4 else -3) * torch.eye(states.shape[1])[0])
     train(run, *BARE, *SPLATS, "--steps", 16, "--soc-keep", 1, "--batch-size", 16, "--quiet")
     assert "dead splats" in signs(run)
 
 
-def test_splats_that_are_forgotten_at_every_check(train: Command, tmp_path: Path) -> None:
+def test_splats_that_are_removed_at_every_check_give_an_alert(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *BARE, *SPLATS, "--steps", 12, "--soc-keep", 0.001, "--quiet")
     assert signs(run) == ["consolidation too fast"]
@@ -181,7 +188,7 @@ def test_splats_that_are_forgotten_at_every_check(train: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_a_memory_fitted_on_a_text_that_its_splats_hold(
+def test_a_memory_fitted_on_a_text_in_its_own_splats_gives_an_alert(
     held: bool, ebmvk: Command, tiny: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words at random, as frequent as Zipf says, so that much of a new text has not been seen."""
@@ -214,10 +221,10 @@ def _of_training(corpus: Corpus, split: str, *rest: Any, **how: Any) -> TokenStr
 # ---- where it is shown ---------------------------------------------------------------------------------------------
 
 
-def _shown(run: Path, *, terminal: bool, quiet: bool = False) -> str:
+def _shown(run: Path, *, terminal: bool = False, quiet: bool = False, verbose: bool = False) -> str:
     """A run's rows as a display shows them."""
-    console = Console(record=True, force_terminal=terminal, width=160, file=sys.stderr, highlight=False)
-    display = Display(quiet=quiet, log_every=2, total=8, done=0, console=console)
+    console = Console(record=True, force_terminal=terminal, width=160, file=io.StringIO(), highlight=False)
+    display = Display(quiet=quiet, verbose=verbose, log_every=2, total=8, done=0, console=console)
     display.start()
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         display.show(json.loads(line))
@@ -242,27 +249,50 @@ def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Pat
     return folder
 
 
-def test_a_terminal_has_a_panel_and_a_file_has_lines(consolidated: Path) -> None:
-    panel, lines = _shown(consolidated, terminal=True), _shown(consolidated, terminal=False)
-    for words in FIGURES:
-        assert words in panel
-        assert words in lines
-    assert "per token at step 8" in panel
-    assert "events in 1,000 states, phi" in panel
-    assert lines.count("step 4/8") == 1
-    assert "step 3/8" not in lines
+def test_a_file_gets_a_line_now_and_then_and_every_figure_with_verbose(consolidated: Path) -> None:
+    lines = _shown(consolidated).splitlines()
+    assert [re.match(r"step \d/8  loss \d\.\d{3}  (validation \d\.\d{3}  )?[\d,]+ tokens/s  .* left$", line)
+            is not None for line in lines] == [True] * 4  # fmt: skip
+    assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
+    assert ["validation" in line for line in lines] == [False, False, True, True]
+    verbose = _shown(consolidated, verbose=True)
+    assert [words for words in FIGURES if words not in verbose] == []
+    assert verbose.count("step 4/8") == 1
+    assert "step 3/8" not in verbose
     assert _shown(consolidated, terminal=True, quiet=True) == ""
 
 
-def test_figures_for_people() -> None:
+def test_a_narrow_terminal_loses_the_least_important_figures_first() -> None:
+    figures = {
+        "step": "step 1,200/90,000", "loss": "loss 4.507", "validation": "validation 3.987",
+        "speed": "13,283 tokens/s", "left": "1 h 20 min left",
+    }  # fmt: skip
+    whole = "step 1,200/90,000  loss 4.507  validation 3.987  13,283 tokens/s  1 h 20 min left"
+    assert fitted(figures) == fitted(figures, 81) == whole
+    assert fitted(figures, 80) == "step 1,200/90,000  loss 4.507  validation 3.987  1 h 20 min left"
+    assert fitted(figures, 50) == "step 1,200/90,000  loss 4.507  1 h 20 min left"
+    assert fitted(figures, 39) == "step 1,200/90,000  loss 4.507"
+    assert fitted(figures, 20) == "step 1,200/90,000"
+
+
+def test_amounts_and_durations_are_readable() -> None:
     assert [amount(size) for size in (7, 1500, 3_200_000, 14e9)] == ["7 bytes", "1.5 kB", "3.2 MB", "14.0 GB"]
     told = [duration(seconds) for seconds in (0.2, 61, 3600, 3723, 59.7, 3599.8, 18_600, 180_000)]
     assert told == ["0 s", "1 min 1 s", "1 h", "1 h 2 min", "1 min", "1 h", "5 h 10 min", "2 days 2 h"]
     assert [duration(wrong) for wrong in (float("nan"), float("inf"), -1.0)] == ["–"] * 3
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.01, 0), (2.0, 1)])
-def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: float, told: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.01, "about 10 s for the next 994 steps, plus evaluations"),
+        (
+            2.0,
+            "about 33 min 8 s for the next 994 steps, plus evaluations; Ctrl-C saves. --steps 300 or --size nano would",
+        ),
+    ],
+)
+def test_the_time_of_a_run_is_printed_once_after_its_first_steps(seconds: float, told: str, tmp_path: Path) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     display = Display(quiet=False, log_every=1000, total=1000, done=0, console=console)
     with Monitor(
@@ -272,17 +302,15 @@ def test_the_time_of_a_long_run_is_told_once_after_its_first_steps(seconds: floa
             own = {"loss": 1.0, "lr": 0.1, "seconds": 90.0 if step == 1 else seconds, "tokens_per_second": 1.0}
             m.step(step, own | {"parts": {"ce": 1.0}})
     said = console.export_text()
-    assert said.count("time  ") == told
-    if told:
-        assert "about 33 min 8 s left for 994 steps" in said  # 2 s each; the first one warms up
-        assert "--steps 300 or --size nano" in said
+    assert said.count("time  ") == 1
+    assert told in said  # the first step warms up and doesn't count
 
 
-def test_a_slow_step_does_not_hide_the_time() -> None:
-    """At 10 s a step two steps are enough to tell; a flag to shorten is offered for runs beyond ten minutes only."""
-    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s left for 994 steps, plus evaluations"
-    assert "take --steps 60" in time_left(10.0, 3, 2000, 19_970.0, None)
-    assert "take --steps 4" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
+def test_the_time_is_printed_early_if_steps_are_slow() -> None:
+    """At 10 s per step, two steps are enough. Only runs of more than ten minutes name flags for a shorter one."""
+    assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s for the next 994 steps, plus evaluations"
+    assert "--steps 60 would" in time_left(10.0, 3, 2000, 19_970.0, None)
+    assert "--steps 4 would" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done
 
 
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -304,7 +332,7 @@ def test_tensorboard_has_the_numbers_of_the_metrics(consolidated: Path) -> None:
     assert "eval/score_matching/0/loss" in found.Tags()["scalars"]
 
 
-def test_a_missing_tensorboard_is_told_before_anything_is_made(
+def test_a_missing_tensorboard_is_reported_before_a_run_folder_is_made(
     ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -1,15 +1,20 @@
-"""What reads a command's output may be gone, full or of any encoding: no step is lost, and no command dies of it."""
+"""A command survives a reader that ends, a full disk and any encoding, and a run loses no step."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib
 import json
 import os
 import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -57,11 +62,38 @@ def test_a_command_prints_in_any_encoding(encoding: str, trained: Path, tmp_path
 
 def test_training_prints_its_evaluations_in_ascii(begun: Sequence[object], tmp_path: Path) -> None:
     done = subprocess.run(
-        program(*begun), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
+        program(*begun, "--verbose"), env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert b"score matching kappa " in done.stdout
+    assert b"validation loss " in done.stdout
     assert len(rows(tmp_path / "run", "end")) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_progress_on_a_terminal_is_one_line_that_never_wraps(
+    columns: int, begun: Sequence[object], tmp_path: Path
+) -> None:
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
+    process = subprocess.Popen(program(*begun), stdout=terminal, stderr=terminal, env=os.environ | size)
+    os.close(terminal)
+    shown = b"".join(_read(leader)).decode()
+    assert process.wait() == 0, shown
+    assert shown.count("\x1b[1A") <= 1  # only the end goes back by a line; all that is drawn again is one line
+    pieces = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
+    progress = [piece.rstrip() for piece in pieces if re.match(r"step \d+/8", piece)]
+    assert progress
+    assert all(len(piece) < columns for piece in progress)
+    assert any("loss" in piece for piece in progress)
+
+
+def _read(leader: int) -> Iterator[bytes]:
+    """Everything written to a terminal until its last user closes it."""
+    with contextlib.suppress(OSError):  # Linux reports the end as an error
+        while part := os.read(leader, 4096):
+            yield part
 
 
 def test_a_closed_pipe_costs_no_step(begun: Sequence[object], tmp_path: Path) -> None:
@@ -96,7 +128,7 @@ def test_a_full_disk_for_output_costs_no_step(begun: Sequence[object], tmp_path:
 
 
 def _last(run: Path) -> int:
-    """The last recorded step; 0 where there is none."""
+    """The last recorded step, or 0."""
     return max((row["step"] for row in rows(run, "step")), default=0) if (run / "metrics.jsonl").exists() else 0
 
 
@@ -122,7 +154,7 @@ def test_records_that_cannot_be_written_cost_no_step(
     assert rows(run, "resume")[0]["step"] == 4
 
 
-def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
+def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
     ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -144,10 +176,10 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
     monkeypatch.setattr(trainer.checkpoint, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
-    assert "nor could a checkpoint of step 7: the newest is of step 4" in said.err
+    assert "a checkpoint of step 7 could not be written either: the newest one is of step 4" in said.err
 
 
-def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
+def test_closing_the_terminal_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
     """Hung up while it prints: SIGHUP comes twice, and writing to the terminal fails."""
     leader, terminal = pty.openpty()
     process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
@@ -162,7 +194,7 @@ def test_a_terminal_that_is_closed_saves_the_run(begun: Sequence[object], tmp_pa
     assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
 
 
-def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None:
+def test_a_run_under_nohup_continues(begun: Sequence[object], tmp_path: Path) -> None:
     process = subprocess.Popen(["nohup", *program(*begun, "--quiet", "--sample-tokens", 0)], stdout=-1, stderr=-1)
     run = tmp_path / "run"
     while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
@@ -187,7 +219,7 @@ def _path_flags() -> Iterator[str]:
                         yield "--" + name.replace("_", "-")
 
 
-def test_every_flag_of_a_path_knows_the_home_folder() -> None:
+def test_every_flag_with_a_path_expands_the_home_folder() -> None:
     assert set(_path_flags()) - set(flags.PATHS) == set()
 
 

@@ -1,4 +1,4 @@
-"""`train --dry-run`: figures of a run that is not made, and a refusal where it would not fit."""
+"""`train --dry-run` prints what a run would take, and refuses a run that would not fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def dry(ebmvk: Command, tiny: Path, text: Path, tmp_path: Path, device: str) -> 
 
 
 @pytest.mark.parametrize("model", ["ebm", "infinito"])
-def test_what_a_run_would_take_and_nothing_left(model: str, dry: Command, tmp_path: Path, trained: Path) -> None:
+def test_a_dry_run_prints_what_the_run_would_take_and_leaves_nothing(
+    model: str, dry: Command, tmp_path: Path, trained: Path
+) -> None:
     said = dry("--model", model, "--quiet")
     assert said.status == 0, said.err
     told = {line.split()[0]: line for line in said.out.splitlines()}
@@ -44,7 +46,9 @@ def test_what_a_run_would_take_and_nothing_left(model: str, dry: Command, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_left_of_a_run_is_told_and_the_run_untouched(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_dry_run_of_a_resumed_run_counts_the_steps_left_and_changes_nothing(
+    train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     train(run, "--quiet", "--stop-after", 2)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -64,13 +68,13 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_tried(
     monkeypatch.setattr(trainer.Trainer, "step", lambda _: pytest.fail("tried"))
     said = dry()
     assert said.status == 2
-    assert "100.0 kB can be had" in said.err
+    assert "100.0 kB are available" in said.err
     assert "--latent-dim 16" in said.err
     assert "--latent-dim 12" in dry("--latent-dim", 36, "--n-heads", 6).err  # of which it is a multiple of 12
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_that_does_not_fit_is_told_which_one_would(
+def test_the_error_of_a_batch_that_does_not_fit_names_one_that_would(
     dry: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = passes.objective
@@ -88,16 +92,18 @@ def test_a_batch_that_does_not_fit_is_told_which_one_would(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_twice_the_batch_is_bounded_where_trying_it_is_not_safe(dry: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_twice_the_batch_is_bounded_if_trying_it_is_not_safe(
+    dry: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resources, "obtainable", lambda _: 600_000_000)
     monkeypatch.setattr(resources, "step_peak", lambda _: 400_000_000)
     said = dry("--quiet")
     assert said.status == 0, said.err
-    assert "400.0 MB at the peak, of 600.0 MB that can be had; with --batch-size 8 at most 800.0 MB" in said.out
+    assert "400.0 MB of 600.0 MB available at the peak; with --batch-size 8 at most 800.0 MB" in said.out
 
 
 @pytest.mark.parametrize(("free", "hint"), [(20_000_000, "take --keep-last "), (20_000, "larger disk")])
-def test_a_disk_without_room_for_the_checkpoints(
+def test_a_disk_without_room_for_the_checkpoints_is_refused(
     free: int, hint: str, dry: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "disk_free", lambda _: free)

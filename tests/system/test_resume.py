@@ -1,4 +1,4 @@
-"""Stopping and going on: bit for bit, after Ctrl-C, after a kill, after damage."""
+"""A resumed run equals one that never stopped, bit for bit: after Ctrl-C, a kill or damage."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Interrupting:
 
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("model", MODELS)
-def test_n_steps_are_k_and_n_minus_k_bit_for_bit(
+def test_n_steps_equal_k_steps_and_then_n_minus_k_bit_for_bit(
     model: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped within an epoch, at its end, between two batches of one step, and there by a second Ctrl-C at once."""
@@ -139,14 +139,14 @@ def test_a_run_without_a_checkpoint_begins_again(
 
 
 @pytest.mark.usefixtures("no_reports")
-def test_a_resumed_run_may_compute_blocks_twice(train: Command, tmp_path: Path) -> None:
+def test_a_resumed_run_may_switch_gradient_checkpointing_on(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--model", "plain", "--steps", 2, "--stop-after", 1)
     train(run, "--resume", "--gradient-checkpointing", "--quiet")
     assert (run / "checkpoints" / "step-2").is_dir()
 
 
-def test_another_seed_is_another_run(train: Command, tmp_path: Path) -> None:
+def test_another_seed_gives_another_run(train: Command, tmp_path: Path) -> None:
     """What makes the bit-for-bit test mean something."""
     for seed in (1, 2):
         train(tmp_path / str(seed), *STEADY, "--steps", 1, "--seed", seed)
@@ -154,7 +154,7 @@ def test_another_seed_is_another_run(train: Command, tmp_path: Path) -> None:
     assert not one.equal(two)
 
 
-def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Command, tmp_path: Path) -> None:
+def test_a_resumed_run_reads_on_where_it_stopped_with_another_batch_size(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
     train(run, "--resume", "--batch-size", 2, "--lr", 1e-4, "--steps", 10, "--log-every", 1, "--quiet")
@@ -162,7 +162,7 @@ def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Comman
     assert max(row["lr"] for row in rows(run, "step")[4:]) <= 1e-4
 
 
-def test_epochs_count_what_was_read_whatever_the_batch_size(train: Command, tmp_path: Path) -> None:
+def test_epochs_count_the_text_that_was_read_at_any_batch_size(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--epochs", 2, "--batch-size", 4, "--stop-after", 5)
     train(run, "--resume", "--batch-size", 2, "--quiet")
@@ -184,11 +184,11 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
     before = (run / "config.toml").read_bytes()
     said = ebmvk("train", "--resume", "--run-dir", run, "--steps", 3)
     assert said.status == 2
-    assert "--steps 3 is below the 4 that" in said.err
+    assert "--steps 3 is less than the 4 steps of" in said.err
     assert (run / "config.toml").read_bytes() == before
 
 
-def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_path: Path) -> None:
+def test_another_part_of_validation_starts_a_new_best(train: Command, tmp_path: Path) -> None:
     """A lower loss on other tokens is not a better model."""
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
@@ -205,7 +205,7 @@ def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_pat
     ("flag", "value", "was"),
     [("--latent-dim", 64, "32"), ("--vocab-size", 400, "300"), ("--seq-length", 8, "16"), ("--seed", 1, "42")],
 )
-def test_model_and_data_may_not_change(
+def test_changing_model_or_data_is_refused(
     train: Command, ebmvk: Command, tmp_path: Path, flag: str, value: int, was: str
 ) -> None:
     run = tmp_path / "run"
@@ -215,7 +215,7 @@ def test_model_and_data_may_not_change(
     assert f"{flag[2:].replace('-', '_')} is {value} now but was {was}" in said.err
 
 
-def test_the_text_itself_may_not_change(ebmvk: Command, tmp_path: Path, tiny: Path, device: str) -> None:
+def test_changing_the_text_is_refused(ebmvk: Command, tmp_path: Path, tiny: Path, device: str) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(made_up_text(), encoding="utf-8")
     said = ebmvk("train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device", device, "--stop-after", 1)
@@ -275,7 +275,7 @@ def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) ->
     return process
 
 
-def test_ctrl_c_ends_an_evaluation_at_once_and_the_resumed_run_makes_up_for_it(
+def test_ctrl_c_skips_an_evaluation_and_the_resumed_run_does_it(
     tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
 ) -> None:
     run = tmp_path / "run"
@@ -296,7 +296,7 @@ def rows_so_far(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_goes_on(
+def test_ctrl_c_saves_and_prints_the_command_that_continues(
     tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
 ) -> None:
     run = tmp_path / "a run"

@@ -82,7 +82,7 @@ def equal(found: tuple[Losses, dict[str, torch.Tensor]], wanted: tuple[Losses, d
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_accumulation_is_the_whole_batch(name: str) -> None:
+def test_accumulated_batches_equal_the_whole_batch(name: str) -> None:
     """Recorded losses and gradients, over two to eight batches, and with blocks that are computed twice."""
     net, tokens = net_of(name), rows()
     whole = done(passes(net, tokens, 1))
@@ -93,7 +93,7 @@ def test_accumulation_is_the_whole_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5, 6, 7])
-def test_accumulation_over_any_number_of_batches(batches: int) -> None:
+def test_any_number_of_accumulated_batches_equals_the_whole_batch(batches: int) -> None:
     net, tokens = net_of("minillm with experts"), rows(TARGETS[:batches] * 2)
     equal(done(passes(net, tokens, batches)), done(passes(net, tokens, 1)))
 
@@ -128,7 +128,7 @@ def test_losses_of_a_step_are_means_over_its_targets(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("batches", [1, 4])
-def test_ranks_are_the_whole_batch(name: str, batches: int) -> None:
+def test_ranks_together_equal_the_whole_batch(name: str, batches: int) -> None:
     """Two ranks with unlike numbers of targets, one after another; real processes do it in test_distributed."""
     net, tokens = net_of(name), rows()
     sums = passes(net, tokens, 8)._sums() if net.own_losses else torch.zeros(0)
@@ -145,7 +145,7 @@ def test_ranks_are_the_whole_batch(name: str, batches: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["ebm with experts", "minillm with experts", "infinito"])
-def test_what_is_collected_first_is_what_is_differentiated(name: str) -> None:
+def test_the_sums_collected_first_equal_those_that_are_differentiated(name: str) -> None:
     """With dropout too: both passes have the same masks, to the bit."""
     net = net_of(name).train()
     for module in net.modules():
@@ -169,7 +169,7 @@ def test_what_is_collected_first_is_what_is_differentiated(name: str) -> None:
     assert torch.equal(torch.stack(seen).sum(0), sums)
 
 
-def test_dropout_has_the_same_law_however_a_step_is_divided() -> None:
+def test_dropout_has_the_same_distribution_however_a_step_is_divided() -> None:
     """Its masks differ; the mean gradient over many steps does not."""
     net = build(dataclasses.replace(variant("plain"), dropout=0.2)).train()
     tokens = rows()
@@ -192,7 +192,7 @@ def test_padding_changes_nothing() -> None:
     equal((found[0], found[1]), wanted)
 
 
-def test_observed_states_are_those_of_the_batch() -> None:
+def test_observed_states_equal_those_of_the_whole_batch() -> None:
     """What consolidation sees of a step does not depend on how it was divided."""
     net, tokens = net_of("ebm with experts"), rows()
     found = []
@@ -207,5 +207,7 @@ def test_observed_states_are_those_of_the_batch() -> None:
     ("rows", "windows", "ranks", "wanted"),
     [(8, 8, 1, [4, 2, 1]), (6, 6, 1, [3, 1]), (7, 7, 1, [1]), (5, 10, 1, [2, 1]), (8, 8, 2, [4, 2]), (2, 2, 2, [])],
 )
-def test_smaller_batches_leave_the_step_as_it_is(rows: int, windows: int, ranks: int, wanted: list[int]) -> None:
+def test_smaller_batches_keep_the_number_of_windows_per_step(
+    rows: int, windows: int, ranks: int, wanted: list[int]
+) -> None:
     assert list(smaller_batches(rows, windows, ranks)) == wanted

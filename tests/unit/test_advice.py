@@ -1,4 +1,4 @@
-"""What a run is told about itself: nothing when all is well, a flag and a value when not."""
+"""Advice on a finished run: none if all is well, otherwise a flag and a value."""
 
 from __future__ import annotations
 
@@ -54,11 +54,8 @@ STARTS = [
 
 
 @pytest.mark.parametrize("start", STARTS, ids=" ".join)
-def test_what_is_slow_is_told_what_is_faster_and_not_so_already(
-    start: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each flag, given in place of those that a run was started with, makes a token of its model cheaper, or lets the
-    processor work in what it is fast in."""
+def test_a_slow_run_gets_flags_that_make_it_faster(start: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each suggested flag makes a token cheaper, or uses the number format in which the processor is faster."""
     asked = job(*start, "--dataset", "builtin").config
     for native, precision in product(("float32", "bfloat16"), repeat=2):
         monkeypatch.setattr("ebmvk.monitoring.advice.fast_precision", lambda native=native: native)
@@ -77,12 +74,12 @@ def test_what_is_slow_is_told_what_is_faster_and_not_so_already(
 
 
 def _cost(config: Config) -> int:
-    """About the multiplications of a token in the blocks."""
+    """Roughly, the multiplications per token in the blocks."""
     model = config.model
     return model.n_layers * model.latent_dim * (model.latent_dim + model.ffn_dim + config.data.seq_length)
 
 
-def test_what_running_out_of_memory_looks_like() -> None:
+def test_errors_of_memory_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50)
     assert is_out_of_memory(caught.value)

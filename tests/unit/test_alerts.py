@@ -1,4 +1,4 @@
-"""Alerts on series that are made up to provoke them, and their silence on series that are not and on recorded runs."""
+"""Alerts appear on series that are made to provoke them, and not on healthy series or recorded runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def said(rows: Iterable[Row], config: Config = CONFIG) -> list[str]:
-    """Signs, in the order they were told."""
+    """The signs of all alerts, in order."""
     alerts = Alerts(config)
     found = [alert for row in rows for alert in alerts.see(row)]
     for alert in found:
@@ -43,7 +43,7 @@ def said(rows: Iterable[Row], config: Config = CONFIG) -> list[str]:
 
 
 def _is_sound(alert: Alert) -> None:
-    """A reason with a figure, advice with flags that there are, and a value."""
+    """The reason has a figure; the advice names existing flags and a value."""
     assert re.search(r"\d", alert.reason)
     flags = re.findall(r"--[a-z-]+", alert.advice)
     assert flags
@@ -63,40 +63,40 @@ def falling(steps: int, noise: float = 0.1, seed: int = 0) -> list[float]:
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_an_energy_that_falls_is_silent_and_one_that_rises_is_told_once(noise: float, seed: int) -> None:
+def test_a_falling_energy_gives_no_alert_and_a_rising_one_gives_one(noise: float, seed: int) -> None:
     well = falling(400, noise, seed)
     assert said(energies(well)) == []
     ill = [*well[:200], *(value + 0.01 * step for step, value in enumerate(well[200:]))]
     assert said(energies(ill)) == ["energy rising"]
 
 
-def test_a_model_that_is_worse_than_a_blind_guess_is_told_early_with_its_learning_rate() -> None:
-    """Within five steps; a spike is none, and without a number of tokens nothing is said."""
+def test_a_model_worse_than_a_blind_guess_gives_an_early_alert_that_names_the_learning_rate() -> None:
+    """Within five steps. A spike gives no alert, nor does a run whose vocabulary isn't known."""
     start = {"event": "start", "step": 0, "unigram_nats": 5.0, "vocabulary": 300}
     driven = [start, *list(energies([4.9, *[900.0] * 8]))[1:]]
     config = replace(CONFIG, {"learning_rate": 1e3})
     (alert,) = [alert for alerts in [Alerts(config)] for row in driven for alert in alerts.see(row)]
     assert alert.sign == "training diverges"
-    assert "900.00 nats a token or more, but a blind guess costs 5.70; --lr 1000 is 2.5e+05 times" in alert.reason
-    assert alert.advice == "a new run with --lr 0.004"
+    assert "900.00 nats per token or more, and a blind guess has 5.70; --lr 1000 is 2.5e+05 times" in alert.reason
+    assert alert.advice == "start a new run with --lr 0.004"
     assert said([start, *list(energies([4.9, 9.0, 9.0, 9.0, 9.0, 4.0, 9.0]))[1:]]) == []
     assert said(energies([900.0] * 8)) == []
 
 
-def test_a_spike_is_no_rise() -> None:
+def test_a_single_spike_gives_no_alert() -> None:
     well = falling(400)
     assert said(energies([*well[:210], 6.0, *well[211:]])) == []
 
 
 @pytest.mark.parametrize(("level", "advice"), [(4.99, "--lr 0.008"), (7.0, "--lr 0.0005")])
-def test_a_run_that_knows_frequencies_only_converges_poorly(level: float, advice: str) -> None:
+def test_a_run_that_knows_only_frequencies_converges_poorly(level: float, advice: str) -> None:
     alerts = Alerts(CONFIG)
     found = [alert for row in energies([level] * 200) for alert in alerts.see(row)]
     assert [alert.sign for alert in found] == ["poor convergence"]
     assert advice in found[0].advice
 
 
-def test_a_run_resumed_at_its_plateau_converged() -> None:
+def test_a_run_resumed_at_its_plateau_gives_no_alert() -> None:
     assert said(energies([3.0] * 300, first=1000)) == []
 
 
@@ -113,16 +113,16 @@ def evaluations(values: Iterable[float], size: int = 500) -> Iterator[Row]:
         ([5.0, 4.0, 4.1, 4.2, 4.3], ["perplexity worsening"]),
     ],
 )
-def test_perplexity_that_stays_worse(nats: list[float], expected: list[str]) -> None:
+def test_a_validation_loss_that_stays_higher_gives_an_alert(nats: list[float], expected: list[str]) -> None:
     assert said(evaluations(nats)) == expected
 
 
-def test_perplexities_of_other_tokens_do_not_compare() -> None:
+def test_losses_on_different_tokens_are_not_compared() -> None:
     assert said([*evaluations([3.0]), *evaluations([3.5, 3.4, 3.3], size=90)]) == []
 
 
 @pytest.mark.parametrize(("trained", "advice"), [(2.0, "--dropout 0.2"), (3.9, "--lr 0.001")])
-def test_worsening_is_told_apart_from_learning_by_heart(trained: float, advice: str) -> None:
+def test_advice_depends_on_whether_the_text_is_learned_by_heart(trained: float, advice: str) -> None:
     alerts = Alerts(CONFIG)
     rows = [*energies([trained] * 60), *evaluations([4.0, 4.1, 4.2])]
     found = [alert for row in rows for alert in alerts.see(row)]
@@ -148,7 +148,7 @@ WELL = {
         ({"splats": 0, "merged": 0}, []),
     ],
 )
-def test_splats(changes: Row, expected: list[str]) -> None:
+def test_sick_splats_give_an_alert(changes: Row, expected: list[str]) -> None:
     rows = [WELL | {"step": 20 * check} | changes for check in range(1, 9)]
     assert said(rows) == expected
 
@@ -165,13 +165,13 @@ def test_splats(changes: Row, expected: list[str]) -> None:
         ("decoder.experts", [0.999, 0.001], ["gate of decoder.experts stuck at 1"]),
     ],
 )
-def test_gates_that_are_stuck(name: str, means: list[float], expected: list[str]) -> None:
+def test_stuck_gates_give_an_alert(name: str, means: list[float], expected: list[str]) -> None:
     rows = [row | {"gates": {name: means}} for row in evaluations([3.0] * 5)]
     assert said(rows[:3]) == []  # before the run has settled, and once is not stuck
     assert said(rows) == expected
 
 
-def test_what_gates_is_seen_in_the_models() -> None:
+def test_the_models_report_their_gates() -> None:
     model: Infinito = build(variant("infinito"))
     (name,) = gates(model, tokens(12))
     assert name == "memory"
@@ -184,7 +184,7 @@ def test_what_gates_is_seen_in_the_models() -> None:
     assert gates(build(variant("plain")), tokens(12)) == {}
 
 
-def test_each_stuck_gate_is_told() -> None:
+def test_each_stuck_gate_gives_its_own_alert() -> None:
     rows = [row | {"gates": {"a": [1.0, 0.0], "b": [0.5, 0.5]}} for row in evaluations([3.0] * 5)]
     rows += [row | {"gates": {"a": [1.0, 0.0], "b": [0.0, 1.0]}} for row in evaluations([3.0] * 5)]
     assert sorted(said(rows)) == ["gate of a stuck at 1", "gate of b stuck at 0"]
@@ -259,7 +259,7 @@ def test_a_leak_is_not_told_of_a_few_contexts() -> None:
     assert leak(40, 160) is None
 
 
-def test_a_number_that_is_not_finite() -> None:
+def test_a_number_that_is_not_finite_becomes_an_alert() -> None:
     found = non_finite(NonFinite("step 3: the gradient of 'points' is not finite", hint="continue with --lr 0.001"))
     assert found.sign == "non-finite values"
     assert "'points'" in found.reason
@@ -277,8 +277,8 @@ def recorded(run: Row) -> Iterator[Row]:
 
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
-def test_healthy_runs_are_silent(seed: int) -> None:
-    """`python -m ebmvk.train --size nano --eval-every 50 --seed SEED`, recorded; and not so once its end is spoilt."""
+def test_healthy_runs_give_no_alert(seed: int) -> None:
+    """Runs of `ebmvk train --size nano --eval-every 50 --seed SEED`, recorded. With a spoilt end they give one."""
     run = next(run for run in HEALTHY if run["seed"] == seed)
     config = replace(Config(), {"steps": 300, "warmup_steps": 20, "latent_dim": 64})
     assert len(run["ce"]) == 300

@@ -20,7 +20,7 @@ from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.evaluation.comparison import Passages
 from ebmvk.evaluation.likelihood import text_size
-from ebmvk.training.session import _unaltered
+from ebmvk.training.job import _unaltered
 
 TEXTS = [
     "El año del 猫: the cat saw the  cats.\n\nThen   it slept 🙂 for 12 days .\n",

@@ -18,7 +18,7 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.model.build import build_model
 from ebmvk.model.ebm import EnergyModel
 from ebmvk.runs.progress import Progress
-from ebmvk.training.session import Job, _with_steps
+from ebmvk.training.job import Job, with_steps
 
 PRESET_MODELS = [name for name in MODELS if recipe_names(name)]
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -116,9 +116,9 @@ def test_ffn_dim_of_every_size_follows_from_its_width(size: Size) -> None:
 def test_a_default_warm_up_is_at_most_a_tenth_of_the_steps(name: str) -> None:
     stream = TokenStream("made-up/train", np.zeros(5_000, dtype=np.int32), np.zeros(1, dtype=np.int64), apart=True)
     for flags in ((), ("--epochs", "2"), ("--steps", "30"), ("--steps", "100000")):
-        found = _with_steps(_of(name, *flags), stream, Progress())
+        found = with_steps(_of(name, *flags), stream, Progress())
         steps, warmup = found.config.training.steps, found.config.training.warmup_steps
         assert warmup == min(recipe(*name.split("-"))["warmup_steps"], max(1, steps // 10))
         assert (found.sources["warmup_steps"] == "derived") == (warmup != recipe(*name.split("-"))["warmup_steps"])
-        asked = _with_steps(_of(name, *flags, "--warmup-steps", "25"), stream, Progress())
+        asked = with_steps(_of(name, *flags, "--warmup-steps", "25"), stream, Progress())
         assert (asked.config.training.warmup_steps, asked.sources["warmup_steps"]) == (25, "flag")

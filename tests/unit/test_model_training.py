@@ -1,4 +1,4 @@
-"""The objective and the optimiser: against plain forms, through the engine, and across a restart."""
+"""Objective and optimiser equal their plain forms, also through the engine and across a restart."""
 
 from __future__ import annotations
 
@@ -288,10 +288,8 @@ def test_a_restart_gives_the_same_bits(changes: dict[str, Any]) -> None:
     [{"model": "minillm"}, {"model": "tinygpt", "use_moe": True}, {"model": "infinito"}, {"model": "plain"}, {}],
     ids=str,
 )
-def test_gradient_checkpointing_gives_the_same_gradients(
-    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks are computed twice, with the same dropout."""
+def test_gradient_checkpointing_changes_no_gradient(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that are computed twice, dropout and all."""
     gradients, passes, forward = [], [], Attention.forward
     monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
     for again in (False, True):
@@ -307,7 +305,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         assert torch.equal(one, gradients[1][name]), name
 
 
-def test_state_of_another_model_is_refused() -> None:
+def test_optimiser_state_of_another_model_is_refused() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
     train(net, optimizer, 0, 1)
@@ -320,7 +318,7 @@ def test_state_of_another_model_is_refused() -> None:
             optim.build(model(), CONFIG.training).load_state_dict({k: v for k, v in state.items() if k != gone})
 
 
-def test_every_parameter_has_one_optimiser_and_muon_has_the_hidden_matrices() -> None:
+def test_every_parameter_has_one_optimiser_and_hidden_matrices_have_muon() -> None:
     net = model()
     optimizer = optim.build(net, CONFIG.training)
     hidden = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
@@ -340,7 +338,7 @@ def test_every_parameter_has_one_optimiser_and_muon_has_the_hidden_matrices() ->
 
 
 @pytest.mark.parametrize("rate", [roles.HIDDEN.rate, roles.SCALAR.rate], ids=str)
-def test_adamw_alone_equals_torchs_with_our_rates_and_decay_of_hidden_matrices(
+def test_adamw_alone_equals_torchs_with_our_rates_and_decays_only_hidden_matrices(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of both, parameter by parameter.

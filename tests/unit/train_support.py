@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ebmvk.cli import train
-from ebmvk.training.session import Job
+from ebmvk.training.job import Job
 
 
 def job(*args: str) -> Job:

@@ -1,0 +1,112 @@
+"""Help pages and shell completion, which are made from the commands and their flags."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from ebmvk.cli import app, help_page
+from ebmvk.cli.commands import COMMANDS, GROUPS
+from ebmvk.cli.completion import SHELLS, script
+from ebmvk.errors import ConfigError
+from ebmvk.host import invocation
+
+
+@dataclass(frozen=True)
+class Inner:
+    # First line of a comment
+    # above the field.
+    width: int = 7
+    kind: Literal["a", "b"] = "a"  # Beside the field.
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    where: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None  # With a name for its value.
+    loud: bool = field(default=False, metadata={"common": True, "group": "Sound"})  # Off.
+    soft: bool = True
+
+
+def test_the_help_of_a_flag_is_the_comment_at_its_field() -> None:
+    found = list(help_page.entries(Outer, Outer(Inner(width=9)), {"inner": "Size"}))
+    assert [(entry.usage, entry.text, entry.default, entry.group) for entry in found] == [
+        ("--width INT", "First line of a comment above the field.", "9", "Size"),
+        ("--kind {a,b}", "Beside the field.", "a", "Size"),
+        ("--where FOLDER", "With a name for its value.", "", "Options"),
+        ("--[no-]loud", "Off.", "", "Sound"),
+        ("--[no-]soft", "", "on", "Options"),
+    ]
+
+
+def test_common_flags_come_alone_and_the_rest_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    found = list(help_page.entries(Outer, Outer(Inner()), {}))
+    few, all_of_them = (help_page.page("ebmvk x", found, everything=everything) for everything in (False, True))
+    assert few.splitlines()[2:] == [
+        "Sound", "  --loud                  Off.", "", "`ebmvk x --help-all` shows 4 more options.",
+    ]  # fmt: skip
+    assert max(map(len, all_of_them.splitlines())) <= 60
+    assert all(entry.usage in all_of_them for entry in found)
+
+
+def test_the_programs_help_has_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in GROUPS] == list(GROUPS)
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ebmvk", "tra"], ["train"]),
+        (["ebmvk", "train", "--learn"], ["--learning-rate"]),
+        (["ebmvk", "generate", "--tempe"], ["--temperature"]),
+        (["ebmvk", "train", "--dataset", "my"], []),  # the shell completes file names
+    ],
+    ids=str,
+)
+def test_bash_completes_commands_and_flags(words: list[str], completed: list[str]) -> None:
+    bash = shutil.which("bash")
+    if not bash:
+        pytest.skip("no bash")
+    asked = f'COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _ebmvk; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run([bash, "-c", f"{script('bash')}\n{asked}"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == completed
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_scripts_are_valid(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--print-completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n"], input=text, text=True, check=True)
+
+
+def test_an_unknown_shell_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--print-completion tcsh"):
+        script("tcsh")
+    assert app.main(["--print-completion"]) == 2
+
+
+def test_commands_to_run_next_are_named_as_the_shell_finds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(invocation.WRAPPER, raising=False)
+    monkeypatch.setattr(invocation.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert invocation.invocation("train") == f"{tmp_path / 'python'} -m ebmvk train"
+    for program, words in (("python", "python -m ebmvk train"), ("ebmvk", "ebmvk train")):
+        (tmp_path / program).touch(mode=0o755)
+        assert invocation.invocation("train") == words
+    monkeypatch.setenv(invocation.WRAPPER, "./my clone/run")
+    assert invocation.invocation("train") == "'./my clone/run' train"
