@@ -30,7 +30,7 @@ import torch
 from bench.changes import forked, kill_at, start, watched
 from bench.measure import command_line, commit, write
 from ebmvk.cli.train import main as train
-from ebmvk.report import run_page as html
+from ebmvk.report import page as html
 from ebmvk.runs.metrics import read_metrics
 
 STEPS, SAVE_EVERY = 6, 2
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    vars(html)["line_plot"] = lambda *_, **__: ""  # most of the time of so short a run, and of no file
+    vars(html)["draw"] = lambda *_: ""  # most of the time of so short a run, and of no file
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), options.flags.split())
         for name in ("warm", "whole"):  # in this process, so that forks find everything imported

@@ -76,7 +76,7 @@ def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
 
 
 def _diagnose(command: DiagnoseCommand) -> int:
-    from ebmvk.report.overview import lines, overview
+    from ebmvk.diagnosis.overview import lines, overview
     from ebmvk.report.tables import plain
 
     record = _record(command, _say)
@@ -97,7 +97,7 @@ def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, A
     found = list(_found(command, say))
     record: dict[str, Any] = {"ebmvk": __version__} | together(found)
     if command.report is not None:
-        from ebmvk.report.diagnosis_page import page
+        from ebmvk.diagnosis.page import page
 
         target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
         running.write_output(target, page(record), "--report")

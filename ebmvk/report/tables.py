@@ -22,17 +22,6 @@ class Table:
     words: bool = False
 
 
-@dataclass(frozen=True)
-class Section:
-    """key: of the record's section. texts: (caption, text), side by side on the page."""
-
-    key: str
-    title: str
-    note: str
-    tables: Sequence[Table] = ()
-    texts: Sequence[tuple[str, str]] = ()
-
-
 DASH = "–"  # for undefined values
 UNBOUNDED = 1e300  # perplexities are cut off here, before they overflow
 HUGE = 1e6  # figures with decimals from here on are written with a power of ten
@@ -87,10 +76,10 @@ def duration(seconds: float) -> str:
 
 def below(level: Row) -> str:
     """How far the error at a noise level is below that of its reference, which knows frequencies only; a dash if the
-    reference is right too (`SETTLED`), because then the ratio means nothing."""
+    reference has hardly any error (`SETTLED`), because then the ratio means nothing."""
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
-    error = None if level["error"] is None else 100 * level["error"]  # of a short text nothing is known of it
+    error = None if level["error"] is None else 100 * level["error"]  # unknown for a short text
     return f"{percent(1 - level['ratio'])} ± {number(error, '.1f')}"
 
 
