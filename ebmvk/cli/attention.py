@@ -1,4 +1,4 @@
-"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what experts are good at."""
+"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what each expert is for."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCommand:
-    out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
-    tokens: int = 48  # Most tokens of it.
+    out: Path  # Folder for attention.json, attention.svg and, if the model has experts, experts.csv.
+    checkpoint: Path = Path(NEWEST)  # A run folder (latest complete checkpoint), RUN/best, or a checkpoint.
+    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Text to read; default: start of validation.
+    tokens: int = 48  # Read at most this many tokens of it.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; default: EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
-EXPERT_TOKENS = 32_768  # of validation, by which experts are described
+EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
 
 
 def main(argv: Sequence[str] | None = None) -> int:

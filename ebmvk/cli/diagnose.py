@@ -1,4 +1,4 @@
-"""`ebmvk diagnose`, `python -m ebmvk.diagnose`: what is well with a checkpoint, what is not, and what to do."""
+"""`ebmvk diagnose`, `python -m ebmvk.diagnose`: what is fine with a checkpoint, what isn't, and what to do."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ REPORT = "diagnosis.html"
 
 @dataclass(frozen=True)
 class DiagnoseCommand:
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Runs (their latest checkpoint) or checkpoints.
-    batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # All checkpoints of a run, side by side.
-    report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
-    quick: bool = False  # Look at less: in about half the time.
-    json: bool = False  # Print one JSON object instead of lines.
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Checkpoints, or runs (their latest one).
+    batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # Compare all checkpoints of a run.
+    report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = (
+        None  # Write a page, by default RUN/diagnosis.html.
+    )
+    quick: bool = False  # Measure less, in about half the time.
+    json: bool = False  # Print one JSON object instead of text.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; default: EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
@@ -110,7 +112,7 @@ def _say(text: str) -> None:
 
 
 def _paths(command: DiagnoseCommand) -> list[Path]:
-    """What is to be diagnosed. Raises ConfigError, CheckpointError: nothing is, or it is no run."""
+    """The checkpoints to diagnose. Raises ConfigError if none was given, CheckpointError if a path isn't a run."""
     from ebmvk.runs.checkpoint import locate, step_folders
 
     if command.batch is None:
@@ -119,7 +121,7 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
         return list(command.checkpoint)
     if (command.batch == ALONE) != (len(command.checkpoint) == 1):
         raise ConfigError(
-            f"--batch takes one run, and there are {len(command.checkpoint) + (command.batch != ALONE)}",
+            f"--batch takes one run, but {len(command.checkpoint) + (command.batch != ALONE)} were given",
             hint="give --batch RUN, or --checkpoint RUN --batch",
         )
     path = command.checkpoint[0] if command.checkpoint else Path(command.batch)
@@ -127,10 +129,10 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
 
 
 def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Diagnosis]:
-    """Each checkpoint diagnosed; only one is held at a time, and those of one run share their text.
+    """Diagnose each checkpoint. Only one is in memory at a time; checkpoints of one run share its text.
 
     Raises:
-        CheckpointError: one is damaged, or with --batch all of them are.
+        CheckpointError: a checkpoint is damaged; with --batch, all of them are.
     """
     from ebmvk.diagnosis.diagnosis import diagnose
     from ebmvk.diagnosis.subject import QUICK, Sizes, Subject, Text
@@ -156,7 +158,7 @@ def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Dia
             left -= 1
             if command.batch is None or not left:
                 raise
-            say(f"{path} is left out: {error.what}")
+            say(f"{path} is skipped: {error.what}")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def show_langevin(found: Row) -> Shown:
         for own in found["samplers"]
     ]  # fmt: skip
     head = (
-        "sampler", "chains × contexts", "tokens", "least p-value", "total variation at most (99 %)",
+        "sampler", "chains × contexts", "tokens", "least p-value", "TV at most (99 %)",
         "kinetic temperature", "accepted", "off the sphere", "exchanged or moved",
     )  # fmt: skip
     return Shown(_sampling_note(found), tables=[Table(head, rows), _contexts(found)], pictures=[_variation(found)])
@@ -136,7 +136,7 @@ def _sampling_note(found: Row) -> str:
     temperature = found["temperature"]
     test = (
         "A χ² test compares the tokens with p(v|c). A right sampler fails it by chance once in "
-        f"{round(1 / found['level']):,} diagnoses."
+        f"{round(1 / found['level']):,} diagnoses. TV: total variation."
         if temperature == 1
         else "At a temperature other than 1, chains do not follow p(v|c), so their tokens are compared but not tested."
     )
@@ -152,7 +152,7 @@ def _contexts(found: Row) -> Table:
         (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["bound"], ".4f"))
         for row in first["contexts"]
     ]
-    head = (f"context of {first['sampler']}", "entropy, nats", "p-value", "total variation at most (99 %)")
+    head = (f"context of {first['sampler']}", "entropy, nats", "p-value", "TV at most (99 %)")
     return Table(head, rows)
 
 

@@ -115,23 +115,9 @@ def show_convergence(found: Row) -> Shown:
         )
         for name, own in ((name, found[name]) for name in ("training", "validation"))
     ]  # fmt: skip
-    head = (
-        "energy of",
-        "verdict",
-        "means tested",
-        "change, nats",
-        "95 % interval",
-        "p-value",
-        "fallen since the start",
-    )
-    return Shown(
-        f"Does the energy still change in the second half of the run? {_test(found)}", tables=[Table(head, rows)]
-    )
-
-
-def _test(found: Row) -> str:
-    test = found["test"]
-    return f"{test[:1].upper()}{test[1:]}."
+    head = ("energy of", "verdict", "means tested", "change, nats", "95 % interval", "p-value", "fallen since start")
+    note = f"Does the energy still change in the second half of the run? The test: {found['test']}."
+    return Shown(note, tables=[Table(head, rows)])
 
 
 def show_energy(found: Row) -> Shown:

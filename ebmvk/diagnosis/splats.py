@@ -45,11 +45,9 @@ def splats(subject: Subject) -> Row | Absent:
     """Figures of the splats that training consolidated and of those of a static memory, if the checkpoint has them."""
     stores = {TRAINED: subject.store, STATIC: _static(subject)}
     found = [_described(subject, name, store) for name, store in stores.items() if store]
-    return (
-        {"stores": found}
-        if found
-        else Absent("the checkpoint has no memory splats, neither from training nor from `ebmvk memory`")
-    )
+    if not found:
+        return Absent("the checkpoint has no memory splats, neither from training nor from `ebmvk memory`")
+    return {"stores": found}
 
 
 def _static(subject: Subject) -> SplatStore | None:

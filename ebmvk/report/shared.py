@@ -32,7 +32,14 @@ def denoising(levels: Sequence[Row]) -> Shown:
         )
         for level in levels
     ]  # fmt: skip
-    head = ("noise level κ", "mean angle", "σ per coordinate", "error of the model", "of the reference", "lower by")
+    head = (
+        "noise level κ",
+        "mean angle",
+        "σ per coordinate",
+        "error of the model",
+        "of the reference",
+        "model lower by",
+    )
     return Shown(note, tables=[Table(head, rows)])
 
 

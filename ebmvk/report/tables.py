@@ -79,8 +79,8 @@ def below(level: Row) -> str:
     reference has hardly any error (`SETTLED`), because then the ratio means nothing."""
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
-    error = None if level["error"] is None else 100 * level["error"]  # unknown for a short text
-    return f"{percent(1 - level['ratio'])} ± {number(error, '.1f')}"
+    share = percent(1 - level["ratio"])
+    return share if level["error"] is None else f"{share} ± {number(100 * level['error'], '.1f')}"  # None: a short text
 
 
 def per_word(row: Row) -> float | None:
