@@ -1,4 +1,4 @@
-"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what each expert is for."""
+"""`ebmvk attention`: what each head looks at, and what each expert is for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ebmvk diagnose`, `python -m ebmvk.diagnose`: what is fine with a checkpoint, what isn't, and what to do."""
+"""`ebmvk diagnose`: what is fine with a checkpoint, what isn't, and what to do."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
-    """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do about it.
+    """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do.
 
-    settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`, `device="cpu"`,
-    `data_dir="texts"`. To compare several checkpoints, use the command.
+    settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`,
+    `device="cpu"`, `data_dir="texts"`. To compare several checkpoints, use the command.
 
     >>> print(*ebmvk.diagnose("runs/first", quick=True).recommendations, sep="\\n")
 
     Raises:
-        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
+        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the
+        command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json", "--batch")]
     if settings.get("report") is True:
@@ -112,7 +113,11 @@ def _say(text: str) -> None:
 
 
 def _paths(command: DiagnoseCommand) -> list[Path]:
-    """The checkpoints to diagnose. Raises ConfigError if none was given, CheckpointError if a path isn't a run."""
+    """The checkpoints to diagnose.
+
+    Raises:
+        ConfigError: none was given. CheckpointError: a path isn't a run.
+    """
     from ebmvk.runs.checkpoint import locate, step_folders
 
     if command.batch is None:
@@ -129,7 +134,8 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
 
 
 def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Diagnosis]:
-    """Diagnose each checkpoint. Only one is in memory at a time; checkpoints of one run share its text.
+    """Diagnose each checkpoint. Only one is in memory at a time; checkpoints of one run share its
+    text.
 
     Raises:
         CheckpointError: a checkpoint is damaged; with --batch, all of them are.

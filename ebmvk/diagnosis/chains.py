@@ -1,4 +1,4 @@
-"""For models on the sphere: denoising by noise level, and whether chains draw tokens from p(v|c)."""
+"""For models on the sphere: denoising by noise level; do chains draw tokens from p(v|c)?"""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ebmvk.report.tables import DASH, Table, number, percent
 from ebmvk.sampling.states import SamplingHealth, States, StateSampler
 
 SAMPLERS: dict[StateSampler, int] = {"langevin": 1, "tempering": 4, "gibbs": 4}
-"""The number of chains is divided by this. The first sampler writes text, so its tokens matter; of the others the rates
-matter."""
+"""The number of chains is divided by this. The first sampler writes text, so its tokens matter; of
+the others the rates matter."""
 
 
 def _flat(subject: Subject) -> Absent | None:
@@ -29,8 +29,8 @@ def _flat(subject: Subject) -> Absent | None:
 
 @torch.no_grad()
 def denoising(subject: Subject) -> Row | Absent:
-    """L_kappa by noise level, to compare with a score of zero (1) and with the exact denoiser that knows only unigram
-    frequencies."""
+    """L_kappa by noise level, to compare with a score of zero (1) and with the exact denoiser that
+    knows only unigram frequencies."""
     if absent := _flat(subject):
         return absent
     config, device, counts = subject.run.config, subject.device, subject.text.counts
@@ -49,11 +49,13 @@ def denoising(subject: Subject) -> Row | Absent:
 
 @torch.no_grad()
 def langevin(subject: Subject) -> Row | Absent:
-    """Each sampler on contexts of low to high entropy: its diagnostics, and its tokens compared with p(v|c).
+    """Each sampler on contexts of low to high entropy: its diagnostics, and its tokens compared
+    with p(v|c).
 
-    p: the p-value of a chi^2 test; bound: an upper bound (99 %) of the total variation between the law of the tokens
-    and p(v|c). ok: True if no p-value of the sampler is below FAMILY_LEVEL divided by the number of contexts; None if
-    the run's temperature isn't 1, because then chains do not have the law p(v|c).
+    p: the p-value of a chi^2 test; bound: an upper bound (99 %) of the total variation between the
+    law of the tokens and p(v|c). ok: True if no p-value of the sampler is below FAMILY_LEVEL
+    divided by the number of contexts; None if the run's temperature isn't 1, because then chains do
+    not have the law p(v|c).
     """
     if absent := _flat(subject):
         return absent

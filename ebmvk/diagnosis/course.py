@@ -21,8 +21,8 @@ NEIGHBOURHOOD = 25  # steps
 
 
 def convergence(subject: Subject) -> Row | Absent:
-    """Verdicts on the energies of training and validation. The overall verdict is training's, unless validation is
-    diverging, or training's is undecided."""
+    """Verdicts on the energies of training and validation. The overall verdict is training's,
+    unless validation is diverging, or training's is undecided."""
     history = subject.history
     if not history.steps:
         return Absent(f"the run folder has no {METRICS_FILE} with training steps")
@@ -36,7 +36,7 @@ def convergence(subject: Subject) -> Row | Absent:
 
 
 def energy(subject: Subject) -> Row | Absent:
-    """Energy E(v|c) of the true tokens by epoch, its spread between steps, spikes, and norms of the gradient."""
+    """Energy E(v|c) of the true tokens by epoch; spikes; norms of the gradient."""
     history = subject.history
     if not history.steps:
         return Absent(f"the run folder has no {METRICS_FILE} with training steps")
@@ -54,8 +54,8 @@ def energy(subject: Subject) -> Row | Absent:
 
 
 def passes(history: History) -> tuple[Values, Values]:
-    """Steps, and the number of passes over the training text at each, to interpolate between: a resumed run may have
-    changed its batch size. The last step is one pass beyond the end."""
+    """Steps, and the number of passes over the training text at each, to interpolate between: a
+    resumed run may have changed its batch size. The last step is one pass beyond the end."""
     starts = [(row["step"], row["steps_per_epoch"]) for row in history.starts] or [(0, history.step)]
     steps, lengths = zip(*starts, strict=True)
     at = np.array([0, *steps[1:], max(history.step, steps[-1]) + max(1, lengths[-1])], dtype=np.float64)
@@ -63,8 +63,8 @@ def passes(history: History) -> tuple[Values, Values]:
 
 
 def epochs(history: History) -> list[Row]:
-    """A row for each pass over the training text: steps, mean energy in nats, standard deviation between steps, change
-    per 100 steps within it (least squares), and its last validation."""
+    """A row for each pass over the training text: steps, mean energy in nats, standard deviation
+    between steps, change per 100 steps within it (least squares), and its last validation."""
     at, done = passes(history)
     last = math.ceil(done[-1] - 1e-9) - 2
     chosen = sorted({round(float(i)) for i in np.linspace(0, last, min(EPOCHS, last + 1))})
@@ -91,7 +91,7 @@ def epochs(history: History) -> list[Row]:
 
 
 def spikes(y: Values) -> int:
-    """The number of steps whose energy is more than six robust standard deviations above the median around them."""
+    """Number of steps more than six robust standard deviations above the median around them."""
     if len(y) < NEIGHBOURHOOD:
         return 0
     half = NEIGHBOURHOOD // 2

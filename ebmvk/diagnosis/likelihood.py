@@ -21,10 +21,12 @@ X_FREQUENCY = "occurrences in the training text"
 
 @dataclass(frozen=True)
 class Bucket:
-    """Validation tokens that occur `low` to `high` times in the training text (None: any larger number).
+    """Validation tokens that occur `low` to `high` times in the training text (None: any larger
+    number).
 
-    types: entries of the vocabulary that occur so often; tokens: their number in validation; nats: what they cost the
-    model; unigram: what they cost if only their frequencies in training are known, smoothed by one.
+    types: entries of the vocabulary that occur so often; tokens: their number in validation; nats:
+    what they cost the model; unigram: what they cost if only their frequencies in training are
+    known, smoothed by one.
     """
 
     low: int
@@ -35,14 +37,14 @@ class Bucket:
     unigram: float
 
     def record(self) -> Row:
-        """JSON-able; figures per token are None if there is no token."""
+        """JSON-able; figures per token are None for an empty bucket."""
         means = {"nats_per_token": self.nats, "unigram_nats_per_token": self.unigram}
         return vars(self) | {name: total / self.tokens if self.tokens else None for name, total in means.items()}
 
 
 def buckets(nats: Tensor, tokens: Tensor, counts: Tensor) -> list[Bucket]:
-    """Buckets by training frequency, without those that no entry of the vocabulary falls into. Their nats add up to
-    those of the text.
+    """Buckets by training frequency, without those that no entry of the vocabulary falls into.
+    Their nats add up to those of the text.
 
     nats: (n,) float64, of each of the tokens (n,) int64; counts: (V,) int64, of the training text.
     """
@@ -60,7 +62,7 @@ def buckets(nats: Tensor, tokens: Tensor, counts: Tensor) -> list[Bucket]:
 
 
 def likelihood(subject: Subject) -> Row:
-    """Likelihood of the beginning of validation, also by bucket, and of the beginning of the training text."""
+    """Likelihood of the start of validation, also by bucket, and of the start of training."""
     stream, nats = subject.validation, subject.nats
     size = text_size(stream, subject.run.tokenizer)
     whole = Likelihood(float(nats.sum()), size.tokens, size.words, size.bytes, *subject.window, 0.0).record()

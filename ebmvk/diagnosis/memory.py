@@ -1,4 +1,4 @@
-"""Memory: how much the gate lets through, and what it gains in nats against the same model without it."""
+"""Memory: how much the gate lets through, and what it gains over the model without it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ebmvk.runs.layout import MEMORY_FILE
 from ebmvk.splats.health import quantiles
 
 SHARES = (0.05, 0.5, 0.95)  # quantiles in the record
-OF_TRAINING = "splats of training"  # what the memory is made of, if the checkpoint has no memory file
+OF_TRAINING = "splats of training"  # without a memory file
 
 
 def memory(subject: Subject) -> Row | Absent:
-    """The memory that `ebmvk memory` built, if there is one; else what training's splats gain as a static memory."""
+    """The memory of `ebmvk memory`; without one, training's splats as a static memory."""
     folder = subject.run.checkpoint.path
     if (folder / MEMORY_FILE).is_file():
         return _fitted(subject)
@@ -49,7 +49,7 @@ def _fit(subject: Subject) -> Fit:
 
 
 def _fitted(subject: Subject) -> Row:
-    """Each mode of the memory, on the beginning of validation, and whether its gates were fitted on this text."""
+    """Each mode of the memory on the start of validation, and if its gates were fitted on it."""
     found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
     fitted_on = FittedOn.read(subject.run.checkpoint.path / MEMORY_FILE)
     mode: Mode = "episodic" if found.static is None else "both"
@@ -76,14 +76,14 @@ def _fitted(subject: Subject) -> Row:
 
 
 def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
-    """Gains over `base` of the laws with a memory; over the plain model, also that of the calibrated law."""
+    """Gains over `base` of the laws with a memory; over the plain model, also of `calibrated`."""
     without = {"none", base}
     return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 
 
 @torch.no_grad()
 def external(subject: Subject) -> Row | Absent:
-    """infinito's memory: how strongly tokens write to it, and what the likelihood loses without it."""
+    """infinito's memory: how strongly tokens write to it, and what is lost without it."""
     model = subject.model
     if not isinstance(model, Infinito) or model.memory is None:
         return Absent("only --model infinito has an external memory")

@@ -26,7 +26,7 @@ def parts(record: Row) -> Iterator[Part]:
 
 
 def lines(record: Row) -> Iterator[str]:
-    """A checkpoint's diagnosis as text. The verdict comes first, and again last, below the recommendations."""
+    """A checkpoint's diagnosis as text. The verdict comes first, and again last."""
     size = f"{record['parameters'] / 1e6:.2f} M parameters"
     yield from verdict(record)
     yield f"{record['checkpoint']}: --model {record['model']}, {size}, {record['corpus']}"

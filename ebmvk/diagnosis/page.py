@@ -106,7 +106,7 @@ def _details(own: Row) -> Iterator[Part]:
     yield from parts(own)
     if own["absent"]:
         rows = [(TITLES.get(name, name), f"{why[0].upper()}{why[1:]}.") for name, why in own["absent"].items()]
-        yield Part("What does not apply", Shown(tables=[Table((), rows, words=True)]))
+        yield Part("What does not apply", Shown(tables=[Table((), rows, words=True, prose=True)]))
     sizes = [(SIZES.get(what, what), number(value, ",d")) for what, value in own["sizes"].items()]
     sizes += [("seed", f"{own['seed']}"), ("seconds", number(own["seconds"], ".1f"))]
     yield Part("How much was looked at", Shown(tables=[Table((), sizes)]))

@@ -22,7 +22,7 @@ RECENT = 50  # last steps, whose mean is the training energy
 
 
 def recommendations(subject: Subject, found: Row) -> list[str]:
-    """A line for each thing to change. found: the sections of a diagnosis that aren't absent, by name."""
+    """A line for each thing to change. found: the measured sections of a diagnosis, by name."""
     parts = (_course, _advice, _energies, _splats, _memory, _experts, _samples)
     lines: list[str] = []
     for line in (line for part in parts for line in part(subject, found)):
@@ -32,13 +32,13 @@ def recommendations(subject: Subject, found: Row) -> list[str]:
 
 
 def _typed(path: Path) -> str:
-    """A path for a shell, relative to the working directory if it lies there: a page may be shown to others."""
+    """A path for a shell; relative to the working directory if it lies there."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _train(subject: Subject, steps: int) -> str:
-    patience = " --patience 0" if subject.run.config.training.patience else ""  # it would stop again at once
+    patience = " --patience 0" if subject.run.config.training.patience else ""  # or it stops at once
     return f"ebmvk train --resume --run-dir {_typed(subject.run.folder)} --steps {steps}{patience}"
 
 
@@ -107,7 +107,7 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _worse(level: Row) -> bool:
-    """True if the error exceeds that of frequencies by two standard errors, and the ratio means something."""
+    """True if the error exceeds that of frequencies by two standard errors, and means anything."""
     ratio, error, settled = level["ratio"], level["error"], level["unigram_loss"] < SETTLED
     return ratio is not None and error is not None and not settled and ratio - 1 > 2 * error
 
@@ -167,8 +167,8 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _worse_for_sure(gain: Row) -> bool:
-    """True if other documents are expected to cost more too, as the whole interval is above 0. An interval within one
-    document says nothing about others."""
+    """True if other documents are expected to cost more too, as the whole interval is above 0. An
+    interval within one document says nothing about others."""
     return gain["low"] is not None and gain["low"] > 0 and gain.get("method") != "stretches"
 
 

@@ -1,4 +1,4 @@
-"""Splats: how many are active, dead or doubles, how they are spread and used, and which tokens they are near to."""
+"""Splats: how many are active, dead or doubles, how they are used, which tokens are near."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ _HISTOGRAMS = {
 
 
 def splats(subject: Subject) -> Row | Absent:
-    """Figures of the splats that training consolidated and of those of a static memory, if the checkpoint has them."""
+    """Figures of the splats that training consolidated and of those of a static memory, if the
+    checkpoint has them."""
     stores = {TRAINED: subject.store, STATIC: _static(subject)}
     found = [_described(subject, name, store) for name, store in stores.items() if store]
     if not found:
@@ -87,7 +88,7 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
 
 
 def lexical(subject: Subject) -> Row | Absent:
-    """Tokens seen as splats: directions mu_v and concentrations kappa_v, tokens that training never showed, twins."""
+    """Tokens seen as splats: directions mu_v, concentrations kappa_v, unseen tokens, twins."""
     model, sizes = subject.model, subject.sizes
     kappa = model.concentrations()
     if not model.on_sphere or kappa is None:
@@ -97,7 +98,7 @@ def lexical(subject: Subject) -> Row | Absent:
         mu, kappa = model.embeddings().float(), kappa.double().cpu()
     ask = spaced(len(mu), sizes.splats)
     ids, cosines = neighbours(mu.cpu(), backend, ask, 1)
-    both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair may have been found from either side
+    both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair can be found from either side
     pairs = dict.fromkeys(tuple(both[i].tolist()) for i in cosines[:, 0].argsort(descending=True))
     return {
         "tokens": len(mu),
@@ -122,7 +123,8 @@ def lexical(subject: Subject) -> Row | Absent:
 
 
 def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
-    """Those of `ask` (m,) that double a splat of a lower number: within 2.6 degrees, with nearly the same token law.
+    """Those of `ask` (m,) that double a splat of a lower number: within 2.6 degrees, with nearly
+    the same token law.
 
     They could be merged at no cost. A group of n doubles gives n - 1.
     """
@@ -141,7 +143,7 @@ def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
 
 
 def histogram(values: Tensor) -> Row:
-    """edges (bins + 1) and counts (bins) of values (n,), float64; one bin if all values are equal."""
+    """edges (bins + 1) and counts (bins) of values (n,) float64; one bin if all are equal."""
     y = values.double().numpy()
     if not len(y):
         return {"edges": [0.0, 1.0], "counts": [0]}
@@ -151,7 +153,7 @@ def histogram(values: Tensor) -> Row:
 
 
 def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
-    """A map of evenly spaced splats; the most used ones are labelled with their likeliest tokens."""
+    """A map of evenly spaced splats; the most used have their likeliest tokens as labels."""
     ask = spaced(store.n, subject.sizes.drawn)
     most = usage[ask].argsort(descending=True)[:LABELS]
     likeliest = store.token_law(ask[most][:, None], torch.ones(len(most), 1)).argmax(1)
@@ -160,8 +162,8 @@ def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
 
 
 def projected(mu: Tensor, usage: Tensor) -> Row:
-    """A map of mu (n, d): x, y along the two directions of largest variance, `variance`, the share of it that they
-    have, and the rank of each one's usage (n,), from 0 to 1."""
+    """A map of mu (n, d): x, y along the two directions of largest variance, `variance`, the share
+    of it that they have, and the rank of each one's usage (n,), from 0 to 1."""
     centred = (mu - mu.mean(0)).double()
     variances, directions = torch.linalg.eigh(centred.T @ centred)
     places = centred @ directions[:, -2:].flip(1)
@@ -176,7 +178,7 @@ def projected(mu: Tensor, usage: Tensor) -> Row:
 
 @torch.no_grad()
 def _chosen(subject: Subject, store: SplatStore, usage: Tensor) -> list[Row]:
-    """The most used splats and some at even ranks below: their likeliest tokens, and the tokens nearest to them."""
+    """The most used splats and some others, with their likeliest and their nearest tokens."""
     order = usage.argsort(descending=True)
     half = CHOSEN // 2
     picked = torch.cat((order[:half], order[half:][spaced(max(0, store.n - half), CHOSEN - half)]))
@@ -277,7 +279,7 @@ def _store_pictures(own: Row) -> list[Picture]:
 
 
 def _histograms(found: Row, of: str, counted: str) -> list[Picture]:
-    """A picture for each histogram with more than one bin: if all values are equal, a table has the value."""
+    """A picture for each histogram with more than one bin; a table has a value that all share."""
     drawn = []
     for what, own in found.items():
         title, note, xlabel = _HISTOGRAMS[what]

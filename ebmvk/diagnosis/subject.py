@@ -30,10 +30,11 @@ Row = dict[str, Any]
 class Sizes:
     """How much a diagnosis looks at.
 
-    tokens: their likelihood is measured, in validation and in the training text. scored: tokens for denoising.
-    remembered: tokens read with a memory. contexts, chains: of the samplers, with this many chains in each context.
-    samples, sample_tokens: texts written, and the tokens of each. looked: tokens for attention maps. routed: tokens for
-    experts. splats: their nearest neighbours are looked up. drawn: points on a map.
+    tokens: their likelihood is measured, in validation and in the training text. scored: tokens for
+    denoising. remembered: tokens read with a memory. contexts, chains: of the samplers, with this
+    many chains in each context. samples, sample_tokens: texts written, and the tokens of each.
+    looked: tokens for attention maps. routed: tokens for experts. splats: their nearest neighbours
+    are looked up. drawn: points on a map.
     """
 
     tokens: int = 20_000
@@ -57,7 +58,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus in tokens of the run's tokenizer. counts: (V,) int64, how often each occurs in the training split."""
+    """A corpus in tokens. counts: (V,) int64, how often each occurs in the training split."""
 
     name: str
     validation: TokenStream
@@ -69,7 +70,8 @@ class Text:
         """The text that a run was trained on. dataset, data_dir: where it is now, if it has moved.
 
         Raises:
-            DataError: it can't be found. CheckpointError: its files have changed (for `builtin`: those of Python).
+            DataError: it can't be found. CheckpointError: its files have changed (for `builtin`:
+            those of Python).
         """
         data = run.config.data
         corpus = own_text(run.config, dataset, data_dir)
@@ -143,7 +145,7 @@ class Subject:
 
     @cached_property
     def looks(self) -> Row:
-        """Attention of every head on the beginning of validation, and what the model's experts are for."""
+        """Attention of every head on the start of validation, and what experts are for."""
         tokens = self.text.validation.tokens
         experts = inspection.specialisation_in(self.model, tokens[: self.sizes.routed])
         return inspection.record(self.model, self.run.tokenizer, tokens[: self.sizes.looked], experts)

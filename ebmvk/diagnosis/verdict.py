@@ -37,10 +37,11 @@ TEST = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of the test; `reason` is one line. The figures are None if there are too few values.
+    """The result of the test. The figures are None if there are too few values. reason: one line.
 
-    n: number of means tested. change: over the second half, in the unit of the values, with its interval low to high.
-    p: of the trend. level: mean of the second half. fallen: share of the first level by which the loss has fallen.
+    n: number of means tested. change: over the second half, in the unit of the values, with its
+    interval low to high. p: of the trend. level: mean of the second half. fallen: share of the
+    first level by which the loss has fallen.
     """
 
     word: Word
@@ -71,13 +72,14 @@ def verdict(values: Sequence[float]) -> Verdict:
 
 
 def _trend(means: Values, most: float) -> dict[str, float]:
-    """Mann and Kendall's p and Theil and Sen's slope (Sen 1968), as a change from the first mean to the last.
+    """Mann and Kendall's p, and Theil and Sen's slope (Sen 1968) times the span of the means.
 
-    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k.
+    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with
+    autocorrelations r^k.
 
-    most: the largest r that is used for a fall. A fall bends, and steps at epochs, so the residuals of a line look more
-    correlated than the noise is. A rise is an alarm, and r isn't limited: noise may be correlated over more than
-    neighbouring values.
+    most: the largest r that is used for a fall. A fall bends, and steps at epochs, so the residuals
+    of a line look more correlated than the noise is. A rise is an alarm, and r isn't limited: noise
+    may be correlated over more than neighbouring values.
     """
     n, span = len(means), len(means) - 1
     first, second = np.triu_indices(n, 1)
@@ -100,10 +102,11 @@ def _trend(means: Values, most: float) -> dict[str, float]:
 
 
 def _reach(y: Values, m: int) -> float:
-    """Correlation of neighbouring means of m values that follows from the correlation of the values; 1 if m is small.
+    """Correlation of neighbouring means of m values that follows from the correlation of the
+    values; 1 if m is small.
 
-    It is estimated from differences, which slow changes hardly affect: neighbouring differences of an AR(1) process
-    with r have the correlation -(1 - r) / 2. Two standard errors are added.
+    It is estimated from differences, which slow changes hardly affect: neighbouring differences of
+    an AR(1) process with r have the correlation -(1 - r) / 2. Two standard errors are added.
     """
     d = np.diff(y) - np.diff(y).mean()
     own = float(d @ d)
@@ -114,15 +117,16 @@ def _reach(y: Values, m: int) -> float:
 
 
 def _sign_test(rises: Values) -> float:
-    """p of the numbers of rises and falls under a random walk, the most correlated noise. It finds a trend in few means
-    that all rise, for which a correlation can't be estimated."""
+    """p of the numbers of rises and falls under a random walk, the most correlated noise. It finds
+    a trend in few means that all rise, for which a correlation can't be estimated."""
     up, down = int((rises > 0).sum()), int((rises < 0).sum())
     return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
 
 
 def _related(residuals: Values) -> float:
-    """Correlation of the ranks of neighbours, 0 to `RELATED`, corrected for the line that was fitted: with n values it
-    appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954, with a line in place of a mean)."""
+    """Correlation of the ranks of neighbours, 0 to `RELATED`, corrected for the line that was
+    fitted: with n values it appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954, with a
+    line in place of a mean)."""
     n = len(residuals)
     ranks = stats.rankdata(residuals) - (n + 1) / 2
     own = float(ranks @ ranks)
@@ -132,7 +136,8 @@ def _related(residuals: Values) -> float:
 def _jumped(y: Values) -> bool:
     """True if the last tenth lies above the best tenth by more than noise and by a material amount.
 
-    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat. Soc. 8 (1946).
+    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat.
+    Soc. 8 (1946).
     """
     parts = np.array_split(y, 10)
     if min(map(len, parts)) < 2:
@@ -153,13 +158,13 @@ def _jumped(y: Values) -> bool:
 
 
 def _inflation(r: float, m: int) -> float:
-    """The factor by which the variance of a mean of m values exceeds s^2 / m if their correlations are r^k."""
+    """Variance of a mean of m values with correlations r^k, divided by s^2 / m."""
     of_mean = _of_mean(r, m)
     return of_mean / (1 - (of_mean - 1) / (m - 1))
 
 
 def _of_mean(r: float, m: int) -> float:
-    """The factor by which the variance of a mean of m values exceeds theirs over m if their correlations are r^k."""
+    """Variance of a mean of m values with correlations r^k, divided by their variance over m."""
     lag = np.arange(1, m)
     return 1 + 2 * float(((1 - lag / m) * r**lag).sum())
 

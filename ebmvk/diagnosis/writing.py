@@ -21,7 +21,7 @@ from ebmvk.splats.health import gini
 
 @torch.no_grad()
 def samples(subject: Subject) -> Row:
-    """Beginnings of documents, drawn as during training: temperature 1, no memory, no decoding strategy."""
+    """Beginnings of documents, drawn as in training: temperature 1, no memory, no strategy."""
     sizes, run = subject.sizes, subject.run
     sampler: Sampler = "langevin" if subject.model.on_sphere else "exact"
     generator = Generator(subject.model, run.tokenizer, subject.device.backend, run.config.langevin)

@@ -1,4 +1,4 @@
-"""Charts as data: what to draw. `drawing` draws them, so sections and tests need no drawing library."""
+"""Charts as data, which `drawing` draws, so sections and tests need no drawing library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = 8  # a page has this many colours for series; further curves are dashe
 
 @dataclass(frozen=True)
 class Curve:
-    """One line. faint: raw values behind a smoothed line, without an entry in the legend; dots: mark each point."""
+    """One line. faint: raw values behind a smoothed line, not in the legend; dots: mark points."""
 
     label: str
     x: Sequence[float]
@@ -26,8 +26,8 @@ class Curve:
 class Lines:
     """Curves over steps, or over `xlabel`.
 
-    marks: horizontal reference lines, by label. span: the least height of the y axis, so that noise around a constant
-    doesn't look like a trend.
+    marks: horizontal reference lines, by label. span: the least height of the y axis, so that noise
+    around a constant doesn't look like a trend.
     """
 
     curves: Sequence[Curve]
@@ -61,8 +61,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Map:
-    """Points of a plane. shade: 0 to 1, how strongly each is drawn. labels: (index of the point, text), the most
-    important first; a label that would cover an earlier one is omitted."""
+    """Points of a plane. shade: 0 to 1, how strongly each is drawn. labels: (index of the point,
+    text), the most important first; a label that would cover an earlier one is omitted."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -72,8 +72,8 @@ class Map:
 
 @dataclass(frozen=True)
 class Heads:
-    """An attention map for each head. rows: (layer, weights (H, T, T)); titles: one for each head of each layer;
-    tokens: (T) at the positions."""
+    """An attention map for each head. rows: (layer, weights (H, T, T)); titles: one for each head
+    of each layer; tokens: (T) at the positions."""
 
     rows: Sequence[tuple[str, Sequence[Any]]]
     titles: Sequence[Sequence[str]]
@@ -84,5 +84,5 @@ Chart = Lines | Bars | Histogram | Map | Heads
 
 
 def is_course(curves: Sequence[Curve]) -> bool:
-    """True if there is more than one x to draw: a single point isn't a curve, and the tables have its value."""
+    """True if there is more than one x: a single point isn't a curve, and tables have its value."""
     return len({x for curve in curves for x in curve.x}) > 1

@@ -15,13 +15,13 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from ebmvk.report.charts import STEP, Bars, Chart, Curve, Heads, Histogram, Lines, Map
 from ebmvk.report.svg import GRID, INK, SERIES, WIDTH, dress, figure_of, legend, svg_of
 
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # for further curves when the colours are used up
-HEAT = (0.20, 0.45, 0.75)  # visible on light and on dark
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # when colours are used up
+HEAT = (0.27, 0.53, 0.83)  # visible on light and on dark
 MOST_HEADS = 6  # side by side
 
 
 def draw(chart: Chart, name: str, salt: str = "") -> str:
-    """An <svg> element. name: for readers who can't see it; salt: differs between the pictures of a page."""
+    """An <svg> element. name: for readers who can't see it; salt: unique on the page."""
     salt = salt or name
     match chart:
         case Lines():
@@ -115,7 +115,7 @@ def _map(chart: Map, name: str, salt: str) -> str:
 
 
 def _apart(x: Sequence[float], y: Sequence[float], labels: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """The labels that have room: a text takes about 1/60 of the map's width per character, and 1/24 of its height."""
+    """The labels that have room. A character is about 1/60 of the map wide, and 1/24 high."""
     wide, high = (max(np.ptp(np.asarray(part, dtype=float)), 1e-9) if len(part) else 1.0 for part in (x, y))
     taken: list[tuple[float, float, float]] = []
     for i, text in labels:
@@ -126,8 +126,8 @@ def _apart(x: Sequence[float], y: Sequence[float], labels: Sequence[tuple[int, s
 
 
 def _heads(chart: Heads, name: str, salt: str) -> str:
-    """The darker, the more position t (down) looks at position s (across). Shades are square roots of the weights, so
-    that small ones are visible."""
+    """The darker, the more position t (down) looks at position s (across). Shades are square roots
+    of the weights, so that small ones are visible."""
     parts = [
         (label, maps[i : i + MOST_HEADS], own[i : i + MOST_HEADS])
         for (label, maps), own in zip(chart.rows, chart.titles, strict=True)

@@ -1,4 +1,4 @@
-"""The words of a report, each explained in a sentence or two for a reader who has never seen the code."""
+"""The terms of the reports, explained for a reader who has never seen the code."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ TERMS = (
     Term("epoch", r"epochs?", "One pass over the whole training text."),
     Term(
         "context and stride", r"context / stride|stride",
-        "Likelihood is computed in windows. Each predicted token sees at most `context` tokens before it, and windows "
-        "start `stride` tokens apart.",
+        "Likelihood is computed in windows. Each predicted token sees at most "
+        "as many tokens before it as the context says; windows start one stride apart.",
     ),
     Term(
         "Langevin", r"Langevin",

@@ -1,4 +1,4 @@
-"""Renders a page: one HTML file that needs no network, no script and no other file. Every report is such a page."""
+"""Renders pages: every report is one HTML file without network, scripts or other files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CODE = re.compile(r"`([^`]+)`|(--[a-z][A-Za-z-]*(?: [0-9][\w.+-]*)?)")
 
 @dataclass(frozen=True)
 class Page:
-    """title: heading of the page; kind: what kind of page, for the title of the window; lead: the line below the
-    heading; version: of ebmvk."""
+    """title: heading of the page; kind: what kind of page, for the title of the window; lead: the
+    line below the heading; version: of ebmvk."""
 
     title: str
     kind: str
@@ -52,7 +52,7 @@ def marked(text: str) -> list[tuple[str, bool]]:
 
 
 class _Drawn:
-    """Draws the pictures of one page; a number keeps the ids of each apart from those of the others."""
+    """Draws the pictures of one page; a number makes the ids in each one unique."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -62,8 +62,8 @@ class _Drawn:
 
 
 class _Words:
-    """Marks up the texts of one page: flags and commands as code, and the first use of a term in each part as a link to
-    its entry in the glossary."""
+    """Marks up the texts of one page: flags and commands as code, and the first use of a term in
+    each part as a link to its entry in the glossary."""
 
     def __init__(self) -> None:
         self._linked: set[str] = set()

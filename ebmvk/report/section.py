@@ -1,4 +1,4 @@
-"""What a page consists of: sections that measure something and show it, as data that `page` renders."""
+"""What a page consists of, as data: sections that measure something and show it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = Literal["good", "bad", "doubt", "going", "plain"]
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart with its title, and a note that says how to read it. wide: over the whole width of the page."""
+    """A chart with its title. note: how to read it. wide: over the whole width of the page."""
 
     title: str
     note: str
@@ -35,7 +35,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Banner:
-    """A conclusion that must not be missed. state: what it means for the run, which gives its colour."""
+    """A conclusion that must not be missed. state: good or bad news, which gives its colour."""
 
     word: str
     text: str = ""
@@ -47,8 +47,8 @@ class Banner:
 class Shown:
     """The content of a section, in the order in which a page has it.
 
-    note: how to read it. points: a list of sentences. texts: (caption, text), side by side. parts: sections within this
-    one, side by side.
+    note: how to read it. points: a list of sentences. texts: (caption, text), side by side. parts:
+    sections within this one, side by side.
     """
 
     note: str = ""
@@ -83,8 +83,10 @@ class Section(Generic[S, T]):
 
     Args:
         name: the key of what it measured in a record.
-        measure: what there is to show of a subject; `Absent` or None if there is nothing, with a reason or without.
-        show: content for the page, made from what `measure` returned, perhaps by an earlier version.
+        measure: what there is to show of a subject; `Absent` or None if there is nothing, with a
+        reason or without.
+        show: content for the page, made from what `measure` returned, perhaps by an earlier
+        version.
         also: keys of the whole record that `show` needs too.
     """
 

@@ -46,7 +46,7 @@ def denoising(levels: Sequence[Row]) -> Shown:
 def attention(layers: Sequence[Row], tokens: Sequence[str]) -> Shown:
     """layers: each with the weights, entropies and distances of its heads; one or more."""
     note = (
-        f"What each attention head looks at, on the first {len(tokens)} tokens of validation. Below each map: the mean "
+        f"What each attention head looks at, on the first {len(tokens)} tokens of validation. Above each map: the mean "
         "entropy of a position's weights, and how many tokens back it looks on average. In the first half of the "
         "heads a position stands for the token before it."
     )

@@ -1,4 +1,4 @@
-"""The style of all pictures, and SVG that takes its colours from the page, so one picture serves light and dark."""
+"""The style of all pictures. They take their colours from the page, light or dark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VARIABLES = {colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES
 }
 _OUTSIDE = {"var(--ink-soft)": "#555", "var(--rule)": "#ccc", "var(--sans)": "sans-serif"}
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-WIDTH = 4.8  # inches of a chart: legible in a column of a wide page, and over the whole width of a phone
+WIDTH = 4.8  # inches of a chart: legible in a column of a wide page, and on a phone
 LEGIBLE = 0.95  # pixels per point for legible text; narrower pages scroll the picture
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -49,7 +49,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def figure_of(salt: str, size: tuple[float, float], *, grid: bool = True) -> Iterator[Figure]:
-    """An empty figure in this style. salt: makes the ids of the picture differ from those of others on the page."""
+    """An empty figure in this style. salt: makes the ids of the picture unique on its page."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt, "axes.grid": grid}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
@@ -57,7 +57,7 @@ def figure_of(salt: str, size: tuple[float, float], *, grid: bool = True) -> Ite
 
 
 def legend(figure: Figure, marks: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend above the axes, in as many columns as fit; it shows all labels, also those that begin with _."""
+    """A legend above the axes, in as many columns as fit, even with labels that begin with _."""
     longest = max(map(len, labels))
     columns = 3 if longest <= 17 else 2 if longest <= 28 else 1
     figure.legend(
@@ -88,7 +88,8 @@ def dress(axes: Axes, xlabel: str, ylabel: str, log: bool = False, log_x: bool =
 
 def _log_ticks(axis: Axis) -> None:
     low, high = axis.get_view_interval()
-    digits = (1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, *range(2, 10))  # a narrow range needs more labels
+    narrow = high < 10 * low  # needs more labels
+    digits = (1.0, 1.5, *range(2, 10)) if narrow else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(base=10, subs=digits, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -104,7 +105,7 @@ def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every picture has the same ones, and nothing refers to them
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # unused, and the same in every picture
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
@@ -117,7 +118,7 @@ def svg_of(figure: Figure, name: str, least: float = LEGIBLE, most: float | None
 
 
 def alone(svg: str) -> str:
-    """A picture as a file of its own: with its namespaces, and with colours in place of the page's variables."""
+    """A picture as a file of its own, with namespaces and colours that a page would provide."""
     named = svg.replace("<svg ", f"<svg {_NAMESPACES} ", 1)
     for variable, value in _OUTSIDE.items():
         named = named.replace(variable, value)

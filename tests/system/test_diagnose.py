@@ -1,4 +1,4 @@
-"""`ebmvk diagnose` for every model, for one checkpoint and several, as text, as JSON and as a page."""
+"""`ebmvk diagnose` for every model and for several checkpoints, as text, JSON and page."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_diagnosis_of_every_model_has_the_sections_that_apply(
     page = Page.of(tmp_path / "page.html")
     assert page.outside() == []
     assert page.tags.count("svg") >= 4
-    assert all(why in page.text for why in record["absent"].values())
+    assert all(why[1:].replace("`", "") in page.text for why in record["absent"].values())
     assert "othersamplers)300" in "".join(page.text.split())  # the chains, in the table of how much was looked at
 
 

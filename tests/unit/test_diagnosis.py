@@ -1,4 +1,4 @@
-"""What a diagnosis measures: sums add up, made-up curves get the right verdict, planted doubles are found."""
+"""What a diagnosis measures: sums, verdicts on made-up curves, doubles that were planted."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_too_few_or_too_noisy_values_are_undecided() -> None:
 
 
 def test_noise_is_rarely_mistaken_for_a_trend() -> None:
-    """At the 5 % level. Changes below 1 % of the level are ignored, so it happens even less often."""
+    """At the 5 % level, or even less often, as changes below 1 % of the level are ignored."""
     words = Counter(verdict(_curve("stalled", 120, 0.6, seed)).word for seed in range(200))
     # 23 of 200 at the 5 % level has a probability of 1e-4.
     assert words["converging"] + words["diverging"] < 23
@@ -126,7 +126,7 @@ def _related(r: float, steps: int, seed: int) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_fall_with_bends_and_steps_is_found(seed: int) -> None:
-    """A loss that really occurred: it fell at once when the second epoch began, and hardly at its end."""
+    """A real loss: it fell at once when the second epoch began, and hardly at its end."""
     fell = (4.39, 4.37, 4.32, 4.33, 4.27, 4.26, 4.19, 4.12, 3.96, 3.90, 3.88, 3.86, 3.89, 3.87, 3.86, 3.88, 3.80)
     course = np.interp(np.linspace(-21, 19, 900), (-21, *range(20)), (7.0, *fell, 3.86, 3.81, 3.85))
     found = verdict(course + np.random.default_rng(seed).normal(0, 0.1, 900))
@@ -135,7 +135,7 @@ def test_a_fall_with_bends_and_steps_is_found(seed: int) -> None:
 
 @pytest.mark.parametrize(("r", "steps", "most"), [(0.5, 120, 0.13), (0.9, 400, 0.13), (0.9, 40, 0.23)])
 def test_autocorrelated_noise_is_rarely_mistaken_for_a_trend(r: float, steps: int, most: float) -> None:
-    """A trend no longer than the correlation looks like noise, so 40 steps with r = 0.9 have the worst rate."""
+    """A trend no longer than the correlation looks like noise: 40 steps with r = 0.9 are worst."""
     words = [verdict(_related(r, steps, seed)).word for seed in range(200)]
     assert sum(word in ("converging", "diverging") for word in words) < most * 200
 

@@ -1,4 +1,4 @@
-"""What a diagnosis recommends: nothing if all is fine, otherwise a flag and a value for each problem."""
+"""What a diagnosis recommends: a flag and a value for each problem, nothing without any."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _events(history: History) -> Iterator[Picture]:
 
 def _temperature(history: History) -> Iterator[Picture]:
     curve = Curve("kinetic temperature", *_series(history.evals, "langevin", "kinetic_temperature"), dots=True)
-    _, targets = _series(history.evals, "langevin", "temperature")  # some evaluations of a resumed run may lack it
+    _, targets = _series(history.evals, "langevin", "temperature")  # a resumed run may lack some
     marks = {"target": targets[-1]} if targets else {}
     note = "Kinetic temperature of Langevin chains just after noise was added. It should stay at the dashed line."
     yield Picture("Langevin temperature", note, Lines([curve], ylabel="temperature", marks=marks, span=0.1))

@@ -38,7 +38,7 @@ def _rows(run: Run) -> Iterator[tuple[str, Row]]:
 
 
 def remarks(run: Run) -> Iterator[str]:
-    """Whether the model or the trigram is better, and why there is no perplexity per word."""
+    """Sentences: which is better, model or trigram, and why perplexity per word is missing."""
     if run.history.end:
         line = against_trigram(run.history.end["validation"], run.history.end["trigram"])
         yield f"{line[0].upper()}{line[1:]}."

@@ -32,7 +32,7 @@ class Run:
 
     @property
     def path(self) -> str:
-        """The folder for a shell; relative to the working directory if it lies there, as pages are shown to others."""
+        """The folder for a shell; relative to the working directory if it lies there."""
         here = Path.cwd()
         return shlex.quote(str(self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder))
 

@@ -72,7 +72,7 @@ def _alerts(found: list[Row]) -> Shown:
         for alert in found
     ]  # fmt: skip
     note = "Signs of trouble that training noticed, each the first time it appeared."
-    return Shown(note, tables=[Table(("what", "what was seen", "what to do"), rows, words=True)])
+    return Shown(note, tables=[Table(("what", "what was seen", "what to do"), rows, words=True, prose=True)])
 
 
 def _next(run: Run) -> list[str]:
@@ -81,10 +81,18 @@ def _next(run: Run) -> list[str]:
     if not history.end:
         return [f"Go on with training: `python -m ebmvk.train --resume --run-dir {path}`"]
     return [
-        *history.end.get("advice", []),
+        *(history.end.get("advice") or _longer(run)),
         f"See what is fine and what to change: `python -m ebmvk.diagnose --checkpoint {path} --report`",
         f"Let it write: `python -m ebmvk.generate --checkpoint {path} --max-tokens 100`",
     ]
+
+
+def _longer(run: Run) -> Iterator[str]:
+    """What to do if the trigram is better and training itself had no advice."""
+    end = run.history.end
+    if end and end["validation"]["bits_per_byte"] > end["trigram"]["bits_per_byte"]:
+        command = f"`python -m ebmvk.train --resume --run-dir {run.path} --steps {2 * end['step']}`"
+        yield f"The model has not caught up with the trigram; train longer: {command}"
 
 
 RESULT: Section[Run, Run] = Section("result", "", lambda run: run, _result)
