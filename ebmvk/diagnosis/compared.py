@@ -80,4 +80,5 @@ def _denoising(records: Sequence[Row]) -> Picture:
         for colour, own in enumerate(records)
         for levels in [own["sections"]["denoising"]["levels"]]
     ]
-    return Picture("Error of the score", "The further right, the less noise.", score_errors(curves))
+    only = f"Of {records[0]['name']}. " if len(records) == 1 else ""  # a single curve has no legend
+    return Picture("Error of the score", f"{only}The further right, the less noise.", score_errors(curves))

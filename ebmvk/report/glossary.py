@@ -85,7 +85,7 @@ TERMS = (
         "The best possible denoiser that knows how often each token occurs, but ignores the context.",
     ),
     Term(
-        "splat", r"splats?",
+        "splat", r"[Ss]plats?",
         "A remembered region of contexts: a direction μ on the sphere, a width (concentration κ), and the tokens that "
         "followed there.",
     ),
