@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder in the layout of model hubs, which `ebmvk.runs.hub` reads."""
+"""Writing a trained model as a folder laid out as model hubs have them (`ebmvk.runs.hub` reads it)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ebmvk.runs.progress import Progress
 
 
 def write(run: OpenRun, target: Path) -> list[Path]:
-    """Write an open checkpoint into an empty or new folder, and return its files.
+    """Write an open checkpoint into a folder that is empty or not there yet; its files.
 
     Raises:
-        ConfigError: the folder isn't empty. StorageError: writing failed; nothing of it remains.
-        CheckpointError: files of the checkpoint have vanished since it was opened.
+        ConfigError: the folder holds something. StorageError: nothing is left of it. CheckpointError: what is to be
+        copied has vanished since it was opened.
     """
     progress, config = Progress.of(run.checkpoint), _public(run.config)
     try:
         target = target.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"--to {target} is not an empty folder", hint="choose another folder, or delete that one")
-    except (OSError, RuntimeError) as error:  # the name is too long, or links form a circle
-        raise ConfigError(f"--to {target}: {error}", hint="choose another folder") from None
+            raise ConfigError(f"--to {target} is not an empty folder", hint="take another folder, or delete that one")
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ConfigError(f"--to {target}: {error}", hint="take another folder") from None
     contents, unfinished = _contents(run), target.with_name(f".{target.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -56,20 +56,20 @@ def write(run: OpenRun, target: Path) -> list[Path]:
 
 
 def _contents(run: OpenRun) -> dict[str, bytes]:
-    """The files to copy, by name; the memory only if the checkpoint has one."""
+    """The files that are copied; of a checkpoint, the memory only if it has one."""
     files, memory = (run.checkpoint.path / MODEL, run.folder / TOKENIZER_FILE), run.checkpoint.path / MEMORY_FILE
     try:
         return {file.name: file.read_bytes() for file in (*files, *([memory] if memory.exists() else []))}
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: {error.strerror or error}",
-            why="the run went on and deleted this checkpoint, or the disk failed",
-            hint="export the run's latest checkpoint, or RUN/best",
+            why="the run went on meanwhile and deleted this checkpoint, or the disk failed",
+            hint="export the run's latest checkpoint, or one that `best` names",
         ) from error
 
 
 def _public(config: Config) -> Config:
-    """The settings without this machine's folders."""
+    """Without this machine's folders."""
     init = config.training.init
     names = {
         "dataset": _last_part(config.data.dataset),
@@ -154,24 +154,23 @@ def _card(config: Config, run: OpenRun, tokens: int) -> Iterator[str]:
 
 
 def _memory(folder: Path) -> Iterator[str]:
-    """Lines about the memory, if there is one: its figures on the text it was fitted on, beside those
-    of a calibration without it."""
+    """Lines on the memory, if there is one: its worth on the text it was fitted on, beside a calibration without it."""
     if not (folder / MEMORY_FILE).exists():
         return
     nats, fitted_on = fitted_nats(folder), FittedOn.read(folder / MEMORY_FILE)
     if fitted_on is None or "calibrated" not in nats:
-        yield "- Has a memory, built by an earlier version without a calibration to compare it with."
+        yield "- With a memory that an earlier version built, without a calibration to compare it with."
         return
-    names = {"none": "no memory", "calibrated": "no memory, but the model calibrated on the same tokens"}
+    names = {"none": "no memory", "calibrated": "no memory, but the model's law calibrated on the same tokens"}
     figures = "; ".join(f"{names.get(law, law)}, {value:.4f}" for law, value in nats.items())
     yield (
-        f"- Has a memory. Nats per token on the first {fitted_on.tokens:,} tokens of {fitted_on.text}, on which the "
-        f"memory was fitted, so the figures flatter it: {figures}."
+        f"- With a memory. Nats per token of {fitted_on.text} (its first {fitted_on.tokens:,} tokens, on which the "
+        f"memory was fitted, so the figures flatter it): {figures}."
     )
 
 
 def _figures(step: int, history: History) -> Iterator[str]:
-    """Lines with the figures of exactly this step; another step is another model."""
+    """Of this very step, or none: another step is another model."""
     end = history.end if history.end and history.end["step"] == step else None
     row = end or next((row for row in history.evals if row["step"] == step), None)
     if row is None:
@@ -180,11 +179,11 @@ def _figures(step: int, history: History) -> Iterator[str]:
     figures = row["validation"]
     word = "" if per_word(figures) is None else f", {number(per_word(figures), ',.3f')} per word"
     yield (
-        f"- Validation ({'all' if end else 'the first part'} of it: {figures['tokens']:,} tokens, context "
+        f"- Validation ({'all' if end else 'a first part'} of it: {figures['tokens']:,} tokens, context "
         f"{figures['context']}, stride {figures['stride']}), exact: {number(figures['nats_per_token'])} nats per "
         "token, "
         f"perplexity {number(figures['ppl_token'], ',.3f')} per token{word}, {number(figures['bits_per_byte'])} bits "
         "per byte."
     )
     if end:
-        yield f"- Compared with a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."
+        yield f"- Beside a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."
