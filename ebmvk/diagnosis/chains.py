@@ -144,7 +144,8 @@ def _sampling_note(found: Row) -> str:
     )
     return (
         f"Each sampler draws a token from every one of its chains, in {found['contexts']}; {found['steps']} steps, "
-        f"temperature {temperature:g}. {test} Annealed Langevin accepts every step, so it is right only approximately."
+        f"temperature {temperature:g}. {test} Annealed Langevin accepts every step, so it is right only approximately. "
+        "Exchanged or moved: how often tempering swaps neighbouring temperatures, or Gibbs changes its component."
     )
 
 
