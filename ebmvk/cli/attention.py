@@ -1,4 +1,4 @@
-"""`ebmvk attention`, `python -m ebmvk.attention`: what each head looks at, and what experts are good at."""
+"""`ebmvk attention`: what each head looks at, and what each expert is for."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ebmvk.runs.layout import NEWEST
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCommand:
-    out: Path  # The folder for attention.json, attention.svg and, where there are experts, experts.csv.
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
-    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # What is looked at; validation's beginning.
-    tokens: int = 48  # Most tokens of it.
+    out: Path  # Folder for attention.json, attention.svg and, if the model has experts, experts.csv.
+    checkpoint: Path = Path(NEWEST)  # A run folder (latest complete checkpoint), RUN/best, or a checkpoint.
+    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None  # Text to read; default: start of validation.
+    tokens: int = 48  # Read at most this many tokens of it.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; default: EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
-EXPERT_TOKENS = 32_768  # of validation, by which experts are described
+EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,9 @@ def _attention(command: AttentionCommand) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.device import open_device
     from ebmvk.model import inspection
-    from ebmvk.report.run_page import attention_picture
+    from ebmvk.report.drawing import draw
+    from ebmvk.report.shared import heads
+    from ebmvk.report.svg import alone
     from ebmvk.runs.folder import open_run
     from ebmvk.runs.text import own_text, say_if_other
 
@@ -63,10 +65,9 @@ def _attention(command: AttentionCommand) -> int:
     text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
     experts = inspection.specialisation_in(model, validation[:EXPERT_TOKENS])
     found = inspection.record(model, run.tokenizer, text[: command.tokens], experts) | own.record()
-    picture = attention_picture(found)
-    assert picture is not None  # every model has attention
+    picture = heads(found["attention"], found["tokens"])
     running.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
-    running.write_output(command.out / "attention.svg", _alone(picture), "--out")
+    running.write_output(command.out / "attention.svg", alone(draw(picture.chart, picture.title)), "--out")
     if experts:
         table = io.StringIO()
         csv.writer(table).writerows(inspection.expert_table(run.tokenizer, experts))
@@ -81,14 +82,6 @@ def _attention(command: AttentionCommand) -> int:
             print(f"{own['layer']}, expert {expert}: {load:.1%} of all tokens; {said}")
     print(command.out)
     return 0
-
-
-def _alone(svg: str) -> str:
-    """The picture as a file of its own: with its name space, and colours in place of the page's variables."""
-    named = svg.replace(
-        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
-    )
-    return named.replace("var(--ink-soft)", "#555").replace("var(--rule)", "#ccc").replace("var(--sans)", "sans-serif")
 
 
 if __name__ == "__main__":

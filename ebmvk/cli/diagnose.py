@@ -1,4 +1,4 @@
-"""`ebmvk diagnose`, `python -m ebmvk.diagnose`: what is well with a checkpoint, what is not, and what to do."""
+"""`ebmvk diagnose`: what is fine with a checkpoint, what isn't, and what to do."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ REPORT = "diagnosis.html"
 
 @dataclass(frozen=True)
 class DiagnoseCommand:
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Runs (their latest checkpoint) or checkpoints.
-    batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # All checkpoints of a run, side by side.
-    report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = None  # Write a page; RUN/diagnosis.html.
-    quick: bool = False  # Look at less: in about half the time.
-    json: bool = False  # Print one JSON object instead of lines.
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()  # Checkpoints, or runs (their latest one).
+    batch: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None  # Compare all checkpoints of a run.
+    report: Annotated[str | None, tyro.conf.arg(metavar="[FILE]")] = (
+        None  # Write a page, by default RUN/diagnosis.html.
+    )
+    quick: bool = False  # Measure less, in about half the time.
+    json: bool = False  # Print one JSON object instead of text.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Path of the run's text, if it has moved.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; default: EBMVK_DATA_DIR.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
@@ -53,15 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
-    """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do about it.
+    """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do.
 
-    settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`, `device="cpu"`,
-    `data_dir="texts"`. To compare several checkpoints, use the command.
+    settings: the flags of the command as keyword arguments: `quick=True`, `report="page.html"`,
+    `device="cpu"`, `data_dir="texts"`. To compare several checkpoints, use the command.
 
     >>> print(*ebmvk.diagnose("runs/first", quick=True).recommendations, sep="\\n")
 
     Raises:
-        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
+        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the
+        command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json", "--batch")]
     if settings.get("report") is True:
@@ -76,7 +79,7 @@ def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
 
 
 def _diagnose(command: DiagnoseCommand) -> int:
-    from ebmvk.report.overview import lines, overview
+    from ebmvk.diagnosis.overview import lines, overview
     from ebmvk.report.tables import plain
 
     record = _record(command, _say)
@@ -97,7 +100,7 @@ def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, A
     found = list(_found(command, say))
     record: dict[str, Any] = {"ebmvk": __version__} | together(found)
     if command.report is not None:
-        from ebmvk.report.diagnosis_page import page
+        from ebmvk.diagnosis.page import page
 
         target = Path(found[0].record["folder"]) / REPORT if command.report == ALONE else Path(command.report)
         running.write_output(target, page(record), "--report")
@@ -110,7 +113,11 @@ def _say(text: str) -> None:
 
 
 def _paths(command: DiagnoseCommand) -> list[Path]:
-    """What is to be diagnosed. Raises ConfigError, CheckpointError: nothing is, or it is no run."""
+    """The checkpoints to diagnose.
+
+    Raises:
+        ConfigError: none was given. CheckpointError: a path isn't a run.
+    """
     from ebmvk.runs.checkpoint import locate, step_folders
 
     if command.batch is None:
@@ -119,7 +126,7 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
         return list(command.checkpoint)
     if (command.batch == ALONE) != (len(command.checkpoint) == 1):
         raise ConfigError(
-            f"--batch takes one run, and there are {len(command.checkpoint) + (command.batch != ALONE)}",
+            f"--batch takes one run, but {len(command.checkpoint) + (command.batch != ALONE)} were given",
             hint="give --batch RUN, or --checkpoint RUN --batch",
         )
     path = command.checkpoint[0] if command.checkpoint else Path(command.batch)
@@ -127,10 +134,11 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
 
 
 def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Diagnosis]:
-    """Each checkpoint diagnosed; only one is held at a time, and those of one run share their text.
+    """Diagnose each checkpoint. Only one is in memory at a time; checkpoints of one run share its
+    text.
 
     Raises:
-        CheckpointError: one is damaged, or with --batch all of them are.
+        CheckpointError: a checkpoint is damaged; with --batch, all of them are.
     """
     from ebmvk.diagnosis.diagnosis import diagnose
     from ebmvk.diagnosis.subject import QUICK, Sizes, Subject, Text
@@ -156,7 +164,7 @@ def _found(command: DiagnoseCommand, say: Callable[[str], None]) -> Iterator[Dia
             left -= 1
             if command.batch is None or not left:
                 raise
-            say(f"{path} is left out: {error.what}")
+            say(f"{path} is skipped: {error.what}")
 
 
 if __name__ == "__main__":

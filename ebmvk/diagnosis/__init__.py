@@ -2,16 +2,20 @@
 
 | module | what is in it |
 |---|---|
-| `diagnosis` | which sections there are; runs them, and sets several checkpoints side by side |
+| `diagnosis` | the list of sections; measures them all; joins several checkpoints in one record |
 | `subject` | a checkpoint with the text it is diagnosed on, and how much of that is read |
 | `likelihood` | exact perplexity, also by how frequent a token is in the training text |
 | `course` | energy per epoch; has the run converged? |
 | `verdict` | the test behind that verdict |
 | `chains` | denoising by noise level; Langevin chains and other samplers against p(v|c) |
-| `splats` | what is dead, double, used; their map, and the tokens near them |
-| `memory` | what the gate lets through, and what memory is worth |
-| `writing` | samples beside human text; attention and experts |
+| `splats` | which splats are dead, doubles, used; their map, and the tokens near them |
+| `memory` | how much the gate lets through, and what memory gains |
+| `writing` | experts and attention; samples compared with human text |
 | `recommendations` | what to do about it: a flag and a value |
+| `overview` | a diagnosis as lines for a terminal; several checkpoints in one table |
+| `compared` | pictures of several checkpoints |
+| `page` | the page |
 
-Each section is JSON-able, or `Absent` with the reason where it makes no sense for a model.
+A section is measured and shown in the same module, which lists it in its `SECTIONS`. What it measures can be written
+as JSON; it is `Absent`, with a reason, if it makes no sense for a model.
 """

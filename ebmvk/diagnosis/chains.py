@@ -1,4 +1,4 @@
-"""Models on the sphere only: denoising by noise level, and whether chains draw tokens from p(v|c)."""
+"""For models on the sphere: denoising by noise level; do chains draw tokens from p(v|c)?"""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import torch
 from ebmvk.certification import statistics
 from ebmvk.certification.contexts import Contexts, of_text
 from ebmvk.certification.results import FAMILY_LEVEL
-from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.evaluation.score_matching import score_matching, windows
 from ebmvk.objective import noise
+from ebmvk.report import shared
+from ebmvk.report.charts import Curve, Lines
+from ebmvk.report.section import Absent, Picture, Section, Shown
+from ebmvk.report.tables import DASH, Table, number, percent
 from ebmvk.sampling.interface import TokenPoints
 from ebmvk.sampling.registry import SAMPLERS, SamplerName
 from ebmvk.sampling.tokens import SamplingHealth, TokenSampler
@@ -18,12 +22,13 @@ from ebmvk.sampling.tokens import SamplingHealth, TokenSampler
 def _flat(subject: Subject) -> Absent | None:
     if subject.model.on_sphere:
         return None
-    return Absent(f"tokens of --model {subject.kind} are no points of the sphere for a chain to move among")
+    return Absent(f"the tokens of --model {subject.kind} aren't points on a sphere, so chains can't move among them")
 
 
 @torch.no_grad()
 def denoising(subject: Subject) -> Row | Absent:
-    """L_kappa by noise level, beside a score of zero (1) and the exact denoiser that knows unigram frequencies only."""
+    """L_kappa by noise level, to compare with a score of zero (1) and with the exact denoiser that
+    knows only unigram frequencies."""
     if absent := _flat(subject):
         return absent
     config, device, counts = subject.run.config, subject.device, subject.text.counts
@@ -42,11 +47,13 @@ def denoising(subject: Subject) -> Row | Absent:
 
 @torch.no_grad()
 def langevin(subject: Subject) -> Row | Absent:
-    """Each sampler on contexts that span the entropies: its diagnostics, and its tokens against p(v|c).
+    """Each sampler on contexts of low to high entropy: its diagnostics, and its tokens compared
+    with p(v|c).
 
-    p: of chi^2; bound: an upper bound (99 %) of the total variation between the law of the tokens and p(v|c).
-    ok: no chi^2 p-value of a sampler is below FAMILY_LEVEL shared by its contexts; None if the run's temperature isn't
-    1, because then chains do not have the law p(v|c).
+    p: the p-value of a chi^2 test; bound: an upper bound (99 %) of the total variation between the
+    law of the tokens and p(v|c). ok: True if no p-value of the sampler is below FAMILY_LEVEL
+    divided by the number of contexts; None if the run's temperature isn't 1, because then chains do
+    not have the law p(v|c).
     """
     if absent := _flat(subject):
         return absent
@@ -66,7 +73,7 @@ def langevin(subject: Subject) -> Row | Absent:
 
 def _sampled(subject: Subject, contexts: Contexts, name: SamplerName, temperature: float) -> Row:
     backend, health = subject.device.backend, SamplingHealth()
-    assert contexts.query is not None  # they are of a model
+    assert contexts.query is not None  # contexts of a model have one
     assert contexts.bias is not None
     own = (contexts.bias, contexts.concentrations)
     space = TokenPoints(backend, contexts.mu, backend.points(contexts.mu), *own)
@@ -83,3 +90,91 @@ def _sampled(subject: Subject, contexts: Contexts, name: SamplerName, temperatur
         rows.append({"label": label, "entropy": entropy, "p": found.p, "bound": found.distance()})
     ok = min(row["p"] for row in rows) >= FAMILY_LEVEL / len(rows) if temperature == 1 else None
     return {"sampler": name, "each": n, "ok": ok, "contexts": rows, "rates": health.mixing(), **health.record()}
+
+
+# ---- on the page ---------------------------------------------------------------------------------------------------
+
+
+def show_denoising(found: Row) -> Shown:
+    """The error at each noise level, as a table and as a picture."""
+    levels = found["levels"]
+    curves = [
+        Curve(label, [level["kappa"] for level in levels], [level[key] for level in levels], dots=True, colour=colour)
+        for colour, (label, key) in enumerate((("the model", "loss"), ("unigram Bayes denoiser", "unigram_loss")))
+    ]
+    picture = Picture("Error of the score", "The further right, the less noise.", score_errors(curves))
+    own = shared.denoising(levels)
+    return Shown(own.note, tables=own.tables, pictures=[picture])
+
+
+def score_errors(curves: list[Curve]) -> Lines:
+    """Errors of scores by noise level, beside that of a score of zero."""
+    return Lines(curves, "relative squared error", xlabel="κ", log_x=True, marks={"zero score": 1.0})
+
+
+def show_langevin(found: Row) -> Shown:
+    """What each sampler draws."""
+    words = {True: "as p(v|c)", False: "not p(v|c)", None: "not tested"}
+    rows = [
+        (
+            own["sampler"], f"{own['each']:,} × {len(own['contexts'])}", words[own["ok"]],
+            number(min(row["p"] for row in own["contexts"]), ".2g"),
+            number(max(row["bound"] for row in own["contexts"]), ".4f"),
+            number(own.get("kinetic_temperature"), ".4f"), percent(own.get("acceptance")),
+            number(own.get("tangency"), ".1e"),
+            ", ".join(number(rate, ".2f") for rate in own["rates"]) or DASH,
+        )
+        for own in found["samplers"]
+    ]  # fmt: skip
+    head = (
+        "sampler", "chains × contexts", "tokens", "least p-value", "TV at most (99 %)",
+        "kinetic temperature", "accepted", "off the sphere", "exchanged or moved",
+    )  # fmt: skip
+    return Shown(_sampling_note(found), tables=[Table(head, rows), _contexts(found)], pictures=[_variation(found)])
+
+
+def _sampling_note(found: Row) -> str:
+    temperature = found["temperature"]
+    test = (
+        "A χ² test compares the tokens with p(v|c). A right sampler fails it by chance once in "
+        f"{round(1 / found['level']):,} diagnoses. TV: total variation."
+        if temperature == 1
+        else "At a temperature other than 1, chains do not follow p(v|c), so their tokens are compared but not tested."
+    )
+    return (
+        f"Each sampler draws a token from every one of its chains, in {found['contexts']}; {found['steps']} steps, "
+        f"temperature {temperature:g}. {test} Annealed Langevin accepts every step, so it is right only approximately. "
+        "Exchanged or moved: how often tempering swaps neighbouring temperatures, or Gibbs changes its component."
+    )
+
+
+def _contexts(found: Row) -> Table:
+    first = found["samplers"][0]
+    rows = [
+        (f"{row['label']!r}", number(row["entropy"], ".2f"), number(row["p"], ".2g"), number(row["bound"], ".4f"))
+        for row in first["contexts"]
+    ]
+    head = (f"context of {first['sampler']}", "entropy, nats", "p-value", "TV at most (99 %)")
+    return Table(head, rows)
+
+
+def _variation(found: Row) -> Picture:
+    curves = [
+        Curve(
+            own["sampler"],
+            [row["entropy"] for row in own["contexts"]],
+            [row["bound"] for row in own["contexts"]],
+            dots=True,
+            colour=colour,
+        )
+        for colour, own in enumerate(found["samplers"])
+    ]
+    note = "The largest difference from p(v|c) that these chains can't rule out. With more chains it shrinks to 0 if "
+    chart = Lines(curves, "total variation, at most (99 %)", xlabel="entropy of p(v|c), nats", span=0.05)
+    return Picture("Tokens of chains against p(v|c)", f"{note}the sampler is right.", chart)
+
+
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    Section("denoising", "Denoising", denoising, show_denoising),
+    Section("langevin", "Samplers against p(v|c)", langevin, show_langevin),
+)

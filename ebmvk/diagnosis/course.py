@@ -7,17 +7,22 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.diagnosis.verdict import TEST, Values, verdict
+from ebmvk.report.charts import Curve, Lines
+from ebmvk.report.section import Absent, Picture, Section, Shown
+from ebmvk.report.series import smooth, thin
+from ebmvk.report.tables import DASH, Table, number, percent
 from ebmvk.runs.metrics import METRICS_FILE, History
 
-EPOCHS = 24  # in the table at most: of more, those at even distances
+EPOCHS = 24  # rows of the table at most; of more epochs, some at even distances
 SPIKE = 6.0  # robust standard deviations above a neighbourhood
 NEIGHBOURHOOD = 25  # steps
 
 
 def convergence(subject: Subject) -> Row | Absent:
-    """Verdicts on training and validation energies; together, validation's where that is diverging."""
+    """Verdicts on the energies of training and validation. The overall verdict is training's,
+    unless validation is diverging, or training's is undecided."""
     history = subject.history
     if not history.steps:
         return Absent(f"the run folder has no {METRICS_FILE} with training steps")
@@ -31,7 +36,7 @@ def convergence(subject: Subject) -> Row | Absent:
 
 
 def energy(subject: Subject) -> Row | Absent:
-    """Energy E(v|c) of the true tokens by epoch, its spread between steps, and how steady the run was."""
+    """Energy E(v|c) of the true tokens by epoch; spikes; norms of the gradient."""
     history = subject.history
     if not history.steps:
         return Absent(f"the run folder has no {METRICS_FILE} with training steps")
@@ -49,8 +54,8 @@ def energy(subject: Subject) -> Row | Absent:
 
 
 def passes(history: History) -> tuple[Values, Values]:
-    """Steps and the passes over the training text at them, to interpolate between: a resumed run may have had another
-    batch size. The last is one pass beyond the last step."""
+    """Steps, and the number of passes over the training text at each, to interpolate between: a
+    resumed run may have changed its batch size. The last step is one pass beyond the end."""
     starts = [(row["step"], row["steps_per_epoch"]) for row in history.starts] or [(0, history.step)]
     steps, lengths = zip(*starts, strict=True)
     at = np.array([0, *steps[1:], max(history.step, steps[-1]) + max(1, lengths[-1])], dtype=np.float64)
@@ -58,14 +63,14 @@ def passes(history: History) -> tuple[Values, Values]:
 
 
 def epochs(history: History) -> list[Row]:
-    """Of each pass over the training text: steps, mean energy in nats, standard deviation between steps, change per
-    100 steps within it (least squares), and the last validation in it."""
+    """A row for each pass over the training text: steps, mean energy in nats, standard deviation
+    between steps, change per 100 steps within it (least squares), and its last validation."""
     at, done = passes(history)
     last = math.ceil(done[-1] - 1e-9) - 2
     chosen = sorted({round(float(i)) for i in np.linspace(0, last, min(EPOCHS, last + 1))})
     found = []
-    for number in chosen:
-        low, high = (round(float(step)) for step in np.interp((number, number + 1), done, at))
+    for place in chosen:
+        low, high = (round(float(step)) for step in np.interp((place, place + 1), done, at))
         rows = [row for row in history.steps if low < row["step"] <= high]
         if not rows:
             continue
@@ -74,7 +79,7 @@ def epochs(history: History) -> list[Row]:
         slope = float(np.polyfit(x - x.mean(), y, 1)[0]) if len(rows) > 2 else 0.0
         seen = [row["validation"]["nats_per_token"] for row in history.evals if low < row["step"] <= high]
         found.append({
-            "epoch": number + 1,
+            "epoch": place + 1,
             "steps": len(rows),
             "of": high - low,
             "energy": float(y.mean()),
@@ -86,7 +91,7 @@ def epochs(history: History) -> list[Row]:
 
 
 def spikes(y: Values) -> int:
-    """Steps that lie far above the median of those around them: six robust standard deviations of such differences."""
+    """Number of steps more than six robust standard deviations above the median around them."""
     if len(y) < NEIGHBOURHOOD:
         return 0
     half = NEIGHBOURHOOD // 2
@@ -94,3 +99,58 @@ def spikes(y: Values) -> int:
     above = y - np.median(around, axis=1)
     scale = 1.4826 * float(np.median(np.abs(above)))
     return int((above > SPIKE * max(scale, 1e-12)).sum())
+
+
+# ---- on the page ---------------------------------------------------------------------------------------------------
+
+
+def show_convergence(found: Row) -> Shown:
+    """The table behind the verdict."""
+    rows = [
+        (
+            name, own["word"], f"{own['n']}", number(own["change"], "+.4f"),
+            DASH if own["p"] is None else f"{number(own['low'], '+.4f')} to {number(own['high'], '+.4f')}",
+            number(own["p"], ".2g"),
+            percent(own["fallen"], 0),
+        )
+        for name, own in ((name, found[name]) for name in ("training", "validation"))
+    ]  # fmt: skip
+    head = ("energy of", "verdict", "means tested", "change, nats", "95 % interval", "p-value", "fallen since start")
+    note = f"Does the energy still change in the second half of the run? The test: {found['test']}."
+    return Shown(note, tables=[Table(head, rows)])
+
+
+def show_energy(found: Row) -> Shown:
+    """Energy by epoch. found: with the `curves` of its record."""
+    latent = "" if found["langevin"] is None else f" Langevin chains end at energy {number(found['langevin'], '.3f')}."
+    note = (
+        f"Mean energy E(v|c) = −log p(v|c) of the true next tokens, in nats. {found['spikes']} of {found['steps']:,} "
+        "steps spike (more than six robust standard deviations above their neighbours). Norm of the gradient: median "
+        f"{number(found['grad_norm_median'], '.3g')}, 99 % of steps below {number(found['grad_norm_99'], '.3g')}."
+        f"{latent}"
+    )
+    rows = [
+        (
+            f"{own['epoch']}", f"{own['steps']:,} of {own['of']:,}", number(own["energy"]), number(own["deviation"]),
+            number(own["per_100_steps"], "+.4f"), number(own["validation"]),
+        )
+        for own in found["epochs"]
+    ]  # fmt: skip
+    head = ("epoch", "steps", "mean", "± between steps", "change per 100 steps", "validation at its end")
+    return Shown(note, tables=[Table(head, rows)], pictures=[_course(found["curves"])])
+
+
+def _course(curves: Row) -> Picture:
+    x, y = ([point[i] for point in curves["training"]] for i in (0, 1))
+    drawn = [Curve("each step", *thin(x, y), faint=True), Curve("training, smoothed", *thin(x, smooth(y)))]
+    if curves["validation"]:
+        at, nats = ([point[i] for point in curves["validation"]] for i in (0, 1))
+        drawn.append(Curve("validation", at, nats, dots=True, colour=1))
+    note = "The verdict is about these curves. Faint: each step."
+    return Picture("Energy of the true tokens", note, Lines(drawn, ylabel="nats"))
+
+
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    Section("convergence", "Convergence", convergence, show_convergence),
+    Section("energy", "Energy per epoch", energy, show_energy, also=("curves",)),
+)

@@ -14,30 +14,28 @@ from torch import Tensor
 
 from ebmvk.diagnosis import chains, course, likelihood, memory, splats, writing
 from ebmvk.diagnosis.recommendations import recommendations
-from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.evaluation.intervals import paired
+from ebmvk.report.section import Absent, Section
 from ebmvk.report.series import thin
 from ebmvk.runs.known_faults import known_faults
 
-SECTIONS: dict[str, Callable[[Subject], Row | Absent]] = {
-    "likelihood": likelihood.likelihood,
-    "convergence": course.convergence,
-    "energy": course.energy,
-    "denoising": chains.denoising,
-    "langevin": chains.langevin,
-    "lexical": splats.lexical,
-    "splats": splats.splats,
-    "memory": memory.memory,
-    "external": memory.external,
-    "samples": writing.samples,
-}
-LOOKS = ("attention", "experts")  # both from one reading
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    *likelihood.SECTIONS,
+    *course.SECTIONS,
+    *chains.SECTIONS,
+    *splats.SECTIONS,
+    *memory.SECTIONS,
+    *writing.SECTIONS,
+)
+"""In the order of the page."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON-able. nats: (n,) for validation's first tokens, to pair with those of another checkpoint; tokens:
-    their ids; starts: where their documents begin."""
+    """record: JSON-able, without tensors. nats: (n,) of validation's first tokens, to pair with
+    those of another checkpoint; tokens: their ids, as bytes; starts: where their documents
+    begin."""
 
     record: Row
     nats: Tensor
@@ -46,7 +44,7 @@ class Diagnosis:
 
 
 def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
-    """Every section of one checkpoint; `say` is told how long each took.
+    """Measure every section of one checkpoint; `say` gets a line for each, with the time it took.
 
     Raises:
         EbmvkError: the checkpoint's memory is damaged, or a result is not finite.
@@ -54,20 +52,14 @@ def diagnose(subject: Subject, say: Callable[[str], None]) -> Diagnosis:
     sections: Row = {}
     absent: dict[str, str] = {}
     began = time.perf_counter()
-
-    def add(name: str, found: Row | Absent) -> None:
-        if isinstance(found, Absent):
-            absent[name] = found.why
-        else:
-            sections[name] = found
-
-    for name, section in SECTIONS.items():
+    for section in SECTIONS:
         start = time.perf_counter()
-        add(name, section(subject))
-        say(f"  {name}: {time.perf_counter() - start:.1f} s")
-    looked = writing.looks(subject)
-    for name, found in zip(LOOKS, (writing.attention(looked), writing.experts(looked, subject.kind)), strict=True):
-        add(name, found)
+        found = section.measure(subject)
+        if isinstance(found, Absent):
+            absent[section.name] = found.why
+        elif found is not None:
+            sections[section.name] = found
+        say(f"  {section.title}: {time.perf_counter() - start:.1f} s")
     sections["recommendations"] = recommendations(subject, sections)
     record = _facts(subject) | {"sections": sections, "absent": absent, "seconds": time.perf_counter() - began}
     return Diagnosis(record, subject.nats, subject.validation.tokens.tobytes(), subject.validation.starts)
@@ -104,9 +96,10 @@ def _curves(subject: Subject) -> Row:
 
 
 def together(found: Sequence[Diagnosis]) -> Row:
-    """The record of one diagnosis or of several; each but the first with its difference to the first, token by token.
+    """The record of one diagnosis or of several.
 
-    gain: None where they read other tokens, so that nothing can be paired.
+    `against_first` is the difference from the first one, paired by token. It is None for the first
+    one itself, and if the tokens differ, as with another tokenizer.
     """
     first, rows = found[0], []
     tails = _tails([own.record["folder"] for own in found])
@@ -120,7 +113,7 @@ def together(found: Sequence[Diagnosis]) -> Row:
 
 
 def _tails(folders: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell the folders apart."""
+    """The shortest ends of the paths that still differ between different folders."""
     parts = [Path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         tails = [str(Path(*own[-length:])) for own in parts]

@@ -1,4 +1,4 @@
-"""Memory: what the gate lets through, and what it is worth in nats, paired by token with the model without it."""
+"""Memory: how much the gate lets through, and what it gains over the model without it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.evaluation.intervals import paired
+from ebmvk.data.ngram import perplexity
+from ebmvk.diagnosis.subject import Row, Subject
+from ebmvk.evaluation.intervals import basis, paired
 from ebmvk.memory.files import load
 from ebmvk.memory.fit import Fit
 from ebmvk.memory.fitted_on import FittedOn
@@ -20,22 +21,25 @@ from ebmvk.memory.law import TIERS, Law, Mode, log_probs
 from ebmvk.memory.static import Reading
 from ebmvk.memory.while_training import nats_calibrated, nats_with
 from ebmvk.model.infinito import ExternalMemory, Infinito
+from ebmvk.report.section import Absent, Section, Shown
+from ebmvk.report.tables import DASH, Table, interval, number, percent
 from ebmvk.runs.layout import MEMORY_FILE
 from ebmvk.splats.health import quantiles
 
-SHARES = (0.05, 0.5, 0.95)  # of the quantiles that are told
+SHARES = (0.05, 0.5, 0.95)  # quantiles in the record
+OF_TRAINING = "splats of training"  # without a memory file
 
 
 def memory(subject: Subject) -> Row | Absent:
-    """Of `ebmvk memory`, if the checkpoint has one; else what the splats of training are worth as a static memory."""
+    """The memory of `ebmvk memory`; without one, training's splats as a static memory."""
     folder = subject.run.checkpoint.path
     if (folder / MEMORY_FILE).is_file():
         return _fitted(subject)
     if subject.store is None:
-        return Absent("the checkpoint has no memory: `ebmvk memory --checkpoint RUN` gives it one")
+        return Absent("the checkpoint has no memory; `ebmvk memory --checkpoint RUN` builds one")
     fit = _fit(subject)
     nats = {"without": nats_with(None, fit), "calibrated": nats_calibrated(fit), "with": nats_with(subject.store, fit)}
-    return {"of": "splats of training", "tokens": len(fit.tokens) // 2, **nats}
+    return {"of": OF_TRAINING, "tokens": len(fit.tokens) // 2, **nats}
 
 
 def _fit(subject: Subject) -> Fit:
@@ -46,8 +50,7 @@ def _fit(subject: Subject) -> Fit:
 
 
 def _fitted(subject: Subject) -> Row:
-    """Each mode that the memory has, on the beginning of validation, and whether that is what its gates were fitted
-    on."""
+    """Each mode of the memory on the start of validation, and if its gates were fitted on it."""
     found = load(subject.run.checkpoint.path, subject.run.model, "episodic")
     fitted_on = FittedOn.read(subject.run.checkpoint.path / MEMORY_FILE)
     mode: Mode = "episodic" if found.static is None else "both"
@@ -74,14 +77,14 @@ def _fitted(subject: Subject) -> Row:
 
 
 def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
-    """The gains of each law that has a memory, and of the calibrated law over the plain model."""
+    """Gains over `base` of the laws with a memory; over the plain model, also of `calibrated`."""
     without = {"none", base}
     return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 
 
 @torch.no_grad()
 def external(subject: Subject) -> Row | Absent:
-    """infinito's memory: how strongly tokens write, and what the likelihood loses without it."""
+    """infinito's memory: how strongly tokens write to it, and what is lost without it."""
     model = subject.model
     if not isinstance(model, Infinito) or model.memory is None:
         return Absent("only --model infinito has an external memory")
@@ -117,3 +120,87 @@ def _without(model: Infinito) -> Iterator[None]:
         yield
     finally:
         model.memory = own
+
+
+# ---- on the page ---------------------------------------------------------------------------------------------------
+
+
+def show(found: Row) -> Shown:
+    """What the memory gains, and how much the gate lets through."""
+    return _show_trained(found) if found["of"] == OF_TRAINING else _show_fitted(found)
+
+
+def _show_trained(found: Row) -> Shown:
+    note = (
+        "The checkpoint has no memory file, so this tries training's splats as a static memory. Its gate was fitted on "
+        f"one half of {2 * found['tokens']:,} validation tokens and measured on the other. Calibrated: without memory, "
+        "the model's probabilities made flatter or sharper by a gate that was fitted in the same way. A memory is "
+        "worth what it gains over that."
+    )
+    rows = [(name, number(found[name])) for name in ("without", "calibrated", "with") if name in found]
+    return Shown(note, tables=[Table(("memory", "nats / token"), rows)])
+
+
+def _show_fitted(found: Row) -> Shown:
+    rows = [
+        (law, number(nats), number(perplexity(nats), ",.1f"), _gain(found["gains"], law),
+         _gain(found.get("gains_over_calibrated", {}), law))
+        for law, nats in found["nats_per_token"].items()
+    ]  # fmt: skip
+    gates = [
+        (name, percent(own["mean"]), *(percent(value) for value in own["quantiles"]))
+        for name, own in found["gate"].items()
+    ]
+    note = (
+        f"A memory with {found['splats']:,} static splats, on the first {found['tokens']:,} tokens of validation. "
+        "Below zero, a tier makes the model better; each tier's probabilities include the model's. Intervals (95 %): "
+        f"{basis(next(iter(found['gains'].values())))}. {_calibration(found)} {_in_sample(found)}"
+    )
+    tables = [
+        Table(("memory", "nats / token", "perplexity", "against none", "against calibrated"), rows),
+        Table(("share that the gate gives", "mean", "5 %", "median", "95 %"), gates),
+    ]
+    return Shown(note, tables=tables)
+
+
+def _gain(gains: Row, law: str) -> str:
+    return interval(gains[law]) if law in gains else DASH
+
+
+def _calibration(found: Row) -> str:
+    if "calibrated" in found["nats_per_token"]:
+        return (
+            "Calibrated: without memory, the model's probabilities made flatter or sharper by a gate that was fitted "
+            "on the same tokens. A memory is worth what it gains over that."
+        )
+    return (
+        "An earlier version wrote the memory's file, without a calibration: a part of the gain may come from "
+        "making the model's own probabilities flatter."
+    )
+
+
+def _in_sample(found: Row) -> str:
+    fitted_on, here = found["fitted_on"], found["in_sample_tokens"]
+    flatter = "these figures are in sample and flatter the memory. Build it with --fit-on training to avoid that."
+    if fitted_on is None:
+        return f"The earlier version didn't record what the gates were fitted on. If it was validation, {flatter}"
+    text = f"Gates were fitted on {fitted_on['tokens']:,} tokens of {fitted_on['text']}"
+    return f"{text}, {here:,} of which are measured here: {flatter}" if here else f"{text}, none of which is here."
+
+
+def show_external(found: Row) -> Shown:
+    """What infinito's memory gains."""
+    low, middle, high = (number(value, ".3f") for value in found["strength"]["quantiles"])
+    note = (
+        f"A memory inside the network, with {found['slots']} slots. Tokens write to it with a mean strength of "
+        f"{number(found['strength']['mean'], '.3f')} (5 % {low}, median {middle}, 95 % {high}); the threshold is "
+        f"{number(found['threshold'], '.3f')}. Below zero, the memory makes the model better."
+    )
+    rows = [("with the memory, against the same model without", f"{interval(found['gain'])}, {basis(found['gain'])}")]
+    return Shown(note, tables=[Table(("", "nats / token (95 %)"), rows)])
+
+
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    Section("memory", "Memory and its gate", memory, show),
+    Section("external", "External memory", external, show_external),
+)

@@ -1,4 +1,4 @@
-"""Splats in figures: what is active, dead or double, how they are spread and used, and what they are near to."""
+"""Splats: how many are active, dead or doubles, how they are used, which tokens are near."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmvk.diagnosis.subject import Absent, Row, Subject
+from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.engine.api import Backend
 from ebmvk.memory.files import load
 from ebmvk.model.language import LanguageModel
-from ebmvk.report.tables import STATIC, TRAINED
+from ebmvk.report.charts import Histogram, Map
+from ebmvk.report.section import Absent, Picture, Section, Shown
+from ebmvk.report.tables import STATIC, TRAINED, Table, number, percent, shown
 from ebmvk.runs.layout import MEMORY_FILE
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.coverage import posterior
@@ -23,22 +25,30 @@ from ebmvk.splats.soc import ACTIVE_CHECKS, NEAR
 from ebmvk.splats.store import SplatStore
 
 TWIN_COSINE = 0.999  # 2.6 degrees
-TWIN_LAW = 0.1  # total variation of the token laws of twins, at most
-TWINS = 8  # nearest splats among which a twin is looked for
-BINS = 24  # of a histogram, at most
+TWIN_LAW = 0.1  # the token laws of twins have at most this total variation
+TWINS = 8  # a twin is looked for among this many nearest splats
+BINS = 24  # most bins of a histogram
 CHOSEN = 10  # splats whose tokens are shown
-TOKENS = 6  # of each
-LABELS = 60  # at most this many points of a map have a label; labels without room are left out
-_LAWS = 1 << 22  # probabilities held at once
+TOKENS = 6  # tokens shown for each
+LABELS = 60  # most points of a map that have a label; a label without room is omitted
+_LAWS = 1 << 22  # probabilities in memory at once
+_HISTOGRAMS = {
+    "kappa": ("Concentration", "The larger κ, the smaller the region.", "κ"),
+    "nearest_angle": ("Angle to the nearest other one", "At 0° two are in the same place.", "degrees"),
+    "log10_usage": ("Usage", "How often each is recalled, or how much it holds.", "log₁₀ of the usage"),
+    "age_epochs": ("Age", "Time since each was created.", "epochs"),
+}
+"""Title, note and label of the x axis."""
 
 
 def splats(subject: Subject) -> Row | Absent:
-    """Of the splats that training consolidated and of the static memory, whichever the checkpoint has."""
+    """Figures of the splats that training consolidated and of those of a static memory, if the
+    checkpoint has them."""
     stores = {TRAINED: subject.store, STATIC: _static(subject)}
     found = [_described(subject, name, store) for name, store in stores.items() if store]
-    return (
-        {"stores": found} if found else Absent("the checkpoint has no memory splats, of training or of `ebmvk memory`")
-    )
+    if not found:
+        return Absent("the checkpoint has no memory splats, neither from training nor from `ebmvk memory`")
+    return {"stores": found}
 
 
 def _static(subject: Subject) -> SplatStore | None:
@@ -50,7 +60,7 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
     backend, step = subject.device.backend, subject.run.checkpoint.step
     since = step - ACTIVE_CHECKS * subject.run.config.splats.soc_check_interval
     length = max(1, int(subject.history.facts.get("steps_per_epoch", 0)) or step)
-    lived = bool((store.last_use > 0).any())  # a store that was built from a text at once knows no training
+    lived = bool((store.last_use > 0).any())  # false for a store that was built at once
     recalled = bool((store.frequency > 0).any())
     usage = store.frequency if recalled else store.mass
     states = subject.states
@@ -78,17 +88,17 @@ def _described(subject: Subject, name: str, store: SplatStore) -> Row:
 
 
 def lexical(subject: Subject) -> Row | Absent:
-    """Tokens as splats: directions mu_v, concentrations kappa_v; those that training never showed, and near twins."""
+    """Tokens seen as splats: directions mu_v, concentrations kappa_v, unseen tokens, twins."""
     model, sizes = subject.model, subject.sizes
     kappa = model.concentrations()
     if not model.on_sphere or kappa is None:
-        return Absent(f"tokens of --model {subject.kind} are no splats: their rows have any length, and no kappa")
+        return Absent(f"the tokens of --model {subject.kind} have no direction on a sphere and no concentration")
     backend, counts = subject.device.backend, subject.text.counts
     with torch.no_grad():
         mu, kappa = model.embeddings().float(), kappa.double().cpu()
     ask = spaced(len(mu), sizes.splats)
     ids, cosines = neighbours(mu.cpu(), backend, ask, 1)
-    both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair may have been found from either side
+    both = torch.stack((ask, ids[:, 0]), dim=1).sort(1).values  # a pair can be found from either side
     pairs = dict.fromkeys(tuple(both[i].tolist()) for i in cosines[:, 0].argsort(descending=True))
     return {
         "tokens": len(mu),
@@ -113,9 +123,10 @@ def lexical(subject: Subject) -> Row | Absent:
 
 
 def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
-    """Those of ask (m,) with a double of a lower number: a direction within 2.6 degrees and nearly the same token law.
+    """Those of `ask` (m,) that double a splat of a lower number: within 2.6 degrees, with nearly
+    the same token law.
 
-    They could be merged at no cost; a group of n counts n - 1 times.
+    They could be merged at no cost. A group of n doubles gives n - 1.
     """
     ids, cosines = neighbours(store.mu, backend, ask, TWINS)
     near = ((cosines >= TWIN_COSINE) & (ids < ask[:, None])).nonzero()
@@ -132,7 +143,7 @@ def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
 
 
 def histogram(values: Tensor) -> Row:
-    """edges (bins + 1) and counts (bins) of values (n,), float64; one bin where all are alike."""
+    """edges (bins + 1) and counts (bins) of values (n,) float64; one bin if all are equal."""
     y = values.double().numpy()
     if not len(y):
         return {"edges": [0.0, 1.0], "counts": [0]}
@@ -142,7 +153,7 @@ def histogram(values: Tensor) -> Row:
 
 
 def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
-    """`projected` for evenly chosen splats; the most used ones are labelled with their likeliest tokens."""
+    """A map of evenly spaced splats; the most used have their likeliest tokens as labels."""
     ask = spaced(store.n, subject.sizes.drawn)
     most = usage[ask].argsort(descending=True)[:LABELS]
     likeliest = store.token_law(ask[most][:, None], torch.ones(len(most), 1)).argmax(1)
@@ -151,8 +162,8 @@ def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
 
 
 def projected(mu: Tensor, usage: Tensor) -> Row:
-    """x, y of mu (n, d) along its two directions of largest variance, the share of the variance that they have, and the
-    rank of each one's usage (n,), 0 to 1."""
+    """A map of mu (n, d): x, y along the two directions of largest variance, `variance`, the share
+    of it that they have, and the rank of each one's usage (n,), from 0 to 1."""
     centred = (mu - mu.mean(0)).double()
     variances, directions = torch.linalg.eigh(centred.T @ centred)
     places = centred @ directions[:, -2:].flip(1)
@@ -167,7 +178,7 @@ def projected(mu: Tensor, usage: Tensor) -> Row:
 
 @torch.no_grad()
 def _chosen(subject: Subject, store: SplatStore, usage: Tensor) -> list[Row]:
-    """The most used splats and some at even ranks below them: their token law, and the tokens nearest to them."""
+    """The most used splats and some others, with their likeliest and their nearest tokens."""
     order = usage.argsort(descending=True)
     half = CHOSEN // 2
     picked = torch.cat((order[:half], order[half:][spaced(max(0, store.n - half), CHOSEN - half)]))
@@ -187,7 +198,7 @@ def _chosen(subject: Subject, store: SplatStore, usage: Tensor) -> list[Row]:
 
 
 def _near_tokens(model: LanguageModel, backend: Backend, points: Tensor) -> list[list[int]]:
-    """Tokens whose directions are nearest to points (m, d)."""
+    """For each of points (m, d), the tokens whose directions are nearest."""
     rows = backend.points(projx(model.embeddings().float().cpu()))
     ids: list[list[int]] = backend.topk(points.contiguous(), rows, min(TOKENS, rows.n)).ids.tolist()
     return ids
@@ -195,3 +206,99 @@ def _near_tokens(model: LanguageModel, backend: Backend, points: Tensor) -> list
 
 def _texts(subject: Subject, ids: Iterable[int]) -> list[str]:
     return [subject.run.tokenizer.label(i) for i in ids]
+
+
+# ---- on the page ---------------------------------------------------------------------------------------------------
+
+
+def show_lexical(found: Row) -> Shown:
+    """Tokens seen as splats."""
+    note = (
+        "Every token has a direction μ on the sphere and a concentration κ, as a splat has. "
+        f"{found['unseen']:,} of {found['tokens']:,} tokens never occur in the training text; {found['twins']:,} of "
+        f"{found['asked']:,} lie within 2.6° of another one. Gini coefficient of their frequencies: "
+        f"{number(found['usage_gini'], '.3f')}."
+    )
+    rows = [(" and ".join(map(shown, own["tokens"])), number(own["cosine"])) for own in found["nearest"]]
+    pictures = _histograms(found["histograms"], "Tokens", "tokens")
+    pictures.append(_map(found["map"], "Map of tokens", "the most frequent tokens", "the more often in training"))
+    return Shown(note, tables=[Table(("tokens nearest to each other", "cosine"), rows)], pictures=pictures)
+
+
+def show_splats(found: Row) -> Shown:
+    """Memory splats of training and of a static memory."""
+    stores = found["stores"]
+    note = (
+        f"Coverage: the mean share of {stores[0]['coverage_tokens']:,} validation contexts that the splats explain. "
+        "Doubles lie within 2.6° of another splat and predict nearly the same tokens. Dead splats were not recalled at "
+        "the last checks. Mass: how many contexts a splat holds. Usage: how often it is recalled in training, or its "
+        "mass if the memory was built at once."
+    )
+    pictures = [picture for own in stores for picture in _store_pictures(own)]
+    return Shown(note, tables=[_stores(stores), *map(_chosen_table, stores)], pictures=pictures)
+
+
+def _stores(stores: list[Row]) -> Table:
+    rows = [
+        (
+            own["name"], f"{own['splats']:,}", number(own["active"], ",d"), number(own["dead"], ",d"),
+            f"{own['twins']:,} of {own['asked']:,}", percent(own["coverage"]), number(own["usage_gini"], ".3f"),
+            number(own["kappa_quantiles"][2], ".3g"), f"{number(math.degrees(own['nearest_angle']), '.1f')}°",
+            number(own["age_epochs"], ".2f"), number(own["tokens_per_splat"], ".1f"),
+        )
+        for own in stores
+    ]  # fmt: skip
+    head = (
+        "splats", "number", "active", "dead", "doubles", "coverage", "Gini of usage", "median κ", "nearest other",
+        "age, epochs", "tokens each",
+    )  # fmt: skip
+    return Table(head, rows)
+
+
+def _chosen_table(own: Row) -> Table:
+    rows = [
+        (
+            f"{splat['id']}", number(splat["mass"], ",.1f"), number(splat["kappa"], ".3g"),
+            ", ".join(f"{shown(token)} {number(p, '.2f')}" for token, p in splat["law"]),
+            ", ".join(map(shown, splat["near"])),
+        )
+        for splat in own["chosen"]
+    ]  # fmt: skip
+    head = (f"{own['name']}: splat", "mass", "κ", "its likeliest tokens, with probability", "tokens nearest to it")
+    return Table(head, rows, words=True)
+
+
+def _store_pictures(own: Row) -> list[Picture]:
+    name = own["name"]
+    usage = "the more often it is recalled" if own["usage_is"] == "frequency" else "the more contexts it holds"
+    title = f"{name[0].upper()}{name[1:]}"
+    return [
+        *_histograms(own["histograms"], title, "splats"),
+        _map(own["map"], f"Map: {name}", "splats, with the token each predicts", usage),
+    ]
+
+
+def _histograms(found: Row, of: str, counted: str) -> list[Picture]:
+    """A picture for each histogram with more than one bin; a table has a value that all share."""
+    drawn = []
+    for what, own in found.items():
+        title, note, xlabel = _HISTOGRAMS[what]
+        if len(own["counts"]) > 1:
+            chart = Histogram(own["edges"], own["counts"], xlabel, counted)
+            drawn.append(Picture(title, f"{of}. {note}", chart))
+    return drawn
+
+
+def _map(found: Row, title: str, of: str, fuller: str) -> Picture:
+    labels = [(i, shown(text)) for i, text in found.get("labels", [])]
+    note = (
+        f"Directions of {of}, along the two axes of largest variance ({percent(found['variance'], 0)} of it). The "
+        f"darker a point, {fuller}."
+    )
+    return Picture(title, note, Map(found["x"], found["y"], found["usage"], labels), wide=True)
+
+
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    Section("lexical", "Tokens as splats", lexical, show_lexical),
+    Section("splats", "Memory splats", splats, show_splats),
+)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmvk.data.windows import TokenStream, encode_split
 from ebmvk.engine.device import Device
 from ebmvk.evaluation.likelihood import token_nats
+from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.reading import states
 from ebmvk.runs.checkpoint import SOC
@@ -26,19 +27,14 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A section that makes no sense for a model or a run, and why."""
-
-    why: str
-
-
-@dataclass(frozen=True)
 class Sizes:
-    """How much is looked at.
+    """How much a diagnosis looks at.
 
-    tokens: of validation, and as many of training text, whose likelihood is taken. scored: of denoising. remembered:
-    read with a memory. contexts, chains: of Langevin, chains in each context. samples, sample_tokens: written. looked:
-    shown to attention. routed: shown to experts. splats: whose neighbours are looked for. drawn: splats on the map.
+    tokens: their likelihood is measured, in validation and in the training text. scored: tokens for
+    denoising. remembered: tokens read with a memory. contexts, chains: of the samplers, with this
+    many chains in each context. samples, sample_tokens: texts written, and the tokens of each.
+    looked: tokens for attention maps. routed: tokens for experts. splats: their nearest neighbours
+    are looked up. drawn: points on a map.
     """
 
     tokens: int = 20_000
@@ -62,7 +58,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Text:
-    """validation, train: streams of one corpus under one tokenizer; counts: (V,) int64, of the training split."""
+    """A corpus in tokens. counts: (V,) int64, how often each occurs in the training split."""
 
     name: str
     validation: TokenStream
@@ -74,7 +70,8 @@ class Text:
         """The text that a run was trained on. dataset, data_dir: where it is now, if it has moved.
 
         Raises:
-            DataError: it cannot be found. CheckpointError: the files have changed (for `builtin`, Python's own files).
+            DataError: it can't be found. CheckpointError: its files have changed (for `builtin`:
+            those of Python).
         """
         data = run.config.data
         corpus = own_text(run.config, dataset, data_dir)
@@ -89,7 +86,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Subject:
-    """What every section works on. What sections share is computed once."""
+    """What every section measures. Anything that several sections use is computed once."""
 
     run: OpenRun
     device: Device
@@ -115,35 +112,43 @@ class Subject:
 
     @cached_property
     def history(self) -> History:
-        """Of the run up to this checkpoint; empty where the run folder has no metrics."""
+        """The metrics of the run up to this checkpoint; empty if the run folder has none."""
         return read_history(self.run.folder).until(self.run.checkpoint.step)
 
     @property
     def window(self) -> tuple[int, int]:
-        """Context and stride, as `ebmvk evaluate` reads."""
+        """Context and stride, the same as in `ebmvk evaluate`."""
         context = self.run.config.data.seq_length
         return context, max(1, context // 2)
 
     @cached_property
     def validation(self) -> TokenStream:
+        """The beginning of validation, as much of it as `sizes` asks for."""
         return self.text.validation.take(self.sizes.tokens + 1)
 
     @cached_property
     def nats(self) -> Tensor:
-        """(n,) float64: -log p of each token of `validation` but the first, without memory."""
+        """(n,) float64: -log p of each token of `validation` except the first, without memory."""
         return self.nats_of(self.validation)
 
     def nats_of(self, stream: TokenStream) -> Tensor:
-        """(n,) float64, without memory."""
+        """(n,) float64: the same for another stream."""
         context, stride = self.window
         return token_nats(self.model, stream, context=context, stride=stride, device=self.device.torch)["none"]
 
     @cached_property
     def states(self) -> Tensor:
-        """(n, d) float32: the contexts h of `validation`, on the CPU."""
+        """(n, d) float32, on the CPU: the contexts h of `validation`."""
         context, stride = self.window
         how = (self.model, self.validation, ("h",))
         return states(*how, context=context, stride=stride, device=self.device.torch)[0]
+
+    @cached_property
+    def looks(self) -> Row:
+        """Attention of every head on the start of validation, and what experts are for."""
+        tokens = self.text.validation.tokens
+        experts = inspection.specialisation_in(self.model, tokens[: self.sizes.routed])
+        return inspection.record(self.model, self.run.tokenizer, tokens[: self.sizes.looked], experts)
 
     @cached_property
     def store(self) -> SplatStore | None:

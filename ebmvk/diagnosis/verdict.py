@@ -1,4 +1,4 @@
-"""Whether a loss has converged, by a test that is stated."""
+"""Tells whether a loss has converged, by a test that the report states."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from ebmvk.report.tables import number, percent
 Word = Literal["converging", "converged", "stalled", "diverging", "undecided"]
 Values = npt.NDArray[np.float64]
 LEVEL = 0.05  # of the tests, two-sided
-JUMP_LEVEL = 1e-4  # the stretch that is compared with is the best of ten, so the level must be small
-MATERIAL = 0.01  # of the present level: a smaller change over the second half of a run is none
-NOISY = 0.05  # of the present level: with a wider interval nothing can be said
-PROGRESS = 0.05  # of the first level: who has not come so far has stalled, not converged
+JUMP_LEVEL = 1e-4  # small, because the last tenth is compared with the best of ten
+MATERIAL = 0.01  # share of the present level: a smaller change over the second half counts as none
+NOISY = 0.05  # share of the present level: with a wider interval nothing can be concluded
+PROGRESS = 0.05  # share of the first level: a run that gained less has stalled, not converged
 ERRORS = 3.0  # standard errors that the progress has to exceed, too
-BLOCKS, LEAST = 20, 8  # means that the trend is tested on, at most and at least
+BLOCKS, LEAST = 20, 8  # most and fewest means that the trend is tested on
 RELATED = 0.98  # the largest correlation of neighbours that is believed
-FEW = 5  # values in a stretch from which on they say how far their noise reaches
+FEW = 5  # with fewer values in a stretch, its own correlation can't be estimated
 TEST = (
-    "trend of the second half: Mann-Kendall at the 5 % level, its variance corrected for autocorrelation (Hamed and "
-    "Rao; of a fall no more of it than the values within the stretches have), or a sign test of the steps from mean "
-    "to mean at half that level, Theil-Sen slope with its 95 % interval, on up to 20 means of as many stretches; a "
-    "change below 1 % of the level counts as none. Diverging also where the last tenth lies more than 2 % above the "
-    "best tenth (Welch with the same correlation, p < 1e-4). Without a trend, undecided where the interval reaches "
-    "beyond 5 % of the level; converged where the level is 5 % and three standard errors below the first, else "
-    "stalled. The verdict is that on training energies; validation's where it is diverging, or where training's alone"
-    " is undecided"
+    "Mann-Kendall test for a trend in the second half, at the 5 % level, on at most 20 means of equal stretches; its "
+    "variance is corrected for autocorrelation (Hamed and Rao; for a fall, at most by the correlation within the "
+    "stretches). Or a sign test of the changes from mean to mean, at half that level. The change is a Theil-Sen slope "
+    "with its 95 % interval; below 1 % of the level it counts as none. Diverging: a rise, or a last tenth more than "
+    "2 % above the best tenth (Welch test, p < 1e-4). Undecided: no trend, but the interval reaches beyond 5 % of the "
+    "level. Converged: no trend, and the level is 5 % and three standard errors below the first one; otherwise "
+    "stalled. Training decides, unless validation is diverging or training is undecided"
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """change: over the second half, in the unit of the values, with its interval; p: of the trend; n: means tested;
-    level: mean of the second half; fallen: share of the first level that was gained since; all None where there are too
-    few values to test. reason: one line."""
+    """The result of the test. The figures are None if there are too few values. reason: one line.
+
+    n: number of means tested. change: over the second half, in the unit of the values, with its
+    interval low to high. p: of the trend. level: mean of the second half. fallen: share of the
+    first level by which the loss has fallen.
+    """
 
     word: Word
     reason: str
@@ -54,11 +56,11 @@ class Verdict:
 
 
 def verdict(values: Sequence[float]) -> Verdict:
-    """Of a loss by step or by evaluation: the smaller the better, values > 0."""
+    """The verdict on a loss by step or by evaluation; smaller is better. values: > 0."""
     y = np.asarray(values, dtype=np.float64)
     second = y[len(y) // 2 :]
     if len(second) < LEAST:
-        return Verdict("undecided", f"of {len(y)} values, where {2 * LEAST} are needed", len(second))
+        return Verdict("undecided", f"has {len(y)} values, but {2 * LEAST} are needed", len(second))
     means = np.array([part.mean() for part in np.array_split(second, min(BLOCKS, len(second)))])
     found = _trend(means, _reach(second, len(second) // len(means)))
     level, beginning, end = float(second.mean()), y[: max(1, len(y) // 50)], second[len(second) // 2 :]
@@ -70,11 +72,14 @@ def verdict(values: Sequence[float]) -> Verdict:
 
 
 def _trend(means: Values, most: float) -> dict[str, float]:
-    """Mann and Kendall's p and Theil and Sen's slope (Sen 1968), as a change from the first mean to the last.
+    """Mann and Kendall's p, and Theil and Sen's slope (Sen 1968) times the span of the means.
 
-    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with autocorrelations r^k. most: of the
-    r of a fall, which bends and steps at epochs, so that a line leaves residuals that look correlated. A rise is an
-    alarm and gets no such help: noise may reach farther than neighbouring values say.
+    The variance of Kendall's S is that of Hamed and Rao, J. Hydrol. 204 (1998), with
+    autocorrelations r^k.
+
+    most: the largest r that is used for a fall. A fall bends, and steps at epochs, so the residuals
+    of a line look more correlated than the noise is. A rise is an alarm, and r isn't limited: noise
+    may be correlated over more than neighbouring values.
     """
     n, span = len(means), len(means) - 1
     first, second = np.triu_indices(n, 1)
@@ -97,10 +102,11 @@ def _trend(means: Values, most: float) -> dict[str, float]:
 
 
 def _reach(y: Values, m: int) -> float:
-    """Correlation of neighbouring means of m values, as far as the values themselves are correlated; 1 of few values.
+    """Correlation of neighbouring means of m values that follows from the correlation of the
+    values; 1 if m is small.
 
-    By differences, which no slow change moves: of an AR(1) with r, those next to each other have the correlation
-    -(1 - r) / 2. Two standard errors are added.
+    It is estimated from differences, which slow changes hardly affect: neighbouring differences of
+    an AR(1) process with r have the correlation -(1 - r) / 2. Two standard errors are added.
     """
     d = np.diff(y) - np.diff(y).mean()
     own = float(d @ d)
@@ -111,15 +117,16 @@ def _reach(y: Values, m: int) -> float:
 
 
 def _sign_test(rises: Values) -> float:
-    """p of so many rises or falls under a random walk, the most correlated noise: few means that all rise say enough,
-    where a correlation cannot be estimated."""
+    """p of the numbers of rises and falls under a random walk, the most correlated noise. It finds
+    a trend in few means that all rise, for which a correlation can't be estimated."""
     up, down = int((rises > 0).sum()), int((rises < 0).sum())
     return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
 
 
 def _related(residuals: Values) -> float:
-    """Correlation of the ranks of neighbours, 0 to `RELATED`, as it is before a line was fitted to few of them: of n
-    values it then appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954; a line in place of a mean)."""
+    """Correlation of the ranks of neighbours, 0 to `RELATED`, corrected for the line that was
+    fitted: with n values it appears smaller by (2 + 4 r) / n (Kendall, Biometrika 41, 1954, with a
+    line in place of a mean)."""
     n = len(residuals)
     ranks = stats.rankdata(residuals) - (n + 1) / 2
     own = float(ranks @ ranks)
@@ -127,9 +134,10 @@ def _related(residuals: Values) -> float:
 
 
 def _jumped(y: Values) -> bool:
-    """Whether the last tenth lies above the best tenth by more than noise and by a material amount.
+    """True if the last tenth lies above the best tenth by more than noise and by a material amount.
 
-    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat. Soc. 8 (1946).
+    The variance of a mean of m values with autocorrelations r^k: Bayley and Hammersley, J. R. Stat.
+    Soc. 8 (1946).
     """
     parts = np.array_split(y, 10)
     if min(map(len, parts)) < 2:
@@ -138,7 +146,7 @@ def _jumped(y: Values) -> bool:
     above = float(last.mean() - best.mean())
     if above <= 2 * MATERIAL * best.mean():
         return False
-    before = y[len(y) // 2 : -len(last)]  # the jump itself is no autocorrelation
+    before = y[len(y) // 2 : -len(last)]  # the jump itself isn't autocorrelation
     place = np.arange(len(before))
     r = _related(before - np.polyval(np.polyfit(place, before, 1), place))
     one, other = (float(part.var(ddof=1)) / len(part) * _inflation(r, len(part)) for part in (last, best))
@@ -150,13 +158,13 @@ def _jumped(y: Values) -> bool:
 
 
 def _inflation(r: float, m: int) -> float:
-    """What the variance of a mean of m values is larger by than s^2 / m says, where their correlations are r^k."""
+    """Variance of a mean of m values with correlations r^k, divided by s^2 / m."""
     of_mean = _of_mean(r, m)
     return of_mean / (1 - (of_mean - 1) / (m - 1))
 
 
 def _of_mean(r: float, m: int) -> float:
-    """What the variance of a mean of m values is larger by than their own over m, where their correlations are r^k."""
+    """Variance of a mean of m values with correlations r^k, divided by their variance over m."""
     lag = np.arange(1, m)
     return 1 + 2 * float(((1 - lag / m) * r**lag).sum())
 
@@ -166,11 +174,11 @@ def _judged(found: dict[str, float], *, jumped: bool, learned: bool) -> tuple[Wo
     moved, low, high = (number(value, "+.4f") for value in (change, found["low"], found["high"]))
     said = f"{moved} over the second half (95 % {low} to {high}), p = {number(found['p'], '.2g')}"
     if jumped:
-        return "diverging", f"with its last tenth above its best tenth; {said}"
+        return "diverging", f"has its last tenth above its best tenth; {said}"
     if found["p"] < LEVEL and abs(change) > MATERIAL * level:
-        return ("converging", f"still falling: {said}") if change < 0 else ("diverging", f"rising: {said}")
+        return ("converging", f"still falls: {said}") if change < 0 else ("diverging", f"rises: {said}")
     if max(abs(found["low"]), abs(found["high"])) > NOISY * level:
-        return "undecided", f"too noisy to tell: {said}"
+        return "undecided", f"is too noisy to tell: {said}"
     if not learned:
-        return "stalled", f"flat, and {percent(max(0.0, found['fallen']))} below where it began: {said}"
-    return "converged", f"flat, {percent(found['fallen'], 0)} below where it began: {said}"
+        return "stalled", f"is flat, and {percent(max(0.0, found['fallen']))} below where it began: {said}"
+    return "converged", f"is flat, {percent(found['fallen'], 0)} below where it began: {said}"

@@ -1,4 +1,4 @@
-"""What a model writes, beside what people wrote; and what it looks at while it reads."""
+"""What a model writes, compared with what people wrote; and what it looks at while it reads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch
 from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.decoding.metrics import distinct, repetition_rate
-from ebmvk.diagnosis.subject import Absent, Row, Subject
-from ebmvk.model import inspection
+from ebmvk.diagnosis.subject import Row, Subject
+from ebmvk.report import shared
+from ebmvk.report.section import Absent, Section, Shown
+from ebmvk.report.tables import Table, number, percent
 from ebmvk.splats.health import gini
 
 
 @torch.no_grad()
 def samples(subject: Subject) -> Row:
-    """Beginnings of documents, written as training samples them, without memory and without a strategy."""
+    """Beginnings of documents, drawn as in training: temperature 1, no memory, no strategy."""
     sizes, run = subject.sizes, subject.run
     sampler = subject.model.default_sampler
     generator = Generator(subject.model, run.tokenizer, subject.device.backend, run.config.langevin)
@@ -41,35 +43,83 @@ def figures(texts: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def passages(stream: TokenStream, count: int, length: int) -> list[list[int]]:
-    """Runs of at most `length` tokens of a text, `count` at even distances."""
+    """`count` evenly spaced passages of a text, each of at most `length` tokens."""
     last = max(0, len(stream) - length)
     places = sorted({round(float(place)) for place in np.linspace(0, last, count)})
     return [stream.tokens[place : place + length].tolist() for place in places]
 
 
-@torch.no_grad()
-def looks(subject: Subject) -> Row:
-    """Attention of every head on the beginning of validation, and what its experts are for."""
-    tokens, sizes = subject.text.validation.tokens, subject.sizes
-    experts = inspection.specialisation_in(subject.model, tokens[: sizes.routed])
-    return inspection.record(subject.model, subject.run.tokenizer, tokens[: sizes.looked], experts)
-
-
-def attention(looked: Row) -> Row | Absent:
-    """Maps of every head. looked: what `looks` returned."""
+def attention(subject: Subject) -> Row | Absent:
+    """Attention maps of every head on the beginning of validation."""
+    looked = subject.looks
     if not looked["attention"]:
         return Absent("the model has no attention")
     return {"tokens": looked["tokens"], "layers": looked["attention"]}
 
 
-def experts(looked: Row, kind: str) -> Row | Absent:
-    """Balance of every layer of experts. effective: exp of the load's entropy, all of them where loads are equal."""
-    if not looked["experts"]:
-        return Absent(f"this --model {kind} has no experts")
-    return {"layers": [own | balance(own["load"]) for own in looked["experts"]]}
+def experts(subject: Subject) -> Row | Absent:
+    """Load, balance and favourite tokens of the experts of every layer."""
+    layers = subject.looks["experts"]
+    if not layers:
+        return Absent(f"this --model {subject.kind} has no experts")
+    return {"layers": [own | balance(own["load"]) for own in layers]}
 
 
 def balance(load: Sequence[float]) -> dict[str, float]:
-    """Of shares (E,) that sum to 1."""
+    """Figures of shares (E,) that sum to 1. effective: exp of their entropy, E if all are equal."""
     entropy = -sum(share * math.log(share) for share in load if share > 0)
     return {"effective": math.exp(entropy), "largest": max(load), "gini": gini(torch.tensor(load))}
+
+
+# ---- on the page ---------------------------------------------------------------------------------------------------
+
+
+def show_experts(found: Row) -> Shown:
+    """How evenly the experts are used, and what for."""
+    rows = [
+        (
+            own["layer"],
+            f"{number(own['effective'], '.2f')} of {len(own['load'])}",
+            percent(own["largest"]),
+            number(own["gini"], ".3f"),
+        )
+        for own in found["layers"]
+    ]
+    own = shared.experts(found["layers"])
+    note = f"Effective experts: the number of equally used experts that would be as varied. {own.note}"
+    head = ("layer", "effective experts", "largest load", "Gini coefficient")
+    return Shown(note, tables=[Table(head, rows), *own.tables])
+
+
+def show_attention(found: Row) -> Shown:
+    """Maps of the heads, with their figures."""
+    rows = [
+        (own["layer"], f"{head}", number(nats, ".2f"), number(back, ".1f"))
+        for own in found["layers"]
+        for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1)
+    ]
+    own = shared.attention(found["layers"], found.get("tokens", []))
+    table = Table(("layer", "head", "entropy, nats", "tokens back"), rows)
+    return Shown(own.note, tables=[table], pictures=own.pictures)
+
+
+def show_samples(found: Row) -> Shown:
+    """The texts, and how they compare with human text."""
+    rows = [
+        (who, percent(own["repetition_rate"]), *(number(own[f"distinct_{n}"], ".3f") for n in (1, 2, 3)))
+        for who, own in (("model", found["model"]), ("human text", found["human"]))
+    ]
+    note = (
+        f"{len(found['texts'])} beginnings of documents, of at most {found['tokens']} tokens each; sampler "
+        f"{found['sampler']}, temperature 1. Good text repeats itself about as much as human text does."
+    )
+    head = ("text", "repetition", "distinct-1", "distinct-2", "distinct-3")
+    texts = [(f"sample {place}", text.strip()) for place, text in enumerate(found["texts"], start=1)]
+    return Shown(note, tables=[Table(head, rows)], texts=texts)
+
+
+SECTIONS: tuple[Section[Subject, Row], ...] = (
+    Section("experts", "Experts", experts, show_experts),
+    Section("attention", "Attention", attention, show_attention),
+    Section("samples", "Samples", samples, show_samples),
+)

@@ -1,4 +1,4 @@
-"""Pictures of a certification, each a file of its own."""
+"""Draws the pictures of a certification, each as an SVG file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = ("#2563a8", "#c4551d", "#2f7d4f")
 
 
 def draw(picture: Picture) -> str:
-    """The text of an SVG file; the same picture gives the same text."""
+    """The text of an SVG file; equal pictures give equal texts."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": picture.name}):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         FigureCanvasSVG(figure)

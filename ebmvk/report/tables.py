@@ -1,4 +1,4 @@
-"""How figures are written, and tables of them, for pages and for the terminal."""
+"""Writes figures and tables, in one way for pages and for the terminal."""
 
 from __future__ import annotations
 
@@ -10,42 +10,34 @@ from typing import Any
 from ebmvk.runs.metrics import Row
 
 Cells = Sequence[str]
-TRAINED, STATIC = "consolidated during training", "static memory"  # stores of splats
+TRAINED, STATIC = "consolidated during training", "static memory"  # names of splat stores
 
 
 @dataclass(frozen=True)
 class Table:
-    """head: one cell per column; words: columns of text rather than of figures."""
+    """head: one cell per column. words: columns of text rather than of figures. prose: sentences, in
+    which the page explains terms and marks commands."""
 
     head: Cells
     rows: Sequence[Cells]
     words: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """key: of the record's section. texts: (caption, text), side by side on the page."""
-
-    key: str
-    title: str
-    note: str
-    tables: Sequence[Table] = ()
-    texts: Sequence[tuple[str, str]] = ()
+    prose: bool = False
 
 
 DASH = "–"  # for undefined values
 UNBOUNDED = 1e300  # perplexities are cut off here, before they overflow
 HUGE = 1e6  # figures with decimals from here on are written with a power of ten
-SETTLED = 1e-3  # below this reference error the token is obvious, and dividing by the error means nothing
-MOST_TOKENS = 2.5  # per word: above it, perplexity per word means nothing, as the text is code or tokens are letters
+SETTLED = 1e-3  # with a smaller reference error the token is obvious, and a ratio means nothing
+MOST_TOKENS = 2.5  # per word; with more, as in code, perplexity per word means nothing
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A figure as people read it. form: a format specification; `f` means a fixed number of decimals.
+    """A figure for people. form: a format specification; `f` means a fixed number of decimals.
 
-    None and NaN become a dash, infinity becomes ∞. The minus sign is a true one. A value that rounds to zero has no
-    minus (it is 0.0000, or +0.0000 if `form` asks for a sign). A fixed-point figure of a million or more gets a power
-    of ten, such as 5.50e8: its other digits are noise and don't fit into columns. From 1e300 on it is `> 1e300`.
+    None and NaN become a dash, infinity becomes ∞. The minus sign is a true one. A value that
+    rounds to zero has no minus (it is 0.0000, or +0.0000 if `form` asks for a sign). A fixed-point
+    figure of a million or more gets a power of ten, such as 5.50e8: its other digits are noise and
+    don't fit into columns. From 1e300 on it is `> 1e300`.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -63,7 +55,7 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def _signed(text: str) -> str:
-    """The digits with a true minus sign in front; an exponent keeps its hyphen, so the number can be copied."""
+    """The text with a true minus sign in front. An exponent keeps its hyphen, so it can be copied."""
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
@@ -74,7 +66,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash if the time is unknown."""
+    """For people: '42 s', '3 min 20 s', '5 h 10 min', '2 days 3 h'; a dash if it is unknown."""
     if not math.isfinite(seconds) or seconds < 0:
         return DASH
     for unit, part, name, smaller in ((86_400, 3600, "day", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
@@ -86,17 +78,20 @@ def duration(seconds: float) -> str:
 
 
 def below(level: Row) -> str:
-    """How far the error at a noise level is below that of its reference, which knows frequencies only; a dash if the
-    reference is right too (`SETTLED`), because then the ratio means nothing."""
+    """How far the error at a noise level is below that of its reference, which knows frequencies
+    only; a dash if the reference has hardly any error (`SETTLED`), because then the ratio means
+    nothing."""
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
-    error = None if level["error"] is None else 100 * level["error"]  # of a short text nothing is known of it
-    return f"{percent(1 - level['ratio'])} ± {number(error, '.1f')}"
+    share = percent(1 - level["ratio"])
+    if level["error"] is None:  # the text is too short to tell
+        return share
+    return f"{share} ± {number(100 * level['error'], '.1f')}"
 
 
 def per_word(row: Row) -> float | None:
-    """Perplexity per word of a row of likelihood; None if it means nothing: the text has no words, or a word has more
-    than `MOST_TOKENS` tokens, so it isn't a unit of this text."""
+    """Perplexity per word of a row of likelihood; None if it means nothing: the text has no words,
+    or a word has more than `MOST_TOKENS` tokens, so it isn't a unit of this text."""
     return None if row["ppl_word"] is None or row["tokens"] > MOST_TOKENS * row["words"] else row["ppl_word"]
 
 
@@ -109,7 +104,7 @@ def why_no_word(row: Row) -> str:
 
 
 def against_trigram(own: Row, base: Row) -> str:
-    """A line that compares a model with the trigram on the same tokens, saying plainly which is better."""
+    """A line that tells whether a model or the trigram is better on the same tokens."""
     mine, other = own["bits_per_byte"], base["bits_per_byte"]
     figures = f"{number(mine, '.3f')} bits per byte, the trigram has {number(other, '.3f')}"
     if mine < other:
@@ -118,7 +113,7 @@ def against_trigram(own: Row, base: Row) -> str:
 
 
 def shown(token: str) -> str:
-    """A token with its white space visible, and nothing that would steer a terminal."""
+    """A token with visible white space, and without characters that control a terminal."""
     text = token.replace("\n", "⏎").replace(" ", "␣")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -132,7 +127,10 @@ def interval(gain: Row) -> str:
 
 
 def at(record: Row, *keys: Any) -> Any:
-    """The value at a path below the sections, where a name picks a row of a list; None where it ends early."""
+    """The value at a path below a record's sections; None if the path ends early.
+
+    keys: of dictionaries; in a list, an index or the name of a row.
+    """
     value: Any = record["sections"]
     for key in keys:
         if isinstance(value, dict):

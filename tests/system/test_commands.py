@@ -360,7 +360,7 @@ def test_report_is_one_file_with_curves_and_the_trigram(trained: Path) -> None:
         "Training loss",
         "Perplexity",
         "Energy",
-        "Score matching",
+        "Denoising",
         "trigram",
         "langevin_steps",
         "energy_score",

@@ -1,4 +1,4 @@
-"""What a diagnosis claims: sums that add up, verdicts on made-up curves, doubles that were planted, real flags."""
+"""What a diagnosis measures: sums, verdicts on made-up curves, doubles that were planted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from ebmvk.diagnosis.splats import histogram, projected, twins
 from ebmvk.diagnosis.verdict import verdict
 from ebmvk.diagnosis.writing import balance, figures, passages
 from ebmvk.engine.reference import Reference
-from ebmvk.report.charts import bar_plot
-from ebmvk.report.diagnosis_page import marked
-from ebmvk.report.pictures import PICTURES
-from ebmvk.report.plots import Curve, line_plot
+from ebmvk.report import shared
+from ebmvk.report.charts import Bars, Chart, Curve, Lines
+from ebmvk.report.drawing import draw
+from ebmvk.report.page import Page, marked, render
+from ebmvk.report.section import Part
 from ebmvk.runs.metrics import METRICS_FILE, History, read_metrics
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.health import gini, nearest_angles, spaced
@@ -41,7 +42,7 @@ def _random(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_buckets_are_a_partition_of_text_and_vocabulary(seed: int) -> None:
+def test_buckets_divide_the_text_and_the_vocabulary(seed: int) -> None:
     g = _random(seed)
     counts = (10 ** (6 * torch.rand(200, generator=g)) - 1).long()
     tokens = torch.randint(200, (3000,), generator=g)
@@ -101,15 +102,15 @@ def test_a_jump_at_the_end_is_divergence() -> None:
         assert verdict(y[:-30] + [value + 2 for value in y[-30:]]).word == "diverging"
 
 
-def test_what_says_too_little_is_undecided() -> None:
+def test_too_few_or_too_noisy_values_are_undecided() -> None:
     few = verdict([5.0, 4.0, 3.0])
     assert (few.word, few.change, few.p) == ("undecided", None, None)
     assert "16 are needed" in few.reason
     assert verdict(_curve("undecided", 30, 2.5, 0)).word == "undecided"
 
 
-def test_noise_alone_is_seldom_taken_for_a_trend() -> None:
-    """At the 5 % level; a change below 1 % of the level is passed over, so that it is less often than that."""
+def test_noise_is_rarely_mistaken_for_a_trend() -> None:
+    """At the 5 % level, or even less often, as changes below 1 % of the level are ignored."""
     words = Counter(verdict(_curve("stalled", 120, 0.6, seed)).word for seed in range(200))
     # 23 of 200 at the 5 % level has a probability of 1e-4.
     assert words["converging"] + words["diverging"] < 23
@@ -117,15 +118,15 @@ def test_noise_alone_is_seldom_taken_for_a_trend() -> None:
 
 
 def _related(r: float, steps: int, seed: int) -> list[float]:
-    """A flat course whose noise, of deviation 0.4, goes on from step to step: AR(1)."""
+    """A flat curve with autocorrelated noise, AR(1), of standard deviation 0.4."""
     noise = np.random.default_rng(seed).normal(size=steps)
     noise[1:] *= np.sqrt(1 - r * r)
     return list(6.5 + 0.4 * lfilter([1.0], [1.0, -r], noise))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_fall_that_bends_and_steps_is_found(seed: int) -> None:
-    """As a loss did fall: at once where a second epoch began, and hardly at its end."""
+def test_a_fall_with_bends_and_steps_is_found(seed: int) -> None:
+    """A real loss: it fell at once when the second epoch began, and hardly at its end."""
     fell = (4.39, 4.37, 4.32, 4.33, 4.27, 4.26, 4.19, 4.12, 3.96, 3.90, 3.88, 3.86, 3.89, 3.87, 3.86, 3.88, 3.80)
     course = np.interp(np.linspace(-21, 19, 900), (-21, *range(20)), (7.0, *fell, 3.86, 3.81, 3.85))
     found = verdict(course + np.random.default_rng(seed).normal(0, 0.1, 900))
@@ -133,14 +134,14 @@ def test_a_fall_that_bends_and_steps_is_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("r", "steps", "most"), [(0.5, 120, 0.13), (0.9, 400, 0.13), (0.9, 40, 0.23)])
-def test_noise_that_goes_on_is_seldom_taken_for_a_trend(r: float, steps: int, most: float) -> None:
-    """Within a correlation's own length a trend cannot be told from noise: 40 steps of r = 0.9 have the worst rate."""
+def test_autocorrelated_noise_is_rarely_mistaken_for_a_trend(r: float, steps: int, most: float) -> None:
+    """A trend no longer than the correlation looks like noise: 40 steps with r = 0.9 are worst."""
     words = [verdict(_related(r, steps, seed)).word for seed in range(200)]
     assert sum(word in ("converging", "diverging") for word in words) < most * 200
 
 
 @pytest.mark.parametrize("r", [0.5, 0.9])
-def test_a_trend_is_found_in_noise_that_goes_on(r: float) -> None:
+def test_a_trend_is_found_in_autocorrelated_noise(r: float) -> None:
     fall = np.linspace(0, 6, 400)
     words = Counter(verdict(list(_related(r, 400, seed) - fall + 4)).word for seed in range(20))
     assert words["converging"] >= 18
@@ -148,13 +149,13 @@ def test_a_trend_is_found_in_noise_that_goes_on(r: float) -> None:
 
 @pytest.mark.parametrize("n", [16, 18, 20, 30])
 def test_a_trend_is_found_in_few_values_without_noise(n: int) -> None:
-    """Such as validation's: on the same tokens each time."""
+    """Validation is like that, because it reads the same tokens each time."""
     for kind in ("converging", "diverging"):
         assert verdict(_curve(kind, n, 0.0, 0)).word == kind
 
 
 @pytest.mark.parametrize("values", [[5.0] * 60, [5.0] * 40 + [6.0] * 20, [9.0] * 10 + [5.0] * 50])
-def test_stretches_without_any_change_are_judged(values: list[float]) -> None:
+def test_constant_stretches_get_a_verdict(values: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert verdict(values).word == {6.0: "diverging", 5.0: "stalled" if values[0] == 5 else "converged"}[values[-1]]
@@ -168,7 +169,7 @@ def test_spikes_are_found_where_they_were_planted() -> None:
     assert spikes(y[:10]) == 0
 
 
-def test_epochs_part_the_steps() -> None:
+def test_every_step_belongs_to_one_epoch() -> None:
     energies = np.random.default_rng(1).random(95) + 2
     steps = [{"step": i + 1, "parts": {"ce": float(value)}} for i, value in enumerate(energies)]
     evals = [{"step": 40, "validation": {"nats_per_token": 2.5}}]
@@ -179,7 +180,7 @@ def test_epochs_part_the_steps() -> None:
     assert weighted == pytest.approx(float(energies.mean()))
 
 
-def test_a_history_until_a_step_knows_nothing_later() -> None:
+def test_a_history_until_a_step_has_nothing_later() -> None:
     rows = [{"step": step} for step in range(1, 9)]
     whole = History(steps=rows, evals=rows[3::4], soc=rows[1::2], end=rows[-1])
     part = whole.until(5)
@@ -206,7 +207,7 @@ def _metrics(tmp_path: Path, *lines: str) -> History:
 STEP = '{"event": "step", "step": 1, "parts": {"ce": 2.5}, "grad_norm": 1, "seconds": 0.5, "tokens": 64}'
 
 
-def test_events_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
+def test_events_of_other_kinds_are_skipped(tmp_path: Path) -> None:
     found = _metrics(tmp_path, STEP, '{"event": "system", "step": "many"}', '{"event": "st')
     assert (len(found.steps), found.broken_lines) == (1, 1)
 
@@ -228,7 +229,7 @@ def test_events_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
         STEP.replace('{"ce": 2.5}', "3"),
     ],
 )
-def test_a_line_that_lacks_what_readers_use_is_counted(line: str, tmp_path: Path) -> None:
+def test_lines_without_the_needed_values_are_counted(line: str, tmp_path: Path) -> None:
     found = _metrics(tmp_path, STEP, line)
     assert (len(found.steps), found.broken_lines, found.restarts) == (1, 1, 0)
 
@@ -237,7 +238,7 @@ def test_a_line_that_lacks_what_readers_use_is_counted(line: str, tmp_path: Path
 
 
 def _store(points: Tensor, tokens: Tensor) -> SplatStore:
-    """A splat of each point, whose law is concentrated on its token."""
+    """A splat at each point, which predicts its token."""
     n = len(points)
     return SplatStore.gather(
         points.repeat_interleave(4, 0), tokens.repeat_interleave(4), torch.arange(n).repeat_interleave(4),
@@ -250,7 +251,7 @@ def test_doubles_are_found_where_they_were_planted(seed: int) -> None:
     g = _random(seed)
     points, tokens = projx(torch.randn(60, D, generator=g)), torch.randint(V, (60,), generator=g)
     assert twins(_store(points, tokens), Reference(), torch.arange(60)) == []
-    # A pair and a group of three; one more in the same place that says something else.
+    # A pair, a group of three, and one in the same place that predicts another token.
     for own, other in ((41, 7), (50, 3), (55, 3), (20, 9)):
         points[own], tokens[own] = points[other].clone(), tokens[other].clone()
     tokens[20] = (tokens[20] + 1) % V
@@ -262,7 +263,7 @@ def test_doubles_are_found_where_they_were_planted(seed: int) -> None:
     assert twins(merged, Reference(), torch.arange(57)) == []
 
 
-def test_nearest_angles_are_those_of_all_pairs() -> None:
+def test_nearest_angles_agree_with_all_pairs() -> None:
     g = _random(0)
     points = projx(torch.randn(30, D, generator=g))
     points[11] = points[4]  # equal points: each is the other's neighbour, not its own
@@ -279,7 +280,7 @@ def test_nearest_angles_are_those_of_all_pairs() -> None:
 
 
 @pytest.mark.parametrize(("n", "most"), [(1, 5), (10, 10), (11, 10), (1000, 7)])
-def test_spaced_keeps_to_its_number(n: int, most: int) -> None:
+def test_spaced_returns_at_most_the_number_asked_for(n: int, most: int) -> None:
     found = spaced(n, most).tolist()
     assert len(found) <= most
     assert found == sorted(set(found))
@@ -295,7 +296,7 @@ def test_a_histogram_counts_every_value() -> None:
         assert found["edges"][0] <= float(own.min()) <= float(own.max()) <= found["edges"][-1]
 
 
-def test_a_map_keeps_the_distances_of_what_is_flat() -> None:
+def test_a_map_of_points_in_a_plane_keeps_their_distances() -> None:
     g = _random(5)
     flat = torch.zeros(40, D)
     flat[:, [2, 9]] = torch.randn(40, 2, generator=g)
@@ -320,21 +321,21 @@ def test_gini_and_balance_of_known_shares(n: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 5), (4, 20), (3, 300)])
-def test_passages_are_of_the_text(count: int, length: int) -> None:
+def test_passages_are_parts_of_the_text(count: int, length: int) -> None:
     stream = TokenStream("made up", np.arange(100, dtype=np.int32), np.zeros(1, dtype=np.int64))
     found = passages(stream, count, length)
     assert all(passage == list(range(passage[0], passage[0] + min(length, 100))) for passage in found)
     assert len(found) == (count if length < 100 else 1)
 
 
-def test_figures_of_what_repeats_itself() -> None:
+def test_repetition_and_diversity_of_known_texts() -> None:
     found = figures([[1, 2, 3, 4] * 10])
     assert found["repetition_rate"] > 0.8
     assert found["distinct_1"] == 4 / 40
     assert figures([list(range(40))]) == {"repetition_rate": 0, "distinct_1": 1, "distinct_2": 1, "distinct_3": 1}
 
 
-def test_a_marked_line_is_the_line() -> None:
+def test_marking_commands_keeps_the_line() -> None:
     line = "take --dropout 0.2 or --patience 3: `ebmvk train --resume`, e.g. --init corpus"
     assert "".join(text for text, _ in marked(line)) == line.replace("`", "")
     assert [text for text, code in marked(line) if code] == [
@@ -360,23 +361,25 @@ def _diagnosis(folder: str, step: int) -> Diagnosis:
         (["a/run", "/x/a/run", "b"], ["a/run, step 3", "x/a/run, step 4", "b, step 5"]),
     ],
 )
-def test_runs_have_names_that_tell_them_apart(folders: list[str], names: list[str]) -> None:
+def test_runs_with_equal_folder_names_get_longer_names(folders: list[str], names: list[str]) -> None:
     found = together([_diagnosis(folder, step) for step, folder in enumerate(folders, start=3)])
     assert [own["name"] for own in found["checkpoints"]] == names
 
 
-def test_every_name_is_in_the_legend_as_it_is() -> None:
+def test_legends_show_names_with_special_characters() -> None:
     names = ["_hidden", r"a$\foo$", "plain"]
     curves = [Curve(name, [1.0, 2.0], [1.0, i], colour=i) for i, name in enumerate(names)]
-    drawn = [line_plot("lines", curves, ylabel="y")]
-    drawn.append(bar_plot("bars", ["1", "2"], {name: [1.0, 2.0] for name in names}, xlabel="x", ylabel="y"))
-    assert [name for svg in drawn for name in names if f">{name}<" not in svg] == []
+    charts: list[Chart] = [
+        Lines(curves, ylabel="y"),
+        Bars(["1", "2"], {name: [1.0, 2.0] for name in names}, xlabel="x", ylabel="y"),
+    ]
+    assert [name for chart in charts for name in names if f">{name}<" not in draw(chart, "chart")] == []
 
 
-def test_pictures_side_by_side_share_no_ids() -> None:
+def test_two_pictures_of_a_page_share_no_ids() -> None:
     layer = {"layer": "one", "weights": [[[1.0, 0.0], [0.5, 0.5]]], "entropy": [0.3], "distance": [0.2]}
-    record = {"sections": {"attention": {"layers": [layer]}}}
-    svgs = ["".join(own.svg for own in PICTURES["attention"](record, prefix)) for prefix in ("1. ", "2. ")]
+    part = Part("Attention", shared.attention([layer], []))
+    svgs = re.findall(r"<svg.*?</svg>", render(Page("two", "test", "", [part, part])), flags=re.DOTALL)
     one, two = (set(re.findall(r' id="([^"]+)"', svg)) for svg in svgs)
     assert one
     assert one & two == set()

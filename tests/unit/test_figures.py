@@ -1,20 +1,26 @@
-"""How figures are written: one way for pages and terminal, and nothing absurd whatever the value is."""
+"""Pages and terminal write figures in one way, and no value gives an absurd figure."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ebmvk.cli.compare_decoding import _lines as decoding_lines
 from ebmvk.cli.sweep import _lines as sweep_lines
+from ebmvk.diagnosis import chains, likelihood
+from ebmvk.diagnosis.overview import lines
 from ebmvk.monitoring.display import figures
-from ebmvk.report.diagnosis_sections import SECTIONS
-from ebmvk.report.overview import lines
-from ebmvk.report.page import render
-from ebmvk.report.plots import SERIES, Curve, heat_maps, is_course, line_plot
-from ebmvk.report.run_page import _levels, _plots, _remarks, _tiles
+from ebmvk.report import run_page
+from ebmvk.report.charts import COLOURS, Curve, Heads, Lines, is_course
+from ebmvk.report.drawing import draw
+from ebmvk.report.run.curves import pictures
+from ebmvk.report.run.likelihood import remarks
+from ebmvk.report.run.source import Run
+from ebmvk.report.run.summary import tiles
+from ebmvk.report.section import Picture
 from ebmvk.report.tables import against_trigram, below, interval, number, per_word, percent, why_no_word
 from ebmvk.runs.metrics import History
 from ebmvk.training.lines import consolidated
@@ -49,11 +55,11 @@ NAN, INF = math.nan, math.inf
         (-0.0, ".1%", "0.0%"),
     ],
 )
-def test_a_figure_is_written_for_people(value: float | None, form: str, text: str) -> None:
+def test_figures_are_written_for_people(value: float | None, form: str, text: str) -> None:
     assert number(value, form) == text
 
 
-def test_a_share_has_the_same_rules() -> None:
+def test_percentages_follow_the_same_rules() -> None:
     told = [percent(None), percent(NAN), percent(-0.00001), percent(0.1234), percent(-129415905.343)]
     assert told == ["–", "–", "0.0 %", "12.3 %", "−1.29e10 %"]
     assert percent(0.5, 0) == "50 %"
@@ -70,6 +76,7 @@ def test_a_ratio_to_an_error_of_zero_is_a_dash() -> None:
     assert below(SETTLED) == below(SETTLED | {"ratio": None}) == "–"
     assert below(PLAIN) == "20.0 % ± 2.0"
     assert below(PLAIN | {"ratio": 1.25}) == "−25.0 % ± 2.0"
+    assert below(PLAIN | {"error": None}) == "20.0 %"
 
 
 def _row(nats: float, **other: Any) -> dict[str, Any]:
@@ -79,8 +86,12 @@ def _row(nats: float, **other: Any) -> dict[str, Any]:
     return found | {"nats_per_token": nats, "ppl_token": math.exp(nats), "ppl_word": words, "bits_per_byte": bits}
 
 
+def _run(history: History) -> Run:
+    return Run(Path("run"), history, "", {"run": {"size": "nano"}})
+
+
 def _history(**values: Any) -> History:
-    """A run of two evaluations that has ended."""
+    """A run with two evaluations that has ended."""
     rows = [
         {"event": "eval", "step": step, "validation": values["own"], "score_matching": [SETTLED, PLAIN]}
         for step in (200, 400)
@@ -92,24 +103,18 @@ def _history(**values: Any) -> History:
     return History(steps=steps, evals=rows, end=end)
 
 
-def test_the_run_report_shows_no_ratio_to_zero_either() -> None:
-    history = _history(own=_row(3.0), base=_row(2.0))
-    page = render(
-        "report.html.j2", name="run", history=history, status="finished", tiles=list(_tiles(history)), plots=[],
-        figures=[], remarks=[], levels=_levels(history), settled="", dispatched=False, attention=None, experts=[],
-        advice=[],
-        shown=str, samples="", config={}, facts=[],
-    )  # fmt: skip
+def test_neither_report_shows_a_ratio_to_zero() -> None:
+    page = run_page.page(_run(_history(own=_row(3.0), base=_row(2.0))))
     assert "20.0 % ± 2.0" in page
     assert "12941590" not in page
-    table = SECTIONS["denoising"]({"levels": [SETTLED, PLAIN]}).tables[0]
+    (table,) = chains.show_denoising({"levels": [SETTLED, PLAIN]}).tables
     assert [row[-1] for row in table.rows] == ["–", "20.0 % ± 2.0"]
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 
-def test_perplexity_per_word_is_shown_where_words_are_units_of_the_text() -> None:
+def test_perplexity_per_word_needs_words_of_few_tokens() -> None:
     assert per_word(_row(3.0)) == pytest.approx(math.exp(3.0 / 0.7))
     characters = _row(2.0, words=180)
     assert per_word(characters) is None
@@ -118,45 +123,50 @@ def test_perplexity_per_word_is_shown_where_words_are_units_of_the_text() -> Non
     assert why_no_word(_row(2.0, words=0)) == "the text has no words"
 
 
-def test_code_has_no_tile_per_word_but_a_line_that_says_why() -> None:
+def test_a_text_without_words_gets_no_tile_per_word_and_a_reason() -> None:
     history = _history(own=_row(5.0, words=200), base=_row(4.0, words=200))
-    assert [name for _, name, _ in _tiles(history)] == ["bits per byte", "perplexity per token", "training"]
-    assert [title for title, _, _ in _plots(history) if "word" in title] == []
-    assert "5.0 tokens per word" in list(_remarks(history))[1]
-    assert max(len(value) for value, _, _ in _tiles(_history(own=_row(40.0), base=_row(4.0)))) <= 10
+    run = _run(history)
+    assert [tile.name for tile in tiles(run)] == ["bits per byte", "perplexity per token", "training"]
+    assert [picture.title for picture in pictures(history) if "word" in picture.title] == []
+    assert "5.0 tokens per word" in list(remarks(run))[1]
+    assert max(len(tile.value) for tile in tiles(_run(_history(own=_row(40.0), base=_row(4.0))))) <= 10
 
 
 # ---- comparisons ---------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_the_trigram_beats_is_told_so() -> None:
+def test_a_model_worse_than_the_trigram_is_called_worse() -> None:
     worse = against_trigram(_row(3.0), _row(2.5))
     assert worse.startswith("the trigram on the same tokens is better")
     assert against_trigram(_row(2.5), _row(3.0)).startswith("the model is better than the trigram")
-    assert worse[0].upper() + worse[1:] + "." in list(_remarks(_history(own=_row(3.0), base=_row(2.5))))
+    assert worse[0].upper() + worse[1:] + "." in list(remarks(_run(_history(own=_row(3.0), base=_row(2.5)))))
 
 
-def test_a_trigram_on_more_tokens_is_no_line_beside_a_part() -> None:
+def test_the_trigram_is_drawn_only_if_it_read_the_same_tokens() -> None:
     same, other = _row(3.0), _row(2.5, tokens=5000)
-    drawn = {title: svg for title, _, svg in _plots(_history(own=same, base=_row(2.5)))}
-    assert ">trigram<" in drawn["Perplexity per token"]
-    drawn = {title: svg for title, _, svg in _plots(_history(own=same, base=other))}
-    assert ">trigram<" not in drawn["Perplexity per token"]
+    for base, marks in ((_row(2.5), ["trigram"]), (other, [])):
+        chart = _drawn(_history(own=same, base=base))["Perplexity per token"].chart
+        assert isinstance(chart, Lines)
+        assert list(chart.marks) == marks
 
 
-def test_an_interval_that_could_not_be_taken_is_said_so() -> None:
+def _drawn(history: History) -> dict[str, Picture]:
+    return {picture.title: picture for picture in pictures(history)}
+
+
+def test_a_missing_interval_is_mentioned() -> None:
     assert interval({"nats_per_token": -0.1, "low": -0.2, "high": 0.05}) == "−0.1000 (−0.2000 to +0.0500)"
     assert interval({"nats_per_token": -0.1, "low": None, "high": None}) == "−0.1000 (no interval)"
 
 
 @pytest.mark.parametrize(("train", "words"), [(3.0, "costs 0.5000 more"), (4.0, "costs 0.5000 less")])
-def test_validation_costs_more_or_less_and_never_minus_more(train: float, words: str) -> None:
+def test_validation_costs_more_or_less_but_never_minus_more(train: float, words: str) -> None:
     own = _row(3.5) | {"nats": 3500.0}
     found = {"validation": own, "training": {"nats_per_token": train, "tokens": 9}, "whole_split": True, "buckets": []}
-    assert words in SECTIONS["likelihood"](found).note
+    assert words in likelihood.show(found).note
 
 
-def test_a_growth_is_told_in_words() -> None:
+def test_the_outcome_of_growth_is_told_in_words() -> None:
     found: dict[str, Any] = dict.fromkeys(("created", "split", "merged", "pruned"), 0)
     found |= {"splats": 281, "capacity": 300, "phi": 0.012, "threshold": 0.2}
     growth = {"phase": 2, "accepted": False, "before": 1.0, "after": 1.0014}
@@ -169,20 +179,19 @@ def test_a_growth_is_told_in_words() -> None:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def test_steps_are_drawn_from_the_beginning_and_a_single_dot_not_at_all() -> None:
+def test_step_axes_begin_at_zero_and_single_points_are_not_drawn() -> None:
     curve = Curve("one", [200.0, 400.0, 600.0], [1.0, 2.0, 3.0])
-    assert ">0<" in line_plot("late", [curve], ylabel="y")
+    assert ">0<" in draw(Lines([curve], ylabel="y"), "late")
     assert not is_course([Curve("dot", [200.0], [1.0]), Curve("other", [200.0], [2.0])])
     assert is_course([curve])
-    assert "Perplexity per token" not in [title for title, _, _ in _plots(_one_evaluation())]
+    assert "Perplexity per token" not in _drawn(_one_evaluation())
 
 
-def test_the_temperature_is_drawn_though_a_resume_left_samples_away() -> None:
+def test_the_temperature_is_drawn_even_if_later_evaluations_lack_it() -> None:
     history = _history(own=_row(3.0), base=_row(2.0))
     sampled = {"langevin": {"kinetic_temperature": 0.9, "temperature": 0.8}}
     history.evals[:] = [history.evals[0] | sampled | {"step": step} for step in (100, 200)] + history.evals[1:]
-    titles = [title for title, _, _ in _plots(history)]
-    assert "Langevin temperature" in titles
+    assert "Langevin temperature" in _drawn(history)
 
 
 def _one_evaluation() -> History:
@@ -191,24 +200,25 @@ def _one_evaluation() -> History:
     return history
 
 
-def test_lines_that_share_a_picture_differ() -> None:
-    assert len(set(SERIES)) == len(SERIES) >= 7  # levels of noise have seven
-    curves = [Curve(f"{i}", [0.0, 1.0], [float(i), i + 1.0], colour=i) for i in range(2 * len(SERIES))]
-    svg = line_plot("many", curves, ylabel="y")
-    assert svg.count("stroke-dasharray") > len(SERIES)  # in the picture and its legend
+def test_curves_of_one_picture_look_different() -> None:
+    assert COLOURS >= 7  # there are seven noise levels
+    curves = [Curve(f"{i}", [0.0, 1.0], [float(i), i + 1.0], colour=i) for i in range(2 * COLOURS)]
+    svg = draw(Lines(curves, ylabel="y"), "many")
+    assert all(f"var(--series-{i + 1})" in svg for i in range(COLOURS))
+    assert svg.count("stroke-dasharray") > COLOURS  # in the picture and its legend
 
 
-def test_heads_are_shown_with_their_tokens_in_rows_that_fit() -> None:
+def test_attention_maps_come_in_rows_of_six_with_their_tokens() -> None:
     weights = [[[1.0, 0.0], [0.5, 0.5]]] * 14
-    svg = heat_maps("maps", [("layer", weights)], [["1 nat"] * 14], ["The", "$x"])
+    svg = draw(Heads([("layer", weights)], [["1 nat"] * 14], ["The", "$x"]), "maps")
     assert "1 The  2 $x" in svg
-    assert svg.count(">layer<") == 3  # six, six and two beside each other
+    assert svg.count(">layer<") == 3  # six, six and two side by side
 
 
 # ---- the terminal --------------------------------------------------------------------------------------------------
 
 
-def test_a_diagnosis_has_its_verdict_first_and_last() -> None:
+def test_a_diagnosis_begins_and_ends_with_its_verdict() -> None:
     course = {"word": "diverging", "n": 9, "change": 1.0, "low": None, "high": None, "p": None, "fallen": NAN}
     convergence = {"verdict": "diverging", "reason": "rising", "test": "t", "training": course, "validation": course}
     record: dict[str, Any] = {
@@ -221,7 +231,7 @@ def test_a_diagnosis_has_its_verdict_first_and_last() -> None:
     assert "nan" not in "\n".join(told)
 
 
-def test_tables_of_sweeps_and_decoding_write_figures_the_same_way() -> None:
+def test_tables_of_sweeps_and_decoding_write_figures_like_reports() -> None:
     row = {"experiment": "1", "learning_rate": 1e-4, "ppl": 5.5e8, "train_ppl": NAN, "minutes": -0.0, "values": {}}
     line = sweep_lines([row])[1]
     assert "5.50e8" in line

@@ -1,4 +1,4 @@
-"""What a diagnosis recommends: nothing when all is well, a flag and a value for each thing that is not."""
+"""What a diagnosis recommends: a flag and a value for each problem, nothing without any."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def _worse(gain: str) -> dict[str, Any]:
         ({"splats": {"stores": [STORE | {"coverage": 0.1}]}}, "--curriculum-target-splats"),
         ({"memory": {"of": "splats of training", "calibrated": 3.5, "with": 3.4}}, "`ebmvk memory --checkpoint"),
         ({"memory": {"of": "splats of training", "calibrated": 3.5, "with": 3.499}}, None),
-        # All that these splats gain is a calibration of the model.
+        # These splats gain no more than a calibration of the model does.
         ({"memory": {"of": "splats of training", "without": 3.5, "calibrated": 3.4, "with": 3.395}}, None),
         ({"memory": {"gains": {"both": GAIN | {"low": None, "high": None, "method": "none"}}}}, None),
         ({"memory": {"gains": {"both": GAIN | {"low": 0.1, "method": "stretches"}}}}, None),
         ({"external": {"gain": GAIN | {"low": None, "high": None, "method": "none"}}}, None),
         (
             {"memory": {"signs": [SIGN]}},
-            "static memory is switched off (its splats explain 0.01 %): remove --memory",
+            "static memory is switched off (its splats explain 0.01 %); remove --memory",
         ),
         ({"memory": _worse("memory")}, "--fit-on training`"),
         ({"external": _worse("external")}, "--no-use-memory"),
@@ -102,7 +102,7 @@ def _worse(gain: str) -> dict[str, Any]:
         ({"samples": {"model": {"repetition_rate": 0.4}, "human": TEXT}}, "--repetition-penalty 1.2"),
     ],
 )
-def test_recommendations(changes: dict[str, Any], said: str | None) -> None:
+def test_each_problem_gets_one_recommendation(changes: dict[str, Any], said: str | None) -> None:
     found = recommendations(_subject(), _found(**changes))
     assert len(found) == (said is not None)
     assert said is None or said in found[0]
@@ -120,7 +120,7 @@ def test_recommendations(changes: dict[str, Any], said: str | None) -> None:
         ({"curriculum_target_splats": 100_000}, {"splats": UNCOVERED}, "splats 150000", None),
     ],
 )  # fmt: skip
-def test_what_is_recommended_is_not_so_already(
+def test_a_recommendation_changes_the_setting(
     settings: dict[str, Any], changes: dict[str, Any], said: str, unsaid: str | None
 ) -> None:
     subject = _subject(**settings)
@@ -130,7 +130,7 @@ def test_what_is_recommended_is_not_so_already(
     _follow(line, subject.run.config)
 
 
-def test_as_many_splats_as_may_be_are_not_recommended_again() -> None:
+def test_more_splats_than_the_limit_are_not_recommended() -> None:
     subject = _subject(curriculum_target_splats=150_000)
     assert recommendations(subject, _found(splats=UNCOVERED)) == []
 
@@ -141,7 +141,7 @@ def test_as_many_splats_as_may_be_are_not_recommended_again() -> None:
         {"perplexity": 300.0}, {"perplexity": 300.0, "epochs": 9.0}, {"nats": 6.0, "rose": True}, {"rate": 9.0},
     ],
 )  # fmt: skip
-def test_what_training_says_can_be_followed(given: dict[str, Any]) -> None:
+def test_the_advice_of_training_can_be_followed(given: dict[str, Any]) -> None:
     well = {"perplexity": 30.0, "nats": 3.4, "train_nats": 3.3, "rose": False, "rate": 9e9, "epochs": 1.0}
     config = replace(Config(), {"size": "small"})
     (line,) = advice(config, **{**well, **given})
@@ -149,11 +149,11 @@ def test_what_training_says_can_be_followed(given: dict[str, Any]) -> None:
 
 
 def _follow(line: str, config: Config) -> None:
-    """Everything that a line says can be typed is accepted, and each flag for a new run changes something."""
+    """Each command of a line is accepted, and each flag for a new run changes a setting."""
     for command in re.findall("`ebmvk ([^`]+)`", line):
         name, *args = shlex.split(command)
         COMMANDS[name](args if name == "train" or "--checkpoint" in args else ["--checkpoint", "run", *args], config)
-    new = re.sub("`[^`]+`|leave --[^,:;]* away|remove --[^,:;]*", "", line)
+    new = re.sub("`[^`]+`|remove --[^,:;]*", "", line)
     for flag, value in re.findall(r"(--[a-z][A-Za-z-]*)(?: ([\w.+-]+))?", new):
         _train([flag] if flag.startswith("--no-") else [flag, value], config)
 
@@ -187,6 +187,6 @@ def _certify(args: list[str], _config: Config) -> None:
 COMMANDS = {"train": _train, "memory": _memory, "generate": _generate, "certify": _certify}
 
 
-def test_sections_that_are_absent_recommend_nothing() -> None:
+def test_absent_sections_recommend_nothing() -> None:
     found = {name: section for name, section in _found().items() if name in ("likelihood", "samples")}
     assert recommendations(_subject(), found) == []
