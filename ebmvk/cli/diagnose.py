@@ -111,7 +111,7 @@ def _say(text: str) -> None:
 
 def _paths(command: DiagnoseCommand) -> list[Path]:
     """What is to be diagnosed. Raises ConfigError, CheckpointError: nothing is, or it is no run."""
-    from ebmvk.runs.checkpoint import locate, step_folders
+    from ebmvk.runs.steps import locate, step_folders
 
     if command.batch is None:
         if not command.checkpoint:

@@ -43,10 +43,12 @@ calling.callable_module(__name__, export)
 
 
 def _written(command: ExportCommand) -> list[Path]:
-    from ebmvk.report.export import write
+    from ebmvk.report.model_card import model_card
+    from ebmvk.runs.export import write
     from ebmvk.runs.folder import open_run
 
-    return write(open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr)), command.to)
+    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
+    return write(run, command.to, model_card(run))
 
 
 def _export(command: ExportCommand) -> int:

@@ -28,7 +28,7 @@ from ebmvk.config.schema import (
 from ebmvk.config.sizes import OF_MODEL, derive, most_warmup
 from ebmvk.config.toml import sources_in
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
-from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
+from ebmvk.runs.layout import CONFIG_FILE, LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
@@ -249,8 +249,8 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     """(run folder, checkpoint folder or None for the newest usable, if any) that --resume and --run-dir mean."""
     if resume == NEWEST and not run_dir:
         return newest("--resume"), None
-    from ebmvk.runs.checkpoint import locate
     from ebmvk.runs.folder import ended_early
+    from ebmvk.runs.steps import locate
 
     path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
@@ -260,7 +260,7 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 
 
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
+    from ebmvk.runs.folder import ended_early, read_config
     from ebmvk.runs.text import own_text
     from ebmvk.training.session import Job
 

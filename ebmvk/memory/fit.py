@@ -27,7 +27,8 @@ from ebmvk.memory.gate import fit_gate, mix
 from ebmvk.memory.law import TIERS, Control, Law, Memory, Mode, Reader, Terms, Tier, laws_at_once, log_probs, part_of
 from ebmvk.model.language import LanguageModel, TokenLaw
 from ebmvk.model.reading import states
-from ebmvk.runs.checkpoint import SOC, Checkpoint
+from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.manifest import SOC
 from ebmvk.runs.metrics import Alert
 from ebmvk.splats.build import cluster
 from ebmvk.splats.coverage import fit_background, posterior

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmvk.errors import INTERRUPTED, ConfigError, RunFailed, RunStopped
-from ebmvk.runs.checkpoint import write_atomic
+from ebmvk.runs.atomic import write_atomic
 from ebmvk.runs.lock import locked
 from ebmvk.runs.metrics import METRICS_FILE
 

@@ -41,10 +41,11 @@ from ebmvk.objective import noise
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.report import tables
-from ebmvk.runs import checkpoint
+from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
+from ebmvk.runs.manifest import STEP
 from ebmvk.runs.metrics import read_history
 from ebmvk.runs.progress import Progress
 from ebmvk.training import finite, optim
@@ -166,12 +167,12 @@ class Trainer:
 
         Returns the folders set aside.
         """
-        aside = checkpoint.supersede(self.folder, found.step)
-        if checkpoint.STEP.fullmatch(found.path.name):  # not one that was itself set aside
-            checkpoint.point(self.folder, "latest", found.path.name)
+        aside = steps.supersede(self.folder, found.step)
+        if STEP.fullmatch(found.path.name):  # not one that was itself set aside
+            steps.point(self.folder, "latest", found.path.name)
         best = f"step-{self.progress.best_step}"
         if (self.folder / "checkpoints" / best).is_dir():
-            checkpoint.point(self.folder, "best", best)
+            steps.point(self.folder, "best", best)
         else:  # set aside or pruned: the next evaluation is the best one then
             (self.folder / "best").unlink(missing_ok=True)
             self.progress = dataclasses.replace(self.progress, best_step=None, best_nats=None, best_tokens=None)
@@ -204,8 +205,8 @@ class Trainer:
         )
         self._saved = self.progress.step
         if self.progress.best_step == self.progress.step:
-            checkpoint.point(self.folder, "best", path.name)
-        checkpoint.prune(self.folder, self.config.logging.keep_last)
+            steps.point(self.folder, "best", path.name)
+        steps.prune(self.folder, self.config.logging.keep_last)
         if lost:
             raise self._saved_before(lost)
         return path
@@ -422,7 +423,7 @@ class Trainer:
     def _non_finite(self, bad: str) -> NonFinite:
         """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
         step, lr = self.progress.step, lower_rate(self.config)
-        older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
+        older = [path for path in steps.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
             f"step {step + 1}: {_not_finite(bad)}; the weights are as they were after step {step}",
             why=why_it_diverged(self.config),

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 
-from ebmvk.runs.checkpoint import MANIFEST, MODEL, SOC, STATE
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC, STATE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -263,7 +263,7 @@ CATALOGUE: dict[str, Damage] = {
         lambda p: forge(p, _header(_one([1], [0, 4], "F33"), bytes(4))), "not valid safetensors"
     ),
     "signed: a dtype of 8 bits": Damage(
-        lambda p: forge(p, _header(_one([4], [0, 4], "F8_E4M3"), bytes(4))), "which no checkpoint has"
+        lambda p: forge(p, _header(_one([4], [0, 4], "F8_E4M3"), bytes(4))), "which checkpoints don't use"
     ),
     "signed: a name that leaves the folder": Damage(
         lambda p: rewrite(p, lambda t: t.update({"../../x": torch.ones(1)})), "'../../x' is not in the model"

@@ -21,9 +21,9 @@ import ebmvk
 from bench.changes import fail_at, forked, kill_at, watched
 from ebmvk.engine import select
 from ebmvk.errors import CheckpointError, StorageError
-from ebmvk.runs import checkpoint
-from ebmvk.runs.checkpoint import MANIFEST, SOC
+from ebmvk.runs import atomic, checkpoint, steps, verified
 from ebmvk.runs.folder import OpenRun, open_run
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC
 from ebmvk.splats.soc import Consolidation
 from ebmvk.training import optim
 
@@ -64,8 +64,8 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     nn.init.zeros_(other.weight)
     checkpoint.restore(other, found)
     assert other.weight.equal(model.weight)
-    assert checkpoint.locate(tmp_path, "--checkpoint") == (tmp_path, path)
-    assert checkpoint.locate(path, "--checkpoint") == (tmp_path, path)
+    assert steps.locate(tmp_path, "--checkpoint") == (tmp_path, path)
+    assert steps.locate(path, "--checkpoint") == (tmp_path, path)
 
 
 def test_a_step_that_is_saved_again_keeps_what_was_put_beside_it(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_it_keeps_it_where_another_optimisers_state_is_saved_but_not_with_other_
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         _save(tmp_path, step)
-    checkpoint.point(tmp_path, "best", "step-1")
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
+    steps.point(tmp_path, "best", "step-1")
+    steps.prune(tmp_path, keep_last=2)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
 
 
 @pytest.mark.parametrize("model", [Small, _other])
@@ -103,8 +103,8 @@ def test_a_checkpoint_to_be_kept_is_never_pruned(model: Callable[[], Small], tmp
     _save(tmp_path, 2, keep=True)
     for step in (1, 2, 3, 4):
         _save(tmp_path, step, model())
-    checkpoint.prune(tmp_path, keep_last=1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-4", "step-2"]
+    steps.prune(tmp_path, keep_last=1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-4", "step-2"]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"keep": tr', b'{"format": 1, "step": 1}', None])
@@ -113,13 +113,13 @@ def test_a_manifest_that_cannot_be_read_costs_no_weights(
 ) -> None:
     manifest = _save(tmp_path, 1, keep=True) / MANIFEST
     if content is None:
-        monkeypatch.setattr(checkpoint, "_content", _failing(checkpoint._content, manifest, errno.EIO))
+        monkeypatch.setattr(verified, "read_content", _failing(verified.read_content, manifest, errno.EIO))
     else:
         manifest.write_bytes(content)
     for step in (2, 3):
         _save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep_last=1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-3", "step-1"]
+    steps.prune(tmp_path, keep_last=1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-3", "step-1"]
 
 
 def _failing(call: Callable[..., bytes], at: Path, number: int) -> Callable[..., bytes]:
@@ -136,7 +136,7 @@ def test_what_was_set_aside_to_be_kept_is_kept(tmp_path: Path) -> None:
     for slot, keep in ((1.0, False), (2.0, True), (3.0, True), (4.0, False), (5.0, False)):
         _save(tmp_path, 1)
         _save(tmp_path, 2, slot=slot, keep=keep)
-        checkpoint.supersede(tmp_path, 1)
+        steps.supersede(tmp_path, 1)
     names = {"step-2.superseded": 2.0, "step-2.superseded-2": 3.0, "step-2.superseded-3": 5.0}
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-1", *names}
     for name, slot in names.items():
@@ -148,8 +148,8 @@ def test_what_a_step_replaced_does_not_come_back_for_a_future_that_was_left(tmp_
     path = _save(tmp_path, 2)
     _save(tmp_path, 1)
     shutil.copytree(path, path.with_name(".step-2.replaced"))  # as a kill before the folder was tidied leaves it
-    checkpoint.supersede(tmp_path, 1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-1"]
+    steps.supersede(tmp_path, 1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-1"]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -171,7 +171,7 @@ def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as windows:
         windows.setattr(os, "name", "nt")
         windows.setattr(os, "open", None)
-        checkpoint.sync_folder(tmp_path)
+        atomic.sync_folder(tmp_path)
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_weights_that_are_no_model_are_not_said_to_be_of_another(good: Path, tmp
 def test_a_run_may_be_named_like_a_step(name: str, good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / name)
     assert open_run(run, "--checkpoint", print).checkpoint.step == 8
-    assert checkpoint.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
+    assert steps.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
 
 
 @pytest.mark.parametrize("name", ["manifest a pipe", "signed: kappa 0", "splats: mass 0"])
@@ -265,19 +265,19 @@ NAMES = {"best": 4, "ckpt_best": 4, "latest": 8, "ckpt_last": 8}
 def test_a_checkpoint_is_opened_by_its_name_in_the_run_folder(name: str, good: Path, tmp_path: Path) -> None:
     """Whatever came after it; and being damaged, it is not replaced by another one."""
     run = shutil.copytree(good, tmp_path / "run")
-    checkpoint.point(run, "best", "step-4")
+    steps.point(run, "best", "step-4")
     found = open_run(run / name, "--checkpoint", print)
     assert (found.folder, found.checkpoint.step) == (run, NAMES[name])
-    assert checkpoint.locate(run / name, "--checkpoint") == (run, run / "checkpoints" / f"step-{NAMES[name]}")
-    (found.checkpoint.path / checkpoint.MODEL).unlink()
-    with pytest.raises(CheckpointError, match=f"step-{NAMES[name]}.*{checkpoint.MODEL}"):
+    assert steps.locate(run / name, "--checkpoint") == (run, run / "checkpoints" / f"step-{NAMES[name]}")
+    (found.checkpoint.path / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=f"step-{NAMES[name]}.*{MODEL}"):
         open_run(run / name, "--checkpoint", print)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"checkpoints/step-99", "it names step-99, which is not there"),
+        (b"checkpoints/step-99", "it names step-99, which does not exist"),
         (b"../../step-1", "there is no such folder"),
         (b"checkpoints/../../run", "there is no such folder"),
         (b"\xff\xfe", "there is no such folder"),
@@ -300,11 +300,11 @@ def test_a_run_may_be_named_best(good: Path, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_from_its_best(good: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
-    checkpoint.point(run, "best", "step-4")
+    steps.point(run, "best", "step-4")
     said = ebmvk("train", "--resume", run / "best", "--quiet", "--steps", 5, "--sample-tokens", 0)
     assert said.status == 0, said.err
     assert (run / "checkpoints" / "step-8.superseded").is_dir()
-    assert [path.name for path in checkpoint.step_folders(run)] == ["step-5", "step-4"]
+    assert [path.name for path in steps.step_folders(run)] == ["step-5", "step-4"]
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "nul\0", "circle"])
@@ -320,7 +320,7 @@ def test_a_path_that_cannot_be_looked_up_is_refused(path: str, tmp_path: Path) -
 def _before(run: Path) -> None:
     for step in (1, 2):
         _save(run, step)
-    checkpoint.point(run, "best", "step-2")
+    steps.point(run, "best", "step-2")
 
 
 def _again(run: Path) -> None:
@@ -337,8 +337,8 @@ def _anew(run: Path) -> None:
 def _next(run: Path) -> None:
     """All that a trainer does at a save."""
     path = _save(run, 3)
-    checkpoint.point(run, "best", path.name)
-    checkpoint.prune(run, keep_last=1)
+    steps.point(run, "best", path.name)
+    steps.prune(run, keep_last=1)
 
 
 def _usable(run: Path) -> int:

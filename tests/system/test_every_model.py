@@ -10,7 +10,7 @@ import pytest
 
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
-from ebmvk.runs.checkpoint import step_folders
+from ebmvk.runs.steps import step_folders
 from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows

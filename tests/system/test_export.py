@@ -17,11 +17,16 @@ import ebmvk as package
 from ebmvk.config.schema import replace
 from ebmvk.errors import CheckpointError, EbmvkError, StorageError
 from ebmvk.initialisation.start import open_start
-from ebmvk.report.export import write
-from ebmvk.runs.folder import open_run
+from ebmvk.report.model_card import model_card
+from ebmvk.runs.export import write
+from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.hub import read
 
 from .conftest import Command, rows
+
+
+def _write(run: OpenRun, to: Path) -> list[Path]:
+    return write(run, to, model_card(run))
 
 
 @pytest.fixture
@@ -162,7 +167,7 @@ def test_no_folder_of_this_machine_is_published(given: str, public: str, trained
     """Nor where it is not there any more."""
     run, names = open_run(trained, "--checkpoint", print), ("dataset", "tokenizer")
     config = replace(run.config, dict.fromkeys(names, given) | {"init": f"{tmp_path}/{public}:wte"})
-    write(dataclasses.replace(run, config=config), tmp_path / "exported")
+    _write(dataclasses.replace(run, config=config), tmp_path / "exported")
     found = json.loads((tmp_path / "exported" / "config.json").read_text(encoding="utf-8"))["config"]
     assert [found["data"][name] for name in names] == [public, public]
     assert found["training"]["init"] == f"{public}:wte"
@@ -175,7 +180,7 @@ def test_no_folder_of_this_machine_is_published(given: str, public: str, trained
 )
 def test_of_a_start_only_a_hubs_name_has_two_parts(init: str, public: str, trained: Path, tmp_path: Path) -> None:
     run = open_run(trained, "--checkpoint", print)
-    write(dataclasses.replace(run, config=replace(run.config, {"init": init})), tmp_path / "exported")
+    _write(dataclasses.replace(run, config=replace(run.config, {"init": init})), tmp_path / "exported")
     assert read(tmp_path / "exported")[0].training.init == public
 
 
@@ -185,14 +190,14 @@ def test_what_has_vanished_meanwhile_is_not_left_out(file: str, trained: Path, t
     run = open_run(folder, "--checkpoint", print)
     next(folder.rglob(f"{run.checkpoint.path.name}/{file}" if file == "model.safetensors" else file)).unlink()
     with pytest.raises(CheckpointError, match=file):
-        write(run, tmp_path / "exported")
+        _write(run, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 
 def test_a_full_disk_names_no_flag_of_another_command(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as error:
-        write(open_run(trained, "--checkpoint", print), tmp_path / "file" / "exported")
+        _write(open_run(trained, "--checkpoint", print), tmp_path / "file" / "exported")
     assert error.value.hint.endswith("then export again")
 
 

@@ -26,8 +26,8 @@ from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, encode_split
 from ebmvk.errors import DataError, EbmvkError
-from ebmvk.runs.checkpoint import MANIFEST, MODEL, SOC, STATE
 from ebmvk.runs.folder import OpenRun, open_run, read_config
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC, STATE
 
 from .conftest import made_up_text
 from .damage import forge

@@ -21,7 +21,8 @@ from ebmvk.cli.train import _defaults
 from ebmvk.config import flags
 from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
-from ebmvk.runs.checkpoint import step_folders
+from ebmvk.runs import atomic
+from ebmvk.runs.steps import step_folders
 from ebmvk.training import trainer as loop
 
 from .conftest import Command, rows
@@ -126,13 +127,13 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
     ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    real, append = loop.checkpoint.write_file, Monitor._append
+    real, append = atomic.write_file, Monitor._append
     full = [False]
 
     def recorded(monitor: Monitor, line: str) -> None:
         full[0] = full[0] or '"event": "step", "step": 7' in line
         if full[0]:
-            raise loop.checkpoint.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
+            raise atomic.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
         append(monitor, line)
 
     def written(path: Path, content: bytes) -> None:
@@ -141,7 +142,8 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
         real(path, content)
 
     monkeypatch.setattr(Monitor, "_append", recorded)
-    monkeypatch.setattr(loop.checkpoint, "write_file", written)
+    for module in (atomic, loop.checkpoint):
+        monkeypatch.setattr(module, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
     assert "nor could a checkpoint of step 7: the newest is of step 4" in said.err
