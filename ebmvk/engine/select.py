@@ -1,4 +1,8 @@
-"""From `--device` to a backend. Automatic choices come with a reason; explicit ones hold or fail, never fall back."""
+"""Opens the backend that `--device` names.
+
+An automatic choice comes with its reason. An explicit choice is kept or fails; it never falls back
+to another device.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,13 @@ def select(device: str = "auto") -> Backend:
     """Open the backend for `device`.
 
     Args:
-        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has it, else a Vulkan
-            device that is not a CPU in disguise (such as lavapipe, which is for tests), else the CPU kernels.
+        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has
+            it, else a Vulkan device that isn't a software renderer (such as lavapipe, which is for
+            tests), else the CPU kernels.
 
     Raises:
         ArgumentError: `device` is none of these.
-        DeviceError: the device asked for cannot be had; the message says why.
+        DeviceError: the device can't be opened; the message says why.
     """
     choice = _choose(device)
     if choice.kind == "cpu":
@@ -49,19 +54,23 @@ def select(device: str = "auto") -> Backend:
 
 
 def _take_own_cuda_device() -> None:
-    """Of the processes that torchrun starts on a machine, each has its own: cuda:LOCAL_RANK."""
+    """Give each process that torchrun starts on a machine a CUDA device of its own:
+    cuda:LOCAL_RANK.
+    """
     number, have = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number and number >= have:
         raise DeviceError(
             f"rank {os.environ.get('RANK')} is process {number} of its machine, which has {have} CUDA devices",
-            hint=f"take torchrun --nproc-per-node {have}, or --device cpu",
+            hint=f"use torchrun --nproc-per-node {have}, or --device cpu",
         )
     if "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(number)
 
 
 def explain(device: str = "auto") -> str:
-    """One line: what `select(device)` opens, and why. Raises as `select` does for a name it does not know."""
+    """One line: what `select(device)` opens, and why. Raises as `select` does for a name it does
+    not know.
+    """
     choice = _choose(device)
     name = choice.kind if choice.index is None else f"{choice.kind}:{choice.index}"
     return f"{name}: {choice.reason}"
@@ -71,7 +80,7 @@ def _choose(device: str) -> _Choice:
     kind, _, number = device.partition(":")
     if device == "vulkan":
         return _Choice("vulkan", None, "asked for")
-    if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # what fits the extension's int
+    if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # larger numbers don't fit the extension's int
         return _Choice("vulkan", int(number), "asked for")
     match device:
         case "auto":
@@ -97,11 +106,13 @@ def _automatic() -> _Choice:
 
 
 def _vulkan_accelerator() -> tuple[int | None, str]:
-    """Index and name of the first Vulkan device that is not of type CPU; (None, the reason) if there is none."""
+    """(index, name) of the first Vulkan device that isn't of type cpu, or (None, why there is
+    none).
+    """
     try:
-        from ebmvk.engine import vulkan
+        from ebmvk.engine import vulkan_devices
 
-        devices = vulkan.devices()
+        devices = vulkan_devices.devices()
     except (ImportError, DeviceError) as error:
         return None, f"no Vulkan ({str(error).splitlines()[0]})"
     for device in devices:

@@ -206,7 +206,7 @@ def spoils(name: str, method: str, native: bool) -> dict[str, Spoil]:
         "shape": lambda t: t[..., None],
         "is a list": lambda t: t.tolist(),
         "is a NoneType": lambda _: None,
-        "is on meta": lambda t: t.to("meta"),
+        "is on the meta device": lambda t: t.to("meta"),
         "has layout torch.sparse_coo": lambda t: t.to_sparse(),
     }
     if name in ("scale", "bias"):

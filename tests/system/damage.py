@@ -119,7 +119,7 @@ def _threads(value: object) -> Damage:
         state = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["state"]
         edit(path, state=state | {"threads": value})
 
-    return Damage(damage, f"threads {value!r}")
+    return Damage(damage, f"`threads` is {value!r}")
 
 
 def _write(text: str | bytes) -> Callable[[Path], object]:

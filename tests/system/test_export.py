@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "settings cut": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
     "settings of another library": (
         lambda p: (p / "config.json").write_text('{"model_type": "gpt2"}'),
-        "no model of ebmvk",
+        "not a model of ebmvk",
     ),
     "settings of a later format": (lambda p: _set(p, format=9), "format 9"),
     "a setting that is none": (lambda p: _set(p, config={"model": {"latent_dimm": 3}}), "model.latent_dimm"),
