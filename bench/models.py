@@ -44,7 +44,8 @@ from ebmvk.model.language import LanguageModel
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.folder import new_model
 from ebmvk.training.optim import is_hidden_matrix
-from ebmvk.training.trainer import Streams, Trainer
+from ebmvk.training.streams import Streams
+from ebmvk.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from ebmvk.monitoring.display import Display
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.monitoring.tensorboard import Board
 from ebmvk.runs.folder import new_model
-from ebmvk.training.trainer import Streams, Trainer
+from ebmvk.training.streams import Streams
+from ebmvk.training.trainer import Trainer
 
 
 class Silent(Monitor):

@@ -270,7 +270,8 @@ def candidates(
     if not bool((heaviest >= -LARGEST).all()):
         row = int((~(heaviest >= -LARGEST)).nonzero()[0])
         raise ArgumentError(
-            f"logw row {row} and log_background[{row}] are all -inf or below {-LARGEST:g}, so the row has no distribution",
+            f"logw row {row} and log_background[{row}] are all -inf or below {-LARGEST:g}",
+            why="a row without any weight has no distribution",
             hint="give every row a candidate or a background with positive weight",
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from ebmvk.host import terminal
 
 
-class _Interruption:
+class Interruption:
     """Handles Ctrl-C, SIGTERM and SIGHUP: the first is remembered, a second one ends the program.
 
     A closed terminal sends SIGHUP, mostly twice; then nothing more is written to it. The current step is finished
@@ -26,7 +26,7 @@ class _Interruption:
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
 
-    def __enter__(self) -> _Interruption:
+    def __enter__(self) -> Interruption:
         self._terminals = terminal.terminals()  # once closed, they cannot be recognised
         self._before = {number: signal.signal(number, self._remember) for number in terminal.ending_signals()}
         return self

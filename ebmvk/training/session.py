@@ -47,7 +47,8 @@ from ebmvk.training import optim
 from ebmvk.training.passes import batches_of
 from ebmvk.training.reduction import check_shares, enlist
 from ebmvk.training.rehearsal import rehearse
-from ebmvk.training.trainer import Outcome, Streams, Trainer
+from ebmvk.training.streams import Streams
+from ebmvk.training.trainer import Outcome, Trainer
 
 Say = Callable[[str], None]
 SPLITS = ("validation", "train")  # the splits that a run reads, the shorter one first
@@ -330,7 +331,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason, "sha256": dict(trainer.streams.text)},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,
-        "unigram_nats": float(torch.special.entr(trainer.unigram.double()).sum()),
+        "unigram_nats": float(torch.special.entr(trainer.evaluations.unigram.double()).sum()),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": job.config.training.steps,
         "steps_per_epoch": trainer.batches.steps_per_epoch,

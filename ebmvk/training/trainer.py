@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from ebmvk.config.schema import Config
 from ebmvk.data.tokenizer import Tokenizer
-from ebmvk.data.windows import Ahead, TokenStream
-from ebmvk.engine import Backend
+from ebmvk.data.windows import Ahead
 from ebmvk.engine.device import Device
 from ebmvk.engine.sharded import sharded
 from ebmvk.errors import (
@@ -25,50 +22,33 @@ from ebmvk.errors import (
     BatchTooLarge,
     ConfigError,
     EbmvkError,
-    NonFinite,
     OutOfMemory,
     RankLost,
     StorageError,
 )
-from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigram
-from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
+from ebmvk.evaluation.likelihood import Likelihood
 from ebmvk.memory.while_training import TrainingSoc, observed
-from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
-from ebmvk.monitoring.advice import advice, lower_rate, why_it_diverged
+from ebmvk.monitoring.advice import advice
 from ebmvk.monitoring.monitor import Monitor
-from ebmvk.objective import noise
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
-from ebmvk.report import tables
 from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
-from ebmvk.runs.manifest import STEP
-from ebmvk.runs.metrics import read_history
 from ebmvk.runs.progress import Progress
-from ebmvk.training import finite, optim
-from ebmvk.training.interruption import _Interruption
-from ebmvk.training.passes import Passes, alone, attempted, batches_of, smaller_batches
+from ebmvk.training import finite, lines, optim, resumption
+from ebmvk.training.evaluations import Evaluations, counts_record
+from ebmvk.training.interruption import Interruption
+from ebmvk.training.passes import Passes, alone, attempted, batches_of
+from ebmvk.training.recovery import Recovery
 from ebmvk.training.reduction import add_up, check_same_weights
+from ebmvk.training.streams import Streams
 
 LAST = 50  # steps whose mean loss is what training text costs
-LOOKED_AT = 32  # tokens of validation whose attention the report shows
-EXPERT_TOKENS = 4096  # of validation, by which the report says what experts specialise in
-SCORED_TOKENS = 512  # of validation, for the score-matching figures
-
 Outcome = Literal["finished", "stopped", "interrupted"]
 Probe = Callable[[int], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Streams:
-    """text: {split: SHA-256 of its text} for all splits of the corpus."""
-
-    train: TokenStream
-    validation: TokenStream
-    text: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -104,13 +84,14 @@ class Trainer:
             if config.splats.enable_soc
             else None
         )
-        self._interruption = _Interruption()
+        self._interruption = Interruption()
         self.progress = Progress()
         self._text = digest(streams.train)
         self._first_batch, self._saved = 0, 0  # the newest checkpoint's step
         self._revision = REVISION
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # loss of each step, and its number of targets
-        self.unigram = frequencies(streams.train, tokenizer.vocab_size)
+        self.evaluations = Evaluations(config, self.model, tokenizer, streams, device)
+        self._recovery = Recovery(config, folder)
 
     # ---- resuming --------------------------------------------------------------------------------------------------
 
@@ -129,7 +110,8 @@ class Trainer:
             )
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
-        self.progress, self._saved = self._comparable(found, progress), progress.step
+        self.progress = resumption.comparable(found, progress, self.folder, self.streams, self.monitor.say)
+        self._saved = progress.step
         self._revision = revision(found)
         if self.soc and not self.soc.restore(found, progress.seconds):
             self.monitor.say(f"splats      {found.path.name} has none: consolidation begins with an empty store")
@@ -138,44 +120,9 @@ class Trainer:
         if self.config.run.deterministic:
             torch.set_num_threads(int(found.state.get("threads", torch.get_num_threads())))
 
-    def _comparable(self, found: Checkpoint, progress: Progress) -> Progress:
-        """The progress with what compares with evaluations to come: without the best one where it was of another
-        validation text, and with the number of evaluations since."""
-        if self._validation_changed(found):
-            self.monitor.say(
-                "validation  the text isn't the one that was evaluated before, and losses on two texts cannot be "
-                "compared: the best checkpoint and --patience start anew"
-            )
-            return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
-        if progress.best_step is None or progress.since_best is not None:
-            return progress
-        evaluated = {row["step"] for row in read_history(self.folder).evals}
-        since = len([step for step in evaluated if progress.best_step < step <= progress.step])
-        return dataclasses.replace(progress, since_best=since)
-
-    def _validation_changed(self, found: Checkpoint) -> bool:
-        """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none:
-        then by the number of tokens in metrics.jsonl, if that has one."""
-        if saved := (found.state.get("text") or {}).get("validation"):
-            return bool(saved != self.streams.text.get("validation"))
-        now = len(self.streams.validation) - 1
-        sizes = read_history(self.folder).facts.get("text", {}).get("validation", {})
-        return bool(sizes.get("tokens", now) != now)
-
     def take_over(self, found: Checkpoint) -> list[Path]:
-        """Make the restored checkpoint the newest: later ones are set aside, `latest` and `best` name what is left.
-
-        Returns the folders set aside.
-        """
-        aside = steps.supersede(self.folder, found.step)
-        if STEP.fullmatch(found.path.name):  # not one that was itself set aside
-            steps.point(self.folder, "latest", found.path.name)
-        best = f"step-{self.progress.best_step}"
-        if (self.folder / "checkpoints" / best).is_dir():
-            steps.point(self.folder, "best", best)
-        else:  # set aside or pruned: the next evaluation is the best one then
-            (self.folder / "best").unlink(missing_ok=True)
-            self.progress = dataclasses.replace(self.progress, best_step=None, best_nats=None, best_tokens=None)
+        """Make the restored checkpoint the newest; returns the folders of later ones, which are set aside."""
+        self.progress, aside = resumption.take_over(found, self.progress, self.folder)
         return aside
 
     def save(self) -> Path:
@@ -208,7 +155,7 @@ class Trainer:
             steps.point(self.folder, "best", path.name)
         steps.prune(self.folder, self.config.logging.keep_last)
         if lost:
-            raise self._saved_before(lost)
+            raise self._recovery.rank_lost(lost, self.progress.step)
         return path
 
     def _compare(self) -> None:
@@ -217,12 +164,6 @@ class Trainer:
             with self.ranks.whole():
                 self.ranks.tell("compare", step=self.progress.step)
                 check_same_weights(self.ranks, self.model, self.progress.step)
-
-    def _saved_before(self, lost: RankLost) -> RankLost:
-        """The error, with what is left of the run."""
-        lost.what += f"; the run is saved as it was after step {self.progress.step}"
-        lost.hint = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}, with any number of processes"
-        return lost
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -238,31 +179,15 @@ class Trainer:
             try:
                 outcome = self._run(interruption, stop_after)
             except ArgumentError as error:  # an evaluation or a consolidation refuses the model's values
-                raise self._diverged(error) from error
+                raise self._recovery.diverged(error, self.progress.step) from error
             except (StorageError, OSError) as error:  # a failed log must not cost steps
-                kept = self._kept(error)
+                kept = self._recovery.not_written(error, self.progress.step, self._saved, self.save)
                 # A closed terminal may fail a write before its signal is handled: that is an interruption, too.
                 if not (interruption.hung_up and self._saved == self.progress.step):
                     raise kept from error
         return "interrupted" if interruption.came else outcome
 
-    def _kept(self, error: StorageError | OSError) -> StorageError:
-        """The error to raise if something could not be written; saves the steps if possible."""
-        what, why, hint = str(error), "", "free some space"
-        if isinstance(error, StorageError):
-            what, why, hint = error.what, error.why, error.hint
-        try:
-            if self.progress.step != self._saved:
-                self.save()
-            what += f"; the run is saved as it was after step {self.progress.step}"
-        except StorageError:
-            saved = f"the newest is of step {self._saved}" if self._saved else "the run has none yet"
-            what += f"; nor could a checkpoint of step {self.progress.step}: {saved}"
-        hint = "free some space" if "--resume" in hint else hint
-        again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))}"
-        return StorageError(what, why=why, hint=f"{hint}, then {again}")
-
-    def _run(self, interruption: _Interruption, stop_after: int | None) -> Outcome:
+    def _run(self, interruption: Interruption, stop_after: int | None) -> Outcome:
         total, first = self.config.training.steps, self.progress.step
         outcome: Outcome = "finished"
         if self._evaluate_if_due(interruption):  # an interruption at this step skipped it
@@ -282,7 +207,7 @@ class Trainer:
                 self._finish()
         return outcome
 
-    def _evaluate_if_due(self, interruption: _Interruption) -> bool:
+    def _evaluate_if_due(self, interruption: Interruption) -> bool:
         """Evaluate where this step asks for it; True if it is the best so far. Ctrl-C ends it undone."""
         step, every = self.progress.step, self.config.logging.eval_every
         due = self.progress.evaluated != step and (step % every == 0 or step == self.config.training.steps)
@@ -379,149 +304,69 @@ class Trainer:
                 self.ranks.fail(error)  # others may be in the midst of the step, and could not be told of a save
                 self.save()
             if step and isinstance(error, RankLost):
-                raise self._saved_before(error) from None
+                raise self._recovery.rank_lost(error, self.progress.step) from None
             raise
         return losses, sample
 
-    def _out_of_memory(self, tokens: torch.Tensor, step: int) -> BatchTooLarge:
-        """What to raise where all that was learned before is saved."""
-        flags = self._what_fits(tokens, step)
-        self.optimizer.zero_grad()
-        what = f"step {step + 1}: no memory for --batch-size {self.config.training.batch_size}"
-        if not step:
-            return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
-        again = f"continue with --resume --run-dir {shlex.quote(str(self.folder))} {flags}"
-        return BatchTooLarge(f"{what}; what was learned before is saved", hint=again, flags=flags)
+    def _out_of_memory(self, tokens: Tensor, step: int) -> BatchTooLarge:
+        """The error to raise; all that was learned before is saved."""
 
-    def _what_fits(self, tokens: torch.Tensor, step: int) -> str:
-        """Flags for a smaller batch that was seen to fit (found by halving) and keeps the step as it is: the number of
-        windows in all stays the same."""
-        windows, ranks = self.config.training.windows_per_step, self.ranks.size
-        for rows in smaller_batches(self.config.training.batch_size, windows, ranks):
-            flags = f"--batch-size {rows} --accumulation-steps {windows // rows}"
-            if ranks > 1:  # the other ranks can't take part in the trial
-                return flags
-            if self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)):
-                return f"{flags}: a batch of {rows} has just fitted"
-        twice = "" if self.config.model.gradient_checkpointing else "--gradient-checkpointing, or "
-        return f"{twice}a new run with --seq-length {max(2, self.config.data.seq_length // 2)}"
+        def fits(rows: int) -> bool:
+            return self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)) is not None
+
+        flags = self._recovery.flags_that_fit(self.ranks.size, fits)
+        self.optimizer.zero_grad()
+        return self._recovery.out_of_memory(step, flags)
 
     def _if_it_fits(self, passes: Passes) -> Losses | None:
         self.optimizer.zero_grad()
-        return attempted(self.model, passes, self._non_finite)
+        return attempted(self.model, passes, lambda bad: self._recovery.non_finite(bad, self.progress.step))
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation and say it in a line."""
         self.monitor.record("soc", self.progress.step, found)
-        self.monitor.say(f"step {self.progress.step}: {consolidated(found)}")
+        self.monitor.say(f"step {self.progress.step}: {lines.consolidated(found)}")
 
     def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
         """Raise NonFinite naming the first bad tensor, before the optimiser sees it."""
         if bad := finite.first_bad(self.model, total, norm, parts, alone(passes).run):
-            raise self._non_finite(bad)
-
-    def _non_finite(self, bad: str) -> NonFinite:
-        """What to raise. A step depends on the weights before it only: from earlier ones another rate may help."""
-        step, lr = self.progress.step, lower_rate(self.config)
-        older = [path for path in steps.step_folders(self.folder) if path.name != f"step-{step}"]
-        return NonFinite(
-            f"step {step + 1}: {_not_finite(bad)}; the weights are as they were after step {step}",
-            why=why_it_diverged(self.config),
-            hint=f"go back before it: --resume {shlex.quote(str(older[0]))} {lr}"
-            if older
-            else f"start again in another --run-dir with {lr}",
-        )
-
-    def _diverged(self, error: ArgumentError) -> NonFinite:
-        """The error to raise if the engine refuses the model's values outside of a step's passes."""
-        found = self._non_finite(error.what)
-        found.what = f"step {self.progress.step}: training diverged ({error.what}); what was saved before is intact"
-        return found
+            raise self._recovery.non_finite(bad, self.progress.step)
 
     # ---- evaluating ------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
         """Exact likelihood of a part of validation, and the probe; True if it is the best so far."""
-        part = self.streams.validation.take(self.config.logging.eval_tokens + 1)
-        found = self._likelihood(part)
+        found, measured = self.evaluations.part()
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token compare only over the same tokens: --eval-tokens may have changed.
         improved = best is None or self.progress.best_tokens != found.tokens or found.nats_per_token < best
-        scored = self._score_matching(part) if self.model.on_sphere else []
-        levels = {"score_matching": [level.record() for level in scored], "gates": self._gates(part)}
         health = self.probe(step)
         if self.soc:
             health = {**health, "splats": self.soc.consolidation.summary(step)}
         counts = counts_record(self.device.backend)
-        self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **levels, **health})
+        self.monitor.record("eval", step, {"validation": found.record(), "counts": counts, **measured, **health})
         since = 0 if improved else (self.progress.since_best or 0) + 1
         self.progress = dataclasses.replace(self.progress, evaluated=step, since_best=since)
         if improved:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
             )
-        self.monitor.say(f"step {step}: validation part, {_figures(found)}{'  (best)' if improved else ''}")
+        self.monitor.say(f"step {step}: validation part, {lines.figures(found)}{'  (best)' if improved else ''}")
         return improved
-
-    def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
-        """L_kappa per noise level on the first tokens of validation, dropout off."""
-        self.model.eval()
-        found = score_matching(
-            self.model,
-            windows(stream, self.config.data.seq_length, SCORED_TOKENS).to(self.device.torch),
-            self.device.backend,
-            self.unigram.to(self.device.torch),
-            starts=stream.starts,
-            k=self.config.langevin.knn_k,
-            seed=self.config.run.seed,
-            extra=noise.given(self.config.training, self.config.model.latent_dim),
-        )
-        self.model.train()
-        return found
-
-    def _gates(self, stream: TokenStream) -> dict[str, list[float]]:
-        """Means of the model's gates on the first tokens of validation, dropout off."""
-        looked = windows(stream, self.config.data.seq_length, SCORED_TOKENS)[:, :-1]
-        return inspection.gates(self.model, looked.to(self.device.torch))
-
-    def _likelihood(self, stream: TokenStream) -> Likelihood:
-        context = self.config.data.seq_length
-        size = text_size(stream, self.tokenizer)
-        return likelihood(self.model, stream, size, context=context, stride=context, device=self.device.torch)
 
     def _finish(self) -> None:
         """The whole validation split, exactly, and the trigram on the same tokens."""
-        validation = self.streams.validation
-        found = self._likelihood(validation)
-        size = text_size(validation, self.tokenizer)
-        base = trigram(self.streams.train, validation, size, self.tokenizer.vocab_size)
+        found, base = self.evaluations.whole()
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None
         if self.progress.step < self.config.training.steps:
             self.monitor.say(f"step {self.progress.step}: stopped early, no better than at {self.progress.best_step}")
-        experts = inspection.specialisation_in(self.model, validation.tokens[:EXPERT_TOKENS])
-        looks = inspection.record(self.model, self.tokenizer, validation.tokens[:LOOKED_AT], experts)
-        advised = list(self._advice(found))
-        record: dict[str, Any] = {"advice": advised}
-        record |= {
-            "looks": looks,
-            "validation": found.record(),
-            "trigram": base.record(),
-            "counts": counts,
-            "soc": gain,
-        }
+        looks, advised = self.evaluations.looks(), list(self._advice(found))
+        record: dict[str, Any] = {"advice": advised, "looks": looks, "validation": found.record()}
+        record |= {"trigram": base.record(), "counts": counts, "soc": gain}
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
-        self.monitor.say(f"validation, all of it: {_figures(found)}")
-        self.monitor.say(f"Kneser-Ney trigram, same tokens: {_figures(base)}")
-        self.monitor.say(f"compared    {tables.against_trigram(found.record(), base.record())}")
-        for line in advised:
-            self.monitor.say(f"advice      {line}")
-        if gain:
-            self.monitor.say(
-                f"memory of {gain['splats']:,} splats from training, part of validation: "
-                f"{tables.number(gain['with'])} nats per token, {tables.number(gain['without'])} without, "
-                f"{tables.number(gain['calibrated'])} without but calibrated"
-            )
+        for line in lines.of_the_end(found, base, advised, gain):
+            self.monitor.say(line)
 
     def _advice(self, found: Likelihood) -> Iterator[str]:
         progress, targets = self.progress, sum(seen for _, seen in self._last_ce)
@@ -535,36 +380,3 @@ class Trainer:
             rate=progress.tokens / max(progress.seconds, 1e-9),
             epochs=progress.windows / self.batches.windows,
         )
-
-
-def consolidated(found: Mapping[str, Any]) -> str:
-    """One consolidation in a line. found: the result of `TrainingSoc.after`."""
-    events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
-    if growth := found["growth"]:
-        change = growth["after"] - growth["before"]
-        how = f"{tables.number(abs(change))} nats per token {'worse' if change > 0 else 'better'} on validation with it"
-        events.insert(0, f"growth to phase {growth['phase']} {'accepted' if growth['accepted'] else 'refused'}: {how}")
-    return (
-        f"{found['splats']:,} of {found['capacity']:,} splats, phi {tables.number(found['phi'], '.3f')} "
-        f"against {tables.number(found['threshold'], '.3f')}; {', '.join(events) or 'no event'}"
-    )
-
-
-def _figures(found: Likelihood) -> str:
-    record = found.record()
-    token, per_word = tables.number(found.ppl_token, ",.2f"), tables.per_word(record)
-    word = "" if per_word is None else f"{tables.number(per_word, ',.2f')} per word, "
-    return (
-        f"perplexity {token} per token, {word}{tables.number(found.bits_per_byte)} bits per byte "
-        f"({found.tokens:,} tokens, context {found.context}, stride {found.stride})"
-    )
-
-
-def _not_finite(bad: str) -> str:
-    """bad: a tensor's name, or the engine's message about a tensor that it refused."""
-    return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
-
-
-def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
-    """The engine's operation counts so far, JSON-able."""
-    return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}

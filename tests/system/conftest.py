@@ -161,7 +161,7 @@ def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     def call(command: str, *args: Any) -> Said:
         capfd.readouterr()
         try:
-            status = importlib.import_module(f"ebmvk.{command.replace('-', '_')}").main([str(arg) for arg in args])
+            status = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}").main([str(arg) for arg in args])
         except SystemExit as stop:
             status = int(stop.code or 0)
         said = capfd.readouterr()

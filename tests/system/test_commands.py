@@ -105,7 +105,7 @@ SURFACE["pretrain"] = SURFACE["train"]
 
 @pytest.mark.parametrize("command", SURFACE)
 def test_command_surface_is_what_was_promised(command: str) -> None:
-    module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
+    module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
     assert sorted(module.FLAGS) == sorted(SURFACE[command])
     assert set(commands.COMMANDS) == set(SURFACE)
 

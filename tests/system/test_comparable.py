@@ -11,7 +11,7 @@ import pytest
 from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.folder import read_config
 from ebmvk.runs.metrics import read_history
-from ebmvk.training import trainer as loop
+from ebmvk.training import trainer
 from ebmvk.training.optim import lr_at
 
 from .conftest import Command, Said, made_up_text, rows
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_counted_nothing_is_counted_from_its_metrics(
         return save(run, step, model, optimizer, state, soc, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save", old)
+        patch.setattr(trainer.checkpoint, "save", old)
         train(run, *STILL, "--dataset", text, "--eval-every", 2, "--steps", 30, "--stop-after", 6, "--patience", 4)
     assert "since_best" not in _progress(run)
     train(run, "--resume", "--eval-every", 5)

@@ -37,8 +37,7 @@ from ebmvk.model.build import build_model
 from ebmvk.ranks import Ranks
 from ebmvk.ranks.failures import Failures
 from ebmvk.runs.folder import read_config
-from ebmvk.training import follower
-from ebmvk.training import trainer as loop
+from ebmvk.training import follower, passes
 from ebmvk.training.passes import Passes
 from ebmvk.training.reduction import add_up, check_same_weights
 
@@ -191,17 +190,17 @@ def test_what_is_of_one_process_is_refused_to_several(
 def test_what_one_rank_ends_with_ends_all(
     fault: str, tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    real = loop.objective
+    real = passes.objective
 
     def failing(model: nn.Module, *args: Any, step: int, **more: Any) -> Any:
         losses = real(model, *args, step=step, **more)
         if step < 5 or os.environ.get("RANK") != "1":
             return losses
         if fault == "not finite":
-            return loop.dataclasses.replace(losses, total=losses.total * math.nan)
+            return dataclasses.replace(losses, total=losses.total * math.nan)
         raise MemoryError if fault == "no memory" else RuntimeError("unheard of")
 
-    monkeypatch.setattr(loop, "objective", failing)
+    monkeypatch.setattr(passes, "objective", failing)
     run = tmp_path / "run"
     one, two = launched(2, command(run, *begun), tmp_path)
     if fault == "not finite":
@@ -213,7 +212,7 @@ def test_what_one_rank_ends_with_ends_all(
     else:
         assert (one.status, two.status, one.err) == (1, 1, "")
         assert "RuntimeError: unheard of" in two.err
-    monkeypatch.setattr(loop, "objective", real)
+    monkeypatch.setattr(passes, "objective", real)
     assert command(run, "--resume", "--quiet")() == 0
     assert rows(run, "resume")[0]["step"] == (5 if fault == "no memory" else 4)
 
@@ -221,14 +220,14 @@ def test_what_one_rank_ends_with_ends_all(
 def test_an_interruption_of_any_rank_is_saved(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    real = loop.objective
+    real = passes.objective
 
     def interrupted(*args: Any, step: int, **more: Any) -> Any:
         if step == 2 and os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args, step=step, **more)
 
-    monkeypatch.setattr(loop, "objective", interrupted)
+    monkeypatch.setattr(passes, "objective", interrupted)
     found = launched(2, command(tmp_path / "run", *begun), tmp_path)
     assert [(said.status, said.err) for said in found] == [(INTERRUPTED, "")] * 2
     assert "saved       step 3 of 8" in found[0].out

@@ -11,7 +11,7 @@ import pytest
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
 from ebmvk.runs.steps import step_folders
-from ebmvk.training import trainer as loop
+from ebmvk.training import evaluations, passes
 
 from .conftest import Command, rows
 
@@ -47,14 +47,14 @@ def test_too_little_memory_names_what_fits_and_it_does(
 ) -> None:  # fmt: skip
     """Memory for three windows: at the first step nothing is saved yet, later the run goes on. A batch is tried whole,
     not in the parts that are computed one after another."""
-    objective, most = loop.objective, [3]
+    objective, most = passes.objective, [3]
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
         if len(tokens[share.rows(len(tokens))]) > most[0]:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return objective(model, tokens, *args, share=share, **more)
 
-    monkeypatch.setattr(loop, "objective", hungry)
+    monkeypatch.setattr(passes, "objective", hungry)
     run, batch = tmp_path / "run", ("--batch-size", 4, "--accumulation-steps", 2)
     start = ("--dataset", text, "--config", tiny, "--device", device, "--model", model, *BARE, "--steps", 2)
     said = ebmvk("train", "--run-dir", run, *start, *batch)
@@ -77,7 +77,7 @@ def test_where_no_batch_fits_blocks_are_computed_twice_or_windows_shorter(
     def starved(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "objective", starved)
+    monkeypatch.setattr(passes, "objective", starved)
     flags = ("--gradient-checkpointing",) if on else ()
     start = ("--dataset", text, "--config", tiny, "--device", device, "--run-dir", tmp_path / "run")
     said = ebmvk("train", *start, *BARE, *flags)
@@ -94,7 +94,7 @@ def test_no_memory_between_steps_is_a_typed_error(
 
     run = tmp_path / "run"
     train(run, *BARE, "--stop-after", 2)
-    monkeypatch.setattr(loop, "likelihood", starved)
+    monkeypatch.setattr(evaluations, "likelihood", starved)
     said = ebmvk("train", "--resume", "--run-dir", run)
     assert said.status == 2
     first = said.err.splitlines()[0]

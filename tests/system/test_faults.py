@@ -23,11 +23,11 @@ from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, St
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
-from ebmvk.runs import checkpoint, steps
+from ebmvk.runs import atomic, checkpoint, steps
 from ebmvk.runs.layout import refuse_existing
 from ebmvk.runs.manifest import MANIFEST, MODEL
 from ebmvk.runs.metrics import read_metrics
-from ebmvk.training import trainer as loop
+from ebmvk.training import passes
 
 from .conftest import Command, Said, rows
 from .damage import edit
@@ -251,7 +251,7 @@ def test_a_full_disk_while_training_ends_with_a_typed_error(
 ) -> None:
     run = tmp_path / "run"
     train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
-    write_file = checkpoint.write_file
+    write_file = atomic.write_file
 
     def full(path: Path, content: bytes) -> None:
         if path.name == MODEL:
@@ -301,7 +301,7 @@ def test_a_line_of_metrics_that_was_cut_short_costs_no_other(train: Command, tmp
 def test_non_finite_numbers_never_reach_the_weights(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, words: str
 ) -> None:
-    run, real = tmp_path / "run", loop.objective
+    run, real = tmp_path / "run", passes.objective
     train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
 
     def bad(model: nn.Module, *args: Any, **how: Any) -> Losses:
@@ -314,7 +314,7 @@ def test_non_finite_numbers_never_reach_the_weights(
         weight.register_hook(lambda grad: grad * float("nan"))
         return losses
 
-    monkeypatch.setattr(loop, "objective", bad)
+    monkeypatch.setattr(passes, "objective", bad)
     said = ebmvk("train", "--resume", "--run-dir", run)
     _is_typed(said, "step 3", words, "after step 2", "--lr")
     monkeypatch.undo()
@@ -358,7 +358,7 @@ def test_too_large_a_batch_is_told_which_one_fits(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Memory for three windows at most, from the third step on: what fits is tried, and the run goes on with it."""
-    objective, calls = loop.objective, iter(range(1000))
+    objective, calls = passes.objective, iter(range(1000))
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
         if len(tokens[share.rows(len(tokens))]) > 3 and next(calls) >= 2:
@@ -367,7 +367,7 @@ def test_too_large_a_batch_is_told_which_one_fits(
             )
         return objective(model, tokens, *args, share=share, **more)
 
-    monkeypatch.setattr(loop, "objective", hungry)
+    monkeypatch.setattr(passes, "objective", hungry)
     run = tmp_path / "run"
     with pytest.raises(
         AssertionError, match=r"step 3: no memory for --batch-size 8(.|\n)*--batch-size 2 --accumulation-steps 4"

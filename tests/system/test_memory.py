@@ -47,7 +47,7 @@ def remembered(tmp_path_factory: pytest.TempPathFactory, trained: Path, device: 
     folder = tmp_path_factory.mktemp("remembered") / "run"
     shutil.copytree(trained, folder)
     args = ["--checkpoint", folder, "--splats", 60, "--device", device, "--quiet"]
-    assert importlib.import_module("ebmvk.memory").main([str(arg) for arg in args]) == 0
+    assert importlib.import_module("ebmvk.cli.memory").main([str(arg) for arg in args]) == 0
     return folder
 
 

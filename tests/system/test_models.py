@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ebmvk import Model
-from ebmvk.training import trainer as loop
+from ebmvk.training import passes
 
 from .conftest import Command, rows
 
@@ -145,14 +145,14 @@ def test_a_seed_gives_every_model_the_same_text(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[tuple[str, ...], list[Any]] = {}
-    objective = loop.objective
+    objective = passes.objective
     for flags in ((), PLAIN, ("--decoder", "transformer", "--no-use-geometric")):
 
         def spy(model: Any, tokens: torch.Tensor, *args: Any, at: Any = flags, **more: Any) -> Any:
             seen.setdefault(at, []).append(tokens.tolist())
             return objective(model, tokens, *args, **more)
 
-        monkeypatch.setattr(loop, "objective", spy)
+        monkeypatch.setattr(passes, "objective", spy)
         train(tmp_path / str(len(seen)), "--quiet", "--sample-tokens", 0, "--steps", 3, "--seed", 5, *flags)
     one, *others = seen.values()
     assert all(batches == one for batches in others)

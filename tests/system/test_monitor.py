@@ -28,7 +28,7 @@ from ebmvk.monitoring.display import Display
 from ebmvk.monitoring.monitor import Monitor, time_left
 from ebmvk.objective.losses import Losses
 from ebmvk.report.tables import duration
-from ebmvk.training import trainer as loop
+from ebmvk.training import passes
 
 from .conftest import Command, rows
 
@@ -93,7 +93,7 @@ def test_a_learning_rate_that_moves_nothing(train: Command, tmp_path: Path, monk
 def test_a_poisoned_tensor_is_named_and_reported(
     where: str, words: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real = tmp_path / "run", loop.objective
+    run, real = tmp_path / "run", passes.objective
     train(run, *BARE, "--stop-after", 2, "--quiet")
 
     def poisoned(model: nn.Module, *args: Any, **how: Any) -> Losses:
@@ -108,7 +108,7 @@ def test_a_poisoned_tensor_is_named_and_reported(
             model.points.register_hook(lambda grad: grad / 0)  # type: ignore[union-attr,operator]
         return real(model, *args, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "objective", poisoned)
+    monkeypatch.setattr(passes, "objective", poisoned)
     said = ebmvk("train", "--resume", "--run-dir", run)
     assert said.status == 2
     assert words in said.err
@@ -125,13 +125,13 @@ def test_a_number_that_went_wrong_is_told_with_weights_from_which_another_rate_h
     done: int, ebmvk: Command, train: Command, tiny: Path, text: Path, tmp_path: Path, device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    real, calls, run = loop.objective, iter(range(100)), tmp_path / "run"
+    real, calls, run = passes.objective, iter(range(100)), tmp_path / "run"
 
     def poisoned(*args: Any, **how: Any) -> Losses:
         losses = real(*args, **how)
         return dataclasses.replace(losses, total=losses.total * (1 if next(calls) < done else float("nan")))
 
-    monkeypatch.setattr(loop, "objective", poisoned)
+    monkeypatch.setattr(passes, "objective", poisoned)
     said = ebmvk("train", "--dataset", text, "--config", tiny, "--run-dir", run, "--device", device, *BARE, "--quiet")
     assert said.status == 2
     assert f"step {done + 1}: the loss is not finite" in said.err
@@ -147,14 +147,14 @@ def test_a_number_that_went_wrong_is_told_with_weights_from_which_another_rate_h
 
 def _moved(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
     """Consolidation sees the states that at(call, states) gives instead of the model's."""
-    real, calls = loop.objective, iter(range(10_000))
+    real, calls = passes.objective, iter(range(10_000))
 
     def moved(*args: Any, **how: Any) -> Losses:
         losses = real(*args, **how)
         states = at(next(calls), losses.states)
         return dataclasses.replace(losses, states=nn.functional.normalize(states, dim=1))
 
-    monkeypatch.setattr(loop, "objective", moved)
+    monkeypatch.setattr(passes, "objective", moved)
 
 
 def test_splats_that_lie_on_top_of_one_another(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

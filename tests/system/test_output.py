@@ -23,7 +23,7 @@ from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs import atomic
 from ebmvk.runs.steps import step_folders
-from ebmvk.training import trainer as loop
+from ebmvk.training import trainer
 
 from .conftest import Command, rows
 
@@ -142,7 +142,7 @@ def test_where_nothing_can_be_written_the_newest_checkpoint_is_named(
         real(path, content)
 
     monkeypatch.setattr(Monitor, "_append", recorded)
-    for module in (atomic, loop.checkpoint):
+    for module in (atomic, trainer.checkpoint):
         monkeypatch.setattr(module, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
@@ -181,7 +181,7 @@ def test_nohup_lets_a_run_go_on(begun: Sequence[object], tmp_path: Path) -> None
 def _path_flags() -> Iterator[str]:
     """Of all commands, those whose values are of type Path."""
     for command in commands.COMMANDS:
-        module = importlib.import_module(f"ebmvk.{command.replace('-', '_')}")
+        module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
         for kind in vars(module).values():
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 for name, hint in get_type_hints(kind).items():

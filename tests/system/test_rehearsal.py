@@ -10,8 +10,7 @@ import pytest
 from ebmvk.host import resources
 from ebmvk.ranks import Share
 from ebmvk.runs.folder import open_run
-from ebmvk.training import rehearsal
-from ebmvk.training import trainer as loop
+from ebmvk.training import passes, rehearsal, trainer
 
 from .conftest import Command, rows
 
@@ -62,7 +61,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_tried(
     dry: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "obtainable", lambda _: 100_000)
-    monkeypatch.setattr(loop.Trainer, "step", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(trainer.Trainer, "step", lambda _: pytest.fail("tried"))
     said = dry()
     assert said.status == 2
     assert "100.0 kB can be had" in said.err
@@ -74,14 +73,14 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_tried(
 def test_a_batch_that_does_not_fit_is_told_which_one_would(
     dry: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = loop.objective
+    objective = passes.objective
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:
         if len(tokens[share.rows(len(tokens))]) > 2:
             raise MemoryError
         return objective(model, tokens, *args, share=share, **more)
 
-    monkeypatch.setattr(loop, "objective", hungry)
+    monkeypatch.setattr(passes, "objective", hungry)
     said = dry()
     assert said.status == 2
     assert "error: --batch-size 4 does not fit" in said.err

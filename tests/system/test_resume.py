@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ebmvk.runs.metrics import read_metrics
-from ebmvk.training import trainer as loop
+from ebmvk.training import passes, trainer
 
 from .conftest import Command, made_up_text, rows
 
@@ -62,14 +62,14 @@ def _same_bits(one: Path, two: Path, step: int) -> None:
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes half the time of so short a run, and says nothing of it."""
     monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
-    monkeypatch.setattr(loop.Trainer, "_finish", lambda _: None)
+    monkeypatch.setattr(trainer.Trainer, "_finish", lambda _: None)
 
 
 class _Interrupting:
-    """loop.objective that sends SIGINT `signals` times before its n-th call."""
+    """passes.objective that sends SIGINT `signals` times before its n-th call."""
 
     def __init__(self, nth: int, signals: int) -> None:
-        self.left, self.signals, self.real = nth, signals, loop.objective
+        self.left, self.signals, self.real = nth, signals, passes.objective
 
     def __call__(self, *args: Any, **more: Any) -> Any:
         self.left -= 1
@@ -96,7 +96,7 @@ def test_n_steps_are_k_and_n_minus_k_bit_for_bit(
     train(parts, "--resume", "--quiet", "--stop-after", EPOCH - 3)
     for signals, saved in ((1, EPOCH + 1), (2, EPOCH + 1)):  # the second one loses step 6, which nothing had saved
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "objective", _Interrupting(2, signals))
+            patch.setattr(passes, "objective", _Interrupting(2, signals))
             assert ebmvk("train", "--resume", "--run-dir", parts, "--quiet").status == 130
         assert (parts / "latest").read_text(encoding="ascii").strip() == f"checkpoints/step-{saved}"
     train(parts, "--resume", "--quiet")

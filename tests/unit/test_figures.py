@@ -17,7 +17,7 @@ from ebmvk.report.plots import SERIES, Curve, heat_maps, is_course, line_plot
 from ebmvk.report.run_page import _levels, _plots, _remarks, _tiles
 from ebmvk.report.tables import against_trigram, below, interval, number, per_word, percent, why_no_word
 from ebmvk.runs.metrics import History
-from ebmvk.training.trainer import consolidated
+from ebmvk.training.lines import consolidated
 
 NAN, INF = math.nan, math.inf
 

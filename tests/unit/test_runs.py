@@ -69,7 +69,7 @@ def test_without_any_run_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_every_command_that_opens_a_run_has_this_default(command: str) -> None:
-    module = importlib.import_module(f"ebmvk.{command}")
+    module = importlib.import_module(f"ebmvk.cli.{command}")
     kind = next(value for name, value in vars(module).items() if name.endswith("Command"))
     assert kind.checkpoint == Path(runs.NEWEST)
 

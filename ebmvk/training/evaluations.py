@@ -1,0 +1,88 @@
+"""What a run measures while it trains, and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ebmvk.config.schema import Config
+from ebmvk.data.tokenizer import Tokenizer
+from ebmvk.data.windows import TokenStream
+from ebmvk.engine import Backend
+from ebmvk.engine.device import Device
+from ebmvk.evaluation.likelihood import Likelihood, likelihood, text_size, trigram
+from ebmvk.evaluation.score_matching import ScoreMatching, frequencies, score_matching, windows
+from ebmvk.model import inspection
+from ebmvk.model.language import LanguageModel
+from ebmvk.objective import noise
+from ebmvk.training.streams import Streams
+
+LOOKED_AT = 32  # tokens of validation whose attention the report shows
+EXPERT_TOKENS = 4096  # of validation, by which the report says what experts specialise in
+SCORED_TOKENS = 512  # of validation, for the score-matching figures
+
+
+class Evaluations:
+    """Measures a run's model on its validation text.
+
+    unigram: (V,) frequencies of the tokens of the training text.
+    """
+
+    def __init__(
+        self, config: Config, model: LanguageModel, tokenizer: Tokenizer, streams: Streams, device: Device
+    ) -> None:
+        self._config, self._model, self._tokenizer, self._streams, self._device = (
+            config, model, tokenizer, streams, device
+        )  # fmt: skip
+        self.unigram = frequencies(streams.train, tokenizer.vocab_size)
+
+    def part(self) -> tuple[Likelihood, dict[str, Any]]:
+        """The exact likelihood of the first `eval_tokens` tokens; and score matching and gates on fewer, JSON-able."""
+        part = self._streams.validation.take(self._config.logging.eval_tokens + 1)
+        found = self._likelihood(part)
+        scored = self._score_matching(part) if self._model.on_sphere else []
+        return found, {"score_matching": [level.record() for level in scored], "gates": self._gates(part)}
+
+    def whole(self) -> tuple[Likelihood, Likelihood]:
+        """The exact likelihood of all of validation, and that of a trigram on the same tokens."""
+        validation = self._streams.validation
+        size = text_size(validation, self._tokenizer)
+        base = trigram(self._streams.train, validation, size, self._tokenizer.vocab_size)
+        return self._likelihood(validation), base
+
+    def looks(self) -> dict[str, Any]:
+        """Attention and experts of the model on the first tokens of validation, JSON-able."""
+        tokens = self._streams.validation.tokens
+        experts = inspection.specialisation_in(self._model, tokens[:EXPERT_TOKENS])
+        return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)
+
+    def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
+        """L_kappa per noise level on the first tokens of validation, dropout off."""
+        self._model.eval()
+        found = score_matching(
+            self._model,
+            windows(stream, self._config.data.seq_length, SCORED_TOKENS).to(self._device.torch),
+            self._device.backend,
+            self.unigram.to(self._device.torch),
+            starts=stream.starts,
+            k=self._config.langevin.knn_k,
+            seed=self._config.run.seed,
+            extra=noise.given(self._config.training, self._config.model.latent_dim),
+        )
+        self._model.train()
+        return found
+
+    def _gates(self, stream: TokenStream) -> dict[str, list[float]]:
+        """Means of the model's gates on the first tokens of validation, dropout off."""
+        looked = windows(stream, self._config.data.seq_length, SCORED_TOKENS)[:, :-1]
+        return inspection.gates(self._model, looked.to(self._device.torch))
+
+    def _likelihood(self, stream: TokenStream) -> Likelihood:
+        context = self._config.data.seq_length
+        size = text_size(stream, self._tokenizer)
+        return likelihood(self._model, stream, size, context=context, stride=context, device=self._device.torch)
+
+
+def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
+    """The engine's operation counts so far, JSON-able."""
+    return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}

@@ -1,0 +1,62 @@
+"""Going on from a checkpoint: what still compares with it, and the checkpoints that lie after it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ebmvk.runs import steps
+from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.manifest import STEP
+from ebmvk.runs.metrics import read_history
+from ebmvk.runs.progress import Progress
+from ebmvk.training.streams import Streams
+
+
+def comparable(
+    found: Checkpoint, progress: Progress, folder: Path, streams: Streams, say: Callable[[str], None]
+) -> Progress:
+    """The progress of a checkpoint, with only what compares with evaluations to come.
+
+    The best evaluation is dropped if it was of another validation text, which is said. If an earlier version didn't
+    count the evaluations since the best one, they are counted in metrics.jsonl.
+    """
+    if _validation_changed(found, folder, streams):
+        say(
+            "validation  the text isn't the one that was evaluated before, and losses on two texts cannot be "
+            "compared: the best checkpoint and --patience start anew"
+        )
+        return dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None, since_best=None)
+    if progress.best_step is None or progress.since_best is not None:
+        return progress
+    evaluated = {row["step"] for row in read_history(folder).evals}
+    since = len([step for step in evaluated if progress.best_step < step <= progress.step])
+    return dataclasses.replace(progress, since_best=since)
+
+
+def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bool:
+    """True if the checkpoint was saved with another validation text, by its digest. Earlier versions kept none: then by
+    the number of tokens in metrics.jsonl, if that has one."""
+    if saved := (found.state.get("text") or {}).get("validation"):
+        return bool(saved != streams.text.get("validation"))
+    now = len(streams.validation) - 1
+    sizes = read_history(folder).facts.get("text", {}).get("validation", {})
+    return bool(sizes.get("tokens", now) != now)
+
+
+def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Progress, list[Path]]:
+    """Make a checkpoint the newest of its run: later ones are set aside, `latest` and `best` name what is left.
+
+    Returns the progress, without its best step if that checkpoint is gone, and the folders that were set aside.
+    """
+    aside = steps.supersede(folder, found.step)
+    if STEP.fullmatch(found.path.name):  # not one that was itself set aside
+        steps.point(folder, "latest", found.path.name)
+    best = f"step-{progress.best_step}"
+    if (folder / "checkpoints" / best).is_dir():
+        steps.point(folder, "best", best)
+    else:  # set aside or pruned: the next evaluation is the best one then
+        (folder / "best").unlink(missing_ok=True)
+        progress = dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None)
+    return progress, aside
