@@ -132,7 +132,7 @@ class Reference:
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
             raise ArgumentError(
-                f"points are {type(points).__name__} of another backend", hint="make them with this backend's points()"
+                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
             )
         return points
 

@@ -175,7 +175,7 @@ class Vulkan:
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:
             raise ArgumentError(
-                f"points are {type(points).__name__} of another backend", hint="make them with this backend's points()"
+                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
             )
         return points.native
 
