@@ -14,6 +14,7 @@ import tyro
 
 from ebmvk import __version__
 from ebmvk.cli import calling, parsing, running
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.errors import CheckpointError, ConfigError
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+@takes(DiagnoseCommand, without=("json", "batch"))
 def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
     """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do about it.
 

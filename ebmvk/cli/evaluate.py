@@ -17,6 +17,7 @@ import tyro
 
 from ebmvk.cli import calling, parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
@@ -72,6 +73,7 @@ def _parsed(args: Sequence[str]) -> EvaluateCommand:
     return parsing.parse(EvaluateCommand, args, command="evaluate", known=FLAGS, repeatable=("--include",))
 
 
+@takes(EvaluateCommand, without=("json",))
 def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
     """The exact likelihood of a text under a checkpoint, as `ebmvk evaluate` computes it.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk.cli import calling, parsing, running
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.config.checks import check, check_resume, with_windows
 from ebmvk.config.resolve import FULL, Level, _file, _given, _over, _overrides, _recipe, _sized, _widened
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
+@takes(TrainCommand, without=("dry_run",))
 def train(**settings: Any) -> Trained:
     """Train a model, as `ebmvk train` does, and return how the run ended; its folder has everything else.
 

@@ -1,4 +1,4 @@
-"""A text read by a model, window by window."""
+"""Reads a text with a model, window by window, and gives the contexts in the order of the text."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def states(
     bfloat16: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The results of `contexts` for a whole text, on the CPU: for each name a tensor of `Context`, (n - 1, d) `dtype`.
+    """The contexts of a whole text of n tokens, on the CPU.
+
+    names: fields of `Context`; for each, a tensor (n - 1, d) of `dtype` is returned.
 
     Raises:
-        ArgumentError: stride out of range.
+        ArgumentError: the stride is out of range.
     """
     found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
@@ -36,7 +38,7 @@ def states(
     return found
 
 
-_TOKENS_AT_ONCE = 2048  # tokens for the trunk: its largest array then has 21 MB at the size `base`
+_TOKENS_AT_ONCE = 2048  # the trunk's largest array then takes 21 MB at the size `base`
 
 
 def contexts(
@@ -48,11 +50,14 @@ def contexts(
     device: torch.device,
     bfloat16: bool = False,
 ) -> Iterator[tuple[Context, Tensor]]:
-    """The stream as the model reads it, dropout off: contexts (1, m, d), in the order of the text, and the tokens (m,)
-    that followed them. Each token but the first follows one context. bfloat16: read in autocast, as in training.
+    """Contexts (1, m, d) and the tokens (m,) that followed them, part by part in the order of the
+    text.
+
+    Each token but the first follows exactly one context. Dropout is off. bfloat16: compute in
+    autocast, as in training.
 
     Raises:
-        ArgumentError: stride out of range.
+        ArgumentError: the stride is out of range.
     """
     with torch.no_grad():
         embeddings = model.embeddings()
@@ -71,7 +76,9 @@ def contexts(
 
 
 def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of equal shape stacked, as many as the trunk reads at once."""
+    """Stacks of windows of equal shape, each as large as the trunk reads at once; and each one's
+    first new token.
+    """
     rows = max(1, _TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)

@@ -16,8 +16,8 @@ from ebmvk.config.toml import from_toml
 from ebmvk.errors import ConfigError
 from ebmvk.runs.folder import read_config
 from ebmvk.runs.manifest import MANIFEST
+from ebmvk.sweeps.experiments import table
 from ebmvk.sweeps.planned import PlannedRun
-from ebmvk.sweeps.search import table
 
 from .conftest import Command, made_up_text
 

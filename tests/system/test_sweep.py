@@ -16,6 +16,7 @@ from ebmvk.cli import train
 from ebmvk.config.schema import SECTION_OF, flag, number
 from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.runs.folder import read_config
+from ebmvk.sweeps import experiments
 from ebmvk.sweeps import planned as runs
 from ebmvk.sweeps import search as sweep
 from ebmvk.sweeps.planned import PlannedRun
@@ -29,9 +30,9 @@ def row(nats: float, train_ppl: float = 20.0) -> dict[str, Any]:
     return {"nats_per_token": nats, "ppl": 2.0**nats, "train_ppl": train_ppl, "minutes": 1.0}
 
 
-@pytest.mark.parametrize("name", sweep.TABLES)
+@pytest.mark.parametrize("name", experiments.TABLES)
 def test_experiments_are_valid_training_flags(name: str) -> None:
-    for flags in sweep.TABLES[name].values():
+    for flags in experiments.TABLES[name].values():
         assert {flag for flag in flags.split() if flag.startswith("--")} <= set(train.FLAGS)
 
 
@@ -39,7 +40,7 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"a": row(3.0), "b": row(2.9), "c": row(3.004), "d": row(3.2, train_ppl=5.0)}
     monkeypatch.setattr(sweep, "figures", lambda run: found[run.folder.name])
     monkeypatch.setattr(PlannedRun, "finished", lambda self: self.folder.name in found)
-    said = {r["experiment"]: r["verdict"] for r in sweep.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
+    said = {r["experiment"]: r["verdict"] for r in experiments.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
     assert said == {
         "a": "the base",
         "b": "better than the first (−0.100 nats); best",
@@ -62,7 +63,7 @@ def test_only_numbers_are_searched_and_whole_ones_are_whole() -> None:
     assert not numbers & {"device", "size", "use_moe", "noise_levels", "data_dir", "optimizer"}
     for name in SECTION_OF:
         if name not in numbers:
-            with pytest.raises(ConfigError, match=f"--search {name}: it is no number"):
+            with pytest.raises(ConfigError, match=f"--search {name}: it isn't a number"):
                 sweep.Axis.parse(f"{name}=1:2")
         elif number(name) is int:
             assert flags_of({name: sweep.Axis.parse(f"{name}=4:1e6").high}) == (flag(name), "1000000")
@@ -161,14 +162,14 @@ def test_a_point_that_runs_refuse_is_another_point(search: Search) -> None:
 def test_a_trial_that_is_gone_is_said_to_be(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     search(2)
     monkeypatch.setattr(PlannedRun, "finished", lambda run: run.folder.name != "trial-1")
-    with pytest.raises(ConfigError, match="trial-1: trial 1 of the search is not there any more"):
+    with pytest.raises(ConfigError, match="trial-1: trial 1 of the search is missing"):
         search(3)
 
 
 def test_a_folder_has_one_search_whose_bounds_may_change(search: Search) -> None:
     search(1)
     for other in (AXES[:1], (*AXES, "dropout=0.1:0.3")):
-        with pytest.raises(ConfigError, match="is a search of learning_rate, batch_size"):
+        with pytest.raises(ConfigError, match="holds a search of learning_rate, batch_size"):
             search(2, axes=other)
     narrow = ("learning_rate=1e-3:1.1e-3", "batch_size=8:9")
     assert 1e-3 <= search(2, axes=narrow)[1]["values"]["learning_rate"] <= 1.1e-3
@@ -194,7 +195,7 @@ def test_an_interrupted_table_begins_no_other_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PlannedRun, "train", interrupted)
     planned = {name: PlannedRun(tmp_path / name, (), {}) for name in "abcdefgh"}
     with pytest.raises(KeyboardInterrupt):
-        sweep.train_all(planned, 1, None, lambda _: None)
+        experiments.train_all(planned, 1, None, lambda _: None)
     assert begun == ["a"]
 
 
@@ -225,7 +226,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     flags = f"--model infinito --dataset {text} --config {tiny} --steps 4 --accumulation-steps 2 --sample-tokens 0"
-    monkeypatch.setitem(sweep.TABLES, "infinito", {"1": "--lr 1e-3", "2": "--lr 1e-4 --lambda-phi 0.3"})
+    monkeypatch.setitem(experiments.TABLES, "infinito", {"1": "--lr 1e-3", "2": "--lr 1e-4 --lambda-phi 0.3"})
     at = ("--folder", tmp_path, "--flags", flags, "--jobs", 2, "--threads", 1)
     said = ebmvk("sweep", *at, "--json")
     assert said.status == 0, said.err
@@ -277,7 +278,7 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
         (("--flags", "--lrr 3"), "unknown flag --lrr"),
         (("--flags", "--model infinito --lr 1e-3"), "--flags has --learning-rate, which --table infinito sets"),
         (("--flags", "--batch-size=8"), "--flags has --batch-size, which --table infinito sets"),
-        (("--flags", "--seed 3"), "--flags has --seed, which the sweep itself sees to"),
+        (("--flags", "--seed 3"), "--flags has --seed, which the sweep itself sets"),
         (("--flags", "--dry-run"), "--flags has --dry-run"),
         (("--flags", "--outdir x"), "--flags has --run-dir"),
         (("--flags", "--dropout 3"), "--dropout 3.0 is above"),
@@ -287,7 +288,7 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
         (("--trials", -1), "--trials -1"),
         (("--search", "learning_rate=1e-4:1e-2"), "without --trials"),
         (("--trials", 1, "--search", "magic=1:2"), "--search magic"),
-        (("--trials", 1, "--search", "device=1:2"), "--search device: it is no number"),
+        (("--trials", 1, "--search", "device=1:2"), "--search device: it isn't a number"),
         (("--trials", 1, "--search", "dropout=.1:3"), "--dropout 3.0 is above"),
         (("--trials", 1, "--search", "seed=1:3"), "--search has --seed"),
         (("--trials", 1, "--search", "lr=1e-4:1e-2", "learning-rate=1e-3:1"), "learning_rate is given twice"),
