@@ -301,7 +301,7 @@ def _fitted_on(record: dict[str, Any]) -> str:
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
-    """1 - L_kappa is 0 for a score of zero; what counts is to be below the denoiser that knows
+    """Print a line for each noise level. 1 - L_kappa is 0 for a score of zero; a model should beat the denoiser that knows
     frequencies only.
     """
     from ebmvk.report.tables import DASH, below, number

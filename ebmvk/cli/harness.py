@@ -52,20 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the arguments into (ours, those of lm_eval)."""
     ours: list[str] = []
-    theirs: list[str] = []
+    lm_eval_args: list[str] = []
     rest = iter(args)
     for arg in rest:
         flag = next(iter(flags.flags_in([arg])), "")
         if flag in FLAGS:
             ours += [arg] if "=" in arg else [arg, *islice(rest, 1)]
         else:
-            (ours if flag in ("-h", "--help") else theirs).append(arg)
-    return ours, theirs
+            (ours if flag in ("-h", "--help") else lm_eval_args).append(arg)
+    return ours, lm_eval_args
 
 
-def _harness(ours: list[str], theirs: list[str]) -> int:
+def _harness(ours: list[str], lm_eval_args: list[str]) -> int:
     command = parsing.parse(HarnessCommand, ours, command="harness", known=FLAGS)
-    if taken := next((flag for flag in flags.flags_in(theirs) if flag in OURS), None):
+    if taken := next((flag for flag in flags.flags_in(lm_eval_args) if flag in OURS), None):
         raise ConfigError(f"{taken} with `ebmvk harness`", hint="remove it: --checkpoint RUN names the model")
     try:
         from lm_eval.__main__ import cli_evaluate
@@ -83,11 +83,11 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
         name: str(value) if isinstance(value, Path) else value for name, value in vars(command).items()
     }
     for name in ("batch_size", "device"):  # lm_eval passes these on itself
-        theirs += [f"--{name}", str(given.pop(name))]
-    if (seed := _seed(theirs)) is not None:  # seeds the texts that the model writes
+        lm_eval_args += [f"--{name}", str(given.pop(name))]
+    if (seed := _seed(lm_eval_args)) is not None:  # seeds the texts that the model writes
         given["seed"] = seed
     before = sys.argv
-    sys.argv = ["lm_eval", "--model", "ebmvk", "--model_args", json.dumps(given), *theirs]
+    sys.argv = ["lm_eval", "--model", "ebmvk", "--model_args", json.dumps(given), *lm_eval_args]
     try:
         cli_evaluate()
     finally:
@@ -95,9 +95,9 @@ def _harness(ours: list[str], theirs: list[str]) -> int:
     return 0
 
 
-def _seed(theirs: Sequence[str]) -> int | None:
+def _seed(lm_eval_args: Sequence[str]) -> int | None:
     """The first seed in --seed, which lm_eval doesn't pass to models; None without --seed."""
-    first = (flags.value_of(theirs, "--seed") or "").partition(",")[0].strip()
+    first = (flags.value_of(lm_eval_args, "--seed") or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else None
 
 

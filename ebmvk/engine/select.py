@@ -34,7 +34,7 @@ def select(device: str = "auto") -> Backend:
             tests), else the CPU kernels.
 
     Raises:
-        ArgumentError: `device` is none of these.
+        ArgumentError: `device` isn't one of these.
         DeviceError: the device can't be opened; the message says why.
     """
     choice = _choose(device)
@@ -118,4 +118,4 @@ def _vulkan_accelerator() -> tuple[int | None, str]:
     for device in devices:
         if device.type != "cpu":
             return device.index, f"{device.name}"
-    return None, "no Vulkan device other than a CPU in disguise" if devices else "no Vulkan device"
+    return None, "no Vulkan device other than a software renderer" if devices else "no Vulkan device"

@@ -150,7 +150,7 @@ def measure(
     }
     if against is None:
         return record
-    theirs = token_nats(
+    other_nats = token_nats(
         against.run.model.to(device.torch),
         stream,
         context=context,
@@ -158,14 +158,14 @@ def measure(
         device=device.torch,
         reader=against.reader,
     )
-    base = theirs[against.memory]
+    base = other_nats[against.memory]
     record["against"] = {
         "checkpoint": str(against.run.checkpoint.path),
         "memory": against.memory,
         "splats": against.splats(),
         **against.in_sample(whole, size.tokens),
         "nats_per_token": float(base.mean()),
-        "laws": {law: float(part.mean()) for law, part in theirs.items()},
+        "laws": {law: float(part.mean()) for law, part in other_nats.items()},
         "modes": {law: paired(part, base, stream.starts).record() for law, part in nats.items()},
     }
     return record

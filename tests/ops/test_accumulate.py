@@ -1,4 +1,6 @@
-"""accumulate: the oracle's statistics, exact sparse counts, conservation of mass, the same bits every time."""
+"""accumulate: the oracle's statistics, exact sparse counts, conservation of mass, the same bits
+every time.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def same_bits(a: Accumulated, b: Accumulated) -> bool:
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 1, 2, 1), (5, 3, 33, 200), (67, 9, 65, 13), (129, 8, 640, 64)])
-def test_it_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, int, int, int]) -> None:
+def test_statistics_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, int, int, int]) -> None:
     problem = shares(*shape)
     got, want = backend.accumulate(*problem), oracle.accumulate(*problem)
     assert got.mass.shape == (shape[3],)
@@ -41,7 +43,7 @@ def test_it_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int
         assert nmse(getattr(got, name), getattr(want, name)) <= 1e-11, name  # sums of tens of floats
 
 
-def test_counts_are_those_of_a_loop(backend: Backend) -> None:
+def test_counts_match_a_loop(backend: Backend) -> None:
     x, ids, r, tokens, n = shares(41, 5, 6, 9)
     table: defaultdict[tuple[int, int], float] = defaultdict(float)
     for row in range(41):
@@ -62,7 +64,7 @@ def test_mass_is_conserved(backend: Backend) -> None:
     assert bool((got.counts > 0).all())
 
 
-def test_same_bits_every_time(backend: Backend) -> None:
+def test_calls_repeat_bit_for_bit(backend: Backend) -> None:
     problem = shares(300, 8, 40, 3)  # hundreds of rows per splat
     assert all(same_bits(backend.accumulate(*problem), backend.accumulate(*problem)) for _ in range(3))
 

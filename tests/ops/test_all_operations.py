@@ -1,5 +1,5 @@
-"""What holds for every operation of the table: it is on every backend, exact, reproducible, and blind to how a batch is
-cut."""
+"""Laws of all operations: they exist on every backend, are accurate, repeat bit for bit, and don't
+depend on how a batch is split."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ebmvk.errors import OutOfMemory
 SHAPES = [Shape(1, 2, 1, 1), Shape(), Shape(3, 31, 8, 17), Shape(13, 33, 9, 40), Shape(37, 65, 17, 129)]
 
 
-def test_the_table_is_whole() -> None:
-    """These tests, and those of faults, arguments and validation, run over it."""
+def test_the_table_has_every_operation() -> None:
+    """These tests, and those of faults, arguments and validation, run over the table."""
     operations = {name for name in vars(Backend) if not name.startswith("_")} - {"name", "device", "points", "counts"}
     assert {op.method for op in OPERATIONS.values()} == operations
     schemes = {op.settings.get("scheme", "gbaoab") for op in OPERATIONS.values() if op.method == "langevin"}
@@ -31,14 +31,14 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_oracle_agrees(backend: Backend, oracle: Reference, name: str, shape: Shape, seed: int) -> None:
+def test_results_match_the_oracle(backend: Backend, oracle: Reference, name: str, shape: Shape, seed: int) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments(shape, seed)
     assert_close(op, op.run(backend, arguments), op.run(oracle, arguments))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_same_seed_same_bits(backend: Backend, name: str) -> None:
+def test_the_same_seed_gives_the_same_bits(backend: Backend, name: str) -> None:
     op = OPERATIONS[name]
     first = op.run(backend)
     op.run(backend, op.arguments(Shape(3, 9, 2, 11), 4))  # whatever it leaves behind
@@ -49,7 +49,7 @@ def test_same_seed_same_bits(backend: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "accumulate"])
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_any_split_of_the_batch(backend: Backend, name: str, shape: Shape) -> None:
+def test_splitting_the_batch_changes_no_bit(backend: Backend, name: str, shape: Shape) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments(shape, 3)
     cuts = sorted({0, 1, shape.rows // 2, shape.rows})
@@ -76,7 +76,7 @@ def test_statistics_of_parts_add_up(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_any_number_of_threads(cpu_kernels: Any, name: str) -> None:
+def test_the_number_of_threads_changes_no_bit(cpu_kernels: Any, name: str) -> None:
     op, backend = OPERATIONS[name], select("cpu")
     arguments, threads = op.arguments(SHAPES[4], 5), cpu_kernels.threads()
     results: list[list[Tensor]] = []
@@ -90,7 +90,7 @@ def test_any_number_of_threads(cpu_kernels: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_rows(backend: Backend, oracle: Reference, name: str) -> None:
+def test_an_empty_batch_gives_empty_results(backend: Backend, oracle: Reference, name: str) -> None:
     op = OPERATIONS[name]
     arguments = op.part(op.arguments(), 0, 0)
     got, want = op.run(backend, arguments), op.run(oracle, arguments)
@@ -100,7 +100,7 @@ def test_no_rows(backend: Backend, oracle: Reference, name: str) -> None:
 
 @pytest.mark.parametrize("scheme", get_args(Scheme))
 def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
-    """Steps and chains up to number 2^32 - 1."""
+    """Steps and chains may be numbered up to 2^32 - 1."""
     op = OPERATIONS["langevin"]
     last = {"scheme": scheme, "first_step": 2**32 - 5, "first_chain": 2**32 - 5}
     arguments = {**op.arguments(), **last}
@@ -109,8 +109,8 @@ def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme
     assert not torch.allclose(got[0], arguments["x"], atol=1e-3)
 
 
-def test_more_than_the_host_has(backend: Backend) -> None:
-    """Sums of 171 TB, more than a process can address."""
+def test_more_memory_than_the_host_has_is_a_typed_error(backend: Backend) -> None:
+    """The sums would take 171 TB, more than a process can address."""
     op = OPERATIONS["accumulate"]
     with pytest.raises(OutOfMemory, match="accumulate"):
         op.run(backend, {**op.arguments(Shape(1, 20_000, 1, 1)), "n": 2**31 - 1})

@@ -1,4 +1,4 @@
-"""k-means and approximate search: against the exact top-k, and deterministic by seed."""
+"""k-means and approximate search against the exact top-k. The same seed gives the same result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def _needs_faiss() -> None:
 
 
 def clustered(n: int, seed: int) -> Tensor:
-    """Unit rows around CLUSTERS directions, cosine about .9 with their own; the same directions for any seed."""
+    """Unit rows around CLUSTERS directions, with a cosine of about .9. The directions are the same
+    for any seed.
+    """
     g = torch.Generator().manual_seed(seed)
     centres = unit(CLUSTERS, D, generator=torch.Generator().manual_seed(99))
     of = torch.randint(CLUSTERS, (n,), generator=g)
@@ -35,7 +37,7 @@ def exact(queries: Tensor, points: Tensor, k: int) -> TopK:
     return reference.topk(queries, reference.points(points), k)
 
 
-def test_kmeans_lowers_its_objective_to_what_its_centroids_give() -> None:
+def test_kmeans_lowers_its_objective() -> None:
     x = clustered(N, 1)
     found = kmeans(x, CLUSTERS, rounds=8, seed=3)
     assert found.centroids.shape == (CLUSTERS, D)
@@ -55,7 +57,7 @@ def test_kmeans_is_a_function_of_its_seed() -> None:
     assert not torch.equal(first, other)
 
 
-def test_as_many_clusters_as_points_are_the_points() -> None:
+def test_as_many_clusters_as_points_give_the_points() -> None:
     x = clustered(9, 2)
     found = kmeans(x, 9)
     assert torch.equal(found.centroids, x)
@@ -63,7 +65,9 @@ def test_as_many_clusters_as_points_are_the_points() -> None:
 
 
 def test_search_finds_most_of_the_exact_neighbours() -> None:
-    """Of 40 lists one gives .958 and two give 1, as measured: a cluster's points lie in few lists."""
+    """A cluster's points lie in few lists: of 40 lists, one gives a recall of .958 and two give 1,
+    as measured.
+    """
     points, queries = clustered(N, 1), clustered(100, 2)
     index, truth = ApproximateIndex(points, lists=CLUSTERS, seed=3), exact(queries, points, 10)
     one, two = (index.search(queries, 10, probes=probes) for probes in (1, 2))
@@ -107,7 +111,7 @@ def test_recall_counts_ids_in_any_order() -> None:
     assert recall(some, TopK(torch.zeros(1, 3), torch.tensor([[1, 9, 8]]))) == pytest.approx(1 / 3)
 
 
-def test_arguments_are_named() -> None:
+def test_bad_arguments_are_named() -> None:
     x = clustered(20, 1)
     index = ApproximateIndex(x, lists=4)
     for name, call in {

@@ -59,18 +59,19 @@ def smooth(*shape: int, n: int) -> Candidates:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kappa", [0.0, 5.0, 300.0])
-def test_gradients_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float) -> None:
+def test_gradients_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float) -> None:
     p = candidates(*shape, kappa=kappa)
     got, want = run(backend, p), run(oracle, p)
     for field in fields(got):
         a, b = getattr(got, field.name), getattr(want, field.name)
         assert a.shape == b.shape
-        # Second-order terms hold kappa^2 times differences of responsibilities, each known to 1e-7 kappa in float32:
-        # where they cancel, the reference itself is 4e-7 off in float32 at kappa = 300.
+        # Second-order terms hold kappa^2 times differences of responsibilities, each known to 1e-7
+        # kappa in float32: where they cancel, the reference itself is 4e-7 off in float32 at kappa
+        # = 300.
         assert nmse(a, b) <= (1e-9 if kappa <= 5 else 2e-6), field.name
 
 
-def test_the_oracle_is_torch(oracle: Reference) -> None:
+def test_the_oracle_matches_torch(oracle: Reference) -> None:
     p = smooth(5, 7, 9, n=11)
     tensors = leaves(p, torch.float64)
     x, points, *rest = (tensors[name] for name in NAMES)
@@ -82,7 +83,7 @@ def test_the_oracle_is_torch(oracle: Reference) -> None:
         assert nmse(getattr(got, name), truth) <= 1e-20, name  # float64 both
 
 
-def test_gradcheck(oracle: Reference) -> None:
+def test_gradients_pass_gradcheck(oracle: Reference) -> None:
     p = smooth(4, 6, 7, n=9)
     tensors = leaves(p, torch.float64)
 
@@ -93,7 +94,7 @@ def test_gradcheck(oracle: Reference) -> None:
 
 
 @pytest.mark.parametrize("use", ["energy", "score", "both"])
-def test_autograd(backend: Backend, use: str) -> None:
+def test_losses_of_energy_and_score_reach_every_argument(backend: Backend, use: str) -> None:
     """A loss of the energy only, of the score only, or of both reaches every argument."""
     p = smooth(6, 10, 33, n=17)
     got, want = leaves(p, torch.float32), leaves(p, torch.float64)
@@ -108,7 +109,7 @@ def test_autograd(backend: Backend, use: str) -> None:
         assert nmse(got[name].grad, want[name].grad) <= 1e-8, name  # type: ignore[arg-type]
 
 
-def test_a_change_between_forward_and_backward_is_noticed(oracle: Reference) -> None:
+def test_a_change_between_forward_and_backward_is_an_error(oracle: Reference) -> None:
     p = smooth(2, 3, 4, n=5)
     tensors = leaves(p, torch.float64)
     energy, _ = energy_score(oracle, tensors["x"], tensors["points"], p.ids, *(tensors[n] for n in NAMES[2:]))
@@ -118,8 +119,10 @@ def test_a_change_between_forward_and_backward_is_noticed(oracle: Reference) -> 
         energy.sum().backward()
 
 
-def test_many_rows_on_one_point_have_one_sum(backend: Backend) -> None:
-    """All candidates are the same three points: an unordered or atomic sum would differ between calls."""
+def test_many_rows_on_one_point_repeat_bit_for_bit(backend: Backend) -> None:
+    """All candidates are the same three points: an unordered or atomic sum would differ between
+    calls.
+    """
     p = candidates(67, 20, 40, n=3)
     first = run(backend, p)
     for _ in range(3):
@@ -127,7 +130,7 @@ def test_many_rows_on_one_point_have_one_sum(backend: Backend) -> None:
         assert all(torch.equal(getattr(first, f.name), getattr(again, f.name)) for f in fields(first))
 
 
-def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
+def test_a_weight_of_zero_has_a_gradient_of_zero(backend: Backend) -> None:
     p = candidates(4, 6, 8)
     got = run(backend, p)
     gone = torch.isinf(p.logw)
@@ -137,8 +140,12 @@ def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("kappa", [1e6, 1e12])
-def test_one_candidate_has_all_the_weight(backend: Backend, oracle: Reference, kappa: float) -> None:
-    """Then a_j and its mean are equal, and as large as kappa: their difference must not be rounded at their size."""
+def test_gradients_stay_accurate_if_one_candidate_has_all_the_weight(
+    backend: Backend, oracle: Reference, kappa: float
+) -> None:
+    """Then a_j and its mean are equal, and as large as kappa: their difference must not be rounded
+    at their size.
+    """
     p = candidates(6, 3, 7, 9)
     p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)  # no point twice, or float32 cannot tell how they share it
     p.kappa.fill_(kappa)

@@ -1,4 +1,6 @@
-"""The CPU kernels' threads in a process that forks, that is denied threads, and that ends under them."""
+"""The CPU kernels' threads in a process that forks, that is denied threads, and that ends under
+them.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ resource.setrlimit(resource.RLIMIT_AS, (size + (60 << 20),) * 2)
 _cpu.set_threads(300)
 check(run())
 """,
-    # The thread asks for the interpreter's lock while the interpreter, whose modules are being torn down, sleeps.
+    # The thread asks for the interpreter's lock while the interpreter, whose modules are being torn
+    # down, sleeps.
     "a daemon at work at the end": """
 class Sleep:
     def __del__(self, sleep=time.sleep): sleep(1.5)
@@ -59,7 +62,7 @@ sys.last = Sleep()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_processes(cpu_kernels: Any, case: str) -> None:
+def test_threads_survive_forks_denied_threads_and_exits(cpu_kernels: Any, case: str) -> None:
     if sys.platform != "linux":
         pytest.skip("asks Linux's /proc for sizes")
     root = Path(__file__).parents[2]

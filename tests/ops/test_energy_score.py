@@ -23,11 +23,12 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kappa", [0.0, 5.0, 3000.0])
-def test_it_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float) -> None:
+def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float) -> None:
     p = candidates(*shape, kappa=kappa)
     got = backend.energy_score(p.x, backend.points(p.points), *p.lists)
     want = oracle.energy_score(p.x, oracle.points(p.points), *p.lists)
-    # At kappa = 3000 a logit is known to 2e-4 (float32), and so is the relative error of a small responsibility.
+    # At kappa = 3000 a logit is known to 2e-4 (float32), and so is the relative error of a small
+    # responsibility.
     tolerance = 1e-9 if kappa <= 5 else 1e-6
     for name in ("energy", "score", "responsibilities", "background"):
         assert nmse(getattr(got, name), getattr(want, name)) <= tolerance, name

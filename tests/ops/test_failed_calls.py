@@ -1,4 +1,6 @@
-"""Calls that run out of memory: the typed error, and nothing that holds the arguments of the call."""
+"""Calls that run out of memory raise a typed error, which doesn't keep the arguments of the call in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def without_collector() -> Iterator[None]:
 def test_points_of_a_failed_call_are_freed_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch, without_collector: None
 ) -> None:
-    """Not only when Python's cycle collector comes by: device memory is what the call lacked."""
+    """They aren't kept until Python collects cycles, because the call lacked device memory."""
     queries, rows = unit(3, 5, 1), unit(9, 5, 2)
     backend = failing(name, monkeypatch)
 

@@ -31,7 +31,7 @@ def same_bits(a: LangevinResult, b: LangevinResult) -> bool:
     ],
     ids=str,
 )
-def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], h: float) -> None:
+def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], h: float) -> None:
     p, s = candidates(*shape), schedule(3, 0, 4, h=h)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
     got, want = run(backend, p, s, **more), run(oracle, p, s, **more)
@@ -47,7 +47,7 @@ def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape
 
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 20])
-def test_two_calls_are_one(backend: Backend, cut: int) -> None:
+def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
     p, levels = candidates(3, 10, 33), schedule(12, 28, h=0.3)
     whole = run(backend, p, levels)
     first = replace(levels, steps=(min(cut, 12), max(0, cut - 12)))
@@ -56,7 +56,7 @@ def test_two_calls_are_one(backend: Backend, cut: int) -> None:
     assert same_bits(whole, run(backend, replace(p, x=half.x, v=half.v), second, first_step=cut))
 
 
-def test_a_batch_is_its_chains(backend: Backend) -> None:
+def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5, h=0.2)
@@ -67,7 +67,7 @@ def test_a_batch_is_its_chains(backend: Backend) -> None:
     assert torch.equal(whole.diagnostics.acceptance, torch.cat([part.diagnostics.acceptance for part in parts]))
 
 
-def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
+def test_a_rejected_trajectory_reverses_the_velocity(backend: Backend) -> None:
     """No friction, steps far too long: x stays and v is exactly reversed by each trajectory."""
     p = candidates(4, 12, 20, kappa=400.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([3.0]), torch.zeros(1), (1,))
@@ -82,14 +82,16 @@ def test_a_rejected_trajectory_turns_back(backend: Backend) -> None:
     assert torch.equal(got.v[rejected], -(100 * p.v)[rejected])
 
 
-def test_without_force_all_is_accepted(backend: Backend) -> None:
+def test_without_force_every_trajectory_is_accepted(backend: Backend) -> None:
     got = run(backend, candidates(5, 4, 33, kappa=0.0), schedule(20))
     assert bool((got.diagnostics.acceptance == 1).all())
     assert float(got.diagnostics.energy_error.max()) < 1e-4  # roundings of |v|^2 / 2 = 16
 
 
-def test_the_stationary_law_is_vmf(backend: Backend) -> None:
-    """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model section 7)."""
+def test_the_stationary_distribution_is_von_mises_fisher(backend: Backend) -> None:
+    """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model
+    section 7).
+    """
     chains, d, kappa = 512, 3, 8.0
     p = candidates(chains, 1, d, n=1)
     p = replace(
@@ -104,7 +106,8 @@ def test_the_stationary_law_is_vmf(backend: Backend) -> None:
     t = (got.x @ p.points.T)[:, 0].double()
     mean = 1 / math.tanh(kappa) - 1 / kappa
     variance = 1 - mean * mean - 2 * mean / kappa
-    # 5 standard errors of independent chains; the variance of a squared deviation is at most 9 variance^2 here.
+    # 5 standard errors of independent chains; the variance of a squared deviation is at most 9
+    # variance^2 here.
     assert abs(float(t.mean()) - mean) < 5 * math.sqrt(variance / chains)
     assert abs(float((t - mean).square().mean()) - variance) < 5 * 3 * variance / math.sqrt(chains)
 

@@ -23,7 +23,7 @@ def same_bits(a: LangevinResult, b: LangevinResult) -> bool:
 @pytest.mark.parametrize(
     "shape", [(0, 3, 4), (1, 1, 2), (2, 7, 3), (5, 8, 63), (3, 65, 64), (4, 64, 65), (7, 9, 640)], ids=str
 )
-def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...]) -> None:
+def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...]) -> None:
     p = candidates(*shape)
     s = schedule(4, 0, 5)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
@@ -39,7 +39,7 @@ def test_trajectories_are_the_oracles(backend: Backend, oracle: Reference, shape
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60, 100])
-def test_two_calls_are_one(backend: Backend, cut: int) -> None:
+def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
     """Also across a change of level (after 60 of 200 steps)."""
     p = candidates(3, 10, 33)
     whole = run(backend, p, schedule(60, 140))
@@ -51,7 +51,7 @@ def test_two_calls_are_one(backend: Backend, cut: int) -> None:
     assert same_bits(whole, rest)
 
 
-def test_a_batch_is_its_chains(backend: Backend) -> None:
+def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5)
@@ -68,7 +68,7 @@ def test_same_seed_same_bits_other_seed_other_path(backend: Backend) -> None:
         assert not torch.allclose(run(backend, p, s).x, run(backend, p, s, **change).x, atol=1e-4), change
 
 
-def test_levels_per_chain(backend: Backend) -> None:
+def test_each_chain_may_have_its_own_levels(backend: Backend) -> None:
     """A schedule (B, L) gives each chain what a schedule (L,) with its row gives."""
     p, shared = candidates(5, 8, 24), schedule(3, 4)
     names = ("kappa_scale", "logw_shift", "step_size", "gamma")
@@ -81,7 +81,7 @@ def test_levels_per_chain(backend: Backend) -> None:
         torch.testing.assert_close(whole.x[row], alone.x[0], rtol=0, atol=1e-6)
 
 
-def test_no_steps_is_no_move(backend: Backend, oracle: Reference) -> None:
+def test_without_steps_nothing_moves(backend: Backend, oracle: Reference) -> None:
     p = candidates(3, 8, 24)
     got = run(backend, p, schedule(0, 0))
     assert torch.equal(got.x, p.x)
@@ -109,10 +109,11 @@ def test_without_friction_energy_is_conserved(backend: Backend) -> None:
     torch.testing.assert_close(got.v.norm(dim=1), v.norm(dim=1), rtol=1e-5, atol=0)
 
 
-def test_temperature_is_that_of_the_noise(backend: Backend) -> None:
+def test_the_kinetic_temperature_is_that_of_the_noise(backend: Backend) -> None:
     """Equipartition right after O: |v|^2 = (d - 1) T on average."""
     p = candidates(16, 4, 33, kappa=1.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.02]), torch.tensor([50.0]), (100,))
     got = run(backend, p, s, temperature=0.5)
-    # e^{-2 gamma h} = .14: about 1600 * .75 independent values of chi^2_32 / 32, standard error .007 T; 5 sigma.
+    # e^{-2 gamma h} = .14: about 1600 * .75 independent values of chi^2_32 / 32, standard error
+    # .007 T; 5 sigma.
     assert abs(float(got.diagnostics.kinetic_temperature.mean()) - 0.5) < 0.02

@@ -1,4 +1,4 @@
-"""--device: what is asked for is what is opened, or an error."""
+"""--device opens what it names, or fails."""
 
 from __future__ import annotations
 

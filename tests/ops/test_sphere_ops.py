@@ -15,10 +15,11 @@ SHAPES = [(0, 3), (1, 2), (2, 3), (7, 63), (13, 64), (31, 65), (5, 640)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_they_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, int]) -> None:
+def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, int]) -> None:
     g = torch.Generator().manual_seed(sum(shape))
     x, y, u = unit(*shape, generator=g), unit(*shape, generator=g), torch.randn(*shape, generator=g)
-    # Normalised in float32 each, so x and y are unit only to 1e-7; every formula is that far from exact too.
+    # Normalised in float32 each, so x and y are unit only to 1e-7; every formula is that far from
+    # exact too.
     pairs = {
         "projx": (backend.projx(3 * u), oracle.projx(3 * u)),
         "proju": (backend.proju(x, u), oracle.proju(x, u)),
@@ -51,7 +52,7 @@ def test_logmap_undoes_expmap(backend: Backend) -> None:
     torch.testing.assert_close(backend.logmap(x, backend.expmap(x, u)), u, rtol=2e-5, atol=2e-6)
 
 
-def test_logmap_where_no_direction_is_right(backend: Backend) -> None:
+def test_logmap_without_a_direction_is_zero(backend: Backend) -> None:
     x = unit(3, 7, generator=torch.Generator().manual_seed(0))
     assert bool((backend.logmap(x, x) == 0).all())
     assert bool(torch.isfinite(backend.logmap(x, -x)).all())

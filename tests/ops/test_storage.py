@@ -1,4 +1,6 @@
-"""Points stored in float16: every operation works on the rounded rows, as if these had been given in float32."""
+"""Points stored in float16: every operation works on the rounded rows, as if these had been given
+in float32.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ SHAPES = [(1, 1, 2, 1), (3, 7, 5, 31), (2, 65, 63, 129), (4, 9, 640, 97)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_it_is_float32_on_rounded_rows(backend: Backend, oracle: Reference, op: str, shape: tuple[int, ...]) -> None:
+def test_results_match_float32_on_rounded_rows(
+    backend: Backend, oracle: Reference, op: str, shape: tuple[int, ...]
+) -> None:
     b, k, d, n = shape
     p = candidates(b, k, d, n, kappa=5.0)
     rounded = p.points.half().float()
@@ -79,7 +83,9 @@ def test_update_rounds_too(backend: Backend, shape: tuple[int, ...]) -> None:
 
 
 def test_every_coordinate_is_rounded_to_nearest_even(backend: Backend) -> None:
-    """Coordinates between 2^-30 and 1, on ties between two halves, next to them, and subnormal: read back exactly."""
+    """Coordinates between 2^-30 and 1, on ties between two halves, next to them, and subnormal:
+    read back exactly.
+    """
     g = torch.Generator().manual_seed(2)
     halves = torch.arange(0x3C00, dtype=torch.int16).view(torch.float16).float()[::7]  # [0, 1)
     ties = (halves + torch.nextafter(halves.half(), torch.tensor(1.0).half()).float()) / 2

@@ -1,4 +1,4 @@
-"""topk against the oracle, and against a sort where ties decide."""
+"""topk against the oracle, and against a sort for ties."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", [False, True], ids=["plain", "scale+bias"])
-def test_topk_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, ...], affine: bool) -> None:
+def test_topk_matches_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], affine: bool) -> None:
     b, n, d, k = shape
     g = torch.Generator().manual_seed(b + n + d)
     queries, points = 3 * torch.randn(b, d, generator=g), unit(n, d, generator=g)
@@ -39,7 +39,8 @@ def test_topk_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[i
     assert got.ids.dtype == torch.int64
     # float32 products of 640 terms: 1e-13 seen.
     assert nmse(got.scores, want.scores) <= 1e-9
-    # Ids may differ only where scores tie within rounding, so compare what the ids stand for, in float64.
+    # Ids may differ only where scores tie within rounding, so compare what the ids stand for, in
+    # float64.
     exact = queries.double() @ points.double().T
     exact = exact * extra["scale"] + extra["bias"] if affine else exact
     assert nmse(exact.gather(1, got.ids), want.scores) <= 1e-9
@@ -47,7 +48,8 @@ def test_topk_is_the_oracles(backend: Backend, oracle: Reference, shape: tuple[i
 
 
 def test_ties_go_to_the_lower_id(backend: Backend) -> None:
-    # Five distinct rows among 200: nearly every rank is a tie. The product is exact, so are the ties.
+    # Five distinct rows among 200: nearly every rank is a tie. The product is exact, so are the
+    # ties.
     points = torch.eye(8)[torch.arange(200) % 5]
     queries = torch.tensor([[5.0, 3.0, 4.0, 1.0, 2.0, 0, 0, 0], [1.0, 1.0, 1.0, 1.0, 1.0, 0, 0, 0]])
     got = backend.topk(queries, backend.points(points), 101)
@@ -68,7 +70,7 @@ def test_points_with_bias_minus_infinity_come_last(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
-def test_sorted_points(backend: Backend, order: str) -> None:
+def test_sorted_points_match_a_sort(backend: Backend, order: str) -> None:
     """Ascending scores push every point into a running selection, descending ones only the first."""
     angle = torch.linspace(3.0, 0.1, 700) if order == "ascending" else torch.linspace(0.1, 3.0, 700)
     points = torch.stack((angle.cos(), angle.sin()), dim=1)
@@ -91,7 +93,9 @@ def test_rows_do_not_depend_on_the_batch(backend: Backend) -> None:
 @pytest.mark.parametrize("d", [1, 3, 5, 639, 640, 641])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 71])
 def test_few_rows_have_the_bits_of_many(cpu_kernels: Any, n: int, d: int) -> None:
-    """Up to 8 rows the CPU kernels leave panels (8, 16, 32 points) where they are, beyond that they transpose them."""
+    """Up to 8 rows the CPU kernels leave panels (8, 16, 32 points) where they are, beyond that they
+    transpose them.
+    """
     g = torch.Generator().manual_seed(100 * n + d)
     queries, points = torch.randn(29, d, generator=g).numpy(), unit(n, d, generator=g).numpy()
     scale, bias = torch.randn(n, generator=g).numpy(), torch.randn(n, generator=g).numpy()

@@ -22,7 +22,7 @@ def problem(b: int, d: int, kappa: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 2), (5, 3), (31, 33), (7, 65), (4, 640)], ids=str)
 @pytest.mark.parametrize("kappa", [0.0, 10.0, 1e4])
-def test_samples_are_the_oracles(backend: Backend, oracle: Reference, shape: tuple[int, int], kappa: float) -> None:
+def test_samples_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, int], kappa: float) -> None:
     mu, level = problem(*shape, kappa)
     got = backend.vmf_sample(mu, level, seed=2**40 + 3, first_row=17)
     assert nmse(got, oracle.vmf_sample(mu, level, seed=2**40 + 3, first_row=17)) <= 1e-9
@@ -30,8 +30,10 @@ def test_samples_are_the_oracles(backend: Backend, oracle: Reference, shape: tup
 
 
 @pytest.mark.parametrize(("d", "kappa"), [(2, 3.0), (3, 5.0), (5, 0.0), (16, 40.0), (640, 640.0)])
-def test_cosines_have_the_exact_law(backend: Backend, d: int, kappa: float) -> None:
-    """Kolmogorov-Smirnov against the density (1 - t^2)^((d-3)/2) e^(kappa t), integrated over the angle."""
+def test_cosines_have_the_exact_distribution(backend: Backend, d: int, kappa: float) -> None:
+    """Kolmogorov-Smirnov against the density (1 - t^2)^((d-3)/2) e^(kappa t), integrated over the
+    angle.
+    """
     n = 4000
     mu = unit(1, d, generator=torch.Generator().manual_seed(d)).expand(n, d).contiguous()
     t = (backend.vmf_sample(mu, torch.full((n,), kappa), seed=d) * mu).sum(1).double().clamp(-1, 1).numpy()
@@ -84,7 +86,9 @@ def test_bad_arguments(backend: Backend, name: str, change: dict[str, torch.Tens
 
 @pytest.mark.parametrize("kappa", [1e6, 1e12, 1e15])
 def test_cosines_next_to_one(backend: Backend, kappa: float) -> None:
-    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to within 1 / kappa."""
+    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to
+    within 1 / kappa.
+    """
     n, d = 2000, 5
     mu = torch.eye(d)[:1].expand(n, d).contiguous()
     x = backend.vmf_sample(mu, torch.full((n,), kappa), seed=3)[:, 1:].double()  # the first coordinate rounds to 1

@@ -1,7 +1,8 @@
-"""Several processes train as one does, stop together, and go on in any number; points spread over them are found as if
-they were in one place.
+"""Several processes train like one, stop together, and resume in any number. A look-up in points
+that are spread over them matches a look-up in one place.
 
-Processes are forks of this one with torchrun's environment; torchrun itself starts those of which one is killed.
+The processes are forks of this one with torchrun's environment. In the test that kills one,
+torchrun starts them.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from .conftest import Command, launched, rows
 from .test_resume import SPLATS
 
 FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--deterministic")
-# Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most this of it. Rows of
-# tokens whose gradients nearly cancel are moved by AdamW as far as others.
+# Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most
+# this of it. Rows of tokens whose gradients nearly cancel are moved by AdamW as far as others.
 WEIGHTS, NATS = 2e-5, 2e-6
 MODELS: dict[str, tuple[object, ...]] = {"ebm": (*SPLATS, "--num-workers", 2), "tinygpt": ("--model", "tinygpt")}
 OTHERS: dict[str, tuple[object, ...]] = {
@@ -54,8 +55,9 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "ebm with a transformer": ("--decoder", "transformer", "--gradient-checkpointing"),
     "plain": ("--model", "plain", *SPLATS),
     "minillm of experts": ("--model", "minillm", "--use-moe", "--accumulation-steps", 2),
-    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one process, weights that
-    # begin 1e-7 apart are as far from each other after a few steps. That its gradient is exact has a test of its own.
+    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one
+    # process, weights that begin 1e-7 apart are as far from each other after a few steps. That its
+    # gradient is exact has a test of its own.
     "infinito": ("--model", "infinito", "--memory-slots", 8, "--lambda-phi", 0),
 }
 
@@ -105,20 +107,22 @@ def _same_as_one(tmp_path: Path, begun: tuple[object, ...], flags: tuple[object,
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_processes_are_one(model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+def test_two_processes_match_one(model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
     _same_as_one(tmp_path, begun, MODELS[model])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", OTHERS)
-def test_two_processes_are_one_for_every_model(
+def test_two_processes_match_one_for_every_model(
     model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
     _same_as_one(tmp_path, begun, OTHERS[model])
 
 
-def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
-    """Two steps by one process, two by four, four by two: as eight by one."""
+def test_a_run_resumes_with_another_number_of_processes(
+    tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    """Two steps with one process, two with four and four with two match eight with one."""
     one, other = tmp_path / "one", tmp_path / "other"
     assert command(one, *begun)() == 0
     assert command(other, *begun, "--stop-after", 2)() == 0
@@ -129,17 +133,17 @@ def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ..
     _ended_alike(one, other)
 
 
-def test_a_stage_of_its_own_goes_over_ranks(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+def test_pretraining_works_with_several_processes(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
     args = [str(arg) for arg in ("--run-dir", tmp_path / "run", *begun, "--steps", 2, "--no-enable-soc")]
     found = launched(2, lambda: pretrain.main(args), tmp_path)
     assert [(said.status, said.err) for said in found] == [(0, "")] * 2
     assert [row["ranks"] for row in rows(tmp_path / "run", "start")] == [2]
 
 
-def test_a_step_sends_what_is_predicted(
+def test_a_step_sends_as_many_bytes_as_predicted(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
+    """It sends the gradients, the sample of states, and less than 2 kB of losses and expert counts."""
     run, real = tmp_path / "run", Ranks.all_reduce
 
     def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
@@ -152,12 +156,13 @@ def test_a_step_sends_what_is_predicted(
     load = scaling.Load.of(read_config(run))
     for rank in range(2):
         sent = sum(map(int, (tmp_path / f"sent-{rank}").read_text().split()))
-        # Consolidation sees all of so small a batch: of the most that the prediction allows for, these are not there.
+        # Consolidation sees all of so small a batch: of the most that the prediction allows for,
+        # these are not there.
         fewer = load.sample - 4 * (4 * 16) * (32 + 1)
         assert 0 < sent - (load.gradients + load.sample - fewer) < 2000
 
 
-def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
+def test_settings_for_one_process_only_are_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
     for number, flags, told in (
         (3, (), "error: --batch-size 4 is not a multiple of the 3 processes\n"),
         (2, ("--dry-run",), "error: --dry-run with 2 processes: it measures one\n"),
@@ -171,7 +176,7 @@ def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tupl
         assert not (tmp_path / "run").exists()
 
 
-def test_what_is_of_one_process_is_refused_to_several(
+def test_commands_for_one_process_only_are_refused(
     tmp_path: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size, told in (("2", "only train, pretrain, evaluate share"), ("two", "WORLD_SIZE=two is no number")):
@@ -187,7 +192,7 @@ def test_what_is_of_one_process_is_refused_to_several(
 
 
 @pytest.mark.parametrize("fault", ["not finite", "no memory", "a bug"])
-def test_what_one_rank_ends_with_ends_all(
+def test_the_error_of_one_rank_ends_all(
     fault: str, tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     real = passes.objective
@@ -217,7 +222,7 @@ def test_what_one_rank_ends_with_ends_all(
     assert rows(run, "resume")[0]["step"] == (5 if fault == "no memory" else 4)
 
 
-def test_an_interruption_of_any_rank_is_saved(
+def test_interrupting_any_rank_saves_the_run(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     real = passes.objective
@@ -233,7 +238,7 @@ def test_an_interruption_of_any_rank_is_saved(
     assert "saved       step 3 of 8" in found[0].out
 
 
-def test_a_rank_that_dies_before_a_save_costs_no_step(
+def test_a_rank_that_dies_before_a_save_loses_no_step(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     monkeypatch.setattr(follower.Follower, "compare", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
@@ -246,14 +251,14 @@ def test_a_rank_that_dies_before_a_save_costs_no_step(
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process has started; none if it has ended."""
+    """The processes that a process has started; empty if it has ended."""
     try:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
     except FileNotFoundError:
         return []
 
 
-def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
+def test_torchrun_ends_when_a_rank_is_killed_and_the_run_can_resume(
     tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
     run = tmp_path / "run"
@@ -291,7 +296,7 @@ def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
 
 
 def on_ranks(body: Callable[[Ranks], None], number: int, tmp_path: Path) -> None:
-    """`body` in each of several processes, which must not raise."""
+    """Run `body` in each of several processes; it must not raise."""
 
     def work() -> int:
         ranks = Ranks.join()
@@ -304,15 +309,17 @@ def on_ranks(body: Callable[[Ranks], None], number: int, tmp_path: Path) -> None
 
 
 def _dyadic(rows: int, d: int, seed: int) -> torch.Tensor:
-    """Unit rows of which many are equal, and with queries of small integers no product is rounded."""
+    """Unit rows, many of them equal. Products with queries of small integers are exact."""
     random = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (rows, d), generator=random).float() * 2 - 1
     return signs / d**0.5  # d is a power of 4
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_top_k_of_spread_points_is_that_of_one_store(device: str, tmp_path: Path) -> None:
-    """Ties, more neighbours than a part has rows, parts without rows, weights of minus infinity, and rows replaced."""
+def test_top_k_of_spread_points_matches_one_store(device: str, tmp_path: Path) -> None:
+    """The cases: ties, more neighbours than a part has rows, parts without rows, weights of minus
+    infinity, replaced rows.
+    """
 
     def equal(backend: Backend, own: Backend, n: int, d: int, k: int, seed: int) -> None:
         random = torch.Generator().manual_seed(seed)
@@ -345,8 +352,8 @@ def test_top_k_of_spread_points_is_that_of_one_store(device: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("changes", [{"model": "infinito", "memory_slots": 4}, {"model": "minillm", "use_moe": True}])
-def test_ranks_with_unlike_numbers_of_targets_make_the_step_of_one(changes: dict[str, Any], tmp_path: Path) -> None:
-    """PHI and the losses of experts are of all targets of a step, over ranks and over batches at once."""
+def test_ranks_with_different_numbers_of_targets_match_one_process(changes: dict[str, Any], tmp_path: Path) -> None:
+    """PHI and expert losses are computed over all targets of a step, across ranks and batches."""
     config = ModelConfig(latent_dim=16, n_layers=2, n_heads=2, ffn_dim=24, hidden_dim=12, dropout=0.0, **changes)
     torch.manual_seed(0)
     model = build_model(config, 40).train()
@@ -377,10 +384,11 @@ def test_ranks_with_unlike_numbers_of_targets_make_the_step_of_one(changes: dict
 
 
 @pytest.mark.parametrize("model", [("minillm", "--use-moe"), ("ebm", "--windows", "document")], ids=str)
-def test_a_step_may_be_divided_in_any_way(
+def test_any_division_of_a_step_gives_the_same_result(
     model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
-    """Documents of two words beside long ones: a batch of four windows, four of one, and two ranks with two of two."""
+    """Short documents lie beside long ones. One batch of four windows, four batches of one, and two
+    ranks with two batches give the same."""
     words = ["sun", "moon", "tree", "house", "river", "stone", "bird", "fish", "road", "cloud"]
     random = Random(0)
     documents = [" ".join(random.choices(words, k=2 if i % 3 else 60)) for i in range(120)]
@@ -401,7 +409,7 @@ def test_a_step_may_be_divided_in_any_way(
             assert own == pytest.approx(true, rel=2e-4)
 
 
-def test_weights_that_differ_are_noticed(tmp_path: Path) -> None:
+def test_ranks_whose_weights_differ_are_refused(tmp_path: Path) -> None:
     def body(ranks: Ranks) -> None:
         model: Any = nn.Linear(3, 2)
         nn.init.ones_(model.weight)
@@ -415,7 +423,7 @@ def test_weights_that_differ_are_noticed(tmp_path: Path) -> None:
     on_ranks(body, 2, tmp_path)
 
 
-def test_devices_of_two_kinds_are_refused(tmp_path: Path) -> None:
+def test_ranks_on_different_kinds_of_devices_are_refused(tmp_path: Path) -> None:
     def body(ranks: Ranks) -> None:
         ranks.use(torch.device("cpu"))
         with pytest.raises(DeviceError, match=f"rank {ranks.rank} computes on"):
@@ -424,7 +432,7 @@ def test_devices_of_two_kinds_are_refused(tmp_path: Path) -> None:
     on_ranks(body, 2, tmp_path)
 
 
-def test_a_first_rank_that_dies_with_the_store_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_first_rank_that_died_with_the_store(tmp_path: Path) -> None:
     def body() -> int:
         ranks = Ranks.join()
         with ranks.together():
@@ -438,10 +446,10 @@ def test_a_first_rank_that_dies_with_the_store_is_named(tmp_path: Path) -> None:
     assert "error:" not in two.err
 
 
-def test_what_the_first_rank_ends_with_is_known_to_others_that_look_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the store ends with the process of the first rank, and torch's compiler keeps the group of all ranks."""
+def test_late_ranks_still_learn_the_first_ranks_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do although the store ends with the first rank's process, and torch's compiler keeps the
+    group of all ranks.
+    """
     real = Failures.why_lost
 
     def late(*args: Any) -> EbmvkError:
@@ -463,7 +471,7 @@ def test_what_the_first_rank_ends_with_is_known_to_others_that_look_late(
     assert (two.status, two.err) == (2, "")
 
 
-def test_sums_go_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_sent_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebmvk.ranks.processes.BUCKET", 10)
 
     def body(ranks: Ranks) -> None:

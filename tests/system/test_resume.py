@@ -1,4 +1,4 @@
-"""Stopping and going on: bit for bit, after Ctrl-C, after a kill, after damage."""
+"""Stopping and resuming: bit for bit, after Ctrl-C, after a kill, after damage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ SHORT = made_up_text(45)
 
 
 def _tensors(run: Path, step: int) -> dict[str, Tensor]:
-    """Everything a checkpoint holds: weights, optimiser, and splats with their history and counters."""
+    """Everything a checkpoint holds: weights, optimiser, and splats with their history and
+    counters.
+    """
     files = sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors"))
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
@@ -60,7 +62,7 @@ def _same_bits(one: Path, two: Path, step: int) -> None:
 
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes half the time of so short a run, and says nothing of it."""
+    """Skip reports, which take half the time of so short a run."""
     monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
     monkeypatch.setattr(trainer.Trainer, "_finish", lambda _: None)
 
@@ -81,10 +83,12 @@ class _Interrupting:
 
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("model", MODELS)
-def test_n_steps_are_k_and_n_minus_k_bit_for_bit(
+def test_stopping_and_resuming_changes_no_bit(
     model: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped within an epoch, at its end, between two batches of one step, and there by a second Ctrl-C at once."""
+    """The run stops within an epoch, at its end, and between two batches of a step, there also by a
+    second Ctrl-C.
+    """
     whole, parts, text = tmp_path / "whole", tmp_path / "parts", tmp_path / "short.txt"
     text.write_text(SHORT, encoding="utf-8")
     flags = ("--dataset", text, "--batch-size", 2, "--accumulation-steps", 2, "--dropout", 0.2, "--eval-every", 6)
@@ -104,7 +108,7 @@ def test_n_steps_are_k_and_n_minus_k_bit_for_bit(
 
 
 @pytest.mark.usefixtures("no_reports")
-def test_every_epoch_ends_with_a_checkpoint_and_some_stay(train: Command, tmp_path: Path) -> None:
+def test_every_epoch_ends_with_a_checkpoint_and_milestones_stay(train: Command, tmp_path: Path) -> None:
     run, text = tmp_path / "run", tmp_path / "short.txt"
     text.write_text(SHORT, encoding="utf-8")
     plain = (*STEADY, "--dataset", text, "--model", "plain", "--no-enable-soc")
@@ -121,10 +125,10 @@ def test_every_epoch_ends_with_a_checkpoint_and_some_stay(train: Command, tmp_pa
 
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("left", [("config.toml",), ("config.toml", "tokenizer.json", "metrics.jsonl")])
-def test_a_run_without_a_checkpoint_begins_again(
+def test_a_run_without_a_checkpoint_starts_over(
     left: tuple[str, ...], train: Command, ebmvk: Command, tmp_path: Path
 ) -> None:
-    """Killed before its first checkpoint: config.toml says all there is to know."""
+    """It was killed before its first checkpoint; config.toml has everything that is needed."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(whole, *STEADY, "--model", "plain", "--steps", 3)
     cut.mkdir()
@@ -146,15 +150,15 @@ def test_a_resumed_run_may_compute_blocks_twice(train: Command, tmp_path: Path) 
     assert (run / "checkpoints" / "step-2").is_dir()
 
 
-def test_another_seed_is_another_run(train: Command, tmp_path: Path) -> None:
-    """What makes the bit-for-bit test mean something."""
+def test_another_seed_gives_other_bits(train: Command, tmp_path: Path) -> None:
+    """Without this the bit-for-bit test would prove nothing."""
     for seed in (1, 2):
         train(tmp_path / str(seed), *STEADY, "--steps", 1, "--seed", seed)
     one, two = (_tensors(tmp_path / str(seed), 1)["model.safetensors points"] for seed in (1, 2))
     assert not one.equal(two)
 
 
-def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Command, tmp_path: Path) -> None:
+def test_with_another_batch_size_the_text_continues_where_it_stopped(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
     train(run, "--resume", "--batch-size", 2, "--lr", 1e-4, "--steps", 10, "--log-every", 1, "--quiet")
@@ -162,7 +166,7 @@ def test_the_text_goes_on_where_it_stopped_with_another_batch_size(train: Comman
     assert max(row["lr"] for row in rows(run, "step")[4:]) <= 1e-4
 
 
-def test_epochs_count_what_was_read_whatever_the_batch_size(train: Command, tmp_path: Path) -> None:
+def test_epochs_count_what_was_read_for_any_batch_size(train: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--epochs", 2, "--batch-size", 4, "--stop-after", 5)
     train(run, "--resume", "--batch-size", 2, "--quiet")
@@ -171,14 +175,12 @@ def test_epochs_count_what_was_read_whatever_the_batch_size(train: Command, tmp_
 
 
 def open_windows(run: Path) -> int:
-    """Windows in an epoch of the run's training text, from its metrics."""
+    """The number of windows in an epoch of the run's training text, from its metrics."""
     start = rows(run, "start")[0]
     return (start["text"]["train"]["tokens"] + 1) // 16
 
 
-def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
-    train: Command, ebmvk: Command, tmp_path: Path
-) -> None:
+def test_fewer_steps_than_are_done_are_refused(train: Command, ebmvk: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
     before = (run / "config.toml").read_bytes()
@@ -188,7 +190,7 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
     assert (run / "config.toml").read_bytes() == before
 
 
-def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_path: Path) -> None:
+def test_another_part_of_validation_resets_the_best(train: Command, tmp_path: Path) -> None:
     """A lower loss on other tokens is not a better model."""
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
@@ -205,7 +207,7 @@ def test_another_part_of_validation_starts_the_best_anew(train: Command, tmp_pat
     ("flag", "value", "was"),
     [("--latent-dim", 64, "32"), ("--vocab-size", 400, "300"), ("--seq-length", 8, "16"), ("--seed", 1, "42")],
 )
-def test_model_and_data_may_not_change(
+def test_resuming_refuses_another_model_or_data(
     train: Command, ebmvk: Command, tmp_path: Path, flag: str, value: int, was: str
 ) -> None:
     run = tmp_path / "run"
@@ -215,7 +217,7 @@ def test_model_and_data_may_not_change(
     assert f"{flag[2:].replace('-', '_')} is {value} now but was {was}" in said.err
 
 
-def test_the_text_itself_may_not_change(ebmvk: Command, tmp_path: Path, tiny: Path, device: str) -> None:
+def test_resuming_refuses_a_changed_text(ebmvk: Command, tmp_path: Path, tiny: Path, device: str) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(made_up_text(), encoding="utf-8")
     said = ebmvk("train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device", device, "--stop-after", 1)
@@ -249,7 +251,7 @@ def test_resume_skips_a_corrupt_newest_checkpoint_and_says_so(train: Command, tm
     assert (run / "checkpoints" / "step-9").is_dir()
 
 
-def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) -> None:
+def test_a_new_run_refuses_the_folder_of_an_old_one(trained: Path, ebmvk: Command) -> None:
     said = ebmvk("train", "--run-dir", trained)
     assert said.status == 2
     assert "already holds a run" in said.err
@@ -257,7 +259,7 @@ def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) ->
 
 
 def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) -> subprocess.Popen[str]:
-    """Training in a process of its own, at its third step at least when this returns."""
+    """Start training in a process of its own, and return once it has reached its third step."""
     command = [sys.executable, "-m", "ebmvk.train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device"]
     more = [device, "--steps", 100000, "--save-every", 2, *(settings or EVALUATE_NEVER)]
     process = subprocess.Popen(
@@ -275,7 +277,7 @@ def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) ->
     return process
 
 
-def test_ctrl_c_ends_an_evaluation_at_once_and_the_resumed_run_makes_up_for_it(
+def test_ctrl_c_ends_an_evaluation_at_once_and_resuming_repeats_it(
     tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
 ) -> None:
     run = tmp_path / "run"
@@ -296,7 +298,7 @@ def rows_so_far(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_goes_on(
+def test_ctrl_c_saves_and_prints_the_command_to_resume(
     tmp_path: Path, text: Path, tiny: Path, device: str, train: Command
 ) -> None:
     run = tmp_path / "a run"

@@ -1,4 +1,4 @@
-"""How a process's threads and memory are run."""
+"""How ebmvk sets up the threads and the memory of its process."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def _said(program: str, **more: str) -> str:
 
 
 @pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
-def test_pages_of_a_freed_array_serve_the_next_one() -> None:
+def test_pages_of_a_freed_array_are_reused() -> None:
     assert float(_said(AGAIN)) < 0.1
 
 
 @pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
-def test_a_small_array_behind_a_large_one_does_not_keep_it() -> None:
+def test_a_small_array_behind_a_large_one_doesnt_keep_its_pages() -> None:
     assert float(_said(PINNED)) < 2  # of the large array's size
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_environment_sets_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_settings_of_the_environment_win(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(process, "keep_freed_memory", lambda: pytest.fail("malloc was set"))
     monkeypatch.setenv(name, "")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
@@ -76,6 +76,6 @@ def test_importing_ebmvk_first_lets_threads_spin_briefly() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_where_torch_came_first_one_sleeping_team_lets_threads_spin_briefly() -> None:
+def test_if_torch_was_imported_first_threads_still_spin_briefly() -> None:
     assert _said(TOO_LATE) == "0"
     assert int(_said(TOO_LATE, GOMP_SPINCOUNT="7")) < 0  # no team: the environment said what to do
