@@ -275,7 +275,7 @@ class Model:
         if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
             raise ArgumentError(f"sampler {sampler!r} is not known", hint=f"use one of {', '.join(SAMPLERS)}")
         if whole(seed, "seed") < 0 or seed >= 2**63:
-            raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="take seed=42")
+            raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="use seed=42")
         ends = [text_of(stop, "stop")] if isinstance(stop, str) else texts_of(stop, "stop")
         if "" in ends:
             raise ArgumentError("stop has an empty string, which every text contains", hint="give the text to stop at")

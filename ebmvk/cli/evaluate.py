@@ -139,7 +139,7 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
 
 
 def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, Any], str, str]:
-    """The figures, JSON-able; a line on where the text comes from; a line on the device.
+    """(figures, JSON-able; a line about the text's source; a line about the device)
 
     ranks: the processes that share the memory, if there are several.
     """
@@ -221,15 +221,16 @@ def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
+    """Print the figures of a record. corpus: where the text comes from; device: what computed them."""
     from ebmvk.report.tables import number, per_word, why_no_word
 
-    part = "whole split" if record["whole_split"] else "its beginning"
+    part = "the whole split" if record["whole_split"] else "its beginning"
     word = f"{number(per_word(record), ',.3f')}   ({record['words']:,} words)"
     word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
     print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
     if record["own_text"] is False and record["own_text_by"]:
-        print("                      it is not the run's own text")
+        print("                      this isn't the text that the run was trained on")
     print(f"device                {device}")
     print(f"nats per token        {number(record['nats_per_token'], '.5f')}   ({record['tokens']:,} tokens, exact)")
     print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")
@@ -252,7 +253,7 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
         _print_levels(record["score_matching"])
 
 
-NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # of the rows that have no memory
+NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # rows without memory
 
 
 def _print_tiers(record: dict[str, Any]) -> None:
@@ -273,7 +274,7 @@ def _print_tiers(record: dict[str, Any]) -> None:
     else:
         power = record["calibration"]["power"]
         print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
-        print("                      without any memory: what a memory has to beat")
+        print("                      without any memory: a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
 
@@ -285,19 +286,17 @@ def _memory_of(base: dict[str, Any]) -> str:
 def _scrambled(*, fitted: bool) -> str:
     if fitted:
         return "share and gate were fitted to the scrambled memory, on the same tokens as for the true one"
-    return "read with the true memory's gate, so it loses more than it has to: an earlier version wrote the file"
+    return "read with the true memory's gate, so it loses more than necessary: an earlier version wrote the file"
 
 
 def _fitted_on(record: dict[str, Any]) -> str:
     fitted_on, here = record["fitted_on"], record["in_sample_tokens"]
     if fitted_on is None:
-        return "a text that an earlier version did not record: by default validation, where figures are in sample"
+        return "a text that an earlier version did not record; by default it was validation, which makes figures for it too good"
     text = f"{fitted_on['tokens']:,} tokens of {fitted_on['text']}"
     if not here:
-        return f"{text}; none of them is of this text"
-    return (
-        f"{text}: {here:,} of the {record['tokens']:,} here, so that figures with memory are in sample and flatter it"
-    )
+        return f"{text}; this text has none of them"
+    return f"{text}: {here:,} of the {record['tokens']:,} here, so figures with memory are in sample, which is too good"
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
@@ -310,7 +309,11 @@ def _print_levels(levels: list[dict[str, Any]]) -> None:
     for level in levels:
         kappa, angle = (number(level[name], ".1f") for name in ("kappa", "angle"))
         noise = f"kappa {kappa}, {angle} degrees, sigma {number(level['sigma'], '.3g')}"
-        ratio = f", below it by {below(level)}" if below(level) != DASH else "; the unigram is right too, so no ratio"
+        ratio = (
+            f", below it by {below(level)}"
+            if below(level) != DASH
+            else "; the unigram denoiser is right, too, so there is no ratio"
+        )
         print(
             f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "
             f"unigram Bayes {number(1 - level['unigram_loss'])}{ratio}"

@@ -307,7 +307,7 @@ def counter(name: str, first: int, extent: int) -> None:
 
 def seed_word(seed: int) -> None:
     """Check for a seed of 64 bits."""
-    integer("seed", seed, 0, 2**64, "take the seed modulo 2**64")
+    integer("seed", seed, 0, 2**64, "use the seed modulo 2**64")
 
 
 def real(name: str, value: float, low: float) -> None:

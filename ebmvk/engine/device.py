@@ -34,5 +34,5 @@ def open_device(name: str) -> Device:
     backend = select(name)
     kind = "cuda" if reason.startswith("cuda") else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
+        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="use --device auto or --device cpu")
     return Device(backend, torch.device(kind), f"{reason} ({backend.device})")

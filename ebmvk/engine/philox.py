@@ -4,7 +4,7 @@ stream).
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Key = (seed lo,
 seed hi), counter = (step, chain, coordinate // 4, stream); the four words of a counter serve
 coordinates 4q .. 4q+3. Every backend draws the same bits, so a trajectory doesn't depend on how a
-batch is split, on the steps per call, or on where it resumes.
+batch is split, on the steps per call, or on the step at which it resumes.
 """
 
 from __future__ import annotations

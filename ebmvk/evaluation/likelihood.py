@@ -60,7 +60,7 @@ class Likelihood:
 
     @property
     def ppl_word(self) -> float | None:
-        """exp(total nats / words); None where the text has no word."""
+        """exp(total nats / words); None if the text has no words."""
         return ngram.perplexity(self.nats / self.words) if self.words else None
 
     @property

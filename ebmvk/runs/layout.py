@@ -42,5 +42,5 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError(
             f"--run-dir {folder} already holds a run",
             why="a new run there would mix its files with those of the old run",
-            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
+            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or use another folder",
         )
