@@ -292,16 +292,16 @@ def _scrambled(*, fitted: bool) -> str:
 def _fitted_on(record: dict[str, Any]) -> str:
     fitted_on, here = record["fitted_on"], record["in_sample_tokens"]
     if fitted_on is None:
-        return "a text that an earlier version did not record; by default it was validation, which makes figures for it too good"
+        return "a text that an earlier version did not record; figures for that text are in sample, so too good"
     text = f"{fitted_on['tokens']:,} tokens of {fitted_on['text']}"
     if not here:
         return f"{text}; this text has none of them"
-    return f"{text}: {here:,} of the {record['tokens']:,} here, so figures with memory are in sample, which is too good"
+    return f"{text}: {here:,} of the {record['tokens']:,} here. Figures with memory are in sample, so too good"
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
-    """Print a line for each noise level. 1 - L_kappa is 0 for a score of zero; a model should beat the denoiser that knows
-    frequencies only.
+    """Print a line for each noise level. 1 - L_kappa is 0 for a score of zero; a model should beat
+    the denoiser that knows frequencies only.
     """
     from ebmvk.report.tables import DASH, below, number
 
