@@ -4,10 +4,13 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from inspect import Parameter
 from pathlib import Path
-from typing import Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -37,6 +40,21 @@ _FIELD: dict[Scale, str] = {
 AS_IT_IS = Strategy()
 _TOP_TOKENS = 5  # shown for each splat
 SAMPLERS: tuple[Sampler, ...] = ("exact", *get_args(StateSampler))
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _takes_settings(method: Method) -> Method:
+    """Show the fields of `Strategy` in the method's signature, in place of its `**settings`."""
+    own = inspect.signature(method)
+    given = [parameter for parameter in own.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    settings = [
+        Parameter(entry.name, Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
+        for entry in dataclasses.fields(Strategy)
+    ]
+    vars(method)["__signature__"] = own.replace(parameters=[*given, *settings])
+    return method
 
 
 class Model:
@@ -170,6 +188,7 @@ class Model:
         self, prompt: Sequence[str], max_tokens: int = 100, *, strategy: Strategy | str = AS_IT_IS,
         sampler: Sampler | None = None, seed: int = 42, stop: str | Sequence[str] = (), **settings: float,
     ) -> list[str]: ...  # fmt: skip
+    @_takes_settings
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -208,6 +227,7 @@ class Model:
         found = [text.text for text in self._generator.generate(prompts, how)]
         return found[0] if isinstance(prompt, str) else found
 
+    @_takes_settings
     def generate_all(
         self,
         prompts: Sequence[str],
@@ -223,6 +243,7 @@ class Model:
         several = texts_of(prompts, "prompts")
         return self.generate(several, max_tokens, strategy=strategy, sampler=sampler, seed=seed, stop=stop, **settings)
 
+    @_takes_settings
     def stream(
         self,
         prompt: str,

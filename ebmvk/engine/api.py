@@ -24,8 +24,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 Scheme = Literal["gbaoab", "ghmc"]
-"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB, or Metropolised GHMC.
-"""
+"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC."""
 
 
 Storage = Literal["float32", "float16"]
@@ -122,8 +121,8 @@ class LangevinDiagnostics:
     energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after O
     (GHMC: after the first half O). energy_error: mean |change of H| over the deterministic parts of
     a step (GHMC: over the trajectory, accepted or not). acceptance: share of accepted trajectories;
-    1 for an unadjusted scheme. tangency: largest of
-    |x.v|/|v| and ||x|-1| over the steps (GHMC: over the leapfrogs).
+    1 for an unadjusted scheme. tangency: largest of |x.v|/|v| and ||x|-1| over the steps (GHMC:
+    over the leapfrogs).
     """
 
     energy: Tensor

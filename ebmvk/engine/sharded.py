@@ -93,7 +93,7 @@ class Shards:
 
         Returns:
             At the first rank, the scores and ids (B, k) of each rank. Parts of fewer than k rows
-                are filled up with -inf and the number of all rows. Elsewhere, empty lists.
+            are filled up with -inf and the number of all rows. Elsewhere, empty lists.
         """
         ranks, part, kind = self.ranks, self._parts[key], getattr(torch, dtype)
         asked = ranks.broadcast(torch.empty(shape, dtype=kind) if queries is None else queries.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -9,14 +10,14 @@ import pydoc
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ebmvk as package
-from ebmvk import Model
+from ebmvk import Model, Strategy
 
 FUNCTIONS = ("diagnose", "evaluate", "export", "train")
 
@@ -39,6 +40,14 @@ def test_settings_have_types_and_defaults() -> None:
     assert "dry_run" not in own
     inspect.signature(package.train).bind(size="nano", lr=1e-3)
     assert "limit: int | None = None," in pydoc.render_doc(package.evaluate)
+
+
+@pytest.mark.parametrize("method", [Model.generate, Model.generate_all, Model.stream])
+def test_methods_that_write_show_the_settings_of_a_strategy(method: Callable[..., Any]) -> None:
+    own = inspect.signature(method).parameters
+    assert {entry.name for entry in dataclasses.fields(Strategy)} <= set(own)
+    assert str(own["temperature"]) == "temperature: 'float' = 1.0"
+    assert "settings" not in own
 
 
 def test_importing_a_command_builds_no_signature() -> None:
