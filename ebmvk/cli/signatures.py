@@ -53,10 +53,12 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 
 def help_of(function: Callable[..., Any]) -> str:
-    """The text for `help`: the call with one setting a line, and the function's docstring."""
-    signature = signature_of(function)
-    lines = [f"    {_line(parameter)}," for parameter in signature.parameters.values()]
-    return "\n".join([f"{function.__name__}(", *lines, ")", "", inspect.getdoc(function) or ""])
+    """The text for `help`: the function's docstring, then its settings, one a line.
+
+    The settings are a literal block of reStructuredText, as Sphinx reads this text, too.
+    """
+    settings = [f"    {_line(parameter)}" for parameter in signature_of(function).parameters.values()]
+    return "\n".join([inspect.getdoc(function) or "", "", "Arguments and their defaults::", "", *settings])
 
 
 def _line(parameter: Parameter) -> str:

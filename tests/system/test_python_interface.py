@@ -39,7 +39,7 @@ def test_settings_have_types_and_defaults() -> None:
     assert str(own["run_dir"]) == "run_dir: pathlib.Path | None = None"
     assert "dry_run" not in own
     inspect.signature(package.train).bind(size="nano", lr=1e-3)
-    assert "limit: int | None = None," in pydoc.render_doc(package.evaluate)
+    assert "limit: int | None = None\n" in pydoc.render_doc(package.evaluate)
 
 
 @pytest.mark.parametrize("method", [Model.generate, Model.generate_all, Model.stream])
