@@ -1,4 +1,4 @@
-"""Reads a text with a model, window by window, and gives the contexts in the order of the text."""
+"""Reading a text with a model, window by window."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def states(
     bfloat16: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The contexts of a whole text of n tokens, on the CPU.
+    """The results of `contexts` for a whole text, on the CPU.
 
-    names: fields of `Context`; for each, a tensor (n - 1, d) of `dtype` is returned.
+    names: fields of `Context`; each gives a tensor (n - 1, d) in `dtype`.
 
     Raises:
-        ArgumentError: the stride is out of range.
+        ArgumentError: stride out of range.
     """
     found, at = [torch.empty(len(stream) - 1, model.config.latent_dim, dtype=dtype) for _ in names], 0
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device, bfloat16=bfloat16):
@@ -38,7 +38,7 @@ def states(
     return found
 
 
-_TOKENS_AT_ONCE = 2048  # the trunk's largest array then takes 21 MB at the size `base`
+_TOKENS_AT_ONCE = 2048  # tokens read at once: the largest array then has 21 MB at --size base
 
 
 def contexts(
@@ -50,14 +50,13 @@ def contexts(
     device: torch.device,
     bfloat16: bool = False,
 ) -> Iterator[tuple[Context, Tensor]]:
-    """Contexts (1, m, d) and the tokens (m,) that followed them, part by part in the order of the
-    text.
+    """The contexts (1, m, d) of a text in its order, and the tokens (m,) that followed them.
 
-    Each token but the first follows exactly one context. Dropout is off. bfloat16: compute in
-    autocast, as in training.
+    Each token but the first follows one context. Dropout is off. bfloat16: read in autocast, as in
+    training.
 
     Raises:
-        ArgumentError: the stride is out of range.
+        ArgumentError: stride out of range.
     """
     with torch.no_grad():
         embeddings = model.embeddings()
@@ -76,9 +75,7 @@ def contexts(
 
 
 def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Stacks of windows of equal shape, each as large as the trunk reads at once; and each one's
-    first new token.
-    """
+    """Windows of equal shape, stacked: as many as are read at once."""
     rows = max(1, _TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)

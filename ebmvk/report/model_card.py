@@ -87,13 +87,13 @@ def _memory(folder: Path) -> Iterator[str]:
         return
     nats, fitted_on = fitted_nats(folder), FittedOn.read(folder / MEMORY_FILE)
     if fitted_on is None or "calibrated" not in nats:
-        yield "- With a memory. An earlier version built it, without a calibration to compare it with."
+        yield "- Has a memory, built by an earlier version without a calibration to compare it with."
         return
-    names = {"none": "no memory", "calibrated": "no memory, but the model's law calibrated on the same tokens"}
+    names = {"none": "no memory", "calibrated": "no memory, but the model calibrated on the same tokens"}
     figures = "; ".join(f"{names.get(law, law)}, {value:.4f}" for law, value in nats.items())
     yield (
-        f"- With a memory. Nats per token of {fitted_on.text} (its first {fitted_on.tokens:,} tokens, on which the "
-        f"memory was fitted, so the figures flatter it): {figures}."
+        f"- Has a memory. Nats per token on the first {fitted_on.tokens:,} tokens of {fitted_on.text}, on which the "
+        f"memory was fitted, so the figures flatter it: {figures}."
     )
 
 
@@ -107,11 +107,11 @@ def _figures(step: int, history: History) -> Iterator[str]:
     figures = row["validation"]
     word = "" if per_word(figures) is None else f", {number(per_word(figures), ',.3f')} per word"
     yield (
-        f"- Validation ({'all' if end else 'a first part'} of it: {figures['tokens']:,} tokens, context "
+        f"- Validation ({'all' if end else 'the first part'} of it: {figures['tokens']:,} tokens, context "
         f"{figures['context']}, stride {figures['stride']}), exact: {number(figures['nats_per_token'])} nats per "
         "token, "
         f"perplexity {number(figures['ppl_token'], ',.3f')} per token{word}, {number(figures['bits_per_byte'])} bits "
         "per byte."
     )
     if end:
-        yield f"- Beside a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."
+        yield f"- Compared with a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."
