@@ -40,7 +40,7 @@ def test_experiments_are_valid_training_flags(name: str) -> None:
 
 def test_verdicts_compare_each_run_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"a": row(3.0), "b": row(2.9), "c": row(3.004), "d": row(3.2, train_ppl=5.0)}
-    monkeypatch.setattr(sweep, "figures", lambda run: found[run.folder.name])
+    monkeypatch.setattr(experiments, "figures", lambda run: found[run.folder.name])
     monkeypatch.setattr(PlannedRun, "finished", lambda self: self.folder.name in found)
     said = {r["experiment"]: r["verdict"] for r in experiments.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
     assert said == {
@@ -69,7 +69,7 @@ def test_only_numbers_are_searched_and_whole_numbers_stay_whole() -> None:
                 sweep.Axis.parse(f"{name}=1:2")
         elif number(name) is int:
             assert flags_of({name: sweep.Axis.parse(f"{name}=4:1e6").high}) == (flag(name), "1000000")
-            with pytest.raises(ConfigError, match="a whole number"):
+            with pytest.raises(ConfigError, match="whole numbers"):
                 sweep.Axis.parse(f"{name}=4.5:32")
 
 

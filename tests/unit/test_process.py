@@ -37,7 +37,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10)
 SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
 TOO_LATE = """
 import os, torch, ebmvk
-from ebmvk.runs.folder import open_device
+from ebmvk.engine.device import open_device
 before = len(os.listdir("/proc/self/task"))
 open_device("reference"), open_device("reference")
 print(len(os.listdir("/proc/self/task")) - before - (os.cpu_count() + 1))
