@@ -28,7 +28,7 @@ import torch
 
 from bench.measure import command_line, commit, table, write
 from ebmvk.config import flags
-from ebmvk.sweeps import search as sweep
+from ebmvk.sweeps import experiments as sweep
 from ebmvk.sweeps.planned import PlannedRun
 
 TABLES: dict[str, dict[str, str]] = {

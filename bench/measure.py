@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine import Backend, Points, Schedule
-from ebmvk.engine.vulkan import Vulkan, survey
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.engine.vulkan_devices import survey
 
 Work = Callable[[], object]
 

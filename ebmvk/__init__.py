@@ -1,8 +1,13 @@
 """ebmvk: energy-based language models on the hypersphere, on any Vulkan device and on any CPU.
 
-`train`, `evaluate`, `diagnose` and `export` are modules that can also be called: `ebmvk.train(size="nano")` does what
-`python -m ebmvk.train --size nano` does, and `import ebmvk.train` gives the same object. Bad input raises an
+`train`, `evaluate`, `diagnose` and `export` are modules that can also be called:
+`ebmvk.train(size="nano")` does what `python -m ebmvk.train --size nano` does, and `import
+ebmvk.train` gives the same object. `Model` opens what was trained. Bad input raises an
 `EbmvkError`.
+
+>>> import ebmvk
+>>> model = ebmvk.Model.open("runs/first")
+>>> text = model.generate("The", 5, temperature=0.7)
 """
 
 import importlib
@@ -32,7 +37,7 @@ _CALLED = ("diagnose", "evaluate", "export", "train")
 
 
 def __getattr__(name: str) -> object:
-    """The public names, imported when they are first asked for: torch takes seconds."""
+    """Import a public name when it is first used, because torch takes seconds."""
     if name in _CALLED:
         return importlib.import_module(f"ebmvk.{name}")
     if name not in __all__:
@@ -43,4 +48,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -1,23 +1,27 @@
-"""Errors people can act on: what happened, why it is likely, and one thing to try.
+"""Errors that people can act on: what happened, the likely cause, and one thing to try.
 
-Every error that bad input or a failing machine can cause is an `EbmvkError`. Commands print it in three lines
-and end with `exit_status`; nothing else catches it on the way.
+Every error that bad input or a failing machine can cause is an `EbmvkError`. Commands print it and
+end with its `exit_status`. That is 2 for every class here; an error that another process of the run
+has raised keeps the status of that process. Ctrl-C ends a command with 130. Any other exception is
+a bug; Python prints its traceback and the status is 1.
 """
 
 from __future__ import annotations
 
-INTERRUPTED = 130  # exit status, 128 + SIGINT, as shells expect
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT, as shells expect
 
 
 class EbmvkError(Exception):
     """Base of all typed errors.
 
     Args:
-        what: what happened, naming the flag, file or tensor and its value.
+        what: what happened, with the flag, file or tensor and its value.
         hint: one thing to try, as an imperative sentence.
-        why: the likely cause, where it is not obvious from `what`.
+        why: the likely cause, if it isn't obvious from `what`.
 
-    told: another process of the run has printed it.
+    Attributes:
+        exit_status: the status with which a command ends.
+        told: True if another process of the run has printed the error already.
     """
 
     exit_status = 2
@@ -34,39 +38,47 @@ class EbmvkError(Exception):
 
 
 class ConfigError(EbmvkError):
-    """A flag, a configuration file or a key in it is unknown, contradictory or out of range."""
+    """Raised if a flag, a configuration file or a key in it is unknown, contradictory or out of
+    range.
+    """
 
 
 class DataError(EbmvkError):
-    """A corpus or tokenizer is missing, empty, binary, not UTF-8 or too short."""
+    """Raised if a text or a tokenizer is missing, empty, binary, not UTF-8 or too short."""
 
 
 class CheckpointError(EbmvkError):
-    """A checkpoint is missing, truncated, corrupt, or of another configuration."""
+    """Raised if a checkpoint is missing, truncated or corrupt, or belongs to another configuration."""
 
 
 class StorageError(EbmvkError):
-    """Writing failed: the disk is full, the folder is read-only. What was there before is intact."""
+    """Raised if writing failed, because the disk is full or the folder is read-only. Older files
+    are intact.
+    """
 
 
 class FolderInUse(EbmvkError):
-    """Another process writes into the run folder."""
+    """Raised if another process is writing into the run folder."""
 
 
 class ArgumentError(EbmvkError, ValueError):
-    """An operation got an argument of the wrong shape, dtype or device, or with values it must not have."""
+    """Raised by an operation or a method whose argument has the wrong type, shape, dtype, device or
+    values.
+    """
 
 
 class DeviceError(EbmvkError):
-    """No usable device, or the device failed."""
+    """Raised if there is no usable device, or if the device failed."""
 
 
 class OutOfMemory(DeviceError):
-    """An allocation on the device failed. Sizes are in the message."""
+    """Raised if memory could not be allocated. The message has the sizes."""
 
 
 class BatchTooLarge(OutOfMemory):
-    """A training step's batch does not fit; `flags` say what was seen to."""
+    """Raised if the batch of a training step doesn't fit in memory. flags: settings with which it
+    would fit.
+    """
 
     def __init__(self, what: str, *, hint: str, flags: str) -> None:
         super().__init__(what, hint=hint)
@@ -74,20 +86,24 @@ class BatchTooLarge(OutOfMemory):
 
 
 class DeviceLost(DeviceError):
-    """The device was lost or hung. No result of the failed submission is ever returned."""
+    """Raised if the device was lost or hung. Results of the failed call are never returned."""
 
 
 class RunFailed(EbmvkError):
-    """A training run in a process of its own ended with an error, which it has printed."""
+    """Raised by a sweep if one of its training runs failed. The run, a process of its own, has
+    printed the error.
+    """
 
 
 class RunStopped(RunFailed):
-    """A training run in a process of its own was interrupted or killed: it can go on."""
+    """Raised by a sweep if one of its training runs was interrupted or killed. It can be continued."""
 
 
 class RankLost(EbmvkError):
-    """Another process of a run of several died or cannot be reached."""
+    """Raised if another process of the same run died or can't be reached."""
 
 
 class NonFinite(EbmvkError):
-    """A loss, gradient or result is NaN or infinite; the first bad tensor is named."""
+    """Raised if a loss, gradient or result is NaN or infinite. The message names the first bad
+    tensor.
+    """

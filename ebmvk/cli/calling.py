@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ebmvk.cli.signatures import help_of, signature_of
 from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
 
@@ -58,7 +58,8 @@ def callable_module(name: str, function: Callable[..., Any]) -> None:
 
     class Called(ModuleType):
         __call__ = staticmethod(function)
+        __signature__ = property(lambda _: signature_of(function))
+        __doc__ = property(lambda _: help_of(function))
 
     module = sys.modules[name]
     module.__class__ = Called
-    vars(module)["__signature__"] = inspect.signature(function)

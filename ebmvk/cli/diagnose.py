@@ -14,6 +14,7 @@ import tyro
 
 from ebmvk import __version__
 from ebmvk.cli import calling, parsing, running
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.errors import CheckpointError, ConfigError
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+@takes(DiagnoseCommand, without=("json", "batch"))
 def diagnose(checkpoint: str | Path, **settings: Any) -> Diagnosed:
     """Diagnose a checkpoint as `ebmvk diagnose` does: what is fine, what isn't, and what to do.
 
@@ -116,9 +118,9 @@ def _paths(command: DiagnoseCommand) -> list[Path]:
     """The checkpoints to diagnose.
 
     Raises:
-        ConfigError: none was given. CheckpointError: a path isn't a run.
+        ConfigError: none was given. CheckpointError: a path is not a run.
     """
-    from ebmvk.runs.checkpoint import locate, step_folders
+    from ebmvk.runs.steps import locate, step_folders
 
     if command.batch is None:
         if not command.checkpoint:

@@ -138,10 +138,10 @@ def _machine() -> Record:
 
 
 def _vulkan() -> Record:
-    from ebmvk.engine import vulkan
+    from ebmvk.engine import vulkan_devices
 
     try:
-        return {"error": None, **dataclasses.asdict(vulkan.survey())}
+        return {"error": None, **dataclasses.asdict(vulkan_devices.survey())}
     except DeviceError as error:
         return {"error": str(error), "loader": None, "devices": []}
 

@@ -1,11 +1,13 @@
-"""`ebmvk evaluate`, `python -m ebmvk.evaluate`: the exact likelihood of a text under a trained model."""
+"""`ebmvk evaluate`: the exact likelihood of a text under a trained model.
+
+`ebmvk.evaluation.measurement` computes the figures; here they are asked for and printed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,51 +17,54 @@ import tyro
 
 from ebmvk.cli import calling, parsing, running
 from ebmvk.cli.parsing import Include
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.api import Evaluated
-    from ebmvk.data.corpus import Corpus
-    from ebmvk.data.windows import TokenStream
-    from ebmvk.engine import Backend
-    from ebmvk.engine.device import Device
-    from ebmvk.memory.law import Reader
+    from ebmvk.evaluation.measurement import Text
     from ebmvk.ranks import Handler, Ranks
     from ebmvk.runs.folder import OpenRun
-    from ebmvk.runs.text import Comparison
+
+
+Tokens = Annotated[int | None, tyro.conf.arg(metavar="TOKENS")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+Tiers = Literal["none", "static", "episodic", "both"]
 
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    checkpoint: Path = Path(NEWEST)  # A run (its latest complete checkpoint), RUN/best, or one checkpoint.
+    """Flags of `ebmvk evaluate`; the comments are their help texts."""
+
+    checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None  # The text; by default the run's own.
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Local data sets; EBMVK_DATA_DIR.
-    include: Include = ()  # Also read files of the folder --dataset with such names, for example '*.py'.
+    data_dir: Folder = None  # Folder of local data sets; by default EBMVK_DATA_DIR.
+    include: Include = ()  # Also read files with these names in the folder --dataset, for example '*.py'.
     raw: bool = False  # Read JSON, CSV, HTML and similar files as plain text, markup included.
-    test_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # A text file, all of it, instead.
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None  # Must be the run's own, which it has.
-    split: Literal["train", "validation", "test"] = "validation"  # Which part of the text.
-    limit: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # Only the first TOKENS.
-    context: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default seq_length.
-    stride: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None  # By default half the context.
-    memory: Literal["none", "static", "episodic", "both"] = "none"  # The tiers of `ebmvk memory`, each reported apart.
+    test_file: File = None  # Score all of this text file instead.
+    tokenizer: Folder = None  # Not needed, as a run keeps its own; fails if this is another.
+    split: Literal["train", "validation", "test"] = "validation"  # Which part of the text to score.
+    limit: Tokens = None  # Score only the first TOKENS.
+    context: Tokens = None  # Length of a window; by default seq_length.
+    stride: Tokens = None  # Distance of two windows; by default half the context.
+    memory: Tiers = "none"  # Tiers of `ebmvk memory` to use; each is reported.
     memory_capacity: Annotated[int | None, tyro.conf.arg(metavar="SPLATS")] = None  # Most episodic splats; 10,000.
-    scramble_memory: bool = False  # The control: contexts keep their places and get one another's tokens.
+    scramble_memory: bool = False  # A control: exchange the tokens of the memory's contexts.
     against: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None  # Another run, compared on the same tokens.
-    against_memory: Literal["none", "static", "episodic", "both"] = "none"  # That run's own memory takes part, too.
-    score_matching: bool = False  # Also the denoising loss by noise level, beside the unigram Bayes denoiser's.
+    against_memory: Tiers = "none"  # Tiers of that run's own memory to use.
+    score_matching: bool = False  # Also the denoising loss by noise level, beside that of unigram frequencies.
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
     json: bool = False  # Print one JSON object instead of lines.
 
 
-SCORED_TOKENS = 4096  # of the text, for --score-matching
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Run the command. Exit status: 0, or 2 for a typed error."""
     args = sys.argv[1:] if argv is None else list(argv)
     return running.run(lambda: running.lead(lambda ranks: _evaluate(_parsed(args), ranks), _followed))
 
@@ -68,16 +73,22 @@ def _parsed(args: Sequence[str]) -> EvaluateCommand:
     return parsing.parse(EvaluateCommand, args, command="evaluate", known=FLAGS, repeatable=("--include",))
 
 
+@takes(EvaluateCommand, without=("json",))
 def evaluate(checkpoint: str | Path, **settings: Any) -> Evaluated:
     """The exact likelihood of a text under a checkpoint, as `ebmvk evaluate` computes it.
 
-    settings: the flags of the command as keyword arguments, with underscores: `split="test"`, `test_file="my.txt"`,
-    `limit=10_000`, `memory="both"`, `against="runs/other"`, `device="cpu"`.
+    settings: the flags of the command as keyword arguments, such as `split="test"`, `limit=10_000`,
+    `test_file="my.txt"`, `memory="both"`, `against="runs/other"` or `device="cpu"`.
 
-    >>> ebmvk.evaluate("runs/first", split="test").ppl_token
+    >>> found = ebmvk.evaluate("runs/first", limit=100)
+    >>> found.tokens
+    100
+    >>> found.ppl_token > 1
+    True
 
     Raises:
-        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the command would print.
+        ConfigError: a setting is unknown or has a bad value. EbmvkError: any other error that the
+            command would print.
     """
     known = [flag for flag in FLAGS if flag not in ("--json", "--no-json")]
     args = calling.arguments("evaluate", {"checkpoint": checkpoint, **settings}, known)
@@ -95,10 +106,10 @@ def _followed(ranks: Ranks) -> Mapping[str, Handler]:
 
 
 def _check(command: EvaluateCommand) -> None:
-    """Checks that need neither the run nor torch. Raises ConfigError."""
+    """Check the flags, without the run or torch. Raises ConfigError."""
     if command.test_file and command.dataset:
         raise ConfigError(
-            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="leave one of the two away"
+            f"--test-file {command.test_file} with --dataset {command.dataset}", hint="remove one of the two"
         )
     if command.limit is not None and command.limit < 1:
         raise ConfigError(f"--limit {command.limit} is below 1", hint="give a number of tokens")
@@ -113,8 +124,8 @@ def _check(command: EvaluateCommand) -> None:
         if command.split == "train" and mode in ("static", "both"):
             raise ConfigError(
                 f"{flag} {mode} with --split train",
-                why="the static splats are this very text: each context would find itself",
-                hint="take --split validation",
+                why="the static splats come from this very text, so each context would find itself",
+                hint="use --split validation",
             )
 
 
@@ -128,208 +139,98 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
 
 
 def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, Any], str, str]:
-    """The figures, JSON-able; a line on where the text is from; a line on the device.
+    """(figures, JSON-able; a line about the text's source; a line about the device)
 
     ranks: the processes that share the memory, if there are several.
     """
     _check(command)
-    from ebmvk.data.windows import encode_split
     from ebmvk.engine.device import open_device
     from ebmvk.engine.sharded import sharded
-    from ebmvk.evaluation.intervals import paired
-    from ebmvk.evaluation.likelihood import Likelihood, text_size, token_nats, window
+    from ebmvk.evaluation.likelihood import window
+    from ebmvk.evaluation.measurement import Subject, measure, score_levels
     from ebmvk.runs.folder import check_tokenizer, open_run
     from ebmvk.runs.known_faults import known_faults
-    from ebmvk.runs.progress import Progress
 
-    run = open_run(command.checkpoint, "--checkpoint", lambda text: print(text, file=sys.stderr))
-    faults = known_faults(run)
-    for fault in faults:
-        print(f"warning: {run.folder} was made by an earlier version. {fault}", file=sys.stderr)
+    run = open_run(command.checkpoint, "--checkpoint", _warn)
+    for fault in known_faults(run):
+        _warn(f"warning: {run.folder} was made by an earlier version. {fault}")
     check_tokenizer(command.tokenizer, run)
     context, stride = window(command.context, command.stride, run.config)
     other = _other(command, run)
     device = open_device(command.device)
     backend = device.backend if ranks is None else sharded(device.backend, ranks, command.device)
-    reader = _reader(command, run, backend)
-    opponent = _opponent(command, other, backend) if other else None
-    corpus, split, own = _text(command, run)
-    whole = encode_split(corpus, split, run.tokenizer, apart=run.config.data.apart)
-    stream = whole if command.limit is None else whole.take(command.limit + 1)
-    model = run.model.to(device.torch)
-    size = text_size(stream, run.tokenizer)
-    began = time.perf_counter()
-    nats = token_nats(model, stream, context=context, stride=stride, device=device.torch, reader=reader)
-    spent = time.perf_counter() - began
-    found: dict[str, dict[str, Any]] = {
-        law: Likelihood(float(part.sum()), size.tokens, size.words, size.bytes, context, stride, spent).record()
-        for law, part in nats.items()
-    }
-    for law in nats.keys() - {"none"}:
-        found[law]["gain"] = paired(nats[law], nats["none"], stream.starts).record()
-    if "calibrated" in nats:
-        for law in nats.keys() - {"none", "calibrated"}:
-            found[law]["gain_over_calibrated"] = paired(nats[law], nats["calibrated"], stream.starts).record()
-    record: dict[str, Any] = {
-        "checkpoint": str(run.checkpoint.path),
-        "step": run.checkpoint.step,
-        "dataset": corpus.name,
-        "split": split,
-        "sha256": corpus.digest(split),
-        **own.record(),
-        "whole_split": size.tokens == len(whole) - 1,
-        "memory": command.memory,
-        "scrambled": command.scramble_memory,
-        **(_fit(reader) if reader else {}),
-        "splats": reader.splats() if reader else {},
-        **(_in_sample(run, whole, size.tokens) if reader else {}),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_tokens": Progress.of(run.checkpoint).tokens,
-        "seed": run.config.run.seed,
-        "known_faults": faults,
-        "unknown_characters": size.unknown,
-        **found[command.memory],
-        "tiers": found if reader else {},
-    }
-    if other:
-        theirs = token_nats(
-            other.model.to(device.torch), stream, context=context, stride=stride, device=device.torch, reader=opponent
-        )
-        base = theirs[command.against_memory]
-        record["against"] = {
-            "checkpoint": str(other.checkpoint.path),
-            "memory": command.against_memory,
-            "splats": opponent.splats() if opponent else {},
-            **(_in_sample(other, whole, size.tokens) if opponent else {}),
-            "nats_per_token": float(base.mean()),
-            "laws": {law: float(part.mean()) for law, part in theirs.items()},
-            "modes": {law: paired(part, base, stream.starts).record() for law, part in nats.items()},
-        }
+    capacity = command.memory_capacity
+    subject = Subject.open(run, command.memory, backend, capacity, scramble=command.scramble_memory)
+    against = Subject.open(other, command.against_memory, backend, capacity) if other else None
+    text = _text(command, run)
+    record = measure(
+        *(subject, text, device),
+        context=context,
+        stride=stride,
+        limit=command.limit,
+        against=against,
+        scrambled=command.scramble_memory,
+    )
     if command.score_matching:
-        record["score_matching"] = _score_matching(run, stream, device, corpus, command.data_dir)
-    return record, corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}"
+        record["score_matching"] = score_levels(run, text, device, command.limit, command.data_dir)
+    return record, text.corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}"
 
 
-def _text(command: EvaluateCommand, run: OpenRun) -> tuple[Corpus, str, Comparison]:
-    """The corpus to score, its split, and whether it is the run's own text. Warns if it should be but isn't."""
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _text(command: EvaluateCommand, run: OpenRun) -> Text:
+    """The text to score. Warns if it should be the run's own text but isn't."""
     from ebmvk.data.datasets import read_whole, resolve
     from ebmvk.data.files import Reading
+    from ebmvk.evaluation.measurement import Text
     from ebmvk.runs.text import NOT_ASKED, compared_by_text, own_text, say_if_other
 
     reading = Reading(tuple(command.include), command.raw)
     if command.include and not command.dataset:
         raise ConfigError(f"--include {command.include[0]} without --dataset", hint="add --dataset FOLDER")
     if command.test_file:
-        return read_whole(command.test_file, "--test-file", reading), "test", NOT_ASKED
+        return Text(read_whole(command.test_file, "--test-file", reading), "test", NOT_ASKED)
     data_dir, split = command.data_dir or run.config.data.data_dir, command.split
     if command.dataset:
         corpus = resolve(command.dataset, data_dir, reading)
-        return corpus, split, compared_by_text(run, corpus, split)
+        return Text(corpus, split, compared_by_text(run, corpus, split))
     corpus = own_text(run.config, data_dir=data_dir)
-    return corpus, split, say_if_other(run, corpus, split, lambda text: print(text, file=sys.stderr))
-
-
-def _fit(reader: Reader) -> dict[str, Any]:
-    """The power of the calibration, and True if the control has its own gate. Memory files of earlier versions have
-    neither (None, False): their scrambled memory is read with the gate of the true one."""
-    own = reader.memory.calibration
-    return {
-        "calibration": None if own is None else {"power": own.power},
-        "control_fitted": reader.memory.control is not None,
-    }
-
-
-def _in_sample(run: OpenRun, whole: TokenStream, tokens: int) -> dict[str, Any]:
-    """What the memory was fitted on, and how many of the text's tokens are of that; None where it does not say."""
-    from ebmvk.memory.fitted_on import FittedOn
-    from ebmvk.runs.layout import MEMORY_FILE
-
-    fitted_on = FittedOn.read(run.checkpoint.path / MEMORY_FILE)
-    if fitted_on is None:
-        return {"fitted_on": None, "in_sample_tokens": None}
-    return {"fitted_on": dataclasses.asdict(fitted_on), "in_sample_tokens": fitted_on.among(whole, tokens)}
+    return Text(corpus, split, say_if_other(run, corpus, split, _warn))
 
 
 def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
-    """The run to compare with, whose model reads the text as this one does.
+    """The run to compare with; None without --against.
 
     Raises:
-        ConfigError: it reads other tokens, so that nothing can be paired.
+        ConfigError: it has another tokenizer, so tokens can't be paired.
     """
     if command.against is None:
         return None
     from ebmvk.runs.folder import open_run
 
-    other = open_run(command.against, "--against", lambda text: print(text, file=sys.stderr))
+    other = open_run(command.against, "--against", _warn)
     if other.tokenizer.digest() != run.tokenizer.digest():
         raise ConfigError(
-            f"--against {command.against}: its tokens are not those of {run.checkpoint.path}",
+            f"--against {command.against}: it has another tokenizer than {run.checkpoint.path}",
             why="it was trained on other text, or with another --vocab-size",
-            hint="compare runs of one text and one vocabulary",
+            hint="compare runs with the same text and vocabulary",
         )
     return other
 
 
-def _score_matching(
-    run: OpenRun, stream: TokenStream, device: Device, corpus: Corpus, data_dir: Path | None
-) -> list[dict[str, Any]]:
-    """L_kappa by noise level on the first tokens, without memory; frequencies are those of the run's training text.
-
-    corpus: the stream's; if it isn't the run's own, the run's own is read as well.
-
-    Raises:
-        DataError: the run's own text isn't there. CheckpointError: its files have changed.
-    """
-    from ebmvk.data.windows import encode_split
-    from ebmvk.evaluation.score_matching import frequencies, score_matching, windows
-    from ebmvk.objective import noise
-    from ebmvk.runs.folder import check_same_text
-    from ebmvk.runs.text import compared_by_text, own_text
-
-    config = run.config
-    if "train" not in corpus.splits or not compared_by_text(run, corpus, "train").same:
-        corpus = own_text(config, data_dir=data_dir)
-    train = encode_split(corpus, "train", run.tokenizer)
-    check_same_text(run.checkpoint, train, config)
-    found = score_matching(
-        *(run.model, windows(stream, config.data.seq_length, SCORED_TOKENS).to(device.torch), device.backend),
-        frequencies(train, run.tokenizer.vocab_size).to(device.torch),
-        starts=stream.starts,
-        k=config.langevin.knn_k,
-        seed=config.run.seed,
-        extra=noise.given(config.training, config.model.latent_dim),
-    )
-    return [level.record() for level in found]
-
-
-def _reader(command: EvaluateCommand, run: OpenRun, backend: Backend) -> Reader | None:
-    """The checkpoint's memory as the flags want it; None without memory."""
-    if command.memory == "none":
-        return None
-    from ebmvk.memory.files import load
-    from ebmvk.memory.law import Reader
-
-    memory = load(run.checkpoint.path, run.model, command.memory)
-    memory = memory.using(command.memory_capacity, scramble=command.scramble_memory)
-    return Reader(memory, command.memory, backend)
-
-
-def _opponent(command: EvaluateCommand, other: OpenRun, backend: Backend) -> Reader | None:
-    """The memory of the run to compare with, of the same capacity and never scrambled; None without memory."""
-    theirs = dataclasses.replace(command, memory=command.against_memory, scramble_memory=False)
-    return _reader(theirs, other, backend)
-
-
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
+    """Print the figures of a record. corpus: where the text comes from; device: what computed them."""
     from ebmvk.report.tables import number, per_word, why_no_word
 
-    part = "whole split" if record["whole_split"] else "its beginning"
+    part = "the whole split" if record["whole_split"] else "its beginning"
     word = f"{number(per_word(record), ',.3f')}   ({record['words']:,} words)"
     word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
     print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
     if record["own_text"] is False and record["own_text_by"]:
-        print("                      it is not the run's own text")
+        print("                      this isn't the text that the run was trained on")
     print(f"device                {device}")
     print(f"nats per token        {number(record['nats_per_token'], '.5f')}   ({record['tokens']:,} tokens, exact)")
     print(f"perplexity per token  {number(record['ppl_token'], ',.3f')}")
@@ -352,7 +253,7 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
         _print_levels(record["score_matching"])
 
 
-NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # of the rows that have no memory
+NAMES = {"none": "no memory", "calibrated": "calibrated, no memory"}  # rows without memory
 
 
 def _print_tiers(record: dict[str, Any]) -> None:
@@ -373,7 +274,7 @@ def _print_tiers(record: dict[str, Any]) -> None:
     else:
         power = record["calibration"]["power"]
         print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
-        print("                      without any memory: what a memory has to beat")
+        print("                      without any memory: a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")
 
@@ -385,30 +286,34 @@ def _memory_of(base: dict[str, Any]) -> str:
 def _scrambled(*, fitted: bool) -> str:
     if fitted:
         return "share and gate were fitted to the scrambled memory, on the same tokens as for the true one"
-    return "read with the true memory's gate, so it loses more than it has to: an earlier version wrote the file"
+    return "read with the true memory's gate, so it loses more than necessary: an earlier version wrote the file"
 
 
 def _fitted_on(record: dict[str, Any]) -> str:
     fitted_on, here = record["fitted_on"], record["in_sample_tokens"]
     if fitted_on is None:
-        return "a text that an earlier version did not record: by default validation, where figures are in sample"
+        return "a text that an earlier version did not record; figures for that text are in sample, so too good"
     text = f"{fitted_on['tokens']:,} tokens of {fitted_on['text']}"
     if not here:
-        return f"{text}; none of them is of this text"
-    return (
-        f"{text}: {here:,} of the {record['tokens']:,} here, so that figures with memory are in sample and flatter it"
-    )
+        return f"{text}; this text has none of them"
+    return f"{text}: {here:,} of the {record['tokens']:,} here. Figures with memory are in sample, so too good"
 
 
 def _print_levels(levels: list[dict[str, Any]]) -> None:
-    """1 - L_kappa is 0 for a score of zero; what counts is to be below the denoiser that knows frequencies only."""
+    """Print a line for each noise level. 1 - L_kappa is 0 for a score of zero; a model should beat
+    the denoiser that knows frequencies only.
+    """
     from ebmvk.report.tables import DASH, below, number
 
     print(f"score matching        L_kappa over {levels[0]['tokens']:,} tokens, kappa_c = sqrt(2 d ln V)")
     for level in levels:
         kappa, angle = (number(level[name], ".1f") for name in ("kappa", "angle"))
         noise = f"kappa {kappa}, {angle} degrees, sigma {number(level['sigma'], '.3g')}"
-        ratio = f", below it by {below(level)}" if below(level) != DASH else "; the unigram is right too, so no ratio"
+        ratio = (
+            f", below it by {below(level)}"
+            if below(level) != DASH
+            else "; the unigram denoiser is right, too, so there is no ratio"
+        )
         print(
             f"  {level['name'] or 'level':<20}{noise}: 1 - L {number(level['explained'])}, "
             f"unigram Bayes {number(1 - level['unigram_loss'])}{ratio}"

@@ -19,7 +19,7 @@ import tyro
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
-from ebmvk.runs.layout import NEWEST
+from ebmvk.runs.layout import CONFIG_FILE, NEWEST
 
 if TYPE_CHECKING:
     from ebmvk.runs.folder import OpenRun
@@ -144,7 +144,6 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
     """Write alerts where training writes its own: into the run's metrics and report."""
     from ebmvk.monitoring.monitor import Monitor
-    from ebmvk.runs.folder import CONFIG_FILE
     from ebmvk.training.session import report
 
     if not (folder / CONFIG_FILE).is_file():  # an exported model

@@ -1,4 +1,6 @@
-"""`ebmvk sweep`, `python -m ebmvk.sweep`: a table of training runs with verdicts, and a search beyond it."""
+"""`ebmvk sweep`: trains a table of runs, or runs that a search chooses, and prints figures and
+verdicts.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    table: str = "infinito"  # The experiments: infinito (the system's five), infinito-ablation.
-    flags: str = "--model infinito --preset small"  # Training flags of every run, in one string.
-    folder: Path = Path("runs/sweep")  # Where the runs are; the same folder goes on.
-    jobs: int = 1  # Runs at once.
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Of torch, in each run.
-    trials: int = 0  # Runs that Optuna chooses, instead of the table.
-    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=LOW:HIGH, log-uniform; learning_rate=5e-4:1e-2.
-    seed: int = 42  # Of every run, and of the search.
+    """Flags of `ebmvk sweep`; the comments are their help texts."""
+
+    table: str = "infinito"  # The experiments: infinito or infinito-ablation.
+    flags: str = "--model infinito --preset small"  # Training flags of all runs, in one string.
+    folder: Path = Path("runs/sweep")  # Folder of the runs; the same folder continues.
+    jobs: int = 1  # Number of runs at once.
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Threads of torch in each run.
+    trials: int = 0  # Search: train this many runs that Optuna chooses.
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=LOW:HIGH, a setting to search, log-uniform.
+    seed: int = 42  # Seed of every run, and of the search.
     json: bool = False  # Print one JSON object instead of a table.
 
 
 FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(SweepCommand)})
-SEARCHED = ("learning_rate=5e-4:1e-2",)  # where --search does not say
+SEARCHED = ("learning_rate=5e-4:1e-2",)  # the default of --search
 OWN = ("--run-dir", "--resume", "--seed", "--quiet", "--dry-run", "--stop-after")
-"""Training flags that a sweep gives itself, or cannot do with."""
+"""Training flags that a sweep sets itself, or that would break it."""
 COLUMNS = {
     "lr": ("learning_rate", "g"),
     "batch": ("batch_size", "d"),
@@ -49,15 +53,15 @@ COLUMNS = {
     "ΔPHI loss": ("phi_loss", ".4f"),
     "minutes": ("minutes", ".1f"),
 }
-"""{head: (figure, how it is written)}."""
+"""{heading: (figure, its format)}."""
 LEGEND = (
-    "ΔPHI loss: λ (1 − PHI). train PPL, PHI: of the last steps; val PPL: of all of validation, per token. "
+    "ΔPHI loss: λ (1 − PHI). train PPL, PHI: means over the last steps; val PPL: over all of validation, per token. "
     "by chance: PHI isn't corrected for the batch size; independent units would have up to this value."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a typed error."""
+    """Run the command. Exit status: 0, or 2 for a typed error."""
     args = flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
     return running.run(
         lambda: _sweep(parsing.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",)))
@@ -66,14 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(command: SweepCommand) -> int:
     from ebmvk.cli.train import asked
-    from ebmvk.sweeps.search import TABLES, planned, search, table, train_all
+    from ebmvk.sweeps.experiments import TABLES, planned, table, train_all
+    from ebmvk.sweeps.search import search
 
     if command.table not in TABLES:
-        raise ConfigError(f"--table {command.table}: no such table", hint=f"take one of {', '.join(TABLES)}")
+        raise ConfigError(f"--table {command.table}: no such table", hint=f"use one of {', '.join(TABLES)}")
     if command.jobs < 1:
-        raise ConfigError(f"--jobs {command.jobs} is below 1", hint="give how many runs go on at once")
+        raise ConfigError(f"--jobs {command.jobs} is below 1", hint="give the number of runs at once")
     if command.trials < 0:
-        raise ConfigError(f"--trials {command.trials} is below 0", hint="give how many runs Optuna chooses")
+        raise ConfigError(f"--trials {command.trials} is below 0", hint="give the number of runs that Optuna chooses")
     if command.search and not command.trials:
         raise ConfigError(f"--search {command.search[0]} without --trials", hint="add --trials 10, for example")
     try:
@@ -110,7 +115,9 @@ def _sweep(command: SweepCommand) -> int:
 
 
 def _axes(texts: Sequence[str], shared: Sequence[str]) -> list[Axis]:
-    """What to search; a setting may have another name of its flag. Raises ConfigError, before anything is trained."""
+    """The settings to search, by any name of their flags. Raises ConfigError, before anything is
+    trained.
+    """
     from ebmvk.sweeps.search import Axis, flags_of
 
     axes = []
@@ -126,10 +133,12 @@ def _axes(texts: Sequence[str], shared: Sequence[str]) -> list[Axis]:
 
 
 def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) -> None:
-    """Refuse, before the first run, flags that a run would refuse. shared: of all runs; runs: what `source` adds.
+    """Check the flags of all runs before the first is trained.
+
+    shared: flags of all runs. runs: the flags that `source` adds to each.
 
     Raises:
-        ConfigError: also for a flag that runs have from `source` or from the sweep itself.
+        ConfigError: train would reject the flags, or one is set by the sweep itself, or twice.
     """
     from ebmvk.cli.train import FLAGS as TRAIN_FLAGS
     from ebmvk.cli.train import REPEATABLE, asked
@@ -138,15 +147,15 @@ def _check(shared: Sequence[str], source: str, runs: Sequence[Sequence[str]]) ->
     given, added = flags.flags_in(shared), [flag for run in runs for flag in flags.flags_in(run)]
     for names, whose in ((given, "--flags"), (added, source)):
         if own := next((flag for flag in names if flag.replace("--no-", "--") in OWN), None):
-            raise ConfigError(f"{whose} has {own}, which the sweep itself sees to", hint=f"leave {own} away")
+            raise ConfigError(f"{whose} has {own}, which the sweep itself sets", hint=f"remove {own}")
     if both := next((flag for flag in added if flag in given), None):
-        raise ConfigError(f"--flags has {both}, which {source} sets for each run", hint=f"take {both} out of --flags")
+        raise ConfigError(f"--flags has {both}, which {source} sets for each run", hint=f"remove {both} from --flags")
     for run in runs:
         asked([*shared, *run])
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The table, aligned; what does not apply is a dash."""
+    """The lines of the table, aligned. Figures that don't apply are dashes."""
     from ebmvk.report.tables import Table, number, plain
     from ebmvk.sweeps.search import flags_of
 

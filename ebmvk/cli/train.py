@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk.cli import calling, parsing, running
+from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.config.checks import check, check_owned, check_resume, with_windows
 from ebmvk.config.models import MODELS, WINDOWS
@@ -27,7 +28,7 @@ from ebmvk.config.schema import (
 from ebmvk.config.sizes import derive, most_warmup
 from ebmvk.config.toml import sources_in
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
-from ebmvk.runs.layout import LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
+from ebmvk.runs.layout import CONFIG_FILE, LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
 if TYPE_CHECKING:
     from ebmvk.api import Trained
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
 
 
+@takes(TrainCommand, without=("dry_run",))
 def train(**settings: Any) -> Trained:
     """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything else.
 
@@ -294,8 +296,8 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
     """
     if resume == NEWEST and not run_dir:
         return newest("--resume"), None
-    from ebmvk.runs.checkpoint import locate
     from ebmvk.runs.folder import ended_early
+    from ebmvk.runs.steps import locate
 
     path, flag = (Path(run_dir), "--run-dir") if resume == NEWEST and run_dir else (Path(resume), "--resume")
     folder, at = (path.resolve(), None) if ended_early(path) else locate(path, flag)
@@ -305,7 +307,7 @@ def _resume_folder(resume: str, run_dir: str | None) -> tuple[Path, Path | None]
 
 
 def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given: dict[str, Any]) -> Job:
-    from ebmvk.runs.folder import CONFIG_FILE, ended_early, read_config
+    from ebmvk.runs.folder import ended_early, read_config
     from ebmvk.runs.text import own_text
     from ebmvk.training.job import Job
 

@@ -16,8 +16,8 @@ from ebmvk.evaluation.likelihood import token_nats
 from ebmvk.model import inspection
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.reading import states
-from ebmvk.runs.checkpoint import SOC
 from ebmvk.runs.folder import OpenRun, check_same_text
+from ebmvk.runs.manifest import SOC
 from ebmvk.runs.metrics import History, read_history
 from ebmvk.runs.text import check_own, own_text
 from ebmvk.splats.soc import store_of

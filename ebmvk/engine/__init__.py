@@ -1,20 +1,23 @@
-"""The engine: one table of operations (`api`), several backends, one oracle.
+"""The engine: one table of operations, several backends that implement it, and a float64 oracle.
 
-| module | what is in it |
+| module | what it does |
 |---|---|
-| `api` | the table: `Backend`, `Points`, `Schedule` and the results |
+| `api` | the table of operations: `Backend`, `Points`, `Schedule` and the results |
 | `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
-| `reference` | every operation in plain torch: the float64 oracle, and the path on CUDA |
+| `reference`, `reference_chains`, `reference_math` | every operation in plain torch: the oracle, and the path on CUDA |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
-| `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
-| `sharded` | points spread over the processes of a run, and exact top-k among them |
-| `approximate` | spherical k-means, and approximate search where exact top-k is out of reach (FAISS) |
+| `vulkan`, `vulkan_devices` | kernels on a Vulkan device (extension `ebmvk._vulkan`); listing the devices |
+| `sharded` | points spread over the processes of a run, with an exact top-k |
+| `approximate` | spherical k-means, and approximate search for very many points (FAISS) |
 | `autograd` | `energy(...)` and `energy_score(...)`, differentiable, on any backend |
 | `philox` | counter-based random numbers, the same on every backend |
-| `wood` | the cosine of a vMF sample, for every backend's `vmf_sample` |
+| `wood` | the cosine of a von Mises-Fisher sample, for every backend's `vmf_sample` |
 | `checks`, `counting` | argument checks; calls and seconds per operation |
+| `selftest` | compares every operation of a backend with the oracle |
+| `device`, `seeds` | the engine and torch on one `--device`; seeds and determinism |
+| `missing` | why an extension can't be imported |
 
-Importing this package loads no extension; `select` does.
+Importing this package loads no extension. `select` does.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
-"""The table of operations: one signature each, implemented by every backend.
+"""The table of operations: one signature for each operation, implemented by every backend.
 
-Shapes: B rows or chains, d latent dimension, N points in a store, K candidates per row, L levels of a schedule.
-Tensors are contiguous float32 on the CPU for the native backends; `reference` takes any floating dtype and device.
+Shapes: B rows or chains, d latent dimension, N points in a store, K candidates per row, L levels of
+a schedule. Tensors are contiguous float32 on the CPU for the native backends; `reference` takes any
+floating dtype and device.
 
-The energy of a state x in S^{d-1}, given candidates j with weights logw and concentrations kappa, is
+The energy of a state x in S^{d-1}, given candidates j with weights logw and concentrations kappa,
+is
 
     E(x) = -log( exp(log_background) + sum_j exp(logw_j + kappa_j mu_j.x) )
 
-(normalisers such as log C_d(kappa) are the caller's, folded into logw; the background is a density relative to the
-uniform one, so log_background = log p_rest and logw_j = log p_j + log C_d(kappa_j) - log C_d(0)). Its score is the
-Riemannian -grad E = P_x sum_j rho_j kappa_j mu_j with responsibilities rho (model.md calls them so: posterior weights).
+(normalisers such as log C_d(kappa) are the caller's, folded into logw; the background is a density
+relative to the uniform one, so log_background = log p_rest and logw_j = log p_j + log C_d(kappa_j)
+- log C_d(0)). Its score is the Riemannian -grad E = P_x sum_j rho_j kappa_j mu_j with
+responsibilities rho_j, the posterior weights of the candidates.
 """
 
 from __future__ import annotations
@@ -21,16 +24,17 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 Scheme = Literal["gbaoab", "ghmc"]
-"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB, or Metropolised GHMC."""
+"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC."""
 
 
 Storage = Literal["float32", "float16"]
-"""How a backend keeps points. float16: the rows ARE the rounded ones (to nearest, ties to even), everything is computed
-from them in the backend's usual precision, and a device keeps and reads half the bytes."""
+"""How a backend keeps points. With float16 the rows are rounded (to nearest, ties to even) and
+everything is computed from the rounded rows in the backend's usual precision; a device keeps and
+reads half the bytes."""
 
 
 class Points(Protocol):
-    """Unit rows (N, d) kept by a backend, on its device where it has one."""
+    """Unit rows (N, d) that a backend keeps, on its device if it has one."""
 
     @property
     def storage(self) -> Storage: ...
@@ -43,15 +47,17 @@ class Points(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory held for the rows now, copies in fewer bits included; on the device where there is one."""
+        """Bytes that the rows take now, including copies in fewer bits; on the device if there is
+        one.
+        """
 
     def update(self, points: Tensor) -> None:
-        """Replace the rows; same shape, else ArgumentError. They are rounded as the first ones were."""
+        """Replace the rows, with the same rounding. Raises ArgumentError if the shape differs."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """scores: (B, k) float, descending, ties by lower id. ids: (B, k) int64."""
+    """scores: (B, k) float, descending; equal scores in order of id. ids: (B, k) int64."""
 
     scores: Tensor
     ids: Tensor
@@ -59,7 +65,9 @@ class TopK:
 
 @dataclass(frozen=True)
 class EnergyScore:
-    """energy (B,), score (B, d) tangent at x, responsibilities (B, K), background (B,); the last two sum to 1."""
+    """energy (B,), score (B, d) tangent at x, responsibilities (B, K), background (B,); the last
+    two sum to 1.
+    """
 
     energy: Tensor
     score: Tensor
@@ -69,8 +77,9 @@ class EnergyScore:
 
 @dataclass(frozen=True)
 class EnergyGradients:
-    """Gradients of sum_b (grad_energy_b E_b + grad_score_b . score_b): x (B, d), points (N, d), logw and kappa (B, K),
-    log_background (B,). That of x is in the embedding space, with score = g - (x.g) x, g = sum_j rho_j kappa_j mu_j."""
+    """Gradients of sum_b (grad_energy_b E_b + grad_score_b . score_b): x (B, d), points (N, d),
+    logw and kappa (B, K), log_background (B,). The gradient of x is in the embedding space, where
+    score = g - (x.g) x and g = sum_j rho_j kappa_j mu_j."""
 
     x: Tensor
     points: Tensor
@@ -81,8 +90,8 @@ class EnergyGradients:
 
 @dataclass(frozen=True)
 class Accumulated:
-    """Additive statistics of n splats: mass (n,), resultant (n, d), and token counts as sorted, unique
-    (splat, token) pairs (M, 2) int64 with counts (M,) > 0."""
+    """Additive statistics of n splats: mass (n,), resultant (n, d), and token counts as sorted,
+    unique (splat, token) pairs (M, 2) int64 with counts (M,) > 0."""
 
     mass: Tensor
     resultant: Tensor
@@ -94,8 +103,8 @@ class Accumulated:
 class Schedule:
     """Annealing levels; each tensor is (L,) shared by all chains, or (B, L).
 
-    At level l a candidate has kappa_scale_l * kappa_j and logw_j + logw_shift_l; chains take `steps[l]` integrator
-    steps of size `step_size` with friction `gamma`.
+    At level l a candidate has kappa_scale_l * kappa_j and logw_j + logw_shift_l; chains take
+    `steps[l]` integrator steps of size `step_size` with friction `gamma`.
     """
 
     kappa_scale: Tensor
@@ -107,10 +116,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LangevinDiagnostics:
-    """Per chain (B,): energy at the end (of the last level); kinetic_temperature, mean of |v|^2/(d-1) right after O
-    (for GHMC the first half O); energy_error, mean |change of H| over the deterministic parts of a step (for GHMC the
-    trajectory, accepted or not); acceptance, the share of accepted trajectories (1 for an unadjusted scheme);
-    tangency, max of |x.v|/|v| and of ||x|-1| over the steps (for GHMC the leapfrogs)."""
+    """Diagnostics of each chain, all (B,).
+
+    energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after O
+    (GHMC: after the first half O). energy_error: mean |change of H| over the deterministic parts of
+    a step (GHMC: over the trajectory, accepted or not). acceptance: share of accepted trajectories;
+    1 for an unadjusted scheme. tangency: largest of |x.v|/|v| and ||x|-1| over the steps (GHMC:
+    over the leapfrogs).
+    """
 
     energy: Tensor
     kinetic_temperature: Tensor
@@ -121,6 +134,8 @@ class LangevinDiagnostics:
 
 @dataclass(frozen=True)
 class LangevinResult:
+    """x (B, d): states at the end; v (B, d): their velocities."""
+
     x: Tensor
     v: Tensor
     diagnostics: LangevinDiagnostics
@@ -128,7 +143,7 @@ class LangevinResult:
 
 @dataclass(frozen=True)
 class OpCount:
-    """dispatches: native dispatches (0 on backends without a device queue); calls; seconds spent."""
+    """How often an operation ran. dispatches: native ones; 0 on backends without a device queue."""
 
     calls: int
     dispatches: int
@@ -136,18 +151,20 @@ class OpCount:
 
 
 class Backend(Protocol):
-    """What every backend offers. Arguments are checked once, in `ebmvk.engine.checks`."""
+    """The operations that every backend offers. Each checks its arguments in `ebmvk.engine.checks`."""
 
     @property
     def name(self) -> str:
-        """reference, cpu or vulkan."""
+        """`reference`, `cpu` or `vulkan`."""
 
     @property
     def device(self) -> str:
-        """The device in words, for logs and reports."""
+        """The device as text, for logs and reports."""
 
     def points(self, points: Tensor, storage: Storage = "float32") -> Points:
-        """Keep unit rows (N, d). With storage="float16" a unit row moves by at most 5e-4, typically 2e-4."""
+        """Keep unit rows (N, d). With storage="float16" a unit row moves by at most 5e-4, typically
+        2e-4.
+        """
 
     def projx(self, x: Tensor) -> Tensor: ...
 
@@ -164,12 +181,18 @@ class Backend(Protocol):
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        """Exact top-k of scale_n * mu_n.q + bias_n; queries (B, d) need not be unit; scale, bias (N,)."""
+        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), of any length; scale, bias:
+        (N,).
+        """
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
-        """x (B, d) unit; ids (B, K) int64; logw, kappa (B, K); log_background (B,), -inf allowed, as in logw."""
+        """Energy, score and responsibilities of each row.
+
+        x: (B, d) unit; ids: (B, K) int64; logw, kappa: (B, K); log_background: (B,). logw and
+        log_background may be -inf.
+        """
 
     def energy_score_backward(
         self,
@@ -182,15 +205,17 @@ class Backend(Protocol):
         grad_energy: Tensor,
         grad_score: Tensor,
     ) -> EnergyGradients:
-        """All terms, the second-order ones of the score too. With w = grad_score - (x.grad_score) x, a_j = kappa_j
-        mu_j.w, and c_j = rho_j (a_j - sum_i rho_i a_i - grad_energy), a being 0 for the background:
+        """All gradients, including the second-order terms of the score.
+
+        With w = grad_score - (x.grad_score) x, a_j = kappa_j mu_j.w (0 for the background), and
+        c_j = rho_j (a_j - sum_i rho_i a_i - grad_energy):
 
             dlogw_j = c_j                  dmu_j = c_j kappa_j x + rho_j kappa_j w
             dlog_background = c_rest       dkappa_j = c_j mu_j.x + rho_j mu_j.w
             dx = sum_j c_j kappa_j mu_j - (x.grad_score) g - (x.g) grad_score
 
-        Rows that share a point are added in ascending order of (row, candidate): the same bits every time.
-        grad_energy (B,), grad_score (B, d): finite.
+        Contributions to one point are added in ascending order of (row, candidate), so the bits are
+        always the same. grad_energy (B,), grad_score (B, d): finite.
         """
 
     def langevin(
@@ -211,26 +236,33 @@ class Backend(Protocol):
         scheme: Scheme = "gbaoab",
         leapfrogs: int = 4,
     ) -> LangevinResult:
-        """Model section 7 with Philox noise keyed by seed; 200 steps = 2 x 100 bit for bit.
+        """Run Langevin chains (model section 7) with Philox noise keyed by the seed. 200 steps
+        equal 2 x 100, bit for bit.
 
-        A step of g-BAOAB is one B A O A B; a step of GHMC is one trajectory: half O (factor e^{-gamma leapfrogs h/2},
-        stream 0), `leapfrogs` times B A(h) B, accepted if dH <= -T log u (stream 2, coordinate 0), else back to
-        (x, -v) of before the trajectory, then the other half O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
+        A step of g-BAOAB is one B A O A B. A step of GHMC is one trajectory: half O (factor
+        e^{-gamma leapfrogs h/2}, stream 0); `leapfrogs` times B A(h) B; accepted if dH <= -T log u
+        (stream 2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the other half
+        O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
         """
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        """Exact samples (B, d) of vMF(mu_b, kappa_b) by Wood (1994); mu (B, d) unit, kappa (B,) >= 0, 0 being uniform.
+        """Exact samples (B, d) of vMF(mu_b, kappa_b) by Wood (1994). mu: (B, d) unit; kappa: (B,)
+        >= 0, where 0 is uniform.
 
-        1 - mu.x comes from `ebmvk.engine.wood.deficit`, the tangent direction is P_mu xi / |P_mu xi| with normals of
-        (step 0, chain first_row + row, STREAM_VMF_TANGENT): the same sample however the batch is split.
+        1 - mu.x comes from `ebmvk.engine.wood.deficit`. The tangent direction is P_mu xi / |P_mu
+        xi| with normals of (step 0, chain first_row + row, STREAM_VMF_TANGENT), so a sample doesn't
+        depend on how the batch is split.
         """
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        """Statistics that consolidation adds up (model section 8): for each splat k < n its mass sum r, its resultant
-        sum r x, and its token counts sum r, over all (row, candidate) with ids = k, in ascending order.
+        """Statistics for consolidation (model section 8).
 
-        x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,) int64 >= 0.
+        For each splat k < n: its mass sum r, its resultant sum r x, and its token counts sum r,
+        each over all (row, candidate) with ids = k, in ascending order.
+
+        x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,)
+        int64 >= 0.
         """
 
     def counts(self) -> Mapping[str, OpCount]:
-        """Calls, native dispatches and seconds per operation since the backend was made."""
+        """Calls, native dispatches and seconds of each operation since the backend was made."""

@@ -1,14 +1,16 @@
-"""Spherical k-means and approximate search, through FAISS: for what is beyond the reach of the exact top-k.
+"""Spherical k-means and approximate search, through FAISS, for more points than the exact top-k can
+serve.
 
-`Backend.topk` looks at every point, exactly, and its cost grows with N. `ApproximateIndex` looks at the points of the
-nearest inverted lists only (IVF): it pays off from some 100,000 points on, where most queries' neighbours lie in few
-lists, and where a neighbour missed now and then does no harm; never where a law rests on exact results.
-`python -m bench.approximate` measures recall and speed against the exact top-k: for 150,000 clustered points of
-dimension 640, k = 64 and 1,024 queries on two cores (shared with other work), 4 of 1,549 lists found .998 of the
-neighbours 2.2 to 2.9 times as fast as the exact one, 16 lists all of them 1.1 to 1.2 times as fast, 64 lists slower.
+`Backend.topk` looks at every point, so its cost grows with N. `ApproximateIndex` looks only at the
+points in the nearest inverted lists (IVF). It pays off from about 100,000 points on, if most
+queries' neighbours lie in few lists and a missed neighbour now and then does no harm. Never use it
+where a result must be exact. `python -m bench.approximate` measures recall and speed against the
+exact top-k: for 150,000 clustered points of dimension 640, k = 64 and 1,024 queries on two cores
+(shared with other work), 4 of 1,549 lists found .998 of the neighbours, 2.2 to 2.9 times as fast as
+the exact top-k; 16 lists found all of them, 1.1 to 1.2 times as fast; 64 lists were slower.
 
-IVF and not a graph (HNSW), as its result depends on the seed alone: a graph built by several threads is another one
-each time.
+It uses IVF rather than a graph (HNSW) because its result depends on the seed alone; a graph built
+by several threads differs each time.
 """
 
 from __future__ import annotations
@@ -28,34 +30,39 @@ from ebmvk.engine.api import TopK
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 _MOST_PER_CENTROID = 256
-"""Points per centroid that k-means learns from at most, drawn by the seed: more hardly move a mean, and cost time."""
+"""Most points per centroid that k-means learns from, drawn by the seed. More cost time and hardly
+move a mean.
+"""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """centroids: (k, d) unit rows. objective: mean of 1 - cosine to the nearest centroid, over the points learned from,
-    at the start of each round; it does not rise but by the splitting of an empty cluster."""
+    """centroids: (k, d) unit rows. objective: at the start of each round, the mean of 1 - cosine to
+    the nearest centroid, over the points learned from. It rises only if an empty cluster is split.
+    """
 
     centroids: Tensor
     objective: tuple[float, ...]
 
 
 def kmeans(x: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Clusters:
-    """Spherical k-means (Dhillon and Modha 2001), the same by the same seed.
+    """Spherical k-means (Dhillon and Modha 2001). The same seed gives the same result.
 
     Args:
-        x: (n, d) float32, unit rows, contiguous, on the CPU. More than 256 k of them are sampled.
+        x: (n, d) float32, unit rows, contiguous, on the CPU. If there are more than 256 k rows, a
+            sample is used.
         k: 1 <= k <= n.
 
     Raises:
-        ArgumentError: as above. DeviceError: FAISS is not installed. OutOfMemory.
+        ArgumentError: an argument isn't as above. DeviceError: FAISS isn't installed. OutOfMemory:
+            it has no memory left.
     """
     checks.NATIVE.tensor("x", x, (None, None), "(n, d)")
     checks.unit_rows("x", x)
     n, d = x.shape
     _within("k", k, 1, n)
     _within("rounds", rounds, 1, 10_000)
-    if k == n:  # FAISS copies then, too, but reports no objective
+    if k == n:  # FAISS would copy the points, too, but report no objective
         return Clusters(x.detach().clone(), (0.0,))
     with _faiss("k-means") as faiss:
         trainer = faiss.Kmeans(
@@ -76,14 +83,16 @@ def kmeans(x: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Clusters:
 
 
 class ApproximateIndex:
-    """Points (N, d) in inverted lists around the centroids of a k-means; memory: the rows in float32 once more.
+    """Points (N, d) in inverted lists around the centroids of a k-means. It keeps a float32 copy of
+    the rows.
 
     Args:
         points: (N, d) float32, unit rows, contiguous, on the CPU.
-        lists: how many; by default 4 sqrt(N), as FAISS advises, where each still holds 4 points on average.
+        lists: their number; by default 4 sqrt(N), as FAISS advises, but at most N/4.
 
     Raises:
-        ArgumentError: as above. DeviceError: FAISS is not installed. OutOfMemory.
+        ArgumentError: an argument isn't as above. DeviceError: FAISS isn't installed. OutOfMemory:
+            it has no memory left.
     """
 
     def __init__(self, points: Tensor, *, lists: int | None = None, seed: int = 0) -> None:
@@ -96,21 +105,22 @@ class ApproximateIndex:
             quantizer = faiss.IndexFlatIP(self.d)
             quantizer.add(centroids.numpy())
             self._index = faiss.IndexIVFFlat(quantizer, self.d, self.lists, faiss.METRIC_INNER_PRODUCT)
-            self._index.train(centroids.numpy())  # no centroid is left to find: this marks it as trained
+            self._index.train(centroids.numpy())  # the centroids are known; this only marks it as trained
             self._index.add(points.detach().numpy())
 
     def search(self, queries: Tensor, k: int, *, probes: int) -> TopK:
-        """The k best of mu_n.q among the points of the `probes` lists nearest to each query: `lists` is exact.
+        """The k best of mu_n.q among the points of the `probes` lists nearest to each query;
+        probes=lists is exact.
 
-        A query whose lists hold fewer than k points looks into twice as many, until they do. Scores are float32 dot
-        products; ties by lower id among what was found.
+        If a query's lists hold fewer than k points, it looks into twice as many lists. Scores are
+        float32 dot products; equal scores come in order of id.
 
         Args:
-            queries: (B, d) float32, contiguous, on the CPU; need not be unit.
+            queries: (B, d) float32, contiguous, on the CPU, of any length.
             k: 1 <= k <= N. probes: 1 <= probes <= lists.
 
         Raises:
-            ArgumentError: as above. OutOfMemory.
+            ArgumentError: an argument isn't as above. OutOfMemory: it has no memory left.
         """
         checks.topk(checks.NATIVE, queries, self.n, self.d, k, None, None)
         _within("probes", probes, 1, self.lists)
@@ -134,7 +144,7 @@ class ApproximateIndex:
 
 
 def recall(found: TopK, exact: TopK) -> float:
-    """Share of the exact top-k's ids (B, k) that were found, in any order."""
+    """Share of the exact top-k's ids (B, k) that were found, in any order; in [0, 1]."""
     pairs = zip(found.ids.tolist(), exact.ids.tolist(), strict=True)
     return sum(len(set(some) & set(all_)) for some, all_ in pairs) / max(1, exact.ids.numel())
 
@@ -146,7 +156,9 @@ def _within(name: str, value: int, low: int, high: int) -> None:
 
 @contextmanager
 def _faiss(doing: str) -> Iterator[ModuleType]:
-    """FAISS, on as many threads as torch uses. Imported here, as it brings an OpenMP runtime of its own."""
+    """FAISS, on as many threads as torch uses. Imported here because it brings an OpenMP runtime of
+    its own.
+    """
     try:
         import faiss
     except ImportError as error:

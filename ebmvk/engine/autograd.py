@@ -1,4 +1,4 @@
-"""The latent energy and its score as differentiable functions, with the work done on any backend."""
+"""The latent energy and its score as differentiable functions; any backend computes them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def energy(
 ) -> Tensor:
     """E(x) (B,), differentiable once in x, points_tensor, logw, kappa and log_background.
 
-    With responsibilities rho (model section 6): dE/dx = -sum_j rho_j kappa_j mu_j (not projected: the gradient in
-    the embedding space), dE/dmu_j = -rho_j kappa_j x, dE/dlogw_j = -rho_j, dE/dkappa_j = -rho_j mu_j.x,
-    dE/dlog_background = -rho_rest.
+    With responsibilities rho (model section 6): dE/dx = -sum_j rho_j kappa_j mu_j (in the embedding
+    space, so not projected), dE/dmu_j = -rho_j kappa_j x, dE/dlogw_j = -rho_j, dE/dkappa_j = -rho_j
+    mu_j.x, dE/dlog_background = -rho_rest.
 
     Args:
         x: (B, d) unit rows.
         points_tensor: (N, d) unit rows, float.
         ids: (B, K) int64.
         logw, kappa: (B, K). log_background: (B,).
-        points: `backend.points(points_tensor)` if it is at hand already; made here otherwise.
+        points: `backend.points(points_tensor)` if the caller has it already; otherwise it is made
+            here.
 
     Raises:
         ArgumentError: as `Backend.energy_score`.
@@ -55,10 +56,11 @@ def energy_score(
     *,
     points: Points | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """E(x) (B,) and its score (B, d), differentiable once in x, points_tensor, logw, kappa and log_background.
+    """E(x) (B,) and its score (B, d), differentiable once in x, points_tensor, logw, kappa and
+    log_background.
 
-    The gradients are those of `Backend.energy_score_backward`, second-order terms of the score included, computed by
-    the backend in float32 if it is a native one. Arguments and errors as for `energy`.
+    The gradients are those of `Backend.energy_score_backward`, including the second-order terms of
+    the score. A native backend computes them in float32. Arguments and errors as for `energy`.
     """
     arguments = (backend, points, x, points_tensor, ids, logw, kappa, log_background)
     return cast("tuple[Tensor, Tensor]", _EnergyScore.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -86,8 +88,8 @@ class _EnergyScore(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_energy: Tensor, grad_score: Tensor) -> tuple[Tensor | None, ...]:
-        # Reading the saved tensors makes torch check that none was changed in place since, points_tensor above all,
-        # of which the backend keeps a copy.
+        # Reading the saved tensors makes torch check that none was changed in place since. This
+        # matters most for points_tensor, of which the backend keeps a copy.
         x, _, *lists = ctx.saved_tensors
         out = ctx.backend.energy_score_backward(
             x, ctx.points, *lists, grad_energy.contiguous(), grad_score.contiguous()
@@ -138,7 +140,9 @@ class _Energy(torch.autograd.Function):
 
 
 def _scatter(pull: Tensor, x: Tensor, ids: Tensor, mu: Tensor) -> Tensor:
-    """sum over (b, j) of pull_bj x_b into row ids_bj, some columns at a time: (B, K, d) need not fit in memory."""
+    """Sum of pull_bj x_b over (b, j) into row ids_bj. It takes some columns at a time, as (B, K, d)
+    may not fit in memory.
+    """
     total = torch.zeros_like(mu)
     for j in _columns(ids, mu):
         total.index_add_(0, ids[:, j].reshape(-1), (pull[:, j, None] * x[:, None]).flatten(0, 1))

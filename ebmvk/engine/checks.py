@@ -1,7 +1,7 @@
-"""The one place where arguments of operations are checked.
+"""Checks the arguments of all operations, for every backend.
 
-Each check names the argument, the value it has and one thing to try. Passing arguments cost a reduction per tensor;
-the search for the row at fault happens only after a failure.
+Each failed check raises ArgumentError with the argument, its value and one thing to try. Good
+arguments cost one reduction per tensor; only after a failure is the bad row searched for.
 """
 
 from __future__ import annotations
@@ -17,34 +17,39 @@ from ebmvk.engine.api import Schedule, Scheme, Storage
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
-"""How far from 1 the norm of a unit row may be: rounding passes (float32 1e-7, bfloat16 4e-3 does not)."""
+"""How far from 1 the norm of a unit row may be. Float32 rounding (1e-7) passes, bfloat16 rounding
+(4e-3) doesn't.
+"""
 
 MOST_LEAPFROGS = 1024
-"""A trajectory longer than this is a mistake, and would overrun the time a dispatch may take."""
+"""A longer trajectory is a mistake, and would exceed the time that a dispatch may take."""
 
 
 LARGEST = 1e15
-"""Values beyond this are mistakes, and would leave float32 where two of them are multiplied or their squares summed:
-infinities, then NaN, which no order of scores can place. (projx scales its rows first and takes any finite value.)"""
+"""Larger values are mistakes. Their products or sums of squares would overflow float32, and the
+infinities and NaN that follow can't be ordered as scores. (projx scales its rows first and takes
+any finite value.)"""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a backend takes. native: contiguous float32 on the CPU, else any floating dtype on any device."""
+    """What a backend takes. native: only contiguous float32 on the CPU; otherwise any floating
+    dtype on any device.
+    """
 
     native: bool
 
     def tensor(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
-        """Check type, shape (None: any size), dtype and layout; `words` says the shape, as in "(B, d)"."""
+        """Check type, shape (None means any size), dtype and layout. words: the shape for messages,
+        such as "(B, d)".
+        """
         if not isinstance(value, Tensor):
             raise ArgumentError(
                 f"{name} is a {type(value).__name__}, not a torch.Tensor", hint=f"pass {name} through torch.as_tensor"
             )
         self._shape(name, value, shape, words)
         if not value.is_floating_point():
-            raise ArgumentError(
-                f"{name} has dtype {value.dtype}, where {self._floats} is needed", hint=f"pass {name}.float()"
-            )
+            raise ArgumentError(f"{name} has dtype {value.dtype}; expected {self._floats}", hint=f"pass {name}.float()")
         self._stored(name, value)
         if self.native:
             self._native(name, value, torch.float32)
@@ -54,16 +59,16 @@ class Rules:
         return "torch.float32" if self.native else "a floating type"
 
     def ids(self, value: Tensor, rows: int, n: int, name: str = "ids") -> None:
-        """ids (B, K) int64, K >= 1, each in [0, n)."""
+        """Check ids (B, K) int64, K >= 1, each in [0, n)."""
         self.indices(name, value, (rows, None), "(B, K)", n)
         if value.shape[1] == 0:
             raise ArgumentError(f"{name} has no candidates (K = 0)", hint="pass at least one candidate per row")
 
     def indices(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str, n: int) -> None:
-        """int64, each in [0, n)."""
+        """Check for int64 values in [0, n)."""
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError(f"{name} has type {kind}, where torch.int64 is needed", hint=f"pass {name}.long()")
+            raise ArgumentError(f"{name} has type {kind}; expected torch.int64", hint=f"pass {name}.long()")
         self._shape(name, value, shape, words)
         self._stored(name, value)
         if self.native:
@@ -80,23 +85,25 @@ class Rules:
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ArgumentError(
-                f"{name} has shape {tuple(value.shape)}, where {words} = ({wanted}) is needed",
-                hint=f"reshape {name}, or check the tensors that fix these sizes",
+                f"{name} has shape {tuple(value.shape)}; expected {words} = ({wanted})",
+                hint=f"reshape {name}, or check the tensors that determine these sizes",
             )
 
     def _stored(self, name: str, value: Tensor) -> None:
         if value.layout != torch.strided:
             raise ArgumentError(
-                f"{name} has layout {value.layout}, where a dense tensor is needed", hint=f"pass {name}.to_dense()"
+                f"{name} has layout {value.layout}; expected a dense tensor", hint=f"pass {name}.to_dense()"
             )
         if value.device.type == "meta":
-            raise ArgumentError(f"{name} is on meta, which holds no values", hint=f"make {name} on a real device")
+            raise ArgumentError(
+                f"{name} is on the meta device, which holds no values", hint=f"make {name} on a real device"
+            )
 
     def _native(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
         if value.dtype != dtype:
-            raise ArgumentError(f"{name} has dtype {value.dtype}, where {dtype} is needed", hint=f"pass {name}.float()")
+            raise ArgumentError(f"{name} has dtype {value.dtype}; expected {dtype}", hint=f"pass {name}.float()")
         if value.device.type != "cpu":
-            raise ArgumentError(f"{name} is on {value.device}, where the CPU is needed", hint=f"pass {name}.cpu()")
+            raise ArgumentError(f"{name} is on {value.device}; expected the CPU", hint=f"pass {name}.cpu()")
         if not value.is_contiguous():
             raise ArgumentError(
                 f"{name} is not contiguous (strides {value.stride()})", hint=f"pass {name}.contiguous()"
@@ -108,45 +115,47 @@ ANY = Rules(native=False)
 
 
 def finite(name: str, value: Tensor) -> None:
-    """No NaN, no infinity, no more than LARGEST."""
-    # One cheap reduction decides nearly always: the sum of squares bounds every value.
+    """Check for values without NaN, infinities or sizes above LARGEST."""
+    # The sum of squares bounds every value, so one cheap reduction is nearly always enough.
     flat = value.detach().reshape(-1)
     if not value.numel() or float(torch.dot(flat, flat)) <= LARGEST**2:
         return
     low, high = _extremes(value)
     if not -LARGEST <= low <= high <= LARGEST:
         bad = ~(value.detach().abs() <= LARGEST)
-        _raise_at(name, value, bad, f"finite values of at most {LARGEST:g} are needed")
+        _raise_at(name, value, bad, f"finite values of at most {LARGEST:g}")
 
 
 def log_weights(name: str, value: Tensor) -> None:
-    """Logarithms of weights: -inf (weight 0) is allowed, NaN, +inf and more than LARGEST are not."""
+    """Check logarithms of weights: -inf (weight 0) is allowed; NaN, +inf and values above LARGEST
+    aren't.
+    """
     if value.numel() and not _extremes(value)[1] <= LARGEST:
         bad = ~(value.detach() <= LARGEST)
-        _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g} are needed")
+        _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g}")
 
 
 def at_least(name: str, value: Tensor, low: float) -> None:
-    """Finite and >= low."""
+    """Check for finite values >= low."""
     finite(name, value)
     if value.numel() and not _extremes(value)[0] >= low:
-        _raise_at(name, value, value.detach() < low, f"values >= {low:g} are needed")
+        _raise_at(name, value, value.detach() < low, f"values of at least {low:g}")
 
 
 def _extremes(value: Tensor) -> tuple[float, float]:
-    """Both NaN where any value is."""
+    """Smallest and largest value; both are NaN if any value is."""
     low, high = torch.aminmax(value.detach())
     return float(low), float(high)
 
 
 def integer(name: str, value: object, low: int, high: int, hint: str) -> None:
-    """An int of [low, high)."""
+    """Check for an int in [low, high)."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
         raise ArgumentError(f"{name} is {value!r}, outside [{low}, {high})", hint=hint)
 
 
 def unit_rows(name: str, value: Tensor) -> None:
-    """Rows of norm 1 within UNIT_TOLERANCE (which also excludes NaN and infinity)."""
+    """Check that rows have norm 1 within UNIT_TOLERANCE, which excludes NaN and infinity."""
     if not value.numel():
         return
     norms = torch.linalg.vector_norm(value.detach(), dim=-1)
@@ -154,7 +163,7 @@ def unit_rows(name: str, value: Tensor) -> None:
     if not bool(good.all()):
         row = int((~good).nonzero()[0])
         raise ArgumentError(
-            f"{name} row {row} has norm {float(norms[row]):.6g}, where 1 within {UNIT_TOLERANCE:g} is needed",
+            f"{name} row {row} has norm {float(norms[row]):.6g}; expected 1 within {UNIT_TOLERANCE:g}",
             hint=f"normalise {name} first (projx)",
         )
 
@@ -162,27 +171,31 @@ def unit_rows(name: str, value: Tensor) -> None:
 def _raise_at(name: str, value: Tensor, bad: Tensor, need: str) -> None:
     index = tuple(int(i) for i in bad.nonzero()[0])
     raise ArgumentError(
-        f"{name}{list(index)} is {float(value[index]):g}, where {need}",
-        hint=f"find what made {name} so before this call",
+        f"{name}{list(index)} is {float(value[index]):g}; expected {need}",
+        hint=f"find the operation before this call that computed {name}",
     )
 
 
 def storage(value: str) -> None:
-    """float32 or float16."""
+    """Check for float32 or float16."""
     if value not in get_args(Storage):
         raise ArgumentError(
-            f"storage is {value!r}, where {' or '.join(get_args(Storage))} is needed",
-            hint='leave it out for "float32", or pass "float16" for half the memory',
+            f"storage is {value!r}; expected {' or '.join(get_args(Storage))}",
+            hint='pass "float32", or "float16" for half the memory',
         )
 
 
 def stored(points: Tensor, storage: Storage) -> Tensor:
-    """The rows that a backend keeps of `points`, in their own dtype. Unit rows cannot overflow."""
+    """The rows that a backend keeps of `points`, rounded but in their own dtype. Unit rows can't
+    overflow float16.
+    """
     return points.half().to(points.dtype) if storage == "float16" else points
 
 
 def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> None:
-    """Points (N, d), N >= 1, d >= 2, unit rows; `like` demands the same shape (update)."""
+    """Check points (N, d): N >= 1, d >= 2, unit rows. like: the shape that they must have, in an
+    update.
+    """
     rules.tensor("points", value, like or (None, None), "(N, d)")
     if value.shape[0] < 1 or value.shape[1] < 2:
         raise ArgumentError(
@@ -192,14 +205,16 @@ def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> 
 
 
 def matrix(rules: Rules, name: str, value: Tensor) -> None:
-    """(B, d), d >= 1."""
+    """Check for (B, d), d >= 1."""
     rules.tensor(name, value, (None, None), "(B, d)")
     if value.shape[1] < 1:
         raise ArgumentError(f"{name} has shape {tuple(value.shape)}", hint="pass at least one dimension")
 
 
 def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_other: bool) -> None:
-    """x (B, d) unit and a second tensor of its shape, finite or unit, as the sphere operations take them."""
+    """Check the arguments of sphere operations: x (B, d) unit, and another tensor of its shape,
+    unit or just finite.
+    """
     matrix(rules, "x", x)
     unit_rows("x", x)
     rules.tensor(other_name, other, tuple(x.shape), "(B, d)")
@@ -210,19 +225,19 @@ def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_o
 
 
 def projx(rules: Rules, x: Tensor) -> None:
-    """x (B, d), finite, no zero row."""
+    """Check x (B, d): finite, without a zero row."""
     matrix(rules, "x", x)
     if x.numel():
         if not all(map(math.isfinite, _extremes(x))):
-            _raise_at("x", x, ~torch.isfinite(x.detach()), "finite values are needed")
+            _raise_at("x", x, ~torch.isfinite(x.detach()), "finite values")
         smallest = x.detach().abs().amax(dim=-1)
         if not bool((smallest > 0).all()):
             row = int((smallest == 0).nonzero()[0])
-            raise ArgumentError(f"x row {row} is zero, which has no direction", hint="drop or replace zero rows")
+            raise ArgumentError(f"x row {row} is zero, so it has no direction", hint="drop or replace zero rows")
 
 
 def topk(rules: Rules, queries: Tensor, n: int, d: int, k: int, scale: Tensor | None, bias: Tensor | None) -> None:
-    """queries (B, d) finite; 1 <= k <= N; scale (N,) finite; bias (N,) finite or -inf."""
+    """Check queries (B, d) finite; 1 <= k <= N; scale (N,) finite; bias (N,) finite or -inf."""
     rules.tensor("queries", queries, (None, d), "(B, d)")
     finite("queries", queries)
     integer("k", k, 1, n + 1, "ask for at most as many neighbours as there are points")
@@ -237,7 +252,9 @@ def topk(rules: Rules, queries: Tensor, n: int, d: int, k: int, scale: Tensor | 
 def candidates(
     rules: Rules, x: Tensor, n: int, d: int, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
 ) -> None:
-    """x (B, d) unit; ids (B, K); logw, kappa (B, K); log_background (B,); every row with some weight."""
+    """Check x (B, d) unit; ids (B, K); logw, kappa (B, K); log_background (B,). Every row must have
+    some weight.
+    """
     rules.tensor("x", x, (None, d), "(B, d)")
     unit_rows("x", x)
     rows = x.shape[0]
@@ -253,13 +270,16 @@ def candidates(
     if not bool((heaviest >= -LARGEST).all()):
         row = int((~(heaviest >= -LARGEST)).nonzero()[0])
         raise ArgumentError(
-            f"logw row {row} and log_background[{row}] are all -inf or below {-LARGEST:g}, which is no distribution",
-            hint="give every row a candidate or a background of positive weight",
+            f"logw row {row} and log_background[{row}] are all -inf or below {-LARGEST:g}",
+            why="a row without any weight has no distribution",
+            hint="give every row a candidate or a background with positive weight",
         )
 
 
 def schedule(rules: Rules, value: Schedule, rows: int) -> None:
-    """Tensors (L,) or (B, L) with one length; L step counts >= 0, fewer than 2^31 in all."""
+    """Check a schedule: tensors (L,) or (B, L), and L step counts >= 0 that add up to less than
+    2^31.
+    """
     if not isinstance(value, Schedule):
         raise ArgumentError(f"schedule is a {type(value).__name__}", hint="pass an ebmvk.engine.Schedule")
     levels = len(value.steps)
@@ -281,16 +301,17 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
 
 
 def counter(name: str, first: int, extent: int) -> None:
-    """first .. first + extent - 1 are words of a Philox counter."""
+    """Check that first to first + extent - 1 fit into a word of a Philox counter."""
     integer(name, first, 0, 2**32 - extent + 1, "use another seed instead of a larger number")
 
 
 def seed_word(seed: int) -> None:
-    integer("seed", seed, 0, 2**64, "take the seed modulo 2**64")
+    """Check for a seed of 64 bits."""
+    integer("seed", seed, 0, 2**64, "use the seed modulo 2**64")
 
 
 def real(name: str, value: float, low: float) -> None:
-    """A finite number >= low."""
+    """Check for a finite number >= low."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST:
         raise ArgumentError(f"{name} is {value!r}", hint=f"pass a number in [{low:g}, {LARGEST:g}]")
 
@@ -313,7 +334,7 @@ def langevin(
     scheme: str = "gbaoab",
     leapfrogs: int = 1,
 ) -> None:
-    """Everything `Backend.langevin` takes."""
+    """Check all arguments of `Backend.langevin`."""
     candidates(rules, x, n, d, ids, logw, kappa, log_background)
     rules.tensor("v", v, tuple(x.shape), "(B, d)")
     finite("v", v)
@@ -328,7 +349,7 @@ def langevin(
 
 
 def cotangents(rules: Rules, x: Tensor, grad_energy: Tensor, grad_score: Tensor) -> None:
-    """grad_energy (B,), grad_score (B, d): finite; x was checked before."""
+    """Check grad_energy (B,) and grad_score (B, d): finite. x has been checked before."""
     rules.tensor("grad_energy", grad_energy, (x.shape[0],), "(B,)")
     finite("grad_energy", grad_energy)
     rules.tensor("grad_score", grad_score, tuple(x.shape), "(B, d)")
@@ -336,7 +357,7 @@ def cotangents(rules: Rules, x: Tensor, grad_energy: Tensor, grad_score: Tensor)
 
 
 def vmf(rules: Rules, mu: Tensor, kappa: Tensor, seed: int, first_row: int) -> None:
-    """mu (B, d) unit, d >= 2; kappa (B,) finite, >= 0."""
+    """Check mu (B, d) unit, d >= 2; kappa (B,) finite, >= 0."""
     rules.tensor("mu", mu, (None, None), "(B, d)")
     if mu.shape[1] < 2:
         raise ArgumentError(f"mu has shape {tuple(mu.shape)}", hint="pass at least two dimensions")
@@ -348,7 +369,9 @@ def vmf(rules: Rules, mu: Tensor, kappa: Tensor, seed: int, first_row: int) -> N
 
 
 def accumulate(rules: Rules, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> None:
-    """x (B, d) unit; ids (B, K) in [0, n), 1 <= n < 2^31; responsibilities (B, K) >= 0; tokens (B,) in [0, 2^31)."""
+    """Check x (B, d) unit; ids (B, K) in [0, n), 1 <= n < 2^31; responsibilities (B, K) >= 0;
+    tokens (B,) in [0, 2^31).
+    """
     integer("n", n, 1, 2**31, "pass the number of splats")
     matrix(rules, "x", x)
     unit_rows("x", x)

@@ -1,4 +1,4 @@
-"""The block around one call of an operation: counts it, and turns the errors of native code into the package's own."""
+"""Counts calls and seconds of operations, and turns errors of native code into typed errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Translate = Callable[[BaseException], EbmvkError | None]
 
 
 class Translated:
-    """A block whose errors are replaced by `translate(error)`; None keeps the error as it is.
+    """A block whose errors are replaced by `translate(error)`, unless that is None.
 
-    A class and not a generator with `@contextmanager`: from Python 3.13 on a generator leaves a reference cycle of the
-    error and the frames that it passed, and the points of the failed call stay in device memory until it is collected.
+    It is a class because, from Python 3.13 on, a generator with `@contextmanager` leaves a
+    reference cycle of the error and the frames that it passed. The points of the failed call would
+    stay in device memory until it is collected.
     """
 
     def __init__(self, translate: Translate) -> None:
@@ -36,17 +37,21 @@ class Translated:
         try:
             raise found from error
         finally:
-            del found  # its traceback holds this frame: another cycle
+            del found  # its traceback holds this frame, which would be another cycle
 
 
 class Counter:
-    """Calls and seconds per operation. Not for kernels that return before they ran: there the device counts."""
+    """Calls and seconds per operation. Not for kernels that return before they have run; the device
+    counts those.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[str, OpCount] = {}
 
     def measure(self, op: str, translate: Translate) -> Measured:
-        """A block that is one call of `op`. A call that raises is not counted, and its error is translated."""
+        """A block that is one call of `op`. If it raises, the error is translated and the call
+        isn't counted.
+        """
         return Measured(self, op, translate)
 
     def add(self, op: str, seconds: float) -> None:

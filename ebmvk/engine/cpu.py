@@ -1,7 +1,7 @@
 """The operations as SIMD kernels on a thread pool (extension `ebmvk._cpu`).
 
-Results do not depend on the number of threads or on how a batch is split; they may differ in the last bits between
-instruction sets.
+Results do not depend on the number of threads or on how a batch is split; they may differ in the
+last bits between instruction sets.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from ebmvk import _cpu
 
 
-_COARSE_SIZE = 1 << 21  # coordinates of a store that is read in 8 bits for any number of queries
-_COARSE_BATCH = 1 << 17  # and of one in the caches, which is where _BATCH_ROWS ask at once
+_COARSE_SIZE = 1 << 21  # coordinates from which on a store is read in 8 bits, for any number of queries
+_COARSE_BATCH = 1 << 17  # the same for _BATCH_ROWS queries or more at once
 _BATCH_ROWS = 1024
 _COARSE_ROWS = 256
 _CALL_ROWS = 32
@@ -48,8 +48,12 @@ _COARSE_DIMENSIONS = 16384
 
 
 class CpuPoints:
-    """Rows (N, d) float32, a copy; and, once `topk` has use for it, another in 8 bits per coordinate. Those of storage
-    float16 are rounded to it and kept as float32: the same results as elsewhere, without the saving."""
+    """A copy of the rows (N, d) in float32 and, once it makes `topk` faster, another with 8 bits
+    per coordinate.
+
+    With storage float16 the rows are rounded but kept as float32. Results are those of other
+    backends; memory isn't saved.
+    """
 
     def __init__(self, points: Tensor, storage: Storage) -> None:
         checks.storage(storage)
@@ -60,11 +64,13 @@ class CpuPoints:
         self._asked = 0
 
     def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
-        """What makes a top-k of `rows` queries faster, if anything does. It never changes a bit of the result."""
+        """The 8-bit copy, if it makes a top-k of `rows` queries faster. It never changes a bit of
+        the result.
+        """
         size = _COARSE_BATCH if rows >= _BATCH_ROWS else _COARSE_SIZE
         if not ops.use_coarse() or self.rows.numel() < size or self.n < 16 * k or self.d > _COARSE_DIMENSIONS:
             return None
-        self._asked += rows + _CALL_ROWS  # a call reads all rows once, which takes as long as the arithmetic of these
+        self._asked += rows + _CALL_ROWS  # reading all rows once takes as long as _CALL_ROWS queries
         if self._coarse is None and self._asked >= _COARSE_ROWS:  # making it costs as much as about 100 queries
             self._coarse = ops.CoarsePoints(_array(self.rows))
         return self._coarse
@@ -88,10 +94,11 @@ class CpuPoints:
 
 
 class Cpu:
-    """All processors this process may use. Takes contiguous float32 tensors on the CPU.
+    """The backend on all processors that this process may use. Takes contiguous float32 tensors on
+    the CPU.
 
     Raises:
-        DeviceError: the extension cannot be imported; the message names the likely cause.
+        DeviceError: the extension can't be imported; the message names the likely cause.
     """
 
     name = "cpu"
@@ -274,13 +281,15 @@ def _tensor(array: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
 def _own(points: Points) -> CpuPoints:
     if not isinstance(points, CpuPoints):
         raise ArgumentError(
-            f"points is a {type(points).__name__} of another backend", hint="make it with this backend's points()"
+            f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
         )
     return points
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[Tensor, bool]:
-    """The four settings of each level side by side: (L, 4) if all chains share them, else (B * L, 4)."""
+    """The four settings of each level side by side: (L, 4) if all chains share them, otherwise (B *
+    L, 4).
+    """
     tensors = [schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma]
     per_chain = any(tensor.dim() == 2 for tensor in tensors)
     if per_chain:

@@ -1,4 +1,4 @@
-"""The device that --device names: where the engine's operations run, and torch beside it."""
+"""Opens the device that --device names: a backend of the engine, and the torch device beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ebmvk.host import process
 
 @dataclass(frozen=True)
 class Device:
-    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for people."""
+    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for
+    people.
+    """
 
     backend: Backend
     torch: torch.device
@@ -22,7 +24,8 @@ class Device:
 
 
 def open_device(name: str) -> Device:
-    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is torch on CUDA.
+    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is
+    torch on CUDA.
 
     Raises:
         DeviceError, ArgumentError: as `ebmvk.engine.select`.
@@ -32,5 +35,5 @@ def open_device(name: str) -> Device:
     backend = open_choice(choice)
     kind = "cuda" if choice.kind == "cuda" else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="take --device auto or --device cpu")
+        raise DeviceError(f"--device {name}: torch has no CUDA device", hint="use --device auto or --device cpu")
     return Device(backend, torch.device(kind), f"{choice} ({backend.device})")

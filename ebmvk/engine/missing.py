@@ -1,4 +1,4 @@
-"""Explains why an extension module cannot be imported, and what to do."""
+"""Explains why an extension module can't be imported, and what to do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Philox4x32-10: random numbers that are a pure function of (seed, step, chain, coordinate, stream).
+"""Philox4x32-10: random numbers that are a pure function of (seed, step, chain, coordinate,
+stream).
 
-Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Key = (seed lo, seed hi), counter =
-(step, chain, coordinate // 4, stream); the four words of a counter serve coordinates 4q .. 4q+3. Every backend draws
-the same bits, so a trajectory does not depend on the batch split, the steps per call, or the resume point.
+Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Key = (seed lo,
+seed hi), counter = (step, chain, coordinate // 4, stream); the four words of a counter serve
+coordinates 4q .. 4q+3. Every backend draws the same bits, so a trajectory doesn't depend on how a
+batch is split, on the steps per call, or on the step at which it resumes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ STREAM_METROPOLIS: Final = 2
 STREAM_NOISE_2: Final = 3
 """Noise of the second half O of GHMC."""
 STREAM_FREE: Final = 4
-"""The first stream that the engine leaves to its callers; it keeps the two last ones too."""
+"""The first stream that callers may use. The engine also keeps the last two for itself."""
 STREAM_VMF_COSINE: Final = 2**32 - 2
 """Uniforms of the rejection loop of vMF samples: step = attempt, chain = row."""
 STREAM_VMF_TANGENT: Final = 2**32 - 1
@@ -37,7 +39,9 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
-    """Ten rounds. counter: four int64 tensors of one broadcast shape, values below 2^32; key: two words below 2^32."""
+    """Ten rounds of Philox. counter: four int64 tensors of one shape, values below 2^32; key: two
+    words below 2^32.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -49,7 +53,9 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of m * c. In two 16-bit parts: a whole product would overflow int64."""
+    """High and low words of m * c, computed in two 16-bit parts because the whole product would
+    overflow int64.
+    """
     low = m * (c & 0xFFFF)
     high = m * (c >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -67,7 +73,9 @@ def words(seed: int, step: Tensor, chain: Tensor, quads: int, stream: int) -> Te
 
 
 def to_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """(bits + 1/2) 2^-32 in (0, 1); in float32 kept within [2^-33, 1 - 2^-24], as 1 itself would make log u vanish."""
+    """(bits + 1/2) 2^-32 in (0, 1). In float32 it is kept within [2^-33, 1 - 2^-24], because u = 1
+    would make log u 0.
+    """
     if dtype == torch.float64:
         return (bits.to(dtype) + 0.5) * 2.0**-32
     u = bits.to(torch.float32) * 2.0**-32 + 2.0**-33
@@ -75,14 +83,16 @@ def to_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def fork(seed: int, number: int) -> int:
-    """Seed number `number` of a seed, 64 bits: for calls that must share no random number."""
+    """A 64-bit seed derived from a seed and a number, for calls that must not share random numbers."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
 
 
 def uniforms(
     seed: int, step: Tensor, chain: Tensor, n: int, *, stream: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """n uniforms per (step, chain): (..., n). step and chain: int64 tensors that broadcast against each other."""
+    """n uniforms per (step, chain): (..., n). step and chain: int64 tensors that broadcast against
+    each other.
+    """
     bits = words(seed, step, chain, -(-n // 4), stream).flatten(-2)
     return to_uniform(bits[..., :n], dtype)
 
@@ -92,7 +102,8 @@ def normals(
 ) -> Tensor:
     """Standard normals (..., d) by Box-Muller on the pairs (u0, u1) and (u2, u3) of each counter.
 
-    step, chain: int64 tensors that broadcast against each other, on the device where the normals are wanted.
+    step, chain: int64 tensors that broadcast against each other. The normals are made on their
+    device.
     """
     working = torch.float64 if dtype == torch.float64 else torch.float32
     u = to_uniform(words(seed, step, chain, -(-d // 4), stream), working)

@@ -1,6 +1,6 @@
-"""Every operation in plain torch: the float64 oracle of the native backends, and the path on CUDA.
+"""Every operation in plain torch: the float64 oracle for the native backends, and the path on CUDA.
 
-Formulas are in `reference_math`, chains in `reference_chains`.
+The formulas are in `reference_math`, the chains in `reference_chains`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
 class ReferencePoints:
-    """Rows (N, d), a copy, in the dtype and on the device of the backend. Those of storage float16 are rounded to it
-    and kept in that dtype: the same results as elsewhere, without the saving."""
+    """A copy of the rows (N, d) in the dtype and on the device of the backend.
+
+    With storage float16 the rows are rounded but kept in that dtype. Results are those of other
+    backends; memory isn't saved.
+    """
 
     def __init__(self, backend: Reference, points: Tensor, storage: Storage) -> None:
         checks.storage(storage)
@@ -59,11 +62,12 @@ class ReferencePoints:
 
 
 class Reference:
-    """Plain torch on one device.
+    """The backend in plain torch, on one device.
 
     Args:
-        device: any torch device; arguments are moved there and results stay there.
-        dtype: what arguments are converted to, float64 for an oracle; None works in the dtype they come in.
+        device: any torch device. Arguments are moved there, and results stay there.
+        dtype: arguments are converted to it; float64 gives an oracle. None keeps the dtype that
+            they have.
 
     Raises:
         DeviceError: torch has no such device.
@@ -112,21 +116,23 @@ class Reference:
         return value.to(device=self._device, dtype=self._dtype or value.dtype)
 
     def _alike(self, **tensors: Tensor | None) -> None:
-        """Without a dtype of its own the backend works in one dtype per call: that of the first argument."""
+        """Without a dtype of its own, the backend works in that of the first argument; all others
+        must have it, too.
+        """
         if self._dtype is not None:
             return
         (first, dtype), *rest = [(name, tensor.dtype) for name, tensor in tensors.items() if tensor is not None]
         for name, other in rest:
             if other != dtype:
                 raise ArgumentError(
-                    f"{name} has dtype {other}, where that of {first}, {dtype}, is needed",
+                    f"{name} has dtype {other}; expected {dtype}, the dtype of {first}",
                     hint=f"pass {name}.to({dtype})",
                 )
 
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__} of another backend", hint="make it with this backend's points()"
+                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
             )
         return points
 
@@ -151,7 +157,7 @@ class Reference:
             return torch.cos(norm) * x + torch.sinc(norm / torch.pi) * u
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero at y = x, and at y = -x, where no direction is right."""
+        """Zero at y = x, and also at y = -x, where the direction isn't defined."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
         self._alike(x=x, y=y)
         with self._run("logmap"):
@@ -162,14 +168,14 @@ class Reference:
             return distance(x, y)[:, None] * unit
 
     def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        """Along the minimal geodesic; not defined, and not finite, for y = -x."""
+        """Transport along the shortest geodesic. For y = -x it isn't defined, and not finite."""
         checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
         checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
         self._alike(x=x, y=y, u=u)
         with self._run("transp"):
             x, y, u = self._take(x), self._take(y), self._take(u)
             both = x + y
-            # 1 + x.y = |x + y|^2 / 2 for unit rows, without the cancellation near y = -x.
+            # For unit rows 1 + x.y = |x + y|^2 / 2, which doesn't cancel near y = -x.
             return u - 2 * dot(y, u) / dot(both, both) * both
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Chains of the reference backend: g-BAOAB and GHMC in plain torch (model section 7), with their diagnostics."""
+"""Chains of the reference backend: g-BAOAB and GHMC in plain torch (model section 7), with their
+diagnostics.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from ebmvk.engine.reference_math import CHUNK, dot, energy_score, geodesic, tang
 
 @dataclass
 class Noise:
-    """Random numbers of consecutive steps, drawn many steps at a time: a draw costs hundreds of small torch calls."""
+    """Random numbers of consecutive steps. Many steps are drawn at once, as each draw costs
+    hundreds of torch calls.
+    """
 
     seed: int
     step: int
     first_chain: int
 
     def draw(self, like: Tensor, steps: int, *streams: int) -> tuple[Tensor, ...]:
-        """For each stream (steps, B, d) normals, and at the end (steps, B) uniforms; then advance."""
+        """Normals (steps, B, d) for each stream, then uniforms (steps, B). Advances by `steps`."""
         step = torch.arange(self.step, self.step + steps, device=like.device)[:, None]
         chain = torch.arange(self.first_chain, self.first_chain + like.shape[0], device=like.device)
         self.step += steps
@@ -34,7 +38,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a schedule; each tensor (B, 1)."""
+    """One level of a schedule; each tensor is (B, 1)."""
 
     kappa_scale: Tensor
     logw_shift: Tensor
@@ -47,7 +51,9 @@ class Level:
 
 @dataclass(frozen=True)
 class Force:
-    """The energy of one level as a function of x, with the level's step; h, decay and spread are (B, 1)."""
+    """The energy of one level as a function of x, and the constants of its steps: h, decay and
+    spread, each (B, 1).
+    """
 
     mu: Tensor
     logw: Tensor
@@ -66,7 +72,7 @@ class Force:
 
 
 class Chains:
-    """The state of some chains and the sums behind their diagnostics. x, v (B, d); mu (B, K, d)."""
+    """The states of some chains, and the sums for their diagnostics. x, v: (B, d); mu: (B, K, d)."""
 
     def __init__(
         self,
@@ -91,7 +97,9 @@ class Chains:
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """The force is recomputed when the level changes, reused from step to step within."""
+        """Take the steps of one level. The force at its start is computed anew; within it, each
+        step reuses the last one.
+        """
         h, metropolis = level.step_size, self.scheme == "ghmc"
         # GHMC splits the friction of its trajectory into two halves around it.
         rate = level.gamma * h * (self.leapfrogs / 2 if metropolis else 1)
@@ -114,7 +122,7 @@ class Chains:
         self.energy = now.energy
 
     def _step(self, force: Force, now: EnergyScore, xi: Tensor) -> EnergyScore:
-        """One g-BAOAB step; returns energy and score at its end."""
+        """One g-BAOAB step. Returns energy and score at its end."""
         half = force.h / 2
         before = now.energy + _kinetic(self.v)
         x, v = geodesic(self.x, self.v + half * now.score, half)
@@ -127,7 +135,7 @@ class Chains:
         return end
 
     def _trajectory(self, force: Force, now: EnergyScore, xi: Tensor, xi2: Tensor, u: Tensor) -> EnergyScore:
-        """One GHMC step; returns energy and score at its end."""
+        """One GHMC step. Returns energy and score at its end."""
         x, v = self.x, force.stir(self.x, self.v, xi)
         self.kinetic += 2 * _kinetic(v) / (x.shape[1] - 1)
         self.v, end = v, now
@@ -139,7 +147,8 @@ class Chains:
         self.error += change.abs()
         self.accepted += accept
         take = accept[:, None]
-        # Back to before the trajectory with the velocity reversed, as detailed balance needs.
+        # A rejected chain returns to its start with the velocity reversed, as detailed balance
+        # needs.
         self.x, self.v = torch.where(take, self.x, x), torch.where(take, self.v, -v)
         self.v = force.stir(self.x, self.v, xi2)
         return EnergyScore(
@@ -150,7 +159,9 @@ class Chains:
         )
 
     def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """What follows a geodesic move: back onto the sphere, the second half kick, back into the tangent space."""
+        """After a geodesic move: back onto the sphere, the second half kick, back into the tangent
+        space.
+        """
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)
@@ -162,7 +173,7 @@ class Chains:
         return end
 
     def result(self) -> LangevinResult:
-        """Means over the steps; with no step at all they are 0, and nothing was rejected."""
+        """States and mean diagnostics. Without any step the means are 0 and the acceptance is 1."""
         steps = max(1, self.steps)
         diagnostics = LangevinDiagnostics(
             energy=self.energy,

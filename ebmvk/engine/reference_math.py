@@ -1,5 +1,9 @@
-"""Formulas of the reference backend in plain torch: the sphere (model section 1), the latent energy with its gradients
-(section 6), statistics (section 8). Accurate where arguments nearly coincide: differences first, never acos."""
+"""Formulas of the reference backend: the sphere (model section 1), the energy and its gradients
+(6), statistics (8).
+
+They stay accurate for arguments that nearly coincide: differences are taken first, and acos is
+never used.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch import Tensor
 from ebmvk.engine.api import Accumulated, EnergyGradients, EnergyScore
 
 CHUNK = 1 << 26
-"""Elements of the largest intermediate tensor: longer batches are worked off in parts."""
+"""Most elements of an intermediate tensor. Longer batches are computed in parts."""
 
 
 def split(tensor: Tensor, rows: int) -> Sequence[Tensor]:
@@ -24,7 +28,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor) -> Tensor:
-    # Scaled by the largest entry first, so that tiny and huge rows do not under- or overflow when squared.
+    # Divided by the largest entry first, so that squares of tiny or huge rows neither underflow nor
+    # overflow.
     if x.numel():
         x = x / x.detach().abs().amax(dim=-1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -40,7 +45,7 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Exactly k per row; of equal scores the lower ids, which torch.topk does not promise."""
+    """Exactly k per row. Of equal scores the lower ids win, which torch.topk doesn't promise."""
     threshold = torch.topk(scores, k, dim=1).values[:, -1:]
     above = scores > threshold
     level = scores == threshold
@@ -52,7 +57,7 @@ def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> EnergyScore:
-    """x (B, d), mu (B, K, d)."""
+    """As `Backend.energy_score`, with the candidates' own rows. x: (B, d); mu: (B, K, d)."""
     logits = logw + kappa * torch.einsum("bkd,bd->bk", mu, x)
     total = torch.logsumexp(torch.cat((logits, log_background[:, None]), dim=1), dim=1)
     rho = torch.exp(logits - total[:, None])
@@ -61,7 +66,7 @@ def energy_score(x: Tensor, mu: Tensor, logw: Tensor, kappa: Tensor, log_backgro
 
 
 def geodesic(x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Move (x, v) along the great circle for time t (B, 1), transporting v."""
+    """Move x along the great circle of v for the time t (B, 1), and transport v."""
     speed = torch.linalg.vector_norm(v, dim=1, keepdim=True)
     angle = speed * t
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -84,7 +89,8 @@ def energy_score_backward(
     along_x, along_w = torch.einsum("bkd,bd->bk", mu, x), torch.einsum("bkd,bd->bk", mu, w)
     slope = kappa * along_w
     mean_slope = (rho * slope).sum(1)
-    # Large and equal where one candidate has all the weight: their difference first.
+    # Both are large and equal if one candidate has all the weight, so their difference is taken
+    # first.
     c = rho * ((slope - mean_slope[:, None]) - grad_energy[:, None])
     radial = (rho * kappa * along_x).sum(1, keepdim=True)
     pull = now.score + radial * x
@@ -99,16 +105,19 @@ def energy_score_backward(
 
 
 def add_rows(total: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """total[ids[i]] += rows[i] in ascending order of i, the same bits every time."""
+    """total[ids[i]] += rows[i] in ascending order of i, so the bits are always the same."""
     if total.device.type == "cuda":
-        total.index_put_((ids,), rows, accumulate=True)  # sorts; index_add_ would use atomics there
+        total.index_put_((ids,), rows, accumulate=True)  # it sorts; index_add_ uses atomics on CUDA
     else:
         total.index_add_(0, ids, rows)
 
 
 def accumulate(x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
     """As `Backend.accumulate`."""
-    resultant, mass = x.new_zeros(n, x.shape[1]), responsibilities.new_zeros(n)  # the larger first: it may not fit
+    resultant, mass = (
+        x.new_zeros(n, x.shape[1]),
+        responsibilities.new_zeros(n),
+    )  # the larger one first, as it may not fit
     add_rows(mass, ids.flatten(), responsibilities.flatten())
     size = max(1, CHUNK // max(1, ids.shape[1] * x.shape[1]))
     for at, row, share in zip(split(x, size), split(ids, size), split(responsibilities, size), strict=True):

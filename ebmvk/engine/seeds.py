@@ -1,4 +1,4 @@
-"""Seeds and determinism: a step's randomness depends on (seed, step) only."""
+"""Seeds and determinism. The randomness of a step depends only on (seed, step)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from ebmvk.config.schema import Config
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of all of torch's randomness in one step: resuming needs no generator's state."""
+    """The seed of torch's randomness in one step. With it, a resumed run needs no saved generator
+    state.
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed what torch draws on the host and on a device."""
+    """Seed torch's generators of the host and of a device."""
     if device.type == "cpu":
-        # torch.manual_seed asks for every kind of device as well, and formats a stack trace for each: half a percent of
-        # a small model's step.
+        # torch.manual_seed also asks for every other kind of device, and formats a stack trace for
+        # each. That takes half a percent of a small model's step.
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
@@ -28,7 +30,7 @@ def seed_torch(seed: int, device: torch.device) -> None:
 def set_deterministic(config: Config) -> None:
     """With --deterministic, let torch use only algorithms that repeat bit for bit."""
     if config.run.deterministic:
-        # cuBLAS reads it when its first handle is made; without it torch refuses matrix products.
+        # cuBLAS reads it when its first handle is made. Without it, torch refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.run.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler
         torch.use_deterministic_algorithms(config.run.deterministic)

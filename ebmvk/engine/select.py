@@ -1,4 +1,8 @@
-"""From `--device` to a backend. Automatic choices come with a reason; explicit ones hold or fail, never fall back."""
+"""Opens the backend that `--device` names.
+
+An automatic choice comes with its reason. An explicit choice is kept or fails; it never falls back
+to another device.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +38,13 @@ def select(device: str = "auto") -> Backend:
     """Open the backend for `device`.
 
     Args:
-        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has it, else a Vulkan
-            device that is not a CPU in disguise (such as lavapipe, which is for tests), else the CPU kernels.
+        device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has
+            it, else a Vulkan device that isn't a software renderer (such as lavapipe, which is for
+            tests), else the CPU kernels.
 
     Raises:
-        ArgumentError: `device` is none of these.
-        DeviceError: the device asked for cannot be had; the message says why.
+        ArgumentError: `device` isn't one of these.
+        DeviceError: the device can't be opened; the message says why.
     """
     return open_choice(choose(device))
 
@@ -62,12 +67,14 @@ def open_choice(choice: Choice) -> Backend:
 
 
 def _take_own_cuda_device() -> None:
-    """Of the processes that torchrun starts on a machine, each has its own: cuda:LOCAL_RANK."""
+    """Give each process that torchrun starts on a machine a CUDA device of its own:
+    cuda:LOCAL_RANK.
+    """
     number, have = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number and number >= have:
         raise DeviceError(
             f"rank {os.environ.get('RANK')} is process {number} of its machine, which has {have} CUDA devices",
-            hint=f"take torchrun --nproc-per-node {have}, or --device cpu",
+            hint=f"use torchrun --nproc-per-node {have}, or --device cpu",
         )
     if "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(number)
@@ -83,7 +90,7 @@ def choose(device: str = "auto") -> Choice:
     kind, _, number = device.partition(":")
     if device == "vulkan":
         return Choice("vulkan", None, "asked for")
-    if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # what fits the extension's int
+    if kind == "vulkan" and number.isdecimal() and len(number) < 10:  # larger numbers do not fit the extension's int
         return Choice("vulkan", int(number), "asked for")
     match device:
         case "auto":
@@ -103,9 +110,9 @@ def _automatic() -> Choice:
     if torch.cuda.is_available():
         return Choice("cuda", None, f"torch found {torch.cuda.get_device_name()}")
     try:
-        from ebmvk.engine import vulkan
+        from ebmvk.engine import vulkan_devices
 
-        gpu = next((device for device in vulkan.devices() if device.type != "cpu"), None)
+        gpu = next((device for device in vulkan_devices.devices() if device.type != "cpu"), None)
     except (ImportError, DeviceError):  # no extension, loader or driver; `ebmvk doctor` tells which
         gpu = None
     if gpu is None:

@@ -1,4 +1,4 @@
-"""One real run of every operation on a backend, compared with the float64 oracle."""
+"""Runs every operation of a backend once and compares the results with the float64 oracle."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
 TOLERANCE = 1e-9
-"""Squared error over squared size, of float32 against float64: 3e-5 of the size. 1e-13 is usual."""
+"""Largest squared error over squared size, of float32 against float64; that is 3e-5 of the size.
+1e-13 is usual.
+"""
 
 ROWS, DIMENSION, POINTS, CANDIDATES = 6, 65, 200, 33
-"""Odd on purpose: no multiple of a vector, a subgroup or a tile."""
+"""Odd on purpose, so that none is a multiple of a vector, a subgroup or a tile."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """error: squared error over squared size (infinite where discrete results differ); failure: the typed error."""
+    """The result of one operation. error: squared error over squared size, infinite if discrete
+    results differ; failure: the text of the typed error, if there was one."""
 
     operation: str
     error: float
@@ -36,7 +39,7 @@ class Check:
 
 
 def run(backend: Backend) -> list[Check]:
-    """Every operation of the table once, on fixed arguments; errors of the backend become failures."""
+    """Check every operation on fixed arguments. Typed errors of the backend become failures."""
     oracle = Reference("cpu", torch.float64)
     return [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
 

@@ -1,8 +1,10 @@
-"""Points spread over the ranks of a run, and exact top-k among them: for stores beyond one device's memory.
+"""Points spread over the ranks of a run, with an exact top-k, for stores that don't fit in one
+device's memory.
 
-Each rank keeps a contiguous part of the rows on its own backend. For a look-up the first rank sends the queries to all,
-each finds the k best of its part, and the first merges them: the result of `Backend.topk` over all rows, in the same
-order, and bit for bit where a backend's score of a row does not depend on the other rows.
+Each rank keeps a contiguous part of the rows on its own backend. For a look-up, the first rank
+sends the queries to all, each finds the k best of its part, and the first merges them. The result
+is that of `Backend.topk` over all rows, in the same order. It is the same bit for bit if the
+backend's score of a row doesn't depend on the other rows.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Parts = list[Tensor]
 
 @dataclass(frozen=True)
 class _Part:
-    """A rank's rows of a store of n, from `first` on; points is None where it has none."""
+    """A rank's rows of a store of n rows, starting at row `first`. points: None if the rank has no
+    rows.
+    """
 
     n: int
     first: int
@@ -34,10 +38,10 @@ class _Part:
 
 
 class Shards:
-    """One rank's parts of stores, and what it does with them when it is told to.
+    """One rank's parts of stores, and the work on them that the first rank can ask for.
 
     Args:
-        opened: a backend, by the name that `--device` has.
+        opened: opens a backend by the name that `--device` takes.
     """
 
     def __init__(self, ranks: Ranks, opened: Callable[[str], Backend] = select) -> None:
@@ -46,15 +50,17 @@ class Shards:
         self._parts: dict[int, _Part] = {}
 
     def handlers(self) -> Mapping[str, Handler]:
-        """What the first rank can tell this one to do, by name."""
+        """{name: what the first rank can tell this one to do}."""
         return {"open": self.open, "keep": self.keep, "topk": self.topk, "drop": self.drop}
 
     def open(self, device: str) -> None:
-        """Open the backend that works on the parts. Raises as `ebmvk.engine.select`."""
+        """Open the backend that keeps the parts. Raises as `ebmvk.engine.select`."""
         self.backend = self._opened(device)
 
     def keep(self, key: int, n: int, d: int, dtype: str, storage: Storage, rows: Tensor | None = None) -> None:
-        """Take this rank's part of n rows, in place of an older one. rows: (n, d), all of them, at the first rank."""
+        """Keep this rank's part of n rows, in place of an older part. rows: all rows (n, d); only
+        at the first rank.
+        """
         assert self.backend is not None
         own = self._part_of(rows, (n, d), dtype)
         first = min(n, self.ranks.rank * len(own))
@@ -67,7 +73,7 @@ class Shards:
             self._parts[key] = _Part(n, first, self.backend.points(own, storage) if len(own) else None)
 
     def drop(self, key: int) -> None:
-        """Keep this part no longer."""
+        """Forget a part."""
         del self._parts[key]
 
     def topk(
@@ -80,10 +86,14 @@ class Shards:
         queries: Tensor | None = None,
         given: Mapping[str, Tensor] | None = None,
     ) -> tuple[Parts, Parts]:
-        """Find the k best of this rank's part. Returns, at the first rank, everyone's scores and ids, filled up to k by
-        -inf and the number of all rows.
+        """Find the k best of this rank's part, and gather those of all ranks at the first one.
 
-        shape: of the queries. weights: which of scale and bias there are. queries, given: at the first rank.
+        shape: of the queries. weights: the names of the weights in use, among scale and bias.
+        queries, given: the queries and the weights; only at the first rank.
+
+        Returns:
+            At the first rank, the scores and ids (B, k) of each rank. Parts of fewer than k rows
+            are filled up with -inf and the number of all rows. Elsewhere, empty lists.
         """
         ranks, part, kind = self.ranks, self._parts[key], getattr(torch, dtype)
         asked = ranks.broadcast(torch.empty(shape, dtype=kind) if queries is None else queries.clone())
@@ -98,8 +108,8 @@ class Shards:
         return ranks.gather(scores), ranks.gather(ids)
 
     def _part_of(self, whole: Tensor | None, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """This rank's part of a tensor of `shape` that the first one has, parts being of one length: the last ones are
-        filled up by zeros."""
+        """This rank's part of a tensor of `shape` that the first rank has. All parts have one
+        length; the last ones are filled up with zeros."""
         size = self.ranks.size
         length = -(-shape[0] // size)
         own = torch.empty(length, *shape[1:], dtype=getattr(torch, dtype))
@@ -110,7 +120,7 @@ class Shards:
 
 
 class ShardedPoints:
-    """Rows (n, d) of which every rank keeps a part. For top-k only: no other operation takes them."""
+    """Rows (n, d) of which every rank keeps a part. Only top-k takes them."""
 
     def __init__(self, backend: _Sharded, key: int, points: Tensor, storage: Storage) -> None:
         self._backend, self._key = backend, key
@@ -124,7 +134,9 @@ class ShardedPoints:
 
 
 class _Sharded:
-    """The first rank's backend, with points and top-k over all ranks; the rest is its own."""
+    """The first rank's backend, with points and top-k over all ranks. All other operations are
+    local.
+    """
 
     def __init__(self, own: Backend, ranks: Ranks) -> None:
         self._own, self.ranks, self._shards = own, ranks, Shards(ranks)
@@ -140,11 +152,12 @@ class _Sharded:
         self._keys += 1
         self.spread(self._keys, points, storage)
         kept = ShardedPoints(self, self._keys, points, storage)
-        weakref.finalize(kept, self._dropped.append, self._keys)  # told with the next message: not in the midst of one
+        # The ranks forget it before the next message: never during one.
+        weakref.finalize(kept, self._dropped.append, self._keys)
         return kept
 
     def spread(self, key: int, points: Tensor, storage: Storage) -> None:
-        """Let each rank keep its part of points (n, d)."""
+        """Make each rank keep its part of points (n, d)."""
         rows = points.detach().cpu().contiguous()
         how: dict[str, Any] = {"key": key, "n": len(rows), "d": rows.shape[1], "dtype": _name(rows), "storage": storage}
         with self.ranks.whole():
@@ -178,7 +191,7 @@ class _Sharded:
 
 
 def merged(scores: Tensor, ids: Tensor, k: int) -> TopK:
-    """The k best of candidates (B, K), K >= k: scores descending, ties by lower id."""
+    """The k best of candidates (B, K), K >= k: scores descending, equal scores in order of id."""
     ids, order = ids.sort(dim=1, stable=True)
     scores, best = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return TopK(scores[:, :k].contiguous(), ids.gather(1, best)[:, :k].contiguous())
@@ -189,9 +202,10 @@ def _name(tensor: Tensor) -> str:
 
 
 def sharded(own: Backend, ranks: Ranks, device: str) -> Backend:
-    """`own`, with points spread over the ranks, each on its own `device`; `own` itself where there is one.
+    """The backend `own` with points spread over the ranks, each on its own `device`; with one rank,
+    `own` itself.
 
-    The other ranks follow with the handlers of `Shards`.
+    The other ranks must follow with the handlers of `Shards`.
     """
     if ranks.size == 1:
         return own

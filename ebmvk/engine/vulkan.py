@@ -1,16 +1,15 @@
 """The operations as compute shaders on a Vulkan device (extension `ebmvk._vulkan`).
 
-Results do not depend on how a batch is split, on the number of steps per dispatch or on the number of shards; they may
-differ in the last bits between devices.
+Results do not depend on how a batch is split, on the number of steps per dispatch or on the number
+of shards; they may differ in the last bits between devices.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +30,7 @@ from ebmvk.engine.api import (
     TopK,
 )
 from ebmvk.engine.counting import Translated
-from ebmvk.engine.missing import extension_error
+from ebmvk.engine.vulkan_devices import choose, extension
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -41,139 +40,10 @@ if TYPE_CHECKING:
     from ebmvk import _vulkan
 
 
-@dataclass(frozen=True)
-class Device:
-    """A physical device: its number for `vulkan:<index>`, name, type (cpu, integrated, discrete, virtual or other),
-    driver, and memory in bytes."""
-
-    index: int
-    name: str
-    type: str
-    driver: str
-    memory_bytes: int
-
-
-def devices() -> list[Device]:
-    """The devices that can be used, in the driver's order.
-
-    Raises:
-        DeviceError: the extension is not built, or the machine has no Vulkan at all.
-    """
-    return [
-        Device(found.index, found.name, found.type, found.driver, found.memory_bytes)
-        for found in _found()
-        if not found.missing
-    ]
-
-
-@dataclass(frozen=True)
-class Heap:
-    """Memory in bytes; device_local: the device's own, not the host's."""
-
-    bytes: int
-    device_local: bool
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a device is and offers. missing says why it is not usable; scoring, which tile (queries x points) of a
-    workgroup serves how many queries."""
-
-    index: int
-    name: str
-    type: str
-    driver: str
-    api: str
-    usable: bool
-    missing: str
-    heaps: list[Heap]
-    features: dict[str, bool]
-    limits: dict[str, int]
-    scoring: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Survey:
-    loader: str
-    devices: list[Description]
-
-
-def survey() -> Survey:
-    """Loader and devices in full, those that cannot be used included. Raises as `devices` does."""
-    found = _found()
-    return Survey(_version(_extension().loader_version()), [_describe(device) for device in found])
-
-
-def _describe(device: _vulkan.Capabilities) -> Description:
-    return Description(
-        device.index,
-        device.name,
-        device.type,
-        device.driver,
-        _version(device.api_version),
-        not device.missing,
-        device.missing,
-        [Heap(*heap) for heap in device.heaps],
-        {
-            "float16": device.float16,
-            "subgroup_arithmetic": device.subgroup_arithmetic,
-            "subgroup_control": device.subgroup_control,
-        },
-        {
-            "storage_range": device.max_storage_range,
-            "allocation": device.max_allocation,
-            "bindings": device.max_bindings,
-            "groups": device.max_groups,
-            "group_size": device.max_group_size,
-            "shared_bytes": device.max_shared_bytes,
-            "subgroup_size": device.subgroup_size,
-        },
-        {f"from_{queries}": tiling for queries, tiling in _extension().tilings(device)},
-    )
-
-
-def _version(word: int) -> str:
-    """VK_API_VERSION in words."""
-    return f"{word >> 22 & 127}.{word >> 12 & 1023}.{word & 4095}"
-
-
-def _extension() -> ModuleType:
-    try:
-        from ebmvk import _vulkan
-    except ImportError as error:
-        raise extension_error("_vulkan", error) from error
-    return _vulkan
-
-
-def _found() -> list[_vulkan.Capabilities]:
-    extension = _extension()
-    try:
-        found: list[_vulkan.Capabilities] = extension.devices()
-    except extension.Unavailable as error:
-        raise DeviceError(
-            f"no Vulkan: {error}", hint="install a Vulkan driver, or use --device cpu", why="loader or driver missing"
-        ) from error
-    return found
-
-
-def _choose(index: int | None) -> int:
-    """The device asked for; without a number the first that is not a CPU in disguise, else the first."""
-    if index is not None:
-        return index
-    found = _found()
-    usable = [device for device in found if not device.missing]
-    if not usable:
-        reasons = "; ".join(f"{device.name}: {device.missing}" for device in found) or "the loader lists none"
-        raise DeviceError(
-            "there is no usable Vulkan device",
-            why=reasons,
-            hint="install a Vulkan driver (vulkaninfo --summary lists devices), or use --device cpu",
-        )
-    return next((device.index for device in usable if device.type != "cpu"), usable[0].index)
-
-
 def _cache_dir() -> str:
-    """Where compiled kernels are kept between runs; empty, so that none are, where there is no home folder."""
+    """The folder that keeps compiled kernels between runs; empty, so that none are kept, without a
+    home folder.
+    """
     try:
         return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk")
     except RuntimeError:
@@ -181,8 +51,11 @@ def _cache_dir() -> str:
 
 
 class VulkanPoints:
-    """Rows (N, d) in device memory, float32 or float16; and, once `topk` has use for it, a copy of float32 ones in
-    float16, which changes no bit of its results."""
+    """Rows (N, d) in device memory, in float32 or float16.
+
+    Once it makes `topk` faster, float32 rows get a float16 copy, which changes no bit of the
+    results.
+    """
 
     def __init__(self, backend: Vulkan, points: Tensor, storage: Storage) -> None:
         checks.storage(storage)
@@ -213,14 +86,17 @@ class VulkanPoints:
 
 
 class Vulkan:
-    """One Vulkan device. Takes contiguous float32 tensors on the CPU; points stay on the device.
+    """The backend on one Vulkan device. Takes contiguous float32 tensors on the CPU; points stay on
+    the device.
 
     Args:
-        index: the device's number; None takes the first that is not of type cpu, else the first.
-        options: fields of `ebmvk._vulkan.Options`, such as validate, portable, shard_bytes or memory_limit.
+        index: the device's number. None takes the first that isn't of type cpu, else the first.
+        options: fields of `ebmvk._vulkan.Options`, such as validate, portable, shard_bytes or
+            memory_limit.
 
     Raises:
-        DeviceError: the extension is not built, there is no such device, or it lacks what is needed.
+        DeviceError: the extension isn't built, there is no such device, or the device lacks a
+            needed feature.
     """
 
     name = "vulkan"
@@ -228,12 +104,12 @@ class Vulkan:
     def __init__(
         self, index: int | None = None, *, options: Mapping[str, bool | int | float | str] | None = None
     ) -> None:
-        self._extension: Any = _extension()
+        self._extension: Any = extension()
         settings = self._extension.Options()
         for key, value in {"cache_dir": _cache_dir(), **(options or {})}.items():
             setattr(settings, key, value)
         try:
-            self._engine: _vulkan.Engine = self._extension.Engine(_choose(index), settings)
+            self._engine: _vulkan.Engine = self._extension.Engine(choose(index), settings)
         except self._extension.Unavailable as error:
             raise DeviceError(str(error), hint="see `vulkaninfo --summary`, or use --device cpu") from error
         self.capabilities: _vulkan.Capabilities = self._engine.capabilities
@@ -253,17 +129,22 @@ class Vulkan:
         return VulkanPoints(self, points, storage)
 
     def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes between two device buffers."""
+        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes between two
+        device buffers.
+        """
         with self._errors("copy_seconds"):
             return self._engine.time_copy(size, times, repeats)
 
     def arithmetic_seconds(self, rows: int, rounds: int, repeats: int) -> list[float]:
-        """The same of `rows` invocations with 128 `rounds` float32 fused multiply-adds each, in registers."""
+        """Seconds of each of `repeats` submissions in which `rows` invocations do 128 `rounds`
+        float32 fused multiply-adds each, in registers."""
         with self._errors("arithmetic_seconds"):
             return self._engine.time_fma(rows, rounds, repeats)
 
     def product_seconds(self, rows: int, columns: int, d: int, repeats: int) -> list[float]:
-        """The same of the scoring kernel alone: rows x columns scores of dimension d."""
+        """Seconds of each of `repeats` submissions of the scoring kernel alone: rows x columns
+        scores of dimension d.
+        """
         with self._errors("product_seconds"):
             return self._engine.time_product(rows, columns, d, repeats)
 
@@ -280,7 +161,7 @@ class Vulkan:
                     hint="open the device again; if it repeats, use --device cpu and report the driver's version",
                 )
             if isinstance(error, extension.Torn):
-                return DeviceError(f"{op}: {error}", hint="update the points again, or make them anew")
+                return DeviceError(f"{op}: {error}", hint="update the points again, or make new ones")
             if isinstance(error, extension.Unavailable):
                 return DeviceError(f"{op}: {error}", hint="use --device cpu, and report the driver's version")
             if isinstance(error, extension.Unsupported):
@@ -294,7 +175,7 @@ class Vulkan:
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__} of another backend", hint="make it with this backend's points()"
+                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
             )
         return points.native
 
@@ -436,7 +317,9 @@ class Vulkan:
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """kappa_scale, logw_shift, step_size, gamma as (1, L), or (B, L) where one of them differs between chains."""
+    """kappa_scale, logw_shift, step_size, gamma as (1, L), or as (B, L) if one of them differs
+    between chains.
+    """
     tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
     shared = all(table.dim() == 1 for table in tables)
     shape = (1 if shared else rows, len(schedule.steps))

@@ -1,7 +1,8 @@
-"""The cosine of a von Mises-Fisher sample, by rejection on Philox uniforms: one scalar per row, shared by all backends.
+"""Draws the cosine of a von Mises-Fisher sample by rejection: one scalar per row, computed once for
+all backends.
 
-Wood, "Simulation of the von Mises Fisher distribution" (1994), with the symmetric Beta law of its envelope drawn
-directly: Ulrich, "Computer generation of distributions on the m-sphere" (1984).
+Wood, "Simulation of the von Mises Fisher distribution" (1994), with the symmetric Beta law of its
+envelope drawn directly: Ulrich, "Computer generation of distributions on the m-sphere" (1984).
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from torch import Tensor
 from ebmvk.engine import philox
 
 _MOST_ATTEMPTS = 1000
-"""At least 1/2 of the attempts succeed, whatever d and kappa: this many failures mean arguments that are not finite."""
+"""At least 1/2 of the attempts succeed for any d and kappa, so this many failures mean that kappa
+isn't finite.
+"""
 
 
 def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
     """1 - mu.x of an exact sample of vMF(mu, kappa) on S^{d-1}, (B,) float64 in [0, 2].
 
-    A difference from 1, as large kappa would lose digits of the cosine itself. Attempt a of row r uses words 0 to 2 of
-    counter (a, first_row + r, 0, STREAM_VMF_COSINE), so a row does not depend on the others.
+    It is a difference from 1 because the cosine itself would lose digits for large kappa. Attempt a
+    of row r uses words 0 to 2 of counter (a, first_row + r, 0, STREAM_VMF_COSINE), so a row doesn't
+    depend on the others.
 
     Args:
         kappa: (B,) finite, >= 0; 0 gives the uniform law.
@@ -29,7 +33,8 @@ def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
     """
     level = kappa.detach().to(torch.float64)
     b = (d - 1) / (2 * level + torch.sqrt(4 * level * level + (d - 1) ** 2))
-    # Wood's x0 = (1 - b) / (1 + b) is near 1 for large kappa, as are the cosines: only differences from 1 have digits.
+    # For large kappa, Wood's x0 = (1 - b) / (1 + b) and the cosines are near 1; only differences
+    # from 1 have digits.
     fall0 = 2 * b / (1 + b)  # 1 - x0
     c = (d - 1) * (torch.log(fall0) + torch.log1p(1 - fall0))  # of 1 - x0^2
     out = torch.zeros_like(level)
@@ -54,6 +59,7 @@ def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
 
 def _symmetric_beta(u: Tensor, v: Tensor, d: int) -> Tensor:
     """Beta((d-1)/2, (d-1)/2): (1 + a coordinate of a uniform point of S^{d-1}) / 2."""
-    # A uniform point's first two coordinates have squared radius 1 - u^{2/(d-2)}; on the circle it is 1.
+    # A uniform point's first two coordinates have squared radius 1 - u^{2/(d-2)}; on the circle it
+    # is 1.
     radius = torch.sqrt(-torch.expm1(2 / (d - 2) * torch.log(u))) if d > 2 else torch.ones_like(u)
     return (1 + radius * torch.cos(2 * math.pi * v)) / 2

@@ -1,8 +1,9 @@
-"""Decoding strategies side by side, beside what people wrote, by figures.
+"""Compares decoding strategies with each other and with what people wrote.
 
-Every strategy continues the same prompts, beginnings of held-out text; the same figures are taken of how that text
-really goes on. Perplexities are exact, of all texts together: under the model itself without any strategy, per token,
-and under another model that judges, per token where it has the same tokens, and per byte where it has others.
+Every strategy continues the same prompts, which are beginnings of held-out text. The same figures
+are computed for how that text really goes on. Perplexities are exact, over all texts together. The
+model itself, without a strategy, gives one per token. Another model, the judge, gives one per token
+if it has the same tokens, otherwise one per byte.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ HUMAN = "human"
 
 @dataclass(frozen=True)
 class Passages:
-    """prompts: their text; begun: their tokens, end-of-text first; real: how each goes on, `length` tokens."""
+    """Prompts and how they really go on.
+
+    prompts: their texts. begun: their tokens, after an end-of-text token. real: the tokens that
+    follow each.
+    """
 
     prompts: list[str]
     begun: list[list[int]]
@@ -40,10 +45,15 @@ class Passages:
 
     @classmethod
     def of(cls, stream: TokenStream, tokenizer: Tokenizer, count: int, prompt: int, length: int) -> Passages:
-        """Passages of a text at even distances, each within one document; the prompt's text gives its tokens back.
+        """Passages of a text at even distances, each within one document.
+
+        Only passages are used whose prompt, encoded again as text, gives the same tokens.
+
+        Args:
+            count: number of passages. prompt, length: tokens of each prompt and of what follows it.
 
         Raises:
-            DataError: the text has not so many.
+            DataError: the text has fewer passages.
         """
         ends = [*stream.starts[1:].tolist(), len(stream)]
         need = prompt + length
@@ -57,13 +67,14 @@ class Passages:
             ids = stream.tokens[place : place + need].tolist()
             text = tokenizer.decode(ids[:prompt])
             begun = [int(token) for token in tokenizer.encode_prompt(text)]
-            # False if the cut splits a word whose parts have other tokens, or if the tokens do not tell the whole text.
+            # The cut may split a word whose parts have other tokens, and tokens for unknown
+            # characters lose text.
             if begun[1:] == ids[:prompt] and not tokenizer.has_unknown(stream.tokens[place : place + need]):
                 found.append((text, begun, ids[prompt:]))
         if len(found) < count:
             raise DataError(
                 f"{stream.name} has {len(found)} passages of {need} tokens, fewer than {count}",
-                hint=f"take --prompts {max(1, len(found))}, or fewer --max-tokens",
+                hint=f"use --prompts {max(1, len(found))}, or fewer --max-tokens",
             )
         chosen = [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
         return cls(*(list(part) for part in zip(*chosen, strict=True)))
@@ -71,24 +82,29 @@ class Passages:
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that texts are scored by, in nats of a whole continuation: of tokens that are its own, or of a text in
-    its own tokens, so that models of different tokens can be compared by the nats of the same bytes."""
+    """A model that scores continuations, in nats.
+
+    It can score tokens, or a text in its own tokens. With the latter, models with different
+    tokenizers are compared by their nats for the same bytes.
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer
     context: int
 
     def nats(self, begun: list[int], tokens: list[int]) -> float:
-        """Of tokens that go on after those of a prompt."""
+        """Nats of the tokens that follow those of a prompt."""
         return float(self._after(begun, [*begun, *tokens]).sum())
 
     def nats_of_text(self, prompt: str, text: str) -> float:
-        """Of a text that goes on after a prompt: of what follows as many tokens as the prompt alone has."""
+        """Nats of a text that follows a prompt: of the tokens after as many as the prompt alone
+        has.
+        """
         whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
         return float(self._after(begun, whole).sum())
 
     def _after(self, begun: list[int], whole: list[int]) -> torch.Tensor:
-        """Nats of the tokens of `whole` beyond the number of `begun`."""
+        """Nats of the tokens of `whole` after the first len(begun)."""
         stream = TokenStream("text", np.array(whole, dtype=np.int32), np.zeros(1, dtype=np.int64))
         device = next(self.model.parameters()).device
         stride = max(1, self.context // 2)
@@ -108,7 +124,11 @@ def compare(
     seed: int,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """A row of figures for the human text and for each strategy."""
+    """A row of figures for the human text, then one for each strategy.
+
+    own: scores without a strategy. other: the judge, if there is one. say: called with a line after
+    each strategy.
+    """
     real = [own.tokenizer.decode(tokens) for tokens in passages.real]
     yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)
     for name, strategy in strategies.items():
@@ -147,8 +167,9 @@ def _figures(
 def _judged(
     own: Judge, other: Judge | None, prompts: list[str], written: list[tuple[list[int], list[int]]], texts: list[str]
 ) -> dict[str, Any]:
-    """Figures under another model. judge_unit says what its perplexity is of: a token, or a byte where its tokens are
-    not those that were written; judge_nats are of one such unit."""
+    """Figures under the judge. judge_unit: "token", or "byte" if its tokens differ; judge_nats:
+    nats per such unit.
+    """
     size = sum(len(text.encode()) for text in texts)
     if other is None or not size:
         return dict.fromkeys(("judge_unit", "judge_nats", "judge_perplexity", "judge_bits_per_byte"))

@@ -1,4 +1,4 @@
-"""Our models in lm-evaluation-harness, an extra: importing this registers `ebmvk` among its models."""
+"""Registers `ebmvk` as a model of lm-evaluation-harness, an extra, when it is imported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ebmvk.sampling.registry import SamplerName
 
 @register_model("ebmvk")
 class HarnessModel(LM):  # type: ignore[misc]
-    """`lm_eval.simple_evaluate(model="ebmvk", model_args="checkpoint=RUN,memory=both", tasks=[...])`.
+    """`lm_eval.simple_evaluate(model="ebmvk", model_args="checkpoint=RUN,memory=both",
+    tasks=[...])`.
 
     Args:
-        sampler, seed: of text that a task asks for. batch_size: "auto" is the default of `Scorer.open`.
-        options: the other arguments of `Scorer.open`.
+        sampler, seed: for tasks that ask for text. batch_size: "auto" means the default of
+            `Scorer.open`.
+        options: other arguments of `Scorer.open`.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         sampler: SamplerName = "exact",
         seed: int = 42,
         batch_size: int | str | None = None,
-        max_batch_size: int | None = None,  # noqa: ARG002, the harness gives it to every model
+        max_batch_size: int | None = None,  # noqa: ARG002  # the harness passes it to every model
         **options: Any,
     ) -> None:
         super().__init__()

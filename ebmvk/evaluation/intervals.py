@@ -1,11 +1,13 @@
 """Intervals for paired differences of two models on one text.
 
-Tokens of one document are correlated, so documents are the sample. A text has few of them, of unequal length, and then
-a bootstrap over them is far too narrow: with five documents its 95 % intervals miss the truth in 15 to 20 % of all
-cases. The interval here is Student's, with the cluster-robust variance CR2 and the degrees of freedom of Bell and
-McCaffrey (2002; Imbens and Kolesar 2016) for differences that vary by document. Simulated coverage of nominal 95 %, at
-2, 5, 13 and 60 documents: 95, 98, 97 and 95 % for normal differences and lengths like those of WikiText-2's articles;
-92, 95, 93 and 94 % for exponential ones; 91, 90, 89 and 91 % for lognormal ones, for which no tried method holds.
+Tokens of one document are correlated, so documents are the sample. A text often has few documents,
+of unequal length. A bootstrap over them is then far too narrow: with five documents, its 95 %
+intervals miss the truth in 15 to 20 % of all cases. The interval here is Student's, with the
+cluster-robust variance CR2 and the degrees of freedom of Bell and McCaffrey (2002; Imbens and
+Kolesar 2016) for differences that vary by document. Simulated coverage of nominal 95 %, at 2, 5, 13
+and 60 documents: 95, 98, 97 and 95 % for normal differences and lengths like those of WikiText-2's
+articles; 92, 95, 93 and 94 % for exponential ones; 91, 90, 89 and 91 % for lognormal ones, for
+which no method that was tried reaches 95 %.
 """
 
 from __future__ import annotations
@@ -22,19 +24,18 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["documents", "stretches", "none"]
-FEW = 20  # documents; with fewer, an interval is wide, and too narrow for differences with a long tail
-STRETCH = 256  # least tokens of a stretch: longer than neighbouring tokens are correlated
-STRETCHES = (5, 10)  # least and most stretches of a single document
+FEW = 20  # documents; with fewer, intervals are wide, and too narrow for differences with a long tail
+STRETCH = 256  # fewest tokens of a stretch; tokens that far apart are hardly correlated
+STRETCHES = (5, 10)  # fewest and most stretches of a single document
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean difference in nats per token and its 95 % interval.
 
-    low, high: None if the text is one short document, which says nothing about others.
-    method: "documents": an interval for texts like these documents; "stretches": of the only document, an interval for
-    the mean within this document only; "none".
-    documents: their number.
+    low, high: None if the text is one short document. method: "documents" if the interval is for
+    texts like these documents; "stretches" if there is only one document, and the interval is for
+    the mean of that document only; "none" without an interval. documents: the number of documents.
     """
 
     nats_per_token: float
@@ -49,9 +50,10 @@ class Interval:
 
 
 def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interval:
-    """Mean of nats - base (n,) per token, and its 95 % interval.
+    """Mean of nats - base, (n,) each, per token, and its 95 % interval.
 
-    starts: (documents,) rising, where each document begins in the stream; its first token has no value here.
+    starts: (documents,) rising, where each document begins in the stream. The first token of the
+    stream has no value in nats and base.
     """
     difference = (nats - base).double().numpy()
     owner = documents_of(starts, len(difference))
@@ -71,18 +73,18 @@ def paired(nats: Tensor, base: Tensor, starts: npt.NDArray[np.int64]) -> Interva
 
 
 def documents_of(starts: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
-    """(n,) the document of each of a stream's first tokens but the very first. starts: as of `paired`."""
-    # The end-of-text token at `starts` is a target as well. It is predicted one place before, and counts as its
-    # document's own.
+    """(n,) the document of each of the tokens 1 to n of a stream. starts: as for `paired`."""
+    # The end-of-text token at `starts` is also predicted, one place earlier, and counts to its own
+    # document.
     return np.searchsorted(np.maximum(starts - 1, 0), np.arange(n), side="right") - 1
 
 
 def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]) -> float | None:
-    """Standard error of sum(values) / sum(reference) (n,) >= 0, tokens of one document going together.
+    """Standard error of sum(values) / sum(reference), (n,) >= 0 each, with documents as the sample.
 
-    Of fewer than five documents it is taken over 5 to 10 stretches of the text, and so is for this text only. None
-    where there are fewer than five stretches of 256 tokens, or where nearly all of the reference is in one of them.
-    starts: as of `paired`, of the stream whose first tokens but the very first these are.
+    With fewer than five documents, it is taken over 5 to 10 stretches of the text and holds for
+    this text only. None if there are fewer than five stretches of 256 tokens, or if one of them has
+    nearly all of the reference. starts: as for `paired`.
     """
     owner = documents_of(starts, len(values))
     stretches = min(STRETCHES[1], len(values) // STRETCH)
@@ -97,7 +99,8 @@ def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]
 
 
 def half_width(total: Floats, tokens: Floats) -> float:
-    """Half the width of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2 clusters.
+    """Half the width of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2
+    clusters.
 
     total: (n,) sum of the differences in each cluster; tokens: (n,) > 0, number of tokens in each.
     """
@@ -105,20 +108,26 @@ def half_width(total: Floats, tokens: Floats) -> float:
 
 
 def deviation(total: Floats, tokens: Floats) -> float:
-    """Standard deviation of sum(total) / sum(tokens), as estimated by CR2. total, tokens: as of `half_width`."""
+    """Standard deviation of sum(total) / sum(tokens), as estimated by CR2. total, tokens: as for
+    `half_width`.
+    """
     n, share = tokens.sum(), tokens / tokens.sum()
     residual = total - tokens * (total.sum() / n)
     return float(np.sqrt((residual**2 / (1 - share)).sum()) / n)
 
 
 def freedom(tokens: Floats) -> float:
-    """Degrees of freedom of the variance in `half_width` by Satterthwaite: 2 E[v]^2 / Var[v], if the variance of each
-    cluster's sum is proportional to the square of its length. They are n - 1 for n clusters of equal length, and fewer
-    if a few long ones dominate. tokens: (n,) > 0, n >= 2."""
-    # With shares h and R = (I - h 1'), the residuals' covariance by CR2's weights 1 / (1 - h) has the entries
-    # G_ii = b_i ((1 - h_i)^2 + s - h_i^2) and G_ij = sqrt(b_i b_j) (s - h_i - h_j), where b = h^2 / (1 - h) and
-    # s = sum h^2. The result is tr(G)^2 / |G|^2. The longest cluster is kept apart: if it has nearly all tokens, its
-    # b is very large, and sums over all clusters would cancel.
+    """Degrees of freedom of the variance in `half_width`, by Satterthwaite: 2 E[v]^2 / Var[v].
+
+    They assume that the variance of each cluster's sum is proportional to the square of its length.
+    They are n - 1 for n clusters of equal length, and fewer if a few long ones dominate. tokens:
+    (n,) > 0, n >= 2.
+    """
+    # With shares h and R = (I - h 1'), the residuals' covariance by CR2's weights 1 / (1 - h) has
+    # the entries G_ii = b_i ((1 - h_i)^2 + s - h_i^2) and G_ij = sqrt(b_i b_j) (s - h_i - h_j),
+    # where b = h^2 / (1 - h) and s = sum h^2. The result is tr(G)^2 / |G|^2. The longest cluster is
+    # kept apart: if it has nearly all tokens, its b is very large, and sums over all clusters would
+    # cancel.
     ordered = np.sort(tokens)
     first, h = ordered[-1] / ordered.sum(), ordered[:-1] / ordered.sum()
     left, squares = h.sum(), (h**2).sum()  # 1 - first, and s - first^2
@@ -132,7 +141,9 @@ def freedom(tokens: Floats) -> float:
 
 
 def basis(record: Mapping[str, Any]) -> str:
-    """Says over what the interval of a record was taken; records of earlier versions do not tell."""
+    """Words for the sample behind an interval's record. Records of earlier versions have no number
+    of documents.
+    """
     documents = record.get("documents")
     if documents is None:
         return "by document"

@@ -1,4 +1,6 @@
-"""Exact likelihood of a stream of tokens: nothing is sampled, bounded or estimated (model section 5)."""
+"""The exact likelihood of a stream of tokens (model section 5). Nothing is sampled, bounded or
+estimated.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from ebmvk.model.reading import contexts
 
 @dataclass(frozen=True)
 class TextSize:
-    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: of its text; unknown: characters
-    that became unknown tokens, so that the nats do not cover which characters they are."""
+    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: of its text;
+    unknown: characters that became unknown tokens, so that the nats do not cover which characters
+    they are."""
 
     tokens: int
     words: int
@@ -33,7 +36,8 @@ class TextSize:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Total nats of a stream and the figures that follow from them; context and stride say how it was read.
+    """Total nats of a stream and the figures that follow from them; context and stride say how it
+    was read.
 
     The mean energy of a token is its mean nats: E(v|c) = -log p(v|c).
     """
@@ -56,7 +60,7 @@ class Likelihood:
 
     @property
     def ppl_word(self) -> float | None:
-        """exp(total nats / words); None where the text has no word."""
+        """exp(total nats / words); None if the text has no words."""
         return ngram.perplexity(self.nats / self.words) if self.words else None
 
     @property
@@ -70,20 +74,24 @@ class Likelihood:
 
 
 def window(context: int | None, stride: int | None, config: Config) -> tuple[int, int]:
-    """(context, stride) of windows; by default a training window, and half of the context. Raises ConfigError."""
+    """(context, stride) of windows. By default a training window and half of it. Raises
+    ConfigError.
+    """
     context = config.data.seq_length if context is None else context
     if context < 1:
         raise ConfigError(f"--context {context} is below 1", hint="give a number of tokens")
     usual = max(1, context // 2)
     stride = usual if stride is None else stride
     if not 1 <= stride <= context:
-        raise ConfigError(f"--stride {stride} is not within 1 to {context}, the context", hint=f"take --stride {usual}")
+        raise ConfigError(f"--stride {stride} is not within 1 to {context}, the context", hint=f"use --stride {usual}")
     return context, stride
 
 
 def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
-    """Words, bytes and unknown characters of the text itself, whatever its tokens leave out or change; for a cut
-    document, of the beginning that its tokens stand for."""
+    """Words, bytes and unknown characters of the text itself, whatever its tokens omit or change.
+
+    If the last document is cut, only the beginning counts that its tokens stand for.
+    """
     words = size = unknown = 0
     for text, ids, whole in stream.documents():
         raw = text.encode() if whole else tokenizer.beginning(text, ids)
@@ -97,10 +105,11 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
 def likelihood(
     model: LanguageModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
 ) -> Likelihood:
-    """Score each token of the stream but the first exactly once, in float32 with sums in float64, without memory.
+    """Score each token of the stream but the first exactly once, in float32 with sums in float64,
+    without memory.
 
     Raises:
-        ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
+        ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
     """
     began = time.perf_counter()
     nats = token_nats(model, stream, context=context, stride=stride, device=device)["none"]
@@ -117,13 +126,15 @@ def token_nats(
     device: torch.device,
     reader: Reader | None = None,
 ) -> dict[Law, Tensor]:
-    """-log p of each token but the first, (n - 1,) float64, under the model alone and with each tier of `reader`.
+    """-log p of each token but the first, (n - 1,) float64, by law: the model alone, and each tier
+    of `reader`.
 
     Raises:
-        ArgumentError: stride out of range. NonFinite: the model gives a token no finite log-probability.
+        ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
     """
     law, at = TokenLaw(model), 0
-    # One array for the whole text: kept apart, the results of many pieces would pin what is freed around them.
+    # One array for the whole text: the results of many pieces would keep the freed memory around
+    # them in use.
     laws: list[Law] = reader.laws if reader else ["none"]
     nats = {mode: torch.empty(len(stream) - 1, dtype=torch.float64) for mode in laws}
     for seen, following in contexts(model, stream, context=context, stride=stride, device=device):
@@ -136,11 +147,11 @@ def token_nats(
 
 
 def diverged(name: str) -> NonFinite:
-    """What to raise where a text has no finite likelihood."""
+    """The error to raise if a text has no finite likelihood."""
     return NonFinite(
         f"the likelihood of {name} is not finite",
         why="the weights diverged",
-        hint="take an earlier checkpoint, or train with a smaller --lr",
+        hint="use an earlier checkpoint, or train with a smaller --lr",
     )
 
 
@@ -153,7 +164,10 @@ def _token_log_p(law: TokenLaw, seen: Context, following: Tensor, reader: Reader
 
 
 def read_text(law: TokenLaw, reader: Reader, query: Tensor, h: Tensor, tokens: Tensor) -> Terms:
-    """The terms of the next part of a text: queries and states (n, d) of its contexts, tokens (n,) that followed."""
+    """The terms of the laws for the next part of a text.
+
+    query, h: (n, d) queries and states of its contexts; tokens: (n,) those that followed.
+    """
     terms = reader.empty_terms(len(tokens))
     for rows, log_p in law.pieces(query):
         terms.put(rows, reader.read(h[rows], log_p, tokens[rows]))

@@ -1,7 +1,8 @@
-"""What evaluation harnesses ask of a model: log p(continuation | context), log p(text), and text up to a stop string.
+"""Answers what evaluation harnesses ask: log p(continuation | context), log p(text), and text up to
+a stop string.
 
-Exact, as every likelihood here: the sum of log p of a continuation's tokens, under the model alone or with its memory,
-which reads a context before it scores what follows.
+Log-probabilities are exact: the sum over the continuation's tokens, under the model alone or with
+its memory. The memory reads the context before it scores what follows.
 """
 
 from __future__ import annotations
@@ -29,19 +30,21 @@ from ebmvk.model.language import Context, TokenLaw
 from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.sampling.registry import SamplerName
 
-MAX_TOKENS = 256  # of a text, where a task does not say
-_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names for that, in the order they are looked for
-_NAMES = {"no_repeat_ngram_size": "no_repeat_ngram"}  # of transformers, where ours is another
+MAX_TOKENS = 256  # of a text, unless the task says
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names for that, by precedence
+_NAMES = {"no_repeat_ngram_size": "no_repeat_ngram"}  # {name in transformers: our name}
 Done = Callable[[int], object]
 T = TypeVar("T")
 
 
 def _nobody(_: int) -> None:
-    """Where nobody counts what is done."""
+    """Ignore how many requests are done."""
 
 
 class Scorer:
-    """A checkpoint that answers requests, many at once. context, stride: of windows, as `ebmvk evaluate` reads."""
+    """A checkpoint that answers many requests at once. context, stride: of the windows, as in
+    `ebmvk evaluate`.
+    """
 
     def __init__(
         self, run: OpenRun, device: Device, reader: Reader | None, *, context: int, stride: int, batch_size: int = 16
@@ -62,15 +65,16 @@ class Scorer:
         stride: int | None = None,
         batch_size: int = 16,
     ) -> Scorer:
-        """A run folder, one checkpoint folder, or an exported folder; memory: its tiers that take part.
+        """Open a run folder, one checkpoint folder, or an exported model. memory: the tiers that
+        take part.
 
         Raises:
-            ConfigError: a value out of range. CheckpointError, DeviceError: as `ebmvk evaluate`.
+            ConfigError: a value is out of range. CheckpointError, DeviceError: as `ebmvk evaluate`.
         """
         if memory not in TIERS:
-            raise ConfigError(f"memory {memory!r} is not known", hint=f"take one of {', '.join(TIERS)}")
+            raise ConfigError(f"memory {memory!r} is not known", hint=f"use one of {', '.join(TIERS)}")
         if batch_size < 1:
-            raise ConfigError(f"--batch-size {batch_size} is below 1", hint="give a number from 1 on")
+            raise ConfigError(f"--batch-size {batch_size} is below 1", hint="give 1 or more")
         run = open_run(Path(checkpoint), "--checkpoint", lambda _: None)
         context, stride = window(context, stride, run.config)
         on = open_device(device)
@@ -78,14 +82,21 @@ class Scorer:
         return cls(run, on, reader, context=context, stride=stride, batch_size=batch_size)
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]], done: Done = _nobody) -> list[tuple[float, bool]]:
-        """log p(continuation | context) of each (context, continuation), and whether every token of the continuation is
-        one of the most probable. A context starts a document. done: told how many more are.
+        """log p(continuation | context) for each (context, continuation).
+
+        A context starts a document. done: called with the number of requests that have just been
+        answered.
+
+        Returns:
+            (log p, greedy) for each pair; greedy is True if every token of the continuation is a
+                most probable one.
 
         Raises:
-            NonFinite: the model gives a token no finite log-probability.
+            NonFinite: a token has no finite log-probability.
         """
         texts = [pair(self.tokenizer, *both) for both in pairs]
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))  # the longest first: it shows what fits
+        # The longest first, so that memory runs out early if at all.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
         found: dict[int, tuple[float, bool]] = {}
         with torch.no_grad():
             rows = self.model.embeddings()
@@ -97,15 +108,19 @@ class Scorer:
         return [found[i] for i in range(len(texts))]
 
     def _states(self, texts: Sequence[Ids], rows: Tensor) -> list[Context]:
-        """What the model makes of each text (n,): contexts (1, n - 1, d). Windows of all texts are read together, the
-        short ones padded behind, where no earlier position looks."""
+        """The contexts (1, n - 1, d) of each text (n,).
+
+        Windows of all texts are read together. Short ones are padded at the end, which no earlier
+        position sees.
+        """
         windows = [
             (i, *found)
             for i, ids in enumerate(texts)
             if len(ids) > 1
             for found in evaluation_windows(TokenStream.of_text(ids), self.context, self.stride)
         ]
-        # Written into arrays made beforehand: separate parts would keep the freed memory around them in use.
+        # One array for each text: the results of many parts would keep the freed memory around them
+        # in use.
         whole = [[rows.new_empty(max(0, len(ids) - 1), rows.shape[1]) for ids in texts] for _ in range(2)]
         done = [0] * len(texts)
         for group in _batched(windows, self.batch_size):
@@ -119,7 +134,7 @@ class Scorer:
         return [Context(query[None], h[None], ()) for query, h in zip(*whole, strict=True)]
 
     def _scored(self, ids: Ids, first: int, seen: Context, law: TokenLaw) -> tuple[float, bool]:
-        """As `log_likelihoods`, of the tokens from `first` on."""
+        """(log p, greedy) as in `log_likelihoods`, for the tokens from `first` on."""
         h, tokens = seen.h[0, first - 1 :], torch.from_numpy(ids.astype(np.int64))
         text = self.reader.again() if self.reader and first < len(ids) else None
         if text:
@@ -135,10 +150,11 @@ class Scorer:
         return float(own.double().sum()), bool((own >= most).all())
 
     def rolling(self, texts: Sequence[str], done: Done = _nobody) -> list[float]:
-        """log p of each text as a document of its own: what `ebmvk evaluate` calls nats, with the other sign.
+        """log p of each text as a document of its own. `ebmvk evaluate` reports it as nats, with
+        the opposite sign.
 
         Raises:
-            NonFinite: the model gives a token no finite log-probability.
+            NonFinite: a token has no finite log-probability.
         """
         found = []
         for text in texts:
@@ -161,10 +177,11 @@ class Scorer:
         seed: int = 42,
         done: Done = _nobody,
     ) -> list[str]:
-        """What the model writes after each prompt, with the generation arguments of `decoding`.
+        """The text that the model writes after each prompt. requests: (prompt, arguments as for
+        `decoding`).
 
         Raises:
-            ConfigError: an argument that is not known, or out of range.
+            ConfigError: an argument is unknown or out of range.
         """
         how = [decoding(given, sampler, seed) for _, given in requests]
         found: dict[int, str] = {}
@@ -177,10 +194,11 @@ class Scorer:
 
 
 def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, int]:
-    """(n,) the tokens of a context, as the start of a document, and its continuation; and where the latter begins.
+    """The tokens (n,) of a context, as the start of a document, and its continuation; and where
+    that begins.
 
-    Blanks at the end of the context belong to the continuation, whose first token has them. Otherwise no token lies
-    across the border: where a merge would, both sides are encoded apart.
+    Blanks at the end of the context count to the continuation, because its first token contains
+    them. No other token spans the border: if a merge would, both sides are encoded separately.
     """
     kept = context.rstrip()
     before, whole = tokenizer.encode_prompt(kept), tokenizer.encode_prompt(context + continuation)
@@ -190,12 +208,14 @@ def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, in
 
 
 def decoding(given: Mapping[str, Any], sampler: SamplerName, seed: int) -> Decoding:
-    """What a task's generation arguments say, by the names that harnesses and transformers have for them: the fields of
-    `Strategy`, `strategy` (one by its name, which those change), `until`, `max_gen_toks` and `do_sample`. Greedy unless
-    a temperature or `do_sample` asks for more.
+    """The decoding that a task's generation arguments ask for.
+
+    given: by the names of harnesses and of transformers: fields of `Strategy`; `strategy`, the name
+    of one, which those fields change; `until`, `max_gen_toks` and `do_sample`. Decoding is greedy
+    unless a temperature, a strategy or `do_sample` says otherwise.
 
     Raises:
-        ConfigError: an argument that is not known, or out of range.
+        ConfigError: an argument is unknown or out of range.
     """
     rest = {name: value for name, value in given.items() if value is not None}
     until = rest.pop("until", [])
@@ -209,8 +229,8 @@ def decoding(given: Mapping[str, Any], sampler: SamplerName, seed: int) -> Decod
     for name in own.keys() - {entry.name for entry in dataclasses.fields(Strategy)}:
         raise ConfigError(
             f"generation argument {name} = {own[name]!r} is not known",
-            why="left out of account, it would give other text than the task wants",
-            hint="overwrite it with --gen_kwargs, or take another task",
+            why="without it, the text would not be what the task asks for",
+            hint="override it with --gen_kwargs, or use another task",
         )
     strategy = dataclasses.replace(base or Strategy(), **own)
     return Decoding(most[0] if most else MAX_TOKENS, strategy, sampler, seed, stop)

@@ -1,4 +1,6 @@
-"""Score-matching figures by noise level, beside the exact denoiser that knows unigram frequencies only (section 9)."""
+"""Denoising loss by noise level, beside that of the exact denoiser that only knows unigram
+frequencies (section 9).
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,15 @@ from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf
 
 NAMED = {"1/2 kappa_c": 0.5, "kappa_c": 1.0}
-"""What counts is to be below the unigram denoiser at these, of kappa_c = sqrt(2 d ln V)."""
-LEVELS = 5  # log-spaced over the range that training takes by default
+"""{name: share of kappa_c = sqrt(2 d ln V)}. At these levels a model should be better than the
+unigram denoiser.
+"""
+LEVELS = 5  # log-spaced over the default range of training
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level; name: of `NAMED`, or empty."""
+    """A noise level. name: a key of `NAMED`, or empty."""
 
     noise: Noise
     name: str = ""
@@ -35,9 +39,12 @@ class Level:
 
 @dataclass(frozen=True)
 class ScoreMatching:
-    """L_kappa at one level over n tokens, of the model and of the exact Bayes denoiser that knows unigram frequencies
-    only. error: standard error of the ratio of the two over documents, or stretches of the text; None where the text is
-    too short for it (`intervals.ratio_error`)."""
+    """L_kappa at one level over `tokens` tokens.
+
+    loss: of the model. unigram_loss: of the exact Bayes denoiser that only knows unigram
+    frequencies. error: standard error of loss / unigram_loss; None if the text is too short for it
+    (`intervals.ratio_error`).
+    """
 
     level: Level
     loss: float
@@ -51,11 +58,13 @@ class ScoreMatching:
 
     @property
     def ratio(self) -> float:
-        """Below 1: better than the frequencies alone."""
+        """loss / unigram_loss. Below 1, the model is better than frequencies alone."""
         return self.loss / self.unigram_loss if self.unigram_loss > 0 else math.inf
 
     def record(self) -> dict[str, float | str | None]:
-        """JSON-able. explained: 1 - L_kappa, the share of the noise's score that the model finds."""
+        """JSON-able. `explained` is 1 - L_kappa, the share of the noise's score that the model
+        finds.
+        """
         own = asdict(self)
         level = own.pop("level")
         ratio = self.ratio if math.isfinite(self.ratio) else None
@@ -63,7 +72,9 @@ class ScoreMatching:
 
 
 def levels(d: int, vocabulary: int, extra: Sequence[float] = ()) -> list[Level]:
-    """The named levels and those given in kappa, else `LEVELS` log-spaced ones; by rising kappa."""
+    """The named levels, and those in `extra` (given as kappa) or else `LEVELS` log-spaced ones, by
+    rising kappa.
+    """
     low, high = kappa_range(d, vocabulary)
     spaced = [low * (high / low) ** (i / (LEVELS - 1)) for i in range(LEVELS)]
     found = [Level(Noise.of(kappa, d)) for kappa in (extra or spaced)]
@@ -83,21 +94,27 @@ def score_matching(
     seed: int,
     extra: Sequence[float] = (),
 ) -> list[ScoreMatching]:
-    """`levels` on the tokens that follow the contexts of some windows, dropout as the model has it.
+    """The denoising loss at each of `levels`, on the tokens of some windows. Dropout stays as the
+    model has it.
 
-    tokens: (B, T+1) int64, as of `windows`; unigram: (V,) probabilities; starts: where the documents of their stream
-    begin; extra: levels in kappa, in place of the log-spaced ones.
+    Args:
+        tokens: (B, T+1) int64, as `windows` returns them.
+        unigram: (V,) probabilities.
+        starts: where the documents of the tokens' stream begin.
+        k: number of candidates of the model's score.
+        extra: levels in kappa, in place of the log-spaced ones.
     """
     mu = model.embeddings()
     query, targets = model(tokens[:, :-1], mu).query.flatten(0, -2), tokens[:, 1:].flatten()
     handle, law, found = backend.points(mu), TokenLaw(model, mu), []
-    both = torch.empty(2, len(targets), dtype=torch.float64, device=mu.device)  # the model's losses, and the unigram's
+    # The losses of the model, and of the unigram denoiser.
+    both = torch.empty(2, len(targets), dtype=torch.float64, device=mu.device)
     for number, level in enumerate(levels(mu.shape[1], len(mu), extra)):
         kappa = level.noise.kappa
         x = sample_vmf(mu[targets], kappa, seed=mixed_seed(seed, number))
         for rows, log_p in law.pieces(query):
             pull = kappa * (x[rows] @ mu.t())
-            # Every token takes part, and no background: exact where only unigram frequencies are known.
+            # All tokens are candidates and there is no background, so this denoiser is exact.
             only_frequencies = kappa * proju(x[rows], torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
             own = _latent_score(backend, handle, x[rows], log_p, pull, kappa, k=k)
             each = torch.full_like(x[rows, 0], kappa)
@@ -109,7 +126,9 @@ def score_matching(
 
 
 def windows(stream: TokenStream, length: int, most: int) -> Tensor:
-    """(B, T+1) int64: the first windows of a stream, of at most `length` tokens each and about `most` in all."""
+    """The first windows of a stream, (B, T+1) int64: at most `length` tokens each, about `most` in
+    all.
+    """
     length = min(length, len(stream) - 1)
     rows = max(1, min(most, len(stream) - 1) // length)
     tokens = torch.from_numpy(stream.tokens[: rows * length + 1].astype("int64"))
@@ -117,14 +136,17 @@ def windows(stream: TokenStream, length: int, most: int) -> Tensor:
 
 
 def frequencies(train: TokenStream, vocabulary: int) -> Tensor:
-    """(V,) unigram probabilities of the training split."""
+    """The unigram probabilities (V,) of the training split."""
     return torch.bincount(torch.from_numpy(train.tokens).long(), minlength=vocabulary).float() / len(train)
 
 
 def _latent_score(
     backend: Backend, handle: Points, x: Tensor, log_p: Tensor, pull: Tensor, kappa: float, *, k: int
 ) -> Tensor:
-    """Score (B, d) of p_kappa(x|c) with the k likeliest tokens given (x, c) as candidates. pull: kappa mu.x, (B, V)."""
+    """Score (B, d) of p_kappa(x|c), with the k most probable tokens given (x, c) as candidates.
+
+    pull: (B, V) kappa mu.x.
+    """
     level = torch.tensor(kappa, dtype=x.dtype, device=x.device)
     ids = torch.topk(log_p + pull, min(k, handle.n), dim=-1).indices
     chosen = log_p.gather(-1, ids)

@@ -17,9 +17,10 @@ from ebmvk.errors import CheckpointError, ConfigError, DataError
 from ebmvk.initialisation.lexical import Directions, from_corpus, from_table
 from ebmvk.initialisation.tables import read_table
 from ebmvk.model.language import LanguageModel
-from ebmvk.runs.checkpoint import is_checkpoint, names_checkpoint
-from ebmvk.runs.folder import CONFIG_FILE, OpenRun, open_run
+from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.hub import SETTINGS, is_exported, is_hub_name
+from ebmvk.runs.layout import CONFIG_FILE
+from ebmvk.runs.steps import is_checkpoint, names_checkpoint
 
 UNIFORM, CORPUS = "uniform", "corpus"
 # Settings that have to be the same in both runs.

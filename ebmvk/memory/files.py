@@ -21,8 +21,9 @@ from ebmvk.errors import CheckpointError
 from ebmvk.memory.fitted_on import FittedOn
 from ebmvk.memory.law import TIERS, Law, Memory, Mode
 from ebmvk.model.language import LanguageModel
-from ebmvk.runs.checkpoint import MODEL, write_atomic
+from ebmvk.runs.atomic import write_atomic
 from ebmvk.runs.layout import MEMORY_FILE
+from ebmvk.runs.manifest import MODEL
 
 NATS = "nats."  # prefix of the names of laws, for their likelihoods
 

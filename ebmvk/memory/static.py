@@ -18,7 +18,8 @@ from ebmvk.engine.device import Device
 from ebmvk.errors import CheckpointError
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.reading import states
-from ebmvk.runs.checkpoint import SOC, Checkpoint
+from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.manifest import SOC
 from ebmvk.splats.build import cluster
 from ebmvk.splats.soc import store_of
 from ebmvk.splats.store import BETA, SplatStore

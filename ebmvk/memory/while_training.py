@@ -26,7 +26,8 @@ from ebmvk.memory.static import Reading
 from ebmvk.model.language import LanguageModel
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
-from ebmvk.runs.checkpoint import SOC, Checkpoint
+from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.manifest import SOC
 from ebmvk.sphere.geometry import projx
 from ebmvk.splats.soc import NEAR, Consolidation, Judge
 from ebmvk.splats.store import SplatStore

@@ -21,7 +21,7 @@ from ebmvk.monitoring.alerts import Alerts, non_finite
 from ebmvk.monitoring.display import Display
 from ebmvk.monitoring.tensorboard import Board
 from ebmvk.report.tables import duration
-from ebmvk.runs.checkpoint import storage_error
+from ebmvk.runs.atomic import storage_error
 from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmvk.errors import ConfigError
-from ebmvk.runs.checkpoint import storage_error
+from ebmvk.runs.atomic import storage_error
 
 FOLDER = "tensorboard"  # in the run folder
 APART = ("event", "step", "time", "counts", "looks")  # keys that have no curve

@@ -1,7 +1,14 @@
 """The processes of one run, as torchrun starts them: rank 0 leads, the others follow.
 
-Rank 0 is the program as ever: it parses, reads, decides, writes and prints. The others do what it tells them, a message
-at a time, until it tells them to end, so that nothing is decided twice. With one process nothing here costs anything.
+Rank 0 parses, reads, decides, writes and prints, as in a run of one process. The other ranks do
+what it tells them, message by message, until it tells them to end, so nothing is decided twice. A
+run of one process pays nothing for this.
+
+| question | module |
+|---|---|
+| How do the processes meet, and how do they exchange messages and tensors? | `processes` |
+| Which rows of a step does a rank compute? | `shares` |
+| Why doesn't a rank answer? | `failures` |
 """
 
 from ebmvk.ranks.processes import ALONE, BUCKET, Handler, Ranks

@@ -1,7 +1,8 @@
-"""Why a rank does not answer: each that ends with an error says so in a store that all ranks share.
+"""Finds out why a rank doesn't answer.
 
-Then it closes its connections: the others, who wait for it, fail at once, look into the store, and raise the same.
-Where nothing is found, a roll call says who is missing.
+A rank that ends with an error writes it into a store that all ranks share, then closes its
+connections. The others, which are waiting for it, fail at once, look into the store and raise the
+same error. If the store has no error, a roll call shows which rank is missing.
 """
 
 from __future__ import annotations
@@ -18,25 +19,29 @@ from ebmvk.errors import EbmvkError, RankLost, RunFailed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
-ROLL_CALL = 2.0  # seconds that ranks have to say that they are there, or that they know enough
+ROLL_CALL = 2.0  # seconds in which ranks report that they are alive, or that they have read the store
 
 
 class Failures:
-    """The first error that a rank of a run has ended with."""
+    """The first error with which a rank of the run has ended."""
 
     def __init__(self, store: PrefixStore, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
 
     def say(self, error: BaseException) -> None:
-        """What this rank ends with, for the others; only the first one counts."""
+        """Tell the others the error with which this rank ends. Only the first error of a run is
+        kept.
+        """
         status = errors.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
         said = {"rank": self._rank, "kind": type(error).__name__, "status": status}
         said |= {name: str(getattr(error, name, "")) for name in ("what", "why", "hint")}
-        with suppress(RuntimeError):  # the store is gone with the process that kept it
+        with suppress(RuntimeError):  # the store has ended with the process that kept it
             self._store.compare_set("failed", "", json.dumps(said | {"what": said["what"] or str(error)}))
 
     def why_lost(self, error: RuntimeError) -> EbmvkError:
-        """What one has ended with, or who does not answer. error: of a connection that has ended."""
+        """The error to raise if a connection has ended with `error`: that of another rank, or
+        RankLost.
+        """
         try:
             self._store.set(f"here {self._rank}", "")
             until = time.monotonic() + ROLL_CALL
@@ -45,7 +50,7 @@ class Failures:
             if self._store.check(["failed"]):
                 return _relayed(json.loads(self._store.get("failed")))
             here = {rank for rank in range(self._size) if self._store.check([f"here {rank}"])}
-        except RuntimeError:  # the store is gone: it is kept by the first rank, or beside it by torchrun
+        except RuntimeError:  # the store has ended: the first rank keeps it, or torchrun on its machine
             here = {self._rank, *range(1, self._size)}
         missing = sorted(set(range(self._size)) - here)
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}" if missing else "another rank"
@@ -58,7 +63,9 @@ class Failures:
         return lost
 
     def leave(self) -> None:
-        """Where no torchrun keeps the store, the first rank does: it stays until the others have looked into it."""
+        """Leave the store. Without torchrun the first rank keeps it, so that rank waits until the
+        others have read it.
+        """
         others = [f"left {rank}" for rank in range(1, self._size)]
         with suppress(RuntimeError):
             self._store.set(f"left {self._rank}", "")
@@ -68,13 +75,13 @@ class Failures:
 
 
 def _relayed(said: Mapping[str, Any]) -> EbmvkError:
-    """The error that a rank has ended with, which has printed it."""
+    """The error of a rank that has ended, and has printed it."""
     kind = getattr(errors, said["kind"], None)
     if kind is not None:
         plain = next(own for own in kind.__mro__ if own.__init__ is EbmvkError.__init__)
         error: EbmvkError = plain(said["what"], why=said["why"], hint=said["hint"])
     else:
         what = f"rank {said['rank']} failed: {said['kind']}: {said['what']}"
-        error = RunFailed(what, hint="see what it has printed, and continue with --resume")
+        error = RunFailed(what, hint="read what it printed, and continue with --resume")
     error.exit_status, error.told = int(said["status"]), True
     return error

@@ -1,6 +1,7 @@
-"""One process among those of a run: how it meets the others, and what they send one another.
+"""One process among those of a run: meeting the others, and exchanging messages and tensors with
+them.
 
-Messages and the host's tensors travel through gloo, those of CUDA devices through NCCL.
+Messages and tensors on the host travel through gloo, tensors on CUDA devices through NCCL.
 """
 
 from __future__ import annotations
@@ -25,35 +26,39 @@ from ebmvk.host.terminal import ending_signals
 from ebmvk.ranks.failures import Failures
 from ebmvk.ranks.shares import Share
 
-BUCKET = 1 << 23  # elements added up at once: 32 MiB of float32
+BUCKET = 1 << 23  # elements that are added up at once: 32 MiB of float32
 JOIN = timedelta(minutes=5)  # until all ranks have started
-TURN = timedelta(minutes=10)  # until a rank that takes part in a step has come as far as the others
-IDLE = timedelta(days=1)  # until the first rank tells something: it may evaluate for hours
-_FRAME = 1024  # bytes of a message that are sent at once
+TURN = timedelta(minutes=10)  # until a rank has come as far in a step as the others
+IDLE = timedelta(days=1)  # until the first rank sends a message; it may evaluate for hours
+_FRAME = 1024  # bytes of a message that are sent first
 Handler = Callable[..., object]
 
 
 class Ranks:
-    """This process among those of the run. Methods that reach the others raise RankLost where one has died, and the
-    error that another one ended with."""
+    """This process among those of the run.
+
+    Methods that reach the others raise RankLost if one has died, or the error with which one has
+    ended.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, failures: Failures | None = None) -> None:
         self.rank, self.size, self._failures = rank, size, failures
-        self.interrupted = False  # by a signal, where others decide what comes of it
-        self.lost = False  # the others cannot be reached any more
-        # Of our own, as torch's group of all is kept by whatever is imported later, and its connections with it.
+        self.interrupted = False  # a signal came; the first rank decides what to do
+        self.lost = False  # the others can no longer be reached
+        # Groups of our own: modules that are imported later may keep torch's default group, and its
+        # connections.
         self._idle: dist.ProcessGroup | None = None
         self._turn: dist.ProcessGroup | None = None
         self._device: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls) -> Ranks:
-        """Meet the others where torchrun's environment says.
+        """Meet the others as torchrun's environment variables say.
 
         Raises:
-            ConfigError: the environment is not whole, or the others do not come.
+            ConfigError: the environment is incomplete, or the others don't come.
         """
-        # Not above: a torch that was built without it is enough for one process.
+        # Imported here because a torch that was built without it is enough for one process.
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
@@ -73,20 +78,22 @@ class Ranks:
 
     @property
     def share(self) -> Share:
+        """The rows of a step that this rank computes, if a step is one batch."""
         return Share(self.rank, self.size)
 
     def use(self, device: torch.device) -> None:
-        """Tensors on a CUDA device go from device to device from now on. All ranks call it together.
+        """From now on, exchange tensors on this device directly if it is a CUDA device. All ranks
+        call it together.
 
         Raises:
-            DeviceError: some ranks have a CUDA device and others none, which would wait for one another.
+            DeviceError: only some ranks have a CUDA device; they would wait for one another.
         """
         self.check_agreed(
             int(device.type == "cuda"),
             DeviceError(
-                f"--device: rank {self.rank} computes on {device.type}, and not all others do",
-                why="not every process found a CUDA device",
-                hint="take --device cpu, or machines and processes with a CUDA device each",
+                f"--device: rank {self.rank} computes on {device.type}, but not all other ranks do",
+                why="some processes found a CUDA device and some didn't",
+                hint="use --device cpu, or give every process a CUDA device",
             ),
         )
         if self.size > 1 and device.type == "cuda":
@@ -96,12 +103,14 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Whoever ends within it with an error ends the others, with the same one."""
+        """A block of joint work. A rank that ends it with an error ends the others with the same
+        error.
+        """
         kept = {number: signal.signal(number, self._signalled) for number in ending_signals()}
         try:
             yield
         except BaseException as error:
-            self.fail(error)  # signals stay handled: torchrun sends one, and the error is still to be printed
+            self.fail(error)  # signals stay handled: torchrun sends one before the error is printed
             if self._failures is not None:
                 self._failures.leave()
             raise
@@ -118,7 +127,9 @@ class Ranks:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """A message and what belongs to it: signals wait until the others have it all."""
+        """A block that sends a message and all that belongs to it. Signals wait until the others
+        have received it.
+        """
         if self.size == 1:
             yield
             return
@@ -127,7 +138,7 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            self.fail(error)  # they wait for what does not come any more
+            self.fail(error)  # the others wait for data that won't come
             raise
         finally:
             for number, handler in before.items():
@@ -136,7 +147,7 @@ class Ranks:
                 signal.raise_signal(late)
 
     def tell(self, do: str, **values: Any) -> None:
-        """Let the others do something, with JSON-able values."""
+        """Tell the others to do something, with JSON-able values."""
         if self.size == 1:
             return
         content = json.dumps({"do": do, **values}).encode()
@@ -148,7 +159,10 @@ class Ranks:
             self.broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
 
     def follow(self, handlers: Mapping[str, Handler]) -> int:
-        """Do what the first rank tells, until it tells to end; its exit status. handlers: by what is told."""
+        """Do what the first rank tells, until it tells to end. Returns its exit status.
+
+        handlers: {name of a message: function to call with its values}.
+        """
         while True:
             message = self._heard()
             do = message.pop("do")
@@ -168,13 +182,13 @@ class Ranks:
     # ---- tensors ---------------------------------------------------------------------------------------------------
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The first rank's, in place. On the CPU."""
+        """Fill the tensor, on the CPU, with that of the first rank."""
         with self._reaching():
             dist.broadcast(tensor, 0, group=self._idle)
         return tensor
 
     def send(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors by name to the others, who call `receive`."""
+        """Send named tensors to the others, which call `receive`."""
         if self.size > 1:
             content = bytearray(
                 dump_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
@@ -183,25 +197,32 @@ class Ranks:
             self.broadcast(torch.frombuffer(content, dtype=torch.uint8))
 
     def receive(self) -> dict[str, Tensor]:
-        """What the first rank sends, on the CPU."""
+        """The tensors that the first rank sends, on the CPU."""
         length = int(self.broadcast(torch.zeros(1, dtype=torch.int64)))
         return load_tensors(self.broadcast(torch.zeros(length, dtype=torch.uint8)).numpy().tobytes())
 
     def scatter(self, own: Tensor, parts: Sequence[Tensor] | None = None) -> Tensor:
-        """Into `own` its part of what the first rank has, all of one shape. On the CPU."""
+        """Fill `own`, on the CPU, with this rank's part of the first rank's `parts`, which all have
+        its shape.
+        """
         with self._reaching():
             dist.scatter(own, None if parts is None else list(parts), src=0, group=self._idle)
         return own
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """At the first rank everyone's, of one shape, in the order of the ranks; elsewhere none. On the CPU."""
+        """At the first rank, the tensors of all ranks in order; elsewhere []. All have one shape
+        and are on the CPU.
+        """
         found = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else []
         with self._reaching():
             dist.gather(tensor, found or None, dst=0, group=self._idle)
         return found
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Each becomes its sum over all ranks, the same bits everywhere; of one dtype and device, in few buckets."""
+        """Replace each tensor by its sum over all ranks, with the same bits everywhere.
+
+        The tensors have one dtype and device. They are sent in few buckets.
+        """
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
@@ -211,23 +232,26 @@ class Ranks:
                 tensor.copy_(total.view_as(tensor))
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The tensor's sum over all ranks, without a gradient; with one rank, the tensor itself.
+        """The sum of a small tensor over all ranks, without a gradient; with one rank, the tensor
+        itself.
 
-        It goes through the host on every device: the tensor is small, and if a rank ended during its pass, NCCL would
-        leave the others waiting.
+        It always goes through the host, because with NCCL the others would wait forever if a rank
+        ended meanwhile.
         """
         if self.size == 1:
             return tensor
         return self.all_reduce(tensor.detach().to("cpu", copy=True)).to(tensor.device)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Its sum over all ranks, in place."""
+        """Replace the tensor by its sum over all ranks."""
         with self._reaching():
             dist.all_reduce(tensor, group=self._device if tensor.is_cuda else self._turn)
         return tensor
 
     def check_agreed(self, number: int, error: EbmvkError) -> None:
-        """Raises `error` where not all ranks have the same number, of less than 63 bits; the first one prints it."""
+        """Raise `error` unless all ranks have the same number, of less than 63 bits. The first rank
+        prints it.
+        """
         if self.size == 1:
             return
         both = torch.tensor([number, -number])
@@ -245,14 +269,14 @@ class Ranks:
             yield
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # what torch.distributed raises when a connection ends
-            traceback.clear_frames(error.__traceback__)  # they hold the connections
+        except RuntimeError as error:  # torch.distributed raises it when a connection ends
+            traceback.clear_frames(error.__traceback__)  # the frames hold the connections
             self._close()
             assert self._failures is not None
             raise self._failures.why_lost(error) from None
 
     def fail(self, error: BaseException) -> None:
-        """Leave the others, and say why. What another rank ended with has been said."""
+        """Leave the others and tell them why, unless another rank has ended first."""
         if self._failures is not None and not self.lost:
             self._failures.say(error)
             self._close()
@@ -266,6 +290,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""A run of one process."""
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

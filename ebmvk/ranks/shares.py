@@ -1,4 +1,4 @@
-"""Parts of a step: which windows are computed together, and by which rank."""
+"""Which windows of a step are computed together, and by which rank."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of a step that are computed together. A step has `batches` batches of equal length, one after another.
-    Each rank takes an equal, contiguous part of each batch, in the order of the ranks."""
+    """The rows of a step that are computed together. A step has `batches` batches of equal length,
+    one after another. Each rank takes an equal, contiguous part of each batch, in the order of the
+    ranks."""
 
     rank: int = 0
     size: int = 1

@@ -1,4 +1,9 @@
-"""Everything a run works on, built from its configuration or read back from its folder."""
+"""Opens trained runs, and checks that checkpoint, configuration, tokenizer and text belong
+together.
+
+`open_run` reads a run folder, one checkpoint or an exported model back, verified, as an `OpenRun`.
+The checks here raise CheckpointError with the first thing that doesn't fit.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +28,21 @@ from ebmvk.errors import CheckpointError, ConfigError
 from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.runs import checkpoint, hub
-from ebmvk.runs import layout as runs
+from ebmvk.runs.atomic import write_atomic
 from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.layout import CONFIG_FILE
+from ebmvk.runs.manifest import MANIFEST, MODEL
+from ebmvk.runs.steps import locate, step_folders
+from ebmvk.runs.verified import damaged
 
-CONFIG_FILE = runs.CONFIG_FILE
-_MOST_THREADS = 1 << 12  # more than any machine has processors; a library that is asked for 2^40 crashes
+_MOST_THREADS = 1 << 12  # more than any machine has processors; libraries crash when they are asked for 2^40
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A trained model, ready to use: what `evaluate` and `generate` need."""
+    """A trained model, ready to evaluate and to generate with. folder: the run folder, or the
+    exported model.
+    """
 
     folder: Path
     config: Config
@@ -42,7 +52,7 @@ class OpenRun:
 
 
 def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> LanguageModel:
-    """A model with seeded weights and the training split's unigram frequencies."""
+    """An untrained model: seeded weights, and the unigram frequencies of the training split."""
     torch.manual_seed(step_seed(config.run.seed, -1))
     model = build_model(config.model, tokenizer.vocab_size)
     model.start_from_counts(torch.bincount(torch.from_numpy(train.tokens).long(), minlength=tokenizer.vocab_size))
@@ -50,36 +60,42 @@ def new_model(config: Config, tokenizer: Tokenizer, train: TokenStream) -> Langu
 
 
 def digest(stream: TokenStream) -> str:
-    """SHA-256 of a stream's ids: the same text through the same tokenizer."""
+    """SHA-256 of a stream's token ids. It is equal for the same text through the same tokenizer."""
     return hashlib.sha256(stream.tokens.tobytes()).hexdigest()
 
 
 def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> None:
-    """Raises CheckpointError where `train` is not the text that a checkpoint was trained on."""
+    """Raises CheckpointError if `train` is not the text that a checkpoint was trained on."""
     if found.state.get("train") != digest(train):
         raise CheckpointError(
             f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
             why="the files changed, or another version of them was found"
-            + ("" if found.state.get("text") else ", or the version that saved it read other files as its text"),
-            hint="bring the old text back, or start a new run with another --run-dir",
+            + (
+                ""
+                if found.state.get("text")
+                else ", or the earlier version that saved it read other files of the folder"
+            ),
+            hint="restore the old text, or start a new run with another --run-dir",
         )
 
 
 def ended_early(folder: Path) -> bool:
-    """Whether a run began in the folder and ended before its first checkpoint: it can only begin again."""
+    """True if a run ended before its first checkpoint, so that it can only begin again."""
     try:
-        return (folder / CONFIG_FILE).is_file() and not checkpoint.step_folders(folder)
-    except OSError:  # the name is too long, for one; whoever opens the folder says so
+        return (folder / CONFIG_FILE).is_file() and not step_folders(folder)
+    except OSError:  # for example, the name is too long; the caller that opens the folder reports it
         return False
 
 
 def save_config(folder: Path, config: Config, sources: Mapping[str, Source]) -> None:
-    """Write the resolved configuration, each value with where it came from."""
-    checkpoint.write_atomic(folder / CONFIG_FILE, write_toml(config, sources).encode())
+    """Write the resolved configuration, and for each value its source. Raises StorageError."""
+    write_atomic(folder / CONFIG_FILE, write_toml(config, sources).encode())
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run folder. Raises CheckpointError where there is none, ConfigError where it is bad."""
+    """The configuration of a run folder. Raises CheckpointError if it is missing, ConfigError if it
+    is invalid.
+    """
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{folder / CONFIG_FILE} is missing",
@@ -94,7 +110,9 @@ def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
 
 
 def find(path: Path, flag: str, say: Callable[[str], None]) -> tuple[Path, Checkpoint]:
-    """(run folder, verified checkpoint) of a checkpoint argument; of a run folder, its newest usable checkpoint."""
+    """(run folder, verified checkpoint) that a checkpoint argument means; for a run folder, its
+    newest usable one.
+    """
     found = _find(path, flag, say)
     return found.folder, found.checkpoint
 
@@ -108,14 +126,14 @@ class _Found:
 
 
 def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
-    """A checkpoint that is whole and of its run's configuration."""
+    """A checkpoint that is complete and fits the configuration of its run."""
     if hub.is_laid_out(path):
         folder = path.resolve()
         config, found = hub.read(folder)
         tokenizer = read_tokenizer(folder, config)
         check_fits(found, config, tokenizer)
         return _Found(folder, config, tokenizer, found)
-    folder, at = checkpoint.locate(path, flag)
+    folder, at = locate(path, flag)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     if path.resolve() == folder:
@@ -127,23 +145,26 @@ def _find(path: Path, flag: str, say: Callable[[str], None]) -> _Found:
 
 
 def check_fits(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError naming the first key, or the first tensor, in which a checkpoint is not of a model of this
-    configuration."""
+    """Check that a checkpoint holds a model of this configuration.
+
+    Raises:
+        CheckpointError: naming the first key or tensor that doesn't fit.
+    """
     check_same_model(found, config, tokenizer)
     _check_threads(found)
-    with torch.device("meta"):  # names, shapes and dtypes, without memory
+    with torch.device("meta"):  # names, shapes and dtypes only; takes no memory
         model = build_model(config.model, tokenizer.vocab_size)
     checkpoint.check_tensors(model, found)
     if fault := model.fault_in(found.model):
         why = "training went wrong before it was saved, or the file was written by something else"
-        raise checkpoint.damaged(found.path / checkpoint.MODEL, fault, why)
+        raise damaged(found.path / MODEL, fault, why)
 
 
 def _check_threads(found: Checkpoint) -> None:
-    threads = found.state.get("threads", 1)  # older checkpoints have none
+    threads = found.state.get("threads", 1)  # older checkpoints don't record it
     if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
-        raise checkpoint.damaged(
-            found.path / checkpoint.MANIFEST, f"says threads {threads!r}, which is no number of them"
+        raise damaged(
+            found.path / MANIFEST, f"`threads` is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}"
         )
 
 
@@ -151,7 +172,8 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
     """Read a trained model back, verified.
 
     Raises:
-        CheckpointError: missing, corrupt, or not of the configuration in the run's config.toml.
+        CheckpointError: it is missing or corrupt, or doesn't fit the configuration in the run's
+            config.toml.
     """
     found = _find(path, flag, say)
     model = build_model(found.config.model, found.tokenizer.vocab_size)
@@ -160,31 +182,38 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 
 def check_tokenizer(given: Path | None, run: OpenRun) -> None:
-    """Raises ConfigError where the file that --tokenizer names is not the tokenizer that a run was trained with."""
+    """Raises ConfigError if --tokenizer names another tokenizer than the one that a run was trained
+    with.
+    """
     if given is None:
         return
     end = run.config.data.end_token
-    # A run's own file, or the file from elsewhere that it was made from.
+    # Either the run's own file, or the foreign file that it was made from.
     digests = Tokenizer.load(given, end).digest(), foreign_tokenizer(given, Corpus("", "", {}), end).digest()
     if run.tokenizer.digest() not in digests:
         raise ConfigError(
             f"--tokenizer {given} is not the one that {run.folder} was trained with",
-            why="its tokens would be others",
-            hint="leave --tokenizer away: a run has its own",
+            why="the model knows only the tokens of its own tokenizer",
+            hint="remove --tokenizer: a run keeps its own",
         )
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint says about its model, JSON-able: all that a resumed run may not change."""
+    """What a checkpoint records about its model, JSON-able: everything that a resumed run must not
+    change.
+    """
     kept = {entry.name for entry in dataclasses.fields(ModelConfig) if not entry.metadata.get("resume")}
     model = {name: value for name, value in dataclasses.asdict(config.model).items() if name in kept}
     return model | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}
 
 
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError naming the first key on which checkpoint and settings disagree, and both values."""
+    """Raises CheckpointError, with both values, for the first key on which checkpoint and settings
+    disagree.
+    """
     saved, now = found.state.get("model"), model_record(config, tokenizer)
-    # A checkpoint older than a key was saved by a program that did what the key's default does now.
+    # If a checkpoint lacks a key, an older version saved it, which did what the key's default does
+    # now.
     old = dataclasses.asdict(ModelConfig()) | saved if isinstance(saved, dict) else {}
     for key, value in now.items():
         if old.get(key) != value:

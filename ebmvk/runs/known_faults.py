@@ -1,4 +1,6 @@
-"""Tells which figures of a run are wrong because of known faults in the earlier version that made it."""
+"""Tells which figures of a run are wrong because of known faults in the earlier version that made
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,21 @@ from ebmvk.runs.folder import OpenRun
 from ebmvk.runs.metrics import read_history
 
 REVISION = 2
-"""Revision of what training computes and records, kept in checkpoints; those without one count as revision 1."""
+"""Revision of what training computes and records, kept in checkpoints; those without one count as
+revision 1.
+"""
 
 
 def revision(found: Checkpoint) -> int:
-    """The revision that began a run: resuming does not undo what its first steps did."""
+    """The revision of the version that began a run. Resuming doesn't undo what its first steps did."""
     kept = found.state.get("revision")
     return kept if type(kept) is int else 1
 
 
 def known_faults(run: OpenRun) -> list[str]:
-    """Sentences on what is wrong with a run or with the figures in its folder. New measurements are right."""
+    """Sentences about what is wrong with a run or with the figures in its folder. New measurements
+    are right.
+    """
     if revision(run.checkpoint) >= REVISION:
         return []
     return [*_of_its_text(run), *_of_its_steps(run), *_of_its_figures(run)]

@@ -1,4 +1,6 @@
-"""Finds run folders by their file names. Imports nothing heavy."""
+"""The names of a run folder's files, and finding runs by them. Imports nothing heavy, so every
+command can use it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,13 @@ RUNS = Path("runs")
 NEWEST = "newest"
 """Stands for the newest run in RUNS, unless a folder has this name."""
 CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
+SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
+MEMORY_FILE = "memory.safetensors"  # beside the weights of a checkpoint, or in an exported model
 
 
 def newest(flag: str, *, trained: bool = False) -> Path:
-    """The run in RUNS whose settings were written last. trained: only count runs that have a checkpoint.
+    """The run in RUNS whose settings were written last. trained: only look at runs that have a
+    checkpoint.
 
     Raises:
         ConfigError: RUNS has no such run; the message names the flag.
@@ -37,11 +42,5 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError(
             f"--run-dir {folder} already holds a run",
             why="a new run there would mix its files with those of the old run",
-            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or take another folder",
+            hint=f"continue it with --resume --run-dir {shlex.quote(str(folder))}, or use another folder",
         )
-
-
-SAMPLES_FILE, REPORT_FILE = "samples.txt", "report.html"
-
-
-MEMORY_FILE = "memory.safetensors"

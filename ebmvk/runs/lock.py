@@ -1,4 +1,8 @@
-"""One writer at a time in a run folder: a lock of the operating system, which it takes back from whoever dies."""
+"""Lets one process at a time write into a run folder.
+
+The lock belongs to the operating system, which releases it when its holder dies, so none is ever
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +17,33 @@ from pathlib import Path
 from typing import IO
 
 from ebmvk.errors import FolderInUse
-from ebmvk.runs.checkpoint import storage_error
+from ebmvk.runs.atomic import storage_error
 from ebmvk.runs.layout import LOCK_FILE
 
 try:
     import fcntl
-except ImportError:  # Windows has none
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-_files = weakref.WeakSet[IO[str]]()  # that this process has locked
+_files = weakref.WeakSet[IO[str]]()  # locked by this process
 
 
 def _leave() -> None:
-    """A fork shares its parent's locks, and would keep them after the parent has died."""
+    """Release the locks in a fork, which shares them and would keep them after its parent has died."""
     for file in _files:
         file.close()
 
 
-if hasattr(os, "register_at_fork"):  # Windows has no forks
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_leave)
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """A block in which nobody else writes into a run folder. It is made where there is none, and removed if nothing has
-    been put into it by the end. say: told where the file system has no locks, so that nothing is refused.
+    """A block in which no other process writes into a run folder.
+
+    The folder is made if it doesn't exist, and then removed again if it is empty at the end. say:
+    called with a warning if the file system has no locks; the block then runs without one.
 
     Raises:
         FolderInUse: another process is in such a block. StorageError: no file can be made there.
@@ -55,7 +61,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             yield
         finally:
-            if not file.closed:  # in a fork it is: there the lock is the parent's
+            if not file.closed:  # closed in a fork: the lock stays with the parent
                 with contextlib.suppress(OSError):
                     path.unlink()
                     if new:
@@ -69,7 +75,7 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
         _files.add(file)
         try:
             if fcntl is None:
-                raise OSError("this system has none that we know")
+                raise OSError("this system has no file locks")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
@@ -78,9 +84,10 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
             if error.errno == errno.ESTALE:  # over NFS: it was deleted since it was opened
                 file.close()
                 continue
-            say(f"not locked  {path.parent}: no locks ({error}); a second run that writes here would not be noticed")
+            say(f"not locked  {path.parent}: {error}. A second run that writes here would not be noticed")
             return file
-        # Whoever had the lock before may have deleted the file since it was opened: then another one is the lock.
+        # The previous holder may have deleted the file since it was opened; then a newer file is
+        # the lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
@@ -88,7 +95,9 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
 
 
 def _opened(path: Path, tries: int = 20) -> IO[str]:
-    """The file, in a folder that whoever had the lock before may remove meanwhile. Raises OSError."""
+    """Open the lock's file, although its previous holder may be removing the folder. Raises
+    OSError.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+", encoding="utf-8", errors="replace")
@@ -102,7 +111,7 @@ def _in_use(path: Path, file: IO[str]) -> FolderInUse:
     file.seek(0)
     who = file.read().strip() or "another process"
     return FolderInUse(
-        f"{path.parent} is in use: {who} writes into it",
-        why="two that write into one run folder would spoil each other's checkpoints and metrics",
-        hint="wait until it has finished, stop it with Ctrl-C or SIGTERM (it saves), or take another --run-dir",
+        f"{path.parent} is in use: {who} is writing into it",
+        why="two processes in one run folder would spoil each other's checkpoints and metrics",
+        hint="wait until it has finished, stop it with Ctrl-C or SIGTERM (it saves), or use another --run-dir",
     )

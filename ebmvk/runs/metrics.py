@@ -1,4 +1,8 @@
-"""A run's metrics.jsonl as data: the history that counts, with restarts resolved."""
+"""Reads a run's metrics.jsonl as one history, in which steps that were lost in a restart don't
+appear.
+
+Lines that a kill has cut short, or that lack what readers use, are counted and skipped.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +32,18 @@ USED: dict[str, tuple[str, ...]] = {
     "alert": ("sign", "reason", "advice"),
     "end": tuple(f"{of}.{name}" for of in ("validation", "trigram") for name in _LIKELIHOOD),
 }
-"""Paths of what readers take for granted, by event: numbers, but for WORDS."""
+"""{event: paths that readers rely on}. Values are numbers, except for those in WORDS."""
 WORDS = {"name", "reason", "device", "torch", "torch_device", "platform", "ebmvk", "time", "sign", "advice"}
 
 
 @dataclass
 class History:
-    """Rows by event, steps rising. A step that was taken again after a restart appears once, as it was last taken.
+    """Rows by event, in order of step. A step that was repeated after a restart appears once, as it
+    was last taken.
 
-    starts: what the run ran on, from the step on at which it started or went on."""
+    starts: for each start and resume, what the run used from that step on (machine, text,
+    versions).
+    """
 
     starts: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
@@ -48,7 +55,9 @@ class History:
     broken_lines: int = 0
 
     def until(self, step: int) -> History:
-        """The history as it was after a step; the end of the run only where that is its last one."""
+        """The history as it was after a step. It has the end of the run only if that step is its
+        last one.
+        """
 
         def before(rows: list[Row]) -> list[Row]:
             return [row for row in rows if row["step"] <= step]
@@ -60,7 +69,7 @@ class History:
 
     @property
     def facts(self) -> Row:
-        """What the run ran on last."""
+        """What the run used last: machine, text, versions. Empty before it has started."""
         return self.starts[-1] if self.starts else {}
 
     @property
@@ -69,13 +78,15 @@ class History:
 
     @property
     def counts(self) -> dict[str, dict[str, float]]:
-        """The newest operation counts of the engine, of the last process of the run."""
+        """The newest operation counts of the engine, from the last process of the run."""
         rows = [row for row in [*self.steps, *self.evals, *([self.end] if self.end else [])] if row.get("counts")]
         return max(rows, key=lambda row: row["time"])["counts"] if rows else {}
 
     @property
     def best(self) -> Row | None:
-        """The evaluation of the lowest validation loss, of those of the text that was evaluated last."""
+        """The evaluation with the lowest validation loss, among those on the text that was
+        evaluated last.
+        """
         digests = [(row["step"], row.get("corpus", {}).get("sha256", {}).get("validation")) for row in self.starts]
         changed = [new[0] for old, new in pairwise(digests) if None not in (old[1], new[1]) and old[1] != new[1]]
         evals = [row for row in self.evals if row["step"] > max(changed, default=-1)]
@@ -83,14 +94,15 @@ class History:
 
 
 def read_history(run: Path) -> History:
-    """Of a run folder; empty where it has no metrics, as an exported model."""
+    """The history of a run folder; empty if it has no metrics, like an exported model."""
     path = run / METRICS_FILE
     return read_metrics(path) if path.is_file() else History()
 
 
 def read_metrics(path: Path) -> History:
-    """Read metrics.jsonl; a line that a kill cut short, or that lacks what readers use, is counted in `broken_lines`
-    and skipped; events of other kinds are skipped."""
+    """Read metrics.jsonl. Bad lines are counted in `broken_lines` and skipped; unknown events are
+    skipped.
+    """
     history = History()
     series = {"step": history.steps, "eval": history.evals, "soc": history.soc, "alert": history.alerts}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -105,7 +117,7 @@ def read_metrics(path: Path) -> History:
             continue
         if event in ("start", "resume"):
             history.restarts += event == "resume"
-            # A restart continues from an earlier checkpoint: what came after it was lost and is taken again.
+            # A restart continues from an earlier checkpoint, and repeats the steps after it.
             history.starts[:] = [old for old in history.starts if old["step"] < row["step"]] + [row]
             history.end = None
             for rows in series.values():
@@ -124,7 +136,9 @@ def _finite(text: str) -> float:
 
 
 def _check(row: Row) -> None:
-    """Raises KeyError, TypeError, ValueError where a row lacks what readers use, or has another type there."""
+    """Raises KeyError, TypeError or ValueError if a row lacks what readers use, or has it with
+    another type.
+    """
     if type(row["step"]) is not int:
         raise TypeError("step")
     for path in USED[row["event"]]:
@@ -139,7 +153,8 @@ def _check(row: Row) -> None:
 
 @dataclass(frozen=True)
 class Alert:
-    """sign: what kind, a few words; reason: what was seen, with its figures; advice: a flag and a value."""
+    """A warning about a run. sign: its kind, in a few words; reason: what was seen, with figures;
+    advice: what to change, as a flag and a value."""
 
     sign: str
     reason: str

@@ -1,22 +1,21 @@
-"""How far a run has come: what a checkpoint stores beside weights and optimiser."""
+"""How far a run has come, as its checkpoints store it beside weights and optimiser."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ebmvk.errors import (
-    CheckpointError,
-)
+from ebmvk.errors import CheckpointError
 from ebmvk.runs.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: what a checkpoint stores beside weights and optimiser.
+    """Counts of a run so far.
 
-    step: steps done; windows, tokens: seen so far; seconds: spent in steps; evaluated: the last step that was;
-    best_*: the best evaluation, its nats per token over best_tokens tokens; since_best: evaluations since then, none of
-    them better; None in a checkpoint of an earlier version, which did not count them.
+    step: number of steps done. windows, tokens: seen so far. seconds: time spent in steps.
+    evaluated: the last step that was evaluated. best_step, best_nats, best_tokens: the best
+    evaluation, in nats per token over best_tokens tokens. since_best: number of evaluations since
+    then; None in checkpoints of an earlier version, which did not count them.
     """
 
     step: int = 0
@@ -31,7 +30,7 @@ class Progress:
 
     @classmethod
     def of(cls, found: Checkpoint) -> Progress:
-        """What a checkpoint says. Raises CheckpointError where that is not the progress of a run."""
+        """The progress in a checkpoint. Raises CheckpointError if its state has no valid one."""
         saved = found.state.get("progress")
         try:
             progress = cls(**saved)  # type: ignore[arg-type]
@@ -45,7 +44,7 @@ class Progress:
             whole = False
         if not whole:
             raise CheckpointError(
-                f"{found.path}: its state has no progress of a training run, but {saved!r}",
+                f"{found.path}: `progress` in its state is {saved!r}; expected that of a training run",
                 why="the file was changed or written by something else",
                 hint="use an older checkpoint",
             )

@@ -1,4 +1,4 @@
-"""Finds the text of a run again, and compares texts with the one that the run was trained on."""
+"""Finds the text of a run again, and tells whether a text is the one that the run was trained on."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
     """The text that a run of this configuration was trained on, from its present place.
 
     Args:
-        dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder of data sets.
+        dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder
+            of data sets.
 
     Raises:
-        DataError: it isn't there any more, or isn't text any more. ConfigError: the run's `--include` now matches
-        nothing.
+        DataError: it no longer exists, or is no longer text. ConfigError: the run's `--include` now
+            matches nothing.
     """
     data = config.data
     name = dataset or data.dataset
@@ -48,7 +49,7 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
             raise
         known = bool(error.why) and os.sep not in name
         raise DataError(
-            f"--dataset {shown(name)}: the text of this run is not there",
+            f"--dataset {shown(name)}: the text of this run does not exist",
             why=error.why if known else "it was moved, renamed or deleted, or the run comes from another machine",
             hint="give its new place: --dataset PATH",
         ) from error
@@ -78,7 +79,8 @@ TEXT, TOKENS, NOTHING = "the text of the split", "the tokens of the training tex
 def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
     """Compares a split with that of the text which a run was trained on.
 
-    Runs of earlier versions have no digests of their texts, only one of the tokens of the training text.
+    Runs of earlier versions have no digests of their texts, only one of the tokens of the training
+    text.
     """
     state = run.checkpoint.state
     saved = state.get("text")
@@ -111,7 +113,9 @@ def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], 
 
 
 def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
-    """Raises CheckpointError if one of the splits isn't that of the text which a run was trained on."""
+    """Raises CheckpointError if one of the splits isn't that of the text which a run was trained
+    on.
+    """
     if other := next((split for split in splits if compared(run, corpus, split).same is False), None):
         raise CheckpointError(
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "

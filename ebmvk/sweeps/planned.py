@@ -1,4 +1,6 @@
-"""Training runs as processes of their own, each only once: a finished one is kept, a stopped one goes on."""
+"""Runs training in a process of its own, and only once: a finished run is kept, a stopped one is
+continued.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from ebmvk.errors import INTERRUPTED, ConfigError, RunFailed, RunStopped
-from ebmvk.runs.checkpoint import write_atomic
+from ebmvk.runs.atomic import write_atomic
 from ebmvk.runs.lock import locked
 from ebmvk.runs.metrics import METRICS_FILE
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to be. arguments: of `ebmvk.train`, without those that say where; about: kept beside it, as JSON."""
+    """A training run and how to start it.
+
+    folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON-able,
+    kept with its note.
+    """
 
     folder: Path
     arguments: tuple[str, ...]
@@ -28,44 +34,46 @@ class PlannedRun:
 
     @property
     def note(self) -> Path:
-        """Beside the run's folder: what it was started with."""
+        """The file beside the run's folder that records its arguments."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def command(self) -> str:
-        """What a person would type for it."""
+        """The command that starts the run in a shell."""
         return shlex.join(["python", "-m", "ebmvk.train", "--run-dir", str(self.folder), *self.arguments])
 
     def started_with(self) -> dict[str, Any]:
-        """What the note says. Raises OSError where there is none."""
+        """The content of the note. Raises OSError if it doesn't exist."""
         found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
         return found
 
     def finished(self) -> bool:
-        """Whether the run is done.
+        """True if the run is finished.
 
         Raises:
-            ConfigError: the folder has a run of other arguments, or of none of ours: figures must not mix.
+            ConfigError: the folder holds a run with other arguments, or one that this command
+                didn't start.
         """
         if not self.note.is_file():
             if self.folder.exists():
-                raise ConfigError(f"{self.folder} was not made by this command", hint="take another --folder")
+                raise ConfigError(f"{self.folder} was not made by this command", hint="use another --folder")
             return False
         arguments = self.started_with()["arguments"]
         if arguments != list(self.arguments):
-            raise ConfigError(f"{self.folder} was trained with {shlex.join(arguments)}", hint="take another --folder")
+            raise ConfigError(f"{self.folder} was trained with {shlex.join(arguments)}", hint="use another --folder")
         return bool(self.events("end"))
 
     def train(self, threads: int | None) -> None:
-        """Train what is left of the run. threads: of torch, by OMP_NUM_THREADS.
+        """Train what is left of the run. threads: of torch, through OMP_NUM_THREADS; None leaves it
+        as it is.
 
         Raises:
-            ConfigError: as `finished`. FolderInUse: another process trains it. RunFailed: it ended with an error, which
-                it has printed. RunStopped: it was interrupted or killed.
+            ConfigError: as `finished`. FolderInUse: another process is training it. RunFailed: it
+                ended with an error, which it has printed. RunStopped: it was interrupted or killed.
         """
         if self.finished():
             return
-        with locked(self.folder, lambda _: None):  # or another process trains it
+        with locked(self.folder, lambda _: None):  # refuses if another process is training it
             if not any(self.folder.glob("checkpoints/step-*")):
                 shutil.rmtree(self.folder, ignore_errors=True)  # stopped before its first checkpoint
         arguments: tuple[str, ...] = ("--resume", "--quiet")
@@ -76,17 +84,17 @@ class PlannedRun:
             write_atomic(self.note, (json.dumps(note, indent=1) + "\n").encode())
         command = ["-m", "ebmvk.train", "--run-dir", str(self.folder), *arguments]
         environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-        quiet = subprocess.DEVNULL  # where it wrote is known, and what is printed here is the caller's; errors are seen
+        quiet = subprocess.DEVNULL  # its lines would mix with the caller's; errors are still shown
         done = subprocess.run([sys.executable, *command], env=environment, check=False, stdout=quiet)  # noqa: S603
         status = done.returncode
         if status:
             what = f"python {shlex.join(command)} ended with status {status}"
             if status < 0 or status == INTERRUPTED:
-                raise RunStopped(what, hint="run this again: it goes on from its last checkpoint")
-            raise RunFailed(what, hint="once mended, run this again: what is done is kept")
+                raise RunStopped(what, hint="run this command again; the run continues from its last checkpoint")
+            raise RunFailed(what, hint="fix the cause and run this command again; finished runs are kept")
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Rows of its metrics, of one kind."""
+        """The rows of its metrics of one kind, such as "step" or "end"."""
         path = self.folder / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]

@@ -20,7 +20,7 @@ from ebmvk.model.build import build_model
 from ebmvk.monitoring.advice import lower_rate, why_it_diverged
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Handler, Ranks
-from ebmvk.runs.folder import CONFIG_FILE
+from ebmvk.runs.layout import CONFIG_FILE
 from ebmvk.training import finite, optim
 from ebmvk.training.passes import Passes, attempted, batches_of
 from ebmvk.training.reduction import MODEL, OPTIMIZER, add_up, check_same_weights

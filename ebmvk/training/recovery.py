@@ -16,7 +16,7 @@ from ebmvk.errors import (
     StorageError,
 )
 from ebmvk.monitoring.advice import lower_rate, why_it_diverged
-from ebmvk.runs import checkpoint
+from ebmvk.runs import steps
 from ebmvk.training import lines
 from ebmvk.training.passes import smaller_batches
 
@@ -86,7 +86,7 @@ class Recovery:
         # With the weights before this step, any rate gives the same result; with earlier ones
         # another rate may help.
         lr = lower_rate(self.config)
-        older = [path for path in checkpoint.step_folders(self.folder) if path.name != f"step-{step}"]
+        older = [path for path in steps.step_folders(self.folder) if path.name != f"step-{step}"]
         return NonFinite(
             f"step {step + 1}: {lines.not_finite(bad)}; the weights are as they were after step {step}",
             why=why_it_diverged(self.config),

@@ -22,7 +22,8 @@ from ebmvk.host.resources import amount
 from ebmvk.monitoring.advice import lower_rate
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.report.tables import duration
-from ebmvk.runs.checkpoint import Checkpoint, storage_error
+from ebmvk.runs.atomic import storage_error
+from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.training.trainer import Trainer
 
 STEPS = 4  # the first one warms up and isn't timed

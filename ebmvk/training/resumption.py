@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from ebmvk.runs import checkpoint
+from ebmvk.runs import steps
 from ebmvk.runs.checkpoint import Checkpoint
+from ebmvk.runs.manifest import STEP
 from ebmvk.runs.metrics import read_history
 from ebmvk.runs.progress import Progress
 from ebmvk.training.streams import Streams
@@ -58,12 +59,12 @@ def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Prog
     Returns the progress, without its best step if that checkpoint is gone; and the folders that
     were set aside.
     """
-    aside = checkpoint.supersede(folder, found.step)
-    if checkpoint.STEP.fullmatch(found.path.name):  # not one that was itself set aside
-        checkpoint.point(folder, "latest", found.path.name)
+    aside = steps.supersede(folder, found.step)
+    if STEP.fullmatch(found.path.name):  # not one that was itself set aside
+        steps.point(folder, "latest", found.path.name)
     best = f"step-{progress.best_step}"
     if (folder / "checkpoints" / best).is_dir():
-        checkpoint.point(folder, "best", best)
+        steps.point(folder, "best", best)
     else:  # set aside or pruned, so the next evaluation will be the best one
         (folder / "best").unlink(missing_ok=True)
         progress = dataclasses.replace(progress, best_step=None, best_nats=None, best_tokens=None)

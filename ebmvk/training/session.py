@@ -32,10 +32,10 @@ from ebmvk.monitoring.alerts import Alerts
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective import noise
 from ebmvk.ranks import ALONE, Ranks
-from ebmvk.runs import checkpoint
+from ebmvk.runs.atomic import storage_error
 from ebmvk.runs.checkpoint import Checkpoint
-from ebmvk.runs.folder import CONFIG_FILE, check_same_model, find, new_model, save_config
-from ebmvk.runs.layout import REPORT_FILE, SAMPLES_FILE, refuse_existing
+from ebmvk.runs.folder import check_same_model, find, new_model, save_config
+from ebmvk.runs.layout import CONFIG_FILE, REPORT_FILE, SAMPLES_FILE, refuse_existing
 from ebmvk.runs.lock import locked
 from ebmvk.runs.progress import Progress
 from ebmvk.training import summary
@@ -276,7 +276,7 @@ def report(folder: Path) -> Path:
     try:
         return write_report(folder, file)
     except OSError as error:
-        raise checkpoint.storage_error(file, error, "writing the report") from error
+        raise storage_error(file, error, "writing the report") from error
 
 
 def _close(job: Job, trainer: Trainer, outcome: Outcome, voice: Voice) -> Outcome:

@@ -36,7 +36,7 @@ from ebmvk.monitoring.advice import advice
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
-from ebmvk.runs import checkpoint
+from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
@@ -161,8 +161,8 @@ class Trainer:
         )
         self._saved = self.progress.step
         if self.progress.best_step == self.progress.step:
-            checkpoint.point(self.folder, "best", path.name)
-        checkpoint.prune(self.folder, self.config.logging.keep_last)
+            steps.point(self.folder, "best", path.name)
+        steps.prune(self.folder, self.config.logging.keep_last)
         if lost:
             raise self._recovery.rank_lost(lost, self.progress.step)
         return path

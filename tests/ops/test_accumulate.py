@@ -1,4 +1,6 @@
-"""accumulate matches the oracle, counts exactly, conserves mass, and is reproducible."""
+"""accumulate: the oracle's statistics, exact sparse counts, conservation of mass, the same bits
+every time.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,10 @@ def test_statistics_match_the_oracle(backend: Backend, oracle: Reference, shape:
     assert got.resultant.shape == (shape[3], shape[2])
     assert torch.equal(got.splat_token.cpu(), want.splat_token)
     for name in ("mass", "resultant", "counts"):
-        # Sums of tens of floats
-        assert nmse(getattr(got, name), getattr(want, name)) <= 1e-11, name
+        assert nmse(getattr(got, name), getattr(want, name)) <= 1e-11, name  # sums of tens of floats
 
 
-def test_counts_match_a_plain_loop(backend: Backend) -> None:
+def test_counts_match_a_loop(backend: Backend) -> None:
     x, ids, r, tokens, n = shares(41, 5, 6, 9)
     table: defaultdict[tuple[int, int], float] = defaultdict(float)
     for row in range(41):
@@ -63,7 +64,7 @@ def test_mass_is_conserved(backend: Backend) -> None:
     assert bool((got.counts > 0).all())
 
 
-def test_repeated_calls_give_the_same_bits(backend: Backend) -> None:
+def test_calls_repeat_bit_for_bit(backend: Backend) -> None:
     problem = shares(300, 8, 40, 3)  # hundreds of rows per splat
     assert all(same_bits(backend.accumulate(*problem), backend.accumulate(*problem)) for _ in range(3))
 
@@ -82,7 +83,7 @@ def test_repeated_calls_give_the_same_bits(backend: Backend) -> None:
         ("n", 4, 0),
     ],
 )
-def test_bad_arguments_are_named(backend: Backend, name: str, position: int, value: Tensor | int) -> None:
+def test_bad_arguments(backend: Backend, name: str, position: int, value: Tensor | int) -> None:
     arguments = [*shares(4, 2, 3, 5)]
     arguments[position] = value
     with pytest.raises(ArgumentError, match=rf"^{name}\b"):

@@ -1,4 +1,5 @@
-"""Every operation is on every backend, exact, reproducible, and independent of the batch."""
+"""Laws of all operations: they exist on every backend, are accurate, repeat bit for bit, and don't
+depend on how a batch is split."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ SHAPES = [Shape(1, 2, 1, 1), Shape(), Shape(3, 31, 8, 17), Shape(13, 33, 9, 40),
 
 
 def test_the_table_has_every_operation() -> None:
-    """These tests run over it, and those of faults, arguments and validation."""
+    """These tests, and those of faults, arguments and validation, run over the table."""
     operations = {name for name in vars(Backend) if not name.startswith("_")} - {"name", "device", "points", "counts"}
     assert {op.method for op in OPERATIONS.values()} == operations
     schemes = {op.settings.get("scheme", "gbaoab") for op in OPERATIONS.values() if op.method == "langevin"}
@@ -30,9 +31,7 @@ def test_the_table_has_every_operation() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_operation_matches_the_oracle(
-    backend: Backend, oracle: Reference, name: str, shape: Shape, seed: int
-) -> None:
+def test_results_match_the_oracle(backend: Backend, oracle: Reference, name: str, shape: Shape, seed: int) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments(shape, seed)
     assert_close(op, op.run(backend, arguments), op.run(oracle, arguments))
@@ -91,7 +90,7 @@ def test_the_number_of_threads_changes_no_bit(cpu_kernels: Any, name: str) -> No
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_rows_give_empty_results(backend: Backend, oracle: Reference, name: str) -> None:
+def test_an_empty_batch_gives_empty_results(backend: Backend, oracle: Reference, name: str) -> None:
     op = OPERATIONS[name]
     arguments = op.part(op.arguments(), 0, 0)
     got, want = op.run(backend, arguments), op.run(oracle, arguments)
@@ -100,8 +99,8 @@ def test_no_rows_give_empty_results(backend: Backend, oracle: Reference, name: s
 
 
 @pytest.mark.parametrize("scheme", get_args(Scheme))
-def test_counters_work_up_to_their_last_number(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
-    """Steps and chains up to number 2^32 - 1."""
+def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
+    """Steps and chains may be numbered up to 2^32 - 1."""
     op = OPERATIONS["langevin"]
     last = {"scheme": scheme, "first_step": 2**32 - 5, "first_chain": 2**32 - 5}
     arguments = {**op.arguments(), **last}
@@ -110,8 +109,8 @@ def test_counters_work_up_to_their_last_number(backend: Backend, oracle: Referen
     assert not torch.allclose(got[0], arguments["x"], atol=1e-3)
 
 
-def test_too_large_results_raise_out_of_memory(backend: Backend) -> None:
-    """Sums of 171 TB are more than a process can address."""
+def test_more_memory_than_the_host_has_is_a_typed_error(backend: Backend) -> None:
+    """The sums would take 171 TB, more than a process can address."""
     op = OPERATIONS["accumulate"]
     with pytest.raises(OutOfMemory, match="accumulate"):
         op.run(backend, {**op.arguments(Shape(1, 20_000, 1, 1)), "n": 2**31 - 1})

@@ -1,4 +1,4 @@
-"""k-means and approximate search: compared with exact top-k, and determined by the seed."""
+"""k-means and approximate search against the exact top-k. The same seed gives the same result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def _needs_faiss() -> None:
 
 
 def clustered(n: int, seed: int) -> Tensor:
-    """Unit rows around CLUSTERS directions (cosine about .9), which are the same for any seed."""
+    """Unit rows around CLUSTERS directions, with a cosine of about .9. The directions are the same
+    for any seed.
+    """
     g = torch.Generator().manual_seed(seed)
     centres = unit(CLUSTERS, D, generator=torch.Generator().manual_seed(99))
     of = torch.randint(CLUSTERS, (n,), generator=g)
@@ -48,14 +50,14 @@ def test_kmeans_lowers_its_objective() -> None:
     assert 0 < final <= found.objective[-1] + 1e-6
 
 
-def test_kmeans_depends_only_on_its_seed() -> None:
+def test_kmeans_is_a_function_of_its_seed() -> None:
     x = clustered(N, 1)
     first, again, other = (kmeans(x, 7, rounds=3, seed=seed).centroids for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_with_a_cluster_per_point_centroids_are_the_points() -> None:
+def test_as_many_clusters_as_points_give_the_points() -> None:
     x = clustered(9, 2)
     found = kmeans(x, 9)
     assert torch.equal(found.centroids, x)
@@ -63,7 +65,9 @@ def test_with_a_cluster_per_point_centroids_are_the_points() -> None:
 
 
 def test_search_finds_most_of_the_exact_neighbours() -> None:
-    """Measured recall: one of 40 lists gives .958, two give 1, as a cluster is in few lists."""
+    """A cluster's points lie in few lists: of 40 lists, one gives a recall of .958 and two give 1,
+    as measured.
+    """
     points, queries = clustered(N, 1), clustered(100, 2)
     index, truth = ApproximateIndex(points, lists=CLUSTERS, seed=3), exact(queries, points, 10)
     one, two = (index.search(queries, 10, probes=probes) for probes in (1, 2))
@@ -94,7 +98,7 @@ def test_a_query_in_a_small_list_still_gets_k_points() -> None:
     assert torch.equal(found.ids.sort(dim=1).values, torch.arange(300).expand(20, -1))
 
 
-def test_the_index_depends_only_on_its_seed() -> None:
+def test_the_index_is_a_function_of_its_seed() -> None:
     points, queries = clustered(N, 1), clustered(100, 2)
     first, again = (ApproximateIndex(points, seed=3).search(queries, 10, probes=1) for _ in range(2))
     assert torch.equal(first.ids, again.ids)
@@ -123,7 +127,7 @@ def test_bad_arguments_are_named() -> None:
             call()
 
 
-def test_without_faiss_there_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_faiss_a_typed_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(DeviceError, match="needs FAISS"):
         kmeans(clustered(20, 1), 3)

@@ -1,4 +1,4 @@
-"""Every bad argument raises an ArgumentError that names it and its value, on every backend."""
+"""Every bad argument gives an ArgumentError with the argument and its value, on every backend."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def problem() -> Candidates:
 
 @pytest.mark.parametrize(("name", "says", "change"), BAD_LISTS, ids=[f"{name}: {says}" for name, says, _ in BAD_LISTS])
 @pytest.mark.parametrize("op", ["energy_score", "langevin"])
-def test_bad_candidate_lists_are_named(backend: Backend, op: str, name: str, says: str, change: Change) -> None:
+def test_candidate_lists_are_checked(backend: Backend, op: str, name: str, says: str, change: Change) -> None:
     good = problem()
     p = change(good)
     points = backend.points(good.points)
@@ -90,7 +90,7 @@ BAD_RUNS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "change"), BAD_RUNS, ids=[f"{n} {list(c)}" for n, c in BAD_RUNS])
-def test_bad_langevin_settings_are_named(backend: Backend, name: str, change: dict[str, Any]) -> None:
+def test_settings_of_langevin_are_checked(backend: Backend, name: str, change: dict[str, Any]) -> None:
     p = problem()
     settings = {"v": p.v, "seed": 0, **change}
     levels = {key: settings.pop(key) for key in list(settings) if hasattr(schedule(3, 3), key)}
@@ -101,7 +101,7 @@ def test_bad_langevin_settings_are_named(backend: Backend, name: str, change: di
 
 
 @pytest.mark.parametrize("k", [0, -1, 98, True, 2.0])
-def test_a_bad_k_of_topk_is_named(backend: Backend, k: Any) -> None:
+def test_k_of_topk_is_checked(backend: Backend, k: Any) -> None:
     p = problem()
     with pytest.raises(ArgumentError, match="k is"):
         backend.topk(p.v, backend.points(p.points), k)
@@ -117,7 +117,7 @@ def test_a_bad_k_of_topk_is_named(backend: Backend, k: Any) -> None:
         ("bias", {"bias": torch.full((97,), torch.inf)}),
     ],
 )
-def test_bad_tensors_of_topk_are_named(backend: Backend, name: str, change: dict[str, Tensor]) -> None:
+def test_tensors_of_topk_are_checked(backend: Backend, name: str, change: dict[str, Tensor]) -> None:
     p = problem()
     arguments = {"queries": p.v, **change}
     with pytest.raises(ArgumentError, match=name):
@@ -129,12 +129,12 @@ def test_bad_tensors_of_topk_are_named(backend: Backend, name: str, change: dict
     [torch.ones(3, 4), torch.full((2, 2), torch.nan), torch.zeros(0, 4), torch.ones(4, 1), torch.ones(4)],
     ids=["not unit", "nan", "no rows", "one dimension", "vector"],
 )
-def test_bad_points_are_refused(backend: Backend, points: Tensor) -> None:
+def test_points_are_checked(backend: Backend, points: Tensor) -> None:
     with pytest.raises(ArgumentError, match="points"):
         backend.points(points)
 
 
-def test_an_update_must_keep_the_shape_of_points(backend: Backend) -> None:
+def test_an_update_must_keep_the_shape(backend: Backend) -> None:
     points = backend.points(torch.eye(4))
     with pytest.raises(ArgumentError, match="points has shape"):
         points.update(torch.eye(3))
@@ -148,7 +148,7 @@ def test_points_of_another_backend_are_refused() -> None:
             a.topk(p.v, b.points(p.points), 1)
 
 
-def test_native_backends_do_not_copy_silently(backend: Backend) -> None:
+def test_native_backends_refuse_tensors_that_they_would_have_to_copy(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the reference takes any dtype and layout")
     p = problem()
@@ -160,7 +160,7 @@ def test_native_backends_do_not_copy_silently(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("op", ["proju", "expmap", "logmap", "dist"])
-def test_bad_arguments_of_sphere_operations_are_named(backend: Backend, op: str) -> None:
+def test_arguments_of_sphere_operations_are_checked(backend: Backend, op: str) -> None:
     p = problem()
     run = getattr(backend, op)
     with pytest.raises(ArgumentError, match="x row 0 has norm 2"):
@@ -171,7 +171,7 @@ def test_bad_arguments_of_sphere_operations_are_named(backend: Backend, op: str)
         run(p.x, at(p.x, (1, 1), torch.nan))
 
 
-def test_projx_of_zero_is_refused(backend: Backend) -> None:
+def test_projx_refuses_zero_rows(backend: Backend) -> None:
     with pytest.raises(ArgumentError, match="x row 1 is zero"):
         backend.projx(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
@@ -201,12 +201,12 @@ def last(value: float) -> Spoil:
 
 
 def spoils(name: str, method: str, native: bool) -> dict[str, Spoil]:
-    """{a part of the message: a change that makes a tensor wrong}."""
+    """{part of the message: how to spoil a tensor}."""
     ways: dict[str, Spoil] = {
         "shape": lambda t: t[..., None],
         "is a list": lambda t: t.tolist(),
         "is a NoneType": lambda _: None,
-        "is on meta": lambda t: t.to("meta"),
+        "is on the meta device": lambda t: t.to("meta"),
         "has layout torch.sparse_coo": lambda t: t.to_sparse(),
     }
     if name in ("scale", "bias"):
@@ -259,13 +259,13 @@ def refusal(backend: Backend, op: Op, arguments: Arguments, name: str, value: ob
 
 @pytest.fixture(scope="session")
 def backends(_vulkan: Backend | str) -> list[Backend]:
-    """All available backends, because an error must read the same on each."""
+    """All backends of this machine; a refusal must read the same on each."""
     pytest.importorskip("ebmvk._cpu")
     return [select("cpu"), *([] if isinstance(_vulkan, str) else [_vulkan]), select("reference")]
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_bad_tensor_of_every_operation_is_named(backends: list[Backend], name: str) -> None:
+def test_every_tensor_of_every_operation_is_checked(backends: list[Backend], name: str) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments()
     for tensor, value in tensors_of(arguments).items():
@@ -287,7 +287,7 @@ def test_every_bad_tensor_of_every_operation_is_named(backends: list[Backend], n
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_missing_rows_are_named(backends: list[Backend], name: str) -> None:
-    """The first argument fixes the number of rows; any other that lacks a row is named."""
+    """The first argument determines the number of rows. Any other that has one row less is named."""
     op = OPERATIONS[name]
     arguments = op.arguments()
     fixing = "mu" if op.method == "vmf_sample" else "queries" if op.method == "topk" else "x"
@@ -314,7 +314,7 @@ BAD_SETTINGS: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_bad_setting_of_every_operation_is_named(backends: list[Backend], name: str) -> None:
+def test_every_setting_of_every_operation_is_checked(backends: list[Backend], name: str) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments()
     taken = set(inspect.signature(getattr(backends[0], op.method)).parameters) - set(tensors_of(arguments))
@@ -328,7 +328,7 @@ def test_every_bad_setting_of_every_operation_is_named(backends: list[Backend], 
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if "points" in op.arguments()])
-def test_points_of_other_kinds_are_refused(backends: list[Backend], name: str) -> None:
+def test_points_of_every_other_backend_are_refused(backends: list[Backend], name: str) -> None:
     op = OPERATIONS[name]
     arguments = op.arguments()
     others = [backend.points(arguments["points"]) for backend in [*backends, select("reference")]]
@@ -340,7 +340,7 @@ def test_points_of_other_kinds_are_refused(backends: list[Backend], name: str) -
                 getattr(backend, op.method)(**{**arguments, "points": points})
 
 
-def test_an_update_is_checked_like_points(backends: list[Backend]) -> None:
+def test_an_update_is_checked_as_points_are(backends: list[Backend]) -> None:
     rows = OPERATIONS["topk"].arguments()["points"]
     for backend in backends:
         points = backend.points(rows)
@@ -348,13 +348,12 @@ def test_an_update_is_checked_like_points(backends: list[Backend]) -> None:
             with pytest.raises(ArgumentError, match=r"^points") as caught:
                 points.update(spoil(rows))  # type: ignore[arg-type]
             assert says in caught.value.what
-        # As before
-        assert torch.equal(backend.topk(rows[:2], points, 1).ids.flatten(), torch.arange(2))
+        assert torch.equal(backend.topk(rows[:2], points, 1).ids.flatten(), torch.arange(2))  # as before
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_tensors_that_require_gradients_are_accepted(backend: Backend, name: str) -> None:
-    """Tensors that require gradients are used as they are; ebmvk.engine.autograd differentiates."""
+def test_arguments_may_require_gradients(backend: Backend, name: str) -> None:
+    """They are treated as constants; `ebmvk.engine.autograd` differentiates."""
     op = OPERATIONS[name]
     arguments = op.arguments()
     tracked = {
@@ -366,8 +365,8 @@ def test_tensors_that_require_gradients_are_accepted(backend: Backend, name: str
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if len(tensors_of(op.arguments())) > 1])
-def test_the_reference_requires_one_dtype(name: str) -> None:
-    """It may be any dtype. The oracle has a dtype of its own and converts."""
+def test_the_reference_needs_one_dtype(name: str) -> None:
+    """Any dtype will do. The oracle has a dtype of its own and converts to it."""
     op, backend = OPERATIONS[name], select("reference")
     arguments = op.arguments()
     floats = [key for key, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The differentiable energy has torch's gradients, with any backend in the forward pass."""
+"""The differentiable energy has the gradients that torch computes, on every backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plain(x: Tensor, points: Tensor, ids: Tensor, logw: Tensor, kappa: Tensor, l
     return -torch.logsumexp(torch.cat((logits, log_background[:, None]), 1), 1)
 
 
-def test_gradcheck(oracle: Reference) -> None:
+def test_gradients_pass_gradcheck(oracle: Reference) -> None:
     tensors, ids = leaves(torch.float64)
 
     def run(x: Tensor, points: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def test_given_points_are_used(backend: Backend) -> None:
     assert torch.equal(with_handle, without)
 
 
-def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
+def test_a_weight_of_zero_has_a_gradient_of_zero(backend: Backend) -> None:
     p = candidates(4, 6, 8)
     logw, background = p.logw.requires_grad_(), p.log_background.requires_grad_()
     energy(backend, p.x, p.points, p.ids, logw, p.kappa, background).sum().backward()

@@ -1,4 +1,4 @@
-"""energy_score_backward matches the oracle and torch, and is reproducible."""
+"""energy_score_backward: the oracle's gradients, torch's own, and the same bits every time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(backend: Backend, p: Candidates) -> EnergyGradients:
 def plain(
     x: Tensor, points: Tensor, ids: Tensor, logw: Tensor, kappa: Tensor, background: Tensor
 ) -> tuple[Tensor, ...]:
-    """Energy and score as torch differentiates them; the score is the tangent part of -dE/dx."""
+    """Energy and score as torch differentiates them: the score is the tangent part of -dE/dx."""
     logits = logw + kappa * torch.einsum("bkd,bd->bk", points[ids], x)
     energy = -torch.logsumexp(torch.cat((logits, background[:, None]), 1), 1)
     (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
@@ -83,7 +83,7 @@ def test_the_oracle_matches_torch(oracle: Reference) -> None:
         assert nmse(getattr(got, name), truth) <= 1e-20, name  # float64 both
 
 
-def test_gradcheck(oracle: Reference) -> None:
+def test_gradients_pass_gradcheck(oracle: Reference) -> None:
     p = smooth(4, 6, 7, n=9)
     tensors = leaves(p, torch.float64)
 
@@ -94,8 +94,8 @@ def test_gradcheck(oracle: Reference) -> None:
 
 
 @pytest.mark.parametrize("use", ["energy", "score", "both"])
-def test_every_argument_gets_a_gradient(backend: Backend, use: str) -> None:
-    """A loss of the energy, of the score or of both reaches every argument."""
+def test_losses_of_energy_and_score_reach_every_argument(backend: Backend, use: str) -> None:
+    """A loss of the energy only, of the score only, or of both reaches every argument."""
     p = smooth(6, 10, 33, n=17)
     got, want = leaves(p, torch.float32), leaves(p, torch.float64)
     ours = energy_score(backend, got["x"], got["points"], p.ids, *(got[n] for n in NAMES[2:]))
@@ -109,7 +109,7 @@ def test_every_argument_gets_a_gradient(backend: Backend, use: str) -> None:
         assert nmse(got[name].grad, want[name].grad) <= 1e-8, name  # type: ignore[arg-type]
 
 
-def test_a_change_between_forward_and_backward_is_detected(oracle: Reference) -> None:
+def test_a_change_between_forward_and_backward_is_an_error(oracle: Reference) -> None:
     p = smooth(2, 3, 4, n=5)
     tensors = leaves(p, torch.float64)
     energy, _ = energy_score(oracle, tensors["x"], tensors["points"], p.ids, *(tensors[n] for n in NAMES[2:]))
@@ -119,8 +119,10 @@ def test_a_change_between_forward_and_backward_is_detected(oracle: Reference) ->
         energy.sum().backward()
 
 
-def test_many_rows_on_one_point_give_a_reproducible_sum(backend: Backend) -> None:
-    """All candidates are the same three points, so an unordered or atomic sum would vary."""
+def test_many_rows_on_one_point_repeat_bit_for_bit(backend: Backend) -> None:
+    """All candidates are the same three points: an unordered or atomic sum would differ between
+    calls.
+    """
     p = candidates(67, 20, 40, n=3)
     first = run(backend, p)
     for _ in range(3):
@@ -128,7 +130,7 @@ def test_many_rows_on_one_point_give_a_reproducible_sum(backend: Backend) -> Non
         assert all(torch.equal(getattr(first, f.name), getattr(again, f.name)) for f in fields(first))
 
 
-def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
+def test_a_weight_of_zero_has_a_gradient_of_zero(backend: Backend) -> None:
     p = candidates(4, 6, 8)
     got = run(backend, p)
     gone = torch.isinf(p.logw)
@@ -138,13 +140,14 @@ def test_weight_zero_has_gradient_zero(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("kappa", [1e6, 1e12])
-def test_gradients_are_accurate_if_one_candidate_has_all_weight(
+def test_gradients_stay_accurate_if_one_candidate_has_all_the_weight(
     backend: Backend, oracle: Reference, kappa: float
 ) -> None:
-    """Then a_j equals its mean, both as large as kappa; rounding at that size would hurt."""
+    """Then a_j and its mean are equal, and as large as kappa: their difference must not be rounded
+    at their size.
+    """
     p = candidates(6, 3, 7, 9)
-    # No point twice, or float32 cannot tell how they share it
-    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)
+    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)  # no point twice, or float32 cannot tell how they share it
     p.kappa.fill_(kappa)
     p.log_background.fill_(-torch.inf)
     got, want = run(backend, p), run(oracle, p)

@@ -1,4 +1,6 @@
-"""The 8-bit way to an exact top-k: the same bits as float32, and a fallback if it fails."""
+"""Exact top-k through 8-bit scores: it has the bits of float32, and falls back if its bound proves
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def kernels(cpu_kernels: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 def both(
     kernels: Any, queries: Tensor, points: Tensor, k: int, scale: Tensor | None = None, bias: Tensor | None = None
 ) -> int:
-    """Asserts equal bits; returns the number of rows that the bound did not prove."""
+    """Assert equal bits, and return the number of rows that the bound didn't prove."""
     arrays = [None if t is None else t.numpy() for t in (scale, bias)]
     coarse = kernels.CoarsePoints(points.numpy())
     scores, ids, _ = kernels.topk(queries.numpy(), points.numpy(), k, *arrays, None)
@@ -55,7 +57,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", [False, True], ids=["plain", "scale+bias"])
-def test_results_have_the_bits_of_float32(kernels: Any, shape: tuple[int, ...], affine: bool) -> None:
+def test_results_match_float32_bit_for_bit(kernels: Any, shape: tuple[int, ...], affine: bool) -> None:
     b, n, d, k = shape
     g = torch.Generator().manual_seed(b + n + d)
     queries = torch.randn(b, d, generator=g) * torch.logspace(-6, 6, b)[:, None]
@@ -64,27 +66,31 @@ def test_results_have_the_bits_of_float32(kernels: Any, shape: tuple[int, ...], 
 
 
 def test_random_rows_are_proved(kernels: Any) -> None:
-    """Uniform points at d = 640, the hardest ones without structure: no row may fall back."""
+    """Uniform points at d = 640, the hardest without structure: nothing may fall back."""
     g = torch.Generator().manual_seed(0)
     assert both(kernels, unit(24, 640, generator=g), unit(4096, 640, generator=g), 64) == 0
 
 
 def test_points_within_the_bound_fall_back(kernels: Any) -> None:
-    """4,000 points too close for 8 bits: every row must take the other way, and be right."""
+    """4,000 points closer together than 8 bits can tell: every row must take the other way, and be
+    right.
+    """
     g = torch.Generator().manual_seed(1)
     points = unit(1, 64, generator=g) + 1e-4 * torch.randn(4000, 64, generator=g)
     points = points / points.norm(dim=1, keepdim=True)
     assert both(kernels, unit(7, 64, generator=g), points, 32) == 7
 
 
-def test_ties_of_copies_go_to_the_lower_id(kernels: Any) -> None:
-    """With 50 copies of each of 40 rows, ties go to the lower id, in any order."""
+def test_ties_between_copies_go_to_the_lower_id(kernels: Any) -> None:
+    """Each of 40 rows 50 times over: ties go to the lower id although candidates come in any order."""
     g = torch.Generator().manual_seed(2)
     both(kernels, unit(9, 24, generator=g), unit(40, 24, generator=g).repeat(50, 1), 130)
 
 
 def test_rows_that_break_the_bound_leave_the_others_proved(kernels: Any) -> None:
-    """Every third query sees 3,000 points closer than its bound; this mustn't affect the others."""
+    """Every third query sees 3,000 points that differ by less than its bound; the others must not
+    notice.
+    """
     g = torch.Generator().manual_seed(8)
     near = unit(1, 96, generator=g)
     crowd = near + 1e-4 * torch.randn(3000, 96, generator=g)
@@ -97,8 +103,10 @@ def test_rows_that_break_the_bound_leave_the_others_proved(kernels: Any) -> None
     assert both(kernels, queries, points, 20) == 17
 
 
-def test_the_order_of_points_does_not_matter(kernels: Any) -> None:
-    """The best points come last, then first: no order may mislead the sample for the first bars."""
+def test_sorted_points_match_float32(kernels: Any) -> None:
+    """The best points come last, then first: no order may fool the sample that the first bars come
+    from.
+    """
     g = torch.Generator().manual_seed(9)
     points, queries = unit(20_000, 32, generator=g), unit(3, 32, generator=g)
     order = (points @ queries[0]).argsort()
@@ -106,8 +114,8 @@ def test_the_order_of_points_does_not_matter(kernels: Any) -> None:
         both(kernels, queries, rows.contiguous(), 64)
 
 
-def test_zero_rows_tie_at_the_bias(kernels: Any) -> None:
-    """A point or query of zeros has no step; all its scores are the bias, and they tie."""
+def test_zero_rows_match_float32(kernels: Any) -> None:
+    """A point or a query of zeros has no step: all its scores are the bias, and they tie."""
     g = torch.Generator().manual_seed(10)
     points, queries = unit(3000, 40, generator=g), unit(6, 40, generator=g)
     points[::2] = 0
@@ -116,16 +124,18 @@ def test_zero_rows_tie_at_the_bias(kernels: Any) -> None:
     both(kernels, queries, points, 30, torch.randn(3000, generator=g), torch.randn(3000, generator=g).round())
 
 
-def test_scales_of_any_size_work(kernels: Any) -> None:
-    """Panels with points of scale 1e-6, 1e6 and 0, of both signs."""
+def test_scales_of_any_size_match_float32(kernels: Any) -> None:
+    """Panels in which points of scale 1e-6 and 1e6, of both signs and 0, lie side by side."""
     g = torch.Generator().manual_seed(11)
     scale = torch.randn(5000, generator=g) * 10 ** torch.randint(-6, 7, (5000,), generator=g)
     scale[::7] = 0
     both(kernels, unit(20, 70, generator=g), unit(5000, 70, generator=g), 64, scale, torch.randn(5000, generator=g))
 
 
-def test_numbers_that_are_not_finite_fall_back(kernels: Any) -> None:
-    """A row or scale that isn't finite proves nothing and harms no other row."""
+def test_nan_rows_fall_back(kernels: Any) -> None:
+    """Below the argument checks: a row or a scale that is not finite proves nothing, and harms no
+    other row.
+    """
     g = torch.Generator().manual_seed(12)
     queries, points = unit(5, 48, generator=g), unit(2500, 48, generator=g)
     queries[2, 7] = torch.nan
@@ -139,7 +149,7 @@ def test_numbers_that_are_not_finite_fall_back(kernels: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e-25, 1e30, 3e38])
-def test_extreme_queries_give_the_same_bits(kernels: Any, value: float) -> None:
+def test_extreme_queries_match_float32(kernels: Any, value: float) -> None:
     g = torch.Generator().manual_seed(3)
     queries = torch.zeros(3, 32)
     queries[1, 5] = value
@@ -147,8 +157,8 @@ def test_extreme_queries_give_the_same_bits(kernels: Any, value: float) -> None:
     both(kernels, queries, unit(2000, 32, generator=g), 16)
 
 
-def test_extreme_points_give_the_same_bits(kernels: Any) -> None:
-    """Axis vectors and weights of 0: steps of very different size, and mostly a bias of -inf."""
+def test_extreme_points_match_float32(kernels: Any) -> None:
+    """Axis vectors and weights of 0: steps of very different size, and bias -inf for nearly all."""
     g = torch.Generator().manual_seed(4)
     points = torch.cat((torch.eye(48), -torch.eye(48), unit(1500, 48, generator=g)))
     bias = torch.full((len(points),), -torch.inf)
@@ -170,7 +180,7 @@ def test_the_number_of_threads_changes_no_bit(kernels: Any) -> None:
         kernels.set_threads(threads)
 
 
-def test_the_backend_drops_the_codes_on_update(kernels: Any) -> None:
+def test_the_backend_uses_it_and_forgets_it_on_update(kernels: Any) -> None:
     backend = select("cpu")
     g = torch.Generator().manual_seed(6)
     old, new, queries = unit(8192, 256, generator=g), unit(8192, 256, generator=g), unit(600, 256, generator=g)
@@ -184,8 +194,8 @@ def test_the_backend_drops_the_codes_on_update(kernels: Any) -> None:
     assert torch.equal(backend.topk(queries, points, 9).ids, backend.topk(queries, backend.points(new), 9).ids)
 
 
-def test_other_instruction_sets_do_not_use_it(kernels: Any) -> None:
-    """Their float32 sums have other bits, so rows must not be rescored with these."""
+def test_other_instruction_sets_dont_use_it(kernels: Any) -> None:
+    """Their float32 sums have other bits, so they must not be rescored with these."""
     before = kernels.target()
     try:
         kernels.use_target("plain")
@@ -195,7 +205,7 @@ def test_other_instruction_sets_do_not_use_it(kernels: Any) -> None:
 
 
 def test_it_can_always_be_switched_off(cpu_kernels: Any) -> None:
-    """On any processor "none" can be chosen, and then the coarse product is refused."""
+    """Whatever the processor has, "none" can be chosen, and then the coarse product is refused."""
     before = cpu_kernels.coarse_kernel()
     assert cpu_kernels.coarse_kernels()[-1] == "none"
     try:

@@ -1,4 +1,6 @@
-"""The CPU kernels' threads in a process that forks, that gets no threads, or that exits."""
+"""The CPU kernels' threads in a process that forks, that is denied threads, and that ends under
+them.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ sys.last = Sleep()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_kernels_survive_forks_denied_threads_and_exits(cpu_kernels: Any, case: str) -> None:
+def test_threads_survive_forks_denied_threads_and_exits(cpu_kernels: Any, case: str) -> None:
     if sys.platform != "linux":
         pytest.skip("asks Linux's /proc for sizes")
     root = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""energy_score matches the oracle and obeys its own laws."""
+"""energy_score against the oracle, and its own laws."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kappa", [0.0, 5.0, 3000.0])
-def test_energy_and_score_match_the_oracle(
-    backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float
-) -> None:
+def test_results_match_the_oracle(backend: Backend, oracle: Reference, shape: tuple[int, ...], kappa: float) -> None:
     p = candidates(*shape, kappa=kappa)
     got = backend.energy_score(p.x, backend.points(p.points), *p.lists)
     want = oracle.energy_score(p.x, oracle.points(p.points), *p.lists)
@@ -47,7 +45,7 @@ def test_responsibilities_sum_to_one_and_the_score_is_tangent(backend: Backend) 
 
 
 def test_a_weight_far_below_the_rest_changes_nothing(backend: Backend, oracle: Reference) -> None:
-    """Whole blocks of negligible candidates stand before and after the one that counts."""
+    """Whole blocks of negligible candidates, before and after the one that counts."""
     p = candidates(4, 64, 40)
     p.logw.fill_(-200.0)
     p.logw[:, 37] = 3.0

@@ -1,4 +1,6 @@
-"""Calls that run out of memory raise the typed error and keep none of their arguments."""
+"""Calls that run out of memory raise a typed error, which doesn't keep the arguments of the call in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def without_collector() -> Iterator[None]:
 def test_points_of_a_failed_call_are_freed_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch, without_collector: None
 ) -> None:
-    """They don't wait for Python's cycle collector, because device memory is what was missing."""
+    """They aren't kept until Python collects cycles, because the call lacked device memory."""
     queries, rows = unit(3, 5, 1), unit(9, 5, 2)
     backend = failing(name, monkeypatch)
 

@@ -1,4 +1,4 @@
-"""GHMC matches the oracle's trajectories and decisions, and has the right invariant law."""
+"""GHMC: the oracle's trajectories and decisions, bit-for-bit laws, and the invariant law itself."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
 
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 20])
-def test_two_calls_equal_one(backend: Backend, cut: int) -> None:
+def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
     p, levels = candidates(3, 10, 33), schedule(12, 28, h=0.3)
     whole = run(backend, p, levels)
     first = replace(levels, steps=(min(cut, 12), max(0, cut - 12)))
@@ -56,7 +56,7 @@ def test_two_calls_equal_one(backend: Backend, cut: int) -> None:
     assert same_bits(whole, run(backend, replace(p, x=half.x, v=half.v), second, first_step=cut))
 
 
-def test_a_batch_equals_its_chains_one_by_one(backend: Backend) -> None:
+def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5, h=0.2)
@@ -68,7 +68,7 @@ def test_a_batch_equals_its_chains_one_by_one(backend: Backend) -> None:
 
 
 def test_a_rejected_trajectory_reverses_the_velocity(backend: Backend) -> None:
-    """Without friction and with far too long steps, x stays and v is reversed each time."""
+    """No friction, steps far too long: x stays and v is exactly reversed by each trajectory."""
     p = candidates(4, 12, 20, kappa=400.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([3.0]), torch.zeros(1), (1,))
     # A start at the bottom of the energy with hardly any velocity: anywhere else dH is hundreds.
@@ -88,8 +88,10 @@ def test_without_force_every_trajectory_is_accepted(backend: Backend) -> None:
     assert float(got.diagnostics.energy_error.max()) < 1e-4  # roundings of |v|^2 / 2 = 16
 
 
-def test_the_stationary_law_is_vmf(backend: Backend) -> None:
-    """Mean cosine and its variance (model section 7), at steps that bias unadjusted chains."""
+def test_the_stationary_distribution_is_von_mises_fisher(backend: Backend) -> None:
+    """Steps at which unadjusted chains are visibly biased. Mean cosine and its variance (model
+    section 7).
+    """
     chains, d, kappa = 512, 3, 8.0
     p = candidates(chains, 1, d, n=1)
     p = replace(
@@ -110,7 +112,7 @@ def test_the_stationary_law_is_vmf(backend: Backend) -> None:
     assert abs(float((t - mean).square().mean()) - variance) < 5 * 3 * variance / math.sqrt(chains)
 
 
-def test_bad_schemes_are_refused(backend: Backend) -> None:
+def test_scheme_is_checked(backend: Backend) -> None:
     from ebmvk.errors import ArgumentError
 
     p = candidates(2, 3, 4)

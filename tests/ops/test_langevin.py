@@ -1,4 +1,4 @@
-"""langevin matches the oracle under the same noise, and obeys its laws bit for bit."""
+"""langevin: the oracle's trajectories under the same noise, and what must hold bit for bit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60, 100])
-def test_two_calls_equal_one(backend: Backend, cut: int) -> None:
+def test_two_calls_match_one_bit_for_bit(backend: Backend, cut: int) -> None:
     """Also across a change of level (after 60 of 200 steps)."""
     p = candidates(3, 10, 33)
     whole = run(backend, p, schedule(60, 140))
@@ -51,7 +51,7 @@ def test_two_calls_equal_one(backend: Backend, cut: int) -> None:
     assert same_bits(whole, rest)
 
 
-def test_a_batch_equals_its_chains_one_by_one(backend: Backend) -> None:
+def test_chains_dont_depend_on_their_batch(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("torch picks its product by shape, so the last bits of the reference may differ")
     p, s = candidates(11, 20, 70), schedule(6, 5)
@@ -61,15 +61,15 @@ def test_a_batch_equals_its_chains_one_by_one(backend: Backend) -> None:
     assert torch.equal(whole.v, torch.cat([part.v for part in parts]))
 
 
-def test_the_seed_determines_the_path(backend: Backend) -> None:
+def test_same_seed_same_bits_other_seed_other_path(backend: Backend) -> None:
     p, s = candidates(4, 8, 24), schedule(5)
     assert same_bits(run(backend, p, s), run(backend, p, s))
     for change in ({"seed": 6}, {"seed": 5 + 2**32}, {"first_step": 1}, {"first_chain": 1}):
         assert not torch.allclose(run(backend, p, s).x, run(backend, p, s, **change).x, atol=1e-4), change
 
 
-def test_each_chain_can_have_its_own_schedule(backend: Backend) -> None:
-    """A schedule (B, L) gives each chain the same as its row does as a schedule (L,)."""
+def test_each_chain_may_have_its_own_levels(backend: Backend) -> None:
+    """A schedule (B, L) gives each chain what a schedule (L,) with its row gives."""
     p, shared = candidates(5, 8, 24), schedule(3, 4)
     names = ("kappa_scale", "logw_shift", "step_size", "gamma")
     factor = torch.linspace(0.5, 1.5, 5)[:, None]
@@ -81,7 +81,7 @@ def test_each_chain_can_have_its_own_schedule(backend: Backend) -> None:
         torch.testing.assert_close(whole.x[row], alone.x[0], rtol=0, atol=1e-6)
 
 
-def test_zero_steps_do_not_move_a_chain(backend: Backend, oracle: Reference) -> None:
+def test_without_steps_nothing_moves(backend: Backend, oracle: Reference) -> None:
     p = candidates(3, 8, 24)
     got = run(backend, p, schedule(0, 0))
     assert torch.equal(got.x, p.x)
@@ -95,23 +95,21 @@ def test_the_state_stays_on_the_sphere(backend: Backend) -> None:
     got = run(backend, p, schedule(100))
     assert float((got.x.norm(dim=1) - 1).abs().max()) < 3e-7  # one normalisation in float32
     assert float((got.x * got.v).sum(1).abs().max()) < 1e-5
-    # The drift of single steps, before it is repaired
-    assert float(got.diagnostics.tangency.max()) < 1e-5
+    assert float(got.diagnostics.tangency.max()) < 1e-5  # the drift of single steps, before it is repaired
 
 
 def test_without_friction_energy_is_conserved(backend: Backend) -> None:
-    """With gamma = 0 and no force, a chain runs along a great circle at constant speed."""
+    """gamma = 0 and no force: a great circle, traversed at constant speed."""
     g = torch.Generator().manual_seed(1)
     p = candidates(3, 4, 20, kappa=0.0)
     x, v = p.x, 2 * backend.proju(p.x, unit(3, 20, generator=g))
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.05]), torch.zeros(1), (40,))
     got = run(backend, replace(p, x=x, v=v), s)
-    # 40 steps of float32
-    torch.testing.assert_close(got.x, backend.expmap(x, 2.0 * v), rtol=0, atol=2e-5)
+    torch.testing.assert_close(got.x, backend.expmap(x, 2.0 * v), rtol=0, atol=2e-5)  # 40 steps of float32
     torch.testing.assert_close(got.v.norm(dim=1), v.norm(dim=1), rtol=1e-5, atol=0)
 
 
-def test_velocities_have_the_temperature_of_the_noise(backend: Backend) -> None:
+def test_the_kinetic_temperature_is_that_of_the_noise(backend: Backend) -> None:
     """Equipartition right after O: |v|^2 = (d - 1) T on average."""
     p = candidates(16, 4, 33, kappa=1.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.02]), torch.tensor([50.0]), (100,))

@@ -1,4 +1,6 @@
-"""Philox matches the published numbers; normals are normal; kernels match the reference."""
+"""Philox against its published vectors; its normals against the normal law; kernels against the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,22 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
-def test_philox_gives_the_published_numbers(
-    counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]
-) -> None:
+def test_published_vectors(counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]) -> None:
     words = philox.philox4x32(tuple(torch.tensor(word) for word in counter), key)  # type: ignore[arg-type]
     assert tuple(int(word) for word in words) == result
 
 
-def test_counters_have_the_documented_layout() -> None:
-    """The words are (step, chain, quad, stream) under (seed lo, seed hi), on every backend."""
+def test_counter_layout() -> None:
+    """Words of (step, chain, quad, stream) under (seed lo, seed hi), as every backend has to lay
+    them out.
+    """
     words = philox.words(0xA409382285A308D3, torch.tensor([7]), torch.tensor([9]), 3, stream=2)
     counter = tuple(torch.tensor(word) for word in (7, 9, 1, 2))
     direct = philox.philox4x32(counter, (0x85A308D3, 0xA4093822))  # type: ignore[arg-type]
     assert words[0, 1].tolist() == [int(word) for word in direct]
 
 
-def test_uniform_numbers_stay_inside_zero_and_one() -> None:
+def test_uniforms_stay_within_0_and_1() -> None:
     u = philox.to_uniform(torch.tensor([0, 1, 2**32 - 1]), torch.float32)
     assert float(u[0]) == 2.0**-33
     assert float(u[2]) == 1 - 2.0**-24

@@ -1,4 +1,6 @@
-"""With points in float16, every operation acts as on the rounded rows in float32."""
+"""Points stored in float16: every operation works on the rounded rows, as if these had been given
+in float32.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ SHAPES = [(1, 1, 2, 1), (3, 7, 5, 31), (2, 65, 63, 129), (4, 9, 640, 97)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_float16_points_equal_float32_on_rounded_rows(
+def test_results_match_float32_on_rounded_rows(
     backend: Backend, oracle: Reference, op: str, shape: tuple[int, ...]
 ) -> None:
     b, k, d, n = shape
@@ -66,12 +68,11 @@ def test_float16_points_equal_float32_on_rounded_rows(
     assert all(map(torch.equal, got, same))
     for value, of_rounded, of_rows in zip(got, near, true, strict=True):
         assert nmse(value, of_rounded) <= 1e-9  # the roundings of float32, as for float32 rows
-        # A coordinate in float16 is 3e-4 of itself off: 1e-7 squared
-        assert nmse(value, of_rows) <= 1e-5
+        assert nmse(value, of_rows) <= 1e-5  # a coordinate in float16 is 3e-4 of itself off: 1e-7 squared
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 5, 31)], ids=str)
-def test_an_update_rounds_rows_too(backend: Backend, shape: tuple[int, ...]) -> None:
+def test_update_rounds_too(backend: Backend, shape: tuple[int, ...]) -> None:
     p, other = candidates(*shape), candidates(*shape, seed=1)
     points = backend.points(other.points, storage="float16")
     points.update(p.points)
@@ -82,7 +83,9 @@ def test_an_update_rounds_rows_too(backend: Backend, shape: tuple[int, ...]) -> 
 
 
 def test_every_coordinate_is_rounded_to_nearest_even(backend: Backend) -> None:
-    """Coordinates between 2^-30 and 1, at and near ties and subnormal, are read back exactly."""
+    """Coordinates between 2^-30 and 1, on ties between two halves, next to them, and subnormal:
+    read back exactly.
+    """
     g = torch.Generator().manual_seed(2)
     halves = torch.arange(0x3C00, dtype=torch.int16).view(torch.float16).float()[::7]  # [0, 1)
     ties = (halves + torch.nextafter(halves.half(), torch.tensor(1.0).half()).float()) / 2

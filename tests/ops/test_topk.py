@@ -1,4 +1,4 @@
-"""topk matches the oracle, and a sort where ties decide."""
+"""topk against the oracle, and against a sort for ties."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_points_with_bias_minus_infinity_come_last(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
-def test_sorted_points_give_the_right_answer(backend: Backend, order: str) -> None:
-    """Ascending scores push every point into the selection, descending ones only the first."""
+def test_sorted_points_match_a_sort(backend: Backend, order: str) -> None:
+    """Ascending scores push every point into a running selection, descending ones only the first."""
     angle = torch.linspace(3.0, 0.1, 700) if order == "ascending" else torch.linspace(0.1, 3.0, 700)
     points = torch.stack((angle.cos(), angle.sin()), dim=1)
     got = backend.topk(torch.tensor([[1.0, 0.0]]), backend.points(points), 64)
@@ -92,8 +92,10 @@ def test_rows_do_not_depend_on_the_batch(backend: Backend) -> None:
 
 @pytest.mark.parametrize("d", [1, 3, 5, 639, 640, 641])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 71])
-def test_few_rows_give_the_same_bits_as_many(cpu_kernels: Any, n: int, d: int) -> None:
-    """Up to 8 rows the CPU kernels read panels (8, 16, 32 points) in place; else they copy."""
+def test_few_rows_have_the_bits_of_many(cpu_kernels: Any, n: int, d: int) -> None:
+    """Up to 8 rows the CPU kernels leave panels (8, 16, 32 points) where they are, beyond that they
+    transpose them.
+    """
     g = torch.Generator().manual_seed(100 * n + d)
     queries, points = torch.randn(29, d, generator=g).numpy(), unit(n, d, generator=g).numpy()
     scale, bias = torch.randn(n, generator=g).numpy(), torch.randn(n, generator=g).numpy()

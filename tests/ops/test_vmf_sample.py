@@ -1,4 +1,4 @@
-"""vmf_sample matches the oracle, has the exact law, and doesn't depend on the batch."""
+"""vmf_sample: the oracle's samples, the exact law of the cosine, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def test_samples_match_the_oracle(backend: Backend, oracle: Reference, shape: tu
 
 
 @pytest.mark.parametrize(("d", "kappa"), [(2, 3.0), (3, 5.0), (5, 0.0), (16, 40.0), (640, 640.0)])
-def test_cosines_have_the_exact_law(backend: Backend, d: int, kappa: float) -> None:
-    """Kolmogorov-Smirnov test of the density (1 - t^2)^((d-3)/2) e^(kappa t)."""
+def test_cosines_have_the_exact_distribution(backend: Backend, d: int, kappa: float) -> None:
+    """Kolmogorov-Smirnov against the density (1 - t^2)^((d-3)/2) e^(kappa t), integrated over the
+    angle.
+    """
     n = 4000
     mu = unit(1, d, generator=torch.Generator().manual_seed(d)).expand(n, d).contiguous()
     t = (backend.vmf_sample(mu, torch.full((n,), kappa), seed=d) * mu).sum(1).double().clamp(-1, 1).numpy()
@@ -75,7 +77,7 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
         ("first_row", {"first_row": 2**32 - 1}),
     ],
 )
-def test_bad_arguments_are_named(backend: Backend, name: str, change: dict[str, torch.Tensor]) -> None:
+def test_bad_arguments(backend: Backend, name: str, change: dict[str, torch.Tensor]) -> None:
     mu, kappa = problem(3, 4, 5.0)
     arguments = {"mu": mu, "kappa": kappa, "seed": 0, **change}
     with pytest.raises(ArgumentError, match=name):
@@ -83,13 +85,11 @@ def test_bad_arguments_are_named(backend: Backend, name: str, change: dict[str, 
 
 
 @pytest.mark.parametrize("kappa", [1e6, 1e12, 1e15])
-def test_cosines_near_one_have_the_right_law(backend: Backend, kappa: float) -> None:
-    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1).
-
-    The relative error is about 1 / kappa.
+def test_cosines_next_to_one(backend: Backend, kappa: float) -> None:
+    """For large kappa, kappa (1 - t) = kappa |x - mu|^2 / 2 has the law Gamma((d - 1) / 2, 1) to
+    within 1 / kappa.
     """
     n, d = 2000, 5
     mu = torch.eye(d)[:1].expand(n, d).contiguous()
-    # The first coordinate rounds to 1
-    x = backend.vmf_sample(mu, torch.full((n,), kappa), seed=3)[:, 1:].double()
+    x = backend.vmf_sample(mu, torch.full((n,), kappa), seed=3)[:, 1:].double()  # the first coordinate rounds to 1
     assert stats.kstest((kappa * x.square().sum(1) / 2).numpy(), stats.gamma((d - 1) / 2).cdf).pvalue > 1e-4

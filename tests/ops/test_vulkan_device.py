@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vulkan_open import open_vulkan, unit
 
-from ebmvk.engine import vulkan as engine
+from ebmvk.engine import vulkan_devices
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
@@ -23,7 +23,7 @@ def test_a_missing_device_is_refused() -> None:
 
 def test_devices_are_described() -> None:
     open_vulkan()
-    for device in engine.devices():
+    for device in vulkan_devices.devices():
         assert device.name
         assert device.type in {"cpu", "integrated", "discrete", "virtual", "other"}
         assert device.memory_bytes > 0

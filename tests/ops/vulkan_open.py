@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ebmvk.engine.api import Schedule
 from ebmvk.engine.reference import Reference
-from ebmvk.engine.vulkan import Vulkan, devices
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.engine.vulkan_devices import devices
 from ebmvk.errors import DeviceError
 
 ORACLE = Reference("cpu", torch.float64)

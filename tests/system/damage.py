@@ -1,6 +1,8 @@
-"""A catalogue of mutilated checkpoints. Each entry changes a good checkpoint folder; its words are of the error.
+"""A catalogue of damaged checkpoints. Each entry damages a good checkpoint folder, and has words of
+the error.
 
-Where nothing else is said the damage is seen when the checkpoint is read, and a run falls back on the one before it.
+Unless an entry says otherwise, reading the checkpoint finds the damage, and a run falls back to the
+one before.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 
-from ebmvk.runs.checkpoint import MANIFEST, MODEL, SOC, STATE
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC, STATE
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Damage:
-    """resume: only who goes on training with it can see it."""
+    """resume: True if only resuming the training finds it."""
 
     to: Callable[[Path], object]
     words: str
@@ -37,20 +39,20 @@ class Damage:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change entries of the manifest, as somebody who takes its digest away."""
+    """Change entries of the manifest and remove its digest."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     manifest.pop("sha256", None)
     (path / MANIFEST).write_text(json.dumps(manifest | changes), encoding="utf-8")
 
 
 def describe(path: Path, file: str, **changes: Any) -> None:
-    """Change what the manifest says of one file."""
+    """Change what the manifest says about one file."""
     files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     edit(path, files=files | {file: files[file] | changes})
 
 
 def forge(path: Path, content: bytes, file: str = MODEL) -> None:
-    """Replace a file as somebody would who also knows how to sign it."""
+    """Replace a file and make its digest right."""
     (path / file).write_bytes(content)
     describe(path, file, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
@@ -101,7 +103,7 @@ def _sparse(file: Path, size: int) -> None:
 
 
 def _set(name: str, value: float, *place: int) -> Callable[[Tensors], object]:
-    """One entry, or all of a tensor."""
+    """Set one entry, or all, of a tensor."""
     return lambda tensors: tensors[name][place].fill_(value) if place else tensors[name].fill_(value)
 
 
@@ -119,7 +121,7 @@ def _threads(value: object) -> Damage:
         state = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["state"]
         edit(path, state=state | {"threads": value})
 
-    return Damage(damage, f"threads {value!r}")
+    return Damage(damage, f"`threads` is {value!r}")
 
 
 def _write(text: str | bytes) -> Callable[[Path], object]:
@@ -132,7 +134,7 @@ def _no_folder(path: Path) -> None:
 
 
 def _slot(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], object]:
-    """Change the first tensor of the optimiser's state whose name ends so."""
+    """Change the first tensor of the optimiser's state whose name has this ending."""
 
     def damage(path: Path) -> None:
         def first(tensors: Tensors) -> None:
@@ -151,7 +153,7 @@ def _another_digit(path: Path) -> None:
 
 
 def _nested(path: Path) -> None:
-    """A list in a list …, as deep as this Python reads JSON: 12 thousand levels from 3.12 on, 950 before."""
+    """Nested lists, as deep as this Python reads JSON: 12,000 levels from 3.12 on, 950 before."""
     deep = next(text for depth in (12_000, 9_000, 950) if _is_json(text := "[" * depth + "]" * depth))
     edit(path, optimizer="deep")
     text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -263,7 +265,7 @@ CATALOGUE: dict[str, Damage] = {
         lambda p: forge(p, _header(_one([1], [0, 4], "F33"), bytes(4))), "not valid safetensors"
     ),
     "signed: a dtype of 8 bits": Damage(
-        lambda p: forge(p, _header(_one([4], [0, 4], "F8_E4M3"), bytes(4))), "which no checkpoint has"
+        lambda p: forge(p, _header(_one([4], [0, 4], "F8_E4M3"), bytes(4))), "which checkpoints don't use"
     ),
     "signed: a name that leaves the folder": Damage(
         lambda p: rewrite(p, lambda t: t.update({"../../x": torch.ones(1)})), "'../../x' is not in the model"

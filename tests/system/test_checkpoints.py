@@ -1,8 +1,9 @@
-"""Checkpoints: what was saved comes back, what is damaged is refused by name, no moment of a save loses anything."""
+"""Checkpoints come back as they were saved, damage is refused by name, and a save never loses
+anything.
+"""
 
 from __future__ import annotations
 
-import ast
 import errno
 import importlib
 import os
@@ -17,13 +18,12 @@ import pytest
 import torch
 from torch import nn
 
-import ebmvk
 from bench.changes import fail_at, forked, kill_at, watched
 from ebmvk.engine import select
 from ebmvk.errors import CheckpointError, StorageError
-from ebmvk.runs import checkpoint
-from ebmvk.runs.checkpoint import MANIFEST, SOC
+from ebmvk.runs import atomic, checkpoint, steps, verified
 from ebmvk.runs.folder import OpenRun, open_run
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC
 from ebmvk.splats.soc import Consolidation
 from ebmvk.training import optim
 
@@ -48,13 +48,13 @@ def _save(run: Path, step: int, model: nn.Module | None = None, *, slot: float =
 
 
 def _other() -> Small:
-    """Of other weights."""
+    """A model with other weights."""
     model = Small()
     nn.init.zeros_(model.bias)
     return model
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_loading_gives_back_what_was_saved(tmp_path: Path) -> None:
     model = Small()
     path = _save(tmp_path, 7, model)
     found = checkpoint.load(path)
@@ -64,12 +64,12 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     nn.init.zeros_(other.weight)
     checkpoint.restore(other, found)
     assert other.weight.equal(model.weight)
-    assert checkpoint.locate(tmp_path, "--checkpoint") == (tmp_path, path)
-    assert checkpoint.locate(path, "--checkpoint") == (tmp_path, path)
+    assert steps.locate(tmp_path, "--checkpoint") == (tmp_path, path)
+    assert steps.locate(path, "--checkpoint") == (tmp_path, path)
 
 
-def test_a_step_that_is_saved_again_keeps_what_was_put_beside_it(tmp_path: Path) -> None:
-    """A memory is built for the weights, which are the same."""
+def test_saving_a_step_again_keeps_the_files_beside_it(tmp_path: Path) -> None:
+    """For example a memory, which was built for the same weights."""
     path = _save(tmp_path, 7)
     (path / "memory.safetensors").write_bytes(b"memory")
     checkpoint.save(tmp_path, 7, Small(), checkpoint.load(path).optimizer, {"progress": {"step": 7, "evaluated": 7}})
@@ -78,7 +78,7 @@ def test_a_step_that_is_saved_again_keeps_what_was_put_beside_it(tmp_path: Path)
     assert [left.name for left in path.parent.iterdir()] == ["step-7"]
 
 
-def test_it_keeps_it_where_another_optimisers_state_is_saved_but_not_with_other_weights(tmp_path: Path) -> None:
+def test_files_beside_a_step_stay_with_its_weights_only(tmp_path: Path) -> None:
     path = _save(tmp_path, 7)
     (path / "memory.safetensors").write_bytes(b"memory")
     _save(tmp_path, 7, slot=9.0)
@@ -92,34 +92,34 @@ def test_it_keeps_it_where_another_optimisers_state_is_saved_but_not_with_other_
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         _save(tmp_path, step)
-    checkpoint.point(tmp_path, "best", "step-1")
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
+    steps.point(tmp_path, "best", "step-1")
+    steps.prune(tmp_path, keep_last=2)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-5", "step-4", "step-1"]
 
 
 @pytest.mark.parametrize("model", [Small, _other])
-def test_a_checkpoint_to_be_kept_is_never_pruned(model: Callable[[], Small], tmp_path: Path) -> None:
-    """Nor is it when its step is saved again, by a run that is resumed there."""
+def test_checkpoints_that_are_kept_are_never_pruned(model: Callable[[], Small], tmp_path: Path) -> None:
+    """They stay even if a run that is resumed there saves the step again."""
     _save(tmp_path, 2, keep=True)
     for step in (1, 2, 3, 4):
         _save(tmp_path, step, model())
-    checkpoint.prune(tmp_path, keep_last=1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-4", "step-2"]
+    steps.prune(tmp_path, keep_last=1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-4", "step-2"]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"keep": tr', b'{"format": 1, "step": 1}', None])
-def test_a_manifest_that_cannot_be_read_costs_no_weights(
+def test_pruning_spares_checkpoints_whose_manifest_is_unreadable(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = _save(tmp_path, 1, keep=True) / MANIFEST
     if content is None:
-        monkeypatch.setattr(checkpoint, "_content", _failing(checkpoint._content, manifest, errno.EIO))
+        monkeypatch.setattr(verified, "read_content", _failing(verified.read_content, manifest, errno.EIO))
     else:
         manifest.write_bytes(content)
     for step in (2, 3):
         _save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep_last=1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-3", "step-1"]
+    steps.prune(tmp_path, keep_last=1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-3", "step-1"]
 
 
 def _failing(call: Callable[..., bytes], at: Path, number: int) -> Callable[..., bytes]:
@@ -131,12 +131,12 @@ def _failing(call: Callable[..., bytes], at: Path, number: int) -> Callable[...,
     return fails
 
 
-def test_what_was_set_aside_to_be_kept_is_kept(tmp_path: Path) -> None:
-    """A run that continues from an older step again and again has as many futures."""
+def test_superseded_checkpoints_that_are_kept_stay(tmp_path: Path) -> None:
+    """A run may continue from the same older step several times."""
     for slot, keep in ((1.0, False), (2.0, True), (3.0, True), (4.0, False), (5.0, False)):
         _save(tmp_path, 1)
         _save(tmp_path, 2, slot=slot, keep=keep)
-        checkpoint.supersede(tmp_path, 1)
+        steps.supersede(tmp_path, 1)
     names = {"step-2.superseded": 2.0, "step-2.superseded-2": 3.0, "step-2.superseded-3": 5.0}
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-1", *names}
     for name, slot in names.items():
@@ -144,16 +144,16 @@ def test_what_was_set_aside_to_be_kept_is_kept(tmp_path: Path) -> None:
         assert found.optimizer["weight/slot"][0, 0] == slot
 
 
-def test_what_a_step_replaced_does_not_come_back_for_a_future_that_was_left(tmp_path: Path) -> None:
+def test_superseding_deletes_what_the_step_had_replaced(tmp_path: Path) -> None:
     path = _save(tmp_path, 2)
     _save(tmp_path, 1)
     shutil.copytree(path, path.with_name(".step-2.replaced"))  # as a kill before the folder was tidied leaves it
-    checkpoint.supersede(tmp_path, 1)
-    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step-1"]
+    steps.supersede(tmp_path, 1)
+    assert [path.name for path in steps.step_folders(tmp_path)] == ["step-1"]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_syncs_no_folder_is_no_full_disk(
+def test_a_file_system_that_cant_sync_folders_isnt_an_error(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
@@ -167,11 +167,11 @@ def test_a_file_system_that_syncs_no_folder_is_no_full_disk(
     assert checkpoint.load(_save(tmp_path, 1)).step == 1
 
 
-def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_folders_arent_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as windows:
         windows.setattr(os, "name", "nt")
         windows.setattr(os, "open", None)
-        checkpoint.sync_folder(tmp_path)
+        atomic.sync_folder(tmp_path)
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -187,15 +187,15 @@ def good(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> Pa
 
 
 def go_on(run: OpenRun) -> None:
-    """Take everything from a checkpoint that training does."""
+    """Read everything that training reads from a checkpoint."""
     optim.build(run.model, run.config.training).load_state_dict(run.checkpoint.optimizer)
     sizes = {"d": run.config.model.latent_dim, "vocab_size": run.tokenizer.vocab_size, "steps": 8, "steps_per_epoch": 4}
     splats = Consolidation(run.config.splats, select("reference"), **sizes, seed=int)
     splats.restore(run.checkpoint.soc, str(run.checkpoint.path / SOC))
 
 
-def test_the_catalogue_is_of_damage_alone(good: Path) -> None:
-    """What makes it mean something: the checkpoint that it damages is a good one."""
+def test_the_undamaged_checkpoint_is_good(good: Path) -> None:
+    """Without this the tests of damage would prove nothing."""
     go_on(open_run(good / "checkpoints" / "step-8", "--checkpoint", print))
     assert len(CATALOGUE) >= 40
 
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(name: str, g
         assert "continuing from step-4" in said[0]
 
 
-def test_weights_that_are_no_model_are_not_said_to_be_of_another(good: Path, tmp_path: Path) -> None:
+def test_invalid_weights_arent_blamed_on_another_configuration(good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
     CATALOGUE["signed: kappa 0"].to(run / "checkpoints" / "step-8")
     with pytest.raises(CheckpointError) as error:
@@ -233,11 +233,11 @@ def test_weights_that_are_no_model_are_not_said_to_be_of_another(good: Path, tmp
 def test_a_run_may_be_named_like_a_step(name: str, good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / name)
     assert open_run(run, "--checkpoint", print).checkpoint.step == 8
-    assert checkpoint.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
+    assert steps.locate(run / "checkpoints" / "step-4", "--checkpoint") == (run, run / "checkpoints" / "step-4")
 
 
 @pytest.mark.parametrize("name", ["manifest a pipe", "signed: kappa 0", "splats: mass 0"])
-def test_a_command_says_it_in_three_lines_at_most(name: str, good: Path, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_command_reports_damage_in_at_most_three_lines(name: str, good: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
     CATALOGUE[name].to(run / "checkpoints" / "step-8")
     said = ebmvk("train", "--resume", run / "checkpoints" / "step-8", "--quiet", "--steps", 9)
@@ -247,7 +247,7 @@ def test_a_command_says_it_in_three_lines_at_most(name: str, good: Path, ebmvk: 
 
 
 @pytest.mark.parametrize("content", [b"checkpoints/step-99", b"../../step-1", b"\xff\xfe", b"", None])
-def test_a_pointer_that_was_damaged_costs_nothing(content: bytes | None, good: Path, tmp_path: Path) -> None:
+def test_a_damaged_pointer_is_ignored(content: bytes | None, good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
     for name in ("latest", "best"):
         (run / name).unlink()
@@ -262,22 +262,22 @@ NAMES = {"best": 4, "ckpt_best": 4, "latest": 8, "ckpt_last": 8}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_is_opened_by_its_name_in_the_run_folder(name: str, good: Path, tmp_path: Path) -> None:
-    """Whatever came after it; and being damaged, it is not replaced by another one."""
+def test_latest_and_best_open_the_checkpoint_that_they_name(name: str, good: Path, tmp_path: Path) -> None:
+    """They do so whatever came after; if the checkpoint is damaged, no other is taken instead."""
     run = shutil.copytree(good, tmp_path / "run")
-    checkpoint.point(run, "best", "step-4")
+    steps.point(run, "best", "step-4")
     found = open_run(run / name, "--checkpoint", print)
     assert (found.folder, found.checkpoint.step) == (run, NAMES[name])
-    assert checkpoint.locate(run / name, "--checkpoint") == (run, run / "checkpoints" / f"step-{NAMES[name]}")
-    (found.checkpoint.path / checkpoint.MODEL).unlink()
-    with pytest.raises(CheckpointError, match=f"step-{NAMES[name]}.*{checkpoint.MODEL}"):
+    assert steps.locate(run / name, "--checkpoint") == (run, run / "checkpoints" / f"step-{NAMES[name]}")
+    (found.checkpoint.path / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=f"step-{NAMES[name]}.*{MODEL}"):
         open_run(run / name, "--checkpoint", print)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"checkpoints/step-99", "it names step-99, which is not there"),
+        (b"checkpoints/step-99", "it names step-99, which does not exist"),
         (b"../../step-1", "there is no such folder"),
         (b"checkpoints/../../run", "there is no such folder"),
         (b"\xff\xfe", "there is no such folder"),
@@ -286,7 +286,7 @@ def test_a_checkpoint_is_opened_by_its_name_in_the_run_folder(name: str, good: P
     ],
 )
 @pytest.mark.parametrize("name", ["best", "ckpt_best"])
-def test_a_name_of_nothing_is_refused(name: str, content: bytes, words: str, good: Path, tmp_path: Path) -> None:
+def test_a_pointer_to_nothing_is_refused(name: str, content: bytes, words: str, good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
     (run / "best").write_bytes(content)
     with pytest.raises(CheckpointError, match=f"--checkpoint .*{name}: {words}"):
@@ -298,13 +298,13 @@ def test_a_run_may_be_named_best(good: Path, tmp_path: Path) -> None:
     assert open_run(run, "--checkpoint", print).checkpoint.step == 8
 
 
-def test_a_run_goes_on_from_its_best(good: Path, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_run_can_resume_from_its_best(good: Path, ebmvk: Command, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
-    checkpoint.point(run, "best", "step-4")
+    steps.point(run, "best", "step-4")
     said = ebmvk("train", "--resume", run / "best", "--quiet", "--steps", 5, "--sample-tokens", 0)
     assert said.status == 0, said.err
     assert (run / "checkpoints" / "step-8.superseded").is_dir()
-    assert [path.name for path in checkpoint.step_folders(run)] == ["step-5", "step-4"]
+    assert [path.name for path in steps.step_folders(run)] == ["step-5", "step-4"]
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "nul\0", "circle"])
@@ -320,29 +320,31 @@ def test_a_path_that_cannot_be_looked_up_is_refused(path: str, tmp_path: Path) -
 def _before(run: Path) -> None:
     for step in (1, 2):
         _save(run, step)
-    checkpoint.point(run, "best", "step-2")
+    steps.point(run, "best", "step-2")
 
 
 def _again(run: Path) -> None:
-    """The best so far, saved anew with another state."""
+    """Save the best step so far again, with another state."""
     model, optimizer = Small(), checkpoint.load(run / "checkpoints" / "step-2").optimizer
     checkpoint.save(run, 2, model, optimizer, {"progress": {"step": 2, "evaluated": 2}})
 
 
 def _anew(run: Path) -> None:
-    """Its step, reached again with other weights."""
+    """Reach the step of `_again` again, with other weights."""
     _save(run, 2, _other())
 
 
 def _next(run: Path) -> None:
-    """All that a trainer does at a save."""
+    """Do all that a trainer does at a save."""
     path = _save(run, 3)
-    checkpoint.point(run, "best", path.name)
-    checkpoint.prune(run, keep_last=1)
+    steps.point(run, "best", path.name)
+    steps.prune(run, keep_last=1)
 
 
 def _usable(run: Path) -> int:
-    """The step of the newest checkpoint; the next save leaves nothing but what it should."""
+    """The step of the newest checkpoint. Also checks that the next save leaves no other files
+    behind.
+    """
     step = checkpoint.newest_complete(run, "--resume", print).step
     _next(run)
     assert checkpoint.newest_complete(run, "--resume", print).step == 3
@@ -381,10 +383,12 @@ def _failure(work: Callable[[], object]) -> StorageError | None:
 
 @pytest.mark.parametrize("step", [3, 2])
 @pytest.mark.parametrize(("number", "lasting"), [(errno.ENOSPC, False), (errno.EROFS, True)])
-def test_a_failure_at_any_change_of_a_save_is_typed_and_loses_nothing(
+def test_a_failure_at_any_change_of_a_save_is_a_typed_error_and_loses_nothing(
     step: int, number: int, lasting: bool, tmp_path: Path
 ) -> None:
-    """A full disk that is cleared at once, and a folder that stays read-only; where only tidying fails, none is."""
+    """The disk is full for a moment, or the folder stays read-only. If only tidying up fails, there
+    is no error.
+    """
     failed = []
     for nth in count(1):
         run = tmp_path / str(nth)
@@ -399,68 +403,3 @@ def test_a_failure_at_any_change_of_a_save_is_typed_and_loses_nothing(
         if changes.made < nth:
             break
     assert len(failed) > 15
-
-
-# ---- nothing is pickled --------------------------------------------------------------------------------------------
-
-MODULES = {
-    "pickle",
-    "cPickle",
-    "_pickle",
-    "pickletools",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "shelve",
-    "marshal",
-    "copyreg",
-}
-CALLS = {
-    *("torch.save", "torch.load", "torch.jit.load", "torch.jit.save", "torch.hub.load", "torch.package"),
-    *("pandas.read_pickle", "np.fromregex"),
-}
-ARRAYS = ("load", "save", "savez", "savez_compressed")  # of numpy, with pickle unless told not to
-
-
-def pickles(source: str) -> list[str]:
-    """What in a program could read or write pickled objects."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            module = (getattr(node, "module", None) or "").split(".")[0]
-            names = {alias.name.split(".")[0] for alias in node.names}
-            whole = {f"{module}.{alias.name}" for alias in node.names}
-            found += sorted((({module} | names) & MODULES) | (whole & CALLS))
-        elif isinstance(node, ast.Attribute) and (name := ast.unparse(node)) in CALLS:
-            found.append(name)
-        elif isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in {
-            f"{module}.{call}" for module in ("np", "numpy") for call in ARRAYS
-        }:
-            allowed = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("allow_pickle")
-            found += [name] if allowed != "False" else []
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in (
-            "__import__",
-            "import_module",
-        ):
-            found += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in MODULES]
-    return found
-
-
-def test_nothing_is_pickled() -> None:
-    """Loading a checkpoint must never run code that somebody put there."""
-    package = Path(ebmvk.__file__).parent
-    sources = [*package.rglob("*.py"), *(package.parent / "bench").rglob("*.py")]
-    assert len(sources) > 100
-    assert {path.name: found for path in sources if (found := pickles(path.read_text(encoding="utf-8")))} == {}
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle", "from pickle import loads", "import dill as d", "torch.load(f)", "torch.save(x, f)",
-        "from torch import load", "np.load(f)", "np.load(f, allow_pickle=True)", "numpy.save(f, x)", "import shelve",
-        "importlib.import_module('pickle')", "__import__('marshal')", "loader = torch.load",
-    ],
-)  # fmt: skip
-def test_what_pickles_is_found(source: str) -> None:
-    assert pickles(source)

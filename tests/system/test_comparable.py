@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ebmvk.runs import checkpoint
+from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.folder import read_config
 from ebmvk.runs.metrics import read_history
 from ebmvk.training import trainer
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _progress(run: Path) -> dict[str, Any]:
-    newest = checkpoint.step_folders(run)[0]
+    newest = steps.step_folders(run)[0]
     found: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))["state"]["progress"]
     return found
 
@@ -58,7 +58,7 @@ def test_another_validation_text_is_noticed_without_a_digest_from_an_earlier_ver
 ) -> None:
     run = tmp_path / "run"
     train(run, *STILL, "--eval-every", 1, "--dataset", folder, "--steps", 9, "--stop-after", 3)
-    for step in checkpoint.step_folders(run):
+    for step in steps.step_folders(run):
         state = json.loads((step / "state.json").read_text(encoding="utf-8"))["state"]
         state.pop("text")
         edit(step, state=state)

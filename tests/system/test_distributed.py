@@ -1,7 +1,7 @@
-"""Several processes train as one does, stop together, and go on in any number; points spread over them are found as if
-they were in one place.
+"""Several processes train like one, stop together, and resume in any number.
 
-Processes are forks of this one with torchrun's environment; torchrun itself starts those of which one is killed.
+The processes are forks of this one with torchrun's environment. In the test that kills one,
+torchrun starts them.
 """
 
 from __future__ import annotations
@@ -26,27 +26,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench import scaling
-from ebmvk.cli import pretrain, running
+from ebmvk.cli import pretrain
 from ebmvk.cli import train as training
-from ebmvk.config.schema import Config, ModelConfig
-from ebmvk.engine import Backend, select
-from ebmvk.engine.device import Device
-from ebmvk.engine.sharded import Shards, sharded
-from ebmvk.errors import INTERRUPTED, DeviceError, EbmvkError
-from ebmvk.model.build import build_model
+from ebmvk.errors import INTERRUPTED
 from ebmvk.ranks import Ranks
-from ebmvk.ranks.failures import Failures
 from ebmvk.runs.folder import read_config
 from ebmvk.training import follower, passes
-from ebmvk.training.passes import Passes
-from ebmvk.training.reduction import add_up, check_same_weights
 
 from .conftest import Command, launched, rows
 from .test_resume import SPLATS
 
 FLAGS = ("--precision", "float32", "--dropout", 0, "--sample-tokens", 0, "--quiet", "--deterministic")
-# Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most this of it. Rows of
-# tokens whose gradients nearly cancel are moved by AdamW as far as others.
+# Sums in another order differ in the last bits of float32; eight steps of rate 4e-3 make at most
+# this of it. Rows of tokens whose gradients nearly cancel are moved by AdamW as far as others.
 WEIGHTS, NATS = 2e-5, 2e-6
 MODELS: dict[str, tuple[object, ...]] = {"ebm": (*SPLATS, "--num-workers", 2), "tinygpt": ("--model", "tinygpt")}
 OTHERS: dict[str, tuple[object, ...]] = {
@@ -54,8 +46,9 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "ebm with a transformer": ("--decoder", "transformer", "--gradient-checkpointing"),
     "plain": ("--model", "plain", *SPLATS),
     "minillm of experts": ("--model", "minillm", "--use-moe", "--accumulation-steps", 2),
-    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one process, weights that
-    # begin 1e-7 apart are as far from each other after a few steps. That its gradient is exact has a test of its own.
+    # PHI has the gradient of its weakest cut, which jumps where two are about as weak: of one
+    # process, weights that begin 1e-7 apart are as far from each other after a few steps. That its
+    # gradient is exact has a test of its own.
     "infinito": ("--model", "infinito", "--memory-slots", 8, "--lambda-phi", 0),
 }
 
@@ -105,20 +98,22 @@ def _same_as_one(tmp_path: Path, begun: tuple[object, ...], flags: tuple[object,
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_processes_are_one(model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+def test_two_processes_match_one(model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
     _same_as_one(tmp_path, begun, MODELS[model])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", OTHERS)
-def test_two_processes_are_one_for_every_model(
+def test_two_processes_match_one_for_every_model(
     model: str, tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
     _same_as_one(tmp_path, begun, OTHERS[model])
 
 
-def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
-    """Two steps by one process, two by four, four by two: as eight by one."""
+def test_a_run_resumes_with_another_number_of_processes(
+    tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    """Two steps with one process, two with four and four with two match eight with one."""
     one, other = tmp_path / "one", tmp_path / "other"
     assert command(one, *begun)() == 0
     assert command(other, *begun, "--stop-after", 2)() == 0
@@ -129,17 +124,43 @@ def test_a_run_goes_on_in_another_number(tmp_path: Path, begun: tuple[object, ..
     _ended_alike(one, other)
 
 
-def test_a_stage_of_its_own_goes_over_ranks(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
+@pytest.mark.parametrize("model", [("minillm", "--use-moe"), ("ebm", "--windows", "document")], ids=str)
+def test_any_division_of_a_step_gives_the_same_result(
+    model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...], no_reports: None
+) -> None:
+    """Short documents lie beside long ones. One batch of four windows, four batches of one, and two
+    ranks with two batches give the same."""
+    words = ["sun", "moon", "tree", "house", "river", "stone", "bird", "fish", "road", "cloud"]
+    random = Random(0)
+    documents = [" ".join(random.choices(words, k=2 if i % 3 else 60)) for i in range(120)]
+    text = tmp_path / "documents.txt"
+    text.write_text("\n\n".join(documents), encoding="utf-8")
+    begun = tuple(text if str(flag).endswith("made-up.txt") else flag for flag in begun)
+    flags = (*begun, "--model", *model, "--optimizer", "adamw", "--steps", 4, "--no-enable-soc")
+    runs = [tmp_path / name for name in ("one", "parts", "ranks")]
+    assert command(runs[0], *flags)() == 0
+    assert command(runs[1], *flags, "--batch-size", 1, "--accumulation-steps", 4)() == 0
+    found = launched(2, command(runs[2], *flags, "--batch-size", 2, "--accumulation-steps", 2), tmp_path)
+    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
+    one, *others = (
+        [(row["loss"], *row["parts"].values(), row["grad_norm"]) for row in rows(run, "step")] for run in runs
+    )
+    for other in others:
+        for own, true in zip(other, one, strict=True):
+            assert own == pytest.approx(true, rel=2e-4)
+
+
+def test_pretraining_works_with_several_processes(tmp_path: Path, begun: tuple[object, ...], no_reports: None) -> None:
     args = [str(arg) for arg in ("--run-dir", tmp_path / "run", *begun, "--steps", 2, "--no-enable-soc")]
     found = launched(2, lambda: pretrain.main(args), tmp_path)
     assert [(said.status, said.err) for said in found] == [(0, "")] * 2
     assert [row["ranks"] for row in rows(tmp_path / "run", "start")] == [2]
 
 
-def test_a_step_sends_what_is_predicted(
+def test_a_step_sends_as_many_bytes_as_predicted(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    """Gradients and the sample of states; beside them less than 2 kB of losses and of experts' counts."""
+    """It sends the gradients, the sample of states, and less than 2 kB of losses and expert counts."""
     run, real = tmp_path / "run", Ranks.all_reduce
 
     def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
@@ -152,12 +173,13 @@ def test_a_step_sends_what_is_predicted(
     load = scaling.Load.of(read_config(run))
     for rank in range(2):
         sent = sum(map(int, (tmp_path / f"sent-{rank}").read_text().split()))
-        # Consolidation sees all of so small a batch: of the most that the prediction allows for, these are not there.
+        # Consolidation sees all of so small a batch: of the most that the prediction allows for,
+        # these are not there.
         fewer = load.sample - 4 * (4 * 16) * (32 + 1)
         assert 0 < sent - (load.gradients + load.sample - fewer) < 2000
 
 
-def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
+def test_settings_for_one_process_only_are_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
     for number, flags, told in (
         (3, (), "error: --batch-size 4 is not a multiple of the 3 processes\n"),
         (2, ("--dry-run",), "error: --dry-run with 2 processes: it measures one\n"),
@@ -171,7 +193,7 @@ def test_what_does_not_go_over_ranks_is_refused_once(tmp_path: Path, begun: tupl
         assert not (tmp_path / "run").exists()
 
 
-def test_what_is_of_one_process_is_refused_to_several(
+def test_commands_for_one_process_only_are_refused(
     tmp_path: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size, told in (("2", "only train, pretrain, evaluate divide"), ("two", "WORLD_SIZE=two is not a number")):
@@ -187,7 +209,7 @@ def test_what_is_of_one_process_is_refused_to_several(
 
 
 @pytest.mark.parametrize("fault", ["not finite", "no memory", "a bug"])
-def test_what_one_rank_ends_with_ends_all(
+def test_the_error_of_one_rank_ends_all(
     fault: str, tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     real = passes.objective
@@ -217,7 +239,7 @@ def test_what_one_rank_ends_with_ends_all(
     assert rows(run, "resume")[0]["step"] == (5 if fault == "no memory" else 4)
 
 
-def test_an_interruption_of_any_rank_is_saved(
+def test_interrupting_any_rank_saves_the_run(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     real = passes.objective
@@ -233,7 +255,7 @@ def test_an_interruption_of_any_rank_is_saved(
     assert "saved       step 3 of 8" in found[0].out
 
 
-def test_a_rank_that_dies_before_a_save_costs_no_step(
+def test_a_rank_that_dies_before_a_save_loses_no_step(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
     monkeypatch.setattr(follower.Follower, "compare", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
@@ -246,14 +268,14 @@ def test_a_rank_that_dies_before_a_save_costs_no_step(
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process has started; none if it has ended."""
+    """The processes that a process has started; empty if it has ended."""
     try:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
     except FileNotFoundError:
         return []
 
 
-def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
+def test_torchrun_ends_when_a_rank_is_killed_and_the_run_can_resume(
     tmp_path: Path, begun: tuple[object, ...], no_reports: None
 ) -> None:
     run = tmp_path / "run"
@@ -285,210 +307,3 @@ def test_torchrun_ends_when_a_rank_is_killed_and_the_run_goes_on(
     assert (run / "latest").read_text(encoding="ascii") == f"checkpoints/step-{told[1]}\n"
     assert command(run, "--resume", "--stop-after", 1, "--quiet")() == 0
     assert rows(run, "resume")[0]["step"] == int(told[1])
-
-
-# ---- in one place or spread ----------------------------------------------------------------------------------------
-
-
-def on_ranks(body: Callable[[Ranks], None], number: int, tmp_path: Path) -> None:
-    """`body` in each of several processes, which must not raise."""
-
-    def work() -> int:
-        ranks = Ranks.join()
-        with ranks.together():
-            body(ranks)
-        return 0
-
-    for said in launched(number, work, tmp_path):
-        assert said.status == 0, said.err
-
-
-def _dyadic(rows: int, d: int, seed: int) -> torch.Tensor:
-    """Unit rows of which many are equal, and with queries of small integers no product is rounded."""
-    random = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (rows, d), generator=random).float() * 2 - 1
-    return signs / d**0.5  # d is a power of 4
-
-
-@pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_top_k_of_spread_points_is_that_of_one_store(device: str, tmp_path: Path) -> None:
-    """Ties, more neighbours than a part has rows, parts without rows, weights of minus infinity, and rows replaced."""
-
-    def equal(backend: Backend, own: Backend, n: int, d: int, k: int, seed: int) -> None:
-        random = torch.Generator().manual_seed(seed)
-        queries = torch.randint(-3, 4, (7, d), generator=random).float()
-        scale = torch.randint(1, 4, (n,), generator=random).float()
-        bias = torch.randint(-2, 3, (n,), generator=random).float()
-        bias[torch.rand(n, generator=random) < 0.3] = -math.inf
-        spread, whole = backend.points(_dyadic(n, d, seed)), own.points(_dyadic(n, d, seed))
-        for again in (1, 2):
-            for given in ({}, {"scale": scale}, {"bias": bias}, {"scale": scale, "bias": bias}):
-                found, true = backend.topk(queries, spread, k, **given), own.topk(queries, whole, k, **given)
-                assert torch.equal(found.scores, true.scores)
-                assert torch.equal(found.ids, true.ids)
-            for points in (spread, whole):
-                points.update(_dyadic(n, d, seed + again))
-
-    def body(ranks: Ranks) -> None:
-        if ranks.rank:
-            ranks.follow(Shards(ranks).handlers())
-            return
-        own = select(device)
-        backend = sharded(own, ranks, device)
-        for seed, (n, d, k) in enumerate([(1, 4, 1), (2, 4, 2), (4, 16, 3), (10, 16, 9), (50, 64, 50), (333, 16, 20)]):
-            equal(backend, own, n, d, k, seed)
-        with pytest.raises(ValueError, match="k"):
-            backend.topk(torch.ones(1, 4), backend.points(_dyadic(2, 4, 1)), 3)
-        ranks.tell("end", status=0)
-
-    on_ranks(body, 3, tmp_path)
-
-
-@pytest.mark.parametrize("changes", [{"model": "infinito", "memory_slots": 4}, {"model": "minillm", "use_moe": True}])
-def test_ranks_with_unlike_numbers_of_targets_make_the_step_of_one(changes: dict[str, Any], tmp_path: Path) -> None:
-    """PHI and the losses of experts are of all targets of a step, over ranks and over batches at once."""
-    config = ModelConfig(latent_dim=16, n_layers=2, n_heads=2, ffn_dim=24, hidden_dim=12, dropout=0.0, **changes)
-    torch.manual_seed(0)
-    model = build_model(config, 40).train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    tokens = torch.randint(40, (8, 10))
-    for row, there in enumerate((10, 2, 2, 3, 9, 2, 10, 2)):
-        tokens[row, there:] = -1
-    settings = dataclasses.replace(Config(), model=config)
-
-    def made(batches: int, ranks: Ranks) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        model.zero_grad()
-        passes = Passes(model, Device(select("reference"), torch.device("cpu"), ""), settings, tokens, 3, batches)
-        losses = dataclasses.replace(passes, share=ranks.share, total=ranks.total).run()
-        losses, _ = add_up(ranks, model, losses, torch.zeros(0), interrupted=False)
-        values = [losses.total.double(), *(part.double() for part in losses.parts.values())]
-        return values, [p.grad for p in model.parameters() if p.grad is not None]
-
-    wanted = made(1, Ranks())
-
-    def body(ranks: Ranks) -> None:
-        for batches in (1, 2, 4):
-            for found, true in zip(made(batches, ranks), wanted, strict=True):
-                torch.testing.assert_close(found, true, rtol=2e-4, atol=2e-6)
-
-    on_ranks(body, 2, tmp_path)
-
-
-@pytest.mark.parametrize("model", [("minillm", "--use-moe"), ("ebm", "--windows", "document")], ids=str)
-def test_a_step_may_be_divided_in_any_way(
-    model: tuple[str, ...], tmp_path: Path, begun: tuple[object, ...], no_reports: None
-) -> None:
-    """Documents of two words beside long ones: a batch of four windows, four of one, and two ranks with two of two."""
-    words = ["sun", "moon", "tree", "house", "river", "stone", "bird", "fish", "road", "cloud"]
-    random = Random(0)
-    documents = [" ".join(random.choices(words, k=2 if i % 3 else 60)) for i in range(120)]
-    text = tmp_path / "documents.txt"
-    text.write_text("\n\n".join(documents), encoding="utf-8")
-    begun = tuple(text if str(flag).endswith("made-up.txt") else flag for flag in begun)
-    flags = (*begun, "--model", *model, "--optimizer", "adamw", "--steps", 4, "--no-enable-soc")
-    runs = [tmp_path / name for name in ("one", "parts", "ranks")]
-    assert command(runs[0], *flags)() == 0
-    assert command(runs[1], *flags, "--batch-size", 1, "--accumulation-steps", 4)() == 0
-    found = launched(2, command(runs[2], *flags, "--batch-size", 2, "--accumulation-steps", 2), tmp_path)
-    assert [(said.status, said.err) for said in found] == [(0, "")] * 2
-    one, *others = (
-        [(row["loss"], *row["parts"].values(), row["grad_norm"]) for row in rows(run, "step")] for run in runs
-    )
-    for other in others:
-        for own, true in zip(other, one, strict=True):
-            assert own == pytest.approx(true, rel=2e-4)
-
-
-def test_weights_that_differ_are_noticed(tmp_path: Path) -> None:
-    def body(ranks: Ranks) -> None:
-        model: Any = nn.Linear(3, 2)
-        nn.init.ones_(model.weight)
-        nn.init.zeros_(model.bias)
-        check_same_weights(ranks, model, 1)
-        with torch.no_grad():
-            model.weight[1, 2] += 1e-7 * ranks.rank
-        with pytest.raises(DeviceError, match="the weights of the ranks differ after step 2"):
-            check_same_weights(ranks, model, 2)
-
-    on_ranks(body, 2, tmp_path)
-
-
-def test_devices_of_two_kinds_are_refused(tmp_path: Path) -> None:
-    def body(ranks: Ranks) -> None:
-        ranks.use(torch.device("cpu"))
-        with pytest.raises(DeviceError, match=f"rank {ranks.rank} computes on"):
-            ranks.use(torch.device("cuda" if ranks.rank else "cpu"))
-
-    on_ranks(body, 2, tmp_path)
-
-
-def test_a_first_rank_that_dies_with_the_store_is_named(tmp_path: Path) -> None:
-    def body() -> int:
-        ranks = Ranks.join()
-        with ranks.together():
-            if ranks.rank == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return ranks.follow({})
-
-    _, one, two = launched(3, lambda: running.run(body), tmp_path)
-    assert (one.status, two.status) == (2, 2)
-    assert "error: rank 1: rank 0 of 3 stopped answering\n" in one.err
-    assert "error:" not in two.err
-
-
-def test_what_the_first_rank_ends_with_is_known_to_others_that_look_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the store ends with the process of the first rank, and torch's compiler keeps the group of all ranks."""
-    real = Failures.why_lost
-
-    def late(*args: Any) -> EbmvkError:
-        time.sleep(0.7)
-        return real(*args)
-
-    monkeypatch.setattr(Failures, "why_lost", late)
-
-    def body() -> int:
-        ranks = Ranks.join()
-        torch.use_deterministic_algorithms(True)
-        with ranks.together():
-            if ranks.rank == 0:
-                raise DeviceError("no device", hint="take another")
-            return ranks.follow({})
-
-    one, two = launched(2, lambda: running.run(body), tmp_path)
-    assert (one.status, one.err) == (2, "error: no device\n  try: take another\n")
-    assert (two.status, two.err) == (2, "")
-
-
-def test_sums_go_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebmvk.ranks.processes.BUCKET", 10)
-
-    def body(ranks: Ranks) -> None:
-        shapes = [(3,), (2, 4), (), (25,), (0,), (5, 2)]
-        given = [torch.full(shape, float(ranks.rank + 1)) for shape in shapes]
-        ranks.add_up(given)
-        assert all(torch.equal(value, torch.full(shape, 3.0)) for value, shape in zip(given, shapes, strict=True))
-
-    on_ranks(body, 2, tmp_path)
-
-
-def test_long_messages_and_tensors_arrive(tmp_path: Path) -> None:
-    heard: list[Any] = []
-
-    def body(ranks: Ranks) -> None:
-        said = {"text": "σ" * 2000, "short": [1, None, 2.5]}
-        tensors = {"a": torch.arange(5), "b": torch.ones(2, 3, dtype=torch.bfloat16), "c": torch.zeros(0)}
-        if ranks.rank:
-            follow = {"say": lambda **more: heard.append((more, ranks.receive()))}
-            assert ranks.follow(follow) == 7
-            assert heard[0][0] == said
-            assert all(torch.equal(heard[0][1][name], value) for name, value in tensors.items())
-        else:
-            ranks.tell("say", **said)
-            ranks.send(tensors)
-            ranks.tell("end", status=7)
-
-    on_ranks(body, 2, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from ebmvk.config.models import MODELS
 from ebmvk.ranks import Share
 from ebmvk.report import run_page as html
-from ebmvk.runs.checkpoint import step_folders
+from ebmvk.runs.steps import step_folders
 from ebmvk.training import evaluations, passes
 
 from .conftest import Command, rows

@@ -1,4 +1,4 @@
-"""A trained model as a folder of its own: written, put where a hub's client puts it, and read back."""
+"""Exported models: writing them, reading them back, and reading them from a hub's cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ import ebmvk as package
 from ebmvk.config.schema import replace
 from ebmvk.errors import CheckpointError, EbmvkError, StorageError
 from ebmvk.initialisation.start import open_start
-from ebmvk.report.export import write
-from ebmvk.runs.folder import open_run
+from ebmvk.report.model_card import model_card
+from ebmvk.runs.export import write
+from ebmvk.runs.folder import OpenRun, open_run
 from ebmvk.runs.hub import read
 
 from .conftest import Command, rows
+
+
+def _write(run: OpenRun, to: Path) -> list[Path]:
+    return write(run, to, model_card(run))
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def _logits(path: Path) -> torch.Tensor:
     return found
 
 
-def test_an_exported_model_is_the_same_model(exported: Path, trained: Path, text: Path, ebmvk: Command) -> None:
+def test_an_exported_model_gives_the_same_results(exported: Path, trained: Path, text: Path, ebmvk: Command) -> None:
     files = {path.name for path in exported.iterdir()}
     assert files == {"model.safetensors", "tokenizer.json", "config.json", "README.md"}
     assert torch.equal(_logits(exported), _logits(trained))
@@ -58,7 +63,7 @@ def test_every_model_is_exported(flags: tuple[str, ...], train: Command, ebmvk: 
     assert torch.equal(_logits(folder), _logits(run))
 
 
-def test_the_card_has_the_exact_figures_and_no_folder_of_this_machine(exported: Path, trained: Path) -> None:
+def test_the_card_has_exact_figures_and_names_no_local_folder(exported: Path, trained: Path) -> None:
     card, settings = (exported / "README.md").read_text(encoding="utf-8"), (exported / "config.json").read_text()
     validation = rows(trained, "end")[-1]["validation"]
     for figure in (
@@ -72,8 +77,8 @@ def test_the_card_has_the_exact_figures_and_no_folder_of_this_machine(exported: 
     assert str(trained.parent.parent) not in card + settings
 
 
-def test_a_snapshot_of_a_hub_is_opened_without_a_network(exported: Path, tmp_path: Path) -> None:
-    """The cache of the hub's client: blobs by digest, and a snapshot of links to them."""
+def test_a_cached_hub_snapshot_opens_offline(exported: Path, tmp_path: Path) -> None:
+    """The hub's client keeps files by digest, and a snapshot of links to them."""
     repository, commit = tmp_path / "cache" / "models--owner--name", "a" * 40
     snapshot = repository / "snapshots" / commit
     for folder in (snapshot, repository / "blobs", repository / "refs"):
@@ -89,7 +94,7 @@ def test_a_snapshot_of_a_hub_is_opened_without_a_network(exported: Path, tmp_pat
     assert torch.equal(_logits(found), _logits(exported))
 
 
-def test_a_run_begins_with_an_exported_model(exported: Path, train: Command, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_run_can_start_from_an_exported_model(exported: Path, train: Command, ebmvk: Command, tmp_path: Path) -> None:
     train(tmp_path / "run", "--init", exported, "--steps", 1, "--quiet", "--sample-tokens", 0)
     (row,) = rows(tmp_path / "run", "start")
     assert row["init"]["run"] == str(exported)
@@ -102,8 +107,8 @@ def test_a_run_begins_with_an_exported_model(exported: Path, train: Command, ebm
     assert "is not an empty folder" in said.err
 
 
-def test_a_model_of_another_library_is_still_a_table(exported: Path) -> None:
-    """Hubs are full of folders with a config.json; their embeddings are something to begin with."""
+def test_a_model_of_another_library_still_gives_embeddings(exported: Path) -> None:
+    """Such folders have a config.json, too; a run can start from their embeddings."""
     _set(exported, model_type="gpt2")
     start = open_start(str(exported), print)
     assert (start.run, start.table) == (None, exported)
@@ -113,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "settings cut": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
     "settings of another library": (
         lambda p: (p / "config.json").write_text('{"model_type": "gpt2"}'),
-        "no model of ebmvk",
+        "not a model of ebmvk",
     ),
     "settings of a later format": (lambda p: _set(p, format=9), "format 9"),
     "a setting that is none": (lambda p: _set(p, config={"model": {"latent_dimm": 3}}), "model.latent_dimm"),
@@ -140,8 +145,10 @@ def test_a_damaged_export_is_refused_by_name(name: str, exported: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["settings cut", "another width", "weights cut"])
-def test_what_to_try_is_of_an_exported_model(name: str, exported: Path) -> None:
-    """It has no older checkpoint, is not resumed, and has its settings in another file than a run."""
+def test_hints_fit_an_exported_model(name: str, exported: Path) -> None:
+    """It has no older checkpoint, can't be resumed, and keeps its settings in another file than a
+    run.
+    """
     DAMAGE[name][0](exported)
     with pytest.raises(EbmvkError) as error:
         open_run(exported, "--checkpoint", print)
@@ -158,11 +165,11 @@ def test_what_to_try_is_of_an_exported_model(name: str, exported: Path) -> None:
         ("wikitext-2:1000", "wikitext-2:1000"),
     ],
 )
-def test_no_folder_of_this_machine_is_published(given: str, public: str, trained: Path, tmp_path: Path) -> None:
-    """Nor where it is not there any more."""
+def test_no_local_folder_is_published(given: str, public: str, trained: Path, tmp_path: Path) -> None:
+    """Folders that no longer exist aren't named either."""
     run, names = open_run(trained, "--checkpoint", print), ("dataset", "tokenizer")
     config = replace(run.config, dict.fromkeys(names, given) | {"init": f"{tmp_path}/{public}:wte"})
-    write(dataclasses.replace(run, config=config), tmp_path / "exported")
+    _write(dataclasses.replace(run, config=config), tmp_path / "exported")
     found = json.loads((tmp_path / "exported" / "config.json").read_text(encoding="utf-8"))["config"]
     assert [found["data"][name] for name in names] == [public, public]
     assert found["training"]["init"] == f"{public}:wte"
@@ -173,29 +180,29 @@ def test_no_folder_of_this_machine_is_published(given: str, public: str, trained
     ("init", "public"),
     [("corpus", "corpus"), ("owner/name", "owner/name"), ("../secret", "secret"), ("~/me/secret", "secret")],
 )
-def test_of_a_start_only_a_hubs_name_has_two_parts(init: str, public: str, trained: Path, tmp_path: Path) -> None:
+def test_a_start_keeps_both_parts_only_of_a_hub_name(init: str, public: str, trained: Path, tmp_path: Path) -> None:
     run = open_run(trained, "--checkpoint", print)
-    write(dataclasses.replace(run, config=replace(run.config, {"init": init})), tmp_path / "exported")
+    _write(dataclasses.replace(run, config=replace(run.config, {"init": init})), tmp_path / "exported")
     assert read(tmp_path / "exported")[0].training.init == public
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_what_has_vanished_meanwhile_is_not_left_out(file: str, trained: Path, tmp_path: Path) -> None:
+def test_exporting_fails_if_a_file_has_vanished(file: str, trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     run = open_run(folder, "--checkpoint", print)
     next(folder.rglob(f"{run.checkpoint.path.name}/{file}" if file == "model.safetensors" else file)).unlink()
     with pytest.raises(CheckpointError, match=file):
-        write(run, tmp_path / "exported")
+        _write(run, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 
-def test_a_full_disk_names_no_flag_of_another_command(trained: Path, tmp_path: Path) -> None:
+def test_a_full_disk_hints_at_exporting_again(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as error:
-        write(open_run(trained, "--checkpoint", print), tmp_path / "file" / "exported")
+        _write(open_run(trained, "--checkpoint", print), tmp_path / "file" / "exported")
     assert error.value.hint.endswith("then export again")
 
 
-def test_settings_come_back(exported: Path, trained: Path) -> None:
+def test_settings_survive_an_export(exported: Path, trained: Path) -> None:
     config, run = read(exported)[0], open_run(trained, "--checkpoint", print)
     assert (config.model, config.langevin, config.splats) == (run.config.model, run.config.langevin, run.config.splats)

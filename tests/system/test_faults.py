@@ -23,9 +23,9 @@ from ebmvk.errors import CheckpointError, ConfigError, EbmvkError, NonFinite, St
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import Share
-from ebmvk.runs import checkpoint
-from ebmvk.runs.checkpoint import MANIFEST, MODEL
+from ebmvk.runs import atomic, checkpoint, steps
 from ebmvk.runs.layout import refuse_existing
+from ebmvk.runs.manifest import MANIFEST, MODEL
 from ebmvk.runs.metrics import read_metrics
 from ebmvk.training import passes
 
@@ -253,7 +253,7 @@ def test_a_full_disk_while_training_ends_with_a_typed_error(
 ) -> None:
     run = tmp_path / "run"
     train(run, "--quiet", "--sample-tokens", 0, "--stop-after", 2)
-    write_file = checkpoint.write_file
+    write_file = atomic.write_file
 
     def full(path: Path, content: bytes) -> None:
         if path.name == MODEL:
@@ -320,7 +320,7 @@ def test_non_finite_numbers_never_reach_the_weights(
     said = ebmvk("train", "--resume", "--run-dir", run)
     _is_typed(said, "step 3", words, "after step 2", "--lr")
     monkeypatch.undo()
-    assert [path.name for path in checkpoint.step_folders(run)] == ["step-2"]
+    assert [path.name for path in steps.step_folders(run)] == ["step-2"]
     train(run, "--resume", "--quiet")
 
 
@@ -336,7 +336,7 @@ def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
     run = tmp_path / "run"
     args = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", "reference")
     _is_typed(ebmvk("train", *args), "chains are not finite", "--langevin-T")
-    assert [path.name for path in checkpoint.step_folders(run)] == ["step-4"]
+    assert [path.name for path in steps.step_folders(run)] == ["step-4"]
     monkeypatch.undo()
     train(run, "--resume", "--quiet")
     assert [row["step"] for row in rows(run, "eval")] == [4, 8]

@@ -1,7 +1,7 @@
-"""Files mutated at random: whatever comes of it is read or refused with a typed error, and never a crash or a hang.
+"""Files mutated at random are read, or refused with a typed error; nothing crashes or hangs.
 
-EBMVK_FUZZ=N takes N mutations of each kind of file instead of a few; `-m slow` takes 25,000, 100,000 together. A
-failure names the number of its mutation, which is all that it depends on.
+EBMVK_FUZZ=N tries N mutations of each kind of file instead of a few; `-m slow` tries 25,000, which
+is 100,000 together. A failure names the number of its mutation, which reproduces it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ebmvk.data.datasets import resolve
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Batches, encode_split
 from ebmvk.errors import DataError, EbmvkError
-from ebmvk.runs.checkpoint import MANIFEST, MODEL, SOC, STATE
 from ebmvk.runs.folder import OpenRun, open_run, read_config
+from ebmvk.runs.manifest import MANIFEST, MODEL, SOC, STATE
 
 from .conftest import made_up_text
 from .damage import forge
@@ -69,7 +69,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Folder:
-    """A run to be damaged: a copy, and where the good one is."""
+    """A copy of a run to damage, and the good run."""
 
     run: Path
     good: Path
@@ -83,7 +83,7 @@ class Folder:
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """One to four changes of a byte string."""
+    """A byte string with one to four changes."""
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(content) + 1)
         to = min(len(content), at + chance.choice((1, 2, 8, 64, 1000)))
@@ -104,7 +104,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_json(text: str, chance: random.Random) -> str:
-    """JSON, one value of which is another's, or of another type."""
+    """JSON in which one value is replaced by another one, or by one of another type."""
     tree = json.loads(text)
     tree.pop("sha256", None)  # or nothing behind it would be reached
     nodes = [(parent, key) for parent, key in _places(tree)]
@@ -135,7 +135,9 @@ def _either(path: Path, chance: random.Random) -> bytes:
 
 
 def _checkpoint(at: Folder, chance: random.Random) -> None:
-    """Bits of any of its files; half of the time its digests are right, so that what reads the content is reached."""
+    """Mutate one of a checkpoint's files. Half of the time the digests are made right, so that the
+    content is read.
+    """
     good = at.good / "checkpoints" / "step-8"
     file = chance.choice((MANIFEST, MODEL, STATE, SOC))
     try:
@@ -152,7 +154,7 @@ def _checkpoint(at: Folder, chance: random.Random) -> None:
 
 
 def _tensors(path: Path, chance: random.Random) -> bytes:
-    """A safetensors file whose header or numbers are others."""
+    """Mutate the header or the numbers of a safetensors file."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     kind = chance.randrange(3)
@@ -170,7 +172,7 @@ def _opened(path: Path) -> OpenRun:
 
 
 def _config(at: Folder, chance: random.Random) -> None:
-    """Bytes of it, or one value for another."""
+    """Mutate bytes of config.toml, or exchange a value."""
     content = (at.good / "config.toml").read_bytes()
     lines = content.splitlines()
     line = chance.randrange(len(lines))
@@ -209,7 +211,9 @@ def folder(tmp_path: Path, small: Path) -> Folder:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> Path:
-    """A run whose files are small, so that a mutation is likely to meet what counts; with splats."""
+    """A run with splats and with small files, so that a mutation is likely to hit something that
+    matters.
+    """
     run = tmp_path_factory.mktemp("small") / "run"
     args = ["--run-dir", run, "--dataset", text, "--config", tiny, "--device", "cpu", "--quiet", "--sample-tokens", 0]
     small = ("--latent-dim", 8, "--ffn-dim", 8, "--hidden-dim", 8, "--n-layers", 1, "--vocab-size", 260)
@@ -218,12 +222,14 @@ def small(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path) -> P
 
 
 class Hang(BaseException):
-    """No error of a file: nothing that reads one may take it for one."""
+    """Not an error of a file, so that nothing that reads files catches it."""
 
 
 @contextmanager
 def _alarm(what: str) -> Iterator[None]:
-    """Hang after LONGEST seconds; the timer that ran before, as of the test itself, runs on."""
+    """Raise Hang after LONGEST seconds. A timer that ran before, such as the test's own, keeps
+    running.
+    """
 
     def rings(*_: object) -> None:
         raise Hang(f"{what}: not done after {LONGEST} s")
@@ -239,7 +245,7 @@ def _alarm(what: str) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)))
 
 
-def test_the_alarm_leaves_the_timer_that_ran_before() -> None:
+def test_the_alarm_keeps_the_timer_that_ran_before() -> None:
     with _alarm("outer"):
         handler, left = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]
         with _alarm("inner"):
@@ -248,9 +254,9 @@ def test_the_alarm_leaves_the_timer_that_ran_before() -> None:
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= left
 
 
-def test_a_hang_of_the_tokenizer_is_none_of_its_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_of_the_tokenizer_isnt_taken_for_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
-        """As the library's panics are named."""
+        """Named like the library's panics."""
 
     def raising(error: BaseException) -> Callable[[str], None]:
         def from_str(_: str) -> None:

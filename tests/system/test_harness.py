@@ -41,7 +41,7 @@ DOCUMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval, an extra, is not installed")
-def test_tasks_get_our_answers(
+def test_tasks_get_the_models_answers(
     trained: Path, ebmvk: Command, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -75,7 +75,7 @@ def test_tasks_get_our_answers(
     )
 
 
-def test_the_rolling_likelihood_is_that_of_evaluate(trained: Path, ebmvk: Command, device: str, tmp_path: Path) -> None:
+def test_the_rolling_likelihood_matches_evaluate(trained: Path, ebmvk: Command, device: str, tmp_path: Path) -> None:
     text = "The old king likes a house. She sees fish, and a dog paints it. " * 3
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     for how in ({}, {"context": 9, "stride": 4}):
@@ -103,7 +103,7 @@ def test_the_rolling_likelihood_is_that_of_evaluate(trained: Path, ebmvk: Comman
         (("--checkpoint", "run", "--model_args", "checkpoint=other"), "--model-args with"),
     ],
 )
-def test_the_model_is_named_by_its_checkpoint(args: tuple[str, ...], message: str, ebmvk: Command) -> None:
+def test_the_checkpoint_names_the_model(args: tuple[str, ...], message: str, ebmvk: Command) -> None:
     said = ebmvk("harness", *args)
     assert said.status == 2
     assert message in said.err
@@ -118,7 +118,7 @@ def test_values_out_of_range_are_refused(bad: dict[str, Any], trained: Path) -> 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
-def test_without_the_extra_it_says_what_to_install(ebmvk: Command) -> None:
+def test_without_the_extra_the_error_says_what_to_install(ebmvk: Command) -> None:
     said = ebmvk("harness", "--checkpoint", "run", "--tasks", "x")
     assert said.status == 2
     assert "./run setup --extra harness" in said.err

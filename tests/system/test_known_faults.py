@@ -1,4 +1,4 @@
-"""Runs of earlier versions: `evaluate`, `diagnose` and the card say what their faults touched."""
+"""For runs of earlier versions, `evaluate`, `diagnose` and the card tell which figures are wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def faults(ebmvk: Command, run: Path) -> list[str]:
         (("--model", "plain", "--tokenizer", "char"), [BYTES]),
     ],
 )
-def test_only_what_was_touched_is_said(
+def test_only_faults_that_affect_the_run_are_told(
     flags: tuple[object, ...], words: list[str], train: Command, ebmvk: Command, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -61,7 +61,7 @@ def test_only_what_was_touched_is_said(
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
 
 
-def test_a_tokenizer_that_cuts_texts_is_said(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cuts_texts_is_told(train: Command, ebmvk: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *SHORT, "--model", "plain")
     file = run / "tokenizer.json"
@@ -81,7 +81,7 @@ def test_a_tokenizer_that_cuts_texts_is_said(train: Command, ebmvk: Command, tmp
     assert CUT in found
 
 
-def test_diagnosis_and_card_say_it_too_and_resuming_does_not_take_it_back(
+def test_diagnosis_and_card_tell_it_too_also_after_resuming(
     train: Command, ebmvk: Command, text: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -101,7 +101,7 @@ def test_diagnosis_and_card_say_it_too_and_resuming_does_not_take_it_back(
     assert WINDOWS in said.err
 
 
-def test_a_run_inside_its_own_text_and_one_of_two_validation_texts(
+def test_runs_inside_their_text_or_with_two_validation_texts_are_told(
     train: Command, ebmvk: Command, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "texts"

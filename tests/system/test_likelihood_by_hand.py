@@ -1,4 +1,4 @@
-"""`ebmvk evaluate` against the same number by hand: a plain loop over tokens, in float64, without our window code."""
+"""`ebmvk evaluate` against a plain loop over tokens, in float64, without our code for windows."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ WINDOWS = [(16, 16), (16, 8), (7, 3), (5, 1), (100, 50)]  # the last one is long
 
 
 def _first(target: int, begin: int, last: int, context: int, stride: int) -> int:
-    """Where the window begins that scores a target. begin, last: of the text, or of the document on its own.
+    """The beginning of the window that scores a target. begin, last: of the text, or of a document
+    that is read alone.
 
-    The first window scores `context` targets. Each later one ends `stride` further, at `last` at most, and scores what
-    is new; it begins `context` before its end.
+    The first window scores `context` targets. Each later one ends `stride` further, at most at
+    `last`, begins `context` before its end, and scores what is new.
     """
     end = begin + context
     while end < target:
@@ -36,8 +37,8 @@ def _first(target: int, begin: int, last: int, context: int, stride: int) -> int
 
 @torch.no_grad()
 def _nats(model: LanguageModel, tokens: np.ndarray, breaks: list[int], context: int, stride: int) -> float:
-    """Of all tokens but the first, each from a forward pass of its own. breaks: where documents begin that are read
-    apart, the text's beginning first."""
+    """Nats of all tokens but the first, each from its own forward pass. breaks: where documents
+    that are read alone begin, including the beginning of the text."""
     total = 0.0
     for target in range(1, len(tokens)):
         begin = max(start for start in breaks if start < target)
@@ -62,7 +63,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, documents: Path, tiny: Path
 ) -> OpenRun:
-    """A model of each kind after two steps. minillm reads each document on its own, the others across them."""
+    """A model of each kind after two steps. minillm reads each document alone; the others read
+    across documents.
+    """
     from ebmvk.cli import train
 
     folder = tmp_path_factory.mktemp("by-hand") / "run"
@@ -74,7 +77,7 @@ def run(
     return open_run(folder, "--checkpoint", print)
 
 
-def test_evaluate_is_the_sum_over_tokens_by_hand(run: OpenRun, documents: Path, ebmvk: Command) -> None:
+def test_evaluate_matches_the_sum_over_tokens_by_hand(run: OpenRun, documents: Path, ebmvk: Command) -> None:
     whole = encode_split(resolve(str(documents)), "validation", run.tokenizer)
     starts = [int(start) for start in whole.starts if start <= SHORT]
     assert len(starts) > 2

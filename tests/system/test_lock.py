@@ -1,4 +1,6 @@
-"""Of two that would write into one run folder the second is refused, and nobody who died keeps others out."""
+"""A second process that would write into a run folder is refused, and a dead process never blocks
+others.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ SAID: list[str] = []
 
 
 def forked(body: Callable[[], Any]) -> int:
-    """The process id of a fork that does nothing else, and ends with status 1 if that raises."""
+    """The id of a forked process that runs the body alone, and ends with status 1 if it raises."""
     child = os.fork()
     if not child:
         status = 1
@@ -37,7 +39,7 @@ def forked(body: Callable[[], Any]) -> int:
     return child
 
 
-def test_a_second_writer_is_refused_and_readers_are_not(
+def test_a_second_writer_is_refused_but_readers_arent(
     trained: Path, ebmvk: Command, text: Path, tiny: Path, device: str
 ) -> None:
     before = sorted(path.name for path in trained.iterdir())
@@ -55,7 +57,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(
     assert SAID == []
 
 
-def test_a_planned_run_that_has_just_begun_elsewhere_is_not_cleared_away(tmp_path: Path) -> None:
+def test_a_planned_run_that_another_process_has_begun_isnt_deleted(tmp_path: Path) -> None:
     planned = PlannedRun(tmp_path / "run", (), {})
     planned.note.write_text('{"arguments": []}', encoding="utf-8")
     with locked(planned.folder, print):
@@ -65,7 +67,7 @@ def test_a_planned_run_that_has_just_begun_elsewhere_is_not_cleared_away(tmp_pat
         assert (planned.folder / "config.toml").exists()
 
 
-def test_a_lock_ends_with_whoever_has_it(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     run = tmp_path / "run"
     ready, told = os.pipe()
 
@@ -88,7 +90,7 @@ def test_a_lock_ends_with_whoever_has_it(tmp_path: Path) -> None:
     assert not (run / LOCK_FILE).exists()
 
 
-def test_a_fork_does_not_keep_the_lock_of_a_parent_that_died(tmp_path: Path) -> None:
+def test_a_fork_doesnt_keep_the_lock_of_a_dead_parent(tmp_path: Path) -> None:
     run = tmp_path / "run"
     ready, told = os.pipe()
 
@@ -111,7 +113,7 @@ def test_a_fork_does_not_keep_the_lock_of_a_parent_that_died(tmp_path: Path) -> 
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_fork_that_leaves_the_block_ends_no_lock(tmp_path: Path) -> None:
+def test_a_fork_that_leaves_the_block_keeps_the_parents_lock(tmp_path: Path) -> None:
     with contextlib.ExitStack() as block:
         block.enter_context(locked(tmp_path, print))
         os.waitpid(forked(block.close), 0)
@@ -119,7 +121,9 @@ def test_a_fork_that_leaves_the_block_ends_no_lock(tmp_path: Path) -> None:
             pass
 
 
-def test_a_file_that_is_gone_from_the_server_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_was_deleted_on_the_server_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, stale = lock.fcntl.flock, [errno.ESTALE]
 
     def flock(*args: Any) -> None:
@@ -134,9 +138,7 @@ def test_a_file_that_is_gone_from_the_server_is_opened_again(tmp_path: Path, mon
     assert said == []
 
 
-def test_a_folder_that_another_one_removes_meanwhile_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_was_just_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, times = Path.mkdir, [1, 2]
 
     def mkdir(folder: Path, *args: Any, **how: Any) -> None:
@@ -151,8 +153,8 @@ def test_a_folder_that_another_one_removes_meanwhile_is_made_again(
     assert not (tmp_path / "run").exists()
 
 
-def test_never_two_at_once_though_each_deletes_the_file(tmp_path: Path) -> None:
-    """Processes that take turns count in a file, a read and a write apart: with two at once a count would be lost."""
+def test_only_one_holds_the_lock_although_each_deletes_its_file(tmp_path: Path) -> None:
+    """Processes count in a file, reading and writing separately, so two at once would lose a count."""
     total = tmp_path / "total"
     total.write_text("0", encoding="utf-8")
 
@@ -174,7 +176,9 @@ def test_never_two_at_once_though_each_deletes_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [errno.ENOTSUP, errno.ENOLCK, None])
-def test_without_locks_a_line_says_so(missing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_gives_a_warning(
+    missing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if missing is None:
         monkeypatch.setattr(lock, "fcntl", None)
     else:
@@ -190,14 +194,16 @@ def test_without_locks_a_line_says_so(missing: int | None, tmp_path: Path, monke
     assert "would not be noticed" in said[0]
 
 
-def test_without_locks_a_quiet_run_says_so_too(trained: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_runs_warn_about_missing_locks_too(
+    trained: Path, ebmvk: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "fcntl", None)
     said = ebmvk("train", "--resume", "--run-dir", trained, "--steps", 1, "--device", "cpu", "--quiet")
-    assert said.err.startswith(f"not locked  {trained}: no locks")
+    assert said.err.startswith(f"not locked  {trained}: ")
     assert "--steps 1 is below" in said.err
 
 
-def test_a_folder_that_stays_empty_is_not_left_behind(tmp_path: Path) -> None:
+def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
     with locked(tmp_path / "runs" / "a", print):
         pass
     assert not (tmp_path / "runs" / "a").exists()

@@ -26,7 +26,8 @@ from ebmvk.cli.train import _defaults
 from ebmvk.config import flags
 from ebmvk.errors import INTERRUPTED
 from ebmvk.monitoring.monitor import Monitor
-from ebmvk.runs.checkpoint import step_folders
+from ebmvk.runs import atomic
+from ebmvk.runs.steps import step_folders
 from ebmvk.training import trainer
 
 from .conftest import Command, rows
@@ -158,13 +159,13 @@ def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
     ebmvk: Command, tiny: Path, text: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    real, append = trainer.checkpoint.write_file, Monitor._append
+    real, append = atomic.write_file, Monitor._append
     full = [False]
 
     def recorded(monitor: Monitor, line: str) -> None:
         full[0] = full[0] or '"event": "step", "step": 7' in line
         if full[0]:
-            raise trainer.checkpoint.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
+            raise atomic.storage_error(run, OSError(28, "No space left on device"), "recording metrics")
         append(monitor, line)
 
     def written(path: Path, content: bytes) -> None:
@@ -173,7 +174,8 @@ def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
         real(path, content)
 
     monkeypatch.setattr(Monitor, "_append", recorded)
-    monkeypatch.setattr(trainer.checkpoint, "write_file", written)
+    for module in (atomic, trainer.checkpoint):
+        monkeypatch.setattr(module, "write_file", written)
     said = ebmvk("train", "--run-dir", run, "--config", tiny, "--dataset", text, "--device", device)
     assert said.status == 2
     assert "a checkpoint of step 7 could not be written either: the newest one is of step 4" in said.err

@@ -14,10 +14,10 @@ import pytest
 
 from ebmvk.config.toml import from_toml
 from ebmvk.errors import ConfigError
-from ebmvk.runs.checkpoint import MANIFEST
 from ebmvk.runs.folder import read_config
+from ebmvk.runs.manifest import MANIFEST
+from ebmvk.sweeps.experiments import table
 from ebmvk.sweeps.planned import PlannedRun
-from ebmvk.sweeps.search import table
 
 from .conftest import Command, made_up_text
 
@@ -108,7 +108,7 @@ def test_a_moved_text_is_asked_for_and_checked_by_its_digest(
     ):
         said = ebmvk(command, *args)
         assert said.status == 2
-        assert f"--dataset {text}: the text of this run is not there" in said.err
+        assert f"--dataset {text}: the text of this run does not exist" in said.err
         assert "--dataset PATH" in said.err
     assert _evaluated(ebmvk, *of, "--dataset", moved)[0]["own_text"] is True
     assert ebmvk("memory", *of, "--dataset", moved, "--splats", 0, "--quiet").status == 0

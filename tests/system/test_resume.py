@@ -44,7 +44,9 @@ SHORT = made_up_text(45)
 
 
 def _tensors(run: Path, step: int) -> dict[str, Tensor]:
-    """Everything a checkpoint holds: weights, optimiser, and splats with their history and counters."""
+    """Everything a checkpoint holds: weights, optimiser, and splats with their history and
+    counters.
+    """
     files = sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors"))
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
@@ -60,7 +62,7 @@ def _same_bits(one: Path, two: Path, step: int) -> None:
 
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes half the time of so short a run, and says nothing of it."""
+    """Skip reports, which take half the time of so short a run."""
     monkeypatch.setattr("ebmvk.report.run_page.write_report", lambda *_: None)
     monkeypatch.setattr(trainer.Trainer, "_finish", lambda _: None)
 
@@ -84,7 +86,9 @@ class _Interrupting:
 def test_n_steps_equal_k_steps_and_then_n_minus_k_bit_for_bit(
     model: str, train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped within an epoch, at its end, between two batches of one step, and there by a second Ctrl-C at once."""
+    """The run stops within an epoch, at its end, and between two batches of a step, there also by a
+    second Ctrl-C.
+    """
     whole, parts, text = tmp_path / "whole", tmp_path / "parts", tmp_path / "short.txt"
     text.write_text(SHORT, encoding="utf-8")
     flags = ("--dataset", text, "--batch-size", 2, "--accumulation-steps", 2, "--dropout", 0.2, "--eval-every", 6)
@@ -104,7 +108,7 @@ def test_n_steps_equal_k_steps_and_then_n_minus_k_bit_for_bit(
 
 
 @pytest.mark.usefixtures("no_reports")
-def test_every_epoch_ends_with_a_checkpoint_and_some_stay(train: Command, tmp_path: Path) -> None:
+def test_every_epoch_ends_with_a_checkpoint_and_milestones_stay(train: Command, tmp_path: Path) -> None:
     run, text = tmp_path / "run", tmp_path / "short.txt"
     text.write_text(SHORT, encoding="utf-8")
     plain = (*STEADY, "--dataset", text, "--model", "plain", "--no-enable-soc")
@@ -121,10 +125,10 @@ def test_every_epoch_ends_with_a_checkpoint_and_some_stay(train: Command, tmp_pa
 
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("left", [("config.toml",), ("config.toml", "tokenizer.json", "metrics.jsonl")])
-def test_a_run_without_a_checkpoint_begins_again(
+def test_a_run_without_a_checkpoint_starts_over(
     left: tuple[str, ...], train: Command, ebmvk: Command, tmp_path: Path
 ) -> None:
-    """Killed before its first checkpoint: config.toml says all there is to know."""
+    """It was killed before its first checkpoint; config.toml has everything that is needed."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(whole, *STEADY, "--model", "plain", "--steps", 3)
     cut.mkdir()
@@ -171,14 +175,12 @@ def test_epochs_count_the_text_that_was_read_at_any_batch_size(train: Command, t
 
 
 def open_windows(run: Path) -> int:
-    """Windows in an epoch of the run's training text, from its metrics."""
+    """The number of windows in an epoch of the run's training text, from its metrics."""
     start = rows(run, "start")[0]
     return (start["text"]["train"]["tokens"] + 1) // 16
 
 
-def test_fewer_steps_than_are_done_are_refused_and_change_nothing(
-    train: Command, ebmvk: Command, tmp_path: Path
-) -> None:
+def test_fewer_steps_than_are_done_are_refused(train: Command, ebmvk: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *STEADY, "--stop-after", 4)
     before = (run / "config.toml").read_bytes()
@@ -249,7 +251,7 @@ def test_resume_skips_a_corrupt_newest_checkpoint_and_says_so(train: Command, tm
     assert (run / "checkpoints" / "step-9").is_dir()
 
 
-def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) -> None:
+def test_a_new_run_refuses_the_folder_of_an_old_one(trained: Path, ebmvk: Command) -> None:
     said = ebmvk("train", "--run-dir", trained)
     assert said.status == 2
     assert "already holds a run" in said.err
@@ -257,7 +259,7 @@ def test_a_new_run_never_mixes_with_an_old_one(trained: Path, ebmvk: Command) ->
 
 
 def _start(run: Path, text: Path, tiny: Path, device: str, *settings: object) -> subprocess.Popen[str]:
-    """Training in a process of its own, at its third step at least when this returns."""
+    """Start training in a process of its own, and return once it has reached its third step."""
     command = [sys.executable, "-m", "ebmvk.train", "--run-dir", run, "--dataset", text, "--config", tiny, "--device"]
     more = [device, "--steps", 100000, "--save-every", 2, *(settings or EVALUATE_NEVER)]
     process = subprocess.Popen(

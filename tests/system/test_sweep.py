@@ -1,4 +1,6 @@
-"""Sweeps: each run once, what was stopped goes on, several at once, verdicts, and a search that remembers."""
+"""Sweeps train each run once, continue stopped ones, run several at once, give verdicts, and
+remember their search.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from ebmvk.cli import train
 from ebmvk.config.schema import SECTION_OF, flag, number
 from ebmvk.errors import ConfigError, RunFailed, RunStopped
 from ebmvk.runs.folder import read_config
+from ebmvk.sweeps import experiments
 from ebmvk.sweeps import planned as runs
 from ebmvk.sweeps import search as sweep
 from ebmvk.sweeps.planned import PlannedRun
@@ -29,17 +32,17 @@ def row(nats: float, train_ppl: float = 20.0) -> dict[str, Any]:
     return {"nats_per_token": nats, "ppl": 2.0**nats, "train_ppl": train_ppl, "minutes": 1.0}
 
 
-@pytest.mark.parametrize("name", sweep.TABLES)
+@pytest.mark.parametrize("name", experiments.TABLES)
 def test_experiments_are_valid_training_flags(name: str) -> None:
-    for flags in sweep.TABLES[name].values():
+    for flags in experiments.TABLES[name].values():
         assert {flag for flag in flags.split() if flag.startswith("--")} <= set(train.FLAGS)
 
 
-def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_compare_each_run_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"a": row(3.0), "b": row(2.9), "c": row(3.004), "d": row(3.2, train_ppl=5.0)}
-    monkeypatch.setattr(sweep, "figures", lambda run: found[run.folder.name])
+    monkeypatch.setattr(experiments, "figures", lambda run: found[run.folder.name])
     monkeypatch.setattr(PlannedRun, "finished", lambda self: self.folder.name in found)
-    said = {r["experiment"]: r["verdict"] for r in sweep.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
+    said = {r["experiment"]: r["verdict"] for r in experiments.table({n: PlannedRun(Path(n), (), {}) for n in "abcde"})}
     assert said == {
         "a": "the base",
         "b": "better than the first (−0.100 nats); best",
@@ -48,25 +51,25 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_axes() -> None:
+def test_axes_are_parsed_and_checked() -> None:
     assert sweep.Axis.parse("--learning-rate=1e-4:1e-2") == sweep.Axis("learning_rate", 1e-4, 1e-2)
     for text in ("learning_rate", "learning_rate=1", "learning_rate=2:1", "learning_rate=0:1", "learning_rate=a:b"):
         with pytest.raises(ConfigError, match="NAME=LOW:HIGH"):
             sweep.Axis.parse(text)
 
 
-def test_only_numbers_are_searched_and_whole_ones_are_whole() -> None:
+def test_only_numbers_are_searched_and_whole_numbers_stay_whole() -> None:
     numbers = {name for name in SECTION_OF if number(name)}
     assert {name for name in numbers if number(name) is int} >= {"batch_size", "n_layers", "stride", "steps"}
     assert {name for name in numbers if number(name) is float} >= {"learning_rate", "dropout", "epochs", "kappa"}
     assert not numbers & {"device", "size", "use_moe", "noise_levels", "data_dir", "optimizer"}
     for name in SECTION_OF:
         if name not in numbers:
-            with pytest.raises(ConfigError, match=f"--search {name}: it is no number"):
+            with pytest.raises(ConfigError, match=f"--search {name}: it isn't a number"):
                 sweep.Axis.parse(f"{name}=1:2")
         elif number(name) is int:
             assert flags_of({name: sweep.Axis.parse(f"{name}=4:1e6").high}) == (flag(name), "1000000")
-            with pytest.raises(ConfigError, match="a whole number"):
+            with pytest.raises(ConfigError, match="whole numbers"):
                 sweep.Axis.parse(f"{name}=4.5:32")
 
 
@@ -79,7 +82,7 @@ AXES = ("learning_rate=1e-4:1e-2", "batch_size=4:32")
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """search(trials, name of the folder, what becomes of the runs, one by one) -> rows, by trial."""
+    """search(trials, name of the folder, how each run ends) -> rows, by trial."""
     pytest.importorskip("optuna", reason="optuna is not installed")
 
     def figures(run: PlannedRun) -> dict[str, Any]:
@@ -113,8 +116,10 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     return call
 
 
-def test_a_search_that_goes_on_goes_on_where_it_was(search: Search) -> None:
-    """The same points whether it is called once or three times, no two alike; beyond those that are random, too."""
+def test_a_search_continues_where_it_stopped(search: Search) -> None:
+    """One call and three calls choose the same points, all different, also after the first random
+    ones.
+    """
     whole = search(14, "whole")
     assert len({r["values"]["learning_rate"] for r in whole}) == 14
     assert all(isinstance(r["values"]["batch_size"], int) and 4 <= r["values"]["batch_size"] <= 32 for r in whole)
@@ -127,7 +132,7 @@ def test_a_search_that_goes_on_goes_on_where_it_was(search: Search) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), RunStopped("killed", hint="go on")])
-def test_what_was_stopped_is_taken_up_again(search: Search, stop: BaseException) -> None:
+def test_a_stopped_trial_is_continued(search: Search, stop: BaseException) -> None:
     whole = search(4, "whole")
     with pytest.raises(type(stop)):
         search(4, becomes=(None, stop))
@@ -135,20 +140,20 @@ def test_what_was_stopped_is_taken_up_again(search: Search, stop: BaseException)
     assert search(4) == whole
 
 
-def test_several_that_were_stopped_are_all_taken_up_again(search: Search) -> None:
+def test_all_stopped_trials_are_continued(search: Search) -> None:
     stop = RunStopped("killed", hint="go on")
     with pytest.raises(RunStopped):
         search(4, becomes=(stop, stop, stop, stop), jobs=2)
     assert [r["experiment"] for r in search(4)] == ["trial 0", "trial 1", "trial 2", "trial 3"]
 
 
-def test_a_point_that_fails_is_not_tried_again(search: Search) -> None:
+def test_a_point_that_failed_isnt_tried_again(search: Search) -> None:
     with pytest.raises(RunFailed):
         search(3, becomes=(None, RunFailed("diverged", hint="mend it")))
     assert [r["experiment"] for r in search(3)] == ["trial 0", "trial 2", "trial 3"]
 
 
-def test_a_point_that_runs_refuse_is_another_point(search: Search) -> None:
+def test_points_that_train_rejects_are_skipped(search: Search) -> None:
     def check(flags: Sequence[str]) -> None:
         if int(flags[flags.index("--batch-size") + 1]) % 4:
             raise ConfigError("no multiple of 4", hint="take one")
@@ -158,24 +163,24 @@ def test_a_point_that_runs_refuse_is_another_point(search: Search) -> None:
         search(1, "never", axes=(AXES[0], "batch_size=9:11"), check=check)
 
 
-def test_a_trial_that_is_gone_is_said_to_be(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_trials_are_reported(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     search(2)
     monkeypatch.setattr(PlannedRun, "finished", lambda run: run.folder.name != "trial-1")
-    with pytest.raises(ConfigError, match="trial-1: trial 1 of the search is not there any more"):
+    with pytest.raises(ConfigError, match="trial-1: trial 1 of the search is missing"):
         search(3)
 
 
-def test_a_folder_has_one_search_whose_bounds_may_change(search: Search) -> None:
+def test_a_folder_holds_one_search_whose_bounds_may_change(search: Search) -> None:
     search(1)
     for other in (AXES[:1], (*AXES, "dropout=0.1:0.3")):
-        with pytest.raises(ConfigError, match="is a search of learning_rate, batch_size"):
+        with pytest.raises(ConfigError, match="holds a search of learning_rate, batch_size"):
             search(2, axes=other)
     narrow = ("learning_rate=1e-3:1.1e-3", "batch_size=8:9")
     assert 1e-3 <= search(2, axes=narrow)[1]["values"]["learning_rate"] <= 1.1e-3
 
 
 @pytest.mark.parametrize(("status", "kind"), [(-9, RunStopped), (130, RunStopped), (2, RunFailed), (1, RunFailed)])
-def test_a_run_that_was_killed_is_not_one_that_failed(
+def test_a_killed_run_counts_as_stopped(
     status: int, kind: type[RunFailed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, status))
@@ -184,7 +189,7 @@ def test_a_run_that_was_killed_is_not_one_that_failed(
     assert type(error.value) is kind
 
 
-def test_an_interrupted_table_begins_no_other_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_interrupting_a_table_starts_no_further_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun = []
 
     def interrupted(run: PlannedRun, _: int | None) -> None:
@@ -194,14 +199,14 @@ def test_an_interrupted_table_begins_no_other_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PlannedRun, "train", interrupted)
     planned = {name: PlannedRun(tmp_path / name, (), {}) for name in "abcdefgh"}
     with pytest.raises(KeyboardInterrupt):
-        sweep.train_all(planned, 1, None, lambda _: None)
+        experiments.train_all(planned, 1, None, lambda _: None)
     assert begun == ["a"]
 
 
 # ---- runs that were stopped, tables, and a search from end to end --------------------------------------------------
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
     def fails(command: list[str], **_: Any) -> Any:
@@ -225,7 +230,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     flags = f"--model infinito --dataset {text} --config {tiny} --steps 4 --accumulation-steps 2 --sample-tokens 0"
-    monkeypatch.setitem(sweep.TABLES, "infinito", {"1": "--lr 1e-3", "2": "--lr 1e-4 --lambda-phi 0.3"})
+    monkeypatch.setitem(experiments.TABLES, "infinito", {"1": "--lr 1e-3", "2": "--lr 1e-4 --lambda-phi 0.3"})
     at = ("--folder", tmp_path, "--flags", flags, "--jobs", 2, "--threads", 1)
     said = ebmvk("sweep", *at, "--json")
     assert said.status == 0, said.err
@@ -271,13 +276,13 @@ def test_a_search_remembers_its_trials(
     assert json.loads(ebmvk("sweep", *at, "--trials", 2).out)["rows"] == rows
 
 
-def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
+def test_bad_flags_are_refused_before_training(ebmvk: Command, tmp_path: Path) -> None:
     for args, said in (
         (("--table", "magic"), "--table magic"),
         (("--flags", "--lrr 3"), "unknown flag --lrr"),
         (("--flags", "--model infinito --lr 1e-3"), "--flags has --learning-rate, which --table infinito sets"),
         (("--flags", "--batch-size=8"), "--flags has --batch-size, which --table infinito sets"),
-        (("--flags", "--seed 3"), "--flags has --seed, which the sweep itself sees to"),
+        (("--flags", "--seed 3"), "--flags has --seed, which the sweep itself sets"),
         (("--flags", "--dry-run"), "--flags has --dry-run"),
         (("--flags", "--outdir x"), "--flags has --run-dir"),
         (("--flags", "--dropout 3"), "--dropout 3.0 is above"),
@@ -287,7 +292,7 @@ def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
         (("--trials", -1), "--trials -1"),
         (("--search", "learning_rate=1e-4:1e-2"), "without --trials"),
         (("--trials", 1, "--search", "magic=1:2"), "--search magic"),
-        (("--trials", 1, "--search", "device=1:2"), "--search device: it is no number"),
+        (("--trials", 1, "--search", "device=1:2"), "--search device: it isn't a number"),
         (("--trials", 1, "--search", "dropout=.1:3"), "--dropout 3.0 is above"),
         (("--trials", 1, "--search", "seed=1:3"), "--search has --seed"),
         (("--trials", 1, "--search", "lr=1e-4:1e-2", "learning-rate=1e-3:1"), "learning_rate is given twice"),

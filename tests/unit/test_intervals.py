@@ -1,4 +1,6 @@
-"""Intervals over documents: their coverage by simulation, their arithmetic in plain matrices, and one document."""
+"""Intervals over documents: coverage by simulation, arithmetic against plain matrices, and the case
+of one document.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ LENGTHS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
 
 
 def _texts(law: str, lengths: str, documents: int) -> tuple[Floats, Floats]:
-    """(TEXTS, documents) sums of differences whose expectation is 0, and tokens: .05 nats between documents, and a nat
-    between tokens of one."""
+    """Sums (TEXTS, documents) of differences with mean 0, and their numbers of tokens. The
+    differences scatter by .05 nats between documents and by 1 nat between the tokens of one."""
     random, size = np.random.default_rng([documents, *law.encode(), *lengths.encode()]), (TEXTS, documents)
     tokens = LENGTHS[lengths](random, size)
     return tokens * 0.05 * LAWS[law](random, size) + np.sqrt(tokens) * random.normal(size=size), tokens
@@ -42,7 +44,9 @@ def _texts(law: str, lengths: str, documents: int) -> tuple[Floats, Floats]:
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("law", LAWS)
 def test_intervals_over_documents_cover_the_truth(law: str, lengths: str, documents: int) -> None:
-    """In 95 % of all texts, nominally. Of a long tail on one side few documents may show nothing: 91 % there."""
+    """They should in 95 % of all texts. With a long tail on one side it is 91 %, as few documents
+    may show none of it.
+    """
     total, tokens = _texts(law, lengths, documents)
     means = total.sum(1) / tokens.sum(1)
     halves = [half_width(*text) for text in zip(total, tokens, strict=True)]
@@ -53,7 +57,7 @@ def test_intervals_over_documents_cover_the_truth(law: str, lengths: str, docume
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9, 0.97])
 @pytest.mark.parametrize("tokens", [1500, 20_000])
 def test_intervals_within_one_document_cover_its_mean(correlation: float, tokens: int) -> None:
-    """Tokens that go together with those before them; every text is one document."""
+    """Each text is one document in which a token depends on the ones before it."""
     noise = np.random.default_rng(5).normal(size=(400, tokens + 500))
     rows = torch.from_numpy(lfilter([1], [1, -correlation], noise, axis=1)[:, 500:])
     found = [paired(row, torch.zeros_like(row), np.array([0])) for row in rows]
@@ -62,8 +66,8 @@ def test_intervals_within_one_document_cover_its_mean(correlation: float, tokens
     assert 0.91 <= covered <= 0.99
 
 
-def test_the_width_is_that_of_plain_matrices() -> None:
-    """CR2 and its degrees of freedom, written out with n x n matrices."""
+def test_the_width_matches_plain_matrices() -> None:
+    """CR2 and its degrees of freedom are written out with n x n matrices."""
     random = np.random.default_rng(3)
     for tokens in [*(np.exp(random.normal(7, 1, n)) for n in (2, 3, 7, 40)), np.array([1e7, 3.0, 200.0, 1.0])]:
         n, total = len(tokens), random.normal(size=len(tokens))
@@ -78,7 +82,7 @@ def test_the_width_is_that_of_plain_matrices() -> None:
     assert freedom(np.full(9, 17.0)) == pytest.approx(8)
 
 
-def test_documents_of_equal_length_are_student_s_sample() -> None:
+def test_equal_documents_give_students_interval() -> None:
     means = np.array([0.2, -0.1, 0.4, 0.35, 0.05])
     nats = torch.from_numpy(means.repeat(30))
     found = paired(nats, torch.zeros_like(nats), np.array([0, 31, 61, 91, 121]))
@@ -87,7 +91,7 @@ def test_documents_of_equal_length_are_student_s_sample() -> None:
     assert (found.method, found.documents) == ("documents", 5)
 
 
-def test_one_document_has_no_interval_between_documents() -> None:
+def test_one_document_gives_no_interval_over_documents() -> None:
     nats = torch.randn(5 * STRETCH, generator=torch.Generator().manual_seed(0)).double()
     short = paired(nats[:-1], torch.zeros_like(nats[:-1]), np.array([0]))
     assert short == Interval(float(nats[:-1].mean()), None, None, "none", 1)
@@ -101,28 +105,30 @@ def test_one_document_has_no_interval_between_documents() -> None:
 
 
 @pytest.mark.parametrize("starts", [[0, 1, 41], [0, 41, 100], [0, 0, 41]], ids=str)
-def test_documents_without_a_token_are_no_documents(starts: list[int]) -> None:
-    """One that is empty at the beginning, and one that begins with the last target."""
+def test_documents_without_a_token_are_not_counted(starts: list[int]) -> None:
+    """One is empty at the beginning of the text; one begins with the last target."""
     nats = torch.arange(100).double()
     found = paired(nats, torch.zeros_like(nats), np.array(starts))
     assert found.nats_per_token == pytest.approx(float(nats.mean()))
     assert found.documents == (3 if starts[-1] == 100 else 2)
 
 
-def test_equal_models_differ_by_nothing() -> None:
+def test_equal_models_have_a_difference_of_zero() -> None:
     nats = torch.rand(90, generator=torch.Generator().manual_seed(0)).double()
     assert paired(nats, nats, np.array([0, 20, 50])) == Interval(0.0, 0.0, 0.0, "documents", 3)
 
 
-def test_few_documents_are_said_to_be_few() -> None:
+def test_the_record_says_if_documents_are_few() -> None:
     record = {"method": "documents", "documents": 13}
     assert basis(record) == "over 13 documents, which are few"
     assert basis(record | {"documents": 60}) == "over 60 documents"
     assert basis({"low": 0.0, "high": 1.0}) == "by document"  # a record of an earlier version
 
 
-def test_the_error_of_a_ratio_counts_documents_and_not_tokens() -> None:
-    """Of documents with one reference it is that of their ratios' mean, however often each token stands there."""
+def test_the_error_of_a_ratio_counts_documents_not_tokens() -> None:
+    """If all documents have the same reference, it is the error of the mean of their ratios,
+    whatever their length.
+    """
     random = torch.Generator().manual_seed(3)
     ratios = torch.rand(7, generator=random).double()
     for tokens in (1, 50):
@@ -132,8 +138,8 @@ def test_the_error_of_a_ratio_counts_documents_and_not_tokens() -> None:
         assert found == pytest.approx(float(ratios.std(correction=1)) / 7**0.5, rel=1e-6)
 
 
-def test_the_error_of_a_ratio_is_how_far_it_scatters() -> None:
-    """Over 400 texts of 12 documents that differ by .1, with 200 tokens each."""
+def test_the_error_of_a_ratio_matches_its_scatter() -> None:
+    """Measured over 400 texts of 12 documents, which scatter by .1 and have 200 tokens each."""
     random = np.random.default_rng(8)
     starts = np.array([0, *range(201, 2401, 200)])
     reference = random.uniform(0.2, 0.8, (400, 2400))
@@ -144,7 +150,7 @@ def test_the_error_of_a_ratio_is_how_far_it_scatters() -> None:
     assert np.sqrt(np.mean(np.square(np.array(found, dtype=float)))) == pytest.approx(scatter, rel=0.1)
 
 
-def test_a_short_text_or_one_that_a_few_tokens_decide_has_no_error_of_a_ratio() -> None:
+def test_short_or_lopsided_texts_give_no_error_of_a_ratio() -> None:
     one, start = torch.ones(5 * STRETCH).double(), np.array([0])
     assert ratio_error(one[1:], one[1:], start) is None
     assert ratio_error(one, one, start) == 0

@@ -37,7 +37,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10)
 SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
 TOO_LATE = """
 import os, torch, ebmvk
-from ebmvk.runs.folder import open_device
+from ebmvk.engine.device import open_device
 before = len(os.listdir("/proc/self/task"))
 open_device("reference"), open_device("reference")
 print(len(os.listdir("/proc/self/task")) - before - (os.cpu_count() + 1))
@@ -57,7 +57,7 @@ def test_pages_of_a_freed_array_are_used_for_the_next_one() -> None:
 
 
 @pytest.mark.skipif(not HAS_GLIBC, reason="the C library is not glibc")
-def test_a_small_array_behind_a_large_one_does_not_keep_it() -> None:
+def test_a_small_array_behind_a_large_one_doesnt_keep_its_pages() -> None:
     assert float(_said(PINNED)) < 2  # of the large array's size
 
 

@@ -18,7 +18,7 @@ from ebmvk.runs import layout as runs
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with three runs: the last but one is the newest that has a checkpoint."""
+    """A working folder with three runs. The last but one is the newest with a checkpoint."""
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("ended-early", "second", "first")):
         run = tmp_path / "runs" / name
@@ -41,12 +41,12 @@ def test_the_newest_run_with_a_checkpoint_is_the_default(folder: Path, capsys: p
     assert runs.newest("--resume") == Path("runs/ended-early")  # what can be resumed is another matter
 
 
-def test_a_folder_of_that_name_is_taken_as_it_is(folder: Path) -> None:
+def test_a_folder_named_newest_is_taken_literally(folder: Path) -> None:
     (folder / "newest").mkdir()
     assert _parsed("--checkpoint", "newest").checkpoint == Path("newest")
 
 
-def test_without_any_run_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_runs_the_error_names_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--checkpoint: there is no run with a checkpoint in runs/") as caught:
         _parsed()
@@ -68,7 +68,7 @@ def test_without_any_run_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.M
         "neighbors",
     ],
 )
-def test_every_command_that_opens_a_run_has_this_default(command: str) -> None:
+def test_every_command_that_opens_a_run_defaults_to_the_newest(command: str) -> None:
     module = importlib.import_module(f"ebmvk.cli.{command}")
     kind = next(value for name, value in vars(module).items() if name.endswith("Command"))
     assert kind.checkpoint == Path(runs.NEWEST)
@@ -89,7 +89,7 @@ CHEAP = [
 
 
 @pytest.mark.parametrize(("command", "args", "said"), CHEAP, ids=[f"{c} {a}" for c, a, _ in CHEAP])
-def test_cheap_checks_come_before_torch(command: str, args: str, said: str, folder: Path) -> None:
+def test_cheap_checks_run_before_torch_is_imported(command: str, args: str, said: str, folder: Path) -> None:
     code = (
         f"import sys; from ebmvk import {command} as command; status = command.main({args.split()!r});"
         "assert 'torch' not in sys.modules; sys.exit(status)"

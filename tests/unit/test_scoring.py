@@ -1,4 +1,6 @@
-"""Answers to a harness are sums of the model's own log-probabilities, whatever is answered beside them."""
+"""Answers to a harness are sums of the model's log-probabilities, whatever other requests are in
+the batch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 
 def scorer(tokenizer: Tokenizer, name: str = "ebm", mode: Mode = "none", **how: Any) -> Scorer:
-    """Of a random model, and a memory of random splats."""
+    """A scorer with a random model and a memory of random splats."""
     torch.manual_seed(3)
     model: Any = build_model(variant(name, SMALL), tokenizer.vocab_size)
     with torch.no_grad():
@@ -56,7 +58,7 @@ def scorer(tokenizer: Tokenizer, name: str = "ebm", mode: Mode = "none", **how: 
 
 
 def memory(vocab_size: int) -> Memory:
-    """Splats and gates drawn at random, each tier with a share of its own."""
+    """Random splats and gates; each tier has its own share."""
     d, n = SMALL.latent_dim, 40
     h = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
     tokens = torch.randint(vocab_size, (n,))
@@ -73,7 +75,9 @@ def memory(vocab_size: int) -> Memory:
 
 
 def by_hand(own: Scorer, ids: list[int], first: int) -> tuple[float, bool]:
-    """Prefix after prefix: the law of the next token of each, with a memory told of one token at a time."""
+    """The law of the next token for one prefix after another, with a memory that reads one token at
+    a time.
+    """
     total, greedy = 0.0, True
     reader = own.reader.again() if own.reader else None
     with torch.no_grad():
@@ -97,7 +101,7 @@ def test_a_continuation_costs_the_sum_of_its_tokens(name: str, tokenizer: Tokeni
 
 
 @pytest.mark.parametrize("mode", ["static", "episodic", "both"])
-def test_with_a_memory_too(mode: Mode, tokenizer: Tokenizer) -> None:
+def test_the_sum_also_holds_with_a_memory(mode: Mode, tokenizer: Tokenizer) -> None:
     own = scorer(tokenizer, mode=mode, batch_size=2)
     for both, (log_p, greedy) in zip(PAIRS, own.log_likelihoods(PAIRS), strict=True):
         _check(own, both, log_p, greedy)
@@ -110,7 +114,7 @@ def _check(own: Scorer, both: tuple[str, str], log_p: float, greedy: bool) -> No
     assert greedy == expected[1]
 
 
-def test_greedy_means_that_every_token_is_the_most_probable() -> None:
+def test_greedy_is_true_if_every_token_is_a_most_probable_one() -> None:
     letters = character_tokenizer(corpus())
     own = scorer(letters)
     with torch.no_grad():
@@ -122,10 +126,12 @@ def test_greedy_means_that_every_token_is_the_most_probable() -> None:
 
 @pytest.mark.parametrize(("context", "stride"), [(5, 2), (7, 7), (4, 1)])
 @pytest.mark.parametrize("mode", ["none", "both"])
-def test_batches_and_neighbours_change_nothing_and_windows_tile_a_text(
+def test_scores_dont_depend_on_batches_and_match_evaluate(
     context: int, stride: int, mode: Mode, tokenizer: Tokenizer
 ) -> None:
-    """A text alone, among others, and as the continuation of nothing: the likelihood by windows of `evaluate`."""
+    """A text alone, among others, and as the continuation of an empty context has the likelihood
+    that `evaluate` gives.
+    """
     own = scorer(tokenizer, mode=mode, context=context, stride=stride, batch_size=2)
     texts = [TEXT, "She likes fish", "The"]
     whole = own.log_likelihoods([("", text) for text in texts])
@@ -137,7 +143,7 @@ def test_batches_and_neighbours_change_nothing_and_windows_tile_a_text(
 
 
 @pytest.mark.parametrize("kind", ["text", "words", "characters"])
-def test_a_pair_is_its_text_and_no_token_lies_across_its_border(kind: str, tokenizer: Tokenizer) -> None:
+def test_a_pair_keeps_its_text_and_no_token_spans_the_border(kind: str, tokenizer: Tokenizer) -> None:
     own = {
         "text": tokenizer,
         "words": train_tokenizer(corpus(word_level=True), 300),
@@ -152,7 +158,7 @@ def test_a_pair_is_its_text_and_no_token_lies_across_its_border(kind: str, token
         assert first == len(own.encode_prompt(context.rstrip()))
 
 
-def test_the_law_does_not_depend_on_where_a_text_is_cut(tokenizer: Tokenizer) -> None:
+def test_scores_dont_depend_on_where_a_text_is_cut(tokenizer: Tokenizer) -> None:
     """log p(a b) = log p(a) + log p(b | a)."""
     for mode in ("none", "episodic", "both"):
         own = scorer(tokenizer, mode=mode)
@@ -161,7 +167,7 @@ def test_the_law_does_not_depend_on_where_a_text_is_cut(tokenizer: Tokenizer) ->
         assert whole == pytest.approx(first + rest, abs=1e-4)
 
 
-def test_text_ends_before_a_stop_string_and_greedily_is_the_usual(tokenizer: Tokenizer) -> None:
+def test_text_ends_before_a_stop_string_and_is_greedy_by_default(tokenizer: Tokenizer) -> None:
     own = scorer(tokenizer)
     free = own.texts([("The cat", {"max_gen_toks": 12})])[0]
     stop = free[len(free) // 2 :][:2]
@@ -183,7 +189,7 @@ def test_text_ends_before_a_stop_string_and_greedily_is_the_usual(tokenizer: Tok
         ({"no_repeat_ngram_size": 3, "max_gen_toks": 2}, dataclasses.replace(GREEDY, no_repeat_ngram=3), 2, ()),
     ],
 )  # fmt: skip
-def test_generation_arguments_mean_what_they_mean_elsewhere(
+def test_generation_arguments_mean_the_same_as_in_transformers(
     given: dict[str, Any], strategy: Strategy, most: int, stop: tuple[str, ...]
 ) -> None:
     found = decoding(given, "exact", 7)
@@ -191,6 +197,6 @@ def test_generation_arguments_mean_what_they_mean_elsewhere(
 
 
 @pytest.mark.parametrize("given", [{"num_beams": 4}, {"do_sample": True, "top_p": 2}, {"strategy": "best"}])
-def test_arguments_that_have_no_meaning_here_are_refused(given: dict[str, Any]) -> None:
+def test_unknown_generation_arguments_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=str(next(reversed(given.values())))):
         decoding(given, "exact", 7)

@@ -1,0 +1,105 @@
+"""The package as Python code and editors see it: signatures, completion, help, examples that run."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+import inspect
+import pydoc
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ebmvk as package
+from ebmvk import Model, Strategy
+
+FUNCTIONS = ("diagnose", "evaluate", "export", "train")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_signature_has_the_settings_of_its_command(name: str) -> None:
+    function = getattr(package, name)
+    own = inspect.signature(function).parameters
+    flags = importlib.import_module(f"ebmvk.cli.{name}").FLAGS
+    named = [parameter for parameter in own if own[parameter].kind is not inspect.Parameter.VAR_KEYWORD]
+    assert {f"--{setting.replace('_', '-')}" for setting in named} <= set(flags)
+    assert "json" not in named
+
+
+def test_settings_have_types_and_defaults() -> None:
+    own = inspect.signature(package.train).parameters
+    assert {"size", "dataset", "steps", "learning_rate", "run_dir", "resume", "preset"} <= set(own)
+    assert str(own["batch_size"]) == "batch_size: int = 32"
+    assert str(own["run_dir"]) == "run_dir: pathlib.Path | None = None"
+    assert "dry_run" not in own
+    inspect.signature(package.train).bind(size="nano", lr=1e-3)
+    assert "limit: int | None = None\n" in pydoc.render_doc(package.evaluate)
+
+
+@pytest.mark.parametrize("method", [Model.generate, Model.generate_all, Model.stream])
+def test_methods_that_write_show_the_settings_of_a_strategy(method: Callable[..., Any]) -> None:
+    own = inspect.signature(method).parameters
+    assert {entry.name for entry in dataclasses.fields(Strategy)} <= set(own)
+    assert str(own["temperature"]) == "temperature: 'float' = 1.0"
+    assert "settings" not in own
+
+
+def test_importing_a_command_builds_no_signature() -> None:
+    code = (
+        "import ebmvk.train, sys; from ebmvk.cli.signatures import signature_of;"
+        "sys.exit(signature_of.cache_info().currsize)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_completion_shows_public_names_only(trained: Path, device: str) -> None:
+    assert dir(package) == sorted(package.__all__)
+    model = Model.open(trained, device=device)
+    assert {"d", "embed", "generate", "neighbors", "open", "stream"} <= set(dir(model))
+    assert not [name for name in dir(model) if name.startswith("_")]
+    assert repr(model) == f"<ebmvk.Model {model.name}>"
+
+
+class _AnyOutput(doctest.OutputChecker):
+    """Accepts any output of an example that shows none."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+def _documented() -> Iterator[tuple[str, Any]]:
+    """(name, object) of everything whose examples run here; `train` takes minutes as it is shown."""
+    yield "ebmvk", package
+    yield "Model", Model
+    for name, method in inspect.getmembers(Model, callable):
+        if not name.startswith("_"):
+            yield name, method
+    for name in ("diagnose", "evaluate", "export"):
+        yield name, getattr(importlib.import_module(f"ebmvk.cli.{name}"), name)
+
+
+@pytest.mark.parametrize(("name", "documented"), list(_documented()), ids=[name for name, _ in _documented()])
+def test_examples_in_docstrings_run(
+    name: str, documented: Any, trained: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(documented) or "")
+    shutil.copytree(trained, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    known = {"ebmvk": package}
+    if name not in FUNCTIONS and examples:
+        known["model"] = Model.open("runs/first", device=device)
+    told: list[str] = []
+    runner = doctest.DocTestRunner(_AnyOutput(), optionflags=doctest.ELLIPSIS, verbose=False)
+    result = runner.run(doctest.DocTest(examples, known, name, None, None, None), out=told.append)
+    assert result.failed == 0, "".join(told)
+
+
+def test_most_public_methods_have_an_example() -> None:
+    without = [name for name, method in _documented() if ">>>" not in (inspect.getdoc(method) or "")]
+    assert set(without) <= {"generateV2", "generate_all", "generate_greedy", "generate_nucleus", "splats"}
