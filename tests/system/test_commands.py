@@ -106,7 +106,7 @@ SURFACE["pretrain"] = SURFACE["train"]
 @pytest.mark.parametrize("command", SURFACE)
 def test_every_command_has_the_promised_flags(command: str) -> None:
     module = importlib.import_module(f"ebmvk.cli.{command.replace('-', '_')}")
-    assert sorted(module.FLAGS) == sorted(SURFACE[command])
+    assert set(SURFACE[command]) <= set(module.FLAGS)  # it may have more
     assert command in commands.COMMANDS
 
 

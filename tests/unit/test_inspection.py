@@ -34,7 +34,8 @@ def test_every_attention_layer_has_a_map(name: str) -> None:
     model = build(variant(name)).train()
     before = {key: len(module._forward_hooks) for key, module in model.named_modules()}
     maps = attention_maps(model, tokens(20, batch=1)[0])
-    assert len(maps) == len({own.layer for own in maps}) == model.config.n_layers + (name == "transformer decoder")
+    layers = sum(isinstance(module, Attention) for module in model.modules())
+    assert len(maps) == len({own.layer for own in maps}) == layers
     assert all(own.weights.shape == (model.config.n_heads, 20, 20) for own in maps)
     assert model.training
     assert {key: len(module._forward_hooks) for key, module in model.named_modules()} == before
