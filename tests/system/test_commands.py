@@ -202,7 +202,7 @@ def test_evaluate_counts_words_as_the_text_does_not_as_the_tokenizer(
         (folder / f"{split}.txt").write_text(text, encoding="utf-8")
     words = len(text.split()) + text.count("\n")
     counts = {"wikitext-2": dict.fromkeys(("train", "validation", "test"), words)}
-    monkeypatch.setattr("ebmvk.data.datasets.WIKITEXT_WORDS", counts)
+    monkeypatch.setattr("ebmvk.data.corpus.WIKITEXT_WORDS", counts)
     args = ("--checkpoint", trained, "--device", device, "--dataset", folder, "--json")
     found = json.loads(ebmvk("evaluate", *args, "--split", "test", "--limit", 10_000).out)
     assert (found["words"], found["bytes"], found["whole_split"]) == (words, len(text.encode()), True)

@@ -25,7 +25,18 @@ PARTS = {
 
 def pictures(history: History) -> list[Picture]:
     """Every curve that has more than one point to draw."""
-    every = (_loss, _parts, _perplexity, _energy, _denoising, _splats, _uncovered, _events, _temperature, _gradient)
+    every = (
+        _loss,
+        _parts,
+        _perplexity,
+        _energy,
+        _denoising,
+        _splats,
+        _uncovered,
+        _events,
+        _temperature,
+        _gradient,
+    )
     return [picture for draw in every for picture in draw(history) if _drawable(picture)]
 
 
