@@ -8,6 +8,35 @@ ebmvk.train` gives the same object. `Model` opens what was trained. Bad input ra
 >>> import ebmvk
 >>> model = ebmvk.Model.open("runs/first")
 >>> text = model.generate("The", 5, temperature=0.7)
+
+The rooms of the package, from the top. A room imports only from those below it.
+
+| room | the question that it answers |
+|---|---|
+| `cli` | What does a command do, and which flags does it have? |
+| `api` | How do I use a trained model in Python? |
+| `diagnosis` | What is fine with a checkpoint, and what should change? |
+| `sweeps` | How do many training runs compare? |
+| `training` | How does a run get from its settings to a finished model? |
+| `monitoring` | What does a run show while it trains, and when does it warn? |
+| `initialisation` | Where do the parameters of a new run start? |
+| `report` | How do figures become tables, pictures and pages? |
+| `evaluation` | How good is a model, in exact figures? |
+| `certification` | Are the samplers right? |
+| `decoding` | How does a model write text? |
+| `memory` | How do splats become a part of the law of tokens? |
+| `sampling` | How is a token drawn by way of a point on the sphere? |
+| `objective` | What does training minimise? |
+| `splats` | How do many contexts become splats? |
+| `runs` | What is in a run folder, and how is it written and read safely? |
+| `model` | How does a context become energies of tokens? |
+| `sphere` | What are distances, moves and laws on the unit sphere? |
+| `engine` | How is an operation computed, and on which device? |
+| `data` | How does a text become batches of tokens? |
+| `ranks` | How do several processes work on one run? |
+| `config` | Which settings are there, and which value does each get? |
+| `host` | What do this machine and the shell provide? |
+| `errors` | What may go wrong, and with which exit status? |
 """
 
 import importlib

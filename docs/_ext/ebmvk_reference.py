@@ -1,4 +1,5 @@
-"""Write the reference of commands, settings and errors from the code, in place of lines such as `% ebmvk: commands`.
+"""Write the reference of commands, settings, errors and rooms from the code, in place of lines such as
+`% ebmvk: commands`.
 
 Each command is asked for its help, and the entries behind the page are taken instead of the page.
 """
@@ -14,7 +15,8 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-from ebmvk import errors  # this and the imports below are all that is taken from the code
+import ebmvk  # this and the imports below are all that is taken from the code
+from ebmvk import errors
 from ebmvk.cli import app as program
 from ebmvk.cli import help_page
 from ebmvk.cli.commands import COMMANDS
@@ -34,7 +36,7 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def _filled(app: Any, page: str, source: list[str]) -> None:
-    for name, part in {"commands": commands, "settings": settings, "errors": error_classes}.items():
+    for name, part in PARTS.items():
         if (line := f"% ebmvk: {name}") in source[0]:
             source[0] = source[0].replace(line, "\n".join(part()))
             app.env.ebmvk_pages = getattr(app.env, "ebmvk_pages", set()) | {page}
@@ -74,7 +76,7 @@ def _told(entry: Entry) -> str:
     """The default of a flag, as a sentence."""
     if "--[no-]" in entry.usage:
         return " On by default." if entry.default else " Off by default."
-    words = " " in entry.default  # in place of a value
+    words = " " in entry.default and entry.default[0] != "-"  # in place of a value
     return f" Default: {entry.default if words else f'`{entry.default}`'}." if entry.default else ""
 
 
@@ -146,3 +148,11 @@ def error_classes() -> Iterator[str]:
         bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
         when = _prose(" ".join((inspect.getdoc(kind) or "").split("\n\n", maxsplit=1)[0].split()))
         yield f"| `{kind.__name__}` | {bases} | {kind.exit_status} | {when} |"
+
+
+def rooms() -> Iterator[str]:
+    """The table of rooms in the docstring of the package."""
+    yield from (line for line in (ebmvk.__doc__ or "").splitlines() if line.startswith("|"))
+
+
+PARTS = {"commands": commands, "settings": settings, "errors": error_classes, "rooms": rooms}
