@@ -39,6 +39,7 @@ class Only:
 class Architecture:
     """What the configuration knows of a model.
 
+    title: a few words for `--help`.
     path: "module:Class" of its `LanguageModel`, which is imported when a model is built.
     settings: the settings that this model has and not every model; a setting in no model's list
         belongs to all of them.
@@ -50,6 +51,7 @@ class Architecture:
     system.
     """
 
+    title: str
     path: str
     settings: Settings = ()
     only: tuple[Only, ...] = ()
@@ -81,6 +83,7 @@ _EXPERT_BLOCKS = Only(_EXPERTS, {"use_moe": (True,)})
 MODELS: Mapping[str, Architecture] = MappingProxyType(
     {
         "ebm": Architecture(
+            "the energy-based model",
             "ebmvk.model.ebm:EnergyModel",
             settings=(*ENERGY_TERMS, *WINDOWS, *_EXPERTS, *_NOISE, *_CHAINS, "lambda_spread", "decoder", "hidden_dim"),
             only=(
@@ -90,8 +93,11 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
                 Only(("moe_active", "hidden_dim"), {"use_splat": (True,), "decoder": ("moe", "transformer")}),
             ),
         ),
-        "plain": Architecture("ebmvk.model.transformer:PlainModel", settings=WINDOWS),
+        "plain": Architecture(
+            "a transformer with the layers of ebm", "ebmvk.model.transformer:PlainModel", settings=WINDOWS
+        ),
         "tinygpt": Architecture(
+            "a GPT",
             "ebmvk.model.transformer:GPT",
             settings=("use_moe", *_EXPERTS),
             only=(_EXPERT_BLOCKS,),
@@ -99,6 +105,7 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
             whole_sequence=True,
         ),
         "minillm": Architecture(
+            "a GPT that reads each document on its own",
             "ebmvk.model.transformer:GPT",
             settings=("use_moe", *_EXPERTS),
             only=(_EXPERT_BLOCKS,),
@@ -107,6 +114,7 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
             config_is_preset=True,
         ),
         "infinito": Architecture(
+            "a GPT with an external memory",
             "ebmvk.model.infinito:Infinito",
             settings=("use_memory", "memory_slots", "lambda_phi"),
             only=(Only(("memory_slots",), {"use_memory": (True,)}),),
@@ -115,6 +123,7 @@ MODELS: Mapping[str, Architecture] = MappingProxyType(
         ),
     }
 )
+HELP = f"Kind of model. {'; '.join(f'{name}: {model.title}' for name, model in MODELS.items())}."
 
 
 def owners(name: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import tyro
 
-from ebmvk.config.models import MODELS
+from ebmvk.config.models import HELP, MODELS
 
 if TYPE_CHECKING:
     ModelName = str
@@ -96,8 +96,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    # Kind of model: ebm is the energy-based model, the others are transformers to compare it with.
-    model: ModelName = knob("ebm", common=True)
+    model: Annotated[ModelName, tyro.conf.arg(help=HELP)] = knob("ebm", common=True)
     # Width d of the model: the length of the vector of a token, and of the state after each layer.
     latent_dim: int = knob(256, low=2, common=True)
     # Number of transformer layers.
@@ -112,7 +111,8 @@ class ModelConfig:
     context_medium: int = knob(64, low=1)
     # How many tokens the highest third of the layers sees (the global scale).
     context_global: int = knob(128, low=1)
-    # Put a mixture of experts into each layer, in place of its feed-forward part.
+    # Put a mixture of experts into each layer of tinygpt or minillm, in place of its feed-forward
+    # part.
     use_moe: bool = False
     # Number of experts, in the decoder of the energy model or in each layer with --use-moe.
     moe_experts: int = knob(4, low=1)
@@ -131,9 +131,9 @@ class ModelConfig:
     # Use the splat energy term, which compares a token with the decoded state. Without it there is
     # no decoder.
     use_splat: bool = True
-    # Use the external memory, to which tokens write and from which later tokens read.
+    # Use the external memory of infinito, to which tokens write and from which later tokens read.
     use_memory: bool = True
-    # Number of slots in the external memory.
+    # Number of slots in the external memory of infinito.
     memory_slots: int = knob(256, low=1)
     # Compute each layer twice instead of keeping its intermediate values: less memory, more time.
     gradient_checkpointing: bool = knob(False, resume=True)
@@ -198,8 +198,8 @@ class TrainingConfig:
     moe_balance: float = knob(0.01, low=0.0)
     # Weight of the loss that keeps the scores by which experts are chosen small.
     moe_z: float = knob(1e-3, low=0.0)
-    # Weight of the loss 1 - PHI. PHI, from 0 to 1, measures integration: how much hidden units tell
-    # about one another across their weakest cut into two groups.
+    # Weight of infinito's loss 1 - PHI. PHI, from 0 to 1, measures integration: how much hidden
+    # units tell about one another across their weakest cut into two groups.
     lambda_phi: float = knob(0.1, low=0.0, resume=True)
     # Noise levels of the denoising loss, in --noise-unit. By default they are drawn from a range
     # around kappa_c, the concentration at which one token can be told from the others.

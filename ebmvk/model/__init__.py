@@ -1,0 +1,14 @@
+"""Language models, and the parts they are built of.
+
+| module | what is in it |
+|---|---|
+| `build` | a model from its settings; `ebmvk.config.models` lists the models |
+| `language` | what every model offers: `LanguageModel`, its output, its own losses |
+| `ebm` | the energy model; its parts are `context`, `decoder` and `energy` |
+| `transformer`, `infinito` | the other models |
+| `layers`, `experts`, `dropout` | attention and blocks, mixtures of experts, dropout |
+| `integration` | integrated information, for the loss of infinito |
+| `cache` | what a model keeps of the tokens it has read |
+| `roles` | how the optimiser moves each kind of parameter |
+| `reading`, `inspection` | reading a text; attention maps and the tokens of experts |
+"""

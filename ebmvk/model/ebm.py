@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,12 @@ from ebmvk.sphere.geometry import off_sphere, projx
 
 @dataclass(frozen=True)
 class EnergyContext(Context):
-    """query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of
+    """The output of the energy model for every prefix.
+
+    query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of
     the query if there is no splat term. local, medium, global_, composed: unit rows (B, T, d);
-    composed is None without a compositional term."""
+    composed is None without a compositional term.
+    """
 
     local: Tensor
     medium: Tensor
@@ -36,9 +39,10 @@ class EnergyContext(Context):
 
 
 class EnergyModel(LanguageModel):
-    """p(v|c) = softmax(kappa_v query(c).mu_v + b_v), where the tokens' unit vectors mu_v are input
-    and output. Each token v is a splat with a direction mu_v, a concentration kappa_v and a weight
-    e^{b_v}.
+    """The energy model: p(v|c) = softmax(kappa_v query(c).mu_v + b_v).
+
+    The unit vectors mu_v of the tokens are both input and output. Each token v is a splat with a
+    direction mu_v, a concentration kappa_v and a weight e^{b_v}.
 
     Parts that no energy term needs aren't built: without the splat term, the decoder and the head
     of the state; without the compositional term, the composition.
@@ -48,7 +52,7 @@ class EnergyModel(LanguageModel):
     """
 
     on_sphere: ClassVar[bool] = True
-    default_sampler: ClassVar[Literal["exact", "langevin"]] = "langevin"
+    default_sampler: ClassVar[str] = "langevin"
     rows_name, rows_role = "points", UNIT_ROWS
     inherited = ("points", "bias", "trunk.", "energy.log_scale")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -78,14 +78,16 @@ class Context:
 
 
 class LanguageModel(nn.Module, ABC):
-    """p(v|c) = softmax(kappa_v query(c).row_v + b_v). The rows are the vectors of input tokens too.
+    """A language model: p(v|c) = softmax(kappa_v query(c).row_v + b_v).
+
+    The rows are the vectors of the input tokens too.
 
     A new model needs the abstract methods, the class variables without a value, and an entry in
     `ebmvk.config.models`.
     """
 
     on_sphere: ClassVar[bool] = False  # True if the tokens' rows are points on the unit sphere
-    default_sampler: ClassVar[Literal["exact", "langevin"]] = "exact"  # if nobody names one
+    default_sampler: ClassVar[str] = "exact"  # a name in `ebmvk.sampling.registry`
     rows_name: ClassVar[str]  # the parameter that holds the tokens' rows
     rows_role: ClassVar[Role]  # how the optimiser moves it
     inherited: ClassVar[tuple[str, ...]]  # beginnings of names that `--init RUN` copies
@@ -103,9 +105,12 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
-        """tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it
+        """The output for every prefix of the tokens.
+
+        tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it
         already.
-        cache: holds the tokens before these; `extend` fills it."""
+        cache: holds the tokens before these; `extend` fills it.
+        """
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:
         """How the optimiser moves a parameter. Override it for parameters of another kind."""
