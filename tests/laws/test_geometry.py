@@ -80,7 +80,7 @@ def test_transport_is_an_isometry_along_geodesics(d: int, seed: int, angle: floa
     _, w = _frame(d, seed, torch.float64)
     w = proju(x, w + torch.roll(x, 1, -1))
     y = expmap(x, angle * u)
-    # 1 + x.y loses what the two points' rounding leaves of it
+    # 1 + x.y is inaccurate because both points are rounded
     tolerance = 1e-13 / (math.pi - angle)
     moved_u, moved_w = transp(x, y, u), transp(x, y, w)
     for moved in (moved_u, moved_w):
