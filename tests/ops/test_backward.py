@@ -80,7 +80,7 @@ def test_the_oracle_matches_torch(oracle: Reference) -> None:
     want = torch.autograd.grad((energy * grad_energy).sum() + (score * grad_score).sum(), tuple(tensors.values()))
     got = run(oracle, p)
     for name, truth in zip(NAMES, want, strict=True):
-        assert nmse(getattr(got, name), truth) <= 1e-20, name  # float64 both
+        assert nmse(getattr(got, name), truth) <= 1e-20, name  # both in float64
 
 
 def test_gradients_pass_gradcheck(oracle: Reference) -> None:
@@ -147,7 +147,8 @@ def test_gradients_stay_accurate_if_one_candidate_has_all_the_weight(
     at their size.
     """
     p = candidates(6, 3, 7, 9)
-    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)  # no point twice, or float32 cannot tell how they share it
+    # No point occurs twice, because float32 can't tell how two copies share the weight
+    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)
     p.kappa.fill_(kappa)
     p.log_background.fill_(-torch.inf)
     got, want = run(backend, p), run(oracle, p)

@@ -237,7 +237,7 @@ def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
     assert torch.equal(whole.x, rest.x)
     assert torch.equal(whole.v, rest.v)
     cut = run(sliced, (120, 80))
-    assert sliced.counts()["langevin"].dispatches == 3 * 200  # a chain and a step each
+    assert sliced.counts()["langevin"].dispatches == 3 * 200  # one per chain and step
     assert torch.equal(whole.x, cut.x)
     assert torch.equal(whole.v, cut.v)
     assert torch.equal(whole.diagnostics.energy_error, cut.diagnostics.energy_error)
