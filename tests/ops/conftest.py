@@ -1,4 +1,6 @@
-"""Backends under test: each operation test runs on all that can be opened here, against the float64 oracle."""
+"""Backends under test. Each test of an operation runs on all that this machine can open, against
+the float64 oracle.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,15 @@ def oracle() -> Reference:
 
 @pytest.fixture(scope="session")
 def cpu_kernels() -> Any:
-    """The extension itself, to switch instruction sets and threads."""
+    """The extension module, to switch instruction sets and threads."""
     return pytest.importorskip("ebmvk._cpu", reason="the CPU extension is not built")
 
 
 @pytest.fixture(scope="session")
 def _vulkan() -> Backend | str:
-    """One device for the session (lavapipe counts: these tests are about results), or why there is none."""
+    """One device for the session, or why none can be opened. Lavapipe is enough, as these tests are
+    about results.
+    """
     try:
         return select(NAME if DEMANDED else "vulkan")
     except (ImportError, DeviceError) as error:
@@ -38,7 +42,7 @@ def _vulkan() -> Backend | str:
 
 @pytest.fixture(params=["reference", "cpu", "cpu-plain", "vulkan"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """cpu-plain: the loops that are used where Highway is not, or has nothing for the processor."""
+    """cpu-plain: the loops that are used if Highway is missing, or has nothing for the processor."""
     if request.param == "vulkan":
         vulkan = request.getfixturevalue("_vulkan")
         if isinstance(vulkan, str):

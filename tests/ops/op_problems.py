@@ -1,4 +1,4 @@
-"""Random arguments of operations, and how results are compared."""
+"""Random arguments for operations, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebmvk.engine import Schedule
 
 
 def nmse(value: Tensor, truth: Tensor) -> float:
-    """Squared error relative to the size of the truth (1e-9: about 3e-5 of it)."""
+    """Squared error relative to the squared size of the truth; 1e-9 means about 3e-5 of its size."""
     truth = truth.double()
     error = (value.double().cpu() - truth.cpu()).square().sum()
     return float(error / truth.square().sum().clamp_min(1e-30)) if truth.numel() else 0.0

@@ -1,4 +1,4 @@
-"""Every operation of the table with small arguments: what tests of all operations run over."""
+"""Every operation of the table with small arguments, for tests that run over all operations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """Odd on purpose: no multiple of a vector, a subgroup or a tile."""
+    """Odd on purpose, so that none is a multiple of a vector, a subgroup or a tile."""
 
     rows: int = 5
     d: int = 7
@@ -30,7 +30,9 @@ SMALL = Shape()
 
 @dataclass(frozen=True)
 class Op:
-    """rows: the arguments with one row per query, state or chain; first: the one that numbers the first row."""
+    """rows: the arguments with one row per query, state or chain; first: the one that numbers the
+    first row.
+    """
 
     method: str
     make: Callable[[Shape, int], Arguments]
@@ -42,7 +44,7 @@ class Op:
         return {**self.make(shape, seed), **self.settings}
 
     def run(self, backend: Backend, arguments: Arguments | None = None) -> list[Tensor]:
-        """All tensors of the result. Points are handed to the backend here."""
+        """All tensors of the result. The points are given to the backend here."""
         given = dict(self.arguments() if arguments is None else arguments)
         if "points" in given and isinstance(given["points"], Tensor):
             given["points"] = backend.points(given["points"])
@@ -67,7 +69,9 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def assert_close(op: Op, got: list[Tensor], want: list[Tensor]) -> None:
-    """float32 against the float64 oracle: 1e-8 where second-order terms of backward cancel; elsewhere 1e-12 is seen."""
+    """Compare float32 with the float64 oracle. 1e-8 is reached where second-order terms of backward
+    cancel; elsewhere 1e-12.
+    """
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert a.shape == b.shape, i
         if op.method == "langevin" and i in (

@@ -1,4 +1,4 @@
-"""The CPU kernels on every instruction set of this processor, and on any number of threads."""
+"""The CPU kernels on every instruction set of this processor, and with any number of threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def kernels(cpu_kernels: Any) -> Iterator[Any]:
 
 
 def results(seed: int = 0) -> list[torch.Tensor]:
-    """One call of each operation with a kernel of its own, over sizes that leave remainders everywhere."""
+    """One call of each operation with a kernel of its own, over sizes that leave remainders
+    everywhere.
+    """
     backend, p = select("cpu"), candidates(29, 21, 75, seed=seed)
     points = backend.points(p.points)
     top = backend.topk(p.v, points, 13)
@@ -39,7 +41,7 @@ def results(seed: int = 0) -> list[torch.Tensor]:
     ]
 
 
-def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
+def test_every_instruction_set_gives_the_same_results(kernels: Any, oracle: Reference) -> None:
     p = candidates(29, 21, 75)
     points = oracle.points(p.points)
     truth = oracle.langevin(p.x, p.v, points, *p.lists, schedule(3, 4), seed=1)
@@ -57,14 +59,14 @@ def test_every_instruction_set_agrees(kernels: Any, oracle: Reference) -> None:
         assert nmse(got[10], slopes.points) <= 1e-7, target
 
 
-def test_there_is_a_target_for_any_processor(kernels: Any) -> None:
+def test_every_processor_has_a_target(kernels: Any) -> None:
     assert kernels.targets()[-1] == "plain"
     with pytest.raises(ValueError, match="no instruction set"):
         kernels.use_target("abacus")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_bits_do_not_depend_on_threads(kernels: Any, threads: int) -> None:
+def test_the_number_of_threads_changes_no_bit(kernels: Any, threads: int) -> None:
     kernels.set_threads(1)
     want = results()
     kernels.set_threads(threads)
@@ -82,7 +84,7 @@ def test_calls_from_several_threads_take_turns(kernels: Any) -> None:
 
 
 def test_a_forked_process_can_compute(kernels: Any) -> None:
-    """As a data loader does: the child has the memory of the pool, not its threads."""
+    """A data loader forks, for example. The child has the memory of the pool but not its threads."""
     import os
 
     kernels.set_threads(2)
@@ -94,8 +96,10 @@ def test_a_forked_process_can_compute(kernels: Any) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_the_extension_guards_its_memory(kernels: Any) -> None:
-    """Below the argument checks: wrong sizes and ids raise, they do not read beyond an array."""
+def test_the_extension_refuses_arguments_beyond_its_arrays(kernels: Any) -> None:
+    """These calls bypass the argument checks. Wrong sizes and ids raise instead of reading beyond
+    an array.
+    """
     p = candidates(3, 4, 8)
     arrays = [t.numpy() for t in (p.x, p.points, *p.lists)]
     kernels.energy_score(*arrays)

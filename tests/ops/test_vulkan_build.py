@@ -1,4 +1,6 @@
-"""Building where the Vulkan tools are missing works and says what was left out; EBMVK_VULKAN=ON makes it an error."""
+"""Building where the Vulkan tools are missing works and says what was left out; EBMVK_VULKAN=ON
+makes it an error.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _fake_tools(folder: Path) -> list[str]:
-    """Options that name a Vulkan header of an unknown generation, and the rest of what the engine needs."""
+    """Options that name a Vulkan header of an unknown generation, and the rest of what the engine
+    needs.
+    """
     header, kompute = folder / "include/vulkan/vulkan.hpp", folder / "kompute/src/Sequence.cpp"
     for file in (header, kompute):
         file.parent.mkdir(parents=True)
@@ -54,7 +58,7 @@ def _try_vulkan(build: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
 
 
-def test_headers_that_do_not_compile_leave_the_rest_and_one_line(tmp_path: Path) -> None:
+def test_headers_that_dont_compile_leave_out_vulkan_with_one_line(tmp_path: Path) -> None:
     build, tools = tmp_path / "build", _fake_tools(tmp_path)
     result = configure(build, *tools)
     assert result.returncode == 0, result.stderr
@@ -74,7 +78,7 @@ def test_headers_that_do_not_compile_leave_the_rest_and_one_line(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_headers_that_do_not_compile_end_the_build_if_vulkan_is_a_demand(tmp_path: Path) -> None:
+def test_headers_that_dont_compile_end_the_build_if_vulkan_is_required(tmp_path: Path) -> None:
     build, tools = tmp_path / "build", _fake_tools(tmp_path)
     assert configure(build, *tools, "-DEBMVK_VULKAN=ON").returncode == 0
     done = subprocess.run(
@@ -83,14 +87,14 @@ def test_headers_that_do_not_compile_end_the_build_if_vulkan_is_a_demand(tmp_pat
     assert done.returncode != 0
 
 
-def test_each_build_says_what_the_environment_asks_for() -> None:
+def test_each_build_reads_the_environment_again() -> None:
     """Else a build folder keeps the answer of an earlier build."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]["cmake"]["define"]
     assert settings["EBMVK_VULKAN"] == {"env": "EBMVK_VULKAN", "default": "AUTO"}
     assert settings["EBMVK_WERROR"] == {"env": "EBMVK_WERROR", "default": "OFF"}
 
 
-def test_another_value_of_vulkan_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_value_of_ebmvk_vulkan_is_refused(tmp_path: Path) -> None:
     result = configure(tmp_path, "-DEBMVK_VULKAN=yes")
     assert result.returncode != 0
     assert "EBMVK_VULKAN=yes isn't AUTO, ON or OFF" in result.stderr
@@ -118,7 +122,7 @@ def test_without_vulkan_tools_the_rest_is_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vulkan_on_is_a_demand(tmp_path: Path) -> None:
+def test_vulkan_on_ends_the_build_without_its_tools(tmp_path: Path) -> None:
     result = configure(tmp_path, "-DEBMVK_VULKAN=ON")
     assert result.returncode != 0
     assert "EBMVK_VULKAN=ON" in result.stderr

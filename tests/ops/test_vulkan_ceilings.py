@@ -1,4 +1,6 @@
-"""What the bench measures a Vulkan device's ceilings with, under validation and guard bands."""
+"""The calls with which the bench measures the ceilings of a Vulkan device, under validation and
+with guard bands.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def test_every_submission_is_timed_and_stays_inside_its_buffers() -> None:
 
 
 def test_more_rounds_take_longer() -> None:
-    """The compiler has not thrown the arithmetic away: 256 times the work is not done in 8 times the time."""
+    """The compiler hasn't removed the arithmetic: 256 times the work takes more than 8 times as
+    long.
+    """
     vulkan = open_vulkan()
     few, many = (min(vulkan.arithmetic_seconds(4096, rounds, 3)) for rounds in (64, 64 * 256))
     assert many > 8 * few

@@ -1,4 +1,4 @@
-"""Devices that are missing, lost, hung or full: typed errors, and the process lives."""
+"""Missing, lost, hung or full devices give typed errors, and the process lives on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_a_missing_device_is_a_typed_error() -> None:
     open_vulkan()
     with pytest.raises(DeviceError, match="no Vulkan device 99"):
         Vulkan(99)
@@ -37,7 +37,7 @@ def test_the_memory_limit_holds_and_old_workspaces_make_room() -> None:
         assert backend.projx(unit(1000, d, 1)).shape == (1000, d)
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_points_that_dont_fit_are_refused_by_name() -> None:
     backend = open_vulkan(shard_bytes=4096)
     with pytest.raises(ArgumentError, match="1024 floats"):
         backend.points(unit(20, 1024, 1))
@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         backend.topk(unit(1, 8, 1), points, 20_000)
 
 
-def test_points_of_another_backend() -> None:
+def test_points_of_another_backend_are_refused() -> None:
     first, second = open_vulkan(), open_vulkan()
     with pytest.raises(ArgumentError, match="another backend"):
         first.topk(unit(1, 8, 1), second.points(unit(4, 8, 2)), 1)
@@ -81,7 +81,7 @@ def test_pipelines_are_kept_on_disk(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_a_home_that_does_not_exist_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_there_is_just_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -117,8 +117,10 @@ except DeviceError as error:
     assert "try:" in result.stdout
 
 
-def test_importing_needs_no_vulkan() -> None:
-    """Neither the package nor the extension itself is bound to the loader: it is opened when a device is asked for."""
+def test_importing_doesnt_load_vulkan() -> None:
+    """Neither the package nor the extension is linked to the loader, which is opened when a device
+    is first needed.
+    """
     open_vulkan()
     code = "import ebmvk.engine.vulkan, ebmvk._vulkan; print('libvulkan' in open('/proc/self/maps').read())"
     if not Path("/proc/self/maps").exists():
@@ -140,7 +142,9 @@ for _ in range(6):
 
 
 def test_many_processes_share_one_cache(tmp_path: Path) -> None:
-    """Each reads and writes it at once; it is whole at the end, and nothing lies beside it."""
+    """Each reads and writes it at the same time. In the end it is complete, and nothing lies beside
+    it.
+    """
     open_vulkan()
     paths = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
     command = [sys.executable, "-c", WRITE_CACHE, str(tmp_path)]
@@ -151,7 +155,7 @@ def test_many_processes_share_one_cache(tmp_path: Path) -> None:
     assert kept.stat().st_size == 24 + size
 
 
-def test_a_cache_that_cannot_be_kept_costs_nothing_else(tmp_path: Path) -> None:
+def test_without_a_writable_cache_everything_else_works(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none"), Path("/dev/null")):
         backend = open_vulkan(cache_dir=str(place))

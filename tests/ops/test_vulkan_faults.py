@@ -1,7 +1,8 @@
-"""Vulkan calls that fail, each at every one of its calls in every operation: a typed error, the process alive, nothing
-leaked, and nothing stale returned.
+"""Vulkan calls that fail, each at every one of its calls in every operation: a typed error, the
+process alive, nothing leaked, and nothing stale returned.
 
-The faults are injected into the table of functions that Kompute and the engine call through, so below both.
+The faults are injected into the table of functions that Kompute and the engine call through, so
+below both.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from ebmvk.errors import DeviceError, DeviceLost, EbmvkError, OutOfMemory
 
 SUCCESS, TIMEOUT, HOST_MEMORY, DEVICE_MEMORY, LOST = 0, 2, -1, -2, -4
 
-# The functions of a pipeline, which is made once in the life of an engine; and those of opening a device.
+# The functions of a pipeline, which is made once in the life of an engine; and those of opening a
+# device.
 PIPELINE = ("vkCreateShaderModule", "vkCreateDescriptorSetLayout", "vkCreatePipelineLayout", "vkCreateComputePipelines")
 OPENING = ("vkCreateDevice", "vkCreatePipelineCache")
-# Failures of the wait for work that was submitted: the device is taken for lost, whatever the driver calls it.
+# Failures of the wait for work that was submitted: the device is taken for lost, whatever the
+# driver calls it.
 WAITING = ("vkWaitForFences", "vkResetFences")
 
 Work = Callable[[Vulkan], list[Tensor]]
 
 
 def upload(backend: Vulkan) -> list[Tensor]:
-    """Points that are replaced, and asked for what they now are."""
+    """Replace points and read them back."""
     points = backend.points(unit(9, 5, 1))
     points.update(unit(9, 5, 2))
     return [backend.topk(unit(1, 5, 3), points, 9).scores]
@@ -59,7 +62,9 @@ def functions(extension: object) -> list[str]:
 
 @dataclass
 class Outcome:
-    """struck: the fault was met. result: what was returned, or None where `error` says why nothing was."""
+    """struck: True if the fault was met. result: what was returned; None if `error` was raised
+    instead.
+    """
 
     struck: bool
     result: list[Tensor] | None
@@ -81,14 +86,16 @@ def attempt(backend: Vulkan, function: str, nth: int, fault: int, work: Work) ->
 
 
 def drop_workspaces(backend: Vulkan) -> None:
-    """An operation that fails leaves none behind, so that the next one makes all its Vulkan calls again."""
+    """Drop the workspaces, so that the next operation makes all its Vulkan calls again."""
     assert attempt(backend, "vkQueueSubmit", 1, HOST_MEMORY, WORK["projx"]).error is OutOfMemory
     assert backend._engine.allocated == 0
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
-    """The device stays usable, holds no more memory than before, and the same work done again gives the same bits."""
+    """The device stays usable, holds no more memory than before, and the same work done again gives
+    the same bits.
+    """
     work = WORK[name]
     want = work(open_vulkan())
     met = 0
@@ -119,8 +126,8 @@ def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
     assert met > 20
 
 
-def test_old_workspaces_make_room(extension: object) -> None:
-    """An allocation that fails while others could be given up: they are, and the call goes through."""
+def test_old_workspaces_are_given_up_for_new_memory(extension: object) -> None:
+    """If an allocation fails while others could be given up, they are, and the call succeeds."""
     backend, want = open_vulkan(), WORK["projx"](open_vulkan())
     for function in ("vkCreateBuffer", "vkAllocateMemory", "vkCreateComputePipelines"):
         WORK["dist"](backend)
@@ -143,7 +150,9 @@ for name in ("points", "projx", "accumulate"):
 
 @pytest.mark.slow
 def test_no_object_outlives_its_device(extension: object) -> None:
-    """The validation layer, put below everything by the loader, tells of each one when a device is closed."""
+    """The validation layer, which the loader puts below everything, reports each one when a device
+    is closed.
+    """
     open_vulkan(validate=True)  # or skip
     result = run_python(LEAKS, VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
     assert result.returncode == 0, result.stderr
@@ -152,7 +161,7 @@ def test_no_object_outlives_its_device(extension: object) -> None:
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
-    """It stays lost, for other threads too; a device opened again is well."""
+    """It stays lost, also for other threads. A device that is opened again works."""
     work = WORK[name]
     want = work(open_vulkan())
     lost = 0
@@ -214,8 +223,10 @@ def test_any_failure_at_every_call_of_a_fresh_engine(extension: object, name: st
 
 
 @pytest.mark.parametrize("name", WORK)
-def test_submissions_that_a_driver_swallows(extension: object, name: str) -> None:
-    """Ours, whose canary stays dead, and the empty one, whose fence nothing signals: a queue that hangs."""
+def test_submissions_that_never_end_are_a_lost_device(extension: object, name: str) -> None:
+    """The queue hangs: our submission's canary stays unset, and nothing signals the fence of the
+    empty one.
+    """
     work = WORK[name]
     for nth, words in ((1, "canary"), (2, "did not answer")):
         backend = open_vulkan(timeout_seconds=0.2)
@@ -226,8 +237,8 @@ def test_submissions_that_a_driver_swallows(extension: object, name: str) -> Non
         assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
 
 
-def test_an_update_cut_short_leaves_no_points_half_new(extension: object) -> None:
-    """Three parts of 16 MiB, the second of which is refused: no query sees old and new rows at once."""
+def test_a_failed_update_never_leaves_half_new_points(extension: object) -> None:
+    """The second of three parts of 16 MiB is refused. No query sees old and new rows together."""
     old, new = unit(6 << 10, 2048, 1), unit(6 << 10, 2048, 2)
     backend = open_vulkan()
     points = backend.points(old)
@@ -244,7 +255,7 @@ def test_an_update_cut_short_leaves_no_points_half_new(extension: object) -> Non
 
 
 def test_a_device_lost_under_many_threads(extension: object) -> None:
-    """Each call either has the right bits or says that the device is lost."""
+    """Each call either returns the right bits or raises DeviceLost."""
     backend = open_vulkan()
     want = {name: work(backend) for name, work in WORK.items()}
     backend._extension.inject_fault("vkQueueSubmit", 60, LOST)
@@ -263,7 +274,7 @@ def test_a_device_lost_under_many_threads(extension: object) -> None:
 
 
 @pytest.mark.parametrize("function", [*OPENING, "vkCreateFence"])
-def test_a_device_that_cannot_be_opened(extension: object, function: str) -> None:
+def test_a_device_that_cant_be_opened_is_a_typed_error(extension: object, function: str) -> None:
     open_vulkan()._extension.inject_fault(function, 1, HOST_MEMORY)
     with pytest.raises(DeviceError, match="could not be opened"):
         Vulkan()
@@ -349,7 +360,7 @@ sys.last = Sleep()
 
 
 @pytest.mark.parametrize("case", LIVES, ids=str)
-def test_lives_and_deaths_of_an_engine(case: str) -> None:
+def test_engines_can_be_opened_and_lost_repeatedly(case: str) -> None:
     open_vulkan()
     if "fork" in case and not hasattr(os, "fork"):
         pytest.skip("no fork here")

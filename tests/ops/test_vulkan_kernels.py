@@ -1,4 +1,6 @@
-"""What only the Vulkan engine has: bounds, shards, slices, kernel variants, and the validation layers' silence."""
+"""What only the Vulkan engine has: bounds, shards, slices, variants of kernels, and silent
+validation layers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from ebmvk.engine.api import LangevinResult, Points, Schedule
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError
 
-# float32 against float64: measured 1e-13 and less; 1e-9 is what the design asks of a float32 kernel.
+# float32 against float64: measured 1e-13 and less; 1e-9 is what the design asks of a float32
+# kernel.
 FLOAT32 = 1e-9
 
 
@@ -27,8 +30,8 @@ def vulkan() -> Iterator[Vulkan]:
 
 @pytest.fixture(scope="module", params=["portable", "shards", "gpu", "smallest"])
 def variant(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
-    """Other kernels for the same operations: without subgroup arithmetic; points in shards of 16 rows of 8 floats; what
-    a GPU would get, and one with the least that Vulkan demands."""
+    """Other kernels for the same operations: without subgroup arithmetic; points in shards of 16
+    rows of 8 floats; what a GPU would get, and one with the least that Vulkan demands."""
     options = {
         "portable": {"portable": True},
         "shards": {"shard_bytes": 16 * 40 * 4},
@@ -84,7 +87,7 @@ def test_langevin_variants(variant: Vulkan) -> None:
 
 @pytest.mark.parametrize("op", ["projx", "proju", "expmap", "logmap", "transp", "dist"])
 @pytest.mark.parametrize(("rows", "d"), [(1, 2), (7, 3), (33, 65), (4, 1029)])
-def test_sphere(vulkan: Vulkan, op: str, rows: int, d: int) -> None:
+def test_sphere_operations_match_the_oracle(vulkan: Vulkan, op: str, rows: int, d: int) -> None:
     x, y, u = unit(rows, d, 1), unit(rows, d, 2), tangent(unit(rows, d, 1), 3)
     second = {"projx": (), "expmap": (u,), "transp": (y, u)}.get(op, (y,))
     assert nmse(getattr(vulkan, op)(x, *second), getattr(ORACLE, op)(x, *second)) < FLOAT32
@@ -122,7 +125,9 @@ def test_no_rows_give_empty_results(vulkan: Vulkan) -> None:
 
 
 def check_topk(backend: Vulkan, rows: int, d: int, n: int, k: int, scoring: str = "automatic") -> None:
-    """Points with a few coordinates of 1/2 and queries of small integers: every sum is exact, many scores are equal."""
+    """Use points with a few coordinates of 1/2 and queries of small integers, so that sums are
+    exact and many scores equal.
+    """
     generator = torch.Generator().manual_seed(rows + d)
     mu = torch.zeros(n, d)
     places = torch.rand(n, d, generator=generator).argsort(1)[:, : 4 if d >= 4 else 1]
@@ -167,7 +172,9 @@ def test_topk_weights_and_ties(vulkan: Vulkan) -> None:
 
 
 def test_ties_over_a_whole_block(vulkan: Vulkan) -> None:
-    """All loops of the selection at their longest, which llvmpipe would cut short in silence."""
+    """The loops of the selection are at their longest, where llvmpipe would stop early without an
+    error.
+    """
     points = vulkan.points(unit(1, 3, 1).expand(70_000, 3).contiguous())
     assert torch.equal(vulkan.topk(unit(2, 3, 2), points, 128).ids, torch.arange(128).expand(2, 128))
 
@@ -198,7 +205,7 @@ def test_shards_change_no_bit() -> None:
     assert torch.equal(run_langevin(whole, a, 5, 33, 16).x, run_langevin(sharded, b, 5, 33, 16).x)
 
 
-def test_a_split_batch_has_the_same_bits(vulkan: Vulkan) -> None:
+def test_splitting_the_batch_changes_no_bit(vulkan: Vulkan) -> None:
     points = vulkan.points(unit(40, 21, 1))
     whole = run_langevin(vulkan, points, 9, 21, 10)
     part = run_langevin(vulkan, points, 9, 21, 10, rows_from=4)
@@ -211,7 +218,9 @@ def test_a_split_batch_has_the_same_bits(vulkan: Vulkan) -> None:
 
 
 def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
-    """200 steps in one call, in two, and in one that is cut into a submission per chain and step."""
+    """200 steps run in one call, in two, and in one that is cut into a submission for each chain
+    and step.
+    """
     sliced = open_vulkan(slice_seconds=1e-9)
     mu, x = unit(30, 12, 1), unit(3, 12, 2)
     v, law = tangent(x, 3), mixture(3, 8, 30, 4)
@@ -235,7 +244,7 @@ def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
     assert torch.equal(whole.diagnostics.energy_error, cut.diagnostics.energy_error)
 
 
-def test_levels_per_chain(vulkan: Vulkan) -> None:
+def test_each_chain_may_have_its_own_levels(vulkan: Vulkan) -> None:
     mu, x = unit(30, 12, 1), unit(3, 12, 2)
     v, law, shared = tangent(x, 3), mixture(3, 8, 30, 4), schedule((3, 2))
     own = type(shared)(
@@ -263,7 +272,9 @@ def test_points_can_be_replaced(vulkan: Vulkan) -> None:
 
 @pytest.mark.parametrize(("scheme", "steps"), [("gbaoab", 1500), ("ghmc", 400)])
 def test_many_steps_of_one_chain(vulkan: Vulkan, scheme: str, steps: int) -> None:
-    """Few chains leave time for many steps in a dispatch; llvmpipe ends a shader's loops after 65,535 rounds of all."""
+    """With few chains a dispatch takes many steps, but llvmpipe ends a shader's loops after 65,535
+    rounds in all.
+    """
     d, k = 640, 3
     mu = unit(k, d, 4)
     x = unit(1, d, 1)
@@ -278,7 +289,7 @@ def test_many_steps_of_one_chain(vulkan: Vulkan, scheme: str, steps: int) -> Non
 
 
 def test_a_step_of_too_many_loops_is_refused(vulkan: Vulkan) -> None:
-    """1,024 leapfrogs with 64 candidates: llvmpipe would leave off in the middle and say nothing."""
+    """With 1,024 leapfrogs and 64 candidates, llvmpipe would stop halfway without an error."""
     if vulkan._engine.capabilities.type != "cpu":
         pytest.skip("a GPU has no such limit")
     x = unit(1, 640, 1)

@@ -103,7 +103,9 @@ def test_philox_known_answers(vulkan: Vulkan) -> None:
 
 
 def test_normals(vulkan: Vulkan) -> None:
-    """Kolmogorov and Smirnov on 262,144 normals of one seed, and their tails; both fixed, so no false alarm."""
+    """Kolmogorov and Smirnov on 262,144 normals of one seed, and their tails; both fixed, so no
+    false alarm.
+    """
     stats = pytest.importorskip("scipy.stats")
     counter = np.zeros((1 << 16, 4), np.uint32)
     counter[:, 0] = np.arange(1 << 16)

@@ -1,4 +1,6 @@
-"""Integrators that hold a chain's candidates in registers: the oracle's trajectories, and the same bits however cut."""
+"""Integrators that hold a chain's candidates in registers match the oracle, and give the same bits
+however they are cut.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def vulkan() -> Iterator[Vulkan]:
 
 
 def holds(backend: Vulkan, shape: tuple[int, int, int, int], storage: Storage, scheme: Scheme) -> bool:
-    """Whether the backend, which has not run anything before, holds the candidates of this problem."""
+    """True if the backend, in its first call, holds the candidates of this problem in registers."""
     run(backend, shape, storage, scheme, steps=(1,))
     kinds = backend._extension
     kind = (KERNEL[scheme], kinds.Variant.resident, getattr(kinds.Storage, storage))
@@ -67,8 +69,8 @@ def run(
     )
 
 
-# Less than a quad; quads and candidates that leave lanes and subgroups without one; the size of the model, which takes
-# float16 to fit.
+# Less than a quad; quads and candidates that leave lanes and subgroups without one; the size of the
+# model, which takes float16 to fit.
 SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640, 64, 70)]
 
 
@@ -81,7 +83,7 @@ SHAPES = [(1, 2, 1, 1), (3, 3, 7, 5), (5, 33, 33, 50), (4, 129, 17, 40), (2, 640
     ],
     ids=str,
 )
-def test_it_follows_the_oracle(
+def test_trajectories_match_the_oracle(
     vulkan: Vulkan, shape: tuple[int, int, int, int], storage: Storage, scheme: Scheme
 ) -> None:
     got, want = run(vulkan, shape, storage, scheme), run(ORACLE, shape, storage, scheme)
@@ -94,7 +96,7 @@ def test_it_follows_the_oracle(
     assert got.diagnostics.tangency.max() < 2e-6
 
 
-def test_what_fits_is_held_and_the_rest_is_streamed(vulkan: Vulkan) -> None:
+def test_candidates_that_fit_are_held_and_the_rest_is_streamed(vulkan: Vulkan) -> None:
     for shape in SHAPES:
         assert holds(open_resident(), shape, "float16", "gbaoab")
         if shape in SHAPES[1:4]:
@@ -107,7 +109,9 @@ def test_what_fits_is_held_and_the_rest_is_streamed(vulkan: Vulkan) -> None:
 
 @pytest.mark.parametrize("scheme", ["gbaoab", "ghmc"])
 def test_slices_and_resumption_change_no_bit(vulkan: Vulkan, scheme: Scheme) -> None:
-    """Steps in one call, in two, and in one that is cut into a submission per chain and step."""
+    """The steps run in one call, in two, and in one that is cut into a submission for each chain
+    and step.
+    """
     shape, storage = (3, 33, 33, 50), "float16"
     whole = run(vulkan, shape, storage, scheme, (30, 20))
     half = run(vulkan, shape, storage, scheme, (25, 0))

@@ -1,4 +1,6 @@
-"""GHMC, gradients, vMF samples and statistics on Vulkan: bounds, variants, shards, slices, the validation layers."""
+"""GHMC, gradients, vMF samples and statistics on Vulkan: bounds, variants, shards, slices, the
+validation layers.
+"""
 
 from __future__ import annotations
 
@@ -77,9 +79,10 @@ OPERATIONS = {"ghmc": ghmc, "gradients": gradients, "samples": samples, "statist
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-# Odd dimensions end inside a quad; one point shared by all; more entries than one invocation has quads.
+# Odd dimensions end inside a quad; one point shared by all; more entries than one invocation has
+# quads.
 @pytest.mark.parametrize(("rows", "d", "k", "n"), [(1, 2, 1, 1), (3, 3, 7, 1), (5, 33, 15, 50)], ids=str)
-def test_the_oracle_agrees(vulkan: Vulkan, operation: str, rows: int, d: int, k: int, n: int) -> None:
+def test_results_match_the_oracle(vulkan: Vulkan, operation: str, rows: int, d: int, k: int, n: int) -> None:
     got, want = (OPERATIONS[operation](backend, rows, d, k, n) for backend in (vulkan, ORACLE))
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape
@@ -95,7 +98,7 @@ def test_shards_and_slices_change_no_bit(plain: Vulkan, operation: str, options:
 
 
 def test_a_point_with_very_many_entries(plain: Vulkan) -> None:
-    """More than llvmpipe lets a loop go round, which it would cut short in silence."""
+    """There are more than llvmpipe's limit for a loop, at which it would stop without an error."""
     x, ids = unit(1200, 33, 1), torch.zeros(1200, 64, dtype=torch.int64)
     out = plain.accumulate(x, ids, torch.ones(1200, 64), torch.zeros(1200, dtype=torch.int64), 2)
     assert out.mass.tolist() == [1200 * 64, 0]  # whole numbers are exact
@@ -103,14 +106,14 @@ def test_a_point_with_very_many_entries(plain: Vulkan) -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_wide_rows(plain: Vulkan, operation: str) -> None:
-    """More quads than a workgroup has invocations."""
+def test_rows_wider_than_a_workgroup(plain: Vulkan, operation: str) -> None:
+    """A row has more groups of four than a workgroup has invocations."""
     got, want = (OPERATIONS[operation](backend, 2, 1029, 70, 71) for backend in (plain, ORACLE))
     assert all(nmse(a, b) < FLOAT32 for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_rows(plain: Vulkan, operation: str) -> None:
+def test_an_empty_batch_gives_empty_results(plain: Vulkan, operation: str) -> None:
     got, want = (OPERATIONS[operation](backend, 0, 5, 2, 4) for backend in (plain, ORACLE))
     assert [a.shape for a in got] == [b.shape for b in want]
     assert not any(a.float().abs().sum() for a in got)

@@ -1,4 +1,6 @@
-"""Every operation, in every variant of its kernels, under the validation layers: any message fails the test."""
+"""Every operation, in every variant of its kernels, under the validation layers: any message fails
+the test.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def test_validation_is_silent(vulkan: Vulkan, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if "points" in op.arguments()])
 def test_any_number_of_shards(name: str) -> None:
-    """The last of them of one row, of 15, of 16; and one."""
+    """The last shard has one row, 15 or 16; and there is just one shard."""
     op = OPERATIONS[name]
     for n in (33, 47, 48):
         arguments = op.arguments(Shape(5, 33, 9, n), seed=n)
@@ -53,9 +55,9 @@ def test_any_number_of_shards(name: str) -> None:
         assert same_bits(op.run(one, arguments), op.run(some, arguments))
 
 
-def test_a_message_is_heard() -> None:
-    """Commands are submitted whose recording never ended: what the layer says must reach us, or its silence above
-    means nothing."""
+def test_a_message_of_the_layers_is_reported() -> None:
+    """Commands are submitted whose recording never ended. If the layer's message didn't reach us,
+    its silence above would prove nothing."""
     backend = open_vulkan(validate=True)
     backend._extension.inject_fault("vkEndCommandBuffer", 1, 0)
     OPERATIONS["projx"].run(backend)
@@ -66,5 +68,7 @@ def test_a_message_is_heard() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_gpu_assisted_validation_is_silent(options: str, name: str) -> None:
-    """The layer rewrites every shader to check each access; core and synchronisation validation run as well."""
+    """The layer rewrites every shader to check each access; core and synchronisation validation run
+    as well.
+    """
     check(open_vulkan(validate=True, instrument=True, **VARIANTS[options]), name)

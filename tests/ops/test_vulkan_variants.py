@@ -1,4 +1,6 @@
-"""The variants of the Vulkan kernels: every shader of the manifest, every tiling, float16 before float32 in topk."""
+"""The variants of the Vulkan kernels: every shader of the manifest, every tiling, float16 before
+float32 in topk.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ SHARD = 10240  # bytes: 64 rows of 33 floats, 128 of 33 halves
 
 
 def checked(**options: bool | int | str) -> Iterator[Vulkan]:
-    """With guard bands, poisoned buffers and the validation layers, whose silence is asserted in the end."""
+    """With guard bands, poisoned buffers and the validation layers, whose silence is asserted in
+    the end.
+    """
     backend = open_vulkan(validate=True, guard=True, **options)
     yield backend
     assert backend._engine.damaged_guards() == ""
@@ -90,7 +94,9 @@ TILED = [(1, 2, 1, 1), (3, 5, 63, 9), (7, 33, 65, 64), (9, 31, 129, 7), (33, 6, 
 @pytest.mark.parametrize("shape", TILED, ids=str)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
 @pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_tilings(vulkan: Vulkan, storage: str, scaled: bool, shape: tuple[int, int, int, int]) -> None:
+def test_every_tiling_gives_the_same_bits(
+    vulkan: Vulkan, storage: str, scaled: bool, shape: tuple[int, int, int, int]
+) -> None:
     """Every tile class gives the same bits, and the oracle's scores."""
     rows, d, n, k = shape
     queries, mu, weights = problem(rows, d, n, scaled)
@@ -107,7 +113,7 @@ def test_tilings(vulkan: Vulkan, storage: str, scaled: bool, shape: tuple[int, i
         assert torch.equal(result.ids, results[0].ids)
 
 
-def test_the_tiling_follows_the_device() -> None:
+def test_the_tiling_depends_on_the_device() -> None:
     def classes(**options: str) -> list[tuple[int, str]]:
         backend = open_vulkan(**options)
         return backend._extension.tilings(backend.capabilities)  # type: ignore[no-any-return]
@@ -125,7 +131,9 @@ def test_a_tiling_that_does_not_fit_is_refused() -> None:
 
 
 def both(backend: Vulkan, queries: Tensor, mu: Tensor, k: int, **weights: Tensor) -> int:
-    """topk with float16 first and without: asserts equal bits; returns how many rows were not proved."""
+    """Run topk with and without float16 first, assert equal bits, and return the number of rows
+    that weren't proved.
+    """
     points = backend.points(mu)
     backend._engine.set_coarse(False)
     want = backend.topk(queries, points, k, **weights)
@@ -142,7 +150,9 @@ def both(backend: Vulkan, queries: Tensor, mu: Tensor, k: int, **weights: Tensor
 
 @pytest.mark.parametrize("shape", [*TILED, (5, 65, 400, 20)], ids=str)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_float16_first_has_the_bits_of_float32(variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]) -> None:
+def test_float16_first_gives_the_bits_of_float32(
+    variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]
+) -> None:
     rows, d, n, k = shape
     queries, mu, weights = problem(rows, d, n, scaled)
     queries *= torch.logspace(-6, 6, rows)[:, None]
@@ -159,7 +169,7 @@ def test_points_closer_than_float16_tells_fall_back(vulkan: Vulkan) -> None:
     assert both(vulkan, unit(7, 64, 3), torch.nn.functional.normalize(mu, dim=1), 32) == 7
 
 
-def test_only_what_is_not_proved_is_done_again(vulkan: Vulkan) -> None:
+def test_only_unproved_rows_are_computed_again(vulkan: Vulkan) -> None:
     """Half of the queries look at a cluster, the others away from it."""
     g = torch.Generator().manual_seed(3)
     centre = unit(1, 64, 1)
@@ -168,13 +178,13 @@ def test_only_what_is_not_proved_is_done_again(vulkan: Vulkan) -> None:
     assert both(vulkan, queries, torch.cat((unit(800, 64, 6), cluster)), 16) == 4
 
 
-def test_ties_and_copies(vulkan: Vulkan) -> None:
+def test_ties_between_copies_go_to_the_lower_id(vulkan: Vulkan) -> None:
     """Each of 20 rows 30 times over: ties go to the lower id, and are never proved."""
     assert both(vulkan, unit(5, 24, 1), unit(20, 24, 2).repeat(30, 1), 70) == 5
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30, checks.LARGEST])
-def test_extreme_queries(vulkan: Vulkan, value: float) -> None:
+def test_extreme_queries_match_float32(vulkan: Vulkan, value: float) -> None:
     queries = torch.zeros(3, 32)
     queries[1, 5] = value
     queries[2] = value * unit(1, 32, 1)[0]
@@ -182,7 +192,9 @@ def test_extreme_queries(vulkan: Vulkan, value: float) -> None:
 
 
 def test_extreme_weights_and_subnormal_coordinates(vulkan: Vulkan) -> None:
-    """Axes with coordinates that are subnormal in float16; bias -inf for nearly all; weights far from 1."""
+    """Axes with coordinates that are subnormal in float16; bias -inf for nearly all; weights far
+    from 1.
+    """
     mu = torch.cat((torch.eye(48), -torch.eye(48), unit(500, 48, 4)))
     mu[:96] += 1e-6 * torch.randn(96, 48, generator=torch.Generator().manual_seed(5))
     bias = torch.full((len(mu),), -torch.inf)
@@ -209,7 +221,9 @@ def test_replaced_rows_are_rounded_anew(vulkan: Vulkan) -> None:
 
 
 def test_a_gpu_takes_float16_when_it_pays() -> None:
-    """From the eighth call on, for few queries of much data; and does without where there is no memory for it."""
+    """It does from the eighth call on, for few queries of much data, unless the copy doesn't fit in
+    memory.
+    """
     mu, queries = unit(8192, 256, 1), unit(2, 256, 2)
     backend = open_vulkan(pretend="gpu")
     points = backend.points(mu)

@@ -1,4 +1,4 @@
-"""Opens the Vulkan device for tests, or skips with the reason there is none."""
+"""Opens the Vulkan device for tests, or skips them with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ ORACLE = Reference("cpu", torch.float64)
 
 NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
-"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> asks for it: where it cannot be had, tests fail and are not skipped."""
+"""EBMVK_TEST_DEVICE=vulkan or vulkan:<index> demands it: if it can't be opened, tests fail instead
+of being skipped.
+"""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
 
 
