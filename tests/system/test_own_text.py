@@ -267,5 +267,5 @@ def test_runs_of_different_texts_are_no_table(tmp_path: Path) -> None:
 
     one, same, other = run("one", {"train": "a"}), run("same", {"train": "a"}), run("other", {"train": "b"})
     assert len(list(table({"1": one, "2": same}))) == 2
-    with pytest.raises(ConfigError, match="another text"):
+    with pytest.raises(ConfigError, match="different texts"):
         list(table({"1": one, "2": other}))
