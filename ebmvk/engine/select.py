@@ -54,9 +54,7 @@ def select(device: str = "auto") -> Backend:
 
 
 def _take_own_cuda_device() -> None:
-    """Give each process that torchrun starts on a machine a CUDA device of its own:
-    cuda:LOCAL_RANK.
-    """
+    """Use cuda:LOCAL_RANK, so that each process of a machine has a CUDA device of its own."""
     number, have = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number and number >= have:
         raise DeviceError(
@@ -68,8 +66,9 @@ def _take_own_cuda_device() -> None:
 
 
 def explain(device: str = "auto") -> str:
-    """One line: what `select(device)` opens, and why. Raises as `select` does for a name it does
-    not know.
+    """One line: what `select(device)` opens, and why.
+
+    Raises as `select` does for a name it does not know.
     """
     choice = _choose(device)
     name = choice.kind if choice.index is None else f"{choice.kind}:{choice.index}"
@@ -106,9 +105,7 @@ def _automatic() -> _Choice:
 
 
 def _vulkan_accelerator() -> tuple[int | None, str]:
-    """(index, name) of the first Vulkan device that isn't of type cpu, or (None, why there is
-    none).
-    """
+    """(index, name) of the first Vulkan device that isn't of type cpu, or (None, the reason)."""
     try:
         from ebmvk.engine import vulkan_devices
 
