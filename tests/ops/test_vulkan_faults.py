@@ -267,7 +267,7 @@ def test_a_device_lost_under_many_threads(extension: object) -> None:
 
 
 @pytest.mark.parametrize("function", [*OPENING, "vkCreateFence"])
-def test_a_device_that_cannot_be_opened(extension: object, function: str) -> None:
+def test_a_device_that_cant_be_opened_is_a_typed_error(extension: object, function: str) -> None:
     open_vulkan()._extension.inject_fault(function, 1, HOST_MEMORY)
     with pytest.raises(DeviceError, match="could not be opened"):
         Vulkan()

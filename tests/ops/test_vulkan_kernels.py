@@ -206,7 +206,7 @@ def test_shards_change_no_bit() -> None:
     assert torch.equal(run_langevin(whole, a, 5, 33, 16).x, run_langevin(sharded, b, 5, 33, 16).x)
 
 
-def test_a_split_batch_has_the_same_bits(vulkan: Vulkan) -> None:
+def test_splitting_the_batch_changes_no_bit(vulkan: Vulkan) -> None:
     points = vulkan.points(unit(40, 21, 1))
     whole = run_langevin(vulkan, points, 9, 21, 10)
     part = run_langevin(vulkan, points, 9, 21, 10, rows_from=4)

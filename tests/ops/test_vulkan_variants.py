@@ -110,7 +110,7 @@ def test_every_tiling_gives_the_same_bits(
         assert torch.equal(result.ids, results[0].ids)
 
 
-def test_the_tiling_follows_the_device() -> None:
+def test_the_tiling_depends_on_the_device() -> None:
     def classes(**options: str) -> list[tuple[int, str]]:
         backend = open_vulkan(**options)
         return backend._extension.tilings(backend.capabilities)  # type: ignore[no-any-return]
@@ -148,7 +148,9 @@ def both(backend: Vulkan, queries: Tensor, mu: Tensor, k: int, **weights: Tensor
 
 @pytest.mark.parametrize("shape", [*TILED, (5, 65, 400, 20)], ids=str)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_float16_first_has_the_bits_of_float32(variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]) -> None:
+def test_float16_first_gives_the_bits_of_float32(
+    variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]
+) -> None:
     rows, d, n, k = shape
     queries, mu, weights = problem(rows, d, n, scaled)
     queries *= torch.logspace(-6, 6, rows)[:, None]
