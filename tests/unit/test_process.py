@@ -33,11 +33,11 @@ for _ in range(10):
     malloc(100_000)  # goes to where the large array was, and stays
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (48 << 10))
 """
-# Whether torch's threads were told to sleep soon, where it was imported late, and first.
+# Programs that print if the threads of torch sleep soon: with torch imported after ebmvk, and before it.
 SPINS = "import ebmvk, os; print(os.environ['GOMP_SPINCOUNT'])"
 TOO_LATE = """
 import os, torch, ebmvk
-from ebmvk.runs.folder import open_device
+from ebmvk.engine.device import open_device
 before = len(os.listdir("/proc/self/task"))
 open_device("reference"), open_device("reference")
 print(len(os.listdir("/proc/self/task")) - before - (os.cpu_count() + 1))
