@@ -86,7 +86,7 @@ class Model:
         Raises:
             ArgumentError: `checkpoint` isn't a path.
             CheckpointError: the checkpoint is missing, corrupt, or doesn't fit its run.
-            DeviceError: there is no such device.
+            DeviceError: the device does not exist.
         """
         if not isinstance(checkpoint, str | Path):
             raise ArgumentError(f"checkpoint {checkpoint!r} isn't a path", hint='give a folder, such as "runs/first"')

@@ -96,7 +96,7 @@ class Vulkan:
             memory_limit.
 
     Raises:
-        DeviceError: the extension isn't built, there is no such device, or the device lacks a
+        DeviceError: the extension isn't built, the device does not exist, or the device lacks a
             needed feature.
     """
 

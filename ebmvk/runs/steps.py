@@ -64,7 +64,7 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
     RUN/latest and their older names. The run folder equals the argument only in the first case.
 
     Raises:
-        CheckpointError: there is no such checkpoint; the message names the flag and the path.
+        CheckpointError: the checkpoint does not exist; the message names the flag and the path.
     """
     try:
         path = path.resolve()

@@ -99,8 +99,8 @@ def test_losses_of_energy_and_score_reach_every_argument(backend: Backend, use: 
     p = smooth(6, 10, 33, n=17)
     got, want = leaves(p, torch.float32), leaves(p, torch.float64)
     ours = energy_score(backend, got["x"], got["points"], p.ids, *(got[n] for n in NAMES[2:]))
-    theirs = plain(want["x"], want["points"], p.ids, *(want[n] for n in NAMES[2:]))
-    for (energy, score), tensors in ((ours, got), (theirs, want)):
+    peer = plain(want["x"], want["points"], p.ids, *(want[n] for n in NAMES[2:]))
+    for (energy, score), tensors in ((ours, got), (peer, want)):
         loss = sum(t.square().sum() for t, part in ((energy, "energy"), (score, "score")) if use in (part, "both"))
         assert isinstance(loss, Tensor)
         loss.backward()  # type: ignore[no-untyped-call]
