@@ -38,9 +38,7 @@ class EbmvkError(Exception):
 
 
 class ConfigError(EbmvkError):
-    """Raised if a flag, a configuration file or a key in it is unknown, contradictory or out of
-    range.
-    """
+    """Raised if a flag, a configuration file or a key is unknown, contradictory or out of range."""
 
 
 class DataError(EbmvkError):
@@ -52,8 +50,9 @@ class CheckpointError(EbmvkError):
 
 
 class StorageError(EbmvkError):
-    """Raised if writing failed, because the disk is full or the folder is read-only. Older files
-    are intact.
+    """Raised if writing failed, because the disk is full or the folder is read-only.
+
+    Older files are intact.
     """
 
 
@@ -62,9 +61,7 @@ class FolderInUse(EbmvkError):
 
 
 class ArgumentError(EbmvkError, ValueError):
-    """Raised by an operation or a method whose argument has the wrong type, shape, dtype, device or
-    values.
-    """
+    """Raised if an argument has the wrong type, shape, dtype, device or values."""
 
 
 class DeviceError(EbmvkError):
@@ -76,8 +73,9 @@ class OutOfMemory(DeviceError):
 
 
 class BatchTooLarge(OutOfMemory):
-    """Raised if the batch of a training step doesn't fit in memory. flags: settings with which it
-    would fit.
+    """Raised if the batch of a training step doesn't fit in memory.
+
+    flags: settings with which it would fit.
     """
 
     def __init__(self, what: str, *, hint: str, flags: str) -> None:
@@ -104,6 +102,7 @@ class RankLost(EbmvkError):
 
 
 class NonFinite(EbmvkError):
-    """Raised if a loss, gradient or result is NaN or infinite. The message names the first bad
-    tensor.
+    """Raised if a loss, gradient or result is NaN or infinite.
+
+    The message names the first bad tensor.
     """

@@ -1,5 +1,6 @@
-"""Checks of what callers pass to `Model`. Each raises ArgumentError with the argument and its
-value.
+"""Checks of what callers pass to `Model`.
+
+Each raises ArgumentError with the argument and its value.
 """
 
 from __future__ import annotations

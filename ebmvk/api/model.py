@@ -1,6 +1,4 @@
-"""`ebmvk.Model`: a trained model as an object that writes, embeds, composes, scores and looks up
-neighbours.
-"""
+"""`ebmvk.Model`: a trained model that writes, embeds, composes, scores and finds neighbours."""
 
 from __future__ import annotations
 
@@ -80,8 +78,7 @@ class Model:
 
     @classmethod
     def open(cls, checkpoint: str | Path, *, device: str = "auto") -> Model:
-        """Open a run folder (its newest usable checkpoint), one checkpoint folder, or an exported
-        model.
+        """Open a run (its newest usable checkpoint), one checkpoint folder, or an exported model.
 
         >>> ebmvk.Model.open("runs/first", device="cpu")
         <ebmvk.Model ...runs/first/checkpoints/step-...>
@@ -89,7 +86,7 @@ class Model:
         Raises:
             ArgumentError: `checkpoint` isn't a path.
             CheckpointError: the checkpoint is missing, corrupt, or doesn't fit its run.
-            DeviceError: there is no such device.
+            DeviceError: the device does not exist.
         """
         if not isinstance(checkpoint, str | Path):
             raise ArgumentError(f"checkpoint {checkpoint!r} isn't a path", hint='give a folder, such as "runs/first"')
@@ -148,8 +145,8 @@ class Model:
         )
 
     def _reach(self) -> int:
-        """The most tokens that the last state can depend on: each layer sees a window, and the
-        token before it.
+        """The most tokens that the last state depends on: each layer sees a window and the token
+        before.
         """
         if self._model.reach is not None:
             return self._model.reach
@@ -157,8 +154,8 @@ class Model:
 
     @torch.no_grad()
     def compose(self, a: str | Tensor, b: str | Tensor) -> Tensor:
-        """The composition of two texts (of their points) or of two unit vectors: a unit vector
-        (d,).
+        """The composition (d,) of two texts (of their points) or of two unit vectors; it is a unit
+        vector.
 
         The model learned to compose the context vectors of one text. For two texts the result is
         what it makes of them.
@@ -303,8 +300,8 @@ class Model:
         return Decoding(most, strategy, sampler or usual, int(seed), tuple(ends))
 
     def energy(self, text: str) -> Energy:
-        """Exact energies of the tokens of a text, read as `ebmvk evaluate` reads a document,
-        without memory.
+        """Exact energies of a text's tokens, read as `ebmvk evaluate` reads a document, without
+        memory.
 
         >>> energy = model.energy("The value of")
         >>> "".join(energy.tokens)
@@ -320,8 +317,7 @@ class Model:
         return Energy(self._labels(ids[1:]), found["none"])
 
     def neighbors(self, x: str | Tensor, k: int = 10) -> list[NearToken]:
-        """The k tokens nearest to a text's point or to a unit vector (d,), by cosine, nearest
-        first.
+        """The k tokens nearest to a text's point or to a unit vector (d,), by cosine.
 
         >>> len(model.neighbors("The value of", k=3))
         3
@@ -336,8 +332,7 @@ class Model:
         return [NearToken(int(i), t, float(c)) for i, t, c in zip(ids, texts, found.scores[0].cpu(), strict=True)]
 
     def splats(self, x: str | Tensor, k: int = 10) -> list[NearSplat]:
-        """The k splats of the checkpoint's static memory nearest to a text's point or to a unit
-        vector (d,).
+        """The k splats of the static memory nearest to a text's point or to a unit vector (d,).
 
         Empty if the checkpoint has no memory; `ebmvk memory` builds one.
 

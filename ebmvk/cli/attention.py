@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -47,9 +47,6 @@ def _attention(command: AttentionCommand) -> int:
     from ebmvk.data.windows import encode_split
     from ebmvk.engine.device import open_device
     from ebmvk.model import inspection
-    from ebmvk.report.drawing import draw
-    from ebmvk.report.shared import heads
-    from ebmvk.report.svg import alone
     from ebmvk.runs.folder import open_run
     from ebmvk.runs.text import own_text, say_if_other
 
@@ -65,23 +62,36 @@ def _attention(command: AttentionCommand) -> int:
     text = validation if command.text is None else run.tokenizer.encode_prompt(command.text)
     experts = inspection.specialisation_in(model, validation[:EXPERT_TOKENS])
     found = inspection.record(model, run.tokenizer, text[: command.tokens], experts) | own.record()
+    _write(command.out, found, [] if not experts else list(inspection.expert_table(run.tokenizer, experts)))
+    _print(found)
+    print(command.out)
+    return 0
+
+
+def _write(out: Path, found: dict[str, Any], experts: Sequence[Sequence[str | int | float]]) -> None:
+    """Write the files. experts: rows of experts.csv, empty for a model without experts."""
+    from ebmvk.report.drawing import draw
+    from ebmvk.report.shared import heads
+    from ebmvk.report.svg import alone
+
     picture = heads(found["attention"], found["tokens"])
-    running.write_output(command.out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
-    running.write_output(command.out / "attention.svg", alone(draw(picture.chart, picture.title)), "--out")
+    running.write_output(out / "attention.json", json.dumps(found, ensure_ascii=False), "--out")
+    running.write_output(out / "attention.svg", alone(draw(picture.chart, picture.title)), "--out")
     if experts:
         table = io.StringIO()
-        csv.writer(table).writerows(inspection.expert_table(run.tokenizer, experts))
-        running.write_output(command.out / "experts.csv", table.getvalue(), "--out")
-    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}")
+        csv.writer(table).writerows(experts)
+        running.write_output(out / "experts.csv", table.getvalue(), "--out")
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(f"{'layer':<28}{'head':>5}{'entropy':>10}{'back':>8}    (entropy in nats; mean tokens back)")
     for own in found["attention"]:
         for head, (nats, back) in enumerate(zip(own["entropy"], own["distance"], strict=True), start=1):
             print(f"{own['layer']:<28}{head:>5}{nats:>10.3f}{back:>8.2f}")
     for own in found["experts"]:
         for expert, (load, top) in enumerate(zip(own["load"], own["top"], strict=True), start=1):
-            said = ", ".join(f"{token!r} {share:.0%}" for token, share in top)
-            print(f"{own['layer']}, expert {expert}: {load:.1%} of all tokens; {said}")
-    print(command.out)
-    return 0
+            tokens = ", ".join(f"{token!r} {share:.0%}" for token, share in top)
+            print(f"{own['layer']}, expert {expert}: {load:.1%} of all tokens; {tokens}")
 
 
 if __name__ == "__main__":

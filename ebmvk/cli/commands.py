@@ -18,7 +18,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "harness": "tasks of lm-evaluation-harness (an extra); takes the flags of lm_eval too",
     },
     "Write text": {
-        "generate": "write text by annealed Langevin sampling or by exact sampling",
+        "generate": "write text; on a terminal it asks for prompts",
         "compare-decoding": "repetition, diversity, perplexity and speed of decoding strategies",
         "embed": "turn texts into points on the sphere, with their exact energies",
         "compose": "the point that the model composes from two texts",
@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "export": "write a checkpoint in the layout of model hubs, with a model card",
     },
     "Memory": {
-        "memory": "give a checkpoint its memory: splats of the training text, and the gates of both tiers",
+        "memory": "give a checkpoint its memory: clusters of the contexts of its training text",
     },
     "Corpora": {
         "prepare-corpus": "repair, normalise and deduplicate text files, and join them for training",

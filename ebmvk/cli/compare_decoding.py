@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,10 +30,12 @@ class CompareCommand:
     judge: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     # Named strategies to compare, such as nucleus or greedy; by default all.
     strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    token_law: Strategy = UNCHANGED  # Settings of your own: any of these adds a row, "custom".
+    # Settings of your own: any of these adds a row, "custom".
+    token_law: Strategy = field(default=UNCHANGED, metadata={"group": 'Settings of the row "custom"'})
     prompts: int = 100  # Number of passages of the validation text to continue.
     prompt_tokens: int = 32  # Number of tokens of each passage that the model is given.
     max_tokens: int = 128  # Number of tokens that it writes.
+    # How tokens are drawn; the documentation compares the samplers.
     sampler: Annotated[SamplerName, tyro.conf.arg(help=registry.HELP)] = registry.WITHOUT_STATES
     seed: int = 42  # The same seed gives the same texts.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None  # Where the run's text is, if it has moved.

@@ -26,11 +26,21 @@ def script(shell: str) -> str:
 
 
 def _bash(flags: Flags) -> str:
+    folder = "~/.local/share/bash-completion/completions"
+    return f"""# In this shell: source <(ebmvk --print-completion bash)
+# In every shell: ebmvk --print-completion bash > {folder}/ebmvk
+{_function(flags)}"""
+
+
+def _zsh(flags: Flags) -> str:
+    return f"""# Put this into ~/.zshrc, after compinit: source <(ebmvk --print-completion zsh)
+autoload -U +X bashcompinit && bashcompinit
+{_function(flags)}"""
+
+
+def _function(flags: Flags) -> str:
     cases = "\n".join(f"    {name}) words='{' '.join(own)}' ;;" for name, own in flags.items())
-    return f"""# Use it in this shell: source <(ebmvk --print-completion bash)
-# Use it in every shell: ebmvk --print-completion bash >
-# ~/.local/share/bash-completion/completions/ebmvk
-_ebmvk() {{
+    return f"""_ebmvk() {{
     local words='' current=${{COMP_WORDS[COMP_CWORD]}}
     if [ "$COMP_CWORD" = 1 ]; then
         words='{" ".join((*flags, *TOP))}'
@@ -43,12 +53,6 @@ _ebmvk() {{
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
 complete -o default -F _ebmvk ebmvk"""  # `-o default`: file names, if no word fits
-
-
-def _zsh(flags: Flags) -> str:
-    return f"""# Use it: put  source <(ebmvk --print-completion zsh)  into ~/.zshrc, after compinit.
-autoload -U +X bashcompinit && bashcompinit
-{_bash(flags).split(chr(10), maxsplit=2)[2]}"""
 
 
 def _fish(flags: Flags) -> str:

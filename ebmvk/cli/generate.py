@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,8 +41,10 @@ class GenerateCommand:
     max_tokens: int = 100  # Number of tokens to write, at most.
     strategy: str = "sampling"  # Named settings, such as nucleus or greedy; `ebmvk compare-decoding` compares them.
     greedy: bool = False  # Always take the most probable token.
-    token_law: Strategy = UNCHANGED  # Flags that change the named strategy.
+    # Flags that change the named strategy.
+    token_law: Strategy = field(default=UNCHANGED, metadata={"group": "Changes to the strategy"})
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # Strings that end a text; it is cut before them.
+    # How tokens are drawn; the documentation compares the samplers.
     sampler: Annotated[
         SamplerName | None,
         tyro.conf.arg(

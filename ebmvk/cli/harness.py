@@ -27,8 +27,9 @@ Tokens = Annotated[int | None, tyro.conf.arg(metavar="TOKENS")]
 
 @dataclass(frozen=True)
 class HarnessCommand:
-    """Flags of our own; the comments are their help texts. Each must take a value, so that `_apart`
-    can skip it.
+    """Flags of our own; the comments are their help texts.
+
+    Each must take a value, so that `_apart` can skip it.
     """
 
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.

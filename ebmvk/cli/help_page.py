@@ -88,7 +88,8 @@ def entries(kind: type[Any], default: Any, titles: dict[str, str]) -> Iterator[E
             yield from entries(hint, value, titles | {"": title})  # type: ignore[arg-type]
         else:
             usage, shown = _usage(field.name, hint, extras), _default(value, extras)
-            yield Entry(usage, texts.get(field.name, ""), shown, title, bool(field.metadata.get("common")))
+            told = next((extra.help for extra in extras if getattr(extra, "help", None)), texts.get(field.name, ""))
+            yield Entry(usage, told, shown, title, bool(field.metadata.get("common")))
 
 
 def _value(field: dataclasses.Field[Any], default: Any) -> Any:

@@ -42,6 +42,8 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     That one stays, because other names of settings, such as `lr`, are accepted as well.
     """
     own = inspect.signature(function)
+    if function not in _COMMANDS:
+        return own
     command, without = _COMMANDS[function]
     given: list[Parameter] = []
     rest: list[Parameter] = []

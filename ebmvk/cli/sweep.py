@@ -1,6 +1,4 @@
-"""`ebmvk sweep`: trains a table of runs, or runs that a search chooses, and prints figures and
-verdicts.
-"""
+"""`ebmvk sweep`: trains a table of runs, or the runs of a search, and prints verdicts."""
 
 from __future__ import annotations
 
@@ -115,8 +113,9 @@ def _sweep(command: SweepCommand) -> int:
 
 
 def _axes(texts: Sequence[str], shared: Sequence[str]) -> list[Axis]:
-    """The settings to search, by any name of their flags. Raises ConfigError, before anything is
-    trained.
+    """The settings to search, by any name of their flags.
+
+    Raises ConfigError, before anything is trained.
     """
     from ebmvk.sweeps.search import Axis, flags_of
 

@@ -48,7 +48,7 @@ class Corpus:
     def documents(self, split: str) -> list[str]:
         """The documents of a split.
 
-        Raises DataError, which lists the available splits, if there is no such split.
+        Raises DataError, which lists the available splits, if the split does not exist.
         """
         if split not in self.splits:
             raise DataError(
@@ -113,7 +113,7 @@ def without_splits(texts: Mapping[Path, str], path: Path, name: str, reason: str
 def with_official_splits(texts: Mapping[str, str], name: str, reason: str, source: str) -> Corpus:
     """A corpus from the text of each official split.
 
-    If there is no validation split, the last tenth of `train` becomes it.
+    Without a validation split, the last tenth of `train` becomes it.
 
     Raises:
         DataError: `name` is a WikiText, but the number of words is wrong; or `train` is too short

@@ -84,7 +84,7 @@ def show(found: Row) -> Shown:
     """Tables and pictures of what `likelihood` returned."""
     own = found["validation"]
     main = Table(
-        ("bits per byte", "perplexity / token", "/ word", "nats / token", "tokens", "words", "bytes"),
+        ("bits per byte", "perplexity / token", "perplexity / word", "nats / token", "tokens", "words", "bytes"),
         [(
             number(own["bits_per_byte"]), number(own["ppl_token"], ",.2f"), number(per_word(own), ",.2f"),
             number(own["nats_per_token"]), *(f"{own[name]:,}" for name in ("tokens", "words", "bytes")),

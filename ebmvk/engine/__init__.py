@@ -4,9 +4,11 @@
 |---|---|
 | `api` | the table of operations: `Backend`, `Points`, `Schedule` and the results |
 | `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
-| `reference`, `reference_chains`, `reference_math` | every operation in plain torch: the oracle, and the path on CUDA |
+| `reference` | every operation in plain torch: the oracle, and the path on CUDA |
+| `reference_chains`, `reference_math` | its Langevin chains, and its formulas |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
-| `vulkan`, `vulkan_devices` | kernels on a Vulkan device (extension `ebmvk._vulkan`); listing the devices |
+| `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
+| `vulkan_devices` | the Vulkan devices of this machine |
 | `sharded` | points spread over the processes of a run, with an exact top-k |
 | `approximate` | spherical k-means, and approximate search for very many points (FAISS) |
 | `autograd` | `energy(...)` and `energy_score(...)`, differentiable, on any backend |

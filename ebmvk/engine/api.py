@@ -24,7 +24,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 Scheme = Literal["gbaoab", "ghmc"]
-"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC."""
+"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC.
+"""
 
 
 Storage = Literal["float32", "float16"]
@@ -47,7 +48,7 @@ class Points(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows take now, including copies in fewer bits; on the device if there is
+        """Bytes that the rows and their copies in fewer bits take now; on the device if there is
         one.
         """
 
@@ -65,8 +66,8 @@ class TopK:
 
 @dataclass(frozen=True)
 class EnergyScore:
-    """energy (B,), score (B, d) tangent at x, responsibilities (B, K), background (B,); the last
-    two sum to 1.
+    """energy (B,); score (B, d), tangent at x; responsibilities (B, K) and background (B,), which
+    sum to 1.
     """
 
     energy: Tensor
@@ -162,8 +163,9 @@ class Backend(Protocol):
         """The device as text, for logs and reports."""
 
     def points(self, points: Tensor, storage: Storage = "float32") -> Points:
-        """Keep unit rows (N, d). With storage="float16" a unit row moves by at most 5e-4, typically
-        2e-4.
+        """Keep unit rows (N, d).
+
+        With storage="float16" a unit row moves by at most 5e-4, typically 2e-4.
         """
 
     def projx(self, x: Tensor) -> Tensor: ...
@@ -181,9 +183,7 @@ class Backend(Protocol):
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), of any length; scale, bias:
-        (N,).
-        """
+        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), any length; scale, bias: (N,)."""
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor

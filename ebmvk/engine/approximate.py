@@ -1,5 +1,4 @@
-"""Spherical k-means and approximate search, through FAISS, for more points than the exact top-k can
-serve.
+"""Spherical k-means and approximate search, through FAISS, for very many points.
 
 `Backend.topk` looks at every point, so its cost grows with N. `ApproximateIndex` looks only at the
 points in the nearest inverted lists (IVF). It pays off from about 100,000 points on, if most
@@ -83,8 +82,9 @@ def kmeans(x: Tensor, k: int, *, rounds: int = 10, seed: int = 0) -> Clusters:
 
 
 class ApproximateIndex:
-    """Points (N, d) in inverted lists around the centroids of a k-means. It keeps a float32 copy of
-    the rows.
+    """Points (N, d) in inverted lists around the centroids of a k-means.
+
+    It keeps a float32 copy of the rows.
 
     Args:
         points: (N, d) float32, unit rows, contiguous, on the CPU.
@@ -156,8 +156,9 @@ def _within(name: str, value: int, low: int, high: int) -> None:
 
 @contextmanager
 def _faiss(doing: str) -> Iterator[ModuleType]:
-    """FAISS, on as many threads as torch uses. Imported here because it brings an OpenMP runtime of
-    its own.
+    """FAISS, on as many threads as torch uses.
+
+    Imported here because it brings an OpenMP runtime of its own.
     """
     try:
         import faiss

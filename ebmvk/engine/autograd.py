@@ -56,8 +56,7 @@ def energy_score(
     *,
     points: Points | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """E(x) (B,) and its score (B, d), differentiable once in x, points_tensor, logw, kappa and
-    log_background.
+    """E(x) (B,) and its score (B, d), differentiable once in the arguments of `energy`.
 
     The gradients are those of `Backend.energy_score_backward`, including the second-order terms of
     the score. A native backend computes them in float32. Arguments and errors as for `energy`.

@@ -127,9 +127,7 @@ def finite(name: str, value: Tensor) -> None:
 
 
 def log_weights(name: str, value: Tensor) -> None:
-    """Check logarithms of weights: -inf (weight 0) is allowed; NaN, +inf and values above LARGEST
-    aren't.
-    """
+    """Check log-weights: -inf (weight 0) is allowed; NaN, +inf and values above LARGEST aren't."""
     if value.numel() and not _extremes(value)[1] <= LARGEST:
         bad = ~(value.detach() <= LARGEST)
         _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g}")
@@ -193,8 +191,9 @@ def stored(points: Tensor, storage: Storage) -> Tensor:
 
 
 def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> None:
-    """Check points (N, d): N >= 1, d >= 2, unit rows. like: the shape that they must have, in an
-    update.
+    """Check points (N, d): N >= 1, d >= 2, unit rows.
+
+    like: the shape that they must have, in an update.
     """
     rules.tensor("points", value, like or (None, None), "(N, d)")
     if value.shape[0] < 1 or value.shape[1] < 2:
@@ -252,8 +251,9 @@ def topk(rules: Rules, queries: Tensor, n: int, d: int, k: int, scale: Tensor | 
 def candidates(
     rules: Rules, x: Tensor, n: int, d: int, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
 ) -> None:
-    """Check x (B, d) unit; ids (B, K); logw, kappa (B, K); log_background (B,). Every row must have
-    some weight.
+    """Check x (B, d) unit; ids (B, K); logw, kappa (B, K); log_background (B,).
+
+    Every row must have some weight.
     """
     rules.tensor("x", x, (None, d), "(B, d)")
     unit_rows("x", x)
@@ -277,9 +277,7 @@ def candidates(
 
 
 def schedule(rules: Rules, value: Schedule, rows: int) -> None:
-    """Check a schedule: tensors (L,) or (B, L), and L step counts >= 0 that add up to less than
-    2^31.
-    """
+    """Check a schedule: tensors (L,) or (B, L); L step counts >= 0, below 2^31 in total."""
     if not isinstance(value, Schedule):
         raise ArgumentError(f"schedule is a {type(value).__name__}", hint="pass an ebmvk.engine.Schedule")
     levels = len(value.steps)

@@ -41,16 +41,18 @@ class Translated:
 
 
 class Counter:
-    """Calls and seconds per operation. Not for kernels that return before they have run; the device
-    counts those.
+    """Calls and seconds per operation.
+
+    Not for kernels that return before they have run; the device counts those.
     """
 
     def __init__(self) -> None:
         self._counts: dict[str, OpCount] = {}
 
     def measure(self, op: str, translate: Translate) -> Measured:
-        """A block that is one call of `op`. If it raises, the error is translated and the call
-        isn't counted.
+        """A block that is one call of `op`.
+
+        If it raises, the error is translated and the call isn't counted.
         """
         return Measured(self, op, translate)
 

@@ -48,8 +48,7 @@ _COARSE_DIMENSIONS = 16384
 
 
 class CpuPoints:
-    """A copy of the rows (N, d) in float32 and, once it makes `topk` faster, another with 8 bits
-    per coordinate.
+    """A copy of the rows (N, d) in float32; once it makes `topk` faster, also one in 8 bits.
 
     With storage float16 the rows are rounded but kept as float32. Results are those of other
     backends; memory isn't saved.
@@ -64,8 +63,9 @@ class CpuPoints:
         self._asked = 0
 
     def coarse(self, ops: ModuleType, rows: int, k: int) -> _cpu.CoarsePoints | None:
-        """The 8-bit copy, if it makes a top-k of `rows` queries faster. It never changes a bit of
-        the result.
+        """The 8-bit copy, if it makes a top-k of `rows` queries faster.
+
+        It never changes a bit of the result.
         """
         size = _COARSE_BATCH if rows >= _BATCH_ROWS else _COARSE_SIZE
         if not ops.use_coarse() or self.rows.numel() < size or self.n < 16 * k or self.d > _COARSE_DIMENSIONS:
@@ -94,8 +94,9 @@ class CpuPoints:
 
 
 class Cpu:
-    """The backend on all processors that this process may use. Takes contiguous float32 tensors on
-    the CPU.
+    """The backend on all processors that this process may use.
+
+    Takes contiguous float32 tensors on the CPU.
 
     Raises:
         DeviceError: the extension can't be imported; the message names the likely cause.
@@ -287,9 +288,7 @@ def _own(points: Points) -> CpuPoints:
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[Tensor, bool]:
-    """The four settings of each level side by side: (L, 4) if all chains share them, otherwise (B *
-    L, 4).
-    """
+    """The four settings of each level: (L, 4) if all chains share them, otherwise (B * L, 4)."""
     tensors = [schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma]
     per_chain = any(tensor.dim() == 2 for tensor in tensors)
     if per_chain:

@@ -14,7 +14,7 @@ from ebmvk.host import process
 
 @dataclass(frozen=True)
 class Device:
-    """backend: where the engine's operations run; torch: where the trunk runs; reason: one line for
+    """Where things run. backend: the engine's operations; torch: the trunk; reason: a line for
     people.
     """
 
@@ -24,8 +24,7 @@ class Device:
 
 
 def open_device(name: str) -> Device:
-    """The engine on `name`, and torch's device beside it: CUDA only where the engine's path is
-    torch on CUDA.
+    """The engine on `name`, and torch's device: CUDA only if the engine runs its torch path there.
 
     Raises:
         DeviceError, ArgumentError: as `ebmvk.engine.select`.

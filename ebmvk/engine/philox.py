@@ -1,5 +1,4 @@
-"""Philox4x32-10: random numbers that are a pure function of (seed, step, chain, coordinate,
-stream).
+"""Philox4x32-10: random numbers as a function of (seed, step, chain, coordinate, stream).
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Key = (seed lo,
 seed hi), counter = (step, chain, coordinate // 4, stream); the four words of a counter serve
@@ -53,9 +52,7 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of m * c, computed in two 16-bit parts because the whole product would
-    overflow int64.
-    """
+    """High and low words of m * c, in two 16-bit parts as the whole product would overflow int64."""
     low = m * (c & 0xFFFF)
     high = m * (c >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -90,8 +87,9 @@ def fork(seed: int, number: int) -> int:
 def uniforms(
     seed: int, step: Tensor, chain: Tensor, n: int, *, stream: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """n uniforms per (step, chain): (..., n). step and chain: int64 tensors that broadcast against
-    each other.
+    """n uniforms per (step, chain): (..., n).
+
+    step and chain: int64 tensors that broadcast against each other.
     """
     bits = words(seed, step, chain, -(-n // 4), stream).flatten(-2)
     return to_uniform(bits[..., :n], dtype)

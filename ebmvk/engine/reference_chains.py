@@ -1,6 +1,4 @@
-"""Chains of the reference backend: g-BAOAB and GHMC in plain torch (model section 7), with their
-diagnostics.
-"""
+"""Chains of the reference backend: g-BAOAB and GHMC (model section 7), with diagnostics."""
 
 from __future__ import annotations
 
@@ -159,9 +157,7 @@ class Chains:
         )
 
     def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """After a geodesic move: back onto the sphere, the second half kick, back into the tangent
-        space.
-        """
+        """End a geodesic move: back onto the sphere, second half kick, back into the tangent space."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)

@@ -11,8 +11,9 @@ from ebmvk.config.schema import Config
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of torch's randomness in one step. With it, a resumed run needs no saved generator
-    state.
+    """The seed of torch's randomness in one step.
+
+    With it, a resumed run needs no saved generator state.
     """
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
 

@@ -67,9 +67,7 @@ def open_choice(choice: Choice) -> Backend:
 
 
 def _take_own_cuda_device() -> None:
-    """Give each process that torchrun starts on a machine a CUDA device of its own:
-    cuda:LOCAL_RANK.
-    """
+    """Use cuda:LOCAL_RANK, so that each process of a machine has a CUDA device of its own."""
     number, have = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number and number >= have:
         raise DeviceError(

@@ -1,5 +1,4 @@
-"""Points spread over the ranks of a run, with an exact top-k, for stores that don't fit in one
-device's memory.
+"""Points spread over the ranks of a run, with an exact top-k, for very large stores.
 
 Each rank keeps a contiguous part of the rows on its own backend. For a look-up, the first rank
 sends the queries to all, each finds the k best of its part, and the first merges them. The result
@@ -28,8 +27,9 @@ Parts = list[Tensor]
 
 @dataclass(frozen=True)
 class _Part:
-    """A rank's rows of a store of n rows, starting at row `first`. points: None if the rank has no
-    rows.
+    """A rank's rows of a store of n rows, starting at row `first`.
+
+    points: None if the rank has no rows.
     """
 
     n: int
@@ -134,8 +134,9 @@ class ShardedPoints:
 
 
 class _Sharded:
-    """The first rank's backend, with points and top-k over all ranks. All other operations are
-    local.
+    """The first rank's backend, with points and top-k over all ranks.
+
+    All other operations are local.
     """
 
     def __init__(self, own: Backend, ranks: Ranks) -> None:
@@ -202,8 +203,9 @@ def _name(tensor: Tensor) -> str:
 
 
 def sharded(own: Backend, ranks: Ranks, device: str) -> Backend:
-    """The backend `own` with points spread over the ranks, each on its own `device`; with one rank,
-    `own` itself.
+    """The backend `own` with points spread over the ranks, each on its own `device`.
+
+    With one rank it is `own` itself.
 
     The other ranks must follow with the handlers of `Shards`.
     """

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 def _cache_dir() -> str:
-    """The folder that keeps compiled kernels between runs; empty, so that none are kept, without a
-    home folder.
+    """The folder that keeps compiled kernels between runs; empty without a home folder: none is
+    kept.
     """
     try:
         return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk")
@@ -86,8 +86,9 @@ class VulkanPoints:
 
 
 class Vulkan:
-    """The backend on one Vulkan device. Takes contiguous float32 tensors on the CPU; points stay on
-    the device.
+    """The backend on one Vulkan device.
+
+    Takes contiguous float32 tensors on the CPU; points stay on the device.
 
     Args:
         index: the device's number. None takes the first that isn't of type cpu, else the first.
@@ -95,7 +96,7 @@ class Vulkan:
             memory_limit.
 
     Raises:
-        DeviceError: the extension isn't built, there is no such device, or the device lacks a
+        DeviceError: the extension isn't built, the device does not exist, or the device lacks a
             needed feature.
     """
 
@@ -129,9 +130,7 @@ class Vulkan:
         return VulkanPoints(self, points, storage)
 
     def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes between two
-        device buffers.
-        """
+        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes on the device."""
         with self._errors("copy_seconds"):
             return self._engine.time_copy(size, times, repeats)
 
@@ -317,9 +316,7 @@ class Vulkan:
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """kappa_scale, logw_shift, step_size, gamma as (1, L), or as (B, L) if one of them differs
-    between chains.
-    """
+    """kappa_scale, logw_shift, step_size, gamma: (1, L), or (B, L) if one differs between chains."""
     tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
     shared = all(table.dim() == 1 for table in tables)
     shape = (1 if shared else rows, len(schedule.steps))

@@ -77,8 +77,9 @@ class Survey:
 
 
 def survey() -> Survey:
-    """The loader and all devices in full, also those that can't be used. Raises DeviceError as
-    `devices` does.
+    """The loader and all devices in full, also those that can't be used.
+
+    Raises DeviceError as `devices` does.
     """
     found = _found()
     return Survey(_version(extension().loader_version()), [_describe(device) for device in found])

@@ -1,5 +1,4 @@
-"""Draws the cosine of a von Mises-Fisher sample by rejection: one scalar per row, computed once for
-all backends.
+"""Draws the cosine of a von Mises-Fisher sample by rejection, for all backends.
 
 Wood, "Simulation of the von Mises Fisher distribution" (1994), with the symmetric Beta law of its
 envelope drawn directly: Ulrich, "Computer generation of distributions on the m-sphere" (1984).

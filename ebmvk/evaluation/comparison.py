@@ -97,9 +97,7 @@ class Judge:
         return float(self._after(begun, [*begun, *tokens]).sum())
 
     def nats_of_text(self, prompt: str, text: str) -> float:
-        """Nats of a text that follows a prompt: of the tokens after as many as the prompt alone
-        has.
-        """
+        """Nats of a text after a prompt: of all tokens after as many as the prompt alone has."""
         whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
         return float(self._after(begun, whole).sum())
 

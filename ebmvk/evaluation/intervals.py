@@ -99,8 +99,7 @@ def ratio_error(values: Tensor, reference: Tensor, starts: npt.NDArray[np.int64]
 
 
 def half_width(total: Floats, tokens: Floats) -> float:
-    """Half the width of the 95 % interval of sum(total) / sum(tokens) by Student's t, for n >= 2
-    clusters.
+    """Half the width of Student's 95 % interval of sum(total) / sum(tokens), for n >= 2 clusters.
 
     total: (n,) sum of the differences in each cluster; tokens: (n,) > 0, number of tokens in each.
     """
@@ -108,8 +107,9 @@ def half_width(total: Floats, tokens: Floats) -> float:
 
 
 def deviation(total: Floats, tokens: Floats) -> float:
-    """Standard deviation of sum(total) / sum(tokens), as estimated by CR2. total, tokens: as for
-    `half_width`.
+    """Standard deviation of sum(total) / sum(tokens), as estimated by CR2.
+
+    total, tokens: as for `half_width`.
     """
     n, share = tokens.sum(), tokens / tokens.sum()
     residual = total - tokens * (total.sum() / n)
@@ -141,8 +141,9 @@ def freedom(tokens: Floats) -> float:
 
 
 def basis(record: Mapping[str, Any]) -> str:
-    """Words for the sample behind an interval's record. Records of earlier versions have no number
-    of documents.
+    """Words for the sample behind an interval's record.
+
+    Records of earlier versions have no number of documents.
     """
     documents = record.get("documents")
     if documents is None:

@@ -1,5 +1,6 @@
-"""The exact likelihood of a stream of tokens (model section 5). Nothing is sampled, bounded or
-estimated.
+"""The exact likelihood of a stream of tokens (model section 5).
+
+Nothing is sampled, bounded or estimated.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ class TextSize:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Total nats of a stream and the figures that follow from them; context and stride say how it
-    was read.
+    """Total nats of a stream, read with a context and a stride, and the figures that follow.
 
     The mean energy of a token is its mean nats: E(v|c) = -log p(v|c).
     """
@@ -74,8 +74,9 @@ class Likelihood:
 
 
 def window(context: int | None, stride: int | None, config: Config) -> tuple[int, int]:
-    """(context, stride) of windows. By default a training window and half of it. Raises
-    ConfigError.
+    """(context, stride) of windows.
+
+    By default a training window and half of it. Raises ConfigError.
     """
     context = config.data.seq_length if context is None else context
     if context < 1:
@@ -105,8 +106,7 @@ def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
 def likelihood(
     model: LanguageModel, stream: TokenStream, size: TextSize, *, context: int, stride: int, device: torch.device
 ) -> Likelihood:
-    """Score each token of the stream but the first exactly once, in float32 with sums in float64,
-    without memory.
+    """Score each token but the first once, without memory, in float32 with sums in float64.
 
     Raises:
         ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.
@@ -126,8 +126,8 @@ def token_nats(
     device: torch.device,
     reader: Reader | None = None,
 ) -> dict[Law, Tensor]:
-    """-log p of each token but the first, (n - 1,) float64, by law: the model alone, and each tier
-    of `reader`.
+    """{law: -log p of each token but the first, (n - 1,) float64}: the model alone, each tier of
+    `reader`.
 
     Raises:
         ArgumentError: the stride is out of range. NonFinite: a token has no finite log-probability.

@@ -1,5 +1,4 @@
-"""Answers what evaluation harnesses ask: log p(continuation | context), log p(text), and text up to
-a stop string.
+"""Answers evaluation harnesses: log p(continuation | context), log p(text), and generated text.
 
 Log-probabilities are exact: the sum over the continuation's tokens, under the model alone or with
 its memory. The memory reads the context before it scores what follows.
@@ -65,8 +64,9 @@ class Scorer:
         stride: int | None = None,
         batch_size: int = 16,
     ) -> Scorer:
-        """Open a run folder, one checkpoint folder, or an exported model. memory: the tiers that
-        take part.
+        """Open a run folder, one checkpoint folder, or an exported model.
+
+        memory: the tiers that take part.
 
         Raises:
             ConfigError: a value is out of range. CheckpointError, DeviceError: as `ebmvk evaluate`.
@@ -177,7 +177,7 @@ class Scorer:
         seed: int = 42,
         done: Done = _nobody,
     ) -> list[str]:
-        """The text that the model writes after each prompt. requests: (prompt, arguments as for
+        """The text that the model writes after each prompt. requests: (prompt, arguments of
         `decoding`).
 
         Raises:
@@ -194,8 +194,7 @@ class Scorer:
 
 
 def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, int]:
-    """The tokens (n,) of a context, as the start of a document, and its continuation; and where
-    that begins.
+    """The tokens (n,) of a context and its continuation, and where the continuation begins.
 
     Blanks at the end of the context count to the continuation, because its first token contains
     them. No other token spans the border: if a merge would, both sides are encoded separately.

@@ -62,8 +62,9 @@ class ScoreMatching:
         return self.loss / self.unigram_loss if self.unigram_loss > 0 else math.inf
 
     def record(self) -> dict[str, float | str | None]:
-        """JSON-able. `explained` is 1 - L_kappa, the share of the noise's score that the model
-        finds.
+        """JSON-able.
+
+        `explained` is 1 - L_kappa, the share of the noise's score that the model finds.
         """
         own = asdict(self)
         level = own.pop("level")
@@ -72,9 +73,7 @@ class ScoreMatching:
 
 
 def levels(d: int, vocabulary: int, extra: Sequence[float] = ()) -> list[Level]:
-    """The named levels, and those in `extra` (given as kappa) or else `LEVELS` log-spaced ones, by
-    rising kappa.
-    """
+    """The named levels and those in `extra`, or else `LEVELS` log-spaced ones, by rising kappa."""
     low, high = kappa_range(d, vocabulary)
     spaced = [low * (high / low) ** (i / (LEVELS - 1)) for i in range(LEVELS)]
     found = [Level(Noise.of(kappa, d)) for kappa in (extra or spaced)]
@@ -94,8 +93,9 @@ def score_matching(
     seed: int,
     extra: Sequence[float] = (),
 ) -> list[ScoreMatching]:
-    """The denoising loss at each of `levels`, on the tokens of some windows. Dropout stays as the
-    model has it.
+    """The denoising loss at each of `levels`, on the tokens of some windows.
+
+    Dropout stays as the model has it.
 
     Args:
         tokens: (B, T+1) int64, as `windows` returns them.
@@ -126,7 +126,7 @@ def score_matching(
 
 
 def windows(stream: TokenStream, length: int, most: int) -> Tensor:
-    """The first windows of a stream, (B, T+1) int64: at most `length` tokens each, about `most` in
+    """The first windows of a stream, (B, T+1) int64: up to `length` tokens each, about `most` in
     all.
     """
     length = min(length, len(stream) - 1)

@@ -138,7 +138,7 @@ class LanguageModel(nn.Module, ABC):
         the length that rows start with."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """What is wrong with weights whose names, shapes and dtypes are right and that are all
+        """The fault of weights whose names, shapes and dtypes are right and that are all
         finite.
 
         Names the tensor; None if nothing is wrong. It works for a model on the meta device too.

@@ -29,8 +29,9 @@ class Failures:
         self._store, self._rank, self._size = store, rank, size
 
     def say(self, error: BaseException) -> None:
-        """Tell the others the error with which this rank ends. Only the first error of a run is
-        kept.
+        """Tell the others the error with which this rank ends.
+
+        Only the first error of a run is kept.
         """
         status = errors.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
         said = {"rank": self._rank, "kind": type(error).__name__, "status": status}
@@ -39,9 +40,7 @@ class Failures:
             self._store.compare_set("failed", "", json.dumps(said | {"what": said["what"] or str(error)}))
 
     def why_lost(self, error: RuntimeError) -> EbmvkError:
-        """The error to raise if a connection has ended with `error`: that of another rank, or
-        RankLost.
-        """
+        """The error to raise if a connection has ended: that of another rank, or RankLost."""
         try:
             self._store.set(f"here {self._rank}", "")
             until = time.monotonic() + ROLL_CALL

@@ -1,5 +1,4 @@
-"""One process among those of a run: meeting the others, and exchanging messages and tensors with
-them.
+"""One process of a run: meeting the others, and exchanging messages and tensors with them.
 
 Messages and tensors on the host travel through gloo, tensors on CUDA devices through NCCL.
 """
@@ -103,8 +102,9 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block of joint work. A rank that ends it with an error ends the others with the same
-        error.
+        """A block of joint work.
+
+        A rank that ends it with an error ends the others with the same error.
         """
         kept = {number: signal.signal(number, self._signalled) for number in ending_signals()}
         try:
@@ -202,8 +202,8 @@ class Ranks:
         return load_tensors(self.broadcast(torch.zeros(length, dtype=torch.uint8)).numpy().tobytes())
 
     def scatter(self, own: Tensor, parts: Sequence[Tensor] | None = None) -> Tensor:
-        """Fill `own`, on the CPU, with this rank's part of the first rank's `parts`, which all have
-        its shape.
+        """Fill `own`, on the CPU, with this rank's entry of the first rank's `parts`, all of its
+        shape.
         """
         with self._reaching():
             dist.scatter(own, None if parts is None else list(parts), src=0, group=self._idle)
@@ -232,7 +232,7 @@ class Ranks:
                 tensor.copy_(total.view_as(tensor))
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a small tensor over all ranks, without a gradient; with one rank, the tensor
+        """The sum of a small tensor over all ranks, without a gradient. With one rank, the tensor
         itself.
 
         It always goes through the host, because with NCCL the others would wait forever if a rank
@@ -249,8 +249,9 @@ class Ranks:
         return tensor
 
     def check_agreed(self, number: int, error: EbmvkError) -> None:
-        """Raise `error` unless all ranks have the same number, of less than 63 bits. The first rank
-        prints it.
+        """Raise `error` unless all ranks have the same number, of less than 63 bits.
+
+        The first rank prints it.
         """
         if self.size == 1:
             return

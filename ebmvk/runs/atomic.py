@@ -1,5 +1,4 @@
-"""Writes files so that a crash or a full disk leaves either the old content or the new, never a
-part.
+"""Writes files so that a crash or a full disk leaves the old content or the new, never a part.
 
 New content is written beside its target, synced to the disk, and renamed into place. A failed write
 raises StorageError, which says what to do.
@@ -24,8 +23,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace one file. A reader sees the old content or the new, never a part. Raises
-    StorageError.
+    """Replace one file.
+
+    A reader sees the old content or the new, never a part. Raises StorageError.
     """
     beside = path.with_name(f".{path.name}.unfinished")
     try:
@@ -40,8 +40,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and sync each: if a power cut undoes a folder, its files are
-    lost with it.
+    """Make a folder and its parents. Each is synced, or a power cut could undo it with all its
+    files.
     """
     if not folder.is_dir():
         make_folder(folder.parent)

@@ -130,9 +130,7 @@ def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """Copy the files that others have put beside the same weights, such as a memory that was built
-    for them.
-    """
+    """Copy what others have put beside the same weights, such as a memory."""
     for file in old.iterdir():
         if file.is_file() and file.name not in (MODEL, STATE, SOC, MANIFEST):
             write_file(new / file.name, file.read_bytes())
@@ -200,7 +198,7 @@ def newest_complete(
 
 
 def check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint has the names, shapes and dtypes of a model, which may be on the meta
+    """Check names, shapes and dtypes of a checkpoint against a model, which may be on the meta
     device.
 
     Raises:
@@ -219,8 +217,9 @@ def check_tensors(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def restore(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the weights into a model. Raises CheckpointError as `check_tensors`; the model is then
-    unchanged.
+    """Load the weights into a model.
+
+    Raises CheckpointError as `check_tensors`; the model is then unchanged.
     """
     check_tensors(model, checkpoint)
     model.load_state_dict(checkpoint.model)

@@ -60,9 +60,7 @@ def _empty(target: Path) -> Path:
 
 
 def _contents(run: OpenRun) -> dict[str, bytes]:
-    """{name: content} of the files that are copied; the memory is one of them if the checkpoint has
-    one.
-    """
+    """{name: content} of the files that are copied, including the memory if there is one."""
     files, memory = (run.checkpoint.path / MODEL, run.folder / TOKENIZER_FILE), run.checkpoint.path / MEMORY_FILE
     try:
         return {file.name: file.read_bytes() for file in (*files, *([memory] if memory.exists() else []))}

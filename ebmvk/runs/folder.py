@@ -1,5 +1,4 @@
-"""Opens trained runs, and checks that checkpoint, configuration, tokenizer and text belong
-together.
+"""Opens trained runs, and checks that checkpoint, settings, tokenizer and text belong together.
 
 `open_run` reads a run folder, one checkpoint or an exported model back, verified, as an `OpenRun`.
 The checks here raise CheckpointError with the first thing that doesn't fit.
@@ -40,8 +39,9 @@ _MOST_THREADS = 1 << 12  # more than any machine has processors; libraries crash
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A trained model, ready to evaluate and to generate with. folder: the run folder, or the
-    exported model.
+    """A trained model, ready to evaluate and to generate with.
+
+    folder: the run folder, or the exported model.
     """
 
     folder: Path
@@ -93,8 +93,9 @@ def save_config(folder: Path, config: Config, sources: Mapping[str, Source]) -> 
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run folder. Raises CheckpointError if it is missing, ConfigError if it
-    is invalid.
+    """The configuration of a run folder.
+
+    Raises CheckpointError if it is missing, ConfigError if it is invalid.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
@@ -182,9 +183,7 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 
 def check_tokenizer(given: Path | None, run: OpenRun) -> None:
-    """Raises ConfigError if --tokenizer names another tokenizer than the one that a run was trained
-    with.
-    """
+    """Raises ConfigError if --tokenizer names another tokenizer than the run's own."""
     if given is None:
         return
     end = run.config.data.end_token
@@ -199,17 +198,15 @@ def check_tokenizer(given: Path | None, run: OpenRun) -> None:
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint records about its model, JSON-able: everything that a resumed run must not
-    change.
-    """
+    """What a checkpoint records about its model, JSON-able: all that resuming must not change."""
     kept = {entry.name for entry in dataclasses.fields(ModelConfig) if not entry.metadata.get("resume")}
     model = {name: value for name, value in dataclasses.asdict(config.model).items() if name in kept}
     return model | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}
 
 
 def check_same_model(found: Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError, with both values, for the first key on which checkpoint and settings
-    disagree.
+    """Raises CheckpointError if checkpoint and settings disagree, with the first key and both
+    values.
     """
     saved, now = found.state.get("model"), model_record(config, tokenizer)
     # If a checkpoint lacks a key, an older version saved it, which did what the key's default does

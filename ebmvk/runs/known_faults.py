@@ -1,6 +1,4 @@
-"""Tells which figures of a run are wrong because of known faults in the earlier version that made
-it.
-"""
+"""Tells which figures of a run are wrong because of faults in the version that made it."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ def revision(found: Checkpoint) -> int:
 
 
 def known_faults(run: OpenRun) -> list[str]:
-    """Sentences about what is wrong with a run or with the figures in its folder. New measurements
-    are right.
+    """Sentences about what is wrong with a run or with the figures in its folder.
+
+    New measurements are right.
     """
     if revision(run.checkpoint) >= REVISION:
         return []

@@ -18,8 +18,7 @@ MEMORY_FILE = "memory.safetensors"  # beside the weights of a checkpoint, or in 
 
 
 def newest(flag: str, *, trained: bool = False) -> Path:
-    """The run in RUNS whose settings were written last. trained: only look at runs that have a
-    checkpoint.
+    """The run in RUNS whose settings were written last. trained: ignore runs without a checkpoint.
 
     Raises:
         ConfigError: RUNS has no such run; the message names the flag.

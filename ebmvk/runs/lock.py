@@ -95,8 +95,9 @@ def _taken(path: Path, say: Callable[[str], None]) -> IO[str]:
 
 
 def _opened(path: Path, tries: int = 20) -> IO[str]:
-    """Open the lock's file, although its previous holder may be removing the folder. Raises
-    OSError.
+    """Open the lock's file, although its previous holder may be removing the folder.
+
+    Raises OSError.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""What a checkpoint's state.json says: its format, step, files with their sizes and digests, and
-training state.
+"""What a checkpoint's state.json says: format, step, files with their digests, training state.
 
 The manifest is written last and carries the SHA-256 of its own content. A folder with a valid
 manifest is complete.
@@ -54,9 +53,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a manifest but the digest itself, so that no flipped digit goes
-    unnoticed.
-    """
+    """SHA-256 of everything in a manifest but the digest itself."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

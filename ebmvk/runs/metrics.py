@@ -1,5 +1,4 @@
-"""Reads a run's metrics.jsonl as one history, in which steps that were lost in a restart don't
-appear.
+"""Reads a run's metrics.jsonl as one history, without steps that a restart has lost.
 
 Lines that a kill has cut short, or that lack what readers use, are counted and skipped.
 """
@@ -38,8 +37,9 @@ WORDS = {"name", "reason", "device", "torch", "torch_device", "platform", "ebmvk
 
 @dataclass
 class History:
-    """Rows by event, in order of step. A step that was repeated after a restart appears once, as it
-    was last taken.
+    """Rows by event, in order of step.
+
+    A step that was repeated after a restart appears once, as it was last taken.
 
     starts: for each start and resume, what the run used from that step on (machine, text,
     versions).
@@ -55,8 +55,9 @@ class History:
     broken_lines: int = 0
 
     def until(self, step: int) -> History:
-        """The history as it was after a step. It has the end of the run only if that step is its
-        last one.
+        """The history as it was after a step.
+
+        It has the end of the run only if that step is its last one.
         """
 
         def before(rows: list[Row]) -> list[Row]:
@@ -100,8 +101,9 @@ def read_history(run: Path) -> History:
 
 
 def read_metrics(path: Path) -> History:
-    """Read metrics.jsonl. Bad lines are counted in `broken_lines` and skipped; unknown events are
-    skipped.
+    """Read metrics.jsonl.
+
+    Bad lines are counted in `broken_lines` and skipped; unknown events are skipped.
     """
     history = History()
     series = {"step": history.steps, "eval": history.evals, "soc": history.soc, "alert": history.alerts}

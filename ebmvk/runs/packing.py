@@ -1,5 +1,4 @@
-"""Turns nested state, such as an optimiser's, into a table of tensors and a JSON-able tree, and
-back.
+"""Turns nested state, such as an optimiser's, into tensors and a JSON-able tree, and back.
 
 A safetensors file holds the table; state.json holds the tree, in which each tensor is replaced by
 its key.

@@ -22,8 +22,9 @@ POINTERS = {"latest": "latest", "best": "best", "ckpt_last": "latest", "ckpt_bes
 
 
 def step_folders(run: Path) -> list[Path]:
-    """The finished checkpoint folders of a run, newest first. Raises CheckpointError if they can't
-    be listed.
+    """The finished checkpoint folders of a run, newest first.
+
+    Raises CheckpointError if they can't be listed.
     """
     folder = run / "checkpoints"
     try:
@@ -37,16 +38,15 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def point(run: Path, name: str, step_folder: str) -> None:
-    """Make the file `name` ('latest' or 'best') of a run folder name one checkpoint. Raises
-    StorageError.
+    """Make the file `name` ('latest' or 'best') of a run folder name one checkpoint.
+
+    Raises StorageError.
     """
     write_atomic(run / name, (f"checkpoints/{step_folder}\n").encode())
 
 
 def _pointed(run: Path, name: str) -> str | None:
-    """The step folder that `latest` or `best` names; None if the file is missing or holds something
-    else.
-    """
+    """The step folder that `latest` or `best` names; None if the file is missing or invalid."""
     try:
         text = read_content(run / name, limit=1000).decode("ascii").strip().removeprefix("checkpoints/")
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
     RUN/latest and their older names. The run folder equals the argument only in the first case.
 
     Raises:
-        CheckpointError: there is no such checkpoint; the message names the flag and the path.
+        CheckpointError: the checkpoint does not exist; the message names the flag and the path.
     """
     try:
         path = path.resolve()
@@ -143,9 +143,7 @@ def supersede(run: Path, step: int) -> list[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Put back each step that a save moved aside if the save was killed before the new one took its
-    place.
-    """
+    """Put back steps that a save had moved aside when it was killed."""
     for aside in folder.glob(".step-*.replaced"):
         with contextlib.suppress(OSError):  # in a read-only folder it stays aside
             if not _replaced_by(aside).exists():

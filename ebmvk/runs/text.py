@@ -113,9 +113,7 @@ def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], 
 
 
 def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
-    """Raises CheckpointError if one of the splits isn't that of the text which a run was trained
-    on.
-    """
+    """Raises CheckpointError if a split differs from that of the run's own text."""
     if other := next((split for split in splits if compared(run, corpus, split).same is False), None):
         raise CheckpointError(
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "

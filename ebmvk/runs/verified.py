@@ -28,15 +28,14 @@ _DTYPES = {
 
 
 def describe(content: bytes) -> dict[str, Any]:
-    """Size and SHA-256 of a file's content, as a manifest records them and `read_tensors` checks
-    them.
-    """
+    """Size and SHA-256 of a file's content, for a manifest and for `read_tensors`."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read_content(file: Path, *, limit: int) -> bytes:
-    """The bytes of a regular file. Raises OSError for another kind of file (a pipe never ends) or a
-    larger one.
+    """The bytes of a regular file.
+
+    Raises OSError for another kind of file (a pipe never ends) or a larger one.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -83,8 +82,9 @@ def read_tensors(file: Path, entry: Any) -> dict[str, Tensor]:
 
 
 def _parsed(content: bytes, file: Path) -> dict[str, Tensor]:
-    """The tensors in safetensors bytes. file: where they come from, for messages. Raises
-    CheckpointError.
+    """The tensors in safetensors bytes.
+
+    file: where they come from, for messages. Raises CheckpointError.
     """
     try:
         tensors = load_tensors(content)

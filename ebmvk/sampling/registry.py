@@ -98,7 +98,7 @@ else:
 HELP = f"How tokens are drawn. {'; '.join(f'{name}: {sampler.title}' for name, sampler in SAMPLERS.items())}."
 
 USUAL, WITHOUT_STATES = "langevin", "exact"
-"""The default samplers of models with points on the sphere, and of other models."""
+"""The usual sampler of models with points on the sphere, and the one that needs no such points."""
 
 
 def named(name: str) -> Sampler:

@@ -1,6 +1,4 @@
-"""Tables of training runs: the experiments of each, training them, and their figures with a
-verdict.
-"""
+"""Tables of training runs: their experiments, how they are trained, figures and verdicts."""
 
 from __future__ import annotations
 
@@ -131,9 +129,7 @@ def table(runs: Mapping[str, PlannedRun]) -> Iterator[dict[str, Any]]:
 
 
 def _check_same_text(runs: Sequence[PlannedRun]) -> None:
-    """Raises ConfigError if two runs were trained on different texts because a file changed between
-    them.
-    """
+    """Raises ConfigError if a file changed between two runs, so that their texts differ."""
     texts = [(run, begun[-1].get("corpus", {}).get("sha256")) for run in runs if (begun := run.events("start"))]
     known = [(run, text) for run, text in texts if text]
     if other := next((run for run, text in known if text != known[0][1]), None):

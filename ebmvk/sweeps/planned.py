@@ -1,6 +1,4 @@
-"""Runs training in a process of its own, and only once: a finished run is kept, a stopped one is
-continued.
-"""
+"""Trains a run in its own process, once: a finished run is kept, a stopped one is continued."""
 
 from __future__ import annotations
 
@@ -64,8 +62,9 @@ class PlannedRun:
         return bool(self.events("end"))
 
     def train(self, threads: int | None) -> None:
-        """Train what is left of the run. threads: of torch, through OMP_NUM_THREADS; None leaves it
-        as it is.
+        """Train what is left of the run.
+
+        threads: of torch, through OMP_NUM_THREADS; None leaves it as it is.
 
         Raises:
             ConfigError: as `finished`. FolderInUse: another process is training it. RunFailed: it

@@ -24,7 +24,7 @@ def cpu() -> Backend:
 
 def open_backend(name: str) -> Backend:
     wanted = os.environ.get("EBMVK_TEST_DEVICE", "")
-    demanded = name == "vulkan" and wanted.startswith("vulkan")  # this device, or a failure
+    demanded = name == "vulkan" and wanted.startswith("vulkan")  # then the device is required
     try:
         return engine.select(wanted if demanded else name)
     except DeviceError as error:

@@ -102,11 +102,11 @@ def test_the_suites_integrator_has_the_engines_diagnostics(cpu: Backend) -> None
     x, v = uniform_start(50, 8, 5)
     for scheme, h in (("gbaoab", 0.1), ("ghmc", 0.45)):
         task = Task(vmf_target(8, 8.0), x, v, h, 1.0, 10, 7, scheme, 2, 0.8)
-        mine, theirs = Plain()(task), engine_sampler(cpu)(task)
+        mine, other = Plain()(task), engine_sampler(cpu)(task)
         assert scheme == "gbaoab" or 0.4 < float(mine.acceptance.mean()) < 0.9
         for name in ("kinetic_temperature", "energy_error", "acceptance"):
-            # float32 energies near 8, whose rounding is all of a small energy error's
-            torch.testing.assert_close(getattr(mine, name).float(), getattr(theirs, name).float(), rtol=1e-4, atol=2e-6)
+            # float32 energies near 8, whose rounding exceeds a small energy error
+            torch.testing.assert_close(getattr(mine, name).float(), getattr(other, name).float(), rtol=1e-4, atol=2e-6)
 
 
 def test_synthetic_contexts_span_the_entropies() -> None:
@@ -203,7 +203,8 @@ def test_noise_that_repeats_fails_the_test_of_its_counter(cpu: Backend) -> None:
         "noise of seeds": lambda task: replace(task, seed=task.seed & 0xFFFFFFFF),
     }.items():
         findings = noise.independent_noise(Bench(lambda task, wrong=wrong: sample(wrong(task)), CPU, SEED))
-        assert set(_failed(findings)) - {"noise is normal"} == {name}  # one number many times is not normal
+        # A repeated number isn't normal
+        assert set(_failed(findings)) - {"noise is normal"} == {name}
 
 
 def test_an_error_of_the_device_fails_the_running_test() -> None:

@@ -80,7 +80,8 @@ def test_transport_is_an_isometry_that_moves_geodesics_along(d: int, seed: int, 
     _, w = _frame(d, seed, torch.float64)
     w = proju(x, w + torch.roll(x, 1, -1))
     y = expmap(x, angle * u)
-    tolerance = 1e-13 / (math.pi - angle)  # 1 + x.y loses what the two points' rounding leaves of it
+    # 1 + x.y is inaccurate because both points are rounded
+    tolerance = 1e-13 / (math.pi - angle)
     moved_u, moved_w = transp(x, y, u), transp(x, y, w)
     for moved in (moved_u, moved_w):
         assert (moved * y).sum(-1).abs().max() < tolerance

@@ -24,7 +24,7 @@ from ebmvk.sampling.latent import LatentLaw
 from ebmvk.sphere.geometry import projx
 
 EXPONENTS = (0.0, 0.7, 1.0, 1.3, 1.7, 2.5, 4.0)
-TV_BOUND = 0.05  # what 25,000 draws of laws of 512 tokens exclude; fewer draws exclude less
+TV_BOUND = 0.05  # what 25,000 draws from laws of 512 tokens can exclude
 K = 64
 
 
@@ -143,7 +143,7 @@ def test_exact_samples_do_not_depend_on_the_batch(kappa: float | Tensor, backend
             part, together[first : first + size], rtol=0, atol=1e-6 if backend.name == "reference" else 0
         )
     assert (whole.sample_exact(kappa, mu, seed=10) - together).abs().amax(1).min() > 1e-3
-    assert torch.pdist(together).min() > 1e-3  # chains share no numbers
+    assert torch.pdist(together).min() > 1e-3  # chains don't share random numbers
 
 
 def test_backends_agree_on_energies_and_scores(backend: Backend) -> None:

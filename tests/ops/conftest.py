@@ -21,7 +21,7 @@ def oracle() -> Reference:
 
 @pytest.fixture(scope="session")
 def cpu_kernels() -> Any:
-    """The extension itself, to switch instruction sets and threads."""
+    """The extension module, to switch instruction sets and threads."""
     return pytest.importorskip("ebmvk._cpu", reason="the CPU extension is not built")
 
 

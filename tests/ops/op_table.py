@@ -73,7 +73,7 @@ def assert_close(op: Op, got: list[Tensor], want: list[Tensor]) -> None:
         if op.method == "langevin" and i in (
             4,
             6,
-        ):  # energy error and tangency: roundings of energies near 50, and of 1
+        ):  # rounding errors of energies near 50, and of 1
             assert not b.numel() or float((a.double().cpu() - b).abs().max()) <= 2e-4, i
         else:
             assert (nmse(a, b) <= 1e-8) if b.is_floating_point() else torch.equal(a.cpu(), b), i

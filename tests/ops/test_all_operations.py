@@ -41,7 +41,7 @@ def test_results_match_the_oracle(backend: Backend, oracle: Reference, name: str
 def test_the_same_seed_gives_the_same_bits(backend: Backend, name: str) -> None:
     op = OPERATIONS[name]
     first = op.run(backend)
-    op.run(backend, op.arguments(Shape(3, 9, 2, 11), 4))  # whatever it leaves behind
+    op.run(backend, op.arguments(Shape(3, 9, 2, 11), 4))  # leave other numbers in the workspace
     assert same_bits(first, op.run(backend))
     if "seed" in op.arguments():
         assert not same_bits(first, op.run(backend, {**op.arguments(), "seed": 2**40 + 2**32}))
@@ -56,9 +56,9 @@ def test_splitting_the_batch_changes_no_bit(backend: Backend, name: str, shape: 
     parts = [op.run(backend, op.part(arguments, *ends)) for ends in itertools.pairwise(cuts)]
     for i, whole in enumerate(op.run(backend, arguments)):
         pieces = [part[i] for part in parts]
-        if name == "energy_score_backward" and i == 1:  # of the points: a sum over the rows
+        if name == "energy_score_backward" and i == 1:  # gradients of points are sums over rows
             torch.testing.assert_close(whole, sum(pieces, torch.zeros_like(whole)), rtol=1e-4, atol=1e-4)
-        elif backend.name == "reference":  # torch picks its product by shape
+        elif backend.name == "reference":  # torch chooses its matrix product by shape
             torch.testing.assert_close(whole, torch.cat(pieces), rtol=1e-4, atol=1e-4)
         else:
             assert torch.equal(whole, torch.cat(pieces)), i

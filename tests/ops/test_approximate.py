@@ -45,7 +45,8 @@ def test_kmeans_lowers_its_objective() -> None:
     assert len(found.objective) == 8
     assert found.objective[-1] < found.objective[0]
     assert all(after <= before + 1e-6 for before, after in zip(found.objective, found.objective[1:], strict=False))
-    # The last figure is of the centroids before the last update: the returned ones are no worse.
+    # The last figure belongs to the centroids before the last update; the returned ones are as good
+    # or better.
     final = float((1 - (x @ found.centroids.T).amax(1)).mean())
     assert 0 < final <= found.objective[-1] + 1e-6
 
@@ -81,12 +82,12 @@ def test_scores_are_the_dot_products_of_the_ids_found() -> None:
     found = ApproximateIndex(points, seed=3).search(queries, 10, probes=4)
     assert found.ids.dtype == torch.int64
     truth = torch.einsum("bkd,bd->bk", points[found.ids].double(), queries.double())
-    # A float32 sum of 24 products of sizes up to 3: 24 roundings of 2^-24 each at most.
+    # A float32 sum of 24 products up to 3 has at most 24 roundings of 2^-24.
     assert float((found.scores.double() - truth).abs().max()) <= 24 * 3 * 2.0**-24
 
 
 def test_all_lists_give_the_exact_answer_with_ties_by_lower_id() -> None:
-    points = torch.cat([clustered(300, 1)] * 2)  # every score twice
+    points = torch.cat([clustered(300, 1)] * 2)  # every score occurs twice
     queries = clustered(20, 2)
     index = ApproximateIndex(points, lists=12, seed=3)
     assert torch.equal(index.search(queries, 8, probes=12).ids, exact(queries, points, 8).ids)

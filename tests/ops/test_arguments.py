@@ -210,7 +210,7 @@ def spoils(name: str, method: str, native: bool) -> dict[str, Spoil]:
         "has layout torch.sparse_coo": lambda t: t.to_sparse(),
     }
     if name in ("scale", "bias"):
-        del ways["is a NoneType"]  # there need not be any
+        del ways["is a NoneType"]  # it is optional
     if native:
         ways["not contiguous"] = lambda t: t.repeat_interleave(2, dim=-1)[..., ::2]
     if name in INDICES:
@@ -275,7 +275,7 @@ def test_every_tensor_of_every_operation_is_checked(backends: list[Backend], nam
                 assert re.match(rf"{re.escape(tensor)}\b", error.what), (tensor, says, error.what)
                 assert says in error.what, (tensor, error.what)
                 assert error.hint
-            same = errors[:-1] if "dtype" in says else errors  # the reference takes more of them
+            same = errors[:-1] if "dtype" in says else errors  # the reference accepts more dtypes
             assert len({str(error) for error in same}) == 1, (tensor, says, [str(error) for error in errors])
         for says in spoils(tensor, op.method, native=True).keys() - spoils(tensor, op.method, native=False).keys():
             spoil = spoils(tensor, op.method, native=True)[says]
@@ -348,7 +348,8 @@ def test_an_update_is_checked_as_points_are(backends: list[Backend]) -> None:
             with pytest.raises(ArgumentError, match=r"^points") as caught:
                 points.update(spoil(rows))  # type: ignore[arg-type]
             assert says in caught.value.what
-        assert torch.equal(backend.topk(rows[:2], points, 1).ids.flatten(), torch.arange(2))  # as before
+        # The points are unchanged
+        assert torch.equal(backend.topk(rows[:2], points, 1).ids.flatten(), torch.arange(2))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -372,7 +373,7 @@ def test_the_reference_needs_one_dtype(name: str) -> None:
     floats = [key for key, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
     doubles = {**arguments, **{key: arguments[key].double() for key in floats}}
     assert all(t.dtype in (torch.float64, torch.int64) for t in op.run(backend, doubles))
-    if op.method == "vmf_sample":  # kappa's law is worked out in float64 anyway
+    if op.method == "vmf_sample":  # kappa's law is always computed in float64
         return
     for key in floats:
         with pytest.raises(ArgumentError, match=r"dtype torch\.float"):

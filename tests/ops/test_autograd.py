@@ -41,10 +41,10 @@ def test_gradients_match_torch(backend: Backend, d: int) -> None:
     want, _ = leaves(torch.float64, d)
     cotangent = torch.linspace(-1, 2, 5)
     ours = energy(backend, got["x"], got["points"], ids, got["logw"], got["kappa"], got["log_background"])
-    theirs = plain(want["x"], want["points"], ids, want["logw"], want["kappa"], want["log_background"])
+    peer = plain(want["x"], want["points"], ids, want["logw"], want["kappa"], want["log_background"])
     (ours * cotangent).sum().backward()
-    (theirs * cotangent).sum().backward()
-    assert nmse(ours.detach(), theirs.detach()) <= 1e-9
+    (peer * cotangent).sum().backward()
+    assert nmse(ours.detach(), peer.detach()) <= 1e-9
     for name in NAMES:
         assert got[name].grad is not None
         assert nmse(got[name].grad, want[name].grad) <= 1e-9, name  # type: ignore[arg-type]

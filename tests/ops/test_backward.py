@@ -80,7 +80,7 @@ def test_the_oracle_matches_torch(oracle: Reference) -> None:
     want = torch.autograd.grad((energy * grad_energy).sum() + (score * grad_score).sum(), tuple(tensors.values()))
     got = run(oracle, p)
     for name, truth in zip(NAMES, want, strict=True):
-        assert nmse(getattr(got, name), truth) <= 1e-20, name  # float64 both
+        assert nmse(getattr(got, name), truth) <= 1e-20, name  # both in float64
 
 
 def test_gradients_pass_gradcheck(oracle: Reference) -> None:
@@ -99,8 +99,8 @@ def test_losses_of_energy_and_score_reach_every_argument(backend: Backend, use: 
     p = smooth(6, 10, 33, n=17)
     got, want = leaves(p, torch.float32), leaves(p, torch.float64)
     ours = energy_score(backend, got["x"], got["points"], p.ids, *(got[n] for n in NAMES[2:]))
-    theirs = plain(want["x"], want["points"], p.ids, *(want[n] for n in NAMES[2:]))
-    for (energy, score), tensors in ((ours, got), (theirs, want)):
+    peer = plain(want["x"], want["points"], p.ids, *(want[n] for n in NAMES[2:]))
+    for (energy, score), tensors in ((ours, got), (peer, want)):
         loss = sum(t.square().sum() for t, part in ((energy, "energy"), (score, "score")) if use in (part, "both"))
         assert isinstance(loss, Tensor)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -147,7 +147,8 @@ def test_gradients_stay_accurate_if_one_candidate_has_all_the_weight(
     at their size.
     """
     p = candidates(6, 3, 7, 9)
-    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)  # no point twice, or float32 cannot tell how they share it
+    # No point occurs twice, because float32 can't tell how two copies share the weight
+    p.ids.copy_(torch.arange(18).reshape(6, 3) % 9)
     p.kappa.fill_(kappa)
     p.log_background.fill_(-torch.inf)
     got, want = run(backend, p), run(oracle, p)

@@ -1,6 +1,4 @@
-"""The CPU kernels' threads in a process that forks, that is denied threads, and that ends under
-them.
-"""
+"""The CPU kernels' threads in a process that forks, can't start threads, or ends while they run."""
 
 from __future__ import annotations
 

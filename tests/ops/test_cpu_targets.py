@@ -1,4 +1,4 @@
-"""The CPU kernels on every instruction set of this processor, and on any number of threads."""
+"""The CPU kernels on every instruction set of this processor, and with any number of threads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_processor_has_a_target(kernels: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_bits_do_not_depend_on_threads(kernels: Any, threads: int) -> None:
+def test_the_number_of_threads_changes_no_bit(kernels: Any, threads: int) -> None:
     kernels.set_threads(1)
     want = results()
     kernels.set_threads(threads)

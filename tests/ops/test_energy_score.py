@@ -39,7 +39,8 @@ def test_responsibilities_sum_to_one_and_the_score_is_tangent(backend: Backend) 
     got = backend.energy_score(p.x, backend.points(p.points), *p.lists)
     total = got.responsibilities.sum(1) + got.background
     torch.testing.assert_close(total, torch.ones(23), rtol=0, atol=2e-6)  # 65 roundings of float32
-    assert float((got.score * p.x).sum(1).abs().max()) < 1e-5  # of |sum rho kappa mu| <= 40
+    # Relative to |sum rho kappa mu| <= 40
+    assert float((got.score * p.x).sum(1).abs().max()) < 1e-5
     assert bool((got.responsibilities[::2, 32] == 0).all())
     assert bool((got.background[::3] == 0).all())
 

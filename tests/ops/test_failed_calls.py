@@ -52,9 +52,9 @@ def test_points_of_a_failed_call_are_freed_at_once(
 
     def call() -> weakref.ref[object]:
         points = backend.points(rows)
-        if name == "vulkan":  # only now: an upload is a submission, too
+        if name == "vulkan":  # only now, because an upload is a submission, too
             backend._extension.inject_fault("vkQueueSubmit", 1, -1)  # type: ignore[attr-defined]
-        try:  # pytest.raises keeps the frames
+        try:  # pytest.raises would keep the frames
             backend.topk(queries, points, 2)
         except OutOfMemory:
             return weakref.ref(points)

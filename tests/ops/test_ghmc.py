@@ -35,9 +35,9 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
     p, s = candidates(*shape), schedule(3, 0, 4, h=h)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
     got, want = run(backend, p, s, **more), run(oracle, p, s, **more)
-    # Every decision is the same: none of these dH lies within rounding of its bound.
+    # Every decision agrees, because no dH here is within rounding of its bound.
     torch.testing.assert_close(got.diagnostics.acceptance.double(), want.diagnostics.acceptance)
-    # 21 leapfrogs, which amplify roundings little: 5e-13 seen.
+    # 21 leapfrogs amplify roundings little; 5e-13 was measured.
     assert nmse(got.x, want.x) <= 1e-8
     assert nmse(got.v, want.v) <= 1e-8
     for name in ("energy", "kinetic_temperature"):
@@ -71,7 +71,7 @@ def test_a_rejected_trajectory_reverses_the_velocity(backend: Backend) -> None:
     """No friction, steps far too long: x stays and v is exactly reversed by each trajectory."""
     p = candidates(4, 12, 20, kappa=400.0)
     s = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([3.0]), torch.zeros(1), (1,))
-    # A start at the bottom of the energy with hardly any velocity: anywhere else dH is hundreds.
+    # Start at the minimum of the energy with hardly any velocity; elsewhere dH is in the hundreds.
     p = replace(p, x=p.points[p.ids[:, 0]], v=1e-3 * p.v)
     p.logw[:, 0] = 50.0
     p = replace(p, v=(p.v - (p.v * p.x).sum(1, keepdim=True) * p.x).contiguous(), x=p.x.contiguous())

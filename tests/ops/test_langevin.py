@@ -28,12 +28,12 @@ def test_trajectories_match_the_oracle(backend: Backend, oracle: Reference, shap
     s = schedule(4, 0, 5)
     more = {"seed": 2**63 + 11, "first_step": 3, "first_chain": 9, "temperature": 0.7}
     got, want = run(backend, p, s, **more), run(oracle, p, s, **more)
-    # Nine steps amplify roundings little: 1e-13 seen.
+    # Nine steps amplify roundings little; 1e-13 was measured.
     assert nmse(got.x, want.x) <= 1e-9
     assert nmse(got.v, want.v) <= 1e-9
     for name in ("energy", "kinetic_temperature", "acceptance"):
         assert nmse(getattr(got.diagnostics, name), getattr(want.diagnostics, name)) <= 1e-9, name
-    # A difference of energies of size (d - 1) T / 2 and kappa, each known to about 1e-6 of itself.
+    # A difference of energies of size (d - 1) T / 2 and kappa, each with a relative error of 1e-6.
     error = (got.diagnostics.energy_error.double() - want.diagnostics.energy_error).abs()
     assert not error.numel() or float(error.max()) <= 2e-6 * (shape[2] + 40)
 
@@ -86,7 +86,7 @@ def test_without_steps_nothing_moves(backend: Backend, oracle: Reference) -> Non
     got = run(backend, p, schedule(0, 0))
     assert torch.equal(got.x, p.x)
     assert torch.equal(got.v, p.v)
-    # The energy of the last level all the same.
+    # The energy is still that of the last level.
     assert nmse(got.diagnostics.energy, run(oracle, p, schedule(0, 0)).diagnostics.energy) <= 1e-9
 
 
@@ -95,7 +95,8 @@ def test_the_state_stays_on_the_sphere(backend: Backend) -> None:
     got = run(backend, p, schedule(100))
     assert float((got.x.norm(dim=1) - 1).abs().max()) < 3e-7  # one normalisation in float32
     assert float((got.x * got.v).sum(1).abs().max()) < 1e-5
-    assert float(got.diagnostics.tangency.max()) < 1e-5  # the drift of single steps, before it is repaired
+    # The drift of single steps, before projection
+    assert float(got.diagnostics.tangency.max()) < 1e-5
 
 
 def test_without_friction_energy_is_conserved(backend: Backend) -> None:

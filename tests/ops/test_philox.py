@@ -55,7 +55,7 @@ def test_kernels_draw_the_same_normals(cpu_kernels: Any, d: int) -> None:
     for target in cpu_kernels.targets():
         cpu_kernels.use_target(target)
         got = torch.from_numpy(cpu_kernels.normals(2**64 - 5, 2**32 - 3, 3, 5, 4, 3, d))
-        assert nmse(got, want) <= 1e-12, target  # 5e-15 seen
+        assert nmse(got, want) <= 1e-12, target  # 5e-15 was measured
     cpu_kernels.use_target(before)
 
 

@@ -37,7 +37,7 @@ def test_topk_matches_the_oracle(backend: Backend, oracle: Reference, shape: tup
     want = oracle.topk(queries, oracle.points(points), k, **extra)
     assert got.scores.shape == got.ids.shape == (b, k)
     assert got.ids.dtype == torch.int64
-    # float32 products of 640 terms: 1e-13 seen.
+    # float32 products of 640 terms; 1e-13 was measured.
     assert nmse(got.scores, want.scores) <= 1e-9
     # Ids may differ only where scores tie within rounding, so compare what the ids stand for, in
     # float64.
@@ -119,5 +119,5 @@ def test_update_replaces_the_rows(backend: Backend) -> None:
     points.update(new)
     assert torch.equal(backend.topk(query, points, 9).ids, backend.topk(query, backend.points(new), 9).ids)
     kept = backend.points(old)
-    old.zero_()  # the backend has a copy
+    old.zero_()  # the backend has its own copy
     assert bool((backend.topk(query, kept, 1).scores != 0).all())

@@ -90,7 +90,7 @@ def test_each_build_reads_the_environment_again() -> None:
     assert settings["EBMVK_WERROR"] == {"env": "EBMVK_WERROR", "default": "OFF"}
 
 
-def test_another_value_of_vulkan_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_value_of_ebmvk_vulkan_is_refused(tmp_path: Path) -> None:
     result = configure(tmp_path, "-DEBMVK_VULKAN=yes")
     assert result.returncode != 0
     assert "EBMVK_VULKAN=yes isn't AUTO, ON or OFF" in result.stderr

@@ -12,8 +12,8 @@ def test_every_submission_is_timed_and_stays_inside_its_buffers() -> None:
     vulkan = open_vulkan(validate=True, guard=True)
     for seconds in (
         vulkan.copy_seconds(1 << 12, 3, 2),
-        vulkan.arithmetic_seconds(65, 3, 2),  # a row more than a workgroup
-        vulkan.product_seconds(5, 131, 6, 2),  # of no tile's size
+        vulkan.arithmetic_seconds(65, 3, 2),  # one row more than a workgroup has
+        vulkan.product_seconds(5, 131, 6, 2),  # not a multiple of any tile
     ):
         assert len(seconds) == 2
         assert all(second > 0 for second in seconds)

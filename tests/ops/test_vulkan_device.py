@@ -60,7 +60,7 @@ def test_calls_dispatches_and_time_are_counted() -> None:
         backend.topk(unit(2, 8, 2), points, 3)
     count = backend.counts()["topk"]
     assert count.calls == 3
-    assert count.dispatches == 6  # a scoring and a selection each
+    assert count.dispatches == 6  # one scoring and one selection per call
     assert count.seconds > 0
 
 
@@ -77,7 +77,7 @@ def test_pipelines_are_kept_on_disk(tmp_path: Path) -> None:
         backend = open_vulkan(cache_dir=str(tmp_path))
         assert backend.projx(unit(2, 8, 1)).shape == (2, 8)
         del backend
-        assert kept.read_bytes()[:8] == whole[:8]  # written anew, whole
+        assert kept.read_bytes()[:8] == whole[:8]  # written again, complete
         assert list(tmp_path.iterdir()) == [kept]
 
 

@@ -76,7 +76,7 @@ def attempt(backend: Vulkan, function: str, nth: int, fault: int, work: Work) ->
     result, error, said = None, None, ""
     try:
         result = work(backend)
-    except EbmvkError as caught:  # not kept: its frames hold the points
+    except EbmvkError as caught:  # don't keep it, because its frames hold the points
         error, said = type(caught), str(caught)
     kernels.inject_fault(function, 0, SUCCESS)
     return Outcome(kernels.calls_of(function) - before >= nth, result, error, said)
@@ -104,18 +104,18 @@ def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
                 assert outcome.result is not None
                 break
             where = f"{function} call {nth}: {outcome.said}"
-            # A second look of Kompute's at a fence that was waited for
+            # Kompute looked again at a fence that it had waited for
             if outcome.result is not None:
                 assert function == "vkWaitForFences", where
                 assert same_bits(outcome.result, want), where
-            elif outcome.error is DeviceLost:  # of the empty submission that is waited for, or of the wait
+            elif outcome.error is DeviceLost:  # while waiting, or in the empty submission for that
                 assert function in ("vkQueueSubmit", *WAITING), where
                 backend = open_vulkan()
             else:
                 met += 1
                 assert outcome.error is OutOfMemory, where
-                assert "MiB" in outcome.said, where  # sizes
-                assert "try:" in outcome.said, where  # and advice
+                assert "MiB" in outcome.said, where  # with sizes
+                assert "try:" in outcome.said, where  # and with advice
                 assert backend._engine.allocated == 0, where
                 assert same_bits(work(backend), want), where
             drop_workspaces(backend)
@@ -147,7 +147,7 @@ for name in ("points", "projx", "accumulate"):
 @pytest.mark.slow
 def test_no_object_outlives_its_device(extension: object) -> None:
     """The validation layer, placed below everything, reports leaks when a device is closed."""
-    open_vulkan(validate=True)  # or skip
+    open_vulkan(validate=True)  # or skip the test
     result = run_python(LEAKS, VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if "Validation" in line] == []
@@ -163,7 +163,7 @@ def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
         for nth in itertools.count(1):
             backend = open_vulkan()
             outcome = attempt(backend, function, nth, LOST, work)
-            # Unharmed, or Kompute's second look at a fence that was waited for
+            # No harm, or Kompute looked again at a fence that it had waited for
             if outcome.result is not None:
                 assert same_bits(outcome.result, want), (function, nth)
                 if not outcome.struck:
@@ -267,7 +267,7 @@ def test_a_device_lost_under_many_threads(extension: object) -> None:
 
 
 @pytest.mark.parametrize("function", [*OPENING, "vkCreateFence"])
-def test_a_device_that_cannot_be_opened(extension: object, function: str) -> None:
+def test_a_device_that_cant_be_opened_is_a_typed_error(extension: object, function: str) -> None:
     open_vulkan()._extension.inject_fault(function, 1, HOST_MEMORY)
     with pytest.raises(DeviceError, match="could not be opened"):
         Vulkan()

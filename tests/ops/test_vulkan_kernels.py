@@ -206,7 +206,7 @@ def test_shards_change_no_bit() -> None:
     assert torch.equal(run_langevin(whole, a, 5, 33, 16).x, run_langevin(sharded, b, 5, 33, 16).x)
 
 
-def test_a_split_batch_has_the_same_bits(vulkan: Vulkan) -> None:
+def test_splitting_the_batch_changes_no_bit(vulkan: Vulkan) -> None:
     points = vulkan.points(unit(40, 21, 1))
     whole = run_langevin(vulkan, points, 9, 21, 10)
     part = run_langevin(vulkan, points, 9, 21, 10, rows_from=4)
@@ -237,7 +237,7 @@ def test_slices_and_resumption_change_no_bit(vulkan: Vulkan) -> None:
     assert torch.equal(whole.x, rest.x)
     assert torch.equal(whole.v, rest.v)
     cut = run(sliced, (120, 80))
-    assert sliced.counts()["langevin"].dispatches == 3 * 200  # a chain and a step each
+    assert sliced.counts()["langevin"].dispatches == 3 * 200  # one per chain and step
     assert torch.equal(whole.x, cut.x)
     assert torch.equal(whole.v, cut.v)
     assert torch.equal(whole.diagnostics.energy_error, cut.diagnostics.energy_error)

@@ -103,7 +103,7 @@ def test_candidates_are_kept_in_registers_only_if_they_fit(vulkan: Vulkan) -> No
     assert holds(open_resident(), SHAPES[2], "float16", "ghmc")
     # 320 KiB: more than any register file
     assert not holds(open_resident(), (1, 1280, 64, 70), "float32", "gbaoab")
-    assert not holds(open_vulkan(), SHAPES[2], "float16", "gbaoab")  # a processor streams
+    assert not holds(open_vulkan(), SHAPES[2], "float16", "gbaoab")  # a CPU streams candidates
     assert not holds(open_resident(portable=True), SHAPES[2], "float16", "gbaoab")
 
 

@@ -18,10 +18,10 @@ FLOAT32 = 1e-9
 VARIANTS = {
     "usual": {},
     "portable": {"portable": True},
-    "gpu": {"pretend": "gpu"},  # its choice of kernels and workgroups
-    "smallest": {"pretend": "smallest"},  # a GPU with the least that Vulkan demands
+    "gpu": {"pretend": "gpu"},  # chooses kernels and workgroups as for a GPU
+    "smallest": {"pretend": "smallest"},  # as for a GPU with the least that Vulkan allows
     "shards": {"shard_bytes": 16 * 40 * 4},
-    "slices": {"slice_seconds": 1e-9},  # an entry, a chain, a step at a time
+    "slices": {"slice_seconds": 1e-9},  # one entry, chain or step per submission
 }
 
 

@@ -11,10 +11,10 @@ from ebmvk.engine.vulkan import Vulkan
 VARIANTS = {
     "usual": {},
     "portable": {"portable": True},
-    "gpu": {"pretend": "gpu"},  # its choice of kernels and workgroups
-    "smallest": {"pretend": "smallest"},  # a GPU with the least that Vulkan demands
+    "gpu": {"pretend": "gpu"},  # chooses kernels and workgroups as for a GPU
+    "smallest": {"pretend": "smallest"},  # as for a GPU with the least that Vulkan allows
     "shards": {"shard_bytes": 16 * 40 * 4},  # 16 rows of 40 floats
-    "slices": {"slice_seconds": 1e-9},  # an entry, a chain, a step at a time
+    "slices": {"slice_seconds": 1e-9},  # one entry, chain or step per submission
 }
 
 SHAPE = Shape(5, 33, 9, 40)

@@ -70,7 +70,7 @@ def run_everything(backend: Vulkan, tilings: tuple[str, ...]) -> None:
 def test_every_shader_of_the_manifest_is_run() -> None:
     """A variant that is added there but used by nothing here fails this test."""
     used = set()
-    # Scoring has no other kernels without subgroups
+    # Scoring kernels are the same without subgroups
     for options, tilings in (({}, TILINGS), ({"portable": True}, ())):
         for backend in checked(shard_bytes=SHARD, **options):
             run_everything(backend, tilings)
@@ -110,7 +110,7 @@ def test_every_tiling_gives_the_same_bits(
         assert torch.equal(result.ids, results[0].ids)
 
 
-def test_the_tiling_follows_the_device() -> None:
+def test_the_tiling_depends_on_the_device() -> None:
     def classes(**options: str) -> list[tuple[int, str]]:
         backend = open_vulkan(**options)
         return backend._extension.tilings(backend.capabilities)  # type: ignore[no-any-return]
@@ -148,7 +148,9 @@ def both(backend: Vulkan, queries: Tensor, mu: Tensor, k: int, **weights: Tensor
 
 @pytest.mark.parametrize("shape", [*TILED, (5, 65, 400, 20)], ids=str)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_float16_first_has_the_bits_of_float32(variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]) -> None:
+def test_float16_first_gives_the_bits_of_float32(
+    variant: Vulkan, scaled: bool, shape: tuple[int, int, int, int]
+) -> None:
     rows, d, n, k = shape
     queries, mu, weights = problem(rows, d, n, scaled)
     queries *= torch.logspace(-6, 6, rows)[:, None]
@@ -200,7 +202,7 @@ def test_extreme_weights_and_subnormals_give_the_same_bits(vulkan: Vulkan) -> No
 
 
 def test_rescoring_all_points_proves_every_row(vulkan: Vulkan) -> None:
-    # 26 would be rescored, and there are 20
+    # 26 would be rescored, but there are only 20
     assert both(vulkan, torch.zeros(3, 9), unit(20, 9, 1), 10) == 0
 
 
@@ -228,8 +230,9 @@ def test_a_gpu_uses_float16_when_it_pays_off() -> None:
     results += [backend.topk(queries, points, 5) for _ in range(2)]
     assert backend._engine.coarse_count()[0] == 4
     assert all(torch.equal(result.scores, results[0].scores) for result in results)
-    backend.topk(unit(64, 256, 3), points, 5)  # arithmetic is the limit
-    backend.topk(queries, backend.points(mu[:4096].contiguous()), 5)  # a cache holds it
+    backend.topk(unit(64, 256, 3), points, 5)  # here arithmetic is the limit
+    # These points fit into a cache
+    backend.topk(queries, backend.points(mu[:4096].contiguous()), 5)
     assert backend._engine.coarse_count()[0] == 4
     usual = open_vulkan()
     points = usual.points(mu)
@@ -239,7 +242,7 @@ def test_a_gpu_uses_float16_when_it_pays_off() -> None:
 
 
 def test_float16_points_take_half_the_memory() -> None:
-    mu = unit(16384, 64, 1)  # 4 MiB, and as much to upload them
+    mu = unit(16384, 64, 1)  # 4 MiB, and another 4 to upload them
     limited = open_vulkan(memory_limit=6 << 20)
     with pytest.raises(OutOfMemory, match="limit"):
         limited.points(mu)

@@ -261,7 +261,7 @@ CATALOGUE: dict[str, Damage] = {
     "signed: a shape of 2^80": Damage(
         lambda p: forge(p, _header(_one([1 << 40, 1 << 40], [0, 4]), bytes(4))), "not valid safetensors"
     ),
-    "signed: a dtype that is none": Damage(
+    "signed: an unknown dtype": Damage(
         lambda p: forge(p, _header(_one([1], [0, 4], "F33"), bytes(4))), "not valid safetensors"
     ),
     "signed: a dtype of 8 bits": Damage(
@@ -299,7 +299,7 @@ CATALOGUE: dict[str, Damage] = {
     # the optimiser's tree
     "optimiser naming a tensor that is not there": Damage(lambda p: edit(p, optimizer={"$tensor": "gone"}), "gone"),
     "optimiser of another shape": Damage(lambda p: edit(p, optimizer={"other": 1}), "optimiser"),
-    "optimiser whose items are no pairs": Damage(lambda p: edit(p, optimizer={"$items": [[1, 2, 3]]}), "optimiser"),
+    "optimiser whose items aren't pairs": Damage(lambda p: edit(p, optimizer={"$items": [[1, 2, 3]]}), "optimiser"),
     "optimiser whose key is a list": Damage(lambda p: edit(p, optimizer={"$items": [[[], 1]]}), "optimiser"),
     "optimiser nested as deep as JSON is read": Damage(_nested, "state.json"),
     "optimiser null": Damage(lambda p: edit(p, optimizer=None), "optimiser state is missing", resume=True),
@@ -329,9 +329,7 @@ CATALOGUE: dict[str, Damage] = {
     "splats: no counter": Damage(
         lambda p: rewrite(p, lambda t: t.pop("counter.phase"), SOC), "lacks 'counter.phase'", resume=True
     ),
-    "splats: a phase that is none": Damage(
-        lambda p: rewrite(p, _set("counter.phase", 9.0), SOC), "phase 9", resume=True
-    ),
+    "splats: an unknown phase": Damage(lambda p: rewrite(p, _set("counter.phase", 9.0), SOC), "phase 9", resume=True),
     "splats: kappa 0": Damage(lambda p: rewrite(p, _set("store.kappa_min", 0.0), SOC), "kappa bounds", resume=True),
     "splats: mass 0": Damage(lambda p: rewrite(p, _set("store.mass", 0.0, 0), SOC), "masses", resume=True),
     "splats: a resultant longer than its mass": Damage(

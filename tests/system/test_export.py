@@ -121,7 +121,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a model of ebmvk",
     ),
     "settings of a later format": (lambda p: _set(p, format=9), "format 9"),
-    "a setting that is none": (lambda p: _set(p, config={"model": {"latent_dimm": 3}}), "model.latent_dimm"),
+    "an unknown setting": (lambda p: _set(p, config={"model": {"latent_dimm": 3}}), "model.latent_dimm"),
     "a setting of another type": (lambda p: _set(p, config={"model": 3}), "unknown key 'model'"),
     "another width": (lambda p: _set(p, config={"model": {"latent_dim": 64}}), "model.latent_dim was 32"),
     "weights cut": (lambda p: (p / "model.safetensors").write_bytes(b"x"), "truncated"),

@@ -84,24 +84,24 @@ def test_a_run_compared_with_another_that_has_a_memory_of_its_own(
     for run in (short, other):
         said = ebmvk("memory", *run, "--splats", 0, "--device", device, "--quiet")
         assert said.status == 0, said.err
-    alone, theirs = (json.loads(ebmvk("evaluate", *run, "--memory", "episodic", *how).out) for run in (short, other))
+    alone, other_run = (json.loads(ebmvk("evaluate", *run, "--memory", "episodic", *how).out) for run in (short, other))
     episodic = ("--against", tmp_path / "other", "--against-memory", "episodic")
     said = ebmvk("evaluate", *short, "--memory", "episodic", *episodic, *how)
     assert said.status == 0, said.err
     against = json.loads(said.out)["against"]
     assert against["memory"] == "episodic"
-    assert against["fitted_on"]["tokens"] == against["in_sample_tokens"] == theirs["in_sample_tokens"]
-    base = theirs["tiers"]["episodic"]["nats_per_token"]
-    assert base < theirs["tiers"]["none"]["nats_per_token"] - 0.01
+    assert against["fitted_on"]["tokens"] == against["in_sample_tokens"] == other_run["in_sample_tokens"]
+    base = other_run["tiers"]["episodic"]["nats_per_token"]
+    assert base < other_run["tiers"]["none"]["nats_per_token"] - 0.01
     assert against["nats_per_token"] == pytest.approx(base, abs=1e-12)
-    assert against["laws"] == pytest.approx({law: row["nats_per_token"] for law, row in theirs["tiers"].items()})
+    assert against["laws"] == pytest.approx({law: row["nats_per_token"] for law, row in other_run["tiers"].items()})
     assert set(against["modes"]) == {"none", "calibrated", "episodic"}
     for law, difference in against["modes"].items():
         own = alone["tiers"][law]["nats_per_token"] - base
         assert difference["nats_per_token"] == pytest.approx(own, abs=1e-9), law
     scrambled = json.loads(ebmvk("evaluate", *other, "--memory", "episodic", "--scramble-memory", *episodic, *how).out)
-    assert scrambled["against"]["nats_per_token"] == pytest.approx(base, abs=1e-12)  # theirs is not scrambled
-    small = ("--memory-capacity", 4, *how)  # of theirs, too
+    assert scrambled["against"]["nats_per_token"] == pytest.approx(base, abs=1e-12)  # other_run is not scrambled
+    small = ("--memory-capacity", 4, *how)  # of other_run, too
     bounded = json.loads(ebmvk("evaluate", *short, *episodic, *small).out)["against"]
     assert bounded["splats"]["episodic"] <= 4
     assert bounded["nats_per_token"] > base

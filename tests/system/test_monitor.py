@@ -32,7 +32,7 @@ from ebmvk.objective.losses import Losses
 from ebmvk.report.tables import duration
 from ebmvk.training import passes
 
-from .conftest import Command, rows
+from .conftest import Command, Page, rows
 
 BARE = ("--sample-tokens", 0, "--eval-every", 1000)
 FAST = ("--no-enable-soc", "--model", "plain", "--batch-size", 2)
@@ -72,9 +72,9 @@ def test_an_absurd_learning_rate_gives_alerts(train: Command, tmp_path: Path, mo
     assert signs(run) == ["training diverges", "energy rising"]
     assert all("--lr 0.004" in row["advice"] for row in rows(run, "alert"))
     assert said.out.count("alert       energy rising: ") == 1
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Alerts</h2>" in page
-    assert all(row["reason"] in page for row in rows(run, "alert"))
+    page = Page.of(run / "report.html")
+    assert "<h2>Alerts</h2>" in page.source
+    assert all(row["reason"] in page.text for row in rows(run, "alert"))
 
 
 def test_a_learning_rate_too_small_to_learn_gives_an_alert(

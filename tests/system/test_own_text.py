@@ -271,5 +271,5 @@ def test_runs_on_different_texts_are_not_put_into_one_table(tmp_path: Path) -> N
 
     one, same, other = run("one", {"train": "a"}), run("same", {"train": "a"}), run("other", {"train": "b"})
     assert len(list(table({"1": one, "2": same}))) == 2
-    with pytest.raises(ConfigError, match="another text"):
+    with pytest.raises(ConfigError, match="different texts"):
         list(table({"1": one, "2": other}))

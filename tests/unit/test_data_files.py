@@ -1,4 +1,4 @@
-"""Which files of a folder are read, what is said about the others, and where lines end."""
+"""Which files of a folder are read, what a report says about the others, and where lines end."""
 
 from __future__ import annotations
 

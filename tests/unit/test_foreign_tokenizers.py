@@ -1,5 +1,5 @@
 """With a tokenizer.json from elsewhere, tokens stand for the whole text and nothing else."""
-# ruff: noqa: S105, S106  (tokens are no passwords)
+# ruff: noqa: S105, S106  (tokens are not passwords)
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_no_sequence_exceeds_the_reach(reach: int, tokenizer: Tokenizer, monkeyp
 
 
 @pytest.mark.parametrize("reach", [2, 8, 13])
-@pytest.mark.parametrize("name", ["plain", "gpt", "infinito"])
+@pytest.mark.parametrize("name", ["plain", "tinygpt", "infinito"])
 def test_only_full_texts_are_read_again(
     name: str, reach: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

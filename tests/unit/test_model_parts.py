@@ -209,14 +209,14 @@ def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 33), (2, 1)])
 def test_closed_form_gradients_equal_those_of_torch(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    for ours, theirs in ((rms_norm, lambda x: F.rms_norm(x, x.shape[-1:])), (squared_relu, lambda x: F.relu(x) ** 2)):
-        torch.testing.assert_close(ours(x), theirs(x))
+    for ours, peer in ((rms_norm, lambda x: F.rms_norm(x, x.shape[-1:])), (squared_relu, lambda x: F.relu(x) ** 2)):
+        torch.testing.assert_close(ours(x), peer(x))
         g = torch.randn(shape, dtype=torch.float64)
-        found, wanted = (torch.autograd.grad((f(x) * g).sum(), x)[0] for f in (ours, theirs))
+        found, wanted = (torch.autograd.grad((f(x) * g).sum(), x)[0] for f in (ours, peer))
         torch.testing.assert_close(found, wanted)
         assert torch.autograd.gradcheck(ours, x)
         half = 0.1 * x.detach().bfloat16()  # where bfloat16's own epsilon would count
-        torch.testing.assert_close(ours(half), theirs(half))
+        torch.testing.assert_close(ours(half), peer(half))
 
 
 def test_the_zero_vector_stays_zero_and_its_gradient_finite() -> None:

@@ -348,26 +348,26 @@ def test_adamw_alone_equals_torchs_with_our_rates_and_decays_only_hidden_matrice
     monkeypatch.setattr(language, "HIDDEN", roles.Role(rate, hidden=True))
     config = dataclasses.replace(CONFIG.training, optimizer="adamw", weight_decay=0.1, grad_clip=1e9)
     net = model()
-    ours, theirs = (
+    ours, peer = (
         optim.build(net, config),
         {n: torch.nn.Parameter(p.detach().clone()) for n, p in net.named_parameters()},
     )
     assert ours.muon is None
     rates = {"points": 2.0, "decoder.moe.router.weight": 0.1}
     peers = []
-    for name, p in theirs.items():
+    for name, p in peer.items():
         hidden = p.ndim == 2 and name not in rates
         lr = 0.01 * (rate if hidden else rates.get(name, 5.0))
         peers.append(torch.optim.AdamW([p], lr=lr, betas=(0.9, 0.95), weight_decay=0.1 if hidden else 0.0))
     for _ in range(2):
         for name, p in net.named_parameters():
             p.grad = torch.randn_like(p)
-            theirs[name].grad = p.grad.clone()
+            peer[name].grad = p.grad.clone()
         ours.step(0.01, ours.gradient_norm())
         for peer in peers:
             peer.step()
     for name, p in net.named_parameters():
-        torch.testing.assert_close(p, theirs[name], msg=name)
+        torch.testing.assert_close(p, peer[name], msg=name)
     again = optim.build(model(), config)
     again.load_state_dict(ours.state_dict())
     with pytest.raises(CheckpointError):
@@ -378,16 +378,16 @@ def test_muon_of_many_matrices_equals_torchs_one_by_one() -> None:
     torch.manual_seed(0)
     shapes = [(8, 20), (8, 20), (20, 8), (5, 5), (8, 20)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    peer = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     together = muon.Muon(ours, lr=0.02, weight_decay=0.1)
-    one_by_one = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    one_by_one = torch.optim.Muon(peer, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        for i, (a, b) in enumerate(zip(ours, peer, strict=True)):
             a.grad = None if step == 2 and i == 1 else torch.randn(a.shape)  # one that took no part stays where it is
             b.grad = None if a.grad is None else a.grad.clone()
         together.step()
         one_by_one.step()
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(ours, peer, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # the products round to bfloat16 in another order
         torch.testing.assert_close(together.state[a]["momentum_buffer"], one_by_one.state[b]["momentum_buffer"])
 

@@ -40,13 +40,13 @@ PEERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("name", "peer", "ours", "theirs"), PEERS, ids=str)
+@pytest.mark.parametrize(("name", "peer", "ours", "peer_settings"), PEERS, ids=str)
 def test_settings_match_transformers(
-    name: str, peer: str, ours: dict[str, Any], theirs: dict[str, Any], seed: int
+    name: str, peer: str, ours: dict[str, Any], peer_settings: dict[str, Any], seed: int
 ) -> None:
     """Row by row, as transformers needs texts of equal length."""
     transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
-    processor = getattr(transformers, peer)(**theirs)
+    processor = getattr(transformers, peer)(**peer_settings)
     log_p = laws(seed)
     found = Strategy(**ours).law(log_p, SEEN)
     for i, seen in enumerate(SEEN):

@@ -10,8 +10,8 @@ from ebmvk.report.tables import Table, against_trigram, number, per_word, why_no
 from ebmvk.runs.metrics import Row
 
 HEAD = (
-    "validation", "bits per byte", "perplexity / token", "/ word", "nats / token", "tokens", "words", "bytes",
-    "context / stride",
+    "validation", "bits per byte", "perplexity / token", "perplexity / word", "nats / token", "tokens", "words",
+    "bytes", "context / stride",
 )  # fmt: skip
 
 
