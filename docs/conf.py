@@ -19,6 +19,7 @@ if "mathml" in own:
     html_math_renderer = "mathml"
 exclude_patterns = ["_ext"]
 nitpicky = True
+python_maximum_signature_line_length = 90  # a longer signature has a line for each argument
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

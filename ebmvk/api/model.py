@@ -206,8 +206,7 @@ class Model:
 
         Args:
             strategy: a Strategy, or its name, such as "nucleus". By default p(v|c) isn't changed.
-            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram: change
-                one value of the strategy.
+            settings: values of the strategy to replace, such as temperature, top_k or top_p.
             sampler: how states are drawn, or "exact". By default annealed Langevin if the model is
                 on the sphere, else "exact".
             seed: from 0 to 2^63 - 1. The same seed gives the same text.
