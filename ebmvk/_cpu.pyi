@@ -1,4 +1,5 @@
-"""CPU kernels; use them through `ebmvk.engine.cpu`, which checks arguments. Arrays are C-contiguous."""
+"""CPU kernels; use them through `ebmvk.engine.cpu`, which checks arguments. Arrays are
+C-contiguous."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ def use_coarse() -> bool:
     """Whether the coarse kernel and the instruction set in use can work with CoarsePoints."""
 
 def coarse_kernels() -> list[str]:
-    """8-bit products compiled in that this processor has, best first: of "amx", "vnni"; last "none"."""
+    """8-bit products compiled in that this processor has, best first: of "amx", "vnni"; last
+    "none"."""
 
 def coarse_kernel() -> str: ...
 def use_coarse_kernel(name: str) -> None:
@@ -38,7 +40,8 @@ def topk(
     bias: _Floats | None,
     coarse: CoarsePoints | None,
 ) -> tuple[_Floats, _Ids, int]:
-    """scores, ids, and the number of rows that the coarse product could not prove: the same bits with and without."""
+    """scores, ids, and the number of rows that the coarse product could not prove: the same bits
+    with and without."""
 
 def energy_score(
     x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
@@ -62,9 +65,10 @@ def langevin(
     temperature: float,
     leapfrogs: int,
 ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
-    """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale, logw_shift, step_size, gamma.
-    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature, energy_error, tangency,
-    acceptance."""
+    """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale,
+    logw_shift, step_size, gamma.
+    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature,
+    energy_error, tangency, acceptance."""
 
 def energy_score_backward(
     x: _Floats,

@@ -1,4 +1,5 @@
-"""Vulkan kernels; use them through `ebmvk.engine.vulkan`, which checks arguments. Arrays are C-contiguous."""
+"""Vulkan kernels; use them through `ebmvk.engine.vulkan`, which checks arguments. Arrays are
+C-contiguous."""
 
 import enum
 from collections.abc import Sequence
@@ -146,8 +147,8 @@ class Engine:
         temperature: float,
         leapfrogs: int,
     ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
-        """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is (1, L) or (B, L);
-        leapfrogs 0 is g-BAOAB."""
+        """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
+        (1, L) or (B, L); leapfrogs 0 is g-BAOAB."""
 
     def energy_score_backward(
         self,
@@ -177,7 +178,8 @@ class Engine:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
 
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes on the device."""
+        """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes
+        on the device."""
 
     def time_fma(self, rows: int, rounds: int, repeats: int) -> list[float]:
         """`rows` invocations with 128 `rounds` float32 fused multiply-adds each."""
@@ -195,10 +197,12 @@ class Engine:
         """Whether `topk` of float32 points begins with float16 scores; None: where that pays."""
 
     def set_resident(self, resident: bool | None) -> None:
-        """Whether integrators hold a chain's candidates in registers, where these have room; None: on a GPU."""
+        """Whether integrators hold a chain's candidates in registers, where these have room; None:
+        on a GPU."""
 
     def coarse_count(self) -> tuple[int, int]:
-        """Rows of `topk` that began with float16, and those of them that had to be done again in float32."""
+        """Rows of `topk` that began with float16, and those of them that had to be done again in
+        float32."""
 
     def used_kernels(self) -> list[tuple[str, Variant, Storage]]:
         """The shaders of the manifest that this engine has run."""
@@ -219,7 +223,8 @@ def loader_version() -> int:
     """As VK_API_VERSION; Unavailable where there is no loader."""
 
 def inject_fault(function: str, nth: int, result: int) -> None:
-    """The nth call from now of a Vulkan function returns `result` (a VkResult) and does nothing; 0 takes it back."""
+    """The nth call from now of a Vulkan function returns `result` (a VkResult) and does nothing; 0
+    takes it back."""
 
 def calls_of(function: str) -> int:
     """How often a wrapped Vulkan function was called."""

@@ -1,4 +1,5 @@
-"""`python -m ebmvk.diagnose`, and `ebmvk.diagnose(...)` in Python. The command itself is `ebmvk.cli.diagnose`."""
+"""`python -m ebmvk.diagnose`, and `ebmvk.diagnose(...)` in Python. The command itself is
+`ebmvk.cli.diagnose`."""
 
 import sys
 

@@ -46,7 +46,8 @@ class DataError(EbmvkError):
 
 
 class CheckpointError(EbmvkError):
-    """Raised if a checkpoint is missing, truncated or corrupt, or belongs to another configuration."""
+    """Raised if a checkpoint is missing, truncated or corrupt, or belongs to another
+    configuration."""
 
 
 class StorageError(EbmvkError):
@@ -94,7 +95,8 @@ class RunFailed(EbmvkError):
 
 
 class RunStopped(RunFailed):
-    """Raised by a sweep if one of its training runs was interrupted or killed. It can be continued."""
+    """Raised by a sweep if one of its training runs was interrupted or killed. It can be
+    continued."""
 
 
 class RankLost(EbmvkError):

@@ -1,4 +1,5 @@
-"""`python -m ebmvk.evaluate`, and `ebmvk.evaluate(...)` in Python. The command itself is `ebmvk.cli.evaluate`."""
+"""`python -m ebmvk.evaluate`, and `ebmvk.evaluate(...)` in Python. The command itself is
+`ebmvk.cli.evaluate`."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""`python -m ebmvk.train`, and `ebmvk.train(...)` in Python. The command itself is `ebmvk.cli.train`."""
+"""`python -m ebmvk.train`, and `ebmvk.train(...)` in Python. The command itself is
+`ebmvk.cli.train`."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""For all tests: the same examples each time, and no deadline, since machines are shared and first calls are slow."""
+"""For all tests: the same examples each time, and no deadline, since machines are shared and first
+calls are slow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Write the reference of commands, settings, errors and rooms from the code, in place of lines such as
-`% ebmvk: commands`.
+"""Write the reference of commands, settings, errors and rooms from the code.
+
+It replaces lines such as `% ebmvk: commands`.
 
 Each command is asked for its help, and the entries behind the page are taken instead of the page.
 """
@@ -53,7 +54,8 @@ def _entries(name: str) -> list[Entry]:
 
 
 def commands() -> Iterator[str]:
-    """A section for each command. One with the flags of another lists only the defaults that differ."""
+    """A section for each command. One with the flags of another lists only the defaults that
+    differ."""
     known: dict[tuple[str, ...], str] = {}
     for name, what in COMMANDS.items():
         yield f"## ebmvk {name}\n\n{_prose(what[0].upper() + what[1:] + '.')}\n"
@@ -90,7 +92,8 @@ def _prose(text: str) -> str:
 
 
 def settings() -> Iterator[str]:
-    """A section for each table of config.toml. Defaults are those for a long text, as short ones change some."""
+    """A section for each table of config.toml. Defaults are those for a long text, as short ones
+    change some."""
     base = schema.Config()
     sizes = {
         size: schema.replace(base, {**derive(size, None, ask_processor=False), "size": size}) for size in schema.SIZES

@@ -17,7 +17,8 @@ from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 STATIC = Path(__file__).with_name("static")
-# An accented letter with an index would get the index below it: something beside the letter prevents that.
+# An accented letter with an index would get the index below it: something beside the letter
+# prevents that.
 ACCENTED = re.compile(r"\{(\\(?:hat|bar|tilde) ?\\?\w+)\}(?=[_^])")
 # Few fonts leave a space between log and its argument, or draw U+02C9 as a bar.
 SPACE = re.compile(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>\()")

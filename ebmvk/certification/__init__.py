@@ -7,10 +7,10 @@ samplers that the tests must catch.
 |---|---|
 | `suite` | tables of tests and of mutants, sizes; runs all |
 | `dynamics` | 1 constraints; 3 reversibility, order of the energy error, conserved rotation |
-| `laws` | 2 uniform law; 4 and 6 von Mises-Fisher, configurational temperature; 5 equipartition; 9 bias |
-| `mixtures` | 7 weights of modes and mean state against exact ones; also of block Gibbs and tempering |
-| `tokens` | 8 tokens decoded from exact states and from chains, flat and coarse to fine, against p(v|c) |
-| `contexts`, `draws`, `evidence` | the contexts of test 8, the way from a law to tokens, the statistics |
+| `laws` | 2 uniform law; 4, 6 von Mises-Fisher, temperature; 5 equipartition; 9 bias |
+| `mixtures` | 7 weights of modes and mean state, also of block Gibbs and tempering |
+| `tokens` | 8 tokens decoded from exact states and from chains, against p(v|c) |
+| `contexts`, `draws`, `evidence` | test 8: its contexts, from a law to tokens, statistics |
 | `agreement` | 10 one trajectory, and one answer of each operation, on every backend |
 | `noise` | 11 independent random numbers |
 | `exact` | 12 exact von Mises-Fisher samples, the normaliser |

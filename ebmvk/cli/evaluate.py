@@ -221,7 +221,8 @@ def _other(command: EvaluateCommand, run: OpenRun) -> OpenRun | None:
 
 
 def _print(record: dict[str, Any], corpus: str, device: str) -> None:
-    """Print the figures of a record. corpus: where the text comes from; device: what computed them."""
+    """Print the figures of a record. corpus: where the text comes from; device: what computed
+    them."""
     from ebmvk.report.tables import number, per_word, why_no_word
 
     part = "the whole split" if record["whole_split"] else "its beginning"

@@ -100,11 +100,12 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
 
 @takes(TrainCommand, without=("dry_run",))
 def train(**settings: Any) -> Trained:
-    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything else.
+    """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything
+    else.
 
-    settings: the flags of the command as keyword arguments, with underscores: `size="nano"`, `steps=300`, `lr=1e-3`,
-    `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`, `preset="small"`, `use_moe=True`, `quiet=True`.
-    If Ctrl-C interrupts a run, it is saved.
+    settings: the flags of the command as keyword arguments, with underscores: `size="nano"`,
+    `steps=300`, `lr=1e-3`, `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`,
+    `preset="small"`, `use_moe=True`, `quiet=True`. If Ctrl-C interrupts a run, it is saved.
 
     >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
     >>> run.validation["bits_per_byte"]
@@ -180,7 +181,7 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
     return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
 
 
-# ---- what to train: size < model < stage < preset < file < flags ---------------------------------------------------
+# ---- what to train: size < model < stage < preset < file < flags ---------------------------------
 
 
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
@@ -270,7 +271,8 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
 
 
 def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
-    """Raises ConfigError if the folder holds a run; FolderInUse if another process is writing it."""
+    """Raises ConfigError if the folder holds a run; FolderInUse if another process is writing
+    it."""
     try:
         refuse_existing(folder)
     except ConfigError:

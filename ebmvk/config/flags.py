@@ -75,7 +75,8 @@ def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def settings_of(command: Any, kind: Any, given: Sequence[str]) -> dict[str, Any]:
-    """{field: value in the command} of those fields of the dataclass `kind` whose flags were given."""
+    """{field: value in the command} of those fields of the dataclass `kind` whose flags were
+    given."""
     return {entry.name: getattr(command, entry.name) for entry in dataclasses.fields(kind) if flag(entry.name) in given}
 
 

@@ -209,7 +209,8 @@ def _is_of(config: Config, values: Mapping[str, object]) -> bool:
 
 
 def fast_precision() -> str:
-    """bfloat16 if the processor multiplies it natively, else float32: emulated bfloat16 is slower."""
+    """bfloat16 if the processor multiplies it natively, else float32: emulated bfloat16 is
+    slower."""
     import torch  # here, so that --help answers without it
 
     # float32 if torch can't tell: it works everywhere.

@@ -16,6 +16,6 @@
 | `compared` | pictures of several checkpoints |
 | `page` | the page |
 
-A section is measured and shown in the same module, which lists it in its `SECTIONS`. What it measures can be written
-as JSON; it is `Absent`, with a reason, if it makes no sense for a model.
+A section is measured and shown in the same module, which lists it in its `SECTIONS`. What it
+measures can be written as JSON; it is `Absent`, with a reason, if it makes no sense for a model.
 """

@@ -92,7 +92,7 @@ def _sampled(subject: Subject, contexts: Contexts, name: SamplerName, temperatur
     return {"sampler": name, "each": n, "ok": ok, "contexts": rows, "rates": health.mixing(), **health.record()}
 
 
-# ---- on the page ---------------------------------------------------------------------------------------------------
+# ---- on the page ---------------------------------------------------------------------------------
 
 
 def show_denoising(found: Row) -> Shown:

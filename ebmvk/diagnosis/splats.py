@@ -119,7 +119,7 @@ def lexical(subject: Subject) -> Row | Absent:
     }
 
 
-# ---- neighbours ----------------------------------------------------------------------------------------------------
+# ---- neighbours ----------------------------------------------------------------------------------
 
 
 def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
@@ -139,7 +139,7 @@ def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
     return sorted(found)
 
 
-# ---- for pictures --------------------------------------------------------------------------------------------------
+# ---- for pictures --------------------------------------------------------------------------------
 
 
 def histogram(values: Tensor) -> Row:
@@ -208,7 +208,7 @@ def _texts(subject: Subject, ids: Iterable[int]) -> list[str]:
     return [subject.run.tokenizer.label(i) for i in ids]
 
 
-# ---- on the page ---------------------------------------------------------------------------------------------------
+# ---- on the page ---------------------------------------------------------------------------------
 
 
 def show_lexical(found: Row) -> Shown:

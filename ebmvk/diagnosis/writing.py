@@ -71,7 +71,7 @@ def balance(load: Sequence[float]) -> dict[str, float]:
     return {"effective": math.exp(entropy), "largest": max(load), "gini": gini(torch.tensor(load))}
 
 
-# ---- on the page ---------------------------------------------------------------------------------------------------
+# ---- on the page ---------------------------------------------------------------------------------
 
 
 def show_experts(found: Row) -> Shown:

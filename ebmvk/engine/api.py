@@ -152,7 +152,8 @@ class OpCount:
 
 
 class Backend(Protocol):
-    """The operations that every backend offers. Each checks its arguments in `ebmvk.engine.checks`."""
+    """The operations that every backend offers. Each checks its arguments in
+    `ebmvk.engine.checks`."""
 
     @property
     def name(self) -> str:
@@ -183,7 +184,8 @@ class Backend(Protocol):
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), any length; scale, bias: (N,)."""
+        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), any length; scale, bias:
+        (N,)."""
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor

@@ -52,7 +52,8 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _multiply(m: int, c: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of m * c, in two 16-bit parts as the whole product would overflow int64."""
+    """High and low words of m * c, in two 16-bit parts as the whole product would overflow
+    int64."""
     low = m * (c & 0xFFFF)
     high = m * (c >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -80,7 +81,8 @@ def to_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def fork(seed: int, number: int) -> int:
-    """A 64-bit seed derived from a seed and a number, for calls that must not share random numbers."""
+    """A 64-bit seed derived from a seed and a number, for calls that must not share random
+    numbers."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
 
 

@@ -70,7 +70,8 @@ class Force:
 
 
 class Chains:
-    """The states of some chains, and the sums for their diagnostics. x, v: (B, d); mu: (B, K, d)."""
+    """The states of some chains, and the sums for their diagnostics. x, v: (B, d); mu: (B, K,
+    d)."""
 
     def __init__(
         self,
@@ -157,7 +158,8 @@ class Chains:
         )
 
     def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """End a geodesic move: back onto the sphere, second half kick, back into the tangent space."""
+        """End a geodesic move: back onto the sphere, second half kick, back into the tangent
+        space."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)

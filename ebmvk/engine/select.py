@@ -22,7 +22,8 @@ Kind = Literal["cpu", "cuda", "vulkan", "reference"]
 class Choice:
     """The device that `--device` stands for, and why.
 
-    index: the Vulkan device's number, or None for the driver's first one. reason: a clause for people.
+    index: the Vulkan device's number, or None for the driver's first one. reason: a clause for
+    people.
     """
 
     kind: Kind

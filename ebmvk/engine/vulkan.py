@@ -130,7 +130,8 @@ class Vulkan:
         return VulkanPoints(self, points, storage)
 
     def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes on the device."""
+        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes on the
+        device."""
         with self._errors("copy_seconds"):
             return self._engine.time_copy(size, times, repeats)
 
@@ -316,7 +317,8 @@ class Vulkan:
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """kappa_scale, logw_shift, step_size, gamma: (1, L), or (B, L) if one differs between chains."""
+    """kappa_scale, logw_shift, step_size, gamma: (1, L), or (B, L) if one differs between
+    chains."""
     tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
     shared = all(table.dim() == 1 for table in tables)
     shape = (1 if shared else rows, len(schedule.steps))

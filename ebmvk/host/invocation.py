@@ -13,7 +13,8 @@ WRAPPER = "EBMVK_RUN"
 
 
 def invocation(command: str) -> str:
-    """The words that start `command`, to be pasted into the shell: './run train', 'ebmvk train', …"""
+    """The words that start `command`, to be pasted into the shell: './run train', 'ebmvk
+    train', …"""
     if wrapper := os.environ.get(WRAPPER):
         return f"{shlex.quote(wrapper)} {command}"
     here = Path(sys.executable).parent

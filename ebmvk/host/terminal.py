@@ -34,7 +34,8 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def _readable(sign: str, *, alone: bool) -> str:
-    """ASCII for a character: a similar sign, the name of a single Greek letter, or else an escape."""
+    """ASCII for a character: a similar sign, the name of a single Greek letter, or else an
+    escape."""
     kind, _, name = unicodedata.name(sign, "").partition(" ")
     if kind == "BOX":
         return "+" if "AND" in name.split() else "|" if "VERTICAL" in name else "-"
@@ -58,7 +59,8 @@ LABEL = 12  # columns of the label that lines of a run start with
 
 
 def hanging(text: str) -> str:
-    """The text as it is, or on a terminal with long lines wrapped and indented behind their label."""
+    """The text as it is, or on a terminal with long lines wrapped and indented behind their
+    label."""
     if not sys.stdout.isatty():
         return text
     width = max(40, shutil.get_terminal_size().columns - 1)

@@ -78,7 +78,7 @@ def read_table(path: Path, tensor: str | None, words: Collection[str]) -> Table:
     raise DataError(f"--init {file}: unknown format {file.suffix!r}", hint=f"give one of {', '.join(FORMATS)}")
 
 
-# ---- matrices beside a tokenizer -----------------------------------------------------------------------------------
+# ---- matrices beside a tokenizer -----------------------------------------------------------------
 
 
 def _safetensors(file: Path, tensor: str | None) -> Tensor:
@@ -181,7 +181,7 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     return tokenizer
 
 
-# ---- word2vec ------------------------------------------------------------------------------------------------------
+# ---- word2vec ------------------------------------------------------------------------------------
 
 
 def _word2vec(file: Path, words: Collection[str], *, binary: bool) -> Table:

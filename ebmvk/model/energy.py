@@ -1,6 +1,7 @@
 """The three energy terms of a token, folded into one query (model section 5).
 
-    E(v|c) = -kappa_v mu_v.(s h_hat  +  lambda_geo sum_l lambda_l c_l  +  lambda_comp comp(c_l, c_m, c_g)) - b_v
+    E(v|c) = -kappa_v mu_v.(s h_hat  +  lambda_geo sum_l lambda_l c_l
+                            +  lambda_comp comp(c_l, c_m, c_g)) - b_v
 
 Each term is linear in kappa_v mu_v, so their sum is one inner product with a query.
 `TokenEnergy.terms` gives them separately.

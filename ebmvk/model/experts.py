@@ -185,7 +185,8 @@ class Routing:
 
     weights: (N, A), which sum to 1 (for A = 1: the probability of the expert).
     experts: (N, A) int64. probability: (E, N), of each expert. log_z: (N,), logsumexp of the
-    logits. Probability and log_z have gradients; the weights have gradients only through the output.
+    logits. Probability and log_z have gradients; the weights have gradients only through the
+    output.
     """
 
     weights: Tensor

@@ -1,6 +1,7 @@
 """Integrated information of Gaussian units over their weakest bipartition.
 
-    Phi(X) = min over bipartitions (A, B) of I(A; B),    I(A; B) = (log det S_A + log det S_B - log det S) / 2
+    Phi(X) = min over bipartitions (A, B) of I(A; B)
+    I(A; B) = (log det S_A + log det S_B - log det S) / 2
 
 in nats: the information that is lost by any cut into two parts (Tononi, Sporns and Edelman 1994 for
 the information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log

@@ -30,7 +30,8 @@ def usual_rate(config: Config) -> float:
 
 
 def lower_rate(config: Config) -> str:
-    """The flag for half the learning rate; for the size's default if the rate is above twice that."""
+    """The flag for half the learning rate; for the size's default if the rate is above twice
+    that."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 

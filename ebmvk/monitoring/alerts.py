@@ -46,7 +46,7 @@ class Alerts:
         return found
 
 
-# ---- energy --------------------------------------------------------------------------------------------------------
+# ---- energy --------------------------------------------------------------------------------------
 
 BLOCK = 25  # steps whose mean energy is compared: a batch varies by .1 nats, a block by .02
 RISE = 0.2  # nats; healthy runs rise by less between blocks, and gain more in the first 100 steps
@@ -158,7 +158,7 @@ class PoorConvergence:
         )
 
 
-# ---- validation ----------------------------------------------------------------------------------------------------
+# ---- validation ----------------------------------------------------------------------------------
 
 WORSE = 0.02  # nats above the best evaluation: 2 % in perplexity, on the same tokens each time
 TWICE = 2  # evaluations in a row
@@ -198,7 +198,7 @@ class WorseningPerplexity:
         )
 
 
-# ---- splats --------------------------------------------------------------------------------------------------------
+# ---- splats --------------------------------------------------------------------------------------
 
 CHECKS = 5  # consolidations over which created and removed splats are counted
 FEW = 20  # splats, below which shares mean nothing
@@ -268,7 +268,7 @@ class SickSplats:
         return f"{name} {max(1, splats // 2)}"
 
 
-# ---- gates ---------------------------------------------------------------------------------------------------------
+# ---- gates ---------------------------------------------------------------------------------------
 
 WRITING = "memory"  # infinito's module
 
@@ -316,5 +316,6 @@ WATCHES: tuple[Callable[[Config], Watch], ...] = (
 
 
 def non_finite(error: NonFinite) -> Alert:
-    """The alert of a run that ended because a number wasn't finite; it never reached the weights."""
+    """The alert of a run that ended because a number wasn't finite; it never reached the
+    weights."""
     return Alert("non-finite values", error.what, error.hint)

@@ -139,7 +139,8 @@ def _own_losses(
 
 
 def _weight(part: str, weights: TrainingConfig) -> float:
-    """Weight of a part of the loss: the setting of that name, with or without `lambda_` before it."""
+    """Weight of a part of the loss: the setting of that name, with or without `lambda_` before
+    it."""
     if part == "ce":
         return 1.0
     weight: float = getattr(weights, part if hasattr(weights, part) else f"lambda_{part}")

@@ -28,7 +28,8 @@ MOST = 1e5  # up to here float32 energies keep two decimals, and the vMF functio
 
 @dataclass(frozen=True)
 class Noise:
-    """One noise level: concentration, mean angle in degrees, and the matching sigma per coordinate."""
+    """One noise level: concentration, mean angle in degrees, and the matching sigma per
+    coordinate."""
 
     kappa: float
     angle: float

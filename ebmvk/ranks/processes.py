@@ -98,7 +98,7 @@ class Ranks:
         if self.size > 1 and device.type == "cuda":
             self._device = dist.new_group(backend="nccl", timeout=TURN)
 
-    # ---- leading and following -------------------------------------------------------------------------------------
+    # ---- leading and following -------------------------------------------------------------------
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -179,7 +179,7 @@ class Ranks:
         message: dict[str, Any] = json.loads(content)
         return message
 
-    # ---- tensors ---------------------------------------------------------------------------------------------------
+    # ---- tensors ---------------------------------------------------------------------------------
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Fill the tensor, on the CPU, with that of the first rank."""
@@ -262,7 +262,7 @@ class Ranks:
             error.told = self.rank > 0
             raise error
 
-    # ---- who is lost -----------------------------------------------------------------------------------------------
+    # ---- who is lost -----------------------------------------------------------------------------
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

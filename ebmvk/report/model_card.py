@@ -98,7 +98,8 @@ def _memory(folder: Path) -> Iterator[str]:
 
 
 def _figures(step: int, history: History) -> Iterator[str]:
-    """The validation figures of this very step, if it was evaluated; another step is another model."""
+    """The validation figures of this very step, if it was evaluated; another step is another
+    model."""
     end = history.end if history.end and history.end["step"] == step else None
     row = end or next((row for row in history.evals if row["step"] == step), None)
     if row is None:

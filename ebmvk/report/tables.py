@@ -15,8 +15,8 @@ TRAINED, STATIC = "consolidated during training", "static memory"  # names of sp
 
 @dataclass(frozen=True)
 class Table:
-    """head: one cell per column. words: columns of text rather than of figures. prose: sentences, in
-    which the page explains terms and marks commands."""
+    """head: one cell per column. words: columns of text rather than of figures. prose: sentences,
+    in which the page explains terms and marks commands."""
 
     head: Cells
     rows: Sequence[Cells]
@@ -55,7 +55,8 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def _signed(text: str) -> str:
-    """The text with a true minus sign in front. An exponent keeps its hyphen, so it can be copied."""
+    """The text with a true minus sign in front. An exponent keeps its hyphen, so it can be
+    copied."""
     return f"−{text[1:]}" if text.startswith("-") else text
 
 

@@ -17,7 +17,8 @@ revision 1.
 
 
 def revision(found: Checkpoint) -> int:
-    """The revision of the version that began a run. Resuming doesn't undo what its first steps did."""
+    """The revision of the version that began a run. Resuming doesn't undo what its first steps
+    did."""
     kept = found.state.get("revision")
     return kept if type(kept) is int else 1
 

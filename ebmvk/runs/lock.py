@@ -29,7 +29,8 @@ _files = weakref.WeakSet[IO[str]]()  # locked by this process
 
 
 def _leave() -> None:
-    """Release the locks in a fork, which shares them and would keep them after its parent has died."""
+    """Release the locks in a fork, which shares them and would keep them after its parent has
+    died."""
     for file in _files:
         file.close()
 

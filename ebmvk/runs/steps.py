@@ -54,7 +54,7 @@ def _pointed(run: Path, name: str) -> str | None:
     return text if STEP.fullmatch(text) else None
 
 
-# ---- finding one ---------------------------------------------------------------------------------------------------
+# ---- finding one ---------------------------------------------------------------------------------
 
 
 def locate(path: Path, flag: str) -> tuple[Path, Path]:
@@ -84,7 +84,8 @@ def locate(path: Path, flag: str) -> tuple[Path, Path]:
 
 
 def names_checkpoint(path: Path) -> bool:
-    """True for RUN/best, RUN/latest or an older name of one, unless it is a folder. path: resolved."""
+    """True for RUN/best, RUN/latest or an older name of one, unless it is a folder. path:
+    resolved."""
     return path.name in POINTERS and not path.is_dir()
 
 
@@ -101,7 +102,7 @@ def _not_found(flag: str, path: Path, what: str) -> CheckpointError:
     )
 
 
-# ---- deleting and setting aside ------------------------------------------------------------------------------------
+# ---- deleting and setting aside ------------------------------------------------------------------
 
 
 def prune(run: Path, keep_last: int) -> list[Path]:
@@ -139,7 +140,7 @@ def supersede(run: Path, step: int) -> list[Path]:
     return later
 
 
-# ---- saves that were killed ----------------------------------------------------------------------------------------
+# ---- saves that were killed ----------------------------------------------------------------------
 
 
 def recover(folder: Path) -> None:

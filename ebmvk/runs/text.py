@@ -1,4 +1,5 @@
-"""Finds the text of a run again, and tells whether a text is the one that the run was trained on."""
+"""Finds the text of a run again, and tells whether a text is the one that the run was trained
+on."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def _is_there(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """same: True if a text is the run's own; None if the run does not tell. by: what was compared."""
+    """same: True if a text is the run's own; None if the run does not tell. by: what was
+    compared."""
 
     same: bool | None
     by: str
@@ -95,7 +97,8 @@ def compared(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
-    """`compared` if the run has digests of its texts; otherwise unknown, without looking at tokens."""
+    """`compared` if the run has digests of its texts; otherwise unknown, without looking at
+    tokens."""
     return compared(run, corpus, split) if run.checkpoint.state.get("text") else NOT_ASKED
 
 

@@ -1,7 +1,8 @@
 """`--sampler gibbs`: block Gibbs, which draws component and state in turn (model section 7).
 
 Each sweep draws v|x from the Bayes decoder's responsibilities, then x|v from vMF(mu_v, kappa)
-(Geman and Geman 1984). Both draws are exact, so the latent law is kept exactly at any concentration.
+(Geman and Geman 1984). Both draws are exact, so the latent law is kept exactly at any
+concentration.
 A sweep moves only if x leaves v uncertain: hence the concentration stays below kappa_c, above which
 x tells which v made it.
 """

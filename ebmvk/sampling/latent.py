@@ -31,7 +31,8 @@ class LatentLaw:
     """p_kappa(x|c) of B contexts at once, at any kappa.
 
     Args:
-        backend, points: where the work is done, and the token points that it keeps, (V, d) unit rows.
+        backend, points: where the work is done, and the token points that it keeps, (V, d) unit
+        rows.
         ids: (B, K) int64, the candidates C(c), each once.
         logp: (B, K) log p(v|c) of the candidates; -inf is allowed.
         log_rest: (B,) log of the mass outside the candidates; -inf for no mass.
@@ -75,7 +76,8 @@ class LatentLaw:
 
     @classmethod
     def with_candidates(cls, backend: Backend, points: Points, ids: Tensor, log_p: Tensor) -> LatentLaw:
-        """The candidates are ids (B, K), each once; log_p (B, V), normalised, gives their masses."""
+        """The candidates are ids (B, K), each once; log_p (B, V), normalised, gives their
+        masses."""
         log_p = log_p.detach()
         rest = log_p.scatter(1, ids, -math.inf)
         # Summed, as 1 minus the mass inside would lose a small rest in float32.

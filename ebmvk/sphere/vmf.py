@@ -11,7 +11,8 @@ terms suffice, then the backward recurrences
 which contract errors and add positive terms only. Written for F instead of I, the expansion has no
 cancellation at small kappa: with z = kappa/nu, s = sqrt(1+z^2), p = 1/s,
 
-    log F_nu = nu (s - 1 - log((1+s)/2)) - log(s)/2 + log S_nu(p) - log S_nu(1),    S_nu(p) = sum_k U_k(p) / nu^k
+    log F_nu = nu (s - 1 - log((1+s)/2)) - log(s)/2 + log S_nu(p) - log S_nu(1)
+    S_nu(p) = sum_k U_k(p) / nu^k
 
 (Olver, "Asymptotics and Special Functions", chapter 10; DLMF 10.41). Computations are in float64;
 results have the dtype of the argument.

@@ -11,7 +11,7 @@
 | `optim`, `muon` | the optimisers and the learning rate schedule |
 | `evaluations` | measurements during a run and at its end |
 | `reduction`, `follower` | several processes: what they share, and the processes after the first |
-| `resumption`, `recovery`, `interruption` | continue a run; errors that end one; Ctrl-C and other signals |
+| `resumption`, `recovery`, `interruption` | continue a run; errors that end it; signals |
 | `finite` | finds the first tensor that isn't finite |
 | `rehearsal` | `--dry-run` |
 | `summary`, `lines` | what a run prints |

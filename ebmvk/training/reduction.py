@@ -43,7 +43,8 @@ def _divisor(batch: int, size: int) -> int:
 
 
 def enlist(ranks: Ranks, config: Config, train: TokenStream, model: LanguageModel, optimizer: Optimizer) -> None:
-    """Send the other ranks everything that a step depends on: settings, text, weights and moments."""
+    """Send the other ranks everything that a step depends on: settings, text, weights and
+    moments."""
     stream = {"name": train.name, "word_level": train.word_level, "apart": train.apart}
     ranks.tell(
         "enlist", config=to_tables(config), tokens=model.vocab_size, stream=stream, threads=torch.get_num_threads()

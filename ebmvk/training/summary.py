@@ -91,7 +91,8 @@ def unknown(text: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
 
 
 def samples(folder: Path) -> Iterator[str]:
-    """Lines with the start of a run's newest samples, without characters that control a terminal."""
+    """Lines with the start of a run's newest samples, without characters that control a
+    terminal."""
     try:
         text = (folder / SAMPLES_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:

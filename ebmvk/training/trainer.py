@@ -97,7 +97,7 @@ class Trainer:
         self.evaluations = Evaluations(config, self.model, tokenizer, streams, device)
         self._recovery = Recovery(config, folder)
 
-    # ---- resuming --------------------------------------------------------------------------------------------------
+    # ---- resuming --------------------------------------------------------------------------------
 
     def restore(self, found: Checkpoint) -> None:
         """Continue from a checkpoint of this configuration.
@@ -177,7 +177,7 @@ class Trainer:
                 self.ranks.tell("compare", step=self.progress.step)
                 check_same_weights(self.ranks, self.model, self.progress.step)
 
-    # ---- running ---------------------------------------------------------------------------------------------------
+    # ---- running ---------------------------------------------------------------------------------
 
     def run(self, stop_after: int | None = None) -> Outcome:
         """Train up to the configured step. After `stop_after` steps, or if interrupted, save and
@@ -352,7 +352,7 @@ class Trainer:
         if bad := finite.first_bad(self.model, total, norm, parts, alone(passes).run):
             raise self._recovery.non_finite(bad, self.progress.step)
 
-    # ---- evaluating ------------------------------------------------------------------------------------------------
+    # ---- evaluating ------------------------------------------------------------------------------
 
     def evaluate(self) -> bool:
         """Measure the exact likelihood of a part of validation, and write samples; True if it is

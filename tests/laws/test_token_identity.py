@@ -2,9 +2,9 @@
 the law p(v|c).
 
 Laws are Zipf laws over a vocabulary in random order. Their exponents, from flat to peaked, span the
-entropies of a language model's contexts, and a mass outside the K = 64 candidates from 0 to 75 %. The
-decoder sees x only. Cases with chains also check that x tells much about its component: otherwise a
-wrong law of x wouldn't show.
+entropies of a language model's contexts, and a mass outside the K = 64 candidates from 0 to 75 %.
+The decoder sees x only. Cases with chains also check that x tells much about its component:
+otherwise a wrong law of x wouldn't show.
 """
 
 from __future__ import annotations

@@ -287,7 +287,8 @@ def test_every_tensor_of_every_operation_is_checked(backends: list[Backend], nam
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_missing_rows_are_named(backends: list[Backend], name: str) -> None:
-    """The first argument determines the number of rows. Any other that has one row less is named."""
+    """The first argument determines the number of rows. Any other that has one row less is
+    named."""
     op = OPERATIONS[name]
     arguments = op.arguments()
     fixing = "mu" if op.method == "vmf_sample" else "queries" if op.method == "topk" else "x"

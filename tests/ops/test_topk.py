@@ -71,7 +71,8 @@ def test_points_with_bias_minus_infinity_come_last(backend: Backend) -> None:
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_sorted_points_match_a_sort(backend: Backend, order: str) -> None:
-    """Ascending scores push every point into a running selection, descending ones only the first."""
+    """Ascending scores push every point into a running selection, descending ones only the
+    first."""
     angle = torch.linspace(3.0, 0.1, 700) if order == "ascending" else torch.linspace(0.1, 3.0, 700)
     points = torch.stack((angle.cos(), angle.sin()), dim=1)
     got = backend.topk(torch.tensor([[1.0, 0.0]]), backend.points(points), 64)

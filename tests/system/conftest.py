@@ -1,4 +1,5 @@
-"""A made-up corpus and a model small enough to train in a second, run through the real commands in this process.
+"""A made-up corpus and a model small enough to train in a second, run through the real commands in
+this process.
 
 EBMVK_TEST_DEVICE runs them on another device than `cpu`.
 """
@@ -65,7 +66,8 @@ class Said:
 
 
 class Page(HTMLParser):
-    """What in a page could reach the network or run, its text, and tags that are not closed as they were opened."""
+    """What in a page could reach the network or run, its text, and tags that are not closed as they
+    were opened."""
 
     VOID = ("meta", "link", "br", "img", "input", "path", "use", "image", "rect")
 
@@ -103,7 +105,8 @@ class Page(HTMLParser):
         self.text += data
 
     def outside(self) -> list[str]:
-        """Scripts, links and addresses that lead out of the file, and tags that are crossed or left open."""
+        """Scripts, links and addresses that lead out of the file, and tags that are crossed or left
+        open."""
         found = [link for link in self.links if not link.startswith(("#", "data:"))]
         found += [tag for tag in self.tags if tag in ("script", "iframe", "object", "embed")]
         found += [
@@ -175,7 +178,8 @@ def ebmvk(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
 @pytest.fixture
 def train(ebmvk: Command, tiny: Path, text: Path, device: str) -> Command:
-    """Train the tiny model on the made-up text into a run folder: train(folder, "--steps", 3); must succeed."""
+    """Train the tiny model on the made-up text into a run folder: train(folder, "--steps", 3); must
+    succeed."""
 
     def call(folder: Path, *args: Any) -> Said:
         resumed = any(str(arg).startswith("--resume") for arg in args)
@@ -198,7 +202,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Path, de
 
 
 def launched(n: int, work: Callable[[], int], folder: Path) -> list[Said]:
-    """What `work` leaves behind in n forks of this process, which meet as processes of torchrun do."""
+    """What `work` leaves behind in n forks of this process, which meet as processes of torchrun
+    do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

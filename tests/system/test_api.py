@@ -154,7 +154,7 @@ def test_bad_points_and_counts_are_refused(model: Model, bad: torch.Tensor) -> N
         model.embed("a", "state")  # type: ignore[call-overload]
 
 
-# ---- commands ------------------------------------------------------------------------------------------------------
+# ---- commands ------------------------------------------------------------------------------------
 
 
 def test_the_embed_command_matches_the_method(
@@ -227,7 +227,7 @@ def test_generate_stream_and_their_variants_agree(model: Model) -> None:
         model.generate("The cat", 0)
 
 
-# ---- what is given to the object -----------------------------------------------------------------------------------
+# ---- what is given to the object -----------------------------------------------------------------
 
 
 def test_a_list_of_prompts_gives_a_list_of_texts(model: Model) -> None:
@@ -305,7 +305,7 @@ def test_a_single_stop_string_isnt_split_into_characters(model: Model) -> None:
     assert model.generate("The cat", 12, seed=3, stop=end) == whole[: whole.index(end)]
 
 
-# ---- the commands as functions -------------------------------------------------------------------------------------
+# ---- the commands as functions -------------------------------------------------------------------
 
 FUNCTIONS = ("diagnose", "evaluate", "export", "train")
 
@@ -320,7 +320,8 @@ def test_commands_are_modules_that_can_be_called() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_commands_name_survives_importing_its_module(name: str) -> None:
-    """Each order runs in a process of its own: the package's attribute first, or the module first."""
+    """Each order runs in a process of its own: the package's attribute first, or the module
+    first."""
     for begin in (f"import ebmvk; f = ebmvk.{name}", f"import ebmvk.{name}; f = ebmvk.{name}"):
         code = f"import sys; {begin}; sys.exit(not callable(f) or 'torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,5 @@
-"""The benchmarks run at tiny sizes, write the keys that are promised, and give peers the work that ours does."""
+"""The benchmarks run at tiny sizes, write the keys that are promised, and give peers the work that
+ours does."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_on_windows_folders_arent_synced(tmp_path: Path, monkeypatch: pytest.Mon
         atomic.sync_folder(tmp_path)
 
 
-# ---- damage --------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_a_path_that_cannot_be_looked_up_is_refused(path: str, tmp_path: Path) -
         open_run(tmp_path / path, "--checkpoint", print)
 
 
-# ---- kills and failures at every change of a save ------------------------------------------------------------------
+# ---- kills and failures at every change of a save ------------------------------------------------
 
 
 def _before(run: Path) -> None:

@@ -167,7 +167,8 @@ def test_metrics_have_every_step_with_its_parts_and_every_evaluation(trained: Pa
 def test_training_learns(train: Command, tmp_path: Path) -> None:
     train(tmp_path / "run", "--steps", 60, "--lr", 0.01, "--quiet", "--sample-tokens", 0)
     loss = [row["parts"]["ce"] for row in rows(tmp_path / "run", "step")]
-    # From the unigram entropy of its letters, the made-up language falls by far more than the noise of a batch.
+    # From the unigram entropy of its letters, the made-up language falls by far more than the noise
+    # of a batch.
     assert sum(loss[-5:]) / 5 < 0.75 * sum(loss[:5]) / 5
 
 
@@ -250,7 +251,8 @@ def test_block_gibbs_has_no_temperature(ebmvk: Command, train: Command, tmp_path
 
 
 def test_noise_levels_from_flags_to_figures(ebmvk: Command, train: Command, tmp_path: Path, device: str) -> None:
-    """Told at the start, trained on in the score form, and in the figures of metrics, report and evaluate."""
+    """Told at the start, trained on in the score form, and in the figures of metrics, report and
+    evaluate."""
     run = tmp_path / "run"
     said = train(run, "--noise-levels", 0.5, 1, "--noise-unit", "sigma", "--denoise-form", "score")
     assert "noise       sigma 0.5 (an arc of 2.78 rad by the exponential map): kappa" in said.out
@@ -337,7 +339,8 @@ def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
 
 @given(st.lists(st.tuples(st.sampled_from(["--prompt", "--seed", "--stop"]), st.lists(st.sampled_from("abc")))))
 def test_values_keep_their_flags_and_their_order(groups: list[tuple[str, list[str]]]) -> None:
-    """However they are given, a flag that may be repeated has them one by one, and no other flag changes."""
+    """However they are given, a flag that may be repeated has them one by one, and no other flag
+    changes."""
     found = list(flags._spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
     expected = []
     for flag, values in groups:
@@ -405,7 +408,7 @@ def test_training_on_vulkan_dispatches_there(ebmvk: Command, tiny: Path, text: P
     assert "vulkan" in rows(run, "start")[0]["device"]
 
 
-# ---- separators between texts ----------------------------------------------------------------------------------------
+# ---- separators between texts --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])

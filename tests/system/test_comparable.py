@@ -1,4 +1,5 @@
-"""Only evaluations of one text are compared, patience counts them, and jumps of the rate are reported."""
+"""Only evaluations of one text are compared, patience counts them, and jumps of the rate are
+reported."""
 
 from __future__ import annotations
 

@@ -160,7 +160,8 @@ def test_pretraining_works_with_several_processes(tmp_path: Path, begun: tuple[o
 def test_a_step_sends_as_many_bytes_as_predicted(
     tmp_path: Path, begun: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, no_reports: None
 ) -> None:
-    """It sends the gradients, the sample of states, and less than 2 kB of losses and expert counts."""
+    """It sends the gradients, the sample of states, and less than 2 kB of losses and expert
+    counts."""
     run, real = tmp_path / "run", Ranks.all_reduce
 
     def counted(ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:

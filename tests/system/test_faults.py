@@ -165,7 +165,7 @@ def test_vulkan_without_a_usable_device_fails_and_says_why(tiny: Path, text: Pat
     assert not (tmp_path / "run").exists()
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_evaluate_refuses_a_checkpoint_of_another_configuration(ebmvk: Command, train: Command, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_broken_line_of_metrics_costs_no_other_line(train: Command, tmp_path: 
     assert [row["step"] for row in history.steps] == list(range(1, 9))
 
 
-# ---- numbers that go wrong -----------------------------------------------------------------------------------------
+# ---- numbers that go wrong -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,8 @@ def test_all_errors_have_one_base_class() -> None:
 def test_the_error_of_too_large_a_batch_names_one_that_fits(
     train: Command, ebmvk: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Memory for three windows at most, from the third step on: what fits is tried, and the run goes on with it."""
+    """Memory for three windows at most, from the third step on: what fits is tried, and the run
+    goes on with it."""
     objective, calls = passes.objective, iter(range(1000))
 
     def hungry(model: Any, tokens: Any, *args: Any, share: Share, **more: Any) -> Any:

@@ -79,7 +79,7 @@ class Folder:
         return self.run / "checkpoints" / "step-8"
 
 
-# ---- mutations -----------------------------------------------------------------------------------------------------
+# ---- mutations -----------------------------------------------------------------------------------
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
@@ -131,7 +131,7 @@ def _either(path: Path, chance: random.Random) -> bytes:
     return mutated_json(content.decode(), chance).encode() if chance.random() < 0.7 else mutated(content, chance)
 
 
-# ---- what is read --------------------------------------------------------------------------------------------------
+# ---- what is read --------------------------------------------------------------------------------
 
 
 def _checkpoint(at: Folder, chance: random.Random) -> None:

@@ -1,4 +1,5 @@
-"""For runs of earlier versions, `evaluate`, `diagnose` and the card tell which figures are wrong."""
+"""For runs of earlier versions, `evaluate`, `diagnose` and the card tell which figures are
+wrong."""
 
 from __future__ import annotations
 

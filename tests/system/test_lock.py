@@ -154,7 +154,8 @@ def test_a_folder_that_was_just_removed_is_made_again(tmp_path: Path, monkeypatc
 
 
 def test_only_one_holds_the_lock_although_each_deletes_its_file(tmp_path: Path) -> None:
-    """Processes count in a file, reading and writing separately, so two at once would lose a count."""
+    """Processes count in a file, reading and writing separately, so two at once would lose a
+    count."""
     total = tmp_path / "total"
     total.write_text("0", encoding="utf-8")
 

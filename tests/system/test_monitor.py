@@ -62,7 +62,7 @@ def test_rows_have_memory_trend_and_time_left(trained: Path) -> None:
     assert "<h2>Alerts</h2>" not in (trained / "report.html").read_text(encoding="utf-8")
 
 
-# ---- alerts, provoked ----------------------------------------------------------------------------------------------
+# ---- alerts, provoked ----------------------------------------------------------------------------
 
 
 def test_an_absurd_learning_rate_gives_alerts(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,8 @@ def test_splats_on_top_of_one_another_give_an_alert(
 def test_splats_that_nothing_recalls_give_an_alert(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After four steps the states are opposite ones; the statistics of the first are kept for ever."""
+    """After four steps the states are opposite ones; the statistics of the first are kept for
+    ever."""
     run = tmp_path / "run"
     _moved(monkeypatch, lambda call, states: states + (3 if call < 4 else -3) * torch.eye(states.shape[1])[0])
     train(run, *BARE, *SPLATS, "--steps", 16, "--soc-keep", 1, "--batch-size", 16, "--quiet")
@@ -218,7 +219,7 @@ def _of_training(corpus: Corpus, split: str, *rest: Any, **how: Any) -> TokenStr
     return found if split == "train" else found.take(2000)
 
 
-# ---- where it is shown ---------------------------------------------------------------------------------------------
+# ---- where it is shown ---------------------------------------------------------------------------
 
 
 def _shown(run: Path, *, terminal: bool = False, quiet: bool = False, verbose: bool = False) -> str:
@@ -307,7 +308,8 @@ def test_the_time_of_a_run_is_printed_once_after_its_first_steps(seconds: float,
 
 
 def test_the_time_is_printed_early_if_steps_are_slow() -> None:
-    """At 10 s per step, two steps are enough. Only runs of more than ten minutes name flags for a shorter one."""
+    """At 10 s per step, two steps are enough. Only runs of more than ten minutes name flags for a
+    shorter one."""
     assert time_left(0.1, 6, 1000, 99.4, None) == "about 1 min 39 s for the next 994 steps, plus evaluations"
     assert "--steps 60 would" in time_left(10.0, 3, 2000, 19_970.0, None)
     assert "--steps 4 would" in time_left(1e4, 3, 2000, 2e7, None)  # not fewer than are done

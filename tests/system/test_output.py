@@ -207,7 +207,7 @@ def test_a_run_under_nohup_continues(begun: Sequence[object], tmp_path: Path) ->
     assert len(rows(run, "end")) == 1
 
 
-# ---- the home folder -----------------------------------------------------------------------------------------------
+# ---- the home folder -----------------------------------------------------------------------------
 
 
 def _path_flags() -> Iterator[str]:

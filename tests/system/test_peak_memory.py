@@ -1,4 +1,5 @@
-"""A text of any length is scored in the memory of a piece of it, in every process, whatever its heap is like."""
+"""A text of any length is scored in the memory of a piece of it, in every process, whatever its
+heap is like."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def _held() -> int:
 
 
 def _grown(work: Callable[[], object], number: int) -> int:
-    """Bytes at the peak of `work` in a process of its own, less those before. number: of the process."""
+    """Bytes at the peak of `work` in a process of its own, less those before. number: of the
+    process."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,5 @@
-"""The package as Python code and editors see it: signatures, completion, help, examples that run."""
+"""The package as Python code and editors see it: signatures, completion, help, examples that
+run."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ class _AnyOutput(doctest.OutputChecker):
 
 
 def _documented() -> Iterator[tuple[str, Any]]:
-    """(name, object) of everything whose examples run here; `train` takes minutes as it is shown."""
+    """(name, object) of everything whose examples run here; `train` takes minutes as it is
+    shown."""
     yield "ebmvk", package
     yield "Model", Model
     for name, method in inspect.getmembers(Model, callable):

@@ -1,4 +1,5 @@
-"""What ranks exchange: points that are spread over them, parts of a step, sums, messages, and errors."""
+"""What ranks exchange: points that are spread over them, parts of a step, sums, messages, and
+errors."""
 
 from __future__ import annotations
 

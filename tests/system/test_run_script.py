@@ -1,4 +1,5 @@
-"""./run before anything is installed: what it says, and that it changes nothing when it can't go on."""
+"""./run before anything is installed: what it says, and that it changes nothing when it can't go
+on."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """The files that ./run reads, in a folder of their own, so that no test touches this installation."""
+    """The files that ./run reads, in a folder of their own, so that no test touches this
+    installation."""
     for name in ("run", "pyproject.toml", "CMakeLists.txt", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("csrc", "shaders"):

@@ -1,4 +1,5 @@
-"""Where a run starts: --init in all its forms, and `ebmvk pretrain` with the run that continues it."""
+"""Where a run starts: --init in all its forms, and `ebmvk pretrain` with the run that continues
+it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_only_numbers_are_searched_and_whole_numbers_stay_whole() -> None:
                 sweep.Axis.parse(f"{name}=4.5:32")
 
 
-# ---- searching, with training replaced by a formula ----------------------------------------------------------------
+# ---- searching, with training replaced by a formula ----------------------------------------------
 
 
 Search = Callable[..., list[dict[str, Any]]]
@@ -204,7 +204,7 @@ def test_interrupting_a_table_starts_no_further_run(monkeypatch: pytest.MonkeyPa
     assert begun == ["a"]
 
 
-# ---- runs that were stopped, tables, and a search from end to end --------------------------------------------------
+# ---- runs that were stopped, tables, and a search from end to end --------------------------------
 
 
 def test_a_stopped_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""A step that is computed in parts, one after another or by several ranks, is the step of one batch of all its windows.
+"""A step that is computed in parts, one after another or by several ranks, is the step of one batch
+of all its windows.
 
-Windows have unequal numbers of targets. What is expected comes from a plain form of each loss, in float64, over all
-targets at once.
+Windows have unequal numbers of targets. What is expected comes from a plain form of each loss, in
+float64, over all targets at once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "infinito": {"model": "infinito", "memory_slots": 7},
 }
 CONFIG = Config(training=TrainingConfig(batch_size=WINDOWS, lambda_denoise=0.5, lambda_spread=0.3, moe_balance=0.5))
-# float32 sums of some hundred terms in another order; gradients pass a dozen layers, and PHI a determinant.
+# float32 sums of some hundred terms in another order; gradients pass a dozen layers, and PHI a
+# determinant.
 EQUAL: Any = {"rtol": 2e-4, "atol": 2e-6}
 
 
@@ -83,7 +85,8 @@ def equal(found: tuple[Losses, dict[str, torch.Tensor]], wanted: tuple[Losses, d
 
 @pytest.mark.parametrize("name", MODELS)
 def test_accumulated_batches_equal_the_whole_batch(name: str) -> None:
-    """Recorded losses and gradients, over two to eight batches, and with blocks that are computed twice."""
+    """Recorded losses and gradients, over two to eight batches, and with blocks that are computed
+    twice."""
     net, tokens = net_of(name), rows()
     whole = done(passes(net, tokens, 1))
     for batches in (2, 4, 8):
@@ -129,7 +132,8 @@ def test_losses_of_a_step_are_means_over_its_targets(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("batches", [1, 4])
 def test_ranks_together_equal_the_whole_batch(name: str, batches: int) -> None:
-    """Two ranks with unlike numbers of targets, one after another; real processes do it in test_distributed."""
+    """Two ranks with unlike numbers of targets, one after another; real processes do it in
+    test_distributed."""
     net, tokens = net_of(name), rows()
     sums = passes(net, tokens, 8)._sums() if net.own_losses else torch.zeros(0)
     parts = [done(passes(net, tokens, batches, share=Share(rank, 2), total=lambda _: sums)) for rank in (0, 1)]

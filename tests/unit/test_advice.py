@@ -55,7 +55,8 @@ STARTS = [
 
 @pytest.mark.parametrize("start", STARTS, ids=" ".join)
 def test_a_slow_run_gets_flags_that_make_it_faster(start: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each suggested flag makes a token cheaper, or uses the number format in which the processor is faster."""
+    """Each suggested flag makes a token cheaper, or uses the number format in which the processor
+    is faster."""
     asked = job(*start, "--dataset", "builtin").config
     for native, precision in product(("float32", "bfloat16"), repeat=2):
         monkeypatch.setattr("ebmvk.monitoring.advice.fast_precision", lambda native=native: native)

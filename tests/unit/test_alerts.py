@@ -1,4 +1,5 @@
-"""Alerts appear on series that are made to provoke them, and not on healthy series or recorded runs."""
+"""Alerts appear on series that are made to provoke them, and not on healthy series or recorded
+runs."""
 
 from __future__ import annotations
 
@@ -194,7 +195,8 @@ def test_each_stuck_gate_gives_its_own_alert() -> None:
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("more", [600, None])
 def test_a_memory_that_says_nothing(tier: str, static: bool, more: int | None) -> None:
-    """Its concentration is the first or the last that was tried, its law is uniform, or a calibration is as good."""
+    """Its concentration is the first or the last that was tried, its law is uniform, or a
+    calibration is as good."""
     how: dict[str, Any] = {"static": static, "more": more}
     found = [kappa_at_bound(tier, kappa, (5.0, 7.0, 10.0), **how) for kappa in (5.0, 7.0, 10.0)]
     assert found[1] is None
@@ -278,7 +280,8 @@ def recorded(run: Row) -> Iterator[Row]:
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
 def test_healthy_runs_give_no_alert(seed: int) -> None:
-    """Runs of `ebmvk train --size nano --eval-every 50 --seed SEED`, recorded. With a spoilt end they give one."""
+    """Runs of `ebmvk train --size nano --eval-every 50 --seed SEED`, recorded. With a spoilt end
+    they give one."""
     run = next(run for run in HEALTHY if run["seed"] == seed)
     config = replace(Config(), {"steps": 300, "warmup_steps": 20, "latent_dim": 64})
     assert len(run["ce"]) == 300

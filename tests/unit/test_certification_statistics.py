@@ -118,8 +118,8 @@ def _zipf(exponent: float, tokens: int = 512) -> torch.Tensor:
 def _away(p: torch.Tensor, distance: float, g: torch.Generator) -> torch.Tensor:
     """A law at this total variation from p.
 
-    A random half of the tokens is likelier by one factor, the rest less likely. If p is peaked, some
-    of the first token's mass goes to the second.
+    A random half of the tokens is likelier by one factor, the rest less likely. If p is peaked,
+    some of the first token's mass goes to the second.
     """
     if p[0] > 0.5:
         return p + distance * (torch.eye(len(p))[1] - torch.eye(len(p))[0]).double()
@@ -132,8 +132,8 @@ def _away(p: torch.Tensor, distance: float, g: torch.Generator) -> torch.Tensor:
 def test_a_total_variation_of_a_twentieth_fails(exponent: float) -> None:
     """25,000 draws, as in the full suite, of laws of 512 tokens and entropies of .4 to 6.2 nats.
 
-    Total variation minus its mean under the law would be .01 to .03: below a bound of .02, or hardly
-    above it.
+    Total variation minus its mean under the law would be .01 to .03: below a bound of .02, or
+    hardly above it.
     """
     g, p = torch.Generator().manual_seed(3), _zipf(exponent)
     for _ in range(20):

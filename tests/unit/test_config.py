@@ -1,4 +1,5 @@
-"""Configuration: files are read back as written, misspelt names are refused, size < file < flags."""
+"""Configuration: files are read back as written, misspelt names are refused, size < file <
+flags."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def real_data() -> Path:
 REAL_DATA = os.environ.get(ENVIRONMENT)  # read before the fixture above hides it
 
 
-# ------------------------------------------------------------------------------------------------ builtin
+# ------------------------------------------------------------------------------------------------ b
 
 
 def test_builtin_is_complete_and_always_in_the_same_order() -> None:
@@ -57,7 +57,7 @@ def test_builtin_is_complete_and_always_in_the_same_order() -> None:
     assert "pydoc_data" in corpus.reason
 
 
-# ------------------------------------------------------------------------------------ resolution order
+# ------------------------------------------------------------------------------------ resolution or
 
 
 def test_a_path_wins_over_a_name_in_a_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_official_splits_are_used(tmp_path: Path) -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------- refusals
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_another_text_under_wikitexts_name_is_refused(tmp_path: Path) -> None:
         resolve("wikitext-2", tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------- fetching
+# --------------------------------------------------------------------------------------------------
 
 
 def test_fetching_offline_says_what_to_do(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_fetched_wikitext_equals_the_original(tmp_path: Path, real_data: Path, m
     assert "fetched" in fetched.reason
 
 
-# ---------------------------------------------------------------------------------------------- real corpora
+# ---------------------------------------------------------------------------------------------- rea
 
 
 def test_wikitext_2_words_and_articles(real_data: Path) -> None:
@@ -260,7 +260,7 @@ def test_validation_has_some_of_every_file(real_data: Path) -> None:
     assert not any("<|doc|>" in document for document in train + validation)
 
 
-# --------------------------------------------------------------------------------------------------- cutting
+# --------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=30), st.sampled_from([0.1, 1 / 9, 0.3]))

@@ -38,7 +38,7 @@ def _random(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---- likelihood ----------------------------------------------------------------------------------------------------
+# ---- likelihood ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +68,7 @@ def test_buckets_meet_at_their_edges() -> None:
     assert (empty["tokens"], empty["nats_per_token"]) == (0, None)
 
 
-# ---- the course of a run -------------------------------------------------------------------------------------------
+# ---- the course of a run -------------------------------------------------------------------------
 
 
 def _curve(kind: str, steps: int, noise: float, seed: int) -> list[float]:
@@ -234,7 +234,7 @@ def test_lines_without_the_needed_values_are_counted(line: str, tmp_path: Path) 
     assert (len(found.steps), found.broken_lines, found.restarts) == (1, 1, 0)
 
 
-# ---- splats --------------------------------------------------------------------------------------------------------
+# ---- splats --------------------------------------------------------------------------------------
 
 
 def _store(points: Tensor, tokens: Tensor) -> SplatStore:
@@ -317,7 +317,7 @@ def test_gini_and_balance_of_known_shares(n: int) -> None:
     assert balance(one) == pytest.approx({"effective": 1, "largest": 1, "gini": (n - 1) / n})
 
 
-# ---- texts ---------------------------------------------------------------------------------------------------------
+# ---- texts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 5), (4, 20), (3, 300)])
@@ -346,7 +346,7 @@ def test_marking_commands_keeps_the_line() -> None:
     ]
 
 
-# ---- several runs in one picture -----------------------------------------------------------------------------------
+# ---- several runs in one picture -----------------------------------------------------------------
 
 
 def _diagnosis(folder: str, step: int) -> Diagnosis:

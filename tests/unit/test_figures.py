@@ -111,7 +111,7 @@ def test_neither_report_shows_a_ratio_to_zero() -> None:
     assert [row[-1] for row in table.rows] == ["–", "20.0 % ± 2.0"]
 
 
-# ---- words ---------------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------
 
 
 def test_perplexity_per_word_needs_words_of_few_tokens() -> None:
@@ -132,7 +132,7 @@ def test_a_text_without_words_gets_no_tile_per_word_and_a_reason() -> None:
     assert max(len(tile.value) for tile in tiles(_run(_history(own=_row(40.0), base=_row(4.0))))) <= 10
 
 
-# ---- comparisons ---------------------------------------------------------------------------------------------------
+# ---- comparisons ---------------------------------------------------------------------------------
 
 
 def test_a_model_worse_than_the_trigram_is_called_worse() -> None:
@@ -176,7 +176,7 @@ def test_the_outcome_of_growth_is_told_in_words() -> None:
     assert consolidated(found | {"growth": None, "created": 3, "merged": 1}).endswith("; 3 created, 1 merged")
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------
 
 
 def test_step_axes_begin_at_zero_and_single_points_are_not_drawn() -> None:
@@ -215,7 +215,7 @@ def test_attention_maps_come_in_rows_of_six_with_their_tokens() -> None:
     assert svg.count(">layer<") == 3  # six, six and two side by side
 
 
-# ---- the terminal --------------------------------------------------------------------------------------------------
+# ---- the terminal --------------------------------------------------------------------------------
 
 
 def test_a_diagnosis_begins_and_ends_with_its_verdict() -> None:

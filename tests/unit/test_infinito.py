@@ -56,7 +56,8 @@ def test_the_memory_equals_a_loop_over_slots(length: int) -> None:
 
 
 def test_tokens_below_the_threshold_are_not_written() -> None:
-    """With the threshold far above every importance nothing is written; far below, everything is."""
+    """With the threshold far above every importance nothing is written; far below, everything
+    is."""
     own = memory()
     x = torch.randn(1, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The token distribution is normalised, causal bit for bit, and the sum of the terms switched on."""
+"""The token distribution is normalised, causal bit for bit, and the sum of the terms switched
+on."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def test_probabilities_sum_to_one(length: int, scale: float) -> None:
 @pytest.mark.parametrize("length", [8, 33, 64, 80, 127])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_permuting_future_tokens_changes_no_bit(length: int, name: str) -> None:
-    """Outputs at t < cut stay the same: a future token is not read and doesn't change the rounding."""
+    """Outputs at t < cut stay the same: a future token is not read and doesn't change the
+    rounding."""
     model = build(variant(name))
     row = tokens(length, batch=3)
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The plain model against a naive one, position by position; its shared table; what it can learn."""
+"""The plain model against a naive one, position by position; its shared table; what it can
+learn."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def test_the_plain_model_equals_a_naive_one(length: int, heads: int) -> None:
 
 
 def test_input_and_output_share_one_table() -> None:
-    """Rows of tokens that weren't read get a gradient from the output; no other tensor has V rows."""
+    """Rows of tokens that weren't read get a gradient from the output; no other tensor has V
+    rows."""
     model = build()
     assert model.embeddings() is model.table
     assert [name for name, p in model.named_parameters() if VOCABULARY in p.shape] == ["bias", "table"]

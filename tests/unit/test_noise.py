@@ -1,4 +1,5 @@
-"""Noise levels, the two forms of the denoising loss, and the figures about them (model section 9)."""
+"""Noise levels, the two forms of the denoising loss, and the figures about them (model section
+9)."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_noise_levels_are_an_array_in_toml(tmp_path: Path) -> None:
             read_toml(path)
 
 
-# ---- the score form ------------------------------------------------------------------------------------------------
+# ---- the score form ------------------------------------------------------------------------------
 
 VOCABULARY, D, ROWS = 12, 6, 5
 
@@ -160,7 +161,8 @@ def test_a_zero_score_has_loss_one(d: int, of: float) -> None:
 
 
 def test_the_score_form_is_least_for_the_posterior() -> None:
-    """The score of the distribution that the tokens come from has a lower mean loss than any other."""
+    """The score of the distribution that the tokens come from has a lower mean loss than any
+    other."""
     backend, n = Reference(dtype=torch.float64), 20_000
     g = torch.Generator().manual_seed(4)
     mu = F.normalize(torch.randn(VOCABULARY, D, generator=g, dtype=torch.float64), dim=-1)
