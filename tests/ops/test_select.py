@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ebmvk.engine import explain, select, vulkan
+from ebmvk.engine import explain, select, vulkan_devices
 from ebmvk.engine.device import open_device
 from ebmvk.engine.select import Choice, choose
 from ebmvk.errors import ArgumentError, DeviceError
@@ -30,20 +30,23 @@ def test_auto_gives_its_reason() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_a_machine_without_vulkan_takes_the_cpu_and_shows_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_loader() -> list[vulkan.Device]:
+    def no_loader() -> list[vulkan_devices.Device]:
         raise DeviceError("vk::createInstance: ErrorIncompatibleDriver", hint="install a driver")
 
-    monkeypatch.setattr(vulkan, "devices", no_loader)
+    monkeypatch.setattr(vulkan_devices, "devices", no_loader)
     assert explain("auto") == "cpu: no GPU found, so the CPU"
     assert open_device("auto").reason.startswith("cpu: no GPU found, so the CPU (")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_a_processor_that_offers_vulkan_is_not_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    software, gpu = (vulkan.Device(0, "lavapipe", "cpu", "", 1), vulkan.Device(1, "a card", "discrete", "", 1))
-    monkeypatch.setattr(vulkan, "devices", lambda: [software])
+    software, gpu = (
+        vulkan_devices.Device(0, "lavapipe", "cpu", "", 1),
+        vulkan_devices.Device(1, "a card", "discrete", "", 1),
+    )
+    monkeypatch.setattr(vulkan_devices, "devices", lambda: [software])
     assert choose("auto").kind == "cpu"
-    monkeypatch.setattr(vulkan, "devices", lambda: [software, gpu])
+    monkeypatch.setattr(vulkan_devices, "devices", lambda: [software, gpu])
     assert choose("auto") == Choice("vulkan", 1, "Vulkan found a card")
 
 

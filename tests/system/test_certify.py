@@ -76,7 +76,7 @@ def test_a_wrong_device_exits_with_1(ebmvk: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(suite, "SEEN_BY", {})
     failed = {}
     for backend in (Hot(), Broken()):
-        monkeypatch.setattr("ebmvk.engine.device.select", lambda name, backend=backend: backend)
+        monkeypatch.setattr("ebmvk.engine.device.open_choice", lambda _, backend=backend: backend)
         said = ebmvk("certify", "--device", "cpu", "--json", tmp_path / "wrong.json")
         assert said.status == 1
         assert "FAIL" in said.out
