@@ -183,7 +183,7 @@ def test_a_step_sends_as_many_bytes_as_predicted(
 def test_settings_for_one_process_only_are_refused_once(tmp_path: Path, begun: tuple[object, ...]) -> None:
     for number, flags, told in (
         (3, (), "error: --batch-size 4 is not a multiple of the 3 processes\n"),
-        (2, ("--dry-run",), "error: --dry-run with 2 processes: it measures one\n"),
+        (2, ("--dry-run",), "error: --dry-run with 2 processes: it measures one process only\n"),
         (2, ("--lr", "fast"), "error: "),
     ):
         found = launched(number, command(tmp_path / "run", *begun, *flags), tmp_path)
