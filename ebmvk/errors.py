@@ -76,7 +76,7 @@ class OutOfMemory(DeviceError):
 class BatchTooLarge(OutOfMemory):
     """Raised if the batch of a training step doesn't fit in memory.
 
-    flags: settings with which it would fit.
+    flags: settings that would make it fit.
     """
 
     def __init__(self, what: str, *, hint: str, flags: str) -> None:

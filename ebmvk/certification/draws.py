@@ -1,4 +1,4 @@
-"""Test 8: from the law of a context to tokens, through states of its latent law."""
+"""Test 8: draws tokens for a context. Each comes from a state that has the latent law."""
 
 from __future__ import annotations
 

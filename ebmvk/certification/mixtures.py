@@ -111,10 +111,10 @@ def _join(parts: list[Findings]) -> Findings:
 
 
 def weights(bench: Bench) -> Findings:
-    """Single chains, annealed, as they wouldn't cross between modes at the last level.
+    """Single chains, annealed: at the last level alone they wouldn't cross between modes.
 
-    GHMC is exact at each level. The bias of g-BAOAB at an arc of .1 is far below the noise of 4,000
-    chains, the most that it gets.
+    GHMC is exact at each level. g-BAOAB runs at most 4,000 chains; at an arc of .1 its bias is far
+    below their noise.
     """
     mixture = Mixture.of(bench.seed)
     targets = [mixture.target(level) for level in LEVELS]

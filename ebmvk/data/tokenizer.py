@@ -156,7 +156,7 @@ class Tokenizer:
             size *= 2
 
     def spelling(self, text: str) -> Spelling:
-        """Counts what the tokens of a text don't tell."""
+        """Counts what is lost if a text is turned into tokens: unknown characters, dropped blanks."""
         if self.spells_bytes:
             return Spelling()
         found = [self._spelling(part) for part in _parts(text)]

@@ -261,7 +261,7 @@ def laws_at_once(vocab_size: int) -> int:
 
 
 class Reader:
-    """Reads one text from its beginning with the tiers of a memory that a mode names."""
+    """Reads one text from its beginning. The mode says which tiers of the memory it uses."""
 
     def __init__(self, memory: Memory, mode: Mode, backend: Backend) -> None:
         self.memory, self.mode, self.backend = memory, mode, backend
@@ -287,7 +287,7 @@ class Reader:
         Args:
             h: (n, d), contexts in the order of the text. Each one sees only the text before it.
             log_p_lex: (n, V).
-            tokens: (n,) int64, which followed.
+            tokens: (n,) int64, the token that followed each context.
         """
         return self.read_at(h, log_p_lex, tokens, [self.shares])[0]
 

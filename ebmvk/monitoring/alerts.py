@@ -55,7 +55,7 @@ ERRORS = 5.0  # standard errors, for batches so small that a block varies by mor
 
 @dataclass(frozen=True)
 class Block:
-    """The energies of BLOCK steps: their mean, nats per token, and its squared standard error."""
+    """The mean energy of BLOCK steps, in nats per token, and its squared standard error."""
 
     mean: float
     error2: float

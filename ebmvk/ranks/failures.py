@@ -23,13 +23,13 @@ ROLL_CALL = 2.0  # seconds in which ranks report that they are alive, or that th
 
 
 class Failures:
-    """The first error with which a rank of the run has ended."""
+    """The first error that ended a rank of the run."""
 
     def __init__(self, store: PrefixStore, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
 
     def say(self, error: BaseException) -> None:
-        """Tell the others the error with which this rank ends.
+        """Tell the others which error ended this rank.
 
         Only the first error of a run is kept.
         """
