@@ -88,7 +88,7 @@ def test_both_ways_to_judge_agree_if_the_tokens_are_the_same(by_characters: Path
     assert judge.nats_of_text(prompt, text) == pytest.approx(judge.nats(begun, whole[len(begun) :]))
 
 
-def test_own_settings_add_a_row(compared: Any) -> None:
+def test_settings_of_the_user_add_a_custom_row(compared: Any) -> None:
     flags = ("--temperature", 0.5, "--min-p", 0.1, "--typical-p", 0.9, "--no-repeat-ngram", 3)
     rows = compared("--strategy", "greedy", *flags)
     assert list(rows) == ["human", "greedy", "custom"]

@@ -92,7 +92,7 @@ def test_the_trigram_uses_its_context() -> None:
     assert ngram.fit(noise, 64).nats(fresh) / len(fresh) == pytest.approx(math.log(64), rel=0.05)
 
 
-def test_discounts_of_too_small_or_too_regular_text_stay_inside_their_counts() -> None:
+def test_discounts_never_exceed_their_counts_even_for_tiny_or_odd_texts() -> None:
     ones, no_ones = [1] * 10, [5, 6, 7]
     rising = [1, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4]
     usual = [1] * 100 + [2] * 40 + [3] * 20 + [4] * 10

@@ -391,7 +391,7 @@ def test_published_layouts_are_read(make: Make, end: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("make", [metaspace_unigram, word_level])
-def test_an_end_token_that_the_model_spells_stays_text(make: Make, tmp_path: Path) -> None:
+def test_text_that_spells_the_end_token_does_not_end_a_document(make: Make, tmp_path: Path) -> None:
     """A unigram model has "</s>" among its pieces, a word-level model among its words."""
     made = make()
     made.encode_special_tokens = True
