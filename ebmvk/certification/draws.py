@@ -73,7 +73,7 @@ def by_langevin(law: LatentLaw, contexts: Contexts, i: int, first: int, n: int, 
 
 
 def exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> Drawn:
-    """n tokens of context i, decoded from exact states at the concentration at which chains end."""
+    """n tokens of context i, decoded from exact states at the concentration where chains end."""
     level = float(LAST * kappa_critical(law.points.d, law.entropy))
 
     def some(first: int, rows: int) -> Drawn:

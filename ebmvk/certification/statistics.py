@@ -159,7 +159,7 @@ class Fit:
 
 
 def _noncentrality(statistic: float, freedom: float, below: float) -> float:
-    """The non-centrality with which P(chi^2 <= statistic) = below; at least 0."""
+    """The non-centrality that makes P(chi^2 <= statistic) = below; at least 0."""
     if not math.isfinite(statistic):
         return math.inf
 

@@ -1,6 +1,6 @@
 """What each setting of a strategy does to the probabilities of the next token.
 
-`STEPS` has one function per field of `Strategy`, in the order in which they are applied. Each takes
+`STEPS` has one function per field of `Strategy`, in the order that they are applied. Each takes
 log p, (B, V) float64 and normalised, and returns it changed and normalised again. All act on log p,
 so they mean the same for every model, with and without a memory.
 """

@@ -87,7 +87,7 @@ class Memory:
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """This memory with another episodic capacity (None: unchanged), or scrambled.
 
-        scramble: True for the control, in which splats keep their positions but swap token laws. It
+        scramble: True for the control, where splats keep their positions but swap token laws. It
             has its own shares and gates if the file contains them.
         """
         own = self.episodic.capacity if capacity is None else capacity

@@ -162,7 +162,7 @@ def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Ten
     log_z, p = logits[0] - log_p[0], log_p.exp()
     chosen = torch.topk(logits, active, dim=0).indices
     weights = p.gather(0, chosen)
-    # A softmax over a single choice is 1, from which the router would learn nothing.
+    # A softmax over a single choice is always 1, so the router would learn nothing.
     return weights / weights.sum(0) if active > 1 else weights, chosen, p, log_z
 
 

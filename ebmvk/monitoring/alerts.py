@@ -21,7 +21,7 @@ from ebmvk.monitoring.advice import OVERFITTED, lower_rate, more_dropout, why_it
 from ebmvk.runs.metrics import Alert
 
 Row = Mapping[str, Any]
-SETTLED = 100  # steps after the warm-up in which gates and energies still settle
+SETTLED = 100  # steps after the warm-up: gates and energies still settle then
 
 
 class Watch(Protocol):
@@ -312,7 +312,7 @@ WATCHES: tuple[Callable[[Config], Watch], ...] = (
     SickSplats,
     StuckGates,
 )
-"""All watches, in the order in which their alerts are reported."""
+"""All watches, in the order that their alerts are reported."""
 
 
 def non_finite(error: NonFinite) -> Alert:

@@ -19,7 +19,7 @@ from ebmvk.errors import EbmvkError, RankLost, RunFailed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
-ROLL_CALL = 2.0  # seconds in which ranks report that they are alive, or that they have read the store
+ROLL_CALL = 2.0  # seconds for ranks to report that they are alive, or that they have read the store
 
 
 class Failures:

@@ -142,7 +142,7 @@ def _measured(trainer: Trainer, near: Path) -> Estimate:
 
 
 def _grown(trainer: Trainer, tokens: int) -> int:
-    """Bytes of the splats by which the last checkpoints may exceed the first. tokens: per step."""
+    """How many bytes the splats may add to later checkpoints. tokens: per step."""
     if trainer.soc is None:
         return 0
     most = min(trainer.soc.consolidation.phases[-1].capacity, trainer.config.training.steps * tokens)
