@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_figures(compared: Any) -> None:
     assert one | {speed: 0} != other | {speed: 0}
 
 
-def test_it_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:
+def test_the_command_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:
     said = ebmvk("compare-decoding", "--checkpoint", trained, "--device", device, *SMALL, "--strategy", "greedy")
     lines = said.out.splitlines()
     assert lines[0].split()[:2] == ["strategy", "repetition"]

@@ -104,7 +104,7 @@ def test_discounts_never_exceed_their_counts_even_for_tiny_or_odd_texts() -> Non
     assert ngram._discounts(np.array(usual))[1:] == pytest.approx([5 / 9, 7 / 6, 17 / 9])
 
 
-def test_bits_per_byte_and_refusals() -> None:
+def test_bits_per_byte_and_bad_arguments() -> None:
     assert ngram.bits_per_byte(100 * math.log(2), 50) == pytest.approx(2)
     with pytest.raises(DataError, match="0 bytes"):
         ngram.bits_per_byte(1.0, 0)
