@@ -20,7 +20,7 @@ class EbmvkError(Exception):
         why: the likely cause, if it isn't obvious from `what`.
 
     Attributes:
-        exit_status: the status with which a command ends.
+        exit_status: the status that a command exits with.
         told: True if another process of the run has printed the error already.
     """
 

@@ -111,9 +111,9 @@ def equipartition_free(bench: Bench) -> Findings:
 
 
 def equipartition(bench: Bench) -> Findings:
-    """Test 5 with a force, and that v is independent of it: E v.mu = 0.
+    """Test 5 with a force. Also checks that v doesn't depend on the force: E v.mu = 0.
 
-    At an arc of .1 the bias of |v|^2 of g-BAOAB is .02 %: a twentieth of a standard error.
+    At an arc of .1 g-BAOAB biases |v|^2 by .02 %, a twentieth of a standard error.
     """
     d, kappa = 8, 8.0
     target, gamma = vmf_target(d, kappa), math.sqrt(kappa)

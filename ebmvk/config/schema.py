@@ -241,7 +241,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class SplatConfig:
-    # Build a memory beside the model while it trains. Its entries are splats: clusters of similar
+    # Build a memory while the model trains. Its entries are splats: clusters of similar
     # contexts, with the tokens that followed them. The weights don't depend on it.
     enable_soc: bool = True
     # Most splats of the memory without --enable-curriculum-learning.

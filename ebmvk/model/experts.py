@@ -226,7 +226,7 @@ class Routing:
 
 class MixtureOfExperts(nn.Module):
     """The A best of E two-layer experts, (N, input) -> (N, output), weighted by a softmax over the
-    chosen ones; a single one by its probability (Fedus et al. 2021).
+    chosen ones. If only one is chosen, its weight is its probability (Fedus et al. 2021).
 
     Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every
     expert on every row, with weight 0 if it wasn't chosen. The reason: the size of a group depends
