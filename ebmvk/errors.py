@@ -20,7 +20,7 @@ class EbmvkError(Exception):
         why: the likely cause, if it isn't obvious from `what`.
 
     Attributes:
-        exit_status: the status with which a command ends.
+        exit_status: the status that a command exits with.
         told: True if another process of the run has printed the error already.
     """
 
@@ -76,7 +76,7 @@ class OutOfMemory(DeviceError):
 class BatchTooLarge(OutOfMemory):
     """Raised if the batch of a training step doesn't fit in memory.
 
-    flags: settings with which it would fit.
+    flags: settings that would make it fit.
     """
 
     def __init__(self, what: str, *, hint: str, flags: str) -> None:

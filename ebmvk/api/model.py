@@ -139,7 +139,7 @@ class Model:
 
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(
-            f"{what}: the model of {self.name} has none",
+            f"the model of {self.name} has no {what}",
             why="it is another kind of model, or it was trained without the compositional energy term",
             hint="open a run of --model ebm with --use-compositional",
         )
@@ -169,7 +169,7 @@ class Model:
         """
         composition = getattr(self._model, "composition", None)
         if composition is None:
-            raise self._lacks("a composition")
+            raise self._lacks("composition")
         pair = [self._point(x)[None].to(self._device.torch) for x in (a, b)]
         composed: Tensor = composition(*pair)[0]
         return composed.float().cpu()

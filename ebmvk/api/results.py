@@ -52,8 +52,8 @@ class NearSplat:
 class Trained:
     """How a training run ended.
 
-    folder: the run folder, with everything else. step: number of steps done. validation, trigram:
-    figures over all of the validation text (`nats_per_token`, `ppl_token`, `ppl_word`,
+    folder: the run folder, which has everything else. step: number of steps done. validation,
+    trigram: figures over all of the validation text (`nats_per_token`, `ppl_token`, `ppl_word`,
     `bits_per_byte`, `tokens` …) for the model, and for a Kneser-Ney trigram on the same tokens;
     None unless the run has finished.
     """

@@ -27,7 +27,7 @@ class Contexts:
     """C contexts: their laws p(v|c), and the points of the tokens.
 
     mu: (V, d) unit rows; log_p: (C, V); labels: a few words per context; source: their origin.
-    query (C, d), bias and concentrations (V,): by which the engine finds the candidates; None
+    query (C, d), bias and concentrations (V,): the engine finds the candidates by them; None
         without a model. Then the candidates are the most probable tokens of lexical (C, V), or of
         log_p if that is None.
     """

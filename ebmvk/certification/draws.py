@@ -1,4 +1,4 @@
-"""Test 8: from the law of a context to tokens, through states of its latent law."""
+"""Test 8: draws tokens for a context. Each comes from a state that has the latent law."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def by_langevin(law: LatentLaw, contexts: Contexts, i: int, first: int, n: int, 
 
 
 def exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> Drawn:
-    """n tokens of context i, decoded from exact states at the concentration at which chains end."""
+    """n tokens of context i, decoded from exact states at the concentration where chains end."""
     level = float(LAST * kappa_critical(law.points.d, law.entropy))
 
     def some(first: int, rows: int) -> Drawn:

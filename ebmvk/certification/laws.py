@@ -2,9 +2,9 @@
 
 GHMC keeps its law exactly, so its p-values hold at any step and any n. g-BAOAB has a bias c h^2, so
 its p-values hold only if that is far below the standard error. At d = kappa = 8 the bias of the
-mean cosine is -.021 arc^2 (arc: radians per step). At an arc of .1 that is .0002, or .07 standard
-errors of 4,000 chains, the most that it is tested with. At E = 0 it has no bias: its A and O parts
-keep the law exactly.
+mean cosine is -.021 arc^2 (arc: radians per step). g-BAOAB is tested with at most 4,000 chains.
+At an arc of .1 its bias is .0002, or .07 of their standard errors. At E = 0 it has no bias: its A
+and O parts keep the law exactly.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def equipartition_free(bench: Bench) -> Findings:
 
 
 def equipartition(bench: Bench) -> Findings:
-    """Test 5 with a force, and that v is independent of it: E v.mu = 0.
+    """Test 5 with a force. Also checks that v doesn't depend on the force: E v.mu = 0.
 
-    At an arc of .1 the bias of |v|^2 of g-BAOAB is .02 %: a twentieth of a standard error.
+    At an arc of .1 g-BAOAB biases |v|^2 by .02 %, a twentieth of a standard error.
     """
     d, kappa = 8, 8.0
     target, gamma = vmf_target(d, kappa), math.sqrt(kappa)

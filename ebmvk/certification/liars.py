@@ -121,7 +121,7 @@ def _early_decoding() -> list[Patch]:
 
 
 def _twice(law: LatentLaw) -> LatentLaw:
-    """The law with its best candidate in second place, too."""
+    """The law with its best candidate also in second place."""
     ids, logp = law.ids.clone(), law.logp.clone()
     ids[:, 1], logp[:, 1] = ids[:, 0], logp[:, 0]
     return dataclasses.replace(law, ids=ids, logp=logp)

@@ -28,7 +28,7 @@ LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 At the last level the modes are distinct.
 """
 BELOW, ABOVE = LEVELS[2], LEVELS[-1]
-"""Levels at which block Gibbs mixes, and at which it doesn't."""
+"""A level where block Gibbs mixes, and one where it doesn't."""
 TEMPERED = 5000
 """Number of chains of tempering, at most: each has four replicas."""
 
@@ -111,10 +111,10 @@ def _join(parts: list[Findings]) -> Findings:
 
 
 def weights(bench: Bench) -> Findings:
-    """Single chains, annealed, as they wouldn't cross between modes at the last level.
+    """Single chains, annealed: at the last level alone they wouldn't cross between modes.
 
-    GHMC is exact at each level. The bias of g-BAOAB at an arc of .1 is far below the noise of 4,000
-    chains, the most that it gets.
+    GHMC is exact at each level. g-BAOAB runs at most 4,000 chains; at an arc of .1 its bias is far
+    below their noise.
     """
     mixture = Mixture.of(bench.seed)
     targets = [mixture.target(level) for level in LEVELS]
@@ -150,7 +150,7 @@ def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 
 def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """Tempering from uniform states, up to a rung on which no single chain mixes."""
+    """Tempering from uniform states, up to a rung where no single chain mixes."""
     mixture, n = Mixture.of(seed), min(sizes.chains, TEMPERED)
     law, _ = mixture.law(backend, n)
     run = tempering(law, seed=seed, kappa=KAPPA * ABOVE)

@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a picture. marks: draw its points, too."""
+    """One line of a picture. marks: also draw its points."""
 
     label: str
     x: Sequence[float]

@@ -48,7 +48,7 @@ def mean_test(sample: Tensor, mean: float) -> Evidence:
 def resultant_test(x: Tensor) -> Evidence:
     """Rayleigh's n d |mean x|^2 ~ chi^2_d under the uniform law. x: (n, d).
 
-    Two-sided, as chains that avoid one another are wrong, too.
+    Two-sided, because chains that avoid one another are also wrong.
     """
     n, d = x.shape
     statistic = n * d * float(x.double().mean(0).square().sum())
@@ -159,7 +159,7 @@ class Fit:
 
 
 def _noncentrality(statistic: float, freedom: float, below: float) -> float:
-    """The non-centrality with which P(chi^2 <= statistic) = below; at least 0."""
+    """The non-centrality that makes P(chi^2 <= statistic) = below; at least 0."""
     if not math.isfinite(statistic):
         return math.inf
 

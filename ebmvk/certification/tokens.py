@@ -48,7 +48,7 @@ def identity(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most
 
 
 def with_memory(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Findings:
-    """`identity` for laws that are mixed with a made-up memory."""
+    """Like `identity`, for laws that are mixed with a made-up memory."""
     return identity(backend, remembering(contexts, seed), sizes, seed)
 
 

@@ -1,4 +1,4 @@
-"""`ebmvk compare-decoding`: a table of decoding strategies, beside human text."""
+"""`ebmvk compare-decoding`: a table that compares decoding strategies with human text."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def takes(command: type, *, without: Collection[str] = ()) -> Callable[[Function
 
 @cache
 def signature_of(function: Callable[..., Any]) -> Signature:
-    """The function's signature, with the settings of its command before its own `**settings`.
+    """The function's signature, with the settings of its command added before `**settings`.
 
-    That one stays, because other names of settings, such as `lr`, are accepted as well.
+    `**settings` stays, because other names of settings, such as `lr`, are accepted as well.
     """
     own = inspect.signature(function)
     if function not in _COMMANDS:
@@ -57,7 +57,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 def help_of(function: Callable[..., Any]) -> str:
     """The text for `help`: the function's docstring, then its settings, one a line.
 
-    The settings are a literal block of reStructuredText, as Sphinx reads this text, too.
+    The settings are a literal block of reStructuredText, because Sphinx also reads this text.
     """
     settings = [f"    {_line(parameter)}" for parameter in signature_of(function).parameters.values()]
     return "\n".join([inspect.getdoc(function) or "", "", "Arguments and their defaults::", "", *settings])

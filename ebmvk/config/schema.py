@@ -131,7 +131,7 @@ class ModelConfig:
     # Use the splat energy term, which compares a token with the decoded state. Without it there is
     # no decoder.
     use_splat: bool = True
-    # Use the external memory of infinito, to which tokens write and from which later tokens read.
+    # Use infinito's external memory: tokens write to it, and later tokens read from it.
     use_memory: bool = True
     # Number of slots in the external memory of infinito.
     memory_slots: int = knob(256, low=1)
@@ -196,7 +196,7 @@ class TrainingConfig:
     lambda_spread: float = knob(0.01, low=0.0)
     # Weight of the loss that spreads tokens evenly over the experts.
     moe_balance: float = knob(0.01, low=0.0)
-    # Weight of the loss that keeps the scores by which experts are chosen small.
+    # Weight of the loss that keeps the router's scores for experts small.
     moe_z: float = knob(1e-3, low=0.0)
     # Weight of infinito's loss 1 - PHI. PHI, from 0 to 1, measures integration: how much hidden
     # units tell about one another across their weakest cut into two groups.
@@ -241,7 +241,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class SplatConfig:
-    # Build a memory beside the model while it trains. Its entries are splats: clusters of similar
+    # Build a memory while the model trains. Its entries are splats: clusters of similar
     # contexts, with the tokens that followed them. The weights don't depend on it.
     enable_soc: bool = True
     # Most splats of the memory without --enable-curriculum-learning.
@@ -269,7 +269,7 @@ class SplatConfig:
     splat_temperature: float = knob(0.1, low=1e-3, high=1e3)
     # Share of its mass that an old splat loses in each epoch.
     splat_weight_decay: float = knob(0.0, low=0.0, high=1.0)
-    # Age in epochs from which a splat counts as old.
+    # A splat counts as old from this age, in epochs.
     splat_weight_decay_start: float = knob(1.0, low=0.0)
     # Least concentration of a splat, before it is divided by --splat-temperature.
     min_kappa: float = knob(1.0, low=1e-3)

@@ -90,7 +90,7 @@ def only_separators(path: Path) -> DataError:
 
 
 def not_a_folder(what: str) -> ConfigError:
-    """The error for `--include` beside something that isn't a folder.
+    """The error for `--include` with something that isn't a folder.
 
     what: the other flag and its value.
     """

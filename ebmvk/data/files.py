@@ -24,10 +24,10 @@ BYTE_ORDER_MARK = "\ufeff"
 class Reading:
     """How text files are read.
 
-    include: glob patterns of more file names to read in a folder; a pattern with a slash is matched
-        against the path inside the folder.
+    include: glob patterns. In a folder, files that match one are also read. A pattern with a slash
+        is matched against the path inside the folder.
     raw: read formats with rows or markup (JSON, CSV, HTML …) as plain text.
-    keep_bom: keep a byte order mark at the start of a file in the text, as earlier versions did.
+    keep_bom: if a file starts with a byte order mark, keep the mark, as earlier versions did.
     """
 
     include: tuple[str, ...] = ()

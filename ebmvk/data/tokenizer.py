@@ -39,11 +39,10 @@ _PART = 1 << 16  # characters whose offsets are held in memory at once
 
 @dataclass(frozen=True)
 class Spelling:
-    """What the tokens of a text don't tell.
+    """The characters of a text that its tokens don't keep.
 
-    unknown: number of characters that became unknown tokens; blanks: number of white-space
-    characters in no token;
-    lost: other characters in no token.
+    unknown: number of characters that became unknown tokens. blanks: number of white-space
+    characters in no token. lost: other characters in no token.
     """
 
     unknown: int = 0
@@ -156,7 +155,7 @@ class Tokenizer:
             size *= 2
 
     def spelling(self, text: str) -> Spelling:
-        """Counts what the tokens of a text don't tell."""
+        """Counts the characters of a text that its tokens don't keep."""
         if self.spells_bytes:
             return Spelling()
         found = [self._spelling(part) for part in _parts(text)]

@@ -1,6 +1,6 @@
 """What each setting of a strategy does to the probabilities of the next token.
 
-`STEPS` has one function per field of `Strategy`, in the order in which they are applied. Each takes
+`STEPS` has one function per field of `Strategy`, in the order that they are applied. Each takes
 log p, (B, V) float64 and normalised, and returns it changed and normalised again. All act on log p,
 so they mean the same for every model, with and without a memory.
 """
@@ -84,9 +84,9 @@ def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end:
 
 
 def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: int | None = None) -> Tensor:
-    """-inf for tokens that would complete an n-gram that the row already has, except `end`. (B, V).
+    """Forbid tokens that would repeat an n-gram of the row. Returns (B, V), with -inf for them.
 
-    A row that would lose all its tokens stays as it is.
+    `end` is never forbidden. If a row would lose all its tokens, it isn't changed.
     """
     found = log_p.clone()
     for row, tokens in zip(found, seen, strict=True):

@@ -162,8 +162,11 @@ def flat_map(subject: Subject, store: SplatStore, usage: Tensor) -> Row:
 
 
 def projected(mu: Tensor, usage: Tensor) -> Row:
-    """A map of mu (n, d): x, y along the two directions of largest variance, `variance`, the share
-    of it that they have, and the rank of each one's usage (n,), from 0 to 1."""
+    """A map of mu (n, d).
+
+    x, y: along the two directions of largest variance. `variance`: the share of the variance in
+    them. Also the rank of each splat's usage (n,), from 0 to 1.
+    """
     centred = (mu - mu.mean(0)).double()
     variances, directions = torch.linalg.eigh(centred.T @ centred)
     places = centred @ directions[:, -2:].flip(1)

@@ -164,7 +164,7 @@ class Backend(Protocol):
         """The device as text, for logs and reports."""
 
     def points(self, points: Tensor, storage: Storage = "float32") -> Points:
-        """Keep unit rows (N, d).
+        """Put unit rows (N, d) on the device, for use by other operations.
 
         With storage="float16" a unit row moves by at most 5e-4, typically 2e-4.
         """

@@ -88,7 +88,7 @@ class _EnergyScore(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_energy: Tensor, grad_score: Tensor) -> tuple[Tensor | None, ...]:
         # Reading the saved tensors makes torch check that none was changed in place since. This
-        # matters most for points_tensor, of which the backend keeps a copy.
+        # matters most for points_tensor, because the backend keeps a copy of it.
         x, _, *lists = ctx.saved_tensors
         out = ctx.backend.energy_score_backward(
             x, ctx.points, *lists, grad_energy.contiguous(), grad_score.contiguous()

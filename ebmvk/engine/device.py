@@ -1,4 +1,4 @@
-"""Opens the device that --device names: a backend of the engine, and the torch device beside it."""
+"""Opens the device that --device names: a backend of the engine and its torch device."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Chains:
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """Take the steps of one level. The force at its start is computed anew; within it, each
+        """Take the steps of one level. The force at its start is computed again; within it, each
         step reuses the last one.
         """
         h, metropolis = level.step_size, self.scheme == "ghmc"

@@ -120,7 +120,7 @@ class Shards:
 
 
 class ShardedPoints:
-    """Rows (n, d) of which every rank keeps a part. Only top-k takes them."""
+    """Rows (n, d), spread over the ranks. Only top-k takes them."""
 
     def __init__(self, backend: _Sharded, key: int, points: Tensor, storage: Storage) -> None:
         self._backend, self._key = backend, key

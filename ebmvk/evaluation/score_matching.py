@@ -1,4 +1,4 @@
-"""Denoising loss by noise level, beside that of the exact denoiser that only knows unigram
+"""Denoising loss by noise level, next to that of the exact denoiser that only knows unigram
 frequencies (section 9).
 """
 

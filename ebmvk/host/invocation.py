@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 WRAPPER = "EBMVK_RUN"
-"""The environment variable in which the script `./run` leaves its own path."""
+"""The environment variable where the script `./run` leaves its own path."""
 
 
 def invocation(command: str) -> str:
@@ -25,6 +25,6 @@ def invocation(command: str) -> str:
 
 
 def _found(program: str) -> Path | None:
-    """The folder in which the shell finds a program."""
+    """The folder where the shell finds a program."""
     path = shutil.which(program)
     return Path(path).parent if path else None

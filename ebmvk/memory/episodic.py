@@ -84,10 +84,9 @@ class Episodic:
         return self._recall(h, torch.full((len(h),), len(self.tokens)))
 
     def read(self, h: Tensor, tokens: Tensor) -> Recall:
-        """Recall for contexts h (B, d), and store each with the token that followed, tokens (B,).
+        """Look up contexts h (B, d), and store each with the token that followed it, tokens (B,).
 
-        The contexts are in the order of the text; the recall for context b sees only those before
-        it.
+        The contexts are in the order of the text. A lookup finds only earlier contexts.
         """
         recalls: list[Recall] = []
         at = 0

@@ -34,11 +34,11 @@ from ebmvk.splats.recall import Splats, entropy, log_of
 KAPPAS = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0, 320.0, 448.0, 640.0)
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 SCANNED_SHARES = (0.3, 0.5, 0.7, 1.0)  # the shares to try with every kappa
-SCANNED_TOKENS = 6_000  # tokens of the text on which every kappa is tried
-TUNED_TOKENS = 30_000  # tokens of the text on which the best ones are compared
+SCANNED_TOKENS = 6_000  # tokens of the text; every kappa is tried on them
+TUNED_TOKENS = 30_000  # tokens of the text; the best kappas are compared on them
 FINALISTS = 3  # values of kappa that go from the scan to the comparison
 TRIED = 25  # L-BFGS rounds for a gate in a comparison; more rounds change the nats by 1e-4
-LOOKED_AT = 10_000  # tokens of the text on which a fitted memory is judged
+LOOKED_AT = 10_000  # tokens of the text; the fitted memory is judged on them
 # Splats whose tokens tell whether they contain a text; among more splats its own tokens aren't rare
 NEAREST = 64
 Say = Callable[[str], None]

@@ -87,7 +87,7 @@ class Memory:
     def using(self, capacity: int | None, *, scramble: bool) -> Memory:
         """This memory with another episodic capacity (None: unchanged), or scrambled.
 
-        scramble: True for the control, in which splats keep their positions but swap token laws. It
+        scramble: True for the control, where splats keep their positions but swap token laws. It
             has its own shares and gates if the file contains them.
         """
         own = self.episodic.capacity if capacity is None else capacity
@@ -261,7 +261,7 @@ def laws_at_once(vocab_size: int) -> int:
 
 
 class Reader:
-    """Reads one text from its beginning with the tiers of a memory that a mode names."""
+    """Reads one text from its beginning. The mode says which tiers of the memory it uses."""
 
     def __init__(self, memory: Memory, mode: Mode, backend: Backend) -> None:
         self.memory, self.mode, self.backend = memory, mode, backend
@@ -287,7 +287,7 @@ class Reader:
         Args:
             h: (n, d), contexts in the order of the text. Each one sees only the text before it.
             log_p_lex: (n, V).
-            tokens: (n,) int64, which followed.
+            tokens: (n,) int64, the token that followed each context.
         """
         return self.read_at(h, log_p_lex, tokens, [self.shares])[0]
 

@@ -162,7 +162,7 @@ def _routed(x: Tensor, router: Tensor, active: int) -> tuple[Tensor, Tensor, Ten
     log_z, p = logits[0] - log_p[0], log_p.exp()
     chosen = torch.topk(logits, active, dim=0).indices
     weights = p.gather(0, chosen)
-    # A softmax over a single choice is 1, from which the router would learn nothing.
+    # A softmax over a single choice is always 1, so the router would learn nothing.
     return weights / weights.sum(0) if active > 1 else weights, chosen, p, log_z
 
 
@@ -226,7 +226,7 @@ class Routing:
 
 class MixtureOfExperts(nn.Module):
     """The A best of E two-layer experts, (N, input) -> (N, output), weighted by a softmax over the
-    chosen ones; a single one by its probability (Fedus et al. 2021).
+    chosen ones. If only one is chosen, its weight is its probability (Fedus et al. 2021).
 
     Training sorts the rows by expert and runs each expert once on its group. Evaluation runs every
     expert on every row, with weight 0 if it wasn't chosen. The reason: the size of a group depends

@@ -75,7 +75,7 @@ class Specialisation:
 
 @torch.no_grad()
 def attention_maps(model: LanguageModel, tokens: Tensor) -> list[AttentionMap]:
-    """The map of each attention layer, in the order in which they run. tokens: (T,) int64."""
+    """The map of each attention layer, in the order that they run. tokens: (T,) int64."""
     found: list[AttentionMap] = []
 
     def look(name: str, module: Attention, x: Tensor) -> None:

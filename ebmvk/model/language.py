@@ -138,10 +138,10 @@ class LanguageModel(nn.Module, ABC):
         the length that rows start with."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """The fault of weights whose names, shapes and dtypes are right and that are all
+        """What else is wrong with weights that have the right names, shapes and dtypes and are
         finite.
 
-        Names the tensor; None if nothing is wrong. It works for a model on the meta device too.
+        Names the tensor; None if nothing is wrong. Also works for a model on the meta device.
         """
         return None
 

@@ -2,7 +2,7 @@
 
 A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a
 run can be computed again from this file. To add one, write its class and name it in `WATCHES`. Each
-threshold stands beside the watch that uses it, with its reason.
+threshold stands next to the watch that uses it, with its reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ebmvk.monitoring.advice import OVERFITTED, lower_rate, more_dropout, why_it
 from ebmvk.runs.metrics import Alert
 
 Row = Mapping[str, Any]
-SETTLED = 100  # steps after the warm-up in which gates and energies still settle
+SETTLED = 100  # steps after the warm-up: gates and energies still settle then
 
 
 class Watch(Protocol):
@@ -55,7 +55,7 @@ ERRORS = 5.0  # standard errors, for batches so small that a block varies by mor
 
 @dataclass(frozen=True)
 class Block:
-    """The energies of BLOCK steps: their mean, nats per token, and its squared standard error."""
+    """The mean energy of BLOCK steps, in nats per token, and its squared standard error."""
 
     mean: float
     error2: float
@@ -312,7 +312,7 @@ WATCHES: tuple[Callable[[Config], Watch], ...] = (
     SickSplats,
     StuckGates,
 )
-"""All watches, in the order in which their alerts are reported."""
+"""All watches, in the order that their alerts are reported."""
 
 
 def non_finite(error: NonFinite) -> Alert:

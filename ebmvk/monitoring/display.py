@@ -1,4 +1,4 @@
-"""Shows a run while it trains: one line of progress on a terminal, some plain lines elsewhere."""
+"""Shows a run while it trains: a progress line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Display:
             self.say(text)
 
     def doing(self, what: str) -> None:
-        """Show in the line of progress what is done between two steps."""
+        """Show in the progress line what the run is doing between two steps."""
         self._figures["left"] = what
         self._draw(0.0)
 
@@ -133,7 +133,7 @@ def fitted(figures: Mapping[str, str], width: int | None = None) -> str:
 
 
 def _brief(row: Mapping[str, Any], total: int) -> dict[str, str]:
-    """{name: text} of a row for the line of progress.
+    """{name: text} of a row for the progress line.
 
     Both losses are nats per token, so that they can be compared.
     """

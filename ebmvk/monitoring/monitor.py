@@ -91,7 +91,7 @@ class Monitor:
         self._display.detail(text)
 
     def doing(self, what: str) -> None:
-        """Show on a terminal what is done between two steps, such as an evaluation."""
+        """Show on a terminal what the run is doing between two steps, such as an evaluation."""
         self._display.doing(what)
 
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 | module | what is in it |
 |---|---|
-| `losses` | the loss of a step and its parts: cross-entropy, denoising, spread, the model's own |
+| `losses` | a step's loss and its parts: cross-entropy, denoising, spread, terms of some models |
 | `cross_entropy` | cross-entropy without holding all logits |
 | `noise` | noise levels of denoising and their units |
 """

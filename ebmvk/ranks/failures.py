@@ -19,17 +19,17 @@ from ebmvk.errors import EbmvkError, RankLost, RunFailed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import PrefixStore
 
-ROLL_CALL = 2.0  # seconds in which ranks report that they are alive, or that they have read the store
+ROLL_CALL = 2.0  # seconds for ranks to report that they are alive, or that they have read the store
 
 
 class Failures:
-    """The first error with which a rank of the run has ended."""
+    """The first error that ended a rank of the run."""
 
     def __init__(self, store: PrefixStore, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
 
     def say(self, error: BaseException) -> None:
-        """Tell the others the error with which this rank ends.
+        """Tell the others which error ended this rank.
 
         Only the first error of a run is kept.
         """

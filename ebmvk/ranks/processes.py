@@ -36,8 +36,7 @@ Handler = Callable[..., object]
 class Ranks:
     """This process among those of the run.
 
-    Methods that reach the others raise RankLost if one has died, or the error with which one has
-    ended.
+    Methods that reach the others raise RankLost if one has died, or the error that ended one.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, failures: Failures | None = None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Term:
-    """words: a regular expression for the forms in which the term appears in a text."""
+    """words: a regular expression for the forms of the term in a text."""
 
     name: str
     words: str

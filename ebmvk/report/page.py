@@ -70,7 +70,7 @@ class _Words:
         self._used: set[str] = set()
 
     def begin(self) -> str:
-        """A new part begins, in which terms are linked again."""
+        """Begin a new part of the page, where terms are linked again."""
         self._linked = set()
         return ""
 

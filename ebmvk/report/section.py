@@ -45,7 +45,7 @@ class Banner:
 
 @dataclass(frozen=True)
 class Shown:
-    """The content of a section, in the order in which a page has it.
+    """The content of a section, in the order of the page.
 
     note: how to read it. points: a list of sentences. texts: (caption, text), side by side. parts:
     sections within this one, side by side.

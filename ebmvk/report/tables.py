@@ -79,9 +79,10 @@ def duration(seconds: float) -> str:
 
 
 def below(level: Row) -> str:
-    """How far the error at a noise level is below that of its reference, which knows frequencies
-    only; a dash if the reference has hardly any error (`SETTLED`), because then the ratio means
-    nothing."""
+    """How far the error at a noise level is below that of a denoiser that knows only frequencies.
+
+    A dash if that one has hardly any error (`SETTLED`), because then the ratio means nothing.
+    """
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
     share = percent(1 - level["ratio"])

@@ -1,6 +1,6 @@
 """Turns nested state, such as an optimiser's, into tensors and a JSON-able tree, and back.
 
-A safetensors file holds the table; state.json holds the tree, in which each tensor is replaced by
+A safetensors file holds the table; state.json holds the tree, with each tensor replaced by
 its key.
 """
 

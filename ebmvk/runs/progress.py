@@ -1,4 +1,4 @@
-"""How far a run has come, as its checkpoints store it beside weights and optimiser."""
+"""How far a run has come, which its checkpoints store along with weights and optimiser."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def prune(run: Path, keep_last: int) -> list[Path]:
 
 
 def supersede(run: Path, step: int) -> list[Path]:
-    """Set aside the checkpoints after `step`, from which a run now continues in another way.
+    """Set aside the checkpoints after `step`, because the run now continues differently from there.
 
     They stay on the disk as step-N.superseded and can still be evaluated by path. A folder of that
     name is deleted first; if it was saved to be kept, the new one becomes step-N.superseded-2

@@ -103,7 +103,7 @@ def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], None]) -> Comparison:
-    """`compared`, with a warning if it is another text or cannot be compared."""
+    """Like `compared`, but warns if the text is another or can't be compared."""
     found = compared(run, corpus, split)
     if found.same is False:
         say(
@@ -116,7 +116,7 @@ def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], 
 
 
 def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
-    """Raises CheckpointError if a split differs from that of the run's own text."""
+    """Raises CheckpointError if a split isn't the text that the run was trained on."""
     if other := next((split for split in splits if compared(run, corpus, split).same is False), None):
         raise CheckpointError(
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "

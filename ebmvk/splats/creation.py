@@ -27,10 +27,10 @@ Settings = tuple[int, float, tuple[float, float]]
 
 
 def candidates(history: History, store: SplatStore | None, backend: Backend, k: int) -> Tensor:
-    """Places (m,) in the history of the states that may found splats.
+    """Indices (m,) into the history: the states from which new splats may be made.
 
-    Such a state is surprising (energy above the median), mostly in no splat yet, and not covered by
-    the store as it is now (q_inf > 1/2).
+    Such a state is surprising (energy above the median), is mostly in no splat yet, and isn't
+    covered by the present store (q_inf > 1/2).
     """
     n = history.n
     energy = history.energies[:n]

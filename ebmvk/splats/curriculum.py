@@ -16,7 +16,11 @@ LAST_THRESHOLD = 0.2  # of phi, which means a coverage of 80 %
 
 @dataclass(frozen=True)
 class Phase:
-    """capacity: most splats. kappa: bounds of kappa_hat, divided by the phase's temperature."""
+    """A phase of the curriculum.
+
+    capacity: the largest number of splats. kappa: bounds of kappa_hat, divided by the phase's
+    temperature.
+    """
 
     capacity: int
     kappa: tuple[float, float]

@@ -54,8 +54,9 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
     """(unseen, rare): how many contexts have a next token that splats met never, or about once.
 
-    h: (n, d); tokens: (n,), which followed. By Good and Turing, in a new text neither number is
-    small compared with the other. `unseen` is small only if the splats hold these very contexts.
+    h: (n, d); tokens: (n,), the token after each. By Good and Turing, in a new text neither
+    number is small compared with the other. `unseen` is small only if the splats hold these very
+    contexts.
     """
     ids = splats.find(h).ids
     met = torch.stack([splats.store.count_of(near, tokens) for near in ids.T]).sum(0)

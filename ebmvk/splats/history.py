@@ -1,4 +1,4 @@
-"""Keeps the last training states, on which consolidation works (model section 8)."""
+"""Keeps the last training states for consolidation (model section 8)."""
 
 from __future__ import annotations
 

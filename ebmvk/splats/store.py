@@ -94,7 +94,7 @@ class SplatStore:
 
         Args:
             states: (n, d), of any floating dtype.
-            tokens: (n,) int64, which followed.
+            tokens: (n,) int64, the token that followed each context.
             owner: (n,) int64, the splat of each state; renumbered in order without gaps.
             kappa: the bounds of kappa_hat.
             weight: (n,) float64 > 0, of each state; None: 1.

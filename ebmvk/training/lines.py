@@ -10,7 +10,7 @@ from ebmvk.report import tables
 
 
 def consolidated(found: Mapping[str, Any]) -> str:
-    """One consolidation of the memory. found: the result of `TrainingSoc.after`."""
+    """The line that describes one consolidation. found: the result of `TrainingSoc.after`."""
     events = [f"{found[name]} {name}" for name in ("created", "split", "merged", "pruned") if found[name]]
     if growth := found["growth"]:
         change = growth["after"] - growth["before"]

@@ -29,7 +29,7 @@ from ebmvk.training.trainer import Trainer
 STEPS = 4  # the first one warms up and isn't timed
 COPIES = 4  # of the weights: themselves, their gradients, and two moments of AdamW (Muon has one)
 METRICS = 1000  # bytes per step in metrics.jsonl, at most
-SPLAT = 2000  # bytes of a splat beside its resultant: some 120 tokens with counts, 16 bytes each
+SPLAT = 2000  # bytes of a splat without its resultant: about 120 tokens with counts, 16 bytes each
 MakeTrainer = Callable[[Path, Monitor], Trainer]
 """Makes the trainer of the run in a folder."""
 
@@ -142,7 +142,7 @@ def _measured(trainer: Trainer, near: Path) -> Estimate:
 
 
 def _grown(trainer: Trainer, tokens: int) -> int:
-    """Bytes of the splats by which the last checkpoints may exceed the first. tokens: per step."""
+    """How many bytes the splats may add to later checkpoints. tokens: per step."""
     if trainer.soc is None:
         return 0
     most = min(trainer.soc.consolidation.phases[-1].capacity, trainer.config.training.steps * tokens)

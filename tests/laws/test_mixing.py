@@ -43,7 +43,7 @@ def _assert_law(tokens: Tensor, log_p: Tensor) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1.5, 3.0])
-def test_tokens_of_block_gibbs(exponent: float, cpu: Backend) -> None:
+def test_tokens_of_block_gibbs_follow_the_law(exponent: float, cpu: Backend) -> None:
     mu, log_p = _context(exponent, 2000)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
     found = block_gibbs(law, mu, seed=3)
@@ -52,7 +52,7 @@ def test_tokens_of_block_gibbs(exponent: float, cpu: Backend) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.7, 1.5, 3.0])
-def test_tokens_of_tempering(exponent: float, cpu: Backend) -> None:
+def test_tokens_of_tempering_follow_the_law(exponent: float, cpu: Backend) -> None:
     mu, log_p = _context(exponent, 800)
     law = LatentLaw.from_log_probs(cpu, cpu.points(mu), log_p, K)
     found = tempering(law, seed=3)

@@ -68,7 +68,7 @@ def test_derivatives(d: int) -> None:
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
-def test_inverse_mean_cosine(d: int) -> None:
+def test_inverse_mean_cosine_inverts_mean_cosine(d: int) -> None:
     kappa = torch.tensor(KAPPAS, dtype=F64)
     back = vmf.inverse_mean_cosine(vmf.mean_cosine(kappa, d), d)
     # A is within (d-1)/(2 kappa) of 1, so its last bit is worth 1e-16 * 2 kappa^2/(d-1) in kappa.

@@ -83,7 +83,7 @@ def test_calls_repeat_bit_for_bit(backend: Backend) -> None:
         ("n", 4, 0),
     ],
 )
-def test_bad_arguments(backend: Backend, name: str, position: int, value: Tensor | int) -> None:
+def test_bad_arguments_are_refused(backend: Backend, name: str, position: int, value: Tensor | int) -> None:
     arguments = [*shares(4, 2, 3, 5)]
     arguments[position] = value
     with pytest.raises(ArgumentError, match=rf"^{name}\b"):

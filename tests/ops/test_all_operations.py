@@ -99,7 +99,7 @@ def test_an_empty_batch_gives_empty_results(backend: Backend, oracle: Reference,
 
 
 @pytest.mark.parametrize("scheme", get_args(Scheme))
-def test_the_last_words_of_a_counter(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
+def test_counters_work_up_to_their_largest_value(backend: Backend, oracle: Reference, scheme: Scheme) -> None:
     """Steps and chains may be numbered up to 2^32 - 1."""
     op = OPERATIONS["langevin"]
     last = {"scheme": scheme, "first_step": 2**32 - 5, "first_chain": 2**32 - 5}

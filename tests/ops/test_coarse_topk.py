@@ -181,7 +181,7 @@ def test_the_number_of_threads_changes_no_bit(kernels: Any) -> None:
         kernels.set_threads(threads)
 
 
-def test_the_backend_uses_it_and_forgets_it_on_update(kernels: Any) -> None:
+def test_many_queries_use_a_coarse_copy_that_an_update_drops(kernels: Any) -> None:
     backend = select("cpu")
     g = torch.Generator().manual_seed(6)
     old, new, queries = unit(8192, 256, generator=g), unit(8192, 256, generator=g), unit(600, 256, generator=g)
@@ -195,7 +195,7 @@ def test_the_backend_uses_it_and_forgets_it_on_update(kernels: Any) -> None:
     assert torch.equal(backend.topk(queries, points, 9).ids, backend.topk(queries, backend.points(new), 9).ids)
 
 
-def test_other_instruction_sets_dont_use_it(kernels: Any) -> None:
+def test_other_instruction_sets_dont_use_coarse_copies(kernels: Any) -> None:
     """Their float32 sums have other bits, so they must not be rescored with these."""
     before = kernels.target()
     try:
@@ -205,7 +205,7 @@ def test_other_instruction_sets_dont_use_it(kernels: Any) -> None:
         kernels.use_target(before)
 
 
-def test_it_can_always_be_switched_off(cpu_kernels: Any) -> None:
+def test_coarse_copies_can_always_be_switched_off(cpu_kernels: Any) -> None:
     """Whatever the processor has, "none" can be chosen, and then the coarse product is refused."""
     before = cpu_kernels.coarse_kernel()
     assert cpu_kernels.coarse_kernels()[-1] == "none"

@@ -112,7 +112,7 @@ def test_the_stationary_distribution_is_von_mises_fisher(backend: Backend) -> No
     assert abs(float((t - mean).square().mean()) - variance) < 5 * 3 * variance / math.sqrt(chains)
 
 
-def test_scheme_is_checked(backend: Backend) -> None:
+def test_an_unknown_scheme_or_bad_leapfrogs_are_refused(backend: Backend) -> None:
     from ebmvk.errors import ArgumentError
 
     p = candidates(2, 3, 4)

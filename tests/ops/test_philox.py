@@ -26,7 +26,9 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
-def test_published_vectors(counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]) -> None:
+def test_random_numbers_match_published_vectors(
+    counter: tuple[int, ...], key: tuple[int, int], result: tuple[int, ...]
+) -> None:
     words = philox.philox4x32(tuple(torch.tensor(word) for word in counter), key)  # type: ignore[arg-type]
     assert tuple(int(word) for word in words) == result
 

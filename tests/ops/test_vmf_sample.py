@@ -77,7 +77,7 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
         ("first_row", {"first_row": 2**32 - 1}),
     ],
 )
-def test_bad_arguments(backend: Backend, name: str, change: dict[str, torch.Tensor]) -> None:
+def test_bad_arguments_are_refused(backend: Backend, name: str, change: dict[str, torch.Tensor]) -> None:
     mu, kappa = problem(3, 4, 5.0)
     arguments = {"mu": mu, "kappa": kappa, "seed": 0, **change}
     with pytest.raises(ArgumentError, match=name):

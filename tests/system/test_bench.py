@@ -223,8 +223,8 @@ def test_random_merging_keeps_mass_and_reaches_its_size() -> None:
         assert float(merged.mass.sum()) == 50
 
 
-def test_torch_peers_have_our_score_wherever_they_run() -> None:
-    """On the CPU what torch.cuda gets with another `device`."""
+def test_the_torch_implementations_we_time_against_compute_our_scores() -> None:
+    """Runs on the CPU; on CUDA the same code gets another `device`."""
     rows, p, backend = unit(N, D, 1), chain_problem(B, K, N, D), select("reference")
     lists = (p.ids, p.logw, p.kappa, p.log_background)
     ours = backend.energy_score(p.x, backend.points(rows), *lists)

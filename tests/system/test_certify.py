@@ -100,7 +100,9 @@ def test_an_uncaught_mutant_exits_with_1(ebmvk: Any, monkeypatch: pytest.MonkeyP
     assert "0 of 1 mutants are caught" in said.out
 
 
-def test_contexts_of_a_checkpoint(ebmvk: Any, trained: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_certify_takes_contexts_from_a_checkpoint(
+    ebmvk: Any, trained: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     monkeypatch.setattr(suite, "SAMPLING", {})
     monkeypatch.setattr(suite, "MIXING", {})
     monkeypatch.setattr(suite, "CAUGHT_BY", {})

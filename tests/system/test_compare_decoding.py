@@ -88,7 +88,7 @@ def test_both_ways_to_judge_agree_if_the_tokens_are_the_same(by_characters: Path
     assert judge.nats_of_text(prompt, text) == pytest.approx(judge.nats(begun, whole[len(begun) :]))
 
 
-def test_own_settings_add_a_row(compared: Any) -> None:
+def test_settings_of_the_user_add_a_custom_row(compared: Any) -> None:
     flags = ("--temperature", 0.5, "--min-p", 0.1, "--typical-p", 0.9, "--no-repeat-ngram", 3)
     rows = compared("--strategy", "greedy", *flags)
     assert list(rows) == ["human", "greedy", "custom"]
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_figures(compared: Any) -> None:
     assert one | {speed: 0} != other | {speed: 0}
 
 
-def test_it_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:
+def test_the_command_prints_a_table(ebmvk: Command, trained: Path, device: str) -> None:
     said = ebmvk("compare-decoding", "--checkpoint", trained, "--device", device, *SMALL, "--strategy", "greedy")
     lines = said.out.splitlines()
     assert lines[0].split()[:2] == ["strategy", "repetition"]

@@ -174,7 +174,7 @@ def test_unknown_characters_are_reported_and_count_their_bytes(train: Command, e
     assert "(14 bytes)" in lines
 
 
-def test_refusals(ebmvk: Command, tmp_path: Path) -> None:
+def test_corpus_commands_refuse_missing_and_empty_files(ebmvk: Command, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n<|doc|>\n\u200b\n", encoding="utf-8")
     for args, said in (
         (("prepare-corpus", "--input", tmp_path / "none", "--output", tmp_path / "x"), "no such file or folder"),

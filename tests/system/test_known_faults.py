@@ -51,7 +51,7 @@ def faults(ebmvk: Command, run: Path) -> list[str]:
         (("--model", "plain", "--tokenizer", "char"), [BYTES]),
     ],
 )
-def test_only_faults_that_affect_the_run_are_told(
+def test_only_faults_that_affect_the_run_are_reported(
     flags: tuple[object, ...], words: list[str], train: Command, ebmvk: Command, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -62,7 +62,7 @@ def test_only_faults_that_affect_the_run_are_told(
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
 
 
-def test_a_tokenizer_that_cuts_texts_is_told(train: Command, ebmvk: Command, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cuts_texts_is_reported(train: Command, ebmvk: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, *SHORT, "--model", "plain")
     file = run / "tokenizer.json"
@@ -102,7 +102,7 @@ def test_diagnosis_and_card_tell_it_too_also_after_resuming(
     assert WINDOWS in said.err
 
 
-def test_runs_inside_their_text_or_with_two_validation_texts_are_told(
+def test_runs_inside_their_text_or_with_two_validation_texts_are_reported(
     train: Command, ebmvk: Command, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "texts"

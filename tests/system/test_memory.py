@@ -407,7 +407,7 @@ def test_a_fold_left_out_of_the_splats_claims_a_smaller_gain(trained: Path, text
     assert shares[0] == pytest.approx(shares[1])
 
 
-def test_a_fold_has_whole_documents_and_at_most_a_tenth() -> None:
+def test_the_fitting_text_is_whole_documents_and_at_most_a_tenth_of_the_text() -> None:
     def fold(n: int, *starts: int) -> int:
         return first_documents(TokenStream("x", np.zeros(n, np.int32), np.array([0, *starts]), False))
 

@@ -68,5 +68,5 @@ def test_nothing_is_pickled() -> None:
         "importlib.import_module('pickle')", "__import__('marshal')", "loader = torch.load",
     ],
 )  # fmt: skip
-def test_the_search_for_pickling_finds_it(source: str) -> None:
+def test_the_search_finds_every_way_of_pickling(source: str) -> None:
     assert pickles(source)

@@ -72,7 +72,7 @@ def test_a_python_of_another_version_is_refused(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
-def test_no_python_at_all_is_said_with_what_to_install(clone: Path) -> None:
+def test_without_python_the_script_says_what_to_install(clone: Path) -> None:
     tools = clone / "bin"
     tools.mkdir()
     for tool in ("sh", "dirname", "mkdir", "grep", "sort", "id"):
@@ -196,9 +196,7 @@ def test_a_plain_install_over_the_editable_one_is_noticed_and_mended(installed: 
 @pytest.mark.parametrize(
     "environment", [{"EBMVK_VULKAN": "OFF"}, {"CMAKE_ARGS": "-DEBMVK_VULKAN=OFF"}, {"EBMVK_WERROR": "ON"}]
 )
-def test_another_way_to_build_builds_again_and_is_taken_back_without_it(
-    installed: Path, environment: dict[str, str]
-) -> None:
+def test_setting_or_unsetting_a_build_variable_builds_again(installed: Path, environment: dict[str, str]) -> None:
     neutral = dict.fromkeys(("EBMVK_VULKAN", "CMAKE_ARGS", "EBMVK_WERROR"), "")
     run(installed, "setup", **neutral)
     _asked(installed)
@@ -219,7 +217,7 @@ def test_a_folder_that_was_moved_is_installed_again(installed: Path, tmp_path_fa
     assert _asked(moved)[-1].endswith(f"-e {moved}")
 
 
-def test_a_machine_that_can_make_no_bare_roots_is_told_why(tmp_path: Path) -> None:
+def test_the_script_says_why_it_cannot_make_bare_roots(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "id"):

@@ -84,7 +84,7 @@ def test_the_full_model_starts_from_the_pretrained_trunk(train: Command, pretrai
     }  # fmt: skip
 
 
-def test_it_may_start_from_a_checkpoint_by_its_name(pretrained: Path) -> None:
+def test_init_accepts_a_checkpoint_by_its_name(pretrained: Path) -> None:
     found = open_start(str(pretrained / "ckpt_last"), print).run
     assert found is not None
     assert found.checkpoint.path == open_run(pretrained, "", print).checkpoint.path

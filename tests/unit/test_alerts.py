@@ -254,7 +254,7 @@ def test_a_memory_that_holds_the_text_it_is_asked_about(n: int, splats: int, wor
     assert "prepare-corpus" in found.advice
 
 
-def test_a_leak_is_not_told_of_a_few_contexts() -> None:
+def test_a_few_contexts_are_too_few_to_report_a_leak() -> None:
     assert leak(0, 0) is None
     assert leak(0, 40) is None
     assert leak(0, 60)

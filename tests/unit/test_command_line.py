@@ -45,7 +45,7 @@ def test_the_help_of_a_flag_is_the_comment_at_its_field() -> None:
     ]
 
 
-def test_common_flags_come_alone_and_the_rest_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_only_common_flags_and_help_all_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     found = list(help_page.entries(Outer, Outer(Inner()), {}))
     few, all_of_them = (help_page.page("ebmvk x", found, everything=everything) for everything in (False, True))

@@ -92,7 +92,7 @@ def test_the_trigram_uses_its_context() -> None:
     assert ngram.fit(noise, 64).nats(fresh) / len(fresh) == pytest.approx(math.log(64), rel=0.05)
 
 
-def test_discounts_of_too_small_or_too_regular_text_stay_inside_their_counts() -> None:
+def test_discounts_never_exceed_their_counts_even_for_tiny_or_odd_texts() -> None:
     ones, no_ones = [1] * 10, [5, 6, 7]
     rising = [1, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4]
     usual = [1] * 100 + [2] * 40 + [3] * 20 + [4] * 10
@@ -104,7 +104,7 @@ def test_discounts_of_too_small_or_too_regular_text_stay_inside_their_counts() -
     assert ngram._discounts(np.array(usual))[1:] == pytest.approx([5 / 9, 7 / 6, 17 / 9])
 
 
-def test_bits_per_byte_and_refusals() -> None:
+def test_bits_per_byte_and_bad_arguments() -> None:
     assert ngram.bits_per_byte(100 * math.log(2), 50) == pytest.approx(2)
     with pytest.raises(DataError, match="0 bytes"):
         ngram.bits_per_byte(1.0, 0)

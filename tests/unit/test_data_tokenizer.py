@@ -138,7 +138,7 @@ def test_missing_tokenizers_are_refused(tmp_path: Path) -> None:
             make_tokenizer(name, WORD_LEVEL, 0)
 
 
-def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_bad_text_and_bad_tokenizer_files_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ArgumentError, match="surrogate"):
         tokenizer.encode("half \ud800 a pair")
     with pytest.raises(DataError, match="cannot be read"):

@@ -130,7 +130,7 @@ def test_batches_made_ahead_are_the_same(workers: int) -> None:
         assert torch.equal(ahead.batch(step), batches.batch(step))
 
 
-def test_refusals() -> None:
+def test_bad_strides_batches_and_short_texts_are_refused() -> None:
     with pytest.raises(ArgumentError, match="--stride 9"):
         next(evaluation_windows(stream_of(20), 8, 9))
     with pytest.raises(ArgumentError, match="--stride 0"):

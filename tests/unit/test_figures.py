@@ -166,7 +166,7 @@ def test_validation_costs_more_or_less_but_never_minus_more(train: float, words:
     assert words in likelihood.show(found).note
 
 
-def test_the_outcome_of_growth_is_told_in_words() -> None:
+def test_the_outcome_of_growth_is_described_in_words() -> None:
     found: dict[str, Any] = dict.fromkeys(("created", "split", "merged", "pruned"), 0)
     found |= {"splats": 281, "capacity": 300, "phi": 0.012, "threshold": 0.2}
     growth = {"phase": 2, "accepted": False, "before": 1.0, "after": 1.0014}

@@ -69,7 +69,7 @@ def test_specialisation_counts_the_tokens_of_each_expert(name: str) -> None:
     assert specialisation(build(variant("plain")), ids) == []
 
 
-def test_an_expert_of_one_token_has_it_on_top() -> None:
+def test_the_only_token_of_an_expert_is_its_top_token() -> None:
     """The router sends one token to the last expert, and all others elsewhere."""
     model = build(variant("gpt of experts"))
     block = model.blocks[0]

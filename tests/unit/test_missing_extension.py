@@ -32,13 +32,13 @@ def _said(name: str = "_cpu", error: ImportError = ABSENT) -> DeviceError:
     return missing.extension_error(name, error)
 
 
-def test_it_names_a_source_folder_that_isnt_built(package: Path) -> None:
+def test_the_error_names_a_source_folder_that_isnt_built(package: Path) -> None:
     found = _said()
     assert found.why == f"ebmvk is taken from its source folder {package}, where nothing is built"
     assert "./run setup" in found.hint
 
 
-def test_it_names_a_source_folder_that_hides_the_installed_package(
+def test_the_error_names_a_source_folder_that_hides_the_installed_package(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = tmp_path / "site-packages" / "ebmvk"
@@ -51,21 +51,23 @@ def test_it_names_a_source_folder_that_hides_the_installed_package(
     assert "pip install" not in found.hint  # it was the cause
 
 
-def test_it_names_an_extension_for_another_python(package: Path) -> None:
+def test_the_error_names_an_extension_for_another_python(package: Path) -> None:
     (package / "_cpu.cpython-35m-x86_64-linux-gnu.so").touch()
     found = _said()
     assert "_cpu.cpython-35m-x86_64-linux-gnu.so" in found.why
     assert OWN in found.why
 
 
-def test_it_names_a_missing_library(package: Path) -> None:
+def test_the_error_names_a_missing_library(package: Path) -> None:
     error = ImportError("libhwy.so.1: cannot open shared object file", path=str(package / OWN))
     found = _said(error=error)
     assert "libhwy.so.1: cannot open shared object file" in found.why
     assert found.hint.startswith("build it on this machine")
 
 
-def test_it_names_the_file_of_an_extension_that_doesnt_load(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_file_of_an_extension_that_doesnt_load(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error that Python itself makes names the file."""
     (package / OWN).write_bytes(b"no library")
     monkeypatch.setattr(sys, "path", [str(package), *sys.path])
@@ -75,7 +77,7 @@ def test_it_names_the_file_of_an_extension_that_doesnt_load(package: Path, monke
     assert str(package / OWN) in _said(error=caught.value).why
 
 
-def test_it_says_why_the_build_left_out_vulkan(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_why_the_build_left_out_vulkan(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     why = "it failed to build: device.cpp:29: error (log: build/vulkan.log)"
     monkeypatch.setitem(sys.modules, "ebmvk._built", SimpleNamespace(VULKAN_LEFT_OUT=why))  # type: ignore[misc]
     assert _said("_vulkan").why == f"it was left out: {why}"

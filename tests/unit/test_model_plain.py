@@ -118,7 +118,7 @@ def test_input_and_output_share_one_table() -> None:
     assert bool(changed[..., 1:].any())  # and, through the state, as an input
 
 
-def test_it_starts_near_the_unigram_distribution_and_can_memorise_a_text() -> None:
+def test_plain_models_start_near_the_unigram_law_and_can_memorise_a_text() -> None:
     config = Config(model=SMALL, training=TrainingConfig(steps=60, learning_rate=2e-2, warmup_steps=5))
     torch.manual_seed(0)
     model = build_model(SMALL, VOCABULARY)

@@ -151,7 +151,7 @@ def test_the_file_of_a_run_may_be_used_with_a_shorter_sequence(tmp_path: Path) -
     assert found.model.context_local == 100
 
 
-def test_a_run_of_an_older_version_with_a_foreign_setting_goes_on(tmp_path: Path) -> None:
+def test_an_older_run_with_a_setting_of_another_model_resumes(tmp_path: Path) -> None:
     old = replace(Config(), {"model": "tinygpt", "memory_slots": 64, "use_memory": False, "langevin_steps": 19})
     (tmp_path / "config.toml").write_text(write_toml(old), encoding="utf-8")
     assert job("--resume", str(tmp_path), "--lr", "0.5").config == replace(old, {"learning_rate": 0.5})

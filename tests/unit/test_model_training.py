@@ -72,7 +72,7 @@ def test_a_second_backward_pass_of_cross_entropy_is_refused(monkeypatch: pytest.
         loss.backward()
 
 
-def test_seeding_the_host_equals_seeding_torch() -> None:
+def test_seed_torch_on_the_cpu_equals_torch_manual_seed() -> None:
     torch.manual_seed(7)
     expected = torch.rand(5)
     seed_torch(7, torch.device("cpu"))

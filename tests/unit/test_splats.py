@@ -57,7 +57,7 @@ def test_states_may_come_in_half_precision() -> None:
         SplatStore.gather(states, tokens[1:], owner, vocab_size=V, beta=0.5, kappa=BOUNDS)
 
 
-def test_merging_and_joining_equal_gathering_anew() -> None:
+def test_merging_and_joining_equal_gathering_again() -> None:
     """Statistics add, so the result equals the store gathered from the members."""
     states, tokens, owner = members()
     settings = {"vocab_size": V, "beta": 0.5, "kappa": BOUNDS}

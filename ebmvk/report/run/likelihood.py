@@ -1,4 +1,4 @@
-"""Exact likelihood of validation, beside the trigram and the run's best evaluation."""
+"""Exact likelihood of validation, compared with the trigram and the run's best evaluation."""
 
 from __future__ import annotations
 
