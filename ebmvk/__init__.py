@@ -8,6 +8,25 @@ ebmvk.train` gives the same object. `Model` opens what was trained. Bad input ra
 >>> import ebmvk
 >>> model = ebmvk.Model.open("runs/first")
 >>> text = model.generate("The", 5, temperature=0.7)
+
+The subpackages. The docstring of each lists its modules.
+
+| subpackage | what is in it |
+|---|---|
+| `cli` | commands, flags, exit status |
+| `api` | the Python interface |
+| `diagnosis`, `sweeps` | what `ebmvk diagnose` and `ebmvk sweep` do |
+| `training` | the loop, the optimiser, resuming |
+| `monitoring`, `initialisation` | a run while it trains; where its parameters start |
+| `report` | HTML pages |
+| `evaluation`, `certification` | figures of models; tests of samplers |
+| `decoding` | writing text: temperature, top-p, strategies |
+| `memory`, `sampling` | the memory of a model; samplers of the next token |
+| `objective`, `splats`, `runs` | the loss; splats; run folders and checkpoints |
+| `model`, `sphere` | models; mathematics of the sphere |
+| `engine` | operations and devices: `--device` |
+| `data`, `ranks` | texts and tokenizers; several processes |
+| `config`, `host` | settings; the process and its machine |
 """
 
 import importlib
