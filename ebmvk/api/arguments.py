@@ -31,8 +31,10 @@ def text_of(value: object, name: str) -> str:
 
 def texts_of(values: object, name: str) -> list[str]:
     """The values, if they are several texts. A single text isn't taken as a list of characters."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    if isinstance(values, str):
         raise ArgumentError(f"{name} {values!r} isn't a list of texts", hint=f"pass a list, such as [{values!r}]")
+    if isinstance(values, bytes) or not isinstance(values, Iterable):
+        raise ArgumentError(f"{name} {values!r} is neither a text nor a list of texts", hint="pass texts, of type str")
     return [text_of(value, name) for value in values]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from ebmvk import __version__
 from ebmvk.cli.commands import COMMANDS, GROUPS
+from ebmvk.cli.help_page import WIDEST
 from ebmvk.cli.running import run
 from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
@@ -32,23 +35,25 @@ def _top_level(args: list[str]) -> int:
 
         print(script(next(iter(args[1:]), "")))
         return 0
-    if not args or args[0] in ("-h", "--help", "--help-all"):
+    if not args or args[0] in ("help", "-h", "--help", "--help-all"):
         print("\n".join(_help()))
         return 0
     close = nearest(args[0], COMMANDS)
     raise ConfigError(
         f"ebmvk {args[0]}: unknown command",
-        hint=f"did you mean 'ebmvk {close}'?" if close else f"take one of {', '.join(COMMANDS)}",
+        hint=f"did you mean 'ebmvk {close}'?" if close else "`ebmvk --help` lists the commands",
     )
 
 
 def _help() -> list[str]:
+    width = max(40, min(WIDEST, shutil.get_terminal_size().columns))
     lines = ["usage: ebmvk COMMAND [--help] [OPTIONS]"]
     for title, commands in GROUPS.items():
-        lines += ["", title, *(f"  {name:<18}{what}" for name, what in commands.items())]
-    return [
-        *lines,
-        "",
-        "`python -m ebmvk COMMAND` does the same. `ebmvk --version` prints the version, and",
-        "`ebmvk --print-completion bash` (or zsh, fish) a script that completes commands and flags.",
-    ]
+        lines += ["", title]
+        for name, what in commands.items():
+            lines += textwrap.wrap(f"  {name:<18}{what}", width, subsequent_indent=" " * 20, break_on_hyphens=False)
+    notes = (
+        "`python -m ebmvk COMMAND` does the same. `ebmvk --version` prints the version, and "
+        "`ebmvk --print-completion bash` (or zsh, fish) a script that completes commands and flags."
+    )
+    return [*lines, "", *textwrap.wrap(notes, width, break_on_hyphens=False)]

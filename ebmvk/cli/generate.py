@@ -153,6 +153,9 @@ def _asked() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            raise
 
 
 def _headline(command: GenerateCommand, several: bool, number: int, prompt: str) -> str:

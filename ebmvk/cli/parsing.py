@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def parse(
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit:
-        raise ConfigError(_first_line(said.getvalue()), hint=f"see `ebmvk {command} --help`") from None
+        raise ConfigError(_plain(_first_line(said.getvalue())), hint=f"see `ebmvk {command} --help`") from None
     return _with_newest(found)
 
 
@@ -121,6 +122,23 @@ def _first_line(boxed: str) -> str:
     lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
     message = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))]
     return " ".join(" ".join(message).split()) or boxed.strip()
+
+
+_PLAIN = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2 is not a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
+    (r"Missing value for argument '(\S+)'\..*", r"\1 has no value"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\) ?\.", r"\2 \1 is none of \3"),
+    (r"Unrecognized options: (.*)", r"\1 stands without a flag in front of it"),
+)
+"""Messages of tyro as patterns, and what people read instead."""
+
+
+def _plain(message: str) -> str:
+    for pattern, words in _PLAIN:
+        if found := re.fullmatch(pattern, message):
+            return found.expand(words).replace("'None', ", "").replace(", 'None'", "")
+    return message
 
 
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:

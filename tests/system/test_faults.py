@@ -60,7 +60,7 @@ def _is_typed(said: Said, *words: str) -> None:
         ("train", ["--steps", "3", "--steps", "4"], ["--steps is given twice"]),
         ("train", ["--lr", "1", "--learning-rate", "1"], ["--learning-rate is given twice"]),
         ("train", ["--steps", "many"], ["--steps", "'many'"]),
-        ("train", ["--steps"], ["--steps", "Missing value"]),
+        ("train", ["--steps"], ["--steps", "has no value"]),
         ("train", ["--steps", "0"], ["--steps 0 is below 1"]),
         ("train", ["--lr", "nan"], ["--learning-rate nan is not finite"]),
         ("train", ["--steps", "5", "--epochs", "1"], ["--steps and --epochs"]),

@@ -14,6 +14,7 @@ import tyro
 from ebmvk.cli import app, help_page
 from ebmvk.cli.commands import COMMANDS, GROUPS
 from ebmvk.cli.completion import SHELLS, script
+from ebmvk.cli.parsing import parse
 from ebmvk.errors import ConfigError
 from ebmvk.host import invocation
 
@@ -32,6 +33,13 @@ class Outer:
     where: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None  # With a name for its value.
     loud: bool = field(default=False, metadata={"common": True, "group": "Sound"})  # Off.
     soft: bool = True
+
+
+@dataclass(frozen=True)
+class Typed:
+    steps: int = 1
+    temperature: float = 1.0
+    kind: Literal["a", "b"] | None = None
 
 
 def test_the_help_of_a_flag_is_the_comment_at_its_field() -> None:
@@ -60,7 +68,7 @@ def test_the_programs_help_has_every_command_in_its_group(capsys: pytest.Capture
     assert app.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line in GROUPS] == list(GROUPS)
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "] == list(COMMANDS)
     assert max(map(len, lines)) <= 110
 
 
@@ -110,3 +118,28 @@ def test_commands_to_run_next_are_named_as_the_shell_finds_them(
         assert invocation.invocation("train") == words
     monkeypatch.setenv(invocation.WRAPPER, "./my clone/run")
     assert invocation.invocation("train") == "'./my clone/run' train"
+
+
+@pytest.mark.parametrize("args", [[], ["help"], ["--help"]])
+def test_the_programs_help_fits_the_terminal(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert app.main(args) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--steps", "abc"], "--steps 'abc' is not a whole number"),
+        (["--temperature", "hot"], "--temperature 'hot' is not a number"),
+        (["--steps"], "--steps has no value"),
+        (["nano"], "nano stands without a flag in front of it"),
+        (["--kind", "c"], "--kind 'c' is none of 'a', 'b'"),
+    ],
+)
+def test_a_bad_value_is_refused_in_plain_words(args: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(Typed, args, command="train", known=["--steps", "--temperature", "--kind"])
+    assert refused.value.what == message
