@@ -106,6 +106,8 @@ def train(**settings: Any) -> Trained:
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`,
     `steps=300`, `lr=1e-3`, `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`,
     `preset="small"`, `use_moe=True`, `quiet=True`. If Ctrl-C interrupts a run, it is saved.
+    `size` sets every setting that isn't given, so a run may have other defaults than those in the
+    signature: `ebmvk train --size nano --help-all` shows those of a size.
 
     >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
     >>> run.validation["bits_per_byte"]
