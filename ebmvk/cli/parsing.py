@@ -137,7 +137,9 @@ _PLAIN = (
 def _plain(message: str) -> str:
     for pattern, words in _PLAIN:
         if found := re.fullmatch(pattern, message):
-            return found.expand(words).replace("'None', ", "").replace(", 'None'", "")
+            head, is_none_of, choices = found.expand(words).partition(" is none of ")
+            # tyro gives them in the order of a set, and None for a flag that may be left out.
+            return head + is_none_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
     return message
 
 

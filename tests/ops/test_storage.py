@@ -107,5 +107,5 @@ def test_an_unknown_storage_is_named(backend: Backend) -> None:
     rows = unit(3, 4, generator=torch.Generator().manual_seed(0))
     bad: list[Storage] = ["float64", "half", ""]  # type: ignore[list-item]
     for storage in bad:
-        with pytest.raises(ArgumentError, match=f"storage is '{storage}', where float32 or float16"):
+        with pytest.raises(ArgumentError, match=f"storage is '{storage}'; expected float32 or float16"):
             backend.points(rows, storage)

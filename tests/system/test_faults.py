@@ -335,7 +335,7 @@ def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
     monkeypatch.setattr(Reference, "langevin", diverged)
     run = tmp_path / "run"
     args = ("--dataset", text, "--config", tiny, "--run-dir", run, "--device", "reference")
-    _is_typed(ebmvk("train", *args), "chains are not finite", "--langevin-T")
+    _is_typed(ebmvk("train", *args), "chains are no longer finite", "--langevin-T")
     assert [path.name for path in steps.step_folders(run)] == ["step-4"]
     monkeypatch.undo()
     train(run, "--resume", "--quiet")
@@ -344,7 +344,7 @@ def test_chains_that_diverge_end_the_evaluation_and_cost_no_step(
 
 def test_a_value_that_json_cannot_express_is_named(tmp_path: Path) -> None:
     with Monitor(tmp_path, quiet=True, log_every=1, total=1, done=0) as monitor:
-        with pytest.raises(NonFinite, match=r"step 3: the eval's levels\.1\.loss is nan"):
+        with pytest.raises(NonFinite, match=r"step 3: levels\.1\.loss of this eval is nan"):
             monitor.record("eval", 3, {"levels": [{"loss": 1.0}, {"loss": math.nan}]})
         monitor.record("eval", 3, {"levels": [{"loss": 1.0}]})
     assert [row["step"] for row in rows(tmp_path, "eval")] == [3]

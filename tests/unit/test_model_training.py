@@ -364,8 +364,8 @@ def test_adamw_alone_equals_torchs_with_our_rates_and_decays_only_hidden_matrice
             p.grad = torch.randn_like(p)
             peer[name].grad = p.grad.clone()
         ours.step(0.01, ours.gradient_norm())
-        for peer in peers:
-            peer.step()
+        for one in peers:
+            one.step()
     for name, p in net.named_parameters():
         torch.testing.assert_close(p, peer[name], msg=name)
     again = optim.build(model(), config)

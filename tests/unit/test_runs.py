@@ -79,7 +79,7 @@ CHEAP = [
     ("train", "--run-dir runs/first --dataset builtin", "--run-dir runs/first already holds a run"),
     ("train", "--tokenizer none.json --dataset builtin", "--tokenizer none.json: no such file"),
     ("train", "--dataset none.txt", "--dataset none.txt: no such file"),
-    ("train", "--stop-after 0", "--stop-after 0 is below 1"),
+    ("train", "--stop-after 0", "--stop-after 0 is less than 1"),
     ("evaluate", "--limit 0", "--limit 0 is below 1"),
     ("evaluate", "--test-file a --dataset b", "--test-file a with --dataset b"),
     ("evaluate", "--scramble-memory", "--scramble-memory needs a memory"),
