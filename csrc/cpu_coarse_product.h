@@ -58,7 +58,7 @@ constexpr size_t kStrip = 128;  // queries per call; their products stay in the 
 using Product = void (*)(const int8_t* queries, const uint8_t* panel, const int32_t* start, size_t blocks, size_t rows,
                          int32_t* product);
 
-// The routine in use; null if there is none.
+// The routine in use; null without one.
 Product ProductInUse();
 
 }  // namespace ebmvk

@@ -35,7 +35,7 @@ struct Capabilities {
   bool subgroup_control = false;  // full subgroups of a required size
   // The most loop iterations of an invocation. llvmpipe silently leaves every loop after 65,535
   // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so it is smaller there;
-  // elsewhere there is no limit.
+  // elsewhere loops are unlimited.
   std::uint32_t loop_rounds = 0xffffffffu;
   bool float16 = false;                               // arithmetic and storage
   std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local

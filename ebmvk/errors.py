@@ -66,7 +66,7 @@ class ArgumentError(EbmvkError, ValueError):
 
 
 class DeviceError(EbmvkError):
-    """Raised if there is no usable device, or if the device failed."""
+    """Raised if no device can be used, or if the device failed."""
 
 
 class OutOfMemory(DeviceError):

@@ -114,7 +114,7 @@ def score_matching(
         x = sample_vmf(mu[targets], kappa, seed=mixed_seed(seed, number))
         for rows, log_p in law.pieces(query):
             pull = kappa * (x[rows] @ mu.t())
-            # All tokens are candidates and there is no background, so this denoiser is exact.
+            # All tokens are candidates, without a background, so this denoiser is exact.
             only_frequencies = kappa * proju(x[rows], torch.softmax(unigram.log().to(pull.dtype) + pull, -1) @ mu)
             own = _latent_score(backend, handle, x[rows], log_p, pull, kappa, k=k)
             each = torch.full_like(x[rows, 0], kappa)

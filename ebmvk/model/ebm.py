@@ -27,7 +27,7 @@ class EnergyContext(Context):
     """The output of the energy model for every prefix.
 
     query: log p(v|c) = kappa_v query.mu_v + b_v - log Z. h: the point h_hat, or the direction of
-    the query if there is no splat term. local, medium, global_, composed: unit rows (B, T, d);
+    the query if the splat term is off. local, medium, global_, composed: unit rows (B, T, d);
     composed is None without a compositional term.
     """
 

@@ -386,8 +386,8 @@ def _failure(work: Callable[[], object]) -> StorageError | None:
 def test_a_failure_at_any_change_of_a_save_is_a_typed_error_and_loses_nothing(
     step: int, number: int, lasting: bool, tmp_path: Path
 ) -> None:
-    """The disk is full for a moment, or the folder stays read-only. If only tidying up fails, there
-    is no error.
+    """The disk is full for a moment, or the folder stays read-only. If only tidying up fails, the
+    save succeeds.
     """
     failed = []
     for nth in count(1):
