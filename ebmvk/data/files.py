@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ebmvk.data import formats
 from ebmvk.errors import ConfigError, DataError
+from ebmvk.host.terminal import printable
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -67,7 +68,7 @@ class NoText(DataError):
 def shown(path: Path | str) -> str:
     """A path for messages: bytes that aren't UTF-8 and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 def exists(path: Path) -> bool:

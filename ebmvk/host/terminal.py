@@ -119,3 +119,8 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     hangup = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP
     heeded = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, hangup) if heeded and hangup else (signal.SIGINT, signal.SIGTERM)
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of characters that control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ebmvk.host.terminal import printable
 from ebmvk.runs.metrics import Row
 
 Cells = Sequence[str]
@@ -116,8 +117,7 @@ def against_trigram(own: Row, base: Row) -> str:
 
 def shown(token: str) -> str:
     """A token with visible white space, and without characters that control a terminal."""
-    text = token.replace("\n", "⏎").replace(" ", "␣")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(token.replace("\n", "⏎").replace(" ", "␣"))
 
 
 def interval(gain: Row) -> str:

@@ -13,6 +13,7 @@ from ebmvk.config.schema import replace as replace_values
 from ebmvk.config.sizes import derive
 from ebmvk.host.invocation import invocation
 from ebmvk.host.resources import amount
+from ebmvk.host.terminal import printable
 from ebmvk.runs.layout import SAMPLES_FILE
 from ebmvk.training import optim
 from ebmvk.training.job import Job
@@ -103,8 +104,7 @@ def samples(folder: Path) -> Iterator[str]:
     for number, own in enumerate(newest[:SAMPLES], start=1):
         line = " ".join(own.split())
         cut = line[:SHOWN] + ("…" if len(line) > SHOWN else "")
-        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-        yield f"{'samples' if number == 1 else '':<12}{number}  {safe}"
+        yield f"{'samples' if number == 1 else '':<12}{number}  {printable(cut)}"
 
 
 def next_steps(folder: Path, *, tested: bool) -> Iterator[str]:
