@@ -47,7 +47,7 @@ class AnalyzeCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AnalyzeCommand)})
+FLAGS = flags.flags_of(AnalyzeCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import sys
@@ -31,7 +30,7 @@ class AttentionCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(AttentionCommand)})
+FLAGS = flags.flags_of(AttentionCommand)
 EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
 
 

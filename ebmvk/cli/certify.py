@@ -45,7 +45,7 @@ class CertifyCommand:
     seed: int = 42  # The same seed gives the same figures on one device.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(CertifyCommand)})
+FLAGS = flags.flags_of(CertifyCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

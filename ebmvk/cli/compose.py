@@ -28,7 +28,7 @@ class ComposeCommand:
     device: str = "auto"
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(ComposeCommand)})
+FLAGS = flags.flags_of(ComposeCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,7 @@ class DiagnoseCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(DiagnoseCommand)})
+FLAGS = flags.flags_of(DiagnoseCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

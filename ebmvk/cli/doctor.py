@@ -46,7 +46,7 @@ class DoctorCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(DoctorCommand)})
+FLAGS = flags.flags_of(DoctorCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ class EmbedCommand:
     device: str = "auto"
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EmbedCommand)})
+FLAGS = flags.flags_of(EmbedCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

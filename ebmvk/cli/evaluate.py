@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,7 +59,7 @@ class EvaluateCommand:
     json: bool = False  # Print one JSON object instead of lines.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(EvaluateCommand)})
+FLAGS = flags.flags_of(EvaluateCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

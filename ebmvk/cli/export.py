@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class ExportCommand:
     checkpoint: Path = Path(NEWEST)  # A run (its newest usable checkpoint), RUN/best, or one checkpoint.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(ExportCommand)})
+FLAGS = flags.flags_of(ExportCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

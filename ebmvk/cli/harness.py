@@ -5,7 +5,6 @@ Flags that this command doesn't know go to `lm_eval`, which prints the results.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ class HarnessCommand:
     device: str = "auto"  # auto, cpu, cuda, vulkan, vulkan:INDEX or reference.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(HarnessCommand)})
+FLAGS = flags.flags_of(HarnessCommand)
 OURS = ("--model", "-M", "--model-args", "-a")  # flags of lm_eval that this command sets
 
 

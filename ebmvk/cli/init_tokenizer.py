@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ class TokenizerCommand:
 
 
 REPEATABLE = ("--files", "--include")
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(TokenizerCommand)})
+FLAGS = flags.flags_of(TokenizerCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ class MemoryCommand:
     quiet: bool = False  # Print only the path of the written file.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(MemoryCommand)})
+FLAGS = flags.flags_of(MemoryCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

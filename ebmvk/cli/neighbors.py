@@ -27,7 +27,7 @@ class NeighborsCommand:
     device: str = "auto"
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(NeighborsCommand)})
+FLAGS = flags.flags_of(NeighborsCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

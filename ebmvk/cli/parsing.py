@@ -19,7 +19,7 @@ import tyro
 from ebmvk.cli import help_page
 from ebmvk.cli.commands import COMMANDS, TOGETHER
 from ebmvk.cli.running import processes
-from ebmvk.config.flags import ALIASES, _spelled, _spread, at_home, flags_in
+from ebmvk.config.flags import ALIASES, at_home, flags_in, spelled, spread
 from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
 from ebmvk.runs import layout as runs
@@ -73,7 +73,7 @@ def parse(
         with contextlib.redirect_stderr(said):
             found = tyro.cli(
                 kind,
-                args=_spelled(list(_spread(args, repeatable))),
+                args=spelled(list(spread(args, repeatable))),
                 prog=f"ebmvk {command}",
                 default=tyro.MISSING_NONPROP if default is None else default,
                 add_help=False,

@@ -5,7 +5,6 @@ Reads files and folders, cleans the documents, drops repetitions and prints what
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class PrepareCommand:
     same: Literal["text", "letters"] = "text"
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(PrepareCommand)})
+FLAGS = flags.flags_of(PrepareCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -36,7 +35,7 @@ class SweepCommand:
     json: bool = False  # Print one JSON object instead of a table.
 
 
-FLAGS = flags.known_flags({f.name: f.default for f in dataclasses.fields(SweepCommand)})
+FLAGS = flags.flags_of(SweepCommand)
 SEARCHED = ("learning_rate=5e-4:1e-2",)  # the default of --search
 OWN = ("--run-dir", "--resume", "--seed", "--quiet", "--dry-run", "--stop-after")
 """Training flags that a sweep sets itself, or that would break it."""

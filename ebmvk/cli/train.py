@@ -17,7 +17,17 @@ from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.config.checks import check, check_owned, check_resume, with_windows
 from ebmvk.config.models import MODELS, WINDOWS
-from ebmvk.config.resolve import FULL, Level, _file, _given, _over, _overrides, _recipe, _sized, _widened
+from ebmvk.config.resolve import (
+    FULL,
+    Level,
+    file_values,
+    given_values,
+    is_widened,
+    merged,
+    overridden,
+    recipe_values,
+    size_values,
+)
 from ebmvk.config.schema import (
     Config,
     RunConfig,
@@ -178,7 +188,7 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
         raise ConfigError("--verbose and --quiet are both given", hint="give one of them")
     if command.stop_after is not None and command.stop_after < 1:
         raise ConfigError(f"--stop-after {command.stop_after} is less than 1", hint="give a number of steps")
-    given = _given(args, command.settings)
+    given = given_values(args, command.settings)
     resume = command.resume
     return command, _new(command, levels, given) if resume is None else _resumed(command, resume, levels, given)
 
@@ -192,20 +202,20 @@ def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Con
 
     It is that of the run to resume, or of --size, changed by model, stage, preset and file.
     """
-    file, resume = _file(args), flags.value_of(args, "--resume")
+    file, resume = file_values(args), flags.value_of(args, "--resume")
     if resume is not None:
         from ebmvk.runs.folder import read_config
 
         config = read_config(_resume_folder(resume, flags.value_of(args, "--run-dir"))[0])
     else:
         size = flags.value_of(args, "--size") or file.get("size", RunConfig.size)
-        config = replace(Config(), _sized(size, None))
+        config = replace(Config(), size_values(size, None))
     model = flags.value_of(args, "--model") or file.get("model", config.model.model)
-    levels: list[Level] = [("preset", _recipe(args, model)), ("file", file)]
+    levels: list[Level] = [("preset", recipe_values(args, model)), ("file", file)]
     if resume is None:
         own = MODELS[model].defaults if model in MODELS else {}  # a misspelt name is refused by the parser
         levels = [("model", own), ("stage", stage), *levels]
-    return replace(config, _overrides(*(said for _, said in levels), {})), levels
+    return replace(config, merged(*(said for _, said in levels), {})), levels
 
 
 def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Config:
@@ -230,7 +240,7 @@ def _of_text(base: Config, levels: Sequence[Level], args: Sequence[str]) -> Conf
         return base
     derived = derive(base.run.size, size, ask_processor=False)
     said = [said for _, said in levels]
-    config = replace(replace(base, {**derived, "size": base.run.size}), _overrides(*said, {}))
+    config = replace(replace(base, {**derived, "size": base.run.size}), merged(*said, {}))
     most = most_warmup(config.training.steps)
     if not any("warmup_steps" in own for own in said) and config.training.epochs is None:
         config = replace(config, {"warmup_steps": min(config.training.warmup_steps, most)})
@@ -247,21 +257,21 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
         _refuse_existing(command.run_dir, dry_run=command.dry_run)
     size = command.settings.run.size
     over = [*(said for _, said in levels), given]
-    nominal = _sized(size, None)
-    early = replace(Config(), _over(nominal, over))
+    nominal = size_values(size, None)
+    early = replace(Config(), overridden(nominal, over))
     check_owned(early, [*levels, ("flag", given)])
     early = check(with_windows(early))  # before the text is read: cheap
     check_named(early.data.tokenizer)
     corpus = find_text(command.settings.data)
-    derived = _sized(size, corpus.bytes("train"))
+    derived = size_values(size, corpus.bytes("train"))
     sources: dict[str, Source] = {
         name: "size" if value == nominal.get(name) else "derived" for name, value in derived.items()
     }
     for source, said in (*levels, ("flag", given)):
         sources.update(dict.fromkeys(said, source))
-    if _widened(over):
+    if is_widened(over):
         sources["ffn_dim"] = "derived"
-    values = _over(derived, over) | _found_again(command.settings, corpus)
+    values = overridden(derived, over) | _found_again(command.settings, corpus)
     config = check(with_windows(replace(Config(), values)))
     if MODELS[config.model.model].whole_sequence:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
@@ -317,7 +327,7 @@ def _resumed(command: TrainCommand, resume: str, levels: Sequence[Level], given:
 
     folder, at = _resume_folder(resume, str(command.run_dir) if command.run_dir else None)
     old = read_config(folder)
-    config = check(replace(old, _overrides(*(said for _, said in levels), given)))
+    config = check(replace(old, merged(*(said for _, said in levels), given)))
     check_owned(config, [*levels, ("flag", given)])
     check_resume(old, config)
     sources = sources_in(folder / CONFIG_FILE)

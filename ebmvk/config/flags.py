@@ -53,13 +53,13 @@ def expanded(path: str) -> str:
     return path
 
 
-def _spelled(args: Sequence[str]) -> list[str]:
+def spelled(args: Sequence[str]) -> list[str]:
     """The arguments with the main name of each flag in place of its aliases."""
     pairs = [arg.partition("=") for arg in args]
     return [ALIASES.get(name.replace("_", "-"), name) + equals + value for name, equals, value in pairs]
 
 
-def _spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+def spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
     """The arguments with `--prompt a b` as `--prompt=a --prompt=b`, for the flags `names`."""
     groups: list[list[str]] = []
     for arg in args:
@@ -105,7 +105,7 @@ def value_of(args: Sequence[str], name: str) -> str | None:
 
 def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
     """All values given for a flag that may have several."""
-    return tuple(arg.partition("=")[2] for arg in _spread(args, [name]) if "=" in arg and flags_in([arg]) == [name])
+    return tuple(arg.partition("=")[2] for arg in spread(args, [name]) if "=" in arg and flags_in([arg]) == [name])
 
 
 def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
@@ -124,6 +124,11 @@ def joined(args: Sequence[str], name: str) -> list[str]:
         value = next(rest, None) if arg == name else None
         out.append(arg if value is None else f"{arg}={value}")
     return out
+
+
+def flags_of(command: type[Any]) -> list[str]:
+    """Every spelling of the flags of a command, a dataclass with a field for each."""
+    return known_flags({entry.name: entry.default for entry in dataclasses.fields(command)})
 
 
 def known_flags(fields: dict[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ FULL: Mapping[str, Any] = MappingProxyType({})
 """The stage of a full training run, which sets nothing."""
 
 
-def _file(args: Sequence[str]) -> dict[str, Any]:
+def file_values(args: Sequence[str]) -> dict[str, Any]:
     """{setting: value} of the file that `--config` names; empty without one."""
     path = flags.value_of(args, "--config")
     if not path or _names_preset(args, path):
@@ -61,7 +61,7 @@ def _names_preset(args: Sequence[str], config: str) -> bool:
     return model is not None and model.config_is_preset and "." not in config and not Path(config).exists()
 
 
-def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
+def recipe_values(args: Sequence[str], model: str) -> dict[str, Any]:
     """{setting: value} of the preset that the arguments name; empty without one.
 
     Raises:
@@ -84,7 +84,7 @@ def _recipe(args: Sequence[str], model: str) -> dict[str, Any]:
     return recipe(model, name)
 
 
-def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
+def size_values(size: str, train_bytes: int | None) -> dict[str, Any]:
     """{setting: value} of a size.
 
     train_bytes: length of the training text; None if not known yet.
@@ -97,13 +97,13 @@ def _sized(size: str, train_bytes: int | None) -> dict[str, Any]:
     return {**derive(known, train_bytes), "size": known}
 
 
-def _given(args: Sequence[str], settings: Config) -> dict[str, Any]:
+def given_values(args: Sequence[str], settings: Config) -> dict[str, Any]:
     """{setting: value} of the settings that flags gave."""
     names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in flags.flags_in(args)}
     return {name: value for _, name, value in items(settings) if name.lower() in names}
 
 
-def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
+def merged(*levels: Mapping[str, Any]) -> dict[str, Any]:
     """The levels merged, later ones over earlier ones, flags last.
 
     Steps cancel the epochs of earlier levels.
@@ -116,7 +116,7 @@ def _overrides(*levels: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
+def is_widened(levels: Sequence[Mapping[str, Any]]) -> bool:
     """True if some level sets `latent_dim` and neither it nor a stronger level sets `ffn_dim`.
 
     The `ffn_dim` of a size or preset fits the `latent_dim` of that size or preset only.
@@ -125,8 +125,8 @@ def _widened(levels: Sequence[Mapping[str, Any]]) -> bool:
     return "ffn_dim" not in last and "latent_dim" in last
 
 
-def _over(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def overridden(base: Mapping[str, Any], over: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of a size with those of stronger levels over them; `ffn_dim` follows a changed
     width."""
-    values = {**base, **_overrides(*over)}
-    return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if _widened(over) else {})
+    values = {**base, **merged(*over)}
+    return values | ({"ffn_dim": FFN_RATIO * values["latent_dim"]} if is_widened(over) else {})

@@ -341,7 +341,7 @@ def test_several_values_of_a_flag_and_one_that_begins_with_a_hyphen(
 def test_values_keep_their_flags_and_their_order(groups: list[tuple[str, list[str]]]) -> None:
     """However they are given, a flag that may be repeated has them one by one, and no other flag
     changes."""
-    found = list(flags._spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
+    found = list(flags.spread([part for flag, values in groups for part in (flag, *values)], ("--prompt", "--stop")))
     expected = []
     for flag, values in groups:
         alone = flag == "--seed" or not values

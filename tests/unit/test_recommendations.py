@@ -163,7 +163,7 @@ def _train(args: list[str], config: Config) -> None:
     command = parsing.parse(
         train.TrainCommand, args, command="train", known=train.FLAGS, default=train.TrainCommand(**vars(config))
     )
-    found = check(replace(config, resolve._overrides({}, resolve._given(args, command.settings))))
+    found = check(replace(config, resolve.merged({}, resolve.given_values(args, command.settings))))
     assert found != config
     if command.resume:
         check_resume(config, found)
