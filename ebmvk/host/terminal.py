@@ -7,12 +7,18 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import io
 import os
 import shutil
 import signal
 import sys
 import textwrap
 import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _SIGNS = {
     **dict.fromkeys("−–‐‑", "-"),
@@ -104,6 +110,48 @@ def let_go_of(terminals: list[int]) -> None:
 def terminals() -> list[int]:
     """The file descriptors of standard output and error that are terminals."""
     return [number for number in (1, 2) if os.isatty(number)]
+
+
+class _Outliving(io.FileIO):
+    """A terminal's file descriptor. Once the terminal was closed, what is written is discarded.
+
+    A write can fail before the handler of SIGHUP has run, and a background process gets no SIGHUP.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ENXIO):
+                raise
+            _discard(self.fileno())
+            return super().write(data)
+
+
+@contextlib.contextmanager
+def outlived() -> Iterator[None]:
+    """Within this block, writing to a closed terminal does not fail."""
+    before = sys.stdout, sys.stderr
+    try:
+        sys.stdout, sys.stderr = map(_outliving, before)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    if stream is None or not stream.isatty():  # None: a program without a console
+        return stream
+    try:
+        number = stream.fileno()
+    except OSError:  # a notebook's, which can't be closed
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(_Outliving(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 def _discard(number: int) -> None:

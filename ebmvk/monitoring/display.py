@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -48,21 +47,24 @@ class Display:
         console: Console | None = None,
     ) -> None:  # fmt: skip
         self._quiet, self._verbose, self._log_every, self._total = quiet, verbose, log_every, total
-        self._console = console or _Console(file=sys.stdout, highlight=False, emoji=False)
+        self._console = console or _Console(highlight=False, emoji=False)
         self._figures = {"step": f"step {done:,}/{total:,}"}
         self._live: Live | None = None
+        self._output = ExitStack()
         self._drawn = 0.0
 
     def start(self) -> None:
+        self._output.enter_context(terminal.outlived())
         if self._console.is_terminal and not self._quiet:
             self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._line, transient=True)
             with self._shown():
                 self._live.start()
 
     def stop(self) -> None:
-        if self._live:
-            with self._shown():
-                self._live.stop()
+        with self._output:
+            if self._live:
+                with self._shown():
+                    self._live.stop()
 
     @contextmanager
     def _shown(self) -> Iterator[None]:

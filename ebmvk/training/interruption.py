@@ -22,7 +22,6 @@ class Interruption:
 
     def __init__(self) -> None:
         self.came = False
-        self.hung_up = False  # True if the terminal was closed
         self._at_once = False
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
@@ -39,7 +38,6 @@ class Interruption:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         hung_up = number not in (signal.SIGINT, signal.SIGTERM)
         if hung_up:
-            self.hung_up = True
             terminal.let_go_of(self._terminals)
         again, self.came = self.came and not hung_up, True
         if again or self._at_once:

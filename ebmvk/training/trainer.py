@@ -194,11 +194,7 @@ class Trainer:
             except ArgumentError as error:  # raised by an evaluation or a consolidation
                 raise self._recovery.diverged(error, self.progress.step) from error
             except (StorageError, OSError) as error:  # a failed log must not cost steps
-                kept = self._recovery.not_written(error, self.progress.step, self._saved, self.save)
-                # A closed terminal may fail a write before its signal is handled: that is an
-                # interruption, too.
-                if not (interruption.hung_up and self._saved == self.progress.step):
-                    raise kept from error
+                raise self._recovery.not_written(error, self.progress.step, self._saved, self.save) from error
         return "interrupted" if interruption.came else outcome
 
     def _run(self, interruption: Interruption, stop_after: int | None) -> Outcome:

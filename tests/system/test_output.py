@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -192,6 +193,23 @@ def test_closing_the_terminal_saves_the_run(begun: Sequence[object], tmp_path: P
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
     os.close(leader)
+    assert process.wait(60) == INTERRUPTED
+    assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
+
+
+def test_a_run_outlives_a_terminal_that_closes_without_a_signal(begun: Sequence[object], tmp_path: Path) -> None:
+    """As a background job of a shell that has gone: writing fails, and no SIGHUP comes."""
+    leader, terminal = pty.openpty()
+    process = subprocess.Popen(program(*begun, *ENDLESS), stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    run = tmp_path / "run"
+    while not (run / "metrics.jsonl").exists() or not rows(run, "step"):
+        os.read(leader, 1 << 16)
+    os.close(leader)
+    closed_at = rows(run, "step")[-1]["step"]
+    while process.poll() is None and rows(run, "step")[-1]["step"] < closed_at + 200:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == INTERRUPTED
     assert step_folders(run)[0].name == f"step-{rows(run, 'step')[-1]['step']}"
 
