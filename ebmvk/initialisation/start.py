@@ -66,7 +66,7 @@ def open_start(init: str, say: Say) -> Start:
     close = nearest(init, (UNIFORM, CORPUS))
     raise ConfigError(
         f"--init {init}: no such file or folder, and not the name of a model on the hub (OWNER/NAME)",
-        hint=f"did you mean {close}?" if close else f"take {CORPUS}, {UNIFORM}, or a file of token vectors",
+        hint=f"did you mean {close}?" if close else f"use {CORPUS}, {UNIFORM}, or a file of token vectors",
     )
 
 
@@ -89,7 +89,7 @@ def _download(name: str) -> Path:
         raise DataError(
             f"--init {name}: can't download the model from the hub ({type(error).__name__}: {first[:200]})",
             why="there is no network, the hub library is set to offline, or no model has that name",
-            hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or take --init {CORPUS}",
+            hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or use --init {CORPUS}",
         ) from error
 
 

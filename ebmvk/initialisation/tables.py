@@ -119,7 +119,7 @@ def _npy(file: Path) -> Tensor:
             hint="save it again with numpy.save, as a float32 matrix",
         ) from None
     if content.dtype.kind != "f":
-        raise DataError(f"--init {file}: dtype {content.dtype}, not floating", hint="save it as float32")
+        raise DataError(f"--init {file}: dtype {content.dtype}, not a floating one", hint="save it as float32")
     return torch.from_numpy(np.array(content, dtype=np.float32))
 
 
@@ -167,7 +167,7 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     if not file.exists():
         raise DataError(
             f"--init: {file} is missing, so the {len(rows):,} rows have no tokens",
-            hint=f"put the {TOKENIZER_FILE} of that model beside the file",
+            hint=f"put the {TOKENIZER_FILE} of the model that the rows come from beside the file",
         )
     tokenizer = read_library_tokenizer(file)
     tokenizer.no_truncation()

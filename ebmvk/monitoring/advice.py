@@ -74,7 +74,7 @@ def advice(
     if rose and nats - train_nats > OVERFITTED:  # a gap is harmless while validation still improves
         yield (
             f"the loss is {nats - train_nats:.2f} nats per token higher on validation text than on training text: "
-            f"the model learns that by heart; take {more_dropout(model.dropout)} or --patience 3"
+            f"the model learns the training text by heart; use {more_dropout(model.dropout)} or --patience 3"
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (
@@ -82,9 +82,9 @@ def advice(
             if epochs < SHORT
             else f"--latent-dim {2 * model.latent_dim}, or more text"
         )
-        yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
+        yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: use {more}"
     if rate < SLOW and (faster := ", or ".join(_faster(config))):
-        yield f"{rate:,.0f} tokens per second is slow: take {faster}"
+        yield f"{rate:,.0f} tokens per second is slow: use {faster}"
 
 
 def _faster(config: Config) -> Iterator[str]:

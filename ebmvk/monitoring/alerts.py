@@ -154,7 +154,7 @@ class PoorConvergence:
             "poor convergence",
             f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone reach "
             f"{self._unigram:.2f}",
-            f"take --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
+            f"use --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
         )
 
 
@@ -192,7 +192,7 @@ class WorseningPerplexity:
             "perplexity worsening",
             f"validation perplexity is {math.exp(nats):.2f} per token, {math.exp(nats - self._best) - 1:.1%} above the "
             f"best, for {TWICE} evaluations",
-            f"take {more_dropout(model.dropout)} or --patience 3: the model learns the text by heart"
+            f"use {more_dropout(model.dropout)} or --patience 3: the model learns the text by heart"
             if by_heart
             else f"continue the best checkpoint with {lower_rate(self._config)}",
         )
@@ -297,7 +297,7 @@ class StuckGates:
         if name.endswith(WRITING):
             reason = f"tokens of validation write to the external memory with strength {mean:.2g} on average"
             return Alert(
-                sign, reason, f"take --lr {training.learning_rate / 2:g}; if that doesn't help, --no-use-memory"
+                sign, reason, f"use --lr {training.learning_rate / 2:g}; if that doesn't help, --no-use-memory"
             )
         reason = f"an expert of {name} gets a share of {mean:.2g} of the validation tokens"
         return Alert(sign, reason, f"start a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")

@@ -34,7 +34,7 @@ def check_shares(config: Config, ranks: Ranks) -> None:
         raise ConfigError(
             f"--batch-size {batch} is not a multiple of the {size} processes",
             why="each process takes an equal share of the windows of a batch",
-            hint=f"take --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
+            hint=f"use --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
         )
 
 

@@ -208,13 +208,13 @@ def test_an_older_run_resumes_with_its_own_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("--config small", "take --model minillm --config small, or --preset small"),
+        ("--config small", "use --model minillm --config small, or --preset small"),
         ("--config custom", "--model minillm --config custom"),
         ("--model tinygpt --config large", "--preset large"),
-        ("--model minillm --config tiny", "take --config small, medium, large"),
-        ("--model minillm --preset nano", "take --preset small, medium, large"),
-        ("--model infinito --preset nano", "take --preset small, medium, large"),
-        ("--model tinygpt --preset huge", "take --preset nano, small, medium, large"),
+        ("--model minillm --config tiny", "use --config small, medium, large"),
+        ("--model minillm --preset nano", "use --preset small, medium, large"),
+        ("--model infinito --preset nano", "use --preset small, medium, large"),
+        ("--model tinygpt --preset huge", "use --preset nano, small, medium, large"),
         ("--preset small", "--size nano, tiny, small, base; presets belong to --model tinygpt, minillm, infinito"),
     ],
 )
