@@ -41,7 +41,7 @@ class Entry:
 def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Sequence[str] = ()) -> str:
     """The help of the command `title`.
 
-    everything: with flags that aren't common. notes: paragraphs at the top.
+    everything: also show flags that aren't common. notes: paragraphs at the top.
     """
     several = any(entry.common for entry in entries) and not everything
     shown = [_plain(entry) for entry in entries if entry.common] if several else entries
@@ -58,7 +58,7 @@ def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Seque
 
 
 def _plain(entry: Entry) -> Entry:
-    """Without the `--no-` form of a switch that is off by default."""
+    """The spellings without `--no-`, for a switch that is off by default."""
     return entry if entry.default else dataclasses.replace(entry, usage=entry.usage.replace("[no-]", ""))
 
 
@@ -137,8 +137,8 @@ def _default(value: Any, extras: Sequence[Any]) -> str:
 
 
 def comments(kind: type[Any]) -> dict[str, str]:
-    """{field: the comment behind its definition, or else above it}, of a dataclass and the classes
-    it extends.
+    """{field: comment} for a dataclass and the classes that it extends. The comment is the one
+    after the field's definition on its line, or else the one above.
     """
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -75,7 +75,7 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     from ebmvk.runs.lock import locked
 
     if not 0 <= command.splats <= MAX_SPLATS:
-        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="use --splats 50000")
+        raise ConfigError(f"--splats {command.splats} is not between 0 and {MAX_SPLATS:,}", hint="use --splats 50000")
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -142,7 +142,7 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
-    """Write alerts where training writes its own: into the run's metrics and report."""
+    """Write alerts into the run's metrics and report, as training does."""
     from ebmvk.monitoring.monitor import Monitor
     from ebmvk.training.session import report
 

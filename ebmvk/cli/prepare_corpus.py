@@ -93,8 +93,8 @@ def _prepare(command: PrepareCommand) -> int:
 
 
 def _parted(read_back: int, written: int) -> Iterator[str]:
-    """Yields a note if documents contain separators of the output, so that more will be read
-    back.
+    """Yields a note if documents contain separators of the output, because reading it would then
+    give more documents.
     """
     if read_back != written:
         yield f"{read_back:,} documents will be read from it, because some contain lines <|doc|> or <|endoftext|>"

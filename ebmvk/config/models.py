@@ -37,7 +37,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the configuration knows of a model.
+    """What the configuration knows about a model.
 
     title: a few words for `--help`.
     path: "module:Class" of its `LanguageModel`, which is imported when a model is built.

@@ -333,7 +333,7 @@ def number(name: str) -> type[int] | type[float] | None:
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str | None:
     """The known name closest to `name`; None if none is close.
 
-    cutoff: the least likeness, 0 to 1.
+    cutoff: the least similarity, from 0 to 1.
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 

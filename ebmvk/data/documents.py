@@ -1,4 +1,4 @@
-"""Documents from text files and folders that a person names, cut at separator lines.
+"""Reads text files and folders that a person names; cuts them into documents at separator lines.
 
 Commands that take text without splits (`prepare-corpus`, `analyze-corpus`, `init-tokenizer`) read
 it here.
@@ -18,7 +18,7 @@ from ebmvk.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Documents:
-    """texts: documents in order. notes: lines for people on what was read and what was skipped."""
+    """texts: documents in order. notes: lines to print about what was read and what was skipped."""
 
     texts: list[str]
     notes: list[str]

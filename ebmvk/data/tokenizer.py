@@ -191,7 +191,7 @@ class Tokenizer:
         return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
 
     def faithful(self) -> Tokenizer:
-        """A copy to save into a new run, whose file lacks the steps that are switched off here."""
+        """A copy to save into a new run. Its file omits the steps that are switched off here."""
         return Tokenizer(_Bpe.from_str(self._bpe.to_str()), self.end_token) if self.altered else self
 
     def save(self, path: Path) -> None:

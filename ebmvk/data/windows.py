@@ -71,9 +71,9 @@ class TokenStream:
             yield text, self.tokens[start + 1 : end], not self.cut or end < len(self)
 
     def parts(self) -> list[tuple[int, int]]:
-        """(first, last) position of each run of tokens that no window leaves.
+        """(first, last) position of each stretch of tokens that windows stay inside.
 
-        Every token of a run except its first is a target.
+        Every token of a stretch except its first is a target.
         """
         if not self.apart:
             return [(0, len(self) - 1)]
@@ -194,7 +194,8 @@ class Batches:
 class Ahead:
     """Makes batches in threads before they are needed; the number of threads doesn't change them.
 
-    workers: number of threads, each one batch ahead; with 0, a batch is made when it is asked for.
+    workers: number of threads, each of which works one batch ahead; with 0, a batch is made when it
+        is asked for.
     """
 
     def __init__(self, batches: Batches, workers: int) -> None:
@@ -212,7 +213,7 @@ class Ahead:
 
 
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Windows that together score each token but the first exactly once.
+    """Windows that together score every token except the first exactly once.
 
     If documents are read apart, no window crosses from one to the next.
 
@@ -232,7 +233,7 @@ def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterat
     """
     if not 1 <= stride <= context:
         raise ArgumentError(
-            f"--stride {stride} is not within 1 … {context} (the context)", hint=f"give --stride {context}"
+            f"--stride {stride} is not between 1 and {context}, the context", hint=f"give --stride {context}"
         )
     if len(stream) < 2:
         raise DataError(

@@ -151,9 +151,9 @@ class Generator:
         how: Decoding,
         position: int,
     ) -> list[int]:
-        """A token of each text.
+        """Draw one token for each text.
 
-        Its draws depend on the text's number and the position, not on its neighbours.
+        A draw depends on the text's number and the position, not on its neighbours.
         """
         tokens = []
         # A text's number is the number of its chain, so an ended neighbour changes nothing.
@@ -178,7 +178,7 @@ class Generator:
 
 
 def _blocks(numbers: list[int]) -> list[tuple[int, slice]]:
-    """Runs of consecutive numbers as (first number, their places)."""
+    """Groups of consecutive numbers, each as (first number, places of the group)."""
     starts = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1] + 1]
     return [(numbers[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
 
@@ -188,5 +188,5 @@ def _seed(seed: int, position: int) -> int:
 
 
 def _uniform(seed: int, position: int, row: int) -> float:
-    """In [0, 1), from 53 bits."""
+    """A uniform number in [0, 1), from 53 bits."""
     return (_seed(_seed(seed, position), row) >> 3) / 2.0**53

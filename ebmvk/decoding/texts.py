@@ -1,4 +1,4 @@
-"""A text while it is written, and once it is."""
+"""A generated text, while it is being written and when it is finished."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def together(found: Sequence[Diagnosis]) -> Row:
     """The record of one diagnosis or of several.
 
     `against_first` is the difference from the first one, paired by token. It is None for the first
-    one itself, and if the tokens differ, as with another tokenizer.
+    one itself, and for one with other tokens, such as those of another tokenizer.
     """
     first, rows = found[0], []
     tails = _tails([own.record["folder"] for own in found])

@@ -117,8 +117,8 @@ def _reach(y: Values, m: int) -> float:
 
 
 def _sign_test(rises: Values) -> float:
-    """p of the numbers of rises and falls under a random walk, the most correlated noise. It finds
-    a trend in few means that all rise, for which a correlation can't be estimated."""
+    """p-value of the number of rises and falls under a random walk, the most correlated noise. It
+    finds a trend in few means that all rise, for which a correlation can't be estimated."""
     up, down = int((rises > 0).sum()), int((rises < 0).sum())
     return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
 

@@ -1,7 +1,7 @@
 """Checks the arguments of all operations, for every backend.
 
 Each failed check raises ArgumentError with the argument, its value and one thing to try. Good
-arguments cost one reduction per tensor; only after a failure is the bad row searched for.
+arguments cost one reduction per tensor; the bad row is looked for only after a failure.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ class Chains:
         )
 
     def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """End a geodesic move: back onto the sphere, second half kick, back into the tangent
-        space."""
+        """End a geodesic move: project x onto the sphere, do the second half kick, make v
+        tangent."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)

@@ -1,9 +1,9 @@
 """Fits a memory to a text and judges the result (model sections 5 and 8).
 
 Concentrations, shares, background and gates are fitted by likelihood, either on the validation text
-or on a fold of the training text that is left out of the splats meanwhile. So no query meets its
-own entry. Leaving out just the context that asks is not enough: the rest of its document would
-stay, and says far more about it than about any other text.
+or on a fold of the training text that is left out of the splats meanwhile. So no query finds its
+own entry. Leaving out only the query's context would not be enough: the rest of its document would
+stay, and that predicts it far better than any other text does.
 """
 
 from __future__ import annotations
@@ -103,12 +103,14 @@ class Fit:
         return self._gated(memory, mode, len(self.tokens))[0]
 
     def nats(self, memory: Memory, mode: Mode) -> dict[Law, float]:
-        """{law: nats per token} for `mode`, modes with fewer tiers, and the calibration."""
+        """{law: nats per token} for `mode`, for modes with fewer tiers and for the calibration."""
         terms = self.terms(memory, mode)
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
-        """The first tokens under the lexical law and the tiers of `mode`, and gate features."""
+        """Log probabilities of the first tokens under the lexical law and each tier of `mode`, with
+        the gate's features.
+        """
         return self._terms_at(memory, mode, None, limit)[0]
 
     # ---- judging the result ----------------------------------------------------------------------

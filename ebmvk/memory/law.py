@@ -270,7 +270,7 @@ class Reader:
         self.episodic = self._episodic()
 
     def again(self) -> Reader:
-        """A reader of another text, with the same static splats."""
+        """A reader for another text, with the same static splats."""
         other = copy(self)
         other.episodic = self._episodic()
         return other
@@ -339,7 +339,7 @@ class Reader:
         return [lexical, *(law for law, _ in pools)], features
 
     def remember(self, h: Tensor, tokens: Tensor) -> None:
-        """Like `read`, if nobody needs the probabilities of the tokens."""
+        """Like `read`, for callers that don't need the probabilities of the tokens."""
         if self.episodic:
             h, tokens = h.float().cpu().contiguous(), tokens.cpu()
             at_once = laws_at_once(self.memory.vocab_size)

@@ -102,8 +102,8 @@ class TransformerDecoder(Decoder):
     """D is a projection to d and one block as in GPT-2: attention over the global window, then two
     layers with GELU.
 
-    The layers are as wide as it takes to give D as many weights as A active experts have,
-    5 A d hidden_dim, of which the projection has 4 d^2 and the attention 4 d^2.
+    D gets about as many weights as A active experts have, 5 A d hidden_dim. Projection and
+    attention take 8 d^2 of them; the width of the two layers follows from the rest.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -229,6 +229,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
     """The error to raise if weights are complete but don't belong to this model."""
     return CheckpointError(
         f"{checkpoint.path / MODEL}: {what}",
-        why=f"the checkpoint belongs to another configuration than the {checkpoint.settings} beside it",
+        why=f"the checkpoint doesn't belong to the configuration in the {checkpoint.settings} beside it",
         hint=f"put back the {checkpoint.settings} that this checkpoint was saved with",
     )

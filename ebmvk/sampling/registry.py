@@ -109,7 +109,7 @@ def named(name: str) -> Sampler:
     """
     if not (isinstance(name, str) and name in SAMPLERS):
         close = nearest(name, SAMPLERS) if isinstance(name, str) else None
-        known = f"take one of {', '.join(SAMPLERS)}"
+        known = f"use one of {', '.join(SAMPLERS)}"
         raise ArgumentError(f"sampler {name!r} is not known", hint=f"did you mean {close}? {known}" if close else known)
     return SAMPLERS[name]
 

@@ -71,7 +71,7 @@ class TokenSampler:
             raise ConfigError(
                 f"--sampler {self.name} with the run's langevin_T {self.settings.langevin_T:g}",
                 why="this sampler draws from the model's own law, that of temperature 1",
-                hint=f"take --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
+                hint=f"use --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
             )
 
     def tokens(self, query: Tensor, log_p: Tensor, *, seed: int, first_chain: int) -> Tensor:

@@ -263,8 +263,8 @@ class Trainer:
         """Do one step of the optimiser and record it.
 
         Raises:
-            NonFinite: raised before the weights are changed. BatchTooLarge: it names a batch size
-                that fits.
+            NonFinite: raised before the weights are changed. BatchTooLarge: the batch doesn't fit
+                in memory; the message names a size that does.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
