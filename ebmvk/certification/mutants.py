@@ -43,7 +43,7 @@ _NUMBERS = 1 << 18
 
 @dataclass(frozen=True)
 class Plain:
-    """A `Sampler`: model section 7 in torch, float64, with at most one law broken."""
+    """A `Sampler` in torch and float64 (model section 7), with at most one law broken."""
 
     mutant: Mutant | None = None
 

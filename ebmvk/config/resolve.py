@@ -62,7 +62,7 @@ def _names_preset(args: Sequence[str], config: str) -> bool:
 
 
 def recipe_values(args: Sequence[str], model: str) -> dict[str, Any]:
-    """{setting: value} of the preset that the arguments name; empty without one.
+    """{setting: value} of the preset that the arguments name; empty if they name none.
 
     Raises:
         ConfigError: the model has no preset of that name.
@@ -98,7 +98,7 @@ def size_values(size: str, train_bytes: int | None) -> dict[str, Any]:
 
 
 def given_values(args: Sequence[str], settings: Config) -> dict[str, Any]:
-    """{setting: value} of the settings that flags gave."""
+    """{setting: value} of the settings that were given as flags."""
     names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in flags.flags_in(args)}
     return {name: value for _, name, value in items(settings) if name.lower() in names}
 

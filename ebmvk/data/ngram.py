@@ -103,7 +103,9 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
 
 
 def perplexity(nats: float) -> float:
-    """e^nats, for nats per token, word or byte; always finite."""
+    """e^nats, for nats per token, word or byte. Nats above 700 count as 700, so the result is
+    finite.
+    """
     return math.exp(min(nats, 700.0))
 
 

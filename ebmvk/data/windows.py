@@ -116,8 +116,8 @@ class Batches:
 
     Each epoch treats the stream as a ring, shifts it by a random offset, cuts it into windows and
     visits every window once, in random order. A batch may end one epoch and begin the next.
-    Documents that are read apart are cut one by one: a window at the beginning, one at the end, and
-    between them one every `stride` tokens, shifted at random in each epoch.
+    Documents that are read separately are cut one by one: a window at the beginning, one at the
+    end, and between them one every `stride` tokens, shifted at random in each epoch.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Batches:
             batch_size: number of windows in a batch, B.
             seq_length: number of tokens predicted in a window, T.
             seed: non-negative.
-            stride: if documents are read apart, the number of tokens from one window of a document
+            stride: if documents are read separately, the number of tokens from one window of a document
                 to the next (None: T). With a smaller stride windows overlap, and an epoch becomes
                 longer.
 
@@ -175,7 +175,7 @@ class Batches:
         return np.where(found > windows[:, 1:], -1, found) if self._apart else found % len(self._tokens)
 
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        """(windows, 2): the first position of each window, and the last position it may reach."""
+        """(windows, 2): each window's first position, and the last position that it may reach."""
         random = np.random.default_rng([self._seed, epoch])
         if not self._apart:
             offset = random.integers(len(self._tokens))
@@ -215,7 +215,7 @@ class Ahead:
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Windows that together score every token except the first exactly once.
 
-    If documents are read apart, no window crosses from one to the next.
+    If documents are read separately, no window crosses from one to the next.
 
     Args:
         stream: at least two tokens.

@@ -96,8 +96,8 @@ class Chains:
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """Take the steps of one level. The force at its start is computed again; within it, each
-        step reuses the last one.
+        """Take the steps of one level. The force at the level's start is computed anew; then each
+        step starts from the force that the step before ended with.
         """
         h, metropolis = level.step_size, self.scheme == "ghmc"
         # GHMC splits the friction of its trajectory into two halves around it.

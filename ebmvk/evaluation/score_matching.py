@@ -74,7 +74,7 @@ class ScoreMatching:
 
 
 def levels(d: int, vocabulary: int, extra: Sequence[float] = ()) -> list[Level]:
-    """The named levels and those in `extra`, or else `LEVELS` log-spaced ones, by rising kappa."""
+    """The named levels, plus those in `extra` or else `LEVELS` log-spaced ones, by rising kappa."""
     low, high = kappa_range(d, vocabulary)
     spaced = [low * (high / low) ** (i / (LEVELS - 1)) for i in range(LEVELS)]
     found = [Level(Noise.of(kappa, d)) for kappa in (extra or spaced)]

@@ -33,8 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """The meaning of --init: an open run; or a file or folder with the name of a tensor in it; or
-    neither."""
+    """What --init names: an open run; a file or folder, with a tensor's name; or neither."""
 
     init: str
     run: OpenRun | None = None

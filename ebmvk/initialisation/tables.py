@@ -1,7 +1,7 @@
 """Reading pretrained token vectors: safetensors or npy beside a tokenizer.json, word2vec, a model
 of the hub.
 
-Only numbers are read, never objects. A table finds its rows for the tokens of another vocabulary.
+Only numbers are read, never objects. A table can look up rows for the tokens of another vocabulary.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Fit:
             scrambled = self._shared(scrambled, tier, SHARES, TUNED_TOKENS).memory
         scrambled, nats = self._gated(scrambled, mode, len(self.tokens))
         for law in scrambled.gates:
-            say(f"{law:<12}{nats[law]:.4f} nats per token with scrambled splats, their own share and gate")
+            say(f"{law:<12}{nats[law]:.4f} nats per token with scrambled splats (with a share and gate fitted to them)")
         return replace(memory, control=Control(scrambled.share, scrambled.episodic.share, scrambled.gates))
 
     def gated(self, memory: Memory, mode: Mode) -> Memory:

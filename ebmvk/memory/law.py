@@ -4,9 +4,9 @@
     p_i = p_mem^s p_lex^(1 - s) / Z,    p_mem = sum_k q_k V_k + q_inf / V
 
 p_lex is the model's own (lexical) law. Every part is normalised, so the mixture is too. Within a
-tier energies add: the share s weighs the splats against the lexical law; at s = 1 the tier is p_mem
-alone. There are two tiers: static memory, of the training text, and episodic memory, of the text
-that is being read.
+tier, energies add. The share s is the weight of the splats, and 1 - s that of the lexical law; at s
+= 1 the tier is p_mem alone. There are two tiers: static memory, of the training text, and episodic
+memory, of the text that is being read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Memory:
     """The memory of one model.
 
     d, vocab_size: those of the model.
-    static: splats of the training text; None without any. k: how many of them are looked up per
+    static: splats of the training text; None without any. k: number of splats looked up per
         context. share: weight of their law in the pool with the lexical law.
     episodic: how to remember the text that is being read.
     gates: one for each usable mode except "none".

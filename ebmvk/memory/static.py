@@ -60,7 +60,9 @@ class Static:
     without: SplatStore
 
     def fitted(self, without: SplatStore) -> SplatStore:
-        """All splats, with the concentration and alpha_inf that were fitted without the fold."""
+        """The splats of all of the text, with the concentration and alpha_inf fitted to those
+        without the fold.
+        """
         store = self.store.at(without.kappa_max)
         share = without.background / float(without.mass.sum())
         return replace(store, background=share * float(store.mass.sum()))
@@ -81,12 +83,12 @@ def build_static(
 
 
 def token_marks(model: LanguageModel) -> Tensor:
-    """A row for each token, (V, d), so that `cluster` also compares the tokens that followed."""
+    """One row per token, (V, d). With them `cluster` also compares the tokens that followed."""
     return TOKEN_WEIGHT * normalize(model.embeddings().detach().float().cpu(), dim=1)
 
 
 def first_documents(train: TokenStream) -> int:
-    """The number of contexts to fit on: whole documents, at most a tenth of the training text."""
+    """The number of contexts to fit on: whole documents, at most a tenth of the text."""
     most = min(FIT_TOKENS, (len(train) - 1) // 10)
     starts = train.starts[(train.starts > 0) & (train.starts <= most)]
     return int(starts[-1]) if len(starts) else most

@@ -1,4 +1,4 @@
-"""A look inside a model: the attention of each head, and which tokens go to which expert."""
+"""Looks inside a model: the attention of each head, and which tokens go to which expert."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Ite
 def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
     """`specialisation` on the tokens (n,), cut into rows.
 
-    The rest that fills no row is left out.
+    Tokens left over after the last full row are ignored.
     """
     length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
     rows = max(1, len(tokens) // length)

@@ -1,4 +1,4 @@
-"""What training, evaluation, memory and generation expect of every language model.
+"""The interface that training, evaluation, memory and generation expect of every language model.
 
 Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the
 vocabulary. If the rows are unit vectors, row_v is multiplied by a concentration kappa_v. Such a
@@ -35,13 +35,13 @@ class OwnLoss(Protocol):
 
     @property
     def size(self) -> int:
-        """S, the number of sums."""
+        """The number S of sums."""
         ...
 
     def sums(self, there: Tensor | None) -> Tensor:
         """(S,) float64, sums over positions.
 
-        there: (N,) bool, those that aren't padding; None means all.
+        there: (N,) bool, True for positions that aren't padding; None means all.
         """
         ...
 
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:
-        """How the optimiser moves a parameter. Override it for parameters of another kind."""
+        """How the optimiser updates a parameter. Override this for parameters of another kind."""
         if name == self.rows_name:
             return self.rows_role
         if name.endswith("router.weight"):
@@ -138,10 +138,11 @@ class LanguageModel(nn.Module, ABC):
         the length that rows start with."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """What else is wrong with weights that have the right names, shapes and dtypes and are
-        finite.
+        """Describe what is wrong with weights although names, shapes and dtypes are right and all
+        are finite.
 
-        Names the tensor; None if nothing is wrong. Also works for a model on the meta device.
+        The answer names the tensor; it is None if nothing is wrong. Also works for a model on the
+        meta device.
         """
         return None
 

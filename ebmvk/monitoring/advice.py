@@ -30,8 +30,7 @@ def usual_rate(config: Config) -> float:
 
 
 def lower_rate(config: Config) -> str:
-    """The flag for half the learning rate; for the size's default if the rate is above twice
-    that."""
+    """The flag for half the learning rate, or for the size's default if that is lower still."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 
@@ -45,8 +44,8 @@ def why_it_diverged(config: Config) -> str:
 
 
 def more_steps(steps: int, epochs: float, size: Size) -> int:
-    """A larger number of steps: enough to read the text `SHORT` times, but at most the default of
-    the size; at least twice `steps`.
+    """A larger number of steps: at least twice `steps`. It is enough to read the text `SHORT`
+    times, but isn't above the default of the size unless twice `steps` is.
     """
     most = PRESETS[size].get("steps", steps)
     assert isinstance(most, int)

@@ -104,9 +104,9 @@ WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short win
 
 
 class Diverging:
-    """Each of the last steps had a higher loss than a guess that makes all tokens equally likely.
+    """Each of the last steps had a higher loss than guessing with all tokens equally likely.
 
-    A run starts below that and no text is that hard, so the weights have diverged.
+    A run starts below that loss and no text is that hard, so the weights have diverged.
     """
 
     def __init__(self, config: Config) -> None:
@@ -237,7 +237,7 @@ CLOSE = 0.1  # of a splat's width, the angle sqrt((d-1)/kappa); healthy runs hav
 
 
 class SickSplats:
-    """Many splats aren't recalled any more, or splats lie on top of one another."""
+    """Many splats are no longer recalled, or splats lie on top of one another."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -276,8 +276,8 @@ WRITING = "memory"  # infinito's module
 class StuckGates:
     """The mean of a gate over validation is 0 or 1 in two evaluations in a row.
 
-    Gates are infinito's writing to its memory, and routers, which may give an expert no tokens or
-    all of them.
+    Gates are the strength with which infinito writes to its memory, and the routers' shares: an
+    expert may get no tokens or all of them.
     """
 
     def __init__(self, config: Config) -> None:

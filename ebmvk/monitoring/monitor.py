@@ -148,8 +148,8 @@ class Monitor:
         self._tell_time(step, values["seconds"])
 
     def _left(self, step: int) -> float:
-        """Seconds that the rest of the run takes at its pace since the first step, which is slower
-        than the others.
+        """Seconds that the rest of the run takes at the pace so far. The first step doesn't count,
+        because it is slower.
         """
         return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
 

@@ -158,7 +158,8 @@ class Ranks:
             self.broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
 
     def follow(self, handlers: Mapping[str, Handler]) -> int:
-        """Do what the first rank tells, until it tells to end. Returns its exit status.
+        """Do what the first rank asks until it says that the run has ended. Returns the first
+        rank's exit status.
 
         handlers: {name of a message: function to call with its values}.
         """

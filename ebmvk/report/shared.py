@@ -11,7 +11,7 @@ from ebmvk.runs.metrics import Row
 
 
 def level_label(level: Row, digits: int = 1) -> str:
-    """κ of a noise level, followed by its name if it has one, such as (½ κ_c)."""
+    """κ of a noise level, followed by the level's name if it has one, such as (½ κ_c)."""
     kappa = number(level["kappa"], f".{digits}f")
     return f"{kappa} ({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else kappa
 

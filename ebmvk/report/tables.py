@@ -82,7 +82,7 @@ def duration(seconds: float) -> str:
 def below(level: Row) -> str:
     """How far the error at a noise level is below that of a denoiser that knows only frequencies.
 
-    A dash if that one has hardly any error (`SETTLED`), because then the ratio means nothing.
+    A dash if that denoiser has hardly any error (`SETTLED`), because then the ratio means nothing.
     """
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
@@ -116,7 +116,7 @@ def against_trigram(own: Row, base: Row) -> str:
 
 
 def shown(token: str) -> str:
-    """A token with visible white space, and without characters that control a terminal."""
+    """A token with white space made visible and characters that control a terminal escaped."""
     return printable(token.replace("\n", "⏎").replace(" ", "␣"))
 
 

@@ -130,7 +130,7 @@ def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """Copy what others have put beside the same weights, such as a memory."""
+    """Copy files that other commands have put beside the same weights, such as a memory."""
     for file in old.iterdir():
         if file.is_file() and file.name not in (MODEL, STATE, SOC, MANIFEST):
             write_file(new / file.name, file.read_bytes())

@@ -73,7 +73,7 @@ def _contents(run: OpenRun) -> dict[str, bytes]:
 
 
 def public(config: Config) -> Config:
-    """The configuration without the names of this machine's folders."""
+    """The configuration with only the last part of each path, to hide this machine's folders."""
     init = config.training.init
     names = {
         "dataset": _last_part(config.data.dataset),

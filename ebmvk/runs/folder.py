@@ -80,7 +80,7 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
 
 
 def ended_early(folder: Path) -> bool:
-    """True if a run ended before its first checkpoint, so that it can only begin again."""
+    """True if a run ended before its first checkpoint, so it can only begin again."""
     try:
         return (folder / CONFIG_FILE).is_file() and not step_folders(folder)
     except OSError:  # for example, the name is too long; the caller that opens the folder reports it

@@ -31,7 +31,7 @@ def find_text(data: DataConfig) -> Corpus:
 
 
 def own_text(config: Config, dataset: str | None = None, data_dir: Path | None = None) -> Corpus:
-    """The text that a run of this configuration was trained on, from its present place.
+    """The text that a run of this configuration was trained on, read from where it is now.
 
     Args:
         dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder
@@ -63,7 +63,7 @@ def _is_there(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """same: True if a text is the run's own; None if the run does not tell. by: what was
+    """same: True if a text is the run's own; None if the run has no record of it. by: what was
     compared."""
 
     same: bool | None
@@ -103,7 +103,7 @@ def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], None]) -> Comparison:
-    """Like `compared`, but warns if the text is another or can't be compared."""
+    """Like `compared`, but warns if the text is a different one or can't be compared."""
     found = compared(run, corpus, split)
     if found.same is False:
         say(

@@ -59,11 +59,11 @@ def tempering(
 ) -> TemperedSample:
     """Rounds of trajectories on every rung and exchanges between neighbours.
 
-    Pairs (0, 1), (2, 3), ... exchange after even rounds, (1, 2), ... after odd ones (Okabe et al.
-    2001), with probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T. All
-    rungs' densities are relative to one uniform measure, so the normalisers log C_d(kappa)/C_d(0)
-    in E make this the exact Metropolis ratio. Velocities go with their states, as they have the
-    same law on every rung.
+    Pairs (0, 1), (2, 3), ... exchange after even rounds; (1, 2), ... exchange after odd ones (Okabe
+    et al. 2001), with probability min(1, e^D), D = (E_i(x_i) + E_j(x_j) - E_i(x_j) - E_j(x_i)) / T.
+    All rungs' densities are relative to one uniform measure, so the normalisers log
+    C_d(kappa)/C_d(0) in E make this the exact Metropolis ratio. Velocities go with their states, as
+    they have the same law on every rung.
 
     Args:
         rungs: number of replicas of each chain, evenly from kappa_c/5 to 1.4 kappa_c. The

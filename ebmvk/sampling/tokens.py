@@ -18,8 +18,8 @@ from ebmvk.sampling.registry import SAMPLERS, SamplerName
 class SamplingHealth:
     """Diagnostics over all chains so far; replicas of tempering count as chains.
 
-    sums: over chains, of the engine's diagnostics; tangency: the largest of all. rates: (P,), sums
-    over `rows` contexts of what the registry's `rates` says.
+    sums: the engine's diagnostics, summed over chains; tangency: the largest of all. rates: (P,),
+        what the registry's `rates` describes, summed over `rows` contexts.
     """
 
     chains: int = 0
@@ -56,8 +56,8 @@ class TokenSampler:
     """Draws tokens by the sampler `name` and adds its diagnostics to `health`.
 
     Raises:
-        ConfigError: the run's chains have another temperature than 1, and this sampler has none.
-        ArgumentError: no sampler has this name.
+        ConfigError: the run's chains have a temperature other than 1, and this sampler has no
+        temperature. ArgumentError: no sampler has this name.
     """
 
     name: SamplerName

@@ -52,7 +52,8 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
 
 
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
-    """(unseen, rare): how many contexts have a next token that splats met never, or about once.
+    """(unseen, rare): how many contexts have a next token that the splats never met, or met about
+    once.
 
     h: (n, d); tokens: (n,), the token after each. By Good and Turing, in a new text neither
     number is small compared with the other. `unseen` is small only if the splats hold these very

@@ -48,7 +48,7 @@ Judge = Callable[[SplatStore | None], float]
 
 @dataclass
 class Counters:
-    """What a consolidation remembers from check to check.
+    """The values that a consolidation keeps from one check to the next.
 
     phase: the current phase of the curriculum. tried: the check that last rejected a growth.
     checks: number done.
@@ -172,7 +172,7 @@ class Consolidation:
         return self.counters.checks - self.counters.tried >= RETRY_CHECKS
 
     def _faded(self, step: int) -> tuple[SplatStore | None, int]:
-        """The store after fading, and how many splats were pruned.
+        """The store after fading, and the number of splats pruned.
 
         All statistics fade; old splats also by the weight decay, which is per epoch and applied for
         the part of an epoch that has passed.

@@ -263,8 +263,8 @@ class SplatStore:
     def trimmed(self, floor: float) -> SplatStore:
         """Drop token counts below `floor`, with their share of mass and resultant.
 
-        Otherwise counts that fade by a factor would stay in ever more cells. A splat may end with
-        mass 0.
+        Otherwise faded counts would never reach zero, and ever more cells would be stored. A splat
+        may end with mass 0.
         """
         use = self.count >= floor
         mass = torch.zeros_like(self.mass).index_add_(0, self.row[use], self.count[use])

@@ -61,7 +61,7 @@ class Evaluations:
         return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)
 
     def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
-        """L_kappa per noise level on the first tokens of validation, without dropout."""
+        """L_kappa for each noise level on the first tokens of validation, without dropout."""
         self._model.eval()
         found = score_matching(
             self._model,

@@ -33,8 +33,8 @@ def lr_at(step: int, config: TrainingConfig) -> float:
 
 
 class Optimizer:
-    """Muon and AdamW, or AdamW alone, with one `step`. Its state is tensors only, by parameter
-    name.
+    """Muon and AdamW, or AdamW alone, with one `step`. Its state consists of tensors, named by
+    their parameters.
 
     The model says how each of its parameters is moved: `LanguageModel.role`.
     """

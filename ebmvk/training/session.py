@@ -94,7 +94,7 @@ def execute(
 
 
 def _warn(text: str) -> None:
-    """With --quiet too."""
+    """Print a warning, also with --quiet."""
     print(text, file=sys.stderr)  # noqa: T201
 
 
