@@ -50,10 +50,11 @@ class Decoding:
 
 
 class Generator:
-    """Generates text with one model on one backend; the model is in evaluation mode meanwhile.
+    """Generates text with one model on one backend. While it writes, the model is in evaluation
+    mode.
 
-    memory: the model's; each text also remembers itself, from its prompt on. health: diagnostics of
-    the samplers, over all calls.
+    memory: the model's. Each text also adds itself to its own episodic memory, beginning with the
+    prompt. health: diagnostics of the samplers, over all calls.
     """
 
     def __init__(
