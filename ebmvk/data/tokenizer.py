@@ -138,7 +138,7 @@ class Tokenizer:
         return self.decode([token_id]) or self.symbol(token_id)
 
     def beginning(self, text: str, ids: Ids) -> bytes:
-        """The UTF-8 bytes at the start of a text that its first tokens, `ids`, stand for.
+        """The start of a text, in UTF-8 bytes: the part that its first tokens, `ids`, stand for.
 
         If the tokenizer doesn't spell bytes, a partly covered character counts as whole, and blanks
         in no token belong to the text after them.

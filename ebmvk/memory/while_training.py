@@ -152,8 +152,9 @@ class TrainingSoc:
     def gain(self) -> dict[str, float] | None:
         """How much the splats gain as a static memory; None if there are no splats yet.
 
-        Nats per token on the evaluated part of validation: without splats, calibrated without
-        splats, and with splats. Gates are fitted on its first half; the figures are for the second.
+        Three figures, in nats per token on the evaluated part of validation: for the model alone,
+        for the model calibrated, and for the model with the splats. Gates are fitted on the first
+        half of that part; the figures are for the second half.
         """
         store = self.consolidation.store
         if store is None:

@@ -31,8 +31,8 @@ class LatentLaw:
     """p_kappa(x|c) of B contexts at once, at any kappa.
 
     Args:
-        backend, points: where the work is done, and the token points that it keeps, (V, d) unit
-        rows.
+        backend: computes everything. points: the tokens' points, which the backend keeps; (V, d)
+            unit rows.
         ids: (B, K) int64, the candidates C(c), each once.
         logp: (B, K) log p(v|c) of the candidates; -inf is allowed.
         log_rest: (B,) log of the mass outside the candidates; -inf for no mass.
