@@ -54,7 +54,7 @@ class Contexts:
 
 
 def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
-    """Zipf laws over made-up points, with entropies evenly from .1 nats to log V."""
+    """Zipf laws over made-up points, with evenly spaced entropies from .1 nats to log V."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(VOCABULARY, d, generator=g))
     exponents = torch.linspace(0, 8, 2001, dtype=torch.float64)
@@ -119,7 +119,7 @@ def of_text(
         tokenizer.decode(tokens[max(0, end - 8) : end].tolist())[-24:]
         for tokens, end in map(labels.__getitem__, chosen)
     ]
-    source = f"{count} contexts of {stream.name}, at even quantiles of entropy among its first {len(entropy):,}"
+    source = f"{count} contexts of {stream.name}, at evenly spaced quantiles of entropy among its first {len(entropy):,}"
     source += "; every second one with static memory" if reader else ""
     kappa = model.concentrations()
     lexical = (query[chosen].cpu(), model.bias.cpu(), None if kappa is None else kappa.cpu())

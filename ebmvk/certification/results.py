@@ -17,8 +17,8 @@ FAMILY_LEVEL = 1e-3
 class Check:
     """One verdict, decided by a p-value, by bounds of the statistic, or by both.
 
-    number: of the test in model section 7. name: unique. claim: what is tested. n: number of values
-    behind the statistic.
+    number: that of the test in model section 7. name: unique. claim: what is tested. n: number of
+    values behind the statistic.
     """
 
     number: int

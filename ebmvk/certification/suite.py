@@ -110,7 +110,7 @@ class Caught:
 
 @dataclass
 class Certificate:
-    """Everything that a run found. seconds: of each test."""
+    """Everything that a run found. seconds: the time of each test."""
 
     checks: list[Check] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)

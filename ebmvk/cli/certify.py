@@ -171,7 +171,7 @@ def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
 
 
 def _row(check: Check, alpha: float) -> Record:
-    """One check, JSON-able: infinite bounds and statistics that aren't numbers are null."""
+    """One check, as JSON values: infinite bounds and statistics that aren't numbers are null."""
     row = {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in dataclasses.asdict(check).items()

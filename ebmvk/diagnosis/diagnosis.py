@@ -33,7 +33,7 @@ SECTIONS: tuple[Section[Subject, Row], ...] = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON-able, without tensors. nats: (n,) of validation's first tokens, to pair with
+    """record: JSON values, without tensors. nats: (n,) of validation's first tokens, to pair with
     those of another checkpoint; tokens: their ids, as bytes; starts: where their documents
     begin."""
 

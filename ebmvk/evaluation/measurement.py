@@ -99,7 +99,7 @@ def measure(
     against: Subject | None = None,
     scrambled: bool = False,
 ) -> dict[str, Any]:
-    """All figures of a run on a text, JSON-able.
+    """All figures of a run on a text, as JSON values.
 
     Args:
         context, stride: tokens of the windows and of their steps.
@@ -187,7 +187,7 @@ def _calibration(reader: Reader) -> dict[str, Any]:
 def score_levels(
     run: OpenRun, text: Text, device: Device, limit: int | None = None, data_dir: Path | None = None
 ) -> list[dict[str, Any]]:
-    """L_kappa by noise level on the first tokens of a text, without memory, as JSON-able rows.
+    """L_kappa by noise level on the first tokens of a text, without memory, as rows of JSON values.
 
     The unigram frequencies are those of the run's training text. If `text` is another one, the
     run's own is read as well. data_dir: the folder of data sets, to find it.

@@ -41,7 +41,7 @@ def _nobody(_: int) -> None:
 
 
 class Scorer:
-    """A checkpoint that answers many requests at once. context, stride: of the windows, as in
+    """A checkpoint that answers many requests at once. context, stride: those of the windows, as in
     `ebmvk evaluate`.
     """
 

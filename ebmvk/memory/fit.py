@@ -179,11 +179,11 @@ class Fit:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The calibration, power and gate, of largest likelihood on the text."""
+        """The calibration (power and gate) with the largest likelihood on the text."""
         return self.calibrated(len(self.tokens))
 
     def calibrated(self, limit: int) -> Calibration:
-        """The calibration of largest likelihood on the text's first `limit` tokens."""
+        """The calibration with the largest likelihood on the text's first `limit` tokens."""
         terms = self._power_terms(POWERS, min(limit, TUNED_TOKENS))
         power = POWERS[_least([_tried(own) for own in terms])]
         (whole,) = self._power_terms([power], limit)
@@ -215,7 +215,7 @@ class Fit:
     # ---- one tier after the other ----------------------------------------------------------------
 
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
-        """The memory with one tier's concentration and share of largest likelihood.
+        """The memory with the concentration and share of one tier that have the largest likelihood.
 
         For static splats also the background.
 
@@ -245,7 +245,7 @@ class Fit:
         return trial
 
     def _shared(self, memory: Memory, tier: Tier, shares: Sequence[float], limit: int) -> Trial:
-        """A tier with the share of largest likelihood among `shares`."""
+        """A tier with the share, among `shares`, that has the largest likelihood."""
         terms = self._terms_at(memory, tier, [[share] for share in shares], limit)
         nats = [_tried(own) for own in terms]
         best = _least(nats)

@@ -32,7 +32,9 @@ FIT_TOKENS = 100_000  # most tokens that the memory's numbers, about 30, are fit
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads a text. context, stride: of its windows. bfloat16: as in training."""
+    """How a model reads a text. context, stride: those of its windows. bfloat16: read in bfloat16,
+    as in training.
+    """
 
     context: int
     stride: int

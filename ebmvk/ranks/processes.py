@@ -146,7 +146,7 @@ class Ranks:
                 signal.raise_signal(late)
 
     def tell(self, do: str, **values: Any) -> None:
-        """Tell the others to do something, with JSON-able values."""
+        """Tell the others to do something, with JSON values."""
         if self.size == 1:
             return
         content = json.dumps({"do": do, **values}).encode()

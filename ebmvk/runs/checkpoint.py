@@ -30,7 +30,7 @@ from ebmvk.runs.verified import damaged, describe, read_tensors
 class Checkpoint:
     """A verified checkpoint.
 
-    state: JSON-able values. optimizer: nested dicts and lists of tensors and numbers. soc: empty if
+    state: JSON values. optimizer: nested dicts and lists of tensors and numbers. soc: empty if
     the run consolidates no splats. settings: the name of the file that holds its configuration.
     """
 
@@ -59,8 +59,8 @@ def save(
     """Write checkpoints/step-N and make `latest` name it.
 
     Args:
-        optimizer: nested dicts and lists of tensors and JSON-able values.
-        state: JSON-able values that `load` gives back.
+        optimizer: nested dicts and lists of tensors and JSON values.
+        state: JSON values that `load` gives back.
         soc: tensors of the consolidation, written to a file of their own.
         keep: True if `prune` must never delete it.
 

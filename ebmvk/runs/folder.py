@@ -198,7 +198,9 @@ def check_tokenizer(given: Path | None, run: OpenRun) -> None:
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint records about its model, JSON-able: all that resuming must not change."""
+    """What a checkpoint records about its model: all that resuming must not change, as JSON
+    values.
+    """
     kept = {entry.name for entry in dataclasses.fields(ModelConfig) if not entry.metadata.get("resume")}
     model = {name: value for name, value in dataclasses.asdict(config.model).items() if name in kept}
     return model | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}

@@ -70,7 +70,7 @@ class Comparison:
     by: str
 
     def record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The comparison as JSON values."""
         return {"own_text": self.same, "own_text_by": self.by}
 
 

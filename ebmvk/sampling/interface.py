@@ -87,8 +87,8 @@ class Options:
 class State:
     """x: (B, d) unit rows drawn at concentration kappa (B,).
 
-    diagnostics: of each run of chains that made them. rates: (B, P), what the registry's `rates`
-    says, or None.
+    diagnostics: those of each run of chains that made the states. rates: (B, P), what the
+    registry's `rates` says, or None.
     """
 
     x: Tensor

@@ -34,7 +34,7 @@ class Sampler:
         starting at uniform states, and it shrinks with more sweeps or rounds. "closely": the
         chain's finite steps add another bias, which `ebmvk certify` bounds. any_temperature: True
         if its chains may run at another temperature than 1 (`--langevin-T`). rates: what
-        `Drawn.rates` of this sampler are, for people; "" if it has none.
+        `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
     diagnosed: the n for which `ebmvk diagnose` gives it 1/n of annealed Langevin's chains; 0: none.
     certificate: the tests of `ebmvk certify` that cover it. If it names none, the suite compares
     its tokens with p(v|c) in a test of its own.

@@ -70,8 +70,8 @@ def tempering(
             acceptance of an exchange then depends on the entropy, not on d.
         rounds: each of two trajectories of four leapfrogs, then one exchange.
         kappa: the highest rung for all chains, instead of 1.4 kappa_c.
-        temperature: of velocities and law. Only at 1 do tokens have the model's law.
-        step_size, gamma: of all rungs, instead of the rules
+        temperature: of velocities and law. Only at 1 do tokens have the model's law. step_size,
+        gamma: those of all rungs, instead of the rules
             h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3 and gamma = sqrt(kappa).
 
     Raises:
@@ -104,7 +104,7 @@ def tempering(
 class _Ladder:
     """The R replicas of B chains, those of a chain in a row.
 
-    law: of all B R replicas; kappa: (B R,).
+    law: the law of all B R replicas; kappa: (B R,).
     """
 
     law: LatentLaw

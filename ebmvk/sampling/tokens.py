@@ -42,7 +42,7 @@ class SamplingHealth:
         self.rows += len(rates)
 
     def record(self) -> dict[str, float]:
-        """Means per chain and the largest tangency, JSON-able; empty if no chain ran."""
+        """Means per chain and the largest tangency, as JSON values; empty if no chain ran."""
         means = {name: total / self.chains for name, total in self.sums.items()}
         return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
 

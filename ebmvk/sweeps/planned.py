@@ -22,8 +22,8 @@ from ebmvk.runs.metrics import METRICS_FILE
 class PlannedRun:
     """A training run and how to start it.
 
-    folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON-able,
-    kept with its note.
+    folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON values
+        that its note keeps.
     """
 
     folder: Path

@@ -42,8 +42,8 @@ class Estimate:
     step, of an evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of
     memory with the batch and with a batch twice as large; if `bound`, the latter is an upper bound,
     not measured. obtainable: bytes of memory that can be had, None if unknown. checkpoint, free:
-    bytes on the disk: of a checkpoint with the largest number of splats, and free ones. epochs:
-    completed epochs of the whole run.
+    bytes on the disk: those of a checkpoint with the largest number of splats, and the free ones.
+    epochs: completed epochs of the whole run.
     """
 
     parameters: dict[str, int]

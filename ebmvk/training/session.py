@@ -48,7 +48,7 @@ from ebmvk.training.trainer import Outcome, Trainer
 
 @dataclass(frozen=True)
 class Voice:
-    """Prints lines for people. quiet: none; verbose: also details."""
+    """Prints lines for users. quiet: prints nothing; verbose: also prints details."""
 
     quiet: bool = False
     verbose: bool = False
