@@ -36,7 +36,7 @@ class TemperedSample:
     """x: (B, d) unit rows at kappa (B,), the highest rung.
 
     swaps: (B, R-1), accepted share of the exchanges between rungs r and r + 1. diagnostics: (B R,),
-    of all replicas, the rungs of a chain in a row.
+        those of all replicas; the rungs of one chain are consecutive.
     """
 
     x: Tensor
@@ -102,7 +102,7 @@ def tempering(
 
 @dataclass(frozen=True)
 class _Ladder:
-    """The R replicas of B chains, those of a chain in a row.
+    """The R replicas of B chains; those of one chain are consecutive.
 
     law: the law of all B R replicas; kappa: (B R,).
     """
