@@ -37,7 +37,8 @@ class MemoryCommand:
     # Use the splats that training collected, instead of building new ones from the training text.
     from_training: bool = False
     # The text on which to fit kappa (how sharp splats are) and the gates (how much weight the
-    # memory gets). training: a part of the training text that is left out of the splats meanwhile.
+    # memory gets). training: a part of the training text, which the splats used for the fit don't
+    # contain.
     fit_on: Literal["validation", "training"] = "validation"
     # The path of the run's text, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None

@@ -109,7 +109,7 @@ def check_same_trunk(start: OpenRun, config: Config) -> None:
 def apply_start(
     start: Start, model: LanguageModel, config: Config, tokenizer: Tokenizer, train: TokenStream, say: Say
 ) -> dict[str, object]:
-    """Set the parameters that --init gives; the others stay random.
+    """Set the parameters that come from --init; the others stay random.
 
     Returns what was done, for JSON.
     """

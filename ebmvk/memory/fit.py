@@ -1,9 +1,9 @@
 """Fits a memory to a text and judges the result (model sections 5 and 8).
 
 Concentrations, shares, background and gates are fitted by likelihood, either on the validation text
-or on a fold of the training text that is left out of the splats meanwhile. So no query finds its
-own entry. Leaving out only the query's context would not be enough: the rest of its document would
-stay, and that predicts it far better than any other text does.
+or on a fold of the training text; the splats used for that don't contain the fold. So no query
+finds its own entry. Leaving out only the query's context would not be enough: the rest of its
+document would stay, and that predicts it far better than any other text does.
 """
 
 from __future__ import annotations

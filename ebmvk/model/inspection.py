@@ -139,7 +139,7 @@ def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
 def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator[None]:
     """Call see(name, module, arguments, result) after each forward pass of a module of this kind.
 
-    The model is in evaluation mode meanwhile.
+    Meanwhile the model is in evaluation mode.
     """
     was_training = model.training
     model.eval()

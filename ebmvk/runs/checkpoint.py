@@ -168,8 +168,8 @@ def newest_complete(
         fits: raises CheckpointError if a complete checkpoint doesn't belong to this run.
 
     Raises:
-        CheckpointError: the run has no usable checkpoint. If a complete one doesn't fit, the newest
-            such error.
+        CheckpointError: the run has no usable checkpoint. If complete ones don't fit, the error is
+            that of the newest one.
     """
     broken: CheckpointError | None = None
     foreign: CheckpointError | None = None

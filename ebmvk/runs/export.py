@@ -67,7 +67,7 @@ def _contents(run: OpenRun) -> dict[str, bytes]:
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: {error.strerror or error}",
-            why="the run went on meanwhile and deleted this checkpoint, or the disk failed",
+            why="the run has gone on and deleted this checkpoint, or the disk failed",
             hint="export the run's latest checkpoint, or one that `best` names",
         ) from error
 

@@ -52,7 +52,7 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
         raise DataError(
             f"--dataset {shown(name)}: the text of this run does not exist",
             why=error.why if known else "it was moved, renamed or deleted, or the run comes from another machine",
-            hint="give its new place: --dataset PATH",
+            hint="say where it is now: --dataset PATH",
         ) from error
 
 
@@ -122,7 +122,7 @@ def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "
             f"its {other} text differs",
             why="the files changed, or another version of them was found",
-            hint="restore the old text, or give its place: --dataset PATH",
+            hint="restore the old text, or say where it is: --dataset PATH",
         )
 
 

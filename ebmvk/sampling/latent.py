@@ -65,9 +65,9 @@ class LatentLaw:
     ) -> LatentLaw:
         """The candidates are the k best of kappa_v mu_v.query + b_v; their masses come from log_p.
 
-        query: (B, d); bias, concentrations kappa_v (None: 1): (V,); log_p: (B, V) normalised. The
-        decoded law is exact with any candidates, so log_p may include a memory that the query
-        knows nothing of.
+        query: (B, d). bias: (V,). concentrations: (V,), kappa_v, or None if all are 1. log_p: (B,
+        V), normalised. The decoded law is exact with any candidates, so log_p may include a memory
+        that the query knows nothing of.
         """
         scale = None if concentrations is None else concentrations.detach().contiguous()
         best = min(k, points.n)

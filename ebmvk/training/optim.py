@@ -117,7 +117,7 @@ class Optimizer:
             optimizer, parameter, slot = places[key]
             value = state[key]
             if not isinstance(value, Tensor) or value.dtype != torch.float32:
-                raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a tensor of float32")
+                raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a float32 tensor")
             if value.shape != (() if slot == "step" else parameter.shape):
                 raise _misfit(f"{key!r} has shape {tuple(value.shape)}, which does not fit the model")
             if slot in ("step", "exp_avg_sq") and bool((value < 0).any()):
