@@ -88,7 +88,7 @@ class SplatStore:
         weight: Tensor | None = None,
         step: int = 0,
     ) -> SplatStore:
-        """The store of states that each belong to one splat.
+        """A store built from states, each of which belongs to one splat.
 
         The background starts at nu = N, which means alpha_inf = 1/2.
 
@@ -97,7 +97,7 @@ class SplatStore:
             tokens: (n,) int64, the token that followed each context.
             owner: (n,) int64, the splat of each state; renumbered in order without gaps.
             kappa: the bounds of kappa_hat.
-            weight: (n,) float64 > 0, of each state; None: 1.
+            weight: (n,) float64 > 0, the weight of each state; None means 1.
             step: the training step of the splats' birth.
         """
         check_states(states, tokens)

@@ -93,7 +93,7 @@ class PlannedRun:
             raise RunFailed(what, hint="fix the cause and run this command again; finished runs are kept")
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The rows of its metrics of one kind, such as "step" or "end"."""
+        """The rows of the run's metrics with one event, such as "step" or "end"."""
         path = self.folder / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]

@@ -63,7 +63,7 @@ def add_up(
     """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if
     any was interrupted.
 
-    A parameter without a gradient on every rank has none afterwards.
+    A parameter that has no gradient on any rank has none afterwards.
     """
     if ranks.size == 1:
         return losses, interrupted
