@@ -148,7 +148,7 @@ def _weight(part: str, weights: TrainingConfig) -> float:
 
 
 def mixed_seed(seed: int, step: int) -> int:
-    """A 63-bit seed for the pair.
+    """A 63-bit seed made from `seed` and `step`.
 
     The odd multipliers of splitmix64 make neighbouring steps differ.
     """

@@ -34,8 +34,8 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
     """The text that a run of this configuration was trained on, read from where it is now.
 
     Args:
-        dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder
-            of data sets.
+        dataset: where the text is now, if it has moved, in the form that --dataset takes. data_dir:
+            the same for the folder of data sets.
 
     Raises:
         DataError: it no longer exists, or is no longer text. ConfigError: the run's `--include` now
