@@ -43,8 +43,8 @@ class Composition(nn.Module):
     """comp(a, b) = exp_p(net[log_p a, log_p b]), p = projx(a + b).
 
     The two logarithms are opposite (see `midpoint_and_log`), so the network reads only the first: a
-    linear layer of both is a linear layer of one. The output layer starts at zero, where comp(a, b)
-    is the midpoint.
+    linear layer that reads both equals one that reads the first alone. The output layer starts at
+    zero, where comp(a, b) is the midpoint.
     """
 
     def __init__(self, dim: int) -> None:
