@@ -154,7 +154,9 @@ class Attention(nn.Module):
         return projected
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position looks at each other: (B, H, T, T), rows sum to 1. x: (B, T, d)."""
+        """How much each position looks at every other one: (B, H, T, T), rows sum to 1. x: (B, T,
+        d).
+        """
         q, k, _ = self._heads(x, None)
         bias = _window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)

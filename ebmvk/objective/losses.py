@@ -227,7 +227,8 @@ def denoising_at(
 ) -> Tensor:
     """`denoising` with given noise. x and clean (B, d) are data without gradients.
 
-    With a gradient through `clean`, the score form would be least if all tokens were one point.
+    If `clean` had a gradient, training could minimise the score form by moving all tokens to one
+    point.
     """
     log_p = torch.log_softmax(F.linear(query, mu if outputs is None else outputs, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)
