@@ -42,12 +42,12 @@ class Reading:
 
     @classmethod
     def training(cls, context: int, *, bfloat16: bool) -> Reading:
-        """Each context sees at least a quarter of a window before it."""
+        """A reading in which each context sees at least a quarter of a window before it."""
         return cls(context, context - context // 4, bfloat16)
 
     @classmethod
     def evaluation(cls, context: int) -> Reading:
-        """As `ebmvk evaluate` reads a text."""
+        """The reading that `ebmvk evaluate` uses."""
         return cls(context, max(1, context // 2), False)
 
 

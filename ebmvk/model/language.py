@@ -148,9 +148,10 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:
-        """`forward` of tokens (B, T) that follow those in the cache, which are added to it.
+        """Like `forward`, for tokens (B, T) that follow those in the cache. Adds these tokens to
+        the cache.
 
-        Without `aux`.
+        The result has no `aux`.
         """
         found = []
         for part in torch.split(tokens, EXTENDED, dim=1):

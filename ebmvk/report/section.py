@@ -84,7 +84,7 @@ class Section(Generic[S, T]):
     """One section of a page. Nothing else needs to know about the section.
 
     Args:
-        name: the key of what it measured in a record.
+        name: the key of its figures in a record.
         measure: the figures of a subject. If there are none, `Absent` with a reason, or None.
         show: content for the page, made from what `measure` returned, perhaps by an earlier
         version.
