@@ -30,7 +30,7 @@ MODEL = "minillm"
 @dataclass(frozen=True)
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of text files.
-    # The line that stands between documents. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents. By default <|doc|> and <|endoftext|> do.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()

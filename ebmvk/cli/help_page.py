@@ -1,7 +1,8 @@
 """`--help` of a command: its flags in groups, common ones first; `--help-all` shows the rest.
 
 The text of a flag is the comment beside its field. A field's `metadata` may have `group`, the title
-under which its flag stands, and `common`: if a command has common flags, `--help` shows these only.
+under which its flag is listed, and `common`: if a command has common flags, `--help` shows these
+only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GLUE = "\N{NO-BREAK SPACE}"
 @dataclass(frozen=True)
 class Entry:
     """A flag: how to write it, what it does, its default (empty if there is nothing to show), and
-    where it stands.
+    the group that it is listed in.
     """
 
     usage: str

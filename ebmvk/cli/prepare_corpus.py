@@ -24,7 +24,7 @@ class PrepareCommand:
     output: Path  # The text file to write.
     # Text files, or folders of text files.
     input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    # The line that stands between documents in the input. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents in the input. By default <|doc|> and <|endoftext|> do.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()

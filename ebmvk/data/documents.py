@@ -44,7 +44,7 @@ def read_documents(
     if separator is not None and (not separator.strip() or len(lines_of(separator)) > 1):
         raise ConfigError(
             f"--separator {separator!r} isn't a single line with text",
-            hint="give the line that stands between documents, or remove --separator to use <|doc|>",
+            hint="give the line that separates documents, or remove --separator to use <|doc|>",
         )
     if missing := next((path for path in paths if not exists(path)), None):
         what = f"{flag} {shown(missing)}: no such file or folder"

@@ -70,9 +70,9 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """D of rows (B, T, 4 d), whose elements have mean square 1: (B, T, d).
+        """Apply D. rows: (B, T, 4 d), elements with mean square 1.
 
-        Also the decoder's own losses.
+        Returns (B, T, d) and the decoder's own losses.
         """
 
     def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:

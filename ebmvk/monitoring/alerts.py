@@ -2,7 +2,7 @@
 
 A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a
 run can be computed again from this file. To add one, write its class and name it in `WATCHES`. Each
-threshold stands next to the watch that uses it, with its reason.
+threshold is next to the watch that uses it, with its reason.
 """
 
 from __future__ import annotations

@@ -249,9 +249,9 @@ class Ranks:
         return tensor
 
     def check_agreed(self, number: int, error: EbmvkError) -> None:
-        """Raise `error` unless all ranks have the same number, of less than 63 bits.
+        """Raise `error` unless all ranks have the same number (of less than 63 bits).
 
-        The first rank prints it.
+        The first rank prints the error.
         """
         if self.size == 1:
             return

@@ -138,7 +138,7 @@ class Trainer:
 
         Raises:
             DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died;
-                all is written.
+                the checkpoint is written.
         """
         lost: RankLost | None = None
         try:
