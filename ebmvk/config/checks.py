@@ -164,7 +164,7 @@ def check_model(model: ModelConfig) -> None:
 
 _SWITCHES = (*ENERGY_TERMS, "decoder", "use_moe")
 """Settings that no run can have for a model without them, because every version refused them. Other
-settings of other models may stand in the file of an old run, which has to open."""
+settings of other models may be in the file of an old run, which still has to open."""
 
 
 def _check_range(name: str, value: Any) -> None:

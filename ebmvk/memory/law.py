@@ -314,7 +314,9 @@ class Reader:
 
     @property
     def shares(self) -> list[float]:
-        """The share of each tier that is read in its pool with the lexical law."""
+        """The shares of the tiers that this reader uses, each in the tier's pool with the lexical
+        law.
+        """
         return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
 
     @property
@@ -380,7 +382,7 @@ def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law,
 
 
 def part_of(terms: Terms, have: tuple[Tier, ...], tiers: tuple[Tier, ...]) -> Terms:
-    """The terms of the lexical law and of `tiers`, out of the tiers `have` that were read."""
+    """Select the terms of the lexical law and of `tiers`. have: the tiers in `terms`."""
     places = [have.index(tier) for tier in tiers]
     columns = [*range(LEXICAL), *(LEXICAL + FEATURES * place + i for place in places for i in range(FEATURES))]
     return Terms(terms.log_p[:, [0, *(1 + place for place in places)]], terms.features[:, columns])
