@@ -135,10 +135,11 @@ def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most
 
 
 def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> SplatStore:
-    """The store with each splat marked by `which` (M,) bool divided in two; second parts come last.
+    """The store after dividing in two each splat that `which` (M,) bool marks; second parts come
+    last.
 
-    The second part takes `share` (nnz,) of the counts, the part of the resultant in proportion to
-    that mass, and `shift` (M, d) float64.
+    share: (nnz,), the share of each token count that the second part takes. It also takes the
+    resultant in proportion to that mass, plus shift, (M, d) float64.
     """
     taken = torch.where(which[store.row], store.count * share, 0.0)
     mass = torch.zeros_like(store.mass).index_add_(0, store.row, taken)
