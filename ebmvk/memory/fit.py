@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """A memory, and its nats per token with one tier, whose gate was fitted on the same tokens."""
+    """A memory, and its nats per token with one tier. The gate was fitted on the same tokens."""
 
     nats: float
     memory: Memory
