@@ -144,8 +144,8 @@ def _plain(message: str) -> str:
 
 
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
-    """Raises ConfigError for the first unknown flag, naming the nearest known one, or repeated
-    flag.
+    """Raises ConfigError for the first flag that is unknown (naming the nearest known one) or
+    repeated.
     """
     seen: set[str] = set()
     before = ""
