@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
 
     command: the name of this command. stage: {field: value} of its defaults that replace the
-        size's.
+    size's.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))

@@ -40,9 +40,9 @@ class Architecture:
     """What the configuration knows about a model.
 
     title: a few words for `--help`.
-    path: "module:Class" of its `LanguageModel`, which is imported when a model is built. settings:
-    the model's settings, except those that every model has; a setting in no model's list belongs to
-    all of them.
+    path: "module:Class" of its `LanguageModel`, which is imported when a model is built.
+    settings: the model's settings, except those that every model has; a setting in no model's list
+        belongs to all of them.
     only: which of its settings depend on which others.
     defaults: {setting: value} that replace those of every `--size`; recipes, files and flags win.
     whole_sequence: attention sees the whole training window, so the windows of the three scales are

@@ -62,8 +62,8 @@ class Tokenizer:
         end_token, eos_id: the token that ends a document.
         unk_id: the token for everything that cannot be spelled, and for a written `<unk>`; None if
             it doesn't exist.
-        notes: lines for users on what was changed in a tokenizer.json from elsewhere. altered: True
-        if the file truncates, pads or the like, which is switched off here.
+        notes: lines for users on what was changed in a tokenizer.json from elsewhere.
+        altered: True if the file truncates, pads or the like, which is switched off here.
     """
 
     def __init__(self, bpe: _Bpe, end_token: str | None = None, notes: Sequence[str] = ()) -> None:

@@ -101,9 +101,9 @@ def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: i
 
 
 def nucleus(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool:
+    """(B, V) bool: the fewest of the most probable tokens that have at least this mass.
 
-    the smallest set of most probable tokens with at least this mass (Holtzman et al. 2020).
+    Holtzman et al. 2020, "The curious case of neural text degeneration".
     """
     values, order = log_p.sort(-1, descending=True)
     p = values.exp()

@@ -25,8 +25,8 @@ class Bucket:
     number).
 
     types: number of vocabulary entries that occur this often; tokens: how many times they occur in
-        validation; nats: their total cost under the model; unigram: their total cost under training
-        frequencies smoothed by one.
+    validation; nats: their total cost under the model; unigram: their total cost under training
+    frequencies smoothed by one.
     """
 
     low: int

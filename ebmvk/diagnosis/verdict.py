@@ -40,8 +40,8 @@ class Verdict:
     """The result of the test. The figures are None if there are too few values. reason: one line.
 
     n: number of means tested. change: the change over the second half, in the unit of the values,
-        with its interval from low to high. p: the p-value of the trend. level: mean of the second
-        half. fallen: how far the loss has fallen, as a share of its first level.
+    with its interval from low to high. p: the p-value of the trend. level: mean of the second
+    half. fallen: how far the loss has fallen, as a share of its first level.
     """
 
     word: Word

@@ -34,8 +34,8 @@ class Interval:
     """A mean difference in nats per token and its 95 % interval.
 
     low, high: None if the text is one short document. method: "documents" if the interval holds for
-        texts like these documents; "stretches" if there is only one document and the interval holds
-        for that document only; "none" without an interval. documents: the number of documents.
+    texts like these documents; "stretches" if there is only one document and the interval holds
+    for that document only; "none" without an interval. documents: the number of documents.
     """
 
     nats_per_token: float

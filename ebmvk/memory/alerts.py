@@ -32,8 +32,8 @@ def gate_of_memory(
     """Warn if a tier's weight in the token law is about 0, or about 1.
 
     mean: the tier's mean weight once its gate is fitted. share: the weight of its splats in the
-        pool; the rest is the model's law. static: True if the memory has a static tier. more,
-        fewer: larger and smaller numbers of splats to suggest.
+    pool; the rest is the model's law. static: True if the memory has a static tier. more,
+    fewer: larger and smaller numbers of splats to suggest.
     """
     # A small weight can still be worth much, because a gate opens where memory knows more. A weight
     # near 1 can be fair, because the pool contains the model's law, too.

@@ -24,10 +24,9 @@ POWERS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)
 
 @dataclass(frozen=True)
 class Calibration:
-    """power:
+    """power: the exponent a.
 
-    the exponent a. gate: gives the weight of p_lex^a, as it would for a tier of memory, from
-    `FEATURES` features.
+    gate: gives the weight of p_lex^a, as it would for a tier of memory, from `FEATURES` features.
     """
 
     power: float

@@ -87,7 +87,7 @@ class Section(Generic[S, T]):
         name: the key of its figures in a record.
         measure: the figures of a subject. If there are none, `Absent` with a reason, or None.
         show: content for the page, made from what `measure` returned, perhaps by an earlier
-        version.
+            version.
         also: keys of the whole record that `show` needs too.
     """
 

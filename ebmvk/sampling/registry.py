@@ -29,15 +29,15 @@ class Sampler:
     title: what it does, for `--help` and the documentation.
     module: its module in `ebmvk.sampling`, which defines `tokens`, a `TokenFunction`. None if it
         draws from p(v|c) itself; then it needs no points on the sphere.
-    follows: how close the law of its tokens is to p(v|c), whose perplexity is reported. "exactly":
-        equal. "in the limit": its chain keeps the latent law exactly; the only bias comes from
-        starting at uniform states, and it shrinks with more sweeps or rounds. "closely": the
-        chain's finite steps add another bias, which `ebmvk certify` bounds. any_temperature: True
-        if its chains may run at another temperature than 1 (`--langevin-T`). rates: what
-        `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
+    follows: how close the law of its tokens is to p(v|c), whose perplexity is reported.
+        "exactly": equal. "in the limit": its chain keeps the latent law exactly; the only bias
+        comes from starting at uniform states, and it shrinks with more sweeps or rounds.
+        "closely": the chain's finite steps add another bias, which `ebmvk certify` bounds.
+    any_temperature: True if its chains may run at a temperature other than 1 (`--langevin-T`).
+    rates: what `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
     diagnosed: the n for which `ebmvk diagnose` gives it 1/n of annealed Langevin's chains; 0: none.
     certificate: the tests of `ebmvk certify` that cover it. If it names none, the suite compares
-    its tokens with p(v|c) in a test of its own.
+        its tokens with p(v|c) in a test of its own.
     """
 
     title: str

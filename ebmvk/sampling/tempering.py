@@ -36,7 +36,7 @@ class TemperedSample:
     """x: (B, d) unit rows at kappa (B,), the highest rung.
 
     swaps: (B, R-1), accepted share of the exchanges between rungs r and r + 1. diagnostics: (B R,),
-        those of all replicas; the rungs of one chain are consecutive.
+    those of all replicas; the rungs of one chain are consecutive.
     """
 
     x: Tensor

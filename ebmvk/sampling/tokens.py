@@ -19,7 +19,7 @@ class SamplingHealth:
     """Diagnostics over all chains so far; replicas of tempering count as chains.
 
     sums: the engine's diagnostics, summed over chains; tangency: the largest of all. rates: (P,),
-        what the registry's `rates` describes, summed over `rows` contexts.
+    what the registry's `rates` describes, summed over `rows` contexts.
     """
 
     chains: int = 0

@@ -31,8 +31,9 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
     age_epochs: mean age. nearest_angle: mean of `angles` (see `nearest_angles`), in radians; 0 if
     there are none.
     usage_gini: the Gini coefficient of the frequencies; 0 if all splats are used equally, near 1 if
-    a few get all the use. frequency: mean number of contexts that a splat was recalled for since
-    its birth. tokens_per_splat: mean number of different tokens.
+    a few get all the use.
+    frequency: mean number of contexts that a splat was recalled for since its birth.
+    tokens_per_splat: mean number of different tokens.
     """
     dead = int((store.last_use < since).sum())
     return {

@@ -53,7 +53,7 @@ class Counters:
     phase: the current phase of the curriculum. tried: the check that last rejected a growth.
     checks: number done.
     step, phi, rate: the training step of the last check, its order parameter, and its events per
-        1000 states.
+    1000 states.
     """
 
     phase: int = 0

@@ -23,7 +23,7 @@ class PlannedRun:
     """A training run and how to start it.
 
     folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON values
-        that its note keeps.
+    that its note keeps.
     """
 
     folder: Path

@@ -99,7 +99,7 @@ def with_vocabulary(job: Job, have: int, what: str, why: str, binding: tuple[Sou
     """The job with a vocabulary size that something other than --size decides.
 
     what, why: for the message: what has this number of tokens, and why it can't have another.
-        binding: sources; it is an error if one of them gave another number.
+    binding: sources; it is an error if one of them gave another number.
 
     Raises:
         ConfigError: another number was asked for.
