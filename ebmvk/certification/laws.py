@@ -148,7 +148,7 @@ def order_of_bias(bench: Bench) -> Findings:
 
     At d = kappa = 640 it exceeds the noise.
 
-    It passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
+    The test passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
     standard errors to spare, the confidence of the other tests. At arcs of 1 and .5 terms of h^4
     make the ratio a little more than 4.
     """
