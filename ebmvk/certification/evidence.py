@@ -95,8 +95,7 @@ def compared(route: Route, contexts: Contexts, n: int, seed: int, most_steps: in
 
 
 def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, Drawn, float]:
-    """One context's check, with as many steps as it needs, its draws and its bound of the distance.
-    """
+    """One context's check, with as many steps as it needs; its draws; its bound of the distance."""
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:

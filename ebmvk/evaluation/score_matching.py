@@ -41,7 +41,7 @@ class Level:
 class ScoreMatching:
     """L_kappa at one level over `tokens` tokens.
 
-    loss: the model's. unigram_loss: of the exact Bayes denoiser that only knows unigram
+    loss: the model's. unigram_loss: that of the exact Bayes denoiser that only knows unigram
     frequencies. error: standard error of loss / unigram_loss; None if the text is too short for it
     (`intervals.ratio_error`).
     """

@@ -63,7 +63,7 @@ class Context:
     aux: Sequence[OwnLoss]
 
     def sums(self, there: Tensor | None = None) -> Tensor:
-        """(S,) float64, the sums of all `aux` in a row.
+        """(S,) float64, the sums of all `aux`, concatenated.
 
         there: (B T,) bool, which positions; None means all.
         """

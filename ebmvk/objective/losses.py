@@ -42,7 +42,7 @@ class Losses:
 
     @classmethod
     def sum(cls, shares: Sequence[Losses]) -> Losses:
-        """The sum over the shares of a step, with their states in a row."""
+        """The sum over the shares of a step, with their states concatenated."""
         if len(shares) == 1:
             return shares[0]
         return cls(
