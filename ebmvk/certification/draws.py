@@ -53,8 +53,8 @@ def outside(law: LatentLaw) -> Tensor:
 def in_batches(some: Callable[[int, int], Drawn], contexts: Contexts, first: int, n: int) -> Drawn:
     """n draws, numbered from `first`, as many at once as memory allows.
 
-    some: draws; it takes a first number and a count. A draw depends on its own number only, so the
-    batch size changes nothing.
+    some: a function that draws; it takes a first number and a count. A draw depends on its own
+    number only, so the batch size changes nothing.
     """
     batch = max(1, _AT_ONCE // contexts.log_p.shape[1])
     parts = [some(at, min(batch, first + n - at)) for at in range(first, first + n, batch)]

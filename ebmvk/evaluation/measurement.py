@@ -102,7 +102,7 @@ def measure(
     """All figures of a run on a text, as JSON values.
 
     Args:
-        context, stride: tokens of the windows and of their steps.
+        context, stride: number of tokens in a window, and from one window to the next.
         limit: only score this many tokens; None scores all.
         against: another run with the same tokenizer, compared on the same tokens.
         scrambled: recorded only; it says that the subject's memory is scrambled.

@@ -356,8 +356,8 @@ class Reader:
     def log_prob(self, h: Tensor, log_p_lex: Tensor, following: Tensor | None = None) -> Tensor:
         """log p(v|c) (n, V) after the text read so far, with dtype and device of log_p_lex.
 
-        following: the tokens (n,) that followed, to read these contexts too, each after those
-        before it. None: only look up.
+        following: the tokens (n,) that followed. With them, each context is also read after it was
+            looked up. None: only look up.
         """
         own = h.float().cpu().contiguous()
         recalls = self.recalls(own, None if following is None else following.cpu())

@@ -63,8 +63,8 @@ def advice(
     """Lines about a finished run.
 
     Args:
-        perplexity, nats: per token of validation text.
-        train_nats: per token of the last training steps.
+        perplexity, nats: the perplexity and the nats per token of validation text. train_nats: nats
+        per token in the last training steps.
         rose: the validation loss was lower at an earlier step.
         rate: tokens per second.
         epochs: passes over the training text.

@@ -23,8 +23,8 @@ MOST_REFUSED = 1000  # points in a row that train rejects
 
 @dataclass(frozen=True)
 class Axis:
-    """A numeric setting to search, log-uniform between two positive bounds. If the setting is a
-    whole number, so are they.
+    """A numeric setting to search, log-uniform between two positive bounds. The bounds are whole
+    numbers if the setting is one.
     """
 
     name: str

@@ -38,12 +38,12 @@ MakeTrainer = Callable[[Path, Monitor], Trainer]
 class Estimate:
     """What a run takes.
 
-    parameters: by part of the model. tokens: per step. step, evaluation, last, saving: seconds of a
-    step, of an evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of
-    memory with the batch and with a batch twice as large; if `bound`, the latter is an upper bound,
-    not measured. obtainable: bytes of memory that can be had, None if unknown. checkpoint, free:
-    bytes on the disk: those of a checkpoint with the largest number of splats, and the free ones.
-    epochs: completed epochs of the whole run.
+    parameters: number of them, by part of the model. tokens: number per step. step, evaluation,
+    last, saving: seconds of a step, of an evaluation, of the last evaluation, and of a checkpoint.
+    peak, twice: bytes of memory with the batch and with a batch twice as large; if `bound`, the
+    latter is an upper bound, not measured. obtainable: bytes of memory that can be had, None if
+    unknown. checkpoint, free: bytes on the disk: those of a checkpoint with the largest number of
+    splats, and the free ones. epochs: completed epochs of the whole run.
     """
 
     parameters: dict[str, int]
