@@ -183,7 +183,7 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 
 def check_tokenizer(given: Path | None, run: OpenRun) -> None:
-    """Raises ConfigError if --tokenizer names another tokenizer than the run's own."""
+    """Raises ConfigError if --tokenizer names a tokenizer other than the run's own."""
     if given is None:
         return
     end = run.config.data.end_token
