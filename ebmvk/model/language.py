@@ -134,8 +134,9 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set the rows that `known` (V,) bool marks to `directions` (V, d), which are unit rows, at
-        the length that rows start with."""
+        """Set some rows to the given directions, with the length that rows start with.
+
+        directions: (V, d) unit rows. known: (V,) bool, marks the rows to set."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
         """Describe what is wrong with weights although names, shapes and dtypes are right and all
