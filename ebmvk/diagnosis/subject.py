@@ -30,11 +30,11 @@ Row = dict[str, Any]
 class Sizes:
     """How much a diagnosis looks at.
 
-    tokens: number of tokens whose likelihood is measured, in validation and in the training text.
-    scored: number of tokens for denoising. remembered: tokens read with a memory. contexts, chains:
-    of the samplers, with this many chains in each context. samples, sample_tokens: texts written,
-    and the tokens of each. looked: tokens for attention maps. routed: tokens for experts. splats:
-    their nearest neighbours are looked up. drawn: points on a map.
+    All are numbers. tokens: those whose likelihood is measured, in validation and in the training
+    text. scored: tokens for denoising. remembered: tokens read with a memory. contexts: contexts
+    for the samplers; chains: chains in each context. samples: texts to write; sample_tokens: tokens
+    of each text. looked: tokens for attention maps. routed: tokens for experts. splats: splats
+    whose nearest neighbours are looked up. drawn: points on a map.
     """
 
     tokens: int = 20_000
