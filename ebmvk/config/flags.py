@@ -108,9 +108,7 @@ def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
-    """Give the flag `name` the value `value` if no value follows it, but the end or another
-    flag.
-    """
+    """Give the flag `name` the value `value` unless a value follows it already."""
     out = list(args)
     for i, arg in enumerate(args):
         if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):
