@@ -119,7 +119,7 @@ def of_text(
         tokenizer.decode(tokens[max(0, end - 8) : end].tolist())[-24:]
         for tokens, end in map(labels.__getitem__, chosen)
     ]
-    source = f"{count} contexts of {stream.name}, at evenly spaced quantiles of entropy among its first {len(entropy):,}"
+    source = f"{count} contexts of {stream.name}, evenly spaced by quantile of entropy among its first {len(entropy):,}"
     source += "; every second one with static memory" if reader else ""
     kappa = model.concentrations()
     lexical = (query[chosen].cpu(), model.bias.cpu(), None if kappa is None else kappa.cpu())

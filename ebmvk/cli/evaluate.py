@@ -274,7 +274,7 @@ def _print_tiers(record: dict[str, Any]) -> None:
         print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
-        print(f"calibrated            p_lex mixed by a gate with p_lex to the power {power:g}, fitted on the same tokens,")
+        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}; fitted on the same tokens,")
         print("                      without any memory: a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")

@@ -152,7 +152,9 @@ def _find(table: Ints, keys: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
 def _checked(ids: npt.NDArray[np.integer], vocab_size: int, *, minimum: int) -> Ints:
     stream = np.asarray(ids).astype(np.int64)
     if len(stream) < minimum:
-        raise DataError(f"the text has {len(stream)} tokens; an n-gram model needs at least {minimum}", hint="give a longer text")
+        raise DataError(
+            f"the text has {len(stream)} tokens; an n-gram model needs at least {minimum}", hint="give a longer text"
+        )
     if stream.min() < 0 or stream.max() >= vocab_size:
         raise ArgumentError(
             f"ids run from {stream.min()} to {stream.max()}, but they must be between 0 and {vocab_size - 1}",

@@ -129,9 +129,9 @@ class Batches:
             batch_size: number of windows in a batch, B.
             seq_length: number of tokens predicted in a window, T.
             seed: non-negative.
-            stride: if documents are read separately, the number of tokens from one window of a document
-                to the next (None: T). With a smaller stride windows overlap, and an epoch becomes
-                longer.
+            stride: if documents are read separately, the number of tokens from one window of a
+                document to the next (None: T). With a smaller stride windows overlap, and an epoch
+                becomes longer.
 
         Raises:
             DataError: the stream is shorter than one window.

@@ -132,7 +132,8 @@ class Reference:
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__}, which belongs to another backend", hint="make the points with this backend's points()"
+                f"points is a {type(points).__name__}, which belongs to another backend",
+                hint="make the points with this backend's points()",
             )
         return points
 

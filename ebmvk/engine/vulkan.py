@@ -174,7 +174,8 @@ class Vulkan:
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__}, which belongs to another backend", hint="make the points with this backend's points()"
+                f"points is a {type(points).__name__}, which belongs to another backend",
+                hint="make the points with this backend's points()",
             )
         return points.native
 

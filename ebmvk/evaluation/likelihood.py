@@ -85,7 +85,9 @@ def window(context: int | None, stride: int | None, config: Config) -> tuple[int
     usual = max(1, context // 2)
     stride = usual if stride is None else stride
     if not 1 <= stride <= context:
-        raise ConfigError(f"--stride {stride} is not between 1 and {context}, the context", hint=f"use --stride {usual}")
+        raise ConfigError(
+            f"--stride {stride} is not between 1 and {context}, the context", hint=f"use --stride {usual}"
+        )
     return context, stride
 
 
