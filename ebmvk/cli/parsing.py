@@ -139,7 +139,7 @@ def _plain(message: str) -> str:
         if found := re.fullmatch(pattern, message):
             head, is_not_one_of, choices = found.expand(words).partition(" is not one of ")
             # tyro gives them in the order of a set, and None for a flag that may be left out.
-            return head + is_none_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
+            return head + is_not_one_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
     return message
 
 
