@@ -119,7 +119,7 @@ def _npy(file: Path) -> Tensor:
             hint="save it again with numpy.save, as a float32 matrix",
         ) from None
     if content.dtype.kind != "f":
-        raise DataError(f"--init {file}: dtype {content.dtype}, not a floating one", hint="save it as float32")
+        raise DataError(f"--init {file}: dtype {content.dtype}, not a floating-point type", hint="save it as float32")
     return torch.from_numpy(np.array(content, dtype=np.float32))
 
 
