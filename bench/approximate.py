@@ -1,7 +1,7 @@
 """`python -m bench.approximate`: recall and speed of approximate search, compared with exact top-k.
 
-Points and queries lie around N / 200 random directions, with a cosine of .7 to theirs, so the store
-has structure. Uniform points have none, and no index of this kind helps with them.
+Points and queries lie around N / 200 random directions, with a cosine of .7 to their direction, so
+the store has structure. Uniform points have none, and no index of this kind helps with them.
 """
 
 from __future__ import annotations

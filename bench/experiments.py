@@ -137,7 +137,7 @@ def timed(options: argparse.Namespace) -> dict[str, float]:
         run.train(options.threads)
         seconds = [event["seconds"] for event in run.events("step")]
         found[row] = median(seconds[len(seconds) // 2 :])
-        print(f"{row}: {1000 * found[row]:.1f} ms a step", flush=True)
+        print(f"{row}: {1000 * found[row]:.1f} ms per step", flush=True)
     return found
 
 

@@ -121,7 +121,7 @@ class Bench:
         return gather(self.states, self.tokens, owner, self.model.vocab_size)
 
     def worth(self, store: SplatStore) -> dict[str, Any]:
-        """The gain of splats on the scoring part, their coverage.
+        """The gain of splats on the scoring part, and their coverage.
 
         The gain is in nats per token, over the model without memory, calibrated or not.
         """

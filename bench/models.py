@@ -121,14 +121,14 @@ def adamw(model: LanguageModel) -> list[torch.optim.Optimizer]:
 
 
 def muon(model: LanguageModel) -> list[torch.optim.Optimizer]:
-    """The same parameters to the same kind of optimiser as ours."""
+    """An optimiser of the same kind as ours, which gets the same parameters."""
     hidden = {name for name, p in model.named_parameters() if model.role(name, p).hidden}
     matrices, rest = ([p for n, p in model.named_parameters() if (n in hidden) == which] for which in (True, False))
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
 
 
 def training(optimizer: str, optimizers: Optimizers, device: Device, of: Sizes, folder: Path) -> Pair:
-    """optimizer: of our trainer. optimizers: of the plain loop."""
+    """optimizer: that of our trainer. optimizers: those of the plain loop."""
     config = recipe("tinygpt-small", optimizer=optimizer)
     ours, plain = (_trainer(config, device, folder) for _ in range(2))
     return plain_loop(plain.model, optimizers(plain.model), config, of.steps), _rounds(ours, of.steps)

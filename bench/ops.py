@@ -87,7 +87,9 @@ def chains(backend: Backend, of: Sizes) -> Iterator[Case]:
 
 
 def row(case: Case, timing: Timing, ceiling: Ceilings) -> dict[str, float | str]:
-    """Per cent of the roofline: the least time that the limits allow over the time taken."""
+    """The percentage of the roofline: the least time that the limits allow, divided by the time
+    taken.
+    """
     return {
         "op": case.op,
         "size": case.size,

@@ -43,7 +43,9 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 
 def _mathml(node: nodes.Element, *, as_block: bool) -> str:
-    """The element <math>. A formula that can't be converted is a warning, and stands as code."""
+    """The element <math>. A formula that can't be converted gives a warning and is shown as
+    code.
+    """
     formula = node.astext()
     try:
         found = str(latex2mathml.tex2mathml(ACCENTED.sub(r"{\1{}}", formula), as_block=as_block))

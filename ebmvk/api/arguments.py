@@ -49,7 +49,7 @@ def whole(value: object, name: str) -> int:
 
 
 def positive(value: object, name: str, what: str) -> int:
-    """The value, if it is a whole number above 0. what: what it counts, in the singular."""
+    """The value, if it is a whole number above 0. what: the thing counted, in the singular."""
     if (number := whole(value, name)) < 1:
         raise ArgumentError(f"{name} = {number} is below 1", hint=f"ask for one {what} or more")
     return number

@@ -291,7 +291,7 @@ class Model:
         if sampler is not None:
             named(sampler)
         if whole(seed, "seed") < 0 or seed >= 2**63:
-            raise ArgumentError(f"seed = {seed} is not within 0 to 2^63 - 1", hint="use seed=42")
+            raise ArgumentError(f"seed = {seed} is not between 0 and 2^63 - 1", hint="use seed=42")
         ends = [text_of(stop, "stop")] if isinstance(stop, str) else texts_of(stop, "stop")
         if "" in ends:
             raise ArgumentError("stop has an empty string, which every text contains", hint="give the text to stop at")

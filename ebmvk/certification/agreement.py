@@ -24,7 +24,7 @@ FIRST = (2**16 - FEW // 2, 2**31 - FEW // 2)
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation of the same chains."""
+    """Another implementation that runs the same chains."""
 
     name: str
     sampler: Sampler
@@ -33,7 +33,7 @@ class Peer:
 def peers(backend: Backend) -> tuple[list[Peer], str]:
     """The float64 oracle, the suite's own integrator, and the other kind of device.
 
-    Also a note why the other device is missing; "" if it is there.
+    Also a note that says why the other device is missing; "" if it isn't.
     """
     found = [
         Peer("float64 reference", engine_sampler(Reference(dtype=torch.float64))),

@@ -1,4 +1,4 @@
-"""What the suite runs: independent chains, a target mixture, a sampler that moves them.
+"""The parts that the suite runs: chains, a target mixture, and a sampler that moves the chains.
 
 A `Sampler` moves chains as a `Task` describes. `engine_sampler` makes one from a backend.
 `mutants.Plain` is another one; it can be broken, to show that a test fails when it should.
@@ -118,7 +118,7 @@ def engine_sampler(backend: Backend) -> Sampler:
 
 
 def onward(task: Task, run: Run, **changes: float | Target) -> Task:
-    """The task that continues `run` of `task`, with fresh noise and these changes."""
+    """A task that goes on from the end of `run`, with fresh noise and the given changes."""
     moved = replace(task, x=run.x, v=run.v, first_step=task.first_step + task.steps)
     return replace(moved, **changes)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Contexts of test 8: laws p(v|c) of a trained model, or made-up ones."""
+"""Contexts for test 8. Their laws p(v|c) come from a trained model or are made up."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Contexts:
 
 
 def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
-    """Zipf laws over made-up points, with entropies evenly from .1 nats to log V."""
+    """Zipf laws over made-up points, with evenly spaced entropies from .1 nats to log V."""
     g = torch.Generator().manual_seed(seed)
     mu = projx(torch.randn(VOCABULARY, d, generator=g))
     exponents = torch.linspace(0, 8, 2001, dtype=torch.float64)
@@ -69,10 +69,11 @@ def synthetic(d: int, seed: int, count: int = CONTEXTS) -> Contexts:
 
 
 def remembering(contexts: Contexts, seed: int) -> Contexts:
-    """Some of the contexts, with laws of .7 of their own and .3 of a memory of 32 tokens.
+    """Some of the contexts.
 
-    The candidates are those without the memory: most of the memory's tokens lie outside them, as
-    the query knows nothing of a memory.
+    Each law is mixed: .7 of the context's own law and .3 of a memory of 32 tokens. The candidates
+    are chosen without the memory, as a query knows nothing of it, so most of the memory's tokens
+    lie outside them.
     """
     g = torch.Generator().manual_seed(seed)
     chosen = list(range(len(contexts.labels)))[1::6]
@@ -94,10 +95,10 @@ def of_text(
     reader: Reader | None = None,
     count: int = CONTEXTS,
 ) -> Contexts:
-    """Contexts of a text at even quantiles of the entropy of p_lex(v|c), ends included.
+    """Contexts of a text at evenly spaced quantiles of the entropy of p_lex(v|c), ends included.
 
-    context: number of tokens of a window, at most. reader: reads a memory, which every second
-    context then consults.
+    context: the most tokens in a window. reader: reads a memory, which every second context then
+    consults.
     """
     mu = model.embeddings()
     law, queries, states, entropies, labels = TokenLaw(model, mu), [], [], [], []
@@ -118,7 +119,7 @@ def of_text(
         tokenizer.decode(tokens[max(0, end - 8) : end].tolist())[-24:]
         for tokens, end in map(labels.__getitem__, chosen)
     ]
-    source = f"{count} contexts of {stream.name}, at even quantiles of entropy among its first {len(entropy):,}"
+    source = f"{count} contexts of {stream.name}, evenly spaced by quantile of entropy among its first {len(entropy):,}"
     source += "; every second one with static memory" if reader else ""
     kappa = model.concentrations()
     lexical = (query[chosen].cpu(), model.bias.cpu(), None if kappa is None else kappa.cpu())

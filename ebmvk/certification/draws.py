@@ -46,15 +46,15 @@ def latent_law(backend: Backend, contexts: Contexts, points: Points, i: int) -> 
 
 
 def outside(law: LatentLaw) -> Tensor:
-    """(V,) bool: True for tokens that aren't candidates."""
+    """(V,) bool, True for tokens that aren't candidates."""
     return torch.ones(law.points.n, dtype=torch.bool).index_fill(0, law.ids[0].cpu(), False)
 
 
 def in_batches(some: Callable[[int, int], Drawn], contexts: Contexts, first: int, n: int) -> Drawn:
-    """n draws from number `first` on, as many at once as memory allows.
+    """n draws, numbered from `first`, as many at once as memory allows.
 
-    some: takes a first number and a count. A draw depends on its own number only, so the batch size
-    changes nothing.
+    some: a function that draws; it takes a first number and a count. A draw depends on its own
+    number only, so the batch size changes nothing.
     """
     batch = max(1, _AT_ONCE // contexts.log_p.shape[1])
     parts = [some(at, min(batch, first + n - at)) for at in range(first, first + n, batch)]
@@ -73,7 +73,7 @@ def by_langevin(law: LatentLaw, contexts: Contexts, i: int, first: int, n: int, 
 
 
 def exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> Drawn:
-    """n tokens of context i, decoded from exact states at the concentration where chains end."""
+    """n tokens of context i, decoded from exact states at the concentration at which chains end."""
     level = float(LAST * kappa_critical(law.points.d, law.entropy))
 
     def some(first: int, rows: int) -> Drawn:

@@ -62,7 +62,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Slack:
-    """Allowed deviations of: log odds of the rest, the exponent s of p^s, the concentration."""
+    """How far these may deviate: log odds of the rest, the exponent s of p^s, the concentration."""
 
     rest: float = 0.0
     exponent: float = 0.0
@@ -95,7 +95,7 @@ def compared(route: Route, contexts: Contexts, n: int, seed: int, most_steps: in
 
 
 def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: int) -> tuple[Check, Drawn, float]:
-    """The check of one context with the steps that it needs, its draws, its bound of the TV."""
+    """One context's check, with as many steps as it needs; its draws; its bound of the distance."""
     p = contexts.log_p[i].double().exp().cpu()
     steps, tried, last = STEPS, [], math.inf
     while True:
@@ -121,7 +121,9 @@ def _settled(route: Route, contexts: Contexts, i: int, n: int, seed: int, most: 
 
 
 def _until_clear(route: Route, i: int, n: int, steps: int, seed: int, p: Tensor) -> tuple[Drawn, Fit]:
-    """n draws and their fit; only a tenth of them if these already prove that the law is wrong."""
+    """n draws and their fit. If a tenth of the draws already proves that the law is wrong, only
+    those are made.
+    """
     few = n // 10 if n >= 10 * FEWEST else n
     drawn = route.drawn(i, 0, few, steps, seed)
     found = _fit(drawn, p)

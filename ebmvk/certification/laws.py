@@ -148,7 +148,7 @@ def order_of_bias(bench: Bench) -> Findings:
 
     At d = kappa = 640 it exceeds the noise.
 
-    It passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
+    The test passes if the order, log2 of the ratio of two biases, lies between 1.5 and 2.5 with 4.4
     standard errors to spare, the confidence of the other tests. At arcs of 1 and .5 terms of h^4
     make the ratio a little more than 4.
     """
@@ -181,10 +181,10 @@ def no_bias(bench: Bench) -> Findings:
     """Test 9, GHMC: no bias at d = kappa = 8, though a quarter of the trajectories is rejected.
 
     A trajectory is one leapfrog step of one radian. Several temperatures are tested because
-    acceptance depends on the temperature. Friction is low, so that it matters what a rejection does
-    to v. A sampler that keeps v instead of reversing it looks right for one step from the right
-    law: x keeps its law, and v depends on x only by a term odd in v. Over several steps x is biased
-    too: the mean cosine is .009 off, 5 % of its standard deviation.
+    acceptance depends on the temperature. Friction is low, so what a rejection does to v makes a
+    difference. A sampler that keeps v instead of reversing it looks right for one step from the
+    right law: x keeps its law, and v depends on x only by a term odd in v. Over several steps x is
+    biased too: the mean cosine is .009 off, 5 % of its standard deviation.
     """
     return Findings([_unbiased(bench, 1.0, bench.sizes.looks)] + [_unbiased(bench, t, 4) for t in (0.5, 2.0)])
 

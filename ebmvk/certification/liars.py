@@ -86,7 +86,9 @@ class Liar:
 
 @contextmanager
 def lying(lie: Lie | None) -> Iterator[Backend]:
-    """A CPU backend while the lie is in force: compiled kernels if present, else plain torch."""
+    """A context manager that applies the lie and gives a CPU backend: compiled kernels if present,
+    else plain torch.
+    """
     try:
         own = select("cpu")
     except DeviceError:

@@ -111,7 +111,7 @@ def _join(parts: list[Findings]) -> Findings:
 
 
 def weights(bench: Bench) -> Findings:
-    """Single chains, annealed: at the last level alone they wouldn't cross between modes.
+    """Test single chains. They are annealed, as chains at the last level don't change modes.
 
     GHMC is exact at each level. g-BAOAB runs at most 4,000 chains; at an arc of .1 its bias is far
     below their noise.
@@ -134,7 +134,7 @@ def weights(bench: Bench) -> Findings:
 
 
 def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """Block Gibbs: from uniform states below kappa_c, from exact states above it."""
+    """Test block Gibbs, from uniform states below kappa_c and from exact states above it."""
     mixture, n = Mixture.of(seed), sizes.chains
     law, mu = mixture.law(backend, n)
     parts = []
@@ -150,7 +150,7 @@ def gibbs(backend: Backend, sizes: Sizes, seed: int) -> Findings:
 
 
 def replicas(backend: Backend, sizes: Sizes, seed: int) -> Findings:
-    """Tempering from uniform states, up to a rung where no single chain mixes."""
+    """Test tempering from uniform states; no single chain mixes on its highest rung."""
     mixture, n = Mixture.of(seed), min(sizes.chains, TEMPERED)
     law, _ = mixture.law(backend, n)
     run = tempering(law, seed=seed, kappa=KAPPA * ABOVE)

@@ -43,7 +43,7 @@ _NUMBERS = 1 << 18
 
 @dataclass(frozen=True)
 class Plain:
-    """A `Sampler`: model section 7 in torch, float64, with at most one law broken."""
+    """A `Sampler` in torch and float64 (model section 7), with at most one law broken."""
 
     mutant: Mutant | None = None
 
@@ -92,7 +92,7 @@ class _Walk:
         return drawn
 
     def _step(self, xi: Tensor) -> None:
-        """B A O A B."""
+        """One step of B A O A B."""
         h, before = self.task.step_size, self.energy + _half_square(self.v)
         self.v = self.v + h / 2 * self.force
         self._drift(h / 2)
@@ -106,7 +106,7 @@ class _Walk:
         self.accepted += 1
 
     def _trajectory(self, xi: Tensor, xi2: Tensor, u: Tensor) -> None:
-        """Half an O step, leapfrogs, accept or turn back, half an O step."""
+        """One trajectory: half an O step; leapfrogs; accept, or turn back; half an O step."""
         task = self.task
         rate = task.gamma * task.leapfrogs * task.step_size / 2
         self._stir(xi, rate)
@@ -145,7 +145,7 @@ class _Walk:
         self.v = decay * self.v + math.sqrt(self.task.temperature * abs(1 - kept)) * self._tangent(self.x, xi)
 
     def _land(self) -> None:
-        """Back onto the sphere, the second half kick, back into the tangent space."""
+        """Project x onto the sphere, do the second half kick, make v tangent."""
         norm = self.x.norm(dim=1, keepdim=True)
         self.x = self.x / norm
         self.energy, self.force = self._energy(self.x)

@@ -15,10 +15,10 @@ FAMILY_LEVEL = 1e-3
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: by a p-value, or by bounds of the statistic, or by both.
+    """One verdict, decided by a p-value, by bounds of the statistic, or by both.
 
-    number: of the test in model section 7. name: unique. claim: what is tested. n: number of values
-    behind the statistic.
+    number: that of the test in model section 7. name: unique. claim: what is tested. n: number of
+    values behind the statistic.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Check:
     detail: str = ""
 
     def ok(self, alpha: float) -> bool:
-        """False for NaN."""
+        """True if the check passed; False if a value is NaN."""
         if self.p is not None and not self.p >= alpha:
             return False
         if math.isinf(self.low) and math.isinf(self.high):

@@ -59,7 +59,7 @@ def resultant_test(x: Tensor) -> Evidence:
 def inertia_test(x: Tensor) -> Evidence:
     """Bingham's n d(d+2)/2 (tr S^2 - 1/d) ~ chi^2_{(d-1)(d+2)/2} under the uniform law.
 
-    S is the mean of x x^T. It sees laws that are symmetric but not uniform. x: (n, d).
+    S is the mean of x x^T. It detects laws that are symmetric but not uniform. x: (n, d).
     """
     n, d = x.shape
     second = x.double().T @ x.double() / n
@@ -138,9 +138,9 @@ class Fit:
     def distance(self, confidence: float = CONFIDENCE) -> float:
         """Upper confidence bound of the total variation between the true and the tested law.
 
-        Over the cells; at most 1. n times the chi^2 distance X of the two laws is the
-        non-centrality of the statistic, without bias, and total variation is at most sqrt(X) / 2
-        (Cauchy and Schwarz), with equality if all cells are off by the same factor.
+        The distance is taken over the cells; at most 1. n times the chi^2 distance X of the two
+        laws is the non-centrality of the statistic, without bias, and total variation is at most
+        sqrt(X) / 2 (Cauchy and Schwarz), with equality if all cells are off by the same factor.
         """
         if self.freedom == 0:
             return 0.0
@@ -149,7 +149,7 @@ class Fit:
     def excluded(self, alpha: float, confidence: float = CONFIDENCE) -> float:
         """The smallest total variation that a test of level alpha finds with this confidence.
 
-        Over the cells, whatever the shape of the difference; at most 1.
+        It is taken over the cells and holds for any shape of the difference; at most 1.
         """
         if self.freedom == 0:
             return 0.0
@@ -198,7 +198,8 @@ def counts_test(counts: Tensor, p: Tensor) -> Evidence:
 
 
 def _gathered(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with rare cells pooled, likelier ones first, into cells of about POOLED counts.
+    """Counts and law with rare cells pooled, likelier ones first, into cells of about POOLED
+    counts.
 
     One cell for all of them would hide the differences between them.
     """
@@ -226,7 +227,7 @@ def same_law_test(one: Tensor, other: Tensor) -> Evidence:
 
 
 def _pooled(one: Tensor, other: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with their rare cells summed in a last cell; empty cells are dropped."""
+    """Both samples with their rare cells summed in a last cell; empty cells are dropped."""
     if not bool(rare.any()):
         return one, other
     pooled = torch.stack([torch.cat((counts[~rare], counts[rare].sum()[None])) for counts in (one, other)])
@@ -256,7 +257,7 @@ def ratio_test(above: Tensor, below: Tensor, slack: float = 0.0) -> Evidence:
 
 
 def _beyond(value: float, error: float, slack: float) -> Evidence:
-    """z of the part of |value| that exceeds `slack`."""
+    """The z-score of the part of |value| that exceeds `slack`."""
     over = math.copysign(max(0.0, abs(value) - slack), value)
     if error == 0 and not math.isnan(value):
         return Evidence(0.0, 1.0) if over == 0 else Evidence(math.inf, 0.0)

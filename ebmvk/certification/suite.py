@@ -98,7 +98,7 @@ LIES = Sizes(4000, 1000, looks=20, long_chains=2, long_steps=100, token_chains=4
 
 @dataclass(frozen=True)
 class Caught:
-    """The check that a mutant must fail, with the mutant, and as `control` without it."""
+    """The check that a mutant must fail, run with the mutant and (`control`) without it."""
 
     mutant: Mutant | Lie
     check: Check
@@ -110,7 +110,7 @@ class Caught:
 
 @dataclass
 class Certificate:
-    """Everything that a run found. seconds: of each test."""
+    """Everything that a run found. seconds: the time of each test."""
 
     checks: list[Check] = field(default_factory=list)
     caught: list[Caught] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Certificate:
 
 
 def sizes_for(backend: Backend, *, quick: bool) -> Sizes:
-    """The sizes for a device; smaller still if it may be a CPU in disguise or plain torch."""
+    """The sizes for a device; smaller ones for plain torch and for a possible CPU in disguise."""
     if not quick:
         return FULL
     return QUICK if backend.name == "cpu" else QUICK_SLOW
@@ -173,19 +173,19 @@ def certify(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, say: 
 
 
 def token_tests() -> dict[str, TokenTest]:
-    """`TOKENS`, and a test for each sampler of states that names no tests in the registry."""
+    """`TOKENS`, plus one test for each sampler of states whose registry entry names no tests."""
     own = [name for name, sampler in SAMPLERS.items() if sampler.module and not sampler.certificate]
     return TOKENS | {f"8 tokens, {name}": functools.partial(tokens.registered, name) for name in own}
 
 
 def catch(mutant: Mutant, seed: int, sizes: Sizes = MUTANTS) -> Caught:
-    """The check that must catch `mutant`, with the broken and with the unbroken integrator."""
+    """Run the check that must catch `mutant` twice: with the mutant and without it."""
     test, name = CAUGHT_BY[mutant]
     return Caught(mutant, *(_named(_of_plain(test, which, sizes, seed), name) for which in (mutant, None)))
 
 
 def catch_lie(lie: Lie, seed: int, sizes: Sizes = LIES) -> Caught:
-    """The check that must catch `lie`, run with the lie in force and without it."""
+    """Run the check that must catch `lie` twice: with the lie and without it."""
     test, name = SEEN_BY[lie]
     return Caught(lie, *(_named(_of_lie(test, told, sizes, seed), name) for told in (lie, None)))
 
@@ -203,7 +203,7 @@ def _of_lie(test: LawTest, lie: Lie | None, sizes: Sizes, seed: int) -> Findings
 
 
 def _named(findings: Findings, name: str) -> Check:
-    """The check whose name ends so; some names begin with that of the backend."""
+    """The check whose name ends with the given one: some names begin with the backend's name."""
     return next(check for check in findings.checks if check.name.endswith(name))
 
 

@@ -63,7 +63,7 @@ def exact(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int) -> Find
 
 
 def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None) -> Findings:
-    """Every fifth context, coarse to fine; each level has the given number of steps."""
+    """Tokens of every fifth context by `coarse`; each level has the given number of steps."""
     points = backend.points(contexts.mu.contiguous())
     neighbourhoods = Neighbourhoods.of(backend, contexts.mu)
     few = contexts.some(slice(1, None, 5))
@@ -88,7 +88,9 @@ def coarse(backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_s
 def registered(
     sampler: str, backend: Backend, contexts: Contexts, sizes: Sizes, seed: int, most_steps: int | None = None
 ) -> Findings:
-    """Every fifth context by any registered sampler of states; `langevin_steps` is doubled."""
+    """Tokens of every fifth context by any registered sampler of states; `langevin_steps` is
+    doubled while that helps.
+    """
     few = contexts.some(slice(1, None, 5))
     own = (few.bias, few.concentrations)
     space = TokenPoints(backend, few.mu, backend.points(few.mu.contiguous()), *own)

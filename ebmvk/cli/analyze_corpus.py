@@ -30,7 +30,7 @@ MODEL = "minillm"
 @dataclass(frozen=True)
 class AnalyzeCommand:
     dataset: Path  # A text file, or a folder of text files.
-    # The line that stands between documents. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents. By default <|doc|> and <|endoftext|> do.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()
@@ -99,9 +99,9 @@ def _analyze(command: AnalyzeCommand) -> int:
         low, high = found.perplexity
         least, most = REACHED
         print(
-            f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out: "
-            f"{least:g} to {most:g} times that of a trigram (at least 1), fitted on {found.fitted:,} tokens and "
-            f"measured on {found.measured:,}"
+            f"expect      perplexity {low:.1f} to {high:.1f} per token of the last tenth, which training holds out. "
+            f"That is {least:g} to {most:g} times the perplexity of a trigram (and at least 1), which was fitted on "
+            f"{found.fitted:,} tokens and measured on {found.measured:,}"
         )
     for line in _commands(command, found):
         print(line)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _certify(command: CertifyCommand) -> int:
     if not 0 <= command.seed < 2**31:
-        raise ConfigError(f"--seed {command.seed} is outside 0 to 2^31 - 1", hint="take --seed 42")
+        raise ConfigError(f"--seed {command.seed} is not between 0 and 2^31 - 1", hint="use --seed 42")
     from ebmvk.certification import suite
     from ebmvk.engine.device import open_device
 
@@ -171,7 +171,7 @@ def _record(found: Certificate, contexts: Contexts, sizes: Sizes) -> Record:
 
 
 def _row(check: Check, alpha: float) -> Record:
-    """One check, JSON-able: infinite bounds and statistics that aren't numbers are null."""
+    """One check, as JSON values: infinite bounds and statistics that aren't numbers are null."""
     row = {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for name, value in dataclasses.asdict(check).items()

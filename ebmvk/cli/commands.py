@@ -1,8 +1,8 @@
 """The commands of the `ebmvk` program. To add one: write its module in this package and give it a
 line here.
 
-`ebmvk some-name` runs `main(argv)` of the module `some_name`, which also has `FLAGS`, all its
-flags.
+`ebmvk some-name` runs `main(argv)` of the module `some_name`. The module also has `FLAGS`, the list
+of all its flags.
 """
 
 from __future__ import annotations

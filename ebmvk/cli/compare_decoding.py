@@ -138,7 +138,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in (head, *body):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     if unit == "byte":
-        yield "The judge has other tokens than the model, so its perplexity is per byte: 2^(bits per byte)."
+        yield "The judge and the model have different tokens, so the perplexity is per byte: 2^(bits per byte)."
 
 
 def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

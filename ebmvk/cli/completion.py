@@ -19,7 +19,7 @@ def script(shell: str) -> str:
     if shell not in SHELLS:
         raise ConfigError(
             f"--print-completion {shell}".rstrip() + ": this shell has no completion script",
-            hint=f"take one of {', '.join(SHELLS)}",
+            hint=f"use one of {', '.join(SHELLS)}",
         )
     flags = {name: importlib.import_module(f"ebmvk.cli.{name.replace('-', '_')}").FLAGS for name in COMMANDS}
     return SHELLS[shell]({name: (*own, *HELP) for name, own in flags.items()})

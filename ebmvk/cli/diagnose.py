@@ -95,7 +95,7 @@ def _diagnose(command: DiagnoseCommand) -> int:
 
 
 def _record(command: DiagnoseCommand, say: Callable[[str], None]) -> dict[str, Any]:
-    """The diagnosis of every checkpoint, JSON-able; writes the page if --report asks for it."""
+    """The diagnosis of every checkpoint as JSON values; writes the page if --report asks for it."""
     from ebmvk.diagnosis.diagnosis import together
 
     found = list(_found(command, say))

@@ -1,6 +1,6 @@
 """`ebmvk evaluate`: the exact likelihood of a text under a trained model.
 
-`ebmvk.evaluation.measurement` computes the figures; here they are asked for and printed.
+`ebmvk.evaluation.measurement` computes the figures; this module asks for them and prints them.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def _evaluate(command: EvaluateCommand, ranks: Ranks | None) -> int:
 
 
 def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, Any], str, str]:
-    """(figures, JSON-able; a line about the text's source; a line about the device)
+    """Returns the figures as JSON values, a line about the text's source, and a line about the
+    device.
 
     ranks: the processes that share the memory, if there are several.
     """
@@ -273,7 +274,7 @@ def _print_tiers(record: dict[str, Any]) -> None:
         print("                      may come from flattening the model's law. To compare, run `ebmvk memory`")
     else:
         power = record["calibration"]["power"]
-        print(f"calibrated            p_lex mixed with its own power {power:g} by a gate, fitted on the same tokens,")
+        print(f"calibrated            a gate mixes p_lex with p_lex to the power {power:g}; fitted on the same tokens,")
         print("                      without any memory: a memory should do better")
     if record["scrambled"]:
         print(f"scrambled             {_scrambled(fitted=record['control_fitted'])}")

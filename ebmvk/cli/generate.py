@@ -85,7 +85,7 @@ def _check(command: GenerateCommand) -> None:
         if (value := getattr(command, name)) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1", hint="give 1 or more")
     if not 0 <= command.seed < 2**63:
-        raise ConfigError(f"--seed {command.seed} is outside 0 to 2^63 - 1", hint="take --seed 42")
+        raise ConfigError(f"--seed {command.seed} is not between 0 and 2^63 - 1", hint="use --seed 42")
     if "" in command.stop:
         raise ConfigError("--stop has an empty string", why="every text contains it", hint="give the text to stop at")
 
@@ -159,7 +159,7 @@ def _asked() -> Iterator[str]:
 
 
 def _headline(command: GenerateCommand, several: bool, number: int, prompt: str) -> str:
-    """The line with the prompt before each of several texts; empty with --quiet."""
+    """The heading above one of several texts: its prompt; with --quiet only a blank line."""
     if not several:
         return ""
     gap = "\n" if number else ""
@@ -252,7 +252,7 @@ def _say(text: str) -> None:
 
 
 def _say_health(generator: Generator, sampler: SamplerName, run: OpenRun) -> None:
-    """How the sampler's chains did, if it has any."""
+    """Print diagnostics of the sampler's chains, if it has any."""
     health, rates = generator.health.record(), generator.health.mixing()
     if rates:
         _say(f"{SAMPLERS[sampler].rates}: {', '.join(f'{rate:.2f}' for rate in rates)}")

@@ -1,7 +1,8 @@
 """`--help` of a command: its flags in groups, common ones first; `--help-all` shows the rest.
 
 The text of a flag is the comment beside its field. A field's `metadata` may have `group`, the title
-under which its flag stands, and `common`: if a command has common flags, `--help` shows these only.
+under which its flag is listed, and `common`: if a command has common flags, `--help` shows these
+only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GLUE = "\N{NO-BREAK SPACE}"
 @dataclass(frozen=True)
 class Entry:
     """A flag: how to write it, what it does, its default (empty if there is nothing to show), and
-    where it stands.
+    the group that it is listed in.
     """
 
     usage: str
@@ -41,7 +42,7 @@ class Entry:
 def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Sequence[str] = ()) -> str:
     """The help of the command `title`.
 
-    everything: with flags that aren't common. notes: paragraphs at the top.
+    everything: also show flags that aren't common. notes: paragraphs at the top.
     """
     several = any(entry.common for entry in entries) and not everything
     shown = [_plain(entry) for entry in entries if entry.common] if several else entries
@@ -58,7 +59,7 @@ def page(title: str, entries: Sequence[Entry], *, everything: bool, notes: Seque
 
 
 def _plain(entry: Entry) -> Entry:
-    """Without the `--no-` form of a switch that is off by default."""
+    """The spellings without `--no-`, for a switch that is off by default."""
     return entry if entry.default else dataclasses.replace(entry, usage=entry.usage.replace("[no-]", ""))
 
 
@@ -137,8 +138,8 @@ def _default(value: Any, extras: Sequence[Any]) -> str:
 
 
 def comments(kind: type[Any]) -> dict[str, str]:
-    """{field: the comment behind its definition, or else above it}, of a dataclass and the classes
-    it extends.
+    """{field: comment} for a dataclass and the classes that it extends. The comment is the one
+    after the field's definition on its line, or else the one above.
     """
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):

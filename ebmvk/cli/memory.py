@@ -37,7 +37,8 @@ class MemoryCommand:
     # Use the splats that training collected, instead of building new ones from the training text.
     from_training: bool = False
     # The text on which to fit kappa (how sharp splats are) and the gates (how much weight the
-    # memory gets). training: a part of the training text that is left out of the splats meanwhile.
+    # memory gets). training: a part of the training text, which the splats used for the fit don't
+    # contain.
     fit_on: Literal["validation", "training"] = "validation"
     # The path of the run's text, if it has moved.
     dataset: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
@@ -75,7 +76,7 @@ def _memory(command: MemoryCommand, given: Sequence[str]) -> int:
     from ebmvk.runs.lock import locked
 
     if not 0 <= command.splats <= MAX_SPLATS:
-        raise ConfigError(f"--splats {command.splats} is not within 0 to {MAX_SPLATS:,}", hint="use --splats 50000")
+        raise ConfigError(f"--splats {command.splats} is not between 0 and {MAX_SPLATS:,}", hint="use --splats 50000")
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -142,7 +143,7 @@ def _build(command: MemoryCommand, run: OpenRun, say: Callable[[str], None]) -> 
 
 
 def _tell(folder: Path, step: int, alerts: list[Alert], *, quiet: bool) -> None:
-    """Write alerts where training writes its own: into the run's metrics and report."""
+    """Write alerts into the run's metrics and report, as training does."""
     from ebmvk.monitoring.monitor import Monitor
     from ebmvk.training.session import report
 

@@ -128,8 +128,8 @@ _PLAIN = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2 is not a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
     (r"Missing value for argument '(\S+)'\..*", r"\1 has no value"),
-    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\) ?\.", r"\2 \1 is none of \3"),
-    (r"Unrecognized options: (.*)", r"\1 stands without a flag in front of it"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\) ?\.", r"\2 \1 is not one of \3"),
+    (r"Unrecognized options: (.*)", r"\1 has no flag in front of it"),
 )
 """Messages of tyro as patterns, and what people read instead."""
 
@@ -137,15 +137,15 @@ _PLAIN = (
 def _plain(message: str) -> str:
     for pattern, words in _PLAIN:
         if found := re.fullmatch(pattern, message):
-            head, is_none_of, choices = found.expand(words).partition(" is none of ")
+            head, is_not_one_of, choices = found.expand(words).partition(" is not one of ")
             # tyro gives them in the order of a set, and None for a flag that may be left out.
-            return head + is_none_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
+            return head + is_not_one_of + ", ".join(sorted(set(choices.split(", ")) - {"'None'"}))
     return message
 
 
 def check_flags(args: Sequence[str], known: Sequence[str], command: str, repeatable: Sequence[str] = ()) -> None:
-    """Raises ConfigError for the first unknown flag, naming the nearest known one, or repeated
-    flag.
+    """Raises ConfigError for the first flag that is unknown (naming the nearest known one) or
+    repeated.
     """
     seen: set[str] = set()
     before = ""

@@ -24,7 +24,7 @@ class PrepareCommand:
     output: Path  # The text file to write.
     # Text files, or folders of text files.
     input: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    # The line that stands between documents in the input. By default <|doc|> and <|endoftext|> do.
+    # The line that separates documents in the input. By default <|doc|> and <|endoftext|> do.
     separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     # In folders, also read files whose names match, for example '*.py'.
     include: Include = ()
@@ -93,8 +93,8 @@ def _prepare(command: PrepareCommand) -> int:
 
 
 def _parted(read_back: int, written: int) -> Iterator[str]:
-    """Yields a note if documents contain separators of the output, so that more will be read
-    back.
+    """Yields a note if documents contain separators of the output, because reading it would then
+    give more documents.
     """
     if read_back != written:
         yield f"{read_back:,} documents will be read from it, because some contain lines <|doc|> or <|endoftext|>"

@@ -68,7 +68,7 @@ def _output_lost(error: OSError) -> int:
 
 
 def _rank() -> str:
-    """A prefix of messages: which of several processes this is, unless it is the first."""
+    """A prefix for messages that tells which of several processes this is; empty for the first."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"rank {rank}: "
 
@@ -87,7 +87,7 @@ def lead(body: Callable[[Ranks | None], int], followers: Callable[[Ranks], Mappi
     The other processes do what it tells them. With one process, `body` is called with None and
     nothing is imported.
 
-    followers: returns what the others can be told to do, by name.
+    followers: returns {name: function} of what the other processes can be told to do.
     """
     if processes() == 1:
         return body(None)

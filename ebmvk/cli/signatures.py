@@ -55,7 +55,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 
 def help_of(function: Callable[..., Any]) -> str:
-    """The text for `help`: the function's docstring, then its settings, one a line.
+    """The text for `help`: the function's docstring, then its settings, one per line.
 
     The settings are a literal block of reStructuredText, because Sphinx also reads this text.
     """

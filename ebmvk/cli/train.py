@@ -101,8 +101,8 @@ REPEATABLE = ("--include",)
 def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Mapping[str, Any] = FULL) -> int:
     """Exit status: 0 finished or stopped as asked, 2 a typed error, 130 interrupted (and saved).
 
-    command: its name. stage: {field: value} of defaults that this command has in place of those of
-    the size.
+    command: the name of this command. stage: {field: value} of its defaults that replace the
+    size's.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
     return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
@@ -197,10 +197,9 @@ def asked(args: Sequence[str], name: str = "train", stage: Mapping[str, Any] = F
 
 
 def _defaults(args: Sequence[str], stage: Mapping[str, Any] = FULL) -> tuple[Config, list[Level]]:
-    """The configuration that --help shows and that flags change, and the levels in it, the weakest
-    one first.
+    """The configuration that --help shows and that flags change, and its levels, the weakest first.
 
-    It is that of the run to resume, or of --size, changed by model, stage, preset and file.
+    It starts from the run to resume or from --size; model, stage, preset and file change it.
     """
     file, resume = file_values(args), flags.value_of(args, "--resume")
     if resume is not None:
@@ -297,7 +296,7 @@ def _refuse_existing(folder: Path, *, dry_run: bool) -> None:
 
 
 def _found_again(settings: Config, corpus: Corpus) -> dict[str, Any]:
-    """Settings that find the same text from any folder."""
+    """The settings with paths that find the same text from any working directory."""
     from ebmvk.data.files import from_anywhere
 
     folder = settings.data.data_dir

@@ -36,22 +36,22 @@ def check(config: Config) -> Config:
     _require(
         not MODELS[config.model.model].has("knn_k") or langevin.knn_k < data.vocab_size,
         f"--knn-k {langevin.knn_k} is not below --vocab-size {data.vocab_size}",
-        f"take --knn-k {data.vocab_size - 1} or less",
+        f"use --knn-k {data.vocab_size - 1} or less",
     )
     _require(
         data.stride is None or data.windows == "document",
         f"--stride {data.stride} with --windows {data.windows}",
-        "take --windows document: windows of a whole text always follow one another",
+        "use --windows document: windows of a whole text always follow one another",
     )
     _require(
         data.stride is None or data.stride <= data.seq_length,
         f"--stride {data.stride} exceeds --seq-length {data.seq_length}",
-        f"take --stride {data.seq_length} or less: text between two windows would never be read",
+        f"use --stride {data.seq_length} or less: text between two windows would never be read",
     )
     _require(
         langevin.langevin_levels <= langevin.langevin_steps,
         f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
-        f"take --langevin-levels {langevin.langevin_steps} or less: each level needs a step",
+        f"use --langevin-levels {langevin.langevin_steps} or less: each level needs a step",
     )
     _check_splats(config.splats)
     return config
@@ -71,8 +71,9 @@ def check_owned(config: Config, levels: Iterable[tuple[Source, Mapping[str, Any]
     """Refuse a setting that the model doesn't have.
 
     levels: {setting: value} with its source. Only what a person gave is checked: flags, a file and
-    a preset. A file may have settings of the model that it names itself, so that a flag can compare
-    another model with it; and it may have any setting at a default, as the file of a run does.
+    a preset. A file may have settings of the model that it names itself, so that a flag can switch
+    to another model for a comparison. A file may also have any setting at its default, as the file
+    of a run does.
 
     Raises:
         ConfigError: names the setting, its value, and the models that have it.
@@ -101,7 +102,7 @@ def _foreign(model: str, name: str, value: Any, *, in_file: bool = False) -> Con
     key = f"{SECTION_OF[name]}.{name}" if in_file else flag(name)
     said = f"{key} = {value}" if in_file else _as_flag(name, value)
     have = " or ".join(owners(name))
-    why, remedy = f"it belongs to --model {have}", f"remove {key}, or take --model {have}"
+    why, remedy = f"it belongs to --model {have}", f"remove {key}, or use --model {have}"
     if name in WINDOWS:
         why, remedy = "this model sees its whole training window", f"remove {key}; --seq-length sets the window"
     return ConfigError(f"{said} with --model {model}", why=why, hint=remedy)
@@ -119,17 +120,17 @@ def _check_splats(splats: SplatConfig) -> None:
         _require(
             getattr(splats, name) <= splats.max_splats,
             f"{flag(name)} {getattr(splats, name)} exceeds --max-splats {splats.max_splats}",
-            f"take {flag(name)} {splats.max_splats} or less",
+            f"use {flag(name)} {splats.max_splats} or less",
         )
     _require(
         splats.min_kappa <= splats.max_kappa,
         f"--min-kappa {splats.min_kappa} exceeds --max-kappa {splats.max_kappa}",
-        f"take --min-kappa {splats.max_kappa} or less",
+        f"use --min-kappa {splats.max_kappa} or less",
     )
     _require(
         splats.soc_history >= splats.soc_check_interval,
         f"--soc-history {splats.soc_history} is below --soc-check-interval {splats.soc_check_interval}",
-        f"take --soc-history {splats.soc_check_interval} or more: each step adds a state",
+        f"use --soc-history {splats.soc_check_interval} or more: each step adds a state",
     )
 
 
@@ -138,12 +139,12 @@ def check_model(model: ModelConfig) -> None:
     _require(
         model.latent_dim % (2 * model.n_heads) == 0,
         f"--latent-dim {model.latent_dim} is not a multiple of 2 x --n-heads {model.n_heads}",
-        f"take --latent-dim {2 * model.n_heads * max(1, round(model.latent_dim / (2 * model.n_heads)))}",
+        f"use --latent-dim {2 * model.n_heads * max(1, round(model.latent_dim / (2 * model.n_heads)))}",
     )
     _require(
         model.moe_active <= model.moe_experts,
         f"--moe-active {model.moe_active} exceeds --moe-experts {model.moe_experts}",
-        f"take --moe-active {model.moe_experts} or less",
+        f"use --moe-active {model.moe_experts} or less",
     )
     for name in _SWITCHES:
         if getattr(model, name) != getattr(ModelConfig, name) and not MODELS[model.model].has(name):
@@ -163,7 +164,7 @@ def check_model(model: ModelConfig) -> None:
 
 _SWITCHES = (*ENERGY_TERMS, "decoder", "use_moe")
 """Settings that no run can have for a model without them, because every version refused them. Other
-settings of other models may stand in the file of an old run, which has to open."""
+settings of other models may be in the file of an old run, which still has to open."""
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -173,8 +174,8 @@ def _check_range(name: str, value: Any) -> None:
         return
     for number in value if isinstance(value, tuple) else (value,):
         _require(math.isfinite(number), f"{flag(name)} {number} is not finite", "give a finite number")
-        _require(low is None or number >= low, f"{flag(name)} {number} is below {low}", f"take {low} or more")
-        _require(high is None or number <= high, f"{flag(name)} {number} is above {high}", f"take {high} or less")
+        _require(low is None or number >= low, f"{flag(name)} {number} is below {low}", f"use {low} or more")
+        _require(high is None or number <= high, f"{flag(name)} {number} is above {high}", f"use {high} or less")
 
 
 def _require(condition: bool, what: str, hint: str) -> None:
@@ -196,6 +197,6 @@ def check_resume(old: Config, new: Config) -> None:
         if value != before[name] and not _entry(name).metadata.get("resume") and name not in OF_TEXT:
             raise ConfigError(
                 f"--resume: {section}.{name} is {value!r} now but was {before[name]!r}",
-                why="a run can't change its model, its data or its loss half way",
+                why="a run can't change its model, its data or its loss after it has started",
                 hint=f"remove {flag(name)}, or start a new run with another --run-dir",
             )

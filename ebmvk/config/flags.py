@@ -1,4 +1,4 @@
-"""Flags as a list of words: what is done with them before the full parse."""
+"""Functions on flags as a list of words, used before the full parse."""
 
 from __future__ import annotations
 
@@ -75,8 +75,7 @@ def spread(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def settings_of(command: Any, kind: Any, given: Sequence[str]) -> dict[str, Any]:
-    """{field: value in the command} of those fields of the dataclass `kind` whose flags were
-    given."""
+    """{field: value} for each field of the dataclass `kind` whose flag was given."""
     return {entry.name: getattr(command, entry.name) for entry in dataclasses.fields(kind) if flag(entry.name) in given}
 
 
@@ -109,7 +108,7 @@ def values_of(args: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def fill_optional(args: Sequence[str], name: str, value: str) -> list[str]:
-    """Give the flag `name` the value `value` if it has none: at the end, or before another flag."""
+    """Give the flag `name` the value `value` unless a value follows it already."""
     out = list(args)
     for i, arg in enumerate(args):
         if arg == name and (i + 1 == len(args) or args[i + 1].startswith("--")):

@@ -37,11 +37,11 @@ class Only:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the configuration knows of a model.
+    """What the configuration knows about a model.
 
     title: a few words for `--help`.
     path: "module:Class" of its `LanguageModel`, which is imported when a model is built.
-    settings: the settings that this model has and not every model; a setting in no model's list
+    settings: the model's settings, except those that every model has; a setting in no model's list
         belongs to all of them.
     only: which of its settings depend on which others.
     defaults: {setting: value} that replace those of every `--size`; recipes, files and flags win.

@@ -44,7 +44,7 @@ def file_values(args: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(
             f"--config {path}: no such file",
             why=f"it names a preset only with --model {' or '.join(named)}",
-            hint=f"take --model {named[0]} --config {path}, or --preset {path} for another --model",
+            hint=f"use --model {named[0]} --config {path}, or --preset {path} for another --model",
         )
     values = read_toml(Path(path))
     return values | {name: type(values[name])(flags.expanded(str(values[name]))) for name in values if _is_path(name)}
@@ -62,7 +62,7 @@ def _names_preset(args: Sequence[str], config: str) -> bool:
 
 
 def recipe_values(args: Sequence[str], model: str) -> dict[str, Any]:
-    """{setting: value} of the preset that the arguments name; empty without one.
+    """{setting: value} of the preset that the arguments name; empty if they name none.
 
     Raises:
         ConfigError: the model has no preset of that name.
@@ -77,9 +77,9 @@ def recipe_values(args: Sequence[str], model: str) -> dict[str, Any]:
         others = ", ".join(name for name in MODELS if recipe_names(name))
         raise ConfigError(
             f"{by} {name} with --model {model}: no such preset",
-            hint=f"take {by} {', '.join(known)}"
+            hint=f"use {by} {', '.join(known)}"
             if known
-            else f"take --size {', '.join(SIZES)}; presets belong to --model {others}",
+            else f"use --size {', '.join(SIZES)}; presets belong to --model {others}",
         )
     return recipe(model, name)
 
@@ -91,14 +91,14 @@ def size_values(size: str, train_bytes: int | None) -> dict[str, Any]:
     """
     if size not in SIZES:
         close = nearest(size, SIZES)
-        hint = f"did you mean {close}?" if close else f"take one of {', '.join(SIZES)}"
+        hint = f"did you mean {close}?" if close else f"use one of {', '.join(SIZES)}"
         raise ConfigError(f"--size {size}: no such size", hint=hint)
     known: Size = next(name for name in SIZES if name == size)
     return {**derive(known, train_bytes), "size": known}
 
 
 def given_values(args: Sequence[str], settings: Config) -> dict[str, Any]:
-    """{setting: value} of the settings that flags gave."""
+    """{setting: value} of the settings that were given as flags."""
     names = {re.sub(r"^--(no-)?", "", flag).replace("-", "_").lower() for flag in flags.flags_in(args)}
     return {name: value for _, name, value in items(settings) if name.lower() in names}
 

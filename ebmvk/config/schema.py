@@ -1,8 +1,8 @@
 """The settings of a run, as frozen dataclasses.
 
 The comment above a field is its help text on the command line; `knob` adds its range and other
-facts. Names are those of the original system where it had one. Which model has which setting stands
-in `ebmvk.config.models`.
+facts. Names are those of the original system where it had one. Which model has which setting is
+listed in `ebmvk.config.models`.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def number(name: str) -> type[int] | type[float] | None:
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str | None:
     """The known name closest to `name`; None if none is close.
 
-    cutoff: the least likeness, 0 to 1.
+    cutoff: the least similarity, from 0 to 1.
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 

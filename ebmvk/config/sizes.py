@@ -187,8 +187,7 @@ def smaller(config: Config) -> str | None:
     """The flag of a smaller model: the next smaller preset of the same text, or the next smaller
     size.
 
-    None if the dimensions are those of no preset and not those of the size, or if there is no
-    smaller one.
+    None if there is no smaller one, or if the dimensions match neither a preset nor the size.
     """
     names = recipe_names(config.model.model)
     presets = {name: recipe(config.model.model, name) for name in names}

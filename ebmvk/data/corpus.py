@@ -144,7 +144,7 @@ def _hold_out_of_each(groups: Iterable[list[str]], path: Path) -> tuple[list[str
 
 def _notes(texts: Collection[str]) -> list[str]:
     """Notes on texts that are not read as WikiText."""
-    wikitext = "its lines look like WikiText, but words and documents are not counted as for WikiText; to change that, "
+    wikitext = "its lines look like WikiText, but words and documents are counted as for plain text; to change that, "
     rename = f"name its folder {' or '.join(WIKITEXT_WORDS)}"
     return [*stray_note(texts), *([wikitext + rename] if all(map(is_wikitext, texts)) else [])]
 

@@ -1,4 +1,4 @@
-"""From what a person passes to `--dataset` to a corpus.
+"""Turns the value of `--dataset` into a corpus.
 
 `resolve` looks, in this order, for `builtin` (the default, a reserved name), a path, a name in the
 data folders, and a name that the `datasets` library can download. `Corpus.reason` says which one

@@ -1,4 +1,4 @@
-"""Documents from text files and folders that a person names, cut at separator lines.
+"""Reads text files and folders that a person names; cuts them into documents at separator lines.
 
 Commands that take text without splits (`prepare-corpus`, `analyze-corpus`, `init-tokenizer`) read
 it here.
@@ -18,7 +18,7 @@ from ebmvk.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Documents:
-    """texts: documents in order. notes: lines for people on what was read and what was skipped."""
+    """texts: documents in order. notes: lines to print about what was read and what was skipped."""
 
     texts: list[str]
     notes: list[str]
@@ -44,7 +44,7 @@ def read_documents(
     if separator is not None and (not separator.strip() or len(lines_of(separator)) > 1):
         raise ConfigError(
             f"--separator {separator!r} isn't a single line with text",
-            hint="give the line that stands between documents, or remove --separator to use <|doc|>",
+            hint="give the line that separates documents, or remove --separator to use <|doc|>",
         )
     if missing := next((path for path in paths if not exists(path)), None):
         what = f"{flag} {shown(missing)}: no such file or folder"

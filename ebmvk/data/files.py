@@ -182,7 +182,8 @@ def _absolute(path: Path) -> Path:
 def from_anywhere(path: Path) -> str:
     """The absolute path of a file or folder, to find it again from anywhere.
 
-    If a parent folder's name isn't UTF-8, which settings can't store, the path as given.
+    Settings can only store UTF-8. If the name of a parent folder isn't UTF-8, the path is returned
+    as given.
     """
     whole = str(_absolute(path))
     try:

@@ -239,7 +239,7 @@ def _decoder(found: Description) -> Iterator[str]:
 
 
 def _undone(part: dict[str, Any], found: Description) -> bool:
-    """True if the decoder undoes what this part of the normaliser does."""
+    """True if the decoder reverses what this part of the normaliser does."""
     if part["type"] != "Replace":
         return bool(part["type"] == "ByteLevel")
     was, becomes = part["pattern"].get("String"), part["content"]

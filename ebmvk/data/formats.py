@@ -1,4 +1,4 @@
-"""Recognises files that aren't plain text, and says how to convert each of them.
+"""Recognises files that aren't plain text, and tells the user how to convert each of them.
 
 Binary formats (PDF, ZIP …) are always refused; text with rows or markup (JSON, CSV, HTML …) unless
 --raw is given.
@@ -149,7 +149,9 @@ def _zipped(start: bytes, path: PurePath) -> Format:
 
 
 def of_text(text: str, path: PurePath) -> Format | None:
-    """The format of a text with rows or markup, by its name or its content; None for plain text."""
+    """The format of a text file with rows or markup; None for plain text. It is recognised by the
+    file's name or its content.
+    """
     named = BY_NAME.get(suffix(path))
     if named is not None and named.text:
         return named

@@ -86,7 +86,7 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
         ArgumentError: ids or vocab_size out of range.
     """
     if not 1 <= vocab_size <= 2_000_000:
-        raise ArgumentError(f"vocab_size {vocab_size} is not within 1 … 2,000,000", hint="use a smaller vocabulary")
+        raise ArgumentError(f"vocab_size {vocab_size} is not between 1 and 2,000,000", hint="use a smaller vocabulary")
     stream = _checked(ids, vocab_size, minimum=3)
     trigrams, counts = np.unique(
         (stream[:-2] * vocab_size + stream[1:-1]) * vocab_size + stream[2:], return_counts=True
@@ -103,7 +103,9 @@ def fit(ids: npt.NDArray[np.integer], vocab_size: int) -> KneserNey:
 
 
 def perplexity(nats: float) -> float:
-    """e^nats, for nats per token, word or byte; always finite."""
+    """e^nats, for nats per token, word or byte. Nats above 700 count as 700, so the result is
+    finite.
+    """
     return math.exp(min(nats, 700.0))
 
 
@@ -150,10 +152,12 @@ def _find(table: Ints, keys: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
 def _checked(ids: npt.NDArray[np.integer], vocab_size: int, *, minimum: int) -> Ints:
     stream = np.asarray(ids).astype(np.int64)
     if len(stream) < minimum:
-        raise DataError(f"an n-gram model of {len(stream)} tokens needs at least {minimum}", hint="give a longer text")
+        raise DataError(
+            f"the text has {len(stream)} tokens; an n-gram model needs at least {minimum}", hint="give a longer text"
+        )
     if stream.min() < 0 or stream.max() >= vocab_size:
         raise ArgumentError(
-            f"ids run from {stream.min()} to {stream.max()}, outside 0 … {vocab_size - 1}",
+            f"ids run from {stream.min()} to {stream.max()}, but they must be between 0 and {vocab_size - 1}",
             hint="use the tokenizer that the vocabulary size belongs to",
         )
     return stream

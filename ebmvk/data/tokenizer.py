@@ -62,7 +62,7 @@ class Tokenizer:
         end_token, eos_id: the token that ends a document.
         unk_id: the token for everything that cannot be spelled, and for a written `<unk>`; None if
             it doesn't exist.
-        notes: lines for people on what was changed in a tokenizer.json from elsewhere.
+        notes: lines for users on what was changed in a tokenizer.json from elsewhere.
         altered: True if the file truncates, pads or the like, which is switched off here.
     """
 
@@ -138,7 +138,7 @@ class Tokenizer:
         return self.decode([token_id]) or self.symbol(token_id)
 
     def beginning(self, text: str, ids: Ids) -> bytes:
-        """The UTF-8 bytes at the start of a text that its first tokens, `ids`, stand for.
+        """The start of a text, in UTF-8 bytes: the part that its first tokens, `ids`, stand for.
 
         If the tokenizer doesn't spell bytes, a partly covered character counts as whole, and blanks
         in no token belong to the text after them.
@@ -191,7 +191,7 @@ class Tokenizer:
         return hashlib.sha256((self._written + ("" if self._usual_end else self.end_token)).encode()).hexdigest()
 
     def faithful(self) -> Tokenizer:
-        """A copy to save into a new run, whose file lacks the steps that are switched off here."""
+        """A copy to save into a new run. Its file omits the steps that are switched off here."""
         return Tokenizer(_Bpe.from_str(self._bpe.to_str()), self.end_token) if self.altered else self
 
     def save(self, path: Path) -> None:

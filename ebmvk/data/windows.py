@@ -71,9 +71,9 @@ class TokenStream:
             yield text, self.tokens[start + 1 : end], not self.cut or end < len(self)
 
     def parts(self) -> list[tuple[int, int]]:
-        """(first, last) position of each run of tokens that no window leaves.
+        """(first, last) position of each stretch of tokens that windows stay inside.
 
-        Every token of a run except its first is a target.
+        Every token of a stretch except its first is a target.
         """
         if not self.apart:
             return [(0, len(self) - 1)]
@@ -116,8 +116,8 @@ class Batches:
 
     Each epoch treats the stream as a ring, shifts it by a random offset, cuts it into windows and
     visits every window once, in random order. A batch may end one epoch and begin the next.
-    Documents that are read apart are cut one by one: a window at the beginning, one at the end, and
-    between them one every `stride` tokens, shifted at random in each epoch.
+    Documents that are read separately are cut one by one: a window at the beginning, one at the
+    end, and between them one every `stride` tokens, shifted at random in each epoch.
     """
 
     def __init__(
@@ -129,9 +129,9 @@ class Batches:
             batch_size: number of windows in a batch, B.
             seq_length: number of tokens predicted in a window, T.
             seed: non-negative.
-            stride: if documents are read apart, the number of tokens from one window of a document
-                to the next (None: T). With a smaller stride windows overlap, and an epoch becomes
-                longer.
+            stride: if documents are read separately, the number of tokens from one window of a
+                document to the next (None: T). With a smaller stride windows overlap, and an epoch
+                becomes longer.
 
         Raises:
             DataError: the stream is shorter than one window.
@@ -175,7 +175,7 @@ class Batches:
         return np.where(found > windows[:, 1:], -1, found) if self._apart else found % len(self._tokens)
 
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        """(windows, 2): the first position of each window, and the last position it may reach."""
+        """(windows, 2): each window's first position, and the last position that it may reach."""
         random = np.random.default_rng([self._seed, epoch])
         if not self._apart:
             offset = random.integers(len(self._tokens))
@@ -194,7 +194,8 @@ class Batches:
 class Ahead:
     """Makes batches in threads before they are needed; the number of threads doesn't change them.
 
-    workers: number of threads, each one batch ahead; with 0, a batch is made when it is asked for.
+    workers: number of threads, each of which works one batch ahead; with 0, a batch is made when it
+        is asked for.
     """
 
     def __init__(self, batches: Batches, workers: int) -> None:
@@ -212,9 +213,9 @@ class Ahead:
 
 
 def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Windows that together score each token but the first exactly once.
+    """Windows that together score every token except the first exactly once.
 
-    If documents are read apart, no window crosses from one to the next.
+    If documents are read separately, no window crosses from one to the next.
 
     Args:
         stream: at least two tokens.
@@ -232,7 +233,7 @@ def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterat
     """
     if not 1 <= stride <= context:
         raise ArgumentError(
-            f"--stride {stride} is not within 1 … {context} (the context)", hint=f"give --stride {context}"
+            f"--stride {stride} is not between 1 and {context}, the context", hint=f"give --stride {context}"
         )
     if len(stream) < 2:
         raise DataError(

@@ -76,7 +76,9 @@ STEPS: dict[str, Step] = {
 
 
 def penalised(log_p: Tensor, seen: Sequence[Sequence[int]], penalty: float, end: int | None = None) -> Tensor:
-    """log p times `penalty` for tokens that the row has, except `end`. (B, V), not normalised."""
+    """log p, multiplied by `penalty` for tokens that the row has (except `end`); (B, V),
+    unnormalised.
+    """
     factor = torch.ones_like(log_p)
     for row, tokens in zip(factor, seen, strict=True):
         row[list(set(tokens) - {end})] = penalty
@@ -99,9 +101,9 @@ def without_repeats(log_p: Tensor, seen: Sequence[Sequence[int]], n: int, end: i
 
 
 def nucleus(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool: the fewest, most probable tokens that have this mass or more (Holtzman et al.
+    """(B, V) bool: the fewest of the most probable tokens that have at least this mass.
 
-    2020).
+    Holtzman et al. 2020, "The curious case of neural text degeneration".
     """
     values, order = log_p.sort(-1, descending=True)
     p = values.exp()
@@ -109,7 +111,7 @@ def nucleus(log_p: Tensor, mass: float) -> Tensor:
 
 
 def typical(log_p: Tensor, mass: float) -> Tensor:
-    """(B, V) bool: the fewest tokens with this mass or more whose -log p is nearest to the entropy.
+    """(B, V) bool: the tokens with -log p nearest to the entropy, as few as have this mass.
 
     Meister et al. 2023, "Locally typical sampling".
     """

@@ -50,10 +50,11 @@ class Decoding:
 
 
 class Generator:
-    """Generates text with one model on one backend; the model is in evaluation mode meanwhile.
+    """Generates text with one model on one backend. While it writes, the model is in evaluation
+    mode.
 
-    memory: the model's; each text also remembers itself, from its prompt on. health: diagnostics of
-    the samplers, over all calls.
+    memory: the model's. Each text also adds itself to its own episodic memory, beginning with the
+    prompt. health: diagnostics of the samplers, over all calls.
     """
 
     def __init__(
@@ -151,9 +152,9 @@ class Generator:
         how: Decoding,
         position: int,
     ) -> list[int]:
-        """A token of each text.
+        """Draw one token for each text.
 
-        Its draws depend on the text's number and the position, not on its neighbours.
+        A draw depends on the text's number and the position, not on its neighbours.
         """
         tokens = []
         # A text's number is the number of its chain, so an ended neighbour changes nothing.
@@ -178,7 +179,7 @@ class Generator:
 
 
 def _blocks(numbers: list[int]) -> list[tuple[int, slice]]:
-    """Runs of consecutive numbers as (first number, their places)."""
+    """Groups of consecutive numbers, each as (first number, places of the group)."""
     starts = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1] + 1]
     return [(numbers[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
 
@@ -188,5 +189,5 @@ def _seed(seed: int, position: int) -> int:
 
 
 def _uniform(seed: int, position: int, row: int) -> float:
-    """In [0, 1), from 53 bits."""
+    """A uniform number in [0, 1), from 53 bits."""
     return (_seed(_seed(seed, position), row) >> 3) / 2.0**53

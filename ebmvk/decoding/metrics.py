@@ -9,10 +9,10 @@ WINDOW = 128
 
 
 def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM, window: int = WINDOW) -> float:
-    """Share of tokens inside an n-gram that also began at most `window` tokens before.
+    """The share of tokens in a repeated n-gram: one that also began at most `window` tokens ago.
 
-    The n-gram may reach into the prompt, and its earlier occurrence may lie there. 0 without
-    tokens.
+    The n-gram may reach into the prompt, and its earlier occurrence may lie there. The result is 0
+    if there are no tokens.
     """
     text, start = [*prompt, *tokens], len(prompt)
     latest: dict[tuple[int, ...], int] = {}
@@ -26,9 +26,9 @@ def repetition_rate(prompt: Sequence[int], tokens: Sequence[int], n: int = GRAM,
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Number of different n-grams of all texts over the number of all (Li et al.
+    """The number of different n-grams in all texts, divided by the number of n-grams.
 
-    2016); 0 without any.
+    Li et al. 2016. The result is 0 if there are no n-grams.
     """
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -29,7 +29,7 @@ _POSITIVE, _LARGEST = math.ulp(0.0), sys.float_info.max
 def _setting(
     default: Any, low: float, high: float = _LARGEST, *, hint: str, whole: bool = False, keeps_best: bool = False
 ) -> Any:
-    """A field with its inclusive range and what to try instead of a value outside.
+    """A field with its inclusive range, and what to try instead of a value outside the range.
 
     whole: it counts something. keeps_best: it never changes which token is the most probable.
     """
@@ -54,20 +54,20 @@ class Strategy:
 
     # Below 1: safer text; above: bolder. Probabilities are raised to the power 1/T.
     temperature: float = _setting(
-        1.0, _POSITIVE, keeps_best=True, hint="take 1, or 0.7 for safer text; --greedy is the limit 0"
+        1.0, _POSITIVE, keeps_best=True, hint="use 1, or 0.7 for safer text; --greedy is the limit 0"
     )
     # Allow only the k most probable tokens; 0 allows all.
-    top_k: int = _setting(0, 0, whole=True, keeps_best=True, hint="take 50, or 0 for all tokens")
+    top_k: int = _setting(0, 0, whole=True, keeps_best=True, hint="use 50, or 0 for all tokens")
     # Allow only the most probable tokens that together have this probability.
-    top_p: float = _setting(1.0, _POSITIVE, 1, keeps_best=True, hint="take 0.95, or 1 for all tokens")
+    top_p: float = _setting(1.0, _POSITIVE, 1, keeps_best=True, hint="use 0.95, or 1 for all tokens")
     # Allow only tokens with at least this share of the best token's probability.
-    min_p: float = _setting(0.0, 0, 1, keeps_best=True, hint="take 0.05, or 0 for all tokens")
+    min_p: float = _setting(0.0, 0, 1, keeps_best=True, hint="use 0.05, or 0 for all tokens")
     # Allow only tokens about as surprising as the average token, up to this probability in total.
-    typical_p: float = _setting(1.0, _POSITIVE, 1, keeps_best=True, hint="take 0.95, or 1 for all tokens")
+    typical_p: float = _setting(1.0, _POSITIVE, 1, keeps_best=True, hint="use 0.95, or 1 for all tokens")
     # Above 1: tokens that the text already has become rarer. Their log p is multiplied by it.
-    repetition_penalty: float = _setting(1.0, _POSITIVE, hint="take 1.2, or 1 for none")
+    repetition_penalty: float = _setting(1.0, _POSITIVE, hint="use 1.2, or 1 for none")
     # Never repeat a sequence of this many tokens; 0 allows repeats.
-    no_repeat_ngram: int = _setting(0, 0, whole=True, hint="take 4, or 0 to allow any")
+    no_repeat_ngram: int = _setting(0, 0, whole=True, hint="use 4, or 0 to allow any")
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -137,10 +137,10 @@ def named(name: str) -> Strategy:
     if len(begun) == 1:
         return NAMED[begun[0]]
     close = nearest(name, NAMED)
-    hint = f"take {' or '.join(begun)}" if begun else f"did you mean {close}?" if close else ""
+    hint = f"use {' or '.join(begun)}" if begun else f"did you mean {close}?" if close else ""
     raise ConfigError(
         f"--strategy {name!r}: {'several strategies begin with it' if begun else 'no such strategy'}",
-        hint=hint or f"take one of {', '.join(NAMED)}",
+        hint=hint or f"use one of {', '.join(NAMED)}",
     )
 
 
@@ -155,7 +155,7 @@ def of(strategy: Strategy | str, settings: Mapping[str, float]) -> Strategy:
         raise ConfigError(f"strategy {base!r} isn't a strategy", hint='give a Strategy, or a name such as "nucleus"')
     if unknown := next((name for name in settings if name not in DEFAULTS), None):
         close = nearest(unknown, DEFAULTS)
-        hint = f"did you mean {close}?" if close else f"take {', '.join(DEFAULTS)}"
+        hint = f"did you mean {close}?" if close else f"use {', '.join(DEFAULTS)}"
         raise ConfigError(f"strategies have no setting {unknown!r}", hint=hint)
     return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
 

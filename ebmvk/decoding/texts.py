@@ -1,4 +1,4 @@
-"""A text while it is written, and once it is."""
+"""A generated text, while it is being written and when it is finished."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Text:
             self.reason = "stop"
 
     def remember(self, h: Tensor) -> None:
-        """Give the memory the new pairs of state and next token: first all, then one by one.
+        """Give the memory the new pairs of a state and the token after it. The first call has all
+        pairs of the prompt, each later call one.
 
         h: (n, d), states of the last n tokens.
         """

@@ -1,4 +1,4 @@
-"""For models on the sphere: denoising by noise level; do chains draw tokens from p(v|c)?"""
+"""For models on the sphere: denoising errors, and whether chains draw tokens from p(v|c)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def denoising(subject: Subject) -> Row | Absent:
 
 @torch.no_grad()
 def langevin(subject: Subject) -> Row | Absent:
-    """Each sampler on contexts of low to high entropy: its diagnostics, and its tokens compared
-    with p(v|c).
+    """Run each sampler on contexts of low to high entropy; record its diagnostics and compare its
+    tokens with p(v|c).
 
     p: the p-value of a chi^2 test; bound: an upper bound (99 %) of the total variation between the
     law of the tokens and p(v|c). ok: True if no p-value of the sampler is below FAMILY_LEVEL

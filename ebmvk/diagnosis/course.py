@@ -15,7 +15,7 @@ from ebmvk.report.series import smooth, thin
 from ebmvk.report.tables import DASH, Table, number, percent
 from ebmvk.runs.metrics import METRICS_FILE, History
 
-EPOCHS = 24  # rows of the table at most; of more epochs, some at even distances
+EPOCHS = 24  # most rows of the table; with more epochs, evenly spaced ones are shown
 SPIKE = 6.0  # robust standard deviations above a neighbourhood
 NEIGHBOURHOOD = 25  # steps
 
@@ -54,8 +54,9 @@ def energy(subject: Subject) -> Row | Absent:
 
 
 def passes(history: History) -> tuple[Values, Values]:
-    """Steps, and the number of passes over the training text at each, to interpolate between: a
-    resumed run may have changed its batch size. The last step is one pass beyond the end."""
+    """Some steps and, for each, the number of passes over the training text so far. Values between
+    them can be interpolated. There are several because a resumed run may have changed its batch
+    size. The last one lies one pass beyond the end of the run."""
     starts = [(row["step"], row["steps_per_epoch"]) for row in history.starts] or [(0, history.step)]
     steps, lengths = zip(*starts, strict=True)
     at = np.array([0, *steps[1:], max(history.step, steps[-1]) + max(1, lengths[-1])], dtype=np.float64)

@@ -33,7 +33,7 @@ SECTIONS: tuple[Section[Subject, Row], ...] = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """record: JSON-able, without tensors. nats: (n,) of validation's first tokens, to pair with
+    """record: JSON values, without tensors. nats: (n,) of validation's first tokens, to pair with
     those of another checkpoint; tokens: their ids, as bytes; starts: where their documents
     begin."""
 
@@ -99,7 +99,7 @@ def together(found: Sequence[Diagnosis]) -> Row:
     """The record of one diagnosis or of several.
 
     `against_first` is the difference from the first one, paired by token. It is None for the first
-    one itself, and if the tokens differ, as with another tokenizer.
+    one itself, and for one with other tokens, such as those of another tokenizer.
     """
     first, rows = found[0], []
     tails = _tails([own.record["folder"] for own in found])

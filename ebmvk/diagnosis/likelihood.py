@@ -24,9 +24,9 @@ class Bucket:
     """Validation tokens that occur `low` to `high` times in the training text (None: any larger
     number).
 
-    types: entries of the vocabulary that occur so often; tokens: their number in validation; nats:
-    what they cost the model; unigram: what they cost if only their frequencies in training are
-    known, smoothed by one.
+    types: number of vocabulary entries that occur this often; tokens: how many times they occur in
+    validation; nats: their total cost under the model; unigram: their total cost under training
+    frequencies smoothed by one.
     """
 
     low: int
@@ -37,14 +37,14 @@ class Bucket:
     unigram: float
 
     def record(self) -> Row:
-        """JSON-able; figures per token are None for an empty bucket."""
+        """The bucket as JSON values; figures per token are None for an empty bucket."""
         means = {"nats_per_token": self.nats, "unigram_nats_per_token": self.unigram}
         return vars(self) | {name: total / self.tokens if self.tokens else None for name, total in means.items()}
 
 
 def buckets(nats: Tensor, tokens: Tensor, counts: Tensor) -> list[Bucket]:
-    """Buckets by training frequency, without those that no entry of the vocabulary falls into.
-    Their nats add up to those of the text.
+    """Buckets by training frequency; buckets that no vocabulary entry falls into are omitted. Their
+    nats add up to those of the text.
 
     nats: (n,) float64, of each of the tokens (n,) int64; counts: (V,) int64, of the training text.
     """

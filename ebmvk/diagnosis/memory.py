@@ -77,14 +77,14 @@ def _fitted(subject: Subject) -> Row:
 
 
 def _gains(nats: Mapping[Law, Tensor], base: Law, starts: npt.NDArray[np.int64]) -> dict[str, Row]:
-    """Gains over `base` of the laws with a memory; over the plain model, also of `calibrated`."""
+    """Gains of the laws with a memory over `base`; also of `calibrated` if `base` is plain."""
     without = {"none", base}
     return {law: paired(own, nats[base], starts).record() for law, own in nats.items() if law not in without}
 
 
 @torch.no_grad()
 def external(subject: Subject) -> Row | Absent:
-    """infinito's memory: how strongly tokens write to it, and what is lost without it."""
+    """infinito's memory: how strongly tokens write to it, and what the model loses without it."""
     model = subject.model
     if not isinstance(model, Infinito) or model.memory is None:
         return Absent("only --model infinito has an external memory")

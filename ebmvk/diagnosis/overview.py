@@ -65,7 +65,7 @@ def _texts(shown: Sequence[Part]) -> Iterator[str]:
 
 
 def verdict(record: Row) -> list[str]:
-    """The line that matters most; empty if the run has no training steps to judge."""
+    """The line with the verdict; empty if the run has no training steps to judge."""
     found = record["sections"].get("convergence")
     return [f"Verdict: {found['verdict']}, {found['reason']}"] if found else []
 

@@ -1,4 +1,4 @@
-"""What to do about what was found: each line names a flag and a value."""
+"""What to change, given the findings: each line names a flag and a value."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _energies(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _worse(level: Row) -> bool:
-    """True if the error exceeds that of frequencies by two standard errors, and means anything."""
+    """True if the error is clearly (by two standard errors) above the unigram denoiser's."""
     ratio, error, settled = level["ratio"], level["error"], level["unigram_loss"] < SETTLED
     return ratio is not None and error is not None and not settled and ratio - 1 > 2 * error
 
@@ -167,8 +167,8 @@ def _memory(subject: Subject, found: Row) -> Iterator[str]:
 
 
 def _worse_for_sure(gain: Row) -> bool:
-    """True if other documents are expected to cost more too, as the whole interval is above 0. An
-    interval within one document says nothing about others."""
+    """True if the whole interval is above 0, so that other documents are expected to cost more too.
+    An interval within one document says nothing about others."""
     return gain["low"] is not None and gain["low"] > 0 and gain.get("method") != "stretches"
 
 

@@ -123,8 +123,8 @@ def lexical(subject: Subject) -> Row | Absent:
 
 
 def twins(store: SplatStore, backend: Backend, ask: Tensor) -> list[int]:
-    """Those of `ask` (m,) that double a splat of a lower number: within 2.6 degrees, with nearly
-    the same token law.
+    """The splats among `ask` (m,) that duplicate a splat with a lower number: within 2.6 degrees,
+    with nearly the same token law.
 
     They could be merged at no cost. A group of n doubles gives n - 1.
     """
@@ -282,7 +282,9 @@ def _store_pictures(own: Row) -> list[Picture]:
 
 
 def _histograms(found: Row, of: str, counted: str) -> list[Picture]:
-    """A picture for each histogram with more than one bin; a table has a value that all share."""
+    """A picture for each histogram with more than one bin. If all values are equal, the value is in
+    a table instead.
+    """
     drawn = []
     for what, own in found.items():
         title, note, xlabel = _HISTOGRAMS[what]

@@ -30,11 +30,11 @@ Row = dict[str, Any]
 class Sizes:
     """How much a diagnosis looks at.
 
-    tokens: their likelihood is measured, in validation and in the training text. scored: tokens for
-    denoising. remembered: tokens read with a memory. contexts, chains: of the samplers, with this
-    many chains in each context. samples, sample_tokens: texts written, and the tokens of each.
-    looked: tokens for attention maps. routed: tokens for experts. splats: their nearest neighbours
-    are looked up. drawn: points on a map.
+    All are numbers. tokens: those whose likelihood is measured, in validation and in the training
+    text. scored: tokens for denoising. remembered: tokens read with a memory. contexts: contexts
+    for the samplers; chains: chains in each context. samples: texts to write; sample_tokens: tokens
+    of each text. looked: tokens for attention maps. routed: tokens for experts. splats: splats
+    whose nearest neighbours are looked up. drawn: points on a map.
     """
 
     tokens: int = 20_000
@@ -145,7 +145,7 @@ class Subject:
 
     @cached_property
     def looks(self) -> Row:
-        """Attention of every head on the start of validation, and what experts are for."""
+        """Attention of every head on the start of validation, and each expert's tokens."""
         tokens = self.text.validation.tokens
         experts = inspection.specialisation_in(self.model, tokens[: self.sizes.routed])
         return inspection.record(self.model, self.run.tokenizer, tokens[: self.sizes.looked], experts)

@@ -39,9 +39,9 @@ TEST = (
 class Verdict:
     """The result of the test. The figures are None if there are too few values. reason: one line.
 
-    n: number of means tested. change: over the second half, in the unit of the values, with its
-    interval low to high. p: of the trend. level: mean of the second half. fallen: share of the
-    first level by which the loss has fallen.
+    n: number of means tested. change: the change over the second half, in the unit of the values,
+    with its interval from low to high. p: the p-value of the trend. level: mean of the second
+    half. fallen: how far the loss has fallen, as a share of its first level.
     """
 
     word: Word
@@ -117,8 +117,8 @@ def _reach(y: Values, m: int) -> float:
 
 
 def _sign_test(rises: Values) -> float:
-    """p of the numbers of rises and falls under a random walk, the most correlated noise. It finds
-    a trend in few means that all rise, for which a correlation can't be estimated."""
+    """p-value of the number of rises and falls under a random walk, the most correlated noise. It
+    finds a trend in few means that all rise, for which a correlation can't be estimated."""
     up, down = int((rises > 0).sum()), int((rises < 0).sum())
     return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
 

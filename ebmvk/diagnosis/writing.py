@@ -50,7 +50,7 @@ def passages(stream: TokenStream, count: int, length: int) -> list[list[int]]:
 
 
 def attention(subject: Subject) -> Row | Absent:
-    """Attention maps of every head on the beginning of validation."""
+    """The attention map of every head, computed on the start of the validation text."""
     looked = subject.looks
     if not looked["attention"]:
         return Absent("the model has no attention")
@@ -66,7 +66,9 @@ def experts(subject: Subject) -> Row | Absent:
 
 
 def balance(load: Sequence[float]) -> dict[str, float]:
-    """Figures of shares (E,) that sum to 1. effective: exp of their entropy, E if all are equal."""
+    """Figures on how even the shares (E,) are, which sum to 1. effective: exp of their entropy; it
+    is E if all are equal.
+    """
     entropy = -sum(share * math.log(share) for share in load if share > 0)
     return {"effective": math.exp(entropy), "largest": max(load), "gini": gini(torch.tensor(load))}
 
@@ -75,7 +77,7 @@ def balance(load: Sequence[float]) -> dict[str, float]:
 
 
 def show_experts(found: Row) -> Shown:
-    """How evenly the experts are used, and what for."""
+    """How evenly the experts are used, and for which tokens."""
     rows = [
         (
             own["layer"],

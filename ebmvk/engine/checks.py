@@ -1,7 +1,7 @@
 """Checks the arguments of all operations, for every backend.
 
 Each failed check raises ArgumentError with the argument, its value and one thing to try. Good
-arguments cost one reduction per tensor; only after a failure is the bad row searched for.
+arguments cost one reduction per tensor; the bad row is looked for only after a failure.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def matrix(rules: Rules, name: str, value: Tensor) -> None:
 
 
 def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_other: bool) -> None:
-    """Check the arguments of sphere operations: x (B, d) unit, and another tensor of its shape,
-    unit or just finite.
+    """Check the arguments of sphere operations: x (B, d) with unit rows, and a tensor of the same
+    shape that is finite, or has unit rows as well.
     """
     matrix(rules, "x", x)
     unit_rows("x", x)

@@ -17,7 +17,7 @@ class Translated:
 
     It is a class because, from Python 3.13 on, a generator with `@contextmanager` leaves a
     reference cycle of the error and the frames that it passed. The points of the failed call would
-    stay in device memory until it is collected.
+    then stay in device memory until that cycle is collected.
     """
 
     def __init__(self, translate: Translate) -> None:

@@ -282,7 +282,8 @@ def _tensor(array: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
 def _own(points: Points) -> CpuPoints:
     if not isinstance(points, CpuPoints):
         raise ArgumentError(
-            f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
+            f"points is a {type(points).__name__}, which belongs to another backend",
+            hint="make the points with this backend's points()",
         )
     return points
 

@@ -81,8 +81,7 @@ def to_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def fork(seed: int, number: int) -> int:
-    """A 64-bit seed derived from a seed and a number, for calls that must not share random
-    numbers."""
+    """A 64-bit seed from `seed` and `number`, for calls that must not share random numbers."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
 
 

@@ -116,8 +116,8 @@ class Reference:
         return value.to(device=self._device, dtype=self._dtype or value.dtype)
 
     def _alike(self, **tensors: Tensor | None) -> None:
-        """Without a dtype of its own, the backend works in that of the first argument; all others
-        must have it, too.
+        """If the backend has no dtype of its own, it works in that of the first argument, and all
+        others must have the same one.
         """
         if self._dtype is not None:
             return
@@ -132,7 +132,8 @@ class Reference:
     def _own(self, points: Points) -> ReferencePoints:
         if not isinstance(points, ReferencePoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
+                f"points is a {type(points).__name__}, which belongs to another backend",
+                hint="make the points with this backend's points()",
             )
         return points
 

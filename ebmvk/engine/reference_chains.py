@@ -96,8 +96,8 @@ class Chains:
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
-        """Take the steps of one level. The force at its start is computed again; within it, each
-        step reuses the last one.
+        """Take the steps of one level. The force at the level's start is computed anew; then each
+        step starts from the force that the step before ended with.
         """
         h, metropolis = level.step_size, self.scheme == "ghmc"
         # GHMC splits the friction of its trajectory into two halves around it.
@@ -158,8 +158,8 @@ class Chains:
         )
 
     def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """End a geodesic move: back onto the sphere, second half kick, back into the tangent
-        space."""
+        """End a geodesic move: project x onto the sphere, do the second half kick, make v
+        tangent."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)

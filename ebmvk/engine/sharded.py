@@ -88,8 +88,8 @@ class Shards:
     ) -> tuple[Parts, Parts]:
         """Find the k best of this rank's part, and gather those of all ranks at the first one.
 
-        shape: of the queries. weights: the names of the weights in use, among scale and bias.
-        queries, given: the queries and the weights; only at the first rank.
+        shape: the shape of the queries. weights: which of scale and bias are in use. queries,
+        given: the queries and the weights; only at the first rank.
 
         Returns:
             At the first rank, the scores and ids (B, k) of each rank. Parts of fewer than k rows

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 def _cache_dir() -> str:
-    """The folder that keeps compiled kernels between runs; empty without a home folder: none is
-    kept.
+    """The folder that keeps compiled kernels between runs. Empty if there is no home folder; then
+    none are kept.
     """
     try:
         return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmvk")
@@ -130,14 +130,13 @@ class Vulkan:
         return VulkanPoints(self, points, storage)
 
     def copy_seconds(self, size: int, times: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions of `times` copies of `size` bytes on the
-        device."""
+        """Seconds of each of `repeats` submissions, each with `times` copies of `size` bytes."""
         with self._errors("copy_seconds"):
             return self._engine.time_copy(size, times, repeats)
 
     def arithmetic_seconds(self, rows: int, rounds: int, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` submissions in which `rows` invocations do 128 `rounds`
-        float32 fused multiply-adds each, in registers."""
+        """Seconds of each of `repeats` submissions. In each, `rows` invocations do 128 * rounds
+        float32 fused multiply-adds in registers."""
         with self._errors("arithmetic_seconds"):
             return self._engine.time_fma(rows, rounds, repeats)
 
@@ -175,7 +174,8 @@ class Vulkan:
     def _own(self, points: Points) -> _vulkan.Points:
         if not isinstance(points, VulkanPoints) or points._backend is not self:
             raise ArgumentError(
-                f"points is a {type(points).__name__} of another backend", hint="make them with this backend's points()"
+                f"points is a {type(points).__name__}, which belongs to another backend",
+                hint="make the points with this backend's points()",
             )
         return points.native
 
@@ -317,8 +317,8 @@ class Vulkan:
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """kappa_scale, logw_shift, step_size, gamma: (1, L), or (B, L) if one differs between
-    chains."""
+    """kappa_scale, logw_shift, step_size, gamma: all (1, L), or all (B, L) if any differs by
+    chain."""
     tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
     shared = all(table.dim() == 1 for table in tables)
     shape = (1 if shared else rows, len(schedule.steps))

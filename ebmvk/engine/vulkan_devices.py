@@ -141,8 +141,8 @@ def _found() -> list[_vulkan.Capabilities]:
 
 
 def choose(index: int | None) -> int:
-    """The index itself, or for None that of the first device that isn't a software renderer, else
-    of the first device.
+    """The index, if it is given. Otherwise the index of the first device that isn't a software
+    renderer, or of the first device if all are.
 
     Raises:
         DeviceError: index is None and no device can be used.

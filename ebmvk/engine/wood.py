@@ -22,9 +22,9 @@ isn't finite.
 def deficit(kappa: Tensor, d: int, *, seed: int, first_row: int = 0) -> Tensor:
     """1 - mu.x of an exact sample of vMF(mu, kappa) on S^{d-1}, (B,) float64 in [0, 2].
 
-    It is a difference from 1 because the cosine itself would lose digits for large kappa. Attempt a
-    of row r uses words 0 to 2 of counter (a, first_row + r, 0, STREAM_VMF_COSINE), so a row doesn't
-    depend on the others.
+    The difference from 1 is returned because the cosine itself would lose digits for large kappa.
+    Attempt a of row r uses words 0 to 2 of counter (a, first_row + r, 0, STREAM_VMF_COSINE), so a
+    row doesn't depend on the others.
 
     Args:
         kappa: (B,) finite, >= 0; 0 gives the uniform law.

@@ -1,9 +1,9 @@
 """Compares decoding strategies with each other and with what people wrote.
 
 Every strategy continues the same prompts, which are beginnings of held-out text. The same figures
-are computed for how that text really goes on. Perplexities are exact, over all texts together. The
-model itself, without a strategy, gives one per token. Another model, the judge, gives one per token
-if it has the same tokens, otherwise one per byte.
+are computed for the real continuations in that text. Perplexities are exact, over all texts
+together. The model itself, without a strategy, gives one per token. Another model, the judge, gives
+one per token if it has the same tokens, otherwise one per byte.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HUMAN = "human"
 
 @dataclass(frozen=True)
 class Passages:
-    """Prompts and how they really go on.
+    """Prompts and their real continuations.
 
     prompts: their texts. begun: their tokens, after an end-of-text token. real: the tokens that
     follow each.
@@ -45,7 +45,7 @@ class Passages:
 
     @classmethod
     def of(cls, stream: TokenStream, tokenizer: Tokenizer, count: int, prompt: int, length: int) -> Passages:
-        """Passages of a text at even distances, each within one document.
+        """Evenly spaced passages of a text, each within one document.
 
         Only passages are used whose prompt, encoded again as text, gives the same tokens.
 
@@ -84,8 +84,8 @@ class Passages:
 class Judge:
     """A model that scores continuations, in nats.
 
-    It can score tokens, or a text in its own tokens. With the latter, models with different
-    tokenizers are compared by their nats for the same bytes.
+    It can score given tokens, or encode a text with its own tokenizer and score that. The second
+    way compares models with different tokenizers by their nats for the same bytes.
     """
 
     model: LanguageModel
@@ -97,7 +97,9 @@ class Judge:
         return float(self._after(begun, [*begun, *tokens]).sum())
 
     def nats_of_text(self, prompt: str, text: str) -> float:
-        """Nats of a text after a prompt: of all tokens after as many as the prompt alone has."""
+        """Nats of a text after a prompt. The prompt and the text are encoded together; as many
+        tokens as the prompt alone has are skipped.
+        """
         whole, begun = (self.tokenizer.encode_prompt(part).tolist() for part in (prompt + text, prompt))
         return float(self._after(begun, whole).sum())
 
@@ -124,8 +126,8 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """A row of figures for the human text, then one for each strategy.
 
-    own: scores without a strategy. other: the judge, if there is one. say: called with a line after
-    each strategy.
+    own: the model as a judge of itself, without a strategy. other: the judge, if there is one. say:
+    called with a line after each strategy.
     """
     real = [own.tokenizer.decode(tokens) for tokens in passages.real]
     yield {"strategy": HUMAN, "settings": {}} | _figures(own, other, passages, passages.real, real, None)

@@ -33,9 +33,9 @@ STRETCHES = (5, 10)  # fewest and most stretches of a single document
 class Interval:
     """A mean difference in nats per token and its 95 % interval.
 
-    low, high: None if the text is one short document. method: "documents" if the interval is for
-    texts like these documents; "stretches" if there is only one document, and the interval is for
-    the mean of that document only; "none" without an interval. documents: the number of documents.
+    low, high: None if the text is one short document. method: "documents" if the interval holds for
+    texts like these documents; "stretches" if there is only one document and the interval holds
+    for that document only; "none" without an interval. documents: the number of documents.
     """
 
     nats_per_token: float
@@ -45,7 +45,7 @@ class Interval:
     documents: int
 
     def record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The interval as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -141,9 +141,9 @@ def freedom(tokens: Floats) -> float:
 
 
 def basis(record: Mapping[str, Any]) -> str:
-    """Words for the sample behind an interval's record.
+    """A phrase that names the sample behind an interval's record.
 
-    Records of earlier versions have no number of documents.
+    Records from earlier versions lack the number of documents.
     """
     documents = record.get("documents")
     if documents is None:

@@ -25,9 +25,9 @@ from ebmvk.model.reading import contexts
 
 @dataclass(frozen=True)
 class TextSize:
-    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: of its text;
-    unknown: characters that became unknown tokens, so that the nats do not cover which characters
-    they are."""
+    """Counts of a stream. tokens: the predicted ones, all but the first; words, bytes: those of its
+    text; unknown: number of characters that became unknown tokens, so the nats do not cover which
+    characters they are."""
 
     tokens: int
     words: int
@@ -37,7 +37,8 @@ class TextSize:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Total nats of a stream, read with a context and a stride, and the figures that follow.
+    """The total nats of a stream, read with a context and a stride, and the figures derived from
+    them.
 
     The mean energy of a token is its mean nats: E(v|c) = -log p(v|c).
     """
@@ -68,7 +69,7 @@ class Likelihood:
         return ngram.bits_per_byte(self.nats, self.bytes)
 
     def record(self) -> dict[str, float | int | None]:
-        """Every figure, JSON-able."""
+        """Every figure, as JSON values."""
         derived = ("nats_per_token", "ppl_token", "ppl_word", "bits_per_byte")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
@@ -84,14 +85,17 @@ def window(context: int | None, stride: int | None, config: Config) -> tuple[int
     usual = max(1, context // 2)
     stride = usual if stride is None else stride
     if not 1 <= stride <= context:
-        raise ConfigError(f"--stride {stride} is not within 1 to {context}, the context", hint=f"use --stride {usual}")
+        raise ConfigError(
+            f"--stride {stride} is not between 1 and {context}, the context", hint=f"use --stride {usual}"
+        )
     return context, stride
 
 
 def text_size(stream: TokenStream, tokenizer: Tokenizer) -> TextSize:
-    """Words, bytes and unknown characters of the text itself, whatever its tokens omit or change.
+    """Words, bytes and unknown characters of the text itself, even if its tokens omit or change
+    some.
 
-    If the last document is cut, only the beginning counts that its tokens stand for.
+    If the last document is cut, only the part that its tokens stand for counts.
     """
     words = size = unknown = 0
     for text, ids, whole in stream.documents():

@@ -34,7 +34,7 @@ SCORED_TOKENS = 4096  # tokens of the text that `score_levels` looks at
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, and the memory that takes part. reader: None without memory."""
+    """A run, and the memory that it is measured with. reader: None without memory."""
 
     run: OpenRun
     memory: Mode
@@ -48,7 +48,7 @@ class Subject:
 
         Args:
             capacity: most splats of the episodic tier; None keeps the memory's own.
-            scramble: exchange the tokens of the contexts, as a control.
+            scramble: swap tokens between contexts, as a control.
 
         Raises:
             CheckpointError: the checkpoint has no such memory, or a damaged one.
@@ -63,9 +63,9 @@ class Subject:
         return {str(tier): n for tier, n in self.reader.splats().items()} if self.reader else {}
 
     def in_sample(self, whole: TokenStream, tokens: int) -> dict[str, Any]:
-        """What the memory was fitted on, and how many of the text's first tokens are among that.
+        """What the memory was fitted on, and how many of the text's first tokens belong to that.
 
-        Empty without memory. The values are None if an older memory's file doesn't say.
+        Empty without memory. The values are None if an older memory's file doesn't record them.
         """
         if not self.reader:
             return {}
@@ -99,10 +99,10 @@ def measure(
     against: Subject | None = None,
     scrambled: bool = False,
 ) -> dict[str, Any]:
-    """All figures of a run on a text, JSON-able.
+    """All figures of a run on a text, as JSON values.
 
     Args:
-        context, stride: tokens of the windows and of their steps.
+        context, stride: number of tokens in a window, and from one window to the next.
         limit: only score this many tokens; None scores all.
         against: another run with the same tokenizer, compared on the same tokens.
         scrambled: recorded only; it says that the subject's memory is scrambled.
@@ -174,8 +174,8 @@ def measure(
 def _calibration(reader: Reader) -> dict[str, Any]:
     """The power of the calibration, and True if the scrambled control has its own gate.
 
-    Memory files of earlier versions have neither (None, False): their scrambled memory is read with
-    the gate of the true one.
+    Memory files from earlier versions have neither (None, False): their scrambled memory is read
+    with the gate of the true one.
     """
     own = reader.memory.calibration
     return {
@@ -187,7 +187,7 @@ def _calibration(reader: Reader) -> dict[str, Any]:
 def score_levels(
     run: OpenRun, text: Text, device: Device, limit: int | None = None, data_dir: Path | None = None
 ) -> list[dict[str, Any]]:
-    """L_kappa by noise level on the first tokens of a text, without memory, as JSON-able rows.
+    """L_kappa by noise level on the first tokens of a text, without memory, as rows of JSON values.
 
     The unigram frequencies are those of the run's training text. If `text` is another one, the
     run's own is read as well. data_dir: the folder of data sets, to find it.

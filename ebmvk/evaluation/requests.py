@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 
 def _nobody(_: int) -> None:
-    """Ignore how many requests are done."""
+    """A progress callback that does nothing."""
 
 
 class Scorer:
-    """A checkpoint that answers many requests at once. context, stride: of the windows, as in
+    """A checkpoint that answers many requests at once. context, stride: those of the windows, as in
     `ebmvk evaluate`.
     """
 
@@ -196,8 +196,9 @@ class Scorer:
 def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, int]:
     """The tokens (n,) of a context and its continuation, and where the continuation begins.
 
-    Blanks at the end of the context count to the continuation, because its first token contains
-    them. No other token spans the border: if a merge would, both sides are encoded separately.
+    Blanks at the end of the context count as part of the continuation, because its first token
+    contains them. No other token spans the border: if a merge would, both sides are encoded
+    separately.
     """
     kept = context.rstrip()
     before, whole = tokenizer.encode_prompt(kept), tokenizer.encode_prompt(context + continuation)
@@ -209,9 +210,9 @@ def pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[Ids, in
 def decoding(given: Mapping[str, Any], sampler: SamplerName, seed: int) -> Decoding:
     """The decoding that a task's generation arguments ask for.
 
-    given: by the names of harnesses and of transformers: fields of `Strategy`; `strategy`, the name
-    of one, which those fields change; `until`, `max_gen_toks` and `do_sample`. Decoding is greedy
-    unless a temperature, a strategy or `do_sample` says otherwise.
+    given: the arguments, under the names that harnesses and transformers use: fields of `Strategy`;
+    `strategy`, a named strategy that those fields change; `until`, `max_gen_toks`, `do_sample`.
+    Decoding is greedy unless a temperature, a strategy or `do_sample` says otherwise.
 
     Raises:
         ConfigError: an argument is unknown or out of range.

@@ -41,7 +41,7 @@ class Level:
 class ScoreMatching:
     """L_kappa at one level over `tokens` tokens.
 
-    loss: of the model. unigram_loss: of the exact Bayes denoiser that only knows unigram
+    loss: the model's. unigram_loss: that of the exact Bayes denoiser that only knows unigram
     frequencies. error: standard error of loss / unigram_loss; None if the text is too short for it
     (`intervals.ratio_error`).
     """
@@ -62,9 +62,10 @@ class ScoreMatching:
         return self.loss / self.unigram_loss if self.unigram_loss > 0 else math.inf
 
     def record(self) -> dict[str, float | str | None]:
-        """JSON-able.
+        """The figures of this level as JSON values.
 
-        `explained` is 1 - L_kappa, the share of the noise's score that the model finds.
+        `explained` is 1 - L_kappa: 1 if the model knows the score of the noise exactly, 0 if it
+        predicts a score of zero.
         """
         own = asdict(self)
         level = own.pop("level")
@@ -73,7 +74,7 @@ class ScoreMatching:
 
 
 def levels(d: int, vocabulary: int, extra: Sequence[float] = ()) -> list[Level]:
-    """The named levels and those in `extra`, or else `LEVELS` log-spaced ones, by rising kappa."""
+    """The named levels, plus those in `extra` or else `LEVELS` log-spaced ones, by rising kappa."""
     low, high = kappa_range(d, vocabulary)
     spaced = [low * (high / low) ** (i / (LEVELS - 1)) for i in range(LEVELS)]
     found = [Level(Noise.of(kappa, d)) for kappa in (extra or spaced)]

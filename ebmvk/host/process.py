@@ -24,7 +24,8 @@ _quiet = False  # True once `spin_less` was called
 
 
 def tune() -> None:
-    """Make these settings unless the environment does.
+    """Shorten how long idle threads spin, and keep freed memory, unless the environment says
+    otherwise.
 
     `import ebmvk` calls it; a second call changes nothing.
     """

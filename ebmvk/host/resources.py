@@ -47,7 +47,7 @@ def _peak() -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peaks start again at the memory in use now, if the system can do that."""
+    """Reset the peaks to the memory in use now, if the system can do that."""
     with contextlib.suppress(OSError):
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
     if device.type == "cuda":
@@ -63,9 +63,7 @@ def step_peak(device: torch.device) -> int:
 
 
 def obtainable(device: torch.device) -> int | None:
-    """Bytes that this process can have, including those it has already; None if the system doesn't
-    tell.
-    """
+    """Bytes that this process can use, including those in use; None if the system doesn't tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = [value for value in (_system_free(), _group_free()) if value is not None]
@@ -100,7 +98,7 @@ def existing(path: Path) -> Path:
 
 
 def amount(size: float) -> str:
-    """Bytes for people: '3.2 MB'."""
+    """A number of bytes for people to read, such as '3.2 MB'."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

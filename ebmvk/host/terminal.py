@@ -65,8 +65,7 @@ LABEL = 12  # columns of the label that lines of a run start with
 
 
 def hanging(text: str) -> str:
-    """The text as it is, or on a terminal with long lines wrapped and indented behind their
-    label."""
+    """The text as it is. On a terminal, long lines are wrapped and indented past their label."""
     if not sys.stdout.isatty():
         return text
     width = max(40, shutil.get_terminal_size().columns - 1)

@@ -33,8 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """The meaning of --init: an open run; or a file or folder with the name of a tensor in it; or
-    neither."""
+    """What --init names: an open run; a file or folder, with a tensor's name; or neither."""
 
     init: str
     run: OpenRun | None = None
@@ -66,7 +65,7 @@ def open_start(init: str, say: Say) -> Start:
     close = nearest(init, (UNIFORM, CORPUS))
     raise ConfigError(
         f"--init {init}: no such file or folder, and not the name of a model on the hub (OWNER/NAME)",
-        hint=f"did you mean {close}?" if close else f"take {CORPUS}, {UNIFORM}, or a file of token vectors",
+        hint=f"did you mean {close}?" if close else f"use {CORPUS}, {UNIFORM}, or a file of token vectors",
     )
 
 
@@ -89,7 +88,7 @@ def _download(name: str) -> Path:
         raise DataError(
             f"--init {name}: can't download the model from the hub ({type(error).__name__}: {first[:200]})",
             why="there is no network, the hub library is set to offline, or no model has that name",
-            hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or take --init {CORPUS}",
+            hint=f"put {WEIGHTS_FILE} and {TOKENIZER_FILE} into a folder for --init FOLDER, or use --init {CORPUS}",
         ) from error
 
 
@@ -110,7 +109,7 @@ def check_same_trunk(start: OpenRun, config: Config) -> None:
 def apply_start(
     start: Start, model: LanguageModel, config: Config, tokenizer: Tokenizer, train: TokenStream, say: Say
 ) -> dict[str, object]:
-    """Set the parameters that --init gives; the others stay random.
+    """Set the parameters that come from --init; the others stay random.
 
     Returns what was done, for JSON.
     """

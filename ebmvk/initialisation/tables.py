@@ -1,7 +1,7 @@
 """Reading pretrained token vectors: safetensors or npy beside a tokenizer.json, word2vec, a model
 of the hub.
 
-Only numbers are read, never objects. A table finds its rows for the tokens of another vocabulary.
+Only numbers are read, never objects. A table can look up rows for the tokens of another vocabulary.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _npy(file: Path) -> Tensor:
             hint="save it again with numpy.save, as a float32 matrix",
         ) from None
     if content.dtype.kind != "f":
-        raise DataError(f"--init {file}: dtype {content.dtype}, not floating", hint="save it as float32")
+        raise DataError(f"--init {file}: dtype {content.dtype}, not a floating-point type", hint="save it as float32")
     return torch.from_numpy(np.array(content, dtype=np.float32))
 
 
@@ -167,7 +167,7 @@ def _tokenizer(file: Path, rows: Tensor) -> _Tokenizer:
     if not file.exists():
         raise DataError(
             f"--init: {file} is missing, so the {len(rows):,} rows have no tokens",
-            hint=f"put the {TOKENIZER_FILE} of that model beside the file",
+            hint=f"put the {TOKENIZER_FILE} of the model that the rows come from beside the file",
         )
     tokenizer = read_library_tokenizer(file)
     tokenizer.no_truncation()

@@ -29,11 +29,11 @@ CHANCE = 1e-6
 def gate_of_memory(
     tier: str, mean: float, share: float, *, static: bool, more: int | None, fewer: int | None
 ) -> Alert | None:
-    """Warn if a tier takes no part in the token law, or if nothing else does.
+    """Warn if a tier's weight in the token law is about 0, or about 1.
 
-    mean: the tier's mean weight once its gate is fitted. share: of its splats in the pool with the
-    model's law, which makes up the rest. static: True if the memory has a static tier. more, fewer:
-    other numbers of splats to build it with.
+    mean: the tier's mean weight once its gate is fitted. share: the weight of its splats in the
+    pool; the rest is the model's law. static: True if the memory has a static tier. more,
+    fewer: larger and smaller numbers of splats to suggest.
     """
     # A small weight can still be worth much, because a gate opens where memory knows more. A weight
     # near 1 can be fair, because the pool contains the model's law, too.
@@ -45,12 +45,13 @@ def gate_of_memory(
         advice = f"use --splats {more}: these add nothing to what the model knows" if more else "do without them"
     else:
         advice = f"use --splats {fewer}, or " if fewer else "use "
-        advice += "another text to fit on: the model itself has no say"
+        advice += "another text to fit on: as it is, the model itself has no influence"
     return Alert(f"gate of {tier} memory stuck at {round(mean)}", f"its weight is {mean:.2g} on average", advice)
 
 
 def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: bool, more: int | None) -> Alert | None:
-    """Warn if a tier's best concentration is the first or last one tried: a better may lie beyond.
+    """Warn if a tier's best concentration is the first or last one tried, as a better one may lie
+    beyond.
 
     tried: in rising order. static, more: see `gate_of_memory`.
     """
@@ -67,10 +68,10 @@ def kappa_at_bound(tier: str, kappa: float, tried: Sequence[float], *, static: b
 
 
 def switched_off(tier: str, covered: float | None, said: float, *, static: bool, more: int | None) -> Alert | None:
-    """Warn if a tier's law is practically uniform, so that its gain is just a calibration.
+    """Warn if a tier's law is practically uniform, so its gain is just a calibration.
 
-    covered: the mean share of contexts that its splats explain, if known. said: mean distance of
-    its token law from the uniform law, in nats. static, more: see `gate_of_memory`.
+    covered: the mean share of contexts that its splats explain, if known. said: the mean distance
+    of its token law from the uniform law, in nats. static, more: see `gate_of_memory`.
     """
     if covered is not None and covered < COVERED:
         reason = f"its splats explain {covered:.2%} of the contexts, and the background the rest"
@@ -98,11 +99,12 @@ def no_gain(tier: str, gain: float, *, static: bool) -> Alert | None:
 def leak(unseen: int, rare: int) -> Alert | None:
     """Warn if static splats contain the very text that a memory is fitted on.
 
-    unseen, rare: the numbers of contexts whose next token the splats near them have met never, or
-    about once. By Good and Turing, a token of a new text is one that was met r times with
-    probability (r + 1) N_{r+1} / n, where N_r tokens were met r times. N_1 = 3 N_2 by Zipf's law,
-    so three in five of these contexts are unseen. If the splats contain the text, they have met
-    each of its tokens at least once: the unseen ones are then counted as rare.
+    unseen, rare: the number of contexts whose next token the nearby splats have never met, and the
+    number of those whose next token they have met about once. By Good and Turing, a token of a new
+    text is one that was met r times with probability (r + 1) N_{r+1} / n, where N_r tokens were met
+    r times. N_1 = 3 N_2 by Zipf's law, so three in five of these contexts are unseen. If the splats
+    contain the text, they have met each of its tokens at least once: the unseen ones are then
+    counted as rare.
     """
     from scipy.stats import binom  # slow to import, and seldom needed
 

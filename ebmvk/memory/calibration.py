@@ -2,9 +2,10 @@
 
     p_cal(v|c) = g_0 p_lex(v|c) + g_1 p_lex(v|c)^a / Z
 
-p_lex is the model's own (lexical) law. A tier whose splats say nothing pools it with the uniform
-law, which gives p_lex^(1 - s) / Z behind a gate. For an overconfident model that alone is a gain.
-So a gain over p_lex doesn't prove that a memory helps; a gain over p_cal does.
+p_lex is the model's own (lexical) law. A tier whose splats know nothing pools p_lex with the
+uniform law, which gives p_lex^(1 - s) / Z behind a gate. For an overconfident model this alone
+improves the likelihood. So a gain over p_lex doesn't prove that a memory helps; a gain over p_cal
+does.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ POWERS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)
 
 @dataclass(frozen=True)
 class Calibration:
-    """power: a.
+    """power: the exponent a.
 
-    gate: weighs the power of the law like a tier of memory, from `FEATURES` features.
+    gate: gives the weight of p_lex^a, as it would for a tier of memory, from `FEATURES` features.
     """
 
     power: float

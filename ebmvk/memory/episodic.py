@@ -80,7 +80,7 @@ class Episodic:
         return len(self.tokens) + (self.folded.store.n if self.folded else 0)
 
     def recall(self, h: Tensor) -> Recall:
-        """What the text read so far says of contexts h (B, d), float32 unit rows on the CPU."""
+        """What the text so far predicts for contexts h (B, d), float32 unit rows on the CPU."""
         return self._recall(h, torch.full((len(h),), len(self.tokens)))
 
     def read(self, h: Tensor, tokens: Tensor) -> Recall:
@@ -104,7 +104,7 @@ class Episodic:
     def _stored(self, tokens: Tensor) -> Tensor:
         """The tokens to store.
 
-        In the control, each is drawn from the tokens read so far, itself included.
+        In the control, each is drawn from the tokens read so far, including itself.
         """
         if not self.config.scramble:
             return tokens

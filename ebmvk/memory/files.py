@@ -31,7 +31,7 @@ NATS = "nats."  # prefix of the names of laws, for their likelihoods
 def save(folder: Path, memory: Memory, fitted_on: FittedOn, nats: Mapping[Law, float]) -> Path:
     """Write the memory into the checkpoint folder that it was built for; returns the file's path.
 
-    nats: per token of the text it was fitted on, under each law.
+    nats: {law: nats per token} on the text that the memory was fitted on.
 
     Raises:
         StorageError: the file can't be written; an older one stays intact.

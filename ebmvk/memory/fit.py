@@ -1,9 +1,9 @@
 """Fits a memory to a text and judges the result (model sections 5 and 8).
 
 Concentrations, shares, background and gates are fitted by likelihood, either on the validation text
-or on a fold of the training text that is left out of the splats meanwhile. So no query meets its
-own entry. Leaving out just the context that asks is not enough: the rest of its document would
-stay, and says far more about it than about any other text.
+or on a fold of the training text; the splats used for that don't contain the fold. So no query
+finds its own entry. Leaving out only the query's context would not be enough: the rest of its
+document would stay, and that predicts it far better than any other text does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """A memory, and its nats per token with one tier, whose gate was fitted on the same tokens."""
+    """A memory, and its nats per token with one tier. The gate was fitted on the same tokens."""
 
     nats: float
     memory: Memory
@@ -95,7 +95,7 @@ class Fit:
             scrambled = self._shared(scrambled, tier, SHARES, TUNED_TOKENS).memory
         scrambled, nats = self._gated(scrambled, mode, len(self.tokens))
         for law in scrambled.gates:
-            say(f"{law:<12}{nats[law]:.4f} nats per token with scrambled splats, their own share and gate")
+            say(f"{law:<12}{nats[law]:.4f} nats per token with scrambled splats (with a share and gate fitted to them)")
         return replace(memory, control=Control(scrambled.share, scrambled.episodic.share, scrambled.gates))
 
     def gated(self, memory: Memory, mode: Mode) -> Memory:
@@ -103,12 +103,14 @@ class Fit:
         return self._gated(memory, mode, len(self.tokens))[0]
 
     def nats(self, memory: Memory, mode: Mode) -> dict[Law, float]:
-        """{law: nats per token} for `mode`, modes with fewer tiers, and the calibration."""
+        """{law: nats per token} for `mode`, for modes with fewer tiers and for the calibration."""
         terms = self.terms(memory, mode)
         return {other: -float(log_p.mean()) for other, log_p in log_probs(terms, memory.gates, mode).items()}
 
     def terms(self, memory: Memory, mode: Mode, limit: int | None = None) -> Terms:
-        """The first tokens under the lexical law and the tiers of `mode`, and gate features."""
+        """Log probabilities of the first tokens under the lexical law and each tier of `mode`, with
+        the gate's features.
+        """
         return self._terms_at(memory, mode, None, limit)[0]
 
     # ---- judging the result ----------------------------------------------------------------------
@@ -177,11 +179,11 @@ class Fit:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The calibration, power and gate, of largest likelihood on the text."""
+        """The calibration (power and gate) with the largest likelihood on the text."""
         return self.calibrated(len(self.tokens))
 
     def calibrated(self, limit: int) -> Calibration:
-        """The calibration of largest likelihood on the text's first `limit` tokens."""
+        """The calibration with the largest likelihood on the text's first `limit` tokens."""
         terms = self._power_terms(POWERS, min(limit, TUNED_TOKENS))
         power = POWERS[_least([_tried(own) for own in terms])]
         (whole,) = self._power_terms([power], limit)
@@ -213,7 +215,7 @@ class Fit:
     # ---- one tier after the other ----------------------------------------------------------------
 
     def _tuned(self, memory: Memory, tier: Tier, say: Say) -> Memory:
-        """The memory with one tier's concentration and share of largest likelihood.
+        """The memory with the concentration and share of one tier that have the largest likelihood.
 
         For static splats also the background.
 
@@ -243,7 +245,7 @@ class Fit:
         return trial
 
     def _shared(self, memory: Memory, tier: Tier, shares: Sequence[float], limit: int) -> Trial:
-        """A tier with the share of largest likelihood among `shares`."""
+        """A tier with the share, among `shares`, that has the largest likelihood."""
         terms = self._terms_at(memory, tier, [[share] for share in shares], limit)
         nats = [_tried(own) for own in terms]
         best = _least(nats)

@@ -24,9 +24,9 @@ _KEY = "fitted_on"  # in the metadata of the file
 class FittedOn:
     """The text that a memory's concentrations and gates were fitted on.
 
-    text: `corpus/split`. sha256: of all its ids under the model's tokenizer. tokens: how many of
-    the first ones were used. fit_on: the value of --fit-on. contexts: the number of contexts of the
-    training text in the static splats.
+    text: `corpus/split`. sha256: that of all its ids under the model's tokenizer. tokens: how many
+    of the first ones were used. fit_on: the value of --fit-on. contexts: the number of contexts of
+    the training text in the static splats.
     """
 
     text: str

@@ -4,9 +4,9 @@
     p_i = p_mem^s p_lex^(1 - s) / Z,    p_mem = sum_k q_k V_k + q_inf / V
 
 p_lex is the model's own (lexical) law. Every part is normalised, so the mixture is too. Within a
-tier energies add: the share s weighs the splats against the lexical law; at s = 1 the tier is p_mem
-alone. There are two tiers: static memory, of the training text, and episodic memory, of the text
-that is being read.
+tier, energies add. The share s is the weight of the splats, and 1 - s that of the lexical law; at s
+= 1 the tier is p_mem alone. There are two tiers: static memory, of the training text, and episodic
+memory, of the text that is being read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Memory:
     """The memory of one model.
 
     d, vocab_size: those of the model.
-    static: splats of the training text; None without any. k: how many of them are looked up per
+    static: splats of the training text; None without any. k: number of splats looked up per
         context. share: weight of their law in the pool with the lexical law.
     episodic: how to remember the text that is being read.
     gates: one for each usable mode except "none".
@@ -270,7 +270,7 @@ class Reader:
         self.episodic = self._episodic()
 
     def again(self) -> Reader:
-        """A reader of another text, with the same static splats."""
+        """A reader for another text, with the same static splats."""
         other = copy(self)
         other.episodic = self._episodic()
         return other
@@ -314,7 +314,9 @@ class Reader:
 
     @property
     def shares(self) -> list[float]:
-        """The share of each tier that is read in its pool with the lexical law."""
+        """The shares of the tiers that this reader uses, each in the tier's pool with the lexical
+        law.
+        """
         return [self.memory.share_of(tier) for tier in TIERS[self.mode] if tier == "episodic" or self.static]
 
     @property
@@ -339,7 +341,7 @@ class Reader:
         return [lexical, *(law for law, _ in pools)], features
 
     def remember(self, h: Tensor, tokens: Tensor) -> None:
-        """Like `read`, if nobody needs the probabilities of the tokens."""
+        """Like `read`, for callers that don't need the probabilities of the tokens."""
         if self.episodic:
             h, tokens = h.float().cpu().contiguous(), tokens.cpu()
             at_once = laws_at_once(self.memory.vocab_size)
@@ -354,8 +356,8 @@ class Reader:
     def log_prob(self, h: Tensor, log_p_lex: Tensor, following: Tensor | None = None) -> Tensor:
         """log p(v|c) (n, V) after the text read so far, with dtype and device of log_p_lex.
 
-        following: the tokens (n,) that followed, to read these contexts too, each after those
-        before it. None: only look up.
+        following: the tokens (n,) that followed. With them, each context is also read after it was
+            looked up. None: only look up.
         """
         own = h.float().cpu().contiguous()
         recalls = self.recalls(own, None if following is None else following.cpu())
@@ -380,7 +382,7 @@ def log_probs(terms: Terms, gates: Mapping[Mode, Gate], mode: Mode) -> dict[Law,
 
 
 def part_of(terms: Terms, have: tuple[Tier, ...], tiers: tuple[Tier, ...]) -> Terms:
-    """The terms of the lexical law and of `tiers`, out of the tiers `have` that were read."""
+    """Select the terms of the lexical law and of `tiers`. have: the tiers in `terms`."""
     places = [have.index(tier) for tier in tiers]
     columns = [*range(LEXICAL), *(LEXICAL + FEATURES * place + i for place in places for i in range(FEATURES))]
     return Terms(terms.log_p[:, [0, *(1 + place for place in places)]], terms.features[:, columns])

@@ -32,7 +32,9 @@ FIT_TOKENS = 100_000  # most tokens that the memory's numbers, about 30, are fit
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads a text. context, stride: of its windows. bfloat16: as in training."""
+    """How a model reads a text. context, stride: those of its windows. bfloat16: read in bfloat16,
+    as in training.
+    """
 
     context: int
     stride: int
@@ -40,12 +42,12 @@ class Reading:
 
     @classmethod
     def training(cls, context: int, *, bfloat16: bool) -> Reading:
-        """Each context sees at least a quarter of a window before it."""
+        """A reading in which each context sees at least a quarter of a window before it."""
         return cls(context, context - context // 4, bfloat16)
 
     @classmethod
     def evaluation(cls, context: int) -> Reading:
-        """As `ebmvk evaluate` reads a text."""
+        """The reading that `ebmvk evaluate` uses."""
         return cls(context, max(1, context // 2), False)
 
 
@@ -60,7 +62,9 @@ class Static:
     without: SplatStore
 
     def fitted(self, without: SplatStore) -> SplatStore:
-        """All splats, with the concentration and alpha_inf that were fitted without the fold."""
+        """The splats of all of the text, with the concentration and alpha_inf fitted to those
+        without the fold.
+        """
         store = self.store.at(without.kappa_max)
         share = without.background / float(without.mass.sum())
         return replace(store, background=share * float(store.mass.sum()))
@@ -81,12 +85,12 @@ def build_static(
 
 
 def token_marks(model: LanguageModel) -> Tensor:
-    """A row for each token, (V, d), so that `cluster` also compares the tokens that followed."""
+    """One row per token, (V, d). With them `cluster` also compares the tokens that followed."""
     return TOKEN_WEIGHT * normalize(model.embeddings().detach().float().cpu(), dim=1)
 
 
 def first_documents(train: TokenStream) -> int:
-    """The number of contexts to fit on: whole documents, at most a tenth of the training text."""
+    """The number of contexts to fit on: whole documents, at most a tenth of the text."""
     most = min(FIT_TOKENS, (len(train) - 1) // 10)
     starts = train.starts[(train.starts > 0) & (train.starts <= most)]
     return int(starts[-1]) if len(starts) else most

@@ -1,4 +1,4 @@
-"""Connects consolidation to training: which states it sees, and what judges its growth.
+"""Connects consolidation to training: chooses the states that it sees and judges its growth.
 
 Consolidation (`ebmvk.splats.soc`) turns the states of the model into splats while the model trains.
 Nothing here changes the model.
@@ -150,10 +150,11 @@ class TrainingSoc:
         return min(1.0, share)
 
     def gain(self) -> dict[str, float] | None:
-        """What the splats are worth as a static memory; None before there are splats.
+        """How much the splats gain as a static memory; None if there are no splats yet.
 
-        Nats per token on the evaluated part of validation: without splats, calibrated without
-        splats, and with splats. Gates are fitted on its first half; the figures are for the second.
+        Three figures, in nats per token on the evaluated part of validation: for the model alone,
+        for the model calibrated, and for the model with the splats. Gates are fitted on the first
+        half of that part; the figures are for the second half.
         """
         store = self.consolidation.store
         if store is None:

@@ -91,9 +91,9 @@ class Cache:
         return self.length < self._most_pads
 
     def seen(self, window: int) -> int:
-        """How many earlier positions the next one can see, in any row.
+        """The most earlier positions that the next one can see in any row.
 
-        window: how many it sees with itself.
+        window: how many positions it sees, including itself.
         """
         return min(window - 1, max(0, self.length - self._least_pads))
 
@@ -107,9 +107,9 @@ class Cache:
         return places >= self.pads[:, None]
 
     def hidden(self, new: int, reach: int) -> Tensor:
-        """(B, 1, new, reach) bool: True where one of the last `reach` positions is padding, which
-        the `new` last ones of them must not see. Padding sees itself, because a softmax over
-        nothing is NaN."""
+        """(B, 1, new, reach) bool: True where one of the last `reach` positions is padding that the
+        newest `new` positions must not see. Padding sees itself, because a softmax over nothing is
+        NaN."""
         at = (self.length, new, reach)
         if at not in self._hidden:
             if self._hidden and next(iter(self._hidden))[0] != self.length:

@@ -43,8 +43,8 @@ class Composition(nn.Module):
     """comp(a, b) = exp_p(net[log_p a, log_p b]), p = projx(a + b).
 
     The two logarithms are opposite (see `midpoint_and_log`), so the network reads only the first: a
-    linear layer of both is a linear layer of one. The output layer starts at zero, where comp(a, b)
-    is the midpoint.
+    linear layer that reads both equals one that reads the first alone. The output layer starts at
+    zero, where comp(a, b) is the midpoint.
     """
 
     def __init__(self, dim: int) -> None:
@@ -70,9 +70,9 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def moved(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
-        """D of rows (B, T, 4 d), whose elements have mean square 1: (B, T, d).
+        """Apply D. rows: (B, T, 4 d), elements with mean square 1.
 
-        Also the decoder's own losses.
+        Returns (B, T, d) and the decoder's own losses.
         """
 
     def forward(self, scales: Scales, cache: Cache | None = None) -> tuple[Tensor, Sequence[OwnLoss]]:
@@ -102,8 +102,8 @@ class TransformerDecoder(Decoder):
     """D is a projection to d and one block as in GPT-2: attention over the global window, then two
     layers with GELU.
 
-    The layers are as wide as it takes to give D as many weights as A active experts have,
-    5 A d hidden_dim, of which the projection has 4 d^2 and the attention 4 d^2.
+    D gets about as many weights as A active experts have, 5 A d hidden_dim. Projection and
+    attention take 8 d^2 of them; the width of the two layers follows from the rest.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -83,7 +83,7 @@ class EnergyModel(LanguageModel):
 
     @torch.no_grad()
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:
-        """A row of points without a direction, or a concentration that isn't a number above 0."""
+        """Names a row of `points` without a direction, or a concentration that isn't above 0."""
         row = off_sphere(projx(weights["points"]))
         if row is not None:
             length = torch.linalg.vector_norm(weights["points"][row].double())

@@ -41,8 +41,8 @@ class QueryTerms:
 class TokenEnergy(nn.Module):
     """The learned scale s, the weights of the terms, and the weights of the three context scales.
 
-    Without a splat term, s multiplies the other two terms: the length of the query has to change by
-    factors, and a weight that is changed by steps would be slow to follow.
+    Without a splat term, s multiplies the other two terms. The length of the query has to change by
+    factors; a weight changes by additive steps, so it would be slow to follow.
     """
 
     def __init__(self, config: ModelConfig) -> None:

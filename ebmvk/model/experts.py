@@ -28,9 +28,9 @@ product costs less than several products."""
 class _Groups:
     """The order of rows that are sorted by expert, in groups with spare places.
 
-    N rows have A choices each. room: places of each group; R is their sum. row: (R,) int64, the row
-    in each place, 0 in a spare one. place: (A N,) int64, the places of all rows by their first
-    choice, then by their second choice, and so on.
+    N rows have A choices each. room: number of places of each group; R is their sum. row: (R,)
+    int64, the row at each place; 0 at a spare place. place: (A N,) int64, the places of all rows
+    for their first choice, then for their second choice, and so on.
     """
 
     room: list[int]

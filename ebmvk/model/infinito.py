@@ -1,9 +1,9 @@
 """INFINITO: a transformer with an external memory, and a loss for the integration of its hidden
 state.
 
-The memory has slots with learned addresses. A token writes its value to the slots near its key, the
-more strongly the more its importance exceeds a learned threshold. It reads the mean of what the
-tokens before it wrote near its query:
+The memory has slots with learned addresses. A token writes its value to the slots near its key. The
+strength of the write grows with the token's importance above a learned threshold. A token reads the
+mean of what earlier tokens wrote near its query:
 
     w_i = sigmoid(u_i - theta),   M_t[s] = sum_{i<t} w_i a_is v_i,   N_t[s] = sum_{i<t} w_i a_is,
     read_t = sum_s r_ts M_t[s] / (N_t[s] + 1),   a_is, r_ts softmax over the slots

@@ -1,4 +1,4 @@
-"""A look inside a model: the attention of each head, and which tokens go to which expert."""
+"""Looks inside a model: the attention of each head, and which tokens go to which expert."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def gates(model: LanguageModel, tokens: Tensor) -> dict[str, list[float]]:
 def _watching(model: LanguageModel, kind: type[nn.Module], see: Any) -> Iterator[None]:
     """Call see(name, module, arguments, result) after each forward pass of a module of this kind.
 
-    The model is in evaluation mode meanwhile.
+    Meanwhile the model is in evaluation mode.
     """
     was_training = model.training
     model.eval()
@@ -198,7 +198,7 @@ def expert_table(tokenizer: Tokenizer, experts: Sequence[Specialisation]) -> Ite
 def specialisation_in(model: LanguageModel, tokens: Ids) -> list[Specialisation]:
     """`specialisation` on the tokens (n,), cut into rows.
 
-    The rest that fills no row is left out.
+    Tokens left over after the last full row are ignored.
     """
     length = min(len(tokens), EXPERT_WINDOW if model.reach is None else model.reach)
     rows = max(1, len(tokens) // length)

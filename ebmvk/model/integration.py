@@ -3,7 +3,7 @@
     Phi(X) = min over bipartitions (A, B) of I(A; B)
     I(A; B) = (log det S_A + log det S_B - log det S) / 2
 
-in nats: the information that is lost by any cut into two parts (Tononi, Sporns and Edelman 1994 for
+in nats: the information that every cut into two parts loses (Tononi, Sporns and Edelman 1994 for
 the information of Gaussian units across bipartitions; Hidaka and Oizumi 2018 for the search). log
 det S_A is submodular in A, so the weakest cut is found exactly with O(n^3) determinants (Queyranne
 1998) instead of 2^{n-1} cuts.
@@ -48,10 +48,10 @@ def information(covariance: Tensor, part: Tensor) -> Tensor:
 def weakest_bipartition(covariance: Tensor) -> Tensor:
     """(n,) bool: the A with the least I(A; B). covariance: (n, n), n >= 2. It has no gradient.
 
-    Queyranne (1998): n - 1 times, the groups of units are put in an order in which each next group
-    has the most information with those before it. The last group against the rest is then the best
-    cut that separates the last two groups, which are merged. The search runs on the host, because
-    each of its steps reads a number and would have to wait for a device.
+    Queyranne (1998): do the following n - 1 times. Order the groups of units so that each next
+    group shares the most information with those before it. Then cutting off the last group is the
+    best cut that separates the last two groups. Merge these two. The search runs on the host,
+    because each of its steps reads a number and would have to wait for a device.
     """
     device, covariance = covariance.device, covariance.detach().cpu().double()
     groups = [[i] for i in range(len(covariance))]
@@ -86,7 +86,7 @@ def integrated_information(x: Tensor) -> Tensor:
 def phi(x: Tensor) -> Tensor:
     """`phi_of` of the correlation of units x (samples, n), with a gradient.
 
-    It isn't corrected for the number of samples: even independent units seem to predict one
+    It isn't corrected for the number of samples: even independent units appear to predict one
     another, by up to `chance(n, samples)`.
     """
     return phi_of(correlation(x))
@@ -102,7 +102,7 @@ def phi_of(covariance: Tensor) -> Tensor:
 
 
 def chance(units: int, samples: int) -> float:
-    """The squared multiple correlation that independent Gaussian units seem to have, as a mean.
+    """The mean squared multiple correlation that independent Gaussian units appear to have.
 
     PHI of independent units lies below it, because PHI takes the weakest cut.
     """

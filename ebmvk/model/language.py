@@ -1,4 +1,4 @@
-"""What training, evaluation, memory and generation expect of every language model.
+"""The interface that training, evaluation, memory and generation expect of every language model.
 
 Every model ends in one inner product: log p(v|c) = query(c).row_v + b_v - log Z over the
 vocabulary. If the rows are unit vectors, row_v is multiplied by a concentration kappa_v. Such a
@@ -35,13 +35,13 @@ class OwnLoss(Protocol):
 
     @property
     def size(self) -> int:
-        """S, the number of sums."""
+        """The number S of sums."""
         ...
 
     def sums(self, there: Tensor | None) -> Tensor:
         """(S,) float64, sums over positions.
 
-        there: (N,) bool, those that aren't padding; None means all.
+        there: (N,) bool, True for positions that aren't padding; None means all.
         """
         ...
 
@@ -63,7 +63,7 @@ class Context:
     aux: Sequence[OwnLoss]
 
     def sums(self, there: Tensor | None = None) -> Tensor:
-        """(S,) float64, the sums of all `aux` in a row.
+        """(S,) float64, the sums of all `aux`, concatenated.
 
         there: (B T,) bool, which positions; None means all.
         """
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:
-        """How the optimiser moves a parameter. Override it for parameters of another kind."""
+        """How the optimiser updates a parameter. Override this for parameters of another kind."""
         if name == self.rows_name:
             return self.rows_role
         if name.endswith("router.weight"):
@@ -134,22 +134,25 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def start_from_directions(self, known: Tensor, directions: Tensor) -> None:
-        """Set the rows that `known` (V,) bool marks to `directions` (V, d), which are unit rows, at
-        the length that rows start with."""
+        """Set some rows to the given directions, with the length that rows start with.
+
+        directions: (V, d) unit rows. known: (V,) bool, marks the rows to set."""
 
     def fault_in(self, weights: Mapping[str, Tensor]) -> str | None:  # noqa: ARG002
-        """What else is wrong with weights that have the right names, shapes and dtypes and are
-        finite.
+        """Describe what is wrong with weights although names, shapes and dtypes are right and all
+        are finite.
 
-        Names the tensor; None if nothing is wrong. Also works for a model on the meta device.
+        The answer names the tensor; it is None if nothing is wrong. Also works for a model on the
+        meta device.
         """
         return None
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, cache: Cache, embeddings: Tensor | None = None) -> Context:
-        """`forward` of tokens (B, T) that follow those in the cache, which are added to it.
+        """Like `forward`, for tokens (B, T) that follow those in the cache. Adds these tokens to
+        the cache.
 
-        Without `aux`.
+        The result has no `aux`.
         """
         found = []
         for part in torch.split(tokens, EXTENDED, dim=1):

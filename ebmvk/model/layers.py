@@ -130,8 +130,8 @@ class Attention(nn.Module):
     """Sliding-window attention with normalised queries and keys, and a learned temperature per
     head.
 
-    In half of the heads each token has the key of the token before it, so that one layer can find
-    what followed this token the last time.
+    In half of the heads each token uses the key of the token before it, so that one layer can find
+    what followed this token when it occurred last.
     """
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -154,7 +154,9 @@ class Attention(nn.Module):
         return projected
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each position looks at each other: (B, H, T, T), rows sum to 1. x: (B, T, d)."""
+        """How much each position looks at every other one: (B, H, T, T), rows sum to 1. x: (B, T,
+        d).
+        """
         q, k, _ = self._heads(x, None)
         bias = _window_bias(x.shape[1], x.shape[1], self.window, q.dtype, q.device)
         return torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
@@ -247,8 +249,8 @@ class Block(nn.Module):
 
 
 def apply(block: Callable[[Tensor, Cache | None], Result], x: Tensor, cache: Cache | None, *, again: bool) -> Result:
-    """block(x, cache). again: in training, keep nothing of the block's inside and compute it once
-    more for the gradient."""
+    """Return block(x, cache). again: in training, keep no intermediate values and compute the block
+    once more for the gradient."""
     if again and cache is None and torch.is_grad_enabled():
         kept: Result = checkpoint(block, x, None, use_reentrant=False)
         return kept

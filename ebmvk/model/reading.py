@@ -75,7 +75,7 @@ def contexts(
 
 
 def _batches(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of equal shape, stacked: as many as are read at once."""
+    """Stacks of windows of equal shape, each with as many windows as are read at once."""
     rows = max(1, _TOKENS_AT_ONCE // context)
     group: list[Tensor] = []
     shape = (0, 0)

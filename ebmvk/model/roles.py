@@ -1,4 +1,4 @@
-"""How the optimiser moves each kind of parameter.
+"""How the optimiser updates each kind of parameter.
 
 Rates are tuned on WikiText-2's validation split.
 """
@@ -13,7 +13,7 @@ class Role:
     """rate: multiple of the learning rate under AdamW.
 
     hidden: the parameter is a matrix between hidden spaces, which Muon orthogonalises and weight
-    decay shrinks. All others are moved by AdamW, without decay.
+    decay shrinks. AdamW updates all others, without decay.
     """
 
     rate: float

@@ -73,8 +73,8 @@ class PlainModel(Transformer):
 
 
 class ExpertBlock(nn.Module):
-    """A block with a mixture of experts in place of its feed-forward part, each expert as wide as
-    that."""
+    """A block with a mixture of experts in place of its feed-forward part. Each expert is as wide
+    as the part that it replaces."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

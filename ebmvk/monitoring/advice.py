@@ -30,8 +30,7 @@ def usual_rate(config: Config) -> float:
 
 
 def lower_rate(config: Config) -> str:
-    """The flag for half the learning rate; for the size's default if the rate is above twice
-    that."""
+    """The flag for half the learning rate, or for the size's default if that is lower still."""
     rate, usual = config.training.learning_rate, usual_rate(config)
     return f"--lr {usual if rate > 2 * usual else rate / 2:g}"
 
@@ -45,8 +44,8 @@ def why_it_diverged(config: Config) -> str:
 
 
 def more_steps(steps: int, epochs: float, size: Size) -> int:
-    """A larger number of steps: enough to read the text `SHORT` times, but at most the default of
-    the size; at least twice `steps`.
+    """A larger number of steps: at least twice `steps`. It is enough to read the text `SHORT`
+    times, but isn't above the default of the size unless twice `steps` is.
     """
     most = PRESETS[size].get("steps", steps)
     assert isinstance(most, int)
@@ -64,8 +63,8 @@ def advice(
     """Lines about a finished run.
 
     Args:
-        perplexity, nats: per token of validation text.
-        train_nats: per token of the last training steps.
+        perplexity, nats: the perplexity and the nats per token of validation text. train_nats: nats
+        per token in the last training steps.
         rose: the validation loss was lower at an earlier step.
         rate: tokens per second.
         epochs: passes over the training text.
@@ -74,7 +73,7 @@ def advice(
     if rose and nats - train_nats > OVERFITTED:  # a gap is harmless while validation still improves
         yield (
             f"the loss is {nats - train_nats:.2f} nats per token higher on validation text than on training text: "
-            f"the model learns that by heart; take {more_dropout(model.dropout)} or --patience 3"
+            f"the model learns the training text by heart; use {more_dropout(model.dropout)} or --patience 3"
         )
     elif perplexity > HIGH_PERPLEXITY:
         more = (
@@ -82,9 +81,9 @@ def advice(
             if epochs < SHORT
             else f"--latent-dim {2 * model.latent_dim}, or more text"
         )
-        yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: take {more}"
+        yield f"perplexity {number(perplexity, ',.0f')} per token is above {HIGH_PERPLEXITY:.0f}: use {more}"
     if rate < SLOW and (faster := ", or ".join(_faster(config))):
-        yield f"{rate:,.0f} tokens per second is slow: take {faster}"
+        yield f"{rate:,.0f} tokens per second is slow: use {faster}"
 
 
 def _faster(config: Config) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A watch is a small state machine over the rows of metrics.jsonl in their order, so the alerts of a
 run can be computed again from this file. To add one, write its class and name it in `WATCHES`. Each
-threshold stands next to the watch that uses it, with its reason.
+threshold is next to the watch that uses it, with its reason.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ WORSE_THAN_NOTHING = 1.0  # nats above a blind guess; a batch of a few short win
 
 
 class Diverging:
-    """Each of the last steps had a higher loss than a guess that makes all tokens equally likely.
+    """Each of the last steps had a higher loss than guessing with all tokens equally likely.
 
-    A run starts below that and no text is that hard, so the weights have diverged.
+    A run starts below that loss and no text is that hard, so the weights have diverged.
     """
 
     def __init__(self, config: Config) -> None:
@@ -154,7 +154,7 @@ class PoorConvergence:
             "poor convergence",
             f"after {row['step']} steps the mean energy is {block.mean:.2f} nats; token frequencies alone reach "
             f"{self._unigram:.2f}",
-            f"take --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
+            f"use --lr {lr * 4 if slow else lr / 4:g}" + (f" (now {lr:g}), or more --steps" if slow else ""),
         )
 
 
@@ -192,7 +192,7 @@ class WorseningPerplexity:
             "perplexity worsening",
             f"validation perplexity is {math.exp(nats):.2f} per token, {math.exp(nats - self._best) - 1:.1%} above the "
             f"best, for {TWICE} evaluations",
-            f"take {more_dropout(model.dropout)} or --patience 3: the model learns the text by heart"
+            f"use {more_dropout(model.dropout)} or --patience 3: the model learns the text by heart"
             if by_heart
             else f"continue the best checkpoint with {lower_rate(self._config)}",
         )
@@ -237,7 +237,7 @@ CLOSE = 0.1  # of a splat's width, the angle sqrt((d-1)/kappa); healthy runs hav
 
 
 class SickSplats:
-    """Many splats aren't recalled any more, or splats lie on top of one another."""
+    """Many splats are no longer recalled, or splats lie on top of one another."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -276,8 +276,8 @@ WRITING = "memory"  # infinito's module
 class StuckGates:
     """The mean of a gate over validation is 0 or 1 in two evaluations in a row.
 
-    Gates are infinito's writing to its memory, and routers, which may give an expert no tokens or
-    all of them.
+    Gates are the strength with which infinito writes to its memory, and the routers' shares: an
+    expert may get no tokens or all of them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -297,7 +297,7 @@ class StuckGates:
         if name.endswith(WRITING):
             reason = f"tokens of validation write to the external memory with strength {mean:.2g} on average"
             return Alert(
-                sign, reason, f"take --lr {training.learning_rate / 2:g}; if that doesn't help, --no-use-memory"
+                sign, reason, f"use --lr {training.learning_rate / 2:g}; if that doesn't help, --no-use-memory"
             )
         reason = f"an expert of {name} gets a share of {mean:.2g} of the validation tokens"
         return Alert(sign, reason, f"start a new run with --moe-balance {10 * training.moe_balance or 0.01:g}")

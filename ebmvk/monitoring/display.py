@@ -152,7 +152,7 @@ def _brief(row: Mapping[str, Any], total: int) -> dict[str, str]:
 
 
 def _details(row: Mapping[str, Any], total: int, *, due: bool) -> Iterator[str]:
-    """Lines for --verbose. due: this step has a line."""
+    """Lines for --verbose. due: True if this step prints a line anyway."""
     step, found = row["step"], figures(row)
     if row["event"] == "step":
         if due:
@@ -164,7 +164,7 @@ def _details(row: Mapping[str, Any], total: int, *, due: bool) -> Iterator[str]:
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, str]:
-    """{name: text} of all that a row of an event step, eval or soc has to say."""
+    """{name: text} of all figures in a row whose event is step, eval or soc."""
     if row["event"] == "step":
         return _of_step(row)
     return _of_evaluation(row) if row["event"] == "eval" else _of_consolidation(row)

@@ -35,13 +35,13 @@ def now() -> str:
 
 
 class Monitor:
-    """Writes one JSON object per event, and prints lines for people.
+    """Writes one JSON object per event, and prints lines for users.
 
     Args:
         run: the run folder. total, done: steps of the run, and those that it continues from.
         device: torch's device, whose memory is recorded.
         alerts: watches the rows. board: writes for TensorBoard.
-        display: where lines for people go; by default standard output.
+        display: prints the lines for users; by default, to standard output.
         smaller: a flag that makes steps cheaper; long runs mention it.
 
     Raises:
@@ -83,11 +83,11 @@ class Monitor:
                 self._board.close()
 
     def say(self, text: str) -> None:
-        """Print a line for people, unless --quiet."""
+        """Print a line for users, unless --quiet."""
         self._display.say(text)
 
     def detail(self, text: str) -> None:
-        """Print a line for people with --verbose."""
+        """Print a line for users with --verbose."""
         self._display.detail(text)
 
     def doing(self, what: str) -> None:
@@ -95,7 +95,7 @@ class Monitor:
         self._display.doing(what)
 
     def record(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one event, whose values are JSON-able.
+        """Append one event, whose values JSON can express.
 
         Raises:
             NonFinite: a value is NaN or infinite, which JSON cannot express; the first one is
@@ -148,8 +148,8 @@ class Monitor:
         self._tell_time(step, values["seconds"])
 
     def _left(self, step: int) -> float:
-        """Seconds that the rest of the run takes at its pace since the first step, which is slower
-        than the others.
+        """Seconds that the rest of the run takes at the pace so far. The first step doesn't count,
+        because it is slower.
         """
         return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
 

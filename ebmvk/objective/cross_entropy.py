@@ -70,8 +70,8 @@ def linear_cross_entropy(
 
     query: (N, d); points: (V, d); bias: (V,); targets: (N,) int64. All floating tensors have one
     dtype.
-    dtype: of the products (bfloat16 in mixed precision), and of the probabilities if there are many
-        logits; sums keep the dtype of `query`.
+    dtype: the one for products (bfloat16 in mixed precision), and for probabilities if there are
+        many logits; sums keep the dtype of `query`.
     """
     return linear_cross_entropies(query, points, bias, targets, dtype)[0]
 

@@ -42,7 +42,7 @@ class Losses:
 
     @classmethod
     def sum(cls, shares: Sequence[Losses]) -> Losses:
-        """The sum over the shares of a step, with their states in a row."""
+        """The sum over the shares of a step, with their states concatenated."""
         if len(shares) == 1:
             return shares[0]
         return cls(
@@ -148,7 +148,7 @@ def _weight(part: str, weights: TrainingConfig) -> float:
 
 
 def mixed_seed(seed: int, step: int) -> int:
-    """A 63-bit seed for the pair.
+    """A 63-bit seed made from `seed` and `step`.
 
     The odd multipliers of splitmix64 make neighbouring steps differ.
     """
@@ -227,7 +227,8 @@ def denoising_at(
 ) -> Tensor:
     """`denoising` with given noise. x and clean (B, d) are data without gradients.
 
-    With a gradient through `clean`, the score form would be least if all tokens were one point.
+    If `clean` had a gradient, training could minimise the score form by moving all tokens to one
+    point.
     """
     log_p = torch.log_softmax(F.linear(query, mu if outputs is None else outputs, bias), -1).gather(-1, ids)
     rest = (-torch.expm1(torch.logsumexp(log_p, -1))).clamp_min(torch.finfo(query.dtype).eps)

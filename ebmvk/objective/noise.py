@@ -6,8 +6,8 @@ Gaussian, with sigma in each of the d - 1 tangent coordinates. Projected onto th
 cosine is about 1/sqrt(1 + sigma^2 (d-1)); the kappa with the same mean cosine replaces it.
 
 kappa_c is the concentration at which one of V tokens can be told from the others. Here it is sqrt(2
-d ln V), as in section 9: one number for a model. Sampling uses the entropy of each context instead
-of ln V, as in section 7, which is never larger.
+d ln V), as in section 9: one number for a model. Sampling uses the entropy of each context, which
+is never larger than ln V (section 7).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def critical(d: int, vocabulary: int) -> float:
 
 
 def kappa_range(d: int, vocabulary: int) -> tuple[float, float]:
-    """The range of training noise, [kappa_c/12, 2.5 kappa_c]: below it is only noise, above it the
-    task is trivial."""
+    """The range of training noise, [kappa_c/12, 2.5 kappa_c]: below it nothing is left but noise,
+    above it the task is trivial."""
     middle = critical(d, vocabulary)
     return middle / 12, 2.5 * middle
 

@@ -1,8 +1,8 @@
 """The processes of one run, as torchrun starts them: rank 0 leads, the others follow.
 
 Rank 0 parses, reads, decides, writes and prints, as in a run of one process. The other ranks do
-what it tells them, message by message, until it tells them to end, so nothing is decided twice. A
-run of one process pays nothing for this.
+what it tells them, message by message, until it tells them to end. So each decision is made only
+once. A run of one process pays nothing for this.
 
 | question | module |
 |---|---|

@@ -23,7 +23,7 @@ ROLL_CALL = 2.0  # seconds for ranks to report that they are alive, or that they
 
 
 class Failures:
-    """The first error that ended a rank of the run."""
+    """Records the first error that ended a rank of the run."""
 
     def __init__(self, store: PrefixStore, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size

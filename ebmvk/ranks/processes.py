@@ -146,7 +146,7 @@ class Ranks:
                 signal.raise_signal(late)
 
     def tell(self, do: str, **values: Any) -> None:
-        """Tell the others to do something, with JSON-able values."""
+        """Tell the others to do something, with JSON values."""
         if self.size == 1:
             return
         content = json.dumps({"do": do, **values}).encode()
@@ -158,7 +158,8 @@ class Ranks:
             self.broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
 
     def follow(self, handlers: Mapping[str, Handler]) -> int:
-        """Do what the first rank tells, until it tells to end. Returns its exit status.
+        """Do what the first rank asks until it says that the run has ended. Returns the first
+        rank's exit status.
 
         handlers: {name of a message: function to call with its values}.
         """
@@ -248,9 +249,9 @@ class Ranks:
         return tensor
 
     def check_agreed(self, number: int, error: EbmvkError) -> None:
-        """Raise `error` unless all ranks have the same number, of less than 63 bits.
+        """Raise `error` unless all ranks have the same number (of less than 63 bits).
 
-        The first rank prints it.
+        The first rank prints the error.
         """
         if self.size == 1:
             return

@@ -115,7 +115,9 @@ def _map(chart: Map, name: str, salt: str) -> str:
 
 
 def _apart(x: Sequence[float], y: Sequence[float], labels: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """The labels that have room. A character is about 1/60 of the map wide, and 1/24 high."""
+    """The labels that fit without overlap. A character takes about 1/60 of the map's width and 1/24
+    of its height.
+    """
     wide, high = (max(np.ptp(np.asarray(part, dtype=float)), 1e-9) if len(part) else 1.0 for part in (x, y))
     taken: list[tuple[float, float, float]] = []
     for i, text in labels:
@@ -126,8 +128,8 @@ def _apart(x: Sequence[float], y: Sequence[float], labels: Sequence[tuple[int, s
 
 
 def _heads(chart: Heads, name: str, salt: str) -> str:
-    """The darker, the more position t (down) looks at position s (across). Shades are square roots
-    of the weights, so that small ones are visible."""
+    """The more position t (down) looks at position s (across), the darker the square. Shades are
+    square roots of the weights, so that small ones are visible."""
     parts = [
         (label, maps[i : i + MOST_HEADS], own[i : i + MOST_HEADS])
         for (label, maps), own in zip(chart.rows, chart.titles, strict=True)

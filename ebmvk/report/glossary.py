@@ -17,7 +17,7 @@ class Term:
 
     @property
     def key(self) -> str:
-        """For the address of its entry on the page."""
+        """The anchor of the term's entry on the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
@@ -139,7 +139,7 @@ _ANY = re.compile("|".join(rf"(?P<t{i}>(?<![\w-])(?:{term.words})(?!\w))" for i,
 
 
 def found(text: str) -> Iterator[tuple[str, Term | None]]:
-    """Pieces of a text that add up to it; those that name a term come with the term."""
+    """A text in pieces; a piece that names a term comes with that term."""
     done = 0
     for match in _ANY.finditer(text):
         assert match.lastgroup is not None

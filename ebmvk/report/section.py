@@ -35,7 +35,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Banner:
-    """A conclusion that must not be missed. state: good or bad news, which gives its colour."""
+    """A conclusion that readers must not miss. state: good or bad news, which decides the
+    colour.
+    """
 
     word: str
     text: str = ""
@@ -79,14 +81,13 @@ class Absent:
 
 @dataclass(frozen=True)
 class Section(Generic[S, T]):
-    """One section of a page, the only place that knows it.
+    """One section of a page. Nothing else needs to know about the section.
 
     Args:
-        name: the key of what it measured in a record.
-        measure: what there is to show of a subject; `Absent` or None if there is nothing, with a
-        reason or without.
+        name: the key of its figures in a record.
+        measure: the figures of a subject. If there are none, `Absent` with a reason, or None.
         show: content for the page, made from what `measure` returned, perhaps by an earlier
-        version.
+            version.
         also: keys of the whole record that `show` needs too.
     """
 

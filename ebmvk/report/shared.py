@@ -11,13 +11,13 @@ from ebmvk.runs.metrics import Row
 
 
 def level_label(level: Row, digits: int = 1) -> str:
-    """κ of a noise level, followed by its name if it has one, such as (½ κ_c)."""
+    """κ of a noise level, followed by the level's name if it has one, such as (½ κ_c)."""
     kappa = number(level["kappa"], f".{digits}f")
     return f"{kappa} ({level['name'].replace('1/2', '½').replace('kappa', 'κ')})" if level.get("name") else kappa
 
 
 def denoising(levels: Sequence[Row]) -> Shown:
-    """levels: of score matching, one or more."""
+    """The denoising error by noise level. levels: the rows of score matching, one or more."""
     note = (
         "Noise moves a token's point away and the model estimates the score, which leads back; the higher κ, the less "
         "noise. Errors are relative squared errors: a score of zero has 1, a perfect one 0. The reference is the "
@@ -44,7 +44,9 @@ def denoising(levels: Sequence[Row]) -> Shown:
 
 
 def attention(layers: Sequence[Row], tokens: Sequence[str]) -> Shown:
-    """layers: each with the weights, entropies and distances of its heads; one or more."""
+    """Attention maps. layers: one or more, each with the weights, entropies and distances of its
+    heads.
+    """
     note = (
         f"What each attention head looks at, on the first {len(tokens)} tokens of validation. Above each map: the mean "
         "entropy of a position's weights, and how many tokens back it looks on average. In the first half of the "
@@ -65,7 +67,7 @@ def heads(layers: Sequence[Row], tokens: Sequence[str]) -> Picture:
 
 
 def experts(layers: Sequence[Row]) -> Shown:
-    """layers: each with the load of its experts and the tokens that go there."""
+    """The load of each layer's experts, and the tokens that go to them. layers: one or more."""
     rows = [
         (
             f"{own['layer']}, {place}", percent(load),

@@ -33,12 +33,13 @@ MOST_TOKENS = 2.5  # per word; with more, as in code, perplexity per word means 
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A figure for people. form: a format specification; `f` means a fixed number of decimals.
+    """A figure as text for users. form: a format specification; `f` means a fixed number of
+    decimals.
 
-    None and NaN become a dash, infinity becomes ∞. The minus sign is a true one. A value that
-    rounds to zero has no minus (it is 0.0000, or +0.0000 if `form` asks for a sign). A fixed-point
-    figure of a million or more gets a power of ten, such as 5.50e8: its other digits are noise and
-    don't fit into columns. From 1e300 on it is `> 1e300`.
+    None and NaN become a dash, infinity becomes ∞. The minus sign is "−", not a hyphen. A value
+    that rounds to zero has no minus (it is 0.0000, or +0.0000 if `form` asks for a sign). A
+    fixed-point figure of a million or more gets a power of ten, such as 5.50e8: its other digits
+    are noise and don't fit into columns. From 1e300 on it is `> 1e300`.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -82,7 +83,7 @@ def duration(seconds: float) -> str:
 def below(level: Row) -> str:
     """How far the error at a noise level is below that of a denoiser that knows only frequencies.
 
-    A dash if that one has hardly any error (`SETTLED`), because then the ratio means nothing.
+    A dash if that denoiser has hardly any error (`SETTLED`), because then the ratio means nothing.
     """
     if level["ratio"] is None or level["unigram_loss"] < SETTLED:
         return DASH
@@ -116,7 +117,7 @@ def against_trigram(own: Row, base: Row) -> str:
 
 
 def shown(token: str) -> str:
-    """A token with visible white space, and without characters that control a terminal."""
+    """A token with white space made visible and characters that control a terminal escaped."""
     return printable(token.replace("\n", "⏎").replace(" ", "␣"))
 
 

@@ -30,7 +30,7 @@ from ebmvk.runs.verified import damaged, describe, read_tensors
 class Checkpoint:
     """A verified checkpoint.
 
-    state: JSON-able values. optimizer: nested dicts and lists of tensors and numbers. soc: empty if
+    state: JSON values. optimizer: nested dicts and lists of tensors and numbers. soc: empty if
     the run consolidates no splats. settings: the name of the file that holds its configuration.
     """
 
@@ -59,8 +59,8 @@ def save(
     """Write checkpoints/step-N and make `latest` name it.
 
     Args:
-        optimizer: nested dicts and lists of tensors and JSON-able values.
-        state: JSON-able values that `load` gives back.
+        optimizer: nested dicts and lists of tensors and JSON values.
+        state: JSON values that `load` gives back.
         soc: tensors of the consolidation, written to a file of their own.
         keep: True if `prune` must never delete it.
 
@@ -130,7 +130,7 @@ def _place(unfinished: Path, target: Path, files: Mapping[str, Any]) -> None:
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """Copy what others have put beside the same weights, such as a memory."""
+    """Copy files that other commands have put beside the same weights, such as a memory."""
     for file in old.iterdir():
         if file.is_file() and file.name not in (MODEL, STATE, SOC, MANIFEST):
             write_file(new / file.name, file.read_bytes())
@@ -168,8 +168,8 @@ def newest_complete(
         fits: raises CheckpointError if a complete checkpoint doesn't belong to this run.
 
     Raises:
-        CheckpointError: the run has no usable checkpoint. If a complete one doesn't fit, the newest
-            such error.
+        CheckpointError: the run has no usable checkpoint. If complete ones don't fit, the error is
+            that of the newest one.
     """
     broken: CheckpointError | None = None
     foreign: CheckpointError | None = None
@@ -229,6 +229,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
     """The error to raise if weights are complete but don't belong to this model."""
     return CheckpointError(
         f"{checkpoint.path / MODEL}: {what}",
-        why=f"the checkpoint belongs to another configuration than the {checkpoint.settings} beside it",
+        why=f"the checkpoint doesn't belong to the configuration in the {checkpoint.settings} beside it",
         hint=f"put back the {checkpoint.settings} that this checkpoint was saved with",
     )

@@ -67,13 +67,13 @@ def _contents(run: OpenRun) -> dict[str, bytes]:
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: {error.strerror or error}",
-            why="the run went on meanwhile and deleted this checkpoint, or the disk failed",
+            why="the run has gone on and deleted this checkpoint, or the disk failed",
             hint="export the run's latest checkpoint, or one that `best` names",
         ) from error
 
 
 def public(config: Config) -> Config:
-    """The configuration without the names of this machine's folders."""
+    """The configuration with only the last part of each path, to hide this machine's folders."""
     init = config.training.init
     names = {
         "dataset": _last_part(config.data.dataset),

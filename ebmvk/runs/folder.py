@@ -80,7 +80,7 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
 
 
 def ended_early(folder: Path) -> bool:
-    """True if a run ended before its first checkpoint, so that it can only begin again."""
+    """True if a run ended before its first checkpoint, so it can only begin again."""
     try:
         return (folder / CONFIG_FILE).is_file() and not step_folders(folder)
     except OSError:  # for example, the name is too long; the caller that opens the folder reports it
@@ -183,7 +183,7 @@ def open_run(path: Path, flag: str, say: Callable[[str], None]) -> OpenRun:
 
 
 def check_tokenizer(given: Path | None, run: OpenRun) -> None:
-    """Raises ConfigError if --tokenizer names another tokenizer than the run's own."""
+    """Raises ConfigError if --tokenizer names a tokenizer other than the run's own."""
     if given is None:
         return
     end = run.config.data.end_token
@@ -198,7 +198,9 @@ def check_tokenizer(given: Path | None, run: OpenRun) -> None:
 
 
 def model_record(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint records about its model, JSON-able: all that resuming must not change."""
+    """What a checkpoint records about its model: all that resuming must not change, as JSON
+    values.
+    """
     kept = {entry.name for entry in dataclasses.fields(ModelConfig) if not entry.metadata.get("resume")}
     model = {name: value for name, value in dataclasses.asdict(config.model).items() if name in kept}
     return model | {"tokens": tokenizer.vocab_size, "tokenizer": tokenizer.digest()}

@@ -36,7 +36,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises ConfigError when the folder of a new run already holds one."""
+    """Raises ConfigError if the folder for a new run already holds a run."""
     if (folder / CONFIG_FILE).exists() or has_checkpoint(folder):
         raise ConfigError(
             f"--run-dir {folder} already holds a run",

@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """A block during which no other process can write into a run folder.
 
-    The folder is made if it doesn't exist, and then removed again if it is empty at the end. say:
+    If the folder doesn't exist, it is made, and removed again if it is empty at the end. say:
     called with a warning if the file system has no locks; the block then runs without one.
 
     Raises:

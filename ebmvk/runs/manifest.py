@@ -25,7 +25,9 @@ STEP = re.compile(r"step-(\d+)")
 
 
 def manifest_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with its own digest. values: JSON-able; they come out as they will be read."""
+    """A manifest with its own digest. values: JSON values; the manifest has them in the form in
+    which they will be read back.
+    """
     manifest: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **values}, allow_nan=False))
     return manifest | {"sha256": _digest(manifest)}
 
@@ -68,8 +70,8 @@ def files_of(path: Path) -> dict[str, Any]:
 def is_kept(path: Path) -> bool:
     """True if a checkpoint was saved to be kept, or if its manifest can't tell.
 
-    Damage must never cost weights that were to be kept, so only a valid or a missing manifest says
-    no.
+    Damage must never delete weights that should be kept, so the answer is False only if the
+    manifest is valid or missing.
     """
     try:
         (path / MANIFEST).lstat()

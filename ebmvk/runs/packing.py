@@ -1,4 +1,4 @@
-"""Turns nested state, such as an optimiser's, into tensors and a JSON-able tree, and back.
+"""Turns nested state, such as an optimiser's, into tensors and a tree of JSON values, and back.
 
 A safetensors file holds the table; state.json holds the tree, with each tensor replaced by
 its key.
@@ -18,7 +18,7 @@ _ITEMS = "$items"
 def pack(tree: Any, tensors: dict[str, Tensor], path: str = "o") -> Any:
     """Move each tensor of the tree into `tensors`, and return the tree with keys in their places.
 
-    tree: nested dicts, lists and tuples of tensors and JSON-able values.
+    tree: nested dicts, lists and tuples of tensors and JSON values.
     """
     if isinstance(tree, Tensor):
         tensors[path] = tree.detach().cpu().contiguous().clone()

@@ -1,5 +1,5 @@
-"""The checkpoints of a run: which there are, which one `latest` and `best` name, and which to
-delete or set aside.
+"""The checkpoints of a run: lists them, finds those that `latest` and `best` name, and deletes or
+sets aside others.
 
 A run folder holds checkpoints/step-N/ and two small files beside it, `latest` and `best`, that each
 name a step.
@@ -152,7 +152,7 @@ def recover(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed saves have left behind and nothing needs."""
+    """Delete leftovers of killed saves that nothing needs."""
     replaced = (aside for aside in folder.glob(".step-*.replaced") if _replaced_by(aside).exists())
     for left in (*folder.glob(".step-*.unfinished"), *replaced):
         shutil.rmtree(left, ignore_errors=True)

@@ -31,11 +31,11 @@ def find_text(data: DataConfig) -> Corpus:
 
 
 def own_text(config: Config, dataset: str | None = None, data_dir: Path | None = None) -> Corpus:
-    """The text that a run of this configuration was trained on, from its present place.
+    """The text that a run of this configuration was trained on, read from where it is now.
 
     Args:
-        dataset: its new place, if it has moved; like --dataset. data_dir: the same for the folder
-            of data sets.
+        dataset: where the text is now, if it has moved, in the form that --dataset takes. data_dir:
+            the same for the folder of data sets.
 
     Raises:
         DataError: it no longer exists, or is no longer text. ConfigError: the run's `--include` now
@@ -52,7 +52,7 @@ def own_text(config: Config, dataset: str | None = None, data_dir: Path | None =
         raise DataError(
             f"--dataset {shown(name)}: the text of this run does not exist",
             why=error.why if known else "it was moved, renamed or deleted, or the run comes from another machine",
-            hint="give its new place: --dataset PATH",
+            hint="say where it is now: --dataset PATH",
         ) from error
 
 
@@ -63,14 +63,14 @@ def _is_there(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """same: True if a text is the run's own; None if the run does not tell. by: what was
+    """same: True if a text is the run's own; None if the run has no record of it. by: what was
     compared."""
 
     same: bool | None
     by: str
 
     def record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The comparison as JSON values."""
         return {"own_text": self.same, "own_text_by": self.by}
 
 
@@ -103,7 +103,7 @@ def compared_by_text(run: OpenRun, corpus: Corpus, split: str) -> Comparison:
 
 
 def say_if_other(run: OpenRun, corpus: Corpus, split: str, say: Callable[[str], None]) -> Comparison:
-    """Like `compared`, but warns if the text is another or can't be compared."""
+    """Like `compared`, but warns if the text is a different one or can't be compared."""
     found = compared(run, corpus, split)
     if found.same is False:
         say(
@@ -122,7 +122,7 @@ def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "
             f"its {other} text differs",
             why="the files changed, or another version of them was found",
-            hint="restore the old text, or give its place: --dataset PATH",
+            hint="restore the old text, or say where it is: --dataset PATH",
         )
 
 

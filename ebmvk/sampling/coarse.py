@@ -10,8 +10,8 @@ Each line is a latent law with its own Bayes decoder, so the central identity ho
 whatever its directions, concentration and candidates. The first gives g the law p(g|c). The second,
 whose chains share no random numbers with the first, gives v the law p(v|g, c). As each token is in
 one neighbourhood, v has the law p(g|c) p(v|g, c) = p(v|c), for any split and any directions. Good
-ones make the states informative: K candidates cover nearly all of p(g|c) and of p(v|g, c), while
-those of the flat law leave the rest of a flat p(v|c) to the uniform component.
+directions make the states informative: K candidates cover nearly all of p(g|c) and of p(v|g, c).
+Without neighbourhoods, K candidates of a flat p(v|c) leave much of it to the uniform component.
 
 Cost: two runs of chains instead of one, each with at most K candidates; k-means and the assignment
 of V tokens once per model.

@@ -27,7 +27,7 @@ SWEEP = 8  # integrator steps that cost about as much as one sweep, in a batch
 
 @dataclass(frozen=True)
 class GibbsSample:
-    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of sweeps that changed component."""
+    """x: (B, d) unit rows at kappa (B,); moved: (B,) share of sweeps that changed the component."""
 
     x: Tensor
     kappa: Tensor
@@ -44,7 +44,8 @@ def block_gibbs(
     start: Tensor | None = None,
     first_chain: int = 0,
 ) -> GibbsSample:
-    """Sweeps of v|x and x|v; x of the component outside the candidates is uniform.
+    """Run sweeps that draw v|x, then x|v. For the rest, the component outside the candidates, x is
+    uniform.
 
     Args:
         embeddings: (V, d) unit rows, those of `law.points`.

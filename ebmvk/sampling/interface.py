@@ -38,7 +38,7 @@ class TokenPoints:
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """The result of `make`, which runs only when this name is asked for the first time."""
+        """The result of `make`, which runs only the first time that this name is asked for."""
         if name not in self.prepared:
             self.prepared[name] = make()
         found: T = self.prepared[name]
@@ -63,8 +63,8 @@ class Options:
 
     settings: those of the run. `langevin_steps` sets the work of every sampler: integrator steps of
         a Langevin chain, leapfrogs of each replica, eight per sweep of block Gibbs.
-    seed: one seed gives one result. first_chain: the number of the first context: its draws are
-        those of that chain, however a batch is split.
+    seed: the same seed gives the same result. first_chain: the number of the first context: its
+        draws are those of that chain, however a batch is split.
     """
 
     settings: LangevinConfig
@@ -87,8 +87,8 @@ class Options:
 class State:
     """x: (B, d) unit rows drawn at concentration kappa (B,).
 
-    diagnostics: of each run of chains that made them. rates: (B, P), what the registry's `rates`
-    says, or None.
+    diagnostics: those of each run of chains that made the states. rates: (B, P), what the
+    registry's `rates` says, or None.
     """
 
     x: Tensor

@@ -31,8 +31,8 @@ class LatentLaw:
     """p_kappa(x|c) of B contexts at once, at any kappa.
 
     Args:
-        backend, points: where the work is done, and the token points that it keeps, (V, d) unit
-        rows.
+        backend: computes everything. points: the tokens' points, which the backend keeps; (V, d)
+            unit rows.
         ids: (B, K) int64, the candidates C(c), each once.
         logp: (B, K) log p(v|c) of the candidates; -inf is allowed.
         log_rest: (B,) log of the mass outside the candidates; -inf for no mass.
@@ -65,9 +65,9 @@ class LatentLaw:
     ) -> LatentLaw:
         """The candidates are the k best of kappa_v mu_v.query + b_v; their masses come from log_p.
 
-        query: (B, d); bias, concentrations kappa_v (None: 1): (V,); log_p: (B, V) normalised. The
-        decoded law is exact with any candidates, so log_p may include a memory that the query
-        knows nothing of.
+        query: (B, d). bias: (V,). concentrations: (V,), kappa_v, or None if all are 1. log_p: (B,
+        V), normalised. The decoded law is exact with any candidates, so log_p may include a memory
+        that the query knows nothing of.
         """
         scale = None if concentrations is None else concentrations.detach().contiguous()
         best = min(k, points.n)

@@ -30,12 +30,12 @@ class Sampler:
     module: its module in `ebmvk.sampling`, which defines `tokens`, a `TokenFunction`. None if it
         draws from p(v|c) itself; then it needs no points on the sphere.
     follows: how close the law of its tokens is to p(v|c), whose perplexity is reported.
-        "exactly": equal. "in the limit": its chain keeps the latent law exactly, and only the
-        start from uniform states is left after finitely many sweeps or rounds. "closely": the
-        chain's finite steps leave a bias besides, which `ebmvk certify` bounds.
-    any_temperature: True if its chains may run at another temperature than 1 (`--langevin-T`).
-    rates: what `Drawn.rates` of this sampler are, for people; "" if it has none.
-    diagnosed: `ebmvk diagnose` gives it one n-th of the chains of annealed Langevin; 0 for none.
+        "exactly": equal. "in the limit": its chain keeps the latent law exactly; the only bias
+        comes from starting at uniform states, and it shrinks with more sweeps or rounds.
+        "closely": the chain's finite steps add another bias, which `ebmvk certify` bounds.
+    any_temperature: True if its chains may run at a temperature other than 1 (`--langevin-T`).
+    rates: what `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
+    diagnosed: the n for which `ebmvk diagnose` gives it 1/n of annealed Langevin's chains; 0: none.
     certificate: the tests of `ebmvk certify` that cover it. If it names none, the suite compares
         its tokens with p(v|c) in a test of its own.
     """
@@ -109,7 +109,7 @@ def named(name: str) -> Sampler:
     """
     if not (isinstance(name, str) and name in SAMPLERS):
         close = nearest(name, SAMPLERS) if isinstance(name, str) else None
-        known = f"take one of {', '.join(SAMPLERS)}"
+        known = f"use one of {', '.join(SAMPLERS)}"
         raise ArgumentError(f"sampler {name!r} is not known", hint=f"did you mean {close}? {known}" if close else known)
     return SAMPLERS[name]
 

@@ -44,7 +44,7 @@ def annealed_schedule(
         levels, steps: number of levels, and of integrator steps over all of them; if steps don't
             divide evenly, later levels take one more.
         kappa_max: the last level's concentration, for all chains; by default 1.4 kappa_c of each.
-        temperature: of the velocities; hotter chains take shorter steps.
+        temperature: that of the velocities; hotter chains take shorter steps.
         step_size, gamma: step and friction at every level, taken as they are, instead of the rules
             h sqrt((d-1)T) <= 0.15, h sqrt(kappa) <= 0.3 and gamma = sqrt(kappa).
 

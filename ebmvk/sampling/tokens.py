@@ -18,8 +18,8 @@ from ebmvk.sampling.registry import SAMPLERS, SamplerName
 class SamplingHealth:
     """Diagnostics over all chains so far; replicas of tempering count as chains.
 
-    sums: over chains, of the engine's diagnostics; tangency: the largest of all. rates: (P,), sums
-    over `rows` contexts of what the registry's `rates` says.
+    sums: the engine's diagnostics, summed over chains; tangency: the largest of all. rates: (P,),
+    what the registry's `rates` describes, summed over `rows` contexts.
     """
 
     chains: int = 0
@@ -42,7 +42,7 @@ class SamplingHealth:
         self.rows += len(rates)
 
     def record(self) -> dict[str, float]:
-        """Means per chain and the largest tangency, JSON-able; empty if no chain ran."""
+        """Means per chain and the largest tangency, as JSON values; empty if no chain ran."""
         means = {name: total / self.chains for name, total in self.sums.items()}
         return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
 
@@ -56,8 +56,8 @@ class TokenSampler:
     """Draws tokens by the sampler `name` and adds its diagnostics to `health`.
 
     Raises:
-        ConfigError: the run's chains have another temperature than 1, and this sampler has none.
-        ArgumentError: no sampler has this name.
+        ConfigError: the run's chains have a temperature other than 1, and this sampler has no
+        temperature. ArgumentError: no sampler has this name.
     """
 
     name: SamplerName
@@ -71,7 +71,7 @@ class TokenSampler:
             raise ConfigError(
                 f"--sampler {self.name} with the run's langevin_T {self.settings.langevin_T:g}",
                 why="this sampler draws from the model's own law, that of temperature 1",
-                hint=f"take --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
+                hint=f"use --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
             )
 
     def tokens(self, query: Tensor, log_p: Tensor, *, seed: int, first_chain: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 The method is spherical k-means, from coarse to fine.
 
-States are compared by place and by the token that followed, because the code length of section 8
-counts both; splats then have purer token laws. Assigning n states to M centroids exactly costs n M
+States are compared by place and by the token that followed. The code length of section 8 counts
+both, and splats get purer token laws this way. Assigning n states to M centroids exactly costs n M
 d; two levels of about sqrt(M) cells each cost n sqrt(M) d.
 """
 

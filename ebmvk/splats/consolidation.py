@@ -54,7 +54,7 @@ def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
 
 
 def _shared(store: SplatStore, i: Tensor, j: Tensor) -> Tensor:
-    """The nats that tokens save which occur in both splats: (P,)."""
+    """The nats saved by tokens that occur in both splats: (P,)."""
     length = store.count_start[i + 1] - store.count_start[i]
     pair = torch.repeat_interleave(torch.arange(len(i)), length)
     place = torch.arange(len(pair)) - (length.cumsum(0) - length)[pair] + store.count_start[i][pair]
@@ -77,8 +77,8 @@ def _pairs(store: SplatStore, most: int, backend: Backend, cost: Cost) -> Tensor
 
     Merges at least one pair.
 
-    Partners are looked for only for the lightest splats, four times as many as must go: merging
-    heavy splats costs more, and the search takes time for every splat that asks.
+    Partners are looked for only for the lightest splats, four times as many as have to be merged:
+    merging heavy splats costs more, and each search takes time.
     """
     ask = torch.arange(store.n)
     if max(4 * most, QUERIES) < store.n:

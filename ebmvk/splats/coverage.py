@@ -32,7 +32,7 @@ def posterior(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[T
 
 
 def fit_background(store: SplatStore, h: Tensor, backend: Backend, k: int) -> tuple[SplatStore, float]:
-    """The store with the background nu of largest likelihood, and phi, the mean q_inf with that nu.
+    """The store with the background nu that has the largest likelihood; and phi, the mean q_inf.
 
     h: (B, d), contexts held out of the splats. Let L_b be the density of context b under the splats
     alone, relative to the uniform density. EM's fixed point alpha = mean of alpha/(alpha + (1 -

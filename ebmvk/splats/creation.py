@@ -61,7 +61,8 @@ def seeds(states: Tensor, k: int, random: torch.Generator) -> Tensor:
 def created(
     history: History, place: Tensor, most: int, how: Settings, backend: Backend, random: torch.Generator, step: int
 ) -> tuple[SplatStore | None, Tensor]:
-    """Up to `most` new splats from candidates, and the places in the history that they used up.
+    """Up to `most` new splats made from candidates, and the places in the history that they used
+    up.
 
     place: (m,), the candidates' places in the history. Each candidate joins its nearest seed with
     the share of it that no splat has taken yet; groups lighter than LEAST_MASS are dropped.
@@ -134,10 +135,11 @@ def split(store: SplatStore, states: Tensor, tokens: Tensor, owner: Tensor, most
 
 
 def divided(store: SplatStore, which: Tensor, share: Tensor, shift: Tensor) -> SplatStore:
-    """The store with each splat marked by `which` (M,) bool divided in two; second parts come last.
+    """The store after dividing in two each splat that `which` (M,) bool marks; second parts come
+    last.
 
-    The second part takes `share` (nnz,) of the counts, the part of the resultant in proportion to
-    that mass, and `shift` (M, d) float64.
+    share: (nnz,), the share of each token count that the second part takes. It also takes the
+    resultant in proportion to that mass, plus shift, (M, d) float64.
     """
     taken = torch.where(which[store.row], store.count * share, 0.0)
     mass = torch.zeros_like(store.mass).index_add_(0, store.row, taken)
@@ -180,8 +182,8 @@ def _halves(states: Tensor) -> Tensor:
 def _second_given_token(cells: Tensor, tokens: Tensor, second: Tensor) -> Tensor:
     """P(second half | token) for the tokens `cells` (c,), which are in rising order.
 
-    Counts the members and adds one more, divided as they are overall, so that the result is never 0
-    or 1.
+    The counts are smoothed by one extra member with the overall split, so the result is never 0 or
+    1.
     """
     share = float(second.double().mean())
     place = torch.searchsorted(cells, tokens).clamp_max(len(cells) - 1)

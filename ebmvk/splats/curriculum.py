@@ -1,4 +1,5 @@
-"""How many splats a run may have, and how sharp: phases of the curriculum (model section 8).
+"""Phases of the curriculum: how many splats a run may have, and how sharp they may be (model
+section 8).
 
 From phase to phase the capacity rises and the splat temperature falls.
 """

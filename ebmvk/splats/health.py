@@ -23,14 +23,15 @@ _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_per_epoch: int) -> dict[str, Any]:
-    """A JSON-able summary of a store at a training step.
+    """A summary in JSON values of a store at a training step.
 
     splats: their number; active: those recalled or born since the step `since`; dead: the others.
-    mass: of all splats, in contexts; background: nu.
+    mass: the mass of all splats, in contexts; background: nu.
     mass_quantiles, kappa_quantiles: at 0, 25, 50, 75 and 100 %.
     age_epochs: mean age. nearest_angle: mean of `angles` (see `nearest_angles`), in radians; 0 if
     there are none.
-    usage_gini: of the frequencies; 0 if all splats are used alike, near 1 if few get all the use.
+    usage_gini: the Gini coefficient of the frequencies; 0 if all splats are used equally, near 1 if
+    a few get all the use.
     frequency: mean number of contexts that a splat was recalled for since its birth.
     tokens_per_splat: mean number of different tokens.
     """
@@ -52,7 +53,8 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
 
 
 def novelty(splats: Splats, h: Tensor, tokens: Tensor) -> tuple[int, int]:
-    """(unseen, rare): how many contexts have a next token that splats met never, or about once.
+    """(unseen, rare): how many contexts have a next token that the splats never met, or met about
+    once.
 
     h: (n, d); tokens: (n,), the token after each. By Good and Turing, in a new text neither
     number is small compared with the other. `unseen` is small only if the splats hold these very

@@ -48,12 +48,12 @@ Judge = Callable[[SplatStore | None], float]
 
 @dataclass
 class Counters:
-    """What a consolidation remembers from check to check.
+    """The values that a consolidation keeps from one check to the next.
 
     phase: the current phase of the curriculum. tried: the check that last rejected a growth.
     checks: number done.
-    step, phi, rate: of the last check: the training step, the order parameter, and events per 1000
-    states.
+    step, phi, rate: the training step of the last check, its order parameter, and its events per
+    1000 states.
     """
 
     phase: int = 0
@@ -82,7 +82,7 @@ class Consolidation:
     """The splats of one training run.
 
     Args:
-        steps: of the whole run.
+        steps: number of steps of the whole run.
         steps_per_epoch: to report ages in epochs.
         seed: maps a step to the seed of its check. torch's own generator isn't used.
     """
@@ -117,7 +117,7 @@ class Consolidation:
     # ---- one check -------------------------------------------------------------------------------
 
     def check(self, step: int, judge: Judge) -> dict[str, Any]:
-        """Consolidate after training step `step`. Returns a JSON-able record of the check."""
+        """Consolidate after training step `step`. Returns a record of JSON values of the check."""
         began, counters = time.perf_counter(), self.counters
         seen = int(self.history.pending)
         self.store, faded = self._faded(step)
@@ -152,7 +152,7 @@ class Consolidation:
         }
 
     def summary(self, step: int) -> dict[str, Any]:
-        """Coverage and the health of the splats at a step, as JSON-able figures."""
+        """Coverage and the health of the splats at a step, as JSON values."""
         counters, capacity = self.counters, self.phases[self.counters.phase].capacity
         since = step - ACTIVE_CHECKS * self.config.soc_check_interval
         told = {
@@ -172,7 +172,7 @@ class Consolidation:
         return self.counters.checks - self.counters.tried >= RETRY_CHECKS
 
     def _faded(self, step: int) -> tuple[SplatStore | None, int]:
-        """The store after fading, and how many splats were pruned.
+        """The store after fading, and the number of splats pruned.
 
         All statistics fade; old splats also by the weight decay, which is per epoch and applied for
         the part of an epoch that has passed.

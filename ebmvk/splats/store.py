@@ -88,7 +88,7 @@ class SplatStore:
         weight: Tensor | None = None,
         step: int = 0,
     ) -> SplatStore:
-        """The store of states that each belong to one splat.
+        """A store built from states, each of which belongs to one splat.
 
         The background starts at nu = N, which means alpha_inf = 1/2.
 
@@ -97,7 +97,7 @@ class SplatStore:
             tokens: (n,) int64, the token that followed each context.
             owner: (n,) int64, the splat of each state; renumbered in order without gaps.
             kappa: the bounds of kappa_hat.
-            weight: (n,) float64 > 0, of each state; None: 1.
+            weight: (n,) float64 > 0, the weight of each state; None means 1.
             step: the training step of the splats' birth.
         """
         check_states(states, tokens)
@@ -263,8 +263,8 @@ class SplatStore:
     def trimmed(self, floor: float) -> SplatStore:
         """Drop token counts below `floor`, with their share of mass and resultant.
 
-        Otherwise counts that fade by a factor would stay in ever more cells. A splat may end with
-        mass 0.
+        Otherwise faded counts would never reach zero, and ever more cells would be stored. A splat
+        may end with mass 0.
         """
         use = self.count >= floor
         mass = torch.zeros_like(self.mass).index_add_(0, self.row[use], self.count[use])

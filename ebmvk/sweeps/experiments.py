@@ -55,7 +55,7 @@ def planned(folder: Path, experiments: Mapping[str, str], shared: Sequence[str],
 def train_all(runs: Mapping[str, PlannedRun], jobs: int, threads: int | None, say: Callable[[str], None]) -> None:
     """Train the runs that aren't finished, `jobs` at once.
 
-    If a run fails, the others still go on; then the error of the first that failed is raised.
+    If a run fails, the others go on; at the end the error of the first that failed is raised.
     """
 
     def one(name: str) -> None:
@@ -66,7 +66,7 @@ def train_all(runs: Mapping[str, PlannedRun], jobs: int, threads: int | None, sa
 
 
 def at_once(tasks: Sequence[Callable[[], None]], jobs: int, ends: type[BaseException]) -> None:
-    """Do the tasks, `jobs` at once, then raise the error of the first that failed. After an error
+    """Do the tasks, `jobs` at a time, then raise the error of the first that failed. After an error
     of the kind `ends`, no further task is begun."""
     ended = Event()
 

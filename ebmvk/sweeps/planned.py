@@ -22,8 +22,8 @@ from ebmvk.runs.metrics import METRICS_FILE
 class PlannedRun:
     """A training run and how to start it.
 
-    folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON-able,
-    kept with its note.
+    folder: its run folder. arguments: flags of `ebmvk.train`, without --run-dir. about: JSON values
+    that its note keeps.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class PlannedRun:
             raise RunFailed(what, hint="fix the cause and run this command again; finished runs are kept")
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The rows of its metrics of one kind, such as "step" or "end"."""
+        """The rows of the run's metrics with one event, such as "step" or "end"."""
         path = self.folder / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines if f'"event": "{event}"' in line[:40] and line.endswith("}")]

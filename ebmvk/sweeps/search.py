@@ -23,8 +23,8 @@ MOST_REFUSED = 1000  # points in a row that train rejects
 
 @dataclass(frozen=True)
 class Axis:
-    """A numeric setting to search, log-uniform between two positive bounds. If the setting is a
-    whole number, so are they.
+    """A numeric setting to search, log-uniform between two positive bounds. The bounds are whole
+    numbers if the setting is one.
     """
 
     name: str
@@ -139,7 +139,9 @@ def search(
     choosing = Lock()
 
     def chosen() -> optuna.Trial:
-        """The next point that train accepts. A number between two valid ones may be invalid."""
+        """The next point that `ebmvk train` accepts. Others are skipped: a value between two valid
+        values may be invalid.
+        """
         for _ in range(MOST_REFUSED):
             study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
             trial = study.ask(space)

@@ -40,7 +40,7 @@ class Evaluations:
     def part(self) -> tuple[Likelihood, dict[str, Any]]:
         """The exact likelihood of the first `--eval-tokens` tokens.
 
-        Also returns score matching and gates on fewer tokens, JSON-able.
+        Also returns score matching and gates on fewer tokens, as JSON values.
         """
         part = self._streams.validation.take(self._config.logging.eval_tokens + 1)
         found = self._likelihood(part)
@@ -55,13 +55,13 @@ class Evaluations:
         return self._likelihood(validation), base
 
     def looks(self) -> dict[str, Any]:
-        """Attention and experts of the model on the first tokens of validation, JSON-able."""
+        """Attention and experts of the model on the first tokens of validation, as JSON values."""
         tokens = self._streams.validation.tokens
         experts = inspection.specialisation_in(self._model, tokens[:EXPERT_TOKENS])
         return inspection.record(self._model, self._tokenizer, tokens[:LOOKED_AT], experts)
 
     def _score_matching(self, stream: TokenStream) -> list[ScoreMatching]:
-        """L_kappa per noise level on the first tokens of validation, without dropout."""
+        """L_kappa for each noise level on the first tokens of validation, without dropout."""
         self._model.eval()
         found = score_matching(
             self._model,
@@ -88,5 +88,5 @@ class Evaluations:
 
 
 def counts_record(backend: Backend) -> dict[str, dict[str, float]]:
-    """The engine's operation counts so far, JSON-able."""
+    """The engine's operation counts so far, as JSON values."""
     return {name: dataclasses.asdict(count) for name, count in backend.counts().items()}

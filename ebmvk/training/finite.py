@@ -18,8 +18,8 @@ def first_bad(
 ) -> str | None:
     """Name what isn't finite in a step: a loss, with the place where that begins, or a gradient.
 
-    norm: of all gradients. again: repeats the step, to watch its modules; it is called if a loss is
-    bad.
+    norm: that of all gradients together. again: repeats the step, to watch its modules; it is
+    called if a loss is bad.
 
     Returns None if everything is finite.
     """

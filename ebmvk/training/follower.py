@@ -1,4 +1,4 @@
-"""A process of a training run after the first: it does its share of each step and of the splats."""
+"""Any process of a training run but the first: it does its share of each step and of the splats."""
 
 from __future__ import annotations
 

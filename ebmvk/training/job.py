@@ -74,7 +74,7 @@ def _unaltered(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 
 
 def with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Say) -> tuple[Job, dict[str, object]]:
-    """The job with the end token that was found, and facts about a tokenizer from elsewhere."""
+    """The job with the tokenizer's end token, and facts about a tokenizer from elsewhere."""
     if start is None:
         return job, {}
     wanted = job.config.data.end_token
@@ -98,8 +98,8 @@ def with_tokenizer(job: Job, start: Start | None, tokenizer: Tokenizer, say: Say
 def with_vocabulary(job: Job, have: int, what: str, why: str, binding: tuple[Source, ...]) -> Job:
     """The job with a vocabulary size that something other than --size decides.
 
-    what, why: for the message: what has that many tokens, and why it can't have another number.
-    binding: if another number came from one of these sources, that is an error.
+    what, why: for the message: what has this number of tokens, and why it can't have another.
+    binding: sources; it is an error if one of them gave another number.
 
     Raises:
         ConfigError: another number was asked for.

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of
     AdamW's.
 
-    lr, weight_decay: as for AdamW. dtype: of the orthogonalisation.
+    lr, weight_decay: as for AdamW. dtype: the one that matrices are orthogonalised in.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ def lr_at(step: int, config: TrainingConfig) -> float:
 
 
 class Optimizer:
-    """Muon and AdamW, or AdamW alone, with one `step`. Its state is tensors only, by parameter
-    name.
+    """Muon and AdamW, or AdamW alone, with one `step`. Its state consists of tensors, named by
+    their parameters.
 
     The model says how each of its parameters is moved: `LanguageModel.role`.
     """
@@ -117,7 +117,7 @@ class Optimizer:
             optimizer, parameter, slot = places[key]
             value = state[key]
             if not isinstance(value, Tensor) or value.dtype != torch.float32:
-                raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a tensor of float32")
+                raise _misfit(f"{key!r} is {getattr(value, 'dtype', value)!s}, not a float32 tensor")
             if value.shape != (() if slot == "step" else parameter.shape):
                 raise _misfit(f"{key!r} has shape {tuple(value.shape)}, which does not fit the model")
             if slot in ("step", "exp_avg_sq") and bool((value < 0).any()):

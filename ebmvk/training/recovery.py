@@ -65,8 +65,8 @@ class Recovery:
     def flags_that_fit(self, ranks: int, fits: Callable[[int], bool]) -> str:
         """Flags for smaller batches with the same number of windows per step.
 
-        ranks: the number of processes. fits: tries a batch with a given number of windows. With
-        several processes nothing is tried, because the others can't take part.
+        ranks: the number of processes. fits: tries a batch with a given number of windows. It isn't
+        called with several processes, because the others can't take part.
         """
         windows = self.config.training.windows_per_step
         for rows in smaller_batches(self.config.training.batch_size, windows, ranks):

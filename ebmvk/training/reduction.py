@@ -34,7 +34,7 @@ def check_shares(config: Config, ranks: Ranks) -> None:
         raise ConfigError(
             f"--batch-size {batch} is not a multiple of the {size} processes",
             why="each process takes an equal share of the windows of a batch",
-            hint=f"take --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
+            hint=f"use --batch-size {near}, or torchrun --nproc-per-node {_divisor(batch, size)}",
         )
 
 
@@ -63,7 +63,7 @@ def add_up(
     """Sum gradients and `sample` over the ranks in place; returns the summed losses, and True if
     any was interrupted.
 
-    A parameter without a gradient on every rank has none afterwards.
+    A parameter that has no gradient on any rank has none afterwards.
     """
     if ranks.size == 1:
         return losses, interrupted

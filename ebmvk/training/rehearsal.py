@@ -38,12 +38,12 @@ MakeTrainer = Callable[[Path, Monitor], Trainer]
 class Estimate:
     """What a run takes.
 
-    parameters: by part of the model. tokens: per step. step, evaluation, last, saving: seconds of a
-    step, of an evaluation, of the last evaluation, and of a checkpoint. peak, twice: bytes of
-    memory with the batch and with a batch twice as large; if `bound`, the latter is an upper bound,
-    not measured. obtainable: bytes of memory that can be had, None if unknown. checkpoint, free:
-    bytes on the disk: of a checkpoint with the largest number of splats, and free ones. epochs:
-    completed epochs of the whole run.
+    parameters: number of them, by part of the model. tokens: number per step. step, evaluation,
+    last, saving: seconds of a step, of an evaluation, of the last evaluation, and of a checkpoint.
+    peak, twice: bytes of memory with the batch and with a batch twice as large; if `bound`, the
+    latter is an upper bound, not measured. obtainable: bytes of memory that can be had, None if
+    unknown. checkpoint, free: bytes on the disk: those of a checkpoint with the largest number of
+    splats, and the free ones. epochs: completed epochs of the whole run.
     """
 
     parameters: dict[str, int]
@@ -62,8 +62,8 @@ class Estimate:
 
 
 def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Checkpoint | None) -> None:
-    """Print what the run would take. folder: where it would be; found: the checkpoint that it would
-    continue.
+    """Print what the run would take. folder: the run folder that it would write; found: the
+    checkpoint that it would continue from.
 
     Raises:
         OutOfMemory, StorageError: it doesn't fit; the hint says what to change.
@@ -82,9 +82,9 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
             estimate = _measured(trainer, near)
         except BatchTooLarge as error:
             batch = config.training.batch_size
-            raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"take {error.flags}") from None
+            raise OutOfMemory(f"--batch-size {batch} does not fit", hint=f"use {error.flags}") from None
         except NonFinite as error:
-            raise NonFinite(error.what, why=error.why, hint=f"take {lower_rate(config)}") from None
+            raise NonFinite(error.what, why=error.why, hint=f"use {lower_rate(config)}") from None
     for line in told(estimate, config, near, found.step if found else 0):
         print(line, flush=True)  # noqa: T201
     _refuse_full_disk(estimate, config, folder)
@@ -102,7 +102,7 @@ def _refuse_too_many_weights(trainer: Trainer) -> None:
         half = max(1, model.latent_dim // 2 // unit) * unit  # --ffn-dim follows unless it is given
         raise OutOfMemory(
             f"weights, gradients and moments need {amount(COPIES * weights)}; {amount(obtainable)} are available",
-            hint="take a smaller --size or --preset" + (f", or --latent-dim {half}" if half < model.latent_dim else ""),
+            hint="use a smaller --size or --preset" + (f", or --latent-dim {half}" if half < model.latent_dim else ""),
         )
 
 
@@ -156,7 +156,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _peak_of_twice(trainer: Trainer) -> int | None:
-    """Bytes at the peak of a step with batches twice as large; None if it doesn't fit after all."""
+    """Peak bytes of a step with batches twice as large; None if such a step doesn't fit."""
     own, device = trainer, trainer.device
     config = replace_values(own.config, {"batch_size": 2 * own.config.training.batch_size, "enable_soc": False})
     resources.reset_peak(device.torch)
@@ -178,9 +178,9 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str]:
-    """Lines for people.
+    """The lines to print.
 
-    near: a folder on the disk of the run; done: steps that were done before.
+    near: a folder on the disk of the run; done: number of steps done before.
     """
     training, logging = config.training, config.logging
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
@@ -210,8 +210,8 @@ def told(found: Estimate, config: Config, near: Path, done: int) -> Iterator[str
 
 
 def kept(found: Estimate, config: Config) -> int:
-    """Checkpoints on the disk at once: the last ones, the best one, the one being written, and
-    those of epochs.
+    """The largest number of checkpoints that are on the disk at once. It counts the last ones, the
+    best one, the one being written, and those kept every `keep_epochs` epochs.
     """
     logging = config.logging
     return logging.keep_last + 2 + (found.epochs // logging.keep_epochs if logging.keep_epochs else 0)
@@ -229,9 +229,9 @@ def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
         fits = room - kept(found, config) + config.logging.keep_last
         raise StorageError(
             f"--run-dir {folder}: checkpoints and metrics need {amount(needed)}, and {amount(found.free)} are free",
-            hint=f"take --keep-last {fits}"
+            hint=f"use --keep-last {fits}"
             if fits >= 1
-            else "take --keep-epochs 0"
+            else "use --keep-epochs 0"
             if room > 2 and config.logging.keep_epochs
             else "give --run-dir on a larger disk, or free some space",
         )

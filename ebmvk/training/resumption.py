@@ -1,5 +1,5 @@
-"""Continuing from a checkpoint: which of its figures still compare, and what happens to later
-checkpoints.
+"""Continuing from a checkpoint: which of its figures can still be compared, and what happens to
+later checkpoints.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from ebmvk.training.trainer import Outcome, Trainer
 
 @dataclass(frozen=True)
 class Voice:
-    """Prints lines for people. quiet: none; verbose: also details."""
+    """Prints lines for users. quiet: prints nothing; verbose: also prints details."""
 
     quiet: bool = False
     verbose: bool = False
@@ -94,7 +94,7 @@ def execute(
 
 
 def _warn(text: str) -> None:
-    """With --quiet too."""
+    """Print a warning, also with --quiet."""
     print(text, file=sys.stderr)  # noqa: T201
 
 

@@ -31,7 +31,7 @@ SAMPLES, SHOWN = 3, 100  # samples at the end of a run, and characters of each
 
 
 def opening(config: Config, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Lines on sizes: of the text, the model and the run. facts: the row that starts a run."""
+    """Lines on the sizes of the text, the model and the run. facts: the row that starts a run."""
     train, validation = facts["text"]["train"], facts["text"]["validation"]
     yield (
         f"tokens      {train['tokens']:,} to train on ({amount(train['bytes'])}), "

@@ -138,7 +138,7 @@ class Trainer:
 
         Raises:
             DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died;
-                all is written.
+                the checkpoint is written.
         """
         lost: RankLost | None = None
         try:
@@ -259,8 +259,8 @@ class Trainer:
         """Do one step of the optimiser and record it.
 
         Raises:
-            NonFinite: raised before the weights are changed. BatchTooLarge: it names a batch size
-                that fits.
+            NonFinite: raised before the weights are changed. BatchTooLarge: the batch doesn't fit
+                in memory; the message names a size that does.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config

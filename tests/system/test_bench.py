@@ -133,7 +133,7 @@ def test_rows_of_equal_time_take_as_many_steps_as_fit(
     result = json.loads(path.read_text(encoding="utf-8"))
     assert result["step_seconds"] == {"ebm": 0.3, "plain": 0.1}
     assert [run["steps"] for run in result["runs"]] == [6, 18]
-    assert "ebm: 300.0 ms a step" in capfd.readouterr().out
+    assert "ebm: 300.0 ms per step" in capfd.readouterr().out
 
 
 def test_experiments_are_paired_by_seed() -> None:

@@ -304,7 +304,7 @@ def test_impossible_memories_are_refused_with_a_reason(
         assert f"--memory-capacity {few} is below 2" in said
     assert "--memory-capacity needs a memory" in error("evaluate", remembered, "--memory-capacity", 5)
     assert "--scramble-memory needs a memory" in error("evaluate", remembered, "--scramble-memory")
-    assert "--splats 200000 is not within" in error("memory", trained, "--splats", 200_000)
+    assert "--splats 200000 is not between" in error("memory", trained, "--splats", 200_000)
     assert "fewer than --splats 150,000" in error("memory", trained, "--splats", 150_000)
     folder = tmp_path / "run"
     shutil.copytree(remembered, folder)

@@ -88,7 +88,7 @@ def test_the_error_of_a_batch_that_does_not_fit_names_one_that_would(
     said = dry()
     assert said.status == 2
     assert "error: --batch-size 4 does not fit" in said.err
-    assert "take --batch-size 2 --accumulation-steps 2" in said.err
+    assert "use --batch-size 2 --accumulation-steps 2" in said.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,7 +102,7 @@ def test_the_memory_of_twice_the_batch_is_bounded_if_trying_it_is_not_safe(
     assert "400.0 MB of 600.0 MB available at the peak; with --batch-size 8 at most 800.0 MB" in said.out
 
 
-@pytest.mark.parametrize(("free", "hint"), [(20_000_000, "take --keep-last "), (20_000, "larger disk")])
+@pytest.mark.parametrize(("free", "hint"), [(20_000_000, "use --keep-last "), (20_000, "larger disk")])
 def test_a_disk_without_room_for_the_checkpoints_is_refused(
     free: int, hint: str, dry: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

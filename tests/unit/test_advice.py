@@ -62,7 +62,7 @@ def test_a_slow_run_gets_flags_that_make_it_faster(start: tuple[str, ...], monke
         monkeypatch.setattr("ebmvk.monitoring.advice.fast_precision", lambda native=native: native)
         config = replace(asked, {"precision": precision})
         (line,) = advice(config, **(WELL | {"rate": 20.0}))
-        told = line.partition("take ")[2].split(", or ")
+        told = line.partition("use ")[2].split(", or ")
         assert ("--precision bfloat16" in told) == ((native, precision) == ("bfloat16", "float32"))
         for name, value in (flags.split() for flags in told if "--precision" not in flags):
             kept = start[:-2] if name in ("--size", "--preset") else start

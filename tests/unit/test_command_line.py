@@ -135,8 +135,8 @@ def test_the_programs_help_fits_the_terminal(
         (["--steps", "abc"], "--steps 'abc' is not a whole number"),
         (["--temperature", "hot"], "--temperature 'hot' is not a number"),
         (["--steps"], "--steps has no value"),
-        (["nano"], "nano stands without a flag in front of it"),
-        (["--kind", "c"], "--kind 'c' is none of 'a', 'b'"),
+        (["nano"], "nano has no flag in front of it"),
+        (["--kind", "c"], "--kind 'c' is not one of 'a', 'b'"),
     ],
 )
 def test_a_bad_value_is_refused_in_plain_words(args: list[str], message: str) -> None:

@@ -52,7 +52,7 @@ def test_reading_a_written_toml_gives_the_same_configuration(
 def test_a_key_outside_its_section_is_refused_and_the_section_named(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('dataset = "a.txt"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"'dataset' stands outside of its section(.|\n)*a line \[data\]"):
+    with pytest.raises(ConfigError, match=r"'dataset' is outside of its section(.|\n)*a line \[data\]"):
         read_toml(path)
 
 
@@ -208,13 +208,13 @@ def test_an_older_run_resumes_with_its_own_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("--config small", "take --model minillm --config small, or --preset small"),
+        ("--config small", "use --model minillm --config small, or --preset small"),
         ("--config custom", "--model minillm --config custom"),
         ("--model tinygpt --config large", "--preset large"),
-        ("--model minillm --config tiny", "take --config small, medium, large"),
-        ("--model minillm --preset nano", "take --preset small, medium, large"),
-        ("--model infinito --preset nano", "take --preset small, medium, large"),
-        ("--model tinygpt --preset huge", "take --preset nano, small, medium, large"),
+        ("--model minillm --config tiny", "use --config small, medium, large"),
+        ("--model minillm --preset nano", "use --preset small, medium, large"),
+        ("--model infinito --preset nano", "use --preset small, medium, large"),
+        ("--model tinygpt --preset huge", "use --preset nano, small, medium, large"),
         ("--preset small", "--size nano, tiny, small, base; presets belong to --model tinygpt, minillm, infinito"),
     ],
 )

@@ -336,7 +336,7 @@ def test_repetition_and_diversity_of_known_texts() -> None:
 
 
 def test_marking_commands_keeps_the_line() -> None:
-    line = "take --dropout 0.2 or --patience 3: `ebmvk train --resume`, e.g. --init corpus"
+    line = "use --dropout 0.2 or --patience 3: `ebmvk train --resume`, e.g. --init corpus"
     assert "".join(text for text, _ in marked(line)) == line.replace("`", "")
     assert [text for text, code in marked(line) if code] == [
         "--dropout 0.2",

@@ -224,7 +224,7 @@ def test_a_diagnosis_begins_and_ends_with_its_verdict() -> None:
     record: dict[str, Any] = {
         "checkpoint": "run", "model": "ebm", "corpus": "text", "parameters": 9, "absent": {},
         "known_faults": [],
-        "sections": {"convergence": convergence, "recommendations": ["take --lr 1"]},
+        "sections": {"convergence": convergence, "recommendations": ["use --lr 1"]},
     }  # fmt: skip
     told = "\n".join(lines(record)).splitlines()
     assert told[0] == told[-1] == "Verdict: diverging, rising"

@@ -221,7 +221,7 @@ DAMAGED = {
     "a number": (_npy(np.float32(1.0)), r"shape \(\)"),
     "complex npy": (_npy(np.ones((400, 4), dtype=np.complex64)), "dtype complex64"),
     "bool npy": (_npy(np.ones((400, 4), dtype=bool)), "dtype bool"),
-    "records": (_npy(np.zeros(400, dtype=[("a", "f4")])), "not floating"),
+    "records": (_npy(np.zeros(400, dtype=[("a", "f4")])), "not a floating-point type"),
     "an empty file": (_bytes("t.safetensors", b""), "not valid safetensors"),
     "an empty npy": (_bytes("t.npy", b""), "not a plain npy array"),
     "an empty word2vec": (_bytes("t.vec", b""), "first line is not"),

@@ -25,7 +25,7 @@ LEVEL = {"name": "kappa_c", "ratio": 0.6, "error": 0.04, "unigram_loss": 0.5}
 TEXT = {"repetition_rate": 0.1}
 GAIN = {"nats_per_token": -0.2, "low": -0.3, "high": -0.1}
 SIGN = {
-    "sign": "static memory is switched off", "reason": "its splats explain 0.01 %", "advice": "take --splats 600"
+    "sign": "static memory is switched off", "reason": "its splats explain 0.01 %", "advice": "use --splats 600"
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def last_validation(self) -> Row | None:
-        """The newest figures of validation: of the whole split if the run has ended."""
+        """The newest figures of validation. They cover the whole split if the run has ended."""
         if self.history.end:
             found: Row = self.history.end["validation"]
             return found

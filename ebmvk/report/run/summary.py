@@ -58,7 +58,7 @@ def tiles(run: Run) -> Iterator[Tile]:
 
 
 def _where(history: History) -> str:
-    """What the first figure is of, and how it compares."""
+    """Which text the first figure is for, and how it compares."""
     if not history.end:
         return "part of validation"
     own, base = (history.end[name]["bits_per_byte"] for name in ("validation", "trigram"))
