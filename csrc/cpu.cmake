@@ -12,8 +12,7 @@ function(ebmvk_copy_shared target)
   set_target_properties(_cpu PROPERTIES INSTALL_RPATH "$ORIGIN")
 endfunction()
 
-file(GLOB cpu_sources CONFIGURE_DEPENDS
-  ${PROJECT_SOURCE_DIR}/csrc/cpu_*.cpp ${PROJECT_SOURCE_DIR}/csrc/thread_pool.cpp ${PROJECT_SOURCE_DIR}/csrc/bind_cpu.cpp)
+file(GLOB cpu_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cpu/*.cpp ${PROJECT_SOURCE_DIR}/csrc/bindings/cpu.cpp)
 pybind11_add_module(_cpu MODULE ${cpu_sources})
 target_include_directories(_cpu PRIVATE ${PROJECT_SOURCE_DIR}/csrc)  # Highway includes each source again, by name
 target_link_libraries(_cpu PRIVATE ebmvk_warnings Threads::Threads)

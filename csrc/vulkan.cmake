@@ -22,7 +22,8 @@ function(ebmvk_add_shaders target)
     separate_arguments(line)
     list(GET line 0 kernel)
     list(GET line 1 stem)
-    list(SUBLIST line 2 -1 definitions)
+    list(GET line 2 source)
+    list(SUBLIST line 3 -1 definitions)
     set(binary "${out}/${stem}.spv")
     set(validate)
     if(SPIRV_VAL)
@@ -31,9 +32,9 @@ function(ebmvk_add_shaders target)
     add_custom_command(
       OUTPUT "${binary}"
       COMMAND "${GLSLC}" --target-env=vulkan1.2 -O -Werror ${definitions} -fshader-stage=compute
-        -I "${out}/${kernel}" -I "${shaders}/include" -MD -MF "${binary}.d" -o "${binary}" "${shaders}/${kernel}.comp"
+        -I "${out}/${kernel}" -I "${shaders}/include" -MD -MF "${binary}.d" -o "${binary}" "${shaders}/${source}"
       ${validate}
-      DEPENDS "${shaders}/${kernel}.comp" "${out}/${kernel}/interface.glsl"
+      DEPENDS "${shaders}/${source}" "${out}/${kernel}/interface.glsl"
       DEPFILE "${binary}.d"
       COMMENT "Shader ${stem}" VERBATIM)
     list(APPEND binaries "${binary}")
@@ -87,11 +88,9 @@ if(NOT MSVC)
   target_compile_options(ebmvk_kompute PRIVATE -w)
 endif()
 
-pybind11_add_module(_vulkan MODULE
-  csrc/bind_vulkan.cpp csrc/buffer.cpp csrc/candidates.cpp csrc/device.cpp csrc/dispatch.cpp csrc/engine_vulkan.cpp
-  csrc/guard.cpp csrc/kernel_registry.cpp csrc/ops_ceilings.cpp csrc/ops_energy.cpp csrc/ops_gradients.cpp
-  csrc/ops_sphere.cpp csrc/ops_topk.cpp csrc/pipeline_file.cpp csrc/points.cpp csrc/program.cpp csrc/scan.cpp
-  csrc/segments.cpp csrc/tiling.cpp csrc/workspace.cpp)
+file(GLOB vulkan_sources CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/csrc/vulkan/*/*.cpp ${PROJECT_SOURCE_DIR}/csrc/bindings/vulkan.cpp)
+pybind11_add_module(_vulkan MODULE ${vulkan_sources})
 ebmvk_add_shaders(_vulkan)
 target_link_libraries(_vulkan PRIVATE ebmvk_kompute ebmvk_warnings Threads::Threads ${CMAKE_DL_LIBS})
 install(TARGETS _vulkan DESTINATION ebmvk)

@@ -143,13 +143,22 @@ def shaders(kernel: Kernel) -> list[Shader]:
     return [Shader(kernel, variant, storage) for variant in kernel.variants for storage in kernel.storages]
 
 
+def source_of(kernel: Kernel) -> str:
+    """The kernel's file, relative to this folder. Raises SystemExit if none or several have its name."""
+    found = sorted(HERE.glob(f"*/{kernel.name}.comp"))
+    if len(found) != 1:
+        raise SystemExit(f"kernels.toml: [{kernel.name}] needs one file */{kernel.name}.comp; there are {len(found)}")
+    return found[0].relative_to(HERE).as_posix()
+
+
 def plan(kernels: list[Kernel], out: Path) -> None:
     lines = []
     for kernel in kernels:
         folder = out / kernel.name
         folder.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "interface.glsl", interface(kernel))
-        lines += [" ".join((kernel.name, shader.stem, *shader.definitions)) for shader in shaders(kernel)]
+        source = source_of(kernel)
+        lines += [" ".join((kernel.name, shader.stem, source, *shader.definitions)) for shader in shaders(kernel)]
     write_if_changed(out / "kernels.h", header(kernels))
     write_if_changed(out / "plan.txt", "\n".join(lines) + "\n")
 
@@ -168,7 +177,7 @@ def words(path: Path) -> list[str]:
 def embed(kernels: list[Kernel], out: Path) -> None:
     text = [
         "// Made from kernels.toml and the compiled shaders.",
-        '#include "kernel_table.h"',
+        '#include "vulkan/runtime/kernel_table.h"',
         "",
         "namespace ebmvk {",
         "",

@@ -1,0 +1,320 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/langevin.cpp"
+#include "cpu/simd.h"
+//
+#include "cpu/chain.h"
+#include "cpu/energy-inl.h"
+#include "cpu/langevin.h"
+#include "cpu/philox-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ebmvk::HWY_NAMESPACE {
+namespace {
+
+// Each loop below passes a state of n floats (a multiple of kPad) through the registers once and
+// returns the sums that the next loop needs. It handles two vectors at a time, each with its own
+// accumulator.
+struct Sums {
+  VF a[2], b[2];
+  // Written out, because a constructor that the compiler adds would not be compiled for this
+  // instruction set.
+  Sums() { a[0] = a[1] = b[0] = b[1] = hn::Zero(F32()); }
+  float A() const { return Sum(hn::Add(a[0], a[1])); }
+  float B() const { return Sum(hn::Add(b[0], b[1])); }
+};
+
+// v += p * pull - q * x; returns x.v and v.v
+inline void Kick(float p, float q, const float* pull, const float* x, size_t n, float* v, float& xv, float& vv) {
+  const VF vp = hn::Set(F32(), p), vq = hn::Set(F32(), q);
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const size_t at = i + u * kLanes;
+      const VF xs = hn::Load(F32(), x + at);
+      const VF sum = hn::MulAdd(vp, hn::Load(F32(), pull + at), hn::NegMulAdd(vq, xs, hn::Load(F32(), v + at)));
+      hn::Store(sum, F32(), v + at);
+      sums.a[u] = hn::MulAdd(xs, sum, sums.a[u]);
+      sums.b[u] = hn::MulAdd(sum, sum, sums.b[u]);
+    }
+  }
+  xv = sums.A();
+  vv = sums.B();
+}
+
+// Coefficients of the geodesic move for time t at speed |v|: x' = cos x + slide v, v' = cos v -
+// turn x.
+struct Move {
+  float cos, slide, turn;
+};
+
+inline Move Geodesic(float vv, double t) {
+  const double speed = std::sqrt(static_cast<double>(vv)), angle = speed * t, sine = std::sin(angle);
+  return {static_cast<float>(std::cos(angle)), static_cast<float>(speed > 0 ? sine / speed : t),
+          static_cast<float>(speed * sine)};
+}
+
+// Applies the move; returns other.x' and v'.v'
+inline void Glide(const Move& m, const float* other, size_t n, float* x, float* v, float& ox, float& vv) {
+  const VF c = hn::Set(F32(), m.cos), slide = hn::Set(F32(), m.slide), turn = hn::Set(F32(), m.turn);
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const size_t at = i + u * kLanes;
+      const VF xs = hn::Load(F32(), x + at), vs = hn::Load(F32(), v + at);
+      const VF there = hn::MulAdd(c, xs, hn::Mul(slide, vs));
+      const VF speed = hn::NegMulAdd(turn, xs, hn::Mul(c, vs));
+      hn::Store(there, F32(), x + at);
+      hn::Store(speed, F32(), v + at);
+      // `other` may be x itself, which gives |x'|^2.
+      sums.a[u] = hn::MulAdd(hn::Load(F32(), other + at), there, sums.a[u]);
+      sums.b[u] = hn::MulAdd(speed, speed, sums.b[u]);
+    }
+  }
+  ox = sums.A();
+  vv = sums.B();
+}
+
+// v = decay v + spread (noise - along x); returns v.v
+inline float Stir(float decay, float spread, float along, const float* noise, const float* x, size_t n, float* v) {
+  const VF vd = hn::Set(F32(), decay), vs = hn::Set(F32(), spread), va = hn::Set(F32(), along);
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const size_t at = i + u * kLanes;
+      const VF tangent = hn::NegMulAdd(va, hn::Load(F32(), x + at), hn::Load(F32(), noise + at));
+      const VF sum = hn::MulAdd(vd, hn::Load(F32(), v + at), hn::Mul(vs, tangent));
+      hn::Store(sum, F32(), v + at);
+      sums.a[u] = hn::MulAdd(sum, sum, sums.a[u]);
+    }
+  }
+  return sums.A();
+}
+
+inline void Scale(float factor, size_t n, float* x) {
+  const VF f = hn::Set(F32(), factor);
+  for (size_t i = 0; i < n; i += kLanes) hn::Store(hn::Mul(f, hn::Load(F32(), x + i)), F32(), x + i);
+}
+
+// v -= along x; returns v.v
+inline float Flatten(float along, const float* x, size_t n, float* v) {
+  float unused, vv;
+  Kick(0.0f, along, x, x, n, v, unused, vv);
+  return vv;
+}
+
+inline void Draw(const ChainParams& p, uint32_t step, uint32_t stream, size_t d, size_t n, float* noise) {
+  FillNormals(p.seed, step, p.chain, stream, d, noise);
+  std::fill(noise + d, noise + n, 0.0f);
+}
+
+// a.b of padded rows
+inline float Inner(const float* a, const float* b, size_t n) {
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const size_t at = i + u * kLanes;
+      sums.a[u] = hn::MulAdd(hn::Load(F32(), a + at), hn::Load(F32(), b + at), sums.a[u]);
+    }
+  }
+  return sums.A();
+}
+
+// The parameters with which a level moves a chain.
+struct Dynamics {
+  const Gathered& c;
+  const ChainParams& p;
+  size_t d;
+  double h;
+  float half, keep, spread;
+
+  Dynamics(const Gathered& candidates, const Level& level, const ChainParams& params, size_t dimension)
+      : c(candidates), p(params), d(dimension), h(level.step_size), half(static_cast<float>(h / 2)) {
+    // GHMC splits the friction of its trajectory into two halves around it.
+    const double rate = level.gamma * h * (p.leapfrogs > 0 ? p.leapfrogs / 2.0 : 1.0);
+    keep = static_cast<float>(std::exp(-rate));
+    spread = static_cast<float>(std::sqrt(-p.temperature * std::expm1(-2 * rate)));
+  }
+};
+
+// The first half kick. Returns v.v
+inline float Push(const Dynamics& m, const Force& force, Chain& s) {
+  float unused, vv;
+  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, m.c.n, s.v, unused, vv);
+  return vv;
+}
+
+// Geodesic move for time t at squared speed vv, projection onto the sphere, second half kick,
+// projection onto the tangent space. Sets s.vv; returns the force at the new state.
+inline Force Land(const Dynamics& m, float vv, double t, Chain& s) {
+  const size_t n = m.c.n;
+  float xx, xv;
+  Glide(Geodesic(vv, t), s.x, n, s.x, s.v, xx, vv);
+  const float norm = std::sqrt(xx);
+  Scale(1 / norm, n, s.x);
+  const Force force = Evaluate(m.c, s.x, s.pull);
+  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, n, s.v, xv, vv);
+  if (vv > 0) s.tangency = std::max(s.tangency, std::abs(xv) / std::sqrt(vv));
+  s.tangency = std::max(s.tangency, std::abs(norm - 1));
+  s.vv = Flatten(xv, s.x, n, s.v);
+  return force;
+}
+
+// One step of g-BAOAB.
+inline Force Step(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
+  const size_t n = m.c.n;
+  const double before = now.energy + s.vv / 2.0;
+  if (m.spread > 0) Draw(m.p, step, 0, m.d, n, s.noise);
+  float vv = Push(m, now, s), along;
+  Glide(Geodesic(vv, m.h / 2), s.noise, n, s.x, s.v, along, vv);
+  const float hot = Stir(m.keep, m.spread, along, s.noise, s.x, n, s.v);
+  const double heat = (static_cast<double>(hot) - vv) / 2;
+  s.kinetic += hot;
+  const Force force = Land(m, hot, m.h / 2, s);
+  s.error += std::abs(force.energy + s.vv / 2.0 - before - heat);
+  s.accepted += 1;
+  return force;
+}
+
+// Half of the friction and noise of a trajectory. Returns v.v
+inline float HalfStir(const Dynamics& m, uint32_t step, uint32_t stream, Chain& s) {
+  if (m.spread > 0) Draw(m.p, step, stream, m.d, m.c.n, s.noise);
+  return Stir(m.keep, m.spread, Inner(s.noise, s.x, m.c.n), s.noise, s.x, m.c.n, s.v);
+}
+
+// One step of GHMC: a trajectory between two halves of the friction.
+inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
+  const size_t n = m.c.n, bytes = n * sizeof(float);
+  const float hot = HalfStir(m, step, 0, s);
+  s.kinetic += hot;
+  float* saved[3] = {s.start, s.start + n, s.start + 2 * n};
+  float* moved[3] = {s.x, s.v, s.pull};
+  for (size_t i = 0; i < 3; ++i) std::memcpy(saved[i], moved[i], bytes);
+  Force force = now;
+  for (uint32_t i = 0; i < m.p.leapfrogs; ++i) force = Land(m, Push(m, force, s), m.h, s);
+  const double change = (static_cast<double>(force.energy) - now.energy) + (static_cast<double>(s.vv) - hot) / 2;
+  s.error += std::abs(change);
+  // False for NaN too: a trajectory that blew up is rejected.
+  if (change <= -m.p.temperature * std::log(MetropolisUniform(m.p.seed, step, m.p.chain))) {
+    s.accepted += 1;
+  } else {
+    // Return to the state before the trajectory and reverse the velocity, as detailed balance
+    // requires.
+    for (size_t i = 0; i < 3; ++i) std::memcpy(moved[i], saved[i], bytes);
+    Scale(-1, n, s.v);
+    force = now;
+  }
+  HalfStir(m, step, 3, s);
+  return force;
+}
+
+// All steps of one level.
+void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
+  const Dynamics m(c, level, p, d);
+  Force force = Evaluate(c, s.x, s.pull);
+  for (uint32_t done = 0; done < level.steps; ++done) {
+    const uint32_t step = first_step + done;  // the last step may be 2^32 - 1
+    force = p.leapfrogs > 0 ? Trajectory(m, step, force, s) : Step(m, step, force, s);
+  }
+  s.energy = force.energy;
+}
+
+// |v|^2 of a state from outside, summed exactly as at the end of a step, so that a trajectory may
+// be cut anywhere.
+float SquaredNorm(const float* v, size_t n) {
+  Sums sums;
+  for (size_t i = 0; i < n; i += 2 * kLanes) {
+    for (size_t u = 0; u < 2; ++u) {
+      const VF vs = hn::Load(F32(), v + i + u * kLanes);
+      sums.b[u] = hn::MulAdd(vs, vs, sums.b[u]);
+    }
+  }
+  return sums.B();
+}
+
+void FillNormalsRow(uint64_t seed, uint32_t step, uint32_t chain, uint32_t stream, size_t d, float* out) {
+  FillNormals(seed, step, chain, stream, d, out);
+}
+
+}  // namespace
+}  // namespace ebmvk::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <vector>
+
+#include "cpu/thread_pool.h"
+
+namespace ebmvk {
+namespace {
+HWY_EXPORT(RunLevel);
+HWY_EXPORT(SquaredNorm);
+HWY_EXPORT(FillNormalsRow);
+
+struct Space {
+  GatherSpace candidates;
+  AlignedFloats state;
+};
+
+void RunChain(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state, size_t row,
+              Space& space) {
+  const size_t d = lists.d, n = RoundUp(d, 32);
+  Gathered& candidates = space.candidates.Gather(lists, row);
+  Chain chain;
+  chain.x = space.state.get();
+  chain.v = chain.x + n;
+  chain.pull = chain.v + n;
+  chain.start = chain.pull + n;
+  chain.noise = chain.start + 3 * n;
+  std::copy_n(state.x + row * d, d, chain.x);
+  std::copy_n(state.v + row * d, d, chain.v);
+  chain.vv = HWY_DYNAMIC_DISPATCH(SquaredNorm)(chain.v, n);
+
+  const Level* levels = params.levels + (params.per_chain ? row * params.level_count : 0);
+  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.leapfrogs,
+                      params.temperature};
+  uint32_t steps = 0;
+  for (size_t l = 0; l < params.level_count; ++l) {
+    for (size_t j = 0; j < lists.k; ++j) {
+      candidates.logw[j] = lists.logw[row * lists.k + j] + levels[l].logw_shift;
+      candidates.kappa[j] = lists.kappa[row * lists.k + j] * levels[l].kappa_scale;
+    }
+    HWY_DYNAMIC_DISPATCH(RunLevel)(candidates, levels[l], p, d, params.first_step + steps, chain);
+    steps += levels[l].steps;
+  }
+
+  std::copy_n(chain.x, d, state.x + row * d);
+  std::copy_n(chain.v, d, state.v + row * d);
+  const double count = std::max<uint32_t>(1, steps);
+  state.energy[row] = chain.energy;
+  state.kinetic_temperature[row] = static_cast<float>(chain.kinetic / count / static_cast<double>(d - 1));
+  state.energy_error[row] = static_cast<float>(chain.error / count);
+  state.tangency[row] = chain.tangency;
+  state.acceptance[row] = steps > 0 ? static_cast<float>(chain.accepted / count) : 1.0f;
+}
+
+}  // namespace
+
+void Langevin(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state) {
+  ThreadPool& pool = SharedPool();
+  std::vector<Space> spaces;
+  for (size_t thread = 0; thread < pool.threads(); ++thread) {
+    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(7 * RoundUp(lists.d, 32) + kNoisePad)});
+  }
+  pool.Run(lists.rows, [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
+}
+
+void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
+             size_t d, float* out) {
+  const AlignedFloats row = AllocateFloats(d + kNoisePad);
+  for (size_t step = 0; step < steps; ++step) {
+    for (size_t chain = 0; chain < chains; ++chain, out += d) {
+      HWY_DYNAMIC_DISPATCH(FillNormalsRow)
+      (seed, first_step + static_cast<uint32_t>(step), first_chain + static_cast<uint32_t>(chain), stream, d,
+       row.get());
+      std::copy_n(row.get(), d, out);
+    }
+  }
+}
+
+}  // namespace ebmvk
+#endif

@@ -1,0 +1,119 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/sphere.cpp"
+#include "cpu/simd.h"
+//
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/sphere.h"
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ebmvk::HWY_NAMESPACE {
+namespace {
+
+float Length(const float* a, size_t d) { return std::sqrt(Dot(a, a, d)); }
+
+void ProjxRow(size_t d, const float* x, float* out) {
+  // Scale by the largest entry first, so that squares of tiny and huge rows don't under- or
+  // overflow.
+  float largest = 0;
+  for (size_t i = 0; i < d; ++i) largest = std::max(largest, std::abs(x[i]));
+  for (size_t i = 0; i < d; ++i) out[i] = x[i] / largest;
+  Combine(1 / Length(out, d), out, 0, out, d, out);
+}
+
+void ProjuRow(size_t d, const float* x, const float* u, float* out) { Combine(1, u, -Dot(x, u, d), x, d, out); }
+
+void ExpmapRow(size_t d, const float* x, const float* u, float* out) {
+  const float norm = Length(u, d);
+  const float slide = norm > 0 ? std::sin(norm) / norm : 1.0f;
+  Combine(std::cos(norm), x, slide, u, d, out);
+}
+
+// 2 atan2(|x - y|, |x + y|): accurate near 0 and pi, where acos(x.y) is not.
+float DistRow(size_t d, const float* x, const float* y, float* buffer) {
+  Combine(1, x, -1, y, d, buffer);
+  const float apart = Length(buffer, d);
+  Combine(1, x, 1, y, d, buffer);
+  return 2 * std::atan2(apart, Length(buffer, d));
+}
+
+void LogmapRow(size_t d, const float* x, const float* y, float* out) {
+  const float distance = DistRow(d, x, y, out);
+  // Subtract first: the difference is exact if x and y nearly coincide.
+  Combine(1, y, -1, x, d, out);
+  Combine(1, out, -Dot(x, out, d), x, d, out);
+  const float norm = Length(out, d);
+  Combine(norm > 0 ? distance / norm : 0.0f, out, 0, out, d, out);
+}
+
+void TranspRow(size_t d, const float* x, const float* y, const float* u, float* out) {
+  // 1 + x.y = |x + y|^2 / 2, without the cancellation near y = -x.
+  Combine(1, x, 1, y, d, out);
+  Combine(1, u, -2 * Dot(y, u, d) / Dot(out, out, d), out, d, out);
+}
+
+}  // namespace
+}  // namespace ebmvk::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <vector>
+
+#include "cpu/thread_pool.h"
+
+namespace ebmvk {
+namespace {
+HWY_EXPORT(ProjxRow);
+HWY_EXPORT(ProjuRow);
+HWY_EXPORT(ExpmapRow);
+HWY_EXPORT(LogmapRow);
+HWY_EXPORT(TranspRow);
+HWY_EXPORT(DistRow);
+
+// Floats per task; enough to be worth waking a thread.
+constexpr size_t kTask = 1 << 15;
+
+template <class Row>
+void ForRows(Shape s, const Row& row) {
+  const size_t at_once = std::max<size_t>(1, kTask / std::max<size_t>(1, s.d));
+  SharedPool().Run((s.rows + at_once - 1) / at_once, [&](size_t task, size_t) {
+    for (size_t r = task * at_once; r < std::min(s.rows, (task + 1) * at_once); ++r) row(r);
+  });
+}
+
+}  // namespace
+
+void Projx(Shape s, const float* x, float* out) {
+  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ProjxRow)(s.d, x + r * s.d, out + r * s.d); });
+}
+
+void Proju(Shape s, const float* x, const float* u, float* out) {
+  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ProjuRow)(s.d, x + r * s.d, u + r * s.d, out + r * s.d); });
+}
+
+void Expmap(Shape s, const float* x, const float* u, float* out) {
+  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ExpmapRow)(s.d, x + r * s.d, u + r * s.d, out + r * s.d); });
+}
+
+void Logmap(Shape s, const float* x, const float* y, float* out) {
+  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(LogmapRow)(s.d, x + r * s.d, y + r * s.d, out + r * s.d); });
+}
+
+void Transp(Shape s, const float* x, const float* y, const float* u, float* out) {
+  ForRows(s, [&](size_t r) {
+    HWY_DYNAMIC_DISPATCH(TranspRow)(s.d, x + r * s.d, y + r * s.d, u + r * s.d, out + r * s.d);
+  });
+}
+
+void Dist(Shape s, const float* x, const float* y, float* out) {
+  ForRows(s, [&](size_t r) {
+    thread_local std::vector<float> buffer;
+    buffer.resize(s.d);
+    out[r] = HWY_DYNAMIC_DISPATCH(DistRow)(s.d, x + r * s.d, y + r * s.d, buffer.data());
+  });
+}
+
+}  // namespace ebmvk
+#endif

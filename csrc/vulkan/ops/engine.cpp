@@ -1,0 +1,84 @@
+#include "vulkan/ops/engine.h"
+
+#include "vulkan/runtime/errors.h"
+
+#include <algorithm>
+
+namespace ebmvk {
+
+Engine::Engine(std::uint32_t index, const Options& options)
+    : device_(index, options), kernels_(device_), workspaces_(device_) {}
+
+std::map<std::string, Count> Engine::counts() {
+  device_.require_own_process();
+  const std::lock_guard<std::mutex> lock(device_.mutex());
+  return counts_;
+}
+
+CoarseCount Engine::coarse_count() {
+  device_.require_own_process();
+  const std::lock_guard<std::mutex> lock(device_.mutex());
+  return coarse_count_;
+}
+
+std::vector<KernelSource> Engine::used_kernels() {
+  device_.require_own_process();
+  const std::lock_guard<std::mutex> lock(device_.mutex());
+  return kernels_.used();
+}
+
+std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
+  const auto known = speed_.find(kernel);
+  // The speed assumed before anything is measured: so low that the slowest device of its kind stays
+  // well under a driver's 2 s.
+  const double speed = known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
+  const double units = speed * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
+  return static_cast<std::uint64_t>(std::clamp(units, 1.0, 1e12));
+}
+
+std::uint32_t Engine::row_group(std::uint32_t quads) const {
+  const auto& device = device_.capabilities();
+  const std::uint32_t subgroup = device.subgroup_size ? device.subgroup_size : 32;
+  std::uint32_t fit = std::max(std::min(256u, device.max_group_size) / subgroup, 1u);
+  if (device.max_subgroups) fit = std::min(fit, device.max_subgroups);
+  // On a processor: few invocations, because barriers are emulated, but few quads for each, because
+  // loops over quads are unrolled. On a GPU: one quad per invocation, as far as they fit.
+  const std::uint32_t each = device.type == "cpu" ? 4 : 1;
+  const std::uint32_t wanted = (quads + each * subgroup - 1) / (each * subgroup);
+  return subgroup * std::clamp(wanted, 1u, fit);
+}
+
+Engine::Call::Call(Engine& engine, std::string operation, const Points* points)
+    : engine_((engine.device_.require_own_process(), engine)),
+      lock_(engine.device_.mutex()),
+      operation_(std::move(operation)),
+      start_(std::chrono::steady_clock::now()) {
+  engine.device_.require_alive();
+  if (points && !points->whole()) throw Torn("an earlier update of the points failed and left them half replaced");
+}
+
+Engine::Call::~Call() {
+  if (!ended_) engine_.workspaces_.clear();
+}
+
+void Engine::Call::run(Program& program, const char* kernel, double flops) {
+  const double seconds = program.run();
+  dispatches_ += program.dispatches();
+  if (flops < 1e5 || seconds <= 0) return;  // too little work to tell speed from overhead
+  const double speed = flops / seconds;
+  auto& known = engine_.speed_.try_emplace(kernel, speed).first->second;
+  // The first run may include compilation, so believe a higher speed at once but a lower one only
+  // by half.
+  known = std::max(speed, 0.5 * (known + speed));
+}
+
+void Engine::Call::count() {
+  ended_ = true;
+  auto& count = engine_.counts_[operation_];
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
+  ++count.calls;
+  count.dispatches += dispatches_;
+  count.seconds += seconds.count();
+}
+
+}  // namespace ebmvk

@@ -1,0 +1,158 @@
+// The operations on the sphere, and the probe of math.glsl and philox.glsl.
+#include "vulkan/ops/engine.h"
+
+#include <algorithm>
+
+namespace ebmvk {
+namespace {
+
+struct SphereKernel {
+  const char* name;  // of the operation
+  const char* kernel;
+  std::size_t arguments;
+  bool scalar;  // returns one number per row instead of a row
+};
+
+const SphereKernel& describe(SphereOp op) {
+  static const SphereKernel kernels[] = {
+      {"projx", kernels::SphereProjx::name, 1, false},   {"proju", kernels::SphereProju::name, 2, false},
+      {"expmap", kernels::SphereExpmap::name, 2, false}, {"logmap", kernels::SphereLogmap::name, 2, false},
+      {"transp", kernels::SphereTransp::name, 3, false}, {"dist", kernels::SphereDist::name, 2, true},
+  };
+  return kernels[static_cast<std::size_t>(op)];
+}
+
+struct SphereWork {
+  Buffer params;
+  std::vector<Table> arguments;
+  Table result;
+  Program program;
+
+  SphereWork(Engine& engine, const SphereKernel& op, std::uint32_t capacity, std::uint32_t d)
+      : params(engine.device(), Buffer::Kind::upload, 16), program(engine.device()) {
+    auto& device = engine.device();
+    const auto quads = quads_of(d);
+    std::vector<View> bindings{params};
+    arguments.reserve(op.arguments);  // so that views of the buffers stay valid
+    for (std::size_t i = 0; i < op.arguments; ++i) {
+      arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
+      program.copy(arguments.back().on_host(), arguments.back().on_device());
+    }
+    for (const auto& argument : arguments) bindings.emplace_back(argument.on_device());
+    const auto width = op.scalar ? 1 : d;
+    result = Table(device, capacity, width, op.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
+    bindings.emplace_back(result.on_device());
+    const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
+    program.kernel(pipeline, bindings, quads, capacity);
+    program.copy(result.on_device(), result.on_host());
+    program.finish();
+  }
+};
+
+struct VmfWork {
+  Buffer params;
+  Table mu, cosine_sine, result;
+  Program program;
+
+  VmfWork(Engine& engine, std::uint32_t capacity, const kernels::VmfSample& push)
+      : params(engine.device(), Buffer::Kind::upload, 16),
+        mu(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::upload),
+        cosine_sine(engine.device(), capacity, 2, 2, Buffer::Kind::upload),
+        result(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        program(engine.device()) {
+    for (const auto* table : {&mu, &cosine_sine}) program.copy(table->on_host(), table->on_device());
+    const auto group = engine.row_group(push.quads);
+    program.kernel(engine.kernels().get(push.name, group, {(push.quads + group - 1) / group}),
+                   {params, mu.on_device(), cosine_sine.on_device(), result.on_device()}, push, capacity);
+    program.copy(result.on_device(), result.on_host());
+    program.finish();
+  }
+};
+
+struct ProbeWork {
+  Buffer params;
+  Table arguments, key, result;
+  Program program;
+
+  ProbeWork(Engine& engine, std::uint32_t function, std::uint32_t capacity)
+      : params(engine.device(), Buffer::Kind::upload, 16),
+        arguments(engine.device(), capacity, 4, 4, Buffer::Kind::upload),
+        key(engine.device(), capacity, 4, 4, Buffer::Kind::upload),
+        result(engine.device(), capacity, 4, 4, Buffer::Kind::readback),
+        program(engine.device()) {
+    program.copy(arguments.on_host(), arguments.on_device());
+    program.copy(key.on_host(), key.on_device());
+    program.kernel(engine.kernels().get(kernels::Probe::name, 64, {}),
+                   {params, arguments.on_device(), key.on_device(), result.on_device()}, kernels::Probe{function},
+                   (capacity + 63) / 64);
+    program.copy(result.on_device(), result.on_host());
+    program.finish();
+  }
+};
+
+std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32_t d) {
+  const std::uint64_t row_bytes = std::uint64_t{16} * quads_of(d);
+  const auto most = std::min<std::uint64_t>(
+      {device.capabilities().max_groups, device.storage_range() / row_bytes, (std::uint64_t{64} << 20) / row_bytes});
+  return power_of_two(std::min<std::uint64_t>(rows, std::max<std::uint64_t>(most / 2, 1)));
+}
+
+}  // namespace
+
+void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
+                    float* result) {
+  const auto& kernel = describe(op);
+  Call call(*this, kernel.name);
+  const auto capacity = rows_at_once(device_, rows, d);
+  const std::uint64_t width = kernel.scalar ? 1 : d;
+  for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
+    auto& work = workspaces_.get<SphereWork>(
+        std::string(kernel.kernel) + "/" + std::to_string(capacity) + "/" + std::to_string(d), 0,
+        [&] { return std::make_shared<SphereWork>(*this, kernel, capacity, d); });
+    *work.params.as<std::uint32_t>() = count;
+    for (std::size_t i = 0; i < kernel.arguments; ++i) work.arguments[i].write(arguments[i] + begin * d, count);
+    call.run(work.program);
+    work.result.read(result + begin * width, count);
+  }
+  call.count();
+}
+
+void Engine::vmf_sample(const VmfArguments& in, float* result) {
+  Call call(*this, "vmf_sample");
+  const kernels::VmfSample push{quads_of(in.d), in.d};
+  const auto capacity = rows_at_once(device_, in.rows, in.d);
+  for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
+    auto& work =
+        workspaces_.get<VmfWork>(std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d),
+                                 0, [&] { return std::make_shared<VmfWork>(*this, capacity, push); });
+    const std::uint32_t head[4] = {count, in.first_row + static_cast<std::uint32_t>(begin),
+                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
+    std::copy_n(head, 4, work.params.as<std::uint32_t>());
+    work.mu.write(in.mu + begin * in.d, count);
+    work.cosine_sine.write(in.cosine_sine + 2 * begin, count);
+    call.run(work.program);
+    work.result.read(result + begin * in.d, count);
+  }
+  call.count();
+}
+
+void Engine::probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
+                   std::uint32_t* result) {
+  Call call(*this, "probe");
+  const auto capacity = power_of_two(std::min<std::uint32_t>(std::max(rows, 64u), 1u << 16));
+  auto& work = workspaces_.get<ProbeWork>("probe/" + std::to_string(function) + "/" + std::to_string(capacity), 0,
+                                          [&] { return std::make_shared<ProbeWork>(*this, function, capacity); });
+  for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
+    *work.params.as<std::uint32_t>() = count;
+    work.arguments.write(arguments + 4 * begin, count);
+    work.key.write(key + 4 * begin, count);
+    call.run(work.program);
+    work.result.read(result + 4 * begin, count);
+  }
+  call.count();
+}
+
+}  // namespace ebmvk

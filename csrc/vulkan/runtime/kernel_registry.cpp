@@ -1,0 +1,99 @@
+#include "vulkan/runtime/kernel_registry.h"
+
+#include "vulkan/runtime/errors.h"
+
+#include <stdexcept>
+
+namespace ebmvk {
+
+KernelRegistry::~KernelRegistry() {
+  if (device_.abandoned()) return;
+  for (auto& [key, pipeline] : pipelines_) {
+    device_.handle().destroy(pipeline.handle);
+    device_.handle().destroy(pipeline.layout);
+    device_.handle().destroy(pipeline.set_layout);
+  }
+}
+
+bool KernelRegistry::subgroups(std::uint32_t group) const {
+  const auto& device = device_.capabilities();
+  // Without control over subgroups, a device may run them at another size than it reports, or not
+  // full, and kernels that rely on them would miss parts of rows. reduce.glsl supports subgroups of
+  // 4 or more.
+  return device.subgroup_arithmetic && device.subgroup_control && !device_.options().portable &&
+         device.subgroup_size >= 4 && group % device.subgroup_size == 0 &&
+         group / device.subgroup_size <= device.max_subgroups;
+}
+
+const KernelSource& KernelRegistry::choose(const std::string& name, std::uint32_t group, Storage storage,
+                                           bool resident) const {
+  const auto wanted = resident ? Variant::resident : subgroups(group) ? Variant::subgroup : Variant::portable;
+  const KernelSource* portable = nullptr;
+  for (const auto& source : kernel_table()) {
+    if (name != source.name || storage != source.storage) continue;
+    if (source.variant == wanted) return source;
+    if (source.variant == Variant::portable) portable = &source;
+  }
+  if (resident || !portable) throw std::logic_error("no such kernel: " + name);
+  return *portable;
+}
+
+const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group,
+                                    const std::vector<std::uint32_t>& constants, Storage storage, bool resident) {
+  Key key{name, group, constants, storage, resident};
+  if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
+  Pipeline pipeline;
+  pipeline.source = &choose(name, group, storage, resident);
+  pipeline.group = pipeline.source->group ? pipeline.source->group : group;
+  if (pipeline.group > device_.capabilities().max_group_size)
+    throw Unsupported("a workgroup of " + std::to_string(pipeline.group) + " for " + name + ": the device allows " +
+                      std::to_string(device_.capabilities().max_group_size));
+  if (constants.size() != pipeline.source->specialise)
+    throw std::logic_error("wrong number of specialisation constants for " + name);
+  build(pipeline, constants);
+  return pipelines_.emplace(std::move(key), pipeline).first->second;
+}
+
+std::vector<KernelSource> KernelRegistry::used() const {
+  std::vector<KernelSource> sources;
+  for (const auto& [key, pipeline] : pipelines_) sources.push_back(*pipeline.source);
+  return sources;
+}
+
+void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants) {
+  const auto& device = device_.handle();
+  const auto& source = *pipeline.source;
+
+  std::vector<vk::DescriptorSetLayoutBinding> bindings;
+  for (std::uint32_t i = 0; i < source.access.size(); ++i)
+    bindings.emplace_back(i, vk::DescriptorType::eStorageBuffer, 1, vk::ShaderStageFlagBits::eCompute);
+  auto set_layout = device.createDescriptorSetLayoutUnique({{}, bindings});
+  const vk::PushConstantRange push(vk::ShaderStageFlagBits::eCompute, 0, source.push_bytes);
+  vk::PipelineLayoutCreateInfo info({}, *set_layout);
+  if (source.push_bytes) info.setPushConstantRanges(push);
+  auto layout = device.createPipelineLayoutUnique(info);
+
+  // Constant 0 is the workgroup's size. A kernel with a fixed size has no such constant and ignores
+  // the entry.
+  std::vector<std::uint32_t> values{pipeline.group};
+  values.insert(values.end(), constants.begin(), constants.end());
+  std::vector<vk::SpecializationMapEntry> entries;
+  for (std::uint32_t i = 0; i < values.size(); ++i) entries.emplace_back(i, 4 * i, 4);
+  const vk::SpecializationInfo special(static_cast<std::uint32_t>(entries.size()), entries.data(), 4 * values.size(),
+                                       values.data());
+
+  const auto shader = device.createShaderModuleUnique({{}, source.bytes, source.code});
+  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main", &special);
+  const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(device_.capabilities().subgroup_size);
+  if (source.variant != Variant::portable && device_.capabilities().subgroup_control) {
+    stage.flags = vk::PipelineShaderStageCreateFlagBits::eRequireFullSubgroups;
+    stage.pNext = &size;
+  }
+  pipeline.handle = device_.attempt(std::string("compiling kernel ") + source.name, [&] {
+    return device.createComputePipeline(device_.pipeline_cache(), {{}, stage, *layout}).value;
+  });
+  pipeline.layout = layout.release();
+  pipeline.set_layout = set_layout.release();
+}
+
+}  // namespace ebmvk
