@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import tyro
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
 from ebmvk.decoding.metrics import GRAM
-from ebmvk.decoding.strategies import DEFAULTS, NAMED, UNCHANGED, Strategy, named
+from ebmvk.decoding.strategies import NAMED, UNCHANGED, Strategy, named
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 from ebmvk.sampling import registry
@@ -54,9 +53,7 @@ COLUMNS = {
 }
 """{head: (figure, format)}."""
 REPEATS = 0.02  # share of tokens beyond that of human text from which repetition is worth a word
-FLAGS = flags.known_flags(
-    {entry.name: entry.default for entry in dataclasses.fields(CompareCommand) if entry.name != "token_law"} | DEFAULTS
-)
+FLAGS = flags.flags_of(CompareCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,14 +87,7 @@ class TrainCommand(Config):
         return Config(**{section.name: getattr(self, section.name) for section in dataclasses.fields(Config)})
 
 
-OWN = [
-    entry
-    for entry in dataclasses.fields(TrainCommand)
-    if entry.name not in {s.name for s in dataclasses.fields(Config)}
-]
-FLAGS = flags.known_flags(
-    {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
-)
+FLAGS = flags.flags_of(TrainCommand)
 REPEATABLE = ("--include",)
 
 
@@ -105,7 +98,7 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     the size.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
-    return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
+    return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed), saves=True)
 
 
 @takes(TrainCommand, without=("dry_run",))
