@@ -19,6 +19,10 @@ import pytest
 
 import ebmvk as package
 from ebmvk import Model, Strategy
+from ebmvk.cli.signatures import UNSETTLED
+from ebmvk.cli.train import asked
+from ebmvk.config.models import MODELS
+from ebmvk.config.schema import SIZES, items
 
 FUNCTIONS = ("diagnose", "evaluate", "export", "train")
 
@@ -36,11 +40,23 @@ def test_a_signature_has_the_settings_of_its_command(name: str) -> None:
 def test_settings_have_types_and_defaults() -> None:
     own = inspect.signature(package.train).parameters
     assert {"size", "dataset", "steps", "learning_rate", "run_dir", "resume", "preset"} <= set(own)
-    assert str(own["batch_size"]) == "batch_size: int = 32"
+    assert str(own["grad_clip"]) == "grad_clip: float = 1.0"
+    assert str(own["batch_size"]) == "batch_size: int = ..."
     assert (own["run_dir"].annotation, own["run_dir"].default) == (Path | None, None)
     assert "dry_run" not in own
     inspect.signature(package.train).bind(size="nano", lr=1e-3)
     assert "limit: int | None = None" in pydoc.render_doc(package.evaluate)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_signature_of_train_shows_no_default_that_a_run_does_not_use(size: str, model: str) -> None:
+    given = ("--size", size, "--model", model, "--dataset", "builtin")
+    used = {name: value for _, name, value in items(asked(given)[1].config)}
+    shown = {name: own.default for name, own in inspect.signature(package.train).parameters.items()}
+    wrong = {name for name in used.keys() - {"size", "model"} if shown[name] not in (UNSETTLED, used[name])}
+    assert wrong == set()
+    assert "`...`" in pydoc.render_doc(package.train)
 
 
 @pytest.mark.parametrize("method", [Model.generate, Model.generate_all, Model.stream])
