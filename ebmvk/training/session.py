@@ -152,8 +152,7 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     for line in (f"text        {job.corpus.reason}", *levels):
         voice.say(line)
     device = open_device(config.run.device)
-    layers = f"; the layers run on the {device.torch}" if device.backend.name == "vulkan" else ""
-    voice.say(f"device      {device.reason}{layers}")
+    voice.say(f"device      {device.told}")
     if ranks.size > 1:
         rows = config.training.batch_size
         voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows")
