@@ -139,7 +139,15 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line of advice for each strategy that repeats itself more than human text."""
+    """A line of advice for each strategy that repeats itself more than human text.
+
+    There is none for short texts: with fewer than `ENOUGH` tokens, chance makes a difference of
+    `REPEATS`.
+    """
+    from ebmvk.evaluation.intervals import ENOUGH
+
+    if rows[0]["tokens"] < ENOUGH:
+        return
     usual = rows[0]["repetition_rate"]
     for row in rows[1:]:
         if row["repetition_rate"] > usual + REPEATS:

@@ -14,9 +14,11 @@ from threading import Event
 from typing import Any
 
 from ebmvk.errors import ConfigError
+from ebmvk.evaluation.intervals import ENOUGH
 from ebmvk.model.infinito import UNITS
 from ebmvk.model.integration import chance
 from ebmvk.report.tables import number as number_text
+from ebmvk.report.trigram import too_short
 from ebmvk.runs.folder import read_config
 from ebmvk.sweeps.planned import PlannedRun
 
@@ -105,6 +107,7 @@ def figures(run: PlannedRun) -> dict[str, Any]:
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl": end["validation"]["ppl_token"],
         "train_ppl": math.exp(mean(row["parts"]["ce"] for row in last)),
+        "validation_tokens": end["validation"]["tokens"],
         "minutes": end["progress"]["seconds"] / 60,
         "tokens": end["progress"]["tokens"],
         "command": run.command,
@@ -142,6 +145,8 @@ def _check_same_text(runs: Sequence[PlannedRun]) -> None:
 
 def _verdict(row: Mapping[str, Any], base: Mapping[str, Any] | None, best: float) -> str:
     said = []
+    if row["validation_tokens"] < ENOUGH:
+        return too_short(row["validation_tokens"])
     if base:
         change = row["nats_per_token"] - base["nats_per_token"]
         how = "no different" if abs(change) < SAME else "better" if change < 0 else "worse"

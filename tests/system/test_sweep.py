@@ -29,7 +29,8 @@ from .conftest import rows as rows_of
 
 
 def row(nats: float, train_ppl: float = 20.0) -> dict[str, Any]:
-    return {"nats_per_token": nats, "ppl": 2.0**nats, "train_ppl": train_ppl, "minutes": 1.0}
+    long = {"validation_tokens": 10_000}
+    return {"nats_per_token": nats, "ppl": 2.0**nats, "train_ppl": train_ppl, "minutes": 1.0, **long}
 
 
 @pytest.mark.parametrize("name", experiments.TABLES)
@@ -246,7 +247,7 @@ def test_a_table_is_trained_once(ebmvk: Command, text: Path, tiny: Path, tmp_pat
         assert r["phi_chance"] == pytest.approx((min(16, run.model.latent_dim) - 1) / (positions - 1))
         parts = [step["parts"]["phi"] for step in rows_of(tmp_path / "infinito" / r["experiment"], "step")]
         assert r["phi"] == pytest.approx(1 - sum(parts) / len(parts))
-    assert sum("best" in r["verdict"] for r in rows) == 1
+    assert all("too short to compare" in r["verdict"] for r in rows)
 
     monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
     again = ebmvk("sweep", *at)
