@@ -40,6 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """{table: {experiment: training flags}}. The others are compared with the first experiment.
 `infinito` has the five experiments of the system of that name."""
+MODEL = "infinito"  # whose settings the experiments of every table change
 SAME = 0.01  # nats per token; smaller differences of two runs count as none
 LAST = 50  # steps; training figures are means over the last ones
 
@@ -106,8 +107,8 @@ def figures(run: PlannedRun) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl": end["validation"]["ppl_token"],
-        "train_ppl": math.exp(mean(row["parts"]["ce"] for row in last)),
         "validation_tokens": end["validation"]["tokens"],
+        "train_ppl": math.exp(mean(row["parts"]["ce"] for row in last)),
         "minutes": end["progress"]["seconds"] / 60,
         "tokens": end["progress"]["tokens"],
         "command": run.command,
@@ -144,9 +145,9 @@ def _check_same_text(runs: Sequence[PlannedRun]) -> None:
 
 
 def _verdict(row: Mapping[str, Any], base: Mapping[str, Any] | None, best: float) -> str:
-    said = []
     if row["validation_tokens"] < ENOUGH:
         return too_short(row["validation_tokens"])
+    said = []
     if base:
         change = row["nats_per_token"] - base["nats_per_token"]
         how = "no different" if abs(change) < SAME else "better" if change < 0 else "worse"

@@ -278,6 +278,28 @@ def test_a_search_remembers_its_trials(
     assert json.loads(ebmvk("sweep", *at, "--trials", 2).out)["rows"] == rows
 
 
+@pytest.mark.parametrize(
+    ("table", "given", "model"),
+    [
+        ("infinito", ("--flags", "--size nano --steps 2"), ["--model", "infinito", "--size", "nano", "--steps", "2"]),
+        ("infinito-ablation", ("--flags", ""), ["--model", "infinito"]),
+        ("infinito", (), ["--model", "infinito", "--preset", "small"]),
+    ],
+)
+def test_a_table_trains_its_own_model_whatever_the_flags(
+    table: str, given: tuple[str, ...], model: list[str], ebmvk: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    begun: list[PlannedRun] = []
+    monkeypatch.setattr(experiments, "train_all", lambda planned, *_: begun.extend(planned.values()))
+    monkeypatch.setattr(experiments, "table", lambda _: [])
+    if not given:  # its preset names a corpus that isn't on every machine
+        monkeypatch.setattr(train, "asked", lambda args: None)
+    said = ebmvk("sweep", "--table", table, "--folder", tmp_path, *given)
+    assert said.status == 0, said.err
+    assert len(begun) == 5
+    assert all(list(run.arguments[: len(model)]) == model for run in begun)
+
+
 def test_bad_flags_are_refused_before_training(ebmvk: Command, tmp_path: Path) -> None:
     for args, said in (
         (("--table", "magic"), "--table magic"),
@@ -288,7 +310,7 @@ def test_bad_flags_are_refused_before_training(ebmvk: Command, tmp_path: Path) -
         (("--flags", "--dry-run"), "--flags has --dry-run"),
         (("--flags", "--outdir x"), "--flags has --run-dir"),
         (("--flags", "--model infinito --dropout 3"), "--dropout 3.0 is above"),
-        (("--flags", "--dropout .1"), "--lambda-phi 0.1 with --model ebm"),
+        (("--flags", "--model ebm --dropout .1"), "--lambda-phi 0.1 with --model ebm"),
         (("--flags", "--model infinto"), "--model"),
         (("--flags", "--model infinito --corpus /no/such.txt"), "/no/such.txt"),
         (("--flags", "--size 'nano"), "--flags"),
