@@ -88,6 +88,11 @@ class Display:
         if self._verbose:
             self.say(text)
 
+    def evaluated(self, text: str) -> None:
+        """Print the line of an evaluation; on a terminal only with --verbose, as the progress line
+        shows its loss."""
+        (self.detail if self._live else self.say)(text)
+
     def doing(self, what: str) -> None:
         """Show in the progress line what the run is doing between two steps."""
         self._figures["left"] = what

@@ -87,6 +87,10 @@ class Monitor:
         """Print a line for people with --verbose."""
         self._display.detail(text)
 
+    def evaluated(self, text: str) -> None:
+        """Print the line of an evaluation, unless the progress line on a terminal shows it."""
+        self._display.evaluated(text)
+
     def doing(self, what: str) -> None:
         """Show on a terminal what the run is doing between two steps, such as an evaluation."""
         self._display.doing(what)
@@ -160,10 +164,7 @@ class Monitor:
         return seconds / steps * (self._total - step) if _suffice(steps, seconds) else None
 
     def _tell_time(self, step: int, seconds: float) -> None:
-        """Print once, after the first steps, how long the rest will take.
-
-        The first step warms up and doesn't count.
-        """
+        """Print once, after the first steps, how long the rest will take."""
         if self._timed is None:
             return
         self._timed.append(seconds)

@@ -214,7 +214,7 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
         facts = _facts(job, trainer, ready.device)
         for line in summary.opening(config, facts):
             monitor.say(line)
-        for line in summary.settings(job):
+        for line in summary.details(job, facts):
             monitor.detail(line)
         monitor.record("resume" if found else "start", done, facts | ready.told)
         del found

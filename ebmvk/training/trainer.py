@@ -375,7 +375,7 @@ class Trainer:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
             )
-        self.monitor.say(f"step {step}: {lines.evaluated(found, best=improved)}")
+        self.monitor.evaluated(f"step {step}: {lines.evaluated(found, best=improved)}")
         return improved
 
     def _finish(self) -> None:
