@@ -141,8 +141,8 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line of advice for each strategy that repeats itself more than human text.
 
-    There is none for short texts: with fewer than `ENOUGH` tokens, chance makes a difference of
-    `REPEATS`.
+    Short texts give no advice: with fewer than `ENOUGH` tokens, chance alone can make a difference
+    of `REPEATS`.
     """
     from ebmvk.evaluation.intervals import ENOUGH
 

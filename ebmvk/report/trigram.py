@@ -13,7 +13,7 @@ Verdict = Literal["better", "worse", "too short"]
 
 
 def verdict(own: Row, base: Row) -> Verdict:
-    """Whether a model is better than the trigram, by their figures for the same tokens."""
+    """Compares the figures of a model and of the trigram for the same tokens."""
     if own["tokens"] < ENOUGH:
         return "too short"
     return "better" if own["bits_per_byte"] < base["bits_per_byte"] else "worse"
