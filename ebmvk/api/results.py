@@ -8,6 +8,17 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ebmvk.report.tables import number
+
+_WIDEST = 100  # columns of a result that is shown
+
+
+def _line(name: str, *parts: str) -> str:
+    """One line for `repr`: what matters most first, cut if it is too long."""
+    whole = ", ".join(parts)
+    most = _WIDEST - len(name) - 2
+    return f"{name}({whole if len(whole) <= most else whole[: most - 1] + '…'})"
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -22,6 +33,9 @@ class Energy:
     @property
     def total(self) -> float:
         return float(self.nats.sum())
+
+    def __repr__(self) -> str:
+        return _line("Energy", f"{len(self.tokens):,} tokens", f"{number(self.total, '.4f')} nats")
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,10 @@ class NearSplat:
     mass: float
     tokens: list[tuple[str, float]]
 
+    def __repr__(self) -> str:
+        likely = " ".join(f"{text!r} {number(p, '.2f')}" for text, p in self.tokens[:3])
+        return _line("NearSplat", f"id={self.id}", f"cosine={number(self.cosine)}", f"mass={self.mass:.4g}", likely)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -63,6 +81,15 @@ class Trained:
     step: int
     validation: dict[str, Any] | None
     trigram: dict[str, Any] | None
+
+    def __repr__(self) -> str:
+        folder = str(self.folder)
+        parts = [f"{self.outcome} at step {self.step:,}"]
+        if self.validation and self.trigram:
+            own, base = (number(row["bits_per_byte"], ".3f") for row in (self.validation, self.trigram))
+            parts.append(f"{own} bits per byte (trigram {base})")
+        room = _WIDEST - len(", ".join(["Trained()", *parts]))  # the end of a path says more than its beginning
+        return _line("Trained", folder if len(folder) <= room else "…" + folder[len(folder) - room + 1 :], *parts)
 
 
 @dataclass(frozen=True)
@@ -81,6 +108,11 @@ class Evaluated:
     bytes: int
     record: dict[str, Any]
 
+    def __repr__(self) -> str:
+        perplexity = f"perplexity {number(self.ppl_token, ',.2f')} per token"
+        bits = f"{number(self.bits_per_byte)} bits per byte"
+        return _line("Evaluated", bits, perplexity, f"{self.tokens:,} tokens")
+
 
 @dataclass(frozen=True)
 class Diagnosed:
@@ -95,3 +127,8 @@ class Diagnosed:
     reason: str | None
     recommendations: list[str]
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        count = len(self.recommendations)
+        told = f"{count} recommendation{'' if count == 1 else 's'}"
+        return _line("Diagnosed", self.verdict or "no verdict", told, *([self.reason] if self.reason else []))

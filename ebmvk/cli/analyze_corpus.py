@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.cli.parsing import Include
 from ebmvk.config import flags
 from ebmvk.config import sizes as presets
@@ -52,12 +52,7 @@ FLAGS = flags.flags_of(AnalyzeCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(
-        lambda: _analyze(
-            parsing.parse(AnalyzeCommand, args, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
-        )
-    )
+    return parsing.run(AnalyzeCommand, _analyze, argv, command="analyze-corpus", known=FLAGS, repeatable=("--include",))
 
 
 def _analyze(command: AnalyzeCommand) -> int:

@@ -36,8 +36,7 @@ EXPERT_TOKENS = 32_768  # tokens of validation that show what experts are for
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(lambda: _attention(parsing.parse(AttentionCommand, args, command="attention", known=FLAGS)))
+    return parsing.run(AttentionCommand, _attention, argv, command="attention", known=FLAGS)
 
 
 def _attention(command: AttentionCommand) -> int:

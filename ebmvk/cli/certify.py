@@ -50,8 +50,7 @@ FLAGS = flags.flags_of(CertifyCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, 1 or 2, as the module says."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(lambda: _certify(parsing.parse(CertifyCommand, args, command="certify", known=FLAGS)))
+    return parsing.run(CertifyCommand, _certify, argv, command="certify", known=FLAGS)
 
 
 def _certify(command: CertifyCommand) -> int:

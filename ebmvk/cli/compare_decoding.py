@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import tyro
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
 from ebmvk.decoding.metrics import GRAM
-from ebmvk.decoding.strategies import DEFAULTS, NAMED, UNCHANGED, Strategy, named
+from ebmvk.decoding.strategies import NAMED, UNCHANGED, Strategy, named
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 from ebmvk.sampling import registry
@@ -54,9 +53,7 @@ COLUMNS = {
 }
 """{head: (figure, format)}."""
 REPEATS = 0.02  # share of tokens beyond that of human text from which repetition is worth a word
-FLAGS = flags.known_flags(
-    {entry.name: entry.default for entry in dataclasses.fields(CompareCommand) if entry.name != "token_law"} | DEFAULTS
-)
+FLAGS = flags.flags_of(CompareCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +139,15 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _advice(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line of advice for each strategy that repeats itself more than human text."""
+    """A line of advice for each strategy that repeats itself more than human text.
+
+    Short texts give no advice: with fewer than `ENOUGH` tokens, chance alone can make a difference
+    of `REPEATS`.
+    """
+    from ebmvk.evaluation.intervals import ENOUGH
+
+    if rows[0]["tokens"] < ENOUGH:
+        return
     usual = rows[0]["repetition_rate"]
     for row in rows[1:]:
         if row["repetition_rate"] > usual + REPEATS:

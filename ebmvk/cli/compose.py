@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
@@ -33,10 +33,7 @@ FLAGS = flags.flags_of(ComposeCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(
-        lambda: _compose(parsing.parse(ComposeCommand, args, command="compose", known=FLAGS, repeatable=("--text",)))
-    )
+    return parsing.run(ComposeCommand, _compose, argv, command="compose", known=FLAGS, repeatable=("--text",))
 
 
 def _compose(command: ComposeCommand) -> int:

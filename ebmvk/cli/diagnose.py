@@ -47,11 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else list(argv)
     for flag in ("--batch", "--report"):
         args = flags.fill_optional(args, flag, ALONE)
-    return running.run(
-        lambda: _diagnose(
-            parsing.parse(DiagnoseCommand, args, command="diagnose", known=FLAGS, repeatable=("--checkpoint",))
-        )
-    )
+    return parsing.run(DiagnoseCommand, _diagnose, args, command="diagnose", known=FLAGS, repeatable=("--checkpoint",))
 
 
 @takes(DiagnoseCommand, without=("json", "batch"))

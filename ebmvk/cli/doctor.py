@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ebmvk import __version__
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.config import flags
 from ebmvk.errors import DeviceError
 
@@ -51,8 +51,7 @@ FLAGS = flags.flags_of(DoctorCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns exit status 0, 1 or 2, as described above."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(lambda: _doctor(parsing.parse(DoctorCommand, args, command="doctor", known=FLAGS)))
+    return parsing.run(DoctorCommand, _doctor, argv, command="doctor", known=FLAGS)
 
 
 def _doctor(command: DoctorCommand) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError, StorageError
 from ebmvk.runs.layout import NEWEST
@@ -41,10 +41,7 @@ FLAGS = flags.flags_of(EmbedCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(
-        lambda: _embed(parsing.parse(EmbedCommand, args, command="embed", known=FLAGS, repeatable=("--text",)))
-    )
+    return parsing.run(EmbedCommand, _embed, argv, command="embed", known=FLAGS, repeatable=("--text",))
 
 
 def _embed(command: EmbedCommand) -> int:

@@ -173,7 +173,7 @@ def _record(command: EvaluateCommand, ranks: Ranks | None) -> tuple[dict[str, An
     )
     if command.score_matching:
         record["score_matching"] = score_levels(run, text, device, command.limit, command.data_dir)
-    return record, text.corpus.reason, f"the trunk runs on {device.torch}; engine {device.reason}"
+    return record, text.corpus.reason, device.told
 
 
 def _warn(text: str) -> None:
@@ -225,11 +225,12 @@ def _print(record: dict[str, Any], corpus: str, device: str) -> None:
     them."""
     from ebmvk.report.tables import number, per_word, why_no_word
 
-    part = "the whole split" if record["whole_split"] else "its beginning"
+    part = "the whole" if record["whole_split"] else "the beginning of the"
     word = f"{number(per_word(record), ',.3f')}   ({record['words']:,} words)"
     word = why_no_word(record) if per_word(record) is None else word
     print(f"checkpoint            {record['checkpoint']} (step {record['step']:,})")
-    print(f"text                  {record['dataset']}, {record['split']}, {part}: {corpus}")
+    print(f"text                  {corpus}")
+    print(f"scored                {part} {record['split']} split")
     if record["own_text"] is False and record["own_text_by"]:
         print("                      this isn't the text that the run was trained on")
     print(f"device                {device}")

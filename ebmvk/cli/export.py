@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebmvk.cli import calling, parsing, running
+from ebmvk.cli import calling, parsing
 from ebmvk.cli.signatures import takes
 from ebmvk.config import flags
 from ebmvk.runs.layout import NEWEST
@@ -26,8 +26,7 @@ FLAGS = flags.flags_of(ExportCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(lambda: _export(parsing.parse(ExportCommand, args, command="export", known=FLAGS)))
+    return parsing.run(ExportCommand, _export, argv, command="export", known=FLAGS)
 
 
 @takes(ExportCommand)

@@ -16,7 +16,7 @@ import tyro
 
 from ebmvk.cli import parsing, running
 from ebmvk.config import flags
-from ebmvk.decoding.strategies import DEFAULTS, GREEDY, KEEPS_BEST, UNCHANGED, Strategy, named
+from ebmvk.decoding.strategies import GREEDY, KEEPS_BEST, UNCHANGED, Strategy, named
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
 from ebmvk.sampling import registry
@@ -63,9 +63,7 @@ class GenerateCommand:
     quiet: bool = False  # Print only the texts, with an empty line between them.
 
 
-FLAGS = flags.known_flags(
-    {entry.name: entry.default for entry in dataclasses.fields(GenerateCommand) if entry.name != "token_law"} | DEFAULTS
-)
+FLAGS = flags.flags_of(GenerateCommand)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.cli.parsing import Include
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError, StorageError
@@ -32,13 +32,8 @@ FLAGS = flags.flags_of(TokenizerCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(
-        lambda: _train(
-            parsing.parse(
-                TokenizerCommand, args, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
-            )
-        )
+    return parsing.run(
+        TokenizerCommand, _train, argv, command="init-tokenizer", known=FLAGS, repeatable=("--files", "--include")
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebmvk.cli import parsing, running
+from ebmvk.cli import parsing
 from ebmvk.config import flags
 from ebmvk.errors import ConfigError
 from ebmvk.runs.layout import NEWEST
@@ -32,8 +32,7 @@ FLAGS = flags.flags_of(NeighborsCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(lambda: _neighbors(parsing.parse(NeighborsCommand, args, command="neighbors", known=FLAGS)))
+    return parsing.run(NeighborsCommand, _neighbors, argv, command="neighbors", known=FLAGS)
 
 
 def _neighbors(command: NeighborsCommand) -> int:

@@ -9,16 +9,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeVar
 
 import tyro
 
-from ebmvk.cli import help_page
+from ebmvk.cli import help_page, running
 from ebmvk.cli.commands import COMMANDS, TOGETHER
-from ebmvk.cli.running import processes
 from ebmvk.config.flags import ALIASES, at_home, flags_in, spelled, spread
 from ebmvk.config.schema import nearest
 from ebmvk.errors import ConfigError
@@ -28,6 +27,24 @@ T = TypeVar("T")
 HELP = ("-h", "--help", "--help-all")
 Include = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")]
 """The type of `--include`, which may be given several times."""
+
+
+def run(
+    kind: type[T],
+    body: Callable[[T], int],
+    argv: Sequence[str] | None,
+    *,
+    command: str,
+    known: Sequence[str],
+    repeatable: Sequence[str] = (),
+) -> int:
+    """Parse the arguments, run `body` with the result, and return its exit status. It is the `main`
+    of most commands.
+
+    argv: the arguments; None for those of this process. The others: as for `parse`.
+    """
+    args = sys.argv[1:] if argv is None else list(argv)
+    return running.run(lambda: body(parse(kind, args, command=command, known=known, repeatable=repeatable)))
 
 
 def parse(
@@ -62,7 +79,7 @@ def parse(
         print(help_page.page(f"ebmvk {command}", entries, everything="--help-all" in asked, notes=notes))
         raise SystemExit(0)
     _check_text(args)
-    if processes() > 1 and command not in TOGETHER:
+    if running.processes() > 1 and command not in TOGETHER:
         raise ConfigError(
             f"`ebmvk {command}` was started in {os.environ['WORLD_SIZE']} processes of torchrun",
             why=f"only {', '.join(TOGETHER)} divide their work among processes",

@@ -48,13 +48,8 @@ FLAGS = flags.flags_of(PrepareCommand)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a typed error."""
-    args = sys.argv[1:] if argv is None else list(argv)
-    return running.run(
-        lambda: _prepare(
-            parsing.parse(
-                PrepareCommand, args, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include")
-            )
-        )
+    return parsing.run(
+        PrepareCommand, _prepare, argv, command="prepare-corpus", known=FLAGS, repeatable=("--input", "--include")
     )
 
 

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from ebmvk.ranks import Handler, Ranks
 
 
-def run(body: Callable[[], int]) -> int:
-    """Run `body` and return its exit status; a typed error is printed in up to three lines."""
+def run(body: Callable[[], int], *, saves: bool = False) -> int:
+    """Run `body` and return its exit status; a typed error is printed in up to three lines.
+
+    saves: the command saves its work while it runs, which Ctrl-C then says.
+    """
     terminal.prepare()
     try:
         return _written(body)
@@ -26,7 +29,7 @@ def run(body: Callable[[], int]) -> int:
             _complain(f"error: {_rank()}{error}")
         return error.exit_status
     except KeyboardInterrupt:
-        _complain("interrupted; what was saved is intact")
+        _complain("interrupted; what was saved is intact" if saves else "interrupted")
         return INTERRUPTED
     except OSError as error:
         if not terminal.is_of_output(error):

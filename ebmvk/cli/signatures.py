@@ -17,19 +17,32 @@ from inspect import Parameter, Signature
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_COMMANDS: dict[Callable[..., Any], tuple[type, Collection[str]]] = {}
+_COMMANDS: dict[Callable[..., Any], tuple[type, Collection[str], Collection[str]]] = {}
 
 
-def takes(command: type, *, without: Collection[str] = ()) -> Callable[[Function], Function]:
+class _Unsettled:
+    """Stands in a signature for a default that depends on other settings."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+UNSETTLED = _Unsettled()
+
+
+def takes(
+    command: type, *, without: Collection[str] = (), unsettled: Collection[str] = ()
+) -> Callable[[Function], Function]:
     """Declare that a function's `**settings` are the flags of a command.
 
     Args:
         command: a dataclass. Fields that are dataclasses themselves are sections of settings.
         without: flags that only the command line has.
+        unsettled: settings whose default depends on others; the signature shows it as `...`.
     """
 
     def declare(function: Function) -> Function:
-        _COMMANDS[function] = (command, without)
+        _COMMANDS[function] = (command, without, unsettled)
         return function
 
     return declare
@@ -44,13 +57,17 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     own = inspect.signature(function)
     if function not in _COMMANDS:
         return own
-    command, without = _COMMANDS[function]
+    command, without, unsettled = _COMMANDS[function]
     given: list[Parameter] = []
     rest: list[Parameter] = []
     for parameter in own.parameters.values():
         (rest if parameter.kind is Parameter.VAR_KEYWORD else given).append(parameter)
     left = {*own.parameters, *without}
-    settings = [parameter for parameter in _parameters(command) if parameter.name not in left]
+    settings = [
+        parameter.replace(default=UNSETTLED) if parameter.name in unsettled else parameter
+        for parameter in _parameters(command)
+        if parameter.name not in left
+    ]
     return own.replace(parameters=[*given, *settings, *rest])
 
 

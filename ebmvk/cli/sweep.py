@@ -25,7 +25,9 @@ class SweepCommand:
     """Flags of `ebmvk sweep`; the comments are their help texts."""
 
     table: str = "infinito"  # The experiments: infinito or infinito-ablation.
-    flags: str = "--model infinito --preset small"  # Training flags of all runs, in one string.
+    # Training flags of all runs, in one string. A table adds --model infinito unless they name a
+    # model.
+    flags: str = "--model infinito --preset small"
     folder: Path = Path("runs/sweep")  # Folder of the runs; the same folder continues.
     jobs: int = 1  # Number of runs at once.
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None  # Threads of torch in each run.
@@ -61,13 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Exit status: 0, or 2 for a typed error."""
     args = flags.joined(sys.argv[1:] if argv is None else list(argv), "--flags")
     return running.run(
-        lambda: _sweep(parsing.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",)))
+        lambda: _sweep(parsing.parse(SweepCommand, args, command="sweep", known=FLAGS, repeatable=("--search",))),
+        saves=True,
     )
 
 
 def _sweep(command: SweepCommand) -> int:
     from ebmvk.cli.train import asked
-    from ebmvk.sweeps.experiments import TABLES, planned, table, train_all
+    from ebmvk.sweeps.experiments import MODEL, TABLES, planned, table, train_all
     from ebmvk.sweeps.search import search
 
     if command.table not in TABLES:
@@ -98,6 +101,8 @@ def _sweep(command: SweepCommand) -> int:
             check=lambda flags: asked([*shared, *flags]),
         )
     else:
+        if "--model" not in flags.flags_in(shared):
+            shared = ["--model", MODEL, *shared]
         experiments = TABLES[command.table]
         runs = planned(command.folder / command.table, experiments, shared, command.seed)
         left = [shlex.split(flags) for name, flags in experiments.items() if not runs[name].finished()]

@@ -28,14 +28,8 @@ from ebmvk.config.resolve import (
     recipe_values,
     size_values,
 )
-from ebmvk.config.schema import (
-    Config,
-    RunConfig,
-    Source,
-    items,
-    replace,
-)
-from ebmvk.config.sizes import derive, most_warmup
+from ebmvk.config.schema import Config, RunConfig, Source, replace
+from ebmvk.config.sizes import derive, most_warmup, unsettled
 from ebmvk.config.toml import sources_in
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.runs.layout import CONFIG_FILE, LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
@@ -87,14 +81,7 @@ class TrainCommand(Config):
         return Config(**{section.name: getattr(self, section.name) for section in dataclasses.fields(Config)})
 
 
-OWN = [
-    entry
-    for entry in dataclasses.fields(TrainCommand)
-    if entry.name not in {s.name for s in dataclasses.fields(Config)}
-]
-FLAGS = flags.known_flags(
-    {name: value for _, name, value in items(Config())} | {entry.name: entry.default for entry in OWN}
-)
+FLAGS = flags.flags_of(TrainCommand)
 REPEATABLE = ("--include",)
 
 
@@ -105,10 +92,10 @@ def main(argv: Sequence[str] | None = None, *, command: str = "train", stage: Ma
     size's.
     """
     args = flags.fill_optional(flags.at_home(sys.argv[1:] if argv is None else argv), "--resume", NEWEST)
-    return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed))
+    return running.run(lambda: running.lead(lambda ranks: _train(args, command, stage, ranks), _followed), saves=True)
 
 
-@takes(TrainCommand, without=("dry_run",))
+@takes(TrainCommand, without=("dry_run",), unsettled=unsettled())
 def train(**settings: Any) -> Trained:
     """Train a model as `ebmvk train` does, and return how the run ended. Its folder has everything
     else.
@@ -116,8 +103,9 @@ def train(**settings: Any) -> Trained:
     settings: the flags of the command as keyword arguments, with underscores: `size="nano"`,
     `steps=300`, `lr=1e-3`, `dataset="my.txt"`, `run_dir="runs/first"`, `resume="runs/first"`,
     `preset="small"`, `use_moe=True`, `quiet=True`. If Ctrl-C interrupts a run, it is saved.
-    `size` sets every setting that isn't given, so a run may have other defaults than those in the
-    signature: `ebmvk train --size nano --help-all` shows those of a size.
+    A default that is shown as `...` depends on `size`, on `model` and on the length of the text. To
+    see it, run `ebmvk train --size nano --model ebm --dataset my.txt --help-all`. `preset`,
+    `config` and `resume` bring values of their own.
 
     >>> run = ebmvk.train(size="nano", steps=300, run_dir="runs/first")
     >>> run.validation["bits_per_byte"]

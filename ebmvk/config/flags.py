@@ -126,12 +126,25 @@ def joined(args: Sequence[str], name: str) -> list[str]:
 
 
 def flags_of(command: type[Any]) -> list[str]:
-    """Every spelling of the flags of a command, a dataclass with a field for each."""
-    return known_flags({entry.name: entry.default for entry in dataclasses.fields(command)})
-
-
-def known_flags(fields: dict[str, Any]) -> list[str]:
-    """Every spelling of the flags of {field: default}. Booleans also have a --no- form."""
+    """Every spelling of the flags of a command, a dataclass with a field for each. A field that is
+    a dataclass itself stands for the flags of its fields. Booleans also have a --no- form."""
+    fields = dict(_defaults(command))
     names = ["--" + name.replace("_", "-") for name in fields]
     negations = ["--no-" + name.replace("_", "-") for name, value in fields.items() if isinstance(value, bool)]
     return names + negations + [short for short, long in ALIASES.items() if long in names]
+
+
+def _defaults(kind: Any) -> Iterator[tuple[str, Any]]:
+    """(field, default) of a dataclass, or (field, value) of an object of one, and of the
+    dataclasses in it."""
+    for entry in dataclasses.fields(kind):
+        if not isinstance(kind, type):
+            default = getattr(kind, entry.name)
+        elif entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        else:
+            default = entry.default
+        if dataclasses.is_dataclass(default):
+            yield from _defaults(default)
+        else:
+            yield entry.name, default

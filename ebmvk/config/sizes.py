@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebmvk.config.schema import SIZES, Config, Size
+from ebmvk.config.models import MODELS
+from ebmvk.config.schema import SIZES, Config, Size, items
 from ebmvk.config.toml import read_toml
 
 _SHARED: dict[str, object] = {
@@ -166,6 +167,16 @@ def derive(size: Size, train_bytes: int | None, *, ask_processor: bool = True) -
         most = round(MOST_EPOCHS * train_bytes / BYTES_PER_TOKEN / (batch * length))
         values |= {"batch_size": batch, "steps": max(1, min(steps, most)), "dropout": REPEATED_DROPOUT}
     return values
+
+
+def unsettled() -> frozenset[str]:
+    """The settings whose default depends on the size, the model, the text or the processor. The
+    others have the default of `ebmvk.config.schema`."""
+    usual = {name: value for _, name, value in items(Config())}
+    levels = [*PRESETS.values(), *(model.defaults for model in MODELS.values())]
+    changed = {name for values in levels for name, value in values.items() if value != usual[name]}
+    # The other settings that depend on the text or the model also depend on the size.
+    return frozenset(changed | {"precision"})
 
 
 def recipe_names(model: str) -> list[str]:

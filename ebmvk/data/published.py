@@ -42,7 +42,7 @@ def builtin() -> Corpus:
     documents = [topics[title] for title in sorted(topics, key=lambda title: hashlib.sha256(title.encode()).digest())]
     rest, test = hold_out(documents, 0.1)
     train, validation = hold_out(rest, 1 / 9)
-    reason = f"builtin: the {len(documents)} documentation topics of this Python (pydoc_data.topics), no network needed"
+    reason = f"builtin: the {len(documents)} documentation topics that come with this Python"
     return Corpus(BUILTIN, reason, {"train": train, "validation": validation, "test": test}, source=BUILTIN)
 
 

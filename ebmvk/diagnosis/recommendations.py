@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ebmvk.diagnosis.course import passes
 from ebmvk.diagnosis.subject import Row, Subject
+from ebmvk.evaluation.intervals import ENOUGH
 from ebmvk.memory.static import MAX_SPLATS
 from ebmvk.monitoring.advice import advice
 from ebmvk.report.tables import SETTLED
@@ -147,7 +148,7 @@ def _more_splats(subject: Subject) -> str | None:
 
 def _memory(subject: Subject, found: Row) -> Iterator[str]:
     memory, folder = found.get("memory", {}), _typed(subject.run.checkpoint.path)
-    if memory.get("of") == "splats of training":
+    if memory.get("of") == "splats of training" and memory["tokens"] >= ENOUGH:
         gain = memory["calibrated"] - memory["with"]
         if gain > WORTH:
             yield (

@@ -115,7 +115,7 @@ class Cpu:
     @property
     def device(self) -> str:
         threads = self._ops.threads()
-        return f"CPU, {self._ops.target()} kernels, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{self._ops.target()} kernels, {threads} thread{'s' if threads > 1 else ''}"
 
     def counts(self) -> Mapping[str, OpCount]:
         return self._counter.snapshot()

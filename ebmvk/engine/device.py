@@ -14,13 +14,18 @@ from ebmvk.host import process
 
 @dataclass(frozen=True)
 class Device:
-    """Where things run. backend: the engine's operations; torch: the trunk; reason: a line for
-    people.
+    """Where things run. backend: the engine's operations; torch: the layers; reason: the backend
+    and why it was chosen, for people.
     """
 
     backend: Backend
     torch: torch.device
     reason: str
+
+    @property
+    def told(self) -> str:
+        """The reason, and where the layers run if torch can't use the backend's device."""
+        return f"{self.reason}; the layers run on the CPU" if self.backend.name == "vulkan" else self.reason
 
 
 def open_device(name: str) -> Device:

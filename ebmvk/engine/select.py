@@ -115,5 +115,5 @@ def _automatic() -> Choice:
     except (ImportError, DeviceError):  # no extension, loader or driver; `ebmvk doctor` tells which
         gpu = None
     if gpu is None:
-        return Choice("cpu", None, "no GPU found, so the CPU")
+        return Choice("cpu", None, "no GPU found")
     return Choice("vulkan", gpu.index, f"Vulkan found {gpu.name}")

@@ -27,6 +27,9 @@ Method = Literal["documents", "stretches", "none"]
 FEW = 20  # documents; with fewer, intervals are wide, and too narrow for differences with a long tail
 STRETCH = 256  # fewest tokens of a stretch; tokens that far apart are hardly correlated
 STRETCHES = (5, 10)  # fewest and most stretches of a single document
+ENOUGH = STRETCHES[0] * STRETCH
+"""Tokens from which a text can tell which of two results is better. With fewer, a single document
+has no interval."""
 
 
 @dataclass(frozen=True)

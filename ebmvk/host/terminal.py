@@ -64,14 +64,19 @@ def prepare() -> None:
 LABEL = 12  # columns of the label that lines of a run start with
 
 
+def width() -> int | None:
+    """The columns of the terminal that lines may fill; None if standard output isn't a terminal."""
+    return max(40, shutil.get_terminal_size().columns - 1) if sys.stdout.isatty() else None
+
+
 def hanging(text: str) -> str:
     """The text as it is. On a terminal, long lines are wrapped and indented past their label."""
-    if not sys.stdout.isatty():
+    columns = width()
+    if columns is None:
         return text
-    width = max(40, shutil.get_terminal_size().columns - 1)
     indent = " " * LABEL
     return "\n".join(
-        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         for line in text.split("\n")
     )
 

@@ -240,8 +240,8 @@ class Fit:
             background = fit_background(memory.static, self._halves(limit)[0], self.backend, memory.k)[0]
             memory = replace(memory, static=background)
         trial = self._shared(memory, tier, shares, limit)
-        share = trial.memory.share_of(tier)
-        say(f"{tier:<12}kappa {kappa:g}, share {share:g}: {trial.nats:.4f} nats per token ({self._some(limit):,})")
+        share, nats = trial.memory.share_of(tier), f"{trial.nats:.4f} nats per token"
+        say(f"{tier:<12}kappa {kappa:g}, share {share:g}: {nats} on {self._some(limit):,} tokens")
         return trial
 
     def _shared(self, memory: Memory, tier: Tier, shares: Sequence[float], limit: int) -> Trial:

@@ -90,6 +90,11 @@ class Display:
         if self._verbose:
             self.say(text)
 
+    def evaluated(self, text: str) -> None:
+        """Print the line of an evaluation; on a terminal only with --verbose, as the progress line
+        shows its loss."""
+        (self.detail if self._live else self.say)(text)
+
     def doing(self, what: str) -> None:
         """Show in the progress line what the run is doing between two steps."""
         self._figures["left"] = what
@@ -143,12 +148,16 @@ def _brief(row: Mapping[str, Any], total: int) -> dict[str, str]:
         return {"validation": f"validation {number(row['validation']['nats_per_token'], '.3f')}"}
     if row["event"] == "soc":
         return {}
-    left = {"left": f"{duration(row['left'])} left"} if "left" in row else {}
+    left = {"left": _time_left(row["left"])} if "left" in row else {}
     return left | {
         "step": f"step {row['step']:,}/{total:,}",
         "loss": f"loss {number(row['parts']['ce'], '.3f')}",
         "speed": f"{number(row['tokens_per_second'], ',.0f')} tokens/s",
     }
+
+
+def _time_left(seconds: float | None) -> str:
+    return "estimating time left" if seconds is None else f"{duration(seconds)} left"
 
 
 def _details(row: Mapping[str, Any], total: int, *, due: bool) -> Iterator[str]:
@@ -184,7 +193,7 @@ def _of_step(row: Mapping[str, Any]) -> dict[str, str]:
         held = row["memory"]
         device = f", {amount(held['device'])} on the device" if "device" in held else ""
         found["memory"] = f"{amount(held.get('resident', held['peak']))}, {amount(held['peak'])} at most{device}"
-    if "left" in row:
+    if row.get("left") is not None:
         found["left"] = duration(row["left"])
     return found
 

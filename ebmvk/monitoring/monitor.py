@@ -25,7 +25,7 @@ from ebmvk.runs.atomic import storage_error
 from ebmvk.runs.metrics import METRICS_FILE, Alert
 
 TREND = 50  # steps over which the energy's trend is fitted
-TIMED, ENOUGH = 6, 20.0  # steps, or seconds, after which the remaining time is printed
+TIMED, ENOUGH = 5, 20.0  # steps after the first one, or their seconds, from which the time left is known
 LONG = 600.0  # seconds; runs that take longer are told how to take less
 
 
@@ -55,13 +55,10 @@ class Monitor:
     ) -> None:  # fmt: skip
         self._path = run / METRICS_FILE
         self._log_every, self._total, self._device = log_every, total, device or torch.device("cpu")
-        self._began, self._first, self._at = (
-            time.perf_counter(),
-            done,
-            done,
-        )  # the clock starts again after the first step
+        self._at = done
+        self._warm: tuple[float, int] | None = None  # when the first step ended, and its number
         self._energies: deque[tuple[int, float]] = deque(maxlen=TREND)
-        self._timed: list[float] | None = []  # seconds of the first steps
+        self._timed: list[float] | None = []  # seconds of the steps after the first one
         self._smaller = smaller
         self._alerts, self._board = alerts, board
         self._display = display or Display(quiet=quiet, verbose=verbose, log_every=log_every, total=total, done=done)
@@ -89,6 +86,10 @@ class Monitor:
     def detail(self, text: str) -> None:
         """Print a line for users with --verbose."""
         self._display.detail(text)
+
+    def evaluated(self, text: str) -> None:
+        """Print the line of an evaluation, unless the progress line on a terminal shows it."""
+        self._display.evaluated(text)
 
     def doing(self, what: str) -> None:
         """Show on a terminal what the run is doing between two steps, such as an evaluation."""
@@ -135,39 +136,48 @@ class Monitor:
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
         """Record one training step. Every `log_every` steps, add the memory in use, the seconds
-        left, and the trend of the energy in nats per 100 steps.
+        left if they are known, and the trend of the energy in nats per 100 steps.
         """
         self._energies.append((step, values["parts"]["ce"]))
         if step % self._log_every == 0 or step == self._total:
-            values = {**values, "left": self._left(step), "memory": resources.memory(self._device)}
+            left = self._left(step)
+            known = {} if left is None else {"left": left}
+            values = {**values, **known, "memory": resources.memory(self._device)}
             if len(self._energies) > 1:
                 values["energy_trend"] = 100 * linear_regression(*zip(*self._energies, strict=True)).slope
         self.record("step", step, values)
-        if len(self._energies) == 1:
-            self._began, self._first = time.perf_counter(), step
-        self._tell_time(step, values["seconds"])
+        if self._warm is None:
+            self._warm = time.perf_counter(), step
+        else:
+            self._tell_time(step, values["seconds"])
 
-    def _left(self, step: int) -> float:
-        """Seconds that the rest of the run takes at the pace so far. The first step doesn't count,
-        because it is slower.
+    def _left(self, step: int) -> float | None:
+        """Seconds that the rest of the run takes, at the pace since its first step, which doesn't
+        count because it is slower. None until enough others are done.
         """
-        return (time.perf_counter() - self._began) / max(1, step - self._first) * (self._total - step)
+        if step == self._total:
+            return 0.0
+        if self._warm is None:
+            return None
+        began, first = self._warm
+        seconds, steps = time.perf_counter() - began, step - first
+        return seconds / steps * (self._total - step) if _suffice(steps, seconds) else None
 
     def _tell_time(self, step: int, seconds: float) -> None:
-        """Print once, after the first steps, how long the rest will take.
-
-        The first step warms up and doesn't count.
-        """
+        """Print once, after the first steps, how long the rest will take."""
         if self._timed is None:
             return
         self._timed.append(seconds)
-        counted = self._timed[1:]
-        if len(self._timed) < TIMED and (not counted or sum(counted) < ENOUGH):
+        if not _suffice(len(self._timed), sum(self._timed)):
             return
-        self._timed = None
+        pace, self._timed = median(self._timed), None
         if step < self._total:
-            left = median(counted) * (self._total - step)
-            self.say(f"time        {time_left(median(counted), step, self._total, left, self._smaller)}")
+            self.say(f"time        {time_left(pace, step, self._total, pace * (self._total - step), self._smaller)}")
+
+
+def _suffice(steps: int, seconds: float) -> bool:
+    """True if the pace of these steps tells how long the others will take."""
+    return steps >= TIMED or (steps > 0 and seconds >= ENOUGH)
 
 
 def time_left(pace: float, step: int, total: int, left: float, smaller: str | None) -> str:

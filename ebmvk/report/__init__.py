@@ -5,6 +5,7 @@
 | `section` | what a page consists of, as data |
 | `charts`, `drawing`, `svg` | charts as data, and how they are drawn |
 | `tables`, `series` | figures as people read them; smoothed and thinned curves |
+| `trigram` | which is better, a model or the trigram |
 | `page`, `glossary` | renders a page, and explains its terms |
 | `run_page`, `run` | the report of a run, and its sections |
 | `shared` | what the report of a run and the diagnosis both show |

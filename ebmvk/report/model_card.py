@@ -11,7 +11,8 @@ import ebmvk
 from ebmvk.config.toml import write_toml
 from ebmvk.memory.files import fitted_nats
 from ebmvk.memory.fitted_on import FittedOn
-from ebmvk.report.tables import against_trigram, number, per_word
+from ebmvk.report.tables import number, per_word
+from ebmvk.report.trigram import against_trigram
 from ebmvk.runs.export import public
 from ebmvk.runs.folder import OpenRun
 from ebmvk.runs.known_faults import known_faults
@@ -115,4 +116,5 @@ def _figures(step: int, history: History) -> Iterator[str]:
         "per byte."
     )
     if end:
-        yield f"- Compared with a Kneser-Ney trigram: {against_trigram(figures, end['trigram'])}."
+        said = against_trigram(figures, end["trigram"])
+        yield f"- {said[0].upper()}{said[1:]}. The trigram is a Kneser-Ney one, counted on the same training text."

@@ -107,15 +107,6 @@ def why_no_word(row: Row) -> str:
     return f"not shown: {each} tokens per word; compare bits per byte"
 
 
-def against_trigram(own: Row, base: Row) -> str:
-    """A line that tells whether a model or the trigram is better on the same tokens."""
-    mine, other = own["bits_per_byte"], base["bits_per_byte"]
-    figures = f"{number(mine, '.3f')} bits per byte, the trigram has {number(other, '.3f')}"
-    if mine < other:
-        return f"the model is better than the trigram on the same tokens: {figures}"
-    return f"the trigram on the same tokens is better: the model has {figures}"
-
-
 def shown(token: str) -> str:
     """A token with white space made visible and characters that control a terminal escaped."""
     return printable(token.replace("\n", "⏎").replace(" ", "␣"))

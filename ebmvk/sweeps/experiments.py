@@ -14,9 +14,11 @@ from threading import Event
 from typing import Any
 
 from ebmvk.errors import ConfigError
+from ebmvk.evaluation.intervals import ENOUGH
 from ebmvk.model.infinito import UNITS
 from ebmvk.model.integration import chance
 from ebmvk.report.tables import number as number_text
+from ebmvk.report.trigram import too_short
 from ebmvk.runs.folder import read_config
 from ebmvk.sweeps.planned import PlannedRun
 
@@ -38,6 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """{table: {experiment: training flags}}. The others are compared with the first experiment.
 `infinito` has the five experiments of the system of that name."""
+MODEL = "infinito"  # whose settings the experiments of every table change
 SAME = 0.01  # nats per token; smaller differences of two runs count as none
 LAST = 50  # steps; training figures are means over the last ones
 
@@ -104,6 +107,7 @@ def figures(run: PlannedRun) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "nats_per_token": end["validation"]["nats_per_token"],
         "ppl": end["validation"]["ppl_token"],
+        "validation_tokens": end["validation"]["tokens"],
         "train_ppl": math.exp(mean(row["parts"]["ce"] for row in last)),
         "minutes": end["progress"]["seconds"] / 60,
         "tokens": end["progress"]["tokens"],
@@ -141,6 +145,8 @@ def _check_same_text(runs: Sequence[PlannedRun]) -> None:
 
 
 def _verdict(row: Mapping[str, Any], base: Mapping[str, Any] | None, best: float) -> str:
+    if row["validation_tokens"] < ENOUGH:
+        return too_short(row["validation_tokens"])
     said = []
     if base:
         change = row["nats_per_token"] - base["nats_per_token"]

@@ -1,4 +1,4 @@
-"""Lines that a run prints about its evaluations, its consolidations and its result."""
+"""Lines that a run prints about its evaluations and its consolidations."""
 
 from __future__ import annotations
 
@@ -46,16 +46,6 @@ def not_finite(bad: str) -> str:
     bad: the name of a tensor, or the engine's message about a tensor that it refused.
     """
     return f"training diverged ({bad})" if " needed" in bad else f"{bad} is not finite"
-
-
-def result(found: Likelihood, base: Likelihood) -> str:
-    """A sentence that compares the model with the trigram on the same tokens."""
-    mine, other = found.bits_per_byte, base.bits_per_byte
-    verdict = "the model has learned more than a trigram" if mine < other else "a trigram is still better"
-    return (
-        f"{verdict}: {tables.number(mine, '.3f')} bits per byte of validation text, "
-        f"{tables.number(other, '.3f')} for the trigram (lower is better)"
-    )
 
 
 def details(found: Likelihood, base: Likelihood, gain: Mapping[str, Any] | None) -> Iterator[str]:

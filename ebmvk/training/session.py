@@ -152,8 +152,7 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     for line in (f"text        {job.corpus.reason}", *levels):
         voice.say(line)
     device = open_device(config.run.device)
-    layers = f"; the layers run on the {device.torch}" if device.backend.name == "vulkan" else ""
-    voice.say(f"device      {device.reason}{layers}")
+    voice.say(f"device      {device.told}")
     if ranks.size > 1:
         rows = config.training.batch_size
         voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows")
@@ -215,7 +214,7 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
         facts = _facts(job, trainer, ready.device)
         for line in summary.opening(config, facts):
             monitor.say(line)
-        for line in summary.settings(job):
+        for line in summary.details(job, facts):
             monitor.detail(line)
         monitor.record("resume" if found else "start", done, facts | ready.told)
         del found

@@ -11,9 +11,9 @@ from typing import Any
 from ebmvk.config.schema import Config, Source, concerns, flag, items
 from ebmvk.config.schema import replace as replace_values
 from ebmvk.config.sizes import derive
+from ebmvk.host import terminal
 from ebmvk.host.invocation import invocation
 from ebmvk.host.resources import amount
-from ebmvk.host.terminal import printable
 from ebmvk.runs.layout import SAMPLES_FILE
 from ebmvk.training import optim
 from ebmvk.training.job import Job
@@ -26,31 +26,34 @@ SAYS: dict[Source, str] = {
     "stage": "by stage",
     "derived": "derived",  # from the text, the processor, or another value
 }
+LEFT = terminal.LABEL + len("1  …")  # columns of a sample's line that aren't its text
 JUMP = 1.25  # a learning rate that changes by this factor or more is reported
-SAMPLES, SHOWN = 3, 100  # samples at the end of a run, and characters of each
+SAMPLES, SHOWN = 3, 100  # samples at the end of a run, and characters of each, if the terminal has the room
 
 
 def opening(config: Config, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Lines on the sizes of the text, the model and the run. facts: the row that starts a run."""
+    """Lines on the model and the run. facts: the row that starts a run."""
+    model, training = config.model, config.training
+    yield (
+        f"model       {model.model}, size {config.run.size}: {facts['parameters']:,} parameters, "
+        f"{model.n_layers} layers of width {model.latent_dim}"
+    )
+    yield (
+        f"training    {training.steps:,} steps of {training.windows_per_step} × {config.data.seq_length} tokens, "
+        f"{training.steps / facts['steps_per_epoch']:.2g} epochs of {facts['text']['train']['tokens']:,}"
+    )
+    yield from unknown(facts["text"])
+
+
+def details(job: Job, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for --verbose: sizes of the text, and the settings that differ from the defaults of the
+    size, by where they came from.
+    """
     train, validation = facts["text"]["train"], facts["text"]["validation"]
     yield (
         f"tokens      {train['tokens']:,} to train on ({amount(train['bytes'])}), "
         f"{validation['tokens']:,} to validate, vocabulary {facts['vocabulary']:,}"
     )
-    model, training = config.model, config.training
-    yield (
-        f"model       {model.model}, size {config.run.size}: {facts['parameters']:,} parameters, "
-        f"{model.n_layers} layers of width {model.latent_dim}, {training.precision}"
-    )
-    yield (
-        f"training    {training.steps:,} steps of {training.windows_per_step} × {config.data.seq_length} tokens, "
-        f"{training.steps / facts['steps_per_epoch']:.2g} epochs; loss in nats per token"
-    )
-    yield from unknown(facts["text"])
-
-
-def settings(job: Job) -> Iterator[str]:
-    """Lines on the settings that differ from the defaults of the size, by where they came from."""
     config, shown = job.config, dict[str, list[str]]()
     usual = replace_values(Config(), derive(config.run.size, None))
     for (section, name, value), (_, _, common) in zip(items(config), items(usual), strict=True):
@@ -101,16 +104,16 @@ def samples(folder: Path) -> Iterator[str]:
     _, *parts = re.split(r"(?m)^--- step (\d+), sample \d+\b.*$", text)
     steps, texts = parts[::2], parts[1::2]
     newest = [own for step, own in zip(steps, texts, strict=True) if step == steps[-1]]
+    room = min(SHOWN, (terminal.width() or SHOWN + LEFT) - LEFT)
     for number, own in enumerate(newest[:SAMPLES], start=1):
         line = " ".join(own.split())
-        cut = line[:SHOWN] + ("…" if len(line) > SHOWN else "")
-        yield f"{'samples' if number == 1 else '':<12}{number}  {printable(cut)}"
+        line = terminal.printable(line)
+        yield f"{'samples' if number == 1 else '':<12}{number}  {line[:room]}{'…' if len(line) > room else ''}"
 
 
 def next_steps(folder: Path, *, tested: bool) -> Iterator[str]:
     """Commands to run next. tested: the corpus has a test split."""
     at = f"--checkpoint {shlex.quote(str(folder))}"
-    yield "next        write text, measure the exact likelihood, or see what to change:"
-    yield f"  {invocation('generate')} {at}"
-    yield f"  {invocation('evaluate')} {at}{' --split test' if tested else ''}"
-    yield f"  {invocation('diagnose')} {at} --report"
+    yield f"next        {invocation('generate')} {at}"
+    yield f"            {invocation('evaluate')} {at}{' --split test' if tested else ''}"
+    yield f"            {invocation('diagnose')} {at} --report"

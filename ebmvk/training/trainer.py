@@ -36,6 +36,7 @@ from ebmvk.monitoring.advice import advice
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
+from ebmvk.report.trigram import against_trigram
 from ebmvk.runs import checkpoint, steps
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import check_same_text, digest, model_record
@@ -370,7 +371,7 @@ class Trainer:
             self.progress = dataclasses.replace(
                 self.progress, best_step=step, best_nats=found.nats_per_token, best_tokens=found.tokens
             )
-        self.monitor.say(f"step {step}: {lines.evaluated(found, best=improved)}")
+        self.monitor.evaluated(f"step {step}: {lines.evaluated(found, best=improved)}")
         return improved
 
     def _finish(self) -> None:
@@ -387,7 +388,7 @@ class Trainer:
         self.monitor.record("end", self.progress.step, record | {"progress": dataclasses.asdict(self.progress)})
         for line in lines.details(found, base, gain):
             self.monitor.detail(line)
-        self.monitor.say(f"result      {lines.result(found, base)}")
+        self.monitor.say(f"result      {against_trigram(found.record(), base.record())}")
         for line in advised:
             self.monitor.say(f"advice      {line}")
 

@@ -381,8 +381,13 @@ def test_builtin_text_can_be_trained_evaluated_and_continued(ebmvk: Command, tmp
     assert said.status == 0, said.err
     assert "documentation topics" in said.out
     assert " train --resume --run-dir" in said.out
-    said = ebmvk("evaluate", "--checkpoint", run, "--split", "test", "--limit", 50, "--device", device, "--json")
-    assert json.loads(said.out)["split"] == "test"
+    score = ("evaluate", "--checkpoint", run, "--split", "test", "--limit", 50, "--device", device)
+    assert json.loads(ebmvk(*score, "--json").out)["split"] == "test"
+    lines = ebmvk(*score).out.replace(str(run), "RUN").splitlines()
+    assert sum(line.count("builtin") for line in lines) == 1
+    assert "scored                the beginning of the test split" in lines
+    (told,) = (line for line in lines if line.startswith("device "))
+    assert device != "cpu" or told.lower().count("cpu") == 1
     assert ebmvk("generate", "--checkpoint", run, "--max-tokens", 2, "--device", device).status == 0
 
 

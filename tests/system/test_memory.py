@@ -423,6 +423,7 @@ def test_without_static_splats_only_the_episodic_tier_exists(
     shutil.copytree(trained, folder)
     said = ebmvk("memory", "--checkpoint", folder, "--splats", 0, "--device", device)
     assert said.status == 0, said.err
+    assert re.search(r"episodic +kappa 5, share [0-9.]+: [0-9.]+ nats per token on [0-9,]+ tokens\n", said.out)
     assert set(_evaluate(ebmvk, folder, device, "--memory", "episodic")["tiers"]) == {"none", "calibrated", "episodic"}
     said = ebmvk("evaluate", "--checkpoint", folder, "--device", device, "--memory", "both")
     assert said.status == 2

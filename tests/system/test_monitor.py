@@ -52,8 +52,9 @@ def test_rows_have_memory_trend_and_time_left(trained: Path) -> None:
     assert [row["step"] for row in told] == [2, 4, 6, 8]  # --log-every 2
     for row in told:
         assert 0 < row["memory"].get("resident", 1) <= row["memory"]["peak"]
-        assert row["left"] >= 0
-    assert told[-1]["left"] == 0
+    # Five steps after the first one tell how long a step takes.
+    assert ["left" in row for row in told] == [False, False, True, True]
+    assert told[-2]["left"] > told[-1]["left"] == 0
     energies = [row["parts"]["ce"] for row in steps]
     slope = sum((2 * i - 7) * energy for i, energy in enumerate(energies)) / 84  # least squares over eight steps
     assert told[-1]["energy_trend"] == pytest.approx(100 * slope)
@@ -252,8 +253,9 @@ def consolidated(tmp_path_factory: pytest.TempPathFactory, text: Path, tiny: Pat
 
 def test_a_file_gets_a_line_now_and_then_and_every_figure_with_verbose(consolidated: Path) -> None:
     lines = _shown(consolidated).splitlines()
-    assert [re.match(r"step \d/8  loss \d\.\d{3}  (validation \d\.\d{3}  )?[\d,]+ tokens/s  .* left$", line)
+    assert [re.match(r"step \d/8  loss \d\.\d{3}  (validation \d\.\d{3}  )?[\d,]+ tokens/s(  .* left)?$", line)
             is not None for line in lines] == [True] * 4  # fmt: skip
+    assert ["left" in line for line in lines] == [False, False, True, True]
     assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
     assert ["validation" in line for line in lines] == [False, False, True, True]
     verbose = _shown(consolidated, verbose=True)
@@ -305,6 +307,27 @@ def test_the_time_of_a_run_is_printed_once_after_its_first_steps(seconds: float,
     said = console.export_text()
     assert said.count("time  ") == 1
     assert told in said  # the first step warms up and doesn't count
+
+
+@pytest.mark.parametrize(("seconds", "known_at"), [(1.0, 6), (30.0, 2)])
+def test_the_first_estimate_does_not_count_set_up_and_first_step(
+    seconds: float, known_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setting up takes 1,000 s and the first step 100 s; every other one takes `seconds`."""
+    clock = [0.0]
+    monkeypatch.setattr("ebmvk.monitoring.monitor.time.perf_counter", lambda: clock[0])
+    console = Console(record=True, width=200, file=io.StringIO())
+    display = Display(quiet=False, log_every=1, total=11, done=0, console=console)
+    with Monitor(tmp_path, quiet=False, log_every=1, total=11, done=0, display=display) as monitor:
+        clock[0] += 1000
+        for step in range(1, 12):
+            own = {"loss": 1.0, "lr": 0.1, "seconds": 100.0 if step == 1 else seconds, "tokens_per_second": 1.0}
+            clock[0] += own["seconds"]
+            monitor.step(step, own | {"parts": {"ce": 1.0}})
+    told = {row["step"]: row.get("left") for row in rows(tmp_path, "step")}
+    assert told == {step: seconds * (11 - step) if step >= known_at else None for step in range(1, 12)}
+    lines = [line for line in console.export_text().splitlines() if line.startswith("step ")]
+    assert sum("estimating time left" in line for line in lines) == known_at - 1
 
 
 def test_the_time_is_printed_early_if_steps_are_slow() -> None:

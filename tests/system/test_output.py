@@ -91,6 +91,22 @@ def test_progress_on_a_terminal_is_one_line_that_never_wraps(
     assert any("loss" in piece for piece in progress)
 
 
+def test_a_run_on_a_terminal_prints_at_most_fifteen_lines(begun: Sequence[object]) -> None:
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 250, 0, 0))
+    size = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
+    process = subprocess.Popen(program(*begun), stdout=terminal, stderr=terminal, env=os.environ | size)
+    os.close(terminal)
+    shown = b"".join(_read(leader)).decode()
+    assert process.wait() == 0, shown
+    pieces = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split("\n")
+    lines = [line for piece in pieces if (line := piece.rstrip("\r").rpartition("\r")[2].rstrip())]
+    kept = [line for line in lines if not line.startswith("step ")]  # the progress line, which is taken away
+    labels = ("text", "device", "run folder", "model", "training", "time", "result", "samples", "report", "next")
+    assert [label for label in labels if not any(line.startswith(f"{label:<12}") for line in kept)] == []
+    assert len(kept) <= 15, "\n".join(kept)
+
+
 def _read(leader: int) -> Iterator[bytes]:
     """Everything written to a terminal until its last user closes it."""
     with contextlib.suppress(OSError):  # Linux reports the end as an error

@@ -12,13 +12,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ebmvk as package
-from ebmvk import Model, Strategy
+from ebmvk import Diagnosed, Energy, Evaluated, Model, NearSplat, NearToken, Strategy, Trained
+from ebmvk.cli.signatures import UNSETTLED
+from ebmvk.cli.train import asked
+from ebmvk.config.models import MODELS
+from ebmvk.config.schema import SIZES, items
 
 FUNCTIONS = ("diagnose", "evaluate", "export", "train")
 
@@ -36,11 +42,23 @@ def test_a_signature_has_the_settings_of_its_command(name: str) -> None:
 def test_settings_have_types_and_defaults() -> None:
     own = inspect.signature(package.train).parameters
     assert {"size", "dataset", "steps", "learning_rate", "run_dir", "resume", "preset"} <= set(own)
-    assert str(own["batch_size"]) == "batch_size: int = 32"
+    assert str(own["grad_clip"]) == "grad_clip: float = 1.0"
+    assert str(own["batch_size"]) == "batch_size: int = ..."
     assert (own["run_dir"].annotation, own["run_dir"].default) == (Path | None, None)
     assert "dry_run" not in own
     inspect.signature(package.train).bind(size="nano", lr=1e-3)
     assert "limit: int | None = None" in pydoc.render_doc(package.evaluate)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_signature_of_train_shows_no_default_that_a_run_does_not_use(size: str, model: str) -> None:
+    given = ("--size", size, "--model", model, "--dataset", "builtin")
+    used = {name: value for _, name, value in items(asked(given)[1].config)}
+    shown = {name: own.default for name, own in inspect.signature(package.train).parameters.items()}
+    wrong = {name for name in used.keys() - {"size", "model"} if shown[name] not in (UNSETTLED, used[name])}
+    assert wrong == set()
+    assert "`...`" in pydoc.render_doc(package.train)
 
 
 @pytest.mark.parametrize("method", [Model.generate, Model.generate_all, Model.stream])
@@ -65,6 +83,30 @@ def test_completion_shows_public_names_only(trained: Path, device: str) -> None:
     assert {"d", "embed", "generate", "neighbors", "open", "stream"} <= set(dir(model))
     assert not [name for name in dir(model) if name.startswith("_")]
     assert repr(model) == f"<ebmvk.Model {model.name}>"
+
+
+def _results() -> Iterator[tuple[Any, str]]:
+    """(result with long contents, what its `repr` begins with)."""
+    figures = {"bits_per_byte": 2.0641, "record": "x" * 1000}
+    trained = partial(Trained, outcome="finished", step=300, validation=figures, trigram=figures | {"bits_per_byte": 2})
+    yield trained(Path("runs/first")), "Trained(runs/first, finished at step 300, 2.064 bits per byte (trigram 2.000))"
+    yield trained(Path("/long" * 40 + "/last")), "Trained(…"
+    yield Trained(Path("runs/first"), "stopped", 2, None, None), "Trained(runs/first, stopped at step 2)"
+    evaluated = Evaluated(3.01, 20.31, None, 2.1423, 29_734, 0, 60_305, figures)
+    yield evaluated, "Evaluated(2.1423 bits per byte, perplexity 20.31 per token, 29,734 tokens)"
+    yield Diagnosed("converged", "is flat " * 40, ["one"], figures), "Diagnosed(converged, 1 recommendation, is flat"
+    yield Diagnosed(None, None, [], figures), "Diagnosed(no verdict, 0 recommendations)"
+    yield Energy(["a"] * 1000, torch.ones(1000).double()), "Energy(1,000 tokens, 1000.0000 nats)"
+    yield NearToken(5, " of", 0.9), "NearToken(id=5, text=' of', cosine=0.9)"
+    tokens = [(f" word{i}", 0.1) for i in range(50)]
+    yield NearSplat(3, 0.9, 12.0, 40.5, tokens), "NearSplat(id=3, cosine=0.9000, mass=40.5, ' word0' 0.10 ' word1' 0.10"
+
+
+@pytest.mark.parametrize(("result", "begins"), list(_results()), ids=[begins[:20] for _, begins in _results()])
+def test_a_result_is_shown_as_one_short_line(result: Any, begins: str) -> None:
+    assert repr(result).startswith(begins)
+    assert len(repr(result)) <= 100
+    assert "\n" not in repr(result)
 
 
 class _AnyOutput(doctest.OutputChecker):

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from ebmvk.cli import app, help_page
+from ebmvk.cli import app, help_page, running
 from ebmvk.cli.commands import COMMANDS, GROUPS
 from ebmvk.cli.completion import SHELLS, script
 from ebmvk.cli.parsing import parse
-from ebmvk.errors import ConfigError
+from ebmvk.config.flags import flags_of
+from ebmvk.errors import INTERRUPTED, ConfigError
 from ebmvk.host import invocation
 
 
@@ -51,6 +52,29 @@ def test_the_help_of_a_flag_is_the_comment_at_its_field() -> None:
         ("--[no-]loud", "Off.", "", "Sound"),
         ("--[no-]soft", "", "on", "Options"),
     ]
+
+
+def test_a_dataclass_in_a_command_stands_for_the_flags_of_its_fields() -> None:
+    @dataclass(frozen=True)
+    class Both:
+        made: Outer = field(default_factory=lambda: Outer(Inner()))
+        last: int = 1
+
+    names = ["--where", "--loud", "--soft", "--width", "--kind", "--last", "--no-loud", "--no-soft"]
+    assert sorted(flags_of(Both)) == sorted(names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupted_command_mentions_saved_work_only_if_it_saves_any(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_written", interrupted)
+    assert app.main([command]) == INTERRUPTED
+    saves = command in ("train", "pretrain", "sweep", "memory")
+    assert capsys.readouterr().err == ("interrupted; what was saved is intact\n" if saves else "interrupted\n")
 
 
 def test_help_shows_only_common_flags_and_help_all_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from ebmvk.report.run.likelihood import remarks
 from ebmvk.report.run.source import Run
 from ebmvk.report.run.summary import tiles
 from ebmvk.report.section import Picture
-from ebmvk.report.tables import against_trigram, below, interval, number, per_word, percent, why_no_word
+from ebmvk.report.tables import below, interval, number, per_word, percent, why_no_word
+from ebmvk.report.trigram import against_trigram
 from ebmvk.runs.metrics import History
+from ebmvk.sweeps.experiments import _verdict
 from ebmvk.training.lines import consolidated
 
 NAN, INF = math.nan, math.inf
@@ -135,11 +138,40 @@ def test_a_text_without_words_gets_no_tile_per_word_and_a_reason() -> None:
 # ---- comparisons ---------------------------------------------------------------------------------
 
 
-def test_a_model_worse_than_the_trigram_is_called_worse() -> None:
-    worse = against_trigram(_row(3.0), _row(2.5))
-    assert worse.startswith("the trigram on the same tokens is better")
-    assert against_trigram(_row(2.5), _row(3.0)).startswith("the model is better than the trigram")
-    assert worse[0].upper() + worse[1:] + "." in list(remarks(_run(_history(own=_row(3.0), base=_row(2.5)))))
+@pytest.mark.parametrize(
+    ("own", "base", "said", "banner"),
+    [
+        (2.5, 3.0, "the model beats the trigram: 0.902 bits per byte against 1.082", "Better than the trigram"),
+        (3.0, 2.5, "the trigram still beats the model: 0.902 bits per byte against 1.082", "Worse than the trigram"),
+    ],
+)
+def test_the_model_and_the_trigram_are_compared_in_one_way(own: float, base: float, said: str, banner: str) -> None:
+    long = {"tokens": 2000, "bytes": 8000}
+    assert against_trigram(_row(own, **long), _row(base, **long)) == said
+    run = _run(_history(own=_row(own, **long), base=_row(base, **long)))
+    sentence = f"{said[0].upper()}{said[1:]}."
+    assert sentence in list(remarks(run))
+    page = re.sub("<[^>]*>", "", run_page.page(run))
+    assert banner in page
+    assert page.count(sentence) == 2
+    assert ("caught up with the trigram" in page) == (own > base)
+
+
+@pytest.mark.parametrize(("own", "base"), [(2.5, 3.0), (3.0, 2.5)])
+def test_a_short_text_is_not_compared_with_the_trigram(own: float, base: float) -> None:
+    short = {"tokens": 3, "words": 2, "bytes": 11}
+    said = against_trigram(_row(own, **short), _row(base, **short))
+    assert said.endswith("; too short to compare: 3 tokens of validation; give at least 1,280")
+    page = re.sub("<[^>]*>", "", run_page.page(_run(_history(own=_row(own, **short), base=_row(base, **short)))))
+    assert "too short to compare: 3 tokens of validation; give at least 1,280." in page
+    for claim in ("Better than", "Worse than", "beats", "below the trigram", "above the trigram", "caught up"):
+        assert claim not in page
+
+
+def test_a_short_text_gives_a_sweep_no_verdicts() -> None:
+    row = {"nats_per_token": 3.0, "train_ppl": 20.0, "validation_tokens": 1279}
+    assert _verdict(row, None, 3.0) == "too short to compare: 1,279 tokens of validation; give at least 1,280"
+    assert _verdict(row | {"validation_tokens": 1280}, None, 3.0) == "best"
 
 
 def test_the_trigram_is_drawn_only_if_it_read_the_same_tokens() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ebmvk.report.run.source import Run
 from ebmvk.report.section import Section, Shown
-from ebmvk.report.tables import Table, against_trigram, number, per_word, why_no_word
+from ebmvk.report.tables import Table, number, per_word, why_no_word
+from ebmvk.report.trigram import against_trigram
 from ebmvk.runs.metrics import Row
 
 HEAD = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ebmvk.report.run.source import Run
-from ebmvk.report.section import Banner, Section, Shown, Tile
+from ebmvk.report.section import Banner, Section, Shown, State, Tile
 from ebmvk.report.tables import Table, duration, number, per_word, percent
+from ebmvk.report.trigram import Verdict, against_trigram, verdict
 from ebmvk.runs.metrics import History, Row
 
 
@@ -33,10 +34,15 @@ def _result(run: Run) -> Shown:
 def _against_trigram(history: History) -> Iterator[Banner]:
     if not history.end:
         return
-    own, base = (history.end[name]["bits_per_byte"] for name in ("validation", "trigram"))
-    figures = f"{number(own, '.3f')} bits per byte; the trigram has {number(base, '.3f')} on the same tokens."
-    word, state = ("Better than the trigram", "good") if own < base else ("Worse than the trigram", "bad")
-    yield Banner(word, figures, state="good" if state == "good" else "bad")
+    own, base = history.end["validation"], history.end["trigram"]
+    words: dict[Verdict, tuple[str, State]] = {
+        "better": ("Better than the trigram", "good"),
+        "worse": ("Worse than the trigram", "bad"),
+        "too short": ("Too short to compare", "doubt"),
+    }
+    word, state = words[verdict(own, base)]
+    said = against_trigram(own, base)
+    yield Banner(word, f"{said[0].upper()}{said[1:]}.", state=state)
 
 
 def tiles(run: Run) -> Iterator[Tile]:
@@ -61,6 +67,8 @@ def _where(history: History) -> str:
     """Which text the first figure is for, and how it compares."""
     if not history.end:
         return "part of validation"
+    if verdict(history.end["validation"], history.end["trigram"]) == "too short":
+        return "all of validation"
     own, base = (history.end[name]["bits_per_byte"] for name in ("validation", "trigram"))
     change = 1 - own / base
     return f"{percent(abs(change))} {'below' if change >= 0 else 'above'} the trigram's {number(base, '.3f')}"
@@ -90,7 +98,7 @@ def _next(run: Run) -> list[str]:
 def _longer(run: Run) -> Iterator[str]:
     """What to do if the trigram is better and training itself had no advice."""
     end = run.history.end
-    if end and end["validation"]["bits_per_byte"] > end["trigram"]["bits_per_byte"]:
+    if end and verdict(end["validation"], end["trigram"]) == "worse":
         command = f"`python -m ebmvk.train --resume --run-dir {run.path} --steps {2 * end['step']}`"
         yield f"The model has not caught up with the trigram; train longer: {command}"
 
