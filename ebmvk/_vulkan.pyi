@@ -98,9 +98,17 @@ class Count:
     @property
     def calls(self) -> int: ...
     @property
+    def seconds(self) -> float: ...
+    @property
+    def submissions(self) -> int: ...
+    @property
     def dispatches(self) -> int: ...
     @property
-    def seconds(self) -> float: ...
+    def barriers(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
 
 class Points:
     @property
@@ -177,6 +185,9 @@ class Engine:
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
 
+    def move_words(self, words: list[int], moves: list[tuple[int, int, int]]) -> list[int]:
+        """The words after moves within one device buffer, each (from, to, number of words)."""
+
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
         """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes
         on the device."""
@@ -218,6 +229,15 @@ def kernels() -> list[tuple[str, Variant, Storage]]:
 
 def tilings(device: Capabilities) -> list[tuple[int, str]]:
     """From how many queries on which tiling of the scores is chosen."""
+
+def barriers_between(commands: list[list[tuple[int, int, int, bool]]]) -> list[bool]:
+    """For each command, whether a barrier is needed before it.
+
+    A command is given by the ranges that it touches: buffer, begin, end, and whether it writes.
+    """
+
+def arrange(tensors: list[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
+    """Offsets in one allocation, and its size, for tensors (bytes, first node, last node)."""
 
 def loader_version() -> int:
     """As VK_API_VERSION; Unavailable where there is no loader."""

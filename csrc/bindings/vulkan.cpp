@@ -1,6 +1,7 @@
 // The Python side of the Vulkan engine: NumPy arrays in and out. Shapes are checked again here, so
 // that no call from Python reads or writes outside an array; the caller checks values.
 #include "bindings/gil.h"
+#include "bindings/planning.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
@@ -330,6 +331,7 @@ void register_device(py::module_& module) {
 PYBIND11_MODULE(_vulkan, module) {
   register_errors(module);
   register_device(module);
+  register_planning(module);
   py::enum_<SphereOp>(module, "SphereOp")
       .value("projx", SphereOp::projx)
       .value("proju", SphereOp::proju)
@@ -339,8 +341,12 @@ PYBIND11_MODULE(_vulkan, module) {
       .value("dist", SphereOp::dist);
   py::class_<Count>(module, "Count")
       .def_readonly("calls", &Count::calls)
-      .def_readonly("dispatches", &Count::dispatches)
-      .def_readonly("seconds", &Count::seconds);
+      .def_readonly("seconds", &Count::seconds)
+      .def_readonly("submissions", &Count::submissions)
+      .def_property_readonly("dispatches", [](const Count& count) { return count.traffic.dispatches; })
+      .def_property_readonly("barriers", [](const Count& count) { return count.traffic.barriers; })
+      .def_property_readonly("bytes_up", [](const Count& count) { return count.traffic.up; })
+      .def_property_readonly("bytes_down", [](const Count& count) { return count.traffic.down; });
   py::class_<Points, std::shared_ptr<Points>>(module, "Points")
       .def("update", &update_points)
       .def_property_readonly("n", &Points::n)
@@ -360,6 +366,15 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("accumulate", &accumulate)
       .def("topk", &topk)
       .def("probe", &probe)
+      .def(
+          "move_words",
+          [](Engine& engine, const std::vector<std::uint32_t>& words,
+             const std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>>& moves) {
+            std::vector<Move> checked;
+            for (const auto& [from, to, n] : moves) checked.push_back({from, to, n});
+            return engine.move_words(words, checked);
+          },
+          py::call_guard<ReleaseGil>())
       .def("time_copy", &Engine::time_copy, py::call_guard<ReleaseGil>())
       .def("time_fma", &Engine::time_fma, py::call_guard<ReleaseGil>())
       .def("time_product", &Engine::time_product, py::call_guard<ReleaseGil>())

@@ -144,11 +144,19 @@ class LangevinResult:
 
 @dataclass(frozen=True)
 class OpCount:
-    """How often an operation ran. dispatches: native ones; 0 on backends without a device queue."""
+    """How often an operation ran, and what it did on a device with a queue; 0 elsewhere.
+
+    dispatches, submissions, barriers: their number. bytes_up, bytes_down: moved from the host to
+    the device, and back.
+    """
 
     calls: int
     dispatches: int
     seconds: float
+    submissions: int = 0
+    barriers: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 class Backend(Protocol):

@@ -6,6 +6,7 @@ of shards; they may differ in the last bits between devices.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ebmvk import _vulkan
+
+COUNTED = tuple(field.name for field in dataclasses.fields(OpCount))
 
 
 def _cache_dir() -> str:
@@ -123,7 +126,7 @@ class Vulkan:
         with self._errors("counts"):
             counts = self._engine.counts()
         return MappingProxyType(
-            {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in counts.items()}
+            {name: OpCount(**{key: getattr(count, key) for key in COUNTED}) for name, count in counts.items()}
         )
 
     def points(self, points: Tensor, storage: Storage = "float32") -> VulkanPoints:

@@ -1,4 +1,5 @@
-// How the scoring kernels store a score. params: rows, columns, first point in this shard, its id.
+// How the scoring kernels store a score. params: rows, columns, first point in this shard, its id,
+// -, first query.
 #ifndef EBMVK_STORE_SCORE_GLSL
 #define EBMVK_STORE_SCORE_GLSL
 #include "score.glsl"
@@ -10,7 +11,7 @@
 // becomes infinite, so that the point is kept and the row counts as not proved.
 float upper_bound(float value, uint row, uint id) {
     float weight = scaled != 0u ? abs(scale[id]) : 1.0;
-    precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[row] * radius[id])) + 1e-37;
+    precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[params[5] + row] * radius[id])) + 1e-37;
     precise float bound = value + margin;
     return (floatBitsToUint(bound) & 0x7fffffffu) > 0x7f800000u ? uintBitsToFloat(0x7f800000u) : bound;
 }

@@ -15,7 +15,7 @@ void main() {
 
     uint query_at[RESULTS_ROWS];
     uint point_at[RESULTS_COLUMNS];
-    for (uint i = 0u; i < RESULTS_ROWS; ++i) query_at[i] = min(row + i, params[0] - 1u) * quads;
+    for (uint i = 0u; i < RESULTS_ROWS; ++i) query_at[i] = (params[5] + min(row + i, params[0] - 1u)) * quads;
     for (uint j = 0u; j < RESULTS_COLUMNS; ++j)
         point_at[j] = (params[2] + min(column + j * GROUP, params[1] - 1u)) * quads;
 

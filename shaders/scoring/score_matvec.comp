@@ -15,7 +15,7 @@ void main() {
     uint query_at[RESULTS_ROWS];
     for (uint i = 0u; i < RESULTS_ROWS; ++i) {
         sums[i] = 0.0;
-        query_at[i] = min(row + i, params[0] - 1u) * quads;
+        query_at[i] = (params[5] + min(row + i, params[0] - 1u)) * quads;
     }
     barrier();
 

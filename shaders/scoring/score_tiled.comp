@@ -22,7 +22,7 @@ void load_slices(uint first_quad) {
     for (uint n = gl_LocalInvocationIndex; n < DEPTH * TILE_ROWS; n += 256u) {
         uint q = first_quad + n % DEPTH;
         uint row = first_row + n / DEPTH;
-        query_slice[n % DEPTH][n / DEPTH] = q < quads && row < params[0] ? queries[row * quads + q] : vec4(0.0);
+        query_slice[n % DEPTH][n / DEPTH] = q < quads && row < params[0] ? queries[(params[5] + row) * quads + q] : vec4(0.0);
     }
     for (uint n = gl_LocalInvocationIndex; n < DEPTH * TILE_COLUMNS; n += 256u) {
         uint q = first_quad + n % DEPTH;

@@ -5,7 +5,7 @@
 // block in order of id. A radix search finds the k-th largest score; if there are ties, a second
 // search finds the last candidate to keep. The candidates up to that one are collected in any order
 // and sorted by (score descending, id ascending). params: rows, columns, -, id of the first column,
-// kept.
+// kept, first query.
 #version 450
 #include "interface.glsl"
 
@@ -111,7 +111,7 @@ void sort_best() {
 void main() {
     if (gl_WorkGroupID.x >= params[0]) return;
     row_of_scores = gl_WorkGroupID.x * stride;
-    row_of_best = gl_WorkGroupID.x * k;
+    row_of_best = (params[5] + gl_WorkGroupID.x) * k;
     uint count = params[4] + params[1];
     uint keep = min(k, count);
 

@@ -1,6 +1,6 @@
-// The limits of the device, for benchmarks: copies between its buffers, fused multiply-adds in
-// registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission
-// to completion, as in Program::run.
+// For tests: moves within a buffer. The limits of the device, for benchmarks: copies between its buffers, fused
+// multiply-adds in registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission to
+// completion, as in Program::run.
 #include "vulkan/ops/engine.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/errors.h"
@@ -27,6 +27,27 @@ void fill(Device& device, const std::vector<const Buffer*>& buffers) {
 }
 
 }  // namespace
+
+std::vector<std::uint32_t> Engine::move_words(std::vector<std::uint32_t> words, const std::vector<Move>& moves) {
+  Call call(*this, "move_words");
+  const auto width = static_cast<std::uint32_t>(words.size());
+  Table table(device_, 1, width, width, Buffer::Kind::readback);
+  table.write(words.data(), 1);
+  Program program(device_);
+  program.copy(table.on_host(), table.on_device());
+  for (const auto& move : moves) {
+    if (move.count == 0 || move.count > width || std::max(move.from, move.to) > width - move.count)
+      throw std::invalid_argument("a move outside the words");
+    program.copy(View(table.on_device(), 4 * move.from, 4 * move.count),
+                 View(table.on_device(), 4 * move.to, 4 * move.count));
+  }
+  program.copy(table.on_device(), table.on_host());
+  program.finish();
+  call.run(program);
+  table.read(words.data(), 1);
+  call.count();
+  return words;
+}
 
 std::vector<double> Engine::time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats) {
   Call call(*this, "ceilings");
@@ -68,8 +89,8 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   const Buffer scores(device_, Buffer::Kind::device, checked_product(std::uint64_t{4} * rows, columns));
   const Buffer unused(device_, Buffer::Kind::device, 16);
   fill(device_, {&queries, &points});
-  const std::uint32_t words[5] = {rows, columns, 0, 0, 0};
-  std::copy_n(words, 5, params.as<std::uint32_t>());
+  const std::uint32_t words[6] = {rows, columns, 0, 0, 0, 0};
+  std::copy_n(words, 6, params.as<std::uint32_t>());
   const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
   Program program(device_);
   program.kernel(kernels_.get(tiling.kernel, tiling.group, tiling.constants(), Storage::float32),

@@ -42,16 +42,23 @@ struct EnergyWork {
   }
 };
 
+// Steps are done in dispatches, each with its own scalars. The plan of a call has up to this many;
+// longer calls take several plans.
+constexpr std::uint32_t kDispatches = 16;
+constexpr std::uint64_t kSlotBytes = 256;  // of a dispatch's params: a multiple of every alignment
+
+// The program's sections: the first dispatch and the uploads before it, the other dispatches, and the
+// read-back.
 struct LangevinWork {
   Buffer params;
   Table x, v, level_table, level_end, diagnostics;
   Candidates candidates;
-  Program load, steps, store;
+  Program program;
 
   // Push is kernels::Langevin or kernels::Ghmc.
   template <typename Push>
   LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan)
-      : params(engine.device(), Buffer::Kind::upload, 48),
+      : params(engine.device(), Buffer::Kind::upload, kSlotBytes * kDispatches),
         x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         level_table(engine.device(), push.level_rows == 1 ? 1 : capacity, 8 * push.levels, 8 * push.levels,
@@ -59,23 +66,21 @@ struct LangevinWork {
         level_end(engine.device(), 1, push.levels, push.levels, Buffer::Kind::upload),
         diagnostics(engine.device(), capacity, 8, 8, Buffer::Kind::readback),
         candidates(engine, points, capacity, push.k),
-        load(engine.device()),
-        steps(engine.device()),
-        store(engine.device()) {
+        program(engine.device()) {
     for (const auto* table : {&x, &v, &level_table, &level_end, &diagnostics})
-      load.copy(table->on_host(), table->on_device());
-    candidates.record(engine, load, params);
-    load.finish();
+      program.copy(table->on_host(), table->on_device());
+    candidates.record(engine, program, params);
     const auto& pipeline =
         engine.kernels().get(Push::name, plan.group, plan.constants, points.storage(), plan.resident);
-    steps.kernel(pipeline,
-                 {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
-                  candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
-                  level_end.on_device(), x.on_device(), v.on_device(), diagnostics.on_device()},
-                 push, capacity);
-    steps.finish();
-    for (const auto* table : {&x, &v, &diagnostics}) store.copy(table->on_device(), table->on_host());
-    store.finish();
+    for (std::uint32_t i = 0; i < kDispatches; ++i, program.cut())
+      program.kernel(
+          pipeline,
+          {View(params, kSlotBytes * i, 48), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
+           candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
+           level_end.on_device(), x.on_device(), v.on_device(), diagnostics.on_device()},
+          push, capacity);
+    for (const auto* table : {&x, &v, &diagnostics}) program.copy(table->on_device(), table->on_host());
+    program.finish();
   }
 
   void write(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows) {
@@ -97,6 +102,22 @@ struct LangevinWork {
                                static_cast<float>(std::sqrt(-in.temperature * std::expm1(-2 * friction)))};
       std::copy_n(values, 8, entry);
     }
+  }
+
+  // The scalars of a dispatch that does `steps` steps after `done`.
+  void write_dispatch(std::uint32_t slot, const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows,
+                      std::uint32_t done, std::uint32_t steps, bool last) {
+    const auto temperature = static_cast<float>(in.temperature);
+    std::uint32_t values[9] = {rows,
+                               steps,
+                               in.first_step,
+                               in.first_chain + static_cast<std::uint32_t>(begin),
+                               static_cast<std::uint32_t>(in.seed),
+                               static_cast<std::uint32_t>(in.seed >> 32),
+                               done,
+                               last};
+    std::memcpy(values + 8, &temperature, 4);
+    std::copy_n(values, 9, params.as<std::uint32_t>() + kSlotBytes / 4 * slot);
   }
 
   void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done,
@@ -193,28 +214,22 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
                      std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
     LangevinWork& work = workspaces_.get<LangevinWork>(
         key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push, plan); });
-    auto* params = work.params.as<std::uint32_t>();
-    const std::uint32_t head[6] = {rows,
-                                   0,
-                                   in.first_step,
-                                   in.first_chain + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed),
-                                   static_cast<std::uint32_t>(in.seed >> 32)};
-    std::copy_n(head, 6, params);
-    const auto temperature = static_cast<float>(in.temperature);
-    std::memcpy(params + 8, &temperature, 4);
     work.write(in, begin, rows);
-    call.run(work.load);
     std::uint32_t done = 0;
-    do {
+    for (bool first = true; first || done < total; first = false) {
+      // Until the speed is known, the first dispatch runs by itself.
+      const std::uint32_t end = measured(speed) ? kDispatches : 1;
       const auto fit = std::min(units_per_slice(speed, push.flops(rows)), most);
-      params[1] = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
-      params[6] = done;
-      done += params[1];
-      params[7] = done == total;
-      call.run(work.steps, speed.c_str(), params[1] * push.flops(rows));
-    } while (done < total);
-    call.run(work.store);
+      std::uint32_t slot = first ? 0 : 1;
+      do {
+        const auto steps = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
+        work.write_dispatch(slot, in, begin, rows, done, steps, done + steps == total);
+        done += steps;
+        call.add(work.program, slot, speed, steps * push.flops(rows));
+      } while (done < total && ++slot < end);
+      if (done == total) call.add(work.program, kDispatches);
+      call.run();
+    }
     work.read(out, begin, rows, shape.d, total, in.leapfrogs > 0);
     begin += rows;
   }

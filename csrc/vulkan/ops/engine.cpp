@@ -27,12 +27,25 @@ std::vector<KernelSource> Engine::used_kernels() {
   return kernels_.used();
 }
 
-std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
+double Engine::speed(const std::string& kernel) const {
   const auto known = speed_.find(kernel);
   // The speed assumed before anything is measured: so low that the slowest device of its kind stays
   // well under a driver's 2 s.
-  const double speed = known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
-  const double units = speed * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
+  return known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
+}
+
+void Engine::learn(const std::string& kernel, double flops, double seconds, bool first) {
+  // The first run may include compilation. Too little work can't tell speed from overhead.
+  if (first || flops < 1e5 || seconds <= 0) return;
+  const double found = flops / seconds;
+  auto& known = speed_.try_emplace(kernel, found).first->second;
+  // A run can't be faster than its kernel, so believe a higher speed at once but a lower one only by
+  // half.
+  known = std::max(found, 0.5 * (known + found));
+}
+
+std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
+  const double units = speed(kernel) * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
   return static_cast<std::uint64_t>(std::clamp(units, 1.0, 1e12));
 }
 
@@ -52,7 +65,8 @@ Engine::Call::Call(Engine& engine, std::string operation, const Points* points)
     : engine_((engine.device_.require_own_process(), engine)),
       lock_(engine.device_.mutex()),
       operation_(std::move(operation)),
-      start_(std::chrono::steady_clock::now()) {
+      start_(std::chrono::steady_clock::now()),
+      plan_(engine.device_) {
   engine.device_.require_alive();
   if (points && !points->whole()) throw Torn("an earlier update of the points failed and left them half replaced");
 }
@@ -61,15 +75,32 @@ Engine::Call::~Call() {
   if (!ended_) engine_.workspaces_.clear();
 }
 
-void Engine::Call::run(Program& program, const char* kernel, double flops) {
-  const double seconds = program.run();
-  dispatches_ += program.dispatches();
-  if (flops < 1e5 || seconds <= 0) return;  // too little work to tell speed from overhead
-  const double speed = flops / seconds;
-  auto& known = engine_.speed_.try_emplace(kernel, speed).first->second;
-  // The first run may include compilation, so believe a higher speed at once but a lower one only
-  // by half.
-  known = std::max(speed, 0.5 * (known + speed));
+void Engine::Call::add(Program& program, std::uint32_t section, const std::string& kernel, double flops) {
+  plan_.add(program, section, flops > 0 ? flops / engine_.speed(kernel) : 0.0);
+  work_.push_back({kernel, flops});
+}
+
+void Engine::Call::run() {
+  const auto ran = plan_.run();
+  count_.submissions += ran.submissions;
+  count_.traffic += ran.traffic;
+  double all = 0;
+  for (const auto& work : work_) all += work.flops;
+  std::map<std::string, std::pair<double, double>> measured;  // FLOP and seconds of each kernel
+  for (std::size_t i = 0; i < work_.size(); ++i) {
+    const auto& [kernel, flops] = work_[i];
+    if (!(flops > 0)) continue;
+    auto& [done, seconds] = measured[kernel];
+    done += flops;
+    seconds += ran.section_seconds[i] > 0 ? ran.section_seconds[i] : ran.seconds * flops / all;
+  }
+  work_.clear();
+  for (const auto& [kernel, found] : measured) engine_.learn(kernel, found.first, found.second, ran.first);
+}
+
+void Engine::Call::run(Program& program, const std::string& kernel, double flops) {
+  add(program, 0, kernel, flops);
+  run();
 }
 
 void Engine::Call::count() {
@@ -77,8 +108,9 @@ void Engine::Call::count() {
   auto& count = engine_.counts_[operation_];
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   ++count.calls;
-  count.dispatches += dispatches_;
   count.seconds += seconds.count();
+  count.submissions += count_.submissions;
+  count.traffic += count_.traffic;
 }
 
 }  // namespace ebmvk

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
+#include "vulkan/runtime/plan.h"
 #include "vulkan/runtime/workspace.h"
 
 #include <chrono>
@@ -19,8 +20,9 @@ namespace ebmvk {
 
 struct Count {
   std::uint64_t calls = 0;
-  std::uint64_t dispatches = 0;
   double seconds = 0;
+  std::uint64_t submissions = 0;
+  Traffic traffic;
 };
 
 enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
@@ -74,6 +76,10 @@ struct AccumulateArguments {
   const std::int64_t* ids;
   const float* responsibilities;
   const std::int64_t* tokens;
+};
+
+struct Move {  // `count` words from `from` to `to`
+  std::uint64_t from, to, count;
 };
 
 struct CoarseCount {
@@ -174,6 +180,10 @@ class Engine {
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
              std::uint32_t* result);
 
+  // For tests of barriers: copies words within one buffer, one move after another, and returns the
+  // buffer.
+  std::vector<std::uint32_t> move_words(std::vector<std::uint32_t> words, const std::vector<Move>& moves);
+
   // Time `repeats` submissions each of: `times` copies of `bytes` bytes on the device; `rows`
   // invocations with 128 `rounds` fused multiply-adds; the scores of `rows` queries and `columns`
   // points of dimension d.
@@ -198,12 +208,17 @@ class Engine {
   // The number of units of work that fit into one submission at the kernel's speed so far; at least
   // 1.
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
+  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so
+  // that a first slice should be run by itself.
+  bool measured(const std::string& kernel) const { return speed_.count(kernel) > 0; }
   // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 
   class Call;
 
  private:
+  double speed(const std::string& kernel) const;  // FLOP/s
+  void learn(const std::string& kernel, double flops, double seconds, bool first);
   bool use_coarse(const Points& points, const TopkArguments& in) const;
   void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
   // Returns the rows that float16 did not prove; nothing is written for them.
@@ -222,15 +237,20 @@ class Engine {
   std::map<std::string, double> speed_;  // FLOP/s
 };
 
-// One call of an operation. Holds the device's mutex, runs programs, and counts the call if it
-// succeeds. If it fails, nothing that may be half done is used again.
+// One call of an operation. Holds the device's mutex, runs programs as plans, and counts the call if
+// it succeeds. If it fails, nothing that may be half done is used again.
 class Engine::Call {
  public:
   // `points`: those that the operation reads, if any.
   Call(Engine& engine, std::string operation, const Points* points = nullptr);
   ~Call();
-  // `flops`: the work of the program, to learn how much fits into a slice; 0: don't learn.
-  void run(Program& program, const char* kernel = "", double flops = 0);
+  // Adds a section of a program to the plan. `flops`: its work, mostly in the kernel, from which the
+  // engine learns how much fits into a slice; 0: don't learn.
+  void add(Program& program, std::uint32_t section, const std::string& kernel = {}, double flops = 0);
+  // Runs the plan and empties it.
+  void run();
+  // The same for a program with one section.
+  void run(Program& program, const std::string& kernel = {}, double flops = 0);
   void count();
 
  private:
@@ -238,7 +258,13 @@ class Engine::Call {
   std::lock_guard<std::mutex> lock_;
   std::string operation_;
   std::chrono::steady_clock::time_point start_;
-  std::uint64_t dispatches_ = 0;
+  struct Work {
+    std::string kernel;
+    double flops;
+  };
+  Plan plan_;
+  std::vector<Work> work_;  // of each section of the plan
+  Count count_;
   bool ended_ = false;
 };
 

@@ -22,36 +22,33 @@ std::uint32_t rescored(std::uint32_t k, std::uint32_t n) { return std::min(n, k 
 
 struct ExactWork {
   Scan scan;
-  Program store;
 
-  ExactWork(Engine& engine, const Points& points, const ScanShape& shape)
-      : scan(engine, points, shape, nullptr), store(engine.device()) {
-    for (const auto* table : {&scan.best_scores, &scan.best_ids}) store.copy(table->on_device(), table->on_host());
-    store.finish();
+  ExactWork(Engine& engine, const Points& points, const ScanShape& shape) : scan(engine, points, shape, nullptr) {
+    for (const auto* table : {&scan.best_scores, &scan.best_ids})
+      scan.program.copy(table->on_device(), table->on_host());
+    scan.program.finish();
   }
 };
 
 struct CoarseWork {
   Scan scan;
   Table scores;  // float32 scores of the scan's best points
-  Program finish;
 
   CoarseWork(Engine& engine, const Points& points, const Coarse& coarse, const ScanShape& shape)
       : scan(engine, points, shape, &coarse),
-        scores(engine.device(), shape.capacity, shape.k, shape.k, Buffer::Kind::readback),
-        finish(engine.device()) {
+        scores(engine.device(), shape.capacity, shape.k, shape.k, Buffer::Kind::readback) {
     constexpr std::uint32_t group = 64;
     const auto& pipeline = engine.kernels().get(kernels::Rescore::name, group, {});
     for (std::uint32_t shard = 0; shard < points.shards(); ++shard)
-      finish.kernel(
+      scan.program.kernel(
           pipeline,
-          {scan.params, scan.queries.on_device(), points.shard(shard), scan.scale.on_device(), scan.bias.on_device(),
+          {scan.params(), scan.queries.on_device(), points.shard(shard), scan.scale.on_device(), scan.bias.on_device(),
            scan.best_ids.on_device(), scores.on_device()},
           kernels::Rescore{points.quads(), shape.k, points.shard_begin(shard), points.shard_end(shard), shape.scaled},
           (shape.k + group - 1) / group, shape.capacity);
     for (const auto* table : {&scan.best_scores, &scan.best_ids, &scores})
-      finish.copy(table->on_device(), table->on_host());
-    finish.finish();
+      scan.program.copy(table->on_device(), table->on_host());
+    scan.program.finish();
   }
 
   // The k best of a row by float32 score, ties by lower id. Returns false and writes nothing if a
@@ -78,7 +75,7 @@ struct CoarseWork {
 
 std::string scan_key(const char* kind, Engine& engine, const Points& points, const ScanShape& shape) {
   return std::string(kind) + "/" + std::to_string(points.id()) + "/" + std::to_string(shape.capacity) + "/" +
-         std::to_string(shape.k) + (shape.scaled ? "/scaled/" : "/plain/") +
+         std::to_string(shape.rows) + "/" + std::to_string(shape.k) + (shape.scaled ? "/scaled/" : "/plain/") +
          std::to_string(static_cast<int>(engine.scoring()));
 }
 
@@ -132,7 +129,6 @@ void Engine::exact_topk(Call& call, const Points& points, const TopkArguments& i
                                             [&] { return std::make_shared<ExactWork>(*this, points, shape); });
     work.scan.write(in, begin, rows);
     work.scan.run(call, rows);
-    call.run(work.store);
     work.scan.best_scores.read(scores + begin * in.k, rows);
     const auto* found = work.scan.best_ids.on_host().as<std::uint32_t>();
     std::copy_n(found, std::size_t{rows} * in.k, ids + begin * in.k);
@@ -152,7 +148,6 @@ std::vector<std::uint32_t> Engine::coarse_topk(Call& call, const Points& points,
     });
     work.scan.write(in, begin, rows);
     work.scan.run(call, rows);
-    call.run(work.finish);
     for (std::uint32_t row = 0; row < rows; ++row)
       if (const auto at = (begin + row) * in.k; !work.best_of(row, in.k, kept == points.n(), scores + at, ids + at))
         unproved.push_back(static_cast<std::uint32_t>(begin + row));

@@ -280,6 +280,8 @@ void Device::create_device() {
   pretend();
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
+  clock_bits_ = physical_->getQueueFamilyProperties()[queue_family_].timestampValidBits;
+  clock_seconds_ = 1e-9 * physical_->getProperties().limits.timestampPeriod;
 
   const float priority = 1.0f;
   const vk::DeviceQueueCreateInfo queue({}, queue_family_, 1, &priority);
@@ -356,16 +358,39 @@ void Device::release(vk::DeviceMemory memory, std::uint64_t bytes) {
   allocated_ -= bytes;
 }
 
-void Device::wait() {
-  // Submit nothing: the fence is signalled after everything submitted before. Kompute's own wait
-  // drops the result and destroys the fence of a submission that is still running.
+void Device::run(const std::vector<std::vector<vk::CommandBuffer>>& submissions) {
+  for (std::size_t i = 0; i < submissions.size(); ++i) {
+    try {
+      queue_->submit(vk::SubmitInfo({}, {}, submissions[i]), i + 1 == submissions.size() ? fence_ : vk::Fence());
+    } catch (const vk::SystemError& error) {
+      if (i > 0) drain(i);
+      fail("a submission", static_cast<vk::Result>(error.code().value()));
+    }
+  }
+  wait(submissions.size());
+}
+
+// Waits for submissions that have no fence. An empty submission brings one, which is signalled after
+// everything submitted before.
+void Device::drain(std::size_t submissions) {
   try {
     queue_->submit(vk::ArrayProxy<const vk::SubmitInfo>(), fence_);
-    const auto patience = static_cast<std::uint64_t>(std::clamp(options_.timeout_seconds, 0.0, 1e9) * 1e9);
+  } catch (const vk::DeviceLostError&) {
+    lose("was lost: the driver reset it");
+  } catch (const vk::SystemError& error) {
+    lose(std::string("failed while it was working: ") + error.what());
+  }
+  wait(submissions);
+}
+
+void Device::wait(std::size_t submissions) {
+  try {
+    const auto seconds = options_.timeout_seconds * static_cast<double>(submissions);
+    const auto patience = static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9);
     const auto result = device_->waitForFences(fence_, VK_TRUE, patience);
     if (result == vk::Result::eTimeout) {
       hung_ = true;
-      lose("did not answer within " + std::to_string(static_cast<int>(options_.timeout_seconds)) + " s");
+      lose("did not answer within " + std::to_string(static_cast<int>(seconds)) + " s");
     }
     device_->resetFences(fence_);
   } catch (const vk::DeviceLostError&) {

@@ -85,6 +85,11 @@ class Device {
   const std::shared_ptr<vk::Queue>& shared_queue() const { return queue_; }
   std::uint32_t queue_family() const { return queue_family_; }
 
+  // The queue's clock for time stamps: the number of bits that count (0: it has none), and the
+  // seconds of a tick.
+  std::uint32_t clock_bits() const { return clock_bits_; }
+  double clock_seconds() const { return clock_seconds_; }
+
   // Must be held around everything that touches the queue.
   std::mutex& mutex() { return mutex_; }
 
@@ -95,9 +100,10 @@ class Device {
   void release(vk::DeviceMemory memory, std::uint64_t bytes);
   std::uint64_t allocated() const { return allocated_; }
 
-  // Waits until everything submitted is done. Throws DeviceLost if the device is lost or takes too
-  // long.
-  void wait();
+  // Submits each group of command buffers by itself, one right after another, and waits for the
+  // last. Throws DeviceLost if the device is lost, or takes longer than Options::timeout_seconds for
+  // each. If a submission fails otherwise, nothing is left running.
+  void run(const std::vector<std::vector<vk::CommandBuffer>>& submissions);
   // Throws DeviceLost if the device is lost, or belongs to the process that this one was forked
   // from. The second check needs no lock.
   void require_alive() const;
@@ -124,6 +130,8 @@ class Device {
 
  private:
   void save_pipeline_cache() const noexcept;
+  void drain(std::size_t submissions);
+  void wait(std::size_t submissions);
   void wait_until_idle() noexcept;
   void create_instance();
   void create_device();
@@ -140,6 +148,8 @@ class Device {
   std::shared_ptr<vk::Device> device_;
   std::shared_ptr<vk::Queue> queue_;
   std::uint32_t queue_family_ = 0;
+  std::uint32_t clock_bits_ = 0;
+  double clock_seconds_ = 0;
   vk::PhysicalDeviceMemoryProperties memory_;
   vk::PipelineCache cache_;
   vk::Fence fence_;
