@@ -156,16 +156,27 @@ def _estimated(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _check_spirv(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4)
+    except OSError as error:
+        raise ConfigError(f"--spirv {path}: {error.strerror}", hint="name a file that can be read") from error
+    if begin != bytes.fromhex("03022307"):
+        raise ConfigError(f"--spirv {path}: this is not a SPIR-V module", hint="compile the shader with glslc")
+
+
 def _module(options: argparse.Namespace) -> Module | None:
     if options.spirv is None:
         return None
+    _check_spirv(options.spirv)
     try:
         constants = tuple(int(value) for value in options.constants.split(","))
     except ValueError:
         raise ConfigError(
             f"--constants {options.constants}: these are not integers", hint="write them as --constants 256,8,8"
         ) from None
-    return Module(str(Path(options.spirv).resolve()), options.bindings, options.push, constants, options.subgroup)
+    return Module(str(options.spirv.resolve()), options.bindings, options.push, constants, options.subgroup)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -174,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--assembly", type=Path, default=None, help="write the disassembly of each pipeline here")
     other = parser.add_argument_group("another kernel, to compare: a SPIR-V module with storage buffers in set 0")
-    other.add_argument("--spirv", default=None, help="the file of the module, instead of the engine's kernels")
+    other.add_argument(
+        "--spirv", type=Path, default=None, help="the file of the module, instead of the engine's kernels"
+    )
     other.add_argument("--bindings", type=int, default=4, help="its number of storage buffers")
     other.add_argument("--push", type=int, default=0, help="bytes of its push constants")
     other.add_argument("--constants", default="64", help="its specialisation constants from id 0, as 256,8,8")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebmvk.errors import ConfigError, DeviceError
+from ebmvk.errors import DeviceError
 
 if TYPE_CHECKING:
     from ebmvk import _vulkan
@@ -93,7 +93,9 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
             break
     raise DeviceError(
         f"RADV did not compile for {family}: {said.splitlines()[-1]}",
-        hint="run `ebmvk doctor` to see if the Vulkan engine is built and the loader is found",
+        hint="check --bindings, --push, --constants and --subgroup: they must be those of the module"
+        if module
+        else "run `ebmvk doctor` to see if the Vulkan engine is built and the loader is found",
     )
 
 
@@ -174,10 +176,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if request["module"] is None:
         return {**answer, "pipelines": pipelines(native, request["d"], request["k"])}
     module = Module(**request["module"])
-    try:
-        spirv = Path(module.path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--spirv {module.path}: {error.strerror}", hint="name a file that can be read") from error
+    spirv = Path(module.path).read_bytes()
     shape: Sequence[Any] = (module.bindings, module.push, list(module.constants), module.subgroup)
     entry = {"name": Path(module.path).name, "variant": "", "storage": "", "group": module.constants[0]}
     entry |= {"constants": list(module.constants[1:]), "k": 0, "chosen": False}
