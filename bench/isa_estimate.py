@@ -196,17 +196,18 @@ def estimate(card: Card, code: Code, wave: int, waves: float, group: int, plan: 
 def throughput(waves: float, demands: Sequence[float], latency: float) -> float:
     """Waves that finish per cycle, by mean value analysis.
 
-    waves: how many are there at once. demands: cycles that each unit works for one wave. latency:
-    of a wave alone, including them.
+    waves: how many are there at once; between whole numbers it is interpolated. demands: cycles
+    that each unit works for one wave. latency: of a wave alone, including them.
     """
     elsewhere = max(latency - sum(demands), 0.0)
     queues = [0.0] * len(demands)
-    rate = 0.0
-    for present in range(1, max(int(waves), 1) + 1):
+    rates = [0.0]  # with 0, 1, 2, … waves
+    for present in range(1, math.ceil(waves) + 1):
         stays = [demand * (1 + queue) for demand, queue in zip(demands, queues, strict=True)]
-        rate = present / (elsewhere + sum(stays))
-        queues = [rate * stay for stay in stays]
-    return rate * min(waves, 1.0)
+        rates.append(present / (elsewhere + sum(stays)))
+        queues = [rates[-1] * stay for stay in stays]
+    whole = math.floor(waves)
+    return rates[whole] + (waves - whole) * (rates[math.ceil(waves)] - rates[whole])
 
 
 def _run(instructions: list[Instruction], plan: Plan) -> list[Instruction]:

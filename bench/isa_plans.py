@@ -131,7 +131,7 @@ def estimates(find: Callable[[Part], Kernel]) -> dict[str, dict[str, Any]]:
     """For each work: seconds, least_seconds, share (of the roofline), and its kernels.
 
     share_cached: the share if everything that workgroups read again came from the Infinity Cache. A
-    work has `missing` instead, with the reason, if the plan of a part doesn't fit its code.
+    work has `missing` instead, with the reason, if a kernel isn't found or its plan doesn't fit.
     """
     return {name: _estimated(work, find) for name, work in WORKS.items()}
 
@@ -139,12 +139,12 @@ def estimates(find: Callable[[Part], Kernel]) -> dict[str, dict[str, Any]]:
 def _estimated(work: Work, find: Callable[[Part], Kernel]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for part in work.parts:
-        kernel = find(part)
-        plan = part.plan(kernel)
         try:
+            kernel = find(part)
+            plan = part.plan(kernel)
             found, cached = (kernel.estimate(one) for one in (plan, replace(plan, kept=0.0)))
-        except ValueError as error:
-            return {"missing": f"the plan for {part.name} in bench/isa_plans.py doesn't fit its code: {error}"}
+        except (ValueError, LookupError) as error:
+            return {"missing": f"{part.name} has no plan that fits, change bench/isa_plans.py: {error}"}
         one = {"kernel": part.name, "seconds": part.times * found.seconds, "bound": found.bound}
         one["parts"] = {bound: part.times * second for bound, second in found.parts.items()}
         if math.isfinite(plan.kept):

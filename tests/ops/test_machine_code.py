@@ -78,6 +78,8 @@ def test_every_kernel_of_the_manifest_is_compiled(report: dict[str, Any]) -> Non
     subgroups = report["device"]["subgroups"]
     wanted = {tuple(entry) for entry in report["manifest"] if subgroups or entry[1] == "portable"}
     missing = sorted(" ".join(entry) for entry in wanted - compiled)
+    stale = {name for name in CEILINGS if isinstance(name, str)} - {entry[0] for entry in report["manifest"]}
+    assert not stale, f"CEILINGS has kernels that shaders/kernels.toml doesn't: {sorted(stale)}"
     assert not missing, (
         f"shaders/kernels.toml has {missing}, and Engine::pipelines doesn't list it: add to csrc/vulkan/ops/"
         "pipelines.cpp how the operation chooses its workgroup and constants"
@@ -118,8 +120,6 @@ def test_times_are_estimated_for_one_family(report: dict[str, Any]) -> None:
         assert 0 < share < 1, name
     assert report["estimates"]["topk"] < report["estimates"]["scoring"]
 
-
-# ---------------------------------------------------------------- the list of pipelines is the engine's own
 
 D, K, N = 640, 64, 200  # N: enough for the scan in float16, and for two shards of each storage
 
@@ -178,9 +178,6 @@ def test_a_driver_without_machine_code_is_refused() -> None:
         Vulkan(INDEX, options={"compile_only": True})
 
 
-# ------------------------------------------------------------------------------------------ the command
-
-
 DOUBLED = """#version 450
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint TIMES = 1u;
@@ -220,9 +217,15 @@ def test_a_module_from_elsewhere_goes_through_the_same_tool(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("radv")
 def test_other_files_and_constants_are_refused_with_their_reason(tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.spv"
+    wrong, cut = tmp_path / "wrong.spv", tmp_path / "cut.spv"
     wrong.write_bytes(b"not a module")
-    for flags, reason in (([], "not a SPIR-V module"), (["--constants", "8,x"], "--constants 8,x")):
+    cut.write_bytes(bytes.fromhex("03022307"))
+    for path, flags, reason in (
+        (wrong, [], "this is not a SPIR-V module"),
+        (cut, [], "this is not a SPIR-V module"),
+        (cut, ["--constants", "8,x"], "--constants 8,x: these are not integers"),
+        (tmp_path / "none.spv", [], "none.spv: No such file"),
+    ):
         with pytest.raises(SystemExit) as ended:
-            isa.main(["--spirv", str(wrong), *flags])
+            isa.main(["--spirv", str(path), *flags])
         assert reason in str(ended.value)

@@ -145,6 +145,8 @@ def test_throughput_lies_below_both_bounds() -> None:
         assert throughput(waves, [10, 5], 100) < min(waves / 100, 1 / 10)
     assert throughput(10_000, [10, 5], 100) == pytest.approx(1 / 10, rel=1e-3)
     assert throughput(0.5, [10, 5], 100) == pytest.approx(0.5 / 100)
+    one, two = (throughput(waves, [10, 5], 100) for waves in (1, 2))
+    assert throughput(1.25, [10, 5], 100) == pytest.approx(0.75 * one + 0.25 * two)
 
 
 PLAN = Plan(groups=64, memory=(3,), around=7, other=9, traffic=1e9)
