@@ -70,6 +70,10 @@ def compiled(family: str, d: int, k: int, module: Module | None = None) -> dict[
     Returns the keys `name` and `driver` of the device, `kernels` (what the engine has) and
     `pipelines`. Raises DeviceError if RADV is not installed, or the family can't be compiled for.
     """
+    # Imported here, because it imports torch, which the process that compiles can do without
+    from ebmvk.engine.vulkan_devices import extension
+
+    extension()  # raises if it isn't built
     driver = driver_file()
     request = json.dumps({"d": d, "k": k, "module": asdict(module) if module else None})
     said = ""
@@ -161,9 +165,8 @@ def open_engine(extension: Any, *, portable: bool = False) -> _vulkan.Engine:
 
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    from ebmvk.engine.vulkan_devices import extension
+    from ebmvk import _vulkan as native
 
-    native = extension()
     engine = open_engine(native)
     device = engine.capabilities
     kernels = [(name, variant.name, storage.name) for name, variant, storage in native.kernels()]

@@ -62,6 +62,10 @@ class Chip:
             groups = min(groups, self.lds // lds)
         return groups * waves / 4
 
+    def free(self, wave: int) -> int:
+        """Registers of a lane that cost no wave."""
+        return self.registers * 32 // wave // self.slots
+
 
 CHIPS = {
     "navi23": Chip(registers=1024, granule=16, slots=16, lds=128 << 10),

@@ -16,6 +16,7 @@ from vulkan_open import INDEX, mixture, open_vulkan, schedule, tangent, unit
 
 from bench import isa
 from bench.isa_compile import FAMILIES, driver_file
+from bench.isa_estimate import CHIPS
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceError
 
@@ -27,9 +28,9 @@ class Ceiling(NamedTuple):
     lds: int
 
 
-# By kernel, or by kernel and variant where variants differ. At d = 640 and 64 candidates. A kernel
-# that comes close to its ceiling loses waves: on RDNA2 a SIMD holds 16 waves up to 64 registers for
-# waves of 32 and up to 32 for waves of 64.
+# By kernel, or by kernel and variant where variants differ; at d = 640 and 64 candidates. More
+# registers are allowed where they cost no wave: on navi23 64 for waves of 32 and 32 for waves of
+# 64. Newer drivers take what is free.
 ROW = Ceiling(32, 6144)  # a workgroup per row that only adds up
 CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "sphere_projx": ROW,
@@ -40,15 +41,15 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "sphere_dist": ROW,
     "vmf_sample": ROW,
     "halve": ROW,
-    "energy_score": Ceiling(40, 10752),
-    "energy_gradients": Ceiling(48, 11264),
+    "energy_score": Ceiling(32, 10752),
+    "energy_gradients": Ceiling(40, 11264),
     "segment_sum": Ceiling(24, 0),
     "gather": Ceiling(16, 0),
-    "langevin": Ceiling(72, 10752),
+    "langevin": Ceiling(64, 10752),
     ("langevin", "resident"): Ceiling(192, 28160),
     "ghmc": Ceiling(80, 10752),
     ("ghmc", "resident"): Ceiling(192, 28160),
-    "score_tiled": Ceiling(112, 16896),
+    "score_tiled": Ceiling(128, 16896),
     "score_direct": Ceiling(48, 0),
     "score_matvec": Ceiling(24, 9728),
     "rescore": Ceiling(24, 9728),
@@ -98,7 +99,8 @@ def test_registers_and_shared_memory_stay_below_their_ceilings(report: dict[str,
             f"{kernel['name']} has no ceiling: add it to CEILINGS in {Path(__file__).name}, with some room over "
             f"the {kernel['vgprs']} registers and {kernel['lds']} bytes that it takes on {report['family']}"
         )
-        if kernel["vgprs"] > ceiling.vgprs or kernel["lds"] > ceiling.lds:
+        vgprs = max(ceiling.vgprs, CHIPS[report["family"]].free(kernel["wave"]))
+        if kernel["vgprs"] > vgprs or kernel["lds"] > ceiling.lds:
             over.append(f"{shown(kernel)}: {kernel['vgprs']} registers, {kernel['lds']} bytes; {ceiling}")
     assert not over
 

@@ -109,6 +109,12 @@ def test_occupancy_follows_registers_shared_memory_and_slots(
     assert CHIPS[family].waves(wave, vgprs, lds, group) == waves
 
 
+def test_registers_are_free_up_to_the_slots() -> None:
+    assert [CHIPS["navi23"].free(wave) for wave in (32, 64)] == [64, 32]
+    assert CHIPS["navi31"].free(32) == 96
+    assert CHIPS["navi23"].waves(32, 64, 0, 32) == 16 > CHIPS["navi23"].waves(32, 65, 0, 32)
+
+
 def walk(text: str, wave: int = 32) -> tuple[float, float, float]:
     instructions = parse("BB0:\n" + "\n".join(f"\t{line}" for line in text.splitlines())).instructions
     found = cost(RX_6650_XT, instructions, wave, load_latency=600)
