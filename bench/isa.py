@@ -105,12 +105,11 @@ def printed(result: Mapping[str, Any]) -> str:
     kinds = [kind for kind in CLASSES if any(kernel["hot"][kind] for kernel in result["kernels"])]
     rows = [[*TITLES, *(SHORT.get(kind, kind) for kind in kinds), "fma share"]]
     for kernel in result["kernels"]:
-        name = " ".join(filter(None, (kernel["name"], kernel["variant"], kernel["storage"])))
         constants = " ".join(map(str, kernel["constants"]))
         numbers = [kernel[key] for key in ("wave", "vgprs", "lds")]
         rest = [kernel[key] for key in ("spills", "scratch", "latency")]
         rows.append([
-            "*" if kernel["chosen"] else "", name, f"{kernel['group']}: {constants}".rstrip(": "),
+            "*" if kernel["chosen"] else "", _shader(kernel), f"{kernel['group']}: {constants}".rstrip(": "),
             *map(str, numbers), f"{kernel['waves']:g}", *map(str, rest),
             *(str(kernel["hot"][kind]) for kind in kinds), f"{kernel['fma_share']:.0%}",
         ])  # fmt: skip
@@ -128,13 +127,20 @@ def spilling(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
-    excuses = {excuse(result["family"], result["device"]["driver"], kernel) for kernel in result["kernels"]}
-    lines = [f"not counted as spills: {reason}" for reason in sorted(excuses) if reason]
-    names = sorted({f"{kernel['name']} {kernel['variant']} {kernel['storage']}" for kernel in spilling(result)})
-    return [
-        f"{len(result['kernels'])} pipelines; " + (f"these spill: {', '.join(names)}" if names else "none spills"),
-        *lines,
-    ]
+    number = len(result["kernels"])
+    names = sorted({_shader(kernel) for kernel in spilling(result)})
+    lines = [f"{number} pipelines; these spill: {', '.join(names)}"] if names else []
+    excused: dict[str, set[str]] = {}
+    for kernel in result["kernels"]:
+        reason = excuse(result["family"], result["device"]["driver"], kernel)
+        if reason and (kernel["spills"] or kernel["scratch"]):
+            excused.setdefault(reason, set()).add(_shader(kernel))
+    lines += [f"spilling is the driver's fault in {', '.join(sorted(excused[reason]))}: {reason}" for reason in excused]
+    return lines or [f"{number} pipelines; none spills"]
+
+
+def _shader(kernel: Mapping[str, Any]) -> str:
+    return " ".join(filter(None, (kernel["name"], kernel["variant"], kernel["storage"])))
 
 
 def _estimated(result: Mapping[str, Any]) -> list[str]:
@@ -199,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     print(f"{result['device']['name']}, {result['device']['driver']}\n")
     print(printed(result))
-    write(options.json, {"command": command_line("bench.isa", argv), "commit": commit(), **result})
+    figures = {key: value for key, value in result.items() if key != "manifest"}
+    write(options.json, {"command": command_line("bench.isa", argv), "commit": commit(), **figures})
     if spilling(result):
         sys.exit(1)
 

@@ -137,7 +137,7 @@ def pipelines(extension: Any, d: int, k: int) -> list[dict[str, Any]]:
 
 
 def _has(entries: Any, wanted: Mapping[str, Any]) -> bool:
-    """Whether there is an entry of the same shader."""
+    """True if there is an entry of the same shader."""
     same = ("name", "variant", "storage")
     return any(all(entry[key] == wanted[key] for key in same) for entry in entries)
 

@@ -2,7 +2,7 @@
 
 Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
 neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the
-loops of a kernel changes its plan here. What a plan takes for granted is said beside it.
+loops of a kernel changes its plan here. What a plan assumes stands beside it.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Code:
         return [inner for loop in self.loops for inner in loop.walk()]
 
     def hottest(self) -> list[Instruction]:
-        """The instructions of the loop that probably takes the time; all, if there are no loops.
+        """The instructions of the loop that probably takes the time; without loops, all of them.
 
         It is the one with the most multiply-adds, or without any the one with the most loads from
         memory, or else with the most instructions; each times INNER_ITERATIONS for every loop

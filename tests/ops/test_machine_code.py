@@ -212,6 +212,8 @@ def test_a_module_from_elsewhere_goes_through_the_same_tool(tmp_path: Path) -> N
               "--json", str(figures), "--assembly", str(tmp_path / "code")])  # fmt: skip
     (kernel,) = json.loads(figures.read_text(encoding="utf-8"))["kernels"]
     assert (kernel["name"], kernel["wave"], kernel["group"], kernel["constants"]) == ("twice.spv", 32, 32, [3])
+    promised = {"name", "variant", "vgprs", "lds", "waves", "spills", "scratch", "fma_share", "latency"}
+    assert promised <= set(kernel)
     assert kernel["hot"]["fma"] == 1
     assert kernel["spills"] == kernel["scratch"] == kernel["lds"] == 0
     assert "s_endpgm" in (tmp_path / "code" / "twice.spv.32.3.txt").read_text(encoding="utf-8")
