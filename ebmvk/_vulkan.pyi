@@ -67,6 +67,7 @@ class Options:
     memory_limit: int
     slice_seconds: float
     timeout_seconds: float
+    compile_only: bool
     pretend: str
     cache_dir: str
 
@@ -85,6 +86,37 @@ class Variant(enum.Enum):
     subgroup = ...
     portable = ...
     resident = ...
+
+class PipelineKey:
+    """A kernel of the manifest with what it is specialised for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> int:
+        """Invocations of a workgroup."""
+
+    @property
+    def constants(self) -> list[int]:
+        """The manifest's `specialise`, in order."""
+
+    @property
+    def storage(self) -> Storage: ...
+    @property
+    def resident(self) -> bool: ...
+
+class MachineCode:
+    """What the driver reports about a compiled pipeline."""
+
+    @property
+    def subgroup_size(self) -> int: ...
+    @property
+    def statistics(self) -> dict[str, float]:
+        """By the driver's names."""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """By the driver's names, for example Assembly."""
 
 class SphereOp(enum.Enum):
     projx = ...
@@ -214,6 +246,19 @@ class Engine:
     def coarse_count(self) -> tuple[int, int]:
         """Rows of `topk` that began with float16, and those of them that had to be done again in
         float32."""
+
+    def pipelines(self, queries: int, d: int, k: int) -> list[PipelineKey]:
+        """The pipelines that the operations use at these sizes; none of them is made."""
+
+    def used_pipelines(self) -> list[PipelineKey]: ...
+    def variant_of(self, key: PipelineKey) -> Variant: ...
+    def inspect(self, key: PipelineKey) -> MachineCode:
+        """Compiles a pipeline as the operations do. Needs Options.compile_only."""
+
+    def inspect_spirv(
+        self, spirv: bytes, bindings: int, push_bytes: int, constants: Sequence[int], subgroup_size: int
+    ) -> MachineCode:
+        """Compiles a module with storage buffers 0 to bindings - 1; `constants` by id, from 0."""
 
     def used_kernels(self) -> list[tuple[str, Variant, Storage]]:
         """The shaders of the manifest that this engine has run."""

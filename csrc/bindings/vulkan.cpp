@@ -12,8 +12,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <optional>
+#include <string_view>
 
 namespace py = pybind11;
 using namespace ebmvk;
@@ -261,6 +263,39 @@ std::vector<KernelName> names_of(const std::vector<KernelSource>& kernels) {
   return names;
 }
 
+MachineCode inspect_spirv(Engine& engine, const py::bytes& spirv, std::uint32_t bindings, std::uint32_t push_bytes,
+                          const std::vector<std::uint32_t>& constants, std::uint32_t subgroup_size) {
+  const auto view = static_cast<std::string_view>(spirv);
+  if (view.size() < 20 || view.size() % 4) throw std::invalid_argument("this is not a SPIR-V module");
+  if (constants.empty()) throw std::invalid_argument("constant 0, the workgroup's size, is missing");
+  std::vector<std::uint32_t> words(view.size() / 4);
+  std::memcpy(words.data(), view.data(), view.size());
+  const KernelSource source{"from a file",
+                            Variant::portable,
+                            Storage::float32,
+                            words.data(),
+                            view.size(),
+                            std::vector<Access>(bindings, Access::update),
+                            push_bytes,
+                            0,
+                            0};
+  const std::vector<std::uint32_t> others(constants.begin() + 1, constants.end());
+  return engine.kernels().inspect(source, constants[0], others, subgroup_size);
+}
+
+void register_machine_code(py::module_& module) {
+  py::class_<MachineCode>(module, "MachineCode")
+      .def_readonly("subgroup_size", &MachineCode::subgroup_size)
+      .def_readonly("statistics", &MachineCode::statistics)
+      .def_readonly("texts", &MachineCode::texts);
+  py::class_<PipelineKey>(module, "PipelineKey")
+      .def_readonly("name", &PipelineKey::name)
+      .def_readonly("group", &PipelineKey::group)
+      .def_readonly("constants", &PipelineKey::constants)
+      .def_readonly("storage", &PipelineKey::storage)
+      .def_readonly("resident", &PipelineKey::resident);
+}
+
 void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
@@ -299,6 +334,7 @@ void register_device(py::module_& module) {
       .def_readwrite("memory_limit", &Options::memory_limit)
       .def_readwrite("slice_seconds", &Options::slice_seconds)
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
+      .def_readwrite("compile_only", &Options::compile_only)
       .def_readwrite("pretend", &Options::pretend)
       .def_readwrite("cache_dir", &Options::cache_dir);
   module.def("devices", &Device::list, py::call_guard<ReleaseGil>());
@@ -332,6 +368,7 @@ PYBIND11_MODULE(_vulkan, module) {
   register_errors(module);
   register_device(module);
   register_planning(module);
+  register_machine_code(module);
   py::enum_<SphereOp>(module, "SphereOp")
       .value("projx", SphereOp::projx)
       .value("proju", SphereOp::proju)
@@ -388,6 +425,11 @@ PYBIND11_MODULE(_vulkan, module) {
              const auto count = engine.coarse_count();
              return std::make_pair(count.rows, count.unproved);
            })
+      .def("pipelines", &Engine::pipelines)
+      .def("used_pipelines", &Engine::used_pipelines)
+      .def("variant_of", [](Engine& engine, const PipelineKey& key) { return engine.kernels().source_of(key).variant; })
+      .def("inspect", [](Engine& engine, const PipelineKey& key) { return engine.kernels().inspect(key); })
+      .def("inspect_spirv", &inspect_spirv)
       .def("used_kernels", [](Engine& engine) { return names_of(engine.used_kernels()); })
       .def(
           "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },

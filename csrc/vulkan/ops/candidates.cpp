@@ -36,9 +36,8 @@ std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads,
   return {divide_up(quads, group), places(k)};
 }
 
-ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k) {
   const auto& device = engine.device().capabilities();
-  const auto quads = points.quads();
   const auto streamed = [&] {
     auto constants = energy_constants(engine, quads, k);
     constants.resize(5, 1);
@@ -48,7 +47,7 @@ ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
   if (!engine.resident().value_or(device.type != "cpu") || !device.subgroup_size) return streamed();
   const auto size = device.subgroup_size;
   const auto lane_quads = divide_up(quads, size);
-  const auto words = points.storage() == Storage::float16 ? 2u : 4u;
+  const auto words = storage == Storage::float16 ? 2u : 4u;
   // The smallest workgroup with enough registers, and one invocation per quad of the state, up to
   // 256.
   for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {

@@ -38,7 +38,7 @@ struct ChainPlan {
   bool resident;
 };
 
-ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k);
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k);
 
 // The number of rows, at most `wanted`, that one workspace can hold. `row_bytes`: the largest row
 // of its other tables.

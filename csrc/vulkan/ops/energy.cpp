@@ -202,7 +202,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   Call call(*this, "langevin", &points);
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
-  const auto plan = chain_plan(*this, points, shape.k);
+  const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k);
   const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
   const auto most = steps_per_dispatch(*this, push.quads, shape.k, in.leapfrogs, in.levels);
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);

@@ -27,6 +27,12 @@ std::vector<KernelSource> Engine::used_kernels() {
   return kernels_.used();
 }
 
+std::vector<PipelineKey> Engine::used_pipelines() {
+  device_.require_own_process();
+  const std::lock_guard<std::mutex> lock(device_.mutex());
+  return kernels_.used_keys();
+}
+
 double Engine::speed(const std::string& kernel) const {
   const auto known = speed_.find(kernel);
   // The speed assumed before anything is measured: so low that the slowest device of its kind stays

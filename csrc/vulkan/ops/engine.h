@@ -205,6 +205,10 @@ class Engine {
   // The number of topk rows that started in float16, and of those that it did not prove.
   CoarseCount coarse_count();
   std::vector<KernelSource> used_kernels();
+  std::vector<PipelineKey> used_pipelines();
+  // The pipelines that operations on this device use for `queries` queries, dimension d and k
+  // candidates. Makes none of them.
+  std::vector<PipelineKey> pipelines(std::uint32_t queries, std::uint32_t d, std::uint32_t k);
   // The number of units of work that fit into one submission at the kernel's speed so far; at least
   // 1.
   std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;

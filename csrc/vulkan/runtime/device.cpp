@@ -2,6 +2,7 @@
 
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
+#include "vulkan/runtime/machine_code.h"
 #include "vulkan/runtime/pipeline_file.h"
 
 #include <unistd.h>
@@ -145,8 +146,7 @@ vk::Instance make_instance(bool validate, bool instrument = false) {
   load_vulkan();
   try {
     const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
-    std::vector<const char*> layers;
-    std::vector<const char*> extensions;
+    std::vector<const char*> layers, extensions;
     using Check = vk::ValidationFeatureEnableEXT;
     std::vector<Check> enabled{Check::eSynchronizationValidation};
     if (instrument) enabled.push_back(Check::eGpuAssisted);
@@ -213,7 +213,7 @@ Device::Device(std::uint32_t index, const Options& options)
     create_instance();
     create_device();
     load_pipeline_cache();
-    fence_ = device_->createFence({});
+    if (!options_.compile_only) fence_ = device_->createFence({});
   } catch (const vk::SystemError& error) {
     destroy();
     throw Unavailable("Vulkan device " + std::to_string(index) + " could not be opened: " + error.what());
@@ -234,7 +234,7 @@ void Device::destroy() noexcept {
     if (device_ && *device_) {
       if (lost_.empty()) {
         save_pipeline_cache();
-        wait_until_idle();
+        if (!options_.compile_only) wait_until_idle();
       }
       device_->destroy(fence_);
       device_->destroy(cache_);
@@ -293,13 +293,14 @@ void Device::create_device() {
   features11.storageBuffer16BitAccess = capabilities_.float16;
   features11.pNext = &features12;
   if (capabilities_.api_version >= VK_API_VERSION_1_3) features12.pNext = &features13;
-
   std::vector<const char*> extensions;
   for (const auto& extension : physical_->enumerateDeviceExtensionProperties())
     if (std::string(extension.extensionName.data()) == "VK_KHR_portability_subset")
       extensions.push_back("VK_KHR_portability_subset");
+  const vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR reports(VK_TRUE, &features11);
+  if (options_.compile_only) require_machine_code(*physical_, extensions);
   vk::DeviceCreateInfo info({}, queue, {}, extensions);
-  info.setPNext(&features11);
+  info.setPNext(options_.compile_only ? static_cast<const void*>(&reports) : &features11);
   device_ = std::make_shared<vk::Device>(physical_->createDevice(info));
   queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
 }

@@ -51,8 +51,11 @@ struct Options {
   std::uint64_t memory_limit = 0;  // most bytes to allocate through Vulkan; 0: no limit
   double slice_seconds = 0.2;      // target for the longest submission; drivers reset queues that hang for about 2 s
   double timeout_seconds = 60.0;   // a submission that takes longer counts as hung
-  std::string pretend;             // for tests: gpu or smallest, to choose kernels and workgroups for such a device
-  std::string cache_dir;           // folder of the pipeline cache; empty: keep none
+  // Compile pipelines and report their machine code; nothing can be run. Makes no fence, because
+  // RADV crashes if it is asked for one on behalf of a card that is not there.
+  bool compile_only = false;
+  std::string pretend;    // for tests: gpu or smallest, to choose kernels and workgroups for such a device
+  std::string cache_dir;  // folder of the pipeline cache; empty: keep none
 };
 
 // Messages of the validation layer.
