@@ -5,9 +5,22 @@
 #include <algorithm>
 
 namespace ebmvk {
+namespace {
+
+// FLOP/s assumed before anything is measured: so low that the slowest device of its kind stays well
+// under a driver's 2 s.
+double assumed_speed(const Capabilities& device) {
+  if (device.type == "cpu") return 5e8;
+  return device.type == "discrete" ? 5e10 : 1e10;
+}
+
+}  // namespace
 
 Engine::Engine(std::uint32_t index, const Options& options)
-    : device_(index, options), kernels_(device_), workspaces_(device_) {}
+    : device_(index, options),
+      kernels_(device_),
+      workspaces_(device_),
+      pace_(assumed_speed(device_.capabilities()), options.slice_seconds) {}
 
 std::map<std::string, Count> Engine::counts() {
   device_.require_own_process();
@@ -25,15 +38,6 @@ std::vector<KernelSource> Engine::used_kernels() {
   device_.require_own_process();
   const std::lock_guard<std::mutex> lock(device_.mutex());
   return kernels_.used();
-}
-
-std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
-  const auto known = speed_.find(kernel);
-  // The speed assumed before anything is measured: so low that the slowest device of its kind stays
-  // well under a driver's 2 s.
-  const double speed = known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
-  const double units = speed * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
-  return static_cast<std::uint64_t>(std::clamp(units, 1.0, 1e12));
 }
 
 std::uint32_t Engine::row_group(std::uint32_t quads) const {
@@ -62,14 +66,10 @@ Engine::Call::~Call() {
 }
 
 void Engine::Call::run(Program& program, const char* kernel, double flops) {
+  const bool first = program.runs() == 0;
   const double seconds = program.run();
   dispatches_ += program.dispatches();
-  if (flops < 1e5 || seconds <= 0) return;  // too little work to tell speed from overhead
-  const double speed = flops / seconds;
-  auto& known = engine_.speed_.try_emplace(kernel, speed).first->second;
-  // The first run may include compilation, so believe a higher speed at once but a lower one only
-  // by half.
-  known = std::max(speed, 0.5 * (known + speed));
+  engine_.pace_.learn(kernel, flops, seconds, first);
 }
 
 void Engine::Call::count() {

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
+#include "vulkan/runtime/pace.h"
 #include "vulkan/runtime/workspace.h"
 
 #include <chrono>
@@ -197,7 +198,10 @@ class Engine {
   std::vector<KernelSource> used_kernels();
   // The number of units of work that fit into one submission at the kernel's speed so far; at least
   // 1.
-  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
+  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const {
+    return pace_.units(kernel, flops_per_unit);
+  }
+  Pace& pace() { return pace_; }
   // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 
@@ -219,7 +223,7 @@ class Engine {
   std::optional<bool> coarse_, resident_;
   CoarseCount coarse_count_;
   std::map<std::string, Count> counts_;
-  std::map<std::string, double> speed_;  // FLOP/s
+  Pace pace_;
 };
 
 // One call of an operation. Holds the device's mutex, runs programs, and counts the call if it

@@ -212,6 +212,7 @@ double Program::run() {
   device_.wait();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (*canary != kCanary) device_.lose("did not run what was submitted (the canary is dead)");
+  ++runs_;
   return seconds.count();
 }
 

@@ -63,6 +63,7 @@ class Program {
   // took.
   double run();
   std::uint32_t dispatches() const { return dispatches_; }
+  std::uint64_t runs() const { return runs_; }  // submissions that ended well
 
  private:
   void add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push, std::uint32_t groups,
@@ -75,6 +76,7 @@ class Program {
   Hazards hazards_;
   Buffer canary_;
   std::uint32_t dispatches_ = 0;
+  std::uint64_t runs_ = 0;
 };
 
 }  // namespace ebmvk
