@@ -37,7 +37,7 @@ def test_a_short_slow_run_teaches_nothing() -> None:
     pace = new_pace()
     before = rows(pace)
     for _ in range(100):
-        pace.learn("kernel", 3 * ROW, 1e-3, False)
+        pace.learn("kernel", 10 * ROW, 1e-3, False)
     assert rows(pace) == before
 
 
