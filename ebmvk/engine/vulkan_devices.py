@@ -109,6 +109,7 @@ def _describe(device: _vulkan.Capabilities) -> Description:
             "float16": device.float16,
             "subgroup_arithmetic": device.subgroup_arithmetic,
             "subgroup_control": device.subgroup_control,
+            "subgroup_required": device.subgroup_required,
         },
         {
             "storage_range": device.max_storage_range,
@@ -118,6 +119,7 @@ def _describe(device: _vulkan.Capabilities) -> Description:
             "group_size": device.max_group_size,
             "shared_bytes": device.max_shared_bytes,
             "subgroup_size": device.subgroup_size,
+            "registers": device.registers,
         },
         {f"from_{queries}": tiling for queries, tiling in extension().tilings(device)},
     )
