@@ -18,12 +18,26 @@ class Torn(Exception): ...
 class Unsupported(ValueError): ...
 
 class Capabilities:
+    """What a device reports, and below that what the engine decides from it. Tests make their own
+    and call `decide`."""
+
+    type: str
+    vendor: int
+    moltenvk: bool
+    subgroup_reported: int
+    subgroup_min: int
+    subgroup_max: int
+    subgroup_full: bool
+    subgroup_selectable: bool
+    def __init__(self) -> None: ...
+    def decide(self) -> None: ...
+    def pretend(self, profile: str) -> Capabilities:
+        """The device with the limits of a profile of `profiles()`, if its own are larger."""
+
     @property
     def index(self) -> int: ...
     @property
     def name(self) -> str: ...
-    @property
-    def type(self) -> str: ...
     @property
     def driver(self) -> str: ...
     @property
@@ -53,6 +67,14 @@ class Capabilities:
     @property
     def subgroup_control(self) -> bool: ...
     @property
+    def subgroup_required(self) -> bool:
+        """Whether pipelines must ask for `subgroup_size`. If not, the device has no other size."""
+
+    @property
+    def registers(self) -> int:
+        """32-bit registers that an invocation may use."""
+
+    @property
     def float16(self) -> bool: ...
     @property
     def missing(self) -> str:
@@ -69,6 +91,9 @@ class Options:
     timeout_seconds: float
     compile_only: bool
     pretend: str
+    """For tests: a profile of `profiles()`."""
+    modules: str
+    """For tests: a folder of modules NAME.VARIANT.STORAGE.spv that replace all built-in ones."""
     cache_dir: str
 
 class Scoring(enum.Enum):
@@ -125,6 +150,19 @@ class SphereOp(enum.Enum):
     logmap = ...
     transp = ...
     dist = ...
+
+class Pace:
+    """How much work fits into a slice, learned from runs."""
+
+    def __init__(self, assumed: float, slice_seconds: float) -> None:
+        """assumed: FLOP/s before anything is measured."""
+
+    def units(self, kernel: str, flops_per_unit: float) -> int: ...
+    def learn(self, kernel: str, flops: float, seconds: float, first: bool) -> None:
+        """first: it was its program's first run, which teaches nothing."""
+
+    def throttle(self, seconds: float) -> None:
+        """Adds `seconds` to every run from now on."""
 
 class Count:
     @property
@@ -243,6 +281,9 @@ class Engine:
         """Whether integrators hold a chain's candidates in registers, where these have room; None:
         on a GPU."""
 
+    def throttle(self, seconds: float) -> None:
+        """For tests: a clock that adds `seconds` to every run from now on."""
+
     def coarse_count(self) -> tuple[int, int]:
         """Rows of `topk` that began with float16, and those of them that had to be done again in
         float32."""
@@ -271,6 +312,12 @@ class Engine:
 def devices() -> list[Capabilities]: ...
 def kernels() -> list[tuple[str, Variant, Storage]]:
     """Every shader of the manifest: kernel, variant, storage of its points."""
+
+def module_of(name: str, variant: Variant, storage: Storage, values: Sequence[int] | None = None) -> bytes:
+    """The SPIR-V of a kernel: as built, or with its specialisation constants fixed to `values`."""
+
+def profiles() -> list[str]:
+    """Names for Options.pretend."""
 
 def tilings(device: Capabilities) -> list[tuple[int, str]]:
     """From how many queries on which tiling of the scores is chosen."""

@@ -6,6 +6,8 @@
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/guard.h"
+#include "vulkan/runtime/kernel_registry.h"
+#include "vulkan/runtime/profiles.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -255,6 +257,25 @@ void update_points(Points& points, const Floats& rows) {
   points.update(data);
 }
 
+// Words for a SPIR-V module, in bytes.
+py::bytes as_bytes(const std::uint32_t* words, std::size_t bytes) {
+  return py::bytes(reinterpret_cast<const char*>(words), bytes);
+}
+
+const KernelSource& find_kernel(const std::string& name, Variant variant, Storage storage) {
+  for (const auto& source : kernel_table())
+    if (name == source.name && variant == source.variant && storage == source.storage) return source;
+  throw std::invalid_argument("unknown kernel: " + name);
+}
+
+py::bytes module_of(const std::string& name, Variant variant, Storage storage,
+                    const std::optional<std::vector<std::uint32_t>>& values) {
+  const auto& source = find_kernel(name, variant, storage);
+  if (!values) return as_bytes(source.code, source.bytes);
+  const auto code = specialise_kernel(source, *values);
+  return as_bytes(code.data(), 4 * code.size());
+}
+
 using KernelName = std::tuple<std::string, Variant, Storage>;
 
 std::vector<KernelName> names_of(const std::vector<KernelSource>& kernels) {
@@ -296,6 +317,14 @@ void register_machine_code(py::module_& module) {
       .def_readonly("resident", &PipelineKey::resident);
 }
 
+void register_pace(py::module_& module) {
+  py::class_<Pace>(module, "Pace")
+      .def(py::init<double, double>())
+      .def("units", &Pace::units)
+      .def("learn", &Pace::learn)
+      .def("throttle", &Pace::throttle);
+}
+
 void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
@@ -306,10 +335,13 @@ void register_errors(py::module_& module) {
 
 void register_device(py::module_& module) {
   py::class_<Capabilities>(module, "Capabilities")
+      .def(py::init<>())
       .def_readonly("index", &Capabilities::index)
       .def_readonly("name", &Capabilities::name)
-      .def_readonly("type", &Capabilities::type)
+      .def_readwrite("type", &Capabilities::type)
       .def_readonly("driver", &Capabilities::driver)
+      .def_readwrite("vendor", &Capabilities::vendor)
+      .def_readwrite("moltenvk", &Capabilities::moltenvk)
       .def_readonly("api_version", &Capabilities::api_version)
       .def_readonly("memory_bytes", &Capabilities::memory_bytes)
       .def_readonly("heaps", &Capabilities::heaps)
@@ -319,11 +351,23 @@ void register_device(py::module_& module) {
       .def_readonly("max_group_size", &Capabilities::max_group_size)
       .def_readonly("max_bindings", &Capabilities::max_bindings)
       .def_readonly("max_shared_bytes", &Capabilities::max_shared_bytes)
+      .def_readwrite("subgroup_reported", &Capabilities::subgroup_reported)
+      .def_readwrite("subgroup_min", &Capabilities::subgroup_min)
+      .def_readwrite("subgroup_max", &Capabilities::subgroup_max)
+      .def_readwrite("subgroup_full", &Capabilities::subgroup_full)
+      .def_readwrite("subgroup_selectable", &Capabilities::subgroup_selectable)
       .def_readonly("subgroup_size", &Capabilities::subgroup_size)
       .def_readonly("subgroup_arithmetic", &Capabilities::subgroup_arithmetic)
       .def_readonly("subgroup_control", &Capabilities::subgroup_control)
+      .def_readonly("subgroup_required", &Capabilities::subgroup_required)
+      .def_readonly("registers", &Capabilities::registers)
       .def_readonly("float16", &Capabilities::float16)
-      .def_readonly("missing", &Capabilities::missing);
+      .def_readonly("missing", &Capabilities::missing)
+      .def("decide", &Capabilities::decide)
+      .def("pretend", [](Capabilities device, const std::string& profile) {
+        pretend(device, profile);
+        return device;
+      });
   py::class_<Options>(module, "Options")
       .def(py::init<>())
       .def_readwrite("validate", &Options::validate)
@@ -336,6 +380,7 @@ void register_device(py::module_& module) {
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
       .def_readwrite("compile_only", &Options::compile_only)
       .def_readwrite("pretend", &Options::pretend)
+      .def_readwrite("modules", &Options::modules)
       .def_readwrite("cache_dir", &Options::cache_dir);
   module.def("devices", &Device::list, py::call_guard<ReleaseGil>());
   module.def("loader_version", &Device::loader_version);
@@ -360,6 +405,9 @@ void register_device(py::module_& module) {
       .value("portable", Variant::portable)
       .value("resident", Variant::resident);
   module.def("kernels", [] { return names_of(kernel_table()); });
+  module.def("module_of", &module_of, py::arg("name"), py::arg("variant"), py::arg("storage"),
+             py::arg("values") = py::none());
+  module.def("profiles", &profile_names);
 }
 
 }  // namespace
@@ -369,6 +417,7 @@ PYBIND11_MODULE(_vulkan, module) {
   register_device(module);
   register_planning(module);
   register_machine_code(module);
+  register_pace(module);
   py::enum_<SphereOp>(module, "SphereOp")
       .value("projx", SphereOp::projx)
       .value("proju", SphereOp::proju)
@@ -420,6 +469,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("allocated", [](Engine& engine) { return engine.device().allocated(); })
       .def("set_coarse", &Engine::set_coarse)
       .def("set_resident", &Engine::set_resident)
+      .def("throttle", [](Engine& engine, double seconds) { engine.pace().throttle(seconds); })
       .def("coarse_count",
            [](Engine& engine) {
              const auto count = engine.coarse_count();

@@ -1,4 +1,7 @@
-"""Runs every operation of a backend once and compares the results with the float64 oracle."""
+"""Runs every operation of a backend once and compares the results with the float64 oracle.
+
+Then it tests that chains which are resumed give the same bits as chains which run through.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Backend, Schedule, Storage
+from ebmvk.engine.api import Backend, Schedule, Scheme, Storage
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -22,11 +25,14 @@ TOLERANCE = 1e-9
 ROWS, DIMENSION, POINTS, CANDIDATES = 6, 65, 200, 33
 """Odd on purpose, so that none is a multiple of a vector, a subgroup or a tile."""
 
+STEPS = 200
+"""Of the chains that are resumed halfway."""
+
 
 @dataclass(frozen=True)
 class Check:
     """The result of one operation. error: squared error over squared size, infinite if discrete
-    results differ; failure: the text of the typed error, if there was one."""
+    results or bits that must be equal differ; failure: what went wrong, if it isn't the error."""
 
     operation: str
     error: float
@@ -41,7 +47,8 @@ class Check:
 def run(backend: Backend) -> list[Check]:
     """Check every operation on fixed arguments. Typed errors of the backend become failures."""
     oracle = Reference("cpu", torch.float64)
-    return [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
+    checks = [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
+    return checks + [_check_resumption(name, scheme, backend) for name, scheme in RESUMED.items()]
 
 
 def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend, oracle: Reference) -> Check:
@@ -54,12 +61,60 @@ def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Bac
     return Check(name, max(map(_difference, got, operation(oracle))), seconds)
 
 
+RESUMED: dict[str, Scheme] = {"langevin, resumed": "gbaoab", "langevin (ghmc), resumed": "ghmc"}
+"""Names of the checks that resume chains, with the integrator of each."""
+
+
+def _check_resumption(name: str, scheme: Scheme, backend: Backend) -> Check:
+    """The same bits from 200 steps in one call and from two calls of 100.
+
+    A step is the same code in both, but a compiler may treat a loop's first pass apart from the
+    others and round differently there. No specification forbids that, so only a run on the device
+    tells.
+    """
+    start = time.perf_counter()
+    x, u, points, lists = _chains()
+    half = STEPS // 2
+
+    def steps(state: tuple[Tensor, Tensor], first: int, count: int) -> tuple[Tensor, Tensor]:
+        level = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.05]), torch.tensor([5.0]), (count,))
+        at = backend.points(points)
+        end = backend.langevin(*state, at, *lists, level, seed=3, first_step=first, scheme=scheme)
+        return end.x, end.v
+
+    try:
+        whole = torch.cat(steps((x, u), 0, STEPS))
+        halves = torch.cat(steps(steps((x, u), 0, half), half, STEPS - half))
+    except EbmvkError as error:
+        return Check(name, torch.inf, time.perf_counter() - start, str(error))
+    seconds = time.perf_counter() - start
+    different = int((whole != halves).sum())
+    if not different:
+        return Check(name, 0.0, seconds)
+    failure = f"{STEPS} steps and 2 x {half} differ in {different} of {whole.numel()} numbers: resumed chains change"
+    return Check(name, torch.inf, seconds, failure)
+
+
 def _difference(got: Tensor, want: Tensor) -> float:
     got = got.detach().cpu()
     if got.shape != want.shape or (not want.is_floating_point() and not torch.equal(got, want)):
         return torch.inf
     error = float((got.double() - want.double()).square().sum() / want.double().square().sum().clamp_min(1e-30))
     return torch.inf if math.isnan(error) else error
+
+
+def _chains() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """x, v, points, and the candidates' ids, logw, kappa and log_background."""
+    g = torch.Generator().manual_seed(2)
+    x, points = (
+        torch.nn.functional.normalize(torch.randn(rows, DIMENSION, generator=g), dim=1) for rows in (ROWS, POINTS)
+    )
+    u = torch.randn(ROWS, DIMENSION, generator=g)
+    u = u - (u * x).sum(1, keepdim=True) * x
+    ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
+    kappa = 50 * torch.rand(ROWS, CANDIDATES, generator=g)
+    logw = torch.randn(ROWS, CANDIDATES, generator=g)
+    return x, u, points, (ids, logw, kappa, torch.randn(ROWS, generator=g))
 
 
 def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:

@@ -94,7 +94,7 @@ class Vulkan:
     Takes contiguous float32 tensors on the CPU; points stay on the device.
 
     Args:
-        index: the device's number. None takes the first that isn't of type cpu, else the first.
+        index: the device's number. None takes the one to prefer (`vulkan_devices.choose`).
         options: fields of `ebmvk._vulkan.Options`, such as validate, portable, shard_bytes or
             memory_limit.
 

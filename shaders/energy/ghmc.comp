@@ -6,6 +6,7 @@
 // elsewhere gives the same bits.
 #version 450
 #include "interface.glsl"
+#include "bits.glsl"
 #include "chain.glsl"
 
 vec4 old_state[QUADS_PER];
@@ -14,7 +15,7 @@ vec4 old_force[QUADS_PER];
 
 bool accepted(uint step_number, uint chain, float change) {
     uint bits = philox(uvec4(step_number, params[3] + chain, 0u, STREAM_METROPOLIS), uvec2(params[4], params[5])).x;
-    // False if the trajectory blew up, because no comparison with NaN is true.
+    if (is_nan(change)) return false;  // the trajectory blew up
     return change <= -uintBitsToFloat(params[8]) * log_accurate(open_uniform(bits));
 }
 

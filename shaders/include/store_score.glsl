@@ -2,6 +2,7 @@
 // -, first query.
 #ifndef EBMVK_STORE_SCORE_GLSL
 #define EBMVK_STORE_SCORE_GLSL
+#include "bits.glsl"
 #include "score.glsl"
 
 // An upper bound of the point's float32 score, given its score in halves. Because radius_n >= |p -
@@ -13,7 +14,7 @@ float upper_bound(float value, uint row, uint id) {
     float weight = scaled != 0u ? abs(scale[id]) : 1.0;
     precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[params[5] + row] * radius[id])) + 1e-37;
     precise float bound = value + margin;
-    return (floatBitsToUint(bound) & 0x7fffffffu) > 0x7f800000u ? uintBitsToFloat(0x7f800000u) : bound;
+    return is_nan(bound) ? uintBitsToFloat(INFINITE_BITS) : bound;
 }
 
 void store_score(uint row, uint column, float sum) {

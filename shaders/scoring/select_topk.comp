@@ -8,6 +8,7 @@
 // kept, first query.
 #version 450
 #include "interface.glsl"
+#include "bits.glsl"
 
 shared uint histogram[256];
 shared uint found[2];  // digit, number wanted among the scores with this digit
@@ -19,13 +20,14 @@ uint row_of_best;
 
 // A float as an unsigned number with the same order; -0 counts as 0, NaN as the lowest.
 uint ordered(float value) {
-    if (isnan(value)) return 0u;
-    uint bits = floatBitsToUint(value == 0.0 ? 0.0 : value);
-    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+    if (is_nan(value)) return 0u;
+    uint bits = floatBitsToUint(value);
+    if (bits == SIGN_BIT) bits = 0u;
+    return (bits & SIGN_BIT) != 0u ? ~bits : bits | SIGN_BIT;
 }
 
 float unordered(uint key) {
-    return uintBitsToFloat((key & 0x80000000u) != 0u ? key & 0x7fffffffu : ~key);
+    return uintBitsToFloat((key & SIGN_BIT) != 0u ? key & ~SIGN_BIT : ~key);
 }
 
 float score_at(uint candidate) {

@@ -21,9 +21,12 @@ NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
 """EBMVK_TEST_DEVICE=vulkan or vulkan:<index> requires it: tests fail without it."""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
+PRETEND = os.environ.get("EBMVK_TEST_PRETEND", "")
+"""The profile of another device (`_vulkan.profiles()`), for tests that don't name one."""
 
 
 def open_vulkan(**options: bool | int | float | str) -> Vulkan:
+    options = {"pretend": PRETEND, **options}
     try:
         if not devices() and not DEMANDED:
             pytest.skip("no Vulkan device; lavapipe will do: apt install mesa-vulkan-drivers")

@@ -19,6 +19,7 @@ from .conftest import Command
 OPERATIONS = {
     *("projx", "proju", "expmap", "logmap", "transp", "dist", "topk", "energy_score", "energy_score_backward"),
     *("topk (float16)", "langevin", "langevin (ghmc)", "langevin (float16)", "vmf_sample", "accumulate"),
+    *("langevin, resumed", "langevin (ghmc), resumed"),
 }
 
 
@@ -76,6 +77,24 @@ def test_a_wrong_result_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "queries" in wrong["topk"]["failure"]
     assert doctor.main(["--device", "cpu"]) == 1
     assert capsys.readouterr().out.count("WRONG") == 3
+
+
+class Peeled(Reference):
+    """A backend whose compiler treats the first step of a call apart from the others."""
+
+    def langevin(self, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        return super().langevin(torch.nextafter(x, torch.zeros_like(x)), *rest, **more)
+
+
+def test_chains_that_change_when_resumed_are_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ebmvk.engine.select", lambda device="auto": Peeled())
+    assert doctor.main(["--device", "cpu", "--json"]) == 1
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    wrong = {operation["operation"]: operation for operation in device["operations"] if not operation["ok"]}
+    assert set(wrong) == {"langevin, resumed", "langevin (ghmc), resumed"}
+    assert "200 steps and 2 x 100 differ" in wrong["langevin, resumed"]["failure"]
 
 
 def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

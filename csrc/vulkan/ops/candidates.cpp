@@ -10,9 +10,8 @@ namespace {
 
 constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
 
-// 32-bit registers per invocation for candidates. With 64 more for everything else, 256 invocations
-// use 160 KiB; a multiprocessor has 256 KiB.
-constexpr std::uint32_t kHeldWords = 96;
+// 32-bit registers that an integrator needs in an invocation for everything but its candidates.
+constexpr std::uint32_t kOtherWords = 64;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -48,6 +47,7 @@ ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::
   const auto size = device.subgroup_size;
   const auto lane_quads = divide_up(quads, size);
   const auto words = storage == Storage::float16 ? 2u : 4u;
+  const std::uint64_t held_words = device.registers - std::min(device.registers, kOtherWords);
   // The smallest workgroup with enough registers, and one invocation per quad of the state, up to
   // 256.
   for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {
@@ -56,7 +56,7 @@ ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::
     const auto shared = shared_bytes(group, quads, k) +
                         std::uint64_t{16} * std::min(subgroups, 8u) * lane_quads * size + 8 * group +
                         32;  // resident.glsl, and reduce.glsl with subgroups
-    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > kHeldWords ||
+    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > held_words ||
         shared > device.max_shared_bytes || !engine.kernels().subgroups(group))
       continue;
     return {group, {divide_up(quads, group), places(k), subgroups, held, lane_quads}, true};

@@ -3,11 +3,26 @@
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 namespace ebmvk {
+namespace {
+
+// FLOP/s assumed before anything is measured: so low that the slowest device of its kind stays well
+// under a driver's 2 s.
+double assumed_speed(const Capabilities& device) {
+  if (device.type == "cpu") return 5e8;
+  return device.type == "discrete" ? 5e10 : 1e10;
+}
+
+}  // namespace
 
 Engine::Engine(std::uint32_t index, const Options& options)
-    : device_(index, options), kernels_(device_), workspaces_(device_) {}
+    : device_(index, options),
+      kernels_(device_),
+      workspaces_(device_),
+      pace_(assumed_speed(device_.capabilities()), options.slice_seconds) {}
 
 std::map<std::string, Count> Engine::counts() {
   device_.require_own_process();
@@ -31,28 +46,6 @@ std::vector<PipelineKey> Engine::used_pipelines() {
   device_.require_own_process();
   const std::lock_guard<std::mutex> lock(device_.mutex());
   return kernels_.used_keys();
-}
-
-double Engine::speed(const std::string& kernel) const {
-  const auto known = speed_.find(kernel);
-  // The speed assumed before anything is measured: so low that the slowest device of its kind stays
-  // well under a driver's 2 s.
-  return known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
-}
-
-void Engine::learn(const std::string& kernel, double flops, double seconds, bool first) {
-  // The first run may include compilation. Too little work can't tell speed from overhead.
-  if (first || flops < 1e5 || seconds <= 0) return;
-  const double found = flops / seconds;
-  auto& known = speed_.try_emplace(kernel, found).first->second;
-  // A run can't be faster than its kernel, so believe a higher speed at once but a lower one only by
-  // half.
-  known = std::max(found, 0.5 * (known + found));
-}
-
-std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
-  const double units = speed(kernel) * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
-  return static_cast<std::uint64_t>(std::clamp(units, 1.0, 1e12));
 }
 
 std::uint32_t Engine::row_group(std::uint32_t quads) const {
@@ -82,7 +75,7 @@ Engine::Call::~Call() {
 }
 
 void Engine::Call::add(Program& program, std::uint32_t section, const std::string& kernel, double flops) {
-  plan_.add(program, section, flops > 0 ? flops / engine_.speed(kernel) : 0.0);
+  plan_.add(program, section, flops > 0 ? flops / engine_.pace_.speed(kernel) : 0.0);
   work_.push_back({kernel, flops});
 }
 
@@ -101,7 +94,7 @@ void Engine::Call::run() {
     seconds += ran.section_seconds[i] > 0 ? ran.section_seconds[i] : ran.seconds * flops / all;
   }
   work_.clear();
-  for (const auto& [kernel, found] : measured) engine_.learn(kernel, found.first, found.second, ran.first);
+  for (const auto& [kernel, found] : measured) engine_.pace_.learn(kernel, found.first, found.second, ran.first);
 }
 
 void Engine::Call::run(Program& program, const std::string& kernel, double flops) {

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
+#include "vulkan/runtime/pace.h"
 #include "vulkan/runtime/plan.h"
 #include "vulkan/runtime/workspace.h"
 
@@ -211,18 +212,19 @@ class Engine {
   std::vector<PipelineKey> pipelines(std::uint32_t queries, std::uint32_t d, std::uint32_t k);
   // The number of units of work that fit into one submission at the kernel's speed so far; at least
   // 1.
-  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
+  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const {
+    return pace_.units(kernel, flops_per_unit);
+  }
   // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so
   // that a first slice should be run by itself.
-  bool measured(const std::string& kernel) const { return speed_.count(kernel) > 0; }
+  bool measured(const std::string& kernel) const { return pace_.measured(kernel); }
+  Pace& pace() { return pace_; }
   // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 
   class Call;
 
  private:
-  double speed(const std::string& kernel) const;  // FLOP/s
-  void learn(const std::string& kernel, double flops, double seconds, bool first);
   bool use_coarse(const Points& points, const TopkArguments& in) const;
   void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
   // Returns the rows that float16 did not prove; nothing is written for them.
@@ -238,7 +240,7 @@ class Engine {
   std::optional<bool> coarse_, resident_;
   CoarseCount coarse_count_;
   std::map<std::string, Count> counts_;
-  std::map<std::string, double> speed_;  // FLOP/s
+  Pace pace_;
 };
 
 // One call of an operation. Holds the device's mutex, runs programs as plans, and counts the call if

@@ -4,6 +4,7 @@
 #include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/machine_code.h"
 #include "vulkan/runtime/pipeline_file.h"
+#include "vulkan/runtime/profiles.h"
 
 #include <unistd.h>
 #include <algorithm>
@@ -27,9 +28,6 @@ namespace {
 
 constexpr const char* kValidationLayer = "VK_LAYER_KHRONOS_validation";
 
-// The number of storage buffers that the largest kernels bind.
-constexpr std::uint32_t kNeededBindings = 16;
-
 // The loader is opened at run time, so that this module can be imported without it. It stays open
 // even while the process ends: a driver's threads may outlive us, and their code must stay loaded.
 void load_vulkan() {
@@ -52,94 +50,6 @@ void load_functions(vk::Instance instance) {
     VULKAN_HPP_DEFAULT_DISPATCHER.init(instance);
     wrap_functions();
   });
-}
-
-std::string type_name(vk::PhysicalDeviceType type) {
-  switch (type) {
-    case vk::PhysicalDeviceType::eCpu: return "cpu";
-    case vk::PhysicalDeviceType::eIntegratedGpu: return "integrated";
-    case vk::PhysicalDeviceType::eDiscreteGpu: return "discrete";
-    case vk::PhysicalDeviceType::eVirtualGpu: return "virtual";
-    default: return "other";
-  }
-}
-
-std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties& memory) {
-  std::uint64_t largest = 0;
-  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
-    if (memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal)
-      largest = std::max<std::uint64_t>(largest, memory.memoryHeaps[i].size);
-  return largest;
-}
-
-// The family of a compute queue, if possible one that does nothing else; -1 if there isn't one.
-int compute_family(vk::PhysicalDevice device) {
-  const auto families = device.getQueueFamilyProperties();
-  int found = -1;
-  for (std::size_t i = 0; i < families.size(); ++i) {
-    if (!(families[i].queueFlags & vk::QueueFlagBits::eCompute)) continue;
-    if (!(families[i].queueFlags & vk::QueueFlagBits::eGraphics)) return static_cast<int>(i);
-    if (found < 0) found = static_cast<int>(i);
-  }
-  return found;
-}
-
-Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
-  Capabilities out;
-  out.index = index;
-  const auto base = device.getProperties();
-  out.name = base.deviceName.data();
-  out.type = type_name(base.deviceType);
-  out.api_version = base.apiVersion;
-  if (out.type == "cpu") out.loop_rounds = 65535 - 64;
-  const auto memory = device.getMemoryProperties();
-  out.memory_bytes = largest_local_heap(memory);
-  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
-    out.heaps.emplace_back(memory.memoryHeaps[i].size,
-                           static_cast<bool>(memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal));
-  out.max_storage_range = base.limits.maxStorageBufferRange;
-  out.max_groups = base.limits.maxComputeWorkGroupCount[0];
-  out.max_group_size = std::min(base.limits.maxComputeWorkGroupInvocations, base.limits.maxComputeWorkGroupSize[0]);
-  out.max_shared_bytes = base.limits.maxComputeSharedMemorySize;
-  out.max_bindings =
-      std::min(base.limits.maxPerStageDescriptorStorageBuffers, base.limits.maxDescriptorSetStorageBuffers);
-  if (base.apiVersion < VK_API_VERSION_1_2) {
-    out.missing = "it offers Vulkan " + std::to_string(VK_API_VERSION_MAJOR(base.apiVersion)) + "." +
-                  std::to_string(VK_API_VERSION_MINOR(base.apiVersion)) + ", and 1.2 is needed";
-    return out;
-  }
-  const auto properties =
-      device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
-                            vk::PhysicalDeviceSubgroupProperties, vk::PhysicalDeviceMaintenance3Properties>();
-  const auto& driver = properties.get<vk::PhysicalDeviceDriverProperties>();
-  const auto& subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
-  out.driver = std::string(driver.driverName.data()) + " " + driver.driverInfo.data();
-  out.max_allocation = properties.get<vk::PhysicalDeviceMaintenance3Properties>().maxMemoryAllocationSize;
-  out.subgroup_size = subgroup.subgroupSize;
-  out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
-                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
-  const auto features = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features,
-                                            vk::PhysicalDeviceVulkan12Features>();
-  out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&
-                features.get<vk::PhysicalDeviceVulkan12Features>().shaderFloat16;
-  if (base.apiVersion >= VK_API_VERSION_1_3) {
-    const auto newer = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan13Features>();
-    const auto sizes = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceVulkan13Properties>();
-    const auto& control = newer.get<vk::PhysicalDeviceVulkan13Features>();
-    const auto& limits = sizes.get<vk::PhysicalDeviceVulkan13Properties>();
-    out.max_subgroups = limits.maxComputeWorkgroupSubgroups;
-    out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
-                           (limits.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute) &&
-                           limits.minSubgroupSize <= out.subgroup_size && out.subgroup_size <= limits.maxSubgroupSize;
-    // RDNA reports 64 but also runs 32. With 32, 640 coordinates leave no lane idle, and each chain
-    // needs fewer registers.
-    if (out.subgroup_control) out.subgroup_size = std::clamp(32u, limits.minSubgroupSize, limits.maxSubgroupSize);
-  }
-  if (out.max_bindings < kNeededBindings)
-    out.missing = "a kernel may bind " + std::to_string(out.max_bindings) + " storage buffers, and " +
-                  std::to_string(kNeededBindings) + " are needed";
-  if (compute_family(device) < 0) out.missing = "it has no queue that computes";
-  return out;
 }
 
 vk::Instance make_instance(bool validate, bool instrument = false) {
@@ -277,7 +187,7 @@ void Device::create_device() {
   if (!capabilities_.missing.empty())
     throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
                       ") can't be used: " + capabilities_.missing);
-  pretend();
+  if (!options_.pretend.empty()) pretend(capabilities_, options_.pretend);
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
   clock_bits_ = physical_->getQueueFamilyProperties()[queue_family_].timestampValidBits;
@@ -303,16 +213,6 @@ void Device::create_device() {
   info.setPNext(options_.compile_only ? static_cast<const void*>(&reports) : &features11);
   device_ = std::make_shared<vk::Device>(physical_->createDevice(info));
   queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
-}
-
-void Device::pretend() {
-  if (options_.pretend.empty()) return;
-  capabilities_.type = "discrete";
-  if (options_.pretend != "smallest") return;
-  capabilities_.max_group_size =
-      std::min(capabilities_.max_group_size, 128u);  // Vulkan guarantees this on every device
-  capabilities_.max_shared_bytes = std::min(capabilities_.max_shared_bytes, 16384u);
-  capabilities_.subgroup_control = false;
 }
 
 std::uint64_t Device::storage_range() const {

@@ -2,7 +2,7 @@
 // cache kept on disk.
 #pragma once
 
-#include <vulkan/vulkan.hpp>
+#include "vulkan/runtime/capabilities.h"
 
 #include <atomic>
 #include <cstdint>
@@ -10,37 +10,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace ebmvk {
-
-// A physical device and what it offers; filled in when devices are listed.
-struct Capabilities {
-  std::uint32_t index = 0;
-  std::string name;
-  std::string type;  // cpu, integrated, discrete, virtual or other
-  std::string driver;
-  std::uint32_t api_version = 0;
-  std::uint64_t memory_bytes = 0;  // size of the largest device-local heap
-  std::uint64_t max_storage_range = 0;
-  std::uint32_t max_groups = 0;      // per dispatch, first dimension
-  std::uint32_t max_group_size = 0;  // invocations
-  std::uint32_t max_shared_bytes = 0;
-  std::uint32_t max_bindings = 0;    // storage buffers per kernel
-  std::uint64_t max_allocation = 0;  // bytes
-  std::uint32_t subgroup_size = 0;   // the size that kernels request
-  std::uint32_t max_subgroups = 0;   // per workgroup
-  bool subgroup_arithmetic = false;
-  bool subgroup_control = false;  // full subgroups of a required size
-  // The most loop iterations of an invocation. llvmpipe silently leaves every loop after 65,535
-  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so it is smaller there;
-  // elsewhere loops are unlimited.
-  std::uint32_t loop_rounds = 0xffffffffu;
-  bool float16 = false;                               // arithmetic and storage
-  std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local
-  std::string missing;                                // why the device can't be used; empty if it can
-};
 
 struct Options {
   bool validate = false;           // core and synchronisation validation; collects messages
@@ -54,7 +26,8 @@ struct Options {
   // Compile pipelines and report their machine code; nothing can be run. Makes no fence, because
   // RADV crashes if it is asked for one on behalf of a card that is not there.
   bool compile_only = false;
-  std::string pretend;    // for tests: gpu or smallest, to choose kernels and workgroups for such a device
+  std::string pretend;    // for tests: the profile of another device (profiles.h)
+  std::string modules;    // for tests: a folder of modules that replace the built-in ones of the same name
   std::string cache_dir;  // folder of the pipeline cache; empty: keep none
 };
 
@@ -138,7 +111,6 @@ class Device {
   void wait_until_idle() noexcept;
   void create_instance();
   void create_device();
-  void pretend();
   void load_pipeline_cache();
   void destroy() noexcept;
   std::string cache_path() const;

@@ -1,10 +1,40 @@
 #include "vulkan/runtime/kernel_registry.h"
 
 #include "vulkan/runtime/errors.h"
+#include "vulkan/runtime/specialise.h"
 
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <stdexcept>
 
 namespace ebmvk {
+namespace {
+
+const char* name_of(Variant variant) {
+  switch (variant) {
+    case Variant::subgroup: return "subgroup";
+    case Variant::resident: return "resident";
+    default: return "portable";
+  }
+}
+
+}  // namespace
+
+std::vector<std::uint32_t> specialise_kernel(const KernelSource& source, const std::vector<std::uint32_t>& values,
+                                             const std::string& folder) {
+  if (folder.empty()) return specialise(source.code, source.bytes, values);
+  const auto path =
+      std::filesystem::path(folder) / (std::string(source.name) + "." + name_of(source.variant) + "." +
+                                       (source.storage == Storage::float16 ? "float16" : "float32") + ".spv");
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (!file || bytes.size() % 4) throw Unsupported("the module is missing or cut off: " + path.string());
+  std::vector<std::uint32_t> code(bytes.size() / 4);
+  std::memcpy(code.data(), bytes.data(), bytes.size());
+  return specialise(code.data(), bytes.size(), values);
+}
 
 KernelRegistry::~KernelRegistry() {
   if (device_.abandoned()) return;
@@ -117,21 +147,16 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   if (source.push_bytes) info.setPushConstantRanges(push);
   auto layout = device.createPipelineLayoutUnique(info);
 
-  // Constant 0 is the workgroup's size. A kernel with a fixed size has no such constant and ignores
-  // the entry.
+  // Constant 0 is the workgroup's size. A kernel with a fixed size has no such constant.
   std::vector<std::uint32_t> values{pipeline.group};
   values.insert(values.end(), constants.begin(), constants.end());
-  std::vector<vk::SpecializationMapEntry> entries;
-  for (std::uint32_t i = 0; i < values.size(); ++i) entries.emplace_back(i, 4 * i, 4);
-  const vk::SpecializationInfo special(static_cast<std::uint32_t>(entries.size()), entries.data(), 4 * values.size(),
-                                       values.data());
-
-  const auto shader = device.createShaderModuleUnique({{}, source.bytes, source.code});
-  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main", &special);
+  const auto code = specialise_kernel(source, values, device_.options().modules);
+  const auto shader = device.createShaderModuleUnique({{}, 4 * code.size(), code.data()});
+  vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main");
   const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(subgroup_size);
   if (subgroup_size) {
     stage.flags = vk::PipelineShaderStageCreateFlagBits::eRequireFullSubgroups;
-    stage.pNext = &size;
+    if (device_.capabilities().subgroup_required) stage.pNext = &size;
   }
   pipeline.handle = device_.attempt(std::string("compiling kernel ") + source.name, [&] {
     return device.createComputePipeline(device_.pipeline_cache(), {flags, stage, *layout}).value;

@@ -35,6 +35,11 @@ struct Pipeline {
   vk::Pipeline handle;
 };
 
+// The kernel's module with its specialisation constants fixed to `values`, by number. `folder`: as
+// Options::modules.
+std::vector<std::uint32_t> specialise_kernel(const KernelSource& source, const std::vector<std::uint32_t>& values,
+                                             const std::string& folder = {});
+
 class KernelRegistry {
  public:
   explicit KernelRegistry(Device& device) : device_(device) {}
