@@ -86,6 +86,7 @@ class Options:
     portable: bool
     guard: bool
     shard_bytes: int
+    allocation_bytes: int
     memory_limit: int
     slice_seconds: float
     timeout_seconds: float
@@ -180,6 +181,24 @@ class Count:
     @property
     def bytes_down(self) -> int: ...
 
+class Tensor:
+    """Values in the memory of an engine's device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def index(self) -> bool:
+        """Whole numbers, int64 on the host; otherwise float32."""
+
+    @property
+    def below(self) -> int:
+        """Above all whole numbers."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+_Rows = NDArray[np.float32] | NDArray[np.int64] | Tensor
+
 class Points:
     @property
     def n(self) -> int: ...
@@ -193,27 +212,41 @@ class Points:
     def nbytes(self) -> int:
         """Of device memory."""
     def update(self, points: _Floats) -> None: ...
+    def update_some(self, points: _Floats, first: int) -> None: ...
+    def update_named(self, points: _Floats, ids: _Ids) -> None:
+        """No id may be there twice."""
 
 class Engine:
     def __init__(self, index: int, options: Options) -> None: ...
     @property
     def capabilities(self) -> Capabilities: ...
     def points(self, points: _Floats, storage: Storage) -> Points: ...
-    def sphere(self, op: SphereOp, arguments: Sequence[_Floats]) -> _Floats: ...
+    def tensor(self, values: _Floats | _Ids) -> Tensor:
+        """(B,) or (B, n)."""
+
+    def read(self, tensors: Sequence[Tensor]) -> list[_Floats | _Ids]:
+        """A copy of each on the host."""
+
+    @property
+    def idle(self) -> int:
+        """Bytes of device memory that wait for the next tensors."""
+
+    # Below, rows are arrays or tensors; if one argument is a tensor, so are the results.
+    def sphere(self, op: SphereOp, arguments: Sequence[_Rows]) -> _Rows: ...
     def energy_score(
-        self, points: Points, x: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+    ) -> tuple[_Rows, _Rows, _Rows, _Rows]:
         """energy, score, responsibilities, background."""
 
     def langevin(
         self,
         points: Points,
-        x: _Floats,
-        v: _Floats,
-        ids: _Ids,
-        logw: _Floats,
-        kappa: _Floats,
-        log_background: _Floats,
+        x: _Rows,
+        v: _Rows,
+        ids: _Rows,
+        logw: _Rows,
+        kappa: _Rows,
+        log_background: _Rows,
         kappa_scale: _Floats,
         logw_shift: _Floats,
         step_size: _Floats,
@@ -224,7 +257,7 @@ class Engine:
         first_chain: int,
         temperature: float,
         leapfrogs: int,
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
+    ) -> tuple[_Rows, _Rows, _Rows, _Rows, _Rows, _Rows, _Rows]:
         """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
         (1, L) or (B, L); leapfrogs 0 is g-BAOAB."""
 
@@ -241,7 +274,7 @@ class Engine:
     ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
         """Gradients of x, points (N, d), logw, kappa, log_background."""
 
-    def vmf_sample(self, mu: _Floats, cosine_sine: _Floats, seed: int, first_row: int) -> _Floats:
+    def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
         """cosine_sine (B, 2): of the angle between each sample and its mean."""
 
     def accumulate(
@@ -250,8 +283,33 @@ class Engine:
         """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
 
     def topk(
-        self, points: Points, queries: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
-    ) -> tuple[_Floats, _Ids]: ...
+        self, points: Points, queries: _Rows, k: int, scale: _Rows | None, bias: _Rows | None
+    ) -> tuple[_Rows, _Rows]: ...
+    def energy(
+        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+    ) -> tuple[_Rows, _Rows, _Rows]:
+        """energy, responsibilities, background: the score isn't kept."""
+
+    def candidate_law(self, log_p: _Rows, ids: _Rows) -> tuple[_Rows, _Rows, _Floats]:
+        """logp (B, K), log_rest (B,), entropy (B,)."""
+
+    def decode(
+        self,
+        points: Points,
+        x: _Rows,
+        ids: _Rows,
+        logp: _Rows,
+        log_rest: _Rows,
+        kappa: _Rows,
+        shift: _Rows,
+        log_p: _Rows,
+        seed: int,
+        first_chain: int,
+        choice_stream: int,
+        rest_stream: int,
+    ) -> _Ids:
+        """Tokens (B,); 2**32 - 1 where x or a weight isn't finite."""
+
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
 

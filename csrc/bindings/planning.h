@@ -26,10 +26,10 @@ inline void register_planning(pybind11::module_& module) {
         return barriers_between(touches);
       },
       py::arg("commands"));
-  using Tensor = std::tuple<std::uint64_t, std::uint32_t, std::uint32_t>;  // bytes, first node, last node
+  using Lasting = std::tuple<std::uint64_t, std::uint32_t, std::uint32_t>;  // bytes, first node, last node
   module.def(
       "arrange",
-      [](const std::vector<Tensor>& tensors, std::uint64_t alignment) {
+      [](const std::vector<Lasting>& tensors, std::uint64_t alignment) {
         std::vector<Lifetime> lifetimes;
         for (const auto& [bytes, first, last] : tensors) lifetimes.push_back({bytes, first, last});
         auto arena = arrange(lifetimes, alignment);

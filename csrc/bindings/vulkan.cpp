@@ -1,7 +1,9 @@
 // The Python side of the Vulkan engine: NumPy arrays in and out. Shapes are checked again here, so
 // that no call from Python reads or writes outside an array; the caller checks values.
 #include "bindings/gil.h"
+#include "bindings/operand.h"
 #include "bindings/planning.h"
+#include "bindings/tensors.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
@@ -19,89 +21,54 @@
 #include <optional>
 #include <string_view>
 
-namespace py = pybind11;
 using namespace ebmvk;
 
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style>;
-using Ids = py::array_t<std::int64_t, py::array::c_style>;
-using Words = py::array_t<std::uint32_t, py::array::c_style>;
-
-std::uint32_t count(py::ssize_t n, const char* what) {
-  if (n < 0 || n > std::numeric_limits<std::int32_t>::max())
-    throw Unsupported(std::string(what) + " is " + std::to_string(n) + "; the limit is 2^31 - 1");
-  return static_cast<std::uint32_t>(n);
-}
-
-void require(const py::array& array, const char* name, std::initializer_list<py::ssize_t> shape) {
-  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (std::size_t i = 0; fits && i < shape.size(); ++i)
-    fits = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
-  if (!fits) throw std::invalid_argument(std::string(name) + " has a shape that does not fit the other arguments");
-}
-
-const Floats& matrix(const Floats& array, const char* name) {
-  if (array.ndim() != 2 || array.shape(1) < 1) throw std::invalid_argument(std::string(name) + " is not (rows, d)");
-  return array;
-}
-
-EnergyArguments energy_arguments(const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
-                                 const Floats& kappa, const Floats& background) {
-  matrix(x, "x");
-  const auto rows = x.shape(0);
-  if (ids.ndim() != 2 || ids.shape(1) < 1) throw std::invalid_argument("ids is not (B, K)");
-  const auto k = ids.shape(1);
-  require(x, "x", {rows, static_cast<py::ssize_t>(points.d())});
-  require(ids, "ids", {rows, k});
-  require(logw, "logw", {rows, k});
-  require(kappa, "kappa", {rows, k});
-  require(background, "log_background", {rows});
-  const auto* id = ids.data();
-  for (py::ssize_t i = 0; i < rows * k; ++i)
-    if (id[i] < 0 || id[i] >= points.n()) throw std::invalid_argument("ids contains an index outside the points");
-  return {count(rows, "B"), count(k, "K"), points.d(), x.data(), id, logw.data(), kappa.data(), background.data()};
-}
-
-Floats sphere(Engine& engine, SphereOp op, const std::vector<Floats>& arguments) {
+py::object sphere(Engine& engine, SphereOp op, const std::vector<py::object>& arguments) {
   const std::size_t wanted = op == SphereOp::projx ? 1 : op == SphereOp::transp ? 3 : 2;
   if (arguments.size() != wanted) throw std::invalid_argument("wrong number of arguments");
-  const auto rows = matrix(arguments.front(), "x").shape(0);
-  const auto d = arguments.front().shape(1);
-  std::vector<const float*> data;
-  for (const auto& argument : arguments) {
-    require(argument, "an argument", {rows, d});
-    data.push_back(argument.data());
+  const auto shape = shape_of<float>(engine, arguments.front(), "x", {kAny, kAny});
+  const auto rows = shape[0], d = shape[1];
+  if (d < 1) throw std::invalid_argument("x is not (rows, d)");
+  std::vector<Argument<float>> in;
+  bool on_device = false;
+  for (const auto& value : arguments) {
+    in.push_back(argument<float>(engine, value, "an argument", {rows, d}));
+    on_device = on_device || in.back().tensor;
   }
-  Floats result = op == SphereOp::dist ? Floats({rows}) : Floats({rows, d});
-  float* out = result.mutable_data();
-  const ReleaseGil release;
-  engine.sphere(op, count(rows, "B"), count(d, "d"), data, out);
-  return result;
-}
-
-py::tuple energy_score(Engine& engine, const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
-                       const Floats& kappa, const Floats& background) {
-  const auto in = energy_arguments(points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = in.rows, k = in.k, d = in.d;
-  Floats energy({rows}), score({rows, d}), responsibilities({rows, k}), rest({rows});
-  const EnergyResults out{energy.mutable_data(), score.mutable_data(), responsibilities.mutable_data(),
-                          rest.mutable_data()};
+  const auto result = op == SphereOp::dist ? make_result<float>(engine, on_device, {rows})
+                                           : make_result<float>(engine, on_device, {rows, d}, true);
   {
     const ReleaseGil release;
-    engine.energy_score(points, in, out);
+    engine.sphere(op, count(rows, "B"), count(d, "d"), in, result.to);
   }
-  return py::make_tuple(energy, score, responsibilities, rest);
+  return result.value;
 }
 
-py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const Floats& v, const Ids& ids,
-                   const Floats& logw, const Floats& kappa, const Floats& background, const Floats& kappa_scale,
-                   const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
+py::tuple energy_score(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
+                       const py::object& logw, const py::object& kappa, const py::object& background) {
+  const auto in = energy_arguments(engine, points, x, ids, logw, kappa, background);
+  const py::ssize_t rows = in.rows, k = in.k, d = in.d;
+  const bool on_device = any_tensor({x, ids, logw, kappa, background});
+  const auto energy = make_result<float>(engine, on_device, {rows});
+  const auto score = make_result<float>(engine, on_device, {rows, d}, true);
+  const auto responsibilities = make_result<float>(engine, on_device, {rows, k});
+  const auto rest = make_result<float>(engine, on_device, {rows});
+  {
+    const ReleaseGil release;
+    engine.energy_score(points, in, {energy.to, score.to, responsibilities.to, rest.to});
+  }
+  return py::make_tuple(energy.value, score.value, responsibilities.value, rest.value);
+}
+
+py::tuple langevin(Engine& engine, const Points& points, const py::object& x, const py::object& v,
+                   const py::object& ids, const py::object& logw, const py::object& kappa, const py::object& background,
+                   const Floats& kappa_scale, const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
                    const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
                    std::uint32_t first_chain, double temperature, std::uint32_t leapfrogs) {
-  const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
+  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
-  require(v, "v", {rows, d});
   const auto levels = static_cast<py::ssize_t>(steps.size());
   const auto level_rows = matrix(kappa_scale, "kappa_scale").shape(0);
   if (levels < 1 || (level_rows != 1 && level_rows != rows)) throw std::invalid_argument("schedule is not (1 or B, L)");
@@ -111,7 +78,7 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
   for (const auto n : steps) total += n;
   count(static_cast<py::ssize_t>(total), "the number of steps");
   const LangevinArguments in{energy,
-                             v.data(),
+                             argument<float>(engine, v, "v", {rows, d}),
                              count(levels, "L"),
                              count(level_rows, "schedule rows"),
                              kappa_scale.data(),
@@ -124,22 +91,23 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                              first_chain,
                              temperature,
                              leapfrogs};
-  Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), accepted({rows}),
-      tangency({rows});
-  const LangevinResults out{out_x.mutable_data(),   out_v.mutable_data(), energies.mutable_data(),
-                            kinetic.mutable_data(), error.mutable_data(), accepted.mutable_data(),
-                            tangency.mutable_data()};
+  const bool on_device = any_tensor({x, v, ids, logw, kappa, background});
+  std::vector<Made<float>> out;
+  for (int i = 0; i < 2; ++i) out.push_back(make_result<float>(engine, on_device, {rows, d}, true));
+  for (int i = 0; i < 5; ++i) out.push_back(make_result<float>(engine, on_device, {rows}));
   {
     const ReleaseGil release;
-    engine.langevin(points, in, out);
+    engine.langevin(points, in, {out[0].to, out[1].to, out[2].to, out[3].to, out[4].to, out[5].to, out[6].to});
   }
-  return py::make_tuple(out_x, out_v, energies, kinetic, error, accepted, tangency);
+  py::tuple results(out.size());
+  for (std::size_t i = 0; i < out.size(); ++i) results[i] = out[i].value;
+  return results;
 }
 
 py::tuple energy_score_backward(Engine& engine, const Points& points, const Floats& x, const Ids& ids,
                                 const Floats& logw, const Floats& kappa, const Floats& background,
                                 const Floats& grad_energy, const Floats& grad_score) {
-  const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
+  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, k = energy.k, d = energy.d, n = points.n();
   require(grad_energy, "grad_energy", {rows});
   require(grad_score, "grad_score", {rows, d});
@@ -155,23 +123,22 @@ py::tuple energy_score_backward(Engine& engine, const Points& points, const Floa
   return py::make_tuple(grad_x, grad_points, grad_logw, grad_kappa, grad_background);
 }
 
-Floats vmf_sample(Engine& engine, const Floats& mu, const Floats& cosine_sine, std::uint64_t seed,
-                  std::uint32_t first_row) {
-  matrix(mu, "mu");
-  const auto rows = mu.shape(0), d = mu.shape(1);
-  require(cosine_sine, "cosine_sine", {rows, 2});
-  Floats result({rows, d});
-  const VmfArguments in{count(rows, "B"), count(d, "d"), mu.data(), cosine_sine.data(), seed, first_row};
-  float* out = result.mutable_data();
-  const ReleaseGil release;
-  engine.vmf_sample(in, out);
-  return result;
-}
-
-void require_below(const Ids& array, const char* name, std::int64_t end) {
-  for (py::ssize_t i = 0; i < array.size(); ++i)
-    if (array.data()[i] < 0 || array.data()[i] >= end)
-      throw std::invalid_argument(std::string(name) + " contains a number outside its range");
+py::object vmf_sample(Engine& engine, const py::object& mu, const py::object& cosine_sine, std::uint64_t seed,
+                      std::uint32_t first_row) {
+  const auto shape = shape_of<float>(engine, mu, "mu", {kAny, kAny});
+  const auto rows = shape[0], d = shape[1];
+  const VmfArguments in{count(rows, "B"),
+                        count(d, "d"),
+                        argument<float>(engine, mu, "mu", {rows, d}),
+                        argument<float>(engine, cosine_sine, "cosine_sine", {rows, 2}),
+                        seed,
+                        first_row};
+  const auto result = make_result<float>(engine, any_tensor({mu, cosine_sine}), {rows, d}, true);
+  {
+    const ReleaseGil release;
+    engine.vmf_sample(in, result.to);
+  }
+  return result.value;
 }
 
 py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floats& responsibilities, const Ids& tokens,
@@ -183,8 +150,8 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
   require(ids, "ids", {rows, k});
   require(responsibilities, "responsibilities", {rows, k});
   require(tokens, "tokens", {rows});
-  require_below(ids, "ids", n);
-  require_below(tokens, "tokens", std::int64_t{1} << 31);
+  require_below({ids.data(), nullptr}, ids.size(), "ids", n);
+  require_below({tokens.data(), nullptr}, tokens.size(), "tokens", std::int64_t{1} << 31);
   count(rows * k, "B x K");
   const AccumulateArguments in{count(rows, "B"), count(k, "K"), count(d, "d"),           n,
                                x.data(),         ids.data(),    responsibilities.data(), tokens.data()};
@@ -206,24 +173,29 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
   return py::make_tuple(table, splat_token, counts);
 }
 
-py::tuple topk(Engine& engine, const Points& points, const Floats& queries, std::uint32_t k,
-               const std::optional<Floats>& scale, const std::optional<Floats>& bias) {
-  const py::ssize_t rows = matrix(queries, "queries").shape(0);
-  require(queries, "queries", {rows, static_cast<py::ssize_t>(points.d())});
+py::tuple topk(Engine& engine, const Points& points, const py::object& queries, std::uint32_t k,
+               const py::object& scale, const py::object& bias) {
+  const auto rows = shape_of<float>(engine, queries, "queries", {kAny, static_cast<py::ssize_t>(points.d())})[0];
   if (k < 1 || k > points.n()) throw std::invalid_argument("k is outside [1, N]");
-  for (const auto* weights : {&scale, &bias})
-    if (*weights) require(**weights, "scale or bias", {static_cast<py::ssize_t>(points.n())});
-  Floats scores({rows, static_cast<py::ssize_t>(k)});
-  Ids ids({rows, static_cast<py::ssize_t>(k)});
-  const TopkArguments in{
-      count(rows, "B"), k, points.d(), queries.data(), scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
-  float* out = scores.mutable_data();
-  std::int64_t* found = ids.mutable_data();
+  const auto weights = [&](const py::object& value, const char* name) {
+    if (value.is_none()) return Argument<float>{};
+    return argument<float>(engine, value, name, {static_cast<py::ssize_t>(points.n())});
+  };
+  const TopkArguments in{count(rows, "B"),
+                         k,
+                         points.d(),
+                         argument<float>(engine, queries, "queries", {rows, kAny}),
+                         weights(scale, "scale"),
+                         weights(bias, "bias")};
+  const bool on_device = any_tensor({queries, scale, bias});
+  const auto scores = make_result<float>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
+  const auto ids = make_result<std::int64_t>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
+  if (on_device) ids.value.cast<Tensor&>().set_below(points.n());
   {
     const ReleaseGil release;
-    engine.topk(points, in, out, found);
+    engine.topk(points, in, scores.to, ids.to);
   }
-  return py::make_tuple(scores, ids);
+  return py::make_tuple(scores.value, ids.value);
 }
 
 Words probe(Engine& engine, std::uint32_t function, const Words& arguments, const Words& key) {
@@ -255,6 +227,27 @@ void update_points(Points& points, const Floats& rows) {
   const auto* data = rows.data();
   const ReleaseGil release;
   points.update(data);
+}
+
+void update_some(Points& points, const Floats& rows, std::uint32_t first) {
+  const auto some = matrix(rows, "points").shape(0);
+  require(rows, "points", {some, static_cast<py::ssize_t>(points.d())});
+  if (some > static_cast<py::ssize_t>(points.n()) - static_cast<py::ssize_t>(first))
+    throw std::invalid_argument("first and the number of rows are more than the points have");
+  const auto* data = rows.data();
+  const ReleaseGil release;
+  points.update(data, first, static_cast<std::uint32_t>(some));
+}
+
+void update_named(Points& points, const Floats& rows, const Ids& ids) {
+  const auto some = matrix(rows, "points").shape(0);
+  require(rows, "points", {some, static_cast<py::ssize_t>(points.d())});
+  require(ids, "ids", {some});
+  require_below({ids.data(), nullptr}, some, "ids", points.n());
+  const auto* data = rows.data();
+  const auto* names = ids.data();
+  const ReleaseGil release;
+  points.update(data, names, count(some, "the number of rows"));
 }
 
 // Words for a SPIR-V module, in bytes.
@@ -375,6 +368,7 @@ void register_device(py::module_& module) {
       .def_readwrite("portable", &Options::portable)
       .def_readwrite("guard", &Options::guard)
       .def_readwrite("shard_bytes", &Options::shard_bytes)
+      .def_readwrite("allocation_bytes", &Options::allocation_bytes)
       .def_readwrite("memory_limit", &Options::memory_limit)
       .def_readwrite("slice_seconds", &Options::slice_seconds)
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
@@ -435,13 +429,16 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("bytes_down", [](const Count& count) { return count.traffic.down; });
   py::class_<Points, std::shared_ptr<Points>>(module, "Points")
       .def("update", &update_points)
+      .def("update_some", &update_some)
+      .def("update_named", &update_named)
       .def_property_readonly("n", &Points::n)
       .def_property_readonly("d", &Points::d)
       .def_property_readonly("storage", &Points::storage)
       .def_property_readonly("shards", &Points::shards)
       .def_property_readonly("nbytes", &Points::bytes);
-  py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
-      .def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
+  py::class_<Engine, std::shared_ptr<Engine>> methods(module, "Engine");
+  register_tensors(module, methods);
+  methods.def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
       .def("sphere", &sphere)

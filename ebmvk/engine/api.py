@@ -52,8 +52,10 @@ class Points(Protocol):
         one.
         """
 
-    def update(self, points: Tensor) -> None:
-        """Replace the rows, with the same rounding. Raises ArgumentError if the shape differs."""
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        """Replace all rows, or those from `first` on, or those named by ids (M,) int64, each once;
+        with the same rounding. Raises ArgumentError if the shape doesn't fit.
+        """
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,23 @@
 
 Each failed check raises ArgumentError with the argument, its value and one thing to try. Good
 arguments cost one reduction per tensor; the bad row is looked for only after a failure.
+
+Of a `DeviceTensor`, the shape, the dtype, the device and the range of ids are checked. Its floats
+aren't checked, because that would mean waiting for the device and reading them back. They come from
+operations that checked their own arguments, or from `Vulkan.tensor`, which refuses NaN.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Schedule, Scheme, Storage
+from ebmvk.engine.device_tensor import DeviceTensor, on_device
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
@@ -34,15 +39,19 @@ any finite value.)"""
 @dataclass(frozen=True)
 class Rules:
     """What a backend takes. native: only contiguous float32 on the CPU; otherwise any floating
-    dtype on any device.
+    dtype on any device. home: that of the `DeviceTensor`s that are taken as well; None: none are.
     """
 
     native: bool
+    home: object | None = None
 
     def tensor(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
         """Check type, shape (None means any size), dtype and layout. words: the shape for messages,
         such as "(B, d)".
         """
+        if isinstance(value, DeviceTensor):
+            self._kept(name, value, shape, words, torch.float32)
+            return
         if not isinstance(value, Tensor):
             raise ArgumentError(
                 f"{name} is a {type(value).__name__}, not a torch.Tensor", hint=f"pass {name} through torch.as_tensor"
@@ -66,6 +75,13 @@ class Rules:
 
     def indices(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str, n: int) -> None:
         """Check for int64 values in [0, n)."""
+        if isinstance(value, DeviceTensor):
+            self._kept(name, value, shape, words, torch.int64)
+            if value.numel() and value.below > n:
+                raise ArgumentError(
+                    f"{name} may hold {value.below - 1}, outside [0, {n})", hint=f"keep {name} within this range"
+                )
+            return
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ArgumentError(f"{name} has type {kind}; expected torch.int64", hint=f"pass {name}.long()")
@@ -79,7 +95,20 @@ class Rules:
                 bad = low if low < 0 else high
                 raise ArgumentError(f"{name} holds {bad}, outside [0, {n})", hint=f"keep {name} within this range")
 
-    def _shape(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
+    def _kept(
+        self, name: str, value: DeviceTensor, shape: tuple[int | None, ...], words: str, dtype: torch.dtype
+    ) -> None:
+        if self.home is None or value.home is not self.home:
+            where = "which isn't taken here" if self.home is None else "which was opened by another backend"
+            raise ArgumentError(
+                f"{name} is a DeviceTensor on {value.device}, {where}",
+                hint=f"pass {name}.torch(), which copies it to the host",
+            )
+        self._shape(name, value, shape, words)
+        if value.dtype != dtype:
+            raise ArgumentError(f"{name} has dtype {value.dtype}; expected {dtype}", hint=f"make {name} of that dtype")
+
+    def _shape(self, name: str, value: Tensor | DeviceTensor, shape: tuple[int | None, ...], words: str) -> None:
         sizes = zip(shape, value.shape, strict=False)
         fits = value.dim() == len(shape) and all(want in (None, have) for want, have in sizes)
         if not fits:
@@ -116,6 +145,8 @@ ANY = Rules(native=False)
 
 def finite(name: str, value: Tensor) -> None:
     """Check for values without NaN, infinities or sizes above LARGEST."""
+    if on_device(value):
+        return
     # The sum of squares bounds every value, so one cheap reduction is nearly always enough.
     flat = value.detach().reshape(-1)
     if not value.numel() or float(torch.dot(flat, flat)) <= LARGEST**2:
@@ -128,6 +159,8 @@ def finite(name: str, value: Tensor) -> None:
 
 def log_weights(name: str, value: Tensor) -> None:
     """Check log-weights: -inf (weight 0) is allowed; NaN, +inf and values above LARGEST aren't."""
+    if on_device(value):
+        return
     if value.numel() and not _extremes(value)[1] <= LARGEST:
         bad = ~(value.detach() <= LARGEST)
         _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g}")
@@ -135,6 +168,8 @@ def log_weights(name: str, value: Tensor) -> None:
 
 def at_least(name: str, value: Tensor, low: float) -> None:
     """Check for finite values >= low."""
+    if on_device(value):
+        return
     finite(name, value)
     if value.numel() and not _extremes(value)[0] >= low:
         _raise_at(name, value, value.detach() < low, f"values of at least {low:g}")
@@ -154,7 +189,7 @@ def integer(name: str, value: object, low: int, high: int, hint: str) -> None:
 
 def unit_rows(name: str, value: Tensor) -> None:
     """Check that rows have norm 1 within UNIT_TOLERANCE, which excludes NaN and infinity."""
-    if not value.numel():
+    if on_device(value) or not value.numel():
         return
     norms = torch.linalg.vector_norm(value.detach(), dim=-1)
     good = (norms - 1).abs() <= UNIT_TOLERANCE
@@ -172,6 +207,20 @@ def _raise_at(name: str, value: Tensor, bad: Tensor, need: str) -> None:
         f"{name}{list(index)} is {float(value[index]):g}; expected {need}",
         hint=f"find the operation before this call that computed {name}",
     )
+
+
+def values(value: Tensor) -> None:
+    """Check for what `Vulkan.tensor` takes: (B,) or (B, n), float32 without NaN, or int64 in
+    [0, 2^32).
+    """
+    shape = (None,) if value.dim() == 1 else (None, None)
+    if value.dtype == torch.int64:
+        NATIVE.indices("values", value, shape, "(B,) or (B, n)", 2**32)
+    else:
+        NATIVE.tensor("values", value, shape, "(B,) or (B, n)")
+        log_weights("values", value)
+    if value.dim() == 2 and value.shape[1] < 1:
+        raise ArgumentError(f"values has shape {tuple(value.shape)}", hint="pass at least one column")
 
 
 def storage(value: str) -> None:
@@ -203,6 +252,23 @@ def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> 
     unit_rows("points", value)
 
 
+def some_points(rules: Rules, value: Tensor, n: int, d: int, first: int | None, ids: Tensor | None) -> None:
+    """Check rows (M, d) that replace some of N points: those from `first` on, or those named by ids
+    (M,), which are all different.
+    """
+    rules.tensor("points", value, (None, d), "(M, d)")
+    unit_rows("points", value)
+    rows = value.shape[0]
+    if (first is None) == (ids is None):
+        raise ArgumentError("either first or ids says which points are replaced", hint="pass one of the two")
+    if first is not None:
+        integer("first", first, 0, n - rows + 1, f"pass at most {n} - first rows")
+    if ids is not None:
+        rules.indices("ids", ids, (rows,), "(M,)", n)
+        if len(torch.unique(ids)) != rows:
+            raise ArgumentError("ids names a point twice", hint="pass each id once")
+
+
 def matrix(rules: Rules, name: str, value: Tensor) -> None:
     """Check for (B, d), d >= 1."""
     rules.tensor(name, value, (None, None), "(B, d)")
@@ -226,7 +292,7 @@ def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_o
 def projx(rules: Rules, x: Tensor) -> None:
     """Check x (B, d): finite, without a zero row."""
     matrix(rules, "x", x)
-    if x.numel():
+    if x.numel() and not on_device(x):
         if not all(map(math.isfinite, _extremes(x))):
             _raise_at("x", x, ~torch.isfinite(x.detach()), "finite values")
         smallest = x.detach().abs().amax(dim=-1)
@@ -266,6 +332,8 @@ def candidates(
     at_least("kappa", kappa, 0.0)
     rules.tensor("log_background", log_background, (rows,), "(B,)")
     log_weights("log_background", log_background)
+    if on_device(logw, log_background):
+        return
     heaviest = torch.maximum(logw.detach().amax(dim=1), log_background.detach()) if rows else log_background
     if not bool((heaviest >= -LARGEST).all()):
         row = int((~(heaviest >= -LARGEST)).nonzero()[0])
@@ -286,6 +354,7 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
     for level, count in enumerate(value.steps):
         integer(f"schedule.steps[{level}]", count, 0, 2**31, "pass whole numbers of steps >= 0")
     integer("sum of schedule.steps", sum(value.steps), 0, 2**31, "run the steps in several calls")
+    rules = replace(rules, home=None)
     for name in ("kappa_scale", "logw_shift", "step_size", "gamma"):
         tensor: Tensor = getattr(value, name)
         shared = isinstance(tensor, Tensor) and tensor.dim() == 1

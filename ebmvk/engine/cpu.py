@@ -87,9 +87,13 @@ class CpuPoints:
     def nbytes(self) -> int:
         return self.rows.nbytes + (self._coarse.nbytes if self._coarse is not None else 0)
 
-    def update(self, points: Tensor) -> None:
-        checks.points(checks.NATIVE, points, like=(self.n, self.d))
-        self.rows.copy_(checks.stored(points.detach(), self.storage))
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        if first is None and ids is None:
+            checks.points(checks.NATIVE, points, like=(self.n, self.d))
+        else:
+            checks.some_points(checks.NATIVE, points, self.n, self.d, first, ids)
+        rows = slice(first, None if first is None else first + len(points)) if ids is None else ids
+        self.rows[rows] = checks.stored(points.detach(), self.storage)
         self._coarse, self._asked = None, 0
 
 

@@ -56,9 +56,13 @@ class ReferencePoints:
     def nbytes(self) -> int:
         return self.rows.nbytes
 
-    def update(self, points: Tensor) -> None:
-        checks.points(checks.ANY, points, like=(self.n, self.d))
-        self.rows.copy_(checks.stored(points.detach(), self.storage))
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        if first is None and ids is None:
+            checks.points(checks.ANY, points, like=(self.n, self.d))
+        else:
+            checks.some_points(checks.ANY, points, self.n, self.d, first, ids)
+        rows = slice(first, None if first is None else first + len(points)) if ids is None else ids
+        self.rows[rows] = self._backend._take(checks.stored(points.detach(), self.storage))
 
 
 class Reference:

@@ -79,37 +79,36 @@ std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_
   return capacity > fit ? capacity / 2 : capacity;
 }
 
-Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
-    : named(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      logw(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      kappa(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      background(engine.device(), capacity, 1, 1, Buffer::Kind::upload),
+Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+                       std::uint64_t begin)
+    : named(engine.device(), in.ids.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      logw(engine.device(), in.logw.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      kappa(engine.device(), in.kappa.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      background(engine.device(), in.background.from(begin), capacity, 1, 1, Buffer::Kind::upload),
       points_(points),
       capacity_(capacity),
-      k_(k) {
+      k_(in.k) {
   if (points.shards() == 1) return;
-  const std::uint64_t count = std::uint64_t{capacity} * k;
+  const std::uint64_t count = std::uint64_t{capacity} * k_;
   gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, points.row_bytes()));
-  positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
+  positions_ = Table(engine.device(), capacity, k_, k_, Buffer::Kind::upload);
   auto* first = positions_.on_host().as<std::uint32_t>();
   std::iota(first, first + count, 0u);
 }
 
 View Candidates::rows() const { return points_.shards() == 1 ? points_.shard(0) : View(gathered_); }
 
-View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : positions_.on_device(); }
+View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : View(positions_.on_device()); }
 
 void Candidates::write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows) {
-  auto* to = named.on_host().as<std::uint32_t>();
-  const auto* from = in.ids + begin * in.k;
-  for (std::uint64_t i = 0; i < rows * in.k; ++i) to[i] = static_cast<std::uint32_t>(from[i]);
-  logw.write(in.logw + begin * in.k, rows);
-  kappa.write(in.kappa + begin * in.k, rows);
-  background.write(in.background + begin, rows);
+  named.write(in.ids, begin, rows);
+  logw.write(in.logw, begin, rows);
+  kappa.write(in.kappa, begin, rows);
+  background.write(in.background, begin, rows);
 }
 
-void Candidates::record(Engine& engine, Program& program, const Buffer& params) {
-  for (const auto* table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
+void Candidates::record(Engine& engine, Program& program, const View& params) {
+  for (const auto* operand : {&named, &logw, &kappa, &background}) operand->load(engine.kernels(), program, params);
   if (points_.shards() == 1) return;
   program.copy(positions_.on_host(), positions_.on_device());
   const auto& pipeline =

@@ -13,32 +13,61 @@ namespace {
 
 struct EnergyWork {
   Buffer params;
-  Table x, score, responsibilities, energy, rest;
+  Operand x, score, responsibilities, energy, rest;
+  Buffer unwanted;  // for the score, if it isn't wanted
   Candidates candidates;
   Program program;
 
-  EnergyWork(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
+  EnergyWork(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+             const EnergyResults& out, std::uint64_t begin)
       : params(engine.device(), Buffer::Kind::upload, 16),
-        x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
-        score(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::readback),
-        responsibilities(engine.device(), capacity, k, k, Buffer::Kind::readback),
-        energy(engine.device(), capacity, 1, 1, Buffer::Kind::readback),
-        rest(engine.device(), capacity, 1, 1, Buffer::Kind::readback),
-        candidates(engine, points, capacity, k),
+        x(engine.device(), in.x.from(begin), capacity, in.d, 4 * points.quads(), Buffer::Kind::upload),
+        responsibilities(engine.device(), out.responsibilities.from(begin), capacity, in.k, in.k,
+                         Buffer::Kind::readback),
+        energy(engine.device(), out.energy.from(begin), capacity, 1, 1, Buffer::Kind::readback),
+        rest(engine.device(), out.rest.from(begin), capacity, 1, 1, Buffer::Kind::readback),
+        candidates(engine, points, capacity, in, begin),
         program(engine.device()) {
-    const auto quads = points.quads();
-    program.copy(x.on_host(), x.on_device());
+    const auto pitch = 4 * points.quads();
+    if (out.score.wanted())
+      score = Operand(engine.device(), out.score.from(begin), capacity, in.d, pitch, Buffer::Kind::readback);
+    else
+      unwanted = Buffer(engine.device(), Buffer::Kind::device, std::uint64_t{4} * pitch * capacity);
+    x.load(engine.kernels(), program, params);
     candidates.record(engine, program, params);
-    const auto& pipeline = engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads),
-                                                energy_constants(engine, quads, k), points.storage());
-    program.kernel(pipeline,
-                   {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
-                    candidates.kappa.on_device(), candidates.background.on_device(), energy.on_device(),
-                    score.on_device(), responsibilities.on_device(), rest.on_device()},
-                   kernels::EnergyScore{quads, k}, capacity);
-    for (const auto* table : {&energy, &score, &responsibilities, &rest})
-      program.copy(table->on_device(), table->on_host());
+    record_energy_score(engine, program, points, params, x.on_device(), candidates, in.k,
+                        {energy.on_device(), unwanted ? View(unwanted) : score.on_device(),
+                         responsibilities.on_device(), rest.on_device()},
+                        capacity);
+    for (const auto* operand : {&energy, &responsibilities, &rest}) operand->store(engine.kernels(), program, params);
+    if (!unwanted) score.store(engine.kernels(), program, params);
     program.finish();
+  }
+};
+
+std::vector<Place> places_of(const EnergyArguments& in, std::uint64_t begin) {
+  return {in.x.from(begin), in.ids.from(begin), in.logw.from(begin), in.kappa.from(begin), in.background.from(begin)};
+}
+
+// x or v of chains: the kernel changes the rows where the result will be. On the host one table
+// takes the argument and then the result.
+struct ChainRows {
+  Operand in, out;
+  bool in_table;
+
+  ChainRows(Engine& engine, const Place& from, const Place& to, std::uint32_t capacity, const Points& points)
+      : out(engine.device(), to, capacity, points.d(), 4 * points.quads(), Buffer::Kind::readback),
+        in_table(!to.tensor) {
+    if (!in_table) in = Operand(engine.device(), from, capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload);
+  }
+
+  void load(Engine& engine, Program& program, const Buffer& params) const {
+    if (in_table) return program.copy(out.table().on_host(), out.table().on_device());
+    in.load(engine.kernels(), program, params);
+    program.copy(in.on_device(), out.on_device());
+  }
+  void write(const Argument<float>& argument, std::uint64_t begin, std::uint32_t rows) {
+    (in_table ? out : in).write(argument, begin, rows);
   }
 };
 
@@ -51,24 +80,29 @@ constexpr std::uint64_t kSlotBytes = 256;  // of a dispatch's params: a multiple
 // read-back.
 struct LangevinWork {
   Buffer params;
-  Table x, v, level_table, level_end, diagnostics;
+  ChainRows x, v;
+  Table level_table, level_end, records;
+  Operand energy, kinetic, energy_error, acceptance, tangency;
   Candidates candidates;
   Program program;
 
   // Push is kernels::Langevin or kernels::Ghmc.
   template <typename Push>
-  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan)
+  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan,
+               const LangevinArguments& in, const LangevinResults& to, std::uint64_t begin)
       : params(engine.device(), Buffer::Kind::upload, kSlotBytes * kDispatches),
-        x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
-        v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        x(engine, in.energy.x.from(begin), to.x.from(begin), capacity, points),
+        v(engine, in.v.from(begin), to.v.from(begin), capacity, points),
         level_table(engine.device(), push.level_rows == 1 ? 1 : capacity, 8 * push.levels, 8 * push.levels,
                     Buffer::Kind::upload),
         level_end(engine.device(), 1, push.levels, push.levels, Buffer::Kind::upload),
-        diagnostics(engine.device(), capacity, 8, 8, Buffer::Kind::readback),
-        candidates(engine, points, capacity, push.k),
+        records(engine.device(), capacity, 8, 8, Buffer::Kind::readback),
+        candidates(engine, points, capacity, in.energy, begin),
         program(engine.device()) {
-    for (const auto* table : {&x, &v, &level_table, &level_end, &diagnostics})
-      program.copy(table->on_host(), table->on_device());
+    x.load(engine, program, params);
+    v.load(engine, program, params);
+    for (const auto* table : {&level_table, &level_end}) program.copy(table->on_host(), table->on_device());
+    program.fill(records.on_device(), 0);
     candidates.record(engine, program, params);
     const auto& pipeline =
         engine.kernels().get(Push::name, plan.group, plan.constants, points.storage(), plan.resident);
@@ -77,18 +111,39 @@ struct LangevinWork {
           pipeline,
           {View(params, kSlotBytes * i, 48), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
            candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
-           level_end.on_device(), x.on_device(), v.on_device(), diagnostics.on_device()},
+           level_end.on_device(), x.out.on_device(), v.out.on_device(), records.on_device()},
           push, capacity);
-    for (const auto* table : {&x, &v, &diagnostics}) program.copy(table->on_device(), table->on_host());
+    for (const auto* rows : {&x, &v}) rows->out.store(engine.kernels(), program, params);
+    if (to.energy.tensor)
+      report(engine, to, begin, capacity);
+    else
+      program.copy(records.on_device(), records.on_host());
     program.finish();
   }
 
+  // Records the diagnostics of chains whose results are tensors.
+  void report(Engine& engine, const LangevinResults& to, std::uint64_t begin, std::uint32_t capacity) {
+    const auto vector = [&](const Result<float>& result) {
+      return Operand(engine.device(), result.from(begin), capacity, 1, 1, Buffer::Kind::readback);
+    };
+    energy = vector(to.energy);
+    kinetic = vector(to.kinetic);
+    energy_error = vector(to.energy_error);
+    acceptance = vector(to.acceptance);
+    tangency = vector(to.tangency);
+    constexpr std::uint32_t group = 64;
+    program.kernel(engine.kernels().get(kernels::ChainReport::name, group, {}),
+                   {params, records.on_device(), energy.on_device(), kinetic.on_device(), energy_error.on_device(),
+                    acceptance.on_device(), tangency.on_device()},
+                   0u, (capacity + group - 1) / group);
+    for (const auto* operand : {&energy, &kinetic, &energy_error, &acceptance, &tangency})
+      operand->store(engine.kernels(), program, params);
+  }
+
   void write(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows) {
-    const auto d = in.energy.d;
-    x.write(in.energy.x + begin * d, rows);
-    v.write(in.v + begin * d, rows);
+    x.write(in.energy.x, begin, rows);
+    v.write(in.v, begin, rows);
     candidates.write(in.energy, begin, rows);
-    std::fill_n(diagnostics.on_host().as<float>(), std::size_t{8} * rows, 0.0f);
     std::partial_sum(in.steps.begin(), in.steps.end(), level_end.on_host().as<std::uint32_t>());
     auto* entry = level_table.on_host().as<float>();
     const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
@@ -120,21 +175,40 @@ struct LangevinWork {
     std::copy_n(values, 9, params.as<std::uint32_t>() + kSlotBytes / 4 * slot);
   }
 
-  void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, std::uint32_t d, double steps_done,
-            bool metropolis) {
-    x.read(out.x + begin * d, rows);
-    v.read(out.v + begin * d, rows);
-    const auto* record = diagnostics.on_host().as<float>();
-    const double each = 1.0 / std::max(steps_done, 1.0);
+  void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, double each, bool metropolis) {
+    x.out.read(out.x, begin, rows);
+    v.out.read(out.v, begin, rows);
+    if (out.energy.tensor) return;
+    const auto* record = records.on_host().as<float>();
     for (std::uint64_t row = begin; row < begin + rows; ++row, record += 8) {
-      out.energy[row] = record[0];
-      out.kinetic[row] = static_cast<float>(record[1] * each);
-      out.energy_error[row] = static_cast<float>(record[2] * each);
-      out.tangency[row] = record[3];
-      out.acceptance[row] = metropolis && steps_done > 0 ? static_cast<float>(record[4] * each) : 1.0f;
+      out.energy.host[row] = record[0];
+      out.kinetic.host[row] = static_cast<float>(record[1] * each);
+      out.energy_error.host[row] = static_cast<float>(record[2] * each);
+      out.tangency.host[row] = record[3];
+      out.acceptance.host[row] = metropolis ? static_cast<float>(record[4] * each) : 1.0f;
     }
   }
 };
+
+std::string keys_of(const LangevinArguments& in, const LangevinResults& out, std::uint64_t begin) {
+  auto from = places_of(in.energy, begin);
+  from.push_back(in.v.from(begin));
+  std::vector<Place> to;
+  for (const auto* result :
+       {&out.x, &out.v, &out.energy, &out.kinetic, &out.energy_error, &out.acceptance, &out.tangency})
+    to.push_back(result->from(begin));
+  return ebmvk::keys_of(from, to);
+}
+
+// `each` as two floats, and whether acceptance is counted: what chain_report.comp reads in the first
+// slot.
+void set_report(std::uint32_t* params, double each, bool metropolis) {
+  const auto high = static_cast<float>(each);
+  const auto low = static_cast<float>(each - high);
+  std::memcpy(params + 9, &high, 4);
+  std::memcpy(params + 10, &low, 4);
+  params[11] = metropolis;
+}
 
 // The number of steps of a chain per dispatch, given the device's limit on loop iterations. The
 // iterations of a step are counted generously from energy.glsl and chain.glsl; candidates in
@@ -165,6 +239,19 @@ std::string shape_key(const char* kernel, const Points& points, std::uint32_t ca
 
 }  // namespace
 
+void record_energy_score(Engine& engine, Program& program, const Points& points, const View& params, const View& x,
+                         const Candidates& candidates, std::uint32_t k, const EnergyViews& out,
+                         std::uint32_t capacity) {
+  const auto quads = points.quads();
+  const auto& pipeline = engine.kernels().get(kernels::EnergyScore::name, engine.row_group(quads),
+                                              energy_constants(engine, quads, k), points.storage());
+  program.kernel(
+      pipeline,
+      {params, x, candidates.rows(), candidates.ids(), candidates.logw.on_device(), candidates.kappa.on_device(),
+       candidates.background.on_device(), out.energy, out.score, out.responsibilities, out.rest},
+      kernels::EnergyScore{quads, k}, capacity);
+}
+
 void Engine::energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out) {
   Call call(*this, "energy_score", &points);
   const kernels::EnergyScore push{points.quads(), in.k};
@@ -172,17 +259,20 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
   for (std::uint64_t begin = 0; begin < in.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(in.rows - begin, slice), in.k);
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
-    auto& work = workspaces_.get<EnergyWork>(shape_key(push.name, points, capacity, in.k), points.id(), [&] {
-      return std::make_shared<EnergyWork>(*this, points, capacity, in.k);
+    const auto* kind = out.score.wanted() ? push.name : "energy";
+    const auto keys = keys_of(places_of(in, begin), {out.energy.from(begin), out.score.from(begin),
+                                                     out.responsibilities.from(begin), out.rest.from(begin)});
+    auto& work = workspaces_.get<EnergyWork>(shape_key(kind, points, capacity, in.k) + keys, points.id(), [&] {
+      return std::make_shared<EnergyWork>(*this, points, capacity, in, out, begin);
     });
     *work.params.as<std::uint32_t>() = count;
-    work.x.write(in.x + begin * in.d, count);
+    work.x.write(in.x, begin, count);
     work.candidates.write(in, begin, count);
     call.run(work.program, push.name, push.flops(count));
-    work.energy.read(out.energy + begin, count);
-    work.score.read(out.score + begin * in.d, count);
-    work.responsibilities.read(out.responsibilities + begin * in.k, count);
-    work.rest.read(out.rest + begin, count);
+    work.energy.read(out.energy, begin, count);
+    if (out.score.wanted()) work.score.read(out.score, begin, count);
+    work.responsibilities.read(out.responsibilities, begin, count);
+    work.rest.read(out.rest, begin, count);
     begin += count;
   }
   call.count();
@@ -202,6 +292,8 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   Call call(*this, "langevin", &points);
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
+  const double each = 1.0 / std::max(total, 1u);
+  const bool metropolis = in.leapfrogs > 0 && total > 0;
   const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k);
   const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
   const auto most = steps_per_dispatch(*this, push.quads, shape.k, in.leapfrogs, in.levels);
@@ -211,9 +303,11 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
                                           std::uint64_t{32} * in.levels);
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
     const auto key = shape_key(speed.c_str(), points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
-                     std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
-    LangevinWork& work = workspaces_.get<LangevinWork>(
-        key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push, plan); });
+                     std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs) + keys_of(in, out, begin);
+    LangevinWork& work = workspaces_.get<LangevinWork>(key, points.id(), [&] {
+      return std::make_shared<LangevinWork>(*this, points, capacity, push, plan, in, out, begin);
+    });
+    set_report(work.params.as<std::uint32_t>(), each, metropolis);
     work.write(in, begin, rows);
     std::uint32_t done = 0;
     for (bool first = true; first || done < total; first = false) {
@@ -230,7 +324,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
       if (done == total) call.add(work.program, kDispatches);
       call.run();
     }
-    work.read(out, begin, rows, shape.d, total, in.leapfrogs > 0);
+    work.read(out, begin, rows, each, metropolis);
     begin += rows;
   }
   call.count();

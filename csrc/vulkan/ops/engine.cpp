@@ -21,7 +21,8 @@ double assumed_speed(const Capabilities& device) {
 Engine::Engine(std::uint32_t index, const Options& options)
     : device_(index, options),
       kernels_(device_),
-      workspaces_(device_),
+      pool_(device_),
+      workspaces_(device_, pool_),
       pace_(assumed_speed(device_.capabilities()), options.slice_seconds) {}
 
 std::map<std::string, Count> Engine::counts() {
@@ -67,11 +68,13 @@ Engine::Call::Call(Engine& engine, std::string operation, const Points* points)
       start_(std::chrono::steady_clock::now()),
       plan_(engine.device_) {
   engine.device_.require_alive();
-  if (points && !points->whole()) throw Torn("an earlier update of the points failed and left them half replaced");
+  if (points) points->require_whole();
 }
 
 Engine::Call::~Call() {
-  if (!ended_) engine_.workspaces_.clear();
+  if (ended_) return;
+  engine_.workspaces_.clear();
+  engine_.pool_.clear();
 }
 
 void Engine::Call::add(Program& program, std::uint32_t section, const std::string& kernel, double flops) {

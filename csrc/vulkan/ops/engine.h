@@ -1,6 +1,6 @@
-// The operations on one Vulkan device. Arguments are dense rows on the host, checked by the caller.
-// Every operation takes the device's mutex, works in slices of bounded time, and leaves nothing
-// half done if it throws.
+// The operations on one Vulkan device. Arguments are checked by the caller; each is dense rows on the
+// host, or a tensor of this device. Every operation takes the device's mutex, works in slices of
+// bounded time, and leaves nothing half done if it throws.
 #pragma once
 
 #include "kernels.h"
@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ebmvk {
@@ -30,18 +31,18 @@ enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
 
 struct EnergyArguments {  // B rows, K candidates, dimension d
   std::uint32_t rows, k, d;
-  const float* x;
-  const std::int64_t* ids;
-  const float *logw, *kappa, *background;
+  Argument<float> x;
+  Argument<std::int64_t> ids;
+  Argument<float> logw, kappa, background;
 };
 
 struct EnergyResults {
-  float *energy, *score, *responsibilities, *rest;
+  Result<float> energy, score, responsibilities, rest;  // the score may be unwanted
 };
 
 struct LangevinArguments {
   EnergyArguments energy;
-  const float* v;
+  Argument<float> v;
   std::uint32_t levels, level_rows;  // level_rows: 1 or B
   const float *kappa_scale, *logw_shift, *step_size, *gamma;
   std::vector<std::uint32_t> steps;
@@ -52,7 +53,7 @@ struct LangevinArguments {
 };
 
 struct LangevinResults {
-  float *x, *v, *energy, *kinetic, *energy_error, *acceptance, *tangency;
+  Result<float> x, v, energy, kinetic, energy_error, acceptance, tangency;
 };
 
 struct GradientArguments {
@@ -64,9 +65,28 @@ struct GradientResults {
   float *x, *points, *logw, *kappa, *background;  // points: (N, d), zero at the start
 };
 
+struct LawArguments {  // B rows of V log probabilities, K candidates
+  std::uint32_t rows, k, width;
+  Argument<float> log_p;
+  Argument<std::int64_t> ids;
+};
+
+struct LawResults {
+  Result<float> logp, log_rest, entropy;
+};
+
+struct DecodeArguments {
+  LawArguments law;
+  std::uint32_t d;
+  Argument<float> x, logp, log_rest;
+  Argument<float> kappa, shift;  // (B,): the concentration, and what it adds to log weights
+  std::uint64_t seed;
+  std::uint32_t first_chain, choice_stream, rest_stream;
+};
+
 struct VmfArguments {
   std::uint32_t rows, d;
-  const float *mu, *cosine_sine;  // (B, d), (B, 2)
+  Argument<float> mu, cosine_sine;  // (B, d), (B, 2)
   std::uint64_t seed;
   std::uint32_t first_row;
 };
@@ -95,13 +115,16 @@ struct Accumulated {
 
 struct TopkArguments {
   std::uint32_t rows, k, d;
-  const float* queries;
-  const float *scale, *bias;  // (N,) or null
+  Argument<float> queries;
+  Argument<float> scale, bias;  // (N,) or missing
+
+  bool scaled() const { return scale.given() || bias.given(); }
 };
 
 class Engine;
 
-// (N, d) rows in device memory, in shards that fit the storage-buffer range.
+// (N, d) rows in device memory, in shards. Each is an allocation of its own, and fits the
+// storage-buffer range.
 class Rows {
  public:
   Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage);
@@ -110,7 +133,7 @@ class Rows {
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
   Storage storage() const { return storage_; }
-  std::uint64_t bytes() const { return rows_.bytes(); }  // bytes of device memory
+  std::uint64_t bytes() const;  // bytes of device memory
   std::uint64_t row_bytes() const { return std::uint64_t{storage_ == Storage::float16 ? 8u : 16u} * quads(); }
   std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
   std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
@@ -122,7 +145,7 @@ class Rows {
 
   std::uint32_t n_ = 0, d_ = 0, shard_rows_ = 0;
   Storage storage_ = Storage::float32;
-  Buffer rows_;
+  std::vector<Buffer> rows_;  // of each shard
 };
 
 // A copy of float32 rows in float16, with the radius of each row (halve.comp).
@@ -141,9 +164,15 @@ class Points : public Rows {
   Points(const Points&) = delete;
   Points& operator=(const Points&) = delete;
 
-  // After a failure the points can't be used until an update succeeds.
+  // Replaces all rows. After a failure of this or of another update the points can't be used until
+  // it succeeds.
   void update(const float* rows);
-  bool whole() const { return whole_; }
+  // Replaces `count` rows: from `first` on, or those with the given ids, which are all different.
+  // Throws Torn if the points can't be used.
+  void update(const float* rows, std::uint32_t first, std::uint32_t count);
+  void update(const float* rows, const std::int64_t* ids, std::uint32_t count);
+  // Throws Torn if an update failed.
+  void require_whole() const;
   std::uint64_t id() const { return id_; }
   std::uint64_t bytes() const;  // including the float16 rows for topk
   const std::shared_ptr<Engine>& engine() const { return engine_; }
@@ -152,7 +181,10 @@ class Points : public Rows {
   const Coarse* coarse(std::uint32_t calls, bool forced) const;
 
  private:
-  void upload(const float* rows);
+  void begin_update();
+  void fill(const Buffer& staging, const float* rows, std::uint32_t count) const;
+  void upload(const float* rows, std::uint32_t first, std::uint32_t count);
+  void scatter(const float* rows, const std::int64_t* ids, std::uint32_t count);
 
   // False while rows are being replaced and after an update failed, because some of them may be
   // old.
@@ -164,18 +196,29 @@ class Points : public Rows {
   mutable std::uint32_t asked_ = 0;
 };
 
-class Engine {
+class Engine : public std::enable_shared_from_this<Engine> {
  public:
   Engine(std::uint32_t index, const Options& options);
 
-  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
-              float* result);
+  // A tensor without values, for results.
+  std::shared_ptr<Tensor> tensor(const Tensor::Shape& shape);
+  // The rows are dense: float, or int64 for an index tensor.
+  void upload(Tensor& tensor, const void* rows);
+  void download(const std::vector<std::pair<const Tensor*, void*>>& tensors);
+
+  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<Argument<float>>& arguments,
+              const Result<float>& result);
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
   void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);
-  void vmf_sample(const VmfArguments& in, float* result);
+  // The masses of candidates, of the rest, and the entropy of both.
+  void candidate_law(const LawArguments& in, const LawResults& out);
+  // A token of each row, by the responsibilities at x; 2^32 - 1 if they aren't finite.
+  void decode(const Points& points, const DecodeArguments& in, const Result<std::int64_t>& tokens);
+  void vmf_sample(const VmfArguments& in, const Result<float>& result);
   Accumulated accumulate(const AccumulateArguments& in);
-  void topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
+  void topk(const Points& points, const TopkArguments& in, const Result<float>& scores,
+            const Result<std::int64_t>& ids);
   // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
   // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
@@ -194,8 +237,10 @@ class Engine {
 
   std::map<std::string, Count> counts();
   Device& device() { return device_; }
+  const Device& device() const { return device_; }
   KernelRegistry& kernels() { return kernels_; }
   WorkspaceCache& workspaces() { return workspaces_; }
+  TensorPool& pool() { return pool_; }
   // For tests and benchmarks: which tiling of scores to use, whether topk starts in float16, and
   // whether integrators keep candidates in registers if these fit. By default the device decides.
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
@@ -226,7 +271,8 @@ class Engine {
 
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
-  void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const Result<float>& scores,
+                  const Result<std::int64_t>& ids);
   // Returns the rows that float16 did not prove; nothing is written for them.
   std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
                                          const TopkArguments& in, float* scores, std::int64_t* ids);
@@ -235,6 +281,7 @@ class Engine {
 
   Device device_;
   KernelRegistry kernels_;
+  TensorPool pool_;
   WorkspaceCache workspaces_;
   Scoring scoring_ = Scoring::automatic;
   std::optional<bool> coarse_, resident_;

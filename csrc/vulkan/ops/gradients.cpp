@@ -17,21 +17,21 @@ struct GradientWork {
   Program program;
   SegmentSum sum;
 
-  GradientWork(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
+  GradientWork(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in)
       : params(engine.device(), Buffer::Kind::upload, 16),
         x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
         grad_energy(engine.device(), capacity, 1, 1, Buffer::Kind::upload),
         grad_score(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
         grad_x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::readback),
-        grad_logw(engine.device(), capacity, k, k, Buffer::Kind::readback),
-        grad_kappa(engine.device(), capacity, k, k, Buffer::Kind::readback),
+        grad_logw(engine.device(), capacity, in.k, in.k, Buffer::Kind::readback),
+        grad_kappa(engine.device(), capacity, in.k, in.k, Buffer::Kind::readback),
         grad_background(engine.device(), capacity, 1, 1, Buffer::Kind::readback),
         tangent(engine.device(), Buffer::Kind::device, std::uint64_t{16} * points.quads() * capacity),
-        weights(engine.device(), Buffer::Kind::device, std::uint64_t{8} * k * capacity),
-        candidates(engine, points, capacity, k),
+        weights(engine.device(), Buffer::Kind::device, std::uint64_t{8} * in.k * capacity),
+        candidates(engine, points, capacity, in, 0),
         program(engine.device()),
-        sum(engine, weights, x.on_device(), tangent, points.d(), k, std::uint64_t{capacity} * k) {
-    const auto quads = points.quads();
+        sum(engine, weights, x.on_device(), tangent, points.d(), in.k, std::uint64_t{capacity} * in.k) {
+    const auto quads = points.quads(), k = in.k;
     for (const auto* table : {&x, &grad_energy, &grad_score}) program.copy(table->on_host(), table->on_device());
     candidates.record(engine, program, params);
     const auto& pipeline = engine.kernels().get(kernels::EnergyGradients::name, engine.row_group(quads),
@@ -118,9 +118,9 @@ void Engine::energy_score_backward(const Points& points, const GradientArguments
     const auto key = std::string(push.name) + "/" + std::to_string(points.id()) + "/" + std::to_string(capacity) + "/" +
                      std::to_string(shape.k);
     auto& work = workspaces_.get<GradientWork>(
-        key, points.id(), [&] { return std::make_shared<GradientWork>(*this, points, capacity, shape.k); });
+        key, points.id(), [&] { return std::make_shared<GradientWork>(*this, points, capacity, shape); });
     *work.params.as<std::uint32_t>() = rows;
-    work.x.write(shape.x + begin * shape.d, rows);
+    work.x.write(shape.x.host + begin * shape.d, rows);
     work.grad_energy.write(in.grad_energy + begin, rows);
     work.grad_score.write(in.grad_score + begin * shape.d, rows);
     work.candidates.write(shape, begin, rows);
@@ -129,7 +129,7 @@ void Engine::energy_score_backward(const Points& points, const GradientArguments
     work.grad_logw.read(out.logw + begin * shape.k, rows);
     work.grad_kappa.read(out.kappa + begin * shape.k, rows);
     work.grad_background.read(out.background + begin, rows);
-    work.sum.add(*this, call, entries_of(shape.ids + begin * shape.k, std::uint64_t{rows} * shape.k), out.points);
+    work.sum.add(*this, call, entries_of(shape.ids.host + begin * shape.k, std::uint64_t{rows} * shape.k), out.points);
     begin += rows;
   }
   call.count();

@@ -21,7 +21,7 @@ constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more t
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
 constexpr std::uint64_t kParamBytes = 32;
-constexpr const char* kScan = "topk";  // the name of the kernels' speed
+constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
 // that nothing counts as proved (store_score.glsl).
@@ -30,6 +30,13 @@ float norm_above(const float* query, std::uint32_t d) {
   for (std::uint32_t i = 0; i < d; ++i) sum += static_cast<double>(query[i]) * query[i];
   const double norm = std::sqrt(sum) * (1 + 1e-6) + 1e-30;
   return norm < 1e30 ? static_cast<float>(norm) : std::numeric_limits<float>::infinity();
+}
+
+// The name of the kernels' speed. Work is counted as that of scoring; what selection adds depends on
+// d and k, and the speed of scoring on the number of rows.
+std::string speed_name(const Rows& points, std::uint64_t rows, std::uint32_t k) {
+  return "topk/" + std::to_string(points.quads()) + "/" + std::to_string(k) + "/" +
+         std::to_string(power_of_two(std::clamp<std::uint64_t>(rows, 1, kManyRows)));
 }
 
 // The least power of two that is at least `wanted`, or the greatest that is at most `most`. At least 1.
@@ -49,34 +56,38 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
   const auto columns = std::min({limited ? kShortColumns : kColumns, points.shard_end(0), points.n()});
   const kernels::ScoreTiled cost{points.quads(), columns, scaled, 0};
   const std::uint64_t range = engine.device().storage_range();
+  const auto speed = speed_name(points, rows, k);
   const auto fit = std::min<std::uint64_t>(
-      {engine.units_per_slice(kScan, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
+      {engine.units_per_slice(speed, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
        range / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()), kMostRows});
   const auto block = fitting_power(rows, fit);
-  if (!engine.measured(kScan)) return {block, block, columns, k, scaled};
+  if (!engine.measured(speed)) return {block, block, columns, k, scaled, speed};
   const std::uint64_t across = (std::uint64_t{points.n()} + columns - 1) / columns;
   const auto most =
       std::min<std::uint64_t>({kMostRows, range / std::max<std::uint64_t>(4 * std::uint64_t{k}, 16 * points.quads()),
                                std::max<std::uint64_t>(kMostBlocks / across, 1) * block});
-  return {std::max(block, fitting_power(rows, most)), block, columns, k, scaled};
+  return {std::max(block, fitting_power(rows, most)), block, columns, k, scaled, speed};
 }
 
-Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse)
+Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse, const TopkArguments& in,
+           const ScanResults& to, std::uint64_t begin)
     : shape(of),
-      queries(engine.device(), of.capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
-      scale(engine.device(), 1, of.scaled ? points.n() : 4, of.scaled ? points.n() : 4, Buffer::Kind::upload),
-      bias(engine.device(), 1, of.scaled ? points.n() : 4, of.scaled ? points.n() : 4, Buffer::Kind::upload),
+      queries(engine.device(), in.queries.from(begin), of.capacity, points.d(), 4 * points.quads(),
+              Buffer::Kind::upload),
+      scale(engine.device(), in.scale.from(0), of.scaled ? points.n() : 4, 1, 1, Buffer::Kind::upload),
+      bias(engine.device(), in.bias.from(0), of.scaled ? points.n() : 4, 1, 1, Buffer::Kind::upload),
+      best_scores(engine.device(), to.scores.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
+      best_ids(engine.device(), to.ids.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
       norms(engine.device(), coarse ? of.capacity : 1, 1, 1, Buffer::Kind::upload),
-      best_scores(engine.device(), of.capacity, of.k, of.k, Buffer::Kind::readback),
-      best_ids(engine.device(), of.capacity, of.k, of.k, Buffer::Kind::readback),
       program(engine.device()),
       points_(coarse ? coarse->halves : points),
       bounded_(coarse != nullptr),
       scores_(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * of.rows, of.columns)) {
   const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
-  blocks_ = divide(engine.units_per_slice(kScan, cost.flops(1)) / kSectionsPerSlice);
+  blocks_ = divide(engine.units_per_slice(shape.speed, cost.flops(1)) / kSectionsPerSlice);
   params_ = Buffer(engine.device(), Buffer::Kind::upload, kSlotBytes * (blocks_.size() + 1));
-  for (const auto* table : {&queries, &scale, &bias, &norms}) program.copy(table->on_host(), table->on_device());
+  for (const auto* operand : {&queries, &scale, &bias}) operand->load(engine.kernels(), program, params());
+  program.copy(norms.on_host(), norms.on_device());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (i > 0 && blocks_[i].section != blocks_[i - 1].section) program.cut();
     record(engine, blocks_[i], i, coarse ? &coarse->radius : nullptr);
@@ -110,7 +121,7 @@ void Scan::record(Engine& engine, const Block& block, std::size_t number, const 
   const auto tiling = choose_tiling(device, engine.scoring(), shape.rows);
   program.kernel(engine.kernels().get(tiling.kernel, tiling.group, tiling.constants(), points_.storage()),
                  {slot(number), queries.on_device(), points_.shard(block.shard), scale.on_device(), bias.on_device(),
-                  norms.on_device(), radius ? *radius : norms.on_device(), scores_},
+                  View(norms.on_device()), View(radius ? *radius : norms.on_device()), View(scores_)},
                  kernels::ScoreTiled{points_.quads(), shape.columns, shape.scaled, radius != nullptr},
                  (shape.columns + tiling.columns - 1) / tiling.columns, (shape.rows + tiling.rows - 1) / tiling.rows);
   const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
@@ -120,16 +131,16 @@ void Scan::record(Engine& engine, const Block& block, std::size_t number, const 
 }
 
 void Scan::write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows) {
-  queries.write(in.queries + begin * in.d, rows);
+  queries.write(in.queries, begin, rows);
   if (bounded_)
     for (std::uint32_t row = 0; row < rows; ++row)
-      norms.on_host().as<float>()[row] = norm_above(in.queries + (begin + row) * in.d, in.d);
+      norms.on_host().as<float>()[row] = norm_above(in.queries.host + (begin + row) * in.d, in.d);
   if (!shape.scaled) return;
-  const auto fill = [&](Table& table, const float* from, float otherwise) {
-    if (from)
-      table.write(from, 1);
+  const auto fill = [&](Operand& operand, const Argument<float>& weights, float otherwise) {
+    if (weights.given())
+      operand.write(weights, 0, points_.n());
     else
-      std::fill_n(table.on_host().as<float>(), points_.n(), otherwise);
+      std::fill_n(operand.table().on_host().as<float>(), points_.n(), otherwise);
   };
   fill(scale, in.scale, 1.0f);
   fill(bias, in.bias, 0.0f);
@@ -154,7 +165,7 @@ void Scan::run(Engine::Call& call, std::uint32_t rows) {
   *words = rows;
   for (std::uint32_t section = 0; section < program.sections(); ++section)
     if (section == 0 || section + 1 == program.sections() || flops[section] > 0)
-      call.add(program, section, kScan, flops[section]);
+      call.add(program, section, shape.speed, flops[section]);
   call.run();
 }
 

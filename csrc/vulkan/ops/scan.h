@@ -10,6 +10,7 @@ namespace ebmvk {
 struct ScanShape {
   std::uint32_t capacity, rows, columns, k;
   bool scaled;
+  std::string speed;  // its name for Engine::units_per_slice()
 };
 
 // The shape for `rows` queries, or as many of them as fit. A block fits into a slice. Until the
@@ -18,10 +19,18 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
 // True if the device has room to select k points.
 bool selectable(const Device& device, std::uint32_t k);
 
+// Where a scan puts the best scores and ids of its queries.
+struct ScanResults {
+  Result<float> scores;
+  Result<std::int64_t> ids;
+};
+
 class Scan {
  public:
-  // With `coarse`, scans its float16 rows; scores are then upper bounds of the float32 scores.
-  Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse);
+  // Scans for the queries from `begin` on. With `coarse`, scans its float16 rows; scores are then
+  // upper bounds of the float32 scores.
+  Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse, const TopkArguments& in,
+       const ScanResults& to, std::uint64_t begin);
 
   void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);
   // Adds all sections that have work to the plan, the last one included, and runs it.
@@ -30,7 +39,8 @@ class Scan {
   View params() const;
 
   const ScanShape shape;
-  Table queries, scale, bias, norms, best_scores, best_ids;
+  Operand queries, scale, bias, best_scores, best_ids;
+  Table norms;
   // Ends with the last block. The owner records what to do with the best, and finishes it.
   Program program;
 

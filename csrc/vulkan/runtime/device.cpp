@@ -188,6 +188,8 @@ void Device::create_device() {
     throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
                       ") can't be used: " + capabilities_.missing);
   if (!options_.pretend.empty()) pretend(capabilities_, options_.pretend);
+  if (options_.allocation_bytes)
+    capabilities_.max_allocation = std::min(capabilities_.max_allocation, options_.allocation_bytes);
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
   clock_bits_ = physical_->getQueueFamilyProperties()[queue_family_].timestampValidBits;

@@ -20,6 +20,8 @@ struct Options {
   bool portable = false;           // use kernels without subgroup arithmetic even if the device has it
   bool guard = false;              // poison buffers and put guard bands around them
   std::uint64_t shard_bytes = 0;   // largest storage-buffer range to use; 0: the device's limit
+  // The largest allocation to make; 0: the device's limit.
+  std::uint64_t allocation_bytes = 0;
   std::uint64_t memory_limit = 0;  // most bytes to allocate through Vulkan; 0: no limit
   double slice_seconds = 0.2;      // target for the longest submission; drivers reset queues that hang for about 2 s
   double timeout_seconds = 60.0;   // a submission that takes longer counts as hung
