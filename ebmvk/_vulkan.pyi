@@ -271,8 +271,9 @@ class Engine:
         log_background: _Floats,
         grad_energy: _Floats,
         grad_score: _Floats,
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
-        """Gradients of x, points (N, d), logw, kappa, log_background."""
+    ) -> tuple[_Floats, _Floats | tuple[Tensor, Tensor], _Floats, _Floats, _Floats]:
+        """Gradients of x, points, logw, kappa, log_background. That of the points is an array (N, d);
+        or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d)."""
 
     def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
         """cosine_sine (B, 2): of the angle between each sample and its mean."""
@@ -315,6 +316,14 @@ class Engine:
 
     def move_words(self, words: list[int], moves: list[tuple[int, int, int]]) -> list[int]:
         """The words after moves within one device buffer, each (from, to, number of words)."""
+
+    def probe_sort(
+        self, keys: _Words, tokens: _Words, per_token: int, limit: int
+    ) -> tuple[_Words, _Words, _Words, _Words]:
+        """The sort of entries alone. Entry e has keys[e] and, if per_token isn't 0, tokens[e //
+        per_token]. Returns the sorted entries; and of each segment, which has the same key and token,
+        its start (and behind the last one its end), its key and its token. Keys from `limit` on are in
+        no segment."""
 
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
         """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes

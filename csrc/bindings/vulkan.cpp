@@ -104,23 +104,39 @@ py::tuple langevin(Engine& engine, const Points& points, const py::object& x, co
   return results;
 }
 
-py::tuple energy_score_backward(Engine& engine, const Points& points, const Floats& x, const Ids& ids,
-                                const Floats& logw, const Floats& kappa, const Floats& background,
-                                const Floats& grad_energy, const Floats& grad_score) {
+py::tuple energy_score_backward(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
+                                const py::object& logw, const py::object& kappa, const py::object& background,
+                                const py::object& grad_energy, const py::object& grad_score) {
   const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, k = energy.k, d = energy.d, n = points.n();
-  require(grad_energy, "grad_energy", {rows});
-  require(grad_score, "grad_score", {rows, d});
-  Floats grad_x({rows, d}), grad_points({n, d}), grad_logw({rows, k}), grad_kappa({rows, k}), grad_background({rows});
-  const GradientArguments in{energy, grad_energy.data(), grad_score.data()};
-  const GradientResults out{grad_x.mutable_data(), grad_points.mutable_data(), grad_logw.mutable_data(),
-                            grad_kappa.mutable_data(), grad_background.mutable_data()};
+  const GradientArguments in{energy, argument<float>(engine, grad_energy, "grad_energy", {rows}),
+                             argument<float>(engine, grad_score, "grad_score", {rows, d})};
+  const bool on_device = any_tensor({x, ids, logw, kappa, background, grad_energy, grad_score});
+  const auto of_x = make_result<float>(engine, on_device, {rows, d}, true);
+  const auto of_logw = make_result<float>(engine, on_device, {rows, k});
+  const auto of_kappa = make_result<float>(engine, on_device, {rows, k});
+  const auto of_background = make_result<float>(engine, on_device, {rows});
+  GradientResults out{of_x.to, of_logw.to, of_kappa.to, of_background.to, nullptr, nullptr, nullptr};
+  py::object of_points;
+  if (on_device) {
+    const auto room = Engine::touched_points(points, energy.rows, energy.k);
+    const auto point_ids = engine.tensor({room, 1, 1, true, Element::index});
+    const auto point_rows = engine.tensor({room, energy.d, 4 * quads_of(energy.d), false, Element::float32});
+    point_ids->set_below(points.n());
+    out.point_ids = point_ids.get();
+    out.point_rows = point_rows.get();
+    of_points = py::make_tuple(point_ids, point_rows);
+  } else {
+    Floats dense({n, d});
+    out.points = dense.mutable_data();
+    of_points = dense;
+  }
   {
     const ReleaseGil release;
-    std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
+    if (out.points) std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
     engine.energy_score_backward(points, in, out);
   }
-  return py::make_tuple(grad_x, grad_points, grad_logw, grad_kappa, grad_background);
+  return py::make_tuple(of_x.value, of_points, of_logw.value, of_kappa.value, of_background.value);
 }
 
 py::object vmf_sample(Engine& engine, const py::object& mu, const py::object& cosine_sine, std::uint64_t seed,
@@ -210,6 +226,24 @@ Words probe(Engine& engine, std::uint32_t function, const Words& arguments, cons
   const ReleaseGil release;
   engine.probe(function, count(rows, "rows"), in, keys, out);
   return result;
+}
+
+py::tuple probe_sort(Engine& engine, const Words& keys, const Words& tokens, std::uint32_t per_token,
+                     std::uint32_t limit) {
+  if (keys.ndim() != 1 || tokens.ndim() != 1) throw std::invalid_argument("keys or tokens is not (entries,)");
+  const auto entries = count(keys.size(), "entries");
+  if (per_token && tokens.size() < (keys.size() + per_token - 1) / per_token)
+    throw std::invalid_argument("there are fewer tokens than the entries need");
+  SortAnswer out;
+  {
+    const SortQuestion question{entries, keys.data(), tokens.data(), per_token, limit};
+    const ReleaseGil release;
+    out = engine.probe_sort(question);
+  }
+  const auto array = [](const std::vector<std::uint32_t>& words) {
+    return Words(static_cast<py::ssize_t>(words.size()), words.data());
+  };
+  return py::make_tuple(array(out.order), array(out.starts), array(out.keys), array(out.tokens));
 }
 
 std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats& rows, Storage storage) {
@@ -458,6 +492,7 @@ PYBIND11_MODULE(_vulkan, module) {
             return engine.move_words(words, checked);
           },
           py::call_guard<ReleaseGil>())
+      .def("probe_sort", &probe_sort)
       .def("time_copy", &Engine::time_copy, py::call_guard<ReleaseGil>())
       .def("time_fma", &Engine::time_fma, py::call_guard<ReleaseGil>())
       .def("time_product", &Engine::time_product, py::call_guard<ReleaseGil>())

@@ -82,7 +82,9 @@ class EnergyScore:
 class EnergyGradients:
     """Gradients of sum_b (grad_energy_b E_b + grad_score_b . score_b): x (B, d), points (N, d),
     logw and kappa (B, K), log_background (B,). The gradient of x is in the embedding space, where
-    score = g - (x.g) x and g = sum_j rho_j kappa_j mu_j."""
+    score = g - (x.g) x and g = sum_j rho_j kappa_j mu_j. If an argument was a `DeviceTensor`,
+    `points` is a `SparseRows` of the points that occur in ids, and the cost doesn't depend on N.
+    """
 
     x: Tensor
     points: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -108,6 +109,28 @@ class DeviceTensor:
 
     def __repr__(self) -> str:
         return f"DeviceTensor(shape={self._shape}, dtype={self.dtype}, device={self.device!r})"
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """The rows of an (n, d) array that may differ from zero: row ids[i] is rows[i].
+
+    ids: (M,) int64, ascending, each once. rows: (M, d).
+    """
+
+    ids: DeviceTensor
+    rows: DeviceTensor
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        return (self.n, self.rows.shape[1])
+
+    def torch(self) -> Tensor:
+        """The dense array (n, d), a copy on the CPU. Raises as `DeviceTensor.numpy`."""
+        ids, rows = read(self.ids, self.rows)
+        return torch.zeros(self.n, rows.shape[1]).index_copy_(0, ids, rows)
 
 
 def on_device(*values: object) -> bool:

@@ -32,7 +32,7 @@ from ebmvk.engine.api import (
 )
 from ebmvk.engine.chained import CandidateLaw, check_decode, check_law
 from ebmvk.engine.counting import Translated
-from ebmvk.engine.device_tensor import DeviceTensor, on_device, on_host
+from ebmvk.engine.device_tensor import DeviceTensor, SparseRows, on_device, on_host
 from ebmvk.engine.vulkan_devices import choose, extension
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, NonFinite, OutOfMemory
 
@@ -357,8 +357,13 @@ class Vulkan:
         checks.cotangents(self._rules, x, grad_energy, grad_score)
         arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
         with self._errors("energy_score_backward"):
-            parts = self._engine.energy_score_backward(native, *map(_array, on_host(arguments)))
-        return EnergyGradients(*self._like(arguments, map(torch.from_numpy, parts)))
+            of_x, of_points, *rest = self._engine.energy_score_backward(native, *map(_native, arguments))
+        shared: Any
+        if on_device(*arguments):
+            shared = SparseRows(*map(self._result, of_points), points.n)
+        else:
+            shared = self._result(of_points)
+        return EnergyGradients(self._result(of_x), shared, *map(self._result, rest))
 
     def langevin(
         self,

@@ -118,7 +118,7 @@ void Candidates::record(Engine& engine, Program& program, const View& params) {
   const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));
   const auto y = static_cast<std::uint32_t>((count + x - 1) / x);
   for (std::uint32_t shard = 0; shard < points_.shards(); ++shard) {
-    const kernels::Gather push{points_.quads(), k_, points_.shard_begin(shard), points_.shard_end(shard)};
+    const kernels::Gather push{points_.quads(), k_, points_.shard_begin(shard), points_.shard_end(shard), 0};
     program.kernel(pipeline, {params, named.on_device(), points_.shard(shard), gathered_}, push, x, y);
   }
 }

@@ -58,11 +58,16 @@ struct LangevinResults {
 
 struct GradientArguments {
   EnergyArguments energy;
-  const float *grad_energy, *grad_score;  // (B,), (B, d)
+  Argument<float> grad_energy, grad_score;  // (B,), (B, d)
 };
 
+// The gradient of the points is dense on the host, (N, d), zero at the start; or `points` is null, and
+// tensors take the ids of the points that occur, ascending, and their rows. These have room for
+// Engine::touched_points rows, and keep as many as there are.
 struct GradientResults {
-  float *x, *points, *logw, *kappa, *background;  // points: (N, d), zero at the start
+  Result<float> x, logw, kappa, background;
+  float* points;
+  Tensor *point_ids, *point_rows;
 };
 
 struct LawArguments {  // B rows of V log probabilities, K candidates
@@ -119,6 +124,19 @@ struct TopkArguments {
   Argument<float> scale, bias;  // (N,) or missing
 
   bool scaled() const { return scale.given() || bias.given(); }
+};
+
+// For tests: entries with keys, and a token for each `per_token` of them if it isn't 0. Entries with
+// keys from `limit` on belong to no segment.
+struct SortQuestion {
+  std::uint32_t count;
+  const std::uint32_t *keys, *tokens;
+  std::uint32_t per_token, limit;
+};
+
+// The sorted entries; where each segment starts, and the end of the last; its key and token.
+struct SortAnswer {
+  std::vector<std::uint32_t> order, starts, keys, tokens;
 };
 
 class Engine;
@@ -211,6 +229,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
   void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);
+  // The largest number of points that can occur in (rows, k) candidates.
+  static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
   // The masses of candidates, of the rest, and the entropy of both.
   void candidate_law(const LawArguments& in, const LawResults& out);
   // A token of each row, by the responsibilities at x; 2^32 - 1 if they aren't finite.
@@ -223,6 +243,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
              std::uint32_t* result);
+  SortAnswer probe_sort(const SortQuestion& question);
 
   // For tests of barriers: copies words within one buffer, one move after another, and returns the
   // buffer.

@@ -3,6 +3,7 @@
 // it here.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/engine.h"
+#include "vulkan/ops/sort.h"
 
 #include <algorithm>
 
@@ -29,6 +30,7 @@ class List {
   std::vector<PipelineKey> keys_;
 };
 
+constexpr std::uint32_t kTokenQuads = 256;  // as in sampling.cpp
 constexpr Storage kStorages[] = {Storage::float32, Storage::float16};
 
 void add_sphere(List& list, std::uint32_t quads, std::uint32_t group) {
@@ -48,8 +50,26 @@ void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
     for (const auto* name : {kernels::Langevin::name, kernels::Ghmc::name})
       list.add(name, plan.group, plan.constants, storage, plan.resident);
   }
-  // The sums of gradients, of rows with their mass, and of counts.
-  for (const auto width : {d, d + 1, 1u}) list.add_rows(kernels::SegmentSum::name, quads_of(width));
+  list.add(kernels::ChainReport::name, 64);
+}
+
+// The sums of gradients and of statistics, after a sort with digits of any size.
+void add_sums(List& list, Engine& engine, std::uint32_t quads) {
+  const auto& device = engine.device().capabilities();
+  const auto group = spread_over(device, 0, 1).group;
+  for (std::uint32_t bits = 1; bits <= digit_bits(group); ++bits)
+    for (const auto* name : {kernels::SortCount::name, kernels::SortScatter::name}) list.add(name, group, {1u << bits});
+  list.add(kernels::ScanCounts::name, scan_group(device));
+  for (const auto* name : {kernels::SegmentCount::name, kernels::SegmentPlace::name, kernels::SegmentTotal::name})
+    list.add(name, group);
+  list.add(kernels::ShareKeys::name, 64);
+  list.add_rows(kernels::SegmentSum::name, quads);
+}
+
+void add_tokens(List& list) {
+  list.add_rows(kernels::CandidateLaw::name, kTokenQuads);
+  list.add_rows(kernels::DrawToken::name, kTokenQuads);
+  list.add(kernels::LevelLaw::name, 64);
 }
 
 void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t quads, std::uint32_t k) {
@@ -70,7 +90,11 @@ std::vector<PipelineKey> Engine::pipelines(std::uint32_t queries, std::uint32_t 
   List list(*this);
   add_sphere(list, quads, row_group(quads));
   add_energy(list, *this, d, k);
+  add_sums(list, *this, quads);
+  add_tokens(list);
   add_topk(list, *this, queries, quads, k);
+  list.add(kernels::ScatterRows::name, 64);
+  list.add(kernels::CopyRows::name, 64);
   list.add(kernels::Probe::name, 64);
   list.add(kernels::CeilingFma::name, 64);
   return list.take();

@@ -3,6 +3,7 @@
 
 #include "vulkan/runtime/program.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -59,6 +60,8 @@ class Tensor {
 
   const Shape& shape() const { return shape_; }
   std::uint32_t rows() const { return shape_.rows; }
+  // Forgets the rows from `rows` on: for results whose number is known afterwards.
+  void keep(std::uint32_t rows) { shape_.rows = std::min(shape_.rows, rows); }
   std::uint32_t width() const { return shape_.width; }
   std::uint32_t pitch() const { return shape_.pitch; }
   std::uint64_t bytes() const { return std::uint64_t{4} * shape_.rows * shape_.pitch; }
