@@ -144,7 +144,7 @@ def shaders(kernel: Kernel) -> list[Shader]:
 
 
 def source_of(kernel: Kernel) -> str:
-    """The kernel's file, relative to this folder. Raises SystemExit unless one file has its name."""
+    """The kernel's file, relative to this folder; exits unless one file has its name."""
     found = sorted(HERE.glob(f"*/{kernel.name}.comp"))
     if len(found) != 1:
         raise SystemExit(f"kernels.toml: [{kernel.name}] needs one file */{kernel.name}.comp; there are {len(found)}")

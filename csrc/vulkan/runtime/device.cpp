@@ -1,12 +1,12 @@
 #include "vulkan/runtime/device.h"
 
+#include "platform.h"
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/machine_code.h"
 #include "vulkan/runtime/pipeline_file.h"
 #include "vulkan/runtime/profiles.h"
 
-#include <unistd.h>
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -117,7 +117,7 @@ std::uint32_t Device::loader_version() {
 }
 
 Device::Device(std::uint32_t index, const Options& options)
-    : options_(options), messages_(std::make_shared<Messages>()), process_(::getpid()) {
+    : options_(options), messages_(std::make_shared<Messages>()), process_(process_id()) {
   capabilities_.index = index;
   try {
     create_instance();
@@ -304,7 +304,7 @@ void Device::wait(std::size_t submissions) {
 }
 
 void Device::require_own_process() const {
-  if (process_ != ::getpid())
+  if (process_ != process_id())
     throw DeviceLost("Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name +
                      ") was opened in the process that this one was forked from");
 }
@@ -314,7 +314,7 @@ void Device::require_alive() const {
   if (!lost_.empty()) throw DeviceLost(lost_);
 }
 
-bool Device::abandoned() const { return hung_ || process_ != ::getpid(); }
+bool Device::abandoned() const { return hung_ || process_ != process_id(); }
 
 void Device::wait_until_idle() noexcept {
   try {

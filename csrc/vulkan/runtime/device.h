@@ -136,7 +136,7 @@ class Device {
   std::map<VkBuffer, std::uint64_t> guarded_;
   std::string lost_;
   std::atomic<bool> hung_{false};
-  int process_;  // the process that opened it
+  long process_;  // the process that opened it
 };
 
 }  // namespace ebmvk
