@@ -63,11 +63,12 @@ def langevin(
     first_step: int,
     first_chain: int,
     temperature: float,
+    scheme: str,
     leapfrogs: int,
 ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
     """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale,
     logw_shift, step_size, gamma.
-    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature,
+    leapfrogs: of a trajectory; unadjusted integrators ignore it. Returns energy, kinetic_temperature,
     energy_error, tangency, acceptance."""
 
 def energy_score_backward(

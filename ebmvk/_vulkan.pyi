@@ -145,10 +145,11 @@ class Engine:
         first_step: int,
         first_chain: int,
         temperature: float,
+        scheme: str,
         leapfrogs: int,
     ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
         """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
-        (1, L) or (B, L); leapfrogs 0 is g-BAOAB."""
+        (1, L) or (B, L); unadjusted integrators ignore leapfrogs."""
 
     def energy_score_backward(
         self,

@@ -22,6 +22,7 @@
 #include "cpu/thread_pool.h"
 #include "cpu/topk.h"
 #include "cpu/vmf.h"
+#include "integrators.h"
 
 namespace py = pybind11;
 
@@ -157,7 +158,7 @@ std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_
 py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
                    const Floats& log_background, const Floats& levels, const std::vector<uint32_t>& steps,
                    bool per_chain, uint64_t seed, uint32_t first_step, uint32_t first_chain, double temperature,
-                   uint32_t leapfrogs) {
+                   const std::string& scheme, uint32_t leapfrogs) {
   const ebmvk::CandidateLists lists = Lists(x, points, ids, logw, kappa, log_background);
   Expect(v, {lists.rows, lists.d}, "v");
   const std::vector<ebmvk::Level> list = Levels(levels, steps, lists.rows, per_chain);
@@ -165,7 +166,8 @@ py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, con
   Floats error = NewFloats({lists.rows}), tangency = NewFloats({lists.rows});
   Floats acceptance = NewFloats({lists.rows});
   const ebmvk::LangevinParams params{list.data(), steps.size(), per_chain,   seed,
-                                     first_step,  first_chain,  temperature, leapfrogs};
+                                     first_step,  first_chain,  temperature, ebmvk::integrators::find(scheme),
+                                     leapfrogs};
   const ebmvk::LangevinState state{x.mutable_data(),         v.mutable_data(),     energy.mutable_data(),
                                    kinetic.mutable_data(),   error.mutable_data(), tangency.mutable_data(),
                                    acceptance.mutable_data()};
@@ -310,7 +312,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("accumulate", Accumulate, arg("x"), arg("ids"), arg("responsibilities"), arg("tokens"), py::arg("n"));
   m.def("langevin", Langevin, arg("x"), arg("v"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
         arg("log_background"), arg("levels"), py::arg("steps"), py::arg("per_chain"), py::arg("seed"),
-        py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"), py::arg("leapfrogs"));
+        py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"), py::arg("scheme"), py::arg("leapfrogs"));
   m.def("normals", Normals, py::arg("seed"), py::arg("first_step"), py::arg("steps"), py::arg("first_chain"),
         py::arg("chains"), py::arg("stream"), py::arg("d"));
   m.def("threads", [] { return ebmvk::SharedPool().threads(); });

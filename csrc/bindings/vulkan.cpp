@@ -93,7 +93,7 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                    const Floats& logw, const Floats& kappa, const Floats& background, const Floats& kappa_scale,
                    const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
                    const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
-                   std::uint32_t first_chain, double temperature, std::uint32_t leapfrogs) {
+                   std::uint32_t first_chain, double temperature, const std::string& scheme, std::uint32_t leapfrogs) {
   const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
   require(v, "v", {rows, d});
@@ -105,6 +105,7 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
   std::uint64_t total = 0;
   for (const auto n : steps) total += n;
   count(static_cast<py::ssize_t>(total), "the number of steps");
+  const auto& integrator = integrators::table[integrators::find(scheme)];
   const LangevinArguments in{energy,
                              v.data(),
                              count(levels, "L"),
@@ -118,7 +119,8 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                              first_step,
                              first_chain,
                              temperature,
-                             leapfrogs};
+                             integrator,
+                             integrator.metropolis ? leapfrogs : 1};
   Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), accepted({rows}),
       tangency({rows});
   const LangevinResults out{out_x.mutable_data(),   out_v.mutable_data(), energies.mutable_data(),

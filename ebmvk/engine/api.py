@@ -23,9 +23,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-Scheme = Literal["gbaoab", "ghmc"]
-"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC.
-"""
+Scheme = str
+"""The name of an integrator in `ebmvk.engine.integrators`, such as gbaoab or ghmc."""
 
 
 Storage = Literal["float32", "float16"]
@@ -119,11 +118,11 @@ class Schedule:
 class LangevinDiagnostics:
     """Diagnostics of each chain, all (B,).
 
-    energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after O
-    (GHMC: after the first half O). energy_error: mean |change of H| over the deterministic parts of
-    a step (GHMC: over the trajectory, accepted or not). acceptance: share of accepted trajectories;
-    1 for an unadjusted scheme. tangency: largest of |x.v|/|v| and ||x|-1| over the steps (GHMC:
-    over the leapfrogs).
+    energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after
+    the first O of a step. energy_error: mean |change of H| over the moves of a step other than O
+    (Metropolis integrators: over the trajectory, accepted or not). acceptance: share of accepted
+    trajectories; 1 for an unadjusted integrator. tangency: largest of |x.v|/|v| and ||x|-1|
+    wherever a step evaluates the force.
     """
 
     energy: Tensor
@@ -241,10 +240,13 @@ class Backend(Protocol):
         """Run Langevin chains (model section 7) with Philox noise keyed by the seed. 200 steps
         equal 2 x 100, bit for bit.
 
-        A step of g-BAOAB is one B A O A B. A step of GHMC is one trajectory: half O (factor
-        e^{-gamma leapfrogs h/2}, stream 0); `leapfrogs` times B A(h) B; accepted if dH <= -T log u
-        (stream 2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the other half
-        O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
+        scheme: an integrator of integrators.toml. A step of an unadjusted one, such as g-BAOAB, is
+        one pass through its moves. A step of a Metropolis one, such as GHMC, is one trajectory: the
+        first O; `leapfrogs` times the moves between the two O; accepted if dH <= -T log u (stream
+        2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the second O. Each O
+        has its share of the friction of a step or trajectory: v shrinks by e^{-gamma h} in the one
+        O of g-BAOAB, by e^{-gamma leapfrogs h/2} in each O of GHMC. The first O draws from stream
+        0, the second from stream 3. 1 <= leapfrogs <= 1024; unadjusted integrators ignore it.
         """
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:

@@ -13,7 +13,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Schedule, Scheme, Storage
+from ebmvk.engine.api import Schedule, Storage
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
@@ -341,8 +342,8 @@ def langevin(
     counter("first_step", first_step, sum(levels.steps))
     counter("first_chain", first_chain, x.shape[0])
     real("temperature", temperature, 0.0)
-    if scheme not in get_args(Scheme):
-        raise ArgumentError(f"scheme is {scheme!r}", hint=f"use one of {', '.join(get_args(Scheme))}")
+    if not isinstance(scheme, str) or scheme not in INTEGRATORS:
+        raise ArgumentError(f"scheme is {scheme!r}", hint=f"use one of {', '.join(INTEGRATORS)}")
     integer("leapfrogs", leapfrogs, 1, MOST_LEAPFROGS + 1, "4 is a good start")
 
 

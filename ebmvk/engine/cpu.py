@@ -247,7 +247,8 @@ class Cpu:
                 first_step=first_step,
                 first_chain=first_chain,
                 temperature=temperature,
-                leapfrogs=leapfrogs if scheme == "ghmc" else 0,
+                scheme=scheme,
+                leapfrogs=leapfrogs,
             )
         diagnostics = LangevinDiagnostics(
             energy=_tensor(energy),

@@ -25,6 +25,7 @@ from ebmvk.engine.api import (
     TopK,
 )
 from ebmvk.engine.counting import Counter, Measured
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference_chains import Chains, Level, Noise, join
 from ebmvk.engine.reference_math import CHUNK, distance, dot, energy_score, normalise, split, tangent, topk_rows
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
@@ -287,7 +288,7 @@ class Reference:
                     *(self._take(tensor[rows]) for tensor in (logw, kappa, log_background)),
                     temperature=temperature,
                     noise=Noise(seed, first_step, first_chain + start),
-                    scheme=scheme,
+                    integrator=INTEGRATORS[scheme],
                     leapfrogs=leapfrogs,
                 )
                 for level, steps in zip(levels, schedule.steps, strict=True):

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Schedule, Storage
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -82,7 +84,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
 
     def langevin(backend: Backend, scheme: str, storage: Storage = "float32") -> list[Tensor]:
         at = backend.points(points, storage)
-        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)  # type: ignore[arg-type]
+        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
 
     def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
@@ -114,7 +116,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         "energy_score_backward": backward,
         "langevin": lambda b: langevin(b, "gbaoab"),
         "langevin (float16)": lambda b: langevin(b, "gbaoab", "float16"),
-        "langevin (ghmc)": lambda b: langevin(b, "ghmc"),
+        **{f"langevin ({name})": partial(langevin, scheme=name) for name in INTEGRATORS if name != "gbaoab"},
         "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
         "accumulate": accumulate,
     }

@@ -296,7 +296,8 @@ class Vulkan:
                     first_step,
                     first_chain,
                     float(temperature),
-                    leapfrogs if scheme == "ghmc" else 0,
+                    scheme,
+                    leapfrogs,
                 ),
             )
         return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))

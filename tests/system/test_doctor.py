@@ -11,6 +11,7 @@ import torch
 
 from ebmvk.cli import doctor
 from ebmvk.engine import Backend, select, selftest
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference import Reference
 from ebmvk.model.language import LanguageModel
 
@@ -18,7 +19,8 @@ from .conftest import Command
 
 OPERATIONS = {
     *("projx", "proju", "expmap", "logmap", "transp", "dist", "topk", "energy_score", "energy_score_backward"),
-    *("topk (float16)", "langevin", "langevin (ghmc)", "langevin (float16)", "vmf_sample", "accumulate"),
+    *("topk (float16)", "langevin", "langevin (float16)", "vmf_sample", "accumulate"),
+    *(f"langevin ({name})" for name in INTEGRATORS if name != "gbaoab"),
 }
 
 

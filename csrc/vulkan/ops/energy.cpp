@@ -50,7 +50,8 @@ struct LangevinWork {
 
   // Push is kernels::Langevin or kernels::Ghmc.
   template <typename Push>
-  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan)
+  LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const char* kernel, const Push& push,
+               const ChainPlan& plan)
       : params(engine.device(), Buffer::Kind::upload, 48),
         x(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         v(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
@@ -66,8 +67,7 @@ struct LangevinWork {
       load.copy(table->on_host(), table->on_device());
     candidates.record(engine, load, params);
     load.finish();
-    const auto& pipeline =
-        engine.kernels().get(Push::name, plan.group, plan.constants, points.storage(), plan.resident);
+    const auto& pipeline = engine.kernels().get(kernel, plan.group, plan.constants, points.storage(), plan.resident);
     steps.kernel(pipeline,
                  {params, candidates.rows(), candidates.ids(), candidates.logw.on_device(),
                   candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
@@ -89,9 +89,8 @@ struct LangevinWork {
     const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
     const std::size_t first = in.level_rows == 1 ? 0 : begin * in.levels;
     for (std::size_t i = first; i < first + table_rows * in.levels; ++i, entry += 8) {
-      // GHMC splits the friction of its trajectory into two halves around it.
       const double friction =
-          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.leapfrogs ? 0.5 * in.leapfrogs : 1.0);
+          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.integrator.friction * in.leapfrogs);
       const float values[8] = {in.kappa_scale[i], in.logw_shift[i], in.step_size[i],
                                static_cast<float>(std::exp(-friction)),
                                static_cast<float>(std::sqrt(-in.temperature * std::expm1(-2 * friction)))};
@@ -118,8 +117,7 @@ struct LangevinWork {
 // The number of steps of a chain per dispatch, given the device's limit on loop iterations. The
 // iterations of a step are counted generously from energy.glsl and chain.glsl; candidates in
 // registers (resident.glsl) need fewer.
-std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, std::uint32_t leapfrogs,
-                                 std::uint32_t levels) {
+std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, const LangevinArguments& in) {
   const auto& device = engine.device().capabilities();
   const std::uint64_t group = engine.row_group(quads), per_invocation = (quads + group - 1) / group;
   const std::uint64_t subgroup = std::max(device.subgroup_size, 1u);
@@ -128,11 +126,11 @@ std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint3
                                       (k / group + 1) * (quads + 2));
   const std::uint64_t evaluation = dots + per_invocation * (k + 2) + 2 * (k / group + 1);
   const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
-  const std::uint64_t step = std::max(leapfrogs, 1u) * (evaluation + parts) + parts;
+  const std::uint64_t step = std::uint64_t{in.leapfrogs} * in.integrator.evaluations * (evaluation + parts) + parts;
   const std::uint64_t limit = device.loop_rounds;
-  const std::uint64_t once = evaluation + k + levels;  // entering a level, loading
+  const std::uint64_t once = evaluation + k + in.levels;  // entering a level, loading
   if (once + step > limit)
-    throw Unsupported("a step of " + std::to_string(std::max(leapfrogs, 1u)) + " leapfrogs with " + std::to_string(k) +
+    throw Unsupported("a step of " + std::to_string(in.leapfrogs) + " leapfrogs with " + std::to_string(k) +
                       " candidates goes through loops more often than this driver lets a shader");
   return (limit - once) / (step + evaluation);
 }
@@ -168,22 +166,23 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
 }
 
 void Engine::langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out) {
-  const auto quads = points.quads();
-  if (in.leapfrogs)
-    integrate(points, kernels::Ghmc{quads, in.energy.k, in.energy.d, in.levels, in.level_rows, in.leapfrogs}, in, out);
+  const kernels::Langevin push{points.quads(), in.energy.k, in.energy.d, in.levels, in.level_rows};
+  if (in.integrator.metropolis)
+    integrate(points, kernels::Ghmc{push.quads, push.k, push.d, push.levels, push.level_rows, in.leapfrogs}, in, out);
   else
-    integrate(points, kernels::Langevin{quads, in.energy.k, in.energy.d, in.levels, in.level_rows}, in, out);
+    integrate(points, push, in, out);
 }
 
 template <typename Push>
 void Engine::integrate(const Points& points, const Push& push, const LangevinArguments& in,
                        const LangevinResults& out) {
   Call call(*this, "langevin", &points);
+  const char* kernel = in.integrator.name;
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const auto plan = chain_plan(*this, points, shape.k);
-  const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
-  const auto most = steps_per_dispatch(*this, push.quads, shape.k, in.leapfrogs, in.levels);
+  const auto speed = std::string(kernel) + (plan.resident ? "/resident" : "");
+  const auto most = steps_per_dispatch(*this, push.quads, shape.k, in);
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
@@ -192,7 +191,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
     const auto key = shape_key(speed.c_str(), points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
                      std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
     LangevinWork& work = workspaces_.get<LangevinWork>(
-        key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, push, plan); });
+        key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, kernel, push, plan); });
     auto* params = work.params.as<std::uint32_t>();
     const std::uint32_t head[6] = {rows,
                                    0,
@@ -215,7 +214,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
       call.run(work.steps, speed.c_str(), params[1] * push.flops(rows));
     } while (done < total);
     call.run(work.store);
-    work.read(out, begin, rows, shape.d, total, in.leapfrogs > 0);
+    work.read(out, begin, rows, shape.d, total, in.integrator.metropolis);
     begin += rows;
   }
   call.count();

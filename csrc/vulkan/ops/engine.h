@@ -3,6 +3,7 @@
 // half done if it throws.
 #pragma once
 
+#include "integrators.h"
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/workspace.h"
@@ -45,7 +46,8 @@ struct LangevinArguments {
   std::uint64_t seed;
   std::uint32_t first_step, first_chain;
   double temperature;
-  std::uint32_t leapfrogs;  // per step of GHMC; 0: g-BAOAB
+  integrators::Description integrator;
+  std::uint32_t leapfrogs;  // per step, if the integrator is a Metropolis one; else 1
 };
 
 struct LangevinResults {
