@@ -29,7 +29,8 @@ VARIANTS = {
     "resident": ("-DUSE_SUBGROUP=1", "-DRESIDENT=1"),
 }
 STORAGES = {"float32": (), "float16": ("-DFLOAT16=1",)}
-KEYS = {"integrators", "variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
+PARAM_TYPES = {"uint": "std::uint32_t", "float": "float"}
+KEYS = {"integrators", "variants", "bindings", "params", "push", "specialise", "group", "flops", "bytes"}
 INTEGRATORS = {"unadjusted": False, "metropolis": True}
 
 
@@ -42,6 +43,7 @@ class Kernel:
     integrator: Any
     variants: list[str]
     bindings: list[tuple[str, str, str]]
+    params: list[tuple[str, str]]
     push: list[str]
     specialise: list[str]
     group: int
@@ -98,6 +100,9 @@ def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
             raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
     if bindings[0] != ("params", "uint", "read"):
         raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
+    params = [(line.split() + ["uint"])[:2] for line in table.get("params", ["rows"])]
+    if params[0] != ["rows", "uint"] or any(kind not in PARAM_TYPES for _, kind in params):
+        raise SystemExit(f"kernels.toml: [{name}] params must begin with 'rows'; each is 'name' or 'name float'")
     if unknown := set(table.get("variants", [])) - set(VARIANTS):
         raise SystemExit(f"kernels.toml: [{name}] has unknown variants {sorted(unknown)}")
     return Kernel(
@@ -106,6 +111,7 @@ def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
         integrator=integrator,
         variants=table.get("variants", ["subgroup", "portable"]),
         bindings=bindings,
+        params=[(field, kind) for field, kind in params],
         push=table.get("push", []),
         specialise=table.get("specialise", []),
         group=table.get("group", 0),
@@ -135,7 +141,9 @@ def interface(kernel: Kernel) -> str:
         )
     if len(kernel.storages) > 1:
         lines.append('#include "quad.glsl"')
-    for number, (name, kind, access) in enumerate(kernel.bindings):
+    fields = " ".join(f"{kind} {name};" for name, kind in kernel.params)
+    lines.append(f"layout(set = 0, binding = 0, std430) restrict readonly buffer Params {{ {fields} }} params;")
+    for number, (name, kind, access) in enumerate(kernel.bindings[1:], start=1):
         word = "QUAD" if kind == QUAD_TYPE else kind
         lines.append(
             f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
@@ -158,6 +166,7 @@ def header(kernels: list[Kernel]) -> str:
         out += ["", f"struct {camel} {{"]
         if not kernel.integrator:  # otherwise several kernels share these
             out.append(f'  static constexpr const char *name = "{kernel.name}";')
+        out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
         out += [f"  std::uint32_t {name};" for name in kernel.push]
         arguments = {"flops": "double rows", "bytes": "double rows, [[maybe_unused]] double quad_bytes = 16"}
         for cost, argument in arguments.items():

@@ -15,7 +15,7 @@ shared float share[CANDIDATES];        // rho_j
 
 void main() {
     uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (chain >= params.rows) return;
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
     Mixture mixture = energy_and_score(chain, 1.0, 0.0);

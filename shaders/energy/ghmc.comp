@@ -15,21 +15,21 @@ vec4 old_velocity[QUADS_PER];
 vec4 old_force[QUADS_PER];
 
 bool accepted(uint step_number, uint chain, float change) {
-    uint bits = philox(uvec4(step_number, params[3] + chain, 0u, STREAM_METROPOLIS), uvec2(params[4], params[5])).x;
+    uint bits = philox(uvec4(step_number, params.first_chain + chain, 0u, STREAM_METROPOLIS), uvec2(params.seed_low, params.seed_high)).x;
     // False if the trajectory blew up, because no comparison with NaN is true.
-    return change <= -uintBitsToFloat(params[8]) * log_accurate(open_uniform(bits));
+    return change <= -params.temperature * log_accurate(open_uniform(bits));
 }
 
 void main() {
     uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (chain >= params.rows) return;
     load_candidates(chain);
     load_chain(chain);
     // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     vec4 record = diagnostics[2u * chain];
     float accepts = diagnostics[2u * chain + 1u].x;
-    uint step = params[6];
-    uint end = step + params[1];
+    uint step = params.done;
+    uint end = step + params.steps;
     uint level = 0u;
     uint leap = 0u;        // leapfrogs of the current trajectory
     uint stage = 0u;       // evaluations of the energy in this leapfrog
@@ -46,12 +46,12 @@ void main() {
             uint now = level_of(step, end, level);
             entered = entered && now == level;
             level = now;
-            if (step == end && (entered || params[7] == 0u)) break;
+            if (step == end && (entered || params.last == 0u)) break;
         }
         uint table = 2u * ((level_rows == 1u ? 0u : chain * levels) + level);
         vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, decay of v in an O
         float h = law.z;
-        Bath bath = Bath(params[2] + step, chain, law.w, level_table[table + 1u].x);
+        Bath bath = Bath(params.first_step + step, chain, law.w, level_table[table + 1u].x);
         if (entered) {
             if (first) {
                 ornstein_uhlenbeck(bath, STREAM_NOISE);
@@ -82,7 +82,7 @@ void main() {
         if (leap == leapfrogs) {
             float change = mixture.energy + 0.5 * group_sum(own_dot(velocity, velocity)) - before;
             record.z += abs(change);
-            if (accepted(params[2] + step, chain, change)) {
+            if (accepted(params.first_step + step, chain, change)) {
                 accepts += 1.0;
             } else {
                 FOR_OWN(i, q) {

@@ -11,14 +11,14 @@
 
 void main() {
     uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (chain >= params.rows) return;
     load_candidates(chain);
     load_chain(chain);
     measure_speed();
     // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     vec4 record = diagnostics[2u * chain];
-    uint step = params[6];
-    uint end = step + params[1];
+    uint step = params.done;
+    uint end = step + params.steps;
     uint level = 0u;
     uint stage = 0u;       // evaluations of the energy in this step
     bool entered = false;  // true if `force` and `mixture` belong to this state and level
@@ -33,13 +33,13 @@ void main() {
             uint now = level_of(step, end, level);
             entered = entered && now == level;
             level = now;
-            if (step == end && (entered || params[7] == 0u)) break;
+            if (step == end && (entered || params.last == 0u)) break;
         }
 
         uint table = 2u * ((level_rows == 1u ? 0u : chain * levels) + level);
         vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, decay of v in an O
         float h = law.z;
-        Bath bath = Bath(params[2] + step, chain, law.w, level_table[table + 1u].x);
+        Bath bath = Bath(params.first_step + step, chain, law.w, level_table[table + 1u].x);
         if (entered) {
             if (stage == 0u) before = mixture.energy + 0.5 * squared_speed;
             move_before_landing(stage, h, bath);

@@ -1,13 +1,13 @@
 // sums_s += weights_e.x a_row + weights_e.y b_row over the entries e of segment s. One segment per
 // workgroup, one entry after the other: no atomics, and cutting the entries into other dispatches
 // gives the same bits. Entry e belongs to row e / per_row of a and b. Segment s has the entries
-// from starts_s up to starts_(s+1) - 1. params: segments.
+// from starts_s up to starts_(s+1) - 1.
 #version 450
 #include "interface.glsl"
 
 void main() {
     uint segment = gl_WorkGroupID.x;
-    if (segment >= params[0]) return;
+    if (segment >= params.rows) return;
     uint begin = starts[segment];
     uint end = starts[segment + 1u];
     for (uint q = gl_LocalInvocationIndex; q < quads; q += GROUP) {

@@ -38,7 +38,7 @@ void geodesic(float t, float squared_speed) {
 
 // Standard normals of one step, zero beyond coordinate d.
 vec4 noise(uint step_number, uint chain, uint q, uint stream) {
-    vec4 xi = normals(uvec4(step_number, params[3] + chain, q, stream), uvec2(params[4], params[5]));
+    vec4 xi = normals(uvec4(step_number, params.first_chain + chain, q, stream), uvec2(params.seed_low, params.seed_high));
     uvec4 coordinate = 4u * q + uvec4(0u, 1u, 2u, 3u);
     return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
 }
@@ -108,7 +108,7 @@ void store_chain(uint chain) {
 // The level of a step, at or after `level`. After the very last step it is the last level, even if
 // that has no steps.
 uint level_of(uint step, uint end, uint level) {
-    if (step == end && params[7] != 0u) return levels - 1u;
+    if (step == end && params.last != 0u) return levels - 1u;
     while (step < end && step >= level_end[level]) ++level;
     return level;
 }

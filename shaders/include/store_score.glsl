@@ -1,4 +1,4 @@
-// How the scoring kernels store a score. params: rows, columns, first point in this shard, its id.
+// How the scoring kernels store a score.
 #ifndef EBMVK_STORE_SCORE_GLSL
 #define EBMVK_STORE_SCORE_GLSL
 #include "score.glsl"
@@ -16,8 +16,8 @@ float upper_bound(float value, uint row, uint id) {
 }
 
 void store_score(uint row, uint column, float sum) {
-    if (row >= params[0] || column >= params[1]) return;
-    float value = weighted(sum, params[3] + column);
-    scores[row * stride + column] = bounded != 0u ? upper_bound(value, row, params[3] + column) : value;
+    if (row >= params.rows || column >= params.columns) return;
+    float value = weighted(sum, params.first_id + column);
+    scores[row * stride + column] = bounded != 0u ? upper_bound(value, row, params.first_id + column) : value;
 }
 #endif

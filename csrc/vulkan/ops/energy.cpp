@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -192,26 +191,23 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
                      std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs);
     LangevinWork& work = workspaces_.get<LangevinWork>(
         key, points.id(), [&] { return std::make_shared<LangevinWork>(*this, points, capacity, kernel, push, plan); });
-    auto* params = work.params.as<std::uint32_t>();
-    const std::uint32_t head[6] = {rows,
-                                   0,
-                                   in.first_step,
-                                   in.first_chain + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed),
-                                   static_cast<std::uint32_t>(in.seed >> 32)};
-    std::copy_n(head, 6, params);
-    const auto temperature = static_cast<float>(in.temperature);
-    std::memcpy(params + 8, &temperature, 4);
+    auto& params = *work.params.template as<typename Push::Params>();
+    params.rows = rows;
+    params.first_step = in.first_step;
+    params.first_chain = in.first_chain + static_cast<std::uint32_t>(begin);
+    params.seed_low = static_cast<std::uint32_t>(in.seed);
+    params.seed_high = static_cast<std::uint32_t>(in.seed >> 32);
+    params.temperature = static_cast<float>(in.temperature);
     work.write(in, begin, rows);
     call.run(work.load);
     std::uint32_t done = 0;
     do {
       const auto fit = std::min(units_per_slice(speed, push.flops(rows)), most);
-      params[1] = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
-      params[6] = done;
-      done += params[1];
-      params[7] = done == total;
-      call.run(work.steps, speed.c_str(), params[1] * push.flops(rows));
+      params.steps = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
+      params.done = done;
+      done += params.steps;
+      params.last = done == total;
+      call.run(work.steps, speed.c_str(), params.steps * push.flops(rows));
     } while (done < total);
     call.run(work.store);
     work.read(out, begin, rows, shape.d, total, in.integrator.metropolis);

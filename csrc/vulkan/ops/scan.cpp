@@ -100,16 +100,16 @@ void Scan::write(const TopkArguments& in, std::uint64_t begin, std::uint32_t row
 void Scan::run(Engine::Call& call, std::uint32_t rows) {
   call.run(load_);
   const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
-  auto* with = params.as<std::uint32_t>();
-  with[0] = rows;
-  with[4] = 0;
+  auto& with = *params.as<kernels::ScoreTiled::Params>();
+  with.rows = rows;
+  with.kept = 0;
   for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
     for (auto first = points_.shard_begin(shard); first < points_.shard_end(shard); first += shape.columns) {
-      with[1] = std::min(shape.columns, points_.shard_end(shard) - first);
-      with[2] = first - points_.shard_begin(shard);
-      with[3] = first;
-      call.run(*blocks_[shard], "topk", cost.flops(rows) * with[1] / shape.columns);
-      with[4] = std::min(shape.k, with[4] + with[1]);
+      with.columns = std::min(shape.columns, points_.shard_end(shard) - first);
+      with.first = first - points_.shard_begin(shard);
+      with.first_id = first;
+      call.run(*blocks_[shard], "topk", cost.flops(rows) * with.columns / shape.columns);
+      with.kept = std::min(shape.k, with.kept + with.columns);
     }
 }
 

@@ -127,9 +127,9 @@ void Engine::vmf_sample(const VmfArguments& in, float* result) {
     auto& work =
         workspaces_.get<VmfWork>(std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d),
                                  0, [&] { return std::make_shared<VmfWork>(*this, capacity, push); });
-    const std::uint32_t head[4] = {count, in.first_row + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
-    std::copy_n(head, 4, work.params.as<std::uint32_t>());
+    *work.params.as<kernels::VmfSample::Params>() = {count, in.first_row + static_cast<std::uint32_t>(begin),
+                                                     static_cast<std::uint32_t>(in.seed),
+                                                     static_cast<std::uint32_t>(in.seed >> 32)};
     work.mu.write(in.mu + begin * in.d, count);
     work.cosine_sine.write(in.cosine_sine + 2 * begin, count);
     call.run(work.program);
