@@ -1,28 +1,20 @@
-"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake runs it; shaders/generate.py imports it.
+"""Turns ebmvk/engine/integrators.toml into C++ and GLSL. CMake runs it, shaders/generate.py too.
 
 integrators.py OUT     writes OUT/integrators.h: each row as a type whose parts are constants
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).resolve().parents[1] / "ebmvk" / "engine" / "integrators.py"
+from tables import load
 
 
 def rows() -> list[Any]:
-    """The integrators. Loaded by path, because importing the package needs torch."""
-    spec = importlib.util.spec_from_file_location("ebmvk_integrators", SOURCE)
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    return list(module.INTEGRATORS.values())
+    """The integrators of the table."""
+    return list(load("integrators").INTEGRATORS.values())
 
 
 FIND = """\
@@ -84,7 +76,7 @@ def glsl(row: Any) -> str:
     ]
     for number, stage in enumerate(stages):
         # The speed is known after a kick, and where a step of an unadjusted integrator begins.
-        known = stage and stage[0].kind == "kick" or number == 0 and not row.metropolis
+        known = (stage and stage[0].kind == "kick") or (number == 0 and not row.metropolis)
         lines = [] if known else ["measure_speed();"]
         lines += [call(part) for part in stage]
         if len(stages) == 1:

@@ -100,7 +100,7 @@ def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
             raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
     if bindings[0] != ("params", "uint", "read"):
         raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
-    params = [(line.split() + ["uint"])[:2] for line in table.get("params", ["rows"])]
+    params = [[*line.split(), "uint"][:2] for line in table.get("params", ["rows"])]
     if params[0] != ["rows", "uint"] or any(kind not in PARAM_TYPES for _, kind in params):
         raise SystemExit(f"kernels.toml: [{name}] params must begin with 'rows'; each is 'name' or 'name float'")
     if unknown := set(table.get("variants", [])) - set(VARIANTS):
@@ -181,7 +181,7 @@ def shaders(kernel: Kernel) -> list[Shader]:
 
 
 def source_of(kernel: Kernel) -> str:
-    """The kernel's file, relative to this folder. Raises SystemExit if none or several have its name."""
+    """The kernel's file, relative to this folder. Raises SystemExit unless there is one."""
     found = sorted(HERE.glob(f"*/{kernel.table}.comp"))
     if len(found) != 1:
         raise SystemExit(f"kernels.toml: [{kernel.table}] needs one file */{kernel.table}.comp; there are {len(found)}")
@@ -230,7 +230,8 @@ def embed(kernels: list[Kernel], out: Path) -> None:
             access = ", ".join(f"Access::{kind}" for _, _, kind in kernel.bindings)
             entries.append(
                 f'    {{"{kernel.name}", Variant::{shader.variant}, Storage::{shader.storage}, {symbol}, '
-                f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}}},"
+                f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}, "
+                f"{str(kernel.bindings[-1][1] == 'float').lower()}}},"
             )
     text += [
         "",

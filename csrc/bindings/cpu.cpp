@@ -238,45 +238,21 @@ Floats Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_
   return out;
 }
 
-template <class Op>
-Floats Unary(const Op& op, const Floats& x) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Floats out = NewFloats({shape.rows, shape.d});
+Floats Rows(const std::string& name, const std::vector<Floats>& arguments) {
+  const auto& all = ebmvk::RowOperations();
+  const auto found = std::find_if(all.begin(), all.end(), [&](const auto& one) { return name == one.name; });
+  if (found == all.end()) throw std::invalid_argument("no operation on rows is named " + name);
+  if (arguments.size() != found->arguments) throw std::invalid_argument("wrong number of arguments");
+  const size_t rows = Size(arguments[0], 0), d = Size(arguments[0], 1);
+  std::vector<const float*> in;
+  for (const Floats& argument : arguments) {
+    Expect(argument, {rows, d}, "an argument");
+    in.push_back(argument.data());
+  }
+  Floats out = found->scalar ? NewFloats({rows}) : NewFloats({rows, d});
   float* data = out.mutable_data();
   ebmvk::ReleaseGil release;
-  op(shape, x.data(), data);
-  return out;
-}
-
-template <class Op>
-Floats Binary(const Op& op, const Floats& x, const Floats& y) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "the second argument");
-  Floats out = NewFloats({shape.rows, shape.d});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  op(shape, x.data(), y.data(), data);
-  return out;
-}
-
-Floats Transp(const Floats& x, const Floats& y, const Floats& u) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "y");
-  Expect(u, {shape.rows, shape.d}, "u");
-  Floats out = NewFloats({shape.rows, shape.d});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  ebmvk::Transp(shape, x.data(), y.data(), u.data(), data);
-  return out;
-}
-
-Floats Dist(const Floats& x, const Floats& y) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "y");
-  Floats out = NewFloats({shape.rows});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  ebmvk::Dist(shape, x.data(), y.data(), data);
+  found->run(rows, d, in.data(), data);
   return out;
 }
 
@@ -286,16 +262,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of ebmvk; use them through ebmvk.engine.cpu.";
   // noconvert: an array of another dtype or layout is a mistake and must not be copied silently.
   const auto arg = [](const char* name) { return py::arg(name).noconvert(); };
-  m.def(
-      "projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));
-  m.def(
-      "proju", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Proju, x, u); }, arg("x"), arg("u"));
-  m.def(
-      "expmap", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Expmap, x, u); }, arg("x"), arg("u"));
-  m.def(
-      "logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
-  m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
-  m.def("dist", Dist, arg("x"), arg("y"));
+  m.def("rows", Rows, py::arg("operation"), arg("arguments"));
   m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"), py::arg("coarse"));
   py::class_<ebmvk::CoarsePoints>(m, "CoarsePoints")
       .def(py::init(&NewCoarsePoints), arg("points"))

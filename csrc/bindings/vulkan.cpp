@@ -58,20 +58,20 @@ EnergyArguments energy_arguments(const Points& points, const Floats& x, const Id
   return {count(rows, "B"), count(k, "K"), points.d(), x.data(), id, logw.data(), kappa.data(), background.data()};
 }
 
-Floats sphere(Engine& engine, SphereOp op, const std::vector<Floats>& arguments) {
-  const std::size_t wanted = op == SphereOp::projx ? 1 : op == SphereOp::transp ? 3 : 2;
-  if (arguments.size() != wanted) throw std::invalid_argument("wrong number of arguments");
-  const auto rows = matrix(arguments.front(), "x").shape(0);
+Floats rows(Engine& engine, const std::string& operation, const std::vector<Floats>& arguments) {
+  const auto& kernel = row_kernel(operation);
+  if (arguments.size() != kernel.arguments()) throw std::invalid_argument("wrong number of arguments");
+  const auto n = matrix(arguments.front(), "x").shape(0);
   const auto d = arguments.front().shape(1);
   std::vector<const float*> data;
   for (const auto& argument : arguments) {
-    require(argument, "an argument", {rows, d});
+    require(argument, "an argument", {n, d});
     data.push_back(argument.data());
   }
-  Floats result = op == SphereOp::dist ? Floats({rows}) : Floats({rows, d});
+  Floats result = kernel.scalar ? Floats({n}) : Floats({n, d});
   float* out = result.mutable_data();
   const ReleaseGil release;
-  engine.sphere(op, count(rows, "B"), count(d, "d"), data, out);
+  engine.rows(kernel, count(n, "B"), count(d, "d"), data, out);
   return result;
 }
 
@@ -332,13 +332,6 @@ void register_device(py::module_& module) {
 PYBIND11_MODULE(_vulkan, module) {
   register_errors(module);
   register_device(module);
-  py::enum_<SphereOp>(module, "SphereOp")
-      .value("projx", SphereOp::projx)
-      .value("proju", SphereOp::proju)
-      .value("expmap", SphereOp::expmap)
-      .value("logmap", SphereOp::logmap)
-      .value("transp", SphereOp::transp)
-      .value("dist", SphereOp::dist);
   py::class_<Count>(module, "Count")
       .def_readonly("calls", &Count::calls)
       .def_readonly("dispatches", &Count::dispatches)
@@ -354,7 +347,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
-      .def("sphere", &sphere)
+      .def("rows", &rows)
       .def("energy_score", &energy_score)
       .def("energy_score_backward", &energy_score_backward)
       .def("langevin", &langevin)

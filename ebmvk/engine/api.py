@@ -1,4 +1,4 @@
-"""The table of operations: one signature for each operation, implemented by every backend.
+"""What every backend offers: the protocol `Backend`, with the operations of operations.toml.
 
 Shapes: B rows or chains, d latent dimension, N points in a store, K candidates per row, L levels of
 a schedule. Tensors are contiguous float32 on the CPU for the native backends; `reference` takes any
@@ -168,23 +168,51 @@ class Backend(Protocol):
         With storage="float16" a unit row moves by at most 5e-4, typically 2e-4.
         """
 
-    def projx(self, x: Tensor) -> Tensor: ...
+    def counts(self) -> Mapping[str, OpCount]:
+        """Calls, native dispatches and seconds of each operation since the backend was made."""
 
-    def proju(self, x: Tensor, u: Tensor) -> Tensor: ...
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        """Run an operation that works row by row: from (B, d) to (B, d) or (B,)."""
 
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor: ...
+    # Made from operations.toml by csrc/operations.py, up to the end.
 
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def projx(self, x: Tensor) -> Tensor:
+        """The nearest points on the sphere. x: (B, d), no row zero."""
+        return self._rows("projx", x)
 
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor: ...
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The tangential part of u at x. x: (B, d) unit; u: (B, d)."""
+        return self._rows("proju", x, u)
 
-    def dist(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Where the geodesic from x with velocity u is at time 1. x, u: (B, d), x unit."""
+        return self._rows("expmap", x, u)
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """The velocity of the shortest geodesic from x to y, at time 1. x, y: (B, d) unit.
+
+        Zero at y = x, and also at y = -x, where the direction isn't defined.
+        """
+        return self._rows("logmap", x, y)
+
+    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        """u, tangent at x, moved along the shortest geodesic to y. x, y: (B, d) unit; u: (B, d).
+
+        At y = -x it isn't defined, and the result may not be finite.
+        """
+        return self._rows("transp", x, y, u)
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The angle between x and y, (B,) in radians. x, y: (B, d) unit."""
+        return self._rows("dist", x, y)
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), any length; scale, bias:
-        (N,)."""
+        """Exact top-k of scale_n * mu_n.q + bias_n.
+
+        queries: (B, d), any length; scale, bias: (N,).
+        """
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
@@ -267,6 +295,3 @@ class Backend(Protocol):
         x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,)
         int64 >= 0.
         """
-
-    def counts(self) -> Mapping[str, OpCount]:
-        """Calls, native dispatches and seconds of each operation since the backend was made."""

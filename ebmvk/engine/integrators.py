@@ -1,4 +1,4 @@
-"""The integrators of Langevin chains: the rows of integrators.toml, and the parts that backends run.
+"""The integrators of Langevin chains: integrators.toml as data, with the parts that backends run.
 
 The build runs this file on its own, so it imports only the standard library.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ def _check(where: str, moves: tuple[tuple[str, Fraction], ...], metropolis: bool
             raise ValueError(f"{where}: the shares of {letter} sum to {total}; expected 1")
     if letters.count("O") > 2:
         raise ValueError(f"{where}: a step has {letters.count('O')} O; expected at most 2")
-    if any(a == b for a, b in zip(letters, letters[1:], strict=False)):
+    if any(a == b for a, b in pairwise(letters)):
         raise ValueError(f"{where}: {letters!r} repeats a letter; join the two moves")
     if metropolis and not (letters[0] == letters[-1] == "O"):
         raise ValueError(f"{where}: with metropolis, a step begins and ends with O")

@@ -1,4 +1,4 @@
-"""Chains of the reference backend: any integrator of the table (model section 7), with diagnostics."""
+"""Chains of the reference backend: every integrator (model section 7), with diagnostics."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebmvk.engine.api import Backend, Schedule, Storage
 from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS, Operation
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -73,6 +74,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
     x, y, points = unit(ROWS), unit(ROWS), unit(POINTS)
     u = torch.randn(ROWS, DIMENSION, generator=g)
     u = u - (u * x).sum(1, keepdim=True) * x
+    rows = {"x": x, "y": y, "u": u, "direction": 3 * y}
     ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
     logw = torch.randn(ROWS, CANDIDATES, generator=g)
     lists = (ids, logw, 50 * torch.rand(ROWS, CANDIDATES, generator=g), torch.randn(ROWS, generator=g))
@@ -86,6 +88,10 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         at = backend.points(points, storage)
         out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
+
+    def by_rows(backend: Backend, operation: Operation) -> list[Tensor]:
+        given = (rows["direction"] if a.values == "direction" else rows[a.name] for a in operation.arguments)
+        return [getattr(backend, operation.name)(*given)]
 
     def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
         out = backend.topk(y, backend.points(points, storage), 20, scale=scale, bias=bias)
@@ -104,12 +110,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         return [out.mass, out.resultant, out.splat_token, out.counts]
 
     return {
-        "projx": lambda b: [b.projx(3 * y)],
-        "proju": lambda b: [b.proju(x, y)],
-        "expmap": lambda b: [b.expmap(x, u)],
-        "logmap": lambda b: [b.logmap(x, y)],
-        "transp": lambda b: [b.transp(x, y, u)],
-        "dist": lambda b: [b.dist(x, y)],
+        **{name: partial(by_rows, operation=operation) for name, operation in OPERATIONS.items() if operation.rows},
         "topk": topk,
         "topk (float16)": lambda b: topk(b, "float16"),
         "energy_score": energy_score,

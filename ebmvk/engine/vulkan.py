@@ -18,6 +18,7 @@ from torch import Tensor
 from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
     Accumulated,
+    Backend,
     EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
@@ -85,7 +86,7 @@ class VulkanPoints:
             self.native.update(_array(points))
 
 
-class Vulkan:
+class Vulkan(Backend):
     """The backend on one Vulkan device.
 
     Takes contiguous float32 tensors on the CPU; points stay on the device.
@@ -179,42 +180,16 @@ class Vulkan:
             )
         return points.native
 
-    def _sphere(self, op: str, *arguments: Tensor) -> Tensor:
-        with self._errors(op):
-            return _tensor(
-                self._engine.sphere(getattr(self._extension.SphereOp, op), [_array(argument) for argument in arguments])
-            )
-
-    def projx(self, x: Tensor) -> Tensor:
-        checks.projx(checks.NATIVE, x)
-        return self._sphere("projx", x)
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("proju", x, u)
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("expmap", x, u)
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        return self._sphere("logmap", x, y)
-
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("transp", x, y, u)
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        return self._sphere("dist", x, y)
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        checks.rows(operation, checks.NATIVE, arguments)
+        with self._errors(operation):
+            return _tensor(self._engine.rows(operation, [*map(_array, arguments)]))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
         native = self._own(points)
-        checks.topk(checks.NATIVE, queries, points.n, points.d, k, scale, bias)
+        checks.operation("topk", checks.NATIVE, locals())
         with self._errors("topk"):
             scores, ids = self._engine.topk(
                 native,
@@ -229,7 +204,7 @@ class Vulkan:
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         native = self._own(points)
-        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", checks.NATIVE, locals())
         with self._errors("energy_score"):
             parts = self._engine.energy_score(
                 native, _array(x), _array(ids), _array(logw), _array(kappa), _array(log_background)
@@ -248,8 +223,7 @@ class Vulkan:
         grad_score: Tensor,
     ) -> EnergyGradients:
         native = self._own(points)
-        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
-        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        checks.operation("energy_score_backward", checks.NATIVE, locals())
         arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
         with self._errors("energy_score_backward"):
             parts = self._engine.energy_score_backward(native, *map(_array, arguments))
@@ -274,11 +248,7 @@ class Vulkan:
         leapfrogs: int = 4,
     ) -> LangevinResult:
         native = self._own(points)
-        checks.langevin(
-            checks.NATIVE,
-            *(x, v, points.n, points.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
-        )
+        checks.operation("langevin", checks.NATIVE, locals())
         with self._errors("langevin"):
             at, speed, *diagnostics = map(
                 _tensor,
@@ -303,14 +273,14 @@ class Vulkan:
         return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        checks.operation("vmf_sample", checks.NATIVE, locals())
         fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
         cosine_sine = torch.stack((1 - fall, torch.sqrt(fall * (2 - fall))), dim=1).float()
         with self._errors("vmf_sample"):
             return _tensor(self._engine.vmf_sample(_array(mu), _array(cosine_sine), seed, first_row))
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        checks.operation("accumulate", checks.NATIVE, locals())
         with self._errors("accumulate"):
             found = self._engine.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
         sums, splat_token, counts = (_tensor(array) for array in found)

@@ -136,7 +136,9 @@ GOOD = {"moves": ["O 1/2", "B 1/2", "A 1", "B 1/2", "O 1/2"], "source": "Someone
 def table(folder: Path, name: str = "mine", **changes: object) -> Path:
     path = folder / "integrators.toml"
     rows = {**GOOD, **changes}
-    path.write_text(f"[{name}]\n" + "".join(f"{key} = {value!r}\n".replace("True", "true") for key, value in rows.items()))
+    path.write_text(
+        f"[{name}]\n" + "".join(f"{key} = {value!r}\n".replace("True", "true") for key, value in rows.items())
+    )
     return path
 
 

@@ -12,7 +12,6 @@ from ebmvk.engine import Backend, LangevinResult, Scheme, Storage
 from ebmvk.engine.vulkan import Vulkan
 
 
-
 def open_resident(**options: bool | float | str) -> Vulkan:
     backend = open_vulkan(**options)
     backend._engine.set_resident(True)

@@ -24,8 +24,6 @@ struct Count {
   double seconds = 0;
 };
 
-enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
-
 struct EnergyArguments {  // B rows, K candidates, dimension d
   std::uint32_t rows, k, d;
   const float* x;
@@ -159,12 +157,16 @@ class Points : public Rows {
   mutable std::uint32_t asked_ = 0;
 };
 
+// The kernel of an operation that works row by row. Raises invalid_argument if there is none.
+const KernelSource& row_kernel(const std::string& operation);
+
 class Engine {
  public:
   Engine(std::uint32_t index, const Options& options);
 
-  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
-              float* result);
+  // `kernel`: of row_kernel().
+  void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
+            float* result);
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
   void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);

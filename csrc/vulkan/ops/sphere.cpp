@@ -1,48 +1,34 @@
-// The operations on the sphere, and the probe of math.glsl and philox.glsl.
+// The operations that work row by row, and the probe of math.glsl and philox.glsl.
 #include "vulkan/ops/engine.h"
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
 
 namespace ebmvk {
 namespace {
 
-struct SphereKernel {
-  const char* name;  // of the operation
-  const char* kernel;
-  std::size_t arguments;
-  bool scalar;  // returns one number per row instead of a row
-};
-
-const SphereKernel& describe(SphereOp op) {
-  static const SphereKernel kernels[] = {
-      {"projx", kernels::SphereProjx::name, 1, false},   {"proju", kernels::SphereProju::name, 2, false},
-      {"expmap", kernels::SphereExpmap::name, 2, false}, {"logmap", kernels::SphereLogmap::name, 2, false},
-      {"transp", kernels::SphereTransp::name, 3, false}, {"dist", kernels::SphereDist::name, 2, true},
-  };
-  return kernels[static_cast<std::size_t>(op)];
-}
-
-struct SphereWork {
+struct RowWork {
   Buffer params;
   std::vector<Table> arguments;
   Table result;
   Program program;
 
-  SphereWork(Engine& engine, const SphereKernel& op, std::uint32_t capacity, std::uint32_t d)
+  RowWork(Engine& engine, const KernelSource& kernel, std::uint32_t capacity, std::uint32_t d)
       : params(engine.device(), Buffer::Kind::upload, 16), program(engine.device()) {
     auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
-    arguments.reserve(op.arguments);  // so that views of the buffers stay valid
-    for (std::size_t i = 0; i < op.arguments; ++i) {
+    arguments.reserve(kernel.arguments());  // so that views of the buffers stay valid
+    for (std::size_t i = 0; i < kernel.arguments(); ++i) {
       arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
       program.copy(arguments.back().on_host(), arguments.back().on_device());
     }
     for (const auto& argument : arguments) bindings.emplace_back(argument.on_device());
-    const auto width = op.scalar ? 1 : d;
-    result = Table(device, capacity, width, op.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
+    const auto width = kernel.scalar ? 1 : d;
+    result = Table(device, capacity, width, kernel.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
     bindings.emplace_back(result.on_device());
-    const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
+    const auto& pipeline = engine.kernels().get(kernel.name, engine.row_group(quads), {});
     program.kernel(pipeline, bindings, quads, capacity);
     program.copy(result.on_device(), result.on_host());
     program.finish();
@@ -99,19 +85,25 @@ std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32
 
 }  // namespace
 
-void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
-                    float* result) {
-  const auto& kernel = describe(op);
-  Call call(*this, kernel.name);
+const KernelSource& row_kernel(const std::string& operation) {
+  const auto name = "sphere_" + operation;
+  for (const auto& kernel : kernel_table())
+    if (name == kernel.name) return kernel;
+  throw std::invalid_argument("no operation on rows is named " + operation);
+}
+
+void Engine::rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
+                  const std::vector<const float*>& arguments, float* result) {
+  Call call(*this, kernel.name + std::strlen("sphere_"));
   const auto capacity = rows_at_once(device_, rows, d);
   const std::uint64_t width = kernel.scalar ? 1 : d;
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
-    auto& work = workspaces_.get<SphereWork>(
-        std::string(kernel.kernel) + "/" + std::to_string(capacity) + "/" + std::to_string(d), 0,
-        [&] { return std::make_shared<SphereWork>(*this, kernel, capacity, d); });
+    auto& work =
+        workspaces_.get<RowWork>(std::string(kernel.name) + "/" + std::to_string(capacity) + "/" + std::to_string(d), 0,
+                                 [&] { return std::make_shared<RowWork>(*this, kernel, capacity, d); });
     *work.params.as<std::uint32_t>() = count;
-    for (std::size_t i = 0; i < kernel.arguments; ++i) work.arguments[i].write(arguments[i] + begin * d, count);
+    for (std::size_t i = 0; i < arguments.size(); ++i) work.arguments[i].write(arguments[i] + begin * d, count);
     call.run(work.program);
     work.result.read(result + begin * width, count);
   }
