@@ -121,7 +121,8 @@ const std::vector<RowOperation>& RowOperations() {
       {"proju", 2, false, Proju},    // u - (x.u) x
       {"expmap", 2, false, Expmap},  // cos|u| x + sinc|u| u
       {"logmap", 2, false, Logmap},  // 0 at y = x and at y = -x
-      {"transp", 3, false, Transp}, {"dist", 2, true, Dist},
+      {"transp", 3, false, Transp},  // along the shortest geodesic
+      {"dist", 2, true, Dist},       // in radians
   };
   return operations;
 }
