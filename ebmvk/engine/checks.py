@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ebmvk.engine.api import Schedule, Storage
 from ebmvk.engine.integrators import INTEGRATORS
-from ebmvk.engine.operations import OPERATIONS, Argument
+from ebmvk.engine.operations import OPERATIONS, Argument, Operation
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
@@ -206,21 +205,80 @@ def operation(name: str, rules: Rules, given: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: an argument isn't what the table says.
     """
-    called = OPERATIONS[name]
-    sizes = {"N": given["points"].n, "d": given["points"].d} if "points" in given else {}
-    for argument in called.arguments:
+    plan = _PLANS[name]
+    sizes = {"N": given["points"].n, "d": given["points"].d} if plan.points else {}
+    for argument in plan.numbers:
         _number(argument, given[argument.name], sizes)
-    for argument in called.arguments:
-        if argument.kind in ("tensor", "index") and not (argument.default and given[argument.name] is None):
-            _tensor(rules, argument, given[argument.name], sizes)
-        elif argument.kind == "levels":
-            schedule(rules, given[argument.name], sizes["B"])
-            sizes["S"] = sum(given[argument.name].steps)
-    for argument in called.arguments:
-        if argument.kind == "counter":
-            _counter(argument.name, given[argument.name], sizes[argument.extent])
-    if called.together:
-        _TOGETHER[called.together](given)
+    for tensor in plan.tensors:
+        value = given[tensor.name]
+        if value is not None or not tensor.optional:
+            tensor.check(rules, value, sizes)
+    for argument in plan.levels:
+        schedule(rules, given[argument.name], sizes["B"])
+        sizes["S"] = sum(given[argument.name].steps)
+    for argument in plan.counters:
+        _counter(argument.name, given[argument.name], sizes[argument.extent])
+    if plan.together:
+        plan.together(given)
+
+
+class _Tensor:
+    """The checks of one tensor, prepared once. known: the sizes that earlier arguments set."""
+
+    def __init__(self, argument: Argument, known: set[str]) -> None:
+        self.name, self.of, self.words = argument.name, argument.of, argument.shape
+        self.optional = argument.default is not None
+        self.below = argument.below if argument.kind == "index" else None
+        self.values = _VALUES[argument.values] if argument.kind == "tensor" else None
+        self.dimensions = argument.dimensions
+        self.new = [(axis, size) for axis, size in enumerate(argument.of) if size not in known]
+
+    def check(self, rules: Rules, value: Tensor, sizes: dict[str, int]) -> None:
+        """Check shape and values, and note the sizes that the tensor determines."""
+        shape = tuple(map(sizes.get, self.of))
+        if self.below is not None:
+            below = sizes[self.below] if isinstance(self.below, str) else self.below
+            rules.indices(self.name, value, shape, self.words, below)
+        else:
+            rules.tensor(self.name, value, shape, self.words)
+        for axis, size in self.new:
+            sizes[size] = value.shape[axis]
+            self._enough(value, size, sizes[size])
+        if self.values is not None:
+            self.values(self.name, value)
+
+    def _enough(self, value: Tensor, size: str, count: int) -> None:
+        if size == "K" and count < 1:
+            raise ArgumentError(f"{self.name} has no candidates (K = 0)", hint="pass at least one candidate per row")
+        if size == "d" and count < self.dimensions:
+            least = "one dimension" if self.dimensions == 1 else f"{self.dimensions} dimensions"
+            raise ArgumentError(f"{self.name} has shape {tuple(value.shape)}", hint=f"pass at least {least}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of an operation in the order in which they are checked."""
+
+    points: bool
+    numbers: list[Argument]
+    tensors: list[_Tensor]
+    levels: list[Argument]
+    counters: list[Argument]
+    together: Callable[[Mapping[str, Any]], None] | None
+
+
+def _plan(called: Operation) -> _Plan:
+    def of_kind(*kinds: str) -> list[Argument]:
+        return [argument for argument in called.arguments if argument.kind in kinds]
+
+    known = {"N", "d"} if of_kind("points") else set[str]()
+    tensors = []
+    for argument in of_kind("tensor", "index"):
+        tensors.append(_Tensor(argument, known))
+        known |= set(argument.of)
+    together = _TOGETHER[called.together] if called.together else None
+    numbers = of_kind("int", "seed", "real", "scheme")
+    return _Plan(bool(of_kind("points")), numbers, tensors, of_kind("levels"), of_kind("counter"), together)
 
 
 def rows(name: str, rules: Rules, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -245,23 +303,8 @@ def _number(argument: Argument, value: object, sizes: dict[str, int]) -> None:
         raise ArgumentError(f"{name} is {value!r}", hint=f"use one of {', '.join(INTEGRATORS)}")
 
 
-def _tensor(rules: Rules, argument: Argument, value: Tensor, sizes: dict[str, int]) -> None:
-    """Check shape and values of a tensor, and note the sizes that it determines."""
-    name, shape = argument.name, tuple(sizes.get(size) for size in argument.of)
-    if argument.kind == "index":
-        below = sizes[argument.below] if isinstance(argument.below, str) else argument.below
-        rules.indices(name, value, shape, argument.shape, below)
-    else:
-        rules.tensor(name, value, shape, argument.shape)
-    for size, count in zip(argument.of, value.shape, strict=True):
-        if size not in sizes and size == "K" and count < 1:
-            raise ArgumentError(f"{name} has no candidates (K = 0)", hint="pass at least one candidate per row")
-        if size not in sizes and size == "d" and count < argument.dimensions:
-            least = "one dimension" if argument.dimensions == 1 else f"{argument.dimensions} dimensions"
-            raise ArgumentError(f"{name} has shape {tuple(value.shape)}", hint=f"pass at least {least}")
-        sizes[size] = count
-    if argument.kind == "tensor":
-        _VALUES[argument.values](name, value)
+def _at_least_0(name: str, value: Tensor) -> None:
+    at_least(name, value, 0.0)
 
 
 def _direction(name: str, value: Tensor) -> None:
@@ -325,7 +368,8 @@ _VALUES: dict[str, Callable[[str, Tensor], None]] = {
     "unit": unit_rows,
     "finite": finite,
     "log weight": log_weights,
-    "at least 0": partial(at_least, low=0.0),
+    "at least 0": _at_least_0,
     "direction": _direction,
 }
 _TOGETHER = {"some_weight": _some_weight}
+_PLANS = {name: _plan(called) for name, called in OPERATIONS.items()}
