@@ -128,7 +128,7 @@ struct Dynamics {
   double h;
   float keep, spread;
 
-  // `friction`: the share of h in each O.
+  // `friction`: the time of each O, as a multiple of h.
   Dynamics(const Gathered& candidates, const Level& level, const ChainParams& params, size_t dimension, double friction)
       : c(candidates), p(params), d(dimension), h(level.step_size) {
     const double rate = level.gamma * h * friction;
@@ -139,7 +139,7 @@ struct Dynamics {
 
 using integrators::Part;
 
-// v += share h force
+// v += share * h * force
 inline void Push(const Dynamics& m, double share, const Force& force, Chain& s) {
   const float time = static_cast<float>(share * m.h);
   float unused;

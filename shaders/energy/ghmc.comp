@@ -15,7 +15,8 @@ vec4 old_velocity[QUADS_PER];
 vec4 old_force[QUADS_PER];
 
 bool accepted(uint step_number, uint chain, float change) {
-    uint bits = philox(uvec4(step_number, params.first_chain + chain, 0u, STREAM_METROPOLIS), uvec2(params.seed_low, params.seed_high)).x;
+    uvec4 counter = uvec4(step_number, params.first_chain + chain, 0u, STREAM_METROPOLIS);
+    uint bits = philox(counter, uvec2(params.seed_low, params.seed_high)).x;
     // False if the trajectory blew up, because no comparison with NaN is true.
     return change <= -params.temperature * log_accurate(open_uniform(bits));
 }

@@ -38,7 +38,8 @@ void geodesic(float t, float squared_speed) {
 
 // Standard normals of one step, zero beyond coordinate d.
 vec4 noise(uint step_number, uint chain, uint q, uint stream) {
-    vec4 xi = normals(uvec4(step_number, params.first_chain + chain, q, stream), uvec2(params.seed_low, params.seed_high));
+    uvec4 counter = uvec4(step_number, params.first_chain + chain, q, stream);
+    vec4 xi = normals(counter, uvec2(params.seed_low, params.seed_high));
     uvec4 coordinate = 4u * q + uvec4(0u, 1u, 2u, 3u);
     return mix(vec4(0.0), xi, lessThan(coordinate, uvec4(d)));
 }

@@ -28,7 +28,8 @@ float unordered(uint key) {
 }
 
 float score_at(uint candidate) {
-    return candidate < params.kept ? best_scores[row_of_best + candidate] : scores[row_of_scores + candidate - params.kept];
+    return candidate < params.kept ? best_scores[row_of_best + candidate]
+                                   : scores[row_of_scores + candidate - params.kept];
 }
 
 uint id_at(uint candidate) {

@@ -19,7 +19,8 @@ void main() {
     float along = 0.0;
     FOR_OWN(i, q) {
         mean[i] = mu[row * quads + q];
-        vec4 free = normals(uvec4(0u, params.first_row + row, q, STREAM_VMF_TANGENT), uvec2(params.seed_low, params.seed_high));
+        uvec4 counter = uvec4(0u, params.first_row + row, q, STREAM_VMF_TANGENT);
+        vec4 free = normals(counter, uvec2(params.seed_low, params.seed_high));
         xi[i] = mix(vec4(0.0), free, lessThan(4u * q + uvec4(0u, 1u, 2u, 3u), uvec4(d)));
         along += dot(mean[i], xi[i]);
     }

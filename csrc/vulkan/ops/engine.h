@@ -157,7 +157,7 @@ class Points : public Rows {
   mutable std::uint32_t asked_ = 0;
 };
 
-// The kernel of an operation that works row by row. Raises invalid_argument if there is none.
+// The kernel of an operation that works row by row. Throws invalid_argument if it has no kernel.
 const KernelSource& row_kernel(const std::string& operation);
 
 class Engine {
