@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ebmvk.cli import doctor
-from ebmvk.engine import Backend, select, selftest
+from ebmvk.engine import Backend, reference_math, select, selftest
 from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference import Reference
 from ebmvk.model.language import LanguageModel
@@ -82,7 +82,7 @@ def test_a_wrong_result_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A backend whose every result is not a number."""
-    monkeypatch.setattr("ebmvk.engine.reference.distance", lambda x, y: x.new_full((len(x),), torch.nan))
+    monkeypatch.setitem(reference_math.ROWS, "dist", lambda x, y: x.new_full((len(x),), torch.nan))
     checks = {check.operation: check for check in selftest.run(Reference())}
     assert not checks["dist"].ok
     assert checks["projx"].ok
