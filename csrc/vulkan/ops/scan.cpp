@@ -21,7 +21,7 @@ constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more t
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
 constexpr std::uint64_t kParamBytes = 32;
-constexpr const char* kScan = "topk";  // the name of the kernels' speed
+constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
 // that nothing counts as proved (store_score.glsl).
@@ -30,6 +30,13 @@ float norm_above(const float* query, std::uint32_t d) {
   for (std::uint32_t i = 0; i < d; ++i) sum += static_cast<double>(query[i]) * query[i];
   const double norm = std::sqrt(sum) * (1 + 1e-6) + 1e-30;
   return norm < 1e30 ? static_cast<float>(norm) : std::numeric_limits<float>::infinity();
+}
+
+// The name of the kernels' speed. Work is counted as that of scoring; what selection adds depends on
+// d and k, and the speed of scoring on the number of rows.
+std::string speed_name(const Rows& points, std::uint64_t rows, std::uint32_t k) {
+  return "topk/" + std::to_string(points.quads()) + "/" + std::to_string(k) + "/" +
+         std::to_string(power_of_two(std::clamp<std::uint64_t>(rows, 1, kManyRows)));
 }
 
 // The least power of two that is at least `wanted`, or the greatest that is at most `most`. At least 1.
@@ -49,16 +56,17 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
   const auto columns = std::min({limited ? kShortColumns : kColumns, points.shard_end(0), points.n()});
   const kernels::ScoreTiled cost{points.quads(), columns, scaled, 0};
   const std::uint64_t range = engine.device().storage_range();
+  const auto speed = speed_name(points, rows, k);
   const auto fit = std::min<std::uint64_t>(
-      {engine.units_per_slice(kScan, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
+      {engine.units_per_slice(speed, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
        range / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()), kMostRows});
   const auto block = fitting_power(rows, fit);
-  if (!engine.measured(kScan)) return {block, block, columns, k, scaled};
+  if (!engine.measured(speed)) return {block, block, columns, k, scaled, speed};
   const std::uint64_t across = (std::uint64_t{points.n()} + columns - 1) / columns;
   const auto most =
       std::min<std::uint64_t>({kMostRows, range / std::max<std::uint64_t>(4 * std::uint64_t{k}, 16 * points.quads()),
                                std::max<std::uint64_t>(kMostBlocks / across, 1) * block});
-  return {std::max(block, fitting_power(rows, most)), block, columns, k, scaled};
+  return {std::max(block, fitting_power(rows, most)), block, columns, k, scaled, speed};
 }
 
 Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse)
@@ -74,7 +82,7 @@ Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse
       bounded_(coarse != nullptr),
       scores_(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * of.rows, of.columns)) {
   const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
-  blocks_ = divide(engine.units_per_slice(kScan, cost.flops(1)) / kSectionsPerSlice);
+  blocks_ = divide(engine.units_per_slice(shape.speed, cost.flops(1)) / kSectionsPerSlice);
   params_ = Buffer(engine.device(), Buffer::Kind::upload, kSlotBytes * (blocks_.size() + 1));
   for (const auto* table : {&queries, &scale, &bias, &norms}) program.copy(table->on_host(), table->on_device());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
@@ -154,7 +162,7 @@ void Scan::run(Engine::Call& call, std::uint32_t rows) {
   *words = rows;
   for (std::uint32_t section = 0; section < program.sections(); ++section)
     if (section == 0 || section + 1 == program.sections() || flops[section] > 0)
-      call.add(program, section, kScan, flops[section]);
+      call.add(program, section, shape.speed, flops[section]);
   call.run();
 }
 

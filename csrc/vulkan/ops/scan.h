@@ -10,6 +10,7 @@ namespace ebmvk {
 struct ScanShape {
   std::uint32_t capacity, rows, columns, k;
   bool scaled;
+  std::string speed;  // its name for Engine::units_per_slice()
 };
 
 // The shape for `rows` queries, or as many of them as fit. A block fits into a slice. Until the
