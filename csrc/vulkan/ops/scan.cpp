@@ -21,6 +21,7 @@ constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more t
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
 constexpr std::uint64_t kParamBytes = 32;
+constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
 constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
@@ -58,7 +59,7 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
   const std::uint64_t range = engine.device().storage_range();
   const auto speed = speed_name(points, rows, k);
   const auto fit = std::min<std::uint64_t>(
-      {engine.units_per_slice(speed, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
+      {std::max(engine.units_per_slice(speed, cost.flops(1)), kTileRows), kScoreBytes / (4 * std::uint64_t{columns}),
        range / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()), kMostRows});
   const auto block = fitting_power(rows, fit);
   if (!engine.measured(speed)) return {block, block, columns, k, scaled, speed};
