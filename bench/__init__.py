@@ -1,10 +1,10 @@
 """Benchmarks: each module is a command, `python -m bench.NAME --help`.
 
 Engine: `ops` (every operation), `peers` (other libraries), `approximate` (approximate search),
-`ceilings` (the device's limits), `torch_chains` (peers of the chains). Models: `models` (training
-and generation), `experiments` (tables of runs), `memory` (static memory), `monitor` (cost of
-monitoring), `peak` (peak memory), `scaling` (several processes, predicted), `kills` and `changes`
-(resuming after kills). `measure` has what they share.
+`torch_chains` (peers of the chains). Models: `models` (training and generation), `experiments`
+(tables of runs), `memory` (static memory), `monitor` (cost of monitoring), `peak` (peak memory),
+`scaling` (several processes, predicted), `kills` and `changes` (resuming after kills).
+`measure` has what they share.
 """
 
 # Imports ebmvk before torch, so that threads and memory are set up as in the commands

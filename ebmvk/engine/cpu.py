@@ -117,6 +117,10 @@ class Cpu:
         threads = self._ops.threads()
         return f"{self._ops.target()} kernels, {threads} thread{'s' if threads > 1 else ''}"
 
+    def kernels(self) -> list[str]:
+        """The instruction set in use, and that of 8-bit products."""
+        return [self._ops.target(), f"8-bit products: {self._ops.coarse_kernel()}"]
+
     def counts(self) -> Mapping[str, OpCount]:
         return self._counter.snapshot()
 

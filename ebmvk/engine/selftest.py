@@ -39,7 +39,7 @@ class Check:
 
 
 def run(backend: Backend) -> list[Check]:
-    """Check every operation on fixed arguments. Typed errors of the backend become failures."""
+    """Check every operation on fixed arguments. An error of the backend becomes a failure."""
     oracle = Reference("cpu", torch.float64)
     return [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
 
@@ -48,8 +48,8 @@ def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Bac
     start = time.perf_counter()
     try:
         got = operation(backend)
-    except EbmvkError as error:
-        return Check(name, torch.inf, time.perf_counter() - start, str(error))
+    except Exception as error:  # noqa: BLE001  # whatever a driver does, the other operations are still tested
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
     seconds = time.perf_counter() - start
     return Check(name, max(map(_difference, got, operation(oracle))), seconds)
 
@@ -118,3 +118,24 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
         "accumulate": accumulate,
     }
+
+
+def repeat(backend: Backend) -> list[Check]:
+    """Run every operation twice. Each must give the same bits again; its error is 0 if it does."""
+    return [_check_repeated(name, operation, backend) for name, operation in _operations().items()]
+
+
+def _check_repeated(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend) -> Check:
+    start = time.perf_counter()
+    try:
+        pairs = list(zip(operation(backend), operation(backend), strict=True))
+    except Exception as error:  # noqa: BLE001  # as in _check
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
+    seconds = time.perf_counter() - start
+    different = sum(int((one != two).sum()) for one, two in pairs)
+    failure = f"two runs differ in {different} of {sum(one.numel() for one, _ in pairs)} numbers" if different else ""
+    return Check(name, torch.inf if different else 0.0, seconds, failure)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, EbmvkError) else f"{type(error).__name__}: {error}"

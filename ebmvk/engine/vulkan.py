@@ -126,6 +126,14 @@ class Vulkan:
             {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in counts.items()}
         )
 
+    def submissions(self) -> int:
+        """Submissions to Vulkan queues in this process until now, whichever device they went to."""
+        return int(self._extension.calls_of("vkQueueSubmit"))
+
+    def kernels(self) -> list[str]:
+        """The shaders that ran, as NAME.VARIANT.STORAGE; the storage is that of the points."""
+        return [f"{name}.{variant.name}.{storage.name}" for name, variant, storage in self._engine.used_kernels()]
+
     def points(self, points: Tensor, storage: Storage = "float32") -> VulkanPoints:
         return VulkanPoints(self, points, storage)
 
