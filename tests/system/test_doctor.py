@@ -113,17 +113,23 @@ def test_a_report_has_every_operation_of_every_device(tmp_path: Path, capsys: py
             assert len(row["seconds"]) == 3
             assert row["gflops"] > 0
             assert row["roofline_percent"] > 0
-            assert device["device"] == "cpu" or row["counts"]["submissions"] >= row["counts"]["dispatches"] / 99 > 0
+            if device["device"] != "cpu":
+                assert row["counts"]["dispatches"] >= 1
+                assert row["counts"]["submissions"] >= 1
 
 
 class Broken(Reference):
-    """A backend with one operation that the driver refuses, and one that gives other bits."""
+    """A backend with one operation that the driver refuses, and one that gives other bits each
+    time."""
+
+    calls = 0
 
     def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(f"{Path.home()}/driver.so: pipeline refused at {x.shape}; log in /home/somebody/log")
 
     def projx(self, x: torch.Tensor) -> torch.Tensor:
-        return super().projx(x) * (1 + 1e-7 * torch.rand(1))
+        self.calls += 1
+        return super().projx(x) * (1 + 1e-6 * (self.calls % 2))
 
 
 def test_a_report_with_a_broken_operation_has_the_rest(
@@ -163,7 +169,8 @@ def test_a_report_without_vulkan_has_the_reason(tmp_path: Path, monkeypatch: pyt
     assert [device["device"] for device in record["devices"]] == ["cpu"]
     status, record = _report(tmp_path / "report.json", "--device", "vulkan:99")
     assert status == 1
-    assert "vulkan:99" in record["failures"][0]["error"] or "99" in record["failures"][0]["error"]
+    assert len(record["failures"]) == 4  # each part tries to open the device
+    assert all("99" in failure["error"] for failure in record["failures"])
 
 
 def test_a_report_that_ended_early_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
