@@ -30,7 +30,9 @@ def works(backend: Vulkan, rows: int, k: int, d: int, counts: Sequence[int]) -> 
     def work(n: int, below: int, *, on_device: bool) -> Work:
         points = backend.points(unit(n, d, 1))
         given = arguments(rows, k, d, below)
-        x, *rest = map(backend.tensor, given) if on_device else given
+        if on_device:
+            given = [backend.tensor(value) for value in given]
+        x, *rest = given
         return lambda: backend.energy_score_backward(x, points, *rest)
 
     found: dict[str, Work] = {}

@@ -119,11 +119,9 @@ WORKS = {
     "scoring": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING,)),
     "topk": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING, SELECTION)),
     "langevin_float32": Work(
-        CHAIN_FLOPS, 4.0 * ROWS * K * D, (Part("langevin", "subgroup", "float32", None, streaming),)
+        CHAIN_FLOPS, 4.0 * ROWS * K * D, (Part("gbaoab", "subgroup", "float32", None, streaming),)
     ),
-    "langevin_float16": Work(
-        CHAIN_FLOPS, 2.0 * ROWS * K * D, (Part("langevin", "resident", "float16", None, resident),)
-    ),
+    "langevin_float16": Work(CHAIN_FLOPS, 2.0 * ROWS * K * D, (Part("gbaoab", "resident", "float16", None, resident),)),
 }
 
 

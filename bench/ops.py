@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from bench.ceilings import Ceilings, ceilings, of_torch
 from bench.measure import (
     Sizes,
     Timing,
@@ -31,6 +30,7 @@ from bench.measure import (
     write,
 )
 from ebmvk.engine import Backend, select
+from ebmvk.engine.ceilings import Ceilings, ceilings, of_torch
 
 
 @dataclass(frozen=True)

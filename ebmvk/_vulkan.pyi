@@ -144,14 +144,6 @@ class MachineCode:
     def texts(self) -> dict[str, str]:
         """By the driver's names, for example Assembly."""
 
-class SphereOp(enum.Enum):
-    projx = ...
-    proju = ...
-    expmap = ...
-    logmap = ...
-    transp = ...
-    dist = ...
-
 class Pace:
     """How much work fits into a slice, learned from runs."""
 
@@ -232,7 +224,9 @@ class Engine:
         """Bytes of device memory that wait for the next tensors."""
 
     # Below, rows are arrays or tensors; if one argument is a tensor, so are the results.
-    def sphere(self, op: SphereOp, arguments: Sequence[_Rows]) -> _Rows: ...
+    def rows(self, operation: str, arguments: Sequence[_Rows]) -> _Rows:
+        """An operation that works row by row: from (B, d) to (B, d) or (B,)."""
+
     def energy_score(
         self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
     ) -> tuple[_Rows, _Rows, _Rows, _Rows]:
@@ -256,10 +250,11 @@ class Engine:
         first_step: int,
         first_chain: int,
         temperature: float,
+        scheme: str,
         leapfrogs: int,
     ) -> tuple[_Rows, _Rows, _Rows, _Rows, _Rows, _Rows, _Rows]:
         """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
-        (1, L) or (B, L); leapfrogs 0 is g-BAOAB."""
+        (1, L) or (B, L); unadjusted integrators ignore leapfrogs."""
 
     def energy_score_backward(
         self,
@@ -272,8 +267,9 @@ class Engine:
         grad_energy: _Floats,
         grad_score: _Floats,
     ) -> tuple[_Floats, _Floats | tuple[Tensor, Tensor], _Floats, _Floats, _Floats]:
-        """Gradients of x, points, logw, kappa, log_background. That of the points is an array (N, d);
-        or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d)."""
+        """Gradients of x, points, logw, kappa, log_background. That of the points is an array
+        (N, d); or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d).
+        """
 
     def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
         """cosine_sine (B, 2): of the angle between each sample and its mean."""
@@ -321,9 +317,9 @@ class Engine:
         self, keys: _Words, tokens: _Words, per_token: int, limit: int
     ) -> tuple[_Words, _Words, _Words, _Words]:
         """The sort of entries alone. Entry e has keys[e] and, if per_token isn't 0, tokens[e //
-        per_token]. Returns the sorted entries; and of each segment, which has the same key and token,
-        its start (and behind the last one its end), its key and its token. Keys from `limit` on are in
-        no segment."""
+        per_token]. Returns the sorted entries; and of each segment, which has the same key and
+        token, its start (and behind the last one its end), its key and its token. Keys from `limit`
+        on are in no segment."""
 
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
         """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes

@@ -1,6 +1,7 @@
 // The Python side of the Vulkan engine: NumPy arrays in and out. Shapes are checked again here, so
 // that no call from Python reads or writes outside an array; the caller checks values.
 #include "bindings/gil.h"
+#include "bindings/kernels.h"
 #include "bindings/operand.h"
 #include "bindings/planning.h"
 #include "bindings/tensors.h"
@@ -16,18 +17,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
-#include <optional>
-#include <string_view>
 
 using namespace ebmvk;
 
 namespace {
 
-py::object sphere(Engine& engine, SphereOp op, const std::vector<py::object>& arguments) {
-  const std::size_t wanted = op == SphereOp::projx ? 1 : op == SphereOp::transp ? 3 : 2;
-  if (arguments.size() != wanted) throw std::invalid_argument("wrong number of arguments");
+py::object rows(Engine& engine, const std::string& operation, const std::vector<py::object>& arguments) {
+  const auto& kernel = row_kernel(operation);
+  if (arguments.size() != kernel.arguments()) throw std::invalid_argument("wrong number of arguments");
   const auto shape = shape_of<float>(engine, arguments.front(), "x", {kAny, kAny});
   const auto rows = shape[0], d = shape[1];
   if (d < 1) throw std::invalid_argument("x is not (rows, d)");
@@ -37,11 +35,11 @@ py::object sphere(Engine& engine, SphereOp op, const std::vector<py::object>& ar
     in.push_back(argument<float>(engine, value, "an argument", {rows, d}));
     on_device = on_device || in.back().tensor;
   }
-  const auto result = op == SphereOp::dist ? make_result<float>(engine, on_device, {rows})
-                                           : make_result<float>(engine, on_device, {rows, d}, true);
+  const auto result = kernel.scalar ? make_result<float>(engine, on_device, {rows})
+                                    : make_result<float>(engine, on_device, {rows, d}, true);
   {
     const ReleaseGil release;
-    engine.sphere(op, count(rows, "B"), count(d, "d"), in, result.to);
+    engine.rows(kernel, count(rows, "B"), count(d, "d"), in, result.to);
   }
   return result.value;
 }
@@ -66,7 +64,7 @@ py::tuple langevin(Engine& engine, const Points& points, const py::object& x, co
                    const py::object& ids, const py::object& logw, const py::object& kappa, const py::object& background,
                    const Floats& kappa_scale, const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
                    const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
-                   std::uint32_t first_chain, double temperature, std::uint32_t leapfrogs) {
+                   std::uint32_t first_chain, double temperature, const std::string& scheme, std::uint32_t leapfrogs) {
   const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
   const auto levels = static_cast<py::ssize_t>(steps.size());
@@ -77,6 +75,7 @@ py::tuple langevin(Engine& engine, const Points& points, const py::object& x, co
   std::uint64_t total = 0;
   for (const auto n : steps) total += n;
   count(static_cast<py::ssize_t>(total), "the number of steps");
+  const auto& integrator = integrators::table[integrators::find(scheme)];
   const LangevinArguments in{energy,
                              argument<float>(engine, v, "v", {rows, d}),
                              count(levels, "L"),
@@ -90,7 +89,8 @@ py::tuple langevin(Engine& engine, const Points& points, const py::object& x, co
                              first_step,
                              first_chain,
                              temperature,
-                             leapfrogs};
+                             integrator,
+                             integrator.metropolis ? leapfrogs : 1};
   const bool on_device = any_tensor({x, v, ids, logw, kappa, background});
   std::vector<Made<float>> out;
   for (int i = 0; i < 2; ++i) out.push_back(make_result<float>(engine, on_device, {rows, d}, true));
@@ -284,74 +284,6 @@ void update_named(Points& points, const Floats& rows, const Ids& ids) {
   points.update(data, names, count(some, "the number of rows"));
 }
 
-// Words for a SPIR-V module, in bytes.
-py::bytes as_bytes(const std::uint32_t* words, std::size_t bytes) {
-  return py::bytes(reinterpret_cast<const char*>(words), bytes);
-}
-
-const KernelSource& find_kernel(const std::string& name, Variant variant, Storage storage) {
-  for (const auto& source : kernel_table())
-    if (name == source.name && variant == source.variant && storage == source.storage) return source;
-  throw std::invalid_argument("unknown kernel: " + name);
-}
-
-py::bytes module_of(const std::string& name, Variant variant, Storage storage,
-                    const std::optional<std::vector<std::uint32_t>>& values) {
-  const auto& source = find_kernel(name, variant, storage);
-  if (!values) return as_bytes(source.code, source.bytes);
-  const auto code = specialise_kernel(source, *values);
-  return as_bytes(code.data(), 4 * code.size());
-}
-
-using KernelName = std::tuple<std::string, Variant, Storage>;
-
-std::vector<KernelName> names_of(const std::vector<KernelSource>& kernels) {
-  std::vector<KernelName> names;
-  for (const auto& kernel : kernels) names.emplace_back(kernel.name, kernel.variant, kernel.storage);
-  return names;
-}
-
-MachineCode inspect_spirv(Engine& engine, const py::bytes& spirv, std::uint32_t bindings, std::uint32_t push_bytes,
-                          const std::vector<std::uint32_t>& constants, std::uint32_t subgroup_size) {
-  const auto view = static_cast<std::string_view>(spirv);
-  if (view.size() < 20 || view.size() % 4) throw std::invalid_argument("this is not a SPIR-V module");
-  if (constants.empty()) throw std::invalid_argument("constant 0, the workgroup's size, is missing");
-  std::vector<std::uint32_t> words(view.size() / 4);
-  std::memcpy(words.data(), view.data(), view.size());
-  const KernelSource source{"from a file",
-                            Variant::portable,
-                            Storage::float32,
-                            words.data(),
-                            view.size(),
-                            std::vector<Access>(bindings, Access::update),
-                            push_bytes,
-                            0,
-                            0};
-  const std::vector<std::uint32_t> others(constants.begin() + 1, constants.end());
-  return engine.kernels().inspect(source, constants[0], others, subgroup_size);
-}
-
-void register_machine_code(py::module_& module) {
-  py::class_<MachineCode>(module, "MachineCode")
-      .def_readonly("subgroup_size", &MachineCode::subgroup_size)
-      .def_readonly("statistics", &MachineCode::statistics)
-      .def_readonly("texts", &MachineCode::texts);
-  py::class_<PipelineKey>(module, "PipelineKey")
-      .def_readonly("name", &PipelineKey::name)
-      .def_readonly("group", &PipelineKey::group)
-      .def_readonly("constants", &PipelineKey::constants)
-      .def_readonly("storage", &PipelineKey::storage)
-      .def_readonly("resident", &PipelineKey::resident);
-}
-
-void register_pace(py::module_& module) {
-  py::class_<Pace>(module, "Pace")
-      .def(py::init<double, double>())
-      .def("units", &Pace::units)
-      .def("learn", &Pace::learn)
-      .def("throttle", &Pace::throttle);
-}
-
 void register_errors(py::module_& module) {
   py::register_exception<Unavailable>(module, "Unavailable");
   py::register_exception<OutOfMemory>(module, "OutOfMemory");
@@ -446,13 +378,6 @@ PYBIND11_MODULE(_vulkan, module) {
   register_planning(module);
   register_machine_code(module);
   register_pace(module);
-  py::enum_<SphereOp>(module, "SphereOp")
-      .value("projx", SphereOp::projx)
-      .value("proju", SphereOp::proju)
-      .value("expmap", SphereOp::expmap)
-      .value("logmap", SphereOp::logmap)
-      .value("transp", SphereOp::transp)
-      .value("dist", SphereOp::dist);
   py::class_<Count>(module, "Count")
       .def_readonly("calls", &Count::calls)
       .def_readonly("seconds", &Count::seconds)
@@ -475,7 +400,7 @@ PYBIND11_MODULE(_vulkan, module) {
   methods.def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
-      .def("sphere", &sphere)
+      .def("rows", &rows)
       .def("energy_score", &energy_score)
       .def("energy_score_backward", &energy_score_backward)
       .def("langevin", &langevin)

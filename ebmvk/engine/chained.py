@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmvk.engine import checks
 from ebmvk.engine.api import Backend, Points
 from ebmvk.engine.device_tensor import DeviceTensor
+from ebmvk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def check_law(rules: checks.Rules, log_p: Any, ids: Any) -> None:
     """Check log_p (B, V), and ids (B, K) in [0, V)."""
     rules.tensor("log_p", log_p, (None, None), "(B, V)")
     checks.log_weights("log_p", log_p)
-    rules.ids(ids, log_p.shape[0], log_p.shape[1])
+    rules.indices("ids", ids, (log_p.shape[0], None), "(B, K)", log_p.shape[1])
+    if ids.shape[1] == 0:
+        raise ArgumentError("ids has no candidates (K = 0)", hint="pass at least one candidate per row")
 
 
 def check_decode(

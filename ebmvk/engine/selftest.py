@@ -9,11 +9,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Schedule, Scheme, Storage
+from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS, Operation
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -45,7 +48,7 @@ class Check:
 
 
 def run(backend: Backend) -> list[Check]:
-    """Check every operation on fixed arguments. Typed errors of the backend become failures."""
+    """Check every operation on fixed arguments. An error of the backend becomes a failure."""
     oracle = Reference("cpu", torch.float64)
     checks = [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
     return checks + [_check_resumption(name, scheme, backend) for name, scheme in RESUMED.items()]
@@ -55,8 +58,8 @@ def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Bac
     start = time.perf_counter()
     try:
         got = operation(backend)
-    except EbmvkError as error:
-        return Check(name, torch.inf, time.perf_counter() - start, str(error))
+    except Exception as error:  # noqa: BLE001  # whatever a driver does, the other operations are still tested
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
     seconds = time.perf_counter() - start
     return Check(name, max(map(_difference, got, operation(oracle))), seconds)
 
@@ -126,6 +129,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
     x, y, points = unit(ROWS), unit(ROWS), unit(POINTS)
     u = torch.randn(ROWS, DIMENSION, generator=g)
     u = u - (u * x).sum(1, keepdim=True) * x
+    rows = {"x": x, "y": y, "u": u, "direction": 3 * y}
     ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
     logw = torch.randn(ROWS, CANDIDATES, generator=g)
     lists = (ids, logw, 50 * torch.rand(ROWS, CANDIDATES, generator=g), torch.randn(ROWS, generator=g))
@@ -137,8 +141,12 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
 
     def langevin(backend: Backend, scheme: str, storage: Storage = "float32") -> list[Tensor]:
         at = backend.points(points, storage)
-        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)  # type: ignore[arg-type]
+        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
+
+    def by_rows(backend: Backend, operation: Operation) -> list[Tensor]:
+        given = (rows["direction"] if a.values == "direction" else rows[a.name] for a in operation.arguments)
+        return [getattr(backend, operation.name)(*given)]
 
     def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
         out = backend.topk(y, backend.points(points, storage), 20, scale=scale, bias=bias)
@@ -157,19 +165,35 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         return [out.mass, out.resultant, out.splat_token, out.counts]
 
     return {
-        "projx": lambda b: [b.projx(3 * y)],
-        "proju": lambda b: [b.proju(x, y)],
-        "expmap": lambda b: [b.expmap(x, u)],
-        "logmap": lambda b: [b.logmap(x, y)],
-        "transp": lambda b: [b.transp(x, y, u)],
-        "dist": lambda b: [b.dist(x, y)],
+        **{name: partial(by_rows, operation=operation) for name, operation in OPERATIONS.items() if operation.rows},
         "topk": topk,
         "topk (float16)": lambda b: topk(b, "float16"),
         "energy_score": energy_score,
         "energy_score_backward": backward,
         "langevin": lambda b: langevin(b, "gbaoab"),
         "langevin (float16)": lambda b: langevin(b, "gbaoab", "float16"),
-        "langevin (ghmc)": lambda b: langevin(b, "ghmc"),
+        **{f"langevin ({name})": partial(langevin, scheme=name) for name in INTEGRATORS if name != "gbaoab"},
         "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
         "accumulate": accumulate,
     }
+
+
+def repeat(backend: Backend) -> list[Check]:
+    """Run every operation twice. Each must give the same bits again; its error is 0 if it does."""
+    return [_check_repeated(name, operation, backend) for name, operation in _operations().items()]
+
+
+def _check_repeated(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend) -> Check:
+    start = time.perf_counter()
+    try:
+        pairs = list(zip(operation(backend), operation(backend), strict=True))
+    except Exception as error:  # noqa: BLE001  # as in _check
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
+    seconds = time.perf_counter() - start
+    different = sum(int((one != two).sum()) for one, two in pairs)
+    failure = f"two runs differ in {different} of {sum(one.numel() for one, _ in pairs)} numbers" if different else ""
+    return Check(name, torch.inf if different else 0.0, seconds, failure)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, EbmvkError) else f"{type(error).__name__}: {error}"

@@ -177,7 +177,7 @@ class _Sharded:
     ) -> TopK:
         if not isinstance(points, ShardedPoints):
             return self._own.topk(queries, points, k, scale=scale, bias=bias)
-        checks.topk(checks.ANY, queries, points.n, points.d, k, scale, bias)
+        checks.operation("topk", checks.ANY, locals())
         asked = queries.detach().cpu().contiguous()
         weights = {"scale": scale, "bias": bias}
         given = {name: value.detach().cpu().contiguous() for name, value in weights.items() if value is not None}

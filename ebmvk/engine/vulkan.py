@@ -19,6 +19,7 @@ from torch import Tensor
 from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
     Accumulated,
+    Backend,
     EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
@@ -107,7 +108,7 @@ class VulkanPoints:
                 self.native.update(_array(points))
 
 
-class Vulkan:
+class Vulkan(Backend):
     """The backend on one Vulkan device.
 
     Takes contiguous float32 tensors on the CPU, and its own `DeviceTensor`s: if an argument is one,
@@ -150,6 +151,14 @@ class Vulkan:
             {name: OpCount(**{key: getattr(count, key) for key in COUNTED}) for name, count in counts.items()}
         )
 
+    def submissions(self) -> int:
+        """Submissions to Vulkan queues in this process until now, whichever device they went to."""
+        return int(self._extension.calls_of("vkQueueSubmit"))
+
+    def kernels(self) -> list[str]:
+        """The shaders that ran, as NAME.VARIANT.STORAGE; the storage is that of the points."""
+        return [f"{name}.{variant.name}.{storage.name}" for name, variant, storage in self._engine.used_kernels()]
+
     def tensor(self, values: Tensor | NDArray[Any]) -> DeviceTensor:
         """A copy of the values on the device, for any argument of an operation.
 
@@ -176,7 +185,7 @@ class Vulkan:
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         native = self._own(points)
-        checks.candidates(self._rules, x, points.n, points.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", self._rules, locals())
         with self._errors("energy_score"):
             parts = self._engine.energy(native, *map(_native, (x, ids, logw, kappa, log_background)))
         energy, responsibilities, background = map(self._result, parts)
@@ -204,7 +213,7 @@ class Vulkan:
         native = self._own(points)
         check_law(self._rules, log_p, ids)
         check_decode(self._rules, x, points.n, points.d, ids, law, kappa, shift, log_p)
-        checks.seed_word(seed)
+        checks.seed(seed)
         checks.counter("first_chain", first_chain, ids.shape[0])
         arguments = (x, ids, law.logp, law.log_rest, kappa, shift, log_p)
         with self._errors("decode"):
@@ -282,44 +291,16 @@ class Vulkan:
             )
         return points.native
 
-    def _sphere(self, op: str, *arguments: Tensor) -> Tensor:
-        with self._errors(op):
-            return self._tensor(
-                self._engine.sphere(
-                    getattr(self._extension.SphereOp, op), [_native(argument) for argument in arguments]
-                )
-            )
-
-    def projx(self, x: Tensor) -> Tensor:
-        checks.projx(self._rules, x)
-        return self._sphere("projx", x)
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(self._rules, "u", x, u, unit_other=False)
-        return self._sphere("proju", x, u)
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(self._rules, "u", x, u, unit_other=False)
-        return self._sphere("expmap", x, u)
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(self._rules, "y", x, y, unit_other=True)
-        return self._sphere("logmap", x, y)
-
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(self._rules, "y", x, y, unit_other=True)
-        checks.unit_pair(self._rules, "u", x, u, unit_other=False)
-        return self._sphere("transp", x, y, u)
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(self._rules, "y", x, y, unit_other=True)
-        return self._sphere("dist", x, y)
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        checks.rows(operation, self._rules, arguments)
+        with self._errors(operation):
+            return self._tensor(self._engine.rows(operation, [*map(_native, arguments)]))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
         native = self._own(points)
-        checks.topk(self._rules, queries, points.n, points.d, k, scale, bias)
+        checks.operation("topk", self._rules, locals())
         with self._errors("topk"):
             scores, ids = self._engine.topk(
                 native,
@@ -334,7 +315,7 @@ class Vulkan:
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         native = self._own(points)
-        checks.candidates(self._rules, x, points.n, points.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", self._rules, locals())
         with self._errors("energy_score"):
             parts = self._engine.energy_score(
                 native, _native(x), _native(ids), _native(logw), _native(kappa), _native(log_background)
@@ -353,14 +334,14 @@ class Vulkan:
         grad_score: Tensor,
     ) -> EnergyGradients:
         native = self._own(points)
-        checks.candidates(self._rules, x, points.n, points.d, ids, logw, kappa, log_background)
-        checks.cotangents(self._rules, x, grad_energy, grad_score)
+        checks.operation("energy_score_backward", self._rules, locals())
         arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
         with self._errors("energy_score_backward"):
             of_x, of_points, *rest = self._engine.energy_score_backward(native, *map(_native, arguments))
         shared: Any
         if on_device(*arguments):
-            shared = SparseRows(*map(self._result, of_points), points.n)
+            ids_of, rows_of = of_points
+            shared = SparseRows(self._result(ids_of), self._result(rows_of), points.n)
         else:
             shared = self._result(of_points)
         return EnergyGradients(self._result(of_x), shared, *map(self._result, rest))
@@ -384,11 +365,7 @@ class Vulkan:
         leapfrogs: int = 4,
     ) -> LangevinResult:
         native = self._own(points)
-        checks.langevin(
-            self._rules,
-            *(x, v, points.n, points.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
-        )
+        checks.operation("langevin", self._rules, locals())
         with self._errors("langevin"):
             at, speed, *diagnostics = map(
                 self._result,
@@ -406,13 +383,14 @@ class Vulkan:
                     first_step,
                     first_chain,
                     float(temperature),
-                    leapfrogs if scheme == "ghmc" else 0,
+                    scheme,
+                    leapfrogs,
                 ),
             )
         return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        checks.vmf(self._rules, mu, kappa, seed, first_row)
+        checks.operation("vmf_sample", self._rules, locals())
         if on_device(kappa) and not on_device(mu):
             mu = cast("Tensor", self.tensor(mu))
         (kappa,) = on_host((kappa,))
@@ -422,7 +400,7 @@ class Vulkan:
             return self._tensor(self._engine.vmf_sample(_native(mu), _native(cosine_sine), seed, first_row))
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.accumulate(self._rules, x, ids, responsibilities, tokens, n)
+        checks.operation("accumulate", self._rules, locals())
         arguments = (x, ids, responsibilities, tokens)
         with self._errors("accumulate"):
             rows, names, shares, said = map(_array, on_host(arguments))

@@ -153,8 +153,9 @@ def _found() -> list[_vulkan.Capabilities]:
 
 
 def choose(index: int | None) -> int:
-    """The index, if it is given. Otherwise the index of the device to prefer: a discrete card before
-    an integrated GPU, and a software renderer last. The driver's order decides between equals.
+    """The index, if it is given. Otherwise the index of the device to prefer: a discrete card
+    before an integrated GPU, and a software renderer last. The driver's order decides between
+    equals.
 
     Raises:
         DeviceError: index is None and no device can be used.

@@ -1,6 +1,5 @@
 // Turns the records of chains into their diagnostics, one chain per invocation, with the bits that
-// the host gets by multiplying in double precision. params: those of langevin and ghmc, then 1 over
-// the number of steps (bits of two floats: rounded, and the rest), and 1 if acceptance was counted.
+// the host gets by multiplying in double precision.
 #version 450
 #include "interface.glsl"
 
@@ -20,13 +19,13 @@ float times(float a, float high, float low) {
 
 void main() {
     uint chain = gl_GlobalInvocationID.x;
-    if (chain >= params[0]) return;
-    float high = uintBitsToFloat(params[9]);
-    float low = uintBitsToFloat(params[10]);
+    if (chain >= params.rows) return;
+    float high = params.each_high;
+    float low = params.each_low;
     vec4 record = records[2u * chain];
     energy[chain] = record.x;
     kinetic[chain] = times(record.y, high, low);
     energy_error[chain] = times(record.z, high, low);
     tangency[chain] = record.w;
-    acceptance[chain] = params[11] != 0u ? times(records[2u * chain + 1u].x, high, low) : 1.0;
+    acceptance[chain] = params.metropolis != 0u ? times(records[2u * chain + 1u].x, high, low) : 1.0;
 }

@@ -3,7 +3,7 @@
 // c_j = rho_j (a_j - level):
 //   dlogw_j = c_j, dkappa_j = c_j mu_j.x + rho_j mu_j.w, dbackground = -rho_rest level,
 //   dmu_j = c_j kappa_j x + rho_j kappa_j w, dx = sum_j c_j kappa_j mu_j - (x.grad_score) g - (x.g) grad_score,
-// where g = score + (x.g) x. params: rows, first row.
+// where g = score + (x.g) x.
 #version 450
 #include "interface.glsl"
 #include "energy.glsl"
@@ -14,8 +14,8 @@ shared float along_state[CANDIDATES];  // mu_j.x
 shared float share[CANDIDATES];        // rho_j
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
-    uint chain = params[1] + gl_WorkGroupID.x;
+    if (gl_WorkGroupID.x >= params.rows) return;
+    uint chain = params.first_row + gl_WorkGroupID.x;
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
     Mixture mixture = energy_and_score(chain, 1.0, 0.0);

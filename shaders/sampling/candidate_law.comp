@@ -1,6 +1,6 @@
 // The masses of the candidates, the log of the mass outside them, and the entropy of this mixture,
 // one row per workgroup. The mass outside is summed, because 1 minus the mass inside would lose a
-// small one. params: rows.
+// small one.
 #version 450
 #include "interface.glsl"
 #include "candidate_set.glsl"
@@ -13,7 +13,7 @@ float entropy_of(float log_weight) {
 
 void main() {
     uint row = gl_WorkGroupID.x;
-    if (row >= params[0]) return;
+    if (row >= params.rows) return;
     float mean = 0.0;
     for (uint j = gl_LocalInvocationIndex; j < k; j += GROUP) {
         float value = log_probability(row, ids[row * k + j]);

@@ -1,7 +1,6 @@
 // A token by inversion: a candidate with its responsibility, or one of the others, together with
 // `rest_share`, in proportion to their probability. One row per workgroup. A token of weight 0 is
-// never drawn. 2^32 - 1 if the weights aren't finite. params: rows, first chain, seed low, seed
-// high, streams of the two uniforms.
+// never drawn. 2^32 - 1 if the weights aren't finite.
 #version 450
 #include "interface.glsl"
 #include "philox.glsl"
@@ -16,7 +15,7 @@ shared uint last_part;
 shared float part_sum[GROUP];  // of 32 tokens each
 
 float uniform_of(uint row, uint stream) {
-    return open_uniform(philox(uvec4(0u, params[1] + row, 0u, stream), uvec2(params[2], params[3])).x);
+    return open_uniform(philox(uvec4(0u, params.first_chain + row, 0u, stream), uvec2(params.seed_low, params.seed_high)).x);
 }
 
 // The number of the candidate; k for the others, NONE if there is no finite weight.
@@ -24,7 +23,7 @@ uint draw_candidate(uint row) {
     float total = rest_share[row];
     for (uint j = 0u; j < k; ++j) total += responsibilities[row * k + j];
     if ((floatBitsToUint(total) & 0x7f800000u) == 0x7f800000u || total <= 0.0) return NONE;
-    float limit = uniform_of(row, params[4]) * total;
+    float limit = uniform_of(row, params.choice_stream) * total;
     float sum = 0.0;
     uint last = NONE;  // the last with weight, if rounding leaves the sum below the limit
     for (uint j = 0u; j <= k; ++j) {
@@ -91,7 +90,7 @@ uint draw_other(uint row) {
         sum += sum_part(row, first, top);
     }
     sum = group_sum(sum);
-    float limit = uniform_of(row, params[5]) * sum;
+    float limit = uniform_of(row, params.rest_stream) * sum;
     for (uint first = 0u; first < width; first += BLOCK) {
         mark_candidates(row, first);
         part_sum[gl_LocalInvocationIndex] = sum_part(row, first, top);
@@ -106,7 +105,7 @@ uint draw_other(uint row) {
 
 void main() {
     uint row = gl_WorkGroupID.x;
-    if (row >= params[0]) return;
+    if (row >= params.rows) return;
     if (gl_LocalInvocationIndex == 0u) {
         drawn = draw_candidate(row);
         last_first = 0u;

@@ -4,8 +4,7 @@
 // The candidates are the `kept` best so far, whose ids are all lower than the block's, then the
 // block in order of id. A radix search finds the k-th largest score; if there are ties, a second
 // search finds the last candidate to keep. The candidates up to that one are collected in any order
-// and sorted by (score descending, id ascending). params: rows, columns, -, id of the first column,
-// kept, first query.
+// and sorted by (score descending, id ascending).
 #version 450
 #include "interface.glsl"
 #include "bits.glsl"
@@ -31,11 +30,12 @@ float unordered(uint key) {
 }
 
 float score_at(uint candidate) {
-    return candidate < params[4] ? best_scores[row_of_best + candidate] : scores[row_of_scores + candidate - params[4]];
+    return candidate < params.kept ? best_scores[row_of_best + candidate]
+                                   : scores[row_of_scores + candidate - params.kept];
 }
 
 uint id_at(uint candidate) {
-    return candidate < params[4] ? best_ids[row_of_best + candidate] : params[3] + candidate - params[4];
+    return candidate < params.kept ? best_ids[row_of_best + candidate] : params.first_id + candidate - params.kept;
 }
 
 // Finds the histogram's digit that holds the `wanted`-th largest, and the number wanted of it.
@@ -111,10 +111,10 @@ void sort_best() {
 }
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     row_of_scores = gl_WorkGroupID.x * stride;
-    row_of_best = (params[5] + gl_WorkGroupID.x) * k;
-    uint count = params[4] + params[1];
+    row_of_best = (params.first_row + gl_WorkGroupID.x) * k;
+    uint count = params.kept + params.columns;
     uint keep = min(k, count);
 
     uint wanted = keep;

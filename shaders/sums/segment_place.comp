@@ -1,12 +1,12 @@
 // Writes where each segment starts, its key and its token. Behind the last start follows the end of
 // its entries. bases: the number of segments before each workgroup, then of all. found: segments.
-// params: entries.
+// Rows are entries.
 #version 450
 #include "interface.glsl"
 #include "segments.glsl"
 
 void main() {
-    uvec2 own = own_share(params[0]);
+    uvec2 own = own_share(params.rows);
     uint all = bases[gl_NumWorkGroups.x];
     uint begun = 0u;
     for (uint place = own.x; place < own.y; ++place)
@@ -20,7 +20,7 @@ void main() {
             if (per_token != 0u) segment_tokens[segment] = tokens[entry / per_token];
             ++segment;
         }
-        if (in_segment(place) && (place + 1u == params[0] || !in_segment(place + 1u))) starts[all] = place + 1u;
+        if (in_segment(place) && (place + 1u == params.rows || !in_segment(place + 1u))) starts[all] = place + 1u;
     }
     if (gl_GlobalInvocationID.x == 0u) found[0] = all;
 }

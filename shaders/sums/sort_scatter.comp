@@ -1,11 +1,11 @@
 // Moves entries to their places by one digit of their keys. bases: the first place for each digit
-// and workgroup, as sort_count and scan_counts leave them. params: entries.
+// and workgroup, as sort_count and scan_counts leave them. Rows are entries.
 #version 450
 #include "interface.glsl"
 #include "radix.glsl"
 
 void main() {
-    uvec2 own = own_share(params[0]);
+    uvec2 own = own_share(params.rows);
     count_digits(own);
     for (uint digit = gl_LocalInvocationIndex; digit < DIGITS; digit += GROUP) {
         uint next = bases[digit * gl_NumWorkGroups.x + gl_WorkGroupID.x];

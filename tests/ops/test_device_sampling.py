@@ -219,6 +219,20 @@ def test_chained_sampling_moves_only_tokens_and_entropies_out() -> None:
     assert record == pytest.approx(other.record(), rel=0.02)  # both schedules are of one entropy
 
 
+def test_a_samplers_call_is_five_submissions() -> None:
+    """Log probabilities up; candidates; their law; chains; tokens."""
+    backend, rows = open_vulkan(slice_seconds=5.0), 16
+    mu = unit(V, D, 1)
+    space = TokenPoints(backend, mu, backend.points(mu), torch.zeros(V), torch.ones(V))
+    options = Options(LangevinConfig(knn_k=K, langevin_steps=20, langevin_levels=4), seed=3)
+    log_p, query = problem(rows)[0], unit(rows, D, 6)
+    for _ in range(3):  # the first ones also upload weights and learn the speed of the kernels
+        annealed.tokens(space, query, log_p, options)
+    before = backend._extension.calls_of("vkQueueSubmit")
+    annealed.tokens(space, query, log_p, options)
+    assert backend._extension.calls_of("vkQueueSubmit") - before == 5
+
+
 def test_diagnostics_of_many_runs_are_read_together() -> None:
     backend = open_vulkan()
     health, ones = SamplingHealth(), torch.ones(3)

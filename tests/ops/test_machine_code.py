@@ -4,6 +4,7 @@ pipelines are the ones that the operations use."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from vulkan_open import INDEX, mixture, open_vulkan, schedule, tangent, unit
 from bench import isa
 from bench.isa_compile import FAMILIES, driver_file
 from bench.isa_estimate import CHIPS
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceError
 
@@ -42,13 +44,30 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "vmf_sample": ROW,
     "halve": ROW,
     "energy_score": Ceiling(32, 10752),
-    "energy_gradients": Ceiling(40, 11264),
+    "energy_gradients": Ceiling(48, 11264),
     "segment_sum": Ceiling(24, 0),
     "gather": Ceiling(16, 0),
-    "langevin": Ceiling(64, 10752),
-    ("langevin", "resident"): Ceiling(192, 28160),
+    "chain_report": Ceiling(24, 0),
+    "gbaoab": Ceiling(72, 10752),
+    ("gbaoab", "resident"): Ceiling(216, 28160),
+    "obabo": Ceiling(72, 10752),
+    ("obabo", "resident"): Ceiling(216, 28160),
     "ghmc": Ceiling(80, 10752),
-    ("ghmc", "resident"): Ceiling(192, 28160),
+    ("ghmc", "resident"): Ceiling(216, 28160),
+    "ghmc_two_stage": Ceiling(80, 10752),
+    ("ghmc_two_stage", "resident"): Ceiling(216, 28160),
+    "candidate_law": Ceiling(24, 9216),
+    "level_law": Ceiling(16, 0),
+    "draw_token": Ceiling(24, 10752),
+    "sort_count": Ceiling(16, 8192),
+    "sort_scatter": Ceiling(16, 8192),
+    "scan_counts": Ceiling(16, 1024),
+    "segment_count": Ceiling(24, 1024),
+    "segment_place": Ceiling(24, 1024),
+    "segment_total": Ceiling(16, 0),
+    "share_keys": Ceiling(16, 0),
+    "scatter_rows": Ceiling(16, 0),
+    "copy_rows": Ceiling(16, 0),
     "score_tiled": Ceiling(128, 16896),
     "score_direct": Ceiling(48, 0),
     "score_matvec": Ceiling(24, 9728),
@@ -140,12 +159,24 @@ def run_everything(vulkan: Vulkan, queries: Iterable[int]) -> None:
         points = vulkan.points(mu, storage)
         vulkan.energy_score(x, points, *law)
         vulkan.energy_score_backward(x, points, *law, torch.ones(2), v)
-        for scheme in ("gbaoab", "ghmc"):
+        for scheme in INTEGRATORS:
             vulkan.langevin(x, v, points, *law, schedule((1,)), seed=1, scheme=scheme)
         for coarse in (False, True):
             vulkan._engine.set_coarse(coarse)
             for rows in queries:
                 vulkan.topk(unit(rows, D, 6), points, K)
+        points.update(mu[:2], ids=torch.tensor([3, 1]))
+    points = vulkan.points(mu)
+    ids, log_p = law[0], torch.full((2, N), -math.log(N))
+    one = torch.ones(2)
+    masses = vulkan.candidate_law(log_p, ids)
+    vulkan.decode(x, points, ids, masses, one, one, log_p, seed=1, first_chain=0, streams=(4, 5))
+    # On the device, logw is the top-k of an odd number of queries, in rows that can't be bound.
+    vulkan.langevin(vulkan.tensor(x), v, points, *law, schedule((1,)), seed=1)
+    vulkan.candidate_law(vulkan.tensor(log_p[:, :199].contiguous()), ids.clamp(max=198))
+    digits = torch.zeros(1, dtype=torch.int32).numpy().view("uint32")
+    for bits in range(1, 10):
+        vulkan._engine.probe_sort(digits + (1 << bits) - 1, digits, 0, 1 << bits)
     vulkan.accumulate(x, law[0], torch.rand(2, K), torch.zeros(2, dtype=torch.long), N)
     vulkan.arithmetic_seconds(64, 1, 1)
     words = torch.zeros(1, 4, dtype=torch.int32).numpy().view("uint32")

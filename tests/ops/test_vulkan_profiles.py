@@ -46,7 +46,7 @@ def device(
     ("reported", "size", "control", "required", "registers"),
     [
         pytest.param(device(AMD, (32, 64, 64), selectable=True), 32, True, True, 160, id="RDNA"),
-        pytest.param(device(AMD, (64, 64, 64), selectable=False), 64, True, False, 160, id="GCN and Vega"),
+        pytest.param(device(AMD, (64, 64, 64), selectable=False), 64, True, False, 128, id="GCN and Vega"),
         pytest.param(device(NVIDIA, (32, 32, 32), selectable=True), 32, True, True, 160, id="NVIDIA"),
         pytest.param(device(INTEL, (8, 32, 32), selectable=True), 16, True, True, 64, id="Intel up to Xe-LP"),
         pytest.param(device(INTEL, (16, 32, 32), selectable=True), 16, True, True, 128, id="Intel Xe2"),
@@ -56,7 +56,7 @@ def device(
         ),
         # Its sizes are a table by vendor; Metal chooses, and MoltenVK can't know.
         pytest.param(
-            device(AMD, (64, 64, 64), selectable=False, moltenvk=True), 64, False, False, 160, id="AMD, MoltenVK"
+            device(AMD, (64, 64, 64), selectable=False, moltenvk=True), 64, False, False, 128, id="AMD, MoltenVK"
         ),
         pytest.param(
             device(0x9999, (32, 64, 128), selectable=False), 64, False, False, 64, id="unknown, several sizes"

@@ -11,6 +11,7 @@ from torch import Tensor
 from vulkan_open import ORACLE, mixture, nmse, open_vulkan, schedule, tangent, unit
 
 from ebmvk.engine import checks, selftest
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError, OutOfMemory
 
@@ -53,7 +54,7 @@ def run_everything(backend: Vulkan, tilings: tuple[str, ...]) -> None:
         cotangents = torch.ones(9), unit(9, 33, 5)
         got = backend.energy_score_backward(x, points, *law, *cotangents)
         assert nmse(got.x, ORACLE.energy_score_backward(x, truth, *law, *cotangents).x) < 1e-9
-        for scheme, resident in itertools.product(("gbaoab", "ghmc"), (False, True)):
+        for scheme, resident in itertools.product(INTEGRATORS, (False, True)):
             backend._engine.set_resident(resident)
             arguments, settings = (x, tangent(x, 4)), {"seed": 1, "scheme": scheme}
             end = backend.langevin(*arguments, points, *law, schedule((2,)), **settings)  # type: ignore[arg-type]

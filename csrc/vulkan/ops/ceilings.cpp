@@ -68,8 +68,7 @@ std::vector<double> Engine::time_fma(std::uint32_t rows, std::uint32_t rounds, s
   if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device allows");
   const Buffer params(device_, Buffer::Kind::upload, 16);
   const Buffer result(device_, Buffer::Kind::device, std::uint64_t{16} * rows);
-  const std::uint32_t words[3] = {rows, kHalf, kHalf};
-  std::copy_n(words, 3, params.as<std::uint32_t>());
+  *params.as<kernels::CeilingFma::Params>() = {rows, 0.5f, 0.5f};
   Program program(device_);
   program.kernel(kernels_.get(kernels::CeilingFma::name, kGroup, {}), {params, result}, kernels::CeilingFma{rounds},
                  groups);
@@ -89,8 +88,7 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   const Buffer scores(device_, Buffer::Kind::device, checked_product(std::uint64_t{4} * rows, columns));
   const Buffer unused(device_, Buffer::Kind::device, 16);
   fill(device_, {&queries, &points});
-  const std::uint32_t words[6] = {rows, columns, 0, 0, 0, 0};
-  std::copy_n(words, 6, params.as<std::uint32_t>());
+  *params.as<kernels::ScoreTiled::Params>() = {rows, columns, 0, 0, 0, 0};
   const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
   Program program(device_);
   program.kernel(kernels_.get(tiling.kernel, tiling.group, tiling.constants(), Storage::float32),

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -76,6 +75,9 @@ struct ChainRows {
 constexpr std::uint32_t kDispatches = 16;
 constexpr std::uint64_t kSlotBytes = 256;  // of a dispatch's params: a multiple of every alignment
 
+// What a dispatch reads; langevin and ghmc read the first part. chain_report reads that of slot 0.
+using ChainParams = kernels::ChainReport::Params;
+
 // The program's sections: the first dispatch and the uploads before it, the other dispatches, and the
 // read-back.
 struct LangevinWork {
@@ -105,13 +107,13 @@ struct LangevinWork {
     program.fill(records.on_device(), 0);
     candidates.record(engine, program, params);
     const auto& pipeline =
-        engine.kernels().get(Push::name, plan.group, plan.constants, points.storage(), plan.resident);
+        engine.kernels().get(in.integrator.name, plan.group, plan.constants, points.storage(), plan.resident);
     for (std::uint32_t i = 0; i < kDispatches; ++i, program.cut())
       program.kernel(
           pipeline,
-          {View(params, kSlotBytes * i, 48), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
-           candidates.kappa.on_device(), candidates.background.on_device(), level_table.on_device(),
-           level_end.on_device(), x.out.on_device(), v.out.on_device(), records.on_device()},
+          {View(params, kSlotBytes * i, sizeof(ChainParams)), candidates.rows(), candidates.ids(),
+           candidates.logw.on_device(), candidates.kappa.on_device(), candidates.background.on_device(),
+           level_table.on_device(), level_end.on_device(), x.out.on_device(), v.out.on_device(), records.on_device()},
           push, capacity);
     for (const auto* rows : {&x, &v}) rows->out.store(engine.kernels(), program, params);
     if (to.energy.tensor)
@@ -149,9 +151,8 @@ struct LangevinWork {
     const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
     const std::size_t first = in.level_rows == 1 ? 0 : begin * in.levels;
     for (std::size_t i = first; i < first + table_rows * in.levels; ++i, entry += 8) {
-      // GHMC splits the friction of its trajectory into two halves around it.
       const double friction =
-          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.leapfrogs ? 0.5 * in.leapfrogs : 1.0);
+          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.integrator.friction * in.leapfrogs);
       const float values[8] = {in.kappa_scale[i], in.logw_shift[i], in.step_size[i],
                                static_cast<float>(std::exp(-friction)),
                                static_cast<float>(std::sqrt(-in.temperature * std::expm1(-2 * friction)))};
@@ -159,20 +160,8 @@ struct LangevinWork {
     }
   }
 
-  // The scalars of a dispatch that does `steps` steps after `done`.
-  void write_dispatch(std::uint32_t slot, const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows,
-                      std::uint32_t done, std::uint32_t steps, bool last) {
-    const auto temperature = static_cast<float>(in.temperature);
-    std::uint32_t values[9] = {rows,
-                               steps,
-                               in.first_step,
-                               in.first_chain + static_cast<std::uint32_t>(begin),
-                               static_cast<std::uint32_t>(in.seed),
-                               static_cast<std::uint32_t>(in.seed >> 32),
-                               done,
-                               last};
-    std::memcpy(values + 8, &temperature, 4);
-    std::copy_n(values, 9, params.as<std::uint32_t>() + kSlotBytes / 4 * slot);
+  ChainParams& params_of(std::uint32_t slot) {
+    return *reinterpret_cast<ChainParams*>(params.as<char>() + kSlotBytes * slot);
   }
 
   void read(const LangevinResults& out, std::uint64_t begin, std::uint32_t rows, double each, bool metropolis) {
@@ -200,21 +189,26 @@ std::string keys_of(const LangevinArguments& in, const LangevinResults& out, std
   return ebmvk::keys_of(from, to);
 }
 
-// `each` as two floats, and whether acceptance is counted: what chain_report.comp reads in the first
-// slot.
-void set_report(std::uint32_t* params, double each, bool metropolis) {
-  const auto high = static_cast<float>(each);
-  const auto low = static_cast<float>(each - high);
-  std::memcpy(params + 9, &high, 4);
-  std::memcpy(params + 10, &low, 4);
-  params[11] = metropolis;
+// The scalars of a call's dispatches, before any step is done. each: 1 over the number of steps.
+ChainParams params_of(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows, double each,
+                      bool metropolis) {
+  ChainParams params{};
+  params.rows = rows;
+  params.first_step = in.first_step;
+  params.first_chain = in.first_chain + static_cast<std::uint32_t>(begin);
+  params.seed_low = static_cast<std::uint32_t>(in.seed);
+  params.seed_high = static_cast<std::uint32_t>(in.seed >> 32);
+  params.temperature = static_cast<float>(in.temperature);
+  params.each_high = static_cast<float>(each);
+  params.each_low = static_cast<float>(each - params.each_high);
+  params.metropolis = metropolis;
+  return params;
 }
 
 // The number of steps of a chain per dispatch, given the device's limit on loop iterations. The
 // iterations of a step are counted generously from energy.glsl and chain.glsl; candidates in
 // registers (resident.glsl) need fewer.
-std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, std::uint32_t leapfrogs,
-                                 std::uint32_t levels) {
+std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint32_t k, const LangevinArguments& in) {
   const auto& device = engine.device().capabilities();
   const std::uint64_t group = engine.row_group(quads), per_invocation = (quads + group - 1) / group;
   const std::uint64_t subgroup = std::max(device.subgroup_size, 1u);
@@ -223,11 +217,11 @@ std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint3
                                       (k / group + 1) * (quads + 2));
   const std::uint64_t evaluation = dots + per_invocation * (k + 2) + 2 * (k / group + 1);
   const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
-  const std::uint64_t step = std::max(leapfrogs, 1u) * (evaluation + parts) + parts;
+  const std::uint64_t step = std::uint64_t{in.leapfrogs} * in.integrator.evaluations * (evaluation + parts) + parts;
   const std::uint64_t limit = device.loop_rounds;
-  const std::uint64_t once = evaluation + k + levels;  // entering a level, loading
+  const std::uint64_t once = evaluation + k + in.levels;  // entering a level, loading
   if (once + step > limit)
-    throw Unsupported("a step of " + std::to_string(std::max(leapfrogs, 1u)) + " leapfrogs with " + std::to_string(k) +
+    throw Unsupported("a step of " + std::to_string(in.leapfrogs) + " leapfrogs with " + std::to_string(k) +
                       " candidates goes through loops more often than this driver lets a shader");
   return (limit - once) / (step + evaluation);
 }
@@ -279,11 +273,11 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
 }
 
 void Engine::langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out) {
-  const auto quads = points.quads();
-  if (in.leapfrogs)
-    integrate(points, kernels::Ghmc{quads, in.energy.k, in.energy.d, in.levels, in.level_rows, in.leapfrogs}, in, out);
+  const kernels::Langevin push{points.quads(), in.energy.k, in.energy.d, in.levels, in.level_rows};
+  if (in.integrator.metropolis)
+    integrate(points, kernels::Ghmc{push.quads, push.k, push.d, push.levels, push.level_rows, in.leapfrogs}, in, out);
   else
-    integrate(points, kernels::Langevin{quads, in.energy.k, in.energy.d, in.levels, in.level_rows}, in, out);
+    integrate(points, push, in, out);
 }
 
 template <typename Push>
@@ -293,10 +287,10 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   const auto& shape = in.energy;
   const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
   const double each = 1.0 / std::max(total, 1u);
-  const bool metropolis = in.leapfrogs > 0 && total > 0;
+  const bool metropolis = in.integrator.metropolis && total > 0;
   const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k);
-  const auto speed = std::string(push.name) + (plan.resident ? "/resident" : "");
-  const auto most = steps_per_dispatch(*this, push.quads, shape.k, in.leapfrogs, in.levels);
+  const auto speed = std::string(in.integrator.name) + (plan.resident ? "/resident" : "");
+  const auto most = steps_per_dispatch(*this, push.quads, shape.k, in);
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
@@ -307,8 +301,8 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
     LangevinWork& work = workspaces_.get<LangevinWork>(key, points.id(), [&] {
       return std::make_shared<LangevinWork>(*this, points, capacity, push, plan, in, out, begin);
     });
-    set_report(work.params.as<std::uint32_t>(), each, metropolis);
     work.write(in, begin, rows);
+    const auto start = params_of(in, begin, rows, each, metropolis);
     std::uint32_t done = 0;
     for (bool first = true; first || done < total; first = false) {
       // Until the speed is known, the first dispatch runs by itself.
@@ -317,7 +311,10 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
       std::uint32_t slot = first ? 0 : 1;
       do {
         const auto steps = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, total - done));
-        work.write_dispatch(slot, in, begin, rows, done, steps, done + steps == total);
+        auto& params = work.params_of(slot) = start;
+        params.steps = steps;
+        params.done = done;
+        params.last = done + steps == total;
         done += steps;
         call.add(work.program, slot, speed, steps * push.flops(rows));
       } while (done < total && ++slot < end);

@@ -3,8 +3,6 @@
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
-#include <map>
-#include <utility>
 
 namespace ebmvk {
 namespace {
@@ -88,16 +86,13 @@ void Engine::Call::run() {
   count_.traffic += ran.traffic;
   double all = 0;
   for (const auto& work : work_) all += work.flops;
-  std::map<std::string, std::pair<double, double>> measured;  // FLOP and seconds of each kernel
   for (std::size_t i = 0; i < work_.size(); ++i) {
     const auto& [kernel, flops] = work_[i];
     if (!(flops > 0)) continue;
-    auto& [done, seconds] = measured[kernel];
-    done += flops;
-    seconds += ran.section_seconds[i] > 0 ? ran.section_seconds[i] : ran.seconds * flops / all;
+    const auto seconds = ran.section_seconds[i] > 0 ? ran.section_seconds[i] : ran.seconds * flops / all;
+    engine_.pace_.learn(kernel, flops, seconds, ran.first);
   }
   work_.clear();
-  for (const auto& [kernel, found] : measured) engine_.pace_.learn(kernel, found.first, found.second, ran.first);
 }
 
 void Engine::Call::run(Program& program, const std::string& kernel, double flops) {

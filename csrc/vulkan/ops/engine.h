@@ -3,6 +3,7 @@
 // bounded time, and leaves nothing half done if it throws.
 #pragma once
 
+#include "integrators.h"
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/pace.h"
@@ -27,8 +28,6 @@ struct Count {
   Traffic traffic;
 };
 
-enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
-
 struct EnergyArguments {  // B rows, K candidates, dimension d
   std::uint32_t rows, k, d;
   Argument<float> x;
@@ -49,7 +48,8 @@ struct LangevinArguments {
   std::uint64_t seed;
   std::uint32_t first_step, first_chain;
   double temperature;
-  std::uint32_t leapfrogs;  // per step of GHMC; 0: g-BAOAB
+  integrators::Description integrator;
+  std::uint32_t leapfrogs;  // per step, if the integrator is a Metropolis one; else 1
 };
 
 struct LangevinResults {
@@ -214,6 +214,9 @@ class Points : public Rows {
   mutable std::uint32_t asked_ = 0;
 };
 
+// The kernel of an operation that works row by row. Throws invalid_argument if it has no kernel.
+const KernelSource& row_kernel(const std::string& operation);
+
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
   Engine(std::uint32_t index, const Options& options);
@@ -224,8 +227,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void upload(Tensor& tensor, const void* rows);
   void download(const std::vector<std::pair<const Tensor*, void*>>& tensors);
 
-  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<Argument<float>>& arguments,
-              const Result<float>& result);
+  // `kernel`: of row_kernel().
+  void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
+            const std::vector<Argument<float>>& arguments, const Result<float>& result);
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
   void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);

@@ -207,9 +207,8 @@ void GradientWork::record_store(Program& program) {
 void GradientWork::run(Engine::Call& call, std::uint64_t begin, std::uint32_t rows, std::uint64_t slice,
                        const GradientResults& out) {
   const kernels::EnergyGradients cost{quads_, k_};
-  auto* now = now_.as<std::uint32_t>();
-  now[0] = rows;
-  now[1] = 0;
+  auto& now = *now_.as<kernels::EnergyGradients::Params>();
+  now = {rows, 0};
   const HostRows points{out.points, points_.d(), touched_.as<std::uint32_t>()};
   if (shape_.whole) {
     call.run(load_, kSpeed, cost.flops(rows) + k_ * flops_per_entry(points_) * rows);
@@ -219,9 +218,9 @@ void GradientWork::run(Engine::Call& call, std::uint64_t begin, std::uint32_t ro
   call.run(load_);
   const std::uint64_t most = gathered_ ? shape_.block : slice;
   for (std::uint64_t first = 0; first < rows; first += most) {
-    now[0] = static_cast<std::uint32_t>(std::min(most, rows - first));
-    now[1] = static_cast<std::uint32_t>(first);
-    call.run(*gradients_, kSpeed, cost.flops(now[0]));
+    now.rows = static_cast<std::uint32_t>(std::min(most, rows - first));
+    now.first_row = static_cast<std::uint32_t>(first);
+    call.run(*gradients_, kSpeed, cost.flops(now.rows));
   }
   sums_.add(call, std::uint64_t{rows} * k_, slice * k_, kSpeed, flops_per_entry(points_), points,
             *found_.as<std::uint32_t>());

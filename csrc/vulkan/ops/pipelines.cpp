@@ -47,8 +47,8 @@ void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
     list.add_rows(kernels::EnergyGradients::name, quads, energy_constants(engine, quads, k, 8), storage);
     list.add_rows(kernels::Gather::name, quads, {}, storage);
     const auto plan = chain_plan(engine, storage, quads, k);
-    for (const auto* name : {kernels::Langevin::name, kernels::Ghmc::name})
-      list.add(name, plan.group, plan.constants, storage, plan.resident);
+    for (const auto& integrator : integrators::table)
+      list.add(integrator.name, plan.group, plan.constants, storage, plan.resident);
   }
   list.add(kernels::ChainReport::name, 64);
 }
@@ -60,9 +60,8 @@ void add_sums(List& list, Engine& engine, std::uint32_t quads) {
   for (std::uint32_t bits = 1; bits <= digit_bits(group); ++bits)
     for (const auto* name : {kernels::SortCount::name, kernels::SortScatter::name}) list.add(name, group, {1u << bits});
   list.add(kernels::ScanCounts::name, scan_group(device));
-  for (const auto* name : {kernels::SegmentCount::name, kernels::SegmentPlace::name, kernels::SegmentTotal::name})
-    list.add(name, group);
-  list.add(kernels::ShareKeys::name, 64);
+  for (const auto* name : {kernels::SegmentCount::name, kernels::SegmentPlace::name}) list.add(name, group);
+  for (const auto* name : {kernels::SegmentTotal::name, kernels::ShareKeys::name}) list.add(name, 64);
   list.add_rows(kernels::SegmentSum::name, quads);
 }
 

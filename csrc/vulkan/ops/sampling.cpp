@@ -155,13 +155,12 @@ void Engine::decode(const Points& points, const DecodeArguments& in, const Resul
     auto& work = workspaces_.get<DecodeWork>(
         law_key("decode", capacity, in.law) + "/" + std::to_string(points.id()) + keys, points.id(),
         [&] { return std::make_shared<DecodeWork>(*this, points, capacity, in, tokens, begin); });
-    const std::uint32_t params[] = {rows,
-                                    in.first_chain + static_cast<std::uint32_t>(begin),
-                                    static_cast<std::uint32_t>(in.seed),
-                                    static_cast<std::uint32_t>(in.seed >> 32),
-                                    in.choice_stream,
-                                    in.rest_stream};
-    std::copy(std::begin(params), std::end(params), work.params.as<std::uint32_t>());
+    *work.params.as<kernels::DrawToken::Params>() = {rows,
+                                                     in.first_chain + static_cast<std::uint32_t>(begin),
+                                                     static_cast<std::uint32_t>(in.seed),
+                                                     static_cast<std::uint32_t>(in.seed >> 32),
+                                                     in.choice_stream,
+                                                     in.rest_stream};
     work.write(in, begin, rows);
     call.run(work.program, push.name, push.flops(rows));
     work.tokens.read(tokens, begin, rows);

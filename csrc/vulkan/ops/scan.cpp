@@ -21,6 +21,7 @@ constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more t
 constexpr std::uint64_t kSectionsPerSlice = 4;
 constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
 constexpr std::uint64_t kParamBytes = 32;
+constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
 constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
@@ -58,7 +59,7 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
   const std::uint64_t range = engine.device().storage_range();
   const auto speed = speed_name(points, rows, k);
   const auto fit = std::min<std::uint64_t>(
-      {engine.units_per_slice(speed, cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
+      {std::max(engine.units_per_slice(speed, cost.flops(1)), kTileRows), kScoreBytes / (4 * std::uint64_t{columns}),
        range / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()), kMostRows});
   const auto block = fitting_power(rows, fit);
   if (!engine.measured(speed)) return {block, block, columns, k, scaled, speed};
@@ -148,21 +149,20 @@ void Scan::write(const TopkArguments& in, std::uint64_t begin, std::uint32_t row
 
 void Scan::run(Engine::Call& call, std::uint32_t rows) {
   std::vector<double> flops(program.sections());
-  auto* words = params_.as<std::uint32_t>();
+  auto* slot = params_.as<char>();
   for (const auto& block : blocks_) {
     const auto here = std::min(shape.rows, rows - std::min(rows, block.first_row));
     const kernels::ScoreTiled cost{points_.quads(), block.points, shape.scaled, 0};
-    const std::uint32_t values[] = {here,
-                                    block.points,
-                                    block.first_point - points_.shard_begin(block.shard),
-                                    block.first_point,
-                                    std::min(shape.k, block.first_point),
-                                    block.first_row};
-    std::copy(std::begin(values), std::end(values), words);
-    words += kSlotBytes / 4;
+    *reinterpret_cast<kernels::ScoreTiled::Params*>(slot) = {here,
+                                                             block.points,
+                                                             block.first_point - points_.shard_begin(block.shard),
+                                                             block.first_point,
+                                                             std::min(shape.k, block.first_point),
+                                                             block.first_row};
+    slot += kSlotBytes;
     flops[block.section] += cost.flops(here);
   }
-  *words = rows;
+  *reinterpret_cast<std::uint32_t*>(slot) = rows;
   for (std::uint32_t section = 0; section < program.sections(); ++section)
     if (section == 0 || section + 1 == program.sections() || flops[section] > 0)
       call.add(program, section, shape.speed, flops[section]);

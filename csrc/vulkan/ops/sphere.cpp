@@ -1,49 +1,35 @@
-// The operations on the sphere, and the probe of math.glsl and philox.glsl.
+// The operations that work row by row, and the probe of math.glsl and philox.glsl.
 #include "vulkan/ops/engine.h"
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
 
 namespace ebmvk {
 namespace {
 
-struct SphereKernel {
-  const char* name;  // of the operation
-  const char* kernel;
-  std::size_t arguments;
-  bool scalar;  // returns one number per row instead of a row
-};
-
-const SphereKernel& describe(SphereOp op) {
-  static const SphereKernel kernels[] = {
-      {"projx", kernels::SphereProjx::name, 1, false},   {"proju", kernels::SphereProju::name, 2, false},
-      {"expmap", kernels::SphereExpmap::name, 2, false}, {"logmap", kernels::SphereLogmap::name, 2, false},
-      {"transp", kernels::SphereTransp::name, 3, false}, {"dist", kernels::SphereDist::name, 2, true},
-  };
-  return kernels[static_cast<std::size_t>(op)];
-}
-
-struct SphereWork {
+struct RowWork {
   Buffer params;
   std::vector<Operand> arguments;
   Operand result;
   Program program;
 
-  SphereWork(Engine& engine, const SphereKernel& op, std::uint32_t capacity, std::uint32_t d,
-             const std::vector<Place>& from, const Place& to)
+  RowWork(Engine& engine, const KernelSource& kernel, std::uint32_t capacity, std::uint32_t d,
+          const std::vector<Place>& from, const Place& to)
       : params(engine.device(), Buffer::Kind::upload, 16), program(engine.device()) {
     auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
-    arguments.reserve(op.arguments);  // so that views of the buffers stay valid
+    arguments.reserve(kernel.arguments());  // so that views of the buffers stay valid
     for (const auto& place : from) {
       arguments.emplace_back(device, place, capacity, d, 4 * quads, Buffer::Kind::upload);
       arguments.back().load(engine.kernels(), program, params);
     }
     for (const auto& argument : arguments) bindings.emplace_back(argument.on_device());
-    const auto width = op.scalar ? 1 : d;
-    result = Operand(device, to, capacity, width, op.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
+    const auto width = kernel.scalar ? 1 : d;
+    result = Operand(device, to, capacity, width, kernel.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
     bindings.emplace_back(result.on_device());
-    const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
+    const auto& pipeline = engine.kernels().get(kernel.name, engine.row_group(quads), {});
     program.kernel(pipeline, bindings, quads, capacity);
     result.store(engine.kernels(), program, params);
     program.finish();
@@ -101,21 +87,27 @@ std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32
 
 }  // namespace
 
-void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<Argument<float>>& arguments,
-                    const Result<float>& result) {
-  const auto& kernel = describe(op);
-  Call call(*this, kernel.name);
+const KernelSource& row_kernel(const std::string& operation) {
+  const auto name = "sphere_" + operation;
+  for (const auto& kernel : kernel_table())
+    if (name == kernel.name) return kernel;
+  throw std::invalid_argument("no operation on rows is named " + operation);
+}
+
+void Engine::rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
+                  const std::vector<Argument<float>>& arguments, const Result<float>& result) {
+  Call call(*this, kernel.name + std::strlen("sphere_"));
   const auto capacity = rows_at_once(device_, rows, d);
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
     std::vector<Place> from;
     for (const auto& argument : arguments) from.push_back(argument.from(begin));
     const auto to = result.from(begin);
-    auto& work = workspaces_.get<SphereWork>(
-        std::string(kernel.kernel) + "/" + std::to_string(capacity) + "/" + std::to_string(d) + keys_of(from, {to}), 0,
-        [&] { return std::make_shared<SphereWork>(*this, kernel, capacity, d, from, to); });
+    auto& work = workspaces_.get<RowWork>(
+        std::string(kernel.name) + "/" + std::to_string(capacity) + "/" + std::to_string(d) + keys_of(from, {to}), 0,
+        [&] { return std::make_shared<RowWork>(*this, kernel, capacity, d, from, to); });
     *work.params.as<std::uint32_t>() = count;
-    for (std::size_t i = 0; i < kernel.arguments; ++i) work.arguments[i].write(arguments[i], begin, count);
+    for (std::size_t i = 0; i < kernel.arguments(); ++i) work.arguments[i].write(arguments[i], begin, count);
     call.run(work.program);
     work.result.read(result, begin, count);
   }
@@ -133,9 +125,9 @@ void Engine::vmf_sample(const VmfArguments& in, const Result<float>& result) {
         std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d) +
             keys_of({mu, cosine_sine}, {to}),
         0, [&] { return std::make_shared<VmfWork>(*this, capacity, push, mu, cosine_sine, to); });
-    const std::uint32_t head[4] = {count, in.first_row + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
-    std::copy_n(head, 4, work.params.as<std::uint32_t>());
+    *work.params.as<kernels::VmfSample::Params>() = {count, in.first_row + static_cast<std::uint32_t>(begin),
+                                                     static_cast<std::uint32_t>(in.seed),
+                                                     static_cast<std::uint32_t>(in.seed >> 32)};
     work.mu.write(in.mu, begin, count);
     work.cosine_sine.write(in.cosine_sine, begin, count);
     call.run(work.program);

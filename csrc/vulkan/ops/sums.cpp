@@ -9,6 +9,9 @@ namespace {
 constexpr std::uint64_t kSumBytes = std::uint64_t{64} << 20;  // most bytes of sums that go to the host at once
 constexpr std::uint64_t kStride = 256;  // of windows: the largest alignment of a binding that Vulkan allows
 constexpr std::uint32_t kAll = 0xffffffffu;
+// The number of segments of a workgroup on a processor, where a workgroup without work costs as much
+// as some entries. A GPU gets a workgroup for each segment.
+constexpr std::uint32_t kSegmentsEach = 64;
 
 std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
 
@@ -33,16 +36,17 @@ View Windows::operator[](std::size_t number) const { return {words_, kStride * n
 
 std::uint64_t entries_per_window(Engine& engine, std::uint32_t quads) {
   const auto group = engine.row_group(quads);
-  // An invocation passes through the entries of a segment once for each of its quads, after it has
-  // searched for the first and the last.
-  const auto rounds = engine.device().capabilities().loop_rounds - 128;
+  // An invocation passes through the entries of its segments once for each of its quads, after it has
+  // searched for the first and the last of each segment.
+  const auto rounds = engine.device().capabilities().loop_rounds - 128 * kSegmentsEach;
   return std::max(rounds / ((quads + group - 1) / group + 1), 1u);
 }
 
 void record_sums(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
                  const WeightedRows& rows, const View& sums, std::uint64_t room) {
   const kernels::SegmentSum push{rows.quads, rows.per_row, static_cast<std::uint32_t>(room)};
-  const auto grid = grid_of(engine.device().capabilities(), room);
+  const auto& device = engine.device().capabilities();
+  const auto grid = grid_of(device, device.type == "cpu" ? divide_up(room, kSegmentsEach) : room);
   program.kernel(engine.kernels().get(push.name, engine.row_group(rows.quads), {}),
                  {segments.found(), window, segments.starts(), entries, rows.weights, rows.a, rows.b, sums}, push,
                  grid.x, grid.y);
@@ -51,7 +55,7 @@ void record_sums(Engine& engine, Program& program, const Segments& segments, con
 void record_totals(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
                    const View& weights, const View& totals, std::uint64_t room) {
   const auto& device = engine.device().capabilities();
-  const auto group = spread_over(device, 0, 1).group;
+  constexpr std::uint32_t group = 64;
   const auto grid = grid_of(device, divide_up(room, group));
   program.kernel(engine.kernels().get(kernels::SegmentTotal::name, group, {}),
                  {segments.found(), window, segments.starts(), entries, weights, totals},

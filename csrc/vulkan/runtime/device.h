@@ -15,11 +15,11 @@
 namespace ebmvk {
 
 struct Options {
-  bool validate = false;           // core and synchronisation validation; collects messages
-  bool instrument = false;         // with validate: GPU-assisted validation of every access of every kernel
-  bool portable = false;           // use kernels without subgroup arithmetic even if the device has it
-  bool guard = false;              // poison buffers and put guard bands around them
-  std::uint64_t shard_bytes = 0;   // largest storage-buffer range to use; 0: the device's limit
+  bool validate = false;          // core and synchronisation validation; collects messages
+  bool instrument = false;        // with validate: GPU-assisted validation of every access of every kernel
+  bool portable = false;          // use kernels without subgroup arithmetic even if the device has it
+  bool guard = false;             // poison buffers and put guard bands around them
+  std::uint64_t shard_bytes = 0;  // largest storage-buffer range to use; 0: the device's limit
   // The largest allocation to make; 0: the device's limit.
   std::uint64_t allocation_bytes = 0;
   std::uint64_t memory_limit = 0;  // most bytes to allocate through Vulkan; 0: no limit

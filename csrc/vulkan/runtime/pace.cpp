@@ -21,7 +21,8 @@ double Pace::speed(const std::string& kernel) const {
 }
 
 std::uint64_t Pace::units(const std::string& kernel, double flops_per_unit) const {
-  return static_cast<std::uint64_t>(std::clamp(speed(kernel) * slice_seconds_ / std::max(flops_per_unit, 1.0), 1.0, 1e12));
+  return static_cast<std::uint64_t>(
+      std::clamp(speed(kernel) * slice_seconds_ / std::max(flops_per_unit, 1.0), 1.0, 1e12));
 }
 
 void Pace::learn(const std::string& kernel, double flops, double seconds, bool first) {
