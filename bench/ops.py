@@ -2,7 +2,8 @@
 
 Work and bytes are the least that an operation needs: every input read once, every output written
 once. Seconds are those of a call. On Vulkan they include copying arguments to the device and
-results back, but the limits don't.
+results back, but the limits don't; a second table then has the number of submissions of a call, and
+the bytes that it copies up and down.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from bench.ceilings import Ceilings, ceilings, of_torch
 from bench.measure import (
     Sizes,
     Timing,
@@ -30,6 +30,7 @@ from bench.measure import (
     write,
 )
 from ebmvk.engine import Backend, select
+from ebmvk.engine.ceilings import Ceilings, ceilings, of_torch
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,18 @@ def row(case: Case, timing: Timing, ceiling: Ceilings) -> dict[str, float | str]
     }
 
 
+def traffic(backend: Backend, work: Work) -> dict[str, float | str]:
+    """What one call does on the device's queue. Empty if the device has no queue."""
+    before = backend.counts()
+    work()
+    calls = [(count, before.get(name)) for name, count in backend.counts().items()]
+    found: dict[str, float | str] = {
+        key: sum(getattr(now, key) - (getattr(old, key) if old else 0) for now, old in calls) for key in TRAFFIC
+    }
+    return found if found["submissions"] else {}
+
+
+TRAFFIC = ("submissions", "dispatches", "barriers", "bytes_up", "bytes_down")
 COLUMNS: tuple[tuple[str, Callable[[dict[str, float | str]], str]], ...] = (
     ("operation", lambda r: str(r["op"])),
     ("size", lambda r: str(r["size"])),
@@ -134,8 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for part in (sphere(backend, of), topk(backend, of, large=options.large), chains(backend, of)):
         for case in part:
             timing = interleaved({"this": case.work}, options.repeats)["this"]
-            results.append(row(case, timing, ceiling))
+            results.append({**row(case, timing, ceiling), **traffic(backend, case.work)})
     print(table([[title for title, _ in COLUMNS], *([cell(r) for _, cell in COLUMNS] for r in results)]))
+    counted = [r for r in results if "submissions" in r]
+    if counted:
+        keys = ("op", "size", *TRAFFIC)
+        print(table([["operation", "size per call", *keys[2:]], *([f"{r[key]}" for key in keys] for r in counted)]))
     write(options.json, {**result, "operations": results})
 
 

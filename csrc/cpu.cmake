@@ -14,7 +14,7 @@ endfunction()
 
 file(GLOB cpu_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cpu/*.cpp ${PROJECT_SOURCE_DIR}/csrc/bindings/cpu.cpp)
 pybind11_add_module(_cpu MODULE ${cpu_sources})
-target_include_directories(_cpu PRIVATE ${PROJECT_SOURCE_DIR}/csrc)  # Highway includes each source again, by name
+target_include_directories(_cpu PRIVATE ${generated} ${PROJECT_SOURCE_DIR}/csrc)  # Highway includes each source again, by name
 target_link_libraries(_cpu PRIVATE ebmvk_warnings Threads::Threads)
 
 # A static Highway is linked into the extension. A shared one is copied beside it, so that wheels work without it.

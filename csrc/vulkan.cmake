@@ -44,7 +44,7 @@ function(ebmvk_add_shaders target)
     COMMAND "${Python_EXECUTABLE}" "${shaders}/generate.py" embed "${out}"
     DEPENDS ${binaries} "${shaders}/generate.py" "${shaders}/kernels.toml" VERBATIM)
   target_sources(${target} PRIVATE "${out}/kernels.cpp")
-  target_include_directories(${target} PRIVATE "${out}" "${PROJECT_SOURCE_DIR}/csrc")
+  target_include_directories(${target} PRIVATE "${out}" "${generated}" "${PROJECT_SOURCE_DIR}/csrc")
 endfunction()
 
 find_path(VULKAN_HPP_DIR vulkan/vulkan.hpp HINTS "$ENV{VULKAN_SDK}/include")

@@ -7,12 +7,8 @@ from numpy.typing import NDArray
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.int64]
 
-def projx(x: _Floats) -> _Floats: ...
-def proju(x: _Floats, u: _Floats) -> _Floats: ...
-def expmap(x: _Floats, u: _Floats) -> _Floats: ...
-def logmap(x: _Floats, y: _Floats) -> _Floats: ...
-def transp(x: _Floats, y: _Floats, u: _Floats) -> _Floats: ...
-def dist(x: _Floats, y: _Floats) -> _Floats: ...
+def rows(operation: str, arguments: list[_Floats]) -> _Floats:
+    """An operation that works row by row: (B, d) arrays to (B, d), or to (B,)."""
 
 class CoarsePoints:
     """Points (N, d) in 8 bits per coordinate, which `topk` finds candidates in."""
@@ -33,12 +29,7 @@ def use_coarse_kernel(name: str) -> None:
     """For tests: the results are the same bits."""
 
 def topk(
-    queries: _Floats,
-    points: _Floats,
-    k: int,
-    scale: _Floats | None,
-    bias: _Floats | None,
-    coarse: CoarsePoints | None,
+    queries: _Floats, points: _Floats, k: int, scale: _Floats | None, bias: _Floats | None, coarse: CoarsePoints | None
 ) -> tuple[_Floats, _Ids, int]:
     """scores, ids, and the number of rows that the coarse product could not prove: the same bits
     with and without."""
@@ -63,12 +54,13 @@ def langevin(
     first_step: int,
     first_chain: int,
     temperature: float,
+    scheme: str,
     leapfrogs: int,
 ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
     """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale,
     logw_shift, step_size, gamma.
-    leapfrogs: of a trajectory of GHMC; 0 for g-BAOAB. Returns energy, kinetic_temperature,
-    energy_error, tangency, acceptance."""
+    leapfrogs: of a trajectory; unadjusted integrators ignore it. Returns energy,
+    kinetic_temperature, energy_error, tangency, acceptance."""
 
 def energy_score_backward(
     x: _Floats,

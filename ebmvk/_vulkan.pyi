@@ -18,12 +18,26 @@ class Torn(Exception): ...
 class Unsupported(ValueError): ...
 
 class Capabilities:
+    """What a device reports, and below that what the engine decides from it. Tests make their own
+    and call `decide`."""
+
+    type: str
+    vendor: int
+    moltenvk: bool
+    subgroup_reported: int
+    subgroup_min: int
+    subgroup_max: int
+    subgroup_full: bool
+    subgroup_selectable: bool
+    def __init__(self) -> None: ...
+    def decide(self) -> None: ...
+    def pretend(self, profile: str) -> Capabilities:
+        """The device with the limits of a profile of `profiles()`, if its own are larger."""
+
     @property
     def index(self) -> int: ...
     @property
     def name(self) -> str: ...
-    @property
-    def type(self) -> str: ...
     @property
     def driver(self) -> str: ...
     @property
@@ -53,6 +67,14 @@ class Capabilities:
     @property
     def subgroup_control(self) -> bool: ...
     @property
+    def subgroup_required(self) -> bool:
+        """Whether pipelines must ask for `subgroup_size`. If not, the device has no other size."""
+
+    @property
+    def registers(self) -> int:
+        """32-bit registers that an invocation may use."""
+
+    @property
     def float16(self) -> bool: ...
     @property
     def missing(self) -> str:
@@ -64,10 +86,15 @@ class Options:
     portable: bool
     guard: bool
     shard_bytes: int
+    allocation_bytes: int
     memory_limit: int
     slice_seconds: float
     timeout_seconds: float
+    compile_only: bool
     pretend: str
+    """For tests: a profile of `profiles()`."""
+    modules: str
+    """For tests: a folder of modules NAME.VARIANT.STORAGE.spv that replace all built-in ones."""
     cache_dir: str
 
 class Scoring(enum.Enum):
@@ -86,21 +113,83 @@ class Variant(enum.Enum):
     portable = ...
     resident = ...
 
-class SphereOp(enum.Enum):
-    projx = ...
-    proju = ...
-    expmap = ...
-    logmap = ...
-    transp = ...
-    dist = ...
+class PipelineKey:
+    """A kernel of the manifest with what it is specialised for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> int:
+        """Invocations of a workgroup."""
+
+    @property
+    def constants(self) -> list[int]:
+        """The manifest's `specialise`, in order."""
+
+    @property
+    def storage(self) -> Storage: ...
+    @property
+    def resident(self) -> bool: ...
+
+class MachineCode:
+    """What the driver reports about a compiled pipeline."""
+
+    @property
+    def subgroup_size(self) -> int: ...
+    @property
+    def statistics(self) -> dict[str, float]:
+        """By the driver's names."""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """By the driver's names, for example Assembly."""
+
+class Pace:
+    """How much work fits into a slice, learned from runs."""
+
+    def __init__(self, assumed: float, slice_seconds: float) -> None:
+        """assumed: FLOP/s before anything is measured."""
+
+    def units(self, kernel: str, flops_per_unit: float) -> int: ...
+    def learn(self, kernel: str, flops: float, seconds: float, first: bool) -> None:
+        """first: it was its program's first run, which teaches nothing."""
+
+    def throttle(self, seconds: float) -> None:
+        """Adds `seconds` to every run from now on."""
 
 class Count:
     @property
     def calls(self) -> int: ...
     @property
+    def seconds(self) -> float: ...
+    @property
+    def submissions(self) -> int: ...
+    @property
     def dispatches(self) -> int: ...
     @property
-    def seconds(self) -> float: ...
+    def barriers(self) -> int: ...
+    @property
+    def bytes_up(self) -> int: ...
+    @property
+    def bytes_down(self) -> int: ...
+
+class Tensor:
+    """Values in the memory of an engine's device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def index(self) -> bool:
+        """Whole numbers, int64 on the host; otherwise float32."""
+
+    @property
+    def below(self) -> int:
+        """Above all whole numbers."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+_Rows = NDArray[np.float32] | NDArray[np.int64] | Tensor
 
 class Points:
     @property
@@ -115,27 +204,43 @@ class Points:
     def nbytes(self) -> int:
         """Of device memory."""
     def update(self, points: _Floats) -> None: ...
+    def update_some(self, points: _Floats, first: int) -> None: ...
+    def update_named(self, points: _Floats, ids: _Ids) -> None:
+        """No id may be there twice."""
 
 class Engine:
     def __init__(self, index: int, options: Options) -> None: ...
     @property
     def capabilities(self) -> Capabilities: ...
     def points(self, points: _Floats, storage: Storage) -> Points: ...
-    def sphere(self, op: SphereOp, arguments: Sequence[_Floats]) -> _Floats: ...
+    def tensor(self, values: _Floats | _Ids) -> Tensor:
+        """(B,) or (B, n)."""
+
+    def read(self, tensors: Sequence[Tensor]) -> list[_Floats | _Ids]:
+        """A copy of each on the host."""
+
+    @property
+    def idle(self) -> int:
+        """Bytes of device memory that wait for the next tensors."""
+
+    # Below, rows are arrays or tensors; if one argument is a tensor, so are the results.
+    def rows(self, operation: str, arguments: Sequence[_Rows]) -> _Rows:
+        """An operation that works row by row: from (B, d) to (B, d) or (B,)."""
+
     def energy_score(
-        self, points: Points, x: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+    ) -> tuple[_Rows, _Rows, _Rows, _Rows]:
         """energy, score, responsibilities, background."""
 
     def langevin(
         self,
         points: Points,
-        x: _Floats,
-        v: _Floats,
-        ids: _Ids,
-        logw: _Floats,
-        kappa: _Floats,
-        log_background: _Floats,
+        x: _Rows,
+        v: _Rows,
+        ids: _Rows,
+        logw: _Rows,
+        kappa: _Rows,
+        log_background: _Rows,
         kappa_scale: _Floats,
         logw_shift: _Floats,
         step_size: _Floats,
@@ -145,10 +250,11 @@ class Engine:
         first_step: int,
         first_chain: int,
         temperature: float,
+        scheme: str,
         leapfrogs: int,
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
+    ) -> tuple[_Rows, _Rows, _Rows, _Rows, _Rows, _Rows, _Rows]:
         """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
-        (1, L) or (B, L); leapfrogs 0 is g-BAOAB."""
+        (1, L) or (B, L); unadjusted integrators ignore leapfrogs."""
 
     def energy_score_backward(
         self,
@@ -160,10 +266,12 @@ class Engine:
         log_background: _Floats,
         grad_energy: _Floats,
         grad_score: _Floats,
-    ) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
-        """Gradients of x, points (N, d), logw, kappa, log_background."""
+    ) -> tuple[_Floats, _Floats | tuple[Tensor, Tensor], _Floats, _Floats, _Floats]:
+        """Gradients of x, points, logw, kappa, log_background. That of the points is an array
+        (N, d); or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d).
+        """
 
-    def vmf_sample(self, mu: _Floats, cosine_sine: _Floats, seed: int, first_row: int) -> _Floats:
+    def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
         """cosine_sine (B, 2): of the angle between each sample and its mean."""
 
     def accumulate(
@@ -172,10 +280,46 @@ class Engine:
         """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
 
     def topk(
-        self, points: Points, queries: _Floats, k: int, scale: _Floats | None, bias: _Floats | None
-    ) -> tuple[_Floats, _Ids]: ...
+        self, points: Points, queries: _Rows, k: int, scale: _Rows | None, bias: _Rows | None
+    ) -> tuple[_Rows, _Rows]: ...
+    def energy(
+        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+    ) -> tuple[_Rows, _Rows, _Rows]:
+        """energy, responsibilities, background: the score isn't kept."""
+
+    def candidate_law(self, log_p: _Rows, ids: _Rows) -> tuple[_Rows, _Rows, _Floats]:
+        """logp (B, K), log_rest (B,), entropy (B,)."""
+
+    def decode(
+        self,
+        points: Points,
+        x: _Rows,
+        ids: _Rows,
+        logp: _Rows,
+        log_rest: _Rows,
+        kappa: _Rows,
+        shift: _Rows,
+        log_p: _Rows,
+        seed: int,
+        first_chain: int,
+        choice_stream: int,
+        rest_stream: int,
+    ) -> _Ids:
+        """Tokens (B,); 2**32 - 1 where x or a weight isn't finite."""
+
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""
+
+    def move_words(self, words: list[int], moves: list[tuple[int, int, int]]) -> list[int]:
+        """The words after moves within one device buffer, each (from, to, number of words)."""
+
+    def probe_sort(
+        self, keys: _Words, tokens: _Words, per_token: int, limit: int
+    ) -> tuple[_Words, _Words, _Words, _Words]:
+        """The sort of entries alone. Entry e has keys[e] and, if per_token isn't 0, tokens[e //
+        per_token]. Returns the sorted entries; and of each segment, which has the same key and
+        token, its start (and behind the last one its end), its key and its token. Keys from `limit`
+        on are in no segment."""
 
     def time_copy(self, size: int, times: int, repeats: int) -> list[float]:
         """Seconds of each of `repeats` submissions, here and below: `times` copies of `size` bytes
@@ -200,9 +344,25 @@ class Engine:
         """Whether integrators hold a chain's candidates in registers, where these have room; None:
         on a GPU."""
 
+    def throttle(self, seconds: float) -> None:
+        """For tests: a clock that adds `seconds` to every run from now on."""
+
     def coarse_count(self) -> tuple[int, int]:
         """Rows of `topk` that began with float16, and those of them that had to be done again in
         float32."""
+
+    def pipelines(self, queries: int, d: int, k: int) -> list[PipelineKey]:
+        """The pipelines that the operations use at these sizes; none of them is made."""
+
+    def used_pipelines(self) -> list[PipelineKey]: ...
+    def variant_of(self, key: PipelineKey) -> Variant: ...
+    def inspect(self, key: PipelineKey) -> MachineCode:
+        """Compiles a pipeline as the operations do. Needs Options.compile_only."""
+
+    def inspect_spirv(
+        self, spirv: bytes, bindings: int, push_bytes: int, constants: Sequence[int], subgroup_size: int
+    ) -> MachineCode:
+        """Compiles a module with storage buffers 0 to bindings - 1; `constants` by id, from 0."""
 
     def used_kernels(self) -> list[tuple[str, Variant, Storage]]:
         """The shaders of the manifest that this engine has run."""
@@ -216,8 +376,23 @@ def devices() -> list[Capabilities]: ...
 def kernels() -> list[tuple[str, Variant, Storage]]:
     """Every shader of the manifest: kernel, variant, storage of its points."""
 
+def module_of(name: str, variant: Variant, storage: Storage, values: Sequence[int] | None = None) -> bytes:
+    """The SPIR-V of a kernel: as built, or with its specialisation constants fixed to `values`."""
+
+def profiles() -> list[str]:
+    """Names for Options.pretend."""
+
 def tilings(device: Capabilities) -> list[tuple[int, str]]:
     """From how many queries on which tiling of the scores is chosen."""
+
+def barriers_between(commands: list[list[tuple[int, int, int, bool]]]) -> list[bool]:
+    """For each command, whether a barrier is needed before it.
+
+    A command is given by the ranges that it touches: buffer, begin, end, and whether it writes.
+    """
+
+def arrange(tensors: list[tuple[int, int, int]], alignment: int) -> tuple[list[int], int]:
+    """Offsets in one allocation, and its size, for tensors (bytes, first node, last node)."""
 
 def loader_version() -> int:
     """As VK_API_VERSION; Unavailable where there is no loader."""

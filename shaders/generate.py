@@ -1,19 +1,25 @@
 """Turns kernels.toml into the files that the build needs. CMake runs it; it writes into OUT.
 
-generate.py plan OUT     interface.glsl for each kernel, kernels.h, and plan.txt (a line per shader)
+generate.py plan OUT     interface.glsl for each kernel, integrator.glsl for each integrator,
+                         kernels.h, and plan.txt (a line per shader)
 generate.py embed OUT    kernels.cpp: the table of kernels with the compiled shaders in OUT/*.spv
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import struct
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "csrc"))
+integrators = importlib.import_module("integrators")
+
 ACCESS = {"read": "readonly ", "write": "writeonly ", "update": ""}
 QUAD_TYPE = "quad"  # four coordinates of a point in the variant's storage
 TYPES = ("float", "uint", "vec2", "uvec2", "vec4", "uvec4", QUAD_TYPE)
@@ -23,14 +29,21 @@ VARIANTS = {
     "resident": ("-DUSE_SUBGROUP=1", "-DRESIDENT=1"),
 }
 STORAGES = {"float32": (), "float16": ("-DFLOAT16=1",)}
-KEYS = {"variants", "bindings", "push", "specialise", "group", "flops", "bytes"}
+PARAM_TYPES = {"uint": "std::uint32_t", "float": "float"}
+KEYS = {"integrators", "variants", "bindings", "params", "push", "specialise", "group", "flops", "bytes"}
+INTEGRATORS = {"unadjusted": False, "metropolis": True}
 
 
 @dataclass(frozen=True)
 class Kernel:
+    """table: its name in kernels.toml. integrator: the row that it runs, or None."""
+
     name: str
+    table: str
+    integrator: Any
     variants: list[str]
     bindings: list[tuple[str, str, str]]
+    params: list[tuple[str, str]]
     push: list[str]
     specialise: list[str]
     group: int
@@ -62,10 +75,23 @@ class Shader:
 
 def read_manifest() -> list[Kernel]:
     tables = tomllib.loads((HERE / "kernels.toml").read_text(encoding="utf-8"))
-    return [read_kernel(name, table) for name, table in tables.items()]
+    return [kernel for name, table in tables.items() for kernel in read_kernels(name, table)]
 
 
-def read_kernel(name: str, table: dict[str, object]) -> Kernel:
+def read_kernels(name: str, table: dict[str, object]) -> list[Kernel]:
+    """The kernel of a table, or one for each integrator of the kind that it names."""
+    kind = table.get("integrators")
+    if kind is None:
+        return [read_kernel(name, table, None)]
+    if kind not in INTEGRATORS:
+        raise SystemExit(f"kernels.toml: [{name}] integrators is {kind!r}; expected one of {', '.join(INTEGRATORS)}")
+    found = [read_kernel(name, table, row) for row in integrators.rows() if row.metropolis == INTEGRATORS[kind]]
+    if not found:
+        raise SystemExit(f"kernels.toml: [{name}] finds no integrator of the kind {kind!r} in integrators.toml")
+    return found
+
+
+def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
     if unknown := set(table) - KEYS:
         raise SystemExit(f"kernels.toml: [{name}] has unknown keys {sorted(unknown)}")
     bindings = [tuple(line.split()) for line in table["bindings"]]
@@ -74,12 +100,18 @@ def read_kernel(name: str, table: dict[str, object]) -> Kernel:
             raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
     if bindings[0] != ("params", "uint", "read"):
         raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
+    params = [[*line.split(), "uint"][:2] for line in table.get("params", ["rows"])]
+    if params[0] != ["rows", "uint"] or any(kind not in PARAM_TYPES for _, kind in params):
+        raise SystemExit(f"kernels.toml: [{name}] params must begin with 'rows'; each is 'name' or 'name float'")
     if unknown := set(table.get("variants", [])) - set(VARIANTS):
         raise SystemExit(f"kernels.toml: [{name}] has unknown variants {sorted(unknown)}")
     return Kernel(
-        name=name,
+        name=integrator.name if integrator else name,
+        table=name,
+        integrator=integrator,
         variants=table.get("variants", ["subgroup", "portable"]),
         bindings=bindings,
+        params=[(field, kind) for field, kind in params],
         push=table.get("push", []),
         specialise=table.get("specialise", []),
         group=table.get("group", 0),
@@ -109,7 +141,9 @@ def interface(kernel: Kernel) -> str:
         )
     if len(kernel.storages) > 1:
         lines.append('#include "quad.glsl"')
-    for number, (name, kind, access) in enumerate(kernel.bindings):
+    fields = " ".join(f"{kind} {name};" for name, kind in kernel.params)
+    lines.append(f"layout(set = 0, binding = 0, std430) restrict readonly buffer Params {{ {fields} }} params;")
+    for number, (name, kind, access) in enumerate(kernel.bindings[1:], start=1):
         word = "QUAD" if kind == QUAD_TYPE else kind
         lines.append(
             f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
@@ -127,9 +161,12 @@ def header(kernels: list[Kernel]) -> str:
         "",
         "namespace ebmvk::kernels {",
     ]
-    for kernel in kernels:
-        camel = "".join(part.capitalize() for part in kernel.name.split("_"))
-        out += ["", f"struct {camel} {{", f'  static constexpr const char *name = "{kernel.name}";']
+    for kernel in {kernel.table: kernel for kernel in kernels}.values():
+        camel = "".join(part.capitalize() for part in kernel.table.split("_"))
+        out += ["", f"struct {camel} {{"]
+        if not kernel.integrator:  # otherwise several kernels share these
+            out.append(f'  static constexpr const char *name = "{kernel.name}";')
+        out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
         out += [f"  std::uint32_t {name};" for name in kernel.push]
         arguments = {"flops": "double rows", "bytes": "double rows, [[maybe_unused]] double quad_bytes = 16"}
         for cost, argument in arguments.items():
@@ -144,10 +181,10 @@ def shaders(kernel: Kernel) -> list[Shader]:
 
 
 def source_of(kernel: Kernel) -> str:
-    """The kernel's file, relative to this folder; exits unless one file has its name."""
-    found = sorted(HERE.glob(f"*/{kernel.name}.comp"))
+    """The kernel's file, relative to this folder. Raises SystemExit unless there is one."""
+    found = sorted(HERE.glob(f"*/{kernel.table}.comp"))
     if len(found) != 1:
-        raise SystemExit(f"kernels.toml: [{kernel.name}] needs one file */{kernel.name}.comp; there are {len(found)}")
+        raise SystemExit(f"kernels.toml: [{kernel.table}] needs one file */{kernel.table}.comp; there are {len(found)}")
     return found[0].relative_to(HERE).as_posix()
 
 
@@ -157,6 +194,8 @@ def plan(kernels: list[Kernel], out: Path) -> None:
         folder = out / kernel.name
         folder.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "interface.glsl", interface(kernel))
+        if kernel.integrator:
+            write_if_changed(folder / "integrator.glsl", integrators.glsl(kernel.integrator))
         source = source_of(kernel)
         lines += [" ".join((kernel.name, shader.stem, source, *shader.definitions)) for shader in shaders(kernel)]
     write_if_changed(out / "kernels.h", header(kernels))
@@ -191,7 +230,8 @@ def embed(kernels: list[Kernel], out: Path) -> None:
             access = ", ".join(f"Access::{kind}" for _, _, kind in kernel.bindings)
             entries.append(
                 f'    {{"{kernel.name}", Variant::{shader.variant}, Storage::{shader.storage}, {symbol}, '
-                f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}}},"
+                f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}, "
+                f"{str(kernel.bindings[-1][1] == 'float').lower()}}},"
             )
     text += [
         "",

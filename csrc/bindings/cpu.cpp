@@ -22,6 +22,7 @@
 #include "cpu/thread_pool.h"
 #include "cpu/topk.h"
 #include "cpu/vmf.h"
+#include "integrators.h"
 
 namespace py = pybind11;
 
@@ -157,7 +158,7 @@ std::vector<ebmvk::Level> Levels(const Floats& levels, const std::vector<uint32_
 py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, const Floats& logw, const Floats& kappa,
                    const Floats& log_background, const Floats& levels, const std::vector<uint32_t>& steps,
                    bool per_chain, uint64_t seed, uint32_t first_step, uint32_t first_chain, double temperature,
-                   uint32_t leapfrogs) {
+                   const std::string& scheme, uint32_t leapfrogs) {
   const ebmvk::CandidateLists lists = Lists(x, points, ids, logw, kappa, log_background);
   Expect(v, {lists.rows, lists.d}, "v");
   const std::vector<ebmvk::Level> list = Levels(levels, steps, lists.rows, per_chain);
@@ -165,7 +166,8 @@ py::tuple Langevin(Floats x, Floats v, const Floats& points, const Ids& ids, con
   Floats error = NewFloats({lists.rows}), tangency = NewFloats({lists.rows});
   Floats acceptance = NewFloats({lists.rows});
   const ebmvk::LangevinParams params{list.data(), steps.size(), per_chain,   seed,
-                                     first_step,  first_chain,  temperature, leapfrogs};
+                                     first_step,  first_chain,  temperature, ebmvk::integrators::find(scheme),
+                                     leapfrogs};
   const ebmvk::LangevinState state{x.mutable_data(),         v.mutable_data(),     energy.mutable_data(),
                                    kinetic.mutable_data(),   error.mutable_data(), tangency.mutable_data(),
                                    acceptance.mutable_data()};
@@ -236,45 +238,21 @@ Floats Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_
   return out;
 }
 
-template <class Op>
-Floats Unary(const Op& op, const Floats& x) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Floats out = NewFloats({shape.rows, shape.d});
+Floats Rows(const std::string& name, const std::vector<Floats>& arguments) {
+  const auto& all = ebmvk::RowOperations();
+  const auto found = std::find_if(all.begin(), all.end(), [&](const auto& one) { return name == one.name; });
+  if (found == all.end()) throw std::invalid_argument("no operation on rows is named " + name);
+  if (arguments.size() != found->arguments) throw std::invalid_argument("wrong number of arguments");
+  const size_t rows = Size(arguments[0], 0), d = Size(arguments[0], 1);
+  std::vector<const float*> in;
+  for (const Floats& argument : arguments) {
+    Expect(argument, {rows, d}, "an argument");
+    in.push_back(argument.data());
+  }
+  Floats out = found->scalar ? NewFloats({rows}) : NewFloats({rows, d});
   float* data = out.mutable_data();
   ebmvk::ReleaseGil release;
-  op(shape, x.data(), data);
-  return out;
-}
-
-template <class Op>
-Floats Binary(const Op& op, const Floats& x, const Floats& y) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "the second argument");
-  Floats out = NewFloats({shape.rows, shape.d});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  op(shape, x.data(), y.data(), data);
-  return out;
-}
-
-Floats Transp(const Floats& x, const Floats& y, const Floats& u) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "y");
-  Expect(u, {shape.rows, shape.d}, "u");
-  Floats out = NewFloats({shape.rows, shape.d});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  ebmvk::Transp(shape, x.data(), y.data(), u.data(), data);
-  return out;
-}
-
-Floats Dist(const Floats& x, const Floats& y) {
-  const ebmvk::Shape shape{Size(x, 0), Size(x, 1)};
-  Expect(y, {shape.rows, shape.d}, "y");
-  Floats out = NewFloats({shape.rows});
-  float* data = out.mutable_data();
-  ebmvk::ReleaseGil release;
-  ebmvk::Dist(shape, x.data(), y.data(), data);
+  found->run(rows, d, in.data(), data);
   return out;
 }
 
@@ -284,16 +262,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of ebmvk; use them through ebmvk.engine.cpu.";
   // noconvert: an array of another dtype or layout is a mistake and must not be copied silently.
   const auto arg = [](const char* name) { return py::arg(name).noconvert(); };
-  m.def(
-      "projx", [](const Floats& x) { return Unary(ebmvk::Projx, x); }, arg("x"));
-  m.def(
-      "proju", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Proju, x, u); }, arg("x"), arg("u"));
-  m.def(
-      "expmap", [](const Floats& x, const Floats& u) { return Binary(ebmvk::Expmap, x, u); }, arg("x"), arg("u"));
-  m.def(
-      "logmap", [](const Floats& x, const Floats& y) { return Binary(ebmvk::Logmap, x, y); }, arg("x"), arg("y"));
-  m.def("transp", Transp, arg("x"), arg("y"), arg("u"));
-  m.def("dist", Dist, arg("x"), arg("y"));
+  m.def("rows", Rows, py::arg("operation"), arg("arguments"));
   m.def("topk", TopK, arg("queries"), arg("points"), py::arg("k"), arg("scale"), arg("bias"), py::arg("coarse"));
   py::class_<ebmvk::CoarsePoints>(m, "CoarsePoints")
       .def(py::init(&NewCoarsePoints), arg("points"))
@@ -310,7 +279,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("accumulate", Accumulate, arg("x"), arg("ids"), arg("responsibilities"), arg("tokens"), py::arg("n"));
   m.def("langevin", Langevin, arg("x"), arg("v"), arg("points"), arg("ids"), arg("logw"), arg("kappa"),
         arg("log_background"), arg("levels"), py::arg("steps"), py::arg("per_chain"), py::arg("seed"),
-        py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"), py::arg("leapfrogs"));
+        py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"), py::arg("scheme"), py::arg("leapfrogs"));
   m.def("normals", Normals, py::arg("seed"), py::arg("first_step"), py::arg("steps"), py::arg("first_chain"),
         py::arg("chains"), py::arg("stream"), py::arg("d"));
   m.def("threads", [] { return ebmvk::SharedPool().threads(); });

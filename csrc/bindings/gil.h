@@ -3,7 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include <unistd.h>
+#include <chrono>
+#include <thread>
 
 namespace ebmvk {
 
@@ -17,7 +18,7 @@ class ReleaseGil {
   ReleaseGil(const ReleaseGil&) = delete;
   ReleaseGil& operator=(const ReleaseGil&) = delete;
   ~ReleaseGil() noexcept(false) {
-    while (Ending()) ::pause();
+    while (Ending()) std::this_thread::sleep_for(std::chrono::hours(1));
     PyEval_RestoreThread(state_);
   }
 

@@ -1,10 +1,16 @@
 // The Python side of the Vulkan engine: NumPy arrays in and out. Shapes are checked again here, so
 // that no call from Python reads or writes outside an array; the caller checks values.
 #include "bindings/gil.h"
+#include "bindings/kernels.h"
+#include "bindings/operand.h"
+#include "bindings/planning.h"
+#include "bindings/tensors.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/guard.h"
+#include "vulkan/runtime/kernel_registry.h"
+#include "vulkan/runtime/profiles.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -12,91 +18,55 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 
-namespace py = pybind11;
 using namespace ebmvk;
 
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style>;
-using Ids = py::array_t<std::int64_t, py::array::c_style>;
-using Words = py::array_t<std::uint32_t, py::array::c_style>;
-
-std::uint32_t count(py::ssize_t n, const char* what) {
-  if (n < 0 || n > std::numeric_limits<std::int32_t>::max())
-    throw Unsupported(std::string(what) + " is " + std::to_string(n) + "; the limit is 2^31 - 1");
-  return static_cast<std::uint32_t>(n);
-}
-
-void require(const py::array& array, const char* name, std::initializer_list<py::ssize_t> shape) {
-  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (std::size_t i = 0; fits && i < shape.size(); ++i)
-    fits = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
-  if (!fits) throw std::invalid_argument(std::string(name) + " has a shape that does not fit the other arguments");
-}
-
-const Floats& matrix(const Floats& array, const char* name) {
-  if (array.ndim() != 2 || array.shape(1) < 1) throw std::invalid_argument(std::string(name) + " is not (rows, d)");
-  return array;
-}
-
-EnergyArguments energy_arguments(const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
-                                 const Floats& kappa, const Floats& background) {
-  matrix(x, "x");
-  const auto rows = x.shape(0);
-  if (ids.ndim() != 2 || ids.shape(1) < 1) throw std::invalid_argument("ids is not (B, K)");
-  const auto k = ids.shape(1);
-  require(x, "x", {rows, static_cast<py::ssize_t>(points.d())});
-  require(ids, "ids", {rows, k});
-  require(logw, "logw", {rows, k});
-  require(kappa, "kappa", {rows, k});
-  require(background, "log_background", {rows});
-  const auto* id = ids.data();
-  for (py::ssize_t i = 0; i < rows * k; ++i)
-    if (id[i] < 0 || id[i] >= points.n()) throw std::invalid_argument("ids contains an index outside the points");
-  return {count(rows, "B"), count(k, "K"), points.d(), x.data(), id, logw.data(), kappa.data(), background.data()};
-}
-
-Floats sphere(Engine& engine, SphereOp op, const std::vector<Floats>& arguments) {
-  const std::size_t wanted = op == SphereOp::projx ? 1 : op == SphereOp::transp ? 3 : 2;
-  if (arguments.size() != wanted) throw std::invalid_argument("wrong number of arguments");
-  const auto rows = matrix(arguments.front(), "x").shape(0);
-  const auto d = arguments.front().shape(1);
-  std::vector<const float*> data;
-  for (const auto& argument : arguments) {
-    require(argument, "an argument", {rows, d});
-    data.push_back(argument.data());
+py::object rows(Engine& engine, const std::string& operation, const std::vector<py::object>& arguments) {
+  const auto& kernel = row_kernel(operation);
+  if (arguments.size() != kernel.arguments()) throw std::invalid_argument("wrong number of arguments");
+  const auto shape = shape_of<float>(engine, arguments.front(), "x", {kAny, kAny});
+  const auto rows = shape[0], d = shape[1];
+  if (d < 1) throw std::invalid_argument("x is not (rows, d)");
+  std::vector<Argument<float>> in;
+  bool on_device = false;
+  for (const auto& value : arguments) {
+    in.push_back(argument<float>(engine, value, "an argument", {rows, d}));
+    on_device = on_device || in.back().tensor;
   }
-  Floats result = op == SphereOp::dist ? Floats({rows}) : Floats({rows, d});
-  float* out = result.mutable_data();
-  const ReleaseGil release;
-  engine.sphere(op, count(rows, "B"), count(d, "d"), data, out);
-  return result;
-}
-
-py::tuple energy_score(Engine& engine, const Points& points, const Floats& x, const Ids& ids, const Floats& logw,
-                       const Floats& kappa, const Floats& background) {
-  const auto in = energy_arguments(points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = in.rows, k = in.k, d = in.d;
-  Floats energy({rows}), score({rows, d}), responsibilities({rows, k}), rest({rows});
-  const EnergyResults out{energy.mutable_data(), score.mutable_data(), responsibilities.mutable_data(),
-                          rest.mutable_data()};
+  const auto result = kernel.scalar ? make_result<float>(engine, on_device, {rows})
+                                    : make_result<float>(engine, on_device, {rows, d}, true);
   {
     const ReleaseGil release;
-    engine.energy_score(points, in, out);
+    engine.rows(kernel, count(rows, "B"), count(d, "d"), in, result.to);
   }
-  return py::make_tuple(energy, score, responsibilities, rest);
+  return result.value;
 }
 
-py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const Floats& v, const Ids& ids,
-                   const Floats& logw, const Floats& kappa, const Floats& background, const Floats& kappa_scale,
-                   const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
+py::tuple energy_score(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
+                       const py::object& logw, const py::object& kappa, const py::object& background) {
+  const auto in = energy_arguments(engine, points, x, ids, logw, kappa, background);
+  const py::ssize_t rows = in.rows, k = in.k, d = in.d;
+  const bool on_device = any_tensor({x, ids, logw, kappa, background});
+  const auto energy = make_result<float>(engine, on_device, {rows});
+  const auto score = make_result<float>(engine, on_device, {rows, d}, true);
+  const auto responsibilities = make_result<float>(engine, on_device, {rows, k});
+  const auto rest = make_result<float>(engine, on_device, {rows});
+  {
+    const ReleaseGil release;
+    engine.energy_score(points, in, {energy.to, score.to, responsibilities.to, rest.to});
+  }
+  return py::make_tuple(energy.value, score.value, responsibilities.value, rest.value);
+}
+
+py::tuple langevin(Engine& engine, const Points& points, const py::object& x, const py::object& v,
+                   const py::object& ids, const py::object& logw, const py::object& kappa, const py::object& background,
+                   const Floats& kappa_scale, const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
                    const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
-                   std::uint32_t first_chain, double temperature, std::uint32_t leapfrogs) {
-  const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
+                   std::uint32_t first_chain, double temperature, const std::string& scheme, std::uint32_t leapfrogs) {
+  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, d = energy.d;
-  require(v, "v", {rows, d});
   const auto levels = static_cast<py::ssize_t>(steps.size());
   const auto level_rows = matrix(kappa_scale, "kappa_scale").shape(0);
   if (levels < 1 || (level_rows != 1 && level_rows != rows)) throw std::invalid_argument("schedule is not (1 or B, L)");
@@ -105,8 +75,9 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
   std::uint64_t total = 0;
   for (const auto n : steps) total += n;
   count(static_cast<py::ssize_t>(total), "the number of steps");
+  const auto& integrator = integrators::table[integrators::find(scheme)];
   const LangevinArguments in{energy,
-                             v.data(),
+                             argument<float>(engine, v, "v", {rows, d}),
                              count(levels, "L"),
                              count(level_rows, "schedule rows"),
                              kappa_scale.data(),
@@ -118,55 +89,72 @@ py::tuple langevin(Engine& engine, const Points& points, const Floats& x, const 
                              first_step,
                              first_chain,
                              temperature,
-                             leapfrogs};
-  Floats out_x({rows, d}), out_v({rows, d}), energies({rows}), kinetic({rows}), error({rows}), accepted({rows}),
-      tangency({rows});
-  const LangevinResults out{out_x.mutable_data(),   out_v.mutable_data(), energies.mutable_data(),
-                            kinetic.mutable_data(), error.mutable_data(), accepted.mutable_data(),
-                            tangency.mutable_data()};
+                             integrator,
+                             integrator.metropolis ? leapfrogs : 1};
+  const bool on_device = any_tensor({x, v, ids, logw, kappa, background});
+  std::vector<Made<float>> out;
+  for (int i = 0; i < 2; ++i) out.push_back(make_result<float>(engine, on_device, {rows, d}, true));
+  for (int i = 0; i < 5; ++i) out.push_back(make_result<float>(engine, on_device, {rows}));
   {
     const ReleaseGil release;
-    engine.langevin(points, in, out);
+    engine.langevin(points, in, {out[0].to, out[1].to, out[2].to, out[3].to, out[4].to, out[5].to, out[6].to});
   }
-  return py::make_tuple(out_x, out_v, energies, kinetic, error, accepted, tangency);
+  py::tuple results(out.size());
+  for (std::size_t i = 0; i < out.size(); ++i) results[i] = out[i].value;
+  return results;
 }
 
-py::tuple energy_score_backward(Engine& engine, const Points& points, const Floats& x, const Ids& ids,
-                                const Floats& logw, const Floats& kappa, const Floats& background,
-                                const Floats& grad_energy, const Floats& grad_score) {
-  const auto energy = energy_arguments(points, x, ids, logw, kappa, background);
+py::tuple energy_score_backward(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
+                                const py::object& logw, const py::object& kappa, const py::object& background,
+                                const py::object& grad_energy, const py::object& grad_score) {
+  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
   const py::ssize_t rows = energy.rows, k = energy.k, d = energy.d, n = points.n();
-  require(grad_energy, "grad_energy", {rows});
-  require(grad_score, "grad_score", {rows, d});
-  Floats grad_x({rows, d}), grad_points({n, d}), grad_logw({rows, k}), grad_kappa({rows, k}), grad_background({rows});
-  const GradientArguments in{energy, grad_energy.data(), grad_score.data()};
-  const GradientResults out{grad_x.mutable_data(), grad_points.mutable_data(), grad_logw.mutable_data(),
-                            grad_kappa.mutable_data(), grad_background.mutable_data()};
+  const GradientArguments in{energy, argument<float>(engine, grad_energy, "grad_energy", {rows}),
+                             argument<float>(engine, grad_score, "grad_score", {rows, d})};
+  const bool on_device = any_tensor({x, ids, logw, kappa, background, grad_energy, grad_score});
+  const auto of_x = make_result<float>(engine, on_device, {rows, d}, true);
+  const auto of_logw = make_result<float>(engine, on_device, {rows, k});
+  const auto of_kappa = make_result<float>(engine, on_device, {rows, k});
+  const auto of_background = make_result<float>(engine, on_device, {rows});
+  GradientResults out{of_x.to, of_logw.to, of_kappa.to, of_background.to, nullptr, nullptr, nullptr};
+  py::object of_points;
+  if (on_device) {
+    const auto room = Engine::touched_points(points, energy.rows, energy.k);
+    const auto point_ids = engine.tensor({room, 1, 1, true, Element::index});
+    const auto point_rows = engine.tensor({room, energy.d, 4 * quads_of(energy.d), false, Element::float32});
+    point_ids->set_below(points.n());
+    out.point_ids = point_ids.get();
+    out.point_rows = point_rows.get();
+    of_points = py::make_tuple(point_ids, point_rows);
+  } else {
+    Floats dense({n, d});
+    out.points = dense.mutable_data();
+    of_points = dense;
+  }
   {
     const ReleaseGil release;
-    std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
+    if (out.points) std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
     engine.energy_score_backward(points, in, out);
   }
-  return py::make_tuple(grad_x, grad_points, grad_logw, grad_kappa, grad_background);
+  return py::make_tuple(of_x.value, of_points, of_logw.value, of_kappa.value, of_background.value);
 }
 
-Floats vmf_sample(Engine& engine, const Floats& mu, const Floats& cosine_sine, std::uint64_t seed,
-                  std::uint32_t first_row) {
-  matrix(mu, "mu");
-  const auto rows = mu.shape(0), d = mu.shape(1);
-  require(cosine_sine, "cosine_sine", {rows, 2});
-  Floats result({rows, d});
-  const VmfArguments in{count(rows, "B"), count(d, "d"), mu.data(), cosine_sine.data(), seed, first_row};
-  float* out = result.mutable_data();
-  const ReleaseGil release;
-  engine.vmf_sample(in, out);
-  return result;
-}
-
-void require_below(const Ids& array, const char* name, std::int64_t end) {
-  for (py::ssize_t i = 0; i < array.size(); ++i)
-    if (array.data()[i] < 0 || array.data()[i] >= end)
-      throw std::invalid_argument(std::string(name) + " contains a number outside its range");
+py::object vmf_sample(Engine& engine, const py::object& mu, const py::object& cosine_sine, std::uint64_t seed,
+                      std::uint32_t first_row) {
+  const auto shape = shape_of<float>(engine, mu, "mu", {kAny, kAny});
+  const auto rows = shape[0], d = shape[1];
+  const VmfArguments in{count(rows, "B"),
+                        count(d, "d"),
+                        argument<float>(engine, mu, "mu", {rows, d}),
+                        argument<float>(engine, cosine_sine, "cosine_sine", {rows, 2}),
+                        seed,
+                        first_row};
+  const auto result = make_result<float>(engine, any_tensor({mu, cosine_sine}), {rows, d}, true);
+  {
+    const ReleaseGil release;
+    engine.vmf_sample(in, result.to);
+  }
+  return result.value;
 }
 
 py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floats& responsibilities, const Ids& tokens,
@@ -178,8 +166,8 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
   require(ids, "ids", {rows, k});
   require(responsibilities, "responsibilities", {rows, k});
   require(tokens, "tokens", {rows});
-  require_below(ids, "ids", n);
-  require_below(tokens, "tokens", std::int64_t{1} << 31);
+  require_below({ids.data(), nullptr}, ids.size(), "ids", n);
+  require_below({tokens.data(), nullptr}, tokens.size(), "tokens", std::int64_t{1} << 31);
   count(rows * k, "B x K");
   const AccumulateArguments in{count(rows, "B"), count(k, "K"), count(d, "d"),           n,
                                x.data(),         ids.data(),    responsibilities.data(), tokens.data()};
@@ -201,24 +189,29 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
   return py::make_tuple(table, splat_token, counts);
 }
 
-py::tuple topk(Engine& engine, const Points& points, const Floats& queries, std::uint32_t k,
-               const std::optional<Floats>& scale, const std::optional<Floats>& bias) {
-  const py::ssize_t rows = matrix(queries, "queries").shape(0);
-  require(queries, "queries", {rows, static_cast<py::ssize_t>(points.d())});
+py::tuple topk(Engine& engine, const Points& points, const py::object& queries, std::uint32_t k,
+               const py::object& scale, const py::object& bias) {
+  const auto rows = shape_of<float>(engine, queries, "queries", {kAny, static_cast<py::ssize_t>(points.d())})[0];
   if (k < 1 || k > points.n()) throw std::invalid_argument("k is outside [1, N]");
-  for (const auto* weights : {&scale, &bias})
-    if (*weights) require(**weights, "scale or bias", {static_cast<py::ssize_t>(points.n())});
-  Floats scores({rows, static_cast<py::ssize_t>(k)});
-  Ids ids({rows, static_cast<py::ssize_t>(k)});
-  const TopkArguments in{
-      count(rows, "B"), k, points.d(), queries.data(), scale ? scale->data() : nullptr, bias ? bias->data() : nullptr};
-  float* out = scores.mutable_data();
-  std::int64_t* found = ids.mutable_data();
+  const auto weights = [&](const py::object& value, const char* name) {
+    if (value.is_none()) return Argument<float>{};
+    return argument<float>(engine, value, name, {static_cast<py::ssize_t>(points.n())});
+  };
+  const TopkArguments in{count(rows, "B"),
+                         k,
+                         points.d(),
+                         argument<float>(engine, queries, "queries", {rows, kAny}),
+                         weights(scale, "scale"),
+                         weights(bias, "bias")};
+  const bool on_device = any_tensor({queries, scale, bias});
+  const auto scores = make_result<float>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
+  const auto ids = make_result<std::int64_t>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
+  if (on_device) ids.value.cast<Tensor&>().set_below(points.n());
   {
     const ReleaseGil release;
-    engine.topk(points, in, out, found);
+    engine.topk(points, in, scores.to, ids.to);
   }
-  return py::make_tuple(scores, ids);
+  return py::make_tuple(scores.value, ids.value);
 }
 
 Words probe(Engine& engine, std::uint32_t function, const Words& arguments, const Words& key) {
@@ -233,6 +226,24 @@ Words probe(Engine& engine, std::uint32_t function, const Words& arguments, cons
   const ReleaseGil release;
   engine.probe(function, count(rows, "rows"), in, keys, out);
   return result;
+}
+
+py::tuple probe_sort(Engine& engine, const Words& keys, const Words& tokens, std::uint32_t per_token,
+                     std::uint32_t limit) {
+  if (keys.ndim() != 1 || tokens.ndim() != 1) throw std::invalid_argument("keys or tokens is not (entries,)");
+  const auto entries = count(keys.size(), "entries");
+  if (per_token && tokens.size() < (keys.size() + per_token - 1) / per_token)
+    throw std::invalid_argument("there are fewer tokens than the entries need");
+  SortAnswer out;
+  {
+    const SortQuestion question{entries, keys.data(), tokens.data(), per_token, limit};
+    const ReleaseGil release;
+    out = engine.probe_sort(question);
+  }
+  const auto array = [](const std::vector<std::uint32_t>& words) {
+    return Words(static_cast<py::ssize_t>(words.size()), words.data());
+  };
+  return py::make_tuple(array(out.order), array(out.starts), array(out.keys), array(out.tokens));
 }
 
 std::shared_ptr<Points> make_points(std::shared_ptr<Engine> engine, const Floats& rows, Storage storage) {
@@ -252,12 +263,25 @@ void update_points(Points& points, const Floats& rows) {
   points.update(data);
 }
 
-using KernelName = std::tuple<std::string, Variant, Storage>;
+void update_some(Points& points, const Floats& rows, std::uint32_t first) {
+  const auto some = matrix(rows, "points").shape(0);
+  require(rows, "points", {some, static_cast<py::ssize_t>(points.d())});
+  if (some > static_cast<py::ssize_t>(points.n()) - static_cast<py::ssize_t>(first))
+    throw std::invalid_argument("first and the number of rows are more than the points have");
+  const auto* data = rows.data();
+  const ReleaseGil release;
+  points.update(data, first, static_cast<std::uint32_t>(some));
+}
 
-std::vector<KernelName> names_of(const std::vector<KernelSource>& kernels) {
-  std::vector<KernelName> names;
-  for (const auto& kernel : kernels) names.emplace_back(kernel.name, kernel.variant, kernel.storage);
-  return names;
+void update_named(Points& points, const Floats& rows, const Ids& ids) {
+  const auto some = matrix(rows, "points").shape(0);
+  require(rows, "points", {some, static_cast<py::ssize_t>(points.d())});
+  require(ids, "ids", {some});
+  require_below({ids.data(), nullptr}, some, "ids", points.n());
+  const auto* data = rows.data();
+  const auto* names = ids.data();
+  const ReleaseGil release;
+  points.update(data, names, count(some, "the number of rows"));
 }
 
 void register_errors(py::module_& module) {
@@ -270,10 +294,13 @@ void register_errors(py::module_& module) {
 
 void register_device(py::module_& module) {
   py::class_<Capabilities>(module, "Capabilities")
+      .def(py::init<>())
       .def_readonly("index", &Capabilities::index)
       .def_readonly("name", &Capabilities::name)
-      .def_readonly("type", &Capabilities::type)
+      .def_readwrite("type", &Capabilities::type)
       .def_readonly("driver", &Capabilities::driver)
+      .def_readwrite("vendor", &Capabilities::vendor)
+      .def_readwrite("moltenvk", &Capabilities::moltenvk)
       .def_readonly("api_version", &Capabilities::api_version)
       .def_readonly("memory_bytes", &Capabilities::memory_bytes)
       .def_readonly("heaps", &Capabilities::heaps)
@@ -283,11 +310,23 @@ void register_device(py::module_& module) {
       .def_readonly("max_group_size", &Capabilities::max_group_size)
       .def_readonly("max_bindings", &Capabilities::max_bindings)
       .def_readonly("max_shared_bytes", &Capabilities::max_shared_bytes)
+      .def_readwrite("subgroup_reported", &Capabilities::subgroup_reported)
+      .def_readwrite("subgroup_min", &Capabilities::subgroup_min)
+      .def_readwrite("subgroup_max", &Capabilities::subgroup_max)
+      .def_readwrite("subgroup_full", &Capabilities::subgroup_full)
+      .def_readwrite("subgroup_selectable", &Capabilities::subgroup_selectable)
       .def_readonly("subgroup_size", &Capabilities::subgroup_size)
       .def_readonly("subgroup_arithmetic", &Capabilities::subgroup_arithmetic)
       .def_readonly("subgroup_control", &Capabilities::subgroup_control)
+      .def_readonly("subgroup_required", &Capabilities::subgroup_required)
+      .def_readonly("registers", &Capabilities::registers)
       .def_readonly("float16", &Capabilities::float16)
-      .def_readonly("missing", &Capabilities::missing);
+      .def_readonly("missing", &Capabilities::missing)
+      .def("decide", &Capabilities::decide)
+      .def("pretend", [](Capabilities device, const std::string& profile) {
+        pretend(device, profile);
+        return device;
+      });
   py::class_<Options>(module, "Options")
       .def(py::init<>())
       .def_readwrite("validate", &Options::validate)
@@ -295,10 +334,13 @@ void register_device(py::module_& module) {
       .def_readwrite("portable", &Options::portable)
       .def_readwrite("guard", &Options::guard)
       .def_readwrite("shard_bytes", &Options::shard_bytes)
+      .def_readwrite("allocation_bytes", &Options::allocation_bytes)
       .def_readwrite("memory_limit", &Options::memory_limit)
       .def_readwrite("slice_seconds", &Options::slice_seconds)
       .def_readwrite("timeout_seconds", &Options::timeout_seconds)
+      .def_readwrite("compile_only", &Options::compile_only)
       .def_readwrite("pretend", &Options::pretend)
+      .def_readwrite("modules", &Options::modules)
       .def_readwrite("cache_dir", &Options::cache_dir);
   module.def("devices", &Device::list, py::call_guard<ReleaseGil>());
   module.def("loader_version", &Device::loader_version);
@@ -323,6 +365,9 @@ void register_device(py::module_& module) {
       .value("portable", Variant::portable)
       .value("resident", Variant::resident);
   module.def("kernels", [] { return names_of(kernel_table()); });
+  module.def("module_of", &module_of, py::arg("name"), py::arg("variant"), py::arg("storage"),
+             py::arg("values") = py::none());
+  module.def("profiles", &profile_names);
 }
 
 }  // namespace
@@ -330,29 +375,32 @@ void register_device(py::module_& module) {
 PYBIND11_MODULE(_vulkan, module) {
   register_errors(module);
   register_device(module);
-  py::enum_<SphereOp>(module, "SphereOp")
-      .value("projx", SphereOp::projx)
-      .value("proju", SphereOp::proju)
-      .value("expmap", SphereOp::expmap)
-      .value("logmap", SphereOp::logmap)
-      .value("transp", SphereOp::transp)
-      .value("dist", SphereOp::dist);
+  register_planning(module);
+  register_machine_code(module);
+  register_pace(module);
   py::class_<Count>(module, "Count")
       .def_readonly("calls", &Count::calls)
-      .def_readonly("dispatches", &Count::dispatches)
-      .def_readonly("seconds", &Count::seconds);
+      .def_readonly("seconds", &Count::seconds)
+      .def_readonly("submissions", &Count::submissions)
+      .def_property_readonly("dispatches", [](const Count& count) { return count.traffic.dispatches; })
+      .def_property_readonly("barriers", [](const Count& count) { return count.traffic.barriers; })
+      .def_property_readonly("bytes_up", [](const Count& count) { return count.traffic.up; })
+      .def_property_readonly("bytes_down", [](const Count& count) { return count.traffic.down; });
   py::class_<Points, std::shared_ptr<Points>>(module, "Points")
       .def("update", &update_points)
+      .def("update_some", &update_some)
+      .def("update_named", &update_named)
       .def_property_readonly("n", &Points::n)
       .def_property_readonly("d", &Points::d)
       .def_property_readonly("storage", &Points::storage)
       .def_property_readonly("shards", &Points::shards)
       .def_property_readonly("nbytes", &Points::bytes);
-  py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
-      .def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
+  py::class_<Engine, std::shared_ptr<Engine>> methods(module, "Engine");
+  register_tensors(module, methods);
+  methods.def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
-      .def("sphere", &sphere)
+      .def("rows", &rows)
       .def("energy_score", &energy_score)
       .def("energy_score_backward", &energy_score_backward)
       .def("langevin", &langevin)
@@ -360,6 +408,16 @@ PYBIND11_MODULE(_vulkan, module) {
       .def("accumulate", &accumulate)
       .def("topk", &topk)
       .def("probe", &probe)
+      .def(
+          "move_words",
+          [](Engine& engine, const std::vector<std::uint32_t>& words,
+             const std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>>& moves) {
+            std::vector<Move> checked;
+            for (const auto& [from, to, n] : moves) checked.push_back({from, to, n});
+            return engine.move_words(words, checked);
+          },
+          py::call_guard<ReleaseGil>())
+      .def("probe_sort", &probe_sort)
       .def("time_copy", &Engine::time_copy, py::call_guard<ReleaseGil>())
       .def("time_fma", &Engine::time_fma, py::call_guard<ReleaseGil>())
       .def("time_product", &Engine::time_product, py::call_guard<ReleaseGil>())
@@ -368,11 +426,17 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("allocated", [](Engine& engine) { return engine.device().allocated(); })
       .def("set_coarse", &Engine::set_coarse)
       .def("set_resident", &Engine::set_resident)
+      .def("throttle", [](Engine& engine, double seconds) { engine.pace().throttle(seconds); })
       .def("coarse_count",
            [](Engine& engine) {
              const auto count = engine.coarse_count();
              return std::make_pair(count.rows, count.unproved);
            })
+      .def("pipelines", &Engine::pipelines)
+      .def("used_pipelines", &Engine::used_pipelines)
+      .def("variant_of", [](Engine& engine, const PipelineKey& key) { return engine.kernels().source_of(key).variant; })
+      .def("inspect", [](Engine& engine, const PipelineKey& key) { return engine.kernels().inspect(key); })
+      .def("inspect_spirv", &inspect_spirv)
       .def("used_kernels", [](Engine& engine) { return names_of(engine.used_kernels()); })
       .def(
           "damaged_guards", [](Engine& engine) { return damaged_guards(engine.device()); },

@@ -2,13 +2,19 @@
 // instruction set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ebmvk {
 
+// The Philox streams of the first and second O of a step.
+constexpr uint32_t kNoiseStream = 0, kNoiseStream2 = 3;
+
 struct ChainParams {
   uint64_t seed;
-  uint32_t chain, leapfrogs;
+  uint32_t chain;
+  size_t integrator;  // its number in integrators::All
+  uint32_t leapfrogs;
   double temperature;
 };
 
@@ -16,6 +22,7 @@ struct Chain {
   float *x, *v, *pull, *noise;  // padded with zeros
   float* start;                 // x, v and pull before a GHMC trajectory, one after the other
   float vv = 0;                 // |v|^2
+  double heat = 0;              // what the O of this step have added to |v|^2 / 2
   float energy = 0;
   float tangency = 0;             // maximum over the steps
   double kinetic = 0, error = 0;  // sums over the steps; so is the next

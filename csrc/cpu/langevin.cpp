@@ -6,6 +6,7 @@
 #include "cpu/energy-inl.h"
 #include "cpu/langevin.h"
 #include "cpu/philox-inl.h"
+#include "integrators.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ebmvk::HWY_NAMESPACE {
@@ -125,72 +126,114 @@ struct Dynamics {
   const ChainParams& p;
   size_t d;
   double h;
-  float half, keep, spread;
+  float keep, spread;
 
-  Dynamics(const Gathered& candidates, const Level& level, const ChainParams& params, size_t dimension)
-      : c(candidates), p(params), d(dimension), h(level.step_size), half(static_cast<float>(h / 2)) {
-    // GHMC splits the friction of its trajectory into two halves around it.
-    const double rate = level.gamma * h * (p.leapfrogs > 0 ? p.leapfrogs / 2.0 : 1.0);
+  // `friction`: the time of each O, as a multiple of h.
+  Dynamics(const Gathered& candidates, const Level& level, const ChainParams& params, size_t dimension, double friction)
+      : c(candidates), p(params), d(dimension), h(level.step_size) {
+    const double rate = level.gamma * h * friction;
     keep = static_cast<float>(std::exp(-rate));
     spread = static_cast<float>(std::sqrt(-p.temperature * std::expm1(-2 * rate)));
   }
 };
 
-// The first half kick. Returns v.v
-inline float Push(const Dynamics& m, const Force& force, Chain& s) {
-  float unused, vv;
-  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, m.c.n, s.v, unused, vv);
-  return vv;
+using integrators::Part;
+
+// v += share * h * force
+inline void Push(const Dynamics& m, double share, const Force& force, Chain& s) {
+  const float time = static_cast<float>(share * m.h);
+  float unused;
+  Kick(time * force.scale, time * force.radial, s.pull, s.x, m.c.n, s.v, unused, s.vv);
 }
 
-// Geodesic move for time t at squared speed vv, projection onto the sphere, second half kick,
-// projection onto the tangent space. Sets s.vv; returns the force at the new state.
-inline Force Land(const Dynamics& m, float vv, double t, Chain& s) {
+// Geodesic move for a share of h, projection onto the sphere, kick, projection onto the tangent
+// space. Returns the force at the new state.
+inline Force Land(const Dynamics& m, const Part& part, Chain& s) {
   const size_t n = m.c.n;
-  float xx, xv;
-  Glide(Geodesic(vv, t), s.x, n, s.x, s.v, xx, vv);
+  const float time = static_cast<float>(part.kick * m.h);
+  float xx, xv, vv;
+  Glide(Geodesic(s.vv, part.share * m.h), s.x, n, s.x, s.v, xx, vv);
   const float norm = std::sqrt(xx);
   Scale(1 / norm, n, s.x);
   const Force force = Evaluate(m.c, s.x, s.pull);
-  Kick(m.half * force.scale, m.half * force.radial, s.pull, s.x, n, s.v, xv, vv);
+  Kick(time * force.scale, time * force.radial, s.pull, s.x, n, s.v, xv, vv);
   if (vv > 0) s.tangency = std::max(s.tangency, std::abs(xv) / std::sqrt(vv));
   s.tangency = std::max(s.tangency, std::abs(norm - 1));
   s.vv = Flatten(xv, s.x, n, s.v);
   return force;
 }
 
-// One step of g-BAOAB.
+inline void DrawNoise(const Dynamics& m, uint32_t step, uint32_t number, Chain& s) {
+  if (m.spread > 0) Draw(m.p, step, number == 0 ? kNoiseStream : kNoiseStream2, m.d, m.c.n, s.noise);
+}
+
+// An O with the noise that was drawn; `along` is noise.x.
+inline void Heat(const Dynamics& m, uint32_t number, float along, Chain& s) {
+  const float hot = Stir(m.keep, m.spread, along, s.noise, s.x, m.c.n, s.v);
+  s.heat += (static_cast<double>(hot) - s.vv) / 2;
+  if (number == 0) s.kinetic += hot;
+  s.vv = hot;
+}
+
+inline void DrawAndHeat(const Dynamics& m, uint32_t step, uint32_t number, Chain& s) {
+  DrawNoise(m, step, number, s);
+  Heat(m, number, Inner(s.noise, s.x, m.c.n), s);
+}
+
+// The parts of an integrator from the I-th on, unrolled by the compiler. Returns the force at the
+// last landing.
+template <class Row, size_t I = 0>
+inline Force RunParts(const Dynamics& m, uint32_t step, const Force& force, Chain& s) {
+  constexpr size_t kCount = std::size(Row::parts);
+  if constexpr (I == kCount) {
+    return force;
+  } else {
+    constexpr Part part = Row::parts[I];
+    constexpr Part next = Row::parts[I + 1 < kCount ? I + 1 : I];
+    if constexpr (part.kind == Part::Kind::kick) {
+      Push(m, part.share, force, s);
+    } else if constexpr (part.kind == Part::Kind::land) {
+      const Force there = Land(m, part, s);
+      return RunParts<Row, I + 1>(m, step, there, s);
+    } else if constexpr (part.kind == Part::Kind::noise) {
+      DrawAndHeat(m, step, part.number, s);
+    } else if constexpr (next.kind == Part::Kind::noise) {
+      // The move returns noise.x as well, which saves a pass over both.
+      DrawNoise(m, step, next.number, s);
+      float along;
+      Glide(Geodesic(s.vv, part.share * m.h), s.noise, m.c.n, s.x, s.v, along, s.vv);
+      Heat(m, next.number, along, s);
+      return RunParts<Row, I + 2>(m, step, force, s);
+    } else {
+      float unused;
+      Glide(Geodesic(s.vv, part.share * m.h), s.x, m.c.n, s.x, s.v, unused, s.vv);
+    }
+    return RunParts<Row, I + 1>(m, step, force, s);
+  }
+}
+
+// One step of an unadjusted integrator.
+template <class Row>
 inline Force Step(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
-  const size_t n = m.c.n;
   const double before = now.energy + s.vv / 2.0;
-  if (m.spread > 0) Draw(m.p, step, 0, m.d, n, s.noise);
-  float vv = Push(m, now, s), along;
-  Glide(Geodesic(vv, m.h / 2), s.noise, n, s.x, s.v, along, vv);
-  const float hot = Stir(m.keep, m.spread, along, s.noise, s.x, n, s.v);
-  const double heat = (static_cast<double>(hot) - vv) / 2;
-  s.kinetic += hot;
-  const Force force = Land(m, hot, m.h / 2, s);
-  s.error += std::abs(force.energy + s.vv / 2.0 - before - heat);
+  s.heat = 0;
+  const Force force = RunParts<Row>(m, step, now, s);
+  s.error += std::abs(force.energy + s.vv / 2.0 - before - s.heat);
   s.accepted += 1;
   return force;
 }
 
-// Half of the friction and noise of a trajectory. Returns v.v
-inline float HalfStir(const Dynamics& m, uint32_t step, uint32_t stream, Chain& s) {
-  if (m.spread > 0) Draw(m.p, step, stream, m.d, m.c.n, s.noise);
-  return Stir(m.keep, m.spread, Inner(s.noise, s.x, m.c.n), s.noise, s.x, m.c.n, s.v);
-}
-
 // One step of GHMC: a trajectory between two halves of the friction.
+template <class Row>
 inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chain& s) {
   const size_t n = m.c.n, bytes = n * sizeof(float);
-  const float hot = HalfStir(m, step, 0, s);
-  s.kinetic += hot;
+  DrawAndHeat(m, step, 0, s);
+  const float hot = s.vv;
   float* saved[3] = {s.start, s.start + n, s.start + 2 * n};
   float* moved[3] = {s.x, s.v, s.pull};
   for (size_t i = 0; i < 3; ++i) std::memcpy(saved[i], moved[i], bytes);
   Force force = now;
-  for (uint32_t i = 0; i < m.p.leapfrogs; ++i) force = Land(m, Push(m, force, s), m.h, s);
+  for (uint32_t i = 0; i < m.p.leapfrogs; ++i) force = RunParts<Row>(m, step, force, s);
   const double change = (static_cast<double>(force.energy) - now.energy) + (static_cast<double>(s.vv) - hot) / 2;
   s.error += std::abs(change);
   // False for NaN too: a trajectory that blew up is rejected.
@@ -203,19 +246,38 @@ inline Force Trajectory(const Dynamics& m, uint32_t step, const Force& now, Chai
     Scale(-1, n, s.v);
     force = now;
   }
-  HalfStir(m, step, 3, s);
+  DrawAndHeat(m, step, 1, s);
   return force;
 }
 
-// All steps of one level.
-void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
-  const Dynamics m(c, level, p, d);
+template <class Row>
+void RunSteps(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
+  const Dynamics m(c, level, p, d, Row::friction * (Row::metropolis ? p.leapfrogs : 1));
   Force force = Evaluate(c, s.x, s.pull);
   for (uint32_t done = 0; done < level.steps; ++done) {
     const uint32_t step = first_step + done;  // the last step may be 2^32 - 1
-    force = p.leapfrogs > 0 ? Trajectory(m, step, force, s) : Step(m, step, force, s);
+    if constexpr (Row::metropolis) {
+      force = Trajectory<Row>(m, step, force, s);
+    } else {
+      force = Step<Row>(m, step, force, s);
+    }
   }
   s.energy = force.energy;
+}
+
+// All steps of one level with the integrator of number p.integrator. Template parameters, because a
+// lambda would not be compiled for this instruction set.
+template <size_t I = 0>
+void RunWith(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
+  if (p.integrator == I) {
+    RunSteps<std::tuple_element_t<I, integrators::All>>(c, level, p, d, first_step, s);
+  } else if constexpr (I + 1 < std::tuple_size_v<integrators::All>) {
+    RunWith<I + 1>(c, level, p, d, first_step, s);
+  }
+}
+
+void RunLevel(const Gathered& c, const Level& level, const ChainParams& p, size_t d, uint32_t first_step, Chain& s) {
+  RunWith(c, level, p, d, first_step, s);
 }
 
 // |v|^2 of a state from outside, summed exactly as at the end of a step, so that a trajectory may
@@ -270,7 +332,7 @@ void RunChain(const CandidateLists& lists, const LangevinParams& params, const L
   chain.vv = HWY_DYNAMIC_DISPATCH(SquaredNorm)(chain.v, n);
 
   const Level* levels = params.levels + (params.per_chain ? row * params.level_count : 0);
-  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.leapfrogs,
+  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.integrator, params.leapfrogs,
                       params.temperature};
   uint32_t steps = 0;
   for (size_t l = 0; l < params.level_count; ++l) {

@@ -1,5 +1,5 @@
-// g-BAOAB and GHMC on the sphere over annealed levels, one chain after the other on each thread
-// (model section 7).
+// Integrators of integrators.toml on the sphere over annealed levels, one chain after the other on
+// each thread (model section 7).
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ struct LangevinParams {
   uint64_t seed;
   uint32_t first_step, first_chain;
   double temperature;
-  uint32_t leapfrogs;  // per GHMC trajectory; 0 for g-BAOAB
+  size_t integrator;   // its number in integrators::All
+  uint32_t leapfrogs;  // per trajectory, if the integrator has them
 };
 
 // x and v: (rows, d), read and written; the rest: (rows).

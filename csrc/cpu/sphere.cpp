@@ -76,43 +76,55 @@ HWY_EXPORT(DistRow);
 constexpr size_t kTask = 1 << 15;
 
 template <class Row>
-void ForRows(Shape s, const Row& row) {
-  const size_t at_once = std::max<size_t>(1, kTask / std::max<size_t>(1, s.d));
-  SharedPool().Run((s.rows + at_once - 1) / at_once, [&](size_t task, size_t) {
-    for (size_t r = task * at_once; r < std::min(s.rows, (task + 1) * at_once); ++r) row(r);
+void ForRows(size_t rows, size_t d, const Row& row) {
+  const size_t at_once = std::max<size_t>(1, kTask / std::max<size_t>(1, d));
+  SharedPool().Run((rows + at_once - 1) / at_once, [&](size_t task, size_t) {
+    for (size_t r = task * at_once; r < std::min(rows, (task + 1) * at_once); ++r) row(r * d, r);
+  });
+}
+
+void Projx(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t) { HWY_DYNAMIC_DISPATCH(ProjxRow)(d, in[0] + at, out + at); });
+}
+
+void Proju(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t) { HWY_DYNAMIC_DISPATCH(ProjuRow)(d, in[0] + at, in[1] + at, out + at); });
+}
+
+void Expmap(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t) { HWY_DYNAMIC_DISPATCH(ExpmapRow)(d, in[0] + at, in[1] + at, out + at); });
+}
+
+void Logmap(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t) { HWY_DYNAMIC_DISPATCH(LogmapRow)(d, in[0] + at, in[1] + at, out + at); });
+}
+
+void Transp(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t) {
+    HWY_DYNAMIC_DISPATCH(TranspRow)(d, in[0] + at, in[1] + at, in[2] + at, out + at);
+  });
+}
+
+void Dist(size_t rows, size_t d, const float* const* in, float* out) {
+  ForRows(rows, d, [&](size_t at, size_t r) {
+    thread_local std::vector<float> buffer;
+    buffer.resize(d);
+    out[r] = HWY_DYNAMIC_DISPATCH(DistRow)(d, in[0] + at, in[1] + at, buffer.data());
   });
 }
 
 }  // namespace
 
-void Projx(Shape s, const float* x, float* out) {
-  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ProjxRow)(s.d, x + r * s.d, out + r * s.d); });
-}
-
-void Proju(Shape s, const float* x, const float* u, float* out) {
-  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ProjuRow)(s.d, x + r * s.d, u + r * s.d, out + r * s.d); });
-}
-
-void Expmap(Shape s, const float* x, const float* u, float* out) {
-  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(ExpmapRow)(s.d, x + r * s.d, u + r * s.d, out + r * s.d); });
-}
-
-void Logmap(Shape s, const float* x, const float* y, float* out) {
-  ForRows(s, [&](size_t r) { HWY_DYNAMIC_DISPATCH(LogmapRow)(s.d, x + r * s.d, y + r * s.d, out + r * s.d); });
-}
-
-void Transp(Shape s, const float* x, const float* y, const float* u, float* out) {
-  ForRows(s, [&](size_t r) {
-    HWY_DYNAMIC_DISPATCH(TranspRow)(s.d, x + r * s.d, y + r * s.d, u + r * s.d, out + r * s.d);
-  });
-}
-
-void Dist(Shape s, const float* x, const float* y, float* out) {
-  ForRows(s, [&](size_t r) {
-    thread_local std::vector<float> buffer;
-    buffer.resize(s.d);
-    out[r] = HWY_DYNAMIC_DISPATCH(DistRow)(s.d, x + r * s.d, y + r * s.d, buffer.data());
-  });
+const std::vector<RowOperation>& RowOperations() {
+  static const std::vector<RowOperation> operations = {
+      {"projx", 1, false, Projx},    // |x| = 1
+      {"proju", 2, false, Proju},    // u - (x.u) x
+      {"expmap", 2, false, Expmap},  // cos|u| x + sinc|u| u
+      {"logmap", 2, false, Logmap},  // 0 at y = x and at y = -x
+      {"transp", 3, false, Transp},  // along the shortest geodesic
+      {"dist", 2, true, Dist},       // in radians
+  };
+  return operations;
 }
 
 }  // namespace ebmvk

@@ -1,19 +1,19 @@
-// Geometry of the sphere on rows (model section 1). All arrays (rows, d), row-major; out may not overlap an input.
+// Operations on rows of the sphere (model section 1), by name. Arrays are (rows, d), row-major; the
+// result may not overlap an argument.
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 namespace ebmvk {
 
-struct Shape {
-  size_t rows, d;
+struct RowOperation {
+  const char* name;
+  size_t arguments;
+  bool scalar;  // one number per row instead of a row
+  void (*run)(size_t rows, size_t d, const float* const* in, float* out);
 };
 
-void Projx(Shape s, const float* x, float* out);
-void Proju(Shape s, const float* x, const float* u, float* out);
-void Expmap(Shape s, const float* x, const float* u, float* out);
-void Logmap(Shape s, const float* x, const float* y, float* out);  // 0 at y = x and at y = -x
-void Transp(Shape s, const float* x, const float* y, const float* u, float* out);
-void Dist(Shape s, const float* x, const float* y, float* out);  // out (rows)
+const std::vector<RowOperation>& RowOperations();
 
 }  // namespace ebmvk

@@ -11,9 +11,8 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
-#ifndef _WIN32
-#include <unistd.h>
-#endif
+
+#include "platform.h"
 
 namespace ebmvk {
 namespace {
@@ -27,14 +26,6 @@ size_t Processors() {
   return count ? count : 1;
 }
 
-long ProcessId() {
-#ifdef _WIN32
-  return 0;
-#else
-  return static_cast<long>(getpid());
-#endif
-}
-
 }  // namespace
 
 struct ThreadPool::State {
@@ -42,7 +33,7 @@ struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable begin, end;
   std::vector<std::thread> workers;
-  long process = ProcessId();
+  long process = process_id();
 
   const Work* work = nullptr;
   size_t tasks = 0;
@@ -101,7 +92,7 @@ ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::Run(size_t tasks, const Work& work) {
   if (tasks == 0) return;
-  if (state_->process != ProcessId()) {
+  if (state_->process != process_id()) {
     // A forked child has the pool's memory but none of its threads, so abandon the old state, which
     // can't be joined.
     (void)state_.release();

@@ -1,11 +1,12 @@
 """`ebmvk doctor`: lists the devices of this machine and tests every operation on them; or tests a
 checkpoint.
 
-A checkpoint is tested within seconds and without its text.
+A checkpoint is tested within seconds and without its text. `--report FILE` writes all that is known
+about the devices into one file, to be sent with an issue.
 
 Exit status: 0 if everything tested is right; 1 if an operation is wrong or fails, or if the device
 of `--device auto` can't be opened; 2 for an unknown flag, or a device or checkpoint that can't be
-opened.
+opened. With `--report`, 1 for anything that failed; a file that can't be written is 2.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import tyro
 from ebmvk import __version__
 from ebmvk.cli import parsing
 from ebmvk.config import flags
-from ebmvk.errors import DeviceError
+from ebmvk.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     from ebmvk.engine import Backend
@@ -44,6 +45,12 @@ class DoctorCommand:
     # Test a run or checkpoint instead of devices.
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     json: bool = False  # Print one JSON object instead of lines.
+    # Write a report on the devices to this file, as JSON, to send with an issue: versions,
+    # drivers, limits, memory, errors of each operation, times and failures. It has no user name
+    # and no path of a home folder.
+    report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    # About how long to measure for --report; a slow device is measured at smaller sizes.
+    seconds: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 120.0
 
 
 FLAGS = flags.flags_of(DoctorCommand)
@@ -58,6 +65,8 @@ def _doctor(command: DoctorCommand) -> int:
     from ebmvk.engine import select
     from ebmvk.engine.select import choose
 
+    if command.report:
+        return _write_report(command, command.report)
     if command.checkpoint:
         return _look_at(command.checkpoint, command.device or "cpu", as_json=command.json)
     auto = choose("auto")
@@ -72,6 +81,26 @@ def _doctor(command: DoctorCommand) -> int:
     record["status"] = _status(record["devices"], auto.kind)
     print(json.dumps(record, indent=2, allow_nan=False) if command.json else "\n".join(_lines(record)))
     return int(record["status"])
+
+
+def _write_report(command: DoctorCommand, path: Path) -> int:
+    from ebmvk.cli import doctor_report
+    from ebmvk.engine.select import choose
+
+    if command.checkpoint or command.json:
+        other = "--checkpoint" if command.checkpoint else "--json"
+        raise ConfigError(f"--report and {other} are given together", hint=f"leave out {other}")
+    if not command.seconds > 0:
+        raise ConfigError(f"--seconds {command.seconds:g} isn't positive", hint="the default is --seconds 120")
+    vulkan = _vulkan()
+    report = doctor_report.Report(path, {"ebmvk": __version__, "machine": _machine(), "vulkan": vulkan})
+    report.part("the device that `--device auto` takes", lambda: report.record.update(auto=str(choose("auto"))))
+    names = [f"vulkan:{device['index']}" for device in vulkan["devices"] if device["usable"]]
+    doctor_report.devices(report, [command.device] if command.device else [*names, "cpu"], command.seconds)
+    failed = int(report.record["status"])
+    print("something failed; see the file" if failed else "every operation is right on every device tried")
+    print(f"send {path} with your issue")
+    return failed
 
 
 def _look_at(path: Path, device: str, *, as_json: bool) -> int:

@@ -2,12 +2,16 @@
 
 | module | what it does |
 |---|---|
-| `api` | the table of operations: `Backend`, `Points`, `Schedule` and the results |
+| `api` | `Backend` with all operations, `Points`, `Schedule` and the results |
 | `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
 | `reference` | every operation in plain torch: the oracle, and the path on CUDA |
+| `operations` | operations.toml: the arguments and results of every operation |
+| `integrators` | the splittings of integrators.toml, which all backends follow |
 | `reference_chains`, `reference_math` | its Langevin chains, and its formulas |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
 | `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
+| `device_tensor` | `DeviceTensor`, a result that stays on a Vulkan device |
+| `chained` | what a chain of tokens needs on a device beside these operations |
 | `vulkan_devices` | the Vulkan devices of this machine |
 | `sharded` | points spread over the processes of a run, with an exact top-k |
 | `approximate` | spherical k-means, and approximate search for very many points (FAISS) |

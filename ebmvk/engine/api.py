@@ -1,4 +1,4 @@
-"""The table of operations: one signature for each operation, implemented by every backend.
+"""What every backend offers: the protocol `Backend`, with the operations of operations.toml.
 
 Shapes: B rows or chains, d latent dimension, N points in a store, K candidates per row, L levels of
 a schedule. Tensors are contiguous float32 on the CPU for the native backends; `reference` takes any
@@ -23,9 +23,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-Scheme = Literal["gbaoab", "ghmc"]
-"""Integrators of the Langevin equation (model section 7): unadjusted g-BAOAB or Metropolised GHMC.
-"""
+Scheme = str
+"""The name of an integrator in `ebmvk.engine.integrators`, such as gbaoab or ghmc."""
 
 
 Storage = Literal["float32", "float16"]
@@ -52,8 +51,10 @@ class Points(Protocol):
         one.
         """
 
-    def update(self, points: Tensor) -> None:
-        """Replace the rows, with the same rounding. Raises ArgumentError if the shape differs."""
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        """Replace all rows, or those from `first` on, or those named by ids (M,) int64, each once;
+        with the same rounding. Raises ArgumentError if the shape doesn't fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class EnergyScore:
 class EnergyGradients:
     """Gradients of sum_b (grad_energy_b E_b + grad_score_b . score_b): x (B, d), points (N, d),
     logw and kappa (B, K), log_background (B,). The gradient of x is in the embedding space, where
-    score = g - (x.g) x and g = sum_j rho_j kappa_j mu_j."""
+    score = g - (x.g) x and g = sum_j rho_j kappa_j mu_j. If an argument was a `DeviceTensor`,
+    `points` is a `SparseRows` of the points that occur in ids, and the cost doesn't depend on N.
+    """
 
     x: Tensor
     points: Tensor
@@ -119,11 +122,11 @@ class Schedule:
 class LangevinDiagnostics:
     """Diagnostics of each chain, all (B,).
 
-    energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after O
-    (GHMC: after the first half O). energy_error: mean |change of H| over the deterministic parts of
-    a step (GHMC: over the trajectory, accepted or not). acceptance: share of accepted trajectories;
-    1 for an unadjusted scheme. tangency: largest of |x.v|/|v| and ||x|-1| over the steps (GHMC:
-    over the leapfrogs).
+    energy: at the end, under the last level. kinetic_temperature: mean of |v|^2/(d-1) right after
+    the first O of a step. energy_error: mean |change of H| over the moves of a step other than O
+    (Metropolis integrators: over the trajectory, accepted or not). acceptance: share of accepted
+    trajectories; 1 for an unadjusted integrator. tangency: largest of |x.v|/|v| and ||x|-1|
+    wherever a step evaluates the force.
     """
 
     energy: Tensor
@@ -144,11 +147,19 @@ class LangevinResult:
 
 @dataclass(frozen=True)
 class OpCount:
-    """How often an operation ran. dispatches: native ones; 0 on backends without a device queue."""
+    """How often an operation ran, and what it did on a device with a queue; 0 elsewhere.
+
+    dispatches, submissions, barriers: their number. bytes_up, bytes_down: moved from the host to
+    the device, and back.
+    """
 
     calls: int
     dispatches: int
     seconds: float
+    submissions: int = 0
+    barriers: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 class Backend(Protocol):
@@ -169,23 +180,51 @@ class Backend(Protocol):
         With storage="float16" a unit row moves by at most 5e-4, typically 2e-4.
         """
 
-    def projx(self, x: Tensor) -> Tensor: ...
+    def counts(self) -> Mapping[str, OpCount]:
+        """Calls, native dispatches and seconds of each operation since the backend was made."""
 
-    def proju(self, x: Tensor, u: Tensor) -> Tensor: ...
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        """Run an operation that works row by row: from (B, d) to (B, d) or (B,)."""
 
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor: ...
+    # Made from operations.toml by csrc/operations.py, up to the end.
 
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def projx(self, x: Tensor) -> Tensor:
+        """The nearest points on the sphere. x: (B, d), no row zero."""
+        return self._rows("projx", x)
 
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor: ...
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The tangential part of u at x. x: (B, d) unit; u: (B, d)."""
+        return self._rows("proju", x, u)
 
-    def dist(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Where the geodesic from x with velocity u is at time 1. x, u: (B, d), x unit."""
+        return self._rows("expmap", x, u)
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """The velocity of the shortest geodesic from x to y, at time 1. x, y: (B, d) unit.
+
+        Zero at y = x, and also at y = -x, where the direction isn't defined.
+        """
+        return self._rows("logmap", x, y)
+
+    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        """u, tangent at x, moved along the shortest geodesic to y. x, y: (B, d) unit; u: (B, d).
+
+        At y = -x it isn't defined, and the result may not be finite.
+        """
+        return self._rows("transp", x, y, u)
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The angle between x and y, (B,) in radians. x, y: (B, d) unit."""
+        return self._rows("dist", x, y)
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        """Exact top-k of scale_n * mu_n.q + bias_n. queries: (B, d), any length; scale, bias:
-        (N,)."""
+        """Exact top-k of scale_n * mu_n.q + bias_n.
+
+        queries: (B, d), any length; scale, bias: (N,).
+        """
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
@@ -241,10 +280,13 @@ class Backend(Protocol):
         """Run Langevin chains (model section 7) with Philox noise keyed by the seed. 200 steps
         equal 2 x 100, bit for bit.
 
-        A step of g-BAOAB is one B A O A B. A step of GHMC is one trajectory: half O (factor
-        e^{-gamma leapfrogs h/2}, stream 0); `leapfrogs` times B A(h) B; accepted if dH <= -T log u
-        (stream 2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the other half
-        O (stream 3). 1 <= leapfrogs <= 1024; g-BAOAB ignores it.
+        scheme: an integrator of integrators.toml. A step of an unadjusted one, such as g-BAOAB, is
+        one pass through its moves. A step of a Metropolis one, such as GHMC, is one trajectory: the
+        first O; `leapfrogs` times the moves between the two O; accepted if dH <= -T log u (stream
+        2, coordinate 0), otherwise back to (x, -v) of before the trajectory; the second O. Each O
+        has its share of the friction of a step or trajectory: v shrinks by e^{-gamma h} in the one
+        O of g-BAOAB, by e^{-gamma leapfrogs h/2} in each O of GHMC. The first O draws from stream
+        0, the second from stream 3. 1 <= leapfrogs <= 1024; unadjusted integrators ignore it.
         """
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
@@ -265,6 +307,3 @@ class Backend(Protocol):
         x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,)
         int64 >= 0.
         """
-
-    def counts(self) -> Mapping[str, OpCount]:
-        """Calls, native dispatches and seconds of each operation since the backend was made."""

@@ -122,7 +122,8 @@ class ApproximateIndex:
         Raises:
             ArgumentError: an argument isn't as above. OutOfMemory: it has no memory left.
         """
-        checks.topk(checks.NATIVE, queries, self.n, self.d, k, None, None)
+        given = {"queries": queries, "points": self, "k": k, "scale": None, "bias": None}
+        checks.operation("topk", checks.NATIVE, given)
         _within("probes", probes, 1, self.lists)
         scores = torch.empty(len(queries), k)
         ids = torch.full((len(queries), k), -1)

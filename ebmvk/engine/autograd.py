@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebmvk.engine.api import Backend, Points
+from ebmvk.engine.chained import keeper_of
 
 _CHUNK = 1 << 24
 
@@ -114,8 +115,14 @@ class _Energy(torch.autograd.Function):
         log_background: Tensor,
     ) -> Tensor:
         handle = points if points is not None else backend.points(points_tensor)
-        out = backend.energy_score(x, handle, ids, logw, kappa, log_background)
-        rho, background, value = (t.to(x) for t in (out.responsibilities, out.background, out.energy))
+        law = (x, handle, ids, logw, kappa, log_background)
+        keeper = keeper_of(handle)
+        if keeper is None:
+            out = backend.energy_score(*law)
+            parts = (out.energy, out.responsibilities, out.background)
+        else:
+            parts = keeper.energy(*law)  # the score would be most of what is copied from the device
+        value, rho, background = (part.to(x) for part in parts)
         ctx.save_for_backward(x, points_tensor, ids, kappa, rho, background)
         return value
 

@@ -2,28 +2,32 @@
 
 Each failed check raises ArgumentError with the argument, its value and one thing to try. Good
 arguments cost one reduction per tensor; the bad row is looked for only after a failure.
+
+Of a `DeviceTensor`, the shape, the dtype, the device and the range of ids are checked. Its floats
+aren't checked, because that would mean waiting for the device and reading them back. They come from
+operations that checked their own arguments, or from `Vulkan.tensor`, which refuses NaN.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Schedule, Scheme, Storage
+from ebmvk.engine.api import Schedule, Storage
+from ebmvk.engine.device_tensor import DeviceTensor, on_device
+from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS, Argument, Operation
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the norm of a unit row may be. Float32 rounding (1e-7) passes, bfloat16 rounding
 (4e-3) doesn't.
 """
-
-MOST_LEAPFROGS = 1024
-"""A longer trajectory is a mistake, and would exceed the time that a dispatch may take."""
-
 
 LARGEST = 1e15
 """Larger values are mistakes. Their products or sums of squares would overflow float32, and the
@@ -34,15 +38,19 @@ any finite value.)"""
 @dataclass(frozen=True)
 class Rules:
     """What a backend takes. native: only contiguous float32 on the CPU; otherwise any floating
-    dtype on any device.
+    dtype on any device. home: that of the `DeviceTensor`s that are taken as well; None: none are.
     """
 
     native: bool
+    home: object | None = None
 
     def tensor(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
         """Check type, shape (None means any size), dtype and layout. words: the shape for messages,
         such as "(B, d)".
         """
+        if isinstance(value, DeviceTensor):
+            self._kept(name, value, shape, words, torch.float32)
+            return
         if not isinstance(value, Tensor):
             raise ArgumentError(
                 f"{name} is a {type(value).__name__}, not a torch.Tensor", hint=f"pass {name} through torch.as_tensor"
@@ -58,14 +66,15 @@ class Rules:
     def _floats(self) -> str:
         return "torch.float32" if self.native else "a floating type"
 
-    def ids(self, value: Tensor, rows: int, n: int, name: str = "ids") -> None:
-        """Check ids (B, K) int64, K >= 1, each in [0, n)."""
-        self.indices(name, value, (rows, None), "(B, K)", n)
-        if value.shape[1] == 0:
-            raise ArgumentError(f"{name} has no candidates (K = 0)", hint="pass at least one candidate per row")
-
     def indices(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str, n: int) -> None:
         """Check for int64 values in [0, n)."""
+        if isinstance(value, DeviceTensor):
+            self._kept(name, value, shape, words, torch.int64)
+            if value.numel() and value.below > n:
+                raise ArgumentError(
+                    f"{name} may hold {value.below - 1}, outside [0, {n})", hint=f"keep {name} within this range"
+                )
+            return
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ArgumentError(f"{name} has type {kind}; expected torch.int64", hint=f"pass {name}.long()")
@@ -79,7 +88,20 @@ class Rules:
                 bad = low if low < 0 else high
                 raise ArgumentError(f"{name} holds {bad}, outside [0, {n})", hint=f"keep {name} within this range")
 
-    def _shape(self, name: str, value: Tensor, shape: tuple[int | None, ...], words: str) -> None:
+    def _kept(
+        self, name: str, value: DeviceTensor, shape: tuple[int | None, ...], words: str, dtype: torch.dtype
+    ) -> None:
+        if self.home is None or value.home is not self.home:
+            where = "which isn't taken here" if self.home is None else "which was opened by another backend"
+            raise ArgumentError(
+                f"{name} is a DeviceTensor on {value.device}, {where}",
+                hint=f"pass {name}.torch(), which copies it to the host",
+            )
+        self._shape(name, value, shape, words)
+        if value.dtype != dtype:
+            raise ArgumentError(f"{name} has dtype {value.dtype}; expected {dtype}", hint=f"make {name} of that dtype")
+
+    def _shape(self, name: str, value: Tensor | DeviceTensor, shape: tuple[int | None, ...], words: str) -> None:
         sizes = zip(shape, value.shape, strict=False)
         fits = value.dim() == len(shape) and all(want in (None, have) for want, have in sizes)
         if not fits:
@@ -116,6 +138,8 @@ ANY = Rules(native=False)
 
 def finite(name: str, value: Tensor) -> None:
     """Check for values without NaN, infinities or sizes above LARGEST."""
+    if on_device(value):
+        return
     # The sum of squares bounds every value, so one cheap reduction is nearly always enough.
     flat = value.detach().reshape(-1)
     if not value.numel() or float(torch.dot(flat, flat)) <= LARGEST**2:
@@ -128,6 +152,8 @@ def finite(name: str, value: Tensor) -> None:
 
 def log_weights(name: str, value: Tensor) -> None:
     """Check log-weights: -inf (weight 0) is allowed; NaN, +inf and values above LARGEST aren't."""
+    if on_device(value):
+        return
     if value.numel() and not _extremes(value)[1] <= LARGEST:
         bad = ~(value.detach() <= LARGEST)
         _raise_at(name, value, bad, f"-inf or values of at most {LARGEST:g}")
@@ -135,6 +161,8 @@ def log_weights(name: str, value: Tensor) -> None:
 
 def at_least(name: str, value: Tensor, low: float) -> None:
     """Check for finite values >= low."""
+    if on_device(value):
+        return
     finite(name, value)
     if value.numel() and not _extremes(value)[0] >= low:
         _raise_at(name, value, value.detach() < low, f"values of at least {low:g}")
@@ -154,7 +182,7 @@ def integer(name: str, value: object, low: int, high: int, hint: str) -> None:
 
 def unit_rows(name: str, value: Tensor) -> None:
     """Check that rows have norm 1 within UNIT_TOLERANCE, which excludes NaN and infinity."""
-    if not value.numel():
+    if on_device(value) or not value.numel():
         return
     norms = torch.linalg.vector_norm(value.detach(), dim=-1)
     good = (norms - 1).abs() <= UNIT_TOLERANCE
@@ -172,6 +200,20 @@ def _raise_at(name: str, value: Tensor, bad: Tensor, need: str) -> None:
         f"{name}{list(index)} is {float(value[index]):g}; expected {need}",
         hint=f"find the operation before this call that computed {name}",
     )
+
+
+def values(value: Tensor) -> None:
+    """Check for what `Vulkan.tensor` takes: (B,) or (B, n), float32 without NaN, or int64 in
+    [0, 2^32).
+    """
+    shape = (None,) if value.dim() == 1 else (None, None)
+    if value.dtype == torch.int64:
+        NATIVE.indices("values", value, shape, "(B,) or (B, n)", 2**32)
+    else:
+        NATIVE.tensor("values", value, shape, "(B,) or (B, n)")
+        log_weights("values", value)
+    if value.dim() == 2 and value.shape[1] < 1:
+        raise ArgumentError(f"values has shape {tuple(value.shape)}", hint="pass at least one column")
 
 
 def storage(value: str) -> None:
@@ -203,70 +245,151 @@ def points(rules: Rules, value: Tensor, like: tuple[int, int] | None = None) -> 
     unit_rows("points", value)
 
 
-def matrix(rules: Rules, name: str, value: Tensor) -> None:
-    """Check for (B, d), d >= 1."""
-    rules.tensor(name, value, (None, None), "(B, d)")
-    if value.shape[1] < 1:
-        raise ArgumentError(f"{name} has shape {tuple(value.shape)}", hint="pass at least one dimension")
-
-
-def unit_pair(rules: Rules, other_name: str, x: Tensor, other: Tensor, *, unit_other: bool) -> None:
-    """Check the arguments of sphere operations: x (B, d) with unit rows, and a tensor of the same
-    shape that is finite, or has unit rows as well.
+def some_points(rules: Rules, value: Tensor, n: int, d: int, first: int | None, ids: Tensor | None) -> None:
+    """Check rows (M, d) that replace some of N points: those from `first` on, or those named by ids
+    (M,), which are all different.
     """
-    matrix(rules, "x", x)
-    unit_rows("x", x)
-    rules.tensor(other_name, other, tuple(x.shape), "(B, d)")
-    if unit_other:
-        unit_rows(other_name, other)
-    else:
-        finite(other_name, other)
+    rules.tensor("points", value, (None, d), "(M, d)")
+    unit_rows("points", value)
+    rows = value.shape[0]
+    if (first is None) == (ids is None):
+        raise ArgumentError("either first or ids says which points are replaced", hint="pass one of the two")
+    if first is not None:
+        integer("first", first, 0, n - rows + 1, f"pass at most {n} - first rows")
+    if ids is not None:
+        rules.indices("ids", ids, (rows,), "(M,)", n)
+        if len(torch.unique(ids)) != rows:
+            raise ArgumentError("ids names a point twice", hint="pass each id once")
 
 
-def projx(rules: Rules, x: Tensor) -> None:
-    """Check x (B, d): finite, without a zero row."""
-    matrix(rules, "x", x)
-    if x.numel():
-        if not all(map(math.isfinite, _extremes(x))):
-            _raise_at("x", x, ~torch.isfinite(x.detach()), "finite values")
-        smallest = x.detach().abs().amax(dim=-1)
+def operation(name: str, rules: Rules, given: Mapping[str, Any]) -> None:
+    """Check the arguments of an operation by its table in operations.toml.
+
+    Args:
+        given: the arguments by name, and possibly others; `points` are this backend's.
+
+    Raises:
+        ArgumentError: an argument isn't what the table says.
+    """
+    plan = _PLANS[name]
+    sizes = {"N": given["points"].n, "d": given["points"].d} if plan.points else {}
+    for argument in plan.numbers:
+        _number(argument, given[argument.name], sizes)
+    for tensor in plan.tensors:
+        value = given[tensor.name]
+        if value is not None or not tensor.optional:
+            tensor.check(rules, value, sizes)
+    for argument in plan.levels:
+        schedule(rules, given[argument.name], sizes["B"])
+        sizes["S"] = sum(given[argument.name].steps)
+    for argument in plan.counters:
+        counter(argument.name, given[argument.name], sizes[argument.extent])
+    if plan.together:
+        plan.together(given)
+
+
+class _Tensor:
+    """The checks of one tensor, prepared once. known: the sizes that earlier arguments set."""
+
+    def __init__(self, argument: Argument, known: set[str]) -> None:
+        self.name, self.of, self.words = argument.name, argument.of, argument.shape
+        self.optional = argument.default is not None
+        self.below = argument.below if argument.kind == "index" else None
+        self.values = _VALUES[argument.values] if argument.kind == "tensor" else None
+        self.dimensions = argument.dimensions
+        self.new = [(axis, size) for axis, size in enumerate(argument.of) if size not in known]
+
+    def check(self, rules: Rules, value: Tensor, sizes: dict[str, int]) -> None:
+        """Check shape and values, and note the sizes that the tensor determines."""
+        shape = tuple(map(sizes.get, self.of))
+        if self.below is not None:
+            below = sizes[self.below] if isinstance(self.below, str) else self.below
+            rules.indices(self.name, value, shape, self.words, below)
+        else:
+            rules.tensor(self.name, value, shape, self.words)
+        for axis, size in self.new:
+            sizes[size] = value.shape[axis]
+            self._enough(value, size, sizes[size])
+        if self.values is not None:
+            self.values(self.name, value)
+
+    def _enough(self, value: Tensor, size: str, count: int) -> None:
+        if size == "K" and count < 1:
+            raise ArgumentError(f"{self.name} has no candidates (K = 0)", hint="pass at least one candidate per row")
+        if size == "d" and count < self.dimensions:
+            least = "one dimension" if self.dimensions == 1 else f"{self.dimensions} dimensions"
+            raise ArgumentError(f"{self.name} has shape {tuple(value.shape)}", hint=f"pass at least {least}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of an operation in the order in which they are checked."""
+
+    points: bool
+    numbers: list[Argument]
+    tensors: list[_Tensor]
+    levels: list[Argument]
+    counters: list[Argument]
+    together: Callable[[Mapping[str, Any]], None] | None
+
+
+def _plan(called: Operation) -> _Plan:
+    def of_kind(*kinds: str) -> list[Argument]:
+        return [argument for argument in called.arguments if argument.kind in kinds]
+
+    known = {"N", "d"} if of_kind("points") else set[str]()
+    tensors = []
+    for argument in of_kind("tensor", "index"):
+        tensors.append(_Tensor(argument, known))
+        known |= set(argument.of)
+    together = _TOGETHER[called.together] if called.together else None
+    numbers = of_kind("int", "seed", "real", "scheme")
+    return _Plan(bool(of_kind("points")), numbers, tensors, of_kind("levels"), of_kind("counter"), together)
+
+
+def rows(name: str, rules: Rules, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Check the arguments of an operation that works row by row. Returns them by name."""
+    named = {argument.name: value for argument, value in zip(OPERATIONS[name].arguments, arguments, strict=True)}
+    operation(name, rules, named)
+    return named
+
+
+def _number(argument: Argument, value: object, sizes: dict[str, int]) -> None:
+    """Check an argument that isn't a tensor and needs no size of one. A number may be a size."""
+    name = argument.name
+    if argument.kind == "int":
+        high = sizes[argument.high] if isinstance(argument.high, str) else argument.high
+        integer(name, value, int(argument.low), high + 1, argument.hint)
+        sizes[name] = cast("int", value)
+    elif argument.kind == "seed":
+        seed(value)
+    elif argument.kind == "real":
+        _real(name, value, argument.low)
+    elif argument.kind == "scheme" and (not isinstance(value, str) or value not in INTEGRATORS):
+        raise ArgumentError(f"{name} is {value!r}", hint=f"use one of {', '.join(INTEGRATORS)}")
+
+
+def _at_least_0(name: str, value: Tensor) -> None:
+    at_least(name, value, 0.0)
+
+
+def _direction(name: str, value: Tensor) -> None:
+    """Check for finite values, without a zero row."""
+    if value.numel() and not on_device(value):
+        if not all(map(math.isfinite, _extremes(value))):
+            _raise_at(name, value, ~torch.isfinite(value.detach()), "finite values")
+        smallest = value.detach().abs().amax(dim=-1)
         if not bool((smallest > 0).all()):
             row = int((smallest == 0).nonzero()[0])
-            raise ArgumentError(f"x row {row} is zero, so it has no direction", hint="drop or replace zero rows")
+            raise ArgumentError(f"{name} row {row} is zero, so it has no direction", hint="drop or replace zero rows")
 
 
-def topk(rules: Rules, queries: Tensor, n: int, d: int, k: int, scale: Tensor | None, bias: Tensor | None) -> None:
-    """Check queries (B, d) finite; 1 <= k <= N; scale (N,) finite; bias (N,) finite or -inf."""
-    rules.tensor("queries", queries, (None, d), "(B, d)")
-    finite("queries", queries)
-    integer("k", k, 1, n + 1, "ask for at most as many neighbours as there are points")
-    if scale is not None:
-        rules.tensor("scale", scale, (n,), "(N,)")
-        finite("scale", scale)
-    if bias is not None:
-        rules.tensor("bias", bias, (n,), "(N,)")
-        log_weights("bias", bias)
-
-
-def candidates(
-    rules: Rules, x: Tensor, n: int, d: int, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
-) -> None:
-    """Check x (B, d) unit; ids (B, K); logw, kappa (B, K); log_background (B,).
-
-    Every row must have some weight.
-    """
-    rules.tensor("x", x, (None, d), "(B, d)")
-    unit_rows("x", x)
-    rows = x.shape[0]
-    rules.ids(ids, rows, n)
-    shape = (rows, ids.shape[1])
-    rules.tensor("logw", logw, shape, "(B, K)")
-    log_weights("logw", logw)
-    rules.tensor("kappa", kappa, shape, "(B, K)")
-    at_least("kappa", kappa, 0.0)
-    rules.tensor("log_background", log_background, (rows,), "(B,)")
-    log_weights("log_background", log_background)
-    heaviest = torch.maximum(logw.detach().amax(dim=1), log_background.detach()) if rows else log_background
+def _some_weight(given: Mapping[str, Any]) -> None:
+    """Check that every row has some weight."""
+    if on_device(given["logw"], given["log_background"]):
+        return
+    logw, log_background = given["logw"].detach(), given["log_background"].detach()
+    heaviest = torch.maximum(logw.amax(dim=1), log_background) if len(logw) else log_background
     if not bool((heaviest >= -LARGEST).all()):
         row = int((~(heaviest >= -LARGEST)).nonzero()[0])
         raise ArgumentError(
@@ -286,6 +409,7 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
     for level, count in enumerate(value.steps):
         integer(f"schedule.steps[{level}]", count, 0, 2**31, "pass whole numbers of steps >= 0")
     integer("sum of schedule.steps", sum(value.steps), 0, 2**31, "run the steps in several calls")
+    rules = replace(rules, home=None)
     for name in ("kappa_scale", "logw_shift", "step_size", "gamma"):
         tensor: Tensor = getattr(value, name)
         shared = isinstance(tensor, Tensor) and tensor.dim() == 1
@@ -298,82 +422,28 @@ def schedule(rules: Rules, value: Schedule, rows: int) -> None:
     at_least("schedule.gamma", value.gamma, 0.0)
 
 
+def seed(value: object) -> None:
+    """Check for a seed of 64 bits."""
+    integer("seed", value, 0, 2**64, "use the seed modulo 2**64")
+
+
 def counter(name: str, first: int, extent: int) -> None:
     """Check that first to first + extent - 1 fit into a word of a Philox counter."""
     integer(name, first, 0, 2**32 - extent + 1, "use another seed instead of a larger number")
 
 
-def seed_word(seed: int) -> None:
-    """Check for a seed of 64 bits."""
-    integer("seed", seed, 0, 2**64, "use the seed modulo 2**64")
-
-
-def real(name: str, value: float, low: float) -> None:
+def _real(name: str, value: object, low: float) -> None:
     """Check for a finite number >= low."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST:
         raise ArgumentError(f"{name} is {value!r}", hint=f"pass a number in [{low:g}, {LARGEST:g}]")
 
 
-def langevin(
-    rules: Rules,
-    x: Tensor,
-    v: Tensor,
-    n: int,
-    d: int,
-    ids: Tensor,
-    logw: Tensor,
-    kappa: Tensor,
-    log_background: Tensor,
-    levels: Schedule,
-    seed: int,
-    first_step: int,
-    first_chain: int,
-    temperature: float,
-    scheme: str = "gbaoab",
-    leapfrogs: int = 1,
-) -> None:
-    """Check all arguments of `Backend.langevin`."""
-    candidates(rules, x, n, d, ids, logw, kappa, log_background)
-    rules.tensor("v", v, tuple(x.shape), "(B, d)")
-    finite("v", v)
-    schedule(rules, levels, x.shape[0])
-    seed_word(seed)
-    counter("first_step", first_step, sum(levels.steps))
-    counter("first_chain", first_chain, x.shape[0])
-    real("temperature", temperature, 0.0)
-    if scheme not in get_args(Scheme):
-        raise ArgumentError(f"scheme is {scheme!r}", hint=f"use one of {', '.join(get_args(Scheme))}")
-    integer("leapfrogs", leapfrogs, 1, MOST_LEAPFROGS + 1, "4 is a good start")
-
-
-def cotangents(rules: Rules, x: Tensor, grad_energy: Tensor, grad_score: Tensor) -> None:
-    """Check grad_energy (B,) and grad_score (B, d): finite. x has been checked before."""
-    rules.tensor("grad_energy", grad_energy, (x.shape[0],), "(B,)")
-    finite("grad_energy", grad_energy)
-    rules.tensor("grad_score", grad_score, tuple(x.shape), "(B, d)")
-    finite("grad_score", grad_score)
-
-
-def vmf(rules: Rules, mu: Tensor, kappa: Tensor, seed: int, first_row: int) -> None:
-    """Check mu (B, d) unit, d >= 2; kappa (B,) finite, >= 0."""
-    rules.tensor("mu", mu, (None, None), "(B, d)")
-    if mu.shape[1] < 2:
-        raise ArgumentError(f"mu has shape {tuple(mu.shape)}", hint="pass at least two dimensions")
-    unit_rows("mu", mu)
-    rules.tensor("kappa", kappa, (mu.shape[0],), "(B,)")
-    at_least("kappa", kappa, 0.0)
-    seed_word(seed)
-    counter("first_row", first_row, mu.shape[0])
-
-
-def accumulate(rules: Rules, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> None:
-    """Check x (B, d) unit; ids (B, K) in [0, n), 1 <= n < 2^31; responsibilities (B, K) >= 0;
-    tokens (B,) in [0, 2^31).
-    """
-    integer("n", n, 1, 2**31, "pass the number of splats")
-    matrix(rules, "x", x)
-    unit_rows("x", x)
-    rules.ids(ids, x.shape[0], n)
-    rules.tensor("responsibilities", responsibilities, tuple(ids.shape), "(B, K)")
-    at_least("responsibilities", responsibilities, 0.0)
-    rules.indices("tokens", tokens, (x.shape[0],), "(B,)", 2**31)
+_VALUES: dict[str, Callable[[str, Tensor], None]] = {
+    "unit": unit_rows,
+    "finite": finite,
+    "log weight": log_weights,
+    "at least 0": _at_least_0,
+    "direction": _direction,
+}
+_TOGETHER = {"some_weight": _some_weight}
+_PLANS = {name: _plan(called) for name, called in OPERATIONS.items()}

@@ -15,6 +15,7 @@ from torch import Tensor
 from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
     Accumulated,
+    Backend,
     EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
@@ -87,13 +88,17 @@ class CpuPoints:
     def nbytes(self) -> int:
         return self.rows.nbytes + (self._coarse.nbytes if self._coarse is not None else 0)
 
-    def update(self, points: Tensor) -> None:
-        checks.points(checks.NATIVE, points, like=(self.n, self.d))
-        self.rows.copy_(checks.stored(points.detach(), self.storage))
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        if first is None and ids is None:
+            checks.points(checks.NATIVE, points, like=(self.n, self.d))
+        else:
+            checks.some_points(checks.NATIVE, points, self.n, self.d, first, ids)
+        rows = slice(first, None if first is None else first + len(points)) if ids is None else ids
+        self.rows[rows] = checks.stored(points.detach(), self.storage)
         self._coarse, self._asked = None, 0
 
 
-class Cpu:
+class Cpu(Backend):
     """The backend on all processors that this process may use.
 
     Takes contiguous float32 tensors on the CPU.
@@ -117,6 +122,10 @@ class Cpu:
         threads = self._ops.threads()
         return f"{self._ops.target()} kernels, {threads} thread{'s' if threads > 1 else ''}"
 
+    def kernels(self) -> list[str]:
+        """The instruction set in use, and that of 8-bit products."""
+        return [self._ops.target(), f"8-bit products: {self._ops.coarse_kernel()}"]
+
     def counts(self) -> Mapping[str, OpCount]:
         return self._counter.snapshot()
 
@@ -131,42 +140,16 @@ class Cpu:
 
         return self._counter.measure(op, translate)
 
-    def projx(self, x: Tensor) -> Tensor:
-        checks.projx(checks.NATIVE, x)
-        with self._run("projx"):
-            return _tensor(self._ops.projx(_array(x)))
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        with self._run("proju"):
-            return _tensor(self._ops.proju(_array(x), _array(u)))
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        with self._run("expmap"):
-            return _tensor(self._ops.expmap(_array(x), _array(u)))
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        with self._run("logmap"):
-            return _tensor(self._ops.logmap(_array(x), _array(y)))
-
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        with self._run("transp"):
-            return _tensor(self._ops.transp(_array(x), _array(y), _array(u)))
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        with self._run("dist"):
-            return _tensor(self._ops.dist(_array(x), _array(y)))
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        checks.rows(operation, checks.NATIVE, arguments)
+        with self._run(operation):
+            return _tensor(self._ops.rows(operation, [*map(_array, arguments)]))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
         own = _own(points)
-        checks.topk(checks.NATIVE, queries, own.n, own.d, k, scale, bias)
+        checks.operation("topk", checks.NATIVE, locals())
         with self._run("topk"):
             scores, ids, _ = self._ops.topk(
                 _array(queries),
@@ -182,7 +165,7 @@ class Cpu:
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         own = _own(points)
-        checks.candidates(checks.NATIVE, x, own.n, own.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", checks.NATIVE, locals())
         with self._run("energy_score"):
             arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background))
             return EnergyScore(*map(_tensor, self._ops.energy_score(*arrays)))
@@ -199,8 +182,7 @@ class Cpu:
         grad_score: Tensor,
     ) -> EnergyGradients:
         own = _own(points)
-        checks.candidates(checks.NATIVE, x, own.n, own.d, ids, logw, kappa, log_background)
-        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        checks.operation("energy_score_backward", checks.NATIVE, locals())
         with self._run("energy_score_backward"):
             arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background, grad_energy, grad_score))
             return EnergyGradients(*map(_tensor, self._ops.energy_score_backward(*arrays)))
@@ -224,11 +206,7 @@ class Cpu:
         leapfrogs: int = 4,
     ) -> LangevinResult:
         own = _own(points)
-        checks.langevin(
-            checks.NATIVE,
-            *(x, v, own.n, own.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
-        )
+        checks.operation("langevin", checks.NATIVE, locals())
         levels, per_chain = _levels(schedule, x.shape[0])
         with self._run("langevin"):
             x, v = x.detach().clone(), v.detach().clone()
@@ -247,7 +225,8 @@ class Cpu:
                 first_step=first_step,
                 first_chain=first_chain,
                 temperature=temperature,
-                leapfrogs=leapfrogs if scheme == "ghmc" else 0,
+                scheme=scheme,
+                leapfrogs=leapfrogs,
             )
         diagnostics = LangevinDiagnostics(
             energy=_tensor(energy),
@@ -259,13 +238,13 @@ class Cpu:
         return LangevinResult(x, v, diagnostics)
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        checks.operation("vmf_sample", checks.NATIVE, locals())
         with self._run("vmf_sample"):
             fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
             return _tensor(self._ops.vmf_place(_array(mu), _array(fall), seed, first_row))
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        checks.operation("accumulate", checks.NATIVE, locals())
         with self._run("accumulate"):
             found = self._ops.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
             return Accumulated(*(_tensor(array) for array in found))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ebmvk.engine import checks, philox, reference_math, wood
 from ebmvk.engine.api import (
     Accumulated,
+    Backend,
     EnergyGradients,
     EnergyScore,
     LangevinResult,
@@ -25,8 +26,9 @@ from ebmvk.engine.api import (
     TopK,
 )
 from ebmvk.engine.counting import Counter, Measured
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference_chains import Chains, Level, Noise, join
-from ebmvk.engine.reference_math import CHUNK, distance, dot, energy_score, normalise, split, tangent, topk_rows
+from ebmvk.engine.reference_math import CHUNK, energy_score, normalise, split, tangent, topk_rows
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
@@ -56,12 +58,16 @@ class ReferencePoints:
     def nbytes(self) -> int:
         return self.rows.nbytes
 
-    def update(self, points: Tensor) -> None:
-        checks.points(checks.ANY, points, like=(self.n, self.d))
-        self.rows.copy_(checks.stored(points.detach(), self.storage))
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        if first is None and ids is None:
+            checks.points(checks.ANY, points, like=(self.n, self.d))
+        else:
+            checks.some_points(checks.ANY, points, self.n, self.d, first, ids)
+        rows = slice(first, None if first is None else first + len(points)) if ids is None else ids
+        self.rows[rows] = self._backend._take(checks.stored(points.detach(), self.storage))
 
 
-class Reference:
+class Reference(Backend):
     """The backend in plain torch, on one device.
 
     Args:
@@ -137,59 +143,17 @@ class Reference:
             )
         return points
 
-    def projx(self, x: Tensor) -> Tensor:
-        checks.projx(checks.ANY, x)
-        with self._run("projx"):
-            return normalise(self._take(x))
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        self._alike(x=x, u=u)
-        with self._run("proju"):
-            return tangent(self._take(x), self._take(u))
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        self._alike(x=x, u=u)
-        with self._run("expmap"):
-            x, u = self._take(x), self._take(u)
-            norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-            # torch.sinc(z) = sin(pi z) / (pi z), smooth at 0.
-            return torch.cos(norm) * x + torch.sinc(norm / torch.pi) * u
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero at y = x, and also at y = -x, where the direction isn't defined."""
-        checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
-        self._alike(x=x, y=y)
-        with self._run("logmap"):
-            x, y = self._take(x), self._take(y)
-            direction = tangent(x, y - x)
-            norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-            unit = direction / torch.where(norm > 0, norm, 1)
-            return distance(x, y)[:, None] * unit
-
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        """Transport along the shortest geodesic. For y = -x it isn't defined, and not finite."""
-        checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
-        checks.unit_pair(checks.ANY, "u", x, u, unit_other=False)
-        self._alike(x=x, y=y, u=u)
-        with self._run("transp"):
-            x, y, u = self._take(x), self._take(y), self._take(u)
-            both = x + y
-            # For unit rows 1 + x.y = |x + y|^2 / 2, which doesn't cancel near y = -x.
-            return u - 2 * dot(y, u) / dot(both, both) * both
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.ANY, "y", x, y, unit_other=True)
-        self._alike(x=x, y=y)
-        with self._run("dist"):
-            return distance(self._take(x), self._take(y))
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        named = checks.rows(operation, checks.ANY, arguments)
+        self._alike(**named)
+        with self._run(operation):
+            return reference_math.ROWS[operation](*map(self._take, arguments))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
         own = self._own(points)
-        checks.topk(checks.ANY, queries, own.n, own.d, k, scale, bias)
+        checks.operation("topk", checks.ANY, locals())
         self._alike(points=own.rows, queries=queries, scale=scale, bias=bias)
         with self._run("topk"), torch.no_grad():
             queries = self._take(queries)
@@ -205,7 +169,7 @@ class Reference:
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         own = self._own(points)
-        checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", checks.ANY, locals())
         self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
         with self._run("energy_score"):
             size = max(1, CHUNK // (ids.shape[1] * own.d))
@@ -233,8 +197,7 @@ class Reference:
         grad_score: Tensor,
     ) -> EnergyGradients:
         own = self._own(points)
-        checks.candidates(checks.ANY, x, own.n, own.d, ids, logw, kappa, log_background)
-        checks.cotangents(checks.ANY, x, grad_energy, grad_score)
+        checks.operation("energy_score_backward", checks.ANY, locals())
         self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background)
         self._alike(x=x, grad_energy=grad_energy, grad_score=grad_score)
         with self._run("energy_score_backward"), torch.no_grad():
@@ -269,11 +232,7 @@ class Reference:
         leapfrogs: int = 4,
     ) -> LangevinResult:
         own = self._own(points)
-        checks.langevin(
-            checks.ANY,
-            *(x, v, own.n, own.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
-        )
+        checks.operation("langevin", checks.ANY, locals())
         self._alike(points=own.rows, x=x, logw=logw, kappa=kappa, log_background=log_background, v=v)
         with self._run("langevin"), torch.no_grad():
             size = max(1, CHUNK // (ids.shape[1] * own.d))
@@ -288,7 +247,7 @@ class Reference:
                     *(self._take(tensor[rows]) for tensor in (logw, kappa, log_background)),
                     temperature=temperature,
                     noise=Noise(seed, first_step, first_chain + start),
-                    scheme=scheme,
+                    integrator=INTEGRATORS[scheme],
                     leapfrogs=leapfrogs,
                 )
                 for level, steps in zip(levels, schedule.steps, strict=True):
@@ -303,7 +262,7 @@ class Reference:
         return Level(*map(take, (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)))
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        checks.vmf(checks.ANY, mu, kappa, seed, first_row)
+        checks.operation("vmf_sample", checks.ANY, locals())
         with self._run("vmf_sample"), torch.no_grad():
             mu = self._take(mu)
             rows, d = mu.shape
@@ -316,7 +275,7 @@ class Reference:
             return normalise((1 - fall).to(mu) * mu + torch.sqrt(fall * (2 - fall)).to(mu) * across)
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.accumulate(checks.ANY, x, ids, responsibilities, tokens, n)
+        checks.operation("accumulate", checks.ANY, locals())
         self._alike(x=x, responsibilities=responsibilities)
         with self._run("accumulate"), torch.no_grad():
             indices = (ids.to(self._device), tokens.to(self._device))

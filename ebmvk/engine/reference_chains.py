@@ -1,4 +1,4 @@
-"""Chains of the reference backend: g-BAOAB and GHMC (model section 7), with diagnostics."""
+"""Chains of the reference backend: every integrator (model section 7), with diagnostics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine import philox
-from ebmvk.engine.api import EnergyScore, LangevinDiagnostics, LangevinResult, Scheme
+from ebmvk.engine.api import EnergyScore, LangevinDiagnostics, LangevinResult
+from ebmvk.engine.integrators import Integrator, Part
 from ebmvk.engine.reference_math import CHUNK, dot, energy_score, geodesic, tangent
+
+STREAMS = (philox.STREAM_NOISE, philox.STREAM_NOISE_2)
+"""Random numbers of the first and second O of a step."""
 
 
 @dataclass
@@ -84,24 +88,25 @@ class Chains:
         *,
         temperature: float,
         noise: Noise,
-        scheme: Scheme,
+        integrator: Integrator,
         leapfrogs: int,
     ) -> None:
         self.x, self.v, self.mu = x, v, mu
         self.logw, self.kappa, self.log_background = logw, kappa, log_background
         self.temperature, self.noise = temperature, noise
-        self.scheme, self.leapfrogs = scheme, leapfrogs
+        self.integrator, self.leapfrogs = integrator, leapfrogs
         self.steps = 0
         self.energy = x.new_zeros(x.shape[0])
+        self.heat = torch.zeros_like(self.energy)  # what the O of a step have added to |v|^2 / 2
         self.kinetic, self.error, self.tangency, self.accepted = (torch.zeros_like(self.energy) for _ in range(4))
 
     def run_level(self, level: Level, steps: int) -> None:
         """Take the steps of one level. The force at the level's start is computed anew; then each
         step starts from the force that the step before ended with.
         """
-        h, metropolis = level.step_size, self.scheme == "ghmc"
-        # GHMC splits the friction of its trajectory into two halves around it.
-        rate = level.gamma * h * (self.leapfrogs / 2 if metropolis else 1)
+        h, integrator = level.step_size, self.integrator
+        # Each O takes its share of the friction of a step, or of a whole trajectory.
+        rate = level.gamma * h * (integrator.friction * (self.leapfrogs if integrator.metropolis else 1))
         force = Force(
             self.mu,
             self.logw + level.logw_shift,
@@ -112,34 +117,33 @@ class Chains:
             spread=torch.sqrt(-self.temperature * torch.expm1(-2 * rate)),
         )
         now = force(self.x)
-        streams = (philox.STREAM_NOISE, philox.STREAM_NOISE_2) if metropolis else (philox.STREAM_NOISE,)
+        step = self._trajectory if integrator.metropolis else self._step
+        streams = STREAMS[: integrator.noises]
         at_once = max(1, CHUNK // 16 // max(1, self.x.numel()))
         for done in range(0, steps, at_once):
-            for numbers in zip(*self.noise.draw(self.x, min(at_once, steps - done), *streams), strict=True):
-                now = self._trajectory(force, now, *numbers) if metropolis else self._step(force, now, numbers[0])
+            for *xi, u in zip(*self.noise.draw(self.x, min(at_once, steps - done), *streams), strict=True):
+                now = step(force, now, xi, u)
                 self.steps += 1
         self.energy = now.energy
 
-    def _step(self, force: Force, now: EnergyScore, xi: Tensor) -> EnergyScore:
-        """One g-BAOAB step. Returns energy and score at its end."""
-        half = force.h / 2
+    def _step(self, force: Force, now: EnergyScore, xi: list[Tensor], _: Tensor) -> EnergyScore:
+        """One step of an unadjusted integrator. Returns energy and score at its end."""
         before = now.energy + _kinetic(self.v)
-        x, v = geodesic(self.x, self.v + half * now.score, half)
-        kicked = force.stir(x, v, xi)
-        heat = _kinetic(kicked) - _kinetic(v)
-        self.kinetic += 2 * _kinetic(kicked) / (x.shape[1] - 1)
-        end = self._land(force, *geodesic(x, kicked, half))
-        self.error += (end.energy + _kinetic(self.v) - before - heat).abs()
+        self.heat = torch.zeros_like(before)
+        end = now
+        for part in self.integrator.parts:
+            end = self._move(force, end, part, xi)
+        self.error += (end.energy + _kinetic(self.v) - before - self.heat).abs()
         self.accepted += 1
         return end
 
-    def _trajectory(self, force: Force, now: EnergyScore, xi: Tensor, xi2: Tensor, u: Tensor) -> EnergyScore:
-        """One GHMC step. Returns energy and score at its end."""
-        x, v = self.x, force.stir(self.x, self.v, xi)
-        self.kinetic += 2 * _kinetic(v) / (x.shape[1] - 1)
-        self.v, end = v, now
+    def _trajectory(self, force: Force, now: EnergyScore, xi: list[Tensor], u: Tensor) -> EnergyScore:
+        """One step of a Metropolis integrator. Returns energy and score at its end."""
+        self._heat(force, 0, xi)
+        x, v, end = self.x, self.v, now
         for _ in range(self.leapfrogs):
-            end = self._land(force, *geodesic(self.x, self.v + force.h / 2 * end.score, force.h))
+            for part in self.integrator.parts:
+                end = self._move(force, end, part, xi)
         change = end.energy + _kinetic(self.v) - now.energy - _kinetic(v)
         # False for NaN too: a trajectory that blew up is rejected.
         accept = change <= -self.temperature * torch.log(u)
@@ -149,7 +153,7 @@ class Chains:
         # A rejected chain returns to its start with the velocity reversed, as detailed balance
         # needs.
         self.x, self.v = torch.where(take, self.x, x), torch.where(take, self.v, -v)
-        self.v = force.stir(self.x, self.v, xi2)
+        self._heat(force, 1, xi)
         return EnergyScore(
             torch.where(accept, end.energy, now.energy),
             torch.where(take, end.score, now.score),
@@ -157,13 +161,34 @@ class Chains:
             torch.where(accept, end.background, now.background),
         )
 
-    def _land(self, force: Force, x: Tensor, v: Tensor) -> EnergyScore:
-        """End a geodesic move: project x onto the sphere, do the second half kick, make v
-        tangent."""
+    def _move(self, force: Force, now: EnergyScore, part: Part, xi: list[Tensor]) -> EnergyScore:
+        """One part of a step. Returns energy and score of the last place where they were needed."""
+        if part.kind == "kick":
+            self.v = self.v + part.share * force.h * now.score
+        elif part.kind == "drift":
+            self.x, self.v = geodesic(self.x, self.v, part.share * force.h)
+        elif part.kind == "noise":
+            self._heat(force, part.number, xi)
+        else:
+            return self._land(force, part)
+        return now
+
+    def _heat(self, force: Force, number: int, xi: list[Tensor]) -> None:
+        """O: friction and noise."""
+        cold = _kinetic(self.v)
+        self.v = force.stir(self.x, self.v, xi[number])
+        hot = _kinetic(self.v)
+        self.heat += hot - cold
+        if number == 0:
+            self.kinetic += 2 * hot / (self.x.shape[1] - 1)
+
+    def _land(self, force: Force, part: Part) -> EnergyScore:
+        """A geodesic move, back onto the sphere, a kick, back into the tangent space."""
+        x, v = geodesic(self.x, self.v, part.share * force.h)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         x = x / norm
         end = force(x)
-        v = v + force.h / 2 * end.score
+        v = v + part.kick * force.h * end.score
         radial = dot(x, v)
         drift = torch.maximum((norm - 1).abs(), radial.abs() / torch.linalg.vector_norm(v, dim=1, keepdim=True))
         self.tangency = torch.fmax(self.tangency, drift[:, 0])

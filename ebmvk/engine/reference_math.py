@@ -7,7 +7,7 @@ never used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,38 @@ def tangent(x: Tensor, u: Tensor) -> Tensor:
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * torch.atan2(torch.linalg.vector_norm(x - y, dim=-1), torch.linalg.vector_norm(x + y, dim=-1))
+
+
+def expmap(x: Tensor, u: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    # torch.sinc(z) = sin(pi z) / (pi z), smooth at 0.
+    return torch.cos(norm) * x + torch.sinc(norm / torch.pi) * u
+
+
+def logmap(x: Tensor, y: Tensor) -> Tensor:
+    """Zero at y = x, and also at y = -x, where the direction isn't defined."""
+    direction = tangent(x, y - x)
+    norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    unit = direction / torch.where(norm > 0, norm, 1)
+    return distance(x, y)[:, None] * unit
+
+
+def transport(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+    """Transport along the shortest geodesic. For y = -x it isn't defined, and not finite."""
+    both = x + y
+    # For unit rows 1 + x.y = |x + y|^2 / 2, which doesn't cancel near y = -x.
+    return u - 2 * dot(y, u) / dot(both, both) * both
+
+
+ROWS: dict[str, Callable[..., Tensor]] = {
+    "projx": normalise,
+    "proju": tangent,
+    "expmap": expmap,
+    "logmap": logmap,
+    "transp": transport,
+    "dist": distance,
+}
+"""The operations that work row by row."""
 
 
 def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

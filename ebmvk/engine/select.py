@@ -22,8 +22,8 @@ Kind = Literal["cpu", "cuda", "vulkan", "reference"]
 class Choice:
     """The device that `--device` stands for, and why.
 
-    index: the Vulkan device's number, or None for the driver's first one. reason: a clause for
-    people.
+    index: the Vulkan device's number, or None for the one to prefer (`vulkan_devices.choose`).
+    reason: a clause for people.
     """
 
     kind: Kind
@@ -41,7 +41,8 @@ def select(device: str = "auto") -> Backend:
     Args:
         device: auto, cpu, cuda, vulkan, vulkan:<index> or reference. auto takes CUDA if torch has
             it, else a Vulkan device that isn't a software renderer (such as lavapipe, which is for
-            tests), else the CPU kernels.
+            tests), else the CPU kernels. Both auto and vulkan take a discrete card before an
+            integrated GPU.
 
     Raises:
         ArgumentError: `device` isn't one of these.
@@ -111,7 +112,8 @@ def _automatic() -> Choice:
     try:
         from ebmvk.engine import vulkan_devices
 
-        gpu = next((device for device in vulkan_devices.devices() if device.type != "cpu"), None)
+        gpus = [device for device in vulkan_devices.devices() if device.type != "cpu"]
+        gpu = min(gpus, key=vulkan_devices.preference, default=None)
     except (ImportError, DeviceError):  # no extension, loader or driver; `ebmvk doctor` tells which
         gpu = None
     if gpu is None:

@@ -1,4 +1,7 @@
-"""Runs every operation of a backend once and compares the results with the float64 oracle."""
+"""Runs every operation of a backend once and compares the results with the float64 oracle.
+
+Then it tests that chains which are resumed give the same bits as chains which run through.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ebmvk.engine.api import Backend, Schedule, Storage
+from ebmvk.engine.api import Backend, Schedule, Scheme, Storage
+from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS, Operation
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -22,11 +28,14 @@ TOLERANCE = 1e-9
 ROWS, DIMENSION, POINTS, CANDIDATES = 6, 65, 200, 33
 """Odd on purpose, so that none is a multiple of a vector, a subgroup or a tile."""
 
+STEPS = 200
+"""Of the chains that are resumed halfway."""
+
 
 @dataclass(frozen=True)
 class Check:
     """The result of one operation. error: squared error over squared size, infinite if discrete
-    results differ; failure: the text of the typed error, if there was one."""
+    results or bits that must be equal differ; failure: what went wrong, if it isn't the error."""
 
     operation: str
     error: float
@@ -39,19 +48,54 @@ class Check:
 
 
 def run(backend: Backend) -> list[Check]:
-    """Check every operation on fixed arguments. Typed errors of the backend become failures."""
+    """Check every operation on fixed arguments. An error of the backend becomes a failure."""
     oracle = Reference("cpu", torch.float64)
-    return [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
+    checks = [_check(name, operation, backend, oracle) for name, operation in _operations().items()]
+    return checks + [_check_resumption(name, scheme, backend) for name, scheme in RESUMED.items()]
 
 
 def _check(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend, oracle: Reference) -> Check:
     start = time.perf_counter()
     try:
         got = operation(backend)
+    except Exception as error:  # noqa: BLE001  # whatever a driver does, the other operations are still tested
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
+    seconds = time.perf_counter() - start
+    return Check(name, max(map(_difference, got, operation(oracle))), seconds)
+
+
+RESUMED: dict[str, Scheme] = {"langevin, resumed": "gbaoab", "langevin (ghmc), resumed": "ghmc"}
+"""Names of the checks that resume chains, with the integrator of each."""
+
+
+def _check_resumption(name: str, scheme: Scheme, backend: Backend) -> Check:
+    """The same bits from 200 steps in one call and from two calls of 100.
+
+    A step is the same code in both, but a compiler may treat a loop's first pass apart from the
+    others and round differently there. No specification forbids that, so only a run on the device
+    tells.
+    """
+    start = time.perf_counter()
+    x, u, points, lists = _chains()
+    half = STEPS // 2
+
+    def steps(state: tuple[Tensor, Tensor], first: int, count: int) -> tuple[Tensor, Tensor]:
+        level = Schedule(torch.ones(1), torch.zeros(1), torch.tensor([0.05]), torch.tensor([5.0]), (count,))
+        at = backend.points(points)
+        end = backend.langevin(*state, at, *lists, level, seed=3, first_step=first, scheme=scheme)
+        return end.x, end.v
+
+    try:
+        whole = torch.cat(steps((x, u), 0, STEPS))
+        halves = torch.cat(steps(steps((x, u), 0, half), half, STEPS - half))
     except EbmvkError as error:
         return Check(name, torch.inf, time.perf_counter() - start, str(error))
     seconds = time.perf_counter() - start
-    return Check(name, max(map(_difference, got, operation(oracle))), seconds)
+    different = int((whole != halves).sum())
+    if not different:
+        return Check(name, 0.0, seconds)
+    failure = f"{STEPS} steps and 2 x {half} differ in {different} of {whole.numel()} numbers: resumed chains change"
+    return Check(name, torch.inf, seconds, failure)
 
 
 def _difference(got: Tensor, want: Tensor) -> float:
@@ -60,6 +104,20 @@ def _difference(got: Tensor, want: Tensor) -> float:
         return torch.inf
     error = float((got.double() - want.double()).square().sum() / want.double().square().sum().clamp_min(1e-30))
     return torch.inf if math.isnan(error) else error
+
+
+def _chains() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """x, v, points, and the candidates' ids, logw, kappa and log_background."""
+    g = torch.Generator().manual_seed(2)
+    x, points = (
+        torch.nn.functional.normalize(torch.randn(rows, DIMENSION, generator=g), dim=1) for rows in (ROWS, POINTS)
+    )
+    u = torch.randn(ROWS, DIMENSION, generator=g)
+    u = u - (u * x).sum(1, keepdim=True) * x
+    ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
+    kappa = 50 * torch.rand(ROWS, CANDIDATES, generator=g)
+    logw = torch.randn(ROWS, CANDIDATES, generator=g)
+    return x, u, points, (ids, logw, kappa, torch.randn(ROWS, generator=g))
 
 
 def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
@@ -71,6 +129,7 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
     x, y, points = unit(ROWS), unit(ROWS), unit(POINTS)
     u = torch.randn(ROWS, DIMENSION, generator=g)
     u = u - (u * x).sum(1, keepdim=True) * x
+    rows = {"x": x, "y": y, "u": u, "direction": 3 * y}
     ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
     logw = torch.randn(ROWS, CANDIDATES, generator=g)
     lists = (ids, logw, 50 * torch.rand(ROWS, CANDIDATES, generator=g), torch.randn(ROWS, generator=g))
@@ -82,8 +141,12 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
 
     def langevin(backend: Backend, scheme: str, storage: Storage = "float32") -> list[Tensor]:
         at = backend.points(points, storage)
-        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)  # type: ignore[arg-type]
+        out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
+
+    def by_rows(backend: Backend, operation: Operation) -> list[Tensor]:
+        given = (rows["direction"] if a.values == "direction" else rows[a.name] for a in operation.arguments)
+        return [getattr(backend, operation.name)(*given)]
 
     def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
         out = backend.topk(y, backend.points(points, storage), 20, scale=scale, bias=bias)
@@ -102,19 +165,35 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         return [out.mass, out.resultant, out.splat_token, out.counts]
 
     return {
-        "projx": lambda b: [b.projx(3 * y)],
-        "proju": lambda b: [b.proju(x, y)],
-        "expmap": lambda b: [b.expmap(x, u)],
-        "logmap": lambda b: [b.logmap(x, y)],
-        "transp": lambda b: [b.transp(x, y, u)],
-        "dist": lambda b: [b.dist(x, y)],
+        **{name: partial(by_rows, operation=operation) for name, operation in OPERATIONS.items() if operation.rows},
         "topk": topk,
         "topk (float16)": lambda b: topk(b, "float16"),
         "energy_score": energy_score,
         "energy_score_backward": backward,
         "langevin": lambda b: langevin(b, "gbaoab"),
         "langevin (float16)": lambda b: langevin(b, "gbaoab", "float16"),
-        "langevin (ghmc)": lambda b: langevin(b, "ghmc"),
+        **{f"langevin ({name})": partial(langevin, scheme=name) for name in INTEGRATORS if name != "gbaoab"},
         "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
         "accumulate": accumulate,
     }
+
+
+def repeat(backend: Backend) -> list[Check]:
+    """Run every operation twice. Each must give the same bits again; its error is 0 if it does."""
+    return [_check_repeated(name, operation, backend) for name, operation in _operations().items()]
+
+
+def _check_repeated(name: str, operation: Callable[[Backend], list[Tensor]], backend: Backend) -> Check:
+    start = time.perf_counter()
+    try:
+        pairs = list(zip(operation(backend), operation(backend), strict=True))
+    except Exception as error:  # noqa: BLE001  # as in _check
+        return Check(name, torch.inf, time.perf_counter() - start, _said(error))
+    seconds = time.perf_counter() - start
+    different = sum(int((one != two).sum()) for one, two in pairs)
+    failure = f"two runs differ in {different} of {sum(one.numel() for one, _ in pairs)} numbers" if different else ""
+    return Check(name, torch.inf if different else 0.0, seconds, failure)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, EbmvkError) else f"{type(error).__name__}: {error}"

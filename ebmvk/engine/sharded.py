@@ -20,6 +20,7 @@ from torch import Tensor
 from ebmvk.engine import checks
 from ebmvk.engine.api import Backend, Points, Storage, TopK
 from ebmvk.engine.select import select
+from ebmvk.errors import ArgumentError
 from ebmvk.ranks import Handler, Ranks
 
 Parts = list[Tensor]
@@ -128,7 +129,12 @@ class ShardedPoints:
         self.storage = storage
         self.nbytes = -(-points.nbytes // backend.ranks.size)  # of this rank
 
-    def update(self, points: Tensor) -> None:
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        if first is not None or ids is not None:
+            raise ArgumentError(
+                "some of the points can't be replaced, because they are spread over processes",
+                hint="pass all rows to update()",
+            )
         checks.points(checks.ANY, points, like=(self.n, self.d))
         self._backend.spread(self._key, points, self.storage)
 
@@ -171,7 +177,7 @@ class _Sharded:
     ) -> TopK:
         if not isinstance(points, ShardedPoints):
             return self._own.topk(queries, points, k, scale=scale, bias=bias)
-        checks.topk(checks.ANY, queries, points.n, points.d, k, scale, bias)
+        checks.operation("topk", checks.ANY, locals())
         asked = queries.detach().cpu().contiguous()
         weights = {"scale": scale, "bias": bias}
         given = {name: value.detach().cpu().contiguous() for name, value in weights.items() if value is not None}

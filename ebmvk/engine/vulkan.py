@@ -6,11 +6,12 @@ of shards; they may differ in the last bits between devices.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from ebmvk.engine import checks, wood
 from ebmvk.engine.api import (
     Accumulated,
+    Backend,
     EnergyGradients,
     EnergyScore,
     LangevinDiagnostics,
@@ -29,15 +31,22 @@ from ebmvk.engine.api import (
     Storage,
     TopK,
 )
+from ebmvk.engine.chained import CandidateLaw, check_decode, check_law
 from ebmvk.engine.counting import Translated
+from ebmvk.engine.device_tensor import DeviceTensor, SparseRows, on_device, on_host
 from ebmvk.engine.vulkan_devices import choose, extension
-from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, OutOfMemory
+from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, NonFinite, OutOfMemory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from ebmvk import _vulkan
+
+COUNTED = tuple(field.name for field in dataclasses.fields(OpCount))
+
+
+_NO_TOKEN = 2**32 - 1  # what the kernel of `decode` writes where weights aren't finite
 
 
 def _cache_dir() -> str:
@@ -58,6 +67,7 @@ class VulkanPoints:
     """
 
     def __init__(self, backend: Vulkan, points: Tensor, storage: Storage) -> None:
+        (points,) = on_host((points,))
         checks.storage(storage)
         checks.points(checks.NATIVE, points)
         self._backend = backend
@@ -79,19 +89,33 @@ class VulkanPoints:
     def nbytes(self) -> int:
         return self.native.nbytes
 
-    def update(self, points: Tensor) -> None:
-        checks.points(checks.NATIVE, points, like=(self.n, self.d))
+    @property
+    def backend(self) -> Vulkan:
+        return self._backend
+
+    def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
+        points, ids = on_host((points, ids))
+        if first is None and ids is None:
+            checks.points(checks.NATIVE, points, like=(self.n, self.d))
+        else:
+            checks.some_points(checks.NATIVE, points, self.n, self.d, first, ids)
         with self._backend._errors("points"):
-            self.native.update(_array(points))
+            if ids is not None:
+                self.native.update_named(_array(points), _array(ids))
+            elif first is not None:
+                self.native.update_some(_array(points), first)
+            else:
+                self.native.update(_array(points))
 
 
-class Vulkan:
+class Vulkan(Backend):
     """The backend on one Vulkan device.
 
-    Takes contiguous float32 tensors on the CPU; points stay on the device.
+    Takes contiguous float32 tensors on the CPU, and its own `DeviceTensor`s: if an argument is one,
+    so are all results. Points stay on the device.
 
     Args:
-        index: the device's number. None takes the first that isn't of type cpu, else the first.
+        index: the device's number. None takes the one to prefer (`vulkan_devices.choose`).
         options: fields of `ebmvk._vulkan.Options`, such as validate, portable, shard_bytes or
             memory_limit.
 
@@ -114,6 +138,7 @@ class Vulkan:
         except self._extension.Unavailable as error:
             raise DeviceError(str(error), hint="see `vulkaninfo --summary`, or use --device cpu") from error
         self.capabilities: _vulkan.Capabilities = self._engine.capabilities
+        self._rules = checks.Rules(native=True, home=self._engine)
 
     @property
     def device(self) -> str:
@@ -123,8 +148,95 @@ class Vulkan:
         with self._errors("counts"):
             counts = self._engine.counts()
         return MappingProxyType(
-            {name: OpCount(count.calls, count.dispatches, count.seconds) for name, count in counts.items()}
+            {name: OpCount(**{key: getattr(count, key) for key in COUNTED}) for name, count in counts.items()}
         )
+
+    def submissions(self) -> int:
+        """Submissions to Vulkan queues in this process until now, whichever device they went to."""
+        return int(self._extension.calls_of("vkQueueSubmit"))
+
+    def kernels(self) -> list[str]:
+        """The shaders that ran, as NAME.VARIANT.STORAGE; the storage is that of the points."""
+        return [f"{name}.{variant.name}.{storage.name}" for name, variant, storage in self._engine.used_kernels()]
+
+    def tensor(self, values: Tensor | NDArray[Any]) -> DeviceTensor:
+        """A copy of the values on the device, for any argument of an operation.
+
+        Args:
+            values: (B,) or (B, n), contiguous, float32 without NaN, or int64 in [0, 2^32).
+
+        Raises:
+            ArgumentError: another shape, dtype or value. OutOfMemory: no room on the device.
+        """
+        given = torch.as_tensor(values).detach()
+        checks.values(given)
+        with self._errors("tensor"):
+            return DeviceTensor(self, self._engine.tensor(_array(given)))
+
+    @property
+    def home(self) -> object:
+        return self._engine
+
+    def read(self, *tensors: DeviceTensor) -> list[NDArray[Any]]:
+        with self._errors("read"):
+            return self._engine.read([tensor.native for tensor in tensors])
+
+    def energy(
+        self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        native = self._own(points)
+        checks.operation("energy_score", self._rules, locals())
+        with self._errors("energy_score"):
+            parts = self._engine.energy(native, *map(_native, (x, ids, logw, kappa, log_background)))
+        energy, responsibilities, background = map(self._result, parts)
+        return energy, responsibilities, background
+
+    def candidate_law(self, log_p: Tensor | DeviceTensor, ids: Tensor | DeviceTensor) -> CandidateLaw:
+        check_law(self._rules, log_p, ids)
+        with self._errors("candidate_law"):
+            return CandidateLaw(*map(self._result, self._engine.candidate_law(_native(log_p), _native(ids))))
+
+    def decode(
+        self,
+        x: Tensor | DeviceTensor,
+        points: Points,
+        ids: Tensor | DeviceTensor,
+        law: CandidateLaw,
+        kappa: Tensor,
+        shift: Tensor,
+        log_p: Tensor | DeviceTensor,
+        *,
+        seed: int,
+        first_chain: int,
+        streams: tuple[int, int],
+    ) -> Tensor:
+        native = self._own(points)
+        check_law(self._rules, log_p, ids)
+        check_decode(self._rules, x, points.n, points.d, ids, law, kappa, shift, log_p)
+        checks.seed(seed)
+        checks.counter("first_chain", first_chain, ids.shape[0])
+        arguments = (x, ids, law.logp, law.log_rest, kappa, shift, log_p)
+        with self._errors("decode"):
+            found = self._engine.decode(native, *[*map(_native, arguments), seed, first_chain, *streams])
+        tokens: Tensor = torch.from_numpy(found)
+        if lost := int((tokens == _NO_TOKEN).sum()):
+            raise NonFinite(
+                f"{lost} of {len(tokens)} states have no finite responsibilities",
+                why="a step size, friction, temperature or concentration of their chains is too large",
+                hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
+            )
+        return tokens
+
+    def _like(self, arguments: tuple[Any, ...], results: Iterable[Tensor]) -> list[Any]:
+        """Results of an operation that works through the host: on the device if an argument was."""
+        return [self.tensor(result) for result in results] if on_device(*arguments) else list(results)
+
+    def _tensor(self, value: Any) -> Tensor:
+        return cast("Tensor", self._result(value))
+
+    def _result(self, value: Any) -> Any:
+        """A tensor on the CPU, or on the device."""
+        return DeviceTensor(self, value) if isinstance(value, self._extension.Tensor) else torch.from_numpy(value)
 
     def points(self, points: Tensor, storage: Storage = "float32") -> VulkanPoints:
         return VulkanPoints(self, points, storage)
@@ -179,62 +291,36 @@ class Vulkan:
             )
         return points.native
 
-    def _sphere(self, op: str, *arguments: Tensor) -> Tensor:
-        with self._errors(op):
-            return _tensor(
-                self._engine.sphere(getattr(self._extension.SphereOp, op), [_array(argument) for argument in arguments])
-            )
-
-    def projx(self, x: Tensor) -> Tensor:
-        checks.projx(checks.NATIVE, x)
-        return self._sphere("projx", x)
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("proju", x, u)
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("expmap", x, u)
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        return self._sphere("logmap", x, y)
-
-    def transp(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        checks.unit_pair(checks.NATIVE, "u", x, u, unit_other=False)
-        return self._sphere("transp", x, y, u)
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        checks.unit_pair(checks.NATIVE, "y", x, y, unit_other=True)
-        return self._sphere("dist", x, y)
+    def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
+        checks.rows(operation, self._rules, arguments)
+        with self._errors(operation):
+            return self._tensor(self._engine.rows(operation, [*map(_native, arguments)]))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
         native = self._own(points)
-        checks.topk(checks.NATIVE, queries, points.n, points.d, k, scale, bias)
+        checks.operation("topk", self._rules, locals())
         with self._errors("topk"):
             scores, ids = self._engine.topk(
                 native,
-                _array(queries),
+                _native(queries),
                 k,
-                None if scale is None else _array(scale),
-                None if bias is None else _array(bias),
+                None if scale is None else _native(scale),
+                None if bias is None else _native(bias),
             )
-        return TopK(_tensor(scores), _tensor(ids))
+        return TopK(self._result(scores), self._result(ids))
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> EnergyScore:
         native = self._own(points)
-        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
+        checks.operation("energy_score", self._rules, locals())
         with self._errors("energy_score"):
             parts = self._engine.energy_score(
-                native, _array(x), _array(ids), _array(logw), _array(kappa), _array(log_background)
+                native, _native(x), _native(ids), _native(logw), _native(kappa), _native(log_background)
             )
-        return EnergyScore(*map(_tensor, parts))
+        return EnergyScore(*map(self._result, parts))
 
     def energy_score_backward(
         self,
@@ -248,12 +334,17 @@ class Vulkan:
         grad_score: Tensor,
     ) -> EnergyGradients:
         native = self._own(points)
-        checks.candidates(checks.NATIVE, x, points.n, points.d, ids, logw, kappa, log_background)
-        checks.cotangents(checks.NATIVE, x, grad_energy, grad_score)
+        checks.operation("energy_score_backward", self._rules, locals())
         arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
         with self._errors("energy_score_backward"):
-            parts = self._engine.energy_score_backward(native, *map(_array, arguments))
-        return EnergyGradients(*map(_tensor, parts))
+            of_x, of_points, *rest = self._engine.energy_score_backward(native, *map(_native, arguments))
+        shared: Any
+        if on_device(*arguments):
+            ids_of, rows_of = of_points
+            shared = SparseRows(self._result(ids_of), self._result(rows_of), points.n)
+        else:
+            shared = self._result(of_points)
+        return EnergyGradients(self._result(of_x), shared, *map(self._result, rest))
 
     def langevin(
         self,
@@ -274,46 +365,49 @@ class Vulkan:
         leapfrogs: int = 4,
     ) -> LangevinResult:
         native = self._own(points)
-        checks.langevin(
-            checks.NATIVE,
-            *(x, v, points.n, points.d, ids, logw, kappa, log_background),
-            *(schedule, seed, first_step, first_chain, temperature, scheme, leapfrogs),
-        )
+        checks.operation("langevin", self._rules, locals())
         with self._errors("langevin"):
             at, speed, *diagnostics = map(
-                _tensor,
+                self._result,
                 self._engine.langevin(
                     native,
-                    _array(x),
-                    _array(v),
-                    _array(ids),
-                    _array(logw),
-                    _array(kappa),
-                    _array(log_background),
+                    _native(x),
+                    _native(v),
+                    _native(ids),
+                    _native(logw),
+                    _native(kappa),
+                    _native(log_background),
                     *_levels(schedule, x.shape[0]),
                     list(schedule.steps),
                     seed,
                     first_step,
                     first_chain,
                     float(temperature),
-                    leapfrogs if scheme == "ghmc" else 0,
+                    scheme,
+                    leapfrogs,
                 ),
             )
         return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
-        checks.vmf(checks.NATIVE, mu, kappa, seed, first_row)
+        checks.operation("vmf_sample", self._rules, locals())
+        if on_device(kappa) and not on_device(mu):
+            mu = cast("Tensor", self.tensor(mu))
+        (kappa,) = on_host((kappa,))
         fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
         cosine_sine = torch.stack((1 - fall, torch.sqrt(fall * (2 - fall))), dim=1).float()
         with self._errors("vmf_sample"):
-            return _tensor(self._engine.vmf_sample(_array(mu), _array(cosine_sine), seed, first_row))
+            return self._tensor(self._engine.vmf_sample(_native(mu), _native(cosine_sine), seed, first_row))
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.accumulate(checks.NATIVE, x, ids, responsibilities, tokens, n)
+        checks.operation("accumulate", self._rules, locals())
+        arguments = (x, ids, responsibilities, tokens)
         with self._errors("accumulate"):
-            found = self._engine.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
-        sums, splat_token, counts = (_tensor(array) for array in found)
-        return Accumulated(sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
+            rows, names, shares, said = map(_array, on_host(arguments))
+            found = self._engine.accumulate(rows, names, shares, said, n)
+        sums, splat_token, counts = map(torch.from_numpy, found)
+        parts = (sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
+        return Accumulated(*self._like(arguments, parts))
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -331,5 +425,6 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array)
+def _native(tensor: Tensor | DeviceTensor) -> Any:
+    """What the extension takes: an array, or its own tensor."""
+    return tensor.native if isinstance(tensor, DeviceTensor) else _array(tensor)

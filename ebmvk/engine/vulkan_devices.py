@@ -26,6 +26,16 @@ class Device:
     memory_bytes: int
 
 
+_PREFERENCE = ("discrete", "integrated", "virtual", "other", "cpu")
+"""Types from the one to take first to the one to take last. A laptop with two GPUs lists either
+first."""
+
+
+def preference(device: Device | _vulkan.Capabilities) -> int:
+    """The place of a device's type among the types to take, 0 for the best."""
+    return _PREFERENCE.index(device.type)
+
+
 def devices() -> list[Device]:
     """The usable devices, in the driver's order.
 
@@ -99,6 +109,7 @@ def _describe(device: _vulkan.Capabilities) -> Description:
             "float16": device.float16,
             "subgroup_arithmetic": device.subgroup_arithmetic,
             "subgroup_control": device.subgroup_control,
+            "subgroup_required": device.subgroup_required,
         },
         {
             "storage_range": device.max_storage_range,
@@ -108,6 +119,7 @@ def _describe(device: _vulkan.Capabilities) -> Description:
             "group_size": device.max_group_size,
             "shared_bytes": device.max_shared_bytes,
             "subgroup_size": device.subgroup_size,
+            "registers": device.registers,
         },
         {f"from_{queries}": tiling for queries, tiling in extension().tilings(device)},
     )
@@ -141,8 +153,9 @@ def _found() -> list[_vulkan.Capabilities]:
 
 
 def choose(index: int | None) -> int:
-    """The index, if it is given. Otherwise the index of the first device that isn't a software
-    renderer, or of the first device if all are.
+    """The index, if it is given. Otherwise the index of the device to prefer: a discrete card
+    before an integrated GPU, and a software renderer last. The driver's order decides between
+    equals.
 
     Raises:
         DeviceError: index is None and no device can be used.
@@ -158,4 +171,4 @@ def choose(index: int | None) -> int:
             why=reasons,
             hint="install a Vulkan driver (vulkaninfo --summary lists devices), or use --device cpu",
         )
-    return next((device.index for device in usable if device.type != "cpu"), usable[0].index)
+    return min(usable, key=preference).index

@@ -6,6 +6,7 @@
 | `interface` | what a sampler is given and returns; a sampler of states as a sampler of tokens |
 | `tokens` | `TokenSampler`: runs one sampler for a model and sums up its diagnostics |
 | `latent` | the latent law p(x|c), exact samples of it, and the Bayes decoder from x to a token |
+| `on_device` | the latent law in the memory of a Vulkan device |
 | `annealed`, `schedule` | `langevin`: annealed Langevin chains, and their levels of concentration |
 | `tempering` | `tempering`: replica exchange between concentrations |
 | `gibbs` | `gibbs`: block Gibbs, component and state in turn |

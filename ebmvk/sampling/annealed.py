@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from ebmvk.engine import philox
 from ebmvk.engine.api import LangevinDiagnostics, Schedule
-from ebmvk.sampling.interface import Options, State, by_decoding
+from ebmvk.engine.chained import keeper_of
+from ebmvk.sampling.interface import Drawn, Options, State, TokenPoints, by_decoding, decoding_seed
 from ebmvk.sampling.latent import LatentLaw, check_finite
+from ebmvk.sampling.on_device import DeviceLaw
 from ebmvk.sampling.schedule import annealed_schedule
 from ebmvk.sphere.geometry import proju
 
@@ -33,7 +34,7 @@ class LatentSample:
 
 
 def annealed_langevin(
-    law: LatentLaw,
+    law: LatentLaw | DeviceLaw,
     *,
     seed: int,
     levels: int = 10,
@@ -61,14 +62,14 @@ def annealed_langevin(
     )
     x = law.uniform_start(seed=seed, first_chain=first_chain)
     v = proju(x, law.normals(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
-    ones = torch.ones_like(law.logp)
     result = law.backend.langevin(
-        *(x, v, law.points, law.ids, law.logp, ones, law.log_rest, schedule),
+        *cast("Any", (x, v, law.points, law.ids, law.logp, law.ones, law.log_rest, schedule)),
         seed=seed,
         first_chain=first_chain,
         temperature=temperature,
     )
-    check_finite(result.x, temperature)
+    if isinstance(result.x, Tensor):  # of states on a device, `decode` checks it
+        check_finite(result.x, temperature)
     return LatentSample(result.x, schedule.kappa_scale[:, -1].contiguous(), schedule, result.diagnostics)
 
 
@@ -84,4 +85,15 @@ def _state(law: LatentLaw, _: Tensor, options: Options) -> State:
     return State(found.x, found.kappa, (found.diagnostics,))
 
 
-tokens = by_decoding(_state)
+_by_decoding = by_decoding(_state)
+
+
+def tokens(space: TokenPoints, query: Tensor | None, log_p: Tensor, options: Options) -> Drawn:
+    """A `TokenFunction`. If a device keeps the points, the chains and their laws stay on it."""
+    backend = keeper_of(space.points)
+    if backend is None:
+        return _by_decoding(space, query, log_p, options)
+    law = DeviceLaw.of(backend, space, query, log_p, options.settings.knn_k)
+    state = annealed_langevin(law, **from_settings(options))
+    found = law.decode(state.x, state.kappa, seed=decoding_seed(options), first_chain=options.first_chain)
+    return Drawn(found, (state.diagnostics,))

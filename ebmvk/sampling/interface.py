@@ -112,15 +112,18 @@ StateFunction = Callable[[LatentLaw, Tensor, Options], State]
 """Draws a state of each context from the latent law, the points (V, d) and options."""
 
 
+def decoding_seed(options: Options) -> int:
+    """Not the seed of the chain: the decoder's draws must be independent of how x was made."""
+    return fork(options.seed, 0)
+
+
 def by_decoding(sample: StateFunction) -> TokenFunction:
     """A sampler of tokens: a state by `sample`, then a token from it alone by Bayes' rule."""
 
     def tokens(space: TokenPoints, query: Tensor | None, log_p: Tensor, options: Options) -> Drawn:
         law = space.law(query, log_p, options.settings.knn_k)
         state = sample(law, space.mu, options)
-        # Not the chain's seed: the decoder's draws must be independent of how x was made.
-        seed = fork(options.seed, 0)
-        found = law.decode(state.x, state.kappa, log_p, seed=seed, first_chain=options.first_chain)
+        found = law.decode(state.x, state.kappa, log_p, seed=decoding_seed(options), first_chain=options.first_chain)
         return Drawn(found, state.diagnostics, state.rates)
 
     return tokens

@@ -84,6 +84,11 @@ class LatentLaw:
         return cls(backend, points, ids.contiguous(), log_p.gather(1, ids).contiguous(), rest.logsumexp(1))
 
     @property
+    def ones(self) -> Tensor:
+        """(B, K), the candidates' concentrations before those of a schedule."""
+        return torch.ones_like(self.logp)
+
+    @property
     def entropy(self) -> Tensor:
         """(B,) nats of the mixture that x is drawn from; the rest counts as one component."""
         log_weights = torch.cat((self.logp, self.log_rest[:, None]), dim=1).double()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import cast
 
 from torch import Tensor
 
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.engine import LangevinDiagnostics
+from ebmvk.engine.device_tensor import DeviceTensor, read
 from ebmvk.errors import ConfigError
 from ebmvk.sampling import registry
 from ebmvk.sampling.interface import Options, TokenPoints
 from ebmvk.sampling.registry import SAMPLERS, SamplerName
+
+_RUNS_READ = 32  # runs whose diagnostics are read from a device together
 
 
 @dataclass
@@ -27,13 +31,31 @@ class SamplingHealth:
     tangency: float = 0.0
     rows: int = 0
     rates: Tensor | None = None
+    _waiting: list[LangevinDiagnostics] = field(default_factory=list)
 
     def add(self, found: LangevinDiagnostics) -> None:
-        """Count the chains of one run."""
+        """Count the chains of one run. Diagnostics on a device are read later, those of many runs
+        together.
+        """
+        if isinstance(found.energy, DeviceTensor):
+            self._waiting.append(found)
+            if len(self._waiting) >= _RUNS_READ:
+                self._read()
+        else:
+            self._count(found)
+
+    def _count(self, found: LangevinDiagnostics) -> None:
         self.chains += len(found.energy)
         for name in ("energy", "kinetic_temperature", "energy_error", "acceptance"):
             self.sums[name] = self.sums.get(name, 0.0) + float(getattr(found, name).double().sum())
         self.tangency = max(self.tangency, float(found.tangency.max()))
+
+    def _read(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        parts = read(*(cast("DeviceTensor", part) for found in waiting for part in vars(found).values()))
+        width = len(fields(LangevinDiagnostics))
+        for first in range(0, len(parts), width):
+            self._count(LangevinDiagnostics(*parts[first : first + width]))
 
     def mixed(self, rates: Tensor) -> None:
         """Count the rates (B, P) of B contexts."""
@@ -43,6 +65,7 @@ class SamplingHealth:
 
     def record(self) -> dict[str, float]:
         """Means per chain and the largest tangency, as JSON values; empty if no chain ran."""
+        self._read()
         means = {name: total / self.chains for name, total in self.sums.items()}
         return {**means, "tangency": self.tangency, "chains": self.chains} if self.chains else {}
 

@@ -14,8 +14,8 @@ shared float along_state[CANDIDATES];  // mu_j.x
 shared float share[CANDIDATES];        // rho_j
 
 void main() {
-    uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
+    uint chain = params.first_row + gl_WorkGroupID.x;
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
     Mixture mixture = energy_and_score(chain, 1.0, 0.0);

@@ -5,7 +5,7 @@
 
 void main() {
     uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (chain >= params.rows) return;
     load_candidates(chain);
     FOR_OWN(i, q) state[i] = x[chain * quads + q];
 

@@ -1,6 +1,5 @@
-// Many steps of g-BAOAB on the sphere, one chain per workgroup, annealed through levels. B is a
-// kick, A a geodesic move of position and velocity, O exact friction and noise. At the end of a
-// step x is normalised and v projected.
+// Many steps of an unadjusted integrator on the sphere, one chain per workgroup, annealed through
+// levels. integrator.glsl has the moves of a step.
 //
 // A step reads only x, v, its own number and its level, so cutting the steps into other dispatches
 // gives the same bits: the force kept from the previous step equals what a new dispatch computes
@@ -8,66 +7,58 @@
 #version 450
 #include "interface.glsl"
 #include "chain.glsl"
-
-// A(h/2) O A(h/2). Returns |v|^2 right after O.
-float drift(uint step, uint chain, float h, float squared_speed, float keep, float spread) {
-    for (int half_step = 0; half_step < 2; ++half_step) {
-        geodesic(0.5 * h, squared_speed);
-        if (half_step != 0) break;
-        ornstein_uhlenbeck(params[2] + step, chain, STREAM_NOISE, keep, spread);
-        squared_speed = group_sum(own_dot(velocity, velocity));
-    }
-    return squared_speed;
-}
+#include "integrator.glsl"
 
 void main() {
     uint chain = gl_WorkGroupID.x;
-    if (chain >= params[0]) return;
+    if (chain >= params.rows) return;
     load_candidates(chain);
     load_chain(chain);
-    float squared_speed = group_sum(own_dot(velocity, velocity));
+    measure_speed();
     // energy, sums of |v|^2/(d-1) and of |change of H|, largest defect of x and v before projection
     vec4 record = diagnostics[2u * chain];
-    uint step = params[6];
-    uint end = step + params[1];
+    uint step = params.done;
+    uint end = step + params.steps;
     uint level = 0u;
+    uint stage = 0u;       // evaluations of the energy in this step
     bool entered = false;  // true if `force` and `mixture` belong to this state and level
     Mixture mixture = Mixture(0.0, 0.0, 0.0);
+    float before = 0.0;
 
-    // Each pass evaluates the energy once: on entering a level, or in the middle of a step. (If it
+    // Each pass evaluates the energy once: on entering a level, or in a stage of a step. (If it
     // were written twice, it would be compiled twice.) After the last step the energy is that of
     // the last level, even if that level has no steps.
     while (true) {
-        uint now = level_of(step, end, level);
-        entered = entered && now == level;
-        level = now;
-        if (step == end && (entered || params[7] == 0u)) break;
+        if (stage == 0u) {
+            uint now = level_of(step, end, level);
+            entered = entered && now == level;
+            level = now;
+            if (step == end && (entered || params.last == 0u)) break;
+        }
 
         uint table = 2u * ((level_rows == 1u ? 0u : chain * levels) + level);
-        vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, e^(-gamma h)
+        vec4 law = level_table[table];  // kappa_scale, logw_shift, step size, decay of v in an O
         float h = law.z;
-        float before = mixture.energy + 0.5 * squared_speed;
-        float kicked = 0.0;
-        float thermal = 0.0;
+        Bath bath = Bath(params.first_step + step, chain, law.w, level_table[table + 1u].x);
         if (entered) {
-            FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
-            kicked = group_sum(own_dot(velocity, velocity));
-            thermal = drift(step, chain, h, kicked, law.w, level_table[table + 1u].x);
-            float squared_length = group_sum(own_dot(state, state));
-            float shrink = inverse_sqrt(squared_length);
-            FOR_OWN(i, q) state[i] *= shrink;
-            record.w = max(record.w, abs(sqrt(squared_length) - 1.0));
+            if (stage == 0u) before = mixture.energy + 0.5 * squared_speed;
+            move_before_landing(stage, h, bath);
+            geodesic(landing_time(stage) * h, squared_speed);
+            record.w = max(record.w, project_state());
         }
         mixture = energy_and_score(chain, law.x, law.y);
         if (entered) {
-            FOR_OWN(i, q) velocity[i] += (0.5 * h) * force[i];
-            vec2 defect = group_sum(vec2(own_dot(state, velocity), own_dot(velocity, velocity)));
-            FOR_OWN(i, q) velocity[i] -= defect.x * state[i];
-            squared_speed = group_sum(own_dot(velocity, velocity));
-            record.y += thermal / float(d - 1u);
-            record.z += abs(mixture.energy + 0.5 * squared_speed - before - 0.5 * (thermal - kicked));
-            if (defect.y > 0.0) record.w = max(record.w, abs(defect.x) * inverse_sqrt(defect.y));
-            ++step;
+            kick(landing_kick(stage), h);
+            record.w = max(record.w, project_velocity());
+            ++stage;
+            if (stage == STAGES) {
+                stage = 0u;
+                measure_speed();
+                move_after_landing(h, bath);
+                record.y += thermal / float(d - 1u);
+                record.z += abs(mixture.energy + 0.5 * squared_speed - before - 0.5 * heat);
+                ++step;
+            }
         }
         entered = true;
     }

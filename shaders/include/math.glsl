@@ -4,8 +4,9 @@
 // parts (Cody and Waite), so nothing depends on fused multiply-adds.
 #ifndef EBMVK_MATH_GLSL
 #define EBMVK_MATH_GLSL
+#include "bits.glsl"
 
-#define INFINITE uintBitsToFloat(0x7f800000u)
+#define INFINITE uintBitsToFloat(INFINITE_BITS)
 const float PI = 3.14159265358979324;
 const float HALF_PI = 1.57079632679489662;
 

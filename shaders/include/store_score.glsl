@@ -1,6 +1,7 @@
-// How the scoring kernels store a score. params: rows, columns, first point in this shard, its id.
+// How the scoring kernels store a score.
 #ifndef EBMVK_STORE_SCORE_GLSL
 #define EBMVK_STORE_SCORE_GLSL
+#include "bits.glsl"
 #include "score.glsl"
 
 // An upper bound of the point's float32 score, given its score in halves. Because radius_n >= |p -
@@ -10,14 +11,14 @@
 // becomes infinite, so that the point is kept and the row counts as not proved.
 float upper_bound(float value, uint row, uint id) {
     float weight = scaled != 0u ? abs(scale[id]) : 1.0;
-    precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[row] * radius[id])) + 1e-37;
+    precise float margin = fma(abs(value), 4.76837158e-7, weight * (norms[params.first_row + row] * radius[id])) + 1e-37;
     precise float bound = value + margin;
-    return (floatBitsToUint(bound) & 0x7fffffffu) > 0x7f800000u ? uintBitsToFloat(0x7f800000u) : bound;
+    return is_nan(bound) ? uintBitsToFloat(INFINITE_BITS) : bound;
 }
 
 void store_score(uint row, uint column, float sum) {
-    if (row >= params[0] || column >= params[1]) return;
-    float value = weighted(sum, params[3] + column);
-    scores[row * stride + column] = bounded != 0u ? upper_bound(value, row, params[3] + column) : value;
+    if (row >= params.rows || column >= params.columns) return;
+    float value = weighted(sum, params.first_id + column);
+    scores[row * stride + column] = bounded != 0u ? upper_bound(value, row, params.first_id + column) : value;
 }
 #endif

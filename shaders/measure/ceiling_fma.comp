@@ -7,11 +7,11 @@
 
 void main() {
     uint n = gl_GlobalInvocationID.x;
-    if (n >= params[0]) return;
+    if (n >= params.rows) return;
     // Read from memory, so that no compiler can compute the sums in advance; they tend to term / (1
     // - factor).
-    vec4 factor = vec4(uintBitsToFloat(params[1]));
-    vec4 term = vec4(uintBitsToFloat(params[2]));
+    vec4 factor = vec4(params.factor);
+    vec4 term = vec4(params.term);
     vec4 a = vec4(float(n & 3u)), b = a + 1.0, c = a + 2.0, d = a + 3.0;
     for (uint round = 0u; round < rounds; ++round) {
         ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL ADD_ALL

@@ -6,7 +6,7 @@
 
 void main() {
     uint n = gl_GlobalInvocationID.x;
-    if (n >= params[0]) return;
+    if (n >= params.rows) return;
     uvec4 words = arguments[n];
     float a = uintBitsToFloat(words.x);
     float b = uintBitsToFloat(words.y);

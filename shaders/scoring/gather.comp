@@ -1,13 +1,14 @@
 // Copies the candidates in one shard of the points to a table of their own, one row per workgroup;
 // needed if the points span several storage-buffer ranges. The shard has the ids from `first` up to
-// `end` - 1. params: rows, with `per_row` candidates each.
+// `end` - 1. Each of the rows has `per_row` candidates. They begin with `params.first_row` if `blocks`
+// is not 0.
 #version 450
 #include "interface.glsl"
 
 void main() {
     uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
-    if (row >= params[0] * per_row) return;
-    uint id = ids[row];
+    if (row >= params.rows * per_row) return;
+    uint id = ids[blocks != 0u ? params.first_row * per_row + row : row];
     if (id < first || id >= end) return;
     for (uint q = gl_LocalInvocationIndex; q < quads; q += GROUP)
         rows[row * quads + q] = points[(id - first) * quads + q];

@@ -1,7 +1,7 @@
 // Rounds rows to halves, one row per workgroup, and computes each row's radius: a bound, per unit
 // of |q|, on how far the score from the halves may be from the score of the row. The bound uses the
 // halves as this device reads them, so it holds however the device rounds and treats subnormal
-// numbers. params: rows.
+// numbers.
 #version 450
 #include "interface.glsl"
 #include "math.glsl"
@@ -9,7 +9,7 @@
 
 void main() {
     uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
-    if (row >= params[0]) return;
+    if (row >= params.rows) return;
     float sum = 0.0;
     for (uint q = gl_LocalInvocationIndex; q < quads; q += GROUP) {
         vec4 point = points[(first_point + row) * quads + q];

@@ -1,6 +1,5 @@
 // scale_n mu_n.q + bias_n for the points `ids`, `kept` for each query, with the same bits as the
 // scoring kernels. A workgroup has GROUP points of one query and scores those in this shard.
-// params: rows.
 #version 450
 #include "interface.glsl"
 #include "score.glsl"
@@ -8,7 +7,7 @@
 
 void main() {
     uint row = gl_WorkGroupID.y;
-    if (row >= params[0]) return;
+    if (row >= params.rows) return;
     uint place = gl_WorkGroupID.x * GROUP + gl_LocalInvocationIndex;
     uint id = place < kept ? ids[row * kept + place] : NO_ROW;
     bool mine = id >= first && id < end;

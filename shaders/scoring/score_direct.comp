@@ -8,16 +8,17 @@
 void main() {
     uint row = gl_WorkGroupID.y * RESULTS_ROWS;
     uint column = gl_WorkGroupID.x * (GROUP * RESULTS_COLUMNS) + gl_LocalInvocationIndex;
-    if (row >= params[0] || column >= params[1]) return;
+    if (row >= params.rows || column >= params.columns) return;
     float sums[RESULTS_ROWS][RESULTS_COLUMNS];
     for (uint i = 0u; i < RESULTS_ROWS; ++i)
         for (uint j = 0u; j < RESULTS_COLUMNS; ++j) sums[i][j] = 0.0;
 
     uint query_at[RESULTS_ROWS];
     uint point_at[RESULTS_COLUMNS];
-    for (uint i = 0u; i < RESULTS_ROWS; ++i) query_at[i] = min(row + i, params[0] - 1u) * quads;
+    for (uint i = 0u; i < RESULTS_ROWS; ++i)
+        query_at[i] = (params.first_row + min(row + i, params.rows - 1u)) * quads;
     for (uint j = 0u; j < RESULTS_COLUMNS; ++j)
-        point_at[j] = (params[2] + min(column + j * GROUP, params[1] - 1u)) * quads;
+        point_at[j] = (params.first + min(column + j * GROUP, params.columns - 1u)) * quads;
 
     for (uint q = 0u; q < quads; ++q) {
         vec4 point[RESULTS_COLUMNS];

@@ -9,13 +9,13 @@
 void main() {
     uint row = gl_WorkGroupID.y * RESULTS_ROWS;
     uint column = gl_WorkGroupID.x * GROUP + gl_LocalInvocationIndex;
-    if (row >= params[0] || gl_WorkGroupID.x * GROUP >= params[1]) return;
-    staged_row[gl_LocalInvocationIndex] = column < params[1] ? (params[2] + column) * quads : NO_ROW;
+    if (row >= params.rows || gl_WorkGroupID.x * GROUP >= params.columns) return;
+    staged_row[gl_LocalInvocationIndex] = column < params.columns ? (params.first + column) * quads : NO_ROW;
     float sums[RESULTS_ROWS];
     uint query_at[RESULTS_ROWS];
     for (uint i = 0u; i < RESULTS_ROWS; ++i) {
         sums[i] = 0.0;
-        query_at[i] = min(row + i, params[0] - 1u) * quads;
+        query_at[i] = (params.first_row + min(row + i, params.rows - 1u)) * quads;
     }
     barrier();
 

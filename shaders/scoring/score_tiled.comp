@@ -22,18 +22,19 @@ void load_slices(uint first_quad) {
     for (uint n = gl_LocalInvocationIndex; n < DEPTH * TILE_ROWS; n += 256u) {
         uint q = first_quad + n % DEPTH;
         uint row = first_row + n / DEPTH;
-        query_slice[n % DEPTH][n / DEPTH] = q < quads && row < params[0] ? queries[row * quads + q] : vec4(0.0);
+        bool inside = q < quads && row < params.rows;
+        query_slice[n % DEPTH][n / DEPTH] = inside ? queries[(params.first_row + row) * quads + q] : vec4(0.0);
     }
     for (uint n = gl_LocalInvocationIndex; n < DEPTH * TILE_COLUMNS; n += 256u) {
         uint q = first_quad + n % DEPTH;
         uint column = first_column + n / DEPTH;
         point_slice[n % DEPTH][n / DEPTH] =
-            q < quads && column < params[1] ? decode(points[(params[2] + column) * quads + q]) : vec4(0.0);
+            q < quads && column < params.columns ? decode(points[(params.first + column) * quads + q]) : vec4(0.0);
     }
 }
 
 void main() {
-    if (gl_WorkGroupID.y * TILE_ROWS >= params[0] || gl_WorkGroupID.x * TILE_COLUMNS >= params[1]) return;
+    if (gl_WorkGroupID.y * TILE_ROWS >= params.rows || gl_WorkGroupID.x * TILE_COLUMNS >= params.columns) return;
     uint my_row = gl_LocalInvocationIndex / 16u;
     uint my_column = gl_LocalInvocationIndex % 16u;
     float sums[RESULTS_ROWS][RESULTS_COLUMNS];

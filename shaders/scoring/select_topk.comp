@@ -4,10 +4,10 @@
 // The candidates are the `kept` best so far, whose ids are all lower than the block's, then the
 // block in order of id. A radix search finds the k-th largest score; if there are ties, a second
 // search finds the last candidate to keep. The candidates up to that one are collected in any order
-// and sorted by (score descending, id ascending). params: rows, columns, -, id of the first column,
-// kept.
+// and sorted by (score descending, id ascending).
 #version 450
 #include "interface.glsl"
+#include "bits.glsl"
 
 shared uint histogram[256];
 shared uint found[2];  // digit, number wanted among the scores with this digit
@@ -19,21 +19,23 @@ uint row_of_best;
 
 // A float as an unsigned number with the same order; -0 counts as 0, NaN as the lowest.
 uint ordered(float value) {
-    if (isnan(value)) return 0u;
-    uint bits = floatBitsToUint(value == 0.0 ? 0.0 : value);
-    return (bits & 0x80000000u) != 0u ? ~bits : bits | 0x80000000u;
+    if (is_nan(value)) return 0u;
+    uint bits = floatBitsToUint(value);
+    if (bits == SIGN_BIT) bits = 0u;
+    return (bits & SIGN_BIT) != 0u ? ~bits : bits | SIGN_BIT;
 }
 
 float unordered(uint key) {
-    return uintBitsToFloat((key & 0x80000000u) != 0u ? key & 0x7fffffffu : ~key);
+    return uintBitsToFloat((key & SIGN_BIT) != 0u ? key & ~SIGN_BIT : ~key);
 }
 
 float score_at(uint candidate) {
-    return candidate < params[4] ? best_scores[row_of_best + candidate] : scores[row_of_scores + candidate - params[4]];
+    return candidate < params.kept ? best_scores[row_of_best + candidate]
+                                   : scores[row_of_scores + candidate - params.kept];
 }
 
 uint id_at(uint candidate) {
-    return candidate < params[4] ? best_ids[row_of_best + candidate] : params[3] + candidate - params[4];
+    return candidate < params.kept ? best_ids[row_of_best + candidate] : params.first_id + candidate - params.kept;
 }
 
 // Finds the histogram's digit that holds the `wanted`-th largest, and the number wanted of it.
@@ -109,10 +111,10 @@ void sort_best() {
 }
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     row_of_scores = gl_WorkGroupID.x * stride;
-    row_of_best = gl_WorkGroupID.x * k;
-    uint count = params[4] + params[1];
+    row_of_best = (params.first_row + gl_WorkGroupID.x) * k;
+    uint count = params.kept + params.columns;
     uint keep = min(k, count);
 
     uint wanted = keep;

@@ -4,7 +4,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     vec2 sums = vec2(0.0);
     FOR_QUADS(q) {
         vec4 step = x[ROW + q] - y[ROW + q];

@@ -4,7 +4,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     float squares = 0.0;
     FOR_QUADS(q) squares += dot(u[ROW + q], u[ROW + q]);
     float angle = sqrt(group_sum(squares));

@@ -5,7 +5,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     vec3 sums = vec3(0.0);  // x.(y - x), |y - x|^2, |y + x|^2
     FOR_QUADS(q) {
         vec4 a = x[ROW + q];

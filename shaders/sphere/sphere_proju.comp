@@ -4,7 +4,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     float along = 0.0;
     FOR_QUADS(q) along += dot(x[ROW + q], u[ROW + q]);
     along = group_sum(along);

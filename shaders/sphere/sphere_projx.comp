@@ -4,7 +4,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     float top = 0.0;
     FOR_QUADS(q) {
         vec4 a = abs(x[ROW + q]);

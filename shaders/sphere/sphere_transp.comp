@@ -5,7 +5,7 @@
 #include "rows.glsl"
 
 void main() {
-    if (gl_WorkGroupID.x >= params[0]) return;
+    if (gl_WorkGroupID.x >= params.rows) return;
     vec2 sums = vec2(0.0);  // y.u, |x + y|^2
     FOR_QUADS(q) {
         vec4 chord = x[ROW + q] + y[ROW + q];

@@ -13,13 +13,14 @@ const uint STREAM_VMF_TANGENT = 0xffffffffu;
 
 void main() {
     uint row = gl_WorkGroupID.x;
-    if (row >= params[0]) return;
+    if (row >= params.rows) return;
     vec4 mean[QUADS_PER];
     vec4 xi[QUADS_PER];
     float along = 0.0;
     FOR_OWN(i, q) {
         mean[i] = mu[row * quads + q];
-        vec4 free = normals(uvec4(0u, params[1] + row, q, STREAM_VMF_TANGENT), uvec2(params[2], params[3]));
+        uvec4 counter = uvec4(0u, params.first_row + row, q, STREAM_VMF_TANGENT);
+        vec4 free = normals(counter, uvec2(params.seed_low, params.seed_high));
         xi[i] = mix(vec4(0.0), free, lessThan(4u * q + uvec4(0u, 1u, 2u, 3u), uvec4(d)));
         along += dot(mean[i], xi[i]);
     }

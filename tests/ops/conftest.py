@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from vulkan_open import DEMANDED, NAME
+from vulkan_open import DEMANDED, INDEX, NAME, PRETEND
 
 from ebmvk.engine import Backend, select
 from ebmvk.engine.reference import Reference
+from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceError
 
 
@@ -29,7 +30,7 @@ def cpu_kernels() -> Any:
 def _vulkan() -> Backend | str:
     """One device for the session, or a skip with the reason; lavapipe is fine for results."""
     try:
-        return select(NAME if DEMANDED else "vulkan")
+        return Vulkan(INDEX, options={"pretend": PRETEND}) if PRETEND else select(NAME if DEMANDED else "vulkan")
     except (ImportError, DeviceError) as error:
         if DEMANDED:
             raise

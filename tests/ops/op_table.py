@@ -11,6 +11,7 @@ from op_problems import candidates, nmse, schedule, unit
 from torch import Tensor
 
 from ebmvk.engine import Backend
+from ebmvk.engine.integrators import INTEGRATORS
 
 Arguments = dict[str, Any]
 
@@ -142,7 +143,11 @@ OPERATIONS = {
     "energy_score": Op("energy_score", _energy, _LISTS),
     "energy_score_backward": Op("energy_score_backward", _backward, (*_LISTS, "grad_energy", "grad_score")),
     "langevin": Op("langevin", _langevin, (*_LISTS, "v"), "first_chain"),
-    "ghmc": Op("langevin", _langevin, (*_LISTS, "v"), "first_chain", {"scheme": "ghmc", "leapfrogs": 2}),
+    **{
+        name: Op("langevin", _langevin, (*_LISTS, "v"), "first_chain", {"scheme": name, "leapfrogs": 2})
+        for name in INTEGRATORS
+        if name != "gbaoab"  # the default
+    },
     "vmf_sample": Op("vmf_sample", _vmf, ("mu", "kappa"), "first_row"),
     "accumulate": Op("accumulate", _accumulate, ("x", "ids", "responsibilities", "tokens")),
 }

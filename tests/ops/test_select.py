@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,44 @@ def test_a_processor_that_offers_vulkan_is_not_a_gpu(monkeypatch: pytest.MonkeyP
     assert choose("auto").kind == "cpu"
     monkeypatch.setattr(vulkan_devices, "devices", lambda: [software, gpu])
     assert choose("auto") == Choice("vulkan", 1, "Vulkan found a card")
+
+
+def pretended(*types: str) -> list[vulkan_devices.Device]:
+    return [vulkan_devices.Device(i, f"device {i}", kind, "", 1) for i, kind in enumerate(types)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize(
+    ("types", "index"),
+    [
+        (("integrated", "discrete"), 1),
+        (("discrete", "integrated"), 0),
+        (("cpu", "integrated", "discrete", "discrete"), 2),
+        (("cpu", "virtual", "integrated"), 2),
+        (("other", "cpu"), 0),
+        (("integrated", "integrated"), 0),
+    ],
+    ids=str,
+)
+def test_a_discrete_card_comes_before_an_integrated_gpu(
+    types: tuple[str, ...], index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For `auto`, for `vulkan`, and whatever order the driver lists them in."""
+    found = [SimpleNamespace(index=device.index, type=device.type, missing="") for device in pretended(*types)]
+    monkeypatch.setattr(vulkan_devices, "devices", lambda: pretended(*types))
+    monkeypatch.setattr(vulkan_devices, "_found", lambda: found)
+    assert choose("auto").index == index
+    assert vulkan_devices.choose(None) == index
+
+
+def test_a_card_that_cannot_be_used_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        SimpleNamespace(index=0, type="discrete", missing="it offers Vulkan 1.0, and 1.2 is needed"),
+        SimpleNamespace(index=1, type="integrated", missing=""),
+        SimpleNamespace(index=2, type="cpu", missing=""),
+    ]
+    monkeypatch.setattr(vulkan_devices, "_found", lambda: found)
+    assert vulkan_devices.choose(None) == 1
 
 
 def test_reference_computes_with_torch() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from op_table import OPERATIONS, same_bits
 from torch import Tensor
-from vulkan_open import open_vulkan, unit
+from vulkan_open import open_pretended, unit
 
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceError, DeviceLost, EbmvkError, OutOfMemory
@@ -48,7 +48,7 @@ WORK: dict[str, Work] = {**{name: op.run for name, op in OPERATIONS.items()}, "p
 
 @pytest.fixture
 def extension() -> Iterator[object]:
-    kernels = open_vulkan()._extension
+    kernels = open_pretended()._extension
     yield kernels
     for name in kernels.wrapped_functions():
         kernels.inject_fault(name, 0, SUCCESS)
@@ -92,25 +92,22 @@ def drop_workspaces(backend: Vulkan) -> None:
 def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
     """The device stays usable, holds no more memory, and gives the same bits when called again."""
     work = WORK[name]
-    want = work(open_vulkan())
+    want = work(open_pretended())
     met = 0
     for function in functions(extension):
-        backend = open_vulkan()
+        backend = open_pretended()
         for nth in itertools.count(1):
             if function in PIPELINE:
-                backend = open_vulkan()
+                backend = open_pretended()
             outcome = attempt(backend, function, nth, (DEVICE_MEMORY, HOST_MEMORY)[nth % 2], work)
             if not outcome.struck:
                 assert outcome.result is not None
                 break
             where = f"{function} call {nth}: {outcome.said}"
-            # Kompute looked again at a fence that it had waited for
-            if outcome.result is not None:
-                assert function == "vkWaitForFences", where
-                assert same_bits(outcome.result, want), where
-            elif outcome.error is DeviceLost:  # while waiting, or in the empty submission for that
-                assert function in ("vkQueueSubmit", *WAITING), where
-                backend = open_vulkan()
+            assert outcome.result is None, where
+            if outcome.error is DeviceLost:
+                assert function in WAITING, where
+                backend = open_pretended()
             else:
                 met += 1
                 assert outcome.error is OutOfMemory, where
@@ -124,22 +121,22 @@ def test_out_of_memory_at_every_call(extension: object, name: str) -> None:
 
 def test_old_workspaces_make_room(extension: object) -> None:
     """If an allocation fails, old workspaces are freed and the call succeeds."""
-    backend, want = open_vulkan(), WORK["projx"](open_vulkan())
+    backend, want = open_pretended(), WORK["projx"](open_pretended())
     for function in ("vkCreateBuffer", "vkAllocateMemory", "vkCreateComputePipelines"):
         WORK["dist"](backend)
         outcome = attempt(backend, function, 1, DEVICE_MEMORY, WORK["projx"])
         assert outcome.struck
         assert outcome.result is not None, outcome.said
         assert same_bits(outcome.result, want)
-        backend = open_vulkan()
+        backend = open_pretended()
 
 
 LEAKS = """
-from test_vulkan_faults import DEVICE_MEMORY, LOST, WORK, attempt, functions, open_vulkan
+from test_vulkan_faults import DEVICE_MEMORY, LOST, WORK, attempt, functions, open_pretended
 for name in ("points", "projx", "accumulate"):
-    for function in functions(open_vulkan()._extension):
+    for function in functions(open_pretended()._extension):
         for nth in range(1, 6):
-            if not attempt(open_vulkan(), function, nth, LOST if nth % 3 == 2 else DEVICE_MEMORY, WORK[name]).struck:
+            if not attempt(open_pretended(), function, nth, LOST if nth % 3 == 2 else DEVICE_MEMORY, WORK[name]).struck:
                 break
 """
 
@@ -147,7 +144,7 @@ for name in ("points", "projx", "accumulate"):
 @pytest.mark.slow
 def test_no_object_outlives_its_device(extension: object) -> None:
     """The validation layer, placed below everything, reports leaks when a device is closed."""
-    open_vulkan(validate=True)  # or skip the test
+    open_pretended(validate=True)  # or skip the test
     result = run_python(LEAKS, VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation")
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if "Validation" in line] == []
@@ -157,18 +154,16 @@ def test_no_object_outlives_its_device(extension: object) -> None:
 def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
     """It stays lost for all threads; a device that is opened again works."""
     work = WORK[name]
-    want = work(open_vulkan())
+    want = work(open_pretended())
     lost = 0
-    for function in ("vkQueueSubmit", *WAITING):
+    for function in ("vkQueueSubmit", *WAITING, "vkGetQueryPoolResults"):
         for nth in itertools.count(1):
-            backend = open_vulkan()
+            backend = open_pretended()
             outcome = attempt(backend, function, nth, LOST, work)
-            # No harm, or Kompute looked again at a fence that it had waited for
-            if outcome.result is not None:
+            if not outcome.struck:
+                assert outcome.result is not None
                 assert same_bits(outcome.result, want), (function, nth)
-                if not outcome.struck:
-                    break
-                continue
+                break
             lost += 1
             assert outcome.error is DeviceLost, outcome.said
             assert "was lost" in outcome.said
@@ -178,7 +173,7 @@ def test_a_device_lost_at_every_call(extension: object, name: str) -> None:
             ) == {  # type: ignore[misc]
                 DeviceLost
             }
-    assert same_bits(work(open_vulkan()), want)
+    assert same_bits(work(open_pretended()), want)
     assert lost >= 3
 
 
@@ -198,10 +193,10 @@ def in_threads(count: int, work: Callable[[], object]) -> list[object]:
 @pytest.mark.parametrize("name", WORK)
 def test_any_failure_at_every_call_of_a_fresh_engine(extension: object, name: str, fault: int) -> None:
     work = WORK[name]
-    want = work(open_vulkan())
+    want = work(open_pretended())
     for function in functions(extension):
         for nth in itertools.count(1):
-            backend = open_vulkan()
+            backend = open_pretended()
             outcome = attempt(backend, function, nth, fault, work)
             where = f"{function} call {nth}: {outcome.said}"
             if outcome.result is not None:
@@ -219,27 +214,85 @@ def test_any_failure_at_every_call_of_a_fresh_engine(extension: object, name: st
 
 @pytest.mark.parametrize("name", WORK)
 def test_submissions_that_a_driver_ignores_are_detected(extension: object, name: str) -> None:
-    """Ours, whose canary stays unset, and the empty one, whose fence is never signalled."""
+    """The fence is never signalled."""
     work = WORK[name]
-    for nth, words in ((1, "canary"), (2, "did not answer")):
-        backend = open_vulkan(timeout_seconds=0.2)
-        upload_first = name == "points" or "points" in OPERATIONS[name].arguments()
-        outcome = attempt(backend, "vkQueueSubmit", nth + 2 * upload_first, SUCCESS, work)
-        assert outcome.error is DeviceLost
+    backend = open_pretended(timeout_seconds=0.2)
+    upload_first = name == "points" or "points" in OPERATIONS[name].arguments()
+    outcome = attempt(backend, "vkQueueSubmit", 1 + upload_first, SUCCESS, work)
+    assert outcome.error is DeviceLost
+    assert "did not answer" in outcome.said
+    assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
+
+
+SLICES = 3
+
+
+def sliced() -> tuple[Vulkan, Callable[[Vulkan], list[Tensor]]]:
+    """A search whose plan has SLICES submissions, and a device with the points for it."""
+    backend = open_pretended(slice_seconds=1e-9, timeout_seconds=2.0)
+    points = backend.points(unit(70_000, 4, 1))
+
+    def work(backend: Vulkan) -> list[Tensor]:
+        found = backend.topk(unit(1, 4, 2), points, 5)
+        return [found.scores, found.ids]
+
+    return backend, work
+
+
+@pytest.mark.parametrize("nth", range(1, SLICES + 1))
+@pytest.mark.parametrize("fault", [HOST_MEMORY, LOST, SUCCESS], ids=["host", "lost", "ignored"])
+def test_a_slice_of_a_plan_fails(extension: object, nth: int, fault: int) -> None:
+    """The slices before it are still running then: nothing is freed before they are done.
+
+    A slice that the driver ignores leaves its canary unset; the last one has the fence.
+    """
+    backend, work = sliced()
+    before = extension.calls_of("vkQueueSubmit")  # type: ignore[attr-defined]
+    want = work(backend)
+    assert extension.calls_of("vkQueueSubmit") - before == SLICES  # type: ignore[attr-defined]
+    outcome = attempt(backend, "vkQueueSubmit", nth, fault, work)
+    assert outcome.result is None
+    if fault == HOST_MEMORY:
+        assert outcome.error is OutOfMemory, outcome.said
+        assert same_bits(work(backend), want)
+    else:
+        assert outcome.error is DeviceLost, outcome.said
+        words = "was lost" if fault == LOST else "canary" if nth < SLICES else "did not answer"
         assert words in outcome.said
-        assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
+
+
+@pytest.mark.parametrize("fault", [HOST_MEMORY, LOST], ids=["host", "lost"])
+def test_waiting_for_earlier_slices_fails(extension: object, fault: int) -> None:
+    """A second slice that fails, and then the empty submission that waits for the first: the device
+    is taken for lost.
+    """
+    backend, work = sliced()
+    work(backend)
+    kernels = backend._extension
+    kernels.inject_fault("vkWaitForFences", 1, fault)
+    outcome = attempt(backend, "vkQueueSubmit", 2, HOST_MEMORY, work)
+    assert outcome.error is DeviceLost, outcome.said
+    assert attempt(backend, "vkQueueSubmit", 0, SUCCESS, work).error is DeviceLost
+
+
+@pytest.mark.parametrize("answer", [SUCCESS, 1], ids=["ignored", "not ready"])
+def test_a_clock_that_does_not_answer_changes_no_result(extension: object, answer: int) -> None:
+    for name, work in WORK.items():
+        backend, want = open_pretended(), work(open_pretended())
+        outcome = attempt(backend, "vkGetQueryPoolResults", 1, answer, work)
+        assert outcome.result is not None, (name, outcome.said)
+        assert same_bits(outcome.result, want), name
 
 
 def test_a_failed_update_leaves_no_half_new_points(extension: object) -> None:
     """Of three parts of 16 MiB the second fails: no query sees old and new rows together."""
     old, new = unit(6 << 10, 2048, 1), unit(6 << 10, 2048, 2)
-    backend = open_vulkan()
+    backend = open_pretended()
     points = backend.points(old)
     query = unit(1, 2048, 3)
     assert points.n == 6 << 10
     for function in ("vkQueueSubmit", "vkCreateCommandPool"):
-        nth = 3 if function == "vkQueueSubmit" else 2
-        outcome = attempt(backend, function, nth, DEVICE_MEMORY, lambda _: [points.update(new)])  # type: ignore[list-item,func-returns-value]
+        outcome = attempt(backend, function, 2, DEVICE_MEMORY, lambda _: [points.update(new)])  # type: ignore[list-item,func-returns-value]
         assert outcome.error is OutOfMemory, function
         with pytest.raises(DeviceError, match="update the points again"):
             backend.topk(query, points, 5)
@@ -249,7 +302,7 @@ def test_a_failed_update_leaves_no_half_new_points(extension: object) -> None:
 
 def test_a_device_lost_under_many_threads(extension: object) -> None:
     """Each call either has the right bits or reports that the device is lost."""
-    backend = open_vulkan()
+    backend = open_pretended()
     want = {name: work(backend) for name, work in WORK.items()}
     backend._extension.inject_fault("vkQueueSubmit", 60, LOST)
 
@@ -268,10 +321,10 @@ def test_a_device_lost_under_many_threads(extension: object) -> None:
 
 @pytest.mark.parametrize("function", [*OPENING, "vkCreateFence"])
 def test_a_device_that_cant_be_opened_is_a_typed_error(extension: object, function: str) -> None:
-    open_vulkan()._extension.inject_fault(function, 1, HOST_MEMORY)
+    open_pretended()._extension.inject_fault(function, 1, HOST_MEMORY)
     with pytest.raises(DeviceError, match="could not be opened"):
         Vulkan()
-    WORK["projx"](open_vulkan())
+    WORK["projx"](open_pretended())
 
 
 PATHS = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
@@ -354,7 +407,7 @@ sys.last = Sleep()
 
 @pytest.mark.parametrize("case", LIVES, ids=str)
 def test_an_engine_survives_forks_threads_and_exits(case: str) -> None:
-    open_vulkan()
+    open_pretended()
     if "fork" in case and not hasattr(os, "fork"):
         pytest.skip("no fork here")
     result = run_python(PRELUDE + LIVES[case])

@@ -11,8 +11,6 @@ from vulkan_open import ORACLE, mixture, nmse, open_vulkan, schedule, tangent, u
 from ebmvk.engine import Backend, LangevinResult, Scheme, Storage
 from ebmvk.engine.vulkan import Vulkan
 
-KERNEL = {"gbaoab": "langevin", "ghmc": "ghmc"}
-
 
 def open_resident(**options: bool | float | str) -> Vulkan:
     backend = open_vulkan(**options)
@@ -35,7 +33,7 @@ def holds(backend: Vulkan, shape: tuple[int, int, int, int], storage: Storage, s
     """True if the backend, which has run nothing before, keeps this problem's candidates."""
     run(backend, shape, storage, scheme, steps=(1,))
     kinds = backend._extension
-    kind = (KERNEL[scheme], kinds.Variant.resident, getattr(kinds.Storage, storage))
+    kind = (scheme, kinds.Variant.resident, getattr(kinds.Storage, storage))
     return kind in backend._engine.used_kernels()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vulkan_open import ORACLE, mixture, nmse, open_vulkan, schedule, tangent, unit
 
 from ebmvk.engine import checks, selftest
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError, OutOfMemory
 
@@ -53,18 +54,36 @@ def run_everything(backend: Vulkan, tilings: tuple[str, ...]) -> None:
         cotangents = torch.ones(9), unit(9, 33, 5)
         got = backend.energy_score_backward(x, points, *law, *cotangents)
         assert nmse(got.x, ORACLE.energy_score_backward(x, truth, *law, *cotangents).x) < 1e-9
-        for scheme, resident in itertools.product(("gbaoab", "ghmc"), (False, True)):
+        for scheme, resident in itertools.product(INTEGRATORS, (False, True)):
             backend._engine.set_resident(resident)
             arguments, settings = (x, tangent(x, 4)), {"seed": 1, "scheme": scheme}
             end = backend.langevin(*arguments, points, *law, schedule((2,)), **settings)  # type: ignore[arg-type]
             want = ORACLE.langevin(*arguments, truth, *law, schedule((2,)), **settings)  # type: ignore[arg-type]
             assert nmse(end.x, want.x) < 1e-9
+    run_tensors(backend, x, mu, law)
     backend._engine.set_coarse(True)
     assert nmse(backend.topk(x, backend.points(mu), 5).scores, ORACLE.topk(x, ORACLE.points(mu), 5).scores) < 1e-9
     backend._engine.set_coarse(None)
     backend._engine.set_resident(None)
     backend._engine.time_fma(1, 1, 1)
     backend._engine.probe(0, torch.zeros(1, 4).numpy().view("uint32"), torch.zeros(1, 4).numpy().view("uint32"))
+
+
+def run_tensors(backend: Vulkan, x: Tensor, mu: Tensor, law: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """What operations on tensors of the device need besides."""
+    ids, *weights = law
+    points = backend.points(mu)
+    points.update(mu[:1], ids=torch.tensor([0]))
+    kept = backend.tensor(weights[0])  # with a pitch that isn't the weights'
+    arguments = (x, tangent(x, 4), points, ids, kept, *weights[1:], schedule((2,)))
+    end = backend.langevin(*arguments, seed=1)  # type: ignore[arg-type]
+    want = ORACLE.langevin(*arguments[:2], ORACLE.points(mu), *law, schedule((2,)), seed=1)
+    assert nmse(end.x.torch(), want.x) < 1e-9  # type: ignore[attr-defined]
+    log_p = torch.zeros(9, 300).log_softmax(1)
+    chain = backend.candidate_law(log_p, ids)
+    settings = {"seed": 1, "first_chain": 0, "streams": (4, 5)}
+    tokens = backend.decode(x, points, ids, chain, torch.ones(9), torch.zeros(9), log_p, **settings)  # type: ignore[arg-type]
+    assert bool((tokens < 300).all())
 
 
 def test_every_shader_of_the_manifest_is_run() -> None:

@@ -21,6 +21,13 @@ NAME = os.environ.get("EBMVK_TEST_DEVICE", "")
 DEMANDED = NAME.startswith("vulkan")
 """EBMVK_TEST_DEVICE=vulkan or vulkan:<index> requires it: tests fail without it."""
 INDEX = int(NAME.partition(":")[2]) if DEMANDED and ":" in NAME else None
+PRETEND = os.environ.get("EBMVK_TEST_PRETEND", "")
+"""The profile of another device (`_vulkan.profiles()`), for tests that hold on every device."""
+
+
+def open_pretended(**options: bool | int | float | str) -> Vulkan:
+    """The device with the limits of the profile that EBMVK_TEST_PRETEND names, if it does."""
+    return open_vulkan(pretend=PRETEND, **options)
 
 
 def open_vulkan(**options: bool | int | float | str) -> Vulkan:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, memory, models, monitor, ops, peers, scaling, torch_chains
+from bench import approximate, experiments, gradients, memory, models, monitor, ops, peers, scaling, torch_chains
 from bench.measure import chain_problem, unit
 from ebmvk.cli import train
 from ebmvk.data.windows import TokenStream
@@ -59,6 +59,24 @@ def test_ops_measures_the_whole_table(device: str, tmp_path: Path) -> None:
         assert {"driver", "limits", "heaps", "features"} <= set(result["device"]["vulkan"])
     else:
         assert {"kernels", "threads"} <= set(result["device"])
+
+
+def test_gradients_writes_a_ratio_for_each_kind_of_candidates(tmp_path: Path) -> None:
+    try:
+        select("vulkan")
+    except DeviceError as error:
+        pytest.skip(f"no vulkan: {error.what}")
+    result = ran(gradients, tmp_path, "--quick")
+    assert result["shape"]["points"] == [30, 200]
+    for kind in ("same", "spread", "host"):
+        seconds = [result["seconds"][f"{kind} {n}"]["median_s"] for n in (30, 200)]
+        assert result["ratios"][kind] == pytest.approx(seconds[1] / seconds[0])
+
+
+def test_gradients_refuses_a_backend_without_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gradients.main(["--quick", "--device", "cpu"])
+    assert "use --device vulkan" in capsys.readouterr().err
 
 
 def test_peers_writes_its_ratios(

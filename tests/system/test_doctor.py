@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from ebmvk.cli import doctor
-from ebmvk.engine import Backend, select, selftest
+from ebmvk.engine import Backend, reference_math, select, selftest
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.reference import Reference
+from ebmvk.errors import DeviceError
 from ebmvk.model.language import LanguageModel
 
 from .conftest import Command
 
 OPERATIONS = {
     *("projx", "proju", "expmap", "logmap", "transp", "dist", "topk", "energy_score", "energy_score_backward"),
-    *("topk (float16)", "langevin", "langevin (ghmc)", "langevin (float16)", "vmf_sample", "accumulate"),
+    *("topk (float16)", "langevin", "langevin (float16)", "vmf_sample", "accumulate"),
+    *(f"langevin ({name})" for name in INTEGRATORS if name != "gbaoab"),
+    *("langevin, resumed", "langevin (ghmc), resumed"),
 }
 
 
@@ -78,12 +82,140 @@ def test_a_wrong_result_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out.count("WRONG") == 3
 
 
+class Peeled(Reference):
+    """A backend whose compiler treats the first step of a call apart from the others."""
+
+    def langevin(self, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        return super().langevin(torch.nextafter(x, torch.zeros_like(x)), *rest, **more)
+
+
+def test_chains_that_change_when_resumed_are_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ebmvk.engine.select", lambda device="auto": Peeled())
+    assert doctor.main(["--device", "cpu", "--json"]) == 1
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    wrong = {operation["operation"]: operation for operation in device["operations"] if not operation["ok"]}
+    assert set(wrong) == {"langevin, resumed", "langevin (ghmc), resumed"}
+    assert "200 steps and 2 x 100 differ" in wrong["langevin, resumed"]["failure"]
+
+
 def test_a_failing_device_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A backend whose every result is not a number."""
-    monkeypatch.setattr("ebmvk.engine.reference.distance", lambda x, y: x.new_full((len(x),), torch.nan))
+    monkeypatch.setitem(reference_math.ROWS, "dist", lambda x, y: x.new_full((len(x),), torch.nan))
     checks = {check.operation: check for check in selftest.run(Reference())}
     assert not checks["dist"].ok
     assert checks["projx"].ok
+
+
+TIMED = OPERATIONS - {"topk (float16)", "langevin (float16)"}
+
+
+def _report(path: Path, *more: str) -> tuple[int, Any]:
+    status = doctor.main(["--report", str(path), "--seconds", "1", *more])
+    return status, json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_report_has_every_operation_of_every_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, record = _report(tmp_path / "report.json")
+    assert capsys.readouterr().out.endswith(f"send {tmp_path / 'report.json'} with your issue\n")
+    assert (status, record["status"], record["failures"], record["running"]) == (0, 0, [], None)
+    usable = [f"vulkan:{device['index']}" for device in record["vulkan"]["devices"] if device["usable"]]
+    assert [device["device"] for device in record["devices"]] == [*usable, "cpu"]
+    for device in record["devices"]:
+        assert device["name"]
+        assert device["kernels"]
+        assert device["ceilings"]["copy_gbs"] > 0
+        for part in ("operations", "repeated"):
+            assert {check["operation"] for check in device[part]} >= OPERATIONS
+            assert all(check["ok"] and check["error"] <= check["tolerance"] for check in device[part])
+        assert {row["operation"] for row in device["times"]} >= TIMED
+        for row in device["times"]:
+            assert len(row["seconds"]) == 3
+            assert row["gflops"] > 0
+            assert row["roofline_percent"] > 0
+            if device["device"] != "cpu":
+                assert row["counts"]["dispatches"] >= 1
+                assert row["counts"]["submissions"] >= 1
+
+
+class Broken(Reference):
+    """A backend with one operation that the driver refuses, and one that gives other bits each
+    time."""
+
+    calls = 0
+
+    def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"{Path.home()}/driver.so: pipeline refused at {x.shape}; log in /home/somebody/log")
+
+    def projx(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().projx(x) * (1 + 1e-6 * (self.calls % 2))
+
+
+def test_a_report_with_a_broken_operation_has_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ebmvk.engine.select", lambda device="auto": Broken())
+    status, record = _report(tmp_path / "report.json", "--device", "cpu")
+    assert status == record["status"] == 1
+    (device,) = record["devices"]
+    wrong = {check["operation"]: check["failure"] for check in device["operations"] if not check["ok"]}
+    assert list(wrong) == ["expmap"]
+    assert "RuntimeError: ~/driver.so: pipeline refused" in wrong["expmap"]
+    assert {check["operation"] for check in device["repeated"] if not check["ok"]} == {"expmap", "projx"}
+    assert {row["operation"] for row in device["times"]} >= TIMED - {"expmap"}
+    (failure,) = record["failures"]
+    assert failure["part"].endswith("times: expmap")
+    assert any("expmap" in frame for frame in failure["at"])
+    assert "something failed" in capsys.readouterr().out
+
+
+def test_a_report_has_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebmvk.engine.select", lambda device="auto": Broken())
+    _report(tmp_path / "report.json", "--device", "cpu")
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert str(Path.home()) + "/" not in text
+    assert "somebody" not in text
+
+
+def test_a_report_without_vulkan_has_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise DeviceError("no Vulkan: the loader is missing", hint="install a driver")
+
+    monkeypatch.setattr("ebmvk.engine.vulkan_devices.survey", none)
+    status, record = _report(tmp_path / "report.json")
+    assert status == 0
+    assert "the loader is missing" in record["vulkan"]["error"]
+    assert [device["device"] for device in record["devices"]] == ["cpu"]
+    status, record = _report(tmp_path / "report.json", "--device", "vulkan:99")
+    assert status == 1
+    assert len(record["failures"]) == 4  # each part tries to open the device
+    assert all("99" in failure["error"] for failure in record["failures"])
+
+
+def test_a_report_that_ended_early_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the driver ended the process: what is not an Exception is not caught."""
+
+    def end(backend: Backend) -> Any:
+        raise SystemExit(139)
+
+    monkeypatch.setattr(selftest, "repeat", end)
+    with pytest.raises(SystemExit):
+        doctor.main(["--report", str(tmp_path / "report.json"), "--device", "cpu", "--seconds", "1"])
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "twice" in record["running"]
+    assert record["devices"][0]["operations"]
+
+
+@pytest.mark.parametrize("more", [["--json"], ["--seconds", "0"], ["--checkpoint", "runs/x"]], ids=str)
+def test_a_report_with_flags_that_do_not_fit_is_status_2(
+    tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--report", str(tmp_path / "report.json"), *more]) == 2
+    assert more[0] in capsys.readouterr().err
+    assert doctor.main(["--report", str(tmp_path / "no-such-folder" / "report.json")]) == 2
+    assert "no-such-folder" in capsys.readouterr().err
 
 
 def test_a_sound_checkpoint_is_status_0(trained: Path, ebmvk: Command) -> None:

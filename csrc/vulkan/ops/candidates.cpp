@@ -10,9 +10,8 @@ namespace {
 
 constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
 
-// 32-bit registers per invocation for candidates. With 64 more for everything else, 256 invocations
-// use 160 KiB; a multiprocessor has 256 KiB.
-constexpr std::uint32_t kHeldWords = 96;
+// 32-bit registers that an integrator needs in an invocation for everything but its candidates.
+constexpr std::uint32_t kOtherWords = 64;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -36,9 +35,8 @@ std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads,
   return {divide_up(quads, group), places(k)};
 }
 
-ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k) {
   const auto& device = engine.device().capabilities();
-  const auto quads = points.quads();
   const auto streamed = [&] {
     auto constants = energy_constants(engine, quads, k);
     constants.resize(5, 1);
@@ -48,7 +46,8 @@ ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
   if (!engine.resident().value_or(device.type != "cpu") || !device.subgroup_size) return streamed();
   const auto size = device.subgroup_size;
   const auto lane_quads = divide_up(quads, size);
-  const auto words = points.storage() == Storage::float16 ? 2u : 4u;
+  const auto words = storage == Storage::float16 ? 2u : 4u;
+  const std::uint64_t held_words = device.registers - std::min(device.registers, kOtherWords);
   // The smallest workgroup with enough registers, and one invocation per quad of the state, up to
   // 256.
   for (std::uint32_t subgroups = 1; subgroups * size <= std::min(256u, device.max_group_size); subgroups *= 2) {
@@ -57,7 +56,7 @@ ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k) {
     const auto shared = shared_bytes(group, quads, k) +
                         std::uint64_t{16} * std::min(subgroups, 8u) * lane_quads * size + 8 * group +
                         32;  // resident.glsl, and reduce.glsl with subgroups
-    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > kHeldWords ||
+    if (group < std::min(engine.row_group(quads), 256u) || std::uint64_t{held} * lane_quads * words > held_words ||
         shared > device.max_shared_bytes || !engine.kernels().subgroups(group))
       continue;
     return {group, {divide_up(quads, group), places(k), subgroups, held, lane_quads}, true};
@@ -80,37 +79,36 @@ std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_
   return capacity > fit ? capacity / 2 : capacity;
 }
 
-Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
-    : named(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      logw(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      kappa(engine.device(), capacity, k, k, Buffer::Kind::upload),
-      background(engine.device(), capacity, 1, 1, Buffer::Kind::upload),
+Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+                       std::uint64_t begin)
+    : named(engine.device(), in.ids.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      logw(engine.device(), in.logw.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      kappa(engine.device(), in.kappa.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
+      background(engine.device(), in.background.from(begin), capacity, 1, 1, Buffer::Kind::upload),
       points_(points),
       capacity_(capacity),
-      k_(k) {
+      k_(in.k) {
   if (points.shards() == 1) return;
-  const std::uint64_t count = std::uint64_t{capacity} * k;
+  const std::uint64_t count = std::uint64_t{capacity} * k_;
   gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(count, points.row_bytes()));
-  positions_ = Table(engine.device(), capacity, k, k, Buffer::Kind::upload);
+  positions_ = Table(engine.device(), capacity, k_, k_, Buffer::Kind::upload);
   auto* first = positions_.on_host().as<std::uint32_t>();
   std::iota(first, first + count, 0u);
 }
 
 View Candidates::rows() const { return points_.shards() == 1 ? points_.shard(0) : View(gathered_); }
 
-View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : positions_.on_device(); }
+View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : View(positions_.on_device()); }
 
 void Candidates::write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows) {
-  auto* to = named.on_host().as<std::uint32_t>();
-  const auto* from = in.ids + begin * in.k;
-  for (std::uint64_t i = 0; i < rows * in.k; ++i) to[i] = static_cast<std::uint32_t>(from[i]);
-  logw.write(in.logw + begin * in.k, rows);
-  kappa.write(in.kappa + begin * in.k, rows);
-  background.write(in.background + begin, rows);
+  named.write(in.ids, begin, rows);
+  logw.write(in.logw, begin, rows);
+  kappa.write(in.kappa, begin, rows);
+  background.write(in.background, begin, rows);
 }
 
-void Candidates::record(Engine& engine, Program& program, const Buffer& params) {
-  for (const auto* table : {&named, &logw, &kappa, &background}) program.copy(table->on_host(), table->on_device());
+void Candidates::record(Engine& engine, Program& program, const View& params) {
+  for (const auto* operand : {&named, &logw, &kappa, &background}) operand->load(engine.kernels(), program, params);
   if (points_.shards() == 1) return;
   program.copy(positions_.on_host(), positions_.on_device());
   const auto& pipeline =
@@ -120,7 +118,7 @@ void Candidates::record(Engine& engine, Program& program, const Buffer& params) 
   const auto x = static_cast<std::uint32_t>(std::min<std::uint64_t>(count, across));
   const auto y = static_cast<std::uint32_t>((count + x - 1) / x);
   for (std::uint32_t shard = 0; shard < points_.shards(); ++shard) {
-    const kernels::Gather push{points_.quads(), k_, points_.shard_begin(shard), points_.shard_end(shard)};
+    const kernels::Gather push{points_.quads(), k_, points_.shard_begin(shard), points_.shard_end(shard), 0};
     program.kernel(pipeline, {params, named.on_device(), points_.shard(shard), gathered_}, push, x, y);
   }
 }

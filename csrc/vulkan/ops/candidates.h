@@ -7,16 +7,17 @@
 namespace ebmvk {
 
 struct Candidates {
-  Candidates(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k);
+  Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+             std::uint64_t begin);
 
   void write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows);
   // Records the upload and, if the points span several shards, the gathering of the candidates'
   // rows.
-  void record(Engine& engine, Program& program, const Buffer& params);
+  void record(Engine& engine, Program& program, const View& params);
   View rows() const;  // the rows that ids() index
   View ids() const;
 
-  Table named, logw, kappa, background;
+  Operand named, logw, kappa, background;
 
  private:
   const Points& points_;
@@ -30,6 +31,15 @@ struct Candidates {
 std::vector<std::uint32_t> energy_constants(Engine& engine, std::uint32_t quads, std::uint32_t k,
                                             std::uint32_t more_bytes = 0);
 
+// What energy_score.comp writes.
+struct EnergyViews {
+  View energy, score, responsibilities, rest;
+};
+
+// Records energy_score.comp for `capacity` rows of x.
+void record_energy_score(Engine& engine, Program& program, const Points& points, const View& params, const View& x,
+                         const Candidates& candidates, std::uint32_t k, const EnergyViews& out, std::uint32_t capacity);
+
 // How an integrator runs: workgroup, specialisation constants, and if it keeps candidates in
 // registers.
 struct ChainPlan {
@@ -38,7 +48,7 @@ struct ChainPlan {
   bool resident;
 };
 
-ChainPlan chain_plan(Engine& engine, const Rows& points, std::uint32_t k);
+ChainPlan chain_plan(Engine& engine, Storage storage, std::uint32_t quads, std::uint32_t k);
 
 // The number of rows, at most `wanted`, that one workspace can hold. `row_bytes`: the largest row
 // of its other tables.

@@ -1,6 +1,6 @@
-// The limits of the device, for benchmarks: copies between its buffers, fused multiply-adds in
-// registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission
-// to completion, as in Program::run.
+// For tests: moves within a buffer. The limits of the device, for benchmarks: copies between its buffers, fused
+// multiply-adds in registers, and the scoring kernel as a plain matrix product. Times are in seconds from submission to
+// completion, as in Program::run.
 #include "vulkan/ops/engine.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/errors.h"
@@ -28,6 +28,27 @@ void fill(Device& device, const std::vector<const Buffer*>& buffers) {
 
 }  // namespace
 
+std::vector<std::uint32_t> Engine::move_words(std::vector<std::uint32_t> words, const std::vector<Move>& moves) {
+  Call call(*this, "move_words");
+  const auto width = static_cast<std::uint32_t>(words.size());
+  Table table(device_, 1, width, width, Buffer::Kind::readback);
+  table.write(words.data(), 1);
+  Program program(device_);
+  program.copy(table.on_host(), table.on_device());
+  for (const auto& move : moves) {
+    if (move.count == 0 || move.count > width || std::max(move.from, move.to) > width - move.count)
+      throw std::invalid_argument("a move outside the words");
+    program.copy(View(table.on_device(), 4 * move.from, 4 * move.count),
+                 View(table.on_device(), 4 * move.to, 4 * move.count));
+  }
+  program.copy(table.on_device(), table.on_host());
+  program.finish();
+  call.run(program);
+  table.read(words.data(), 1);
+  call.count();
+  return words;
+}
+
 std::vector<double> Engine::time_copy(std::uint64_t bytes, std::uint32_t times, std::uint32_t repeats) {
   Call call(*this, "ceilings");
   const Buffer from(device_, Buffer::Kind::device, bytes), to(device_, Buffer::Kind::device, bytes);
@@ -47,8 +68,7 @@ std::vector<double> Engine::time_fma(std::uint32_t rows, std::uint32_t rounds, s
   if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device allows");
   const Buffer params(device_, Buffer::Kind::upload, 16);
   const Buffer result(device_, Buffer::Kind::device, std::uint64_t{16} * rows);
-  const std::uint32_t words[3] = {rows, kHalf, kHalf};
-  std::copy_n(words, 3, params.as<std::uint32_t>());
+  *params.as<kernels::CeilingFma::Params>() = {rows, 0.5f, 0.5f};
   Program program(device_);
   program.kernel(kernels_.get(kernels::CeilingFma::name, kGroup, {}), {params, result}, kernels::CeilingFma{rounds},
                  groups);
@@ -68,8 +88,7 @@ std::vector<double> Engine::time_product(std::uint32_t rows, std::uint32_t colum
   const Buffer scores(device_, Buffer::Kind::device, checked_product(std::uint64_t{4} * rows, columns));
   const Buffer unused(device_, Buffer::Kind::device, 16);
   fill(device_, {&queries, &points});
-  const std::uint32_t words[5] = {rows, columns, 0, 0, 0};
-  std::copy_n(words, 5, params.as<std::uint32_t>());
+  *params.as<kernels::ScoreTiled::Params>() = {rows, columns, 0, 0, 0, 0};
   const auto tiling = choose_tiling(device_.capabilities(), scoring(), rows);
   Program program(device_);
   program.kernel(kernels_.get(tiling.kernel, tiling.group, tiling.constants(), Storage::float32),

@@ -5,9 +5,23 @@
 #include <algorithm>
 
 namespace ebmvk {
+namespace {
+
+// FLOP/s assumed before anything is measured: so low that the slowest device of its kind stays well
+// under a driver's 2 s.
+double assumed_speed(const Capabilities& device) {
+  if (device.type == "cpu") return 5e8;
+  return device.type == "discrete" ? 5e10 : 1e10;
+}
+
+}  // namespace
 
 Engine::Engine(std::uint32_t index, const Options& options)
-    : device_(index, options), kernels_(device_), workspaces_(device_) {}
+    : device_(index, options),
+      kernels_(device_),
+      pool_(device_),
+      workspaces_(device_, pool_),
+      pace_(assumed_speed(device_.capabilities()), options.slice_seconds) {}
 
 std::map<std::string, Count> Engine::counts() {
   device_.require_own_process();
@@ -27,13 +41,10 @@ std::vector<KernelSource> Engine::used_kernels() {
   return kernels_.used();
 }
 
-std::uint64_t Engine::units_per_slice(const std::string& kernel, double flops_per_unit) const {
-  const auto known = speed_.find(kernel);
-  // The speed assumed before anything is measured: so low that the slowest device of its kind stays
-  // well under a driver's 2 s.
-  const double speed = known != speed_.end() ? known->second : device_.capabilities().type == "cpu" ? 5e8 : 5e10;
-  const double units = speed * device_.options().slice_seconds / std::max(flops_per_unit, 1.0);
-  return static_cast<std::uint64_t>(std::clamp(units, 1.0, 1e12));
+std::vector<PipelineKey> Engine::used_pipelines() {
+  device_.require_own_process();
+  const std::lock_guard<std::mutex> lock(device_.mutex());
+  return kernels_.used_keys();
 }
 
 std::uint32_t Engine::row_group(std::uint32_t quads) const {
@@ -52,24 +63,41 @@ Engine::Call::Call(Engine& engine, std::string operation, const Points* points)
     : engine_((engine.device_.require_own_process(), engine)),
       lock_(engine.device_.mutex()),
       operation_(std::move(operation)),
-      start_(std::chrono::steady_clock::now()) {
+      start_(std::chrono::steady_clock::now()),
+      plan_(engine.device_) {
   engine.device_.require_alive();
-  if (points && !points->whole()) throw Torn("an earlier update of the points failed and left them half replaced");
+  if (points) points->require_whole();
 }
 
 Engine::Call::~Call() {
-  if (!ended_) engine_.workspaces_.clear();
+  if (ended_) return;
+  engine_.workspaces_.clear();
+  engine_.pool_.clear();
 }
 
-void Engine::Call::run(Program& program, const char* kernel, double flops) {
-  const double seconds = program.run();
-  dispatches_ += program.dispatches();
-  if (flops < 1e5 || seconds <= 0) return;  // too little work to tell speed from overhead
-  const double speed = flops / seconds;
-  auto& known = engine_.speed_.try_emplace(kernel, speed).first->second;
-  // The first run may include compilation, so believe a higher speed at once but a lower one only
-  // by half.
-  known = std::max(speed, 0.5 * (known + speed));
+void Engine::Call::add(Program& program, std::uint32_t section, const std::string& kernel, double flops) {
+  plan_.add(program, section, flops > 0 ? flops / engine_.pace_.speed(kernel) : 0.0);
+  work_.push_back({kernel, flops});
+}
+
+void Engine::Call::run() {
+  const auto ran = plan_.run();
+  count_.submissions += ran.submissions;
+  count_.traffic += ran.traffic;
+  double all = 0;
+  for (const auto& work : work_) all += work.flops;
+  for (std::size_t i = 0; i < work_.size(); ++i) {
+    const auto& [kernel, flops] = work_[i];
+    if (!(flops > 0)) continue;
+    const auto seconds = ran.section_seconds[i] > 0 ? ran.section_seconds[i] : ran.seconds * flops / all;
+    engine_.pace_.learn(kernel, flops, seconds, ran.first);
+  }
+  work_.clear();
+}
+
+void Engine::Call::run(Program& program, const std::string& kernel, double flops) {
+  add(program, 0, kernel, flops);
+  run();
 }
 
 void Engine::Call::count() {
@@ -77,8 +105,9 @@ void Engine::Call::count() {
   auto& count = engine_.counts_[operation_];
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   ++count.calls;
-  count.dispatches += dispatches_;
   count.seconds += seconds.count();
+  count.submissions += count_.submissions;
+  count.traffic += count_.traffic;
 }
 
 }  // namespace ebmvk

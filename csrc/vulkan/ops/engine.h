@@ -1,10 +1,13 @@
-// The operations on one Vulkan device. Arguments are dense rows on the host, checked by the caller.
-// Every operation takes the device's mutex, works in slices of bounded time, and leaves nothing
-// half done if it throws.
+// The operations on one Vulkan device. Arguments are checked by the caller; each is dense rows on the
+// host, or a tensor of this device. Every operation takes the device's mutex, works in slices of
+// bounded time, and leaves nothing half done if it throws.
 #pragma once
 
+#include "integrators.h"
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
+#include "vulkan/runtime/pace.h"
+#include "vulkan/runtime/plan.h"
 #include "vulkan/runtime/workspace.h"
 
 #include <chrono>
@@ -13,57 +16,82 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ebmvk {
 
 struct Count {
   std::uint64_t calls = 0;
-  std::uint64_t dispatches = 0;
   double seconds = 0;
+  std::uint64_t submissions = 0;
+  Traffic traffic;
 };
-
-enum class SphereOp { projx, proju, expmap, logmap, transp, dist };
 
 struct EnergyArguments {  // B rows, K candidates, dimension d
   std::uint32_t rows, k, d;
-  const float* x;
-  const std::int64_t* ids;
-  const float *logw, *kappa, *background;
+  Argument<float> x;
+  Argument<std::int64_t> ids;
+  Argument<float> logw, kappa, background;
 };
 
 struct EnergyResults {
-  float *energy, *score, *responsibilities, *rest;
+  Result<float> energy, score, responsibilities, rest;  // the score may be unwanted
 };
 
 struct LangevinArguments {
   EnergyArguments energy;
-  const float* v;
+  Argument<float> v;
   std::uint32_t levels, level_rows;  // level_rows: 1 or B
   const float *kappa_scale, *logw_shift, *step_size, *gamma;
   std::vector<std::uint32_t> steps;
   std::uint64_t seed;
   std::uint32_t first_step, first_chain;
   double temperature;
-  std::uint32_t leapfrogs;  // per step of GHMC; 0: g-BAOAB
+  integrators::Description integrator;
+  std::uint32_t leapfrogs;  // per step, if the integrator is a Metropolis one; else 1
 };
 
 struct LangevinResults {
-  float *x, *v, *energy, *kinetic, *energy_error, *acceptance, *tangency;
+  Result<float> x, v, energy, kinetic, energy_error, acceptance, tangency;
 };
 
 struct GradientArguments {
   EnergyArguments energy;
-  const float *grad_energy, *grad_score;  // (B,), (B, d)
+  Argument<float> grad_energy, grad_score;  // (B,), (B, d)
 };
 
+// The gradient of the points is dense on the host, (N, d), zero at the start; or `points` is null, and
+// tensors take the ids of the points that occur, ascending, and their rows. These have room for
+// Engine::touched_points rows, and keep as many as there are.
 struct GradientResults {
-  float *x, *points, *logw, *kappa, *background;  // points: (N, d), zero at the start
+  Result<float> x, logw, kappa, background;
+  float* points;
+  Tensor *point_ids, *point_rows;
+};
+
+struct LawArguments {  // B rows of V log probabilities, K candidates
+  std::uint32_t rows, k, width;
+  Argument<float> log_p;
+  Argument<std::int64_t> ids;
+};
+
+struct LawResults {
+  Result<float> logp, log_rest, entropy;
+};
+
+struct DecodeArguments {
+  LawArguments law;
+  std::uint32_t d;
+  Argument<float> x, logp, log_rest;
+  Argument<float> kappa, shift;  // (B,): the concentration, and what it adds to log weights
+  std::uint64_t seed;
+  std::uint32_t first_chain, choice_stream, rest_stream;
 };
 
 struct VmfArguments {
   std::uint32_t rows, d;
-  const float *mu, *cosine_sine;  // (B, d), (B, 2)
+  Argument<float> mu, cosine_sine;  // (B, d), (B, 2)
   std::uint64_t seed;
   std::uint32_t first_row;
 };
@@ -74,6 +102,10 @@ struct AccumulateArguments {
   const std::int64_t* ids;
   const float* responsibilities;
   const std::int64_t* tokens;
+};
+
+struct Move {  // `count` words from `from` to `to`
+  std::uint64_t from, to, count;
 };
 
 struct CoarseCount {
@@ -88,13 +120,29 @@ struct Accumulated {
 
 struct TopkArguments {
   std::uint32_t rows, k, d;
-  const float* queries;
-  const float *scale, *bias;  // (N,) or null
+  Argument<float> queries;
+  Argument<float> scale, bias;  // (N,) or missing
+
+  bool scaled() const { return scale.given() || bias.given(); }
+};
+
+// For tests: entries with keys, and a token for each `per_token` of them if it isn't 0. Entries with
+// keys from `limit` on belong to no segment.
+struct SortQuestion {
+  std::uint32_t count;
+  const std::uint32_t *keys, *tokens;
+  std::uint32_t per_token, limit;
+};
+
+// The sorted entries; where each segment starts, and the end of the last; its key and token.
+struct SortAnswer {
+  std::vector<std::uint32_t> order, starts, keys, tokens;
 };
 
 class Engine;
 
-// (N, d) rows in device memory, in shards that fit the storage-buffer range.
+// (N, d) rows in device memory, in shards. Each is an allocation of its own, and fits the
+// storage-buffer range.
 class Rows {
  public:
   Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage);
@@ -103,7 +151,7 @@ class Rows {
   std::uint32_t d() const { return d_; }
   std::uint32_t quads() const { return quads_of(d_); }
   Storage storage() const { return storage_; }
-  std::uint64_t bytes() const { return rows_.bytes(); }  // bytes of device memory
+  std::uint64_t bytes() const;  // bytes of device memory
   std::uint64_t row_bytes() const { return std::uint64_t{storage_ == Storage::float16 ? 8u : 16u} * quads(); }
   std::uint32_t shards() const { return (n_ + shard_rows_ - 1) / shard_rows_; }
   std::uint32_t shard_begin(std::uint32_t shard) const { return shard * shard_rows_; }
@@ -115,7 +163,7 @@ class Rows {
 
   std::uint32_t n_ = 0, d_ = 0, shard_rows_ = 0;
   Storage storage_ = Storage::float32;
-  Buffer rows_;
+  std::vector<Buffer> rows_;  // of each shard
 };
 
 // A copy of float32 rows in float16, with the radius of each row (halve.comp).
@@ -134,9 +182,15 @@ class Points : public Rows {
   Points(const Points&) = delete;
   Points& operator=(const Points&) = delete;
 
-  // After a failure the points can't be used until an update succeeds.
+  // Replaces all rows. After a failure of this or of another update the points can't be used until
+  // it succeeds.
   void update(const float* rows);
-  bool whole() const { return whole_; }
+  // Replaces `count` rows: from `first` on, or those with the given ids, which are all different.
+  // Throws Torn if the points can't be used.
+  void update(const float* rows, std::uint32_t first, std::uint32_t count);
+  void update(const float* rows, const std::int64_t* ids, std::uint32_t count);
+  // Throws Torn if an update failed.
+  void require_whole() const;
   std::uint64_t id() const { return id_; }
   std::uint64_t bytes() const;  // including the float16 rows for topk
   const std::shared_ptr<Engine>& engine() const { return engine_; }
@@ -145,7 +199,10 @@ class Points : public Rows {
   const Coarse* coarse(std::uint32_t calls, bool forced) const;
 
  private:
-  void upload(const float* rows);
+  void begin_update();
+  void fill(const Buffer& staging, const float* rows, std::uint32_t count) const;
+  void upload(const float* rows, std::uint32_t first, std::uint32_t count);
+  void scatter(const float* rows, const std::int64_t* ids, std::uint32_t count);
 
   // False while rows are being replaced and after an update failed, because some of them may be
   // old.
@@ -157,22 +214,44 @@ class Points : public Rows {
   mutable std::uint32_t asked_ = 0;
 };
 
-class Engine {
+// The kernel of an operation that works row by row. Throws invalid_argument if it has no kernel.
+const KernelSource& row_kernel(const std::string& operation);
+
+class Engine : public std::enable_shared_from_this<Engine> {
  public:
   Engine(std::uint32_t index, const Options& options);
 
-  void sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
-              float* result);
+  // A tensor without values, for results.
+  std::shared_ptr<Tensor> tensor(const Tensor::Shape& shape);
+  // The rows are dense: float, or int64 for an index tensor.
+  void upload(Tensor& tensor, const void* rows);
+  void download(const std::vector<std::pair<const Tensor*, void*>>& tensors);
+
+  // `kernel`: of row_kernel().
+  void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
+            const std::vector<Argument<float>>& arguments, const Result<float>& result);
   void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
   void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
   void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);
-  void vmf_sample(const VmfArguments& in, float* result);
+  // The largest number of points that can occur in (rows, k) candidates.
+  static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
+  // The masses of candidates, of the rest, and the entropy of both.
+  void candidate_law(const LawArguments& in, const LawResults& out);
+  // A token of each row, by the responsibilities at x; 2^32 - 1 if they aren't finite.
+  void decode(const Points& points, const DecodeArguments& in, const Result<std::int64_t>& tokens);
+  void vmf_sample(const VmfArguments& in, const Result<float>& result);
   Accumulated accumulate(const AccumulateArguments& in);
-  void topk(const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
+  void topk(const Points& points, const TopkArguments& in, const Result<float>& scores,
+            const Result<std::int64_t>& ids);
   // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
   // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
              std::uint32_t* result);
+  SortAnswer probe_sort(const SortQuestion& question);
+
+  // For tests of barriers: copies words within one buffer, one move after another, and returns the
+  // buffer.
+  std::vector<std::uint32_t> move_words(std::vector<std::uint32_t> words, const std::vector<Move>& moves);
 
   // Time `repeats` submissions each of: `times` copies of `bytes` bytes on the device; `rows`
   // invocations with 128 `rounds` fused multiply-adds; the scores of `rows` queries and `columns`
@@ -183,8 +262,10 @@ class Engine {
 
   std::map<std::string, Count> counts();
   Device& device() { return device_; }
+  const Device& device() const { return device_; }
   KernelRegistry& kernels() { return kernels_; }
   WorkspaceCache& workspaces() { return workspaces_; }
+  TensorPool& pool() { return pool_; }
   // For tests and benchmarks: which tiling of scores to use, whether topk starts in float16, and
   // whether integrators keep candidates in registers if these fit. By default the device decides.
   void set_scoring(Scoring scoring) { scoring_ = scoring; }
@@ -195,9 +276,19 @@ class Engine {
   // The number of topk rows that started in float16, and of those that it did not prove.
   CoarseCount coarse_count();
   std::vector<KernelSource> used_kernels();
+  std::vector<PipelineKey> used_pipelines();
+  // The pipelines that operations on this device use for `queries` queries, dimension d and k
+  // candidates. Makes none of them.
+  std::vector<PipelineKey> pipelines(std::uint32_t queries, std::uint32_t d, std::uint32_t k);
   // The number of units of work that fit into one submission at the kernel's speed so far; at least
   // 1.
-  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const;
+  std::uint64_t units_per_slice(const std::string& kernel, double flops_per_unit) const {
+    return pace_.units(kernel, flops_per_unit);
+  }
+  // True if the kernel's speed was measured. Before that, units_per_slice() is a cautious guess, so
+  // that a first slice should be run by itself.
+  bool measured(const std::string& kernel) const { return pace_.measured(kernel); }
+  Pace& pace() { return pace_; }
   // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 
@@ -205,7 +296,8 @@ class Engine {
 
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
-  void exact_topk(Call& call, const Points& points, const TopkArguments& in, float* scores, std::int64_t* ids);
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const Result<float>& scores,
+                  const Result<std::int64_t>& ids);
   // Returns the rows that float16 did not prove; nothing is written for them.
   std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
                                          const TopkArguments& in, float* scores, std::int64_t* ids);
@@ -214,23 +306,29 @@ class Engine {
 
   Device device_;
   KernelRegistry kernels_;
+  TensorPool pool_;
   WorkspaceCache workspaces_;
   Scoring scoring_ = Scoring::automatic;
   std::optional<bool> coarse_, resident_;
   CoarseCount coarse_count_;
   std::map<std::string, Count> counts_;
-  std::map<std::string, double> speed_;  // FLOP/s
+  Pace pace_;
 };
 
-// One call of an operation. Holds the device's mutex, runs programs, and counts the call if it
-// succeeds. If it fails, nothing that may be half done is used again.
+// One call of an operation. Holds the device's mutex, runs programs as plans, and counts the call if
+// it succeeds. If it fails, nothing that may be half done is used again.
 class Engine::Call {
  public:
   // `points`: those that the operation reads, if any.
   Call(Engine& engine, std::string operation, const Points* points = nullptr);
   ~Call();
-  // `flops`: the work of the program, to learn how much fits into a slice; 0: don't learn.
-  void run(Program& program, const char* kernel = "", double flops = 0);
+  // Adds a section of a program to the plan. `flops`: its work, mostly in the kernel, from which the
+  // engine learns how much fits into a slice; 0: don't learn.
+  void add(Program& program, std::uint32_t section, const std::string& kernel = {}, double flops = 0);
+  // Runs the plan and empties it.
+  void run();
+  // The same for a program with one section.
+  void run(Program& program, const std::string& kernel = {}, double flops = 0);
   void count();
 
  private:
@@ -238,7 +336,13 @@ class Engine::Call {
   std::lock_guard<std::mutex> lock_;
   std::string operation_;
   std::chrono::steady_clock::time_point start_;
-  std::uint64_t dispatches_ = 0;
+  struct Work {
+    std::string kernel;
+    double flops;
+  };
+  Plan plan_;
+  std::vector<Work> work_;  // of each section of the plan
+  Count count_;
   bool ended_ = false;
 };
 

@@ -1,177 +1,289 @@
-// The operations energy_score_backward and accumulate: sums over rows that share a point, always in
-// the same order.
+// The operation energy_score_backward. The device sorts the entries (row, candidate) by point and
+// sums the gradient of each point that occurs, so the work does not depend on the number of points.
 #include "vulkan/ops/candidates.h"
-#include "vulkan/ops/segments.h"
+#include "vulkan/ops/sums.h"
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
+#include <optional>
+#include <string>
 
 namespace ebmvk {
 namespace {
 
-struct GradientWork {
-  Buffer params;
-  Table x, grad_energy, grad_score, grad_x, grad_logw, grad_kappa, grad_background;
-  Buffer tangent, weights;
-  Candidates candidates;
-  Program program;
-  SegmentSum sum;
+constexpr const char* kSpeed = "energy_score_backward";
+constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table; more rows take turns
 
-  GradientWork(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k)
-      : params(engine.device(), Buffer::Kind::upload, 16),
-        x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
-        grad_energy(engine.device(), capacity, 1, 1, Buffer::Kind::upload),
-        grad_score(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
-        grad_x(engine.device(), capacity, points.d(), 4 * points.quads(), Buffer::Kind::readback),
-        grad_logw(engine.device(), capacity, k, k, Buffer::Kind::readback),
-        grad_kappa(engine.device(), capacity, k, k, Buffer::Kind::readback),
-        grad_background(engine.device(), capacity, 1, 1, Buffer::Kind::readback),
-        tangent(engine.device(), Buffer::Kind::device, std::uint64_t{16} * points.quads() * capacity),
-        weights(engine.device(), Buffer::Kind::device, std::uint64_t{8} * k * capacity),
-        candidates(engine, points, capacity, k),
-        program(engine.device()),
-        sum(engine, weights, x.on_device(), tangent, points.d(), k, std::uint64_t{capacity} * k) {
-    const auto quads = points.quads();
-    for (const auto* table : {&x, &grad_energy, &grad_score}) program.copy(table->on_host(), table->on_device());
-    candidates.record(engine, program, params);
-    const auto& pipeline = engine.kernels().get(kernels::EnergyGradients::name, engine.row_group(quads),
-                                                energy_constants(engine, quads, k, 8), points.storage());
-    program.kernel(pipeline,
-                   {params, x.on_device(), candidates.rows(), candidates.ids(), candidates.logw.on_device(),
-                    candidates.kappa.on_device(), candidates.background.on_device(), grad_energy.on_device(),
-                    grad_score.on_device(), grad_x.on_device(), tangent, weights, grad_logw.on_device(),
-                    grad_kappa.on_device(), grad_background.on_device()},
-                   kernels::EnergyGradients{quads, k}, capacity);
-    for (const auto* table : {&grad_x, &grad_logw, &grad_kappa, &grad_background})
-      program.copy(table->on_device(), table->on_host());
-    program.finish();
-  }
-};
-
-// A 1 is appended to each row of x, so that the weighted sum ends with the mass.
-struct AccumulateWork {
-  Table x, weights, one;
-  Program load;
-  SegmentSum resultant, counts;
-
-  AccumulateWork(Engine& engine, std::uint32_t capacity, std::uint32_t k, std::uint32_t d)
-      : x(engine.device(), capacity, d + 1, 4 * quads_of(d + 1), Buffer::Kind::upload),
-        weights(engine.device(), capacity, 2 * k, 2 * k, Buffer::Kind::upload),
-        one(engine.device(), 1, 1, 4, Buffer::Kind::upload),
-        load(engine.device()),
-        resultant(engine, weights.on_device(), x.on_device(), x.on_device(), d + 1, k, std::uint64_t{capacity} * k),
-        counts(engine, weights.on_device(), one.on_device(), one.on_device(), 1, ~0u, std::uint64_t{capacity} * k) {
-    const float unit = 1.0f;
-    one.write(&unit, 1);
-    for (const auto* table : {&x, &weights, &one}) load.copy(table->on_host(), table->on_device());
-    load.finish();
-  }
-
-  void write(const AccumulateArguments& in, std::uint64_t begin, std::uint32_t rows) {
-    const std::size_t pitch = std::size_t{4} * quads_of(in.d + 1);
-    auto* to = x.on_host().as<float>();
-    for (std::size_t row = 0; row < rows; ++row, to += pitch) {
-      std::copy_n(in.x + (begin + row) * in.d, in.d, to);
-      to[in.d] = 1.0f;
-      std::fill(to + in.d + 1, to + pitch, 0.0f);
-    }
-    auto* weight = weights.on_host().as<float>();
-    const auto* share = in.responsibilities + begin * in.k;
-    for (std::size_t i = 0; i < std::size_t{rows} * in.k; ++i) {
-      weight[2 * i] = share[i];
-      weight[2 * i + 1] = 0.0f;
-    }
-  }
-};
-
-// The sorted, unique (splat, token) pairs of all entries with a share.
-std::vector<Keyed> pairs_of(const AccumulateArguments& in) {
-  std::vector<Keyed> pairs;
-  for (std::uint64_t i = 0; i < std::uint64_t{in.rows} * in.k; ++i)
-    if (in.responsibilities[i] > 0)
-      pairs.push_back(keyed(static_cast<std::uint32_t>(in.ids[i]), static_cast<std::uint32_t>(in.tokens[i / in.k])));
-  std::sort(pairs.begin(), pairs.end());
-  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
-  return pairs;
+// The number of rows, at most `wanted`, that the tables of one workspace can hold. Workspaces for rows
+// on the host serve all numbers of rows up to a power of two.
+std::uint32_t table_rows(const Device& device, const Points& points, std::uint64_t wanted, std::uint32_t k,
+                         bool tensors) {
+  const auto largest = std::max(std::uint64_t{16} * points.quads(), std::uint64_t{8} * k);
+  auto fit = std::min<std::uint64_t>(device.capabilities().max_groups, device.storage_range() / largest);
+  if (!tensors) fit = std::min(fit, std::max(kTableBytes / largest, std::uint64_t{1}));
+  if (fit == 0)
+    throw Unsupported(std::to_string(k) + " candidates of " + std::to_string(points.d()) +
+                      " dimensions do not fit one binding of " + std::to_string(device.storage_range()) + " bytes");
+  const auto rows = std::min(wanted, fit);
+  if (tensors) return static_cast<std::uint32_t>(rows);
+  const auto capacity = power_of_two(rows);
+  return capacity > fit ? capacity / 2 : capacity;
 }
 
-// The entries of some rows, by splat.
-std::vector<Keyed> entries_of(const std::int64_t* ids, std::uint64_t count) {
-  std::vector<Keyed> entries(count);
-  for (std::uint64_t i = 0; i < count; ++i)
-    entries[i] = keyed(static_cast<std::uint32_t>(ids[i]), static_cast<std::uint32_t>(i));
-  std::sort(entries.begin(), entries.end());
-  return entries;
+struct GradientShape {
+  std::uint32_t capacity;  // rows
+  std::uint32_t block;     // rows whose candidates are gathered at once, if points span several shards
+  std::uint64_t begin;     // the first row
+  bool whole;              // all in one submission, from zero; otherwise in slices
+
+  std::string key() const {
+    return std::to_string(capacity) + "/" + std::to_string(block) + "/" + std::to_string(whole);
+  }
+};
+
+Sums::Shape sums_shape(Engine& engine, const Points& points, std::uint32_t capacity, std::uint32_t k) {
+  const auto entries = std::uint64_t{capacity} * k;
+  return {entries, std::min<std::uint64_t>(entries, points.n()), points.d(), 4 * points.quads(),
+          entries_per_window(engine, points.quads())};
+}
+
+double flops_per_entry(const Points& points) { return kernels::SegmentSum{points.quads(), 1, 0}.flops(1); }
+
+class GradientWork {
+ public:
+  GradientWork(Engine& engine, const Points& points, const GradientShape& shape, const GradientArguments& in,
+               const GradientResults& out);
+
+  void write(const GradientArguments& in, std::uint64_t begin, std::uint32_t rows);
+  // `slice`: the number of rows per submission.
+  void run(Engine::Call& call, std::uint64_t begin, std::uint32_t rows, std::uint64_t slice,
+           const GradientResults& out);
+
+ private:
+  std::uint64_t most() const { return std::uint64_t{shape_.capacity} * k_; }
+  Operand rows_of(const Place& place, Buffer::Kind host) const;
+  Operand lists_of(const Place& place, Buffer::Kind host) const;
+  Operand numbers_of(const Place& place, Buffer::Kind host) const;
+  void record_load(Program& program, const View& touched);
+  void record_gradients(Program& program);
+  void record_store(Program& program);
+  void read(std::uint64_t begin, std::uint32_t rows, const GradientResults& out) const;
+
+  Engine& engine_;
+  const Points& points_;
+  GradientShape shape_;
+  std::uint32_t k_, quads_;
+  Buffer rows_, entries_, now_;  // numbers: of rows; of entries; of rows to do now, and the first
+  Operand x_, ids_, logw_, kappa_, background_, grad_energy_, grad_score_;
+  Operand grad_x_, grad_logw_, grad_kappa_, grad_background_;
+  Buffer tangent_, weights_;
+  Buffer gathered_;     // candidates of a block
+  Table gathered_ids_;  // their places in it, for all rows
+  Sort sort_;
+  Segments segments_;
+  std::optional<View> order_;
+  Sums sums_;
+  Buffer found_, touched_;  // on the host: the number of points that occur, and their ids
+  Program load_;
+  std::optional<Program> gradients_, store_;  // null if shape_.whole: then all is in load_
+};
+
+GradientWork::GradientWork(Engine& engine, const Points& points, const GradientShape& shape,
+                           const GradientArguments& in, const GradientResults& out)
+    : engine_(engine),
+      points_(points),
+      shape_(shape),
+      k_(in.energy.k),
+      quads_(points.quads()),
+      rows_(engine.device(), Buffer::Kind::upload, 16),
+      entries_(engine.device(), Buffer::Kind::upload, 16),
+      now_(engine.device(), Buffer::Kind::upload, 16),
+      x_(rows_of(in.energy.x.from(shape.begin), Buffer::Kind::upload)),
+      ids_(lists_of(in.energy.ids.from(shape.begin), Buffer::Kind::upload)),
+      logw_(lists_of(in.energy.logw.from(shape.begin), Buffer::Kind::upload)),
+      kappa_(lists_of(in.energy.kappa.from(shape.begin), Buffer::Kind::upload)),
+      background_(numbers_of(in.energy.background.from(shape.begin), Buffer::Kind::upload)),
+      grad_energy_(numbers_of(in.grad_energy.from(shape.begin), Buffer::Kind::upload)),
+      grad_score_(rows_of(in.grad_score.from(shape.begin), Buffer::Kind::upload)),
+      grad_x_(rows_of(out.x.from(shape.begin), Buffer::Kind::readback)),
+      grad_logw_(lists_of(out.logw.from(shape.begin), Buffer::Kind::readback)),
+      grad_kappa_(lists_of(out.kappa.from(shape.begin), Buffer::Kind::readback)),
+      grad_background_(numbers_of(out.background.from(shape.begin), Buffer::Kind::readback)),
+      tangent_(engine.device(), Buffer::Kind::device, std::uint64_t{16} * quads_ * shape.capacity),
+      weights_(engine.device(), Buffer::Kind::device, 8 * most()),
+      sort_(engine, most()),
+      segments_(engine, most(), std::min<std::uint64_t>(most(), points.n()), false),
+      sums_(engine, sums_shape(engine, points, shape.capacity, k_), out.point_rows,
+            [this](Program& program, const View& window, const View& sums, std::uint64_t room) {
+              record_sums(engine_, program, segments_, *order_, window,
+                          {weights_, x_.on_device(), tangent_, quads_, k_}, sums, room);
+            }),
+      found_(engine.device(), Buffer::Kind::readback, 16),
+      touched_(engine.device(), Buffer::Kind::readback, out.point_ids ? 16 : 4 * segments_.room()),
+      load_(engine.device()) {
+  if (points.shards() > 1) {
+    const auto block = std::uint64_t{shape.block} * k_;
+    gathered_ = Buffer(engine.device(), Buffer::Kind::device, checked_product(block, points.row_bytes()));
+    gathered_ids_ = Table(engine.device(), shape.capacity, k_, k_, Buffer::Kind::upload);
+    auto* to = gathered_ids_.on_host().as<std::uint32_t>();
+    for (std::uint64_t i = 0; i < most(); ++i) to[i] = static_cast<std::uint32_t>(i % block);
+  }
+  record_load(load_, out.point_ids ? View(out.point_ids->memory()) : View(touched_));
+  if (shape.whole) {
+    record_gradients(load_);
+    sums_.record(load_);
+    record_store(load_);
+  } else {
+    record_gradients(gradients_.emplace(engine.device()));
+    gradients_->finish();
+    sums_.record_slices();
+    record_store(store_.emplace(engine.device()));
+    store_->finish();
+  }
+  load_.finish();
+}
+
+Operand GradientWork::rows_of(const Place& place, Buffer::Kind host) const {
+  return {engine_.device(), place, shape_.capacity, points_.d(), 4 * quads_, host};
+}
+
+Operand GradientWork::lists_of(const Place& place, Buffer::Kind host) const {
+  return {engine_.device(), place, shape_.capacity, k_, k_, host};
+}
+
+Operand GradientWork::numbers_of(const Place& place, Buffer::Kind host) const {
+  return {engine_.device(), place, shape_.capacity, 1, 1, host};
+}
+
+void GradientWork::write(const GradientArguments& in, std::uint64_t begin, std::uint32_t rows) {
+  *rows_.as<std::uint32_t>() = rows;
+  *entries_.as<std::uint32_t>() = rows * k_;
+  x_.write(in.energy.x, begin, rows);
+  ids_.write(in.energy.ids, begin, rows);
+  logw_.write(in.energy.logw, begin, rows);
+  kappa_.write(in.energy.kappa, begin, rows);
+  background_.write(in.energy.background, begin, rows);
+  grad_energy_.write(in.grad_energy, begin, rows);
+  grad_score_.write(in.grad_score, begin, rows);
+}
+
+// Transport of the arguments, the sort and its segments.
+void GradientWork::record_load(Program& program, const View& touched) {
+  for (const auto* operand : {&x_, &ids_, &logw_, &kappa_, &background_, &grad_energy_, &grad_score_})
+    operand->load(engine_.kernels(), program, rows_);
+  if (gathered_) program.copy(gathered_ids_.on_host(), gathered_ids_.on_device());
+  const View ids = ids_.on_device();
+  order_ = sort_.record(engine_, program, entries_, {{ids, 1, bits_of(points_.n() - 1)}});
+  segments_.record(engine_, program, entries_, {ids, ids, 0, points_.n()}, *order_);
+  program.copy(segments_.found(), found_);
+  program.copy(segments_.keys(), touched);
+}
+
+// The gradients of the rows that `now_` names, except those of the points.
+void GradientWork::record_gradients(Program& program) {
+  if (gathered_) {
+    const auto& gather = engine_.kernels().get(kernels::Gather::name, engine_.row_group(quads_), {}, points_.storage());
+    const auto grid = grid_of(engine_.device().capabilities(), std::uint64_t{shape_.block} * k_);
+    for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
+      program.kernel(gather, {now_, ids_.on_device(), points_.shard(shard), gathered_},
+                     kernels::Gather{quads_, k_, points_.shard_begin(shard), points_.shard_end(shard), 1}, grid.x,
+                     grid.y);
+  }
+  const auto& pipeline = engine_.kernels().get(kernels::EnergyGradients::name, engine_.row_group(quads_),
+                                               energy_constants(engine_, quads_, k_, 8), points_.storage());
+  program.kernel(pipeline,
+                 {now_, x_.on_device(), gathered_ ? View(gathered_) : points_.shard(0),
+                  gathered_ ? View(gathered_ids_.on_device()) : ids_.on_device(), logw_.on_device(), kappa_.on_device(),
+                  background_.on_device(), grad_energy_.on_device(), grad_score_.on_device(), grad_x_.on_device(),
+                  tangent_, weights_, grad_logw_.on_device(), grad_kappa_.on_device(), grad_background_.on_device()},
+                 kernels::EnergyGradients{quads_, k_}, gathered_ ? shape_.block : shape_.capacity);
+}
+
+void GradientWork::record_store(Program& program) {
+  for (const auto* operand : {&grad_x_, &grad_logw_, &grad_kappa_, &grad_background_})
+    operand->store(engine_.kernels(), program, rows_);
+}
+
+void GradientWork::run(Engine::Call& call, std::uint64_t begin, std::uint32_t rows, std::uint64_t slice,
+                       const GradientResults& out) {
+  const kernels::EnergyGradients cost{quads_, k_};
+  auto& now = *now_.as<kernels::EnergyGradients::Params>();
+  now = {rows, 0};
+  const HostRows points{out.points, points_.d(), touched_.as<std::uint32_t>()};
+  if (shape_.whole) {
+    call.run(load_, kSpeed, cost.flops(rows) + k_ * flops_per_entry(points_) * rows);
+    sums_.read(points, *found_.as<std::uint32_t>());
+    return read(begin, rows, out);
+  }
+  call.run(load_);
+  const std::uint64_t most = gathered_ ? shape_.block : slice;
+  for (std::uint64_t first = 0; first < rows; first += most) {
+    now.rows = static_cast<std::uint32_t>(std::min(most, rows - first));
+    now.first_row = static_cast<std::uint32_t>(first);
+    call.run(*gradients_, kSpeed, cost.flops(now.rows));
+  }
+  sums_.add(call, std::uint64_t{rows} * k_, slice * k_, kSpeed, flops_per_entry(points_), points,
+            *found_.as<std::uint32_t>());
+  call.run(*store_);
+  read(begin, rows, out);
+}
+
+void GradientWork::read(std::uint64_t begin, std::uint32_t rows, const GradientResults& out) const {
+  grad_x_.read(out.x, begin, rows);
+  grad_logw_.read(out.logw, begin, rows);
+  grad_kappa_.read(out.kappa, begin, rows);
+  grad_background_.read(out.background, begin, rows);
+  if (!out.point_ids) return;
+  const auto found = *found_.as<std::uint32_t>();
+  out.point_ids->keep(found);
+  out.point_rows->keep(found);
+}
+
+std::string places_of(const GradientArguments& in, const GradientResults& out, std::uint64_t begin) {
+  const auto& energy = in.energy;
+  return keys_of({energy.x.from(begin), energy.ids.from(begin), energy.logw.from(begin), energy.kappa.from(begin),
+                  energy.background.from(begin), in.grad_energy.from(begin), in.grad_score.from(begin)},
+                 {out.x.from(begin), out.logw.from(begin), out.kappa.from(begin), out.background.from(begin),
+                  Place{out.point_ids}, Place{out.point_rows}});
 }
 
 }  // namespace
 
+std::uint32_t Engine::touched_points(const Points& points, std::uint32_t rows, std::uint32_t k) {
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(std::uint64_t{rows} * k, points.n()));
+}
+
 void Engine::energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out) {
-  Call call(*this, "energy_score_backward", &points);
+  Call call(*this, kSpeed, &points);
   const auto& shape = in.energy;
-  const kernels::EnergyGradients push{points.quads(), shape.k};
-  const auto slice = units_per_slice(push.name, push.flops(1));
+  const double row_flops =
+      kernels::EnergyGradients{points.quads(), shape.k}.flops(1) + shape.k * flops_per_entry(points);
+  const bool tensors = out.point_rows != nullptr;
+  if (tensors && shape.rows == 0) {
+    out.point_ids->keep(0);
+    out.point_rows->keep(0);
+  }
   for (std::uint64_t begin = 0; begin < shape.rows;) {
-    const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
-                                          std::uint64_t{8} * shape.k);
+    const auto capacity = table_rows(device_, points, shape.rows - begin, shape.k, tensors);
+    if (tensors && capacity < shape.rows)
+      throw Unsupported(std::to_string(shape.rows) + " rows of " + std::to_string(shape.k) + " candidates and " +
+                        std::to_string(shape.d) + " dimensions: at most " + std::to_string(capacity) +
+                        " fit the device's bindings, unless rows are on the host");
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
-    const auto key = std::string(push.name) + "/" + std::to_string(points.id()) + "/" + std::to_string(capacity) + "/" +
-                     std::to_string(shape.k);
+    const auto slice = std::min<std::uint64_t>(units_per_slice(kSpeed, row_flops), rows);
+    const auto block = points.shards() == 1 ? capacity : energy_capacity(*this, points, slice, shape.k, 8 * shape.k);
+    const bool whole = begin == 0 && rows == shape.rows && slice == rows && block >= rows &&
+                       Sums::at_once(device_, sums_shape(*this, points, capacity, shape.k), tensors);
+    const GradientShape of{capacity, block, begin, whole};
     auto& work = workspaces_.get<GradientWork>(
-        key, points.id(), [&] { return std::make_shared<GradientWork>(*this, points, capacity, shape.k); });
-    *work.params.as<std::uint32_t>() = rows;
-    work.x.write(shape.x + begin * shape.d, rows);
-    work.grad_energy.write(in.grad_energy + begin, rows);
-    work.grad_score.write(in.grad_score + begin * shape.d, rows);
-    work.candidates.write(shape, begin, rows);
-    call.run(work.program, push.name, push.flops(rows));
-    work.grad_x.read(out.x + begin * shape.d, rows);
-    work.grad_logw.read(out.logw + begin * shape.k, rows);
-    work.grad_kappa.read(out.kappa + begin * shape.k, rows);
-    work.grad_background.read(out.background + begin, rows);
-    work.sum.add(*this, call, entries_of(shape.ids + begin * shape.k, std::uint64_t{rows} * shape.k), out.points);
+        std::string(kSpeed) + "/" + std::to_string(points.id()) + "/" + std::to_string(shape.k) + "/" + of.key() +
+            places_of(in, out, begin),
+        points.id(), [&] { return std::make_shared<GradientWork>(*this, points, of, in, out); });
+    work.write(in, begin, rows);
+    work.run(call, begin, rows, slice, out);
     begin += rows;
   }
   call.count();
-}
-
-Accumulated Engine::accumulate(const AccumulateArguments& in) {
-  Call call(*this, "accumulate");
-  Accumulated out;
-  out.pairs = pairs_of(in);
-  out.counts.resize(out.pairs.size());
-  const std::uint32_t width = in.d + 1;
-  out.sums.resize(checked_product(in.n, width));
-  if (in.k == 0) return out;
-  const auto row_bytes = std::max(std::uint64_t{16} * quads_of(width), std::uint64_t{8} * in.k);
-  const auto fit = std::min(device_.storage_range(), std::uint64_t{64} << 20) / row_bytes;
-  if (fit == 0)
-    throw Unsupported(std::to_string(in.k) + " candidates do not fit one binding of " +
-                      std::to_string(device_.storage_range()) + " bytes");
-  auto capacity = power_of_two(std::min<std::uint64_t>(std::max(in.rows, 1u), fit));
-  if (capacity > fit) capacity /= 2;
-  for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
-    const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
-    const auto key = "accumulate/" + std::to_string(capacity) + "/" + std::to_string(in.k) + "/" + std::to_string(in.d);
-    auto& work = workspaces_.get<AccumulateWork>(
-        key, 0, [&] { return std::make_shared<AccumulateWork>(*this, capacity, in.k, in.d); });
-    work.write(in, begin, rows);
-    call.run(work.load);
-    auto entries = entries_of(in.ids + begin * in.k, std::uint64_t{rows} * in.k);
-    work.resultant.add(*this, call, entries, out.sums.data());
-    entries.clear();
-    for (std::uint32_t i = 0; i < rows * in.k; ++i) {
-      const auto at = begin * in.k + i;
-      if (!(in.responsibilities[at] > 0)) continue;
-      const auto pair = keyed(static_cast<std::uint32_t>(in.ids[at]), static_cast<std::uint32_t>(in.tokens[at / in.k]));
-      const auto place = std::lower_bound(out.pairs.begin(), out.pairs.end(), pair) - out.pairs.begin();
-      entries.push_back(keyed(static_cast<std::uint32_t>(place), i));
-    }
-    std::sort(entries.begin(), entries.end());
-    work.counts.add(*this, call, entries, out.counts.data());
-  }
-  call.count();
-  return out;
 }
 
 }  // namespace ebmvk

@@ -22,12 +22,21 @@ Rows::Rows(Device& device, std::uint32_t n, std::uint32_t d, Storage storage) : 
   // A multiple of 16 or 32 rows, so that a shard begins at an offset that every device allows for
   // bindings.
   const std::uint64_t step = storage == Storage::float16 ? 32 : 16;
-  const auto fit = device.storage_range() / row_bytes() / step * step;
+  const auto most = std::min(device.storage_range(), device.capabilities().max_allocation);
+  const auto fit = most / row_bytes() / step * step;
   if (fit == 0)
     throw Unsupported("rows of " + std::to_string(d) + " floats: the device binds at most " +
-                      std::to_string(device.storage_range()) + " bytes at once");
+                      std::to_string(device.storage_range()) + " bytes at once, and allocates at most " +
+                      std::to_string(device.capabilities().max_allocation));
   shard_rows_ = static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, (std::uint64_t{n} + step - 1) / step * step));
-  rows_ = Buffer(device, Buffer::Kind::device, checked_product(row_bytes(), n));
+  for (std::uint32_t i = 0; i < shards(); ++i)
+    rows_.emplace_back(device, Buffer::Kind::device, checked_product(row_bytes(), shard_end(i) - shard_begin(i)));
+}
+
+std::uint64_t Rows::bytes() const {
+  std::uint64_t sum = 0;
+  for (const auto& shard : rows_) sum += shard.bytes();
+  return sum;
 }
 
 std::uint32_t Rows::shard_end(std::uint32_t shard) const {
@@ -35,7 +44,7 @@ std::uint32_t Rows::shard_end(std::uint32_t shard) const {
 }
 
 View Rows::shard(std::uint32_t shard) const {
-  return {rows_, shard_begin(shard) * row_bytes(), (shard_end(shard) - shard_begin(shard)) * row_bytes()};
+  return {rows_[shard], 0, (shard_end(shard) - shard_begin(shard)) * row_bytes()};
 }
 
 Coarse::Coarse(Device& device, const Rows& rows)
@@ -68,7 +77,8 @@ Points::Points(std::shared_ptr<Engine> engine, std::uint32_t n, std::uint32_t d,
   engine_->device().require_own_process();
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   static_cast<Rows&>(*this) = Rows(engine_->device(), n, d, storage);
-  upload(rows);
+  upload(rows, 0, n);
+  whole_ = true;
 }
 
 Points::~Points() {
@@ -76,15 +86,44 @@ Points::~Points() {
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
   engine_->workspaces().forget(id_);
   coarse_.reset();
-  rows_ = Buffer();
+  rows_.clear();
 }
 
 void Points::update(const float* rows) {
   engine_->device().require_own_process();
   const std::lock_guard<std::mutex> lock(engine_->device().mutex());
+  begin_update();
+  upload(rows, 0, n_);
+  whole_ = true;
+}
+
+void Points::update(const float* rows, std::uint32_t first, std::uint32_t count) {
+  engine_->device().require_own_process();
+  const std::lock_guard<std::mutex> lock(engine_->device().mutex());
+  require_whole();
+  begin_update();
+  upload(rows, first, count);
+  whole_ = true;
+}
+
+void Points::update(const float* rows, const std::int64_t* ids, std::uint32_t count) {
+  engine_->device().require_own_process();
+  const std::lock_guard<std::mutex> lock(engine_->device().mutex());
+  require_whole();
+  begin_update();
+  scatter(rows, ids, count);
+  whole_ = true;
+}
+
+void Points::require_whole() const {
+  if (!whole_) throw Torn("an earlier update of the points failed and left them half replaced");
+}
+
+void Points::begin_update() {
+  engine_->device().require_alive();
   rounded_ = false;
   asked_ = 0;
-  upload(rows);
+  whole_ = false;
 }
 
 const Coarse* Points::coarse(std::uint32_t calls, bool forced) const {
@@ -105,33 +144,68 @@ const Coarse* Points::coarse(std::uint32_t calls, bool forced) const {
   return coarse_.get();
 }
 
-void Points::upload(const float* rows) {
-  auto& device = engine_->device();
-  const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kUploadBytes / row_bytes(), 1, n_));
-  Buffer staging(device, Buffer::Kind::upload, chunk * row_bytes());
+// Writes rows as the device keeps them.
+void Points::fill(const Buffer& staging, const float* rows, std::uint32_t count) const {
   const auto pitch = std::size_t{4} * quads();
-  const auto fill = [&](auto* to, std::uint32_t begin, std::uint32_t count, auto convert) {
-    for (std::size_t row = 0; row < count; ++row) {
-      const auto* from = rows + (begin + row) * d_;
-      std::transform(from, from + d_, to + row * pitch, convert);
-      std::fill(to + row * pitch + d_, to + (row + 1) * pitch, 0);
+  const auto convert = [&](auto* to, auto nearest) {
+    for (std::size_t row = 0; row < count; ++row, to += pitch) {
+      std::transform(rows + row * d_, rows + (row + 1) * d_, to, nearest);
+      std::fill(to + d_, to + pitch, 0);
     }
   };
-  whole_ = false;
-  for (std::uint32_t begin = 0; begin < n_; begin += chunk) {
-    const auto count = std::min(chunk, n_ - begin);
-    if (storage_ == Storage::float16)
-      fill(staging.as<std::uint16_t>(), begin, count, nearest_half);
-    else
-      fill(staging.as<float>(), begin, count, [](float value) { return value; });
+  if (storage_ == Storage::float16)
+    convert(staging.as<std::uint16_t>(), nearest_half);
+  else
+    convert(staging.as<float>(), [](float value) { return value; });
+}
+
+void Points::upload(const float* rows, std::uint32_t first, std::uint32_t count) {
+  auto& device = engine_->device();
+  if (count == 0) return;
+  const auto most = std::min(kUploadBytes, device.capabilities().max_allocation);
+  const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(most / row_bytes(), 1, count));
+  Buffer staging(device, Buffer::Kind::upload, chunk * row_bytes());
+  for (std::uint32_t done = 0; done < count;) {
+    const auto at = first + done, shard = at / shard_rows_;
+    const auto rows_now = std::min({chunk, count - done, shard_end(shard) - at});
+    fill(staging, rows + std::size_t{done} * d_, rows_now);
     Program program(device);
     device.attempt("uploading points", [&] {
-      program.copy(View(staging, 0, count * row_bytes()), View(rows_, begin * row_bytes(), count * row_bytes()));
+      const auto bytes = rows_now * row_bytes();
+      program.copy(View(staging, 0, bytes), View(rows_[shard], (at - shard_begin(shard)) * row_bytes(), bytes));
+      program.finish();
+    });
+    program.run();
+    done += rows_now;
+  }
+}
+
+void Points::scatter(const float* rows, const std::int64_t* ids, std::uint32_t count) {
+  auto& device = engine_->device();
+  if (count == 0) return;
+  const auto most = std::min({kUploadBytes, device.storage_range(), device.capabilities().max_allocation});
+  const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(most / row_bytes(), 1, count));
+  Buffer params(device, Buffer::Kind::upload, 16), staging(device, Buffer::Kind::upload, chunk * row_bytes()),
+      wanted(device, Buffer::Kind::upload, std::uint64_t{4} * chunk);
+  const auto& pipeline = engine_->kernels().get(kernels::ScatterRows::name, 64, {});
+  const auto across = device.capabilities().max_groups;
+  for (std::uint32_t done = 0; done < count; done += chunk) {
+    const auto now = std::min(chunk, count - done);
+    fill(staging, rows + std::size_t{done} * d_, now);
+    std::transform(ids + done, ids + done + now, wanted.as<std::uint32_t>(),
+                   [](std::int64_t id) { return static_cast<std::uint32_t>(id); });
+    *params.as<std::uint32_t>() = now;
+    Program program(device);
+    device.attempt("uploading points", [&] {
+      const auto words = static_cast<std::uint32_t>(row_bytes() / 4);
+      for (std::uint32_t i = 0; i < shards(); ++i)
+        program.kernel(pipeline, {params, wanted, staging, shard(i)},
+                       kernels::ScatterRows{words, shard_begin(i), shard_end(i)}, std::min(now, across),
+                       (now + across - 1) / across);
       program.finish();
     });
     program.run();
   }
-  whole_ = true;
 }
 
 std::uint64_t Points::bytes() const {

@@ -14,6 +14,15 @@ constexpr std::uint32_t kColumns = 1u << 16;  // most points per block
 // of a row.
 constexpr std::uint32_t kShortColumns = 1u << 15;
 constexpr std::uint64_t kScoreBytes = std::uint64_t{64} << 20;  // most bytes of a block's scores
+constexpr std::uint64_t kMostRows = 4096;                       // most queries of a plan
+constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more than one block of rows
+// Small blocks share a section, whose cost doesn't depend on its size. A plan submits whole sections,
+// so they are smaller than a slice.
+constexpr std::uint64_t kSectionsPerSlice = 4;
+constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
+constexpr std::uint64_t kParamBytes = 32;
+constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
+constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
 
 // At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
 // that nothing counts as proved (store_score.glsl).
@@ -22,6 +31,19 @@ float norm_above(const float* query, std::uint32_t d) {
   for (std::uint32_t i = 0; i < d; ++i) sum += static_cast<double>(query[i]) * query[i];
   const double norm = std::sqrt(sum) * (1 + 1e-6) + 1e-30;
   return norm < 1e30 ? static_cast<float>(norm) : std::numeric_limits<float>::infinity();
+}
+
+// The name of the kernels' speed. Work is counted as that of scoring; what selection adds depends on
+// d and k, and the speed of scoring on the number of rows.
+std::string speed_name(const Rows& points, std::uint64_t rows, std::uint32_t k) {
+  return "topk/" + std::to_string(points.quads()) + "/" + std::to_string(k) + "/" +
+         std::to_string(power_of_two(std::clamp<std::uint64_t>(rows, 1, kManyRows)));
+}
+
+// The least power of two that is at least `wanted`, or the greatest that is at most `most`. At least 1.
+std::uint32_t fitting_power(std::uint64_t wanted, std::uint64_t most) {
+  const auto power = power_of_two(std::max<std::uint64_t>(std::min(most, wanted), 1));
+  return power > most && power > 1 ? power / 2 : power;
 }
 
 }  // namespace
@@ -34,83 +56,117 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
   const auto limited = engine.device().capabilities().loop_rounds < 0xffffffffu;
   const auto columns = std::min({limited ? kShortColumns : kColumns, points.shard_end(0), points.n()});
   const kernels::ScoreTiled cost{points.quads(), columns, scaled, 0};
-  const auto most = std::min<std::uint64_t>(
-      {engine.units_per_slice("topk", cost.flops(1)), kScoreBytes / (4 * std::uint64_t{columns}),
-       engine.device().storage_range() / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()),
-       4096});
-  const auto wanted = std::max<std::uint64_t>(std::min(most, rows), 1);
-  auto capacity = power_of_two(wanted);
-  if (capacity > most && capacity > 1) capacity /= 2;
-  return {capacity, columns, k, scaled};
+  const std::uint64_t range = engine.device().storage_range();
+  const auto speed = speed_name(points, rows, k);
+  const auto fit = std::min<std::uint64_t>(
+      {std::max(engine.units_per_slice(speed, cost.flops(1)), kTileRows), kScoreBytes / (4 * std::uint64_t{columns}),
+       range / std::max<std::uint64_t>(4 * std::uint64_t{columns}, 16 * points.quads()), kMostRows});
+  const auto block = fitting_power(rows, fit);
+  if (!engine.measured(speed)) return {block, block, columns, k, scaled, speed};
+  const std::uint64_t across = (std::uint64_t{points.n()} + columns - 1) / columns;
+  const auto most =
+      std::min<std::uint64_t>({kMostRows, range / std::max<std::uint64_t>(4 * std::uint64_t{k}, 16 * points.quads()),
+                               std::max<std::uint64_t>(kMostBlocks / across, 1) * block});
+  return {std::max(block, fitting_power(rows, most)), block, columns, k, scaled, speed};
 }
 
-Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse)
+Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse, const TopkArguments& in,
+           const ScanResults& to, std::uint64_t begin)
     : shape(of),
-      params(engine.device(), Buffer::Kind::upload, 32),
-      queries(engine.device(), of.capacity, points.d(), 4 * points.quads(), Buffer::Kind::upload),
-      scale(engine.device(), 1, of.scaled ? points.n() : 4, of.scaled ? points.n() : 4, Buffer::Kind::upload),
-      bias(engine.device(), 1, of.scaled ? points.n() : 4, of.scaled ? points.n() : 4, Buffer::Kind::upload),
+      queries(engine.device(), in.queries.from(begin), of.capacity, points.d(), 4 * points.quads(),
+              Buffer::Kind::upload),
+      scale(engine.device(), in.scale.from(0), of.scaled ? points.n() : 4, 1, 1, Buffer::Kind::upload),
+      bias(engine.device(), in.bias.from(0), of.scaled ? points.n() : 4, 1, 1, Buffer::Kind::upload),
+      best_scores(engine.device(), to.scores.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
+      best_ids(engine.device(), to.ids.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
       norms(engine.device(), coarse ? of.capacity : 1, 1, 1, Buffer::Kind::upload),
-      best_scores(engine.device(), of.capacity, of.k, of.k, Buffer::Kind::readback),
-      best_ids(engine.device(), of.capacity, of.k, of.k, Buffer::Kind::readback),
+      program(engine.device()),
       points_(coarse ? coarse->halves : points),
       bounded_(coarse != nullptr),
-      scores_(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * of.capacity, of.columns)),
-      load_(engine.device()) {
-  for (const auto* table : {&queries, &scale, &bias, &norms}) load_.copy(table->on_host(), table->on_device());
-  load_.finish();
-  for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
-    blocks_.push_back(record_block(engine, shard, coarse ? &coarse->radius : nullptr));
+      scores_(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * of.rows, of.columns)) {
+  const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
+  blocks_ = divide(engine.units_per_slice(shape.speed, cost.flops(1)) / kSectionsPerSlice);
+  params_ = Buffer(engine.device(), Buffer::Kind::upload, kSlotBytes * (blocks_.size() + 1));
+  for (const auto* operand : {&queries, &scale, &bias}) operand->load(engine.kernels(), program, params());
+  program.copy(norms.on_host(), norms.on_device());
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    if (i > 0 && blocks_[i].section != blocks_[i - 1].section) program.cut();
+    record(engine, blocks_[i], i, coarse ? &coarse->radius : nullptr);
+  }
 }
 
-std::unique_ptr<Program> Scan::record_block(Engine& engine, std::uint32_t shard, const Buffer* radius) {
-  auto program = std::make_unique<Program>(engine.device());
+// All points for some rows, then for the next, in sections of at most `section_rows` rows of a block.
+std::vector<Scan::Block> Scan::divide(std::uint64_t section_rows) const {
+  std::vector<Block> blocks;
+  std::uint32_t section = 0;
+  std::uint64_t in_section = 0;
+  for (std::uint32_t row = 0; row < shape.capacity; row += shape.rows)
+    for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
+      for (auto first = points_.shard_begin(shard); first < points_.shard_end(shard); first += shape.columns) {
+        if (in_section > 0 && in_section + shape.rows > section_rows) {
+          ++section;
+          in_section = 0;
+        }
+        in_section += shape.rows;
+        blocks.push_back({section, shard, row, first, std::min(shape.columns, points_.shard_end(shard) - first)});
+      }
+  return blocks;
+}
+
+View Scan::slot(std::size_t number) const { return {params_, kSlotBytes * number, kParamBytes}; }
+
+View Scan::params() const { return slot(blocks_.size()); }
+
+void Scan::record(Engine& engine, const Block& block, std::size_t number, const Buffer* radius) {
   const auto& device = engine.device().capabilities();
-  const auto tiling = choose_tiling(device, engine.scoring(), shape.capacity);
-  program->kernel(engine.kernels().get(tiling.kernel, tiling.group, tiling.constants(), points_.storage()),
-                  {params, queries.on_device(), points_.shard(shard), scale.on_device(), bias.on_device(),
-                   norms.on_device(), radius ? *radius : norms.on_device(), scores_},
-                  kernels::ScoreTiled{points_.quads(), shape.columns, shape.scaled, radius != nullptr},
-                  (shape.columns + tiling.columns - 1) / tiling.columns,
-                  (shape.capacity + tiling.rows - 1) / tiling.rows);
+  const auto tiling = choose_tiling(device, engine.scoring(), shape.rows);
+  program.kernel(engine.kernels().get(tiling.kernel, tiling.group, tiling.constants(), points_.storage()),
+                 {slot(number), queries.on_device(), points_.shard(block.shard), scale.on_device(), bias.on_device(),
+                  View(norms.on_device()), View(radius ? *radius : norms.on_device()), View(scores_)},
+                 kernels::ScoreTiled{points_.quads(), shape.columns, shape.scaled, radius != nullptr},
+                 (shape.columns + tiling.columns - 1) / tiling.columns, (shape.rows + tiling.rows - 1) / tiling.rows);
   const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
-  program->kernel(engine.kernels().get(kernels::SelectTopk::name, group, {power_of_two(shape.k)}),
-                  {params, scores_, best_scores.on_device(), best_ids.on_device()},
-                  kernels::SelectTopk{shape.k, shape.columns}, shape.capacity);
-  program->finish();
-  return program;
+  program.kernel(engine.kernels().get(kernels::SelectTopk::name, group, {power_of_two(shape.k)}),
+                 {slot(number), scores_, best_scores.on_device(), best_ids.on_device()},
+                 kernels::SelectTopk{shape.k, shape.columns}, shape.rows);
 }
 
 void Scan::write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows) {
-  queries.write(in.queries + begin * in.d, rows);
+  queries.write(in.queries, begin, rows);
   if (bounded_)
     for (std::uint32_t row = 0; row < rows; ++row)
-      norms.on_host().as<float>()[row] = norm_above(in.queries + (begin + row) * in.d, in.d);
+      norms.on_host().as<float>()[row] = norm_above(in.queries.host + (begin + row) * in.d, in.d);
   if (!shape.scaled) return;
-  const auto fill = [&](Table& table, const float* from, float otherwise) {
-    if (from)
-      table.write(from, 1);
+  const auto fill = [&](Operand& operand, const Argument<float>& weights, float otherwise) {
+    if (weights.given())
+      operand.write(weights, 0, points_.n());
     else
-      std::fill_n(table.on_host().as<float>(), points_.n(), otherwise);
+      std::fill_n(operand.table().on_host().as<float>(), points_.n(), otherwise);
   };
   fill(scale, in.scale, 1.0f);
   fill(bias, in.bias, 0.0f);
 }
 
 void Scan::run(Engine::Call& call, std::uint32_t rows) {
-  call.run(load_);
-  const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
-  auto* with = params.as<std::uint32_t>();
-  with[0] = rows;
-  with[4] = 0;
-  for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
-    for (auto first = points_.shard_begin(shard); first < points_.shard_end(shard); first += shape.columns) {
-      with[1] = std::min(shape.columns, points_.shard_end(shard) - first);
-      with[2] = first - points_.shard_begin(shard);
-      with[3] = first;
-      call.run(*blocks_[shard], "topk", cost.flops(rows) * with[1] / shape.columns);
-      with[4] = std::min(shape.k, with[4] + with[1]);
-    }
+  std::vector<double> flops(program.sections());
+  auto* slot = params_.as<char>();
+  for (const auto& block : blocks_) {
+    const auto here = std::min(shape.rows, rows - std::min(rows, block.first_row));
+    const kernels::ScoreTiled cost{points_.quads(), block.points, shape.scaled, 0};
+    *reinterpret_cast<kernels::ScoreTiled::Params*>(slot) = {here,
+                                                             block.points,
+                                                             block.first_point - points_.shard_begin(block.shard),
+                                                             block.first_point,
+                                                             std::min(shape.k, block.first_point),
+                                                             block.first_row};
+    slot += kSlotBytes;
+    flops[block.section] += cost.flops(here);
+  }
+  *reinterpret_cast<std::uint32_t*>(slot) = rows;
+  for (std::uint32_t section = 0; section < program.sections(); ++section)
+    if (section == 0 || section + 1 == program.sections() || flops[section] > 0)
+      call.add(program, section, shape.speed, flops[section]);
+  call.run();
 }
 
 }  // namespace ebmvk

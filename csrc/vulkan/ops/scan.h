@@ -5,36 +5,59 @@
 
 namespace ebmvk {
 
+// capacity: number of queries; a block has the scores of some of them, `rows`, and of `columns`
+// points. k: number of points to keep.
 struct ScanShape {
-  std::uint32_t capacity, columns, k;  // number of queries, of points per block, and of points to keep
+  std::uint32_t capacity, rows, columns, k;
   bool scaled;
+  std::string speed;  // its name for Engine::units_per_slice()
 };
 
-// The shape for as many of `rows` queries as fit into one slice.
+// The shape for `rows` queries, or as many of them as fit. A block fits into a slice. Until the
+// kernel's speed is known, there is one block of rows.
 ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std::uint32_t k, bool scaled);
 // True if the device has room to select k points.
 bool selectable(const Device& device, std::uint32_t k);
 
+// Where a scan puts the best scores and ids of its queries.
+struct ScanResults {
+  Result<float> scores;
+  Result<std::int64_t> ids;
+};
+
 class Scan {
  public:
-  // With `coarse`, scans its float16 rows; scores are then upper bounds of the float32 scores.
-  Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse);
+  // Scans for the queries from `begin` on. With `coarse`, scans its float16 rows; scores are then
+  // upper bounds of the float32 scores.
+  Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse, const TopkArguments& in,
+       const ScanResults& to, std::uint64_t begin);
 
   void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);
+  // Adds all sections that have work to the plan, the last one included, and runs it.
   void run(Engine::Call& call, std::uint32_t rows);
+  // params with the number of all rows, for what follows the blocks.
+  View params() const;
 
   const ScanShape shape;
-  Buffer params;
-  Table queries, scale, bias, norms, best_scores, best_ids;
+  Operand queries, scale, bias, best_scores, best_ids;
+  Table norms;
+  // Ends with the last block. The owner records what to do with the best, and finishes it.
+  Program program;
 
  private:
-  std::unique_ptr<Program> record_block(Engine& engine, std::uint32_t shard, const Buffer* radius);
+  struct Block {
+    std::uint32_t section, shard, first_row, first_point, points;
+  };
+
+  std::vector<Block> divide(std::uint64_t section_rows) const;
+  void record(Engine& engine, const Block& block, std::size_t slot, const Buffer* radius);
+  View slot(std::size_t number) const;
 
   const Rows& points_;
   bool bounded_;
   Buffer scores_;
-  Program load_;
-  std::vector<std::unique_ptr<Program>> blocks_;  // one for each shard
+  std::vector<Block> blocks_;
+  Buffer params_;  // a slot for each block, and one for all rows
 };
 
 }  // namespace ebmvk

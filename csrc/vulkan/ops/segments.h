@@ -1,35 +1,35 @@
-// Sums weighted rows by segment, in a fixed order, for the gradients of shared points and for
-// statistics.
+// Segments of sorted entries: those that belong to one point, or to one point and one token.
 #pragma once
 
-#include "vulkan/ops/engine.h"
+#include "vulkan/ops/sort.h"
 
 namespace ebmvk {
 
-// An entry to add to the segment `key`. Sorted entries are in the order of addition.
-using Keyed = std::uint64_t;
-inline Keyed keyed(std::uint32_t key, std::uint32_t entry) { return std::uint64_t{key} << 32 | entry; }
+// What makes a segment: entry e has the key keys_e and, if per_token is not 0, the token
+// tokens_(e / per_token). Entries with keys from `limit` on belong to no segment.
+struct SegmentKeys {
+  View keys, tokens;
+  std::uint32_t per_token, limit;
+};
 
-class SegmentSum {
+class Segments {
  public:
-  // Entry e adds weights_e.x a_row + weights_e.y b_row with row = e / per_row. Rows have `width`
-  // floats in whole quads. There are at most `most` entries per call.
-  SegmentSum(Engine& engine, const View& weights, const View& a, const View& b, std::uint32_t width,
-             std::uint32_t per_row, std::uint64_t most);
+  // Of up to `most` entries, in up to `room` segments.
+  Segments(Engine& engine, std::uint64_t most, std::uint64_t room, bool with_tokens);
 
-  // totals[key] += its entries, one after the other; totals is dense, (keys, width). Dividing the
-  // entries into calls differently doesn't change a bit.
-  void add(Engine& engine, Engine::Call& call, const std::vector<Keyed>& sorted, float* totals);
+  // Records the search in sorted entries. params: the number of entries.
+  void record(Engine& engine, Program& program, const View& params, const SegmentKeys& of, const View& order) const;
+
+  std::uint64_t room() const { return room_; }
+  const Buffer& found() const { return found_; }  // the number of segments
+  const Buffer& starts() const { return starts_; }
+  const Buffer& keys() const { return keys_; }      // one for each segment
+  const Buffer& tokens() const { return tokens_; }  // one for each segment, with_tokens
 
  private:
-  std::size_t take(const std::vector<Keyed>& sorted, std::size_t begin, std::size_t end);
-
-  std::uint32_t width_, segments_;
-  kernels::SegmentSum push_;
-  Buffer params_;
-  Table starts_, entries_, sums_;
-  Program program_;
-  std::vector<std::uint32_t> keys_;  // of the segments in progress
+  Spread spread_;
+  std::uint64_t room_;
+  Buffer counts_, found_, starts_, keys_, tokens_;
 };
 
 }  // namespace ebmvk

@@ -1,70 +1,58 @@
-// The operations on the sphere, and the probe of math.glsl and philox.glsl.
+// The operations that work row by row, and the probe of math.glsl and philox.glsl.
 #include "vulkan/ops/engine.h"
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
 
 namespace ebmvk {
 namespace {
 
-struct SphereKernel {
-  const char* name;  // of the operation
-  const char* kernel;
-  std::size_t arguments;
-  bool scalar;  // returns one number per row instead of a row
-};
-
-const SphereKernel& describe(SphereOp op) {
-  static const SphereKernel kernels[] = {
-      {"projx", kernels::SphereProjx::name, 1, false},   {"proju", kernels::SphereProju::name, 2, false},
-      {"expmap", kernels::SphereExpmap::name, 2, false}, {"logmap", kernels::SphereLogmap::name, 2, false},
-      {"transp", kernels::SphereTransp::name, 3, false}, {"dist", kernels::SphereDist::name, 2, true},
-  };
-  return kernels[static_cast<std::size_t>(op)];
-}
-
-struct SphereWork {
+struct RowWork {
   Buffer params;
-  std::vector<Table> arguments;
-  Table result;
+  std::vector<Operand> arguments;
+  Operand result;
   Program program;
 
-  SphereWork(Engine& engine, const SphereKernel& op, std::uint32_t capacity, std::uint32_t d)
+  RowWork(Engine& engine, const KernelSource& kernel, std::uint32_t capacity, std::uint32_t d,
+          const std::vector<Place>& from, const Place& to)
       : params(engine.device(), Buffer::Kind::upload, 16), program(engine.device()) {
     auto& device = engine.device();
     const auto quads = quads_of(d);
     std::vector<View> bindings{params};
-    arguments.reserve(op.arguments);  // so that views of the buffers stay valid
-    for (std::size_t i = 0; i < op.arguments; ++i) {
-      arguments.emplace_back(device, capacity, d, 4 * quads, Buffer::Kind::upload);
-      program.copy(arguments.back().on_host(), arguments.back().on_device());
+    arguments.reserve(kernel.arguments());  // so that views of the buffers stay valid
+    for (const auto& place : from) {
+      arguments.emplace_back(device, place, capacity, d, 4 * quads, Buffer::Kind::upload);
+      arguments.back().load(engine.kernels(), program, params);
     }
     for (const auto& argument : arguments) bindings.emplace_back(argument.on_device());
-    const auto width = op.scalar ? 1 : d;
-    result = Table(device, capacity, width, op.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
+    const auto width = kernel.scalar ? 1 : d;
+    result = Operand(device, to, capacity, width, kernel.scalar ? 1 : 4 * quads, Buffer::Kind::readback);
     bindings.emplace_back(result.on_device());
-    const auto& pipeline = engine.kernels().get(op.kernel, engine.row_group(quads), {});
+    const auto& pipeline = engine.kernels().get(kernel.name, engine.row_group(quads), {});
     program.kernel(pipeline, bindings, quads, capacity);
-    program.copy(result.on_device(), result.on_host());
+    result.store(engine.kernels(), program, params);
     program.finish();
   }
 };
 
 struct VmfWork {
   Buffer params;
-  Table mu, cosine_sine, result;
+  Operand mu, cosine_sine, result;
   Program program;
 
-  VmfWork(Engine& engine, std::uint32_t capacity, const kernels::VmfSample& push)
+  VmfWork(Engine& engine, std::uint32_t capacity, const kernels::VmfSample& push, const Place& from_mu,
+          const Place& from_cosine_sine, const Place& to)
       : params(engine.device(), Buffer::Kind::upload, 16),
-        mu(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::upload),
-        cosine_sine(engine.device(), capacity, 2, 2, Buffer::Kind::upload),
-        result(engine.device(), capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        mu(engine.device(), from_mu, capacity, push.d, 4 * push.quads, Buffer::Kind::upload),
+        cosine_sine(engine.device(), from_cosine_sine, capacity, 2, 2, Buffer::Kind::upload),
+        result(engine.device(), to, capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
         program(engine.device()) {
-    for (const auto* table : {&mu, &cosine_sine}) program.copy(table->on_host(), table->on_device());
+    for (const auto* operand : {&mu, &cosine_sine}) operand->load(engine.kernels(), program, params);
     const auto group = engine.row_group(push.quads);
     program.kernel(engine.kernels().get(push.name, group, {(push.quads + group - 1) / group}),
                    {params, mu.on_device(), cosine_sine.on_device(), result.on_device()}, push, capacity);
-    program.copy(result.on_device(), result.on_host());
+    result.store(engine.kernels(), program, params);
     program.finish();
   }
 };
@@ -99,41 +87,51 @@ std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32
 
 }  // namespace
 
-void Engine::sphere(SphereOp op, std::uint32_t rows, std::uint32_t d, const std::vector<const float*>& arguments,
-                    float* result) {
-  const auto& kernel = describe(op);
-  Call call(*this, kernel.name);
+const KernelSource& row_kernel(const std::string& operation) {
+  const auto name = "sphere_" + operation;
+  for (const auto& kernel : kernel_table())
+    if (name == kernel.name) return kernel;
+  throw std::invalid_argument("no operation on rows is named " + operation);
+}
+
+void Engine::rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
+                  const std::vector<Argument<float>>& arguments, const Result<float>& result) {
+  Call call(*this, kernel.name + std::strlen("sphere_"));
   const auto capacity = rows_at_once(device_, rows, d);
-  const std::uint64_t width = kernel.scalar ? 1 : d;
   for (std::uint64_t begin = 0; begin < rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, rows - begin));
-    auto& work = workspaces_.get<SphereWork>(
-        std::string(kernel.kernel) + "/" + std::to_string(capacity) + "/" + std::to_string(d), 0,
-        [&] { return std::make_shared<SphereWork>(*this, kernel, capacity, d); });
+    std::vector<Place> from;
+    for (const auto& argument : arguments) from.push_back(argument.from(begin));
+    const auto to = result.from(begin);
+    auto& work = workspaces_.get<RowWork>(
+        std::string(kernel.name) + "/" + std::to_string(capacity) + "/" + std::to_string(d) + keys_of(from, {to}), 0,
+        [&] { return std::make_shared<RowWork>(*this, kernel, capacity, d, from, to); });
     *work.params.as<std::uint32_t>() = count;
-    for (std::size_t i = 0; i < kernel.arguments; ++i) work.arguments[i].write(arguments[i] + begin * d, count);
+    for (std::size_t i = 0; i < kernel.arguments(); ++i) work.arguments[i].write(arguments[i], begin, count);
     call.run(work.program);
-    work.result.read(result + begin * width, count);
+    work.result.read(result, begin, count);
   }
   call.count();
 }
 
-void Engine::vmf_sample(const VmfArguments& in, float* result) {
+void Engine::vmf_sample(const VmfArguments& in, const Result<float>& result) {
   Call call(*this, "vmf_sample");
   const kernels::VmfSample push{quads_of(in.d), in.d};
   const auto capacity = rows_at_once(device_, in.rows, in.d);
   for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
-    auto& work =
-        workspaces_.get<VmfWork>(std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d),
-                                 0, [&] { return std::make_shared<VmfWork>(*this, capacity, push); });
-    const std::uint32_t head[4] = {count, in.first_row + static_cast<std::uint32_t>(begin),
-                                   static_cast<std::uint32_t>(in.seed), static_cast<std::uint32_t>(in.seed >> 32)};
-    std::copy_n(head, 4, work.params.as<std::uint32_t>());
-    work.mu.write(in.mu + begin * in.d, count);
-    work.cosine_sine.write(in.cosine_sine + 2 * begin, count);
+    const auto mu = in.mu.from(begin), cosine_sine = in.cosine_sine.from(begin), to = result.from(begin);
+    auto& work = workspaces_.get<VmfWork>(
+        std::string(push.name) + "/" + std::to_string(capacity) + "/" + std::to_string(in.d) +
+            keys_of({mu, cosine_sine}, {to}),
+        0, [&] { return std::make_shared<VmfWork>(*this, capacity, push, mu, cosine_sine, to); });
+    *work.params.as<kernels::VmfSample::Params>() = {count, in.first_row + static_cast<std::uint32_t>(begin),
+                                                     static_cast<std::uint32_t>(in.seed),
+                                                     static_cast<std::uint32_t>(in.seed >> 32)};
+    work.mu.write(in.mu, begin, count);
+    work.cosine_sine.write(in.cosine_sine, begin, count);
     call.run(work.program);
-    work.result.read(result + begin * in.d, count);
+    work.result.read(result, begin, count);
   }
   call.count();
 }

@@ -20,6 +20,7 @@ struct Tiling {
   const char* kernel;
   std::uint32_t group, result_rows, result_columns, rows, columns;
   std::uint32_t shared_bytes;
+  std::uint32_t registers;     // of an invocation, about
   std::uint32_t from_queries;  // the lowest number of queries that it is chosen for
 
   // The specialisation constants of its kernel.

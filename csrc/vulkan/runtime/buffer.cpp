@@ -3,10 +3,19 @@
 #include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/guard.h"
 
+#include <atomic>
 #include <limits>
 #include <utility>
 
 namespace ebmvk {
+namespace {
+
+std::uint64_t next_id() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
 
 std::uint64_t checked_product(std::uint64_t a, std::uint64_t b) {
   if (b != 0 && a > std::numeric_limits<std::uint64_t>::max() / b)
@@ -14,7 +23,7 @@ std::uint64_t checked_product(std::uint64_t a, std::uint64_t b) {
   return a * b;
 }
 
-Buffer::Buffer(Device& device, Kind kind, std::uint64_t bytes) : device_(&device), kind_(kind) {
+Buffer::Buffer(Device& device, Kind kind, std::uint64_t bytes) : device_(&device), kind_(kind), id_(next_id()) {
   device.require_alive();
   if (bytes > (std::uint64_t{1} << 62)) throw Unsupported("a buffer of " + std::to_string(bytes) + " bytes");
   bytes_ = bytes < 16 ? 16 : (bytes + 15) / 16 * 16;
@@ -62,6 +71,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   free();
   device_ = std::exchange(other.device_, nullptr);
   kind_ = other.kind_;
+  id_ = std::exchange(other.id_, 0);
   buffer_ = std::exchange(other.buffer_, nullptr);
   memory_ = std::exchange(other.memory_, nullptr);
   bytes_ = std::exchange(other.bytes_, 0);

@@ -28,6 +28,7 @@ class Buffer {
   std::uint64_t offset() const { return offset_; }  // of the first usable byte; guard bands lie before and after
   void* mapped() const { return static_cast<char*>(mapped_) + offset_; }
   Kind kind() const { return kind_; }
+  std::uint64_t id() const { return id_; }  // no other buffer of the process has it
 
   template <typename T>
   T* as() const {
@@ -43,6 +44,7 @@ class Buffer {
 
   Device* device_ = nullptr;
   Kind kind_ = Kind::device;
+  std::uint64_t id_ = 0;
   vk::Buffer buffer_;
   vk::DeviceMemory memory_;
   std::uint64_t bytes_ = 0;

@@ -1,10 +1,12 @@
 #include "vulkan/runtime/device.h"
 
+#include "platform.h"
 #include "vulkan/runtime/dispatch.h"
 #include "vulkan/runtime/errors.h"
+#include "vulkan/runtime/machine_code.h"
 #include "vulkan/runtime/pipeline_file.h"
+#include "vulkan/runtime/profiles.h"
 
-#include <unistd.h>
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -25,9 +27,6 @@ namespace ebmvk {
 namespace {
 
 constexpr const char* kValidationLayer = "VK_LAYER_KHRONOS_validation";
-
-// The number of storage buffers that the largest kernels bind.
-constexpr std::uint32_t kNeededBindings = 16;
 
 // The loader is opened at run time, so that this module can be imported without it. It stays open
 // even while the process ends: a driver's threads may outlive us, and their code must stay loaded.
@@ -53,100 +52,11 @@ void load_functions(vk::Instance instance) {
   });
 }
 
-std::string type_name(vk::PhysicalDeviceType type) {
-  switch (type) {
-    case vk::PhysicalDeviceType::eCpu: return "cpu";
-    case vk::PhysicalDeviceType::eIntegratedGpu: return "integrated";
-    case vk::PhysicalDeviceType::eDiscreteGpu: return "discrete";
-    case vk::PhysicalDeviceType::eVirtualGpu: return "virtual";
-    default: return "other";
-  }
-}
-
-std::uint64_t largest_local_heap(const vk::PhysicalDeviceMemoryProperties& memory) {
-  std::uint64_t largest = 0;
-  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
-    if (memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal)
-      largest = std::max<std::uint64_t>(largest, memory.memoryHeaps[i].size);
-  return largest;
-}
-
-// The family of a compute queue, if possible one that does nothing else; -1 if there isn't one.
-int compute_family(vk::PhysicalDevice device) {
-  const auto families = device.getQueueFamilyProperties();
-  int found = -1;
-  for (std::size_t i = 0; i < families.size(); ++i) {
-    if (!(families[i].queueFlags & vk::QueueFlagBits::eCompute)) continue;
-    if (!(families[i].queueFlags & vk::QueueFlagBits::eGraphics)) return static_cast<int>(i);
-    if (found < 0) found = static_cast<int>(i);
-  }
-  return found;
-}
-
-Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
-  Capabilities out;
-  out.index = index;
-  const auto base = device.getProperties();
-  out.name = base.deviceName.data();
-  out.type = type_name(base.deviceType);
-  out.api_version = base.apiVersion;
-  if (out.type == "cpu") out.loop_rounds = 65535 - 64;
-  const auto memory = device.getMemoryProperties();
-  out.memory_bytes = largest_local_heap(memory);
-  for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i)
-    out.heaps.emplace_back(memory.memoryHeaps[i].size,
-                           static_cast<bool>(memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal));
-  out.max_storage_range = base.limits.maxStorageBufferRange;
-  out.max_groups = base.limits.maxComputeWorkGroupCount[0];
-  out.max_group_size = std::min(base.limits.maxComputeWorkGroupInvocations, base.limits.maxComputeWorkGroupSize[0]);
-  out.max_shared_bytes = base.limits.maxComputeSharedMemorySize;
-  out.max_bindings =
-      std::min(base.limits.maxPerStageDescriptorStorageBuffers, base.limits.maxDescriptorSetStorageBuffers);
-  if (base.apiVersion < VK_API_VERSION_1_2) {
-    out.missing = "it offers Vulkan " + std::to_string(VK_API_VERSION_MAJOR(base.apiVersion)) + "." +
-                  std::to_string(VK_API_VERSION_MINOR(base.apiVersion)) + ", and 1.2 is needed";
-    return out;
-  }
-  const auto properties =
-      device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceDriverProperties,
-                            vk::PhysicalDeviceSubgroupProperties, vk::PhysicalDeviceMaintenance3Properties>();
-  const auto& driver = properties.get<vk::PhysicalDeviceDriverProperties>();
-  const auto& subgroup = properties.get<vk::PhysicalDeviceSubgroupProperties>();
-  out.driver = std::string(driver.driverName.data()) + " " + driver.driverInfo.data();
-  out.max_allocation = properties.get<vk::PhysicalDeviceMaintenance3Properties>().maxMemoryAllocationSize;
-  out.subgroup_size = subgroup.subgroupSize;
-  out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
-                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
-  const auto features = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features,
-                                            vk::PhysicalDeviceVulkan12Features>();
-  out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&
-                features.get<vk::PhysicalDeviceVulkan12Features>().shaderFloat16;
-  if (base.apiVersion >= VK_API_VERSION_1_3) {
-    const auto newer = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan13Features>();
-    const auto sizes = device.getProperties2<vk::PhysicalDeviceProperties2, vk::PhysicalDeviceVulkan13Properties>();
-    const auto& control = newer.get<vk::PhysicalDeviceVulkan13Features>();
-    const auto& limits = sizes.get<vk::PhysicalDeviceVulkan13Properties>();
-    out.max_subgroups = limits.maxComputeWorkgroupSubgroups;
-    out.subgroup_control = control.subgroupSizeControl && control.computeFullSubgroups &&
-                           (limits.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute) &&
-                           limits.minSubgroupSize <= out.subgroup_size && out.subgroup_size <= limits.maxSubgroupSize;
-    // RDNA reports 64 but also runs 32. With 32, 640 coordinates leave no lane idle, and each chain
-    // needs fewer registers.
-    if (out.subgroup_control) out.subgroup_size = std::clamp(32u, limits.minSubgroupSize, limits.maxSubgroupSize);
-  }
-  if (out.max_bindings < kNeededBindings)
-    out.missing = "a kernel may bind " + std::to_string(out.max_bindings) + " storage buffers, and " +
-                  std::to_string(kNeededBindings) + " are needed";
-  if (compute_family(device) < 0) out.missing = "it has no queue that computes";
-  return out;
-}
-
 vk::Instance make_instance(bool validate, bool instrument = false) {
   load_vulkan();
   try {
     const vk::ApplicationInfo application("ebmvk", 1, "ebmvk", 1, VK_API_VERSION_1_3);
-    std::vector<const char*> layers;
-    std::vector<const char*> extensions;
+    std::vector<const char*> layers, extensions;
     using Check = vk::ValidationFeatureEnableEXT;
     std::vector<Check> enabled{Check::eSynchronizationValidation};
     if (instrument) enabled.push_back(Check::eGpuAssisted);
@@ -207,13 +117,13 @@ std::uint32_t Device::loader_version() {
 }
 
 Device::Device(std::uint32_t index, const Options& options)
-    : options_(options), messages_(std::make_shared<Messages>()), process_(::getpid()) {
+    : options_(options), messages_(std::make_shared<Messages>()), process_(process_id()) {
   capabilities_.index = index;
   try {
     create_instance();
     create_device();
     load_pipeline_cache();
-    fence_ = device_->createFence({});
+    if (!options_.compile_only) fence_ = device_->createFence({});
   } catch (const vk::SystemError& error) {
     destroy();
     throw Unavailable("Vulkan device " + std::to_string(index) + " could not be opened: " + error.what());
@@ -234,7 +144,7 @@ void Device::destroy() noexcept {
     if (device_ && *device_) {
       if (lost_.empty()) {
         save_pipeline_cache();
-        wait_until_idle();
+        if (!options_.compile_only) wait_until_idle();
       }
       device_->destroy(fence_);
       device_->destroy(cache_);
@@ -277,9 +187,13 @@ void Device::create_device() {
   if (!capabilities_.missing.empty())
     throw Unavailable("Vulkan device " + std::to_string(index) + " (" + capabilities_.name +
                       ") can't be used: " + capabilities_.missing);
-  pretend();
+  if (!options_.pretend.empty()) pretend(capabilities_, options_.pretend);
+  if (options_.allocation_bytes)
+    capabilities_.max_allocation = std::min(capabilities_.max_allocation, options_.allocation_bytes);
   memory_ = physical_->getMemoryProperties();
   queue_family_ = static_cast<std::uint32_t>(compute_family(*physical_));
+  clock_bits_ = physical_->getQueueFamilyProperties()[queue_family_].timestampValidBits;
+  clock_seconds_ = 1e-9 * physical_->getProperties().limits.timestampPeriod;
 
   const float priority = 1.0f;
   const vk::DeviceQueueCreateInfo queue({}, queue_family_, 1, &priority);
@@ -291,25 +205,16 @@ void Device::create_device() {
   features11.storageBuffer16BitAccess = capabilities_.float16;
   features11.pNext = &features12;
   if (capabilities_.api_version >= VK_API_VERSION_1_3) features12.pNext = &features13;
-
   std::vector<const char*> extensions;
   for (const auto& extension : physical_->enumerateDeviceExtensionProperties())
     if (std::string(extension.extensionName.data()) == "VK_KHR_portability_subset")
       extensions.push_back("VK_KHR_portability_subset");
+  const vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR reports(VK_TRUE, &features11);
+  if (options_.compile_only) require_machine_code(*physical_, extensions);
   vk::DeviceCreateInfo info({}, queue, {}, extensions);
-  info.setPNext(&features11);
+  info.setPNext(options_.compile_only ? static_cast<const void*>(&reports) : &features11);
   device_ = std::make_shared<vk::Device>(physical_->createDevice(info));
   queue_ = std::make_shared<vk::Queue>(device_->getQueue(queue_family_, 0));
-}
-
-void Device::pretend() {
-  if (options_.pretend.empty()) return;
-  capabilities_.type = "discrete";
-  if (options_.pretend != "smallest") return;
-  capabilities_.max_group_size =
-      std::min(capabilities_.max_group_size, 128u);  // Vulkan guarantees this on every device
-  capabilities_.max_shared_bytes = std::min(capabilities_.max_shared_bytes, 16384u);
-  capabilities_.subgroup_control = false;
 }
 
 std::uint64_t Device::storage_range() const {
@@ -356,16 +261,39 @@ void Device::release(vk::DeviceMemory memory, std::uint64_t bytes) {
   allocated_ -= bytes;
 }
 
-void Device::wait() {
-  // Submit nothing: the fence is signalled after everything submitted before. Kompute's own wait
-  // drops the result and destroys the fence of a submission that is still running.
+void Device::run(const std::vector<std::vector<vk::CommandBuffer>>& submissions) {
+  for (std::size_t i = 0; i < submissions.size(); ++i) {
+    try {
+      queue_->submit(vk::SubmitInfo({}, {}, submissions[i]), i + 1 == submissions.size() ? fence_ : vk::Fence());
+    } catch (const vk::SystemError& error) {
+      if (i > 0) drain(i);
+      fail("a submission", static_cast<vk::Result>(error.code().value()));
+    }
+  }
+  wait(submissions.size());
+}
+
+// Waits for submissions that have no fence. An empty submission brings one, which is signalled after
+// everything submitted before.
+void Device::drain(std::size_t submissions) {
   try {
     queue_->submit(vk::ArrayProxy<const vk::SubmitInfo>(), fence_);
-    const auto patience = static_cast<std::uint64_t>(std::clamp(options_.timeout_seconds, 0.0, 1e9) * 1e9);
+  } catch (const vk::DeviceLostError&) {
+    lose("was lost: the driver reset it");
+  } catch (const vk::SystemError& error) {
+    lose(std::string("failed while it was working: ") + error.what());
+  }
+  wait(submissions);
+}
+
+void Device::wait(std::size_t submissions) {
+  try {
+    const auto seconds = options_.timeout_seconds * static_cast<double>(submissions);
+    const auto patience = static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9);
     const auto result = device_->waitForFences(fence_, VK_TRUE, patience);
     if (result == vk::Result::eTimeout) {
       hung_ = true;
-      lose("did not answer within " + std::to_string(static_cast<int>(options_.timeout_seconds)) + " s");
+      lose("did not answer within " + std::to_string(static_cast<int>(seconds)) + " s");
     }
     device_->resetFences(fence_);
   } catch (const vk::DeviceLostError&) {
@@ -376,7 +304,7 @@ void Device::wait() {
 }
 
 void Device::require_own_process() const {
-  if (process_ != ::getpid())
+  if (process_ != process_id())
     throw DeviceLost("Vulkan device " + std::to_string(capabilities_.index) + " (" + capabilities_.name +
                      ") was opened in the process that this one was forked from");
 }
@@ -386,7 +314,7 @@ void Device::require_alive() const {
   if (!lost_.empty()) throw DeviceLost(lost_);
 }
 
-bool Device::abandoned() const { return hung_ || process_ != ::getpid(); }
+bool Device::abandoned() const { return hung_ || process_ != process_id(); }
 
 void Device::wait_until_idle() noexcept {
   try {

@@ -2,7 +2,7 @@
 // cache kept on disk.
 #pragma once
 
-#include <vulkan/vulkan.hpp>
+#include "vulkan/runtime/capabilities.h"
 
 #include <atomic>
 #include <cstdint>
@@ -10,49 +10,27 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace ebmvk {
 
-// A physical device and what it offers; filled in when devices are listed.
-struct Capabilities {
-  std::uint32_t index = 0;
-  std::string name;
-  std::string type;  // cpu, integrated, discrete, virtual or other
-  std::string driver;
-  std::uint32_t api_version = 0;
-  std::uint64_t memory_bytes = 0;  // size of the largest device-local heap
-  std::uint64_t max_storage_range = 0;
-  std::uint32_t max_groups = 0;      // per dispatch, first dimension
-  std::uint32_t max_group_size = 0;  // invocations
-  std::uint32_t max_shared_bytes = 0;
-  std::uint32_t max_bindings = 0;    // storage buffers per kernel
-  std::uint64_t max_allocation = 0;  // bytes
-  std::uint32_t subgroup_size = 0;   // the size that kernels request
-  std::uint32_t max_subgroups = 0;   // per workgroup
-  bool subgroup_arithmetic = false;
-  bool subgroup_control = false;  // full subgroups of a required size
-  // The most loop iterations of an invocation. llvmpipe silently leaves every loop after 65,535
-  // iterations of all loops together (Mesa's LP_MAX_TGSI_LOOP_ITERATIONS), so it is smaller there;
-  // elsewhere loops are unlimited.
-  std::uint32_t loop_rounds = 0xffffffffu;
-  bool float16 = false;                               // arithmetic and storage
-  std::vector<std::pair<std::uint64_t, bool>> heaps;  // bytes, device-local
-  std::string missing;                                // why the device can't be used; empty if it can
-};
-
 struct Options {
-  bool validate = false;           // core and synchronisation validation; collects messages
-  bool instrument = false;         // with validate: GPU-assisted validation of every access of every kernel
-  bool portable = false;           // use kernels without subgroup arithmetic even if the device has it
-  bool guard = false;              // poison buffers and put guard bands around them
-  std::uint64_t shard_bytes = 0;   // largest storage-buffer range to use; 0: the device's limit
+  bool validate = false;          // core and synchronisation validation; collects messages
+  bool instrument = false;        // with validate: GPU-assisted validation of every access of every kernel
+  bool portable = false;          // use kernels without subgroup arithmetic even if the device has it
+  bool guard = false;             // poison buffers and put guard bands around them
+  std::uint64_t shard_bytes = 0;  // largest storage-buffer range to use; 0: the device's limit
+  // The largest allocation to make; 0: the device's limit.
+  std::uint64_t allocation_bytes = 0;
   std::uint64_t memory_limit = 0;  // most bytes to allocate through Vulkan; 0: no limit
   double slice_seconds = 0.2;      // target for the longest submission; drivers reset queues that hang for about 2 s
   double timeout_seconds = 60.0;   // a submission that takes longer counts as hung
-  std::string pretend;             // for tests: gpu or smallest, to choose kernels and workgroups for such a device
-  std::string cache_dir;           // folder of the pipeline cache; empty: keep none
+  // Compile pipelines and report their machine code; nothing can be run. Makes no fence, because
+  // RADV crashes if it is asked for one on behalf of a card that is not there.
+  bool compile_only = false;
+  std::string pretend;    // for tests: the profile of another device (profiles.h)
+  std::string modules;    // for tests: a folder of modules that replace the built-in ones of the same name
+  std::string cache_dir;  // folder of the pipeline cache; empty: keep none
 };
 
 // Messages of the validation layer.
@@ -85,6 +63,11 @@ class Device {
   const std::shared_ptr<vk::Queue>& shared_queue() const { return queue_; }
   std::uint32_t queue_family() const { return queue_family_; }
 
+  // The queue's clock for time stamps: the number of bits that count (0: it has none), and the
+  // seconds of a tick.
+  std::uint32_t clock_bits() const { return clock_bits_; }
+  double clock_seconds() const { return clock_seconds_; }
+
   // Must be held around everything that touches the queue.
   std::mutex& mutex() { return mutex_; }
 
@@ -95,9 +78,10 @@ class Device {
   void release(vk::DeviceMemory memory, std::uint64_t bytes);
   std::uint64_t allocated() const { return allocated_; }
 
-  // Waits until everything submitted is done. Throws DeviceLost if the device is lost or takes too
-  // long.
-  void wait();
+  // Submits each group of command buffers by itself, one right after another, and waits for the
+  // last. Throws DeviceLost if the device is lost, or takes longer than Options::timeout_seconds for
+  // each. If a submission fails otherwise, nothing is left running.
+  void run(const std::vector<std::vector<vk::CommandBuffer>>& submissions);
   // Throws DeviceLost if the device is lost, or belongs to the process that this one was forked
   // from. The second check needs no lock.
   void require_alive() const;
@@ -124,10 +108,11 @@ class Device {
 
  private:
   void save_pipeline_cache() const noexcept;
+  void drain(std::size_t submissions);
+  void wait(std::size_t submissions);
   void wait_until_idle() noexcept;
   void create_instance();
   void create_device();
-  void pretend();
   void load_pipeline_cache();
   void destroy() noexcept;
   std::string cache_path() const;
@@ -140,6 +125,8 @@ class Device {
   std::shared_ptr<vk::Device> device_;
   std::shared_ptr<vk::Queue> queue_;
   std::uint32_t queue_family_ = 0;
+  std::uint32_t clock_bits_ = 0;
+  double clock_seconds_ = 0;
   vk::PhysicalDeviceMemoryProperties memory_;
   vk::PipelineCache cache_;
   vk::Fence fence_;
@@ -149,7 +136,7 @@ class Device {
   std::map<VkBuffer, std::uint64_t> guarded_;
   std::string lost_;
   std::atomic<bool> hung_{false};
-  int process_;  // the process that opened it
+  long process_;  // the process that opened it
 };
 
 }  // namespace ebmvk

@@ -60,7 +60,6 @@ struct Kompute {
   static inline PFN_vkCreateCommandPool create_pool = nullptr;
   static inline PFN_vkAllocateCommandBuffers allocate_commands = nullptr;
   static inline PFN_vkFreeCommandBuffers free_commands = nullptr;
-  static inline PFN_vkQueueSubmit submit = nullptr;
 
   static VKAPI_ATTR VkResult VKAPI_CALL on_create_pool(VkDevice device, const VkCommandPoolCreateInfo* info,
                                                        const VkAllocationCallbacks* callbacks, VkCommandPool* pool) {
@@ -76,10 +75,6 @@ struct Kompute {
   static VKAPI_ATTR void VKAPI_CALL on_free_commands(VkDevice device, VkCommandPool pool, std::uint32_t count,
                                                      const VkCommandBuffer* commands) {
     if (pool != VK_NULL_HANDLE && commands[0] != VK_NULL_HANDLE) free_commands(device, pool, count, commands);
-  }
-  static VKAPI_ATTR VkResult VKAPI_CALL on_submit(VkQueue queue, std::uint32_t count, const VkSubmitInfo* infos,
-                                                  VkFence fence) {
-    return note(submit(queue, count, infos, fence));
   }
 };
 
@@ -104,6 +99,7 @@ void wrap_functions() {
   EBMVK_WRAP(vkCreateComputePipelines);
   EBMVK_WRAP(vkCreateDescriptorPool);
   EBMVK_WRAP(vkAllocateDescriptorSets);
+  EBMVK_WRAP(vkCreateQueryPool);
   EBMVK_WRAP(vkCreateCommandPool);
   EBMVK_WRAP(vkAllocateCommandBuffers);
   EBMVK_WRAP(vkBeginCommandBuffer);
@@ -112,11 +108,11 @@ void wrap_functions() {
   EBMVK_WRAP(vkQueueSubmit);
   EBMVK_WRAP(vkWaitForFences);
   EBMVK_WRAP(vkResetFences);
+  EBMVK_WRAP(vkGetQueryPoolResults);
   auto& table = VULKAN_HPP_DEFAULT_DISPATCHER;
   put_on_top(table.vkCreateCommandPool, Kompute::create_pool, &Kompute::on_create_pool);
   put_on_top(table.vkAllocateCommandBuffers, Kompute::allocate_commands, &Kompute::on_allocate_commands);
   put_on_top(table.vkFreeCommandBuffers, Kompute::free_commands, &Kompute::on_free_commands);
-  put_on_top(table.vkQueueSubmit, Kompute::submit, &Kompute::on_submit);
 }
 
 vk::Result take_dropped() {

@@ -1,5 +1,5 @@
-// Wrappers of the Vulkan functions that can fail. Kompute drops the results of three of them; these
-// are recorded here. Tests make any of them fail, below Kompute and below our own code.
+// Wrappers of the Vulkan functions that can fail. Kompute drops the results of two of them; these are
+// recorded here. Tests make any of them fail, below Kompute and below our own code.
 #pragma once
 
 #include <vulkan/vulkan.hpp>

@@ -15,8 +15,7 @@ void run_once(Device& device, const std::function<void(vk::CommandBuffer)>& reco
   const vk::MemoryBarrier barrier(vk::AccessFlagBits::eTransferWrite, vk::AccessFlagBits::eHostRead);
   commands.pipelineBarrier(vk::PipelineStageFlagBits::eTransfer, vk::PipelineStageFlagBits::eHost, {}, barrier, {}, {});
   commands.end();
-  device.shared_queue()->submit(vk::SubmitInfo({}, {}, commands));
-  device.wait();
+  device.run({std::vector<vk::CommandBuffer>{commands}});
   device.handle().destroy(pool);
 }
 

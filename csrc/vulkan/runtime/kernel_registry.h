@@ -4,6 +4,7 @@
 
 #include "vulkan/runtime/device.h"
 #include "vulkan/runtime/kernel_table.h"
+#include "vulkan/runtime/machine_code.h"
 
 #include <map>
 #include <string>
@@ -12,6 +13,20 @@
 
 namespace ebmvk {
 
+// What a pipeline is made for: the arguments of KernelRegistry::get.
+struct PipelineKey {
+  std::string name;
+  std::uint32_t group = 0;
+  std::vector<std::uint32_t> constants;
+  Storage storage = Storage::float32;
+  bool resident = false;
+
+  friend bool operator<(const PipelineKey& a, const PipelineKey& b) {
+    return std::tie(a.name, a.group, a.constants, a.storage, a.resident) <
+           std::tie(b.name, b.group, b.constants, b.storage, b.resident);
+  }
+};
+
 struct Pipeline {
   const KernelSource* source = nullptr;
   std::uint32_t group = 0;
@@ -19,6 +34,11 @@ struct Pipeline {
   vk::PipelineLayout layout;
   vk::Pipeline handle;
 };
+
+// The kernel's module with its specialisation constants fixed to `values`, by number. `folder`: as
+// Options::modules.
+std::vector<std::uint32_t> specialise_kernel(const KernelSource& source, const std::vector<std::uint32_t>& values,
+                                             const std::string& folder = {});
 
 class KernelRegistry {
  public:
@@ -35,16 +55,29 @@ class KernelRegistry {
   // True if kernels that rely on full subgroups of the device's size can run in workgroups of
   // `group`.
   bool subgroups(std::uint32_t group) const;
-  // The shaders used so far.
+  // The shaders used so far, and what they were specialised for.
   std::vector<KernelSource> used() const;
+  std::vector<PipelineKey> used_keys() const;
+
+  // The shader that get() takes for a key.
+  const KernelSource& source_of(const PipelineKey& key) const;
+  // Compiles as get() does, but keeps nothing, and returns the machine code. The device must have
+  // been opened with Options::compile_only.
+  MachineCode inspect(const PipelineKey& key) const;
+  // The same for any shader. `subgroup_size`: the one to require; 0: the driver decides.
+  MachineCode inspect(const KernelSource& source, std::uint32_t group, const std::vector<std::uint32_t>& constants,
+                      std::uint32_t subgroup_size) const;
 
  private:
   const KernelSource& choose(const std::string& name, std::uint32_t group, Storage storage, bool resident) const;
-  void build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants);
+  std::uint32_t required_subgroup(const KernelSource& source) const;
+  Pipeline describe(const PipelineKey& key) const;
+  void build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants, std::uint32_t subgroup_size,
+             vk::PipelineCreateFlags flags = {}) const;
+  void destroy(const Pipeline& pipeline) const;
 
-  using Key = std::tuple<std::string, std::uint32_t, std::vector<std::uint32_t>, Storage, bool>;
   Device& device_;
-  std::map<Key, Pipeline> pipelines_;
+  std::map<PipelineKey, Pipeline> pipelines_;
 };
 
 }  // namespace ebmvk

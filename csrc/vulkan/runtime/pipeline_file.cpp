@@ -1,12 +1,12 @@
 #include "vulkan/runtime/pipeline_file.h"
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
+
+#include "platform.h"
 
 namespace ebmvk {
 namespace {
@@ -42,7 +42,7 @@ void write_pipelines(const std::string& path, const std::vector<std::uint8_t>& d
   static std::atomic<unsigned> number{0};
   std::error_code ignored;
   std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
-  const auto part = path + "." + std::to_string(::getpid()) + "." + std::to_string(++number);
+  const auto part = path + "." + std::to_string(process_id()) + "." + std::to_string(++number);
   Header header;
   header.bytes = data.size();
   header.checksum = checksum(data);

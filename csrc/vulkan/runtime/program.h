@@ -1,15 +1,15 @@
-// A recorded sequence of copies and kernels that can be submitted many times: an immutable
-// kp::Sequence of our own operations. Kompute records and submits; barriers, descriptor sets,
-// waiting and the checks afterwards are ours.
+// Copies, fills and kernels, recorded once and submitted many times. Kompute records; barriers,
+// descriptor sets, time stamps and the check word are ours. plan.h submits.
 #pragma once
 
 #include "vulkan/runtime/buffer.h"
+#include "vulkan/runtime/hazards.h"
 #include "vulkan/runtime/kernel_registry.h"
 
 #include <kompute/Sequence.hpp>
 
+#include <functional>
 #include <memory>
-#include <set>
 #include <vector>
 
 namespace ebmvk {
@@ -26,23 +26,18 @@ struct View {
   std::uint64_t start() const { return buffer->offset() + offset; }
 };
 
-// Tracks which buffers were accessed since the last barrier, to know when the next access needs
-// one.
-class Hazards {
- public:
-  // True if reading or writing the buffer now would conflict with an earlier access, so that a
-  // barrier is needed first.
-  bool conflicts(vk::Buffer buffer, Access access) const;
-  void note(vk::Buffer buffer, Access access);
-  void clear();
+// What a submission does, for the counts. up, down: bytes copied from the host and to it.
+struct Traffic {
+  std::uint64_t dispatches = 0, barriers = 0, up = 0, down = 0;
 
- private:
-  std::set<VkBuffer> read_, written_;
+  Traffic& operator+=(const Traffic& more);
 };
 
+// A recording has one section or more. Each is a command buffer, so that a plan can submit some of
+// them, or all of them at once or one after another.
 class Program {
  public:
-  explicit Program(Device& device);
+  explicit Program(Device& device) : device_(device), parts_(1) {}
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
@@ -55,26 +50,58 @@ class Program {
     static_assert(sizeof(Push) % 4 == 0, "push constants are uint32");
     add_kernel(pipeline, bindings, &push, groups, groups_y);
   }
+  // Ends a section; returns the number of the next.
+  std::uint32_t cut();
 
-  // Ends the recording. Nothing can be added afterwards, because recording a sequence again
+  // Records all sections. Nothing can be added afterwards, because recording a command buffer again
   // violates Vulkan's rules.
   void finish();
-  // Submits, waits, and checks that the device is alive and reached the end. Returns the seconds it
-  // took.
+  // Submits all sections, waits, and checks that the device is alive and reached the end. Returns
+  // the seconds it took.
   double run();
-  std::uint32_t dispatches() const { return dispatches_; }
+  std::uint32_t sections() const { return static_cast<std::uint32_t>(parts_.size()); }
 
  private:
+  friend class Plan;
+
+  static constexpr auto kNoSet = static_cast<std::size_t>(-1);
+
+  using Recorder = std::function<void(const vk::CommandBuffer&)>;
+  struct Node {
+    std::vector<Touch> touches;
+    Recorder record;
+    std::size_t set;  // the number of its descriptor set, or kNoSet
+  };
+  struct Set {
+    const Pipeline* pipeline;
+    std::vector<vk::DescriptorBufferInfo> buffers;
+  };
+  struct Part {
+    std::vector<Node> nodes;  // empty once recorded
+    std::shared_ptr<kp::Sequence> sequence;
+    vk::CommandBuffer commands;
+    Traffic traffic;
+  };
+
   void add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push, std::uint32_t groups,
                   std::uint32_t groups_y);
-  vk::DescriptorSet describe(const Pipeline& pipeline, const std::vector<View>& bindings);
+  void describe();
+  void record(std::uint32_t section);
+  void record_stamp(const vk::CommandBuffer& commands, std::uint32_t number) const;
+  void record_nodes(Part& part, const vk::CommandBuffer& commands) const;
+  // The word that a section writes last.
+  volatile std::uint32_t& canary(std::uint32_t section) const;
+  // The seconds that a section took on the device when it last ran; 0 if the device has no clock.
+  double seconds(std::uint32_t section) const;
 
   Device& device_;
-  std::shared_ptr<kp::Sequence> sequence_;
-  std::vector<vk::DescriptorPool> pools_;
-  Hazards hazards_;
+  std::vector<Part> parts_;
+  std::vector<Set> sets_;
+  vk::DescriptorPool pool_;
+  std::vector<vk::DescriptorSet> handles_;  // of the descriptor sets
+  vk::QueryPool stamps_;                    // two for each section; null if the device has no clock
   Buffer canary_;
-  std::uint32_t dispatches_ = 0;
+  bool ran_ = false;
 };
 
 }  // namespace ebmvk

@@ -1,5 +1,6 @@
 #include "vulkan/runtime/workspace.h"
 
+#include "kernels.h"
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
@@ -8,8 +9,9 @@
 namespace ebmvk {
 
 namespace {
-constexpr std::size_t kMostEntries = 24;
-}
+constexpr std::size_t kMostEntries = 64;
+constexpr std::uint64_t kAlignment = 256;  // the largest alignment of a binding that a device may ask for
+}  // namespace
 
 Table::Table(Device& device, std::uint64_t rows, std::uint32_t width, std::uint32_t pitch, Buffer::Kind host)
     : width_(width), pitch_(pitch) {
@@ -40,6 +42,73 @@ void Table::read(void* to, std::uint64_t rows) const {
   }
   for (std::uint64_t row = 0; row < rows; ++row)
     std::memcpy(target + row * width_, from + row * pitch_, std::size_t{4} * width_);
+}
+
+Operand::Operand(Device& device, const Place& place, std::uint32_t rows, std::uint32_t width, std::uint32_t pitch,
+                 Buffer::Kind host)
+    : device_(&device), place_(place), rows_(rows), width_(width), pitch_(pitch) {
+  if (!place.tensor) {
+    table_ = Table(device, rows, width, pitch, host);
+    return;
+  }
+  const auto start = std::uint64_t{4} * place.tensor->pitch() * place.begin;
+  bound_ = place.tensor->pitch() == pitch && start % kAlignment == 0;
+  if (!bound_) own_ = Buffer(device, Buffer::Kind::device, checked_product(checked_product(rows, pitch), 4));
+}
+
+void Operand::write(const Argument<std::int64_t>& argument, std::uint64_t begin, std::uint64_t rows) {
+  if (place_.tensor) return;
+  auto* to = table_.on_host().as<std::uint32_t>();
+  const auto* from = argument.host + begin * width_;
+  for (std::uint64_t i = 0; i < rows * width_; ++i) to[i] = static_cast<std::uint32_t>(from[i]);
+}
+
+void Operand::read(const Result<std::int64_t>& result, std::uint64_t begin, std::uint64_t rows) const {
+  if (!place_.tensor) std::copy_n(table_.on_host().as<std::uint32_t>(), rows * width_, result.host + begin * width_);
+}
+
+View Operand::whole() const {
+  const auto& tensor = *place_.tensor;
+  const auto start = std::uint64_t{4} * tensor.pitch() * place_.begin / kAlignment * kAlignment;
+  const auto end = std::uint64_t{4} * tensor.pitch() * (place_.begin + rows_);
+  return {tensor.memory(), start, std::min(end, tensor.memory().bytes()) - start};
+}
+
+View Operand::on_device() const {
+  if (!place_.tensor) return table_.on_device();
+  return bound_ ? whole() : View(own_);
+}
+
+void Operand::load(KernelRegistry& kernels, Program& program, const View& params) const {
+  if (!place_.tensor)
+    program.copy(table_.on_host(), table_.on_device());
+  else if (!bound_)
+    copy_rows(kernels, program, params, false);
+}
+
+void Operand::store(KernelRegistry& kernels, Program& program, const View& params) const {
+  if (!place_.tensor)
+    program.copy(table_.on_device(), table_.on_host());
+  else if (!bound_)
+    copy_rows(kernels, program, params, true);
+}
+
+void Operand::copy_rows(KernelRegistry& kernels, Program& program, const View& params, bool to_tensor) const {
+  const auto& tensor = *place_.tensor;
+  const auto first = static_cast<std::uint32_t>(tensor.pitch() * place_.begin % (kAlignment / 4));
+  const auto pitch = to_tensor ? tensor.pitch() : pitch_;
+  constexpr std::uint32_t group = 64;
+  const auto groups = (std::uint64_t{rows_} * pitch + group - 1) / group;
+  const auto x = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(std::max<std::uint64_t>(groups, 1), device_->capabilities().max_groups));
+  const auto y = static_cast<std::uint32_t>((groups + x - 1) / x);
+  const View own(own_), theirs = whole();
+  if (to_tensor)
+    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, own, theirs},
+                   kernels::CopyRows{width_, 0, pitch_, first, tensor.pitch()}, x, y);
+  else
+    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, theirs, own},
+                   kernels::CopyRows{width_, first, tensor.pitch(), 0, pitch_}, x, y);
 }
 
 std::uint32_t power_of_two(std::uint64_t n) {
@@ -78,8 +147,9 @@ void* WorkspaceCache::find(const std::string& key, std::uint64_t points,
     try {
       entry.workspace = attempt();
     } catch (const OutOfMemory&) {
-      if (entries_.empty()) throw;
+      if (entries_.empty() && pool_.idle() == 0) throw;
       clear();
+      pool_.clear();
       entry.workspace = attempt();
     }
     entry.bytes = device_.allocated() - std::min(before, device_.allocated());

@@ -1,0 +1,154 @@
+"""Estimates of four works on a card, from the machine code of their kernels.
+
+Sizes are those of the physical limits: 1,024 queries or chains, 50,000 points, d = 640, 64
+neighbours or candidates, 200 steps. A plan belongs to the code of a kernel: whoever changes the
+loops of a kernel changes its plan here. What a plan assumes stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.isa_estimate import RX_6650_XT, Estimate, Plan, estimate
+from bench.isa_text import Code
+
+ROWS, POINTS, D, K, STEPS = 1024, 50_000, 640, 64, 200
+QUADS = D // 4
+SCAN_ROWS = 256
+"""Queries of one selection: the largest power of two whose scores fit 64 MiB (scan.cpp)."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel. constants: its specialisation constants, without the workgroup's size."""
+
+    code: Code
+    wave: int
+    vgprs: int
+    lds: int
+    group: int
+    constants: tuple[int, ...]
+
+    def estimate(self, plan: Plan) -> Estimate:
+        waves = RX_6650_XT.chip.waves(self.wave, self.vgprs, self.lds, self.group)
+        return estimate(RX_6650_XT, self.code, self.wave, waves, self.group, plan)
+
+
+def scoring(kernel: Kernel) -> Plan:
+    """score_tiled: each tile of queries reads all points; the queries stay in the caches.
+
+    Without weights and bounds, whose loads are optional.
+    """
+    rows, columns = (16 * results for results in kernel.constants)
+    depth = 4  # quads of a slice in shared memory
+    slices, tall, wide = QUADS / depth, math.ceil(ROWS / rows), math.ceil(POINTS / columns)
+    results = rows * columns / kernel.group
+    return Plan(
+        groups=tall * wide,
+        memory=tuple(slices * depth * side / kernel.group for side in (rows, columns)),
+        arithmetic=(QUADS,),
+        stores=results,
+        around=slices,
+        multiply_adds=results * D,
+        traffic=4.0 * POINTS * (tall * D + ROWS),
+        skips=True,
+    )
+
+
+def selection(kernel: Kernel) -> Plan:
+    """select_topk, one dispatch: four digits and one collection, each over all scores of a row.
+
+    Rows have no ties that would need the second search. The walk of one invocation through the 256
+    bins, and the sorting of the 64 best, count as 4 passes of their loops.
+    """
+    scan = math.ceil(POINTS / kernel.group)
+    return Plan(
+        groups=SCAN_ROWS, memory=(4 * scan, 0, scan), stores=2, around=4, other=4, traffic=4.0 * SCAN_ROWS * POINTS * 5
+    )
+
+
+def streaming(kernel: Kernel) -> Plan:
+    """langevin: a step reads every candidate twice, for its products and for their weighted sum."""
+    waves = kernel.group / kernel.wave
+    return Plan(
+        groups=ROWS,
+        memory=(1, STEPS * K * QUADS / kernel.group, STEPS * K * QUADS / kernel.group),
+        arithmetic=(STEPS,),
+        around=STEPS * K / waves,
+        other=STEPS * waves,  # sums over the waves of a workgroup
+        traffic=2.0 * 4 * STEPS * ROWS * K * D,
+        kept=4.0 * K * D,
+    )
+
+
+def resident(kernel: Kernel) -> Plan:
+    """langevin with candidates in registers, float16: they are read once."""
+    waves = kernel.group / kernel.wave
+    traffic = 2.0 * ROWS * K * D
+    return Plan(groups=ROWS, memory=(1,), arithmetic=(STEPS,), other=STEPS * waves, traffic=traffic)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kernel of a work, with how often it is dispatched."""
+
+    name: str
+    variant: str
+    storage: str
+    constants: tuple[int, ...] | None
+    plan: Callable[[Kernel], Plan]
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """flops and bytes: the least, for the roofline, as in bench.ops."""
+
+    flops: float
+    bytes: float
+    parts: tuple[Part, ...]
+
+
+SCORING = Part("score_tiled", "portable", "float32", (8, 8), scoring)
+SELECTION = Part("select_topk", "portable", "float32", (64,), selection, ROWS // SCAN_ROWS)
+CHAIN_FLOPS = 4.0 * STEPS * ROWS * K * D
+WORKS = {
+    "scoring": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING,)),
+    "topk": Work(2.0 * ROWS * POINTS * D, 4.0 * D * (POINTS + ROWS), (SCORING, SELECTION)),
+    "langevin_float32": Work(
+        CHAIN_FLOPS, 4.0 * ROWS * K * D, (Part("gbaoab", "subgroup", "float32", None, streaming),)
+    ),
+    "langevin_float16": Work(CHAIN_FLOPS, 2.0 * ROWS * K * D, (Part("gbaoab", "resident", "float16", None, resident),)),
+}
+
+
+def estimates(find: Callable[[Part], Kernel]) -> dict[str, dict[str, Any]]:
+    """For each work: seconds, least_seconds, share (of the roofline), and its kernels.
+
+    share_cached: the share if everything that workgroups read again came from the Infinity Cache. A
+    work has `missing` instead, with the reason, if a kernel isn't found or its plan doesn't fit.
+    """
+    return {name: _estimated(work, find) for name, work in WORKS.items()}
+
+
+def _estimated(work: Work, find: Callable[[Part], Kernel]) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for part in work.parts:
+        try:
+            kernel = find(part)
+            plan = part.plan(kernel)
+            found, cached = (kernel.estimate(one) for one in (plan, replace(plan, kept=0.0)))
+        except (ValueError, LookupError) as error:
+            return {"missing": f"{part.name} has no plan that fits, change bench/isa_plans.py: {error}"}
+        one = {"kernel": part.name, "seconds": part.times * found.seconds, "bound": found.bound}
+        one["parts"] = {bound: part.times * second for bound, second in found.parts.items()}
+        if math.isfinite(plan.kept):
+            one["seconds_cached"] = part.times * cached.seconds
+        parts.append(one)
+    least, seconds = RX_6650_XT.least_seconds(work.flops, work.bytes), sum(part["seconds"] for part in parts)
+    cached_seconds = sum(part.get("seconds_cached", part["seconds"]) for part in parts)
+    shares = {"share": least / seconds, "share_cached": least / cached_seconds}
+    return {"seconds": seconds, "least_seconds": least, **shares, "kernels": parts}

@@ -1,0 +1,102 @@
+// Which pipelines the operations use, without running them, so that their machine code can be read
+// for a card that is not there. A test runs the operations and compares. Whoever adds a kernel adds
+// it here.
+#include "vulkan/ops/candidates.h"
+#include "vulkan/ops/engine.h"
+#include "vulkan/ops/sort.h"
+
+#include <algorithm>
+
+namespace ebmvk {
+namespace {
+
+class List {
+ public:
+  explicit List(Engine& engine) : engine_(engine) {}
+
+  void add(const char* name, std::uint32_t group, std::vector<std::uint32_t> constants = {},
+           Storage storage = Storage::float32, bool resident = false) {
+    keys_.push_back({name, group, std::move(constants), storage, resident});
+  }
+  // One workgroup per row.
+  void add_rows(const char* name, std::uint32_t quads, std::vector<std::uint32_t> constants = {},
+                Storage storage = Storage::float32) {
+    add(name, engine_.row_group(quads), std::move(constants), storage);
+  }
+  std::vector<PipelineKey> take() { return std::move(keys_); }
+
+ private:
+  Engine& engine_;
+  std::vector<PipelineKey> keys_;
+};
+
+constexpr std::uint32_t kTokenQuads = 256;  // as in sampling.cpp
+constexpr Storage kStorages[] = {Storage::float32, Storage::float16};
+
+void add_sphere(List& list, std::uint32_t quads, std::uint32_t group) {
+  for (const auto* name : {kernels::SphereProjx::name, kernels::SphereProju::name, kernels::SphereExpmap::name,
+                           kernels::SphereLogmap::name, kernels::SphereTransp::name, kernels::SphereDist::name})
+    list.add_rows(name, quads);
+  list.add_rows(kernels::VmfSample::name, quads, {(quads + group - 1) / group});
+}
+
+void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
+  const auto quads = quads_of(d);
+  for (const auto storage : kStorages) {
+    list.add_rows(kernels::EnergyScore::name, quads, energy_constants(engine, quads, k), storage);
+    list.add_rows(kernels::EnergyGradients::name, quads, energy_constants(engine, quads, k, 8), storage);
+    list.add_rows(kernels::Gather::name, quads, {}, storage);
+    const auto plan = chain_plan(engine, storage, quads, k);
+    for (const auto& integrator : integrators::table)
+      list.add(integrator.name, plan.group, plan.constants, storage, plan.resident);
+  }
+  list.add(kernels::ChainReport::name, 64);
+}
+
+// The sums of gradients and of statistics, after a sort with digits of any size.
+void add_sums(List& list, Engine& engine, std::uint32_t quads) {
+  const auto& device = engine.device().capabilities();
+  const auto group = spread_over(device, 0, 1).group;
+  for (std::uint32_t bits = 1; bits <= digit_bits(group); ++bits)
+    for (const auto* name : {kernels::SortCount::name, kernels::SortScatter::name}) list.add(name, group, {1u << bits});
+  list.add(kernels::ScanCounts::name, scan_group(device));
+  for (const auto* name : {kernels::SegmentCount::name, kernels::SegmentPlace::name}) list.add(name, group);
+  for (const auto* name : {kernels::SegmentTotal::name, kernels::ShareKeys::name}) list.add(name, 64);
+  list.add_rows(kernels::SegmentSum::name, quads);
+}
+
+void add_tokens(List& list) {
+  list.add_rows(kernels::CandidateLaw::name, kTokenQuads);
+  list.add_rows(kernels::DrawToken::name, kTokenQuads);
+  list.add(kernels::LevelLaw::name, 64);
+}
+
+void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t quads, std::uint32_t k) {
+  const auto& device = engine.device().capabilities();
+  const auto tiling = choose_tiling(device, engine.scoring(), queries);
+  for (const auto storage : kStorages) list.add(tiling.kernel, tiling.group, tiling.constants(), storage);
+  const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
+  for (const auto kept : {k, k + std::max(16u, k / 4)})  // and that of the scan in float16
+    list.add(kernels::SelectTopk::name, group, {power_of_two(kept)});
+  list.add(kernels::Rescore::name, 64);
+  list.add_rows(kernels::Halve::name, quads);
+}
+
+}  // namespace
+
+std::vector<PipelineKey> Engine::pipelines(std::uint32_t queries, std::uint32_t d, std::uint32_t k) {
+  const auto quads = quads_of(d);
+  List list(*this);
+  add_sphere(list, quads, row_group(quads));
+  add_energy(list, *this, d, k);
+  add_sums(list, *this, quads);
+  add_tokens(list);
+  add_topk(list, *this, queries, quads, k);
+  list.add(kernels::ScatterRows::name, 64);
+  list.add(kernels::CopyRows::name, 64);
+  list.add(kernels::Probe::name, 64);
+  list.add(kernels::CeilingFma::name, 64);
+  return list.take();
+}
+
+}  // namespace ebmvk

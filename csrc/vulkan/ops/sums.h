@@ -1,0 +1,103 @@
+// Sums over segments of sorted entries, always in the order of the entries, so that they have the
+// same bits however the entries are divided into dispatches.
+//
+// A sum of n float32 terms in this order is off by at most (n - 1) 2^-24 / (1 - (n - 1) 2^-24) times
+// the sum of their sizes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2);
+// the products add 3 x 2^-24 of each term's size.
+#pragma once
+
+#include "vulkan/ops/segments.h"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace ebmvk {
+
+// What a dispatch adds: entries from `first` up to `end` - 1, to the segments from `segment` on.
+// fresh: sums start from zero; otherwise they continue.
+struct Window {
+  std::uint32_t first, end, segment, fresh;
+};
+
+// Windows in a buffer that kernels read, far enough apart for any device.
+class Windows {
+ public:
+  Windows(Engine& engine, std::size_t count);
+  void set(std::size_t number, const Window& window);
+  View operator[](std::size_t number) const;
+  std::size_t count() const { return count_; }
+
+ private:
+  std::size_t count_;
+  Buffer words_;
+};
+
+// The number of entries of a segment that one dispatch may add, given the device's limit on loop
+// iterations.
+std::uint64_t entries_per_window(Engine& engine, std::uint32_t quads);
+
+// Entry e adds weights_e.x a_row + weights_e.y b_row with row = e / per_row.
+struct WeightedRows {
+  View weights, a, b;
+  std::uint32_t quads, per_row;
+};
+
+// Record the sums (room, 4 quads) of rows, or the totals (room,) of the first parts of weights.
+void record_sums(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
+                 const WeightedRows& rows, const View& sums, std::uint64_t room);
+void record_totals(Engine& engine, Program& program, const Segments& segments, const View& entries, const View& window,
+                   const View& weights, const View& totals, std::uint64_t room);
+
+// Where sums on the host go: that of segment s to row to_s of `rows`, which are `stride` floats apart.
+struct HostRows {
+  float* rows;
+  std::size_t stride;
+  const std::uint32_t* to;
+};
+
+// The sums of all segments, which end in a tensor or on the host.
+class Sums {
+ public:
+  // Records the addition of a window to the sums of up to `room` segments.
+  using Record = std::function<void(Program&, const View& window, const View& sums, std::uint64_t room)>;
+  struct Shape {
+    std::uint64_t entries, segments;  // at most
+    std::uint32_t width, pitch;       // floats of a sum, and those that it takes on the device
+    std::uint64_t at_once;            // the number of entries that one dispatch may add
+  };
+
+  // True if one submission can make all sums: none has to wait for its place in the table that goes
+  // to the host.
+  static bool at_once(const Device& device, const Shape& shape, bool in_tensor);
+
+  // `tensor` has room for all segments, or is null. After the constructor it isn't used.
+  Sums(Engine& engine, const Shape& shape, const Tensor* tensor, Record record);
+
+  // Record all sums in one program, from zero; or the programs of `add`.
+  void record(Program& program);
+  void record_slices();
+  // Copies the sums of `segments` segments to the host.
+  void read(const HostRows& out, std::uint64_t segments) const;
+  // Adds `entries` entries, at most `slice` of them per submission, to `segments` segments. Sums on
+  // the host continue; those in the tensor start from zero.
+  void add(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const char* speed, double flops_per_entry,
+           const HostRows& out, std::uint64_t segments);
+
+ private:
+  View place(std::uint64_t segment) const;
+  void fill(const HostRows& out, std::uint64_t segments);
+
+  Engine& engine_;
+  Shape shape_;
+  std::optional<View> tensor_;  // only valid while programs are recorded
+  Record record_;
+  std::uint64_t part_;  // the number of segments that a dispatch sums
+  std::uint64_t windows_each_;
+  Windows windows_;  // those of `record`, and behind them that of `add`
+  Table table_;
+  std::vector<std::unique_ptr<Program>> slices_;  // one for each part of a tensor; one for the host
+};
+
+}  // namespace ebmvk

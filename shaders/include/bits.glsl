@@ -1,0 +1,11 @@
+// Tests of a float's bits. Vulkan lets a compiler assume that no float is NaN and that -0 is 0, so it
+// may drop `isnan` and the comparisons that would tell; it can't drop these.
+#ifndef EBMVK_BITS_GLSL
+#define EBMVK_BITS_GLSL
+
+const uint INFINITE_BITS = 0x7f800000u;
+const uint SIGN_BIT = 0x80000000u;
+
+bool is_nan(float x) { return (floatBitsToUint(x) & ~SIGN_BIT) > INFINITE_BITS; }
+
+#endif

@@ -1,0 +1,266 @@
+"""A gate: what RADV makes of every kernel for AMD cards that aren't there, and that the compiled
+pipelines are the ones that the operations use."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from vulkan_open import INDEX, mixture, open_vulkan, schedule, tangent, unit
+
+from bench import isa
+from bench.isa_compile import FAMILIES, driver_file
+from bench.isa_estimate import CHIPS
+from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.errors import DeviceError
+
+
+class Ceiling(NamedTuple):
+    """The most registers of a lane, and bytes of shared memory of a workgroup, on any family."""
+
+    vgprs: int
+    lds: int
+
+
+# By kernel, or by kernel and variant where variants differ; at d = 640 and 64 candidates. More
+# registers are allowed where they cost no wave: on navi23 64 for waves of 32 and 32 for waves of
+# 64. Newer drivers take what is free.
+ROW = Ceiling(32, 6144)  # a workgroup per row that only adds up
+CEILINGS: dict[str | tuple[str, str], Ceiling] = {
+    "sphere_projx": ROW,
+    "sphere_proju": ROW,
+    "sphere_expmap": ROW,
+    "sphere_logmap": ROW,
+    "sphere_transp": ROW,
+    "sphere_dist": ROW,
+    "vmf_sample": ROW,
+    "halve": ROW,
+    "energy_score": Ceiling(32, 10752),
+    "energy_gradients": Ceiling(48, 11264),
+    "segment_sum": Ceiling(24, 0),
+    "gather": Ceiling(16, 0),
+    "chain_report": Ceiling(24, 0),
+    "gbaoab": Ceiling(72, 10752),
+    ("gbaoab", "resident"): Ceiling(216, 28160),
+    "obabo": Ceiling(72, 10752),
+    ("obabo", "resident"): Ceiling(216, 28160),
+    "ghmc": Ceiling(80, 10752),
+    ("ghmc", "resident"): Ceiling(216, 28160),
+    "ghmc_two_stage": Ceiling(80, 10752),
+    ("ghmc_two_stage", "resident"): Ceiling(216, 28160),
+    "candidate_law": Ceiling(24, 9216),
+    "level_law": Ceiling(16, 0),
+    "draw_token": Ceiling(24, 10752),
+    "sort_count": Ceiling(16, 8192),
+    "sort_scatter": Ceiling(16, 8192),
+    "scan_counts": Ceiling(16, 1024),
+    "segment_count": Ceiling(24, 1024),
+    "segment_place": Ceiling(24, 1024),
+    "segment_total": Ceiling(16, 0),
+    "share_keys": Ceiling(16, 0),
+    "scatter_rows": Ceiling(16, 0),
+    "copy_rows": Ceiling(16, 0),
+    "score_tiled": Ceiling(128, 16896),
+    "score_direct": Ceiling(48, 0),
+    "score_matvec": Ceiling(24, 9728),
+    "rescore": Ceiling(24, 9728),
+    "select_topk": Ceiling(24, 2560),
+    "probe": Ceiling(32, 0),
+    "ceiling_fma": Ceiling(32, 0),
+}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def report(request: pytest.FixtureRequest) -> dict[str, Any]:
+    pytest.importorskip("ebmvk._vulkan", reason="the Vulkan engine is not built")
+    try:
+        driver_file()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    return isa.measured(request.param)
+
+
+def shown(kernel: dict[str, Any]) -> str:
+    return f"{kernel['name']} {kernel['variant']} {kernel['storage']} {kernel['group']} {kernel['constants']}"
+
+
+def test_every_kernel_of_the_manifest_is_compiled(report: dict[str, Any]) -> None:
+    """Each variant and storage, except those that need subgroups where the engine can't use any."""
+    compiled = {(kernel["name"], kernel["variant"], kernel["storage"]) for kernel in report["kernels"]}
+    subgroups = report["device"]["subgroups"]
+    wanted = {tuple(entry) for entry in report["manifest"] if subgroups or entry[1] == "portable"}
+    missing = sorted(" ".join(entry) for entry in wanted - compiled)
+    stale = {name for name in CEILINGS if isinstance(name, str)} - {entry[0] for entry in report["manifest"]}
+    assert not stale, f"CEILINGS has kernels that shaders/kernels.toml doesn't: {sorted(stale)}"
+    assert not missing, (
+        f"shaders/kernels.toml has {missing}, and Engine::pipelines doesn't list it: add to csrc/vulkan/ops/"
+        "pipelines.cpp how the operation chooses its workgroup and constants"
+    )
+
+
+def test_no_kernel_spills(report: dict[str, Any]) -> None:
+    assert [shown(kernel) for kernel in isa.spilling(report)] == []
+
+
+def test_registers_and_shared_memory_stay_below_their_ceilings(report: dict[str, Any]) -> None:
+    over = []
+    for kernel in report["kernels"]:
+        ceiling = CEILINGS.get((kernel["name"], kernel["variant"])) or CEILINGS.get(kernel["name"])
+        assert ceiling, (
+            f"{kernel['name']} has no ceiling: add it to CEILINGS in {Path(__file__).name}, with some room over "
+            f"the {kernel['vgprs']} registers and {kernel['lds']} bytes that it takes on {report['family']}"
+        )
+        vgprs = max(ceiling.vgprs, CHIPS[report["family"]].free(kernel["wave"]))
+        if kernel["vgprs"] > vgprs or kernel["lds"] > ceiling.lds:
+            over.append(f"{shown(kernel)}: {kernel['vgprs']} registers, {kernel['lds']} bytes; {ceiling}")
+    assert not over
+
+
+def test_the_hot_loop_of_the_tiled_scores_multiplies(report: dict[str, Any]) -> None:
+    tiled = [kernel for kernel in report["kernels"] if kernel["name"] == "score_tiled"]
+    assert tiled
+    for kernel in tiled:
+        assert kernel["fma_share"] > 0.75, shown(kernel)
+
+
+def test_times_are_estimated_for_one_family(report: dict[str, Any]) -> None:
+    if report["family"] != "navi23":
+        assert report["estimates"] == {}
+        return
+    assert {"scoring", "topk", "langevin_float32"} <= set(report["estimates"])
+    for name, share in report["estimates"].items():
+        assert share is not None, report["estimate_details"][name]["missing"]
+        assert 0 < share < 1, name
+    assert report["estimates"]["topk"] < report["estimates"]["scoring"]
+
+
+D, K, N = 640, 64, 200  # N: enough for the scan in float16, and for two shards of each storage
+
+
+def run_everything(vulkan: Vulkan, queries: Iterable[int]) -> None:
+    """Every operation with both storages, at the sizes that pipelines are listed for."""
+    mu, x, y = unit(N, D, 1), unit(2, D, 2), unit(2, D, 3)
+    v, law = tangent(x, 4), mixture(2, K, N, 5)
+    for op, arguments in (
+        ("projx", (x,)), ("proju", (x, v)), ("expmap", (x, v)), ("logmap", (x, y)), ("transp", (x, y, v)),
+        ("dist", (x, y)),
+    ):  # fmt: skip
+        getattr(vulkan, op)(*arguments)
+    vulkan.vmf_sample(x, torch.full((2,), 300.0), seed=1)
+    for storage in ("float32", "float16"):
+        points = vulkan.points(mu, storage)
+        vulkan.energy_score(x, points, *law)
+        vulkan.energy_score_backward(x, points, *law, torch.ones(2), v)
+        for scheme in INTEGRATORS:
+            vulkan.langevin(x, v, points, *law, schedule((1,)), seed=1, scheme=scheme)
+        for coarse in (False, True):
+            vulkan._engine.set_coarse(coarse)
+            for rows in queries:
+                vulkan.topk(unit(rows, D, 6), points, K)
+        points.update(mu[:2], ids=torch.tensor([3, 1]))
+    points = vulkan.points(mu)
+    ids, log_p = law[0], torch.full((2, N), -math.log(N))
+    one = torch.ones(2)
+    masses = vulkan.candidate_law(log_p, ids)
+    vulkan.decode(x, points, ids, masses, one, one, log_p, seed=1, first_chain=0, streams=(4, 5))
+    # On the device, logw is the top-k of an odd number of queries, in rows that can't be bound.
+    vulkan.langevin(vulkan.tensor(x), v, points, *law, schedule((1,)), seed=1)
+    vulkan.candidate_law(vulkan.tensor(log_p[:, :199].contiguous()), ids.clamp(max=198))
+    digits = torch.zeros(1, dtype=torch.int32).numpy().view("uint32")
+    for bits in range(1, 10):
+        vulkan._engine.probe_sort(digits + (1 << bits) - 1, digits, 0, 1 << bits)
+    vulkan.accumulate(x, law[0], torch.rand(2, K), torch.zeros(2, dtype=torch.long), N)
+    vulkan.arithmetic_seconds(64, 1, 1)
+    words = torch.zeros(1, 4, dtype=torch.int32).numpy().view("uint32")
+    vulkan._engine.probe(0, words, words)
+
+
+def keys(pipelines: Iterable[Any]) -> set[tuple[Any, ...]]:
+    return {(key.name, key.group, tuple(key.constants), key.storage.name, key.resident) for key in pipelines}
+
+
+@pytest.mark.parametrize("options", [{}, {"portable": True}, {"pretend": "gpu"}], ids=str)
+def test_the_listed_pipelines_are_those_that_the_operations_use(options: dict[str, Any]) -> None:
+    vulkan = open_vulkan(shard_bytes=16 * 10240, **options)
+    queries = (1, 2, 4, 32, 64)
+    run_everything(vulkan, queries)
+    listed = set().union(*(keys(vulkan._engine.pipelines(rows, D, K)) for rows in queries))
+    used = keys(vulkan._engine.used_pipelines())
+    assert used - listed == set(), "the operations use pipelines that csrc/vulkan/ops/pipelines.cpp doesn't list"
+    assert listed - used == set(), "csrc/vulkan/ops/pipelines.cpp lists pipelines that no operation uses"
+
+
+def test_machine_code_is_refused_on_a_device_that_runs() -> None:
+    engine = open_vulkan()._engine
+    with pytest.raises(RuntimeError, match="compile_only"):
+        engine.inspect(engine.pipelines(1, D, K)[0])
+
+
+def test_a_driver_without_machine_code_is_refused() -> None:
+    if "llvmpipe" not in open_vulkan()._engine.capabilities.name:
+        pytest.skip("this device is not lavapipe, which reports none")
+    with pytest.raises(DeviceError, match="machine code"):
+        Vulkan(INDEX, options={"compile_only": True})
+
+
+DOUBLED = """#version 450
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint TIMES = 1u;
+layout(push_constant) uniform Push { uint n; };
+layout(set = 0, binding = 0) buffer Values { float values[]; };
+void main() {
+    float value = values[gl_GlobalInvocationID.x];
+    for (uint i = 0u; i < n; ++i) value = fma(value, float(TIMES), 1.0);
+    values[gl_GlobalInvocationID.x] = value;
+}
+"""
+
+
+@pytest.fixture
+def radv() -> None:
+    try:
+        driver_file()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("radv")
+def test_a_module_from_elsewhere_goes_through_the_same_tool(tmp_path: Path) -> None:
+    if not shutil.which("glslc"):
+        pytest.skip("glslc is not installed")
+    source, module, figures = (tmp_path / name for name in ("twice.comp", "twice.spv", "figures.json"))
+    source.write_text(DOUBLED, encoding="utf-8")
+    subprocess.run(["glslc", "--target-env=vulkan1.2", "-O", "-o", module, source], check=True)
+    isa.main(["--spirv", str(module), "--bindings", "1", "--push", "4", "--constants", "32,3", "--subgroup", "32",
+              "--json", str(figures), "--assembly", str(tmp_path / "code")])  # fmt: skip
+    (kernel,) = json.loads(figures.read_text(encoding="utf-8"))["kernels"]
+    assert (kernel["name"], kernel["wave"], kernel["group"], kernel["constants"]) == ("twice.spv", 32, 32, [3])
+    promised = {"name", "variant", "vgprs", "lds", "waves", "spills", "scratch", "fma_share", "latency"}
+    assert promised <= set(kernel)
+    assert kernel["hot"]["fma"] == 1
+    assert kernel["spills"] == kernel["scratch"] == kernel["lds"] == 0
+    assert "s_endpgm" in (tmp_path / "code" / "twice.spv.32.3.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("radv")
+def test_other_files_and_constants_are_refused_with_their_reason(tmp_path: Path) -> None:
+    wrong, cut = tmp_path / "wrong.spv", tmp_path / "cut.spv"
+    wrong.write_bytes(b"not a module")
+    cut.write_bytes(bytes.fromhex("03022307"))
+    for path, flags, reason in (
+        (wrong, [], "this is not a SPIR-V module"),
+        (cut, [], "this is not a SPIR-V module"),
+        (cut, ["--constants", "8,x"], "--constants 8,x: these are not integers"),
+        (tmp_path / "none.spv", [], "none.spv: No such file"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            isa.main(["--spirv", str(path), *flags])
+        assert reason in str(ended.value)
