@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.api import Backend, Points, Schedule
+from ebmvk.engine.integrators import INTEGRATORS
 from ebmvk.engine.vulkan import Vulkan
 
 REPEATS = 3
@@ -31,7 +32,12 @@ class Scale:
     steps: int
 
 
-SCALES = (Scale(500, 64, 8, 8, 4), Scale(5_000, 640, 64, 64, 20), Scale(50_000, 640, 1024, 64, 200))
+SCALES = (
+    Scale(500, 64, 8, 8, 4),
+    Scale(2_000, 256, 16, 32, 8),
+    Scale(5_000, 640, 64, 64, 20),
+    Scale(50_000, 640, 1024, 64, 200),
+)
 """From small to the size that the engine is designed for."""
 
 
@@ -188,20 +194,14 @@ def _backward(p: _Problem) -> Workload:
     return Workload(p.candidate_flops(7), least, run)
 
 
-def _langevin(p: _Problem) -> Workload:
-    one = torch.ones(1)
-    levels = Schedule(one, 0 * one, 0.005 * one, 7 * one, (p.scale.steps,))
-    run = partial(p.backend.langevin, p.x, p.tangent, p.points, *p.lists, levels, seed=1)
-    return Workload(p.scale.steps * p.candidate_flops(2), p.gathered_bytes, run)
-
-
-def _ghmc(p: _Problem) -> Workload:
-    one, leapfrogs = torch.ones(1), 4
+def _langevin(scheme: str, p: _Problem) -> Workload:
+    one, integrator = torch.ones(1), INTEGRATORS[scheme]
+    leapfrogs = 4 if integrator.metropolis else 1
     steps = max(1, p.scale.steps // leapfrogs)
     levels = Schedule(one, 0 * one, 0.005 * one, 7 * one, (steps,))
-    chains = partial(p.backend.langevin, scheme="ghmc", leapfrogs=leapfrogs, seed=1)
+    chains = partial(p.backend.langevin, scheme=scheme, leapfrogs=leapfrogs, seed=1)
     run = partial(chains, p.x, p.tangent, p.points, *p.lists, levels)
-    return Workload(leapfrogs * steps * p.candidate_flops(2), p.gathered_bytes, run)
+    return Workload(leapfrogs * steps * integrator.evaluations * p.candidate_flops(2), p.gathered_bytes, run)
 
 
 def _vmf(p: _Problem) -> Workload:
@@ -226,8 +226,10 @@ WORKLOADS: dict[str, Callable[[_Problem], Workload]] = {
     "topk": _topk,
     "energy_score": _energy,
     "energy_score_backward": _backward,
-    "langevin": _langevin,
-    "langevin (ghmc)": _ghmc,
+    **{
+        "langevin" if scheme == "gbaoab" else f"langevin ({scheme})": partial(_langevin, scheme)
+        for scheme in INTEGRATORS
+    },
     "vmf_sample": _vmf,
     "accumulate": _accumulate,
 }

@@ -198,6 +198,15 @@ def test_the_newest_checkpoint_is_named_if_nothing_can_be_written(
     assert "a checkpoint of step 7 could not be written either: the newest one is of step 4" in said.err
 
 
+@pytest.fixture
+def heeds_hangup() -> Iterator[None]:
+    """Processes that are started heed SIGHUP, even if the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeds_hangup")
 def test_closing_the_terminal_saves_the_run(begun: Sequence[object], tmp_path: Path) -> None:
     """Hung up while it prints: SIGHUP comes twice, and writing to the terminal fails."""
     leader, terminal = pty.openpty()

@@ -260,7 +260,7 @@ def test_runs_on_different_texts_are_not_put_into_one_table(tmp_path: Path) -> N
         found.folder.mkdir()
         found.note.write_text(json.dumps({"arguments": []}), encoding="utf-8")
         (found.folder / "config.toml").write_text("", encoding="utf-8")
-        part = {"nats_per_token": 1.0, "ppl_token": 2.0}
+        part = {"nats_per_token": 1.0, "ppl_token": 2.0, "tokens": 5_000}
         rows = [
             {"event": "start", "corpus": {"sha256": text}},
             {"event": "step", "parts": {"ce": 1.0}},

@@ -145,8 +145,11 @@ def test_ranks_on_different_kinds_of_devices_are_refused(tmp_path: Path) -> None
 def test_the_error_names_a_first_rank_that_died_with_the_store(tmp_path: Path) -> None:
     def body() -> int:
         ranks = Ranks.join()
+        (tmp_path / f"joined-{ranks.rank}").touch()
         with ranks.together():
             if ranks.rank == 0:
+                while len(list(tmp_path.glob("joined-*"))) < 3:  # or the others would wait for the store
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             return ranks.follow({})
 

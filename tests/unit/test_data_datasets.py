@@ -54,7 +54,7 @@ def test_builtin_is_complete_and_always_in_the_same_order() -> None:
         assert sum(map(len, part)) / total == pytest.approx(share, abs=0.07)
     assert resolve("builtin") == corpus
     assert not corpus.word_level
-    assert "pydoc_data" in corpus.reason
+    assert "documentation topics" in corpus.reason
 
 
 # ------------------------------------------------------------------------------------ resolution or
