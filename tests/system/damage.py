@@ -153,7 +153,7 @@ def _another_digit(path: Path) -> None:
 
 
 def _nested(path: Path) -> None:
-    """Nested lists, as deep as this Python reads JSON: 12,000 levels from 3.12 on, else up to 950."""
+    """Nested lists, as deep as this Python reads JSON: 12,000 levels from 3.12 on, fewer before."""
     deep = next(text for depth in (12_000, 9_000, *range(950, 500, -50)) if _is_json(text := "[" * depth + "]" * depth))
     edit(path, optimizer="deep")
     text = (path / MANIFEST).read_text(encoding="utf-8")
