@@ -31,7 +31,7 @@ struct Gathered {
   static constexpr size_t kBlock = 8, kChunk = 16;
   size_t k, n;  // k: a multiple of kBlock; n: of 32
   float* rows;  // (k / kBlock, n / kChunk, kBlock, kChunk)
-  float* logw;  // (k); so are the next two
+  float* logw;  // (k), as are the next two
   float* kappa;
   float* logits;
   float log_background;

@@ -113,7 +113,7 @@ struct CoarseCount {
 };
 
 struct Accumulated {
-  std::vector<float> sums;           // (n, d + 1): each resultant with its mass behind it
+  std::vector<float> sums;           // (n, d + 1): each resultant, followed by its mass
   std::vector<std::uint64_t> pairs;  // splat << 32 | token, ascending
   std::vector<float> counts;         // one for each pair
 };
