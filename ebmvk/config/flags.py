@@ -26,7 +26,7 @@ ALIASES = {
 PATHS = (
     *("--checkpoint", "--run-dir", "--resume", "--config", "--dataset", "--data-dir", "--tokenizer", "--init"),
     *("--folder", "--against", "--judge", "--test-file", "--prompt-file", "--file", "--files", "--input"),
-    *("--output", "--out", "--to", "--json", "--plots", "--npy"),
+    *("--output", "--out", "--to", "--json", "--plots", "--npy", "--report"),
 )
 """Flags whose value is or may be a path. A `~` at its start means the home folder, as in shells."""
 

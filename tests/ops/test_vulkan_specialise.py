@@ -49,7 +49,7 @@ def test_no_kernel_keeps_a_specialisation_constant(kernel: tuple[str, Any, Any],
 def test_shared_arrays_get_their_size_from_the_values() -> None:
     """Every array of the chain kernel, which uses all constants and expressions of them."""
     group, quads, candidates, subgroups, held, lane_quads = VALUES
-    module = vulkan.module_of("langevin", vulkan.Variant.resident, vulkan.Storage.float16, VALUES)
+    module = vulkan.module_of("gbaoab", vulkan.Variant.resident, vulkan.Storage.float16, VALUES)
     lanes = group // subgroups
     want = [
         quads,  # state, force, velocity and noise
