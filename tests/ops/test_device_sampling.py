@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vulkan_open import open_vulkan, unit
+from vulkan_open import guarded, open_vulkan, unit
 
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.engine import LangevinDiagnostics
@@ -38,10 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def vulkan(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
-    backend = open_vulkan(validate=True, guard=True, **VARIANTS[request.param])
-    yield backend
-    assert backend._engine.damaged_guards() == ""
-    assert backend._engine.take_messages() == []
+    yield from guarded(**VARIANTS[request.param])
 
 
 def problem(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:

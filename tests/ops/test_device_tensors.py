@@ -13,7 +13,7 @@ import pytest
 import torch
 from op_table import OPERATIONS, SMALL, Arguments, Op, Shape, same_bits
 from torch import Tensor
-from vulkan_open import open_vulkan, schedule, tangent, unit
+from vulkan_open import guarded, open_vulkan, schedule, tangent, unit
 
 from ebmvk.engine import select
 from ebmvk.engine.device_tensor import DeviceTensor, SparseRows, read
@@ -35,10 +35,7 @@ OUT_OF_DEVICE_MEMORY, DEVICE_LOST = -2, -4
 @pytest.fixture(scope="module", params=VARIANTS)
 def vulkan(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
     """Core and synchronisation validation, guard bands, and poison in memory that is used again."""
-    backend = open_vulkan(validate=True, guard=True, **VARIANTS[request.param])
-    yield backend
-    assert backend._engine.damaged_guards() == ""
-    assert backend._engine.take_messages() == []
+    yield from guarded(**VARIANTS[request.param])
 
 
 def names_of_tensors(arguments: Arguments) -> list[str]:

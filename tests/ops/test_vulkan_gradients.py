@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vulkan_open import ORACLE, mixture, nmse, open_vulkan, unit
+from vulkan_open import ORACLE, guarded, mixture, nmse, open_vulkan, unit
 
 from ebmvk.engine.device_tensor import SparseRows
 from ebmvk.engine.vulkan import Vulkan
@@ -31,10 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=VARIANTS)
 def vulkan(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
     """With guard bands, poisoned buffers and the validation layers."""
-    backend = open_vulkan(validate=True, guard=True, **VARIANTS[request.param])
-    yield backend
-    assert backend._engine.damaged_guards() == ""
-    assert backend._engine.take_messages() == []
+    yield from guarded(**VARIANTS[request.param])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from vulkan_open import open_vulkan
+from vulkan_open import guarded, open_vulkan
 
 from ebmvk.engine.vulkan import Vulkan
 
@@ -35,10 +35,7 @@ BELOW = (1, 2, 97, 50_000, 2**31 - 1)
 @pytest.fixture(scope="module", params=VARIANTS)
 def vulkan(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
     """With guard bands, poisoned buffers and the validation layers."""
-    backend = open_vulkan(validate=True, guard=True, **VARIANTS[request.param])
-    yield backend
-    assert backend._engine.damaged_guards() == ""
-    assert backend._engine.take_messages() == []
+    yield from guarded(**VARIANTS[request.param])
 
 
 def random_keys(count: int, below: int) -> Words:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from vulkan_open import ORACLE, mixture, nmse, open_vulkan, schedule, tangent, unit
+from vulkan_open import ORACLE, guarded, mixture, nmse, open_vulkan, schedule, tangent, unit
 
 from ebmvk.engine import Backend
 from ebmvk.engine.vulkan import Vulkan
@@ -28,10 +28,7 @@ VARIANTS = {
 @pytest.fixture(scope="module", params=VARIANTS)
 def vulkan(request: pytest.FixtureRequest) -> Iterator[Vulkan]:
     """With guard bands, poisoned buffers and the validation layers."""
-    backend = open_vulkan(validate=True, guard=True, **VARIANTS[request.param])
-    yield backend
-    assert backend._engine.damaged_guards() == ""
-    assert backend._engine.take_messages() == []
+    yield from guarded(**VARIANTS[request.param])
 
 
 @pytest.fixture(scope="module")

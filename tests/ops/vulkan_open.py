@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +81,13 @@ def schedule(steps: tuple[int, ...] = (4, 0, 3, 2)) -> Schedule:
         gamma=torch.linspace(2.0, 9.0, levels),
         steps=steps,
     )
+
+
+def guarded(**options: Any) -> Iterator[Vulkan]:
+    """For fixtures: a device with guard bands, poisoned buffers and the validation layers, which
+    must have nothing to report at the end.
+    """
+    backend = open_vulkan(validate=True, guard=True, **options)
+    yield backend
+    assert backend._engine.damaged_guards() == ""
+    assert backend._engine.take_messages() == []
