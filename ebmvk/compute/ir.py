@@ -1,0 +1,178 @@
+"""The program between torch and the kernels: dense tensors, strided views of them, and nodes.
+
+A node reads views and writes views. Almost all nodes are loops: an expression that is computed at
+each point of an index space, reductions included. Everything else (products, sums by index, sorts)
+is a `Call` of a kernel by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+DType = Literal["float32", "int32", "uint32", "bool"]
+"""Types on the device, 4 bytes each. int64 of torch is int32 here; a bool is a word of 0 or 1."""
+WORD = 4
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Dense rows of a program, row-major. `id` is unique in its program."""
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def bytes(self) -> int:
+        return WORD * math.prod(self.shape)
+
+    def view(self) -> View:
+        """All of it."""
+        strides: list[int] = []
+        step = 1
+        for size in reversed(self.shape):
+            strides.append(step)
+            step *= size
+        return View(self, self.shape, tuple(reversed(strides)), 0)
+
+
+@dataclass(frozen=True)
+class View:
+    """Elements of a tensor, as torch.as_strided counts them: strides and offset are in elements.
+    A stride of 0 repeats."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def dense(self) -> bool:
+        """True if the elements lie one after another in row-major order."""
+        step = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+
+# ----------------------------------------------------------------------------------- expressions
+
+
+@dataclass(frozen=True)
+class Load:
+    """The element of a view at the loop's index. The view has the loop's shape, or the shape of
+    its parallel axes if it does not change along the reduced ones."""
+
+    view: View
+
+    @property
+    def dtype(self) -> DType:
+        return self.view.tensor.dtype
+
+
+@dataclass(frozen=True)
+class LoadAt:
+    """The element of a view at a computed index: one int32 expression for each axis of the view,
+    which must lie in range."""
+
+    view: View
+    index: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> DType:
+        return self.view.tensor.dtype
+
+
+@dataclass(frozen=True)
+class Const:
+    """A number, as a float, an int or a bool."""
+
+    value: float | int | bool
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The loop's index along an axis, an int32."""
+
+    axis: int
+    dtype: DType = "int32"
+
+
+@dataclass(frozen=True)
+class Op:
+    """A function of expressions, by a name of `ops.OPS`."""
+
+    name: str
+    args: tuple[Expr, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """A reduction over the loop's reduced axes. The result is the same at all of their points."""
+
+    kind: Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
+    of: Expr
+    dtype: DType
+
+
+Expr = Load | LoadAt | Const | Axis | Op | Reduce
+
+
+# ----------------------------------------------------------------------------------------- nodes
+
+
+@dataclass(frozen=True)
+class Store:
+    """An expression and the view that it fills. The view has the loop's shape, or the shape of its
+    parallel axes; then the expression must not change along the reduced ones."""
+
+    view: View
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Computes its stores at each point of `shape`, whose last `reduced` axes are those that
+    `Reduce` runs over."""
+
+    shape: tuple[int, ...]
+    reduced: int
+    stores: tuple[Store, ...]
+
+    @property
+    def parallel(self) -> tuple[int, ...]:
+        return self.shape[: len(self.shape) - self.reduced]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel by name (`kernels.KERNELS`), with views in and out and constants."""
+
+    name: str
+    inputs: tuple[View, ...]
+    outputs: tuple[View, ...]
+    constants: tuple[tuple[str, int | float | bool], ...] = ()
+
+
+Node = Loop | Call
+
+
+@dataclass
+class Program:
+    """Nodes in order. Tensors that are neither inputs nor constants live in the arena.
+
+    inputs: written by the host before each run, or donated state. constants: values that never
+    change, uploaded once. outputs: what the step returns, by position; a view, because a result
+    may be a view of an input.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    constants: dict[Tensor, object] = field(default_factory=dict)  # numpy arrays
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[View] = field(default_factory=list)
