@@ -228,7 +228,7 @@ def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
         room = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint)
         fits = room - kept(found, config) + config.logging.keep_last
         raise StorageError(
-            f"--run-dir {folder}: checkpoints and metrics need {amount(needed)}, but only {amount(found.free)} are free",
+            f"--run-dir {folder}: it needs {amount(needed)}, but only {amount(found.free)} are free",
             hint=f"use --keep-last {fits}"
             if fits >= 1
             else "use --keep-epochs 0"
