@@ -62,7 +62,7 @@ def in_batches(some: Callable[[int, int], Drawn], contexts: Contexts, first: int
 
 
 def by_langevin(law: LatentLaw, contexts: Contexts, i: int, first: int, n: int, steps: int, seed: int) -> Drawn:
-    """n tokens of context i, decoded from annealed Langevin chains."""
+    """n tokens drawn for context i, decoded from annealed Langevin chains."""
 
     def some(at: int, rows: int) -> Drawn:
         many, log_p = _repeated(law, contexts.log_p[i], rows)
@@ -73,7 +73,7 @@ def by_langevin(law: LatentLaw, contexts: Contexts, i: int, first: int, n: int, 
 
 
 def exactly(law: LatentLaw, contexts: Contexts, i: int, n: int, seed: int) -> Drawn:
-    """n tokens of context i, decoded from exact states at the concentration at which chains end."""
+    """n tokens drawn for context i, decoded from exact states at the chains' last concentration."""
     level = float(LAST * kappa_critical(law.points.d, law.entropy))
 
     def some(first: int, rows: int) -> Drawn:

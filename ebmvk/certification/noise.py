@@ -24,7 +24,10 @@ STRAY = (50_000, 65_535, 65_537, 99_999, 100_000, 1_000_000)
 
 
 def independent_noise(bench: Bench) -> Findings:
-    """Compare numbers a power of two apart: to 2^31 in steps and chains, 2^62 in seeds."""
+    """Compare the noise of steps, chains and seeds whose numbers differ by a power of two.
+
+    The powers go up to 2^31 for steps and chains, and up to 2^62 for seeds.
+    """
     x, v = uniform_start(CHAINS, D, bench.seed)
     h = arc_step(1e-3, D)
     start = Task(vmf_target(D, 0.0), x, 0 * v, h, FRESH / h, 1, bench.seed)

@@ -1,4 +1,4 @@
-"""Text, from the name that a person gives to batches of token ids.
+"""Text: everything between the name that a user types and the batches of token ids.
 
 - Finding it: `datasets` (what `--dataset` means), `published` (corpora known by name), `documents`
   (text without splits), `corpus` (documents in splits).

@@ -29,7 +29,7 @@ def resolve(dataset: str, data_dir: Path | None = None, reading: Reading = AS_IT
         dataset: `builtin`, the path of a text file or a folder of them, or a name. A suffix such as
             `:100000` takes the first 100,000 characters, shared among the splits in proportion to
             their sizes.
-        data_dir: the folder to look names up in, before the one named by the environment variable.
+        data_dir: the folder to look names up in, before the one of EBMVK_DATA_DIR.
         reading: which files of a folder count, and how they are read.
 
     Raises:
@@ -65,7 +65,7 @@ def _find(dataset: str, data_dir: Path | None, reading: Reading) -> Corpus:
 
 
 def _read(path: Path, reason: str, source: str, reading: Reading) -> Corpus:
-    """Read a file or folder. source: the path or name to find it again."""
+    """Read a file or folder. source: the path or name under which it can be found again."""
     name = name_of(path)
     if not path.is_dir():
         if reading.include:

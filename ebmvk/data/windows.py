@@ -237,7 +237,7 @@ def evaluation_windows(stream: TokenStream, context: int, stride: int) -> Iterat
         )
     if len(stream) < 2:
         raise DataError(
-            f"{stream.name} has {len(stream)} tokens, so there is none to predict", hint="give a longer text"
+            f"{stream.name} has {len(stream)} tokens, too few to predict one from another", hint="give a longer text"
         )
     tokens = torch.from_numpy(stream.tokens.astype(np.int64))
     for first, last in stream.parts():

@@ -266,5 +266,5 @@ class MixtureOfExperts(nn.Module):
         return y, Routing(weights.detach().t(), chosen.t(), p, log_z)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """x: (N, input) -> (N, output) and the routing, for its losses."""
+        """x: (N, input) -> (N, output), and the routing, from which the experts' losses come."""
         return (self.grouped if self.training else self.dense)(x)

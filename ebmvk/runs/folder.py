@@ -69,11 +69,11 @@ def check_same_text(found: Checkpoint, train: TokenStream, config: Config) -> No
     if found.state.get("train") != digest(train):
         raise CheckpointError(
             f"{found.path}: --dataset {config.data.dataset} is not the text this run was trained on",
-            why="the files changed, or another version of them was found"
+            why="the files changed, or a different copy of them was found"
             + (
                 ""
                 if found.state.get("text")
-                else ", or the earlier version that saved it read other files of the folder"
+                else ", or the older ebmvk that saved this checkpoint read other files of the folder"
             ),
             hint="restore the old text, or start a new run with another --run-dir",
         )

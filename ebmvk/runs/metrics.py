@@ -57,7 +57,7 @@ class History:
     def until(self, step: int) -> History:
         """The history as it was after a step.
 
-        It has the end of the run only if that step is its last one.
+        It includes the `end` of the run only if that step is the last of the run.
         """
 
         def before(rows: list[Row]) -> list[Row]:

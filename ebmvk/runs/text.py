@@ -121,7 +121,7 @@ def check_own(run: OpenRun, corpus: Corpus, *splits: str) -> None:
         raise CheckpointError(
             f"{run.checkpoint.path}: --dataset {shown(corpus.source)} is not the text this run was trained on: "
             f"its {other} text differs",
-            why="the files changed, or another version of them was found",
+            why="the files changed, or a different copy of them was found",
             hint="restore the old text, or say where it is: --dataset PATH",
         )
 

@@ -145,9 +145,9 @@ class _Ladder:
         )
 
     def exchange(self, x: Tensor, energy: Tensor, parity: int, seed: int, first_chain: int) -> Tensor:
-        """(B, pairs) bool: the pairs of neighbours that exchange.
+        """(B, pairs) bool: the pairs of neighbours that swap their states.
 
-        energy: (B R,) of x on their present rungs.
+        energy: (B R,), the energy of each state x on the rung where it is now.
         """
         partner = self._partner(parity, x.device)
         there = self.law.energy_score(x, self.kappa.view(-1, self.rungs)[:, partner].flatten()).energy

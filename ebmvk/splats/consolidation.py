@@ -44,7 +44,7 @@ def merge_cost(store: SplatStore, i: Tensor, j: Tensor, cosine: Tensor) -> Tenso
 
 
 def _places(store: SplatStore, mass: Tensor, length: Tensor) -> Tensor:
-    """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging keeps the subtracted term."""
+    """n psi(|R|/n) - n log C_d(0), of any shape, float64. Merging leaves the second term."""
     r = (length / mass).clamp(0, 1)
     # Beyond it kappa_hat is kappa_max
     ceiling = mean_cosine(torch.tensor(store.kappa_max, dtype=r.dtype), store.d)

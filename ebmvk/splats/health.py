@@ -28,8 +28,8 @@ def health(store: SplatStore, angles: Tensor, *, step: int, since: int, steps_pe
     splats: their number; active: those recalled or born since the step `since`; dead: the others.
     mass: the mass of all splats, in contexts; background: nu.
     mass_quantiles, kappa_quantiles: at 0, 25, 50, 75 and 100 %.
-    age_epochs: mean age. nearest_angle: mean of `angles` (see `nearest_angles`), in radians; 0 if
-    there are none.
+    age_epochs: mean age. nearest_angle: mean of `angles` (see `nearest_angles`), in radians; 0
+    without splats.
     usage_gini: the Gini coefficient of the frequencies; 0 if all splats are used equally, near 1 if
     a few get all the use.
     frequency: mean number of contexts that a splat was recalled for since its birth.

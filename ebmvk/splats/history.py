@@ -77,7 +77,7 @@ class History:
         """Continue from what `state` returned. source: the file, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing, has the wrong shape or dtype, or impossible
+            CheckpointError: a tensor is missing, or has the wrong shape or dtype, or impossible
                 values.
         """
         for name, own in self.state().items():

@@ -108,12 +108,12 @@ class Passes:
 
 
 def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:
-    """Run the `passes` of a rank; None if memory runs out (the tensors are freed with the error).
+    """Run the `passes` of a rank. Returns None if memory runs out; its tensors are freed then.
 
-    non_finite: makes the error to raise if something isn't finite, from its name.
+    non_finite: takes the name of what isn't finite, and returns the error to raise.
 
     Raises:
-        NonFinite: the engine refuses a tensor, so that no loss is computed.
+        NonFinite: the engine refuses a tensor, so no loss is computed.
     """
     try:
         return passes.run()

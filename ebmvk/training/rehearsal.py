@@ -228,10 +228,10 @@ def _refuse_full_disk(found: Estimate, config: Config, folder: Path) -> None:
         room = (found.free - METRICS * config.training.steps) // max(1, found.checkpoint)
         fits = room - kept(found, config) + config.logging.keep_last
         raise StorageError(
-            f"--run-dir {folder}: checkpoints and metrics need {amount(needed)}, and {amount(found.free)} are free",
+            f"--run-dir {folder}: it needs {amount(needed)}, but only {amount(found.free)} are free",
             hint=f"use --keep-last {fits}"
             if fits >= 1
             else "use --keep-epochs 0"
             if room > 2 and config.logging.keep_epochs
-            else "give --run-dir on a larger disk, or free some space",
+            else "choose a --run-dir on a larger disk, or free some space",
         )

@@ -218,12 +218,12 @@ def test_threads_may_share_and_drop_tensors() -> None:
 
 def test_tensors_of_another_device_are_refused_by_name() -> None:
     backend, other = open_vulkan(), open_vulkan()
-    x, theirs = unit(3, 5, 1), other.tensor(unit(3, 5, 2))
+    x, foreign = unit(3, 5, 1), other.tensor(unit(3, 5, 2))
     with pytest.raises(ArgumentError, match=r"u is a DeviceTensor .* opened by another backend"):
-        backend.proju(x, theirs)  # type: ignore[arg-type]
+        backend.proju(x, foreign)  # type: ignore[arg-type]
     for name in ("cpu", "reference"):
         with pytest.raises(ArgumentError, match="u is a DeviceTensor"):
-            select(name).proju(x, theirs)  # type: ignore[arg-type]
+            select(name).proju(x, foreign)  # type: ignore[arg-type]
 
 
 def test_tensors_that_do_not_fit_are_refused_by_name() -> None:

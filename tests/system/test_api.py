@@ -93,7 +93,7 @@ def test_energy_matches_evaluate(ebmvk: Command, trained: Path, model: Model, tm
     assert "".join(energy.tokens) == document
     assert len(energy.tokens) == len(energy.nats) == held["tokens"]
     assert energy.total == pytest.approx(held["nats"], rel=1e-9)
-    with pytest.raises(DataError, match="none to predict"):
+    with pytest.raises(DataError, match="too few to predict"):
         model.energy("")
 
 

@@ -275,20 +275,13 @@ def test_latest_and_best_open_the_checkpoint_that_they_name(name: str, good: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"checkpoints/step-99", "it names step-99, which does not exist"),
-        (b"../../step-1", "there is no such folder"),
-        (b"checkpoints/../../run", "there is no such folder"),
-        (b"\xff\xfe", "there is no such folder"),
-        (b"x" * 2000, "there is no such folder"),
-        (b"", "there is no such folder"),
-    ],
+    "content", [b"checkpoints/step-99", b"../../step-1", b"checkpoints/../../run", b"\xff\xfe", b"x" * 2000, b""]
 )
 @pytest.mark.parametrize("name", ["best", "ckpt_best"])
-def test_a_pointer_to_nothing_is_refused(name: str, content: bytes, words: str, good: Path, tmp_path: Path) -> None:
+def test_a_pointer_to_nothing_is_refused(name: str, content: bytes, good: Path, tmp_path: Path) -> None:
     run = shutil.copytree(good, tmp_path / "run")
     (run / "best").write_bytes(content)
+    words = "it names step-99, which does not exist" if content.endswith(b"-99") else "there is no such folder"
     with pytest.raises(CheckpointError, match=f"--checkpoint .*{name}: {words}"):
         open_run(run / name, "--checkpoint", print)
 

@@ -135,7 +135,7 @@ def test_bad_strides_batches_and_short_texts_are_refused() -> None:
         next(evaluation_windows(stream_of(20), 8, 9))
     with pytest.raises(ArgumentError, match="--stride 0"):
         next(evaluation_windows(stream_of(20), 8, 0))
-    with pytest.raises(DataError, match="none to predict"):
+    with pytest.raises(DataError, match="too few to predict"):
         next(evaluation_windows(stream_of(1), 8, 8))
     with pytest.raises(ArgumentError, match="--batch-size 0"):
         Batches(stream_of(20), 0, 4, 0)

@@ -102,12 +102,12 @@ void Operand::copy_rows(KernelRegistry& kernels, Program& program, const View& p
   const auto x = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(std::max<std::uint64_t>(groups, 1), device_->capabilities().max_groups));
   const auto y = static_cast<std::uint32_t>((groups + x - 1) / x);
-  const View own(own_), theirs = whole();
+  const View own(own_), whole_view = whole();
   if (to_tensor)
-    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, own, theirs},
+    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, own, whole_view},
                    kernels::CopyRows{width_, 0, pitch_, first, tensor.pitch()}, x, y);
   else
-    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, theirs, own},
+    program.kernel(kernels.get(kernels::CopyRows::name, group, {}), {params, whole_view, own},
                    kernels::CopyRows{width_, first, tensor.pitch(), 0, pitch_}, x, y);
 }
 
