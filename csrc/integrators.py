@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tables import load
+from tables import load, write
 
 
 def rows() -> list[Any]:
@@ -108,11 +108,7 @@ def camel(name: str) -> str:
 
 
 def main() -> None:
-    path = Path(sys.argv[1]) / "integrators.h"
-    text = header(rows())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    write(Path(sys.argv[1]) / "integrators.h", header(rows()))
 
 
 if __name__ == "__main__":

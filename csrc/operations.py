@@ -1,13 +1,16 @@
 """Writes what is made from ebmvk/engine/operations.toml, after a change of it:
 
-the operations of `Backend` in ebmvk/engine/api.py, and the signatures in ebmvk/_cpu.pyi.
+the operations of `Backend` in ebmvk/engine/api.py and of `Chained` in chained.py, and the
+signatures in ebmvk/_cpu.pyi and ebmvk/_vulkan.pyi.
 
 A test fails if they don't fit the table.
 """
 
 from __future__ import annotations
 
-import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tables import ENGINE, load
@@ -18,40 +21,40 @@ PYTHON = {
     "tensor": "Tensor", "index": "Tensor", "points": "Points", "int": "int", "seed": "int", "counter": "int",
     "real": "float", "levels": "Schedule", "scheme": "Scheme",
 }  # fmt: skip
-NATIVE = {"tensor": "_Floats", "index": "_Ids", "points": "_Floats", "scheme": "str"}
-LEVELS = ["levels: _Floats", "steps: list[int]", "per_chain: bool"]
-NATIVE_RESULTS = {"F": "_Floats", "I": "_Ids", "n": "int"}
+KEPT = PYTHON | {"tensor": "Tensor | DeviceTensor", "index": "Tensor | DeviceTensor"}
+CPU = PYTHON | {"tensor": "_Floats", "index": "_Ids", "points": "_Floats", "scheme": "str"}
+VULKAN = CPU | {"tensor": "_Rows", "index": "_Rows", "points": "Points"}
+LEVELS = [*(f"{name}: _Floats" for name in ("kappa_scale", "logw_shift", "step_size", "gamma")), "steps: Sequence[int]"]
 
-MARK = "    # Made from operations.toml by csrc/operations.py, up to the end.\n"
-
-
-def operations() -> list[Any]:
-    """The operations of the table."""
-    return list(load("operations").OPERATIONS.values())
+BEGIN = "# Made from operations.toml by csrc/operations.py:"
+END = "# End of what is made."
 
 
-def protocol(table: list[Any], text: str) -> str:
-    """`text` of api.py with the operations of the table after the mark."""
-    head, mark, _ = text.partition(MARK)
-    if not mark:
-        raise SystemExit("ebmvk/engine/api.py has lost the line after which the operations stand")
-    return head + mark + "\n" + "\n".join(method(operation) for operation in table)
+def operations() -> dict[str, Any]:
+    """The operations of the table, by name."""
+    return dict(load("operations").TABLES)
 
 
-def method(operation: Any) -> str:
-    parameters = ["self"]
+def parameters(operation: Any, types: dict[str, str]) -> Iterator[str]:
+    """Those of the method that users call."""
     for argument in operation.arguments:
         if argument.keyword:
-            parameters.append("*")
+            yield "*"
         optional = " | None" if argument.default == "None" else ""
         default = f" = {argument.default}" if argument.default else ""
-        parameters.append(f"{argument.name}: {PYTHON[argument.kind]}{optional}{default}")
-    head = signature("    ", operation.name, parameters, f" -> {operation.returns}:")
-    lines = [head, docstring(operation.does)]
+        yield f"{argument.name}: {types[argument.kind]}{optional}{default}"
+
+
+def method(operation: Any) -> Iterator[str]:
+    types = KEPT if operation.device else PYTHON
+    yield signature("    ", operation.name, ["self", *parameters(operation, types)], f" -> {operation.returns}:")
+    yield docstring(operation.does)
     if operation.rows:
         given = ", ".join([f'"{operation.name}"', *(argument.name for argument in operation.arguments)])
-        lines.append(f"        return self._rows({given})")
-    return "\n".join([*lines, ""])
+        yield f"        return self._rows({given})\n"
+    else:
+        yield f'        result: {operation.returns} = self._operation("{operation.name}", locals())'
+        yield "        return result\n"
 
 
 def docstring(text: str) -> str:
@@ -61,51 +64,82 @@ def docstring(text: str) -> str:
     return "\n".join(f"        {line}".rstrip() for line in lines)
 
 
-def signature(indent: str, name: str, parameters: list[str], end: str) -> str:
+def signature(indent: str, name: str, inner: list[str], end: str) -> str:
     """As ruff formats it: in one line, or the parameters in one, or each in its own."""
-    inner = ", ".join(parameters)
-    if len(line := f"{indent}def {name}({inner}){end}") <= WIDTH:
+    one = ", ".join(inner)
+    if len(line := f"{indent}def {name}({one}){end}") <= WIDTH:
         return line
-    if len(line := f"{indent}    {inner}") <= WIDTH:
+    if len(line := f"{indent}    {one}") <= WIDTH:
         return f"{indent}def {name}(\n{line}\n{indent}){end}"
-    lines = "".join(f"{indent}    {parameter},\n" for parameter in parameters)
+    lines = "".join(f"{indent}    {parameter},\n" for parameter in inner)
     return f"{indent}def {name}(\n{lines}{indent}){end}"
 
 
-def stub(operation: Any) -> str:
-    """The function of the CPU extension. It takes arrays, and the levels of a schedule in one."""
-    parameters = []
+def stub(operation: Any, types: dict[str, str], own: list[str], indent: str) -> Iterator[str]:
+    """A function of an extension. It takes the levels of a schedule as arrays.
+
+    own: parameters before those of the table.
+    """
+    inner = [*own]
     for argument in operation.arguments:
-        if argument.kind == "levels":
-            parameters += LEVELS
-            continue
         optional = " | None" if argument.default == "None" else ""
-        parameters.append(f"{argument.name}: {NATIVE.get(argument.kind, PYTHON[argument.kind])}{optional}")
-    parameters += operation.native_takes
-    results = [NATIVE_RESULTS[letter] for letter in operation.native.split()]
+        inner += LEVELS if argument.kind == "levels" else [f"{argument.name}: {types[argument.kind]}{optional}"]
+    results = [
+        (types | CPU if result.host else types)["index" if result.below else "tensor"] for result in operation.results
+    ]
     returned = results[0] if len(results) == 1 else f"tuple[{', '.join(results)}]"
-    return signature("", operation.name, parameters, f" -> {returned}:")
+    yield signature(indent, operation.name, inner, f" -> {returned}:")
+    said = ", ".join(f"{result.name} {result.shape}" for result in operation.results)
+    yield textwrap.fill(f'"""{said}."""', 100, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    ") + "\n"
 
 
-def cpu_stub(table: list[Any], text: str) -> str:
-    """`text` of _cpu.pyi with the signatures of the table; what stands between them stays."""
+def protocol(table: Iterable[Any]) -> Iterator[str]:
     for operation in table:
-        if operation.native:
-            pattern = rf"^def {operation.name}\([^)]*\) -> [^:]*:"
-            if not re.search(pattern, text, re.MULTILINE):
-                text += f"{stub(operation)} ...\n"
-            new = stub(operation)
-            text = re.sub(pattern, lambda _, new=new: new, text, count=1, flags=re.MULTILINE)
-    return text
+        if not operation.device:
+            yield from method(operation)
 
 
-MADE = {ENGINE / "api.py": protocol, ENGINE.parent / "_cpu.pyi": cpu_stub}
+def chained(table: Iterable[Any]) -> Iterator[str]:
+    for operation in table:
+        if operation.device:
+            yield from method(operation)
+
+
+def cpu(table: Iterable[Any]) -> Iterator[str]:
+    for operation in table:
+        if operation.cpu == "all":
+            yield from stub(operation, CPU, [], "")
+
+
+def vulkan(table: Iterable[Any]) -> Iterator[str]:
+    for operation in table:
+        if operation.vulkan == "all":
+            yield from stub(operation, VULKAN, ["self"], "    ")
+
+
+MADE: dict[Path, Callable[[Iterable[Any]], Iterator[str]]] = {
+    ENGINE / "api.py": protocol,
+    ENGINE / "chained.py": chained,
+    ENGINE.parent / "_cpu.pyi": cpu,
+    ENGINE.parent / "_vulkan.pyi": vulkan,
+}
+
+
+def filled(text: str, lines: Iterable[str]) -> str:
+    """A file with these lines between its marks, or from the first one on."""
+    begin = text.find(BEGIN)
+    if begin < 0:
+        raise SystemExit(f"a file has lost the line {BEGIN!r}, after which the operations stand")
+    begin = text.index("\n", begin) + 1
+    end = text.find(END, begin)
+    rest = "\n" + text[text.rindex("\n", 0, end) + 1 :] if end > 0 else ""
+    return text[:begin] + "\n" + "\n".join(lines).rstrip("\n") + "\n" + rest
 
 
 def main() -> None:
-    table = operations()
+    table = list(operations().values())
     for path, make in MADE.items():
-        path.write_text(make(table, path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(filled(path.read_text(encoding="utf-8"), make(table)), encoding="utf-8")
 
 
 if __name__ == "__main__":

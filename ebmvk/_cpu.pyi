@@ -1,6 +1,8 @@
 """CPU kernels; use them through `ebmvk.engine.cpu`, which checks arguments. Arrays are
 C-contiguous."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,46 +36,6 @@ def topk(
     """scores, ids, and the number of rows that the coarse product could not prove: the same bits
     with and without."""
 
-def energy_score(
-    x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
-) -> tuple[_Floats, _Floats, _Floats, _Floats]:
-    """energy, score, responsibilities, background."""
-
-def langevin(
-    x: _Floats,
-    v: _Floats,
-    points: _Floats,
-    ids: _Ids,
-    logw: _Floats,
-    kappa: _Floats,
-    log_background: _Floats,
-    levels: _Floats,
-    steps: list[int],
-    per_chain: bool,
-    seed: int,
-    first_step: int,
-    first_chain: int,
-    temperature: float,
-    scheme: str,
-    leapfrogs: int,
-) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
-    """Changes x and v in place. levels: (L, 4), or (B * L, 4) if per_chain: kappa_scale,
-    logw_shift, step_size, gamma.
-    leapfrogs: of a trajectory; unadjusted integrators ignore it. Returns energy,
-    kinetic_temperature, energy_error, tangency, acceptance."""
-
-def energy_score_backward(
-    x: _Floats,
-    points: _Floats,
-    ids: _Ids,
-    logw: _Floats,
-    kappa: _Floats,
-    log_background: _Floats,
-    grad_energy: _Floats,
-    grad_score: _Floats,
-) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
-    """Gradients of x, points, logw, kappa, log_background."""
-
 def vmf_place(mu: _Floats, deficit: NDArray[np.float64], seed: int, first_row: int) -> _Floats:
     """Samples whose cosine with mu is 1 - deficit."""
 
@@ -92,3 +54,45 @@ def targets() -> list[str]:
 
 def target() -> str: ...
 def use_target(name: str) -> None: ...
+
+# Made from operations.toml by csrc/operations.py:
+
+def energy_score(
+    x: _Floats, points: _Floats, ids: _Ids, logw: _Floats, kappa: _Floats, log_background: _Floats
+) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    """energy (B,), score (B, d), responsibilities (B, K), background (B,)."""
+
+def energy_score_backward(
+    x: _Floats,
+    points: _Floats,
+    ids: _Ids,
+    logw: _Floats,
+    kappa: _Floats,
+    log_background: _Floats,
+    grad_energy: _Floats,
+    grad_score: _Floats,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats]:
+    """x (B, d), points (N, d), logw (B, K), kappa (B, K), log_background (B,)."""
+
+def langevin(
+    x: _Floats,
+    v: _Floats,
+    points: _Floats,
+    ids: _Ids,
+    logw: _Floats,
+    kappa: _Floats,
+    log_background: _Floats,
+    kappa_scale: _Floats,
+    logw_shift: _Floats,
+    step_size: _Floats,
+    gamma: _Floats,
+    steps: Sequence[int],
+    seed: int,
+    first_step: int,
+    first_chain: int,
+    temperature: float,
+    scheme: str,
+    leapfrogs: int,
+) -> tuple[_Floats, _Floats, _Floats, _Floats, _Floats, _Floats, _Floats]:
+    """x (B, d), v (B, d), energy (B,), kinetic_temperature (B,), energy_error (B,), acceptance
+    (B,), tangency (B,)."""

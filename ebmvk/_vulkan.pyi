@@ -227,16 +227,51 @@ class Engine:
     def rows(self, operation: str, arguments: Sequence[_Rows]) -> _Rows:
         """An operation that works row by row: from (B, d) to (B, d) or (B,)."""
 
+    def energy_score_backward(
+        self,
+        x: _Rows,
+        points: Points,
+        ids: _Rows,
+        logw: _Rows,
+        kappa: _Rows,
+        log_background: _Rows,
+        grad_energy: _Rows,
+        grad_score: _Rows,
+    ) -> tuple[_Rows, _Floats | tuple[Tensor, Tensor, int], _Rows, _Rows, _Rows]:
+        """Gradients of x, points, logw, kappa, log_background. That of the points is an array
+        (N, d); or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d),
+        and N."""
+
+    def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
+        """cosine_sine (B, 2): of the angle between each sample and its mean."""
+
+    def accumulate(
+        self, x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
+    ) -> tuple[_Floats, _Ids, _Floats]:
+        """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
+
+    def energy(
+        self, x: _Rows, points: Points, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+    ) -> tuple[_Rows, _Rows, _Rows]:
+        """energy, responsibilities, background: the score isn't kept."""
+
+    # Made from operations.toml by csrc/operations.py:
+
+    def topk(
+        self, queries: _Rows, points: Points, k: int, scale: _Rows | None, bias: _Rows | None
+    ) -> tuple[_Rows, _Rows]:
+        """scores (B, k), ids (B, k)."""
+
     def energy_score(
-        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
+        self, x: _Rows, points: Points, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
     ) -> tuple[_Rows, _Rows, _Rows, _Rows]:
-        """energy, score, responsibilities, background."""
+        """energy (B,), score (B, d), responsibilities (B, K), background (B,)."""
 
     def langevin(
         self,
-        points: Points,
         x: _Rows,
         v: _Rows,
+        points: Points,
         ids: _Rows,
         logw: _Rows,
         kappa: _Rows,
@@ -253,47 +288,16 @@ class Engine:
         scheme: str,
         leapfrogs: int,
     ) -> tuple[_Rows, _Rows, _Rows, _Rows, _Rows, _Rows, _Rows]:
-        """x, v, energy, kinetic_temperature, energy_error, acceptance, tangency. The schedule is
-        (1, L) or (B, L); unadjusted integrators ignore leapfrogs."""
-
-    def energy_score_backward(
-        self,
-        points: Points,
-        x: _Floats,
-        ids: _Ids,
-        logw: _Floats,
-        kappa: _Floats,
-        log_background: _Floats,
-        grad_energy: _Floats,
-        grad_score: _Floats,
-    ) -> tuple[_Floats, _Floats | tuple[Tensor, Tensor], _Floats, _Floats, _Floats]:
-        """Gradients of x, points, logw, kappa, log_background. That of the points is an array
-        (N, d); or, as tensors, the ids (M,) of those that occur, ascending, and their rows (M, d).
-        """
-
-    def vmf_sample(self, mu: _Rows, cosine_sine: _Rows, seed: int, first_row: int) -> _Rows:
-        """cosine_sine (B, 2): of the angle between each sample and its mean."""
-
-    def accumulate(
-        self, x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
-    ) -> tuple[_Floats, _Ids, _Floats]:
-        """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
-
-    def topk(
-        self, points: Points, queries: _Rows, k: int, scale: _Rows | None, bias: _Rows | None
-    ) -> tuple[_Rows, _Rows]: ...
-    def energy(
-        self, points: Points, x: _Rows, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
-    ) -> tuple[_Rows, _Rows, _Rows]:
-        """energy, responsibilities, background: the score isn't kept."""
+        """x (B, d), v (B, d), energy (B,), kinetic_temperature (B,), energy_error (B,), acceptance
+        (B,), tangency (B,)."""
 
     def candidate_law(self, log_p: _Rows, ids: _Rows) -> tuple[_Rows, _Rows, _Floats]:
         """logp (B, K), log_rest (B,), entropy (B,)."""
 
     def decode(
         self,
-        points: Points,
         x: _Rows,
+        points: Points,
         ids: _Rows,
         logp: _Rows,
         log_rest: _Rows,
@@ -305,7 +309,9 @@ class Engine:
         choice_stream: int,
         rest_stream: int,
     ) -> _Ids:
-        """Tokens (B,); 2**32 - 1 where x or a weight isn't finite."""
+        """tokens (B,)."""
+
+    # End of what is made.
 
     def probe(self, function: int, arguments: _Words, key: _Words) -> _Words:
         """Functions of the shaders' math.glsl and philox.glsl, row by row; (rows, 4) in and out."""

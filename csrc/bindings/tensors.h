@@ -1,8 +1,9 @@
-// Tensors in Python, and the operations that samplers need beside those of every backend.
+// Tensors in Python, and the energy without the score.
 #pragma once
 
 #include "bindings/gil.h"
 #include "bindings/operand.h"
+#include "vulkan_bindings.h"
 
 #include <pybind11/stl.h>
 
@@ -12,70 +13,19 @@
 
 namespace ebmvk {
 
-inline py::tuple energy(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
-                        const py::object& logw, const py::object& kappa, const py::object& background) {
-  const auto in = energy_arguments(engine, points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = in.rows, k = in.k;
-  const bool on_device = any_tensor({x, ids, logw, kappa, background});
-  const auto value = make_result<float>(engine, on_device, {rows});
-  const auto responsibilities = make_result<float>(engine, on_device, {rows, k});
-  const auto rest = make_result<float>(engine, on_device, {rows});
+// energy_score without the score.
+inline py::tuple energy(Engine& engine, const py::object& x, const Points& points, const py::object& ids,
+                        const py::object& logw, const py::object& kappa, const py::object& log_background) {
+  const auto in = read_energy_score(engine, x, points, ids, logw, kappa, log_background);
+  const bool on_device = any_tensor({x, ids, logw, kappa, log_background});
+  const auto value = make_result<float>(engine, on_device, {in.rows});
+  const auto responsibilities = make_result<float>(engine, on_device, {in.rows, in.k});
+  const auto background = make_result<float>(engine, on_device, {in.rows});
   {
     const ReleaseGil release;
-    engine.energy_score(points, in, {value.to, {}, responsibilities.to, rest.to});
+    engine.energy_score(points, in, {value.to, {}, responsibilities.to, background.to});
   }
-  return py::make_tuple(value.value, responsibilities.value, rest.value);
-}
-
-inline LawArguments law_arguments(const Engine& engine, const py::object& log_p, const py::object& ids) {
-  const auto shape = shape_of<float>(engine, log_p, "log_p", {kAny, kAny});
-  const auto k = shape_of<std::int64_t>(engine, ids, "ids", {shape[0], kAny})[1];
-  if (k < 1) throw std::invalid_argument("ids has no candidates");
-  const LawArguments in{count(shape[0], "B"), count(k, "K"), count(shape[1], "V"),
-                        argument<float>(engine, log_p, "log_p", {shape[0], shape[1]}),
-                        argument<std::int64_t>(engine, ids, "ids", {shape[0], k})};
-  require_below(in.ids, shape[0] * k, "ids", shape[1]);
-  return in;
-}
-
-inline py::tuple candidate_law(Engine& engine, const py::object& log_p, const py::object& ids) {
-  const auto in = law_arguments(engine, log_p, ids);
-  const py::ssize_t rows = in.rows, k = in.k;
-  const bool on_device = any_tensor({log_p, ids});
-  const auto logp = make_result<float>(engine, on_device, {rows, k});
-  const auto log_rest = make_result<float>(engine, on_device, {rows});
-  const auto entropy = make_result<float>(engine, false, {rows});  // a schedule needs it on the host
-  {
-    const ReleaseGil release;
-    engine.candidate_law(in, {logp.to, log_rest.to, entropy.to});
-  }
-  return py::make_tuple(logp.value, log_rest.value, entropy.value);
-}
-
-inline py::object decode(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
-                         const py::object& logp, const py::object& log_rest, const py::object& kappa,
-                         const py::object& shift, const py::object& log_p, std::uint64_t seed,
-                         std::uint32_t first_chain, std::uint32_t choice_stream, std::uint32_t rest_stream) {
-  const auto law = law_arguments(engine, log_p, ids);
-  const py::ssize_t rows = law.rows, k = law.k, d = points.d();
-  if (law.width != points.n()) throw std::invalid_argument("log_p doesn't have one column for each point");
-  const DecodeArguments in{law,
-                           points.d(),
-                           argument<float>(engine, x, "x", {rows, d}),
-                           argument<float>(engine, logp, "logp", {rows, k}),
-                           argument<float>(engine, log_rest, "log_rest", {rows}),
-                           argument<float>(engine, kappa, "kappa", {rows}),
-                           argument<float>(engine, shift, "shift", {rows}),
-                           seed,
-                           first_chain,
-                           choice_stream,
-                           rest_stream};
-  const auto tokens = make_result<std::int64_t>(engine, false, {rows});  // the end of a chain of operations
-  {
-    const ReleaseGil release;
-    engine.decode(points, in, tokens.to);
-  }
-  return tokens.value;
+  return py::make_tuple(value.value, responsibilities.value, background.value);
 }
 
 inline std::shared_ptr<Tensor> make_tensor(Engine& engine, const py::object& array) {
@@ -143,9 +93,7 @@ inline void register_tensors(py::module_& module, py::class_<Engine, std::shared
   engine.def("tensor", &make_tensor)
       .def("read", &read_tensors)
       .def_property_readonly("idle", [](Engine& self) { return self.pool().idle(); })
-      .def("energy", &energy)
-      .def("candidate_law", &candidate_law)
-      .def("decode", &decode);
+      .def("energy", &energy);
 }
 
 }  // namespace ebmvk

@@ -11,6 +11,7 @@
 #include "vulkan/runtime/guard.h"
 #include "vulkan/runtime/kernel_registry.h"
 #include "vulkan/runtime/profiles.h"
+#include "vulkan_bindings.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -26,15 +27,14 @@ namespace {
 py::object rows(Engine& engine, const std::string& operation, const std::vector<py::object>& arguments) {
   const auto& kernel = row_kernel(operation);
   if (arguments.size() != kernel.arguments()) throw std::invalid_argument("wrong number of arguments");
-  const auto shape = shape_of<float>(engine, arguments.front(), "x", {kAny, kAny});
-  const auto rows = shape[0], d = shape[1];
-  if (d < 1) throw std::invalid_argument("x is not (rows, d)");
+  py::ssize_t rows = kAny, d = kAny;
   std::vector<Argument<float>> in;
   bool on_device = false;
   for (const auto& value : arguments) {
-    in.push_back(argument<float>(engine, value, "an argument", {rows, d}));
+    in.push_back(argument<float>(engine, value, "an argument", {&rows, &d}));
     on_device = on_device || in.back().tensor;
   }
+  require_some(d, "d");
   const auto result = kernel.scalar ? make_result<float>(engine, on_device, {rows})
                                     : make_result<float>(engine, on_device, {rows, d}, true);
   {
@@ -44,96 +44,35 @@ py::object rows(Engine& engine, const std::string& operation, const std::vector<
   return result.value;
 }
 
-py::tuple energy_score(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
-                       const py::object& logw, const py::object& kappa, const py::object& background) {
-  const auto in = energy_arguments(engine, points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = in.rows, k = in.k, d = in.d;
-  const bool on_device = any_tensor({x, ids, logw, kappa, background});
-  const auto energy = make_result<float>(engine, on_device, {rows});
-  const auto score = make_result<float>(engine, on_device, {rows, d}, true);
-  const auto responsibilities = make_result<float>(engine, on_device, {rows, k});
-  const auto rest = make_result<float>(engine, on_device, {rows});
-  {
-    const ReleaseGil release;
-    engine.energy_score(points, in, {energy.to, score.to, responsibilities.to, rest.to});
-  }
-  return py::make_tuple(energy.value, score.value, responsibilities.value, rest.value);
-}
-
-py::tuple langevin(Engine& engine, const Points& points, const py::object& x, const py::object& v,
-                   const py::object& ids, const py::object& logw, const py::object& kappa, const py::object& background,
-                   const Floats& kappa_scale, const Floats& logw_shift, const Floats& step_size, const Floats& gamma,
-                   const std::vector<std::uint32_t>& steps, std::uint64_t seed, std::uint32_t first_step,
-                   std::uint32_t first_chain, double temperature, const std::string& scheme, std::uint32_t leapfrogs) {
-  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = energy.rows, d = energy.d;
-  const auto levels = static_cast<py::ssize_t>(steps.size());
-  const auto level_rows = matrix(kappa_scale, "kappa_scale").shape(0);
-  if (levels < 1 || (level_rows != 1 && level_rows != rows)) throw std::invalid_argument("schedule is not (1 or B, L)");
-  for (const auto* table : {&kappa_scale, &logw_shift, &step_size, &gamma})
-    require(*table, "schedule", {level_rows, levels});
-  std::uint64_t total = 0;
-  for (const auto n : steps) total += n;
-  count(static_cast<py::ssize_t>(total), "the number of steps");
-  const auto& integrator = integrators::table[integrators::find(scheme)];
-  const LangevinArguments in{energy,
-                             argument<float>(engine, v, "v", {rows, d}),
-                             count(levels, "L"),
-                             count(level_rows, "schedule rows"),
-                             kappa_scale.data(),
-                             logw_shift.data(),
-                             step_size.data(),
-                             gamma.data(),
-                             steps,
-                             seed,
-                             first_step,
-                             first_chain,
-                             temperature,
-                             integrator,
-                             integrator.metropolis ? leapfrogs : 1};
-  const bool on_device = any_tensor({x, v, ids, logw, kappa, background});
-  std::vector<Made<float>> out;
-  for (int i = 0; i < 2; ++i) out.push_back(make_result<float>(engine, on_device, {rows, d}, true));
-  for (int i = 0; i < 5; ++i) out.push_back(make_result<float>(engine, on_device, {rows}));
-  {
-    const ReleaseGil release;
-    engine.langevin(points, in, {out[0].to, out[1].to, out[2].to, out[3].to, out[4].to, out[5].to, out[6].to});
-  }
-  py::tuple results(out.size());
-  for (std::size_t i = 0; i < out.size(); ++i) results[i] = out[i].value;
-  return results;
-}
-
-py::tuple energy_score_backward(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
-                                const py::object& logw, const py::object& kappa, const py::object& background,
+py::tuple energy_score_backward(Engine& engine, const py::object& x, const Points& points, const py::object& ids,
+                                const py::object& logw, const py::object& kappa, const py::object& log_background,
                                 const py::object& grad_energy, const py::object& grad_score) {
-  const auto energy = energy_arguments(engine, points, x, ids, logw, kappa, background);
-  const py::ssize_t rows = energy.rows, k = energy.k, d = energy.d, n = points.n();
-  const GradientArguments in{energy, argument<float>(engine, grad_energy, "grad_energy", {rows}),
-                             argument<float>(engine, grad_score, "grad_score", {rows, d})};
-  const bool on_device = any_tensor({x, ids, logw, kappa, background, grad_energy, grad_score});
-  const auto of_x = make_result<float>(engine, on_device, {rows, d}, true);
-  const auto of_logw = make_result<float>(engine, on_device, {rows, k});
-  const auto of_kappa = make_result<float>(engine, on_device, {rows, k});
-  const auto of_background = make_result<float>(engine, on_device, {rows});
+  const auto in =
+      read_energy_score_backward(engine, x, points, ids, logw, kappa, log_background, grad_energy, grad_score);
+  const bool on_device = any_tensor({x, ids, logw, kappa, log_background, grad_energy, grad_score});
+  const auto of_x = make_result<float>(engine, on_device, {in.rows, in.d}, true);
+  const auto of_logw = make_result<float>(engine, on_device, {in.rows, in.k});
+  const auto of_kappa = make_result<float>(engine, on_device, {in.rows, in.k});
+  const auto of_background = make_result<float>(engine, on_device, {in.rows});
   GradientResults out{of_x.to, of_logw.to, of_kappa.to, of_background.to, nullptr, nullptr, nullptr};
   py::object of_points;
   if (on_device) {
-    const auto room = Engine::touched_points(points, energy.rows, energy.k);
+    const auto room = Engine::touched_points(points, in.rows, in.k);
     const auto point_ids = engine.tensor({room, 1, 1, true, Element::index});
-    const auto point_rows = engine.tensor({room, energy.d, 4 * quads_of(energy.d), false, Element::float32});
+    const auto point_rows = engine.tensor({room, in.d, 4 * quads_of(in.d), false, Element::float32});
     point_ids->set_below(points.n());
     out.point_ids = point_ids.get();
     out.point_rows = point_rows.get();
-    of_points = py::make_tuple(point_ids, point_rows);
+    of_points = py::make_tuple(point_ids, point_rows, points.n());
   } else {
+    const py::ssize_t n = points.n(), d = in.d;
     Floats dense({n, d});
     out.points = dense.mutable_data();
     of_points = dense;
   }
   {
     const ReleaseGil release;
-    if (out.points) std::fill_n(out.points, static_cast<std::size_t>(n) * d, 0.0f);
+    if (out.points) std::fill_n(out.points, static_cast<std::size_t>(points.n()) * in.d, 0.0f);
     engine.energy_score_backward(points, in, out);
   }
   return py::make_tuple(of_x.value, of_points, of_logw.value, of_kappa.value, of_background.value);
@@ -141,14 +80,10 @@ py::tuple energy_score_backward(Engine& engine, const Points& points, const py::
 
 py::object vmf_sample(Engine& engine, const py::object& mu, const py::object& cosine_sine, std::uint64_t seed,
                       std::uint32_t first_row) {
-  const auto shape = shape_of<float>(engine, mu, "mu", {kAny, kAny});
-  const auto rows = shape[0], d = shape[1];
-  const VmfArguments in{count(rows, "B"),
-                        count(d, "d"),
-                        argument<float>(engine, mu, "mu", {rows, d}),
-                        argument<float>(engine, cosine_sine, "cosine_sine", {rows, 2}),
-                        seed,
-                        first_row};
+  py::ssize_t rows = kAny, d = kAny, two = 2;
+  const auto from_mu = argument<float>(engine, mu, "mu", {&rows, &d});
+  const auto from_angles = argument<float>(engine, cosine_sine, "cosine_sine", {&rows, &two});
+  const VmfArguments in{count(rows, "B"), count(d, "d"), from_mu, from_angles, seed, first_row};
   const auto result = make_result<float>(engine, any_tensor({mu, cosine_sine}), {rows, d}, true);
   {
     const ReleaseGil release;
@@ -187,31 +122,6 @@ py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floa
     *to++ = static_cast<std::int64_t>(pair & 0xffffffffu);
   }
   return py::make_tuple(table, splat_token, counts);
-}
-
-py::tuple topk(Engine& engine, const Points& points, const py::object& queries, std::uint32_t k,
-               const py::object& scale, const py::object& bias) {
-  const auto rows = shape_of<float>(engine, queries, "queries", {kAny, static_cast<py::ssize_t>(points.d())})[0];
-  if (k < 1 || k > points.n()) throw std::invalid_argument("k is outside [1, N]");
-  const auto weights = [&](const py::object& value, const char* name) {
-    if (value.is_none()) return Argument<float>{};
-    return argument<float>(engine, value, name, {static_cast<py::ssize_t>(points.n())});
-  };
-  const TopkArguments in{count(rows, "B"),
-                         k,
-                         points.d(),
-                         argument<float>(engine, queries, "queries", {rows, kAny}),
-                         weights(scale, "scale"),
-                         weights(bias, "bias")};
-  const bool on_device = any_tensor({queries, scale, bias});
-  const auto scores = make_result<float>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
-  const auto ids = make_result<std::int64_t>(engine, on_device, {rows, static_cast<py::ssize_t>(k)});
-  if (on_device) ids.value.cast<Tensor&>().set_below(points.n());
-  {
-    const ReleaseGil release;
-    engine.topk(points, in, scores.to, ids.to);
-  }
-  return py::make_tuple(scores.value, ids.value);
 }
 
 Words probe(Engine& engine, std::uint32_t function, const Words& arguments, const Words& key) {
@@ -397,16 +307,14 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("nbytes", &Points::bytes);
   py::class_<Engine, std::shared_ptr<Engine>> methods(module, "Engine");
   register_tensors(module, methods);
+  register_operations(methods);
   methods.def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)
       .def("rows", &rows)
-      .def("energy_score", &energy_score)
       .def("energy_score_backward", &energy_score_backward)
-      .def("langevin", &langevin)
       .def("vmf_sample", &vmf_sample)
       .def("accumulate", &accumulate)
-      .def("topk", &topk)
       .def("probe", &probe)
       .def(
           "move_words",

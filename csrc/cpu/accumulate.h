@@ -5,15 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace ebmvk {
+#include "cpu_operations.h"
 
-struct Shares {
-  size_t rows, k, d, n;
-  const float* x;         // (rows, d)
-  const int64_t* ids;     // (rows, k), in [0, n)
-  const float* share;     // (rows, k)
-  const int64_t* tokens;  // (rows)
-};
+namespace ebmvk {
 
 struct TokenCounts {
   std::vector<int64_t> splat_token;  // (m, 2), sorted and unique
@@ -22,6 +16,6 @@ struct TokenCounts {
 
 // mass: (n); resultant: (n, d). Sums run over a splat's pairs in ascending order, with any number
 // of threads.
-TokenCounts Accumulate(const Shares& shares, float* mass, float* resultant);
+TokenCounts Accumulate(const AccumulateArguments& in, float* mass, float* resultant);
 
 }  // namespace ebmvk

@@ -12,7 +12,7 @@ namespace {
 // s.x must be filled in. Writes the two factors of a point's gradient, for x and for w, to `of_x`
 // and `of_w` (rows, k); leaves w in s.w.
 void BackwardRow(const Gathered& c, const BackwardSpace& s, float grad_energy, const float* grad_score, size_t row,
-                 size_t k, size_t d, float* of_x, float* of_w, const EnergyGradientsOut& out) {
+                 size_t k, size_t d, float* of_x, float* of_w, const EnergyScoreBackwardResults& out) {
   const Force force = Evaluate(c, s.x, s.pull);
   const float inward = Dot(s.x, grad_score, d);
   Combine(1, grad_score, -inward, s.x, d, s.w);
@@ -78,17 +78,17 @@ struct Space {
 
 // Sums over each point's (row, candidate) pairs in ascending order, so the number of threads
 // doesn't change a bit.
-void AddPoints(const CandidateLists& lists, size_t n, const float* x, const float* w, const float* of_x,
-               const float* of_w, float* points) {
-  const Groups groups = GroupById(lists.ids, lists.rows * lists.k, n);
-  const size_t d = lists.d;
+void AddPoints(const EnergyScoreBackwardArguments& in, const float* w, const float* of_x, const float* of_w,
+               float* points) {
+  const Groups groups = GroupById(in.ids, in.rows * in.k, in.n);
+  const size_t n = in.n, d = in.d;
   SharedPool().Run((n + kGroupsPerTask - 1) / kGroupsPerTask, [&](size_t task, size_t) {
     for (size_t g = task * kGroupsPerTask; g < std::min(n, (task + 1) * kGroupsPerTask); ++g) {
       float* to = points + g * d;
       std::fill_n(to, d, 0.0f);
       for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
-        const size_t pair = groups.order[i], row = pair / lists.k;
-        HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], x + row * d, of_w[pair], w + row * d, d, to);
+        const size_t pair = groups.order[i], row = pair / in.k;
+        HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], in.x + row * d, of_w[pair], w + row * d, d, to);
       }
     }
   });
@@ -96,27 +96,26 @@ void AddPoints(const CandidateLists& lists, size_t n, const float* x, const floa
 
 }  // namespace
 
-void EnergyScoreBackward(const CandidateLists& lists, size_t n, const float* x, const float* grad_energy,
-                         const float* grad_score, const EnergyGradientsOut& out) {
+void EnergyScoreBackward(const EnergyScoreBackwardArguments& in, const EnergyScoreBackwardResults& out) {
   ThreadPool& pool = SharedPool();
-  const size_t d = lists.d, wide = RoundUp(d, 32), list = RoundUp(lists.k, 16) + 16;
+  const size_t d = in.d, wide = RoundUp(d, 32), list = RoundUp(in.k, 16) + 16;
   std::vector<Space> spaces;
   for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, d), AllocateFloats(4 * wide + 3 * list)});
+    spaces.push_back({GatherSpace(in.k, d), AllocateFloats(4 * wide + 3 * list)});
   }
-  std::vector<float> of_x(lists.rows * lists.k), of_w(of_x.size()), w(lists.rows * d);
-  pool.Run(lists.rows, [&](size_t row, size_t thread) {
+  std::vector<float> of_x(in.rows * in.k), of_w(of_x.size()), w(in.rows * d);
+  pool.Run(in.rows, [&](size_t row, size_t thread) {
     float* at = spaces[thread].memory.get();
     float* lists_at = at + 4 * wide;
     const BackwardSpace space{at,       at + wide,       at + 2 * wide,      at + 3 * wide,
                               lists_at, lists_at + list, lists_at + 2 * list};
-    std::copy_n(x + row * d, d, space.x);
-    const Gathered& candidates = spaces[thread].candidates.Gather(lists, row);
+    std::copy_n(in.x + row * d, d, space.x);
+    const Gathered& candidates = spaces[thread].candidates.Gather(in, row);
     HWY_DYNAMIC_DISPATCH(BackwardRow)
-    (candidates, space, grad_energy[row], grad_score + row * d, row, lists.k, d, of_x.data(), of_w.data(), out);
+    (candidates, space, in.grad_energy[row], in.grad_score + row * d, row, in.k, d, of_x.data(), of_w.data(), out);
     std::copy_n(space.w, d, w.data() + row * d);
   });
-  AddPoints(lists, n, x, w.data(), of_x.data(), of_w.data(), out.points);
+  AddPoints(in, w.data(), of_x.data(), of_w.data(), out.points);
 }
 
 }  // namespace ebmvk

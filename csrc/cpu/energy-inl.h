@@ -12,7 +12,6 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/energy.h"
 #include "cpu/math-inl.h"
 #include "cpu/scratch.h"
 #include "cpu/vector-inl.h"

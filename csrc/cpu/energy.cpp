@@ -10,7 +10,7 @@ namespace {
 
 // x and pull: padded to c.n. Writes one row of each output.
 void EnergyScoreRow(const Gathered& c, const float* x, float* pull, size_t k, size_t d, size_t row,
-                    const EnergyScoreOut& out) {
+                    const EnergyScoreResults& out) {
   const Force force = Evaluate(c, x, pull);
   out.energy[row] = force.energy;
   out.background[row] = std::exp(c.log_background + force.energy);
@@ -34,22 +34,22 @@ HWY_AFTER_NAMESPACE();
 namespace ebmvk {
 HWY_EXPORT(EnergyScoreRow);
 
-void EnergyScore(const CandidateLists& lists, const float* x, const EnergyScoreOut& out) {
+void EnergyScore(const EnergyScoreArguments& in, const EnergyScoreResults& out) {
   struct Space {
     GatherSpace candidates;
     AlignedFloats state;
   };
   ThreadPool& pool = SharedPool();
-  const size_t n = RoundUp(lists.d, 32);
+  const size_t n = RoundUp(in.d, 32);
   std::vector<Space> spaces;
   for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(2 * n)});
+    spaces.push_back({GatherSpace(in.k, in.d), AllocateFloats(2 * n)});
   }
-  pool.Run(lists.rows, [&](size_t row, size_t thread) {
+  pool.Run(in.rows, [&](size_t row, size_t thread) {
     float* state = spaces[thread].state.get();
-    std::copy_n(x + row * lists.d, lists.d, state);
-    const Gathered& candidates = spaces[thread].candidates.Gather(lists, row);
-    HWY_DYNAMIC_DISPATCH(EnergyScoreRow)(candidates, state, state + n, lists.k, lists.d, row, out);
+    std::copy_n(in.x + row * in.d, in.d, state);
+    const Gathered& candidates = spaces[thread].candidates.Gather(in, row);
+    HWY_DYNAMIC_DISPATCH(EnergyScoreRow)(candidates, state, state + n, in.k, in.d, row, out);
   });
 }
 

@@ -317,52 +317,57 @@ struct Space {
   AlignedFloats state;
 };
 
-void RunChain(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state, size_t row,
-              Space& space) {
-  const size_t d = lists.d, n = RoundUp(d, 32);
-  Gathered& candidates = space.candidates.Gather(lists, row);
+Level LevelOf(const Schedule& schedule, size_t row, size_t level) {
+  const size_t i = (schedule.rows > 1 ? row * schedule.levels : 0) + level;
+  return {schedule.kappa_scale[i], schedule.logw_shift[i], schedule.step_size[i], schedule.gamma[i],
+          schedule.steps[level]};
+}
+
+void RunChain(const LangevinArguments& in, const LangevinResults& out, size_t row, Space& space) {
+  const size_t d = in.d, n = RoundUp(d, 32);
+  Gathered& candidates = space.candidates.Gather(in, row);
   Chain chain;
   chain.x = space.state.get();
   chain.v = chain.x + n;
   chain.pull = chain.v + n;
   chain.start = chain.pull + n;
   chain.noise = chain.start + 3 * n;
-  std::copy_n(state.x + row * d, d, chain.x);
-  std::copy_n(state.v + row * d, d, chain.v);
+  std::copy_n(in.x + row * d, d, chain.x);
+  std::copy_n(in.v + row * d, d, chain.v);
   chain.vv = HWY_DYNAMIC_DISPATCH(SquaredNorm)(chain.v, n);
 
-  const Level* levels = params.levels + (params.per_chain ? row * params.level_count : 0);
-  const ChainParams p{params.seed, params.first_chain + static_cast<uint32_t>(row), params.integrator, params.leapfrogs,
-                      params.temperature};
+  const ChainParams p{in.seed, in.first_chain + static_cast<uint32_t>(row), in.integrator, in.leapfrogs,
+                      in.temperature};
   uint32_t steps = 0;
-  for (size_t l = 0; l < params.level_count; ++l) {
-    for (size_t j = 0; j < lists.k; ++j) {
-      candidates.logw[j] = lists.logw[row * lists.k + j] + levels[l].logw_shift;
-      candidates.kappa[j] = lists.kappa[row * lists.k + j] * levels[l].kappa_scale;
+  for (size_t l = 0; l < in.schedule.levels; ++l) {
+    const Level level = LevelOf(in.schedule, row, l);
+    for (size_t j = 0; j < in.k; ++j) {
+      candidates.logw[j] = in.logw[row * in.k + j] + level.logw_shift;
+      candidates.kappa[j] = in.kappa[row * in.k + j] * level.kappa_scale;
     }
-    HWY_DYNAMIC_DISPATCH(RunLevel)(candidates, levels[l], p, d, params.first_step + steps, chain);
-    steps += levels[l].steps;
+    HWY_DYNAMIC_DISPATCH(RunLevel)(candidates, level, p, d, in.first_step + steps, chain);
+    steps += level.steps;
   }
 
-  std::copy_n(chain.x, d, state.x + row * d);
-  std::copy_n(chain.v, d, state.v + row * d);
+  std::copy_n(chain.x, d, out.x + row * d);
+  std::copy_n(chain.v, d, out.v + row * d);
   const double count = std::max<uint32_t>(1, steps);
-  state.energy[row] = chain.energy;
-  state.kinetic_temperature[row] = static_cast<float>(chain.kinetic / count / static_cast<double>(d - 1));
-  state.energy_error[row] = static_cast<float>(chain.error / count);
-  state.tangency[row] = chain.tangency;
-  state.acceptance[row] = steps > 0 ? static_cast<float>(chain.accepted / count) : 1.0f;
+  out.energy[row] = chain.energy;
+  out.kinetic_temperature[row] = static_cast<float>(chain.kinetic / count / static_cast<double>(d - 1));
+  out.energy_error[row] = static_cast<float>(chain.error / count);
+  out.tangency[row] = chain.tangency;
+  out.acceptance[row] = steps > 0 ? static_cast<float>(chain.accepted / count) : 1.0f;
 }
 
 }  // namespace
 
-void Langevin(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state) {
+void Langevin(const LangevinArguments& in, const LangevinResults& out) {
   ThreadPool& pool = SharedPool();
   std::vector<Space> spaces;
   for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(7 * RoundUp(lists.d, 32) + kNoisePad)});
+    spaces.push_back({GatherSpace(in.k, in.d), AllocateFloats(7 * RoundUp(in.d, 32) + kNoisePad)});
   }
-  pool.Run(lists.rows, [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
+  pool.Run(in.rows, [&](size_t row, size_t thread) { RunChain(in, out, row, spaces[thread]); });
 }
 
 void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,

@@ -25,7 +25,7 @@ GatherSpace::GatherSpace(size_t k, size_t d) {
   std::fill(g.logw + k, g.logw + list, -std::numeric_limits<float>::infinity());
 }
 
-Gathered& GatherSpace::Gather(const CandidateLists& lists, size_t row) {
+Gathered& GatherSpace::Gather(const EnergyScoreArguments& lists, size_t row) {
   constexpr size_t kBlock = Gathered::kBlock, kChunk = Gathered::kChunk;
   Gathered& g = gathered_;
   const int64_t* ids = lists.ids + row * lists.k;

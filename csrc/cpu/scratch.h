@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "cpu/energy.h"
+#include "cpu_operations.h"
 
 namespace ebmvk {
 
@@ -42,7 +42,7 @@ class GatherSpace {
  public:
   GatherSpace(size_t k, size_t d);
   // Copies in the candidates of `row`; call it again for the next row.
-  Gathered& Gather(const CandidateLists& lists, size_t row);
+  Gathered& Gather(const EnergyScoreArguments& lists, size_t row);
 
  private:
   AlignedFloats memory_;

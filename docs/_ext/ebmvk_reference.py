@@ -25,6 +25,7 @@ from ebmvk.cli.help_page import Entry
 from ebmvk.config import schema
 from ebmvk.config.models import MODELS
 from ebmvk.config.sizes import derive
+from ebmvk.engine.operations import TABLES
 
 KINDS = {"INT": "a whole number", "TOKENS": "a whole number", "FLOAT": "a number", "TEXT": "a text", "PATH": "a path"}
 
@@ -158,4 +159,17 @@ def rooms() -> Iterator[str]:
     yield from (line for line in (ebmvk.__doc__ or "").splitlines() if line.startswith("|"))
 
 
-PARTS = {"commands": commands, "settings": settings, "errors": error_classes, "rooms": rooms}
+def operations() -> Iterator[str]:
+    """A row for every operation of the engine's table."""
+    yield "| operation | what it computes | shapes | what to rely on |\n|---|---|---|---|"
+    for operation in TABLES.values():
+        does = re.split(r"(?<=\.)\s", operation.does)[0]
+        shapes = dict[str, list[str]]()  # arguments by shape
+        for argument in operation.arguments:
+            if argument.of:
+                shapes.setdefault(argument.shape, []).append(f"`{argument.name}`")
+        listed = "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())
+        yield f"| `{operation.name}` | {_prose(' '.join(does.split()))} | {listed} | {_prose(operation.exact)} |"
+
+
+PARTS = {"commands": commands, "settings": settings, "errors": error_classes, "rooms": rooms, "operations": operations}

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -186,7 +186,10 @@ class Backend(Protocol):
     def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
         """Run an operation that works row by row: from (B, d) to (B, d) or (B,)."""
 
-    # Made from operations.toml by csrc/operations.py, up to the end.
+    def _operation(self, name: str, given: Mapping[str, Any]) -> Any:
+        """Run an operation that has shapes of its own. given: its arguments by name."""
+
+    # Made from operations.toml by csrc/operations.py:
 
     def projx(self, x: Tensor) -> Tensor:
         """The nearest points on the sphere. x: (B, d), no row zero."""
@@ -225,6 +228,8 @@ class Backend(Protocol):
 
         queries: (B, d), any length; scale, bias: (N,).
         """
+        result: TopK = self._operation("topk", locals())
+        return result
 
     def energy_score(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
@@ -234,6 +239,8 @@ class Backend(Protocol):
         x: (B, d) unit; ids: (B, K) int64; logw, kappa: (B, K); log_background: (B,). logw and
         log_background may be -inf.
         """
+        result: EnergyScore = self._operation("energy_score", locals())
+        return result
 
     def energy_score_backward(
         self,
@@ -258,6 +265,8 @@ class Backend(Protocol):
         Contributions to one point are added in ascending order of (row, candidate), so the bits are
         always the same. grad_energy (B,), grad_score (B, d): finite.
         """
+        result: EnergyGradients = self._operation("energy_score_backward", locals())
+        return result
 
     def langevin(
         self,
@@ -288,6 +297,8 @@ class Backend(Protocol):
         O of g-BAOAB, by e^{-gamma leapfrogs h/2} in each O of GHMC. The first O draws from stream
         0, the second from stream 3. 1 <= leapfrogs <= 1024; unadjusted integrators ignore it.
         """
+        result: LangevinResult = self._operation("langevin", locals())
+        return result
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
         """Exact samples (B, d) of vMF(mu_b, kappa_b) by Wood (1994). mu: (B, d) unit; kappa: (B,)
@@ -297,6 +308,8 @@ class Backend(Protocol):
         xi| with normals of (step 0, chain first_row + row, STREAM_VMF_TANGENT), so a sample doesn't
         depend on how the batch is split.
         """
+        result: Tensor = self._operation("vmf_sample", locals())
+        return result
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         """Statistics for consolidation (model section 8).
@@ -307,3 +320,5 @@ class Backend(Protocol):
         x (B, d) unit; ids (B, K) int64 in [0, n); responsibilities (B, K) finite, >= 0; tokens (B,)
         int64 >= 0.
         """
+        result: Accumulated = self._operation("accumulate", locals())
+        return result

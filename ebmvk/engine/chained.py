@@ -10,10 +10,8 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from ebmvk.engine import checks
 from ebmvk.engine.api import Backend, Points
 from ebmvk.engine.device_tensor import DeviceTensor
-from ebmvk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,14 @@ class CandidateLaw:
     logp: Tensor | DeviceTensor
     log_rest: Tensor | DeviceTensor
     entropy: Tensor
+
+
+def keeper_of(points: Points) -> Chained | None:
+    """The backend that keeps the points on a device and takes `DeviceTensor`s; None if it takes
+    none.
+    """
+    backend: Any = getattr(points, "backend", None)
+    return cast("Chained", backend) if hasattr(backend, "candidate_law") else None
 
 
 class Chained(Backend, Protocol):
@@ -43,6 +49,8 @@ class Chained(Backend, Protocol):
             ArgumentError: as `Backend.energy_score`.
         """
 
+    # Made from operations.toml by csrc/operations.py:
+
     def candidate_law(self, log_p: Tensor | DeviceTensor, ids: Tensor | DeviceTensor) -> CandidateLaw:
         """The masses of the candidates and of the rest.
 
@@ -51,20 +59,24 @@ class Chained(Backend, Protocol):
         Raises:
             ArgumentError: a shape, dtype or value doesn't fit.
         """
+        result: CandidateLaw = self._operation("candidate_law", locals())
+        return result
 
     def decode(
         self,
         x: Tensor | DeviceTensor,
         points: Points,
         ids: Tensor | DeviceTensor,
-        law: CandidateLaw,
-        kappa: Tensor,
-        shift: Tensor,
+        logp: Tensor | DeviceTensor,
+        log_rest: Tensor | DeviceTensor,
+        kappa: Tensor | DeviceTensor,
+        shift: Tensor | DeviceTensor,
         log_p: Tensor | DeviceTensor,
         *,
         seed: int,
         first_chain: int,
-        streams: tuple[int, int],
+        choice_stream: int,
+        rest_stream: int,
     ) -> Tensor:
         """Tokens (B,) int64 on the CPU, from p(v|x,c) (model section 6), by inversion in float32.
 
@@ -74,55 +86,13 @@ class Chained(Backend, Protocol):
 
         Args:
             x: (B, d) unit rows. kappa, shift: (B,) float32.
-            ids, log_p: those that `law` was made of.
-            streams: of the uniforms that choose a candidate or the rest, and a token of the rest.
+            ids, log_p: what `candidate_law` made logp and log_rest of.
+            choice_stream, rest_stream: of the uniforms that choose a candidate or the rest, and a
+                token of the rest.
 
         Raises:
             ArgumentError: a shape, dtype or value doesn't fit. NonFinite: a state or a weight isn't
                 finite.
         """
-
-
-def keeper_of(points: Points) -> Chained | None:
-    """The backend that keeps the points on a device and takes `DeviceTensor`s; None if it takes
-    none.
-    """
-    backend: Any = getattr(points, "backend", None)
-    return cast("Chained", backend) if hasattr(backend, "candidate_law") else None
-
-
-def check_law(rules: checks.Rules, log_p: Any, ids: Any) -> None:
-    """Check log_p (B, V), and ids (B, K) in [0, V)."""
-    rules.tensor("log_p", log_p, (None, None), "(B, V)")
-    checks.log_weights("log_p", log_p)
-    rules.indices("ids", ids, (log_p.shape[0], None), "(B, K)", log_p.shape[1])
-    if ids.shape[1] == 0:
-        raise ArgumentError("ids has no candidates (K = 0)", hint="pass at least one candidate per row")
-
-
-def check_decode(
-    rules: checks.Rules,
-    x: Any,
-    n: int,
-    d: int,
-    ids: Any,
-    law: CandidateLaw,
-    kappa: Any,
-    shift: Any,
-    log_p: Any,
-) -> None:
-    """Check x (B, d) unit; the law's logp (B, K) and log_rest (B,); kappa >= 0 and shift (B,);
-    log_p (B, N). ids (B, K) have been checked before.
-    """
-    rows, logp, log_rest = ids.shape[0], cast("Any", law.logp), cast("Any", law.log_rest)
-    rules.tensor("x", x, (rows, d), "(B, d)")
-    checks.unit_rows("x", x)
-    rules.tensor("law.logp", logp, tuple(ids.shape), "(B, K)")
-    checks.log_weights("law.logp", logp)
-    rules.tensor("law.log_rest", log_rest, (rows,), "(B,)")
-    checks.log_weights("law.log_rest", log_rest)
-    rules.tensor("kappa", kappa, (rows,), "(B,)")
-    checks.at_least("kappa", kappa, 0.0)
-    rules.tensor("shift", shift, (rows,), "(B,)")
-    checks.finite("shift", shift)
-    rules.tensor("log_p", log_p, (rows, n), "(B, N)")
+        result: Tensor = self._operation("decode", locals())
+        return result

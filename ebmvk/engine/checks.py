@@ -21,7 +21,7 @@ from torch import Tensor
 from ebmvk.engine.api import Schedule, Storage
 from ebmvk.engine.device_tensor import DeviceTensor, on_device
 from ebmvk.engine.integrators import INTEGRATORS
-from ebmvk.engine.operations import OPERATIONS, Argument, Operation
+from ebmvk.engine.operations import OPERATIONS, TABLES, Argument, Operation
 from ebmvk.errors import ArgumentError
 
 UNIT_TOLERANCE = 1e-3
@@ -262,11 +262,14 @@ def some_points(rules: Rules, value: Tensor, n: int, d: int, first: int | None, 
             raise ArgumentError("ids names a point twice", hint="pass each id once")
 
 
-def operation(name: str, rules: Rules, given: Mapping[str, Any]) -> None:
+def operation(name: str, rules: Rules, given: Mapping[str, Any]) -> dict[str, int]:
     """Check the arguments of an operation by its table in operations.toml.
 
     Args:
         given: the arguments by name, and possibly others; `points` are this backend's.
+
+    Returns:
+        The sizes that the arguments have: {"B": rows, ...}.
 
     Raises:
         ArgumentError: an argument isn't what the table says.
@@ -286,6 +289,7 @@ def operation(name: str, rules: Rules, given: Mapping[str, Any]) -> None:
         counter(argument.name, given[argument.name], sizes[argument.extent])
     if plan.together:
         plan.together(given)
+    return sizes
 
 
 class _Tensor:
@@ -446,4 +450,4 @@ _VALUES: dict[str, Callable[[str, Tensor], None]] = {
     "direction": _direction,
 }
 _TOGETHER = {"some_weight": _some_weight}
-_PLANS = {name: _plan(called) for name, called in OPERATIONS.items()}
+_PLANS = {name: _plan(called) for name, called in TABLES.items()}

@@ -12,30 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmvk.engine import checks, wood
-from ebmvk.engine.api import (
-    Accumulated,
-    Backend,
-    EnergyGradients,
-    EnergyScore,
-    LangevinDiagnostics,
-    LangevinResult,
-    OpCount,
-    Points,
-    Schedule,
-    Scheme,
-    Storage,
-    TopK,
-)
+from ebmvk.engine import checks, native, wood
+from ebmvk.engine.api import Backend, OpCount, Points, Storage, TopK
 from ebmvk.engine.counting import Counter, Measured
 from ebmvk.engine.missing import extension_error
+from ebmvk.engine.native import array
 from ebmvk.errors import ArgumentError, OutOfMemory
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from ebmvk import _cpu
 
@@ -73,7 +58,7 @@ class CpuPoints:
             return None
         self._asked += rows + _CALL_ROWS  # reading all rows once takes as long as _CALL_ROWS queries
         if self._coarse is None and self._asked >= _COARSE_ROWS:  # making it costs as much as about 100 queries
-            self._coarse = ops.CoarsePoints(_array(self.rows))
+            self._coarse = ops.CoarsePoints(array(self.rows))
         return self._coarse
 
     @property
@@ -143,119 +128,33 @@ class Cpu(Backend):
     def _rows(self, operation: str, *arguments: Tensor) -> Tensor:
         checks.rows(operation, checks.NATIVE, arguments)
         with self._run(operation):
-            return _tensor(self._ops.rows(operation, [*map(_array, arguments)]))
+            return torch.from_numpy(self._ops.rows(operation, [*map(array, arguments)]))
+
+    def _operation(self, name: str, given: Mapping[str, Any]) -> Any:
+        own = _own(given["points"]).rows if "points" in given else None
+        sizes = checks.operation(name, checks.NATIVE, given)
+        with self._run(name):
+            arrays = native.arguments(name, given, sizes, own if own is None else array(own))
+            found = getattr(self._ops, name)(*arrays)
+            results = found if isinstance(found, tuple) else (found,)
+            return native.returned(name, map(torch.from_numpy, results))
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
     ) -> TopK:
-        own = _own(points)
-        checks.operation("topk", checks.NATIVE, locals())
+        given, own = locals(), _own(points)
+        sizes = checks.operation("topk", checks.NATIVE, given)
         with self._run("topk"):
-            scores, ids, _ = self._ops.topk(
-                _array(queries),
-                _array(own.rows),
-                k,
-                None if scale is None else _array(scale),
-                None if bias is None else _array(bias),
-                own.coarse(self._ops, queries.shape[0], k),
-            )
-            return TopK(_tensor(scores), _tensor(ids))
-
-    def energy_score(
-        self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
-    ) -> EnergyScore:
-        own = _own(points)
-        checks.operation("energy_score", checks.NATIVE, locals())
-        with self._run("energy_score"):
-            arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background))
-            return EnergyScore(*map(_tensor, self._ops.energy_score(*arrays)))
-
-    def energy_score_backward(
-        self,
-        x: Tensor,
-        points: Points,
-        ids: Tensor,
-        logw: Tensor,
-        kappa: Tensor,
-        log_background: Tensor,
-        grad_energy: Tensor,
-        grad_score: Tensor,
-    ) -> EnergyGradients:
-        own = _own(points)
-        checks.operation("energy_score_backward", checks.NATIVE, locals())
-        with self._run("energy_score_backward"):
-            arrays = map(_array, (x, own.rows, ids, logw, kappa, log_background, grad_energy, grad_score))
-            return EnergyGradients(*map(_tensor, self._ops.energy_score_backward(*arrays)))
-
-    def langevin(
-        self,
-        x: Tensor,
-        v: Tensor,
-        points: Points,
-        ids: Tensor,
-        logw: Tensor,
-        kappa: Tensor,
-        log_background: Tensor,
-        schedule: Schedule,
-        *,
-        seed: int,
-        first_step: int = 0,
-        first_chain: int = 0,
-        temperature: float = 1.0,
-        scheme: Scheme = "gbaoab",
-        leapfrogs: int = 4,
-    ) -> LangevinResult:
-        own = _own(points)
-        checks.operation("langevin", checks.NATIVE, locals())
-        levels, per_chain = _levels(schedule, x.shape[0])
-        with self._run("langevin"):
-            x, v = x.detach().clone(), v.detach().clone()
-            energy, kinetic, error, tangency, acceptance = self._ops.langevin(
-                _array(x),
-                _array(v),
-                _array(own.rows),
-                _array(ids),
-                _array(logw),
-                _array(kappa),
-                _array(log_background),
-                _array(levels),
-                list(schedule.steps),
-                per_chain=per_chain,
-                seed=seed,
-                first_step=first_step,
-                first_chain=first_chain,
-                temperature=temperature,
-                scheme=scheme,
-                leapfrogs=leapfrogs,
-            )
-        diagnostics = LangevinDiagnostics(
-            energy=_tensor(energy),
-            kinetic_temperature=_tensor(kinetic),
-            energy_error=_tensor(error),
-            acceptance=_tensor(acceptance),
-            tangency=_tensor(tangency),
-        )
-        return LangevinResult(x, v, diagnostics)
+            arrays = native.arguments("topk", given, sizes, array(own.rows))
+            arrays.append(own.coarse(self._ops, queries.shape[0], k))
+            scores, ids, _ = self._ops.topk(*arrays)
+            return TopK(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
         checks.operation("vmf_sample", checks.NATIVE, locals())
         with self._run("vmf_sample"):
             fall = wood.deficit(kappa, mu.shape[1], seed=seed, first_row=first_row)
-            return _tensor(self._ops.vmf_place(_array(mu), _array(fall), seed, first_row))
-
-    def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
-        checks.operation("accumulate", checks.NATIVE, locals())
-        with self._run("accumulate"):
-            found = self._ops.accumulate(_array(x), _array(ids), _array(responsibilities), _array(tokens), n)
-            return Accumulated(*(_tensor(array) for array in found))
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().numpy()  # type: ignore[no-any-return, unused-ignore]
-
-
-def _tensor(array: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array)
+            return torch.from_numpy(self._ops.vmf_place(array(mu), array(fall), seed, first_row))
 
 
 def _own(points: Points) -> CpuPoints:
@@ -265,12 +164,3 @@ def _own(points: Points) -> CpuPoints:
             hint="make the points with this backend's points()",
         )
     return points
-
-
-def _levels(schedule: Schedule, rows: int) -> tuple[Tensor, bool]:
-    """The four settings of each level: (L, 4) if all chains share them, otherwise (B * L, 4)."""
-    tensors = [schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma]
-    per_chain = any(tensor.dim() == 2 for tensor in tensors)
-    if per_chain:
-        tensors = [tensor.expand(rows, len(schedule.steps)) for tensor in tensors]
-    return torch.stack(tensors, dim=-1).reshape(-1, 4), per_chain

@@ -1,4 +1,4 @@
-"""The operations of every backend: operations.toml as data.
+"""The operations of the engine: operations.toml as data.
 
 csrc/operations.py runs this file on its own, so it imports only the standard library.
 """
@@ -13,6 +13,7 @@ from typing import Any, Literal
 TABLE = Path(__file__).with_name("operations.toml")
 
 Kind = Literal["tensor", "index", "points", "int", "seed", "counter", "real", "levels", "scheme"]
+Made = Literal["all", "arguments", "none"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,22 @@ class Argument:
     @property
     def shape(self) -> str:
         """As in messages: (B, d), or (B,)."""
-        return f"({', '.join(self.of)}{',' if len(self.of) == 1 else ''})"
+        return _shape(self.of)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result; operations.toml explains the fields. below: "" for floats."""
+
+    name: str
+    of: tuple[str, ...]
+    below: str = ""
+    host: bool = False
+
+    @property
+    def shape(self) -> str:
+        """As in messages: (B, d), or (B,)."""
+        return _shape(self.of)
 
 
 @dataclass(frozen=True)
@@ -46,15 +62,30 @@ class Operation:
     does: str
     returns: str
     arguments: tuple[Argument, ...]
+    results: tuple[Result, ...] = ()
+    exact: str = ""
     rows: bool = False
-    native: str = ""
-    native_takes: tuple[str, ...] = ()
+    device: bool = False
+    extends: str = ""
+    cpu: Made = "all"
+    vulkan: Made = "all"
     together: str = ""
 
 
+def _shape(of: tuple[str, ...]) -> str:
+    return f"({', '.join(of)}{',' if len(of) == 1 else ''})"
+
+
 def read(path: Path = TABLE) -> dict[str, Operation]:
-    """All operations, by name."""
-    return {name: _operation(name, table) for name, table in tomllib.loads(path.read_text(encoding="utf-8")).items()}
+    """All operations, by name. Raises ValueError if a table isn't valid."""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    found = {name: _operation(name, table) for name, table in tables.items()}
+    for operation in found.values():
+        if operation.extends and not {*found[operation.extends].arguments} <= {*operation.arguments}:
+            raise ValueError(
+                f"{path.name}: {operation.name} lacks an argument of {operation.extends}, which it extends"
+            )
+    return found
 
 
 def _operation(name: str, table: dict[str, Any]) -> Operation:
@@ -63,7 +94,19 @@ def _operation(name: str, table: dict[str, Any]) -> Operation:
         Argument(name=argument, of=tuple(more.pop("of", ())), **more)
         for argument, more in fields.pop("arguments").items()
     )
-    return Operation(name=name, arguments=arguments, **fields)
+    results = tuple(
+        Result(name=result, of=tuple(more.pop("of")), **more) for result, more in fields.pop("results", {}).items()
+    )
+    if fields.get("rows"):
+        fields |= {"cpu": "none", "vulkan": "none"}
+    if fields.get("device"):
+        fields |= {"cpu": "none"}
+    operation = Operation(name=name, arguments=arguments, results=results, **fields)
+    if "all" in (operation.cpu, operation.vulkan) and not results:
+        raise ValueError(f"{TABLE.name}: {name} has no results, so nothing can return them")
+    return operation
 
 
-OPERATIONS = read()
+TABLES = read()
+OPERATIONS = {name: operation for name, operation in TABLES.items() if not operation.device}
+"""The operations that every backend offers."""

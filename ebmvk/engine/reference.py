@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from ebmvk.engine.api import (
 )
 from ebmvk.engine.counting import Counter, Measured
 from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS
 from ebmvk.engine.reference_chains import Chains, Level, Noise, join
 from ebmvk.engine.reference_math import CHUNK, energy_score, normalise, split, tangent, topk_rows
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
@@ -148,6 +150,21 @@ class Reference(Backend):
         self._alike(**named)
         with self._run(operation):
             return reference_math.ROWS[operation](*map(self._take, arguments))
+
+    def _operation(self, name: str, given: Mapping[str, Any]) -> Any:
+        kinds = {argument.name: argument.kind for argument in OPERATIONS[name].arguments}
+        taken = {of: given[of] for of in kinds}
+        if "points" in taken:
+            taken["points"] = self._own(taken["points"]).rows
+        checks.operation(name, checks.ANY, given)
+        self._alike(**{of: value for of, value in taken.items() if kinds[of] in ("tensor", "points")})
+        with self._run(name), torch.no_grad():
+            for of, value in taken.items():
+                if kinds[of] == "index":
+                    taken[of] = value.to(self._device)
+                elif kinds[of] == "tensor" and value is not None:
+                    taken[of] = self._take(value)
+            return reference_math.FORMULAS[name](**taken)
 
     def topk(
         self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None

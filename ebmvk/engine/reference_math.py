@@ -76,6 +76,11 @@ ROWS: dict[str, Callable[..., Tensor]] = {
 """The operations that work row by row."""
 
 
+FORMULAS: dict[str, Callable[..., object]] = {}
+"""Operations with shapes of their own that `Reference` has no method for, with the arguments of the
+table: tensors in its dtype on its device, `points` as rows (N, d)."""
+
+
 def topk_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Exactly k per row. Of equal scores the lower ids win, which torch.topk doesn't promise."""
     threshold = torch.topk(scores, k, dim=1).values[:, -1:]

@@ -14,9 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ebmvk.engine import examples
 from ebmvk.engine.api import Backend, Schedule, Scheme, Storage
 from ebmvk.engine.integrators import INTEGRATORS
-from ebmvk.engine.operations import OPERATIONS, Operation
+from ebmvk.engine.operations import OPERATIONS
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import EbmvkError
 
@@ -121,20 +122,8 @@ def _chains() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
-    g = torch.Generator().manual_seed(1)
-
-    def unit(rows: int) -> Tensor:
-        return torch.nn.functional.normalize(torch.randn(rows, DIMENSION, generator=g), dim=1)
-
-    x, y, points = unit(ROWS), unit(ROWS), unit(POINTS)
-    u = torch.randn(ROWS, DIMENSION, generator=g)
-    u = u - (u * x).sum(1, keepdim=True) * x
-    rows = {"x": x, "y": y, "u": u, "direction": 3 * y}
-    ids = torch.randint(POINTS, (ROWS, CANDIDATES), generator=g)
-    logw = torch.randn(ROWS, CANDIDATES, generator=g)
-    lists = (ids, logw, 50 * torch.rand(ROWS, CANDIDATES, generator=g), torch.randn(ROWS, generator=g))
-    scale, bias = torch.rand(POINTS, generator=g), torch.randn(POINTS, generator=g)
-    tokens = torch.randint(50, (ROWS,), generator=g)
+    sizes = {"B": ROWS, "d": DIMENSION, "N": POINTS, "K": CANDIDATES}
+    x, u, points, lists = _chains()
     levels = Schedule(
         torch.tensor([0.5, 1.0]), torch.tensor([0.1, 0.0]), torch.tensor([0.02, 0.01]), torch.tensor([5.0, 7.0]), (3, 2)
     )
@@ -144,37 +133,18 @@ def _operations() -> dict[str, Callable[[Backend], list[Tensor]]]:
         out = backend.langevin(x, u, at, *lists, levels, seed=3, scheme=scheme)
         return [out.x, out.v, out.diagnostics.energy, out.diagnostics.kinetic_temperature, out.diagnostics.acceptance]
 
-    def by_rows(backend: Backend, operation: Operation) -> list[Tensor]:
-        given = (rows["direction"] if a.values == "direction" else rows[a.name] for a in operation.arguments)
-        return [getattr(backend, operation.name)(*given)]
-
-    def topk(backend: Backend, storage: Storage = "float32") -> list[Tensor]:
-        out = backend.topk(y, backend.points(points, storage), 20, scale=scale, bias=bias)
-        return [out.scores, out.ids]
-
-    def energy_score(backend: Backend) -> list[Tensor]:
-        out = backend.energy_score(x, backend.points(points), *lists)
-        return [out.energy, out.score, out.responsibilities, out.background]
-
-    def backward(backend: Backend) -> list[Tensor]:
-        out = backend.energy_score_backward(x, backend.points(points), *lists, bias[:ROWS].contiguous(), y)
-        return [out.x, out.points, out.logw, out.kappa, out.log_background]
-
-    def accumulate(backend: Backend) -> list[Tensor]:
-        out = backend.accumulate(x, ids, logw.exp(), tokens, POINTS)
-        return [out.mass, out.resultant, out.splat_token, out.counts]
+    def example(backend: Backend, name: str, storage: Storage = "float32") -> list[Tensor]:
+        given = examples.arguments(name, sizes)
+        if "points" in given:
+            given["points"] = backend.points(given["points"], storage)
+        return examples.tensors(getattr(backend, name)(**given))
 
     return {
-        **{name: partial(by_rows, operation=operation) for name, operation in OPERATIONS.items() if operation.rows},
-        "topk": topk,
-        "topk (float16)": lambda b: topk(b, "float16"),
-        "energy_score": energy_score,
-        "energy_score_backward": backward,
-        "langevin": lambda b: langevin(b, "gbaoab"),
-        "langevin (float16)": lambda b: langevin(b, "gbaoab", "float16"),
+        **{name: partial(example, name=name) for name in OPERATIONS},
+        "topk (float16)": partial(example, name="topk", storage="float16"),
+        "langevin": partial(langevin, scheme="gbaoab"),
+        "langevin (float16)": partial(langevin, scheme="gbaoab", storage="float16"),
         **{f"langevin ({name})": partial(langevin, scheme=name) for name in INTEGRATORS if name != "gbaoab"},
-        "vmf_sample": lambda b: [b.vmf_sample(x, 10 * bias[:ROWS].abs(), seed=7)],
-        "accumulate": accumulate,
     }
 
 

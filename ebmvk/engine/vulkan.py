@@ -16,29 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ebmvk.engine import checks, wood
-from ebmvk.engine.api import (
-    Accumulated,
-    Backend,
-    EnergyGradients,
-    EnergyScore,
-    LangevinDiagnostics,
-    LangevinResult,
-    OpCount,
-    Points,
-    Schedule,
-    Scheme,
-    Storage,
-    TopK,
-)
-from ebmvk.engine.chained import CandidateLaw, check_decode, check_law
+from ebmvk.engine import checks, native, wood
+from ebmvk.engine.api import Accumulated, OpCount, Points, Storage
+from ebmvk.engine.chained import Chained
 from ebmvk.engine.counting import Translated
 from ebmvk.engine.device_tensor import DeviceTensor, SparseRows, on_device, on_host
+from ebmvk.engine.native import array
 from ebmvk.engine.vulkan_devices import choose, extension
 from ebmvk.errors import ArgumentError, DeviceError, DeviceLost, EbmvkError, NonFinite, OutOfMemory
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from ebmvk import _vulkan
@@ -74,7 +61,7 @@ class VulkanPoints:
         self.storage: Storage = storage
         with backend._errors("points"):
             self.native: _vulkan.Points = backend._engine.points(
-                _array(points), getattr(backend._extension.Storage, storage)
+                array(points), getattr(backend._extension.Storage, storage)
             )
 
     @property
@@ -101,14 +88,14 @@ class VulkanPoints:
             checks.some_points(checks.NATIVE, points, self.n, self.d, first, ids)
         with self._backend._errors("points"):
             if ids is not None:
-                self.native.update_named(_array(points), _array(ids))
+                self.native.update_named(array(points), array(ids))
             elif first is not None:
-                self.native.update_some(_array(points), first)
+                self.native.update_some(array(points), first)
             else:
-                self.native.update(_array(points))
+                self.native.update(array(points))
 
 
-class Vulkan(Backend):
+class Vulkan(Chained):
     """The backend on one Vulkan device.
 
     Takes contiguous float32 tensors on the CPU, and its own `DeviceTensor`s: if an argument is one,
@@ -171,7 +158,7 @@ class Vulkan(Backend):
         given = torch.as_tensor(values).detach()
         checks.values(given)
         with self._errors("tensor"):
-            return DeviceTensor(self, self._engine.tensor(_array(given)))
+            return DeviceTensor(self, self._engine.tensor(array(given)))
 
     @property
     def home(self) -> object:
@@ -184,48 +171,8 @@ class Vulkan(Backend):
     def energy(
         self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        native = self._own(points)
-        checks.operation("energy_score", self._rules, locals())
-        with self._errors("energy_score"):
-            parts = self._engine.energy(native, *map(_native, (x, ids, logw, kappa, log_background)))
-        energy, responsibilities, background = map(self._result, parts)
+        energy, responsibilities, background = map(self._result, self._call("energy_score", locals(), "energy"))
         return energy, responsibilities, background
-
-    def candidate_law(self, log_p: Tensor | DeviceTensor, ids: Tensor | DeviceTensor) -> CandidateLaw:
-        check_law(self._rules, log_p, ids)
-        with self._errors("candidate_law"):
-            return CandidateLaw(*map(self._result, self._engine.candidate_law(_native(log_p), _native(ids))))
-
-    def decode(
-        self,
-        x: Tensor | DeviceTensor,
-        points: Points,
-        ids: Tensor | DeviceTensor,
-        law: CandidateLaw,
-        kappa: Tensor,
-        shift: Tensor,
-        log_p: Tensor | DeviceTensor,
-        *,
-        seed: int,
-        first_chain: int,
-        streams: tuple[int, int],
-    ) -> Tensor:
-        native = self._own(points)
-        check_law(self._rules, log_p, ids)
-        check_decode(self._rules, x, points.n, points.d, ids, law, kappa, shift, log_p)
-        checks.seed(seed)
-        checks.counter("first_chain", first_chain, ids.shape[0])
-        arguments = (x, ids, law.logp, law.log_rest, kappa, shift, log_p)
-        with self._errors("decode"):
-            found = self._engine.decode(native, *[*map(_native, arguments), seed, first_chain, *streams])
-        tokens: Tensor = torch.from_numpy(found)
-        if lost := int((tokens == _NO_TOKEN).sum()):
-            raise NonFinite(
-                f"{lost} of {len(tokens)} states have no finite responsibilities",
-                why="a step size, friction, temperature or concentration of their chains is too large",
-                hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
-            )
-        return tokens
 
     def _like(self, arguments: tuple[Any, ...], results: Iterable[Tensor]) -> list[Any]:
         """Results of an operation that works through the host: on the device if an argument was."""
@@ -235,7 +182,10 @@ class Vulkan(Backend):
         return cast("Tensor", self._result(value))
 
     def _result(self, value: Any) -> Any:
-        """A tensor on the CPU, or on the device."""
+        """A tensor on the CPU, or on the device; there the gradients of points are sparse."""
+        if isinstance(value, tuple):
+            ids, rows, n = value
+            return SparseRows(self._result(ids), self._result(rows), n)
         return DeviceTensor(self, value) if isinstance(value, self._extension.Tensor) else torch.from_numpy(value)
 
     def points(self, points: Tensor, storage: Storage = "float32") -> VulkanPoints:
@@ -296,98 +246,20 @@ class Vulkan(Backend):
         with self._errors(operation):
             return self._tensor(self._engine.rows(operation, [*map(_native, arguments)]))
 
-    def topk(
-        self, queries: Tensor, points: Points, k: int, *, scale: Tensor | None = None, bias: Tensor | None = None
-    ) -> TopK:
-        native = self._own(points)
-        checks.operation("topk", self._rules, locals())
-        with self._errors("topk"):
-            scores, ids = self._engine.topk(
-                native,
-                _native(queries),
-                k,
-                None if scale is None else _native(scale),
-                None if bias is None else _native(bias),
-            )
-        return TopK(self._result(scores), self._result(ids))
+    def _call(self, name: str, given: Mapping[str, Any], function: str = "") -> tuple[Any, ...]:
+        """The results of an operation, as the extension returns them. function: the extension's, if
+        it isn't `name`."""
+        own = self._own(given["points"]) if "points" in given else None
+        sizes = checks.operation(name, self._rules, given)
+        with self._errors(name):
+            found = getattr(self._engine, function or name)(*native.arguments(name, given, sizes, own, _native))
+        return found if isinstance(found, tuple) else (found,)
 
-    def energy_score(
-        self, x: Tensor, points: Points, ids: Tensor, logw: Tensor, kappa: Tensor, log_background: Tensor
-    ) -> EnergyScore:
-        native = self._own(points)
-        checks.operation("energy_score", self._rules, locals())
-        with self._errors("energy_score"):
-            parts = self._engine.energy_score(
-                native, _native(x), _native(ids), _native(logw), _native(kappa), _native(log_background)
-            )
-        return EnergyScore(*map(self._result, parts))
-
-    def energy_score_backward(
-        self,
-        x: Tensor,
-        points: Points,
-        ids: Tensor,
-        logw: Tensor,
-        kappa: Tensor,
-        log_background: Tensor,
-        grad_energy: Tensor,
-        grad_score: Tensor,
-    ) -> EnergyGradients:
-        native = self._own(points)
-        checks.operation("energy_score_backward", self._rules, locals())
-        arguments = (x, ids, logw, kappa, log_background, grad_energy, grad_score)
-        with self._errors("energy_score_backward"):
-            of_x, of_points, *rest = self._engine.energy_score_backward(native, *map(_native, arguments))
-        shared: Any
-        if on_device(*arguments):
-            ids_of, rows_of = of_points
-            shared = SparseRows(self._result(ids_of), self._result(rows_of), points.n)
-        else:
-            shared = self._result(of_points)
-        return EnergyGradients(self._result(of_x), shared, *map(self._result, rest))
-
-    def langevin(
-        self,
-        x: Tensor,
-        v: Tensor,
-        points: Points,
-        ids: Tensor,
-        logw: Tensor,
-        kappa: Tensor,
-        log_background: Tensor,
-        schedule: Schedule,
-        *,
-        seed: int,
-        first_step: int = 0,
-        first_chain: int = 0,
-        temperature: float = 1.0,
-        scheme: Scheme = "gbaoab",
-        leapfrogs: int = 4,
-    ) -> LangevinResult:
-        native = self._own(points)
-        checks.operation("langevin", self._rules, locals())
-        with self._errors("langevin"):
-            at, speed, *diagnostics = map(
-                self._result,
-                self._engine.langevin(
-                    native,
-                    _native(x),
-                    _native(v),
-                    _native(ids),
-                    _native(logw),
-                    _native(kappa),
-                    _native(log_background),
-                    *_levels(schedule, x.shape[0]),
-                    list(schedule.steps),
-                    seed,
-                    first_step,
-                    first_chain,
-                    float(temperature),
-                    scheme,
-                    leapfrogs,
-                ),
-            )
-        return LangevinResult(at, speed, LangevinDiagnostics(*diagnostics))
+    def _operation(self, name: str, given: Mapping[str, Any]) -> Any:
+        result = native.returned(name, map(self._result, self._call(name, given)))
+        if name == "decode":
+            _require_tokens(result)
+        return result
 
     def vmf_sample(self, mu: Tensor, kappa: Tensor, *, seed: int, first_row: int = 0) -> Tensor:
         checks.operation("vmf_sample", self._rules, locals())
@@ -403,28 +275,23 @@ class Vulkan(Backend):
         checks.operation("accumulate", self._rules, locals())
         arguments = (x, ids, responsibilities, tokens)
         with self._errors("accumulate"):
-            rows, names, shares, said = map(_array, on_host(arguments))
+            rows, names, shares, said = map(array, on_host(arguments))
             found = self._engine.accumulate(rows, names, shares, said, n)
         sums, splat_token, counts = map(torch.from_numpy, found)
         parts = (sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
         return Accumulated(*self._like(arguments, parts))
 
 
-def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """kappa_scale, logw_shift, step_size, gamma: all (1, L), or all (B, L) if any differs by
-    chain."""
-    tables = (schedule.kappa_scale, schedule.logw_shift, schedule.step_size, schedule.gamma)
-    shared = all(table.dim() == 1 for table in tables)
-    shape = (1 if shared else rows, len(schedule.steps))
-    kappa_scale, logw_shift, step_size, gamma = (_array(table.expand(shape).contiguous()) for table in tables)
-    return kappa_scale, logw_shift, step_size, gamma
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[np.generic] = tensor.detach().numpy()
-    return array
+def _require_tokens(tokens: Tensor) -> None:
+    """Raises NonFinite."""
+    if lost := int((tokens == _NO_TOKEN).sum()):
+        raise NonFinite(
+            f"{lost} of {len(tokens)} states have no finite responsibilities",
+            why="a step size, friction, temperature or concentration of their chains is too large",
+            hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
+        )
 
 
 def _native(tensor: Tensor | DeviceTensor) -> Any:
     """What the extension takes: an array, or its own tensor."""
-    return tensor.native if isinstance(tensor, DeviceTensor) else _array(tensor)
+    return tensor.native if isinstance(tensor, DeviceTensor) else array(tensor)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from op_problems import candidates, nmse, schedule, unit
+from op_problems import candidates, nmse, schedule
 from torch import Tensor
 
-from ebmvk.engine import Backend
+from ebmvk.engine import Backend, examples
 from ebmvk.engine.integrators import INTEGRATORS
+from ebmvk.engine.operations import OPERATIONS as TABLE
 
 Arguments = dict[str, Any]
 
@@ -24,6 +25,11 @@ class Shape:
     d: int = 7
     k: int = 3
     n: int = 23
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By their names in operations.toml."""
+        return {"B": self.rows, "d": self.d, "K": self.k, "N": self.n}
 
 
 SMALL = Shape()
@@ -47,20 +53,13 @@ class Op:
         given = dict(self.arguments() if arguments is None else arguments)
         if "points" in given and isinstance(given["points"], Tensor):
             given["points"] = backend.points(given["points"])
-        return flatten(getattr(backend, self.method)(**given))
+        return examples.tensors(getattr(backend, self.method)(**given))
 
     def part(self, arguments: Arguments, begin: int, end: int) -> Arguments:
         """The call on some of the rows."""
         cut = {name: arguments[name][begin:end].contiguous() for name in self.rows}
         first = {self.first: arguments.get(self.first, 0) + begin} if self.first else {}
         return {**arguments, **cut, **first}
-
-
-def flatten(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    assert is_dataclass(result)
-    return [tensor for part in fields(result) for tensor in flatten(getattr(result, part.name))]
 
 
 def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -80,27 +79,6 @@ def assert_close(op: Op, got: list[Tensor], want: list[Tensor]) -> None:
             assert (nmse(a, b) <= 1e-8) if b.is_floating_point() else torch.equal(a.cpu(), b), i
 
 
-def _rows(shape: Shape, seed: int) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-    g = torch.Generator().manual_seed(seed)
-    x, y = unit(shape.rows, shape.d, generator=g), unit(shape.rows, shape.d, generator=g)
-    return x, y, torch.randn(shape.rows, shape.d, generator=g), g
-
-
-def _sphere(*names: str) -> Callable[[Shape, int], Arguments]:
-    def make(shape: Shape, seed: int) -> Arguments:
-        x, y, u, _ = _rows(shape, seed)
-        return {name: {"x": x, "y": y, "u": u}[name] for name in names}
-
-    return make
-
-
-def _topk(shape: Shape, seed: int) -> Arguments:
-    _, _, u, g = _rows(shape, seed)
-    points = unit(shape.n, shape.d, generator=g)
-    weights = {"scale": torch.rand(shape.n, generator=g), "bias": torch.randn(shape.n, generator=g)}
-    return {"queries": u, "points": points, "k": min(2 * shape.k, shape.n), **weights}
-
-
 def _energy(shape: Shape, seed: int) -> Arguments:
     p = candidates(shape.rows, shape.k, shape.d, shape.n, seed=seed)
     names = ("x", "points", "ids", "logw", "kappa", "log_background")
@@ -108,8 +86,12 @@ def _energy(shape: Shape, seed: int) -> Arguments:
 
 
 def _backward(shape: Shape, seed: int) -> Arguments:
-    _, _, u, g = _rows(shape, seed)
-    return {**_energy(shape, seed), "grad_energy": torch.randn(shape.rows, generator=g), "grad_score": u}
+    g = torch.Generator().manual_seed(seed)
+    grads = {
+        "grad_energy": torch.randn(shape.rows, generator=g),
+        "grad_score": torch.randn(shape.rows, shape.d, generator=g),
+    }
+    return {**_energy(shape, seed), **grads}
 
 
 def _langevin(shape: Shape, seed: int) -> Arguments:
@@ -117,37 +99,26 @@ def _langevin(shape: Shape, seed: int) -> Arguments:
     return {**_energy(shape, seed), "v": p.v, "schedule": schedule(2, 0, 3), "seed": 2**40 + seed}
 
 
-def _vmf(shape: Shape, seed: int) -> Arguments:
-    x, _, _, g = _rows(shape, seed)
-    return {"mu": x, "kappa": 30 * torch.rand(shape.rows, generator=g), "seed": 2**40 + seed}
+def _op(name: str) -> Op:
+    """An operation whose arguments are made from its table."""
+
+    def make(shape: Shape, seed: int) -> Arguments:
+        return examples.arguments(name, shape.sizes, seed)
+
+    arguments = TABLE[name].arguments
+    first = [argument.name for argument in arguments if argument.kind == "counter" and argument.extent == "B"]
+    rows = tuple(argument.name for argument in arguments if argument.of[:1] == ("B",))
+    return Op(name, MADE_HERE.get(name, make), rows, *first)
 
 
-def _accumulate(shape: Shape, seed: int) -> Arguments:
-    x, _, _, g = _rows(shape, seed)
-    ids = torch.randint(shape.n, (shape.rows, shape.k), generator=g)
-    shares = torch.rand(shape.rows, shape.k, generator=g)
-    tokens = torch.randint(4, (shape.rows,), generator=g)
-    return {"x": x, "ids": ids, "responsibilities": shares, "tokens": tokens, "n": shape.n}
-
-
-_LISTS = ("x", "ids", "logw", "kappa", "log_background")
+# Operations whose arguments are special: candidates of weight 0, velocities that are tangent.
+MADE_HERE = {"energy_score": _energy, "energy_score_backward": _backward, "langevin": _langevin}
 
 OPERATIONS = {
-    "projx": Op("projx", lambda shape, seed: {"x": 3 * _rows(shape, seed)[2]}, ("x",)),
-    "proju": Op("proju", _sphere("x", "u"), ("x", "u")),
-    "expmap": Op("expmap", _sphere("x", "u"), ("x", "u")),
-    "logmap": Op("logmap", _sphere("x", "y"), ("x", "y")),
-    "transp": Op("transp", _sphere("x", "y", "u"), ("x", "y", "u")),
-    "dist": Op("dist", _sphere("x", "y"), ("x", "y")),
-    "topk": Op("topk", _topk, ("queries",)),
-    "energy_score": Op("energy_score", _energy, _LISTS),
-    "energy_score_backward": Op("energy_score_backward", _backward, (*_LISTS, "grad_energy", "grad_score")),
-    "langevin": Op("langevin", _langevin, (*_LISTS, "v"), "first_chain"),
+    **{name: _op(name) for name in TABLE},
     **{
-        name: Op("langevin", _langevin, (*_LISTS, "v"), "first_chain", {"scheme": name, "leapfrogs": 2})
+        name: replace(_op("langevin"), settings={"scheme": name, "leapfrogs": 2})
         for name in INTEGRATORS
         if name != "gbaoab"  # the default
     },
-    "vmf_sample": Op("vmf_sample", _vmf, ("mu", "kappa"), "first_row"),
-    "accumulate": Op("accumulate", _accumulate, ("x", "ids", "responsibilities", "tokens")),
 }

@@ -16,7 +16,6 @@ from vulkan_open import guarded, open_vulkan, unit
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.engine import LangevinDiagnostics
 from ebmvk.engine.api import OpCount
-from ebmvk.engine.chained import CandidateLaw
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError, NonFinite
 from ebmvk.sampling import annealed, streams
@@ -84,17 +83,20 @@ def decoded(backend: Vulkan, log_p: Tensor, ids: Tensor, x: Tensor, kappa: Tenso
     want = host.decode(x, kappa, log_p, seed=3, first_chain=11)
     give: Any = backend.tensor if keep else lambda value: value
     kept, chosen = give(log_p), give(ids)
+    law = backend.candidate_law(kept, chosen)
     got = backend.decode(
         give(x),
         points,
         chosen,
-        backend.candidate_law(kept, chosen),
+        law.logp,
+        law.log_rest,
         kappa,
         log_c_ratio(kappa, D),
         kept,
         seed=3,
         first_chain=11,
-        streams=(streams.CHOICE, streams.REST),
+        choice_stream=streams.CHOICE,
+        rest_stream=streams.REST,
     )
     return got, want
 
@@ -146,11 +148,11 @@ def test_states_that_are_not_finite_are_an_error() -> None:
     backend = open_vulkan()
     log_p, ids = problem(2)
     nothing = torch.full((2, K), -math.inf)
-    law = CandidateLaw(backend.tensor(nothing), backend.tensor(nothing[:, 0].contiguous()), torch.zeros(2))
+    law = (backend.tensor(nothing), backend.tensor(nothing[:, 0].contiguous()))
     ones = torch.ones(2)
-    arguments = (unit(2, D, 1), backend.points(unit(V, D, 1)), ids, law, ones, ones, log_p)
+    arguments = (unit(2, D, 1), backend.points(unit(V, D, 1)), ids, *law, ones, ones, log_p)
     with pytest.raises(NonFinite, match="2 of 2 states"):
-        backend.decode(*arguments, seed=1, first_chain=0, streams=(4, 5))
+        backend.decode(*arguments, seed=1, first_chain=0, choice_stream=4, rest_stream=5)
 
 
 def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
@@ -160,13 +162,14 @@ def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
         backend.candidate_law(log_p, ids + V)
     with pytest.raises(ArgumentError, match="log_p"):
         backend.candidate_law(log_p.double(), ids)
-    law, ones = backend.candidate_law(log_p, ids), torch.ones(2)
+    found, ones = backend.candidate_law(log_p, ids), torch.ones(2)
+    law, streams_of = (found.logp, found.log_rest), {"seed": 1, "first_chain": 0, "choice_stream": 4, "rest_stream": 5}
     points = backend.points(unit(V, D, 1))
     with pytest.raises(ArgumentError, match="kappa"):
-        backend.decode(unit(2, D, 1), points, ids, law, -ones, ones, log_p, seed=1, first_chain=0, streams=(4, 5))
+        backend.decode(unit(2, D, 1), points, ids, *law, -ones, ones, log_p, **streams_of)
     few = backend.points(unit(V - 1, D, 1))
     with pytest.raises(ArgumentError, match="log_p has shape"):
-        backend.decode(unit(2, D, 1), few, ids, law, ones, ones, log_p, seed=1, first_chain=0, streams=(4, 5))
+        backend.decode(unit(2, D, 1), few, ids, *law, ones, ones, log_p, **streams_of)
 
 
 def since(before: dict[str, OpCount], backend: Vulkan) -> dict[str, tuple[int, int]]:

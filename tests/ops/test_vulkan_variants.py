@@ -81,8 +81,8 @@ def run_tensors(backend: Vulkan, x: Tensor, mu: Tensor, law: tuple[Tensor, Tenso
     assert nmse(end.x.torch(), want.x) < 1e-9  # type: ignore[attr-defined]
     log_p = torch.zeros(9, 300).log_softmax(1)
     chain = backend.candidate_law(log_p, ids)
-    settings = {"seed": 1, "first_chain": 0, "streams": (4, 5)}
-    tokens = backend.decode(x, points, ids, chain, torch.ones(9), torch.zeros(9), log_p, **settings)  # type: ignore[arg-type]
+    given = (x, points, ids, chain.logp, chain.log_rest, torch.ones(9), torch.zeros(9), log_p)
+    tokens = backend.decode(*given, seed=1, first_chain=0, choice_stream=4, rest_stream=5)
     assert bool((tokens < 300).all())
 
 

@@ -79,12 +79,12 @@ std::uint32_t energy_capacity(Engine& engine, const Points& points, std::uint64_
   return capacity > fit ? capacity / 2 : capacity;
 }
 
-Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+Candidates::Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyScoreArguments& in,
                        std::uint64_t begin)
     : named(engine.device(), in.ids.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
       logw(engine.device(), in.logw.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
       kappa(engine.device(), in.kappa.from(begin), capacity, in.k, in.k, Buffer::Kind::upload),
-      background(engine.device(), in.background.from(begin), capacity, 1, 1, Buffer::Kind::upload),
+      background(engine.device(), in.log_background.from(begin), capacity, 1, 1, Buffer::Kind::upload),
       points_(points),
       capacity_(capacity),
       k_(in.k) {
@@ -100,11 +100,11 @@ View Candidates::rows() const { return points_.shards() == 1 ? points_.shard(0) 
 
 View Candidates::ids() const { return points_.shards() == 1 ? named.on_device() : View(positions_.on_device()); }
 
-void Candidates::write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows) {
+void Candidates::write(const EnergyScoreArguments& in, std::uint64_t begin, std::uint64_t rows) {
   named.write(in.ids, begin, rows);
   logw.write(in.logw, begin, rows);
   kappa.write(in.kappa, begin, rows);
-  background.write(in.background, begin, rows);
+  background.write(in.log_background, begin, rows);
 }
 
 void Candidates::record(Engine& engine, Program& program, const View& params) {

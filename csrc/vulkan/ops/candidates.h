@@ -7,10 +7,10 @@
 namespace ebmvk {
 
 struct Candidates {
-  Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
+  Candidates(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyScoreArguments& in,
              std::uint64_t begin);
 
-  void write(const EnergyArguments& in, std::uint64_t begin, std::uint64_t rows);
+  void write(const EnergyScoreArguments& in, std::uint64_t begin, std::uint64_t rows);
   // Records the upload and, if the points span several shards, the gathering of the candidates'
   // rows.
   void record(Engine& engine, Program& program, const View& params);

@@ -17,14 +17,14 @@ struct EnergyWork {
   Candidates candidates;
   Program program;
 
-  EnergyWork(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyArguments& in,
-             const EnergyResults& out, std::uint64_t begin)
+  EnergyWork(Engine& engine, const Points& points, std::uint32_t capacity, const EnergyScoreArguments& in,
+             const EnergyScoreResults& out, std::uint64_t begin)
       : params(engine.device(), Buffer::Kind::upload, 16),
         x(engine.device(), in.x.from(begin), capacity, in.d, 4 * points.quads(), Buffer::Kind::upload),
         responsibilities(engine.device(), out.responsibilities.from(begin), capacity, in.k, in.k,
                          Buffer::Kind::readback),
         energy(engine.device(), out.energy.from(begin), capacity, 1, 1, Buffer::Kind::readback),
-        rest(engine.device(), out.rest.from(begin), capacity, 1, 1, Buffer::Kind::readback),
+        rest(engine.device(), out.background.from(begin), capacity, 1, 1, Buffer::Kind::readback),
         candidates(engine, points, capacity, in, begin),
         program(engine.device()) {
     const auto pitch = 4 * points.quads();
@@ -44,8 +44,9 @@ struct EnergyWork {
   }
 };
 
-std::vector<Place> places_of(const EnergyArguments& in, std::uint64_t begin) {
-  return {in.x.from(begin), in.ids.from(begin), in.logw.from(begin), in.kappa.from(begin), in.background.from(begin)};
+std::vector<Place> places_of(const EnergyScoreArguments& in, std::uint64_t begin) {
+  return {in.x.from(begin), in.ids.from(begin), in.logw.from(begin), in.kappa.from(begin),
+          in.log_background.from(begin)};
 }
 
 // x or v of chains: the kernel changes the rows where the result will be. On the host one table
@@ -93,13 +94,13 @@ struct LangevinWork {
   LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan,
                const LangevinArguments& in, const LangevinResults& to, std::uint64_t begin)
       : params(engine.device(), Buffer::Kind::upload, kSlotBytes * kDispatches),
-        x(engine, in.energy.x.from(begin), to.x.from(begin), capacity, points),
+        x(engine, in.x.from(begin), to.x.from(begin), capacity, points),
         v(engine, in.v.from(begin), to.v.from(begin), capacity, points),
         level_table(engine.device(), push.level_rows == 1 ? 1 : capacity, 8 * push.levels, 8 * push.levels,
                     Buffer::Kind::upload),
         level_end(engine.device(), 1, push.levels, push.levels, Buffer::Kind::upload),
         records(engine.device(), capacity, 8, 8, Buffer::Kind::readback),
-        candidates(engine, points, capacity, in.energy, begin),
+        candidates(engine, points, capacity, in, begin),
         program(engine.device()) {
     x.load(engine, program, params);
     v.load(engine, program, params);
@@ -129,7 +130,7 @@ struct LangevinWork {
       return Operand(engine.device(), result.from(begin), capacity, 1, 1, Buffer::Kind::readback);
     };
     energy = vector(to.energy);
-    kinetic = vector(to.kinetic);
+    kinetic = vector(to.kinetic_temperature);
     energy_error = vector(to.energy_error);
     acceptance = vector(to.acceptance);
     tangency = vector(to.tangency);
@@ -143,17 +144,18 @@ struct LangevinWork {
   }
 
   void write(const LangevinArguments& in, std::uint64_t begin, std::uint32_t rows) {
-    x.write(in.energy.x, begin, rows);
+    x.write(in.x, begin, rows);
     v.write(in.v, begin, rows);
-    candidates.write(in.energy, begin, rows);
-    std::partial_sum(in.steps.begin(), in.steps.end(), level_end.on_host().as<std::uint32_t>());
+    candidates.write(in, begin, rows);
+    const auto& s = in.schedule;
+    std::partial_sum(s.steps.begin(), s.steps.end(), level_end.on_host().as<std::uint32_t>());
     auto* entry = level_table.on_host().as<float>();
-    const std::size_t table_rows = in.level_rows == 1 ? 1 : rows;
-    const std::size_t first = in.level_rows == 1 ? 0 : begin * in.levels;
-    for (std::size_t i = first; i < first + table_rows * in.levels; ++i, entry += 8) {
+    const std::size_t table_rows = s.rows == 1 ? 1 : rows;
+    const std::size_t first = s.rows == 1 ? 0 : begin * s.levels;
+    for (std::size_t i = first; i < first + table_rows * s.levels; ++i, entry += 8) {
       const double friction =
-          static_cast<double>(in.gamma[i]) * in.step_size[i] * (in.integrator.friction * in.leapfrogs);
-      const float values[8] = {in.kappa_scale[i], in.logw_shift[i], in.step_size[i],
+          static_cast<double>(s.gamma[i]) * s.step_size[i] * (in.integrator.friction * in.leapfrogs);
+      const float values[8] = {s.kappa_scale[i], s.logw_shift[i], s.step_size[i],
                                static_cast<float>(std::exp(-friction)),
                                static_cast<float>(std::sqrt(-in.temperature * std::expm1(-2 * friction)))};
       std::copy_n(values, 8, entry);
@@ -171,7 +173,7 @@ struct LangevinWork {
     const auto* record = records.on_host().as<float>();
     for (std::uint64_t row = begin; row < begin + rows; ++row, record += 8) {
       out.energy.host[row] = record[0];
-      out.kinetic.host[row] = static_cast<float>(record[1] * each);
+      out.kinetic_temperature.host[row] = static_cast<float>(record[1] * each);
       out.energy_error.host[row] = static_cast<float>(record[2] * each);
       out.tangency.host[row] = record[3];
       out.acceptance.host[row] = metropolis ? static_cast<float>(record[4] * each) : 1.0f;
@@ -180,11 +182,11 @@ struct LangevinWork {
 };
 
 std::string keys_of(const LangevinArguments& in, const LangevinResults& out, std::uint64_t begin) {
-  auto from = places_of(in.energy, begin);
+  auto from = places_of(in, begin);
   from.push_back(in.v.from(begin));
   std::vector<Place> to;
   for (const auto* result :
-       {&out.x, &out.v, &out.energy, &out.kinetic, &out.energy_error, &out.acceptance, &out.tangency})
+       {&out.x, &out.v, &out.energy, &out.kinetic_temperature, &out.energy_error, &out.acceptance, &out.tangency})
     to.push_back(result->from(begin));
   return ebmvk::keys_of(from, to);
 }
@@ -219,7 +221,7 @@ std::uint64_t steps_per_dispatch(Engine& engine, std::uint32_t quads, std::uint3
   const std::uint64_t parts = 64 + 16 * per_invocation;  // moves and reductions
   const std::uint64_t step = std::uint64_t{in.leapfrogs} * in.integrator.evaluations * (evaluation + parts) + parts;
   const std::uint64_t limit = device.loop_rounds;
-  const std::uint64_t once = evaluation + k + in.levels;  // entering a level, loading
+  const std::uint64_t once = evaluation + k + in.schedule.levels;  // entering a level, loading
   if (once + step > limit)
     throw Unsupported("a step of " + std::to_string(in.leapfrogs) + " leapfrogs with " + std::to_string(k) +
                       " candidates goes through loops more often than this driver lets a shader");
@@ -246,7 +248,7 @@ void record_energy_score(Engine& engine, Program& program, const Points& points,
       kernels::EnergyScore{quads, k}, capacity);
 }
 
-void Engine::energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out) {
+void Engine::energy_score(const Points& points, const EnergyScoreArguments& in, const EnergyScoreResults& out) {
   Call call(*this, "energy_score", &points);
   const kernels::EnergyScore push{points.quads(), in.k};
   const auto slice = units_per_slice(push.name, push.flops(1));
@@ -255,7 +257,7 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
     const auto* kind = out.score.wanted() ? push.name : "energy";
     const auto keys = keys_of(places_of(in, begin), {out.energy.from(begin), out.score.from(begin),
-                                                     out.responsibilities.from(begin), out.rest.from(begin)});
+                                                     out.responsibilities.from(begin), out.background.from(begin)});
     auto& work = workspaces_.get<EnergyWork>(shape_key(kind, points, capacity, in.k) + keys, points.id(), [&] {
       return std::make_shared<EnergyWork>(*this, points, capacity, in, out, begin);
     });
@@ -266,14 +268,19 @@ void Engine::energy_score(const Points& points, const EnergyArguments& in, const
     work.energy.read(out.energy, begin, count);
     if (out.score.wanted()) work.score.read(out.score, begin, count);
     work.responsibilities.read(out.responsibilities, begin, count);
-    work.rest.read(out.rest, begin, count);
+    work.rest.read(out.background, begin, count);
     begin += count;
   }
   call.count();
 }
 
 void Engine::langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out) {
-  const kernels::Langevin push{points.quads(), in.energy.k, in.energy.d, in.levels, in.level_rows};
+  if (!in.integrator.metropolis && in.leapfrogs != 1) {  // they ignore it
+    auto one = in;
+    one.leapfrogs = 1;
+    return langevin(points, one, out);
+  }
+  const kernels::Langevin push{points.quads(), in.k, in.d, in.schedule.levels, in.schedule.rows};
   if (in.integrator.metropolis)
     integrate(points, kernels::Ghmc{push.quads, push.k, push.d, push.levels, push.level_rows, in.leapfrogs}, in, out);
   else
@@ -284,8 +291,9 @@ template <typename Push>
 void Engine::integrate(const Points& points, const Push& push, const LangevinArguments& in,
                        const LangevinResults& out) {
   Call call(*this, "langevin", &points);
-  const auto& shape = in.energy;
-  const std::uint32_t total = std::accumulate(in.steps.begin(), in.steps.end(), 0u);
+  const auto& shape = in;
+  const auto& each_level = in.schedule.steps;
+  const std::uint32_t total = std::accumulate(each_level.begin(), each_level.end(), 0u);
   const double each = 1.0 / std::max(total, 1u);
   const bool metropolis = in.integrator.metropolis && total > 0;
   const auto plan = chain_plan(*this, points.storage(), push.quads, shape.k);
@@ -294,10 +302,11 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
   const auto slice = std::min<std::uint64_t>(units_per_slice(speed, push.flops(1)), 1u << 14);
   for (std::uint64_t begin = 0; begin < shape.rows;) {
     const auto capacity = energy_capacity(*this, points, std::min<std::uint64_t>(shape.rows - begin, slice), shape.k,
-                                          std::uint64_t{32} * in.levels);
+                                          std::uint64_t{32} * in.schedule.levels);
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
-    const auto key = shape_key(speed.c_str(), points, capacity, shape.k) + "/" + std::to_string(in.levels) + "/" +
-                     std::to_string(in.level_rows == 1) + "/" + std::to_string(in.leapfrogs) + keys_of(in, out, begin);
+    const auto key = shape_key(speed.c_str(), points, capacity, shape.k) + "/" + std::to_string(push.levels) + "/" +
+                     std::to_string(push.level_rows == 1) + "/" + std::to_string(in.leapfrogs) +
+                     keys_of(in, out, begin);
     LangevinWork& work = workspaces_.get<LangevinWork>(key, points.id(), [&] {
       return std::make_shared<LangevinWork>(*this, points, capacity, push, plan, in, out, begin);
     });

@@ -3,12 +3,12 @@
 // bounded time, and leaves nothing half done if it throws.
 #pragma once
 
-#include "integrators.h"
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
 #include "vulkan/runtime/pace.h"
 #include "vulkan/runtime/plan.h"
 #include "vulkan/runtime/workspace.h"
+#include "vulkan_operations.h"
 
 #include <chrono>
 #include <cstdint>
@@ -28,39 +28,6 @@ struct Count {
   Traffic traffic;
 };
 
-struct EnergyArguments {  // B rows, K candidates, dimension d
-  std::uint32_t rows, k, d;
-  Argument<float> x;
-  Argument<std::int64_t> ids;
-  Argument<float> logw, kappa, background;
-};
-
-struct EnergyResults {
-  Result<float> energy, score, responsibilities, rest;  // the score may be unwanted
-};
-
-struct LangevinArguments {
-  EnergyArguments energy;
-  Argument<float> v;
-  std::uint32_t levels, level_rows;  // level_rows: 1 or B
-  const float *kappa_scale, *logw_shift, *step_size, *gamma;
-  std::vector<std::uint32_t> steps;
-  std::uint64_t seed;
-  std::uint32_t first_step, first_chain;
-  double temperature;
-  integrators::Description integrator;
-  std::uint32_t leapfrogs;  // per step, if the integrator is a Metropolis one; else 1
-};
-
-struct LangevinResults {
-  Result<float> x, v, energy, kinetic, energy_error, acceptance, tangency;
-};
-
-struct GradientArguments {
-  EnergyArguments energy;
-  Argument<float> grad_energy, grad_score;  // (B,), (B, d)
-};
-
 // The gradient of the points is dense on the host, (N, d), zero at the start; or `points` is null, and
 // tensors take the ids of the points that occur, ascending, and their rows. These have room for
 // Engine::touched_points rows, and keep as many as there are.
@@ -68,25 +35,6 @@ struct GradientResults {
   Result<float> x, logw, kappa, background;
   float* points;
   Tensor *point_ids, *point_rows;
-};
-
-struct LawArguments {  // B rows of V log probabilities, K candidates
-  std::uint32_t rows, k, width;
-  Argument<float> log_p;
-  Argument<std::int64_t> ids;
-};
-
-struct LawResults {
-  Result<float> logp, log_rest, entropy;
-};
-
-struct DecodeArguments {
-  LawArguments law;
-  std::uint32_t d;
-  Argument<float> x, logp, log_rest;
-  Argument<float> kappa, shift;  // (B,): the concentration, and what it adds to log weights
-  std::uint64_t seed;
-  std::uint32_t first_chain, choice_stream, rest_stream;
 };
 
 struct VmfArguments {
@@ -116,14 +64,6 @@ struct Accumulated {
   std::vector<float> sums;           // (n, d + 1): each resultant, followed by its mass
   std::vector<std::uint64_t> pairs;  // splat << 32 | token, ascending
   std::vector<float> counts;         // one for each pair
-};
-
-struct TopkArguments {
-  std::uint32_t rows, k, d;
-  Argument<float> queries;
-  Argument<float> scale, bias;  // (N,) or missing
-
-  bool scaled() const { return scale.given() || bias.given(); }
 };
 
 // For tests: entries with keys, and a token for each `per_token` of them if it isn't 0. Entries with
@@ -230,19 +170,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // `kernel`: of row_kernel().
   void rows(const KernelSource& kernel, std::uint32_t rows, std::uint32_t d,
             const std::vector<Argument<float>>& arguments, const Result<float>& result);
-  void energy_score(const Points& points, const EnergyArguments& in, const EnergyResults& out);
-  void langevin(const Points& points, const LangevinArguments& in, const LangevinResults& out);
-  void energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out);
+  // Those of operations.toml, for example
+  //   void energy_score(const Points& points, const EnergyScoreArguments& in, const EnergyScoreResults& out);
+#include "vulkan_methods.h"
+  void energy_score_backward(const Points& points, const EnergyScoreBackwardArguments& in, const GradientResults& out);
   // The largest number of points that can occur in (rows, k) candidates.
   static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
-  // The masses of candidates, of the rest, and the entropy of both.
-  void candidate_law(const LawArguments& in, const LawResults& out);
-  // A token of each row, by the responsibilities at x; 2^32 - 1 if they aren't finite.
-  void decode(const Points& points, const DecodeArguments& in, const Result<std::int64_t>& tokens);
   void vmf_sample(const VmfArguments& in, const Result<float>& result);
   Accumulated accumulate(const AccumulateArguments& in);
-  void topk(const Points& points, const TopkArguments& in, const Result<float>& scores,
-            const Result<std::int64_t>& ids);
   // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
   // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
@@ -296,8 +231,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
-  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const Result<float>& scores,
-                  const Result<std::int64_t>& ids);
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const TopkResults& out);
   // Returns the rows that float16 did not prove; nothing is written for them.
   std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
                                          const TopkArguments& in, float* scores, std::int64_t* ids);

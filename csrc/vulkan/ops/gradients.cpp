@@ -51,10 +51,10 @@ double flops_per_entry(const Points& points) { return kernels::SegmentSum{points
 
 class GradientWork {
  public:
-  GradientWork(Engine& engine, const Points& points, const GradientShape& shape, const GradientArguments& in,
+  GradientWork(Engine& engine, const Points& points, const GradientShape& shape, const EnergyScoreBackwardArguments& in,
                const GradientResults& out);
 
-  void write(const GradientArguments& in, std::uint64_t begin, std::uint32_t rows);
+  void write(const EnergyScoreBackwardArguments& in, std::uint64_t begin, std::uint32_t rows);
   // `slice`: the number of rows per submission.
   void run(Engine::Call& call, std::uint64_t begin, std::uint32_t rows, std::uint64_t slice,
            const GradientResults& out);
@@ -89,20 +89,20 @@ class GradientWork {
 };
 
 GradientWork::GradientWork(Engine& engine, const Points& points, const GradientShape& shape,
-                           const GradientArguments& in, const GradientResults& out)
+                           const EnergyScoreBackwardArguments& in, const GradientResults& out)
     : engine_(engine),
       points_(points),
       shape_(shape),
-      k_(in.energy.k),
+      k_(in.k),
       quads_(points.quads()),
       rows_(engine.device(), Buffer::Kind::upload, 16),
       entries_(engine.device(), Buffer::Kind::upload, 16),
       now_(engine.device(), Buffer::Kind::upload, 16),
-      x_(rows_of(in.energy.x.from(shape.begin), Buffer::Kind::upload)),
-      ids_(lists_of(in.energy.ids.from(shape.begin), Buffer::Kind::upload)),
-      logw_(lists_of(in.energy.logw.from(shape.begin), Buffer::Kind::upload)),
-      kappa_(lists_of(in.energy.kappa.from(shape.begin), Buffer::Kind::upload)),
-      background_(numbers_of(in.energy.background.from(shape.begin), Buffer::Kind::upload)),
+      x_(rows_of(in.x.from(shape.begin), Buffer::Kind::upload)),
+      ids_(lists_of(in.ids.from(shape.begin), Buffer::Kind::upload)),
+      logw_(lists_of(in.logw.from(shape.begin), Buffer::Kind::upload)),
+      kappa_(lists_of(in.kappa.from(shape.begin), Buffer::Kind::upload)),
+      background_(numbers_of(in.log_background.from(shape.begin), Buffer::Kind::upload)),
       grad_energy_(numbers_of(in.grad_energy.from(shape.begin), Buffer::Kind::upload)),
       grad_score_(rows_of(in.grad_score.from(shape.begin), Buffer::Kind::upload)),
       grad_x_(rows_of(out.x.from(shape.begin), Buffer::Kind::readback)),
@@ -155,14 +155,14 @@ Operand GradientWork::numbers_of(const Place& place, Buffer::Kind host) const {
   return {engine_.device(), place, shape_.capacity, 1, 1, host};
 }
 
-void GradientWork::write(const GradientArguments& in, std::uint64_t begin, std::uint32_t rows) {
+void GradientWork::write(const EnergyScoreBackwardArguments& in, std::uint64_t begin, std::uint32_t rows) {
   *rows_.as<std::uint32_t>() = rows;
   *entries_.as<std::uint32_t>() = rows * k_;
-  x_.write(in.energy.x, begin, rows);
-  ids_.write(in.energy.ids, begin, rows);
-  logw_.write(in.energy.logw, begin, rows);
-  kappa_.write(in.energy.kappa, begin, rows);
-  background_.write(in.energy.background, begin, rows);
+  x_.write(in.x, begin, rows);
+  ids_.write(in.ids, begin, rows);
+  logw_.write(in.logw, begin, rows);
+  kappa_.write(in.kappa, begin, rows);
+  background_.write(in.log_background, begin, rows);
   grad_energy_.write(in.grad_energy, begin, rows);
   grad_score_.write(in.grad_score, begin, rows);
 }
@@ -239,10 +239,9 @@ void GradientWork::read(std::uint64_t begin, std::uint32_t rows, const GradientR
   out.point_rows->keep(found);
 }
 
-std::string places_of(const GradientArguments& in, const GradientResults& out, std::uint64_t begin) {
-  const auto& energy = in.energy;
-  return keys_of({energy.x.from(begin), energy.ids.from(begin), energy.logw.from(begin), energy.kappa.from(begin),
-                  energy.background.from(begin), in.grad_energy.from(begin), in.grad_score.from(begin)},
+std::string places_of(const EnergyScoreBackwardArguments& in, const GradientResults& out, std::uint64_t begin) {
+  return keys_of({in.x.from(begin), in.ids.from(begin), in.logw.from(begin), in.kappa.from(begin),
+                  in.log_background.from(begin), in.grad_energy.from(begin), in.grad_score.from(begin)},
                  {out.x.from(begin), out.logw.from(begin), out.kappa.from(begin), out.background.from(begin),
                   Place{out.point_ids}, Place{out.point_rows}});
 }
@@ -253,9 +252,10 @@ std::uint32_t Engine::touched_points(const Points& points, std::uint32_t rows, s
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(std::uint64_t{rows} * k, points.n()));
 }
 
-void Engine::energy_score_backward(const Points& points, const GradientArguments& in, const GradientResults& out) {
+void Engine::energy_score_backward(const Points& points, const EnergyScoreBackwardArguments& in,
+                                   const GradientResults& out) {
   Call call(*this, kSpeed, &points);
-  const auto& shape = in.energy;
+  const auto& shape = in;
   const double row_flops =
       kernels::EnergyGradients{points.quads(), shape.k}.flops(1) + shape.k * flops_per_entry(points);
   const bool tensors = out.point_rows != nullptr;

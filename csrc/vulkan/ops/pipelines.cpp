@@ -1,11 +1,13 @@
 // Which pipelines the operations use, without running them, so that their machine code can be read
-// for a card that is not there. A test runs the operations and compares. Whoever adds a kernel adds
-// it here.
+// for a card that is not there. A test runs the operations and compares. Whoever adds a kernel that
+// doesn't have one workgroup per row, of row_group(), adds it here.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/ops/sort.h"
 
 #include <algorithm>
+#include <set>
+#include <string>
 
 namespace ebmvk {
 namespace {
@@ -23,6 +25,14 @@ class List {
                 Storage storage = Storage::float32) {
     add(name, engine_.row_group(quads), std::move(constants), storage);
   }
+  // Those of the manifest that aren't there yet.
+  void add_rest(std::uint32_t quads) {
+    std::set<std::string> known;
+    for (const auto& key : keys_) known.insert(key.name);
+    for (const auto& kernel : kernel_table())
+      if (!known.count(kernel.name) && kernel.variant == Variant::portable)
+        add_rows(kernel.name, quads, {}, kernel.storage);
+  }
   std::vector<PipelineKey> take() { return std::move(keys_); }
 
  private:
@@ -32,13 +42,6 @@ class List {
 
 constexpr std::uint32_t kTokenQuads = 256;  // as in sampling.cpp
 constexpr Storage kStorages[] = {Storage::float32, Storage::float16};
-
-void add_sphere(List& list, std::uint32_t quads, std::uint32_t group) {
-  for (const auto* name : {kernels::SphereProjx::name, kernels::SphereProju::name, kernels::SphereExpmap::name,
-                           kernels::SphereLogmap::name, kernels::SphereTransp::name, kernels::SphereDist::name})
-    list.add_rows(name, quads);
-  list.add_rows(kernels::VmfSample::name, quads, {(quads + group - 1) / group});
-}
 
 void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
   const auto quads = quads_of(d);
@@ -87,7 +90,7 @@ void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t q
 std::vector<PipelineKey> Engine::pipelines(std::uint32_t queries, std::uint32_t d, std::uint32_t k) {
   const auto quads = quads_of(d);
   List list(*this);
-  add_sphere(list, quads, row_group(quads));
+  list.add_rows(kernels::VmfSample::name, quads, {(quads + row_group(quads) - 1) / row_group(quads)});
   add_energy(list, *this, d, k);
   add_sums(list, *this, quads);
   add_tokens(list);
@@ -96,6 +99,7 @@ std::vector<PipelineKey> Engine::pipelines(std::uint32_t queries, std::uint32_t 
   list.add(kernels::CopyRows::name, 64);
   list.add(kernels::Probe::name, 64);
   list.add(kernels::CeilingFma::name, 64);
+  list.add_rest(quads);
   return list.take();
 }
 

@@ -71,7 +71,7 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
 }
 
 Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse* coarse, const TopkArguments& in,
-           const ScanResults& to, std::uint64_t begin)
+           const TopkResults& to, std::uint64_t begin)
     : shape(of),
       queries(engine.device(), in.queries.from(begin), of.capacity, points.d(), 4 * points.quads(),
               Buffer::Kind::upload),

@@ -19,18 +19,15 @@ ScanShape scan_shape(Engine& engine, const Rows& points, std::uint64_t rows, std
 // True if the device has room to select k points.
 bool selectable(const Device& device, std::uint32_t k);
 
-// Where a scan puts the best scores and ids of its queries.
-struct ScanResults {
-  Result<float> scores;
-  Result<std::int64_t> ids;
-};
+// True if scores are weighted.
+inline bool scaled(const TopkArguments& in) { return in.scale.given() || in.bias.given(); }
 
 class Scan {
  public:
   // Scans for the queries from `begin` on. With `coarse`, scans its float16 rows; scores are then
   // upper bounds of the float32 scores.
   Scan(Engine& engine, const Rows& points, const ScanShape& shape, const Coarse* coarse, const TopkArguments& in,
-       const ScanResults& to, std::uint64_t begin);
+       const TopkResults& to, std::uint64_t begin);
 
   void write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows);
   // Adds all sections that have work to the plan, the last one included, and runs it.

@@ -24,7 +24,7 @@ struct ExactWork {
   Scan scan;
 
   ExactWork(Engine& engine, const Points& points, const ScanShape& shape, const TopkArguments& in,
-            const ScanResults& to, std::uint64_t begin)
+            const TopkResults& to, std::uint64_t begin)
       : scan(engine, points, shape, nullptr, in, to, begin) {
     for (const auto* best : {&scan.best_scores, &scan.best_ids})
       best->store(engine.kernels(), scan.program, scan.params());
@@ -96,8 +96,7 @@ bool Engine::use_coarse(const Points& points, const TopkArguments& in) const {
          std::uint64_t{points.n()} * points.d() >= kCoarseSize;
 }
 
-void Engine::topk(const Points& points, const TopkArguments& in, const Result<float>& scores,
-                  const Result<std::int64_t>& ids) {
+void Engine::topk(const Points& points, const TopkArguments& in, const TopkResults& out) {
   Call call(*this, "topk", &points);
   if (!selectable(device_, in.k))
     throw Unsupported("k = " + std::to_string(in.k) + " needs more workgroup memory than the device has, " +
@@ -105,7 +104,7 @@ void Engine::topk(const Points& points, const TopkArguments& in, const Result<fl
   const bool forced = coarse_.has_value();
   const auto* coarse = use_coarse(points, in) ? points.coarse(forced ? 1 : kCoarseCalls, forced) : nullptr;
   if (coarse) {
-    const auto unproved = coarse_topk(call, points, *coarse, in, scores.host, ids.host);
+    const auto unproved = coarse_topk(call, points, *coarse, in, out.scores.host, out.ids.host);
     coarse_count_.rows += in.rows;
     coarse_count_.unproved += unproved.size();
     if (!unproved.empty()) {
@@ -116,32 +115,31 @@ void Engine::topk(const Points& points, const TopkArguments& in, const Result<fl
       auto again = in;
       again.rows = static_cast<std::uint32_t>(unproved.size());
       again.queries.host = queries.data();
-      exact_topk(call, points, again, {best.data(), nullptr}, {best_ids.data(), nullptr});
+      exact_topk(call, points, again, {{best.data(), nullptr}, {best_ids.data(), nullptr}});
       for (std::size_t i = 0; i < unproved.size(); ++i) {
-        std::copy_n(best.begin() + i * in.k, in.k, scores.host + std::size_t{unproved[i]} * in.k);
-        std::copy_n(best_ids.begin() + i * in.k, in.k, ids.host + std::size_t{unproved[i]} * in.k);
+        std::copy_n(best.begin() + i * in.k, in.k, out.scores.host + std::size_t{unproved[i]} * in.k);
+        std::copy_n(best_ids.begin() + i * in.k, in.k, out.ids.host + std::size_t{unproved[i]} * in.k);
       }
     }
   } else {
-    exact_topk(call, points, in, scores, ids);
+    exact_topk(call, points, in, out);
   }
   call.count();
 }
 
-void Engine::exact_topk(Call& call, const Points& points, const TopkArguments& in, const Result<float>& scores,
-                        const Result<std::int64_t>& ids) {
+void Engine::exact_topk(Call& call, const Points& points, const TopkArguments& in, const TopkResults& out) {
   for (std::uint64_t begin = 0; begin < in.rows;) {
-    const auto shape = scan_shape(*this, points, in.rows - begin, in.k, in.scaled());
+    const auto shape = scan_shape(*this, points, in.rows - begin, in.k, scaled(in));
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(shape.capacity, in.rows - begin));
-    const auto keys =
-        keys_of({in.queries.from(begin), in.scale.from(0), in.bias.from(0)}, {scores.from(begin), ids.from(begin)});
+    const auto keys = keys_of({in.queries.from(begin), in.scale.from(0), in.bias.from(0)},
+                              {out.scores.from(begin), out.ids.from(begin)});
     auto& work = workspaces_.get<ExactWork>(scan_key("topk", *this, points, shape) + keys, points.id(), [&] {
-      return std::make_shared<ExactWork>(*this, points, shape, in, ScanResults{scores, ids}, begin);
+      return std::make_shared<ExactWork>(*this, points, shape, in, out, begin);
     });
     work.scan.write(in, begin, rows);
     work.scan.run(call, rows);
-    work.scan.best_scores.read(scores, begin, rows);
-    work.scan.best_ids.read(ids, begin, rows);
+    work.scan.best_scores.read(out.scores, begin, rows);
+    work.scan.best_ids.read(out.ids, begin, rows);
     begin += rows;
   }
 }
@@ -151,7 +149,7 @@ std::vector<std::uint32_t> Engine::coarse_topk(Call& call, const Points& points,
   std::vector<std::uint32_t> unproved;
   const auto kept = rescored(in.k, points.n());
   for (std::uint64_t begin = 0; begin < in.rows;) {
-    const auto shape = scan_shape(*this, coarse.halves, in.rows - begin, kept, in.scaled());
+    const auto shape = scan_shape(*this, coarse.halves, in.rows - begin, kept, scaled(in));
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(shape.capacity, in.rows - begin));
     auto& work = workspaces_.get<CoarseWork>(scan_key("coarse", *this, points, shape), points.id(), [&] {
       return std::make_shared<CoarseWork>(*this, points, coarse, shape, in);
