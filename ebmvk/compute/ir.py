@@ -170,9 +170,17 @@ class Program:
     inputs: written by the host before each run, or donated state. constants: values that never
     change, uploaded once. outputs: what the step returns, by position; a view, because a result
     may be a view of an input.
+
+    leaves: the arguments of the step, by position: dense views of `inputs`. Several arguments may
+    share an input, each at an offset of its own. donated: position of an output -> position of the
+    leaf that it replaces in the next run. origins: id of a tensor -> the operation that made it and
+    the line of the step that called it.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     constants: dict[Tensor, object] = field(default_factory=dict)  # numpy arrays
     nodes: list[Node] = field(default_factory=list)
     outputs: list[View] = field(default_factory=list)
+    leaves: list[View] = field(default_factory=list)
+    donated: dict[int, int] = field(default_factory=dict)
+    origins: dict[int, str] = field(default_factory=dict)
