@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 from ebmvk.compute import expr
@@ -22,41 +23,77 @@ FEW = 32
 SMALL = 1 << 14
 
 
+class Merging:
+    """A program's nodes while loops are joined, and the pairs that can't be."""
+
+    def __init__(self, program: Program, limits: Limits) -> None:
+        self.limits = limits
+        self.returned = {view.tensor.id for view in program.outputs}
+        self.nodes = ordered(program.nodes)
+        self.before = ancestors(self.nodes)
+        # The nodes are kept, so that their ids stay theirs.
+        self.failed: dict[tuple[int, int], tuple[Node, Node]] = {}
+
+    def attempt(self, first: int, second: int) -> int | None:
+        """Joins two nodes if they can be; the position of the joined one."""
+        a, b = self.nodes[first], self.nodes[second]
+        key = (id(a), id(b))
+        if key in self.failed:
+            return None
+        made = self._made(first, second)
+        if made is None:
+            self.failed[key] = (a, b)
+            return None
+        nodes = self.nodes
+        self.nodes = ordered([*nodes[:first], *nodes[first + 1 : second], made, *nodes[second + 1 :]])
+        self.before = ancestors(self.nodes)
+        return next(position for position, node in enumerate(self.nodes) if node is made)
+
+    def _made(self, first: int, second: int) -> Loop | None:
+        a, b = self.nodes[first], self.nodes[second]
+        if not isinstance(a, Loop) or not isinstance(b, Loop) or _between(self.before, first, second):
+            return None
+        made = joined(a, b, self.limits)
+        if made is None:
+            return None
+        made = self._without_unused(first, second, made)
+        most = max(self.limits.tensors, len(tensors_of(a)), len(tensors_of(b)))
+        return made if len(tensors_of(made)) <= most else None
+
+    def _without_unused(self, first: int, second: int, made: Loop) -> Loop:
+        needed = set(self.returned)
+        for position, node in enumerate(self.nodes):
+            if position not in {first, second}:
+                needed.update(view.tensor.id for view in reads(node))
+        return replace(made, stores=tuple(store for store in made.stores if store.view.tensor.id in needed))
+
+
 def merge(program: Program, limits: Limits) -> Program:
     """The program with loops joined until no two of them can be."""
-    nodes = ordered(program.nodes)
-    nodes = _joined_readers(program, nodes, limits)
-    nodes = _joined_siblings(program, nodes, limits, shared=True)
-    nodes = _joined_siblings(program, nodes, limits, shared=False)
-    return without_dead(replace(program, nodes=nodes))
+    state = Merging(program, limits)
+    _join_readers(state)
+    _join_siblings(state, _sharing)
+    _join_siblings(state, _alike)
+    return without_dead(replace(program, nodes=state.nodes))
 
 
-def _joined_readers(program: Program, nodes: list[Node], limits: Limits) -> list[Node]:
+def _join_readers(state: Merging) -> None:
     position = 0
-    while position < len(nodes):
-        joined = _join_with_source(program, nodes, position, limits)
-        if joined is None:
-            position += 1
-        else:
-            nodes, position = joined
-    return nodes
+    while position < len(state.nodes):
+        joined_at = _join_with_source(state, position)
+        position = position + 1 if joined_at is None else joined_at
 
 
-def _join_with_source(
-    program: Program, nodes: list[Node], position: int, limits: Limits
-) -> tuple[list[Node], int] | None:
-    node = nodes[position]
+def _join_with_source(state: Merging, position: int) -> int | None:
+    node = state.nodes[position]
     if not isinstance(node, Loop):
         return None
-    writers = _writers(nodes)
-    sources = sorted({w for view in reads(node) for w in writers.get(view.tensor.id, ())} - {position}, reverse=True)
-    if not any(isinstance(nodes[source], Loop) for source in sources):
-        return None
-    before = ancestors(nodes)
-    for source in sources:
-        joined = _attempt(program, nodes, before, source, position, limits)
-        if joined is not None:
-            return joined
+    writers = _writers(state.nodes)
+    sources = {w for view in reads(node) for w in writers.get(view.tensor.id, ())} - {position}
+    for source in sorted(sources, reverse=True):
+        found = state.attempt(source, position)
+        if found is not None:
+            return found
     return None
 
 
@@ -66,24 +103,6 @@ def _writers(nodes: list[Node]) -> dict[int, list[int]]:
         for view in writes(node):
             writers[view.tensor.id].append(position)
     return writers
-
-
-def _attempt(
-    program: Program, nodes: list[Node], before: list[int], first: int, second: int, limits: Limits
-) -> tuple[list[Node], int] | None:
-    """The nodes with two of them joined, and where the joined one is."""
-    a, b = nodes[first], nodes[second]
-    if not isinstance(a, Loop) or not isinstance(b, Loop) or _between(before, first, second):
-        return None
-    made = joined(a, b, limits)
-    if made is None:
-        return None
-    made = _without_unused(program, nodes, first, second, made)
-    if len(tensors_of(made)) > max(limits.tensors, len(tensors_of(a)), len(tensors_of(b))):
-        return None
-    rest = [*nodes[:first], *nodes[first + 1 : second], made, *nodes[second + 1 :]]
-    rest = ordered(rest)
-    return rest, next(position for position, node in enumerate(rest) if node is made)
 
 
 def _between(before: list[int], first: int, second: int) -> bool:
@@ -97,14 +116,6 @@ def _between(before: list[int], first: int, second: int) -> bool:
             return True
         middle &= ~(1 << position)
     return False
-
-
-def _without_unused(program: Program, nodes: list[Node], first: int, second: int, made: Loop) -> Loop:
-    needed = {view.tensor.id for view in program.outputs}
-    for position, node in enumerate(nodes):
-        if position not in {first, second}:
-            needed.update(view.tensor.id for view in reads(node))
-    return replace(made, stores=tuple(store for store in made.stores if store.view.tensor.id in needed))
 
 
 def joined(a: Loop, b: Loop, limits: Limits) -> Loop | None:
@@ -170,39 +181,42 @@ def _value_at(stores: list[Store], part: Load, a: Loop) -> Expr | None:
 # ----------------------------------------------------------------------------------------- siblings
 
 
-def _joined_siblings(program: Program, nodes: list[Node], limits: Limits, *, shared: bool) -> list[Node]:
-    """Loops joined that don't read each other: those that read a tensor of some size in common, or
-    (not shared) small ones over the same points, to save dispatches."""
-    while True:
-        before = ancestors(nodes)
-        for first, second in _pairs(nodes, shared=shared):
-            if before[second] >> first & 1:
-                continue
-            made = _attempt(program, nodes, before, first, second, limits)
-            if made is not None:
-                nodes = made[0]
-                break
-        else:
-            return nodes
+def _join_siblings(state: Merging, groups_of: Callable[[Merging], dict[object, list[int]]]) -> None:
+    """Joins loops of one group that don't need each other."""
+    while _join_one_pair(state, groups_of):
+        pass
 
 
-def _pairs(nodes: list[Node], *, shared: bool) -> list[tuple[int, int]]:
-    groups: dict[object, list[int]] = defaultdict(list)
-    for position, node in enumerate(nodes):
-        if not isinstance(node, Loop):
-            continue
-        if shared:
-            for part in expr.loads(*(store.value for store in node.stores)):
-                if isinstance(part, LoadAt) or math.prod(part.view.tensor.shape) > 1:
-                    groups[part.view.tensor.id].append(position)
-        elif node.reduced:
-            groups[math.prod(node.parallel), math.prod(node.shape)].append(position)
+def _join_one_pair(state: Merging, groups_of: Callable[[Merging], dict[object, list[int]]]) -> bool:
     pairs = {}
-    for members in groups.values():
+    for members in groups_of(state).values():
         unique = sorted(set(members))
         for at, first in enumerate(unique):
             for second in unique[at + 1 : at + 9]:
                 pairs[first, second] = True
-    return sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair))
+    for first, second in sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair)):
+        if not state.before[second] >> first & 1 and state.attempt(first, second) is not None:
+            return True
+    return False
 
 
+def _sharing(state: Merging) -> dict[object, list[int]]:
+    """Loops that read the same tensor, of more than one element."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for position, node in enumerate(state.nodes):
+        if isinstance(node, Loop):
+            for view in reads(node):
+                if math.prod(view.tensor.shape) > 1:
+                    groups[view.tensor.id].append(position)
+    return groups
+
+
+def _alike(state: Merging) -> dict[object, list[int]]:
+    """Small loops over equally many points: reductions, and those of a few elements."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for position, node in enumerate(state.nodes):
+        if isinstance(node, Loop) and (node.reduced or math.prod(node.shape) <= FEW):
+            size = sum(view.tensor.bytes for view in reads(node))
+            if size <= state.limits.apart // 4:
+                groups[math.prod(node.parallel), math.prod(node.shape)].append(position)
+    return groups

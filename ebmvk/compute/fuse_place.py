@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ebmvk.compute import expr, views
@@ -17,33 +18,132 @@ ALIGNED = 4
 
 
 def direct(program: Program, limits: Limits) -> Program:
-    """The program without loops that only copy a product's result to another place."""
+    """The program without loops that only copy what a kernel reads or what a product writes."""
     if not limits.strided:
         return program
     nodes: list[Node] = list(program.nodes)
     uses = Uses.of(program)
-    gone: set[int] = set()
+    copies = {
+        store.view.tensor.id: store
+        for node in nodes
+        if isinstance(node, Loop) and not node.reduced
+        for store in node.stores
+        if isinstance(store.value, Load) and len(uses.writers[store.view.tensor.id]) == 1
+    }
     for position, node in enumerate(nodes):
-        if not isinstance(node, Loop) or node.reduced or len(node.stores) != 1:
+        if isinstance(node, Call):
+            nodes[position] = _from_sources(node, copies)
+    program = without_dead(replace(program, nodes=nodes))
+    return _to_targets(program)
+
+
+def _batches(views_of: Sequence[View], batch: int) -> list[tuple[int, int]]:
+    """Ways to write a batch as two axes that the sizes of some views suggest."""
+    found: dict[tuple[int, int], None] = {}
+    for view in views_of:
+        for size in view.shape:
+            if size > 1 and batch % size == 0 and batch != size:
+                found[size, batch // size] = None
+                found[batch // size, size] = None
+    return list(found)
+
+
+def _split(call: Call, batch: tuple[int, int]) -> Call:
+    """A batched product with its batch as two axes."""
+
+    def split(view: View) -> View:
+        stride = view.strides[0]
+        return View(view.tensor, (*batch, *view.shape[1:]), (stride * batch[1], stride, *view.strides[1:]), view.offset)
+
+    return replace(call, inputs=tuple(map(split, call.inputs)), outputs=tuple(map(split, call.outputs)))
+
+
+def _from_sources(call: Call, copies: dict[int, Store]) -> Call:
+    """The call reading what was copied in place of the copies."""
+    found = [copies[view.tensor.id] for view in call.inputs if view.tensor.id in copies]
+    if not found:
+        return call
+    ways = [call]
+    if call.name == "matmul" and len(call.outputs[0].shape) == 3:
+        shapes = [store.value.view for store in found if isinstance(store.value, Load)]
+        ways += [_split(call, batch) for batch in _batches(shapes, call.outputs[0].shape[0])]
+    best, most = call, 0
+    for way in ways:
+        inputs = [_source(view, copies) for view in way.inputs]
+        count = sum(source is not None for source in inputs)
+        if count > most:
+            kept = tuple(source or view for source, view in zip(inputs, way.inputs, strict=True))
+            best, most = replace(way, inputs=kept), count
+    return best
+
+
+def _source(view: View, copies: dict[int, Store]) -> View | None:
+    store = copies.get(view.tensor.id)
+    if store is None or not isinstance(store.value, Load) or store.value.dtype != view.tensor.dtype:
+        return None
+    return views.restrided(store.view, view, store.value.view)
+
+
+def _to_targets(program: Program) -> Program:
+    """Products that write where their results were copied to."""
+    nodes: list[Node] = list(program.nodes)
+    uses = Uses.of(program)
+    gone: dict[int, set[int]] = defaultdict(set)
+    for position, node in enumerate(nodes):
+        if not isinstance(node, Loop) or node.reduced:
             continue
-        store = node.stores[0]
-        if not isinstance(store.value, Load):
-            continue
-        source = store.value.view
-        number = source.tensor.id
-        writers = uses.writers.get(number, [])
-        if number in uses.returned or len(writers) != 1 or uses.readers[number] != [position]:
-            continue
-        call = nodes[writers[0]]
-        if not isinstance(call, Call) or call.name != "matmul" or math.prod(node.shape) * 4 != source.tensor.bytes:
-            continue
-        target = None if views.overlaps(source) else views.restrided(source, call.outputs[0], store.view)
-        if target is None or views.overlaps(target):
-            continue
-        nodes[writers[0]] = replace(call, outputs=(target,))
-        gone.add(position)
-    kept = [node for position, node in enumerate(nodes) if position not in gone]
+        for number, store in enumerate(node.stores):
+            writer = _only_writer(program, uses, position, store)
+            if writer is None:
+                continue
+            call = nodes[writer]
+            assert isinstance(call, Call)
+            moved = _writing(call, store)
+            if moved is not None:
+                nodes[writer] = moved
+                gone[position].add(number)
+    kept: list[Node] = []
+    for position, node in enumerate(nodes):
+        if isinstance(node, Loop):
+            left = tuple(store for number, store in enumerate(node.stores) if number not in gone[position])
+            if left:
+                kept.append(replace(node, stores=left))
+        else:
+            kept.append(node)
     return replace(program, nodes=ordered(kept))
+
+
+def _only_writer(program: Program, uses: Uses, position: int, store: Store) -> int | None:
+    """The product whose whole result a store copies, if nothing else reads it."""
+    if not isinstance(store.value, Load):
+        return None
+    source = store.value.view
+    number = source.tensor.id
+    writers = uses.writers.get(number, [])
+    if number in uses.returned or len(writers) != 1 or uses.readers[number] != [position]:
+        return None
+    node = program.nodes[position]
+    assert isinstance(node, Loop)
+    users = [view for view in reads(node) if view.tensor.id == number]
+    call = program.nodes[writers[0]]
+    whole = math.prod(source.shape) * 4 == source.tensor.bytes and not views.overlaps(source)
+    alone = len(users) == 1 and sum(other.value is store.value for other in node.stores) == 1
+    inside = sum(part is store.value for other in node.stores for part in expr.walk(other.value))
+    return writers[0] if whole and alone and inside == 1 and isinstance(call, Call) and call.name == "matmul" else None
+
+
+def _writing(call: Call, store: Store) -> Call | None:
+    """The product writing what the store fills; its batch may become two axes."""
+    assert isinstance(store.value, Load)
+    source = store.value.view
+    ways = [call]
+    if len(call.outputs[0].shape) == 3:
+        ways += [_split(call, batch) for batch in _batches([source], call.outputs[0].shape[0])]
+    for way in ways:
+        target = views.restrided(source, way.outputs[0], store.view)
+        if target is not None and not views.overlaps(target):
+            return replace(way, outputs=(target,))
+    return None
 
 
 # ------------------------------------------------------------------------------------------- blocks
@@ -81,30 +181,28 @@ def pack(program: Program, limits: Limits) -> Program:
 
 
 def _one_loop_each(program: Program, limits: Limits) -> Program:
-    """Loops that update a tensor and its moments, joined: those of one shape that share loads."""
+    """Loops that update a tensor and its moments, joined: those of which one reads what another
+    writes, or that read one gradient."""
     donated = {program.outputs[output].tensor.id for output in program.donated}
-    nodes = list(program.nodes)
-    groups: dict[object, list[int]] = defaultdict(list)
-    leaves = {view.tensor.id for view in program.leaves}
-    for position, node in enumerate(nodes):
-        if isinstance(node, Loop) and not node.reduced and all(view.tensor.id in donated for view in writes(node)):
-            whole = [v for v in reads(node) if v.tensor.id not in leaves and any(v.strides)]
-            key = whole[0].tensor.id if whole else None
-            if key is not None:
-                groups[key].append(position)
-    gone: set[int] = set()
-    for members in groups.values():
-        into = members[-1]
-        for other in reversed(members[:-1]):
-            first, second = nodes[other], nodes[into]
-            assert isinstance(first, Loop)
-            assert isinstance(second, Loop)
-            made = joined(first, second, limits)
+    inputs = {tensor.id for tensor in program.inputs}
+    nodes: list[Node | None] = list(program.nodes)
+    last: dict[int, int] = {}  # a tensor that one of these loops reads or writes -> the loop
+    for position, node in enumerate(program.nodes):
+        if not isinstance(node, Loop) or node.reduced or any(v.tensor.id not in donated for v in writes(node)):
+            continue
+        keys = {v.tensor.id for v in reads(node) if v.tensor.id not in inputs and any(v.strides)}
+        keys |= {v.tensor.id for v in writes(node)}
+        here = node
+        for other in sorted({last[key] for key in keys if key in last}):
+            first = nodes[other]
+            made = joined(first, here, limits) if isinstance(first, Loop) else None
             if made is not None:
-                nodes[into] = made
-                gone.add(other)
-    kept = [node for position, node in enumerate(nodes) if position not in gone]
-    return replace(program, nodes=ordered(kept))
+                here, nodes[other] = made, None
+        nodes[position] = here
+        for view in (*reads(here), *writes(here)):
+            if view.tensor.id not in inputs and any(view.strides):
+                last[view.tensor.id] = position
+    return replace(program, nodes=ordered([node for node in nodes if node is not None]))
 
 
 def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update | None:

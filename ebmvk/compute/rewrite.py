@@ -26,13 +26,18 @@ class Limits:
     size: int = 400
     block: int = 1 << 25
     strided: bool = True
+    apart: int = 1 << 25
 
 
 def reads(node: Node) -> list[View]:
     """The views that a node reads."""
     if isinstance(node, Call):
         return list(node.inputs)
-    return [part.view for part in expr.loads(*(store.value for store in node.stores))]
+    known: list[View] | None = node.__dict__.get("_reads")
+    if known is None:  # asked often, and a walk over all expressions
+        known = [part.view for part in expr.loads(*(store.value for store in node.stores))]
+        node.__dict__["_reads"] = known
+    return known
 
 
 def writes(node: Node) -> list[View]:
