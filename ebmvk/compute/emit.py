@@ -57,11 +57,11 @@ def kernel_of(loop: Loop, limits: Limits) -> Generated:
 
 
 def kernels_of(loop: Loop, limits: Limits, fresh: Fresh) -> tuple[Generated, ...]:
-    """A loop as dispatches to be run in order; none if its parallel shape has a size 0.
+    """A loop as dispatches to be run in order; none if it has nothing to store.
 
     fresh: makes a tensor for results that only these dispatches use.
     """
-    if 0 in loop.parallel:
+    if 0 in loop.parallel or (0 in loop.shape and all(len(s.view.shape) == len(loop.shape) for s in loop.stores)):
         return ()
     reading = read(loop)
     part = _part(loop, reading, limits)
@@ -85,7 +85,7 @@ def _tile(reading: Reading, limits: Limits) -> Tile:
 def _piece(piece: Piece, limits: Limits) -> Generated:
     reading = read(piece.loop)
     _check(reading, limits)
-    if piece.loop.reduced and (needed_stages(reading) or reading.length > 1):
+    if piece.loop.reduced and (needed_stages(reading) or reading.length != 1):
         return _rows(reading, piece.part, limits)
     return _points(reading, limits)
 

@@ -185,13 +185,17 @@ def bitcast(x: Value, dtype: DType) -> Value:
     return {"float32": x.as_float, "int32": x.as_int, "uint32": x.bits}[dtype]()
 
 
+FUNCTIONS["maximum"], FUNCTIONS["minimum"] = _extreme("__gt__"), _extreme("__lt__")
+
+
 def _function(name: str) -> Build:
     return lambda x, *others: x.call(name, *others)
 
 
-_INLINE = {"div", "sqrt", "reciprocal"}
-_add("f->f", **{name: _function(name) for name in FUNCTIONS if name not in {*_INLINE, "atan2", "pow", "fmod", "remainder"}})
-_add("ff->f", **{name: _function(name) for name in ("atan2", "pow", "fmod", "remainder")})
+_OF_TWO = ("atan2", "pow", "fmod", "remainder")
+_INLINE = ("div", "sqrt", "reciprocal", "maximum", "minimum")
+_add("f->f", **{name: _function(name) for name in FUNCTIONS if name not in _OF_TWO + _INLINE})
+_add("ff->f", **{name: _function(name) for name in _OF_TWO})
 _add(
     "f->f",
     sqrt=sqrt,

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ebmvk.compute.expr import children, walk
 from ebmvk.compute.ir import Axis, Const, DType, Expr, Load, LoadAt, Loop, Op, Reduce, Tensor, View
 from ebmvk.compute.layout import Strides, add, address, collapse, multiply, order
 from ebmvk.compute.ops import TYPED, operation
 from ebmvk.compute.reductions import reduced_type
 from ebmvk.compute.values import Graph, Value
-
-
-def children(expression: Expr) -> tuple[Expr, ...]:
-    if isinstance(expression, Op):
-        return expression.args
-    if isinstance(expression, LoadAt):
-        return expression.index
-    return (expression.of,) if isinstance(expression, Reduce) else ()
-
-
-def walk(roots: Iterable[Expr]) -> Iterator[Expr]:
-    """Each distinct object once, arguments before what uses them."""
-    seen: set[int] = set()
-    todo = [(root, False) for root in reversed(list(roots))]
-    while todo:
-        expression, entered = todo.pop()
-        if entered:
-            yield expression
-        elif id(expression) not in seen:
-            seen.add(id(expression))
-            todo.append((expression, True))
-            todo.extend((child, False) for child in reversed(children(expression)) if id(child) not in seen)
 
 
 @dataclass(frozen=True)
@@ -73,7 +51,7 @@ class _Reader:
         self.loop = loop
         self.graph = Graph()
         self.parallel = len(loop.shape) - reduced
-        self.expressions = list(walk(store.value for store in loop.stores))
+        self.expressions = list(walk(*(store.value for store in loop.stores)))
         self.bindings: dict[Tensor, int] = {}
         self.read: set[Tensor] = set()
         self._arrange()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ebmvk.compute.ir import DType, Reduce
-from ebmvk.compute.math import is_negative, is_zero
+from ebmvk.compute.math import FUNCTIONS, is_negative, is_zero
 from ebmvk.compute.ops import OPS, cast
 from ebmvk.compute.values import Graph, Value, bits_of, is_nan
 
@@ -50,7 +50,8 @@ def _pairs(graph: Graph, dtypes: tuple[DType, ...]) -> list[tuple[Value, Value]]
 def _one(dtype: DType, name: str, identity: float) -> Reduction:
     graph = Graph()
     ((a, b),) = _pairs(graph, (dtype,))
-    result = OPS[name].build(a, b)
+    # A function, as a module may have it a hundred times.
+    result = a.call(name, b) if name in FUNCTIONS else OPS[name].build(a, b)
     return Reduction((dtype,), (bits_of(identity, dtype),), lambda x, _: (cast(x, dtype),), (graph, (result.number,)))
 
 

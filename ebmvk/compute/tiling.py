@@ -8,7 +8,9 @@ from typing import Protocol
 from ebmvk.errors import ArgumentError
 
 GROUP = 256
-"""The most invocations of a workgroup that a reduction uses."""
+"""The most invocations of a workgroup that a reduction uses, if there are many workgroups."""
+ENOUGH = 64
+"""Workgroups that keep a device busy."""
 
 
 class Limits(Protocol):
@@ -68,8 +70,10 @@ def tile(rows: int, length: int, *, rows_first: bool, words: int, limits: Limits
 
     words: of shared memory for each invocation.
     """
-    most = below(min(limits.group, GROUP, limits.shared_bytes // (8 * words)))
-    small = min(most, 128)
+    room = below(min(limits.group, limits.shared_bytes // (12 * words)))
+    few = rows < ENOUGH * (32 if rows_first else 1)
+    most = min(room, 1024 if few else GROUP)
+    small = min(room, 128)
     wanted = above((length + 3) // 4)  # at least four elements for each invocation
     if rows_first:
         across = min(above(rows), 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,11 +11,11 @@ from ebmvk.compute.codegen import Known, Writer
 from ebmvk.compute.ir import DType
 from ebmvk.compute.reductions import Reduction
 from ebmvk.compute.spirv import LOCAL_INDEX, UNIFORM_INPUT, WORKGROUP, WORKGROUP_ID, Module
-from ebmvk.compute.tiling import Tile
+from ebmvk.compute.tiling import Tile, below
 from ebmvk.compute.values import Graph
 
 FAN = 16
-"""The most partial results that one invocation adds up."""
+"""Up to this many partial results are added up in one step."""
 
 Ids = tuple[int, ...]
 
@@ -113,11 +114,11 @@ class Workgroup:
 
     def add_up(self, reduces: Sequence[Reduction], parts: Sequence[Ids]) -> list[Ids]:
         """For each reduction the result of a row, from what its invocations found. All of them get
-        it. In two steps where more than FAN share a row."""
+        it. In two steps of equal length where more than FAN share a row."""
         along = self.tile.along
         if along == 1:
             return list(parts)
-        few = along if along <= FAN else min(FAN, along // 8)
+        few = along if along <= FAN else below(math.isqrt(along))
         self._put(0, reduces, parts, self.local)
         if few < along:
             with self.module.when(self.module.emit(176, self.module.type("bool"), self.y, self.module.uint(few))):
@@ -144,7 +145,7 @@ class Workgroup:
         key = (self._stage % 2, level, k, part)
         array = self._arrays.get(key)
         if array is None:
-            length = self.tile.group if level == 0 else self.tile.across * FAN
+            length = self.tile.group if level == 0 else self.tile.across * below(math.isqrt(self.tile.along))
             array = self._arrays[key] = self.module.shared("uint32", length)
         return array
 
