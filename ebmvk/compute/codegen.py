@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ebmvk.compute.ir import DType
 from ebmvk.compute.math import graph_of
-from ebmvk.compute.spirv import STORAGE_BUFFER, Module
+from ebmvk.compute.spirv import STORAGE_BUFFER, Module, Op
 from ebmvk.compute.values import RAW, Graph, Node
 
 Known = dict[int, int]
@@ -40,7 +40,7 @@ class Writer:
             kind = module.type(node.dtype)
             if node.op == "UMulHigh":
                 pair = module.emit(raw.number, module.pair(), *arguments)
-                return module.emit(81, kind, pair, 1)
+                return module.emit(Op.COMPOSITE_EXTRACT, kind, pair, 1)
             if raw.kind == "extended":
                 return module.extend(raw.number, kind, *arguments)
             result = module.emit(raw.number, kind, *arguments)
@@ -52,7 +52,9 @@ class Writer:
         if node.op == "load":
             return module.load(STORAGE_BUFFER, self.buffers[node.extra], node.dtype, arguments[0])
         assert node.op == "call", node
-        return module.emit(57, module.type("float32"), function(module, node.extra, len(arguments)), *arguments)
+        return module.emit(
+            Op.FUNCTION_CALL, module.type("float32"), function(module, node.extra, len(arguments)), *arguments
+        )
 
     def store(self, binding: int, dtype: DType, index: int, value: int) -> None:
         self.module.store(STORAGE_BUFFER, self.buffers[binding], dtype, index, value)

@@ -1,4 +1,4 @@
-"""Loops as kernels: `kernel_of` makes one dispatch of a loop, `kernels_of` as many as serve it best.
+"""Loops as kernels: `kernel_of` makes one dispatch, `kernels_of` as many as serve a loop best.
 
 A loop without reductions runs one invocation for each point, or for several in turn. A reduction
 gives each row some invocations of a workgroup: `along` of them share a row, `across` rows share the
@@ -64,12 +64,12 @@ def kernels_of(loop: Loop, limits: Limits, fresh: Fresh) -> tuple[Generated, ...
     if 0 in loop.parallel or (0 in loop.shape and all(len(s.view.shape) == len(loop.shape) for s in loop.stores)):
         return ()
     reading = read(loop)
-    part = _part(loop, reading, limits)
+    part = _part(reading, limits)
     pieces = split(loop, part, fresh) if part else [Piece(loop)]
     return tuple(_piece(piece, limits) for piece in pieces)
 
 
-def _part(loop: Loop, reading: Reading, limits: Limits) -> Part | None:
+def _part(reading: Reading, limits: Limits) -> Part | None:
     stages = needed_stages(reading)
     kinds = {reading.graph.nodes[n].extra[0] for stage in stages for n in stage}
     if not stages or kinds & UNSHARED:
@@ -120,5 +120,3 @@ def _rows(reading: Reading, part: Part | None, limits: Limits) -> Generated:
     buffers = _buffers(module, reading)
     emit_rows(RowKernel(module, reading, shape, groups, buffers, part), reading)
     return Generated(module.finish(), reading.access, reading.tensors, b"", groups, shape.group)
-
-

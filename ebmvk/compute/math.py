@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 from ebmvk.compute.values import Graph, Value, fma, is_nan, polynomial
 
@@ -34,7 +35,10 @@ TANH = (0.00218527671, -0.00822145026, 0.0217176657, -0.05394971, 0.133332282, -
 SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
 SIN = (-0.00019518286, 0.00833218917, -0.166666552)
 COS = (2.44323273e-05, -0.00138873095, 0.0416666456)
-ATAN = (-0.00178249332, 0.0108676292, -0.0310956687, 0.0578805991, -0.0839928314, 0.109508783, -0.142640159, 0.199985296, -0.333332986)  # fmt: skip
+ATAN = (
+    -0.00178249332, 0.0108676292, -0.0310956687, 0.0578805991, -0.0839928314, 0.109508783, -0.142640159,
+    0.199985296, -0.333332986,
+)  # fmt: skip
 ASIN = (0.0376878828, 0.0143182008, 0.0318387188, 0.0445133857, 0.0750052184, 0.166666597)
 TWO_OVER_PI = (0, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x3C439041, 0xFE5163AB)
 """32 zero bits, then the first bits of 2/pi after the point."""
@@ -46,7 +50,7 @@ def function(body: Function) -> Function:
     return body
 
 
-@lru_cache(maxsize=None)
+@cache
 def graph_of(name: str, arity: int) -> tuple[Graph, int]:
     """A function's nodes, with its arguments as symbols "0", "1", ...; and its result."""
     graph = Graph()
@@ -235,7 +239,7 @@ def _window(start: Value) -> list[Value]:
         for first in range(1, 5):
             value = word.equals(first).where(start.of(TWO_OVER_PI[first + k]), value)
         words.append(value)
-    return [(a << shift) | ((b >> 1) >> (31 - shift)) for a, b in zip(words, words[1:], strict=False)]
+    return [(a << shift) | ((b >> 1) >> (31 - shift)) for a, b in pairwise(words)]
 
 
 def _quarters(x: Value) -> tuple[Value, Value]:

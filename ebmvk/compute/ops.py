@@ -40,8 +40,9 @@ KINDS: dict[str, tuple[DType, ...]] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """signature: letters of KINDS for the arguments, "->" and one for the result.
-    build: makes the value of the arguments'; those of cast and bitcast take the result's type too."""
+    """signature: letters of KINDS for the arguments, "->", and one for the result.
+    build: makes the value from those of the arguments, and from the result's type if it is TYPED.
+    """
 
     name: str
     signature: str
@@ -95,7 +96,7 @@ def _no_nan(result: Value, *floats: Value) -> Value:
 
 def _compare(name: str) -> Build:
     def build(a: Value, b: Value) -> Value:
-        result = getattr(a, name)(b)
+        result: Value = getattr(a, name)(b)
         return _no_nan(result, a, b) if a.dtype == "float32" else result
 
     return build
@@ -112,7 +113,7 @@ def _extreme(name: str) -> Build:
         if a.dtype != "float32":
             prefix = "S" if a.dtype == "int32" else "U"
             return a.raw(prefix + ("Max" if name == "__gt__" else "Min"), b)
-        result = getattr(a, name)(b).where(a, b)
+        result: Value = getattr(a, name)(b).where(a, b)
         for x in (b, a):
             result = result if _is_number(x) else is_nan(x).where(x, result)
         return result
@@ -165,7 +166,7 @@ def _absolute(x: Value) -> Value:
 
 
 def cast(x: Value, dtype: DType) -> Value:
-    """The number in another type. A float that doesn't fit int32, or NaN, becomes −2³¹, as on x86."""
+    """The number in another type. A float beyond int32, or NaN, becomes −2³¹, as on x86."""
     if x.dtype == dtype:
         return x
     if dtype == "bool":

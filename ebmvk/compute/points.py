@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ebmvk.compute.codegen import Known, Writer
 from ebmvk.compute.reading import Reading
-from ebmvk.compute.spirv import LOCAL_INDEX, Module
+from ebmvk.compute.spirv import LOCAL_INDEX, Module, Op
 from ebmvk.compute.values import Node
 from ebmvk.compute.workgroup import group_number
 
@@ -33,14 +33,14 @@ def emit_points(
         return []
 
     module.label()
-    local = module.emit(61, uint, module.built_in(LOCAL_INDEX))
-    number = module.emit(132, uint, group_number(module, groups), module.uint(group))
-    index = module.emit(128, uint, number, local)
+    local = module.emit(Op.LOAD, uint, module.built_in(LOCAL_INDEX))
+    number = module.emit(Op.I_MUL, uint, group_number(module, groups), module.uint(group))
+    index = module.emit(Op.I_ADD, uint, number, local)
     total = groups[0] * groups[1] * group
     if total == points:
         point(index)
     elif total > points:
-        with module.when(module.emit(176, module.type("bool"), index, module.uint(points))):
+        with module.when(module.emit(Op.U_LESS_THAN, module.type("bool"), index, module.uint(points))):
             point(index)
     else:
         module.loop(index, module.uint(points), module.uint(total), [], body)

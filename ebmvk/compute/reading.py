@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ebmvk.compute.expr import children, walk
-from ebmvk.compute.ir import Axis, Const, DType, Expr, Load, LoadAt, Loop, Op, Reduce, Tensor, View
+from ebmvk.compute.ir import Axis, Const, DType, Expr, Load, LoadAt, Loop, Reduce, Tensor, View
 from ebmvk.compute.layout import Strides, add, address, collapse, multiply, order
 from ebmvk.compute.ops import TYPED, operation
 from ebmvk.compute.reductions import reduced_type
@@ -153,9 +153,9 @@ def read(loop: Loop) -> Reading:
     """A loop's graph. Without a reduction all axes are parallel, if every store has a value at each
     of their points."""
     reader = _Reader(loop, loop.reduced)
-    if loop.reduced and not any(isinstance(e, Reduce) for e in reader.expressions):
-        if all(len(store.view.shape) == len(loop.shape) for store in loop.stores):
-            reader = _Reader(loop, 0)
+    plain = not any(isinstance(e, Reduce) for e in reader.expressions)
+    if loop.reduced and plain and all(len(store.view.shape) == len(loop.shape) for store in loop.stores):
+        reader = _Reader(loop, 0)
     targets = reader.build()
     written = {store.view.tensor for store in loop.stores}
     access = "".join(

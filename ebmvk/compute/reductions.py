@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from ebmvk.compute.ir import DType, Reduce
 from ebmvk.compute.math import FUNCTIONS, is_negative, is_zero
@@ -32,7 +32,7 @@ class Reduction:
 
 
 def _key(x: Value, *, largest: bool) -> Value:
-    """A uint32 that grows (or falls) with x, above 0; the same for 0 and −0; the highest for NaN."""
+    """A uint32 above 0 that grows (or falls) with x; equal for 0 and −0; the highest for NaN."""
     if x.dtype == "float32":
         bits = is_zero(x).where(x.bits().of(0), x.bits())
         key = is_negative(x).where(~bits, bits | 0x80000000)
@@ -65,7 +65,7 @@ def _position(largest: bool) -> Reduction:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def reduction(kind: str, dtype: DType) -> Reduction:
     """dtype: of the result, or of the elements for max and min."""
     if kind in {"argmax", "argmin"}:

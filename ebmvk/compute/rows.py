@@ -4,14 +4,14 @@ invocations found; the last walk stores."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from ebmvk.compute import reductions
 from ebmvk.compute.codegen import Known, Writer
 from ebmvk.compute.reading import Reading, Target
 from ebmvk.compute.reductions import Reduction
-from ebmvk.compute.spirv import Module
+from ebmvk.compute.spirv import Module, Op
 from ebmvk.compute.tiling import Tile
 from ebmvk.compute.values import Node, Value
 from ebmvk.compute.workgroup import Ids, Workgroup, group_number
@@ -84,15 +84,15 @@ class RowKernel:
         group = group_number(module, groups)
         if self.part:
             blocks = module.uint(-(-rows // self.tile.across))
-            chunk, group = work.op(134, group, blocks), work.op(137, group, blocks)
+            chunk, group = work.op(Op.U_DIV, group, blocks), work.op(Op.U_MOD, group, blocks)
             self.first = work.scaled(chunk, self.part.size)
             self.block = work.scaled(chunk, rows)
         row = work.scaled(group, self.tile.across)
-        row = row if self.tile.across == 1 else work.op(128, row, work.x)
+        row = row if self.tile.across == 1 else work.op(Op.I_ADD, row, work.x)
         self.row_valid: int | None = None
         if rows % self.tile.across or groups[1] > 1:
             last = module.uint(rows - 1)
-            self.row_valid = module.emit(178, self.bool, row, last)
+            self.row_valid = module.emit(Op.U_LESS_THAN_EQUAL, self.bool, row, last)
             row = module.extend(38, work.uint, row, last)
         self.row[self._symbol("p")] = row
 
@@ -104,13 +104,13 @@ class RowKernel:
     def _slot(self, place: int, *, checked: bool) -> Slot:
         """The element at a place of this part of the row. checked: it may lie beyond the end."""
         module, work = self.module, self.workgroup
-        index = work.op(128, place, self.first) if self.part else place
+        index = work.op(Op.I_ADD, place, self.first) if self.part else place
         bounds = [(place, self.end)] if checked else []
         bounds += [(index, self.reading.length)] if self.uneven else []
         valid: int | None = None
         for value, bound in bounds:
-            test = module.emit(176, self.bool, value, module.uint(bound))
-            valid = test if valid is None else module.emit(167, self.bool, valid, test)
+            test = module.emit(Op.U_LESS_THAN, self.bool, value, module.uint(bound))
+            valid = test if valid is None else module.emit(Op.LOGICAL_AND, self.bool, valid, test)
         if valid is not None:
             index = module.extend(38, work.uint, index, module.uint(self.reading.length - 1))
         return Slot({self._symbol("r"): index}, valid)
@@ -135,7 +135,7 @@ class RowKernel:
         return self.end // self.tile.along // UNROLL * UNROLL
 
     def _rest(self) -> list[Slot]:
-        """The elements beyond the loop; if there is no loop, they are kept for the next stages."""
+        """The elements beyond the loop. Without a loop they are kept for the next stages."""
         if self.looped:
             return self._straight(self.looped, self.rounds - self.looped)
         if self._kept is None:
@@ -151,7 +151,7 @@ class RowKernel:
             return [first for _, first in carried]
 
         def inside(counter: int, values: list[int]) -> list[int]:
-            base = work.op(128, counter, work.y)
+            base = work.op(Op.I_ADD, counter, work.y)
             slots = [self._slot(work.add(base, k * along), checked=False) for k in range(UNROLL)]
             return body(slots, values)
 
@@ -212,7 +212,7 @@ class RowKernel:
             return values
         others = self.workgroup.identity(a.reduction)
         return tuple(
-            self.module.emit(169, self.module.type(dtype), slot.valid, value, other)
+            self.module.emit(Op.SELECT, self.module.type(dtype), slot.valid, value, other)
             for dtype, value, other in zip(a.reduction.parts, values, others, strict=True)
         )
 
@@ -231,7 +231,7 @@ class RowKernel:
         if single:
             first = None
             if self.tile.along > 1:
-                first = self.module.emit(170, self.bool, self.workgroup.y, self.module.uint(0))
+                first = self.module.emit(Op.I_EQUAL, self.bool, self.workgroup.y, self.module.uint(0))
             with self._when(first, self.row_valid):
                 for target in single:
                     self._put(target, self.row)
@@ -245,11 +245,11 @@ class RowKernel:
                     self._put(target, slot.known)
         return []
 
-    def _when(self, *conditions: int | None) -> object:
+    def _when(self, *conditions: int | None) -> AbstractContextManager[None]:
         given = [condition for condition in conditions if condition is not None]
         if not given:
             return nullcontext()
-        test = given[0] if len(given) == 1 else self.module.emit(167, self.bool, *given)
+        test = given[0] if len(given) == 1 else self.module.emit(Op.LOGICAL_AND, self.bool, *given)
         return self.module.when(test)
 
     def _put(self, target: Target, known: Known) -> None:

@@ -2,7 +2,7 @@
 
 A module has storage buffers in set 0 (bindings 0, 1, ...), shared arrays, functions of floats, and
 structured loops and selections. Specialisation constant 0 is the workgroup's size in x. The same
-calls give the same bytes. Numbers of instructions are those of the SPIR-V specification.
+calls give the same bytes. Numbers are those of the SPIR-V specification.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ebmvk.compute.ir import DType
@@ -18,12 +19,71 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC, VERSION = 0x07230203, 0x00010300
-FUNCTION, WORKGROUP, UNIFORM_INPUT, STORAGE_BUFFER = 7, 4, 1, 12
+WORKGROUP, INPUT, STORAGE_BUFFER = 4, 1, 12  # storage classes
 WORKGROUP_ID, LOCAL_INDEX, WORKGROUP_SIZE = 26, 29, 25  # BuiltIn
 BLOCK, BUILT_IN, RESTRICT, NON_WRITABLE, NO_CONTRACTION = 2, 11, 19, 24, 42
 ARRAY_STRIDE, BINDING, SET, OFFSET, SPEC_ID = 6, 33, 34, 35, 1
 ACQUIRE_RELEASE_SHARED = 0x8 | 0x100
 _STORED: dict[str, DType] = {"bool": "uint32"}  # a bool in memory is a word
+
+
+class Op(IntEnum):
+    """Numbers of instructions."""
+
+    EXT_INST_IMPORT = 11
+    EXT_INST = 12
+    MEMORY_MODEL = 14
+    ENTRY_POINT = 15
+    EXECUTION_MODE = 16
+    CAPABILITY = 17
+    TYPE_VOID = 19
+    TYPE_BOOL = 20
+    TYPE_INT = 21
+    TYPE_FLOAT = 22
+    TYPE_VECTOR = 23
+    TYPE_ARRAY = 28
+    TYPE_RUNTIME_ARRAY = 29
+    TYPE_STRUCT = 30
+    TYPE_POINTER = 32
+    TYPE_FUNCTION = 33
+    CONSTANT_TRUE = 41
+    CONSTANT_FALSE = 42
+    CONSTANT = 43
+    SPEC_CONSTANT = 50
+    SPEC_CONSTANT_COMPOSITE = 51
+    FUNCTION = 54
+    FUNCTION_PARAMETER = 55
+    FUNCTION_END = 56
+    FUNCTION_CALL = 57
+    VARIABLE = 59
+    LOAD = 61
+    STORE = 62
+    ACCESS_CHAIN = 65
+    DECORATE = 71
+    MEMBER_DECORATE = 72
+    COMPOSITE_EXTRACT = 81
+    BITCAST = 124
+    I_ADD = 128
+    I_MUL = 132
+    U_DIV = 134
+    U_MOD = 137
+    LOGICAL_AND = 167
+    SELECT = 169
+    I_EQUAL = 170
+    I_NOT_EQUAL = 171
+    U_LESS_THAN = 176
+    U_LESS_THAN_EQUAL = 178
+    SHIFT_RIGHT = 194
+    BITWISE_AND = 199
+    CONTROL_BARRIER = 224
+    PHI = 245
+    LOOP_MERGE = 246
+    SELECTION_MERGE = 247
+    LABEL = 248
+    BRANCH = 249
+    BRANCH_CONDITIONAL = 250
+    RETURN = 253
+    RETURN_VALUE = 254
 
 
 def stored(dtype: DType) -> DType:
@@ -73,50 +133,54 @@ class Module:
         return number
 
     def _decorate(self, target: int, *words: int) -> None:
-        self._decorations += [(len(words) + 2) << 16 | 71, target, *words]
+        self._decorations += [(len(words) + 2) << 16 | Op.DECORATE, target, *words]
 
     def _decorate_member(self, target: int, *words: int) -> None:
-        self._decorations += [(len(words) + 3) << 16 | 72, target, 0, *words]
+        self._decorations += [(len(words) + 3) << 16 | Op.MEMBER_DECORATE, target, 0, *words]
 
     def void(self) -> int:
-        return self._global(("void",), 19, ())
+        return self._global(("void",), Op.TYPE_VOID, ())
 
     def type(self, dtype: DType) -> int:
         if dtype == "float32":
-            return self._global((dtype,), 22, (32,))
+            return self._global((dtype,), Op.TYPE_FLOAT, (32,))
         if dtype == "bool":
-            return self._global((dtype,), 20, ())
-        return self._global((dtype,), 21, (32, int(dtype == "int32")))
+            return self._global((dtype,), Op.TYPE_BOOL, ())
+        return self._global((dtype,), Op.TYPE_INT, (32, int(dtype == "int32")))
 
     def pair(self) -> int:
         """The type of two uint32."""
-        return self._global(("pair",), 30, (self.type("uint32"),) * 2)
+        return self._global(("pair",), Op.TYPE_STRUCT, (self.type("uint32"),) * 2)
 
     def pointer(self, storage: int, to: int) -> int:
-        return self._global(("pointer", storage, to), 32, (storage, to))
+        return self._global(("pointer", storage, to), Op.TYPE_POINTER, (storage, to))
 
     def constant(self, dtype: DType, bits: int) -> int:
         if dtype == "bool":
-            return self._global((dtype, bits), 41 if bits else 42, (self.type(dtype),), typed=True)
-        return self._global((dtype, bits), 43, (self.type(dtype), bits), typed=True)
+            return self._global(
+                (dtype, bits), Op.CONSTANT_TRUE if bits else Op.CONSTANT_FALSE, (self.type(dtype),), typed=True
+            )
+        return self._global((dtype, bits), Op.CONSTANT, (self.type(dtype), bits), typed=True)
 
     def uint(self, number: int) -> int:
         return self.constant("uint32", number)
 
     def _vector(self) -> int:
-        return self._global(("uvec3",), 23, (self.type("uint32"), 3))
+        return self._global(("uvec3",), Op.TYPE_VECTOR, (self.type("uint32"), 3))
 
     def _group_size(self, group: int) -> None:
-        size = self._global(("group size",), 50, (self.type("uint32"), group), typed=True)
+        size = self._global(("group size",), Op.SPEC_CONSTANT, (self.type("uint32"), group), typed=True)
         self._decorate(size, SPEC_ID, 0)
         parts = (self._vector(), size, self.uint(1), self.uint(1))
-        self._decorate(self._global(("group sizes",), 51, parts, typed=True), BUILT_IN, WORKGROUP_SIZE)
+        self._decorate(
+            self._global(("group sizes",), Op.SPEC_CONSTANT_COMPOSITE, parts, typed=True), BUILT_IN, WORKGROUP_SIZE
+        )
 
     # ------------------------------------------------------------------------------ variables
 
     def _variable(self, storage: int, to: int) -> int:
         number = self.id()
-        self._globals += [4 << 16 | 59, self.pointer(storage, to), number, storage]
+        self._globals += [4 << 16 | Op.VARIABLE, self.pointer(storage, to), number, storage]
         return number
 
     def built_in(self, which: int) -> int:
@@ -124,7 +188,7 @@ class Module:
         key = ("built in", which)
         if key not in self._made:
             kind = self._vector() if which == WORKGROUP_ID else self.type("uint32")
-            self._made[key] = self._variable(UNIFORM_INPUT, kind)
+            self._made[key] = self._variable(INPUT, kind)
             self._decorate(self._made[key], BUILT_IN, which)
             self._interface.append(self._made[key])
         return self._made[key]
@@ -135,9 +199,9 @@ class Module:
         element = self.type(stored(dtype))
         key = ("block", element)
         if key not in self._made:
-            rows = self._global(("rows", element), 29, (element,))
+            rows = self._global(("rows", element), Op.TYPE_RUNTIME_ARRAY, (element,))
             self._decorate(rows, ARRAY_STRIDE, 4)
-            block = self._global(key, 30, (rows,))
+            block = self._global(key, Op.TYPE_STRUCT, (rows,))
             self._decorate_member(block, OFFSET, 0)
             self._decorate(block, BLOCK)
         number = self._variable(STORAGE_BUFFER, self._made[key])
@@ -151,7 +215,9 @@ class Module:
     def shared(self, dtype: DType, length: int) -> int:
         """An array in the workgroup's shared memory."""
         element = self.type(stored(dtype))
-        return self._variable(WORKGROUP, self._global(("array", element, length), 28, (element, self.uint(length))))
+        return self._variable(
+            WORKGROUP, self._global(("array", element, length), Op.TYPE_ARRAY, (element, self.uint(length)))
+        )
 
     # --------------------------------------------------------------------------- instructions
 
@@ -164,11 +230,11 @@ class Module:
 
     def extend(self, op: int, kind: int, *operands: int) -> int:
         """An instruction of GLSL.std.450."""
-        return self.emit(12, kind, self.extended, op, *operands)
+        return self.emit(Op.EXT_INST, kind, self.extended, op, *operands)
 
     def exact(self, number: int) -> None:
         """The result of float arithmetic is rounded by itself: NoContraction."""
-        self._decorations += (3 << 16 | 71, number, NO_CONTRACTION)
+        self._decorations += (3 << 16 | Op.DECORATE, number, NO_CONTRACTION)
 
     def do(self, op: int, *operands: int) -> None:
         """An instruction without a result."""
@@ -178,31 +244,31 @@ class Module:
         """A pointer to an element of a buffer or a shared array."""
         kind = self.pointer(storage, self.type(stored(dtype)))
         if storage == STORAGE_BUFFER:
-            return self.emit(65, kind, variable, self.uint(0), index)
-        return self.emit(65, kind, variable, index)
+            return self.emit(Op.ACCESS_CHAIN, kind, variable, self.uint(0), index)
+        return self.emit(Op.ACCESS_CHAIN, kind, variable, index)
 
     def load(self, storage: int, variable: int, dtype: DType, index: int) -> int:
         """A value from a buffer or a shared array."""
-        word = self.emit(61, self.type(stored(dtype)), self.element(storage, variable, dtype, index))
-        return self.emit(171, self.type("bool"), word, self.uint(0)) if dtype == "bool" else word
+        word = self.emit(Op.LOAD, self.type(stored(dtype)), self.element(storage, variable, dtype, index))
+        return self.emit(Op.I_NOT_EQUAL, self.type("bool"), word, self.uint(0)) if dtype == "bool" else word
 
     def store(self, storage: int, variable: int, dtype: DType, index: int, value: int) -> None:
         if dtype == "bool":
-            value = self.emit(169, self.type("uint32"), value, self.uint(1), self.uint(0))
-        self.do(62, self.element(storage, variable, dtype, index), value)
+            value = self.emit(Op.SELECT, self.type("uint32"), value, self.uint(1), self.uint(0))
+        self.do(Op.STORE, self.element(storage, variable, dtype, index), value)
 
     def barrier(self) -> None:
         """All invocations of the workgroup arrive; writes to shared memory before it are seen
         after it."""
         workgroup = self.uint(2)
-        self.do(224, workgroup, workgroup, self.uint(ACQUIRE_RELEASE_SHARED))
+        self.do(Op.CONTROL_BARRIER, workgroup, workgroup, self.uint(ACQUIRE_RELEASE_SHARED))
 
     # --------------------------------------------------------------------------- control flow
 
     def label(self, number: int | None = None) -> int:
         """Starts a block."""
         number = self.id() if number is None else number
-        self.body += (2 << 16 | 248, number)
+        self.body += (2 << 16 | Op.LABEL, number)
         self._block = number
         return number
 
@@ -210,11 +276,11 @@ class Module:
     def when(self, condition: int) -> Iterator[None]:
         """A selection: what is emitted inside runs where the condition holds."""
         inside, after = self.id(), self.id()
-        self.do(247, after, 0)
-        self.do(250, condition, inside, after)
+        self.do(Op.SELECTION_MERGE, after, 0)
+        self.do(Op.BRANCH_CONDITIONAL, condition, inside, after)
         self.label(inside)
         yield
-        self.do(249, after)
+        self.do(Op.BRANCH, after)
         self.label(after)
 
     def loop(
@@ -234,21 +300,21 @@ class Module:
         uint = self.type("uint32")
         counter, values = self.id(), [self.id() for _ in carried]
         next_counter = self.id()
-        self.do(249, head)
+        self.do(Op.BRANCH, head)
         self.label(head)
         patch = len(self.body)
         self.label(test)
-        self.do(250, self.emit(176, self.type("bool"), counter, end), inside, after)
+        self.do(Op.BRANCH_CONDITIONAL, self.emit(Op.U_LESS_THAN, self.type("bool"), counter, end), inside, after)
         self.label(inside)
         results = body(counter, values)
-        self.do(249, again)
+        self.do(Op.BRANCH, again)
         self.label(again)
-        self.body += (5 << 16 | 128, uint, next_counter, counter, step)
-        self.do(249, head)
-        phis = [7 << 16 | 245, uint, counter, start, before, next_counter, again]
+        self.body += (5 << 16 | Op.I_ADD, uint, next_counter, counter, step)
+        self.do(Op.BRANCH, head)
+        phis = [7 << 16 | Op.PHI, uint, counter, start, before, next_counter, again]
         for (kind, first), value, result in zip(carried, values, results, strict=True):
-            phis += [7 << 16 | 245, kind, value, first, before, result, again]
-        phis += [4 << 16 | 246, after, again, 0, 2 << 16 | 249, test]
+            phis += [7 << 16 | Op.PHI, kind, value, first, before, result, again]
+        phis += [4 << 16 | Op.LOOP_MERGE, after, again, 0, 2 << 16 | Op.BRANCH, test]
         self.body[patch:patch] = phis
         self.label(after)
         return values
@@ -260,15 +326,15 @@ class Module:
         if name not in self._names:
             outer, self.body = self.body, []
             real = self.type("float32")
-            kind = self._global(("function", arguments), 33, (real,) * (arguments + 1))
+            kind = self._global(("function", arguments), Op.TYPE_FUNCTION, (real,) * (arguments + 1))
             parameters = [self.id() for _ in range(arguments)]
             number = self.id()
-            head = [5 << 16 | 54, real, number, 0, kind]
+            head = [5 << 16 | Op.FUNCTION, real, number, 0, kind]
             for parameter in parameters:
-                head += [3 << 16 | 55, real, parameter]
-            self.body += (2 << 16 | 248, self.id())
-            self.do(254, body(parameters))
-            self.do(56)
+                head += [3 << 16 | Op.FUNCTION_PARAMETER, real, parameter]
+            self.body += (2 << 16 | Op.LABEL, self.id())
+            self.do(Op.RETURN_VALUE, body(parameters))
+            self.do(Op.FUNCTION_END)
             self._functions += head + self.body
             self.body = outer
             self._names[name] = number
@@ -277,15 +343,24 @@ class Module:
     def finish(self) -> bytes:
         """The module, with what was emitted outside functions as the body of main."""
         void = self.void()
-        kind = self._global(("main",), 33, (void,))
-        main = [5 << 16 | 54, void, self.main, 0, kind, *self.body, 1 << 16 | 253, 1 << 16 | 56]
+        kind = self._global(("main",), Op.TYPE_FUNCTION, (void,))
+        main = [
+            5 << 16 | Op.FUNCTION,
+            void,
+            self.main,
+            0,
+            kind,
+            *self.body,
+            1 << 16 | Op.RETURN,
+            1 << 16 | Op.FUNCTION_END,
+        ]
         name = _text("main")
         words = [MAGIC, VERSION, 0, self._bound, 0]
-        words += [2 << 16 | 17, 1]  # capability Shader
+        words += [2 << 16 | Op.CAPABILITY, 1]  # capability Shader
         library = _text("GLSL.std.450")
-        words += [(len(library) + 2) << 16 | 11, self.extended, *library]
-        words += [3 << 16 | 14, 0, 1]  # logical addresses, GLSL450
-        words += [(len(name) + len(self._interface) + 3) << 16 | 15, 5, self.main, *name, *self._interface]
-        words += [6 << 16 | 16, self.main, 17, self._group, 1, 1]  # LocalSize
+        words += [(len(library) + 2) << 16 | Op.EXT_INST_IMPORT, self.extended, *library]
+        words += [3 << 16 | Op.MEMORY_MODEL, 0, 1]  # logical addresses, GLSL450
+        words += [(len(name) + len(self._interface) + 3) << 16 | Op.ENTRY_POINT, 5, self.main, *name, *self._interface]
+        words += [6 << 16 | Op.EXECUTION_MODE, self.main, 17, self._group, 1, 1]  # LocalSize
         words += self._decorations + self._globals + self._functions + main
         return array("I", words).tobytes()

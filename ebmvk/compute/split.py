@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ebmvk.compute.ir import DType, Expr, Load, LoadAt, Loop, Op, Reduce, Store, Tensor, View
 from ebmvk.compute.expr import children, walk
+from ebmvk.compute.ir import DType, Expr, Load, LoadAt, Loop, Op, Reduce, Store, Tensor, View
 from ebmvk.compute.rows import Part
 from ebmvk.compute.tiling import ENOUGH, Tile
 

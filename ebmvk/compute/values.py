@@ -132,8 +132,9 @@ RAW: dict[str, Raw] = {
 
 
 class Node(NamedTuple):
-    """op: a name of RAW, or "const" (extra: its 32 bits), "symbol" (extra: its name), "call" (extra:
-    a function's name), "load" (extra: a binding; the argument is an address), "reduce"."""
+    """op: a name of RAW, or one of these. "const": extra is its 32 bits. "symbol", "call": extra is
+    the name. "load": extra is a binding, the argument an address. "reduce": extra is kind and type.
+    """
 
     op: str
     args: tuple[int, ...]

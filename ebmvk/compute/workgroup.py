@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 from ebmvk.compute import reductions
 from ebmvk.compute.codegen import Known, Writer
 from ebmvk.compute.ir import DType
 from ebmvk.compute.reductions import Reduction
-from ebmvk.compute.spirv import LOCAL_INDEX, UNIFORM_INPUT, WORKGROUP, WORKGROUP_ID, Module
+from ebmvk.compute.spirv import INPUT, LOCAL_INDEX, WORKGROUP, WORKGROUP_ID, Module, Op
 from ebmvk.compute.tiling import Tile, below
 from ebmvk.compute.values import Graph
 
@@ -23,15 +23,15 @@ Ids = tuple[int, ...]
 def group_number(module: Module, groups: tuple[int, int, int]) -> int:
     """The workgroup's number among all."""
     uint = module.type("uint32")
-    pointer = module.pointer(UNIFORM_INPUT, uint)
+    pointer = module.pointer(INPUT, uint)
     variable = module.built_in(WORKGROUP_ID)
 
     def part(axis: int) -> int:
-        return module.emit(61, uint, module.emit(65, pointer, variable, module.uint(axis)))
+        return module.emit(Op.LOAD, uint, module.emit(Op.ACCESS_CHAIN, pointer, variable, module.uint(axis)))
 
     if groups[1] == 1:
         return part(0)
-    return module.emit(128, uint, module.emit(132, uint, part(1), module.uint(groups[0])), part(0))
+    return module.emit(Op.I_ADD, uint, module.emit(Op.I_MUL, uint, part(1), module.uint(groups[0])), part(0))
 
 
 def inline(module: Module, graph: Graph, results: Sequence[int], named: dict[str, int]) -> Ids:
@@ -46,7 +46,7 @@ def inline(module: Module, graph: Graph, results: Sequence[int], named: dict[str
     return tuple(known[number] for number in results)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _finish(kind: str, dtype: DType, parts: tuple[DType, ...]) -> tuple[Graph, int]:
     graph = Graph()
     values = tuple(graph.symbol(f"a{k}", part) for k, part in enumerate(parts))
@@ -60,7 +60,7 @@ class Workgroup:
     def __init__(self, module: Module, tile: Tile) -> None:
         self.module, self.tile = module, tile
         self.uint = module.type("uint32")
-        self.local = module.emit(61, self.uint, module.built_in(LOCAL_INDEX))
+        self.local = module.emit(Op.LOAD, self.uint, module.built_in(LOCAL_INDEX))
         self.x, self.y = self._xy()
         self._arrays: dict[tuple[int, int, int, int], int] = {}
         self._stage = 0
@@ -70,10 +70,10 @@ class Workgroup:
         return self.module.emit(number, self.uint, a, b)
 
     def add(self, a: int, number: int) -> int:
-        return self.op(128, a, self.module.uint(number)) if number else a
+        return self.op(Op.I_ADD, a, self.module.uint(number)) if number else a
 
     def scaled(self, a: int, number: int) -> int:
-        return self.op(132, a, self.module.uint(number)) if number != 1 else a
+        return self.op(Op.I_MUL, a, self.module.uint(number)) if number != 1 else a
 
     def _xy(self) -> tuple[int, int]:
         tile, zero = self.tile, self.module.uint(0)
@@ -83,8 +83,8 @@ class Workgroup:
         elif inner == tile.group:
             fast, slow = self.local, zero
         else:
-            fast = self.op(199, self.local, self.module.uint(inner - 1))
-            slow = self.op(194, self.local, self.module.uint(inner.bit_length() - 1))
+            fast = self.op(Op.BITWISE_AND, self.local, self.module.uint(inner - 1))
+            slow = self.op(Op.SHIFT_RIGHT, self.local, self.module.uint(inner.bit_length() - 1))
         return (fast, slow) if tile.rows_first else (slow, fast)
 
     # ------------------------------------------------------------------------- partial results
@@ -121,7 +121,9 @@ class Workgroup:
         few = along if along <= FAN else below(math.isqrt(along))
         self._put(0, reduces, parts, self.local)
         if few < along:
-            with self.module.when(self.module.emit(176, self.module.type("bool"), self.y, self.module.uint(few))):
+            with self.module.when(
+                self.module.emit(Op.U_LESS_THAN, self.module.type("bool"), self.y, self.module.uint(few))
+            ):
                 some = [self._collect(0, k, r, along // few, few, self.y) for k, r in enumerate(reduces)]
                 self._put(1, reduces, some, self._place(self.y, few), barrier=False)
             self.module.barrier()
@@ -136,10 +138,10 @@ class Workgroup:
         if tile.across == 1:
             return y
         if tile.rows_first:
-            return self.op(128, self.scaled(y, tile.across), self.x)
-        return self.op(128, self.scaled(self.x, along), y)
+            return self.op(Op.I_ADD, self.scaled(y, tile.across), self.x)
+        return self.op(Op.I_ADD, self.scaled(self.x, along), y)
 
-    def _array(self, level: int, k: int, part: int, dtype: DType) -> int:
+    def _array(self, level: int, k: int, part: int) -> int:
         """A shared array. Two sets take turns, as one may still be read when the next stage
         writes."""
         key = (self._stage % 2, level, k, part)
@@ -149,13 +151,15 @@ class Workgroup:
             array = self._arrays[key] = self.module.shared("uint32", length)
         return array
 
-    def _put(self, level: int, reduces: Sequence[Reduction], parts: Sequence[Ids], place: int, *, barrier: bool = True) -> None:
+    def _put(
+        self, level: int, reduces: Sequence[Reduction], parts: Sequence[Ids], place: int, *, barrier: bool = True
+    ) -> None:
         module = self.module
         for k, (reduction, values) in enumerate(zip(reduces, parts, strict=True)):
             for part, (dtype, value) in enumerate(zip(reduction.parts, values, strict=True)):
-                word = value if dtype in {"uint32", "bool"} else module.emit(124, self.uint, value)
+                word = value if dtype in {"uint32", "bool"} else module.emit(Op.BITCAST, self.uint, value)
                 stored: DType = "bool" if dtype == "bool" else "uint32"
-                module.store(WORKGROUP, self._array(level, k, part, dtype), stored, place, word)
+                module.store(WORKGROUP, self._array(level, k, part), stored, place, word)
         if barrier:
             module.barrier()
 
@@ -169,5 +173,5 @@ class Workgroup:
 
     def _get(self, level: int, k: int, part: int, dtype: DType, place: int) -> int:
         stored: DType = "bool" if dtype == "bool" else "uint32"
-        word = self.module.load(WORKGROUP, self._array(level, k, part, dtype), stored, place)
-        return word if dtype in {"uint32", "bool"} else self.module.emit(124, self.module.type(dtype), word)
+        word = self.module.load(WORKGROUP, self._array(level, k, part), stored, place)
+        return word if dtype in {"uint32", "bool"} else self.module.emit(Op.BITCAST, self.module.type(dtype), word)
