@@ -20,6 +20,7 @@ enum Op : std::uint32_t {
   TypeStruct = 30,
   TypePointer = 32,
   Constant = 43,
+  FunctionEnd = 56,
   Variable = 59,
   Decorate = 71,
 };
@@ -27,12 +28,15 @@ enum Op : std::uint32_t {
 class Reader {
  public:
   ModuleNeeds run(const std::vector<std::uint32_t>& code) {
+    std::uint32_t last = 0;
     for (std::size_t at = kHeaderWords; at < code.size();) {
       const std::uint32_t length = code[at] >> 16;
       if (length == 0 || at + length > code.size()) throw std::invalid_argument("a SPIR-V module is cut off");
-      take(code[at] & 0xffffu, code.data() + at, length);
+      last = code[at] & 0xffffu;
+      take(last, code.data() + at, length);
       at += length;
     }
+    if (last != FunctionEnd) throw std::invalid_argument("a SPIR-V module is cut off");
     return needs_;
   }
 
