@@ -93,7 +93,7 @@ def _along(lines: int, stride: int, inner: int, quads: bool) -> int:
 # for four waves; the last two read most elements for a few multiply-adds.
 CARD = (
     Tile("matmul_tiled", 16, 16, 8, 8, 2, 0.85),  # 128 x 128
-    Tile("matmul_tiled", 8, 8, 8, 8, 2, 0.75),  # 64 x 64
+    Tile("matmul_tiled", 8, 8, 8, 8, 1, 0.75),  # 64 x 64
     Tile("matmul_tiled", 8, 8, 4, 4, 4, 0.5),  # 32 x 32
     Tile("matmul_tiled", 1, 64, 8, 1, 4, 0.25),  # 8 x 64: a few rows
     Tile("matmul_tiled", 64, 1, 1, 8, 4, 0.25),  # 64 x 8: a few columns
