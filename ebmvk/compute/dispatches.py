@@ -1,4 +1,4 @@
-"""What a call of a kernel is made of: dispatches and fills, and helpers to describe strided batches."""
+"""What a call of a kernel is made of, and axes that strided operands share."""
 
 from __future__ import annotations
 

@@ -7,10 +7,14 @@ so that one frequent index costs no more than many rare ones.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ebmvk.compute.dispatches import Dispatch, Fill, Fresh, Planned, packed
 from ebmvk.compute.ir import WORD, Call
 from ebmvk.compute.row_kernels import sort
-from ebmvk.engine.recording import Limits
+
+if TYPE_CHECKING:
+    from ebmvk.engine.recording import Limits
 
 SOURCE = ("source_offset", "source_row", "source_column")
 PUSH = {
@@ -26,8 +30,8 @@ EACH = 64  # places of a part
 def index_add(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """The sum of the rows with each index, added in the order of the rows.
 
-    Inputs: source (n, d) float32 and index (n,) int32. Output: (N, d), dense. Rows that no index names
-    are 0; an index below 0 or from N on is left out.
+    Inputs: source (n, d) float32 and index (n,) int32. Output: (N, d), dense. Rows that no index
+    names are 0; an index below 0 or from N on is left out.
     """
     source, index = call.inputs
     out = call.outputs[0]

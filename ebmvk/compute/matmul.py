@@ -1,20 +1,23 @@
 """How a matrix product is divided into dispatches: which tile, and how many parts of the sums.
 
-The result is alpha a b + beta c for each matrix of a batch, with any strides. tiles.py chooses the
-kernel and its tile. A small result of long sums would keep few workgroups busy; its sums are cut
-into parts of equal length, which `matmul_join` adds in order. All of this depends on the shapes and
-the device's limits only, so that equal calls give equal bits.
+The result is alpha a b + beta c for each matrix of a batch, with any strides. matmul_tiles.py
+chooses the kernel and its tile. A small result of long sums would keep few workgroups busy; its
+sums are cut into parts of equal length, which `matmul_join` adds in order. All of this depends on
+the shapes and the device's limits only, so that equal calls give equal bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ebmvk.compute.dispatches import Axes, Dispatch, Fresh, Planned, packed, spread
 from ebmvk.compute.ir import WORD, Call, Tensor, View
-from ebmvk.compute.tiles import Tile, chosen
-from ebmvk.engine.recording import Limits
+from ebmvk.compute.matmul_tiles import Tile, chosen
+
+if TYPE_CHECKING:
+    from ebmvk.engine.recording import Limits
 
 BATCH = ("batch_0", "batch_1", "batch_2")
 PLACE = (
@@ -55,9 +58,9 @@ class Product:
 def matmul(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """The result is alpha a b + beta c, summed in float32 with fused multiply-adds.
 
-    Inputs: a (..., m, k), b (..., k, n) and, if it is added, c (..., m, n). Output: (..., m, n), whose
-    elements don't overlap. All have the same leading axes; a stride of 0 repeats. Constants: alpha
-    and beta, both 1 unless given. k = 0 gives beta c, or zeros.
+    Inputs: a (..., m, k), b (..., k, n) and, if it is added, c (..., m, n). Output: (..., m, n),
+    whose elements don't overlap. All have the same leading axes; a stride of 0 repeats. Constants:
+    alpha and beta, both 1 unless given. k = 0 gives beta c, or zeros.
     """
     return Planned(tuple(_steps(call, limits, fresh)))
 

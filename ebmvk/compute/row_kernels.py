@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ebmvk.compute.dispatches import Axes, Dispatch, Fresh, Planned, packed, power_of_two
 from ebmvk.compute.ir import WORD, Call, DType, Tensor, View
-from ebmvk.engine.recording import Limits
 from ebmvk.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ebmvk.engine.recording import Limits
 
 KINDS: dict[DType, int] = {"uint32": 0, "bool": 0, "int32": 1, "float32": 2}
 """As row_keys.glsl counts them."""
@@ -32,9 +35,9 @@ KEEPS = 2  # blocks of the largest shrink if they keep at most one in so many
 def sort(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     """Sorts rows; equal values stay in their order, and NaN is above all numbers.
 
-    Input: (..., n). Outputs: the values, and their places as int32, both (..., n), dense. Constants:
-    descending, False unless given; unsigned, True to take int32 as uint32, so that numbers below 0
-    are the last.
+    Input: (..., n). Outputs: the values, and their places as int32, both (..., n), dense.
+    Constants: descending, False unless given; unsigned, True to take int32 as uint32, so that
+    numbers below 0 are the last.
     """
     source = call.inputs[0]
     if 0 in source.shape:
@@ -63,7 +66,7 @@ def topk(call: Call, limits: Limits, fresh: Fresh) -> Planned:
     return Planned(tuple(rows.largest(k)))
 
 
-def scan_sum(call: Call, limits: Limits, fresh: Fresh) -> Planned:
+def scan_sum(call: Call, limits: Limits, _: Fresh) -> Planned:
     """Running sums along the last axis, the own value included, in a fixed order.
 
     Input: (..., n), float32 or int32. Output: the same shape, dense.

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ebmvk.compute.ir import WORD
-from ebmvk.engine.recording import Limits
+
+if TYPE_CHECKING:
+    from ebmvk.engine.recording import Limits
 
 PARTIAL_BYTES = 64 << 20
 """The most bytes of partial sums."""
@@ -89,8 +92,8 @@ def _along(lines: int, stride: int, inner: int, quads: bool) -> int:
     return 2 if stride == 1 and lines % 4 == 0 and quads else 1
 
 
-# Speeds: from the multiply-adds in the loop (python -m bench.isa) and the registers, which leave room
-# for four waves; the last two read most elements for a few multiply-adds.
+# Speeds: from the multiply-adds in the loop (python -m bench.isa) and the registers, which leave
+# room for four waves; the last two read most elements for a few multiply-adds.
 CARD = (
     Tile("matmul_tiled", 16, 16, 8, 8, 2, 0.85),  # 128 x 128
     Tile("matmul_tiled", 8, 8, 8, 8, 1, 0.75),  # 64 x 64
@@ -116,11 +119,12 @@ class Costs:
     dispatch: float
 
 
-# busy: eight invocations for each of the 2,048 lanes of an RX 6650 XT, since a lane with fewer waits
-# for memory; Vulkan doesn't say how many lanes a device has. join: 8 bytes at 280 GB/s, where there
-# are 5.4e12 multiply-adds a second. dispatch: 5 microseconds.
+# busy: eight invocations for each of the 2,048 lanes of an RX 6650 XT, since a lane with fewer
+# waits for memory; Vulkan doesn't say how many lanes a device has. join: 8 bytes at 280 GB/s, where
+# there are 5.4e12 multiply-adds a second. dispatch: 5 microseconds.
 CARD_COSTS = Costs(16384, 150.0, 2.5e7)
-# busy: 16 workgroups of 8 lanes, for cores that take turns. join: 40 cycles. dispatch: 20 microseconds.
+# busy: 16 workgroups of 8 lanes, for cores that take turns. join: 40 cycles. dispatch: 20
+# microseconds.
 PROCESSOR_COSTS = Costs(128, 320.0, 1e6)
 
 
@@ -131,10 +135,10 @@ def tiles(limits: Limits) -> tuple[Tile, ...]:
     return tuple(tile for tile in CARD if tile.group <= limits.group and tile.shared_bytes <= limits.shared_bytes)
 
 
-# On lavapipe, a read by lanes at different places takes some 20 cycles a lane, because each element is
-# put into its vector through memory. So the best tile reads least for a multiply-add: the largest
-# whose code still compiles in seconds. 160 cycles for a read of 8 lanes and 3 for a multiply-add of 8
-# lanes give the measured order of these tiles.
+# On lavapipe, a read by lanes at different places takes some 20 cycles a lane, because each element
+# is put into its vector through memory. So the best tile is the one that reads least for a
+# multiply-add: the largest whose code still compiles in seconds. 160 cycles for a read of 8 lanes
+# and 3 for a multiply-add of 8 lanes give the measured order of these tiles.
 READ, ADD = 160.0, 3.0
 
 
