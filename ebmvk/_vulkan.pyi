@@ -127,6 +127,7 @@ class Variant(enum.Enum):
 class PipelineKey:
     """A kernel of the manifest with what it is specialised for."""
 
+    def __init__(self, name: str, group: int, constants: Sequence[int]) -> None: ...
     @property
     def name(self) -> str: ...
     @property

@@ -91,7 +91,8 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   out.max_allocation = properties.get<vk::PhysicalDeviceMaintenance3Properties>().maxMemoryAllocationSize;
   out.subgroup_reported = subgroup.subgroupSize;
   out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
-                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
+                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic) &&
+                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eBallot);  // matmul_lanes
   const auto features = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features,
                                             vk::PhysicalDeviceVulkan12Features>();
   out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&
