@@ -459,7 +459,7 @@ def test_threads_share_a_device_and_a_recording() -> None:
 
 FORKED = """
 import os
-import numpy as np
+from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import DeviceLost
 from test_recording import Recorder, chain, result_of, words
 recorder = Recorder(Vulkan())
