@@ -65,6 +65,13 @@ class ArgumentError(EbmvkError, ValueError):
     """Raised if an argument has the wrong type, shape, dtype, device or values."""
 
 
+class UnsupportedOperation(EbmvkError):
+    """Raised if a training step uses something that the compiler can't put on a device.
+
+    The message names the operation and the line that called it.
+    """
+
+
 class DeviceError(EbmvkError):
     """Raised if no device can be used, or if the device failed."""
 

@@ -62,10 +62,25 @@ class View:
 # ----------------------------------------------------------------------------------- expressions
 
 
+class _Once:
+    """The hash of an expression, computed once: a shared subexpression would be walked again for
+    each of its uses."""
+
+    def __hash__(self) -> int:
+        known = self.__dict__.get("_hash")
+        if known is None:
+            values = tuple(getattr(self, name) for name in self.__dataclass_fields__)  # type: ignore[attr-defined]
+            known = hash((type(self).__name__, values))
+            self.__dict__["_hash"] = known
+        return int(known)
+
+
 @dataclass(frozen=True)
-class Load:
+class Load(_Once):
     """The element of a view at the loop's index. The view has the loop's shape, or the shape of
     its parallel axes if it does not change along the reduced ones."""
+
+    __hash__ = _Once.__hash__
 
     view: View
 
@@ -75,9 +90,11 @@ class Load:
 
 
 @dataclass(frozen=True)
-class LoadAt:
+class LoadAt(_Once):
     """The element of a view at a computed index: one int32 expression for each axis of the view,
     which must lie in range."""
+
+    __hash__ = _Once.__hash__
 
     view: View
     index: tuple[Expr, ...]
@@ -88,24 +105,30 @@ class LoadAt:
 
 
 @dataclass(frozen=True)
-class Const:
+class Const(_Once):
     """A number, as a float, an int or a bool."""
+
+    __hash__ = _Once.__hash__
 
     value: float | int | bool
     dtype: DType
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(_Once):
     """The loop's index along an axis, an int32."""
+
+    __hash__ = _Once.__hash__
 
     axis: int
     dtype: DType = "int32"
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(_Once):
     """A function of expressions, by a name of `ops.OPS`."""
+
+    __hash__ = _Once.__hash__
 
     name: str
     args: tuple[Expr, ...]
@@ -113,8 +136,10 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Reduce:
+class Reduce(_Once):
     """A reduction over the loop's reduced axes. The result is the same at all of their points."""
+
+    __hash__ = _Once.__hash__
 
     kind: Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
     of: Expr
@@ -170,9 +195,17 @@ class Program:
     inputs: written by the host before each run, or donated state. constants: values that never
     change, uploaded once. outputs: what the step returns, by position; a view, because a result
     may be a view of an input.
+
+    leaves: the arguments of the step, by position: dense views of `inputs`. Several arguments may
+    share an input, each at an offset of its own. donated: position of an output -> position of the
+    leaf that it replaces in the next run. origins: id of a tensor -> the operation that made it and
+    the line of the step that called it.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     constants: dict[Tensor, object] = field(default_factory=dict)  # numpy arrays
     nodes: list[Node] = field(default_factory=list)
     outputs: list[View] = field(default_factory=list)
+    leaves: list[View] = field(default_factory=list)
+    donated: dict[int, int] = field(default_factory=dict)
+    origins: dict[int, str] = field(default_factory=dict)

@@ -1,0 +1,310 @@
+"""A step as a graph: traced once at fixed shapes, then made functional and taken apart.
+
+A step is a pure function of tensors. What would make its graph wrong for another batch is refused
+here: looks at values (`.item()`, `.tolist()`, `.numpy()`, `float()`), numbers in place of tensors,
+arguments that nothing uses, parameters that it reaches without being given them. Each new graph
+is run on two other batches, with other weights and scalars, and must agree with the step itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ebmvk.compute import decompose
+from ebmvk.errors import ArgumentError, UnsupportedOperation
+
+Step = Callable[..., Sequence[torch.Tensor]]
+"""A function of tensors, given one by one, to a sequence of tensors."""
+
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+
+
+@dataclass
+class Captured:
+    """A step's graph.
+
+    graph: functional, of operations that decompose.table leaves whole; changes of arguments are
+    `copy_` nodes at its end. names: of the arguments, one for each placeholder. donated: position
+    of a result -> position of the argument that it replaces. key: a hash of the graph and its
+    constants, equal in all processes.
+    """
+
+    graph: fx.GraphModule
+    names: list[str]
+    donated: dict[int, int] = field(default_factory=dict)
+    key: str = ""
+
+
+def capture(
+    step: Step,
+    examples: Sequence[torch.Tensor],
+    names: Sequence[str] | None = None,
+    *,
+    donated: dict[int, int] | None = None,
+    others: Sequence[Sequence[torch.Tensor]] | None = None,
+) -> Captured:
+    """The graph of a step at the shapes of `examples`.
+
+    Args:
+        step: pure; it gets the examples one by one, without gradients of their own.
+        names: of the arguments, for messages.
+        donated: position of a result -> position of the argument that it replaces.
+        others: arguments on which the graph must agree with the step. The default is two sets made
+            from the examples. An empty list skips this.
+
+    Raises:
+        ArgumentError: if an argument is no tensor, or nothing uses it.
+        UnsupportedOperation: if the step looks at values, or its graph depends on the examples.
+    """
+    names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
+    for name, example in zip(names, examples, strict=True):
+        if not isinstance(example, torch.Tensor):
+            raise ArgumentError(
+                f"{name} is {example!r}, not a tensor",
+                hint="Pass numbers that change between steps as tensors: torch.tensor(1e-3).",
+                why="A number would become part of the compiled step and keep its first value.",
+            )
+    first = _traced(step, examples)
+    _check_graph(first, names)
+    graph = _functional(first, examples)
+    for arguments in variations(examples) if others is None else others:
+        _agree(step, first, graph, arguments, names)
+    return Captured(graph, names, dict(donated or {}), graph_key(graph))
+
+
+# ----------------------------------------------------------------------------------------- tracing
+
+
+@contextmanager
+def _without_caches() -> Iterator[None]:
+    """Tensors that a cached function made outside must not enter the graph, and those that it makes
+    while tracing have no values and must not stay."""
+    _clear_caches()
+    try:
+        yield
+    finally:
+        _clear_caches()
+
+
+def _clear_caches() -> None:
+    for found in gc.get_objects():
+        if type(found) is functools._lru_cache_wrapper:  # isinstance would ask proxies, and some warn
+            module = getattr(found, "__module__", None) or ""
+            if module.split(".")[0] not in {"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"}:
+                found.cache_clear()
+
+
+def _make(function: Callable[..., Any], table: decompose.Table, *, traces: bool) -> Callable[..., fx.GraphModule]:
+    options: dict[str, Any] = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
+    if traces and "record_stack_traces" in inspect.signature(make_fx).parameters:
+        options["record_stack_traces"] = True
+    return make_fx(function, decomposition_table=table, **options)
+
+
+def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
+    def called(*args: torch.Tensor) -> list[torch.Tensor]:
+        return list(step(*args))
+
+    inputs = [example.detach() for example in examples]
+    try:
+        with _without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
+            graph = _make(called, decompose.lists(), traces=True)(*inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        refused = _refused(error)
+        if refused is None:
+            raise
+        raise refused from error
+    graph.graph.eliminate_dead_code(lambda node: "copy_" in str(node.target) or node.is_impure())
+    graph.recompile()
+    return graph
+
+
+_LOOKS = ("_local_scalar_dense", "DataDependent", ".numpy() is not supported", "data-dependent", "data dependent",
+          "Could not guard", "nonzero", "dynamic shape", "DynamicOutputShape", "tolist", "is_nonzero")  # fmt: skip
+
+
+def _refused(error: BaseException) -> UnsupportedOperation | None:
+    """The error to raise for a step that looks at values; None for any other error."""
+    said = f"{type(error).__name__}: {error}"
+    if not any(word in said for word in _LOOKS):
+        return None
+    line = user_line(traceback.extract_tb(error.__traceback__))
+    return UnsupportedOperation(
+        f"the step looks at the values of a tensor: {line}",
+        why="Python's decisions can't depend on tensors' values: the step is compiled before it has any "
+        "(.item(), .tolist(), .numpy(), float(), int(), bool(), nonzero, a mask as an index).",
+        hint="Compute it with tensors (torch.where), or on the host before the step, as part of the batch.",
+    )
+
+
+def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The last frame that is neither torch's nor the compiler's, as "file:line: code"."""
+    for frame in reversed(frames):
+        if not frame.filename.startswith((_TORCH, _OWN, "<")):
+            return f"{frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
+    return "an unknown line"
+
+
+def origin_of(node: fx.Node) -> str:
+    """The operation of a node and the line of the step that called it."""
+    name = str(node.target) if node.op == "call_function" else node.name
+    frames = []
+    lines = str(node.meta.get("stack_trace") or "").splitlines()
+    for number, line in enumerate(lines):
+        text = line.strip()
+        if text.startswith('File "'):
+            file, rest = text[6:].split('"', 1)
+            code = lines[number + 1] if number + 1 < len(lines) else ""
+            digits = rest.removeprefix(", line ").split(",")[0]
+            frames.append(traceback.FrameSummary(file, int(digits), "", line=code))
+    return f"{name} at {user_line(frames)}" if frames else name
+
+
+# --------------------------------------------------------------------------------------- functional
+
+
+def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The graph without changes of tensors, taken apart. Functionalising the step itself would fail
+    at its autograd functions; its graph has none left."""
+
+    def called(*args: torch.Tensor) -> Any:
+        return fx.Interpreter(graph).run(*args)
+
+    inputs = [example.detach() for example in examples]
+    functional = torch.func.functionalize(called, remove="mutations")
+    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
+        made = _make(functional, decompose.table(), traces=False)(*inputs)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made
+
+
+def _check_graph(graph: fx.GraphModule, names: Sequence[str]) -> None:
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        if not node.users:
+            raise ArgumentError(
+                f"nothing in the step uses {name}",
+                why="Either it isn't needed, or the step uses a number that was read from it before.",
+                hint="Remove it, or use the tensor itself.",
+            )
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            held = getattr(graph, str(node.target), None)
+            if isinstance(held, torch.Tensor) and held.requires_grad:
+                raise ArgumentError(
+                    f"the step reaches a parameter of shape {tuple(held.shape)} that it wasn't given: "
+                    f"{_first_use(node)}",
+                    hint="Pass every parameter in `parameters`; call modules with torch.func.functional_call.",
+                )
+
+
+def _first_use(node: fx.Node) -> str:
+    return origin_of(next(iter(node.users))) if node.users else node.name
+
+
+# ------------------------------------------------------------------------------------------- replay
+
+
+def variations(examples: Sequence[torch.Tensor], count: int = 2) -> list[list[torch.Tensor]]:
+    """Other arguments of the same shapes: integers in another order, floats moved by some per cent.
+    What isn't negative stays so, and zeros become positive."""
+    return [[_varied(example, 1000 * seed + n) for n, example in enumerate(examples)] for seed in range(1, count + 1)]
+
+
+def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    value = example.detach()
+    if value.is_floating_point():
+        factor = 1 + 0.1 * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1)
+        noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+        scale = value.abs().mean() if value.numel() else 0
+        moved = value * factor + 0.05 * noise * (scale if scale else 0.1)
+        return torch.where(torch.isfinite(value), moved, value)
+    if value.dim() == 0:
+        return value if value.dtype == torch.bool else value + seed % 3 + 1
+    order = torch.randperm(value.numel(), generator=generator)
+    return value.reshape(-1)[order].reshape(value.shape)
+
+
+def _agree(
+    step: Step, first: fx.GraphModule, last: fx.GraphModule, arguments: Sequence[torch.Tensor], names: Sequence[str]
+) -> None:
+    """Raises UnsupportedOperation if a graph's results differ from the step's."""
+
+    def copies() -> list[torch.Tensor]:
+        return [argument.detach().clone() for argument in arguments]
+
+    eager_in, first_in, last_in = copies(), copies(), copies()
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = [result.detach() for result in step(*eager_in)]
+        with torch.no_grad():
+            traced = first(*first_in)
+            functional = last(*last_in)
+    # The first graph runs the step's own operations: only their order of summation may differ.
+    # The second one uses other formulas for some of them.
+    for results, changed, tolerance in ((traced, first_in, 3e-6), (functional, last_in, 2e-3)):
+        everything = zip([*expected, *eager_in], [*results, *changed], strict=True)
+        for number, (want, got) in enumerate(everything):
+            error = _relative(got, want)
+            if not error <= tolerance:
+                what = f"result {number}" if number < len(expected) else names[number - len(expected)]
+                raise UnsupportedOperation(
+                    f"the compiled step isn't the step itself: on another batch, {what} differs by {error:.2g} "
+                    f"of its norm",
+                    why="Some value was read while tracing and became a constant, or the step isn't a pure function.",
+                    hint="Look for numbers that depend on tensors, for random numbers and for global state.",
+                )
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The norm of the difference over the norm; equal infinities and NaN count as equal."""
+    a, b = got.detach().double(), want.detach().double()
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    difference = torch.where(same, torch.zeros_like(a), a - b).norm()
+    return float(difference / torch.where(torch.isfinite(b), b, torch.zeros_like(b)).norm().clamp_min(1e-12))
+
+
+# --------------------------------------------------------------------------------------------- key
+
+
+def graph_key(graph: fx.GraphModule) -> str:
+    """A hash of operations, arguments, shapes, types and constants; names and memory don't count."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    numbers: dict[fx.Node, int] = {}
+    for number, node in enumerate(graph.graph.nodes):
+        numbers[node] = number
+        args = fx.node.map_arg((node.args, dict(sorted(node.kwargs.items()))), lambda n: _Numbered(numbers[n]))
+        value = node.meta.get("val")
+        shapes = [
+            (tuple(part.shape), str(part.dtype), tuple(part.stride()))
+            for part in (value if isinstance(value, list | tuple) else [value])
+            if isinstance(part, torch.Tensor)
+        ]
+        target = "" if node.op in {"placeholder", "get_attr"} else str(node.target)
+        digest.update(repr((node.op, target, args, shapes)).encode())
+        if node.op == "get_attr":
+            held = getattr(graph, str(node.target))
+            digest.update(held.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    number: int
