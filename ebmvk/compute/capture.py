@@ -203,7 +203,7 @@ def _look(line: str) -> UnsupportedOperation:
 
 
 def _depends_on_values(node: fx.Node) -> bool:
-    """True if a node's result is a number read from a tensor, or has a shape that depends on one."""
+    """True if a node's result is a number read from a tensor, or its shape depends on one."""
     found = node.meta.get("val")
     for value in found if isinstance(found, list | tuple) else [found]:
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
@@ -297,7 +297,7 @@ def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
         factor = 1 + 0.1 * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1)
         noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
         scale = value.abs().mean() if value.numel() else 0
-        moved = value * factor + 0.05 * noise * (scale if scale else 0.1)
+        moved = value * factor + 0.05 * noise * (scale or 0.1)
         return torch.where(torch.isfinite(value), moved, value)
     if value.dim() == 0:
         return value if value.dtype == torch.bool else value + seed % 3 + 1
@@ -347,7 +347,7 @@ def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def graph_key(graph: fx.GraphModule) -> str:
-    """A hash of operations, arguments, shapes, types and constants; names and memory don't count."""
+    """A hash of operations, arguments, shapes, types and constants, but not of names."""
     digest = hashlib.sha256(torch.__version__.encode())
     numbers: dict[fx.Node, int] = {}
     for number, node in enumerate(graph.graph.nodes):

@@ -53,7 +53,7 @@ class Lowering:
     node: fx.Node
     count: int = 0
 
-    # ------------------------------------------------------------------------- the current operation
+    # ----------------------------------------------------------------------- the current operation
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class Lowering:
             f"{what} can't run on the device: {origin_of(self.node)}", hint=hint or "Write this line in another way."
         )
 
-    # -------------------------------------------------------------------------------- making tensors
+    # ------------------------------------------------------------------------------ making tensors
 
     def tensor(self, shape: Sequence[int], dtype: DType) -> Tensor:
         made = Tensor(self.count, tuple(shape), dtype)
@@ -123,7 +123,7 @@ class Lowering:
         self.program.nodes.append(Call(name, tuple(inputs), outputs, tuple(constants)))
         return list(outputs)
 
-    # ---------------------------------------------------------------------------- reading and viewing
+    # ------------------------------------------------------------------------- reading and viewing
 
     def promoted(self, *values: Value) -> DType:
         """The type in which values are combined."""
@@ -297,7 +297,7 @@ def _operation(
 
 def _missing(low: Lowering, name: str) -> UnsupportedOperation:
     hint = "Write this line with the operations of the table of supported operations."
-    if name.split(".")[0].removesuffix("_") in RANDOM:
+    if name.split(".", maxsplit=1)[0].removesuffix("_") in RANDOM:
         hint = "Draw random numbers on the host and pass them with the batch, or derive them from a seed with Philox."
     return UnsupportedOperation(f"the operation aten.{name} isn't supported: {origin_of(low.node)}", hint=hint)
 
@@ -326,7 +326,8 @@ def _outputs(
             donated[len(results)] = position
         results.append(view)
     taken: set[int] = set()
-    for position, view in enumerate(results):
+    for position, result in enumerate(results):
+        view = result
         leaf = donated.get(position)
         own = leaf is not None and view == program.leaves[leaf]
         lives = view.tensor in program.inputs or view.tensor in program.constants or view.tensor.id in taken

@@ -146,9 +146,7 @@ def test_a_step_with_adamw_equals_torch_at_perturbed_weights(name):
     torch.manual_seed(0)
     model, loss, batch = MODELS[name]()
     parameters = _perturbed(model)
-    state = {
-        kind: {key: 0.01 * torch.rand_like(value) for key, value in parameters.items()} for kind in ("m", "v")
-    }
+    state = {kind: {key: 0.01 * torch.rand_like(value) for key, value in parameters.items()} for kind in ("m", "v")}
     step = steps.training_step(model, loss)
     arguments = (parameters, state, batch, {"lr": torch.tensor(1e-3), "step": torch.tensor(3.0)})
     flat, leaves = steps.flat(step, arguments)
@@ -173,7 +171,7 @@ def test_fused_nanogpt_needs_few_dispatches():
     captured = capture(flat, leaves, donated={i: i for i in range(len(leaves) - 4)}, others=[])
     program = fuse(lower(captured))
     calls = [node.name for node in program.nodes if isinstance(node, Call)]
-    # 6 products a layer and the head, each with two in backward; scores and values count among them.
+    # 6 products a layer and the head, each with two in backward.
     assert calls.count("matmul") == 3 * (4 * 6 + 1)
     assert len(program.nodes) <= 125
 
@@ -189,7 +187,7 @@ def test_compile_step_trains_like_the_step_itself():
         assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     got, moments = compiled.read()
     for name in parameters:
-        # Where a gradient is about 0, AdamW divides rounding errors by each other: at most lr a step.
+        # Where a gradient is about 0, AdamW divides one rounding error by another: lr a step.
         torch.testing.assert_close(got[name], parameters[name], rtol=0, atol=2e-3)
         torch.testing.assert_close(moments["m"][name], state["m"][name], rtol=1e-3, atol=1e-6)
     assert len(compiled.programs) == 1
