@@ -44,7 +44,7 @@ class Kernel:
     variants: list[str]
     bindings: list[tuple[str, str, str]]
     params: list[tuple[str, str]]
-    push: list[str]
+    push: list[tuple[str, str]]
     specialise: list[str]
     group: int
     flops: str
@@ -98,11 +98,10 @@ def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
     for binding in bindings:
         if len(binding) != 3 or binding[1] not in TYPES or binding[2] not in ACCESS:
             raise SystemExit(f"kernels.toml: [{name}] binding {' '.join(binding)!r} is not 'name type access'")
-    if bindings[0] != ("params", "uint", "read"):
-        raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read'")
-    params = [[*line.split(), "uint"][:2] for line in table.get("params", ["rows"])]
-    if params[0] != ["rows", "uint"] or any(kind not in PARAM_TYPES for _, kind in params):
-        raise SystemExit(f"kernels.toml: [{name}] params must begin with 'rows'; each is 'name' or 'name float'")
+    params = read_fields(name, "params", table.get("params", ["rows"]))
+    push = read_fields(name, "push", table.get("push", []))
+    if params and (bindings[0] != ("params", "uint", "read") or params[0] != ("rows", "uint")):
+        raise SystemExit(f"kernels.toml: [{name}] must begin with 'params uint read', and params with 'rows'")
     if unknown := set(table.get("variants", [])) - set(VARIANTS):
         raise SystemExit(f"kernels.toml: [{name}] has unknown variants {sorted(unknown)}")
     return Kernel(
@@ -111,13 +110,21 @@ def read_kernel(name: str, table: dict[str, object], integrator: Any) -> Kernel:
         integrator=integrator,
         variants=table.get("variants", ["subgroup", "portable"]),
         bindings=bindings,
-        params=[(field, kind) for field, kind in params],
-        push=table.get("push", []),
+        params=params,
+        push=push,
         specialise=table.get("specialise", []),
         group=table.get("group", 0),
-        flops=table["flops"],
-        bytes=table["bytes"],
+        flops=table.get("flops", ""),
+        bytes=table.get("bytes", ""),
     )
+
+
+def read_fields(name: str, key: str, lines: list[str]) -> list[tuple[str, str]]:
+    """Name and type of each field."""
+    fields = [(*line.split(), "uint")[:2] for line in lines]
+    if any(kind not in PARAM_TYPES for _, kind in fields):
+        raise SystemExit(f"kernels.toml: [{name}] each of {key} must be 'name' or 'name float'")
+    return fields
 
 
 def interface(kernel: Kernel) -> str:
@@ -136,14 +143,15 @@ def interface(kernel: Kernel) -> str:
     for number, name in enumerate(kernel.specialise, start=1):
         lines.append(f"layout(constant_id = {number}) const uint {name} = 1u;")
     if kernel.push:
-        lines.append(
-            "layout(push_constant) uniform Push { " + " ".join(f"uint {name};" for name in kernel.push) + " };"
-        )
+        fields = " ".join(f"{kind} {name};" for name, kind in kernel.push)
+        lines.append(f"layout(push_constant) uniform Push {{ {fields} }};")
     if len(kernel.storages) > 1:
         lines.append('#include "quad.glsl"')
     fields = " ".join(f"{kind} {name};" for name, kind in kernel.params)
-    lines.append(f"layout(set = 0, binding = 0, std430) restrict readonly buffer Params {{ {fields} }} params;")
-    for number, (name, kind, access) in enumerate(kernel.bindings[1:], start=1):
+    if fields:
+        lines.append(f"layout(set = 0, binding = 0, std430) restrict readonly buffer Params {{ {fields} }} params;")
+    first = 1 if fields else 0
+    for number, (name, kind, access) in enumerate(kernel.bindings[first:], start=first):
         word = "QUAD" if kind == QUAD_TYPE else kind
         lines.append(
             f"layout(set = 0, binding = {number}, std430) restrict {ACCESS[access]}buffer Buffer{number} "
@@ -166,10 +174,13 @@ def header(kernels: list[Kernel]) -> str:
         out += ["", f"struct {camel} {{"]
         if not kernel.integrator:  # otherwise several kernels share these
             out.append(f'  static constexpr const char *name = "{kernel.name}";')
-        out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
-        out += [f"  std::uint32_t {name};" for name in kernel.push]
+        if kernel.params:
+            out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
+        out += [f"  {PARAM_TYPES[kind]} {name};" for name, kind in kernel.push]
         arguments = {"flops": "double rows", "bytes": "double rows, [[maybe_unused]] double quad_bytes = 16"}
         for cost, argument in arguments.items():
+            if not getattr(kernel, cost):
+                continue
             formula = re.sub(r"\b(\d+)\b", r"\1.0", getattr(kernel, cost))
             out.append(f"  double {cost}([[maybe_unused]] {argument}) const {{ return {formula}; }}")
         out.append("};")

@@ -74,6 +74,10 @@ inline void register_machine_code(py::module_& module) {
       .def_readonly("statistics", &MachineCode::statistics)
       .def_readonly("texts", &MachineCode::texts);
   py::class_<PipelineKey>(module, "PipelineKey")
+      .def(py::init([](const std::string& name, std::uint32_t group, const std::vector<std::uint32_t>& constants) {
+             return PipelineKey{name, group, constants};
+           }),
+           py::arg("name"), py::arg("group"), py::arg("constants"))
       .def_readonly("name", &PipelineKey::name)
       .def_readonly("group", &PipelineKey::group)
       .def_readonly("constants", &PipelineKey::constants)

@@ -4,6 +4,7 @@
 #include "bindings/kernels.h"
 #include "bindings/operand.h"
 #include "bindings/planning.h"
+#include "bindings/recording.h"
 #include "bindings/tensors.h"
 #include "vulkan/ops/engine.h"
 #include "vulkan/runtime/dispatch.h"
@@ -307,6 +308,10 @@ void register_device(py::module_& module) {
       .def_readonly("max_storage_range", &Capabilities::max_storage_range)
       .def_readonly("max_allocation", &Capabilities::max_allocation)
       .def_readonly("max_groups", &Capabilities::max_groups)
+      .def_readonly("max_groups_yz", &Capabilities::max_groups_yz)
+      .def_readonly("max_push_bytes", &Capabilities::max_push_bytes)
+      .def_readonly("storage_alignment", &Capabilities::storage_alignment)
+      .def_readonly("loop_rounds", &Capabilities::loop_rounds)
       .def_readonly("max_group_size", &Capabilities::max_group_size)
       .def_readonly("max_bindings", &Capabilities::max_bindings)
       .def_readonly("max_shared_bytes", &Capabilities::max_shared_bytes)
@@ -397,6 +402,7 @@ PYBIND11_MODULE(_vulkan, module) {
       .def_property_readonly("nbytes", &Points::bytes);
   py::class_<Engine, std::shared_ptr<Engine>> methods(module, "Engine");
   register_tensors(module, methods);
+  register_recording(module, methods);
   methods.def(py::init<std::uint32_t, const Options&>(), py::call_guard<ReleaseGil>())
       .def_property_readonly("capabilities", [](Engine& engine) { return engine.device().capabilities(); })
       .def("points", &make_points)

@@ -11,11 +11,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ebmvk.compute.capture import Captured, capture
+from ebmvk.compute.compiled import Compiled as OnDevice
 from ebmvk.compute.fuse import fuse
-from ebmvk.compute.ir import Program
+from ebmvk.compute.ir import WORD, Program
 from ebmvk.compute.lower import lower
 from ebmvk.compute.reference import Reference
 from ebmvk.compute.rewrite import Limits
+from ebmvk.engine.recording import Recorder
+from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError
 
 Tree = Any
@@ -108,6 +111,7 @@ class CompiledStep:
     check: bool = True
     limits: Limits | None = None
     programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    recorder: Recorder | None = None
     _kept: tuple[Tree, Tree] | None = None
 
     def __call__(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
@@ -190,8 +194,8 @@ class CompiledStep:
         recorder, limits = _device(self)
         program = fuse(lower(captured), limits)
         fed = range(layout.kept, len(leaves))
-        state = next(iter(self.programs.values())).runner.state if self.programs else None
-        runner = _runner(recorder, program, layout.names, fed, results, state)
+        like = next(iter(self.programs.values())).runner if self.programs else None
+        runner = _runner(recorder, program, layout.names, fed, results, like)
         return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
 
 
@@ -209,7 +213,7 @@ def compile_step(
     Args:
         step: the function.
         backend: "vulkan", or "reference": the same program in numpy, for tests.
-        device: the device to run on; None for the first one.
+        device: a `Vulkan` or a `Recorder`; None for the device that is preferred.
         check: whether each new graph is run on other batches and compared with the step.
         limits: of fused nodes; None for those of the device.
 
@@ -245,17 +249,31 @@ def _array(leaf: torch.Tensor) -> Array:
     return array
 
 
-def _device(step: CompiledStep) -> tuple[Any, Limits]:
+def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
+    """Where to run, and how large nodes may become there."""
     if step.backend == "reference":
         return None, step.limits or Limits()
-    raise ArgumentError("the Vulkan backend isn't connected yet", hint='Use backend="reference".')
+    if step.recorder is None:
+        step.recorder = step.device if isinstance(step.device, Recorder) else Recorder(step.device or Vulkan())
+    device = step.recorder.limits
+    words = device.range_bytes // WORD
+    return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
 
 
 def _runner(
-    recorder: Any, program: Program, names: Sequence[str], fed: Collection[int], fetched: Collection[int], state: Any
+    recorder: Recorder | None,
+    program: Program,
+    names: Sequence[str],
+    fed: Collection[int],
+    fetched: Collection[int],
+    like: Runner | None,
 ) -> Runner:
-    del recorder
+    """like: a program that shares its kept arguments with this one."""
+    if recorder is not None:
+        shared = like if isinstance(like, OnDevice) else None
+        state, arena = (shared.state, shared.arena) if shared else (None, None)
+        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena)
     runner = Reference(program, names, fed, fetched)
-    if state is not None:
-        runner.state = state
+    if like is not None:
+        runner.state = like.state
     return runner

@@ -11,6 +11,7 @@
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |
 | `vulkan` | kernels on a Vulkan device (extension `ebmvk._vulkan`) |
 | `device_tensor` | `DeviceTensor`, a result that stays on a Vulkan device |
+| `recording` | programs of one's own kernels on a Vulkan device |
 | `chained` | what a chain of tokens needs on a device beside these operations |
 | `vulkan_devices` | the Vulkan devices of this machine |
 | `sharded` | points spread over the processes of a run, with an exact top-k |

@@ -73,6 +73,15 @@ CEILINGS: dict[str | tuple[str, str], Ceiling] = {
     "score_matvec": Ceiling(24, 9728),
     "rescore": Ceiling(24, 9728),
     "select_topk": Ceiling(24, 2560),
+    "matmul_tiled": Ceiling(128, 8704),
+    "matmul_direct": Ceiling(64, 0),
+    "matmul_lanes": Ceiling(128, 0),
+    "matmul_join": Ceiling(24, 0),
+    "sort_block": Ceiling(24, 8192),
+    "sort_merge": Ceiling(24, 0),
+    "scan_rows": Ceiling(24, 1024),
+    "add_runs": Ceiling(24, 0),
+    "add_parts": Ceiling(24, 0),
     "probe": Ceiling(32, 0),
     "ceiling_fma": Ceiling(32, 0),
 }
@@ -129,6 +138,19 @@ def test_the_hot_loop_of_the_tiled_scores_multiplies(report: dict[str, Any]) -> 
     assert tiled
     for kernel in tiled:
         assert kernel["fma_share"] > 0.75, shown(kernel)
+
+
+def test_the_hot_loops_of_large_products_multiply(report: dict[str, Any]) -> None:
+    """Where neighbours lie side by side in both matrices. The tiles are for navi23."""
+    least = 0.85 if report["family"] == "navi23" else 0.75
+    large = [
+        kernel
+        for kernel in report["kernels"]
+        if kernel["name"] == "matmul_tiled" and kernel["constants"][1:3] == [8, 8] and 1 not in kernel["constants"][4:6]
+    ]
+    assert len(large) == 8
+    for kernel in large:
+        assert kernel["fma_share"] > least, shown(kernel)
 
 
 def test_times_are_estimated_for_one_family(report: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@
 #include "integrators.h"
 #include "kernels.h"
 #include "vulkan/ops/tiling.h"
+#include "vulkan/runtime/errors.h"
 #include "vulkan/runtime/pace.h"
 #include "vulkan/runtime/plan.h"
 #include "vulkan/runtime/workspace.h"
@@ -289,6 +290,18 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // that a first slice should be run by itself.
   bool measured(const std::string& kernel) const { return pace_.measured(kernel); }
   Pace& pace() { return pace_; }
+  // Calls f(), which makes buffers; if memory runs out, frees what can be made again and calls it
+  // once more. Needs the device's mutex.
+  template <typename F>
+  auto with_room(F f) -> decltype(f()) {
+    try {
+      return f();
+    } catch (const OutOfMemory&) {
+      workspaces_.clear();
+      pool_.clear();
+    }
+    return f();
+  }
   // The workgroup size of a kernel with one workgroup per row.
   std::uint32_t row_group(std::uint32_t quads) const;
 

@@ -69,10 +69,13 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
                            static_cast<bool>(memory.memoryHeaps[i].flags & vk::MemoryHeapFlagBits::eDeviceLocal));
   out.max_storage_range = base.limits.maxStorageBufferRange;
   out.max_groups = base.limits.maxComputeWorkGroupCount[0];
+  out.max_groups_yz = std::min(base.limits.maxComputeWorkGroupCount[1], base.limits.maxComputeWorkGroupCount[2]);
   out.max_group_size = std::min(base.limits.maxComputeWorkGroupInvocations, base.limits.maxComputeWorkGroupSize[0]);
   out.max_shared_bytes = base.limits.maxComputeSharedMemorySize;
   out.max_bindings =
       std::min(base.limits.maxPerStageDescriptorStorageBuffers, base.limits.maxDescriptorSetStorageBuffers);
+  out.max_push_bytes = base.limits.maxPushConstantsSize;
+  out.storage_alignment = base.limits.minStorageBufferOffsetAlignment;
   if (base.apiVersion < VK_API_VERSION_1_2) {
     out.missing = "it offers Vulkan " + std::to_string(VK_API_VERSION_MAJOR(base.apiVersion)) + "." +
                   std::to_string(VK_API_VERSION_MINOR(base.apiVersion)) + ", and 1.2 is needed";
@@ -88,7 +91,8 @@ Capabilities describe(vk::PhysicalDevice device, std::uint32_t index) {
   out.max_allocation = properties.get<vk::PhysicalDeviceMaintenance3Properties>().maxMemoryAllocationSize;
   out.subgroup_reported = subgroup.subgroupSize;
   out.subgroup_arithmetic = (subgroup.supportedStages & vk::ShaderStageFlagBits::eCompute) &&
-                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic);
+                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eArithmetic) &&
+                            (subgroup.supportedOperations & vk::SubgroupFeatureFlagBits::eBallot);  // matmul_lanes
   const auto features = device.getFeatures2<vk::PhysicalDeviceFeatures2, vk::PhysicalDeviceVulkan11Features,
                                             vk::PhysicalDeviceVulkan12Features>();
   out.float16 = features.get<vk::PhysicalDeviceVulkan11Features>().storageBuffer16BitAccess &&

@@ -21,9 +21,12 @@ struct Capabilities {
   std::uint64_t memory_bytes = 0;  // size of the largest device-local heap
   std::uint64_t max_storage_range = 0;
   std::uint32_t max_groups = 0;      // per dispatch, first dimension
+  std::uint32_t max_groups_yz = 0;   // in the second and in the third dimension
   std::uint32_t max_group_size = 0;  // invocations
   std::uint32_t max_shared_bytes = 0;
   std::uint32_t max_bindings = 0;       // storage buffers per kernel
+  std::uint32_t max_push_bytes = 0;     // push constants
+  std::uint64_t storage_alignment = 0;  // of the offset of a storage buffer's range
   std::uint64_t max_allocation = 0;     // bytes
   std::uint32_t subgroup_reported = 0;  // the size that pipelines have by default
   std::uint32_t subgroup_min = 0, subgroup_max = 0;

@@ -1,8 +1,10 @@
 #include "vulkan/runtime/kernel_registry.h"
 
 #include "vulkan/runtime/errors.h"
+#include "vulkan/runtime/module_needs.h"
 #include "vulkan/runtime/specialise.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -39,6 +41,7 @@ std::vector<std::uint32_t> specialise_kernel(const KernelSource& source, const s
 KernelRegistry::~KernelRegistry() {
   if (device_.abandoned()) return;
   for (const auto& [key, pipeline] : pipelines_) destroy(pipeline);
+  for (const auto& [module, given] : given_) destroy(given.pipeline);
 }
 
 void KernelRegistry::destroy(const Pipeline& pipeline) const {
@@ -92,8 +95,79 @@ const Pipeline& KernelRegistry::get(const std::string& name, std::uint32_t group
   PipelineKey key{name, group, constants, storage, resident};
   if (const auto known = pipelines_.find(key); known != pipelines_.end()) return known->second;
   auto pipeline = describe(key);
-  build(pipeline, constants, required_subgroup(*pipeline.source));
+  build(pipeline, code_of(pipeline, constants), required_subgroup(*pipeline.source));
   return pipelines_.emplace(std::move(key), pipeline).first->second;
+}
+
+const Pipeline& KernelRegistry::get(const GivenModule& module) {
+  if (const auto known = given_.find(module); known != given_.end()) return known->second.pipeline;
+  if (module.access.empty()) throw std::invalid_argument(module.name + " binds no storage buffer");
+  std::vector<std::uint32_t> values{module.group}, code;
+  values.insert(values.end(), module.constants.begin(), module.constants.end());
+  try {
+    code = specialise(module.code.data(), 4 * module.code.size(), values);
+  } catch (const std::logic_error& error) {
+    throw std::invalid_argument(module.name + ": " + error.what());
+  }
+  require_fit(module, code);
+  const auto place = given_.emplace(module, Given{}).first;
+  auto& [source, pipeline] = place->second;
+  source = {place->first.name.c_str(),
+            module.subgroup ? Variant::subgroup : Variant::portable,
+            Storage::float32,
+            place->first.code.data(),
+            4 * module.code.size(),
+            module.access,
+            module.push_bytes,
+            static_cast<std::uint32_t>(module.constants.size()),
+            0,
+            false};
+  pipeline.source = &source;
+  pipeline.group = module.group;
+  try {
+    build(pipeline, code, required_subgroup(source));
+  } catch (...) {
+    given_.erase(place);
+    throw;
+  }
+  return pipeline;
+}
+
+void KernelRegistry::require_fit(const GivenModule& module, const std::vector<std::uint32_t>& code) const {
+  const auto& device = device_.capabilities();
+  const auto needs = needs_of(code);
+  if (needs.other_sets || needs.bindings > module.access.size())
+    throw std::invalid_argument(module.name + " binds more than the " + std::to_string(module.access.size()) +
+                                " storage buffers of set 0 that were named");
+  const auto require = [&](const char* what, std::uint64_t needed, std::uint64_t most) {
+    if (needed > most)
+      throw Unsupported(module.name + " needs " + std::to_string(needed) + " " + what + ": the device allows " +
+                        std::to_string(most));
+  };
+  require("invocations in a workgroup", std::max<std::uint64_t>(needs.invocations, module.group),
+          device.max_group_size);
+  require("bytes of shared memory", needs.shared_bytes, device.max_shared_bytes);
+  require("bytes of push constants", module.push_bytes, device.max_push_bytes);
+  require("storage buffers", module.access.size(), device.max_bindings);
+  if (module.subgroup && !subgroups(module.group))
+    throw Unsupported(module.name + " relies on full subgroups: the device has none in workgroups of " +
+                      std::to_string(module.group));
+  // Numbers of the SPIR-V specification: Float16, Float64, Int64, Int16, Int8, those of subgroups.
+  for (const auto capability : needs.capabilities) {
+    const bool small = capability == 9 && !device.float16;
+    const bool off = capability == 10 || capability == 11 || capability == 22 || capability == 39;
+    const bool subgroup = 61 <= capability && capability <= 68 && !device.subgroup_arithmetic;
+    if (small || off || subgroup)
+      throw Unsupported(module.name + " needs the SPIR-V capability " + std::to_string(capability) +
+                        ", which this device doesn't offer or the engine doesn't enable");
+  }
+}
+
+std::vector<std::uint32_t> KernelRegistry::code_of(const Pipeline& pipeline,
+                                                   const std::vector<std::uint32_t>& constants) const {
+  std::vector<std::uint32_t> values{pipeline.group};
+  values.insert(values.end(), constants.begin(), constants.end());
+  return specialise_kernel(*pipeline.source, values, device_.options().modules);
 }
 
 std::vector<KernelSource> KernelRegistry::used() const {
@@ -120,7 +194,7 @@ MachineCode KernelRegistry::inspect(const KernelSource& source, std::uint32_t gr
   Pipeline pipeline;
   pipeline.source = &source;
   pipeline.group = group;
-  build(pipeline, constants, subgroup_size, kReportMachineCode);
+  build(pipeline, code_of(pipeline, constants), subgroup_size, kReportMachineCode);
   auto code = device_.attempt(std::string("reading the machine code of ") + source.name,
                               [&] { return read_machine_code(device_.handle(), pipeline.handle); });
   destroy(pipeline);
@@ -133,7 +207,7 @@ std::uint32_t KernelRegistry::required_subgroup(const KernelSource& source) cons
   return source.variant != Variant::portable && device.subgroup_control ? device.subgroup_size : 0;
 }
 
-void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants, std::uint32_t subgroup_size,
+void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>& code, std::uint32_t subgroup_size,
                            vk::PipelineCreateFlags flags) const {
   const auto& device = device_.handle();
   const auto& source = *pipeline.source;
@@ -147,10 +221,6 @@ void KernelRegistry::build(Pipeline& pipeline, const std::vector<std::uint32_t>&
   if (source.push_bytes) info.setPushConstantRanges(push);
   auto layout = device.createPipelineLayoutUnique(info);
 
-  // Constant 0 is the workgroup's size. A kernel with a fixed size has no such constant.
-  std::vector<std::uint32_t> values{pipeline.group};
-  values.insert(values.end(), constants.begin(), constants.end());
-  const auto code = specialise_kernel(source, values, device_.options().modules);
   const auto shader = device.createShaderModuleUnique({{}, 4 * code.size(), code.data()});
   vk::PipelineShaderStageCreateInfo stage({}, vk::ShaderStageFlagBits::eCompute, *shader, "main");
   const vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo size(subgroup_size);

@@ -27,6 +27,24 @@ struct PipelineKey {
   }
 };
 
+// A shader given as SPIR-V instead of by its name in the table. Its entry point is "main", and its
+// storage buffers are in set 0. group: the workgroup's size, specialisation constant 0; `constants`
+// follow. subgroup: it relies on full subgroups of the device's size.
+struct GivenModule {
+  std::string name;  // for messages
+  std::vector<std::uint32_t> code;
+  std::vector<Access> access;  // per binding
+  std::uint32_t push_bytes = 0;
+  std::uint32_t group = 0;
+  std::vector<std::uint32_t> constants;
+  bool subgroup = false;
+
+  friend bool operator<(const GivenModule& a, const GivenModule& b) {  // the name doesn't count
+    return std::tie(a.code, a.access, a.push_bytes, a.group, a.constants, a.subgroup) <
+           std::tie(b.code, b.access, b.push_bytes, b.group, b.constants, b.subgroup);
+  }
+};
+
 struct Pipeline {
   const KernelSource* source = nullptr;
   std::uint32_t group = 0;
@@ -52,6 +70,9 @@ class KernelRegistry {
   // if the device supports it and `group` is a multiple of the subgroup's size.
   const Pipeline& get(const std::string& name, std::uint32_t group, const std::vector<std::uint32_t>& constants,
                       Storage storage = Storage::float32, bool resident = false);
+  // The same for a module; equal ones share a pipeline. Throws std::invalid_argument if it isn't a
+  // module of this kind, and Unsupported if it needs more than the device has.
+  const Pipeline& get(const GivenModule& module);
   // True if kernels that rely on full subgroups of the device's size can run in workgroups of
   // `group`.
   bool subgroups(std::uint32_t group) const;
@@ -72,12 +93,22 @@ class KernelRegistry {
   const KernelSource& choose(const std::string& name, std::uint32_t group, Storage storage, bool resident) const;
   std::uint32_t required_subgroup(const KernelSource& source) const;
   Pipeline describe(const PipelineKey& key) const;
-  void build(Pipeline& pipeline, const std::vector<std::uint32_t>& constants, std::uint32_t subgroup_size,
+  // The module with its constants. Constant 0 is the workgroup's size; a kernel with a fixed size
+  // has no such constant.
+  std::vector<std::uint32_t> code_of(const Pipeline& pipeline, const std::vector<std::uint32_t>& constants) const;
+  void require_fit(const GivenModule& module, const std::vector<std::uint32_t>& code) const;
+  void build(Pipeline& pipeline, const std::vector<std::uint32_t>& code, std::uint32_t subgroup_size,
              vk::PipelineCreateFlags flags = {}) const;
   void destroy(const Pipeline& pipeline) const;
 
+  struct Given {
+    KernelSource source;  // points into the key
+    Pipeline pipeline;
+  };
+
   Device& device_;
   std::map<PipelineKey, Pipeline> pipelines_;
+  std::map<GivenModule, Given> given_;
 };
 
 }  // namespace ebmvk

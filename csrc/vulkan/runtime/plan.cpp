@@ -16,7 +16,7 @@ void Plan::add(Program& program, std::uint32_t section, double seconds) {
   entries_.push_back({&program, section, seconds});
 }
 
-std::vector<std::vector<vk::CommandBuffer>> Plan::submissions(const std::vector<Entry>& entries) const {
+std::vector<std::vector<vk::CommandBuffer>> Plan::groups_of(const std::vector<Entry>& entries) const {
   std::vector<std::vector<vk::CommandBuffer>> groups(1);
   double seconds = 0;
   for (const auto& entry : entries) {
@@ -36,7 +36,7 @@ Plan::Ran Plan::run() {
   Ran ran;
   if (entries.empty()) return ran;
   for (const auto& entry : entries) entry.program->canary(entry.section) = 0;
-  const auto groups = submissions(entries);
+  const auto groups = groups_of(entries);
   const auto start = std::chrono::steady_clock::now();
   device_.run(groups);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -3,6 +3,7 @@
 
 #include "vulkan/runtime/program.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,8 @@ class Plan {
   // A section that follows those added before, and the seconds that it will probably take. A section
   // can be in a plan once. The program must be finished, and must live until the plan has run.
   void add(Program& program, std::uint32_t section, double seconds = 0);
+  // The number of submissions that run() will make of what was added.
+  std::size_t submissions() const { return entries_.empty() ? 0 : groups_of(entries_).size(); }
   // Submits what was added, waits for all of it, and checks that the device is alive and ran every
   // section. A submission has as many sections as fit into Options::slice_seconds, at least one.
   // Afterwards the plan is empty.
@@ -37,7 +40,7 @@ class Plan {
     double seconds;
   };
 
-  std::vector<std::vector<vk::CommandBuffer>> submissions(const std::vector<Entry>& entries) const;
+  std::vector<std::vector<vk::CommandBuffer>> groups_of(const std::vector<Entry>& entries) const;
 
   Device& device_;
   std::vector<Entry> entries_;

@@ -72,6 +72,11 @@ void pretend(Capabilities& device, const std::string& profile) {
   shrink(device.max_shared_bytes, found->shared_bytes);
   if (found->storage_range != kAny) shrink(device.max_storage_range, found->storage_range);
   shrink(device.max_groups, found->groups);
+  shrink(device.max_groups_yz, found->groups);
+  if (profile == "smallest") {
+    shrink(device.max_push_bytes, 128u);
+    device.storage_alignment = 256;
+  }
   device.float16 = device.float16 && found->float16;
   device.decide();
 }

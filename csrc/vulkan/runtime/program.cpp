@@ -87,7 +87,7 @@ void Program::fill(const View& where, std::uint32_t word) {
 }
 
 void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push,
-                         std::uint32_t groups, std::uint32_t groups_y) {
+                         const Groups& groups) {
   const auto& source = *pipeline.source;
   if (bindings.size() != source.access.size()) throw std::logic_error(std::string("bindings of ") + source.name);
   auto& part = parts_.back();
@@ -107,10 +107,10 @@ void Program::add_kernel(const Pipeline& pipeline, const std::vector<View>& bind
   }
   std::vector<std::uint32_t> constants(source.push_bytes / 4);
   if (!constants.empty()) std::memcpy(constants.data(), push, source.push_bytes);
-  node.record = [&pipeline, constants = std::move(constants), groups, groups_y](const vk::CommandBuffer& commands) {
+  node.record = [&pipeline, constants = std::move(constants), groups](const vk::CommandBuffer& commands) {
     if (!constants.empty())
       commands.pushConstants<std::uint32_t>(pipeline.layout, vk::ShaderStageFlagBits::eCompute, 0, constants);
-    commands.dispatch(groups, groups_y, 1);
+    commands.dispatch(groups.x, groups.y, groups.z);
   };
   sets_.push_back(std::move(set));
   part.nodes.push_back(std::move(node));

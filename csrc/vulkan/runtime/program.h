@@ -26,6 +26,11 @@ struct View {
   std::uint64_t start() const { return buffer->offset() + offset; }
 };
 
+// The number of workgroups of a dispatch in each dimension.
+struct Groups {
+  std::uint32_t x = 1, y = 1, z = 1;
+};
+
 // What a submission does, for the counts. up, down: bytes copied from the host and to it.
 struct Traffic {
   std::uint64_t dispatches = 0, barriers = 0, up = 0, down = 0;
@@ -48,7 +53,12 @@ class Program {
   void kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const Push& push, std::uint32_t groups,
               std::uint32_t groups_y = 1) {
     static_assert(sizeof(Push) % 4 == 0, "push constants are uint32");
-    add_kernel(pipeline, bindings, &push, groups, groups_y);
+    add_kernel(pipeline, bindings, &push, {groups, groups_y, 1});
+  }
+  // push: all words that the kernel takes.
+  void kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const std::vector<std::uint32_t>& push,
+              const Groups& groups) {
+    add_kernel(pipeline, bindings, push.data(), groups);
   }
   // Ends a section; returns the number of the next.
   std::uint32_t cut();
@@ -83,8 +93,7 @@ class Program {
     Traffic traffic;
   };
 
-  void add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push, std::uint32_t groups,
-                  std::uint32_t groups_y);
+  void add_kernel(const Pipeline& pipeline, const std::vector<View>& bindings, const void* push, const Groups& groups);
   void describe();
   void record(std::uint32_t section);
   void record_stamp(const vk::CommandBuffer& commands, std::uint32_t number) const;

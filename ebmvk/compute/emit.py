@@ -1,0 +1,122 @@
+"""Loops as kernels: `kernel_of` makes one dispatch, `kernels_of` as many as serve a loop best.
+
+A loop without reductions runs one invocation for each point, or for several in turn. A reduction
+gives each row some invocations of a workgroup: `along` of them share a row, `across` rows share the
+workgroup. Sums are added in a fixed order, so the same module gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ebmvk.compute.ir import DType, Loop, Tensor
+from ebmvk.compute.points import emit_points
+from ebmvk.compute.reading import Reading, read
+from ebmvk.compute.rows import Part, RowKernel, emit_rows, needed_stages
+from ebmvk.compute.spirv import Module
+from ebmvk.compute.split import UNSHARED, Piece, part_of, split
+from ebmvk.compute.tiling import Limits, Tile, spread, tile
+from ebmvk.errors import ArgumentError
+
+Fresh = Callable[[tuple[int, ...], DType], Tensor]
+
+POINT_GROUP = 128
+POINT_GROUPS = 4096
+"""Beyond this many workgroups each invocation takes several points."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A dispatch.
+
+    Attributes:
+        spirv: the module; its specialisation constant 0 must stay `group`.
+        access: a letter for each binding: r (read), w (written), u (both).
+        tensors: one for each binding, bound at its whole range; they must not overlap in memory.
+        push: push constants, always empty.
+        groups: workgroups in x, y and z.
+        group: invocations of a workgroup.
+    """
+
+    spirv: bytes
+    access: str
+    tensors: tuple[Tensor, ...]
+    push: bytes
+    groups: tuple[int, int, int]
+    group: int
+
+
+def kernel_of(loop: Loop, limits: Limits) -> Generated:
+    """A loop as one dispatch. Its parallel shape must have no size 0.
+
+    Raises ArgumentError if an operation is unknown, types don't fit, or the loop has more tensors
+    than a kernel may bind.
+    """
+    return _piece(Piece(loop), limits)
+
+
+def kernels_of(loop: Loop, limits: Limits, fresh: Fresh) -> tuple[Generated, ...]:
+    """A loop as dispatches to be run in order; none if it has nothing to store.
+
+    fresh: makes a tensor for results that only these dispatches use.
+    """
+    if 0 in loop.parallel or (0 in loop.shape and all(len(s.view.shape) == len(loop.shape) for s in loop.stores)):
+        return ()
+    reading = read(loop)
+    part = _part(reading, limits)
+    pieces = split(loop, part, fresh) if part else [Piece(loop)]
+    return tuple(_piece(piece, limits) for piece in pieces)
+
+
+def _part(reading: Reading, limits: Limits) -> Part | None:
+    stages = needed_stages(reading)
+    kinds = {reading.graph.nodes[n].extra[0] for stage in stages for n in stage}
+    if not stages or kinds & UNSHARED:
+        return None
+    return part_of(reading.rows, reading.length, _tile(reading, limits))
+
+
+def _tile(reading: Reading, limits: Limits) -> Tile:
+    words = max((2 * len(stage) for stage in needed_stages(reading)), default=1)
+    return tile(reading.rows, reading.length, rows_first=reading.across, words=words, limits=limits)
+
+
+def _piece(piece: Piece, limits: Limits) -> Generated:
+    reading = read(piece.loop)
+    _check(reading, limits)
+    if piece.loop.reduced and (needed_stages(reading) or reading.length != 1):
+        return _rows(reading, piece.part, limits)
+    return _points(reading, limits)
+
+
+def _check(reading: Reading, limits: Limits) -> None:
+    if len(reading.tensors) > limits.bindings:
+        raise ArgumentError(
+            f"a loop reads and writes {len(reading.tensors)} tensors, but a kernel binds at most {limits.bindings}",
+            hint="Split the loop in two.",
+        )
+
+
+def _buffers(module: Module, reading: Reading) -> list[int]:
+    return [
+        module.buffer(binding, tensor.dtype, writable=access != "r")
+        for binding, (tensor, access) in enumerate(zip(reading.tensors, reading.access, strict=True))
+    ]
+
+
+def _points(reading: Reading, limits: Limits) -> Generated:
+    group = min(POINT_GROUP, limits.group)
+    groups = spread(min(-(-reading.rows // group), POINT_GROUPS), limits)
+    module = Module(group)
+    emit_points(module, reading, group, groups, _buffers(module, reading))
+    return Generated(module.finish(), reading.access, reading.tensors, b"", groups, group)
+
+
+def _rows(reading: Reading, part: Part | None, limits: Limits) -> Generated:
+    shape = _tile(reading, limits)
+    groups = spread(-(-reading.rows // shape.across) * (part.chunks if part else 1), limits)
+    module = Module(shape.group)
+    buffers = _buffers(module, reading)
+    emit_rows(RowKernel(module, reading, shape, groups, buffers, part), reading)
+    return Generated(module.finish(), reading.access, reading.tensors, b"", groups, shape.group)

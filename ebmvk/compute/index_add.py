@@ -1,0 +1,76 @@
+"""How sums of rows by index are divided into dispatches: the gradient of an embedding.
+
+The indices are sorted, and the rows of each are added in the order of their places. No atomics, so
+equal calls give equal bits. Where there are many rows, a run of equal indices is added up in parts,
+so that one frequent index costs no more than many rare ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ebmvk.compute.dispatches import Dispatch, Fill, Fresh, Planned, packed
+from ebmvk.compute.ir import WORD, Call
+from ebmvk.compute.row_kernels import sort
+
+if TYPE_CHECKING:
+    from ebmvk.engine.recording import Limits
+
+SOURCE = ("source_offset", "source_row", "source_column")
+PUSH = {
+    "add_runs": ("count", "each", "width", "limit", *SOURCE, "sums_offset"),
+    "add_parts": ("count", "each", "width", "limit", "sums_offset"),
+}
+"""The push constants of each kernel, in the order of shaders/kernels.toml."""
+
+WHOLE = 2048  # most rows of which one invocation may add up all
+EACH = 64  # places of a part
+
+
+def index_add(call: Call, limits: Limits, fresh: Fresh) -> Planned:
+    """The sum of the rows with each index, added in the order of the rows.
+
+    Inputs: source (n, d) float32 and index (n,) int32. Output: (N, d), dense. Rows that no index
+    names are 0; an index below 0 or from N on is left out.
+    """
+    source, index = call.inputs
+    out = call.outputs[0]
+    (count, width), limit = source.shape, out.shape[0]
+    if 0 in out.shape:
+        return Planned()
+    zero = Fill(out.tensor, WORD * out.offset, WORD * limit * width)
+    if count == 0:
+        return Planned((zero,))
+    keys, order = fresh((count,), "uint32"), fresh((count,), "int32")
+    ordered = Call("sort", (index,), (keys.view(), order.view()), (("unsigned", True),))
+    steps = sort(ordered, limits, fresh).steps
+
+    each = 0 if count <= WHOLE else max(EACH, -(-count // (limits.loop_rounds // 2)))
+    chunks = -(-count // each) if each else count
+    partial = fresh((2 * chunks if each else 1, width), "float32")
+    group = min(limits.group, _width_of_group(width, limits))
+    numbers = {"count": count, "each": each, "width": width, "limit": limit, "sums_offset": out.offset}
+    at = {"source_offset": source.offset, "source_row": source.strides[0], "source_column": source.strides[1]}
+    down = min(chunks, limits.groups_yz)
+    groups = -(-width // group), down, -(-chunks // down)
+    runs = Dispatch(
+        "add_runs",
+        group,
+        (),
+        (keys, order, source.tensor, partial, out.tensor),
+        packed(PUSH["add_runs"], numbers | at),
+        groups,
+        float(count * width),
+        WORD * (2 * count * width + 2 * count),
+    )
+    if not each:
+        return Planned((zero, *steps, runs))
+    push = packed(PUSH["add_parts"], numbers)
+    parts = Dispatch("add_parts", group, (), (keys, partial, out.tensor), push, groups, 0.0, WORD * chunks * width)
+    return Planned((zero, *steps, runs, parts))
+
+
+def _width_of_group(width: int, limits: Limits) -> int:
+    if limits.kind == "cpu":
+        return limits.subgroup or 8
+    return 64 if width <= 64 else 128

@@ -1,0 +1,131 @@
+"""What a node becomes on the device: dispatches of generated kernels, or of kernels by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ebmvk.compute import expr
+from ebmvk.compute.donate import reads, writes
+from ebmvk.compute.ir import WORD, Call, DType, Loop, Node, Op, Reduce, Tensor, View
+from ebmvk.engine.recording import Limits
+
+Fresh = Callable[[tuple[int, ...], DType], Tensor]
+"""Makes a tensor for intermediate results of one node."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as `Recorder.module` takes it, or, if `spirv` is empty, a kernel of
+    shaders/kernels.toml by its name."""
+
+    name: str
+    group: int
+    constants: tuple[int, ...] = ()
+    spirv: bytes = b""
+    access: str = ""
+    push_words: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A dispatch. tensors: for each binding, bound as a whole."""
+
+    kernel: Kernel
+    tensors: tuple[Tensor, ...]
+    push: bytes
+    groups: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A fill of a part of a tensor with a word; offset and size are in bytes."""
+
+    tensor: Tensor
+    offset: int
+    nbytes: int
+    word: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A node's steps, and what they cost.
+
+    Attributes:
+        scratch: tensors of these steps alone.
+        flops: floating-point operations.
+        nbytes: bytes read and written, as far as known.
+    """
+
+    steps: tuple[Launch | Blank, ...]
+    scratch: tuple[Tensor, ...]
+    flops: float
+    nbytes: float
+
+
+Lower = Callable[[Node, Limits, Fresh], Lowered]
+
+
+def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:
+    """A node's steps, by `emit.kernels_of` or the table `kernels.KERNELS`."""
+    scratch: list[Tensor] = []
+
+    def make(shape: tuple[int, ...], dtype: DType) -> Tensor:
+        scratch.append(fresh(shape, dtype))
+        return scratch[-1]
+
+    return (
+        _lower_call(node, limits, make, scratch) if isinstance(node, Call) else _lower_loop(node, limits, make, scratch)
+    )
+
+
+def _lower_loop(loop: Loop, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:
+    from ebmvk.compute.emit import kernels_of
+
+    name = f"a loop over {'x'.join(map(str, loop.shape)) or 'one point'}"
+    steps = tuple(
+        Launch(
+            Kernel(name, made.group, (), made.spirv, made.access, len(made.push) // WORD),
+            made.tensors,
+            made.push,
+            made.groups,
+        )
+        for made in kernels_of(loop, limits, fresh)
+    )
+    return Lowered(steps, tuple(scratch), loop_flops(loop), node_bytes(loop))
+
+
+def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:
+    from ebmvk.compute.kernels import KERNELS, Dispatch
+
+    planned = KERNELS[call.name](call, limits, fresh)
+    steps = tuple(
+        Launch(Kernel(step.kernel, step.group, tuple(step.constants)), tuple(step.tensors), step.push, step.groups)
+        if isinstance(step, Dispatch)
+        else Blank(step.tensor, step.offset, step.nbytes, step.word)
+        for step in planned.steps
+    )
+    return Lowered(steps, tuple(scratch), planned.flops, planned.bytes)
+
+
+def loop_flops(loop: Loop) -> float:
+    """The number of operations of a loop: every function counts as one at every point."""
+    values = expr.walk(*(store.value for store in loop.stores))
+    return float(_count(loop.shape)) * max(1, sum(isinstance(value, Op | Reduce) for value in values))
+
+
+def node_bytes(node: Node) -> float:
+    """The bytes that a node must read and write at least, if it reads each element once."""
+    read = {view: _distinct(view) for view, _ in reads(node)}
+    return float(WORD * (sum(read.values()) + sum(_distinct(view) for view in writes(node))))
+
+
+def _distinct(view: View) -> int:
+    return _count([size for size, stride in zip(view.shape, view.strides, strict=True) if stride or not size])
+
+
+def _count(shape: Sequence[int]) -> int:
+    points = 1
+    for size in shape:
+        points *= size
+    return points
