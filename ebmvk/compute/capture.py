@@ -104,11 +104,15 @@ def _without_caches() -> Iterator[None]:
         _clear_caches()
 
 
+_KEEPS = frozenset({"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"})
+"""Packages whose caches hold no tensors of a step."""
+
+
 def _clear_caches() -> None:
     for found in gc.get_objects():
         if type(found) is functools._lru_cache_wrapper:  # isinstance would ask proxies, and some warn
             module = getattr(found, "__module__", None) or ""
-            if module.split(".")[0] not in {"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"}:
+            if module.split(".")[0] not in _KEEPS and not module.startswith("ebmvk.compute"):
                 found.cache_clear()
 
 
@@ -160,6 +164,15 @@ def _note_backward(graph: fx.GraphModule) -> None:
             lines.setdefault(number, line)
         elif number in lines:
             node.meta["stack_trace"] = lines[number]
+
+
+def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
+    """The graph of a function without any check; it may keep constants that caches hold. For tests
+    of single operations."""
+    with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
+        first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
+    graph = _functional(first, examples)
+    return Captured(graph, list(names or map(str, range(len(examples)))), {}, graph_key(graph))
 
 
 def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -281,6 +282,7 @@ def _isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.logical_not(torch.logical_or(torch.isnan(x), torch.isinf(x)))
 
 
+@cache
 def table() -> Table:
     """What is taken apart: torch's decompositions into its core operations, those of core
     operations that are no primitives, and ours."""

@@ -17,7 +17,7 @@ from torch import fx
 
 from ebmvk.compute import expr, primitives, views
 from ebmvk.compute.capture import Captured, origin_of
-from ebmvk.compute.ir import Call, DType, Expr, Loop, Program, Store, Tensor, View
+from ebmvk.compute.ir import Call, DType, Expr, Load, Loop, Program, Reduce, Store, Tensor, View
 from ebmvk.errors import UnsupportedOperation
 
 Number = float | int | bool
@@ -95,9 +95,29 @@ class Lowering:
         return made
 
     def store(self, target: View, value: Expr, shape: Sequence[int] | None = None, reduced: int = 0) -> None:
-        """Fills a view. Empty views need no loop."""
-        if 0 not in target.shape:
-            self.program.nodes.append(Loop(tuple(shape or target.shape), reduced, (Store(target, value),)))
+        """Fills a view. Empty views need no loop, and nothing is reduced over empty axes."""
+        shape = tuple(shape or target.shape)
+        if 0 in target.shape:
+            return
+        if 0 in shape:
+            shape, value, reduced = target.shape, self._of_nothing(value, len(target.shape)), 0
+        self.program.nodes.append(Loop(shape, reduced, (Store(target, value),)))
+
+    def _of_nothing(self, value: Expr, rank: int) -> Expr:
+        """The value with its reductions, which have no terms, replaced by what they are then."""
+        identities: dict[str, Number] = {"sum": 0, "prod": 1, "any": False, "all": True}
+
+        def change(part: Expr) -> Expr | None:
+            if isinstance(part, Load):
+                view = part.view
+                return expr.load(View(view.tensor, view.shape[:rank], view.strides[:rank], view.offset))
+            if isinstance(part, Reduce):
+                if part.kind not in identities:
+                    raise self.unsupported(f"the {part.kind} of no elements")
+                return expr.const(identities[part.kind], part.dtype)
+            return None
+
+        return expr.rewrite([value], change)[0]
 
     def loop(self, shape: Sequence[int], value: Expr, reduced: int = 0) -> View:
         """A new tensor that holds the value at each point of the parallel axes."""

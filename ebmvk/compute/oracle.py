@@ -6,7 +6,6 @@ the first node whose results on a device differ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,10 +115,7 @@ def _run_loop(loop: Loop, values: Values, floats: type[np.floating[Any]]) -> lis
         result = done[id(store.value)]
         if loop.reduced and len(store.view.shape) == len(loop.parallel):
             # The value doesn't change along the reduced axes: any of their points will do.
-            first = np.broadcast_to(result, loop.shape).reshape(
-                (*loop.parallel, math.prod(loop.shape[-loop.reduced :]))
-            )
-            result = first[..., 0] if first.shape[-1] else np.broadcast_to(result.reshape(-1)[:1], loop.parallel)
+            result = np.broadcast_to(result, loop.shape).reshape((*loop.parallel, -1))[..., 0]
         results.append(np.array(np.broadcast_to(result, store.view.shape)))
     return results
 

@@ -14,8 +14,9 @@ from ebmvk.compute.fuse import fuse
 from ebmvk.compute.ir import Call
 from ebmvk.compute.lower import lower
 from ebmvk.compute.step import compile_step
+from ebmvk.errors import ArgumentError, UnsupportedOperation
 
-WORDS, BATCH, TIME = 40, 2, 12
+WORDS, BATCH, TIME = 23, 2, 6
 
 
 def _perturbed(model):
@@ -43,7 +44,7 @@ def _transformers_loss(call, batch):
 def _gpt2():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        vocab_size=WORDS, n_positions=TIME, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=WORDS, n_positions=TIME, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         attn_implementation="eager", bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config), _transformers_loss, _language_batch()
@@ -52,7 +53,7 @@ def _gpt2():
 def _llama():
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=TIME, attn_implementation="eager",
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config), _transformers_loss, _language_batch()
@@ -134,14 +135,19 @@ def _of_ids(make):
 MODELS = {
     "gpt2": _gpt2,
     "llama": _llama,
-    "nanogpt": _of_ids(lambda: steps.NanoGPT(WORDS, 16, 2, 2, TIME)),
+    "nanogpt": _of_ids(lambda: steps.NanoGPT(WORDS, 16, 1, 2, TIME)),
     "convolutions": _of_ids(Convolutions),
     "recurrent": _of_ids(Recurrent),
     "experts": _of_ids(Experts),
 }
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+FOREIGN = ("convolutions", "recurrent", "experts")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in FOREIGN else name for name in sorted(MODELS)]
+)
 def test_a_step_with_adamw_equals_torch_at_perturbed_weights(name):
     torch.manual_seed(0)
     model, loss, batch = MODELS[name]()
@@ -166,14 +172,14 @@ def test_a_step_with_adamw_equals_torch_at_perturbed_weights(name):
 
 
 def test_fused_nanogpt_needs_few_dispatches():
-    step, arguments = steps.nanogpt(words=33, width=32, layers=4, heads=2, batch=2, time=16)
+    step, arguments = steps.nanogpt(words=33, width=32, layers=2, heads=2, batch=2, time=16)
     flat, leaves = steps.flat(step, arguments)
     captured = capture(flat, leaves, donated={i: i for i in range(len(leaves) - 4)}, others=[])
     program = fuse(lower(captured))
     calls = [node.name for node in program.nodes if isinstance(node, Call)]
     # 6 products a layer and the head, each with two in backward.
-    assert calls.count("matmul") == 3 * (4 * 6 + 1)
-    assert len(program.nodes) <= 125
+    assert calls.count("matmul") == 3 * (2 * 6 + 1)
+    assert len(program.nodes) <= 70
 
 
 def test_compile_step_trains_like_the_step_itself():
@@ -184,7 +190,7 @@ def test_compile_step_trains_like_the_step_itself():
         scalars = {"lr": torch.tensor(1e-3 / (1 + number)), "step": torch.tensor(1.0 + number)}
         record = compiled.run(batch, scalars)
         parameters, state, expected = step(parameters, state, batch, scalars)
-        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert float(record["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
     got, moments = compiled.read()
     for name in parameters:
         # Where a gradient is about 0, AdamW divides one rounding error by another: lr a step.
@@ -202,7 +208,8 @@ def test_other_shapes_get_a_program_of_their_own_and_share_the_weights():
     last = {name: value[:1] for name, value in batch.items()}
     record = compiled.run(last, scalars)
     assert len(compiled.programs) == 2
-    assert record["loss"] == pytest.approx(step(parameters, state, last, scalars)[2]["loss"], rel=1e-5)
+    expected = step(parameters, state, last, scalars)[2]["loss"]
+    assert float(record["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_frozen_weights_stay_bit_for_bit():
@@ -234,8 +241,6 @@ def test_steps_may_change_their_arguments_in_place():
 
 
 def test_results_of_another_shape_than_what_they_replace_are_refused():
-    from ebmvk.errors import ArgumentError
-
     def step(parameters, state, batch, scalars):
         return {"w": parameters["w"][:1] * batch}, state, {}
 
@@ -244,8 +249,6 @@ def test_results_of_another_shape_than_what_they_replace_are_refused():
 
 
 def test_a_missing_operation_is_named_with_its_line():
-    from ebmvk.errors import UnsupportedOperation
-
     def step(parameters, state, batch, scalars):
         return parameters, state, {"det": torch.linalg.det(batch * parameters["w"])}
 
