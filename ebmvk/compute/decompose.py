@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ Table = dict[Any, Callable[..., Any]]
 # ------------------------------------------------------------------------------------------- lists
 
 _FOREACH = (
-    "abs acos add addcdiv addcmul asin atan ceil clamp_max clamp_min copy cos cosh div erf erfc exp expm1 floor frac "
-    "lerp lgamma log log10 log1p log2 max maximum minimum mul neg norm pow reciprocal round rsqrt sigmoid sign sin "
-    "sinh sqrt sub tan tanh trunc zero"
-).split()
+    "abs", "acos", "add", "addcdiv", "addcmul", "asin", "atan", "ceil", "clamp_max", "clamp_min", "copy", "cos", "cosh",
+    "div", "erf", "erfc", "exp", "expm1", "floor", "frac", "lerp", "lgamma", "log", "log10", "log1p", "log2", "max",
+    "maximum", "minimum", "mul", "neg", "norm", "pow", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh",
+    "sqrt", "sub", "tan", "tanh", "trunc", "zero",
+)  # fmt: skip
 
 
 def _clamp_min(x: torch.Tensor, y: Any) -> torch.Tensor:
@@ -43,6 +45,11 @@ def _norm(x: torch.Tensor, order: float = 2, dtype: torch.dtype | None = None) -
     return torch.linalg.vector_norm(x, order, dtype=dtype)
 
 
+def _copy(x: torch.Tensor, y: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    del non_blocking
+    return y.to(x.dtype).expand_as(x).clone()
+
+
 def _one(name: str) -> Callable[..., Any]:
     special: dict[str, Callable[..., Any]] = {
         "addcdiv": lambda x, a, b, value=1: x + value * (a / b) if isinstance(value, torch.Tensor)
@@ -53,7 +60,7 @@ def _one(name: str) -> Callable[..., Any]:
         "clamp_max": _clamp_max,
         "maximum": _extreme("maximum"),
         "minimum": _extreme("minimum"),
-        "copy": lambda x, y, non_blocking=False: y.to(x.dtype).expand_as(x).clone(),
+        "copy": _copy,
         "zero": torch.zeros_like,
         "norm": _norm,
     }  # fmt: skip
@@ -275,6 +282,7 @@ def _isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.logical_not(torch.logical_or(torch.isnan(x), torch.isinf(x)))
 
 
+@cache
 def table() -> Table:
     """What is taken apart: torch's decompositions into its core operations, those of core
     operations that are no primitives, and ours."""
