@@ -67,31 +67,38 @@ Lower = Callable[[Node, Limits, Fresh], Lowered]
 
 
 def lower(node: Node, limits: Limits, fresh: Fresh) -> Lowered:
-    """A node's steps, by `emit.kernel_of` or the table `kernels.KERNELS`."""
-    return _lower_call(node, limits, fresh) if isinstance(node, Call) else _lower_loop(node, limits)
-
-
-def _lower_loop(loop: Loop, limits: Limits) -> Lowered:
-    from ebmvk.compute.emit import kernel_of
-
-    if 0 in loop.parallel:
-        return Lowered((), (), 0.0, 0.0)
-    made = kernel_of(loop, limits)
-    name = f"a loop over {'x'.join(map(str, loop.shape)) or 'one point'}"
-    kernel = Kernel(name, made.group, (), made.spirv, made.access, len(made.push) // WORD)
-    return Lowered((Launch(kernel, made.tensors, made.push, made.groups),), (), loop_flops(loop), node_bytes(loop))
-
-
-def _lower_call(call: Call, limits: Limits, fresh: Fresh) -> Lowered:
-    from ebmvk.compute.kernels import KERNELS, Dispatch
-
+    """A node's steps, by `emit.kernels_of` or the table `kernels.KERNELS`."""
     scratch: list[Tensor] = []
 
     def make(shape: tuple[int, ...], dtype: DType) -> Tensor:
         scratch.append(fresh(shape, dtype))
         return scratch[-1]
 
-    planned = KERNELS[call.name](call, limits, make)
+    return (
+        _lower_call(node, limits, make, scratch) if isinstance(node, Call) else _lower_loop(node, limits, make, scratch)
+    )
+
+
+def _lower_loop(loop: Loop, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:
+    from ebmvk.compute.emit import kernels_of
+
+    name = f"a loop over {'x'.join(map(str, loop.shape)) or 'one point'}"
+    steps = tuple(
+        Launch(
+            Kernel(name, made.group, (), made.spirv, made.access, len(made.push) // WORD),
+            made.tensors,
+            made.push,
+            made.groups,
+        )
+        for made in kernels_of(loop, limits, fresh)
+    )
+    return Lowered(steps, tuple(scratch), loop_flops(loop), node_bytes(loop))
+
+
+def _lower_call(call: Call, limits: Limits, fresh: Fresh, scratch: Sequence[Tensor]) -> Lowered:
+    from ebmvk.compute.kernels import KERNELS, Dispatch
+
+    planned = KERNELS[call.name](call, limits, fresh)
     steps = tuple(
         Launch(Kernel(step.kernel, step.group, tuple(step.constants)), tuple(step.tensors), step.push, step.groups)
         if isinstance(step, Dispatch)

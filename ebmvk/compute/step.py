@@ -1,0 +1,280 @@
+"""Training steps of torch, compiled: the front door of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from ebmvk.compute.capture import Captured, capture
+from ebmvk.compute.compiled import Compiled as OnDevice
+from ebmvk.compute.fuse import fuse
+from ebmvk.compute.ir import WORD, Program
+from ebmvk.compute.lower import lower
+from ebmvk.compute.reference import Reference
+from ebmvk.compute.rewrite import Limits
+from ebmvk.engine.recording import Recorder
+from ebmvk.engine.vulkan import Vulkan
+from ebmvk.errors import ArgumentError
+
+Tree = Any
+"""Tensors in dicts, lists, tuples and dataclasses that torch's pytree knows."""
+TrainingStep = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
+"""(parameters, state, batch, scalars) -> (new parameters, new state, record)."""
+Array = np.ndarray[Any, Any]
+Backend = Literal["vulkan", "reference"]
+PARTS = ("parameters", "state", "batch", "scalars")
+
+
+class Runner(Protocol):
+    """A program that is ready to run; `compiled.Compiled` on a device, `Reference` in numpy."""
+
+    state: Any
+
+    def write(self, arrays: Mapping[str, Array]) -> int: ...
+    def read(self, names: Sequence[str] | None = None) -> dict[str, Array]: ...
+    def run(self, fed: Mapping[int, Array]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arguments of a step, one after another.
+
+    names: such as "parameters['head.weight']". kept: how many of the first ones are parameters and
+    state. dtypes: of torch. spec: their tree.
+    """
+
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
+    kept: int
+    spec: Any
+
+    @staticmethod
+    def of(arguments: Sequence[Tree]) -> tuple[Layout, list[torch.Tensor]]:
+        names: list[str] = []
+        leaves: list[Any] = []
+        kept = 0
+        for part, tree in zip(PARTS, arguments, strict=True):
+            for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+                names.append(part + pytree.keystr(path))
+                leaves.append(leaf)
+                kept += part in {"parameters", "state"}
+        for name, leaf in zip(names, leaves, strict=True):
+            if not isinstance(leaf, torch.Tensor):
+                raise ArgumentError(
+                    f"{name} is {leaf!r}, not a tensor",
+                    hint="Pass numbers that change between steps as tensors: torch.tensor(1e-3).",
+                    why="A number would become part of the compiled step and keep its first value.",
+                )
+        spec = pytree.tree_flatten(tuple(arguments))[1]
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        return Layout(names, shapes, [leaf.dtype for leaf in leaves], kept, spec), leaves
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (str(self.spec), *zip(self.shapes, self.dtypes, strict=True))
+
+
+@dataclass
+class Compiled:
+    """A step at fixed shapes.
+
+    program: its nodes after fusion. captured: its graph. record: the tree of what it returns beside
+    its new parameters and state; `results` are the positions of its tensors.
+    """
+
+    layout: Layout
+    captured: Captured
+    program: Program
+    record: Any
+    results: list[int]
+    dtypes: list[torch.dtype]
+    runner: Runner
+
+
+@dataclass
+class CompiledStep:
+    """A training step that runs as planned programs, one for each set of shapes.
+
+    Call it as the step itself: (parameters, state, batch, scalars) -> (parameters, state, record).
+    To keep parameters and state on the device between steps, use `start`, `run` and `read`.
+    """
+
+    step: TrainingStep
+    backend: Backend = "vulkan"
+    device: Any = None
+    check: bool = True
+    limits: Limits | None = None
+    programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    recorder: Recorder | None = None
+    _kept: tuple[Tree, Tree] | None = None
+
+    def __call__(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
+        self.start(parameters, state)
+        record = self.run(batch, scalars)
+        return *self.read(), record
+
+    def start(self, parameters: Tree, state: Tree) -> None:
+        """Parameters and state for the next `run`."""
+        self._kept = (parameters, state)
+        self._fresh = True
+
+    def run(self, batch: Tree, scalars: Tree) -> Tree:
+        """One step; returns its record. Parameters and state stay on the device."""
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        compiled, leaves = self._compiled((*self._kept, batch, scalars))
+        if self._fresh:
+            kept = compiled.layout.kept
+            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
+            self._fresh = False
+        fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
+        outputs = compiled.runner.run(fed).outputs
+        values = [
+            torch.from_numpy(np.array(outputs[position])).to(dtype)
+            for position, dtype in zip(compiled.results, compiled.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(values, compiled.record)
+
+    def read(self) -> tuple[Tree, Tree]:
+        """Parameters and state as they are now, on the host."""
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) first.")
+        if self._fresh or not self.programs:
+            return self._kept
+        compiled = next(iter(self.programs.values()))
+        layout = compiled.layout
+        arrays = compiled.runner.read(layout.names[: layout.kept])
+        leaves = [
+            torch.from_numpy(np.array(arrays[name])).to(dtype).reshape(shape)
+            for name, dtype, shape in zip(layout.names, layout.dtypes, layout.shapes, strict=False)
+            if name in arrays
+        ]
+        spec = pytree.tree_flatten(self._kept)[1]
+        parameters, state = pytree.tree_unflatten(leaves, spec)
+        return parameters, state
+
+    def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
+        """The program for these shapes, made now if there is none yet."""
+        return self._compiled((parameters, state, batch, scalars))[0]
+
+    _fresh: bool = True
+
+    def _compiled(self, arguments: Sequence[Tree]) -> tuple[Compiled, list[torch.Tensor]]:
+        layout, leaves = Layout.of(arguments)
+        compiled = self.programs.get(layout.key)
+        if compiled is None:
+            compiled = self._make(layout, leaves)
+            self.programs[layout.key] = compiled
+        return compiled, leaves
+
+    def _make(self, layout: Layout, leaves: list[torch.Tensor]) -> Compiled:
+        seen: dict[str, Any] = {}
+
+        def called(*values: torch.Tensor) -> list[torch.Tensor]:
+            parameters, state, batch, scalars = pytree.tree_unflatten(list(values), layout.spec)
+            new, new_state, record = self.step(parameters, state, batch, scalars)
+            results, spec = pytree.tree_flatten(record)
+            kept = _kept_leaves((parameters, state), (new, new_state), layout)
+            for number, result in enumerate(results):
+                if not isinstance(result, torch.Tensor):
+                    raise ArgumentError(f"the record has {result!r}, not a tensor", hint="Return tensors only.")
+                del number
+            seen["record"], seen["dtypes"] = spec, [result.dtype for result in results]
+            return [*kept, *results]
+
+        donated = {position: position for position in range(layout.kept)}
+        others = None if self.check else []
+        captured = capture(called, leaves, layout.names, donated=donated, others=others)
+        results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
+        recorder, limits = _device(self)
+        program = fuse(lower(captured), limits)
+        fed = range(layout.kept, len(leaves))
+        like = next(iter(self.programs.values())).runner if self.programs else None
+        runner = _runner(recorder, program, layout.names, fed, results, like)
+        return Compiled(layout, captured, program, seen["record"], results, seen["dtypes"], runner)
+
+
+def compile_step(
+    step: TrainingStep, *, backend: Backend = "vulkan", device: Any = None, check: bool = True,
+    limits: Limits | None = None,
+) -> CompiledStep:  # fmt: skip
+    """A training step of torch as planned programs for a device.
+
+    The step is a pure function of trees of tensors: (parameters, state, batch, scalars) -> (new
+    parameters, new state, record). It computes its gradients itself (torch.autograd.grad, torch.func
+    or backward) and updates parameters with torch operations, in place or not. Learning rates and
+    step numbers are tensors in `scalars`. Programs are made at the first call with new shapes.
+
+    Args:
+        step: the function.
+        backend: "vulkan", or "reference": the same program in numpy, for tests.
+        device: a `Vulkan` or a `Recorder`; None for the device that is preferred.
+        check: whether each new graph is run on other batches and compared with the step.
+        limits: of fused nodes; None for those of the device.
+
+    Raises (when it is called):
+        ArgumentError: for arguments that are no tensors or that nothing uses, and for results whose
+            shapes differ from what they replace.
+        UnsupportedOperation: names the operation and the line of the step.
+    """
+    return CompiledStep(step, backend, device, check, limits)
+
+
+def _kept_leaves(old: Tree, new: Tree, layout: Layout) -> list[torch.Tensor]:
+    """The new parameters and state, in the order of the old ones."""
+    before, spec = pytree.tree_flatten(old)
+    after, new_spec = pytree.tree_flatten(new)
+    if spec != new_spec:
+        raise ArgumentError(
+            "the step returns parameters and state of another structure than it gets",
+            hint="Return the same dicts and lists, with new tensors in them.",
+        )
+    for name, one, other in zip(layout.names, before, after, strict=False):
+        if not isinstance(other, torch.Tensor) or one.shape != other.shape or one.dtype != other.dtype:
+            got = f"{tuple(other.shape)} {other.dtype}" if isinstance(other, torch.Tensor) else repr(other)
+            raise ArgumentError(
+                f"the step turns {name}, {tuple(one.shape)} {one.dtype}, into {got}",
+                hint="Return a tensor of the same shape and type.",
+            )
+    return list(after)
+
+
+def _array(leaf: torch.Tensor) -> Array:
+    array: Array = leaf.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _device(step: CompiledStep) -> tuple[Recorder | None, Limits]:
+    """Where to run, and how large nodes may become there."""
+    if step.backend == "reference":
+        return None, step.limits or Limits()
+    if step.recorder is None:
+        step.recorder = step.device if isinstance(step.device, Recorder) else Recorder(step.device or Vulkan())
+    device = step.recorder.limits
+    words = device.range_bytes // WORD
+    return step.recorder, step.limits or Limits(tensors=min(Limits.tensors, device.bindings), block=words)
+
+
+def _runner(
+    recorder: Recorder | None,
+    program: Program,
+    names: Sequence[str],
+    fed: Collection[int],
+    fetched: Collection[int],
+    like: Runner | None,
+) -> Runner:
+    """like: a program that shares its kept arguments with this one."""
+    if recorder is not None:
+        shared = like if isinstance(like, OnDevice) else None
+        state, arena = (shared.state, shared.arena) if shared else (None, None)
+        return OnDevice(recorder, program, names=names, fed=fed, fetched=fetched, state=state, arena=arena)
+    runner = Reference(program, names, fed, fetched)
+    if like is not None:
+        runner.state = like.state
+    return runner
