@@ -131,7 +131,7 @@ class Machine:
         self.known[a[1]] = value if old is None else np.where(mask, value, old)
 
     def _loop(self, blocks: Any, head: int, merge: list[int], test: int, mask: Array) -> None:
-        after, again = merge[:2]
+        again = merge[1]
         rounds = 0
         active = mask
         while True:
