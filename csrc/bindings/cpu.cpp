@@ -9,12 +9,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "bindings/gil.h"
 #include "cpu/accumulate.h"
 #include "cpu/backward.h"
 #include "cpu/coarse.h"
+#include "cpu/dropout.h"
 #include "cpu/energy.h"
 #include "cpu/langevin.h"
 #include "cpu/sphere.h"
@@ -229,6 +231,25 @@ py::tuple Accumulate(const Floats& x, const Ids& ids, const Floats& responsibili
   return py::make_tuple(mass, resultant, pairs, counts);
 }
 
+// x and out: arrays of one size, float32, or uint16 that hold bfloat16.
+template <class T>
+void Dropout(const py::array_t<T, py::array::c_style>& x, py::array_t<T, py::array::c_style> out, uint64_t seed,
+             uint32_t step, uint32_t place, uint64_t first, uint32_t threshold) {
+  const size_t n = static_cast<size_t>(x.size());
+  if (x.size() != out.size()) throw std::invalid_argument("x and out differ in size");
+  if (threshold > 255) throw std::invalid_argument("threshold");
+  if ((first + n) / 16 >= (uint64_t{1} << 32)) throw std::invalid_argument("first");
+  const ebmvk::Masks masks{seed, step, place, first, threshold};
+  const T* from = x.data();
+  T* to = out.mutable_data();
+  ebmvk::ReleaseGil release;
+  if constexpr (std::is_same_v<T, float>) {
+    ebmvk::Dropout(masks, n, from, to);
+  } else {
+    ebmvk::DropoutBfloat16(masks, n, from, to);
+  }
+}
+
 Floats Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
                size_t d) {
   Floats out = NewFloats({steps, chains, d});
@@ -282,6 +303,10 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("first_step"), py::arg("first_chain"), py::arg("temperature"), py::arg("scheme"), py::arg("leapfrogs"));
   m.def("normals", Normals, py::arg("seed"), py::arg("first_step"), py::arg("steps"), py::arg("first_chain"),
         py::arg("chains"), py::arg("stream"), py::arg("d"));
+  m.def("dropout", Dropout<float>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
+        py::arg("first"), py::arg("threshold"));
+  m.def("dropout_bfloat16", Dropout<uint16_t>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
+        py::arg("first"), py::arg("threshold"));
   m.def("threads", [] { return ebmvk::SharedPool().threads(); });
   m.def("set_threads", ebmvk::SetThreads, py::arg("threads"));
   m.def("targets", ebmvk::Targets);

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ebmvk.model.language import Counted
 from ebmvk.model.layers import squared_relu
 
 _ROUND = 8
@@ -204,16 +205,16 @@ class Routing:
         """Number of sums; see `OwnLoss`."""
         return 2 * len(self.probability) + 1
 
-    def sums(self, there: Tensor | None) -> Tensor:
+    def sums(self, there: Counted | None) -> Tensor:
         """Sums of the probability of each expert, of how often it was chosen, and of log_z^2; see
         `OwnLoss`."""
-        experts, p, log_z = self.experts, self.probability, self.log_z
+        p, log_z, kinds = self.probability, self.log_z, len(self.probability)
+        chosen = (self.experts[..., None] == torch.arange(kinds, device=p.device)).sum(1)
         if there is not None:
-            experts, p, log_z = experts[there], p[:, there], log_z[there]
-        chosen = torch.bincount(experts.flatten(), minlength=len(p))
-        return torch.cat([p.sum(1).double(), chosen.double(), log_z.square().sum()[None].double()])
+            chosen, p, log_z = there.of(chosen), there.of(p.t()).t(), there.of(log_z)
+        return torch.cat([p.sum(1).double(), chosen.sum(0).double(), log_z.square().sum()[None].double()])
 
-    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+    def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:
         """moe_balance: E sum_e f_e P_e, where f are the shares of choices and P the mean
         probabilities; it is 1 if both are even (Fedus et al. 2021). moe_z: mean log_z^2 (Zoph et
         al. 2022)."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ebmvk.model.decoder import Composition, midpoint_and_log
-from ebmvk.model.dropout import dropout
+from ebmvk.model.dropout import NONE, Masks, dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing, _Groups
 from ebmvk.model.layers import _banded_attention, _fused_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
@@ -192,18 +192,19 @@ def test_fused_attention_equals_banded_attention(length: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
-    torch.manual_seed(0)
-    n = 400_003  # not a multiple of the eight bytes of a word
-    y = dropout(torch.ones(n), rate, True)
-    effective = round(256 * rate) / 256
-    # Five standard deviations of a binomial share, and of the mean that follows from it.
-    slack = 5 * math.sqrt(effective * (1 - effective) / n)
-    assert abs(float((y == 0).float().mean()) - effective) < slack
-    assert abs(float(y.double().mean()) - 1) < slack / (1 - effective)
-    lag = (y[:-1] == 0).double() * (y[1:] == 0).double()
-    assert abs(float(lag.mean()) - effective**2) < 5 * effective / math.sqrt(n)  # neighbouring bytes are independent
-    assert torch.equal(dropout(torch.ones(9), rate, False), torch.ones(9))
+def test_dropout_has_its_rate_and_needs_masks(rate: float) -> None:
+    x = torch.ones(3, 4001)
+    y = dropout(x, rate, Masks.of_step(1, 2))
+    share = round(256 * rate) / 256
+    assert abs(float((y == 0).float().mean()) - share) < 5 * math.sqrt(share * (1 - share) / x.numel())  # 5 sigma
+    assert dropout(x, rate, NONE) is x
+    assert dropout(x, 0.0, Masks.of_step(1, 2)) is x
+
+
+def test_parts_and_places_of_a_model_draw_different_masks() -> None:
+    x, own = torch.ones(2, 500), Masks.of_step(1, 2)
+    drawn = [dropout(x, 0.5, own.at(part), place) for part in range(4) for place in range(3)]
+    assert len({tuple(y.flatten().tolist()) for y in drawn}) == len(drawn)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 33), (2, 1)])
