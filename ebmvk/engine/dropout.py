@@ -25,9 +25,11 @@ _BYTES = 16  # of a counter
 
 
 def words_of(seed: int, step: int, first_row: int) -> Tensor:
-    """(4,) int64, what the masks of a pass are made from: the low and the high word of the seed,
-    the step, and the number of the pass's first row among the rows of the whole step."""
-    return torch.tensor([seed & _MASK, (seed >> 32) & _MASK, step & _MASK, first_row])
+    """(4,) int32, the bits of four words that the masks of a pass are made from: the low and the
+    high word of the seed, the step, and the number of the pass's first row among the rows of the
+    whole step."""
+    words = torch.tensor([seed & _MASK, (seed >> 32) & _MASK, step & _MASK, first_row])
+    return torch.where(words >> 31 > 0, words - (1 << 32), words).to(torch.int32)
 
 
 def dropout(x: Tensor, words: Tensor, place: int, threshold: int) -> Tensor:
@@ -50,7 +52,7 @@ def reference(x: Tensor, words: Tensor, place: int, threshold: int) -> Tensor:
 def random_bytes(shape: torch.Size, words: Tensor, place: int) -> Tensor:
     """The random bytes of a tensor's elements, as int64. Arguments as for `dropout`."""
     size = shape.numel()
-    low, high, step, row = words.unbind()
+    low, high, step, row = (words.to(torch.int64) & _MASK).unbind()
     first = row * (size // max(1, shape[0]))
     block = first // _BYTES + torch.arange(size // _BYTES + 2, device=words.device)
     counter = (step.expand_as(block), torch.full_like(block, place), block, torch.full_like(block, STREAM_DROPOUT))
@@ -73,7 +75,7 @@ def _on_cpu(x: Tensor, words: Tensor, place: int, threshold: int) -> Tensor:
     ops, x = _extension(), x.detach().contiguous()
     if ops is None or x.dtype not in (torch.float32, torch.bfloat16) or not x.numel():
         return reference(x, words, place, threshold)
-    low, high, step, row = words.tolist()
+    low, high, step, row = (word & _MASK for word in words.tolist())
     out = torch.empty_like(x)
     arguments = (low | high << 32, step, place, row * (x.numel() // len(x)), threshold)
     if x.dtype == torch.float32:

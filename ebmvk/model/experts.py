@@ -211,7 +211,7 @@ class Routing:
         p, log_z, kinds = self.probability, self.log_z, len(self.probability)
         chosen = (self.experts[..., None] == torch.arange(kinds, device=p.device)).sum(1)
         if there is not None:
-            chosen, p, log_z = there.of(chosen), there.of(p.t()).t(), there.of(log_z)
+            chosen, p, log_z = there.of(chosen), there.of(p, 1), there.of(log_z)
         return torch.cat([p.sum(1).double(), chosen.sum(0).double(), log_z.square().sum()[None].double()])
 
     def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:

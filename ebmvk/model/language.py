@@ -34,10 +34,10 @@ class Counted:
     rows: Tensor | None = None
     there: Tensor | None = None
 
-    def of(self, x: Tensor) -> Tensor:
-        """(M, ...), the rows of x (N, ...) that count; those of weight 0 are 0."""
-        x = x if self.rows is None else x.index_select(0, self.rows)
-        return x if self.there is None else x * self.there.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    def of(self, x: Tensor, dim: int = 0) -> Tensor:
+        """What counts of x, whose dimension `dim` is the N positions; those of weight 0 are 0."""
+        x = x if self.rows is None else x.index_select(dim, self.rows)
+        return x if self.there is None else x * self.there.to(x.dtype).view(-1, *[1] * (x.ndim - 1 - dim))
 
 
 class OwnLoss(Protocol):

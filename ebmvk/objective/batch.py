@@ -166,15 +166,17 @@ def prepare(
 def _noised(model: LanguageModel, config: Config, everyone: Tensor, rng: torch.Generator) -> Noised:
     """The positions of the whole step. at: places among all its targets, which are `everyone`."""
     points: Tensor = getattr(model, model.rows_name)
-    d = points.shape[1]
     at = torch.randint(len(everyone), (min(DENOISE_POSITIONS, len(everyone)),), generator=rng)
     kappa = noise.draw(config.training, points, len(at), rng)
+    return noised_at(at, everyone[at], kappa, points.shape[1], rng)
+
+
+def noised_at(at: Tensor, targets: Tensor, kappa: Tensor, d: int, rng: torch.Generator) -> Noised:
+    """Noise in d dimensions for m positions. at, targets: (m,) int64. kappa: (m,), >= 0."""
     deficit = sample_deficit(kappa.double(), d, rng)
     normals = torch.randn(len(at), d, dtype=torch.float64, generator=rng)
-    return Noised(
-        *(at, everyone[at], kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d), deficit, normals),
-        *(None, torch.ones((), dtype=points.dtype)),
-    )
+    of_kappa = (kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d))
+    return Noised(at, targets, *of_kappa, deficit, normals, None, torch.ones((), dtype=kappa.dtype))
 
 
 def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:

@@ -21,10 +21,10 @@ from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
 from ebmvk.objective import cross_entropy, losses
-from ebmvk.objective.batch import Noised, Pairs
+from ebmvk.objective.batch import Pairs, noised_at
 from ebmvk.objective.cross_entropy import linear_cross_entropy
 from ebmvk.ranks import WHOLE, Share
-from ebmvk.sphere.vmf import log_c_ratio, mean_cosine, placed, sample_deficit
+from ebmvk.sphere.vmf import placed
 from ebmvk.training import muon, optim
 
 MODEL = ModelConfig(
@@ -191,11 +191,8 @@ def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torc
     query, bias = torch.randn(rows, 16, dtype=torch.float64) * 4, torch.randn(VOCABULARY, dtype=torch.float64)
     targets = torch.randint(VOCABULARY, (rows,))
     level = torch.full((rows,), kappa, dtype=torch.float64)
-    deficit = sample_deficit(level, 16, generator)
-    normals = torch.randn(rows, 16, dtype=torch.float64, generator=generator)
-    x = placed(mu.detach()[targets], deficit, normals)
-    of_kappa = (level, log_c_ratio(level, 16), mean_cosine(level, 16))
-    noised = Noised(torch.arange(rows), targets, *of_kappa, deficit, normals, None, torch.ones(()))
+    noised = noised_at(torch.arange(rows), targets, level, 16, generator)
+    x = placed(mu.detach()[targets], noised.deficit, noised.normals)
     found = losses.denoising(Reference(), query, mu, bias, noised, k=k)
     exact = F.cross_entropy(query @ mu.T + bias + kappa * x @ mu.T, targets)
     return torch.stack([found, exact]), mu
