@@ -29,6 +29,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "plain": {"model": "plain"},
     "tinygpt": {"model": "tinygpt"},
     "minillm": {"model": "minillm", "gradient_checkpointing": True},
+    "experts": {"model": "tinygpt", "use_moe": True},
+    "one expert": {"model": "minillm", "use_moe": True, "moe_active": 1, "gradient_checkpointing": True},
 }
 
 
@@ -42,7 +44,9 @@ def config_of(net: Any, batches: int = 1, **more: Any) -> Config:
 
 
 def net_of(name: str, seed: int = 0, **changes: Any) -> Any:
-    return build(dataclasses.replace(variant("ebm"), **{"dropout": 0.2, "n_layers": 2, **MODELS[name], **changes}), seed).train()
+    return build(
+        dataclasses.replace(variant("ebm"), **{"dropout": 0.2, "n_layers": 2, **MODELS[name], **changes}), seed
+    ).train()
 
 
 def rows(seed: int, targets: tuple[int, ...] = TARGETS) -> torch.Tensor:
