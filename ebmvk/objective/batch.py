@@ -53,16 +53,16 @@ class Noised:
 
     at: (m,) int64, their places among the queries of the pass. targets: (m,) int64, their tokens.
     kappa: (m,), concentrations of the noise; log_c and cosine: (m,), `log_c_ratio` and
-    `mean_cosine` of them. deficit: (m,), and normals: (m, d), from which `placed` makes the noise.
-    there: (m,), 1 or 0 for positions that don't count; None: all count. portion: m divided by the
-    number of positions of the whole step.
+    `mean_cosine` of them, the latter only for the score form. deficit: (m,), and normals: (m, d),
+    from which `placed` makes the noise. there: (m,), 1 or 0 for positions that don't count; None:
+    all count. portion: m divided by the number of positions of the whole step.
     """
 
     at: Tensor
     targets: Tensor
     kappa: Tensor
     log_c: Tensor
-    cosine: Tensor
+    cosine: Tensor | None
     deficit: Tensor
     normals: Tensor
     there: Tensor | None
@@ -168,14 +168,18 @@ def _noised(model: LanguageModel, config: Config, everyone: Tensor, rng: torch.G
     points: Tensor = getattr(model, model.rows_name)
     at = torch.randint(len(everyone), (min(DENOISE_POSITIONS, len(everyone)),), generator=rng)
     kappa = noise.draw(config.training, points, len(at), rng)
-    return noised_at(at, everyone[at], kappa, points.shape[1], rng)
+    score = config.training.denoise_form == "score"
+    return noised_at(at, everyone[at], kappa, points.shape[1], rng, score=score)
 
 
-def noised_at(at: Tensor, targets: Tensor, kappa: Tensor, d: int, rng: torch.Generator) -> Noised:
-    """Noise in d dimensions for m positions. at, targets: (m,) int64. kappa: (m,), >= 0."""
+def noised_at(
+    at: Tensor, targets: Tensor, kappa: Tensor, d: int, rng: torch.Generator, *, score: bool = True
+) -> Noised:
+    """Noise in d dimensions for m positions. at, targets: (m,) int64. kappa: (m,), >= 0. score: for
+    the score form too."""
     deficit = sample_deficit(kappa.double(), d, rng)
     normals = torch.randn(len(at), d, dtype=torch.float64, generator=rng)
-    of_kappa = (kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d))
+    of_kappa = (kappa, log_c_ratio(kappa, d), mean_cosine(kappa, d) if score else None)
     return Noised(at, targets, *of_kappa, deficit, normals, None, torch.ones((), dtype=kappa.dtype))
 
 
@@ -185,11 +189,14 @@ def _mine(noised: Noised, before: int, batch: Batch, *, fixed: bool) -> Noised:
     place, m = noised.at - before, len(noised.at)
     mine = (place >= 0) & (place < have)
     if fixed:
+        # Placing noise in the dtype of the model costs a rounding or two of x.
+        narrow = {name: getattr(noised, name).to(noised.kappa.dtype) for name in ("deficit", "normals")}
+        noised = replace(noised, **narrow)
         if batch.there is not None:  # from places among the targets to places among all positions
             place = batch.there.nonzero()[:, 0][place.clamp(0, max(0, have - 1))] if have else torch.zeros_like(place)
         return _filled(replace(noised, at=place * mine, there=mine.to(noised.portion.dtype)))
     if not bool(mine.all()):
-        kept = {name: getattr(noised, name)[mine] for name in _PER_POSITION}
+        kept = {name: own[mine] for name in _PER_POSITION if (own := getattr(noised, name)) is not None}
         noised = replace(noised, **kept)
         place = place[mine]
     return replace(noised, at=place, portion=noised.portion * (len(place) / m))
@@ -205,7 +212,7 @@ def _filled(noised: Noised) -> Noised:
     if m == DENOISE_POSITIONS:
         return noised
     again = torch.arange(DENOISE_POSITIONS) % m
-    kept = {name: getattr(noised, name)[again] for name in (*_PER_POSITION, "at")}
+    kept = {name: own[again] for name in (*_PER_POSITION, "at") if (own := getattr(noised, name)) is not None}
     assert noised.there is not None
     there = noised.there[again] * (torch.arange(DENOISE_POSITIONS) < m)
     return replace(noised, **kept, there=there, portion=noised.portion * (DENOISE_POSITIONS / m))

@@ -63,7 +63,9 @@ def empty_state(parameters: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> 
 
 def norm_of(gradients: Mapping[str, Tensor]) -> Tensor:
     """The norm of all gradients together, a tensor of no dimension."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(own) for own in gradients.values()]))
+    each = [torch.linalg.vector_norm(own) for own in gradients.values()]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
+    return norm
 
 
 def clipped(gradients: Mapping[str, Tensor], norm: Tensor, most: float) -> Tensors:

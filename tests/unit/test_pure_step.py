@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ebmvk.config.schema import Config, DataConfig, TrainingConfig
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
+from ebmvk.engine.traceable import Traceable
 from ebmvk.objective import cross_entropy
 from ebmvk.objective.batch import Batch, prepare
 from ebmvk.ranks import Share
@@ -30,15 +31,27 @@ MODELS: dict[str, dict[str, Any]] = {
     "tinygpt": {"model": "tinygpt"},
     "minillm": {"model": "minillm", "gradient_checkpointing": True},
     "experts": {"model": "tinygpt", "use_moe": True},
+    "ebm": {"decoder": "moe"},
+    "ebm score": {"decoder": "transformer", "gradient_checkpointing": True},
+    "infinito": {"model": "infinito", "memory_slots": 7},
     "one expert": {"model": "minillm", "use_moe": True, "moe_active": 1, "gradient_checkpointing": True},
 }
+# (model, passes, most logits of torch's own cross-entropy): in the default run, each model once.
+MANY = 1 << 18
+ONCE = [
+    *(("plain", 1, MANY), ("tinygpt", 2, 0), ("minillm", 2, MANY), ("experts", 2, 0), ("one expert", 1, MANY)),
+    *(("ebm", 1, MANY), ("ebm score", 1, 0), ("infinito", 1, MANY)),
+]
+REST = [(name, batches, few) for name in MODELS for batches, few in ((1, MANY), (2, 0))]
+TRACED = [*ONCE, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in ONCE)]
 
 
 def config_of(net: Any, batches: int = 1, **more: Any) -> Config:
+    form = "score" if net.config.decoder == "transformer" else "cross-entropy"
     apart = DataConfig(windows="document")
     training = TrainingConfig(
         batch_size=WINDOWS // batches, accumulation_steps=batches, precision="float32", lambda_denoise=0.5,
-        lambda_spread=0.3, moe_balance=0.5, steps=20, warmup_steps=2, **more,
+        lambda_spread=0.3, moe_balance=0.5, denoise_form=form, steps=20, warmup_steps=2, **more,
     )  # fmt: skip
     return Config(model=net.config, training=training, data=apart)
 
@@ -79,8 +92,7 @@ def flat(step: Step, example: Any) -> Callable[..., list[torch.Tensor]]:
     return lambda *leaves: pytree.tree_leaves(step(*pytree.tree_unflatten(list(leaves), spec)))
 
 
-@pytest.mark.parametrize(("batches", "few"), [(1, 1 << 18), (2, 0)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "batches", "few"), TRACED)
 def test_a_traced_step_is_the_step_for_other_batches_and_weights(
     name: str, few: int, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +101,7 @@ def test_a_traced_step_is_the_step_for_other_batches_and_weights(
     monkeypatch.setattr(cross_entropy, "FEW_LOGITS", few)
     net = net_of(name)
     config = config_of(net, batches)
-    step, example = Step(net, config, Reference()), inputs(net, config, 0)
+    step, example = Step(net, config, Traceable()), inputs(net, config, 0)
     leaves = pytree.tree_leaves(example)
     graph = make_fx(flat(step, example), tracing_mode="fake")(*leaves)
     assert not [node for node in graph.graph.nodes if node.op == "get_attr"]
@@ -101,18 +113,17 @@ def test_a_traced_step_is_the_step_for_other_batches_and_weights(
             torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize(("batches", "optimizer"), [(1, "adamw"), (2, "muon")])
 @pytest.mark.parametrize("name", MODELS)
 def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer: str) -> None:
-    """Eight steps of both, from the same weights, with the same masks; gradients are clipped in
+    """Four steps of both, from the same weights, with the same masks; gradients are clipped in
     some."""
     net = net_of(name)
     config = config_of(net, batches, optimizer=optimizer, grad_clip=1.0)
-    step, own = Step(net, config, Reference()), optim.build(net, config.training)
+    step, own = Step(net, config, Traceable()), optim.build(net, config.training)
     parameters = {key: p.detach().clone() for key, p in net.named_parameters()}
     state = update.empty_state(parameters, step.rules)
-    for number in range(8):
+    for number in range(4):
         tokens = rows(number)
         lr = optim.lr_at(number, config.training)
         shares = [Share(batch=i, batches=batches) for i in range(batches)]
@@ -135,7 +146,7 @@ def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer
 def test_nothing_changes_if_a_gradient_is_not_finite() -> None:
     net = net_of("tinygpt")
     config = config_of(net)
-    step, (parameters, state, batches, scalars) = Step(net, config, Reference()), inputs(net, config, 0)
+    step, (parameters, state, batches, scalars) = Step(net, config, Traceable()), inputs(net, config, 0)
     parameters["bias"][3] = torch.nan
     new, kept, record = step(parameters, state, batches, scalars)
     assert not bool(record["finite"])
@@ -186,7 +197,7 @@ def test_weights_of_0_equal_leaving_out_padding(name: str, batches: int) -> None
     """Losses and gradients of inputs with fixed shapes and of those that keep only what counts."""
     net = net_of(name)
     config = config_of(net, batches)
-    step, found = Step(net, config, Reference()), []
+    step, found = Step(net, config, Traceable()), []
     for fixed in (True, False):
         parameters, _, given, _ = inputs(net, config, 1, fixed=fixed)
         found.append(step.gradients(parameters, given))
