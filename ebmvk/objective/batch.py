@@ -49,7 +49,7 @@ def _node(cls: Node) -> Node:
 @_node
 @dataclass(frozen=True)
 class Noised:
-    """Positions of a step whose tokens are to be recognised from noise.
+    """Positions of a step, whose tokens the denoising loss recognises from noise.
 
     at: (m,) int64, their places among the queries of the pass. targets: (m,) int64, their tokens.
     kappa: (m,), concentrations of the noise; log_c and cosine: (m,), `log_c_ratio` and

@@ -24,7 +24,7 @@ from ebmvk.training.update import Tensors
 
 
 class _Passes(nn.Module):
-    """What is computed while `functional_call` replaces the parameters of a model."""
+    """The passes of a step, computed while `functional_call` replaces the model's parameters."""
 
     def __init__(self, model: LanguageModel, backend: Backend, config: Config) -> None:
         super().__init__()
