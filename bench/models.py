@@ -42,6 +42,7 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.decoding.generate import Decoding, Generator
 from ebmvk.engine.device import Device, open_device
 from ebmvk.model.build import build_model
+from ebmvk.model.dropout import Masks
 from ebmvk.model.language import LanguageModel
 from ebmvk.monitoring.monitor import Monitor
 from ebmvk.runs.folder import new_model
@@ -179,11 +180,11 @@ def plain_loop(model: LanguageModel, optimizers: list[torch.optim.Optimizer], co
     text = torch.from_numpy(np.random.default_rng(0).integers(len(model.bias), size=100_000))
 
     def work() -> None:
-        for _ in range(steps):
+        for step in range(steps):
             starts = torch.randint(len(text) - length, (training.batch_size,)).tolist()
             x, y = (torch.stack([text[i + s : i + s + length] for i in starts]).to(device) for s in (0, 1))
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-                logits = model.logits(model(x))
+                logits = model.logits(model(x, masks=Masks.of_step(0, step)))
                 loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)

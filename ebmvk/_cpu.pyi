@@ -47,6 +47,15 @@ def accumulate(
 def normals(seed: int, first_step: int, steps: int, first_chain: int, chains: int, stream: int, d: int) -> _Floats:
     """(steps, chains, d), as the chains of `langevin` draw them."""
 
+def dropout(x: _Floats, out: _Floats, seed: int, step: int, place: int, first: int, threshold: int) -> None:
+    """Write to `out`, of the size of x: zero where the random byte of an element is below
+    threshold, else x times 256 / (256 - threshold). first: the number of x's first element."""
+
+def dropout_bfloat16(
+    x: NDArray[np.uint16], out: NDArray[np.uint16], seed: int, step: int, place: int, first: int, threshold: int
+) -> None:
+    """The same for the bits of bfloat16."""
+
 def threads() -> int: ...
 def set_threads(threads: int) -> None: ...
 def targets() -> list[str]:

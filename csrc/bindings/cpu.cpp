@@ -8,12 +8,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "bindings/array.h"
 #include "bindings/gil.h"
 #include "cpu/accumulate.h"
 #include "cpu/coarse.h"
+#include "cpu/dropout.h"
 #include "cpu/langevin.h"
 #include "cpu/sphere.h"
 #include "cpu/target.h"
@@ -129,6 +131,25 @@ Floats NormalsOf(uint64_t seed, uint32_t first_step, size_t steps, uint32_t firs
   return out.value;
 }
 
+// x and out: arrays of one size, float32, or uint16 that hold bfloat16.
+template <class T>
+void DropInto(const Array<T>& x, Array<T> out, uint64_t seed, uint32_t step, uint32_t place, uint64_t first,
+              uint32_t threshold) {
+  const size_t n = static_cast<size_t>(x.size());
+  if (x.size() != out.size()) throw std::invalid_argument("x and out differ in size");
+  if (threshold > 255) throw std::invalid_argument("threshold");
+  if ((first + n) / 16 >= (uint64_t{1} << 32)) throw std::invalid_argument("first");
+  const Masks masks{seed, step, place, first, threshold};
+  const T* from = x.data();
+  T* to = out.mutable_data();
+  const ReleaseGil release;
+  if constexpr (std::is_same_v<T, float>) {
+    Dropout(masks, n, from, to);
+  } else {
+    DropoutBfloat16(masks, n, from, to);
+  }
+}
+
 Floats Rows(const std::string& name, const std::vector<Floats>& arguments) {
   const auto& all = RowOperations();
   const auto found = std::find_if(all.begin(), all.end(), [&](const auto& one) { return name == one.name; });
@@ -166,6 +187,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("accumulate", SumShares, arg("x"), arg("ids"), arg("responsibilities"), arg("tokens"), py::arg("n"));
   m.def("normals", NormalsOf, py::arg("seed"), py::arg("first_step"), py::arg("steps"), py::arg("first_chain"),
         py::arg("chains"), py::arg("stream"), py::arg("d"));
+  m.def("dropout", DropInto<float>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
+        py::arg("first"), py::arg("threshold"));
+  m.def("dropout_bfloat16", DropInto<uint16_t>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
+        py::arg("first"), py::arg("threshold"));
   m.def("threads", [] { return SharedPool().threads(); });
   m.def("set_threads", SetThreads, py::arg("threads"));
   m.def("targets", Targets);

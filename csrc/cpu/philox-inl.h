@@ -60,29 +60,55 @@ inline void StoreNormals(const Counters& c, float* even, float* odd) {
   hn::StoreU(hn::InterleaveUpper(F32(), cosine, sine), F32(), odd);
 }
 
+constexpr size_t kBytesPerCounter = 16;
+constexpr size_t kBytesPerDraw = kBytesPerCounter * kCounters * kGroups;
+
+// The offsets of the counters in a vector. Lane pairs (2b, 2b+1) form 128-bit block b, whose halves
+// InterleaveLower and InterleaveUpper separate: even lanes get the first half of the counters and
+// odd lanes the second, so that both stores are contiguous.
+inline VU64 Offsets() {
+  alignas(64) uint64_t offsets[kCounters];
+  for (size_t lane = 0; lane < kCounters; ++lane) offsets[lane] = lane / 2 + (lane % 2) * (kCounters / 2);
+  return hn::Load(U64(), offsets);
+}
+
+// Ten rounds for counters (step, chain, quad + 0 .. kCounters * kGroups - 1, stream).
+inline void Draw(uint64_t seed, uint32_t step, uint32_t chain, uint64_t quad, uint32_t stream, VU64 offsets,
+                 Counters (&c)[kGroups]) {
+  const VU32 m0 = hn::Set(U32(), 0xD2511F53u), m1 = hn::Set(U32(), 0xCD9E8D57u);
+  for (size_t g = 0; g < kGroups; ++g) {
+    c[g].word[0] = hn::Set(U64(), uint64_t{step});
+    c[g].word[1] = hn::Set(U64(), uint64_t{chain});
+    c[g].word[2] = hn::Add(offsets, hn::Set(U64(), quad + g * kCounters));
+    c[g].word[3] = hn::Set(U64(), uint64_t{stream});
+  }
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    const VU64 key0 = hn::Set(U64(), uint64_t{k0}), key1 = hn::Set(U64(), uint64_t{k1});
+    for (size_t g = 0; g < kGroups; ++g) PhiloxRound(c[g], key0, key1, m0, m1);
+  }
+}
+
+// The bytes of counters quad and after, each word from its lowest byte on: kBytesPerDraw of them.
+inline void FillBytes(uint64_t seed, uint32_t step, uint32_t chain, uint32_t quad, uint32_t stream, uint8_t* out) {
+  Counters c[kGroups];
+  Draw(seed, step, chain, quad, stream, Offsets(), c);
+  for (size_t g = 0; g < kGroups; ++g) {
+    const VU64 first = hn::BitCast(U64(), Pair(c[g].word[0], c[g].word[1]));
+    const VU64 second = hn::BitCast(U64(), Pair(c[g].word[2], c[g].word[3]));
+    uint64_t* at = reinterpret_cast<uint64_t*>(out + g * kCounters * kBytesPerCounter);
+    hn::StoreU(hn::InterleaveLower(U64(), first, second), U64(), at);
+    hn::StoreU(hn::InterleaveUpper(U64(), first, second), U64(), at + kCounters);
+  }
+}
+
 // Normals for coordinates 0 .. d-1 of (step, chain, stream); writes up to the next multiple of
 // kNormalsPerDraw.
 inline void FillNormals(uint64_t seed, uint32_t step, uint32_t chain, uint32_t stream, size_t d, float* out) {
-  const VU32 m0 = hn::Set(U32(), 0xD2511F53u), m1 = hn::Set(U32(), 0xCD9E8D57u);
-  // Lane pairs (2b, 2b+1) form 128-bit block b, whose halves InterleaveLower and InterleaveUpper
-  // separate: give even lanes the first half of the quads and odd lanes the second, and both stores
-  // are contiguous.
-  alignas(64) uint64_t offsets[kCounters];
-  for (size_t lane = 0; lane < kCounters; ++lane) offsets[lane] = lane / 2 + (lane % 2) * (kCounters / 2);
-  const VU64 first = hn::Load(U64(), offsets);
+  const VU64 offsets = Offsets();
   for (size_t quad = 0; 4 * quad < d; quad += kCounters * kGroups) {
     Counters c[kGroups];
-    for (size_t g = 0; g < kGroups; ++g) {
-      c[g].word[0] = hn::Set(U64(), uint64_t{step});
-      c[g].word[1] = hn::Set(U64(), uint64_t{chain});
-      c[g].word[2] = hn::Add(first, hn::Set(U64(), uint64_t{quad + g * kCounters}));
-      c[g].word[3] = hn::Set(U64(), uint64_t{stream});
-    }
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      const VU64 key0 = hn::Set(U64(), uint64_t{k0}), key1 = hn::Set(U64(), uint64_t{k1});
-      for (size_t g = 0; g < kGroups; ++g) PhiloxRound(c[g], key0, key1, m0, m1);
-    }
+    Draw(seed, step, chain, quad, stream, offsets, c);
     for (size_t g = 0; g < kGroups; ++g) {
       float* at = out + 4 * (quad + g * kCounters);
       StoreNormals(c[g], at, at + kLanes);

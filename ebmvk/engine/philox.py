@@ -24,7 +24,9 @@ STREAM_METROPOLIS: Final = 2
 STREAM_NOISE_2: Final = 3
 """Noise of the second half O of GHMC."""
 STREAM_FREE: Final = 4
-"""The first stream that callers may use. The engine also keeps the last two for itself."""
+"""The first stream that callers may use. The engine also keeps the last three for itself."""
+STREAM_DROPOUT: Final = 2**32 - 3
+"""Bytes of dropout's masks: chain = place, coordinate // 4 = element // 16."""
 STREAM_VMF_COSINE: Final = 2**32 - 2
 """Uniforms of the rejection loop of vMF samples: step = attempt, chain = row."""
 STREAM_VMF_TANGENT: Final = 2**32 - 1
@@ -37,9 +39,9 @@ _MASK = 0xFFFFFFFF
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
     """Ten rounds of Philox. counter: four int64 tensors of one shape, values below 2^32; key: two
-    words below 2^32.
+    words below 2^32, numbers or int64 tensors of no dimension.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -11,21 +11,11 @@ from ebmvk.config.schema import Config
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of torch's randomness in one step.
+    """The seed of what a run draws at one step.
 
     With it, a resumed run needs no saved generator state.
     """
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
-
-
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the host and of a device."""
-    if device.type == "cpu":
-        # torch.manual_seed also asks for every other kind of device, and formats a stack trace for
-        # each. That takes half a percent of a small model's step.
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
 
 
 def set_deterministic(config: Config) -> None:

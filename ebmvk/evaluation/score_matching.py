@@ -17,7 +17,8 @@ from ebmvk.data.windows import TokenStream
 from ebmvk.engine.api import Backend, Points
 from ebmvk.evaluation.intervals import ratio_error
 from ebmvk.model.language import LanguageModel, TokenLaw
-from ebmvk.objective.losses import mixed_seed, score_loss
+from ebmvk.objective.batch import mixed_seed
+from ebmvk.objective.losses import score_loss
 from ebmvk.objective.noise import Noise, critical, kappa_range
 from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import log_c_ratio, sample_vmf

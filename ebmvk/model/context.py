@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
-from ebmvk.model.dropout import dropout
+from ebmvk.model.dropout import NONE, Masks, dropout
 from ebmvk.model.layers import Block, apply, rms_norm
 from ebmvk.sphere.geometry import projx
 
@@ -61,12 +61,12 @@ class ContextTrunk(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.latent_dim, config.latent_dim, bias=False) for _ in range(heads))
         self.rate, self.again = config.dropout, config.gradient_checkpointing
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Scales:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> Scales:
         """tokens: (B, T, d) unit rows."""
-        x = rms_norm(dropout(tokens, self.rate, self.training))
+        x = rms_norm(dropout(tokens, self.rate, masks))
         streams = [x] * SCALES
-        for scale, block in zip(self.scales, self.blocks, strict=True):
-            x = apply(block, x, cache, again=self.again)
+        for part, (scale, block) in enumerate(zip(self.scales, self.blocks, strict=True), start=1):
+            x = apply(block, x, cache, masks.at(part), again=self.again)
             streams[scale] = x
         read = [x, *streams] if self.reads_state else streams
         rows = [projx(head(rms_norm(s)).to(x.dtype)) for head, s in zip(self.heads, read, strict=True)]

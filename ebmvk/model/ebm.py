@@ -16,6 +16,7 @@ from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import SCALES, ContextTrunk
 from ebmvk.model.decoder import Composition, MixtureDecoder, build_decoder
+from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.energy import QueryTerms, TokenEnergy
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.model.roles import UNIT_ROWS
@@ -102,19 +103,21 @@ class EnergyModel(LanguageModel):
         """Set unit rows; the random ones have about that length too."""
         self.points[known] = directions[known]
 
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> EnergyContext:
+    def forward(
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+    ) -> EnergyContext:
         """tokens: (B, T) int64.
 
         embeddings: the result of `embeddings()`, if the caller has it already.
         """
         mu = self.embeddings() if embeddings is None else embeddings
-        scales = self.trunk(F.embedding(tokens, mu), cache)
+        scales = self.trunk(F.embedding(tokens, mu), cache, masks)
         composed, point = None, scales.state
         aux: Sequence[OwnLoss] = ()
         if self.composition is not None:
             composed = self.composition(self.composition(scales.local, scales.medium), scales.global_)
         if self.decoder is not None:
-            point, aux = self.decoder(scales, cache)
+            point, aux = self.decoder(scales, cache, masks.at(self.config.n_layers + 1))
         terms = self.energy.terms(point, scales, composed)
         query = terms.total()
         h = projx(query) if point is None else point

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
+from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.integration import correlation_of, phi_of
-from ebmvk.model.language import OwnLoss
+from ebmvk.model.language import Counted, OwnLoss
 from ebmvk.model.layers import apply, rms_norm
 from ebmvk.model.transformer import Transformer, dense_blocks
 
@@ -99,12 +100,12 @@ class Integration:
         n = self.units.shape[1]
         return n + n * n
 
-    def sums(self, there: Tensor | None) -> Tensor:
+    def sums(self, there: Counted | None) -> Tensor:
         """Sums of the units and of their products; see `OwnLoss`."""
-        units = self.units if there is None else self.units[there]
+        units = self.units if there is None else there.of(self.units)
         return torch.cat([units.sum(0), (units.T @ units).flatten()])
 
-    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+    def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:
         """phi: 1 - PHI, from the sums over n positions."""
         units = self.units.shape[1]
         mean, products = torch.split(sums / n, [units, units * units])
@@ -125,11 +126,11 @@ class Infinito(Transformer):
         self.reach = config.context_global
         self.memory = ExternalMemory(config.latent_dim, config.memory_slots) if config.use_memory else None
 
-    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def read(self, x: Tensor, cache: Cache | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         """As `Transformer.read`, with the memory half way up."""
         middle = (len(self.blocks) + 1) // 2
         for i, block in enumerate(self.blocks):
-            x = apply(block, x, cache, again=self.config.gradient_checkpointing)
+            x = apply(block, x, cache, masks.at(i + 1), again=self.config.gradient_checkpointing)
             if i + 1 == middle and self.memory is not None:
                 x = x + self.memory(rms_norm(x), cache)
         if not self.training or cache is not None:

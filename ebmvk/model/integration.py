@@ -11,8 +11,12 @@ det S_A is submodular in A, so the weakest cut is found exactly with O(n^3) dete
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ebmvk.engine.library import operation
 
 SILENT = 1e-6  # a unit with a standard deviation below this counts as constant
 RIDGE = 1e-4  # share of a unit's variance: hidden units may depend on one another exactly
@@ -77,10 +81,48 @@ def weakest_bipartition(covariance: Tensor) -> Tensor:
     return part.to(device)
 
 
+def _search(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The operation `ebmvk::least_information`: I(A; B) of the weakest bipartition of a covariance
+    (n, n), and A (n,) bool. Its gradient is that of this cut."""
+    part = weakest_bipartition(covariance)
+    return information(covariance, part), part
+
+
+def _slope(grad: Tensor, covariance: Tensor, part: Tensor) -> Tensor:
+    """The gradient (n, n) of grad I(A; B): that of log det S is the inverse of S, transposed."""
+    slope = -torch.linalg.inv(covariance)
+    for side in (part.nonzero()[:, 0], (~part).nonzero()[:, 0]):
+        slope[side[:, None], side] += torch.linalg.inv(covariance[side][:, side])
+    return slope.mT * (grad / 2)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> Tensor:
+    slope: Tensor = least_information_backward(grad, *ctx.saved_tensors)
+    return slope
+
+
+# Operations of their own, because the search and the sizes of the two sides depend on values.
+least_information = operation(
+    "least_information(Tensor covariance) -> (Tensor information, Tensor part)",
+    reference=_search,
+    fake=lambda covariance: (covariance.new_empty(()), covariance.new_empty(len(covariance), dtype=torch.bool)),
+    backward=_backward,
+    keep=_keep,
+)
+least_information_backward = operation(
+    "least_information_backward(Tensor grad, Tensor covariance, Tensor part) -> Tensor",
+    reference=_slope,
+    fake=lambda grad, covariance, part: torch.empty_like(covariance),  # noqa: ARG005
+)
+
+
 def integrated_information(x: Tensor) -> Tensor:
     """Phi of units x (samples, n) in nats. Its gradient is that of the weakest cut."""
-    covariance = correlation(x)
-    return information(covariance, weakest_bipartition(covariance))
+    return least_information(correlation(x))[0]  # type: ignore[no-any-return]
 
 
 def phi(x: Tensor) -> Tensor:
@@ -98,7 +140,8 @@ def phi_of(covariance: Tensor) -> Tensor:
     If the weakest cut separates one unit, this is its squared multiple correlation. It is
     continuous and rises with Phi, whichever cut is the weakest.
     """
-    return -torch.expm1(-2 * information(covariance, weakest_bipartition(covariance)).clamp_min(0))
+    least: Tensor = least_information(covariance)[0]
+    return -torch.expm1(-2 * least.clamp_min(0))
 
 
 def chance(units: int, samples: int) -> float:

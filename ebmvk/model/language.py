@@ -19,10 +19,25 @@ from torch import Tensor, nn
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
+from ebmvk.model.dropout import NONE, Masks
 from ebmvk.model.roles import HIDDEN, ROUTER, SCALAR, Role
 
 EXTENDED = 256  # tokens read into a cache at once: attention holds as many rows of scores
 LOGITS_AT_ONCE = 1 << 22  # logits that `TokenLaw` holds: twice 16 MiB of float32
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The positions, of N, that count: those in `rows` (M,) int64, times the weights `there` (M,),
+    which are 0 or 1. None: all of them, or all alike."""
+
+    rows: Tensor | None = None
+    there: Tensor | None = None
+
+    def of(self, x: Tensor, dim: int = 0) -> Tensor:
+        """What counts of x, whose dimension `dim` is the N positions; those of weight 0 are 0."""
+        x = x if self.rows is None else x.index_select(dim, self.rows)
+        return x if self.there is None else x * self.there.to(x.dtype).view(-1, *[1] * (x.ndim - 1 - dim))
 
 
 class OwnLoss(Protocol):
@@ -38,14 +53,11 @@ class OwnLoss(Protocol):
         """The number S of sums."""
         ...
 
-    def sums(self, there: Tensor | None) -> Tensor:
-        """(S,) float64, sums over positions.
-
-        there: (N,) bool, True for positions that aren't padding; None means all.
-        """
+    def sums(self, there: Counted | None) -> Tensor:
+        """(S,) float64, sums over positions. there: those that aren't padding; None means all."""
         ...
 
-    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+    def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:
         """The losses by name, from the sums over n positions."""
         ...
 
@@ -62,14 +74,14 @@ class Context:
     h: Tensor
     aux: Sequence[OwnLoss]
 
-    def sums(self, there: Tensor | None = None) -> Tensor:
+    def sums(self, there: Counted | None = None) -> Tensor:
         """(S,) float64, the sums of all `aux`, concatenated.
 
-        there: (B T,) bool, which positions; None means all.
+        there: which of the B T positions; None means all.
         """
         return torch.cat([own.sums(there) for own in self.aux] or [self.query.new_zeros(0, dtype=torch.float64)])
 
-    def losses(self, sums: Tensor, n: int) -> dict[str, Tensor]:
+    def losses(self, sums: Tensor, n: Tensor | int) -> dict[str, Tensor]:
         """The losses by name, from the result of `sums` over n positions."""
         each = torch.split(sums, [own.size for own in self.aux])
         parts = [own.losses(part, n) for own, part in zip(self.aux, each, strict=True)]
@@ -104,12 +116,15 @@ class LanguageModel(nn.Module, ABC):
         """The tokens' rows, (V, d). They are unit rows if the model is on the sphere."""
 
     @abstractmethod
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
+    def forward(
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+    ) -> Context:
         """The output for every prefix of the tokens.
 
         tokens: (B, T) int64. embeddings: the result of `embeddings()`, if the caller has it
         already.
         cache: holds the tokens before these; `extend` fills it.
+        masks: what dropout draws from in training; by default nothing is dropped.
         """
 
     def role(self, name: str, parameter: nn.Parameter) -> Role:

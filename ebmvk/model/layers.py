@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache, Growing
-from ebmvk.model.dropout import dropout
+from ebmvk.model.constants import constant
+from ebmvk.model.dropout import NONE, Masks, dropout
 
 Result = TypeVar("Result")
 
@@ -27,25 +27,23 @@ MIN_BLOCK = 32  # least tokens per attention block: smaller products waste the c
 _ANGLES = 1024  # positions whose rotary angles are computed at once
 
 
-@lru_cache(maxsize=32)
+@constant
 def _window_bias(block: int, reach: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(block, reach): 0 where a query may look (itself and the window-1 tokens before it), -inf
     elsewhere.
 
     The block's own tokens are the last of the `reach` keys.
     """
-    with torch.inference_mode(False):
-        age = torch.arange(block, device=device)[:, None] - torch.arange(reach, device=device) + (reach - block)
-        allowed = (age >= 0) & (age < window)
-        return torch.zeros(block, reach, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
+    age = torch.arange(block, device=device)[:, None] - torch.arange(reach, device=device) + (reach - block)
+    allowed = (age >= 0) & (age < window)
+    return torch.zeros(block, reach, dtype=dtype, device=device).masked_fill(~allowed, -math.inf)
 
 
-@lru_cache(maxsize=32)
+@constant
 def _angles(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    frequency = 1000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) * 2 / dim)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def _rotations(begin: int, end: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -241,17 +239,20 @@ class Block(nn.Module):
         nn.init.zeros_(self.down.weight)
         self.rate, self.activation = config.dropout, activation
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> Tensor:
         """x: (B, T, d) -> (B, T, d)."""
-        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
+        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, masks, 0)
         hidden = self.activation(self.up(rms_norm(x)))
-        return x + dropout(self.down(hidden), self.rate, self.training)
+        return x + dropout(self.down(hidden), self.rate, masks, 1)
 
 
-def apply(block: Callable[[Tensor, Cache | None], Result], x: Tensor, cache: Cache | None, *, again: bool) -> Result:
-    """Return block(x, cache). again: in training, keep no intermediate values and compute the block
-    once more for the gradient."""
+def apply(
+    block: Callable[[Tensor, Cache | None, Masks], Result], x: Tensor, cache: Cache | None, masks: Masks, *, again: bool
+) -> Result:
+    """Return block(x, cache, masks). again: in training, keep no intermediate values and compute
+    the block once more for the gradient."""
     if again and cache is None and torch.is_grad_enabled():
-        kept: Result = checkpoint(block, x, None, use_reentrant=False)
+        # Nothing in a block draws from torch's generators, so their states needn't be kept.
+        kept: Result = checkpoint(block, x, None, masks, use_reentrant=False, preserve_rng_state=False)
         return kept
-    return block(x, cache)
+    return block(x, cache, masks)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ebmvk.config.schema import ModelConfig
 from ebmvk.model.cache import Cache
 from ebmvk.model.context import trunk_blocks
-from ebmvk.model.dropout import dropout
+from ebmvk.model.dropout import NONE, Masks, dropout
 from ebmvk.model.experts import MixtureOfExperts, Routing
 from ebmvk.model.language import Context, LanguageModel, OwnLoss
 from ebmvk.model.layers import Attention, Block, apply, rms_norm
@@ -46,22 +46,24 @@ class Transformer(LanguageModel):
         """Set rows of length d^-1/2; the random ones have about that length too."""
         self.table[known] = directions[known] / math.sqrt(self.config.latent_dim)
 
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None) -> Context:
+    def forward(
+        self, tokens: Tensor, embeddings: Tensor | None = None, cache: Cache | None = None, masks: Masks = NONE
+    ) -> Context:
         """tokens: (B, T) int64."""
         rows = F.embedding(tokens, self.embeddings() if embeddings is None else embeddings)
-        x, aux = self.read(rms_norm(dropout(rows, self.config.dropout, self.training)), cache)
+        x, aux = self.read(rms_norm(dropout(rows, self.config.dropout, masks)), cache, masks)
         return Context(rms_norm(x), projx(x), aux)
 
-    def read(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Sequence[OwnLoss]]:
+    def read(self, x: Tensor, cache: Cache | None, masks: Masks = NONE) -> tuple[Tensor, Sequence[OwnLoss]]:
         """The residual stream (B, T, d) after the last block, and the losses of its experts."""
         losses: list[OwnLoss] = []
-        for block in self.blocks:
+        for part, block in enumerate(self.blocks, start=1):
             again = self.config.gradient_checkpointing
             if isinstance(block, ExpertBlock):
-                x, routing = apply(block.routed, x, cache, again=again)
+                x, routing = apply(block.routed, x, cache, masks.at(part), again=again)
                 losses.append(routing)
             else:
-                x = apply(block, x, cache, again=again)
+                x = apply(block, x, cache, masks.at(part), again=again)
         return x, losses
 
 
@@ -83,11 +85,11 @@ class ExpertBlock(nn.Module):
         self.moe = MixtureOfExperts(d, config.ffn_dim, d, config.moe_experts, config.moe_active)
         self.rate = config.dropout
 
-    def routed(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Routing]:
+    def routed(self, x: Tensor, cache: Cache | None = None, masks: Masks = NONE) -> tuple[Tensor, Routing]:
         """x: (B, T, d) -> (B, T, d), and the experts that each position was sent to."""
-        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, self.training)
+        x = x + dropout(self.attention(rms_norm(x), cache), self.rate, masks, 0)
         y, routing = self.moe(rms_norm(x).flatten(0, -2))
-        return x + dropout(y.view_as(x), self.rate, self.training), routing
+        return x + dropout(y.view_as(x), self.rate, masks, 1), routing
 
 
 class GPT(Transformer):

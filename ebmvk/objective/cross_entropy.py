@@ -14,53 +14,99 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ebmvk.engine.library import operation
+
 FEW_LOGITS = 1 << 18
 """Up to this many logits stay in cache anyway, and torch's own passes take half the time of ours.
 """
 CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32 logits, 8 of bfloat16
 
 
+def reference(
+    query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operation `ebmvk::linear_cross_entropy` in plain torch, holding all logits.
+
+    Returns the losses w_i * -log softmax(query_i mu^T + b)[target_i] (N,), and the gradients of
+    their sum with respect to query (N, d), points (V, d) and bias (V,). Arguments as for
+    `linear_cross_entropies`.
+    """
+    narrow, part = points.to(dtype), query.to(dtype)
+    p = torch.softmax(F.linear(part, narrow, bias.to(dtype)), dim=-1)
+    losses = -p.gather(-1, targets[:, None]).squeeze(-1).to(query.dtype).log()
+    pull = p.to(query.dtype) - F.one_hot(targets, len(points)).to(query.dtype)
+    if weights is not None:
+        losses, pull = losses * weights, pull * weights[:, None]
+    return losses, pull @ narrow.to(query.dtype), pull.t() @ part.to(query.dtype), pull.sum(0)
+
+
+def _in_chunks(
+    query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference`, some rows at a time."""
+    rows, vocabulary = len(query), len(points)
+    narrow, narrow_bias = points.to(dtype), bias.to(dtype)
+    grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
+    log_p = query.new_empty(rows)
+    size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
+    # All chunks are written into the same arrays: the system fills each page of a new array with
+    # zeros.
+    logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
+    # The rows that the gradients of points and bias are sums over: weights scale them here, where
+    # they are narrow.
+    own = query if weights is None else query * weights[:, None]
+    ones = query.new_ones(rows, dtype=dtype) if weights is None else weights.to(dtype)
+    product = None if dtype == points.dtype else torch.empty_like(narrow)
+    for start in range(0, rows, size):
+        chunk = slice(start, start + size)
+        part = query[chunk].to(dtype)
+        scaled = part if weights is None else own[chunk].to(dtype)
+        p = probabilities[: len(part)]
+        torch.addmm(narrow_bias, part, narrow.t(), out=logits[: len(part)])
+        torch.softmax(logits[: len(part)], dim=-1, out=p)
+        log_p[chunk] = p.gather(-1, targets[chunk, None]).squeeze(-1).to(query.dtype).log()
+        grad_query[chunk] = p @ narrow
+        if product is None:
+            grad_points.addmm_(p.t(), scaled)
+        else:
+            grad_points += torch.mm(p.t(), scaled, out=product)
+        grad_bias += p.t() @ ones[chunk]
+    grad_query -= points.index_select(0, targets)
+    grad_points.index_add_(0, targets, own, alpha=-1)
+    grad_bias.index_add_(0, targets, torch.ones_like(log_p) if weights is None else weights, alpha=-1)
+    if weights is not None:
+        grad_query *= weights[:, None]
+        return -log_p * weights, grad_query, grad_points, grad_bias
+    return -log_p, grad_query, grad_points, grad_bias
+
+
+def _fake(query: Tensor, points: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return query.new_empty(len(query)), torch.empty_like(query), torch.empty_like(points), torch.empty_like(bias)
+
+
+_OPERATION = operation(
+    "linear_cross_entropy(Tensor query, Tensor points, Tensor bias, Tensor targets, Tensor? weights, ScalarType dtype)"
+    " -> (Tensor losses, Tensor of_query, Tensor of_points, Tensor of_bias)",
+    reference=reference,
+    fast=_in_chunks,
+    fake=_fake,
+)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        rows, vocabulary = len(query), len(points)
-        narrow, narrow_bias = points.to(dtype), bias.to(dtype)
-        grad_query, grad_points, grad_bias = torch.empty_like(query), torch.zeros_like(points), torch.zeros_like(bias)
-        log_p = query.new_empty(rows)
-        size = min(rows, max(1, CHUNK_ELEMENTS // vocabulary))
-        # All chunks are written into the same arrays: the system fills each page of a new array
-        # with zeros.
-        logits, probabilities = (query.new_empty(size, vocabulary, dtype=dtype) for _ in range(2))
-        ones, product = query.new_ones(size, dtype=dtype), None if dtype == points.dtype else torch.empty_like(narrow)
-        for start in range(0, rows, size):
-            chunk = slice(start, start + size)
-            part = query[chunk].to(dtype)
-            p = probabilities[: len(part)]
-            torch.addmm(narrow_bias, part, narrow.t(), out=logits[: len(part)])
-            torch.softmax(logits[: len(part)], dim=-1, out=p)
-            log_p[chunk] = p.gather(-1, targets[chunk, None]).squeeze(-1).to(query.dtype).log()
-            grad_query[chunk] = p @ narrow
-            if product is None:
-                grad_points.addmm_(p.t(), part)
-            else:
-                grad_points += torch.mm(p.t(), part, out=product)
-            grad_bias += p.t() @ ones[: len(part)]
-        losses = -log_p
-        grad_query -= points.index_select(0, targets)
-        grad_points.index_add_(0, targets, query, alpha=-1)
-        grad_bias.index_add_(0, targets, torch.ones_like(log_p), alpha=-1)
-        ctx.save_for_backward(grad_query, grad_points, grad_bias)
-        ctx.rows = rows
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        losses, *gradients = _OPERATION(*arguments)
+        ctx.save_for_backward(*gradients)
+        ctx.rows = len(losses)
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, points, bias = ctx.saved_tensors
         scale = grads[0] / ctx.rows
-        return query.mul_(scale), points.mul_(scale), bias.mul_(scale), None, None  # no second backward pass
+        return query.mul_(scale), points.mul_(scale), bias.mul_(scale), None, None, None  # no second backward pass
 
 
 def linear_cross_entropy(
@@ -77,14 +123,21 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropies(
-    query: Tensor, points: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+    query: Tensor,
+    points: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy`, and that of each row (N,), without a gradient: -log p(v|c) of the
-    targets."""
+    targets. weights: (N,), factors of the rows; by default 1."""
     if len(query) * len(points) <= FEW_LOGITS:
         narrow = dtype or query.dtype
         logits = F.linear(query.to(narrow), points.to(narrow), bias.to(narrow)).to(query.dtype)
         losses = F.cross_entropy(logits, targets, reduction="none")
+        losses = losses if weights is None else losses * weights
         return losses.mean(), losses.detach()
-    found: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(query, points, bias, targets, dtype or query.dtype)  # type: ignore[no-untyped-call]
+    arguments = (query, points, bias, targets, weights, dtype or query.dtype)
+    found: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return found

@@ -236,17 +236,23 @@ def sample_vmf(
     level = torch.as_tensor(kappa, dtype=torch.float64, device=mu.device).expand(n)
     _check("kappa", level, d)
     rng = generator_of(generator, seed, mu.device)
-    mean = mu.detach().to(torch.float64)
-    deficit = _sample_deficit(level, d, rng).unsqueeze(-1)
-    noise = torch.randn(n, d, dtype=torch.float64, device=mu.device, generator=rng)
-    tangent = noise - (noise * mean).sum(-1, keepdim=True) * mean
+    deficit = sample_deficit(level, d, rng)
+    return placed(mu, deficit, torch.randn(n, d, dtype=torch.float64, device=mu.device, generator=rng))
+
+
+def placed(mu: Tensor, deficit: Tensor, normals: Tensor) -> Tensor:
+    """The samples around mu (B, d) whose cosines are 1 - deficit (B,), in the directions of the
+    tangent parts of `normals` (B, d). Computed in the dtype of `normals`; the result has mu's."""
+    mean, fall = mu.detach().to(normals.dtype), deficit.unsqueeze(-1)
+    tangent = normals - (normals * mean).sum(-1, keepdim=True) * mean
     tangent = tangent / torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
-    x: Tensor = (1 - deficit) * mean + torch.sqrt(deficit * (2 - deficit)) * tangent
+    x: Tensor = (1 - fall) * mean + torch.sqrt(fall * (2 - fall)) * tangent
     return x.to(mu.dtype)
 
 
-def _sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
-    """1 - t for t = mu.x, (B,): at large kappa t itself would lose it to rounding."""
+def sample_deficit(kappa: Tensor, d: int, rng: torch.Generator) -> Tensor:
+    """1 - t for t = mu.x of samples of vMF(mu, kappa), (B,): at large kappa t itself would lose it
+    to rounding. kappa: (B,) float64, >= 0."""
     b = (d - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (d - 1) ** 2))
     x0 = (1 - b) / (1 + b)
     c = kappa * x0 + (d - 1) * torch.log(4 * b / (1 + b) ** 2)  # 1 - x0^2

@@ -37,6 +37,12 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
+def step_size(shape: torch.Size) -> float:
+    """What an orthogonal matrix is multiplied by, besides the learning rate: its entries have a
+    root mean square of max(shape)^-1/2, those of AdamW's updates about .2."""
+    return 0.2 * math.sqrt(max(shape))
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for matrices; each entry of an update has about the size of
     AdamW's.
@@ -60,9 +66,7 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
                 update = orthogonalized(torch.stack(self._momenta(matrices)), self.dtype)
-                # The entries of an orthogonal matrix have a root mean square of max(shape)^-1/2,
-                # AdamW's about .2.
-                size = 0.2 * group["lr"] * math.sqrt(max(shape))
+                size = group["lr"] * step_size(shape)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, list(update.to(matrices[0].dtype).unbind()), alpha=-size)
 

@@ -14,6 +14,7 @@ from ebmvk.config.schema import TrainingConfig
 from ebmvk.errors import CheckpointError
 from ebmvk.model.language import LanguageModel
 from ebmvk.training.muon import Muon
+from ebmvk.training.update import BETAS, EPSILON, muon_dtype, rules_of
 
 FINAL_RATE = 0.0
 # What the optimisers keep for each parameter.
@@ -40,30 +41,29 @@ class Optimizer:
     """
 
     def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        roles = {name: model.role(name, p) for name, p in named.items()}
-        hidden = {name for name, role in roles.items() if role.hidden}
+        named, rules = {name: p for name, p in model.named_parameters() if p.requires_grad}, rules_of(model, config)
+        hidden = sorted(name for name, rule in rules.items() if rule.muon)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in named.items():
-            if config.optimizer == "adamw" or name not in hidden:
-                decay = config.weight_decay if name in hidden else 0.0
-                groups.setdefault((roles[name].rate, decay), []).append(parameter)
+        for name, rule in rules.items():
+            if not rule.muon:
+                groups.setdefault((rule.rate, rule.decay), []).append(named[name])
         self.names: dict[Tensor, str] = {p: name for name, p in named.items()}
         self.grad_clip = config.grad_clip
         self.adam = torch.optim.AdamW(
             [{"params": own, "rate": rate, "weight_decay": decay} for (rate, decay), own in sorted(groups.items())],
             lr=config.learning_rate,
-            betas=(0.9, 0.95),
+            betas=BETAS,
+            eps=EPSILON,
             fused=True,
         )
         self.muon = (
             None
-            if config.optimizer == "adamw" or not hidden
+            if not hidden
             else Muon(
-                [named[name] for name in sorted(hidden)],
+                [named[name] for name in hidden],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
-                dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+                dtype=muon_dtype(config),
             )
         )
         self._kinds = [(self.adam, ADAM_SLOTS), *([(self.muon, MUON_SLOTS)] if self.muon else [])]

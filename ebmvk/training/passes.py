@@ -14,14 +14,15 @@ from torch import Tensor
 from ebmvk.config.schema import Config
 from ebmvk.data.windows import Batches, TokenStream
 from ebmvk.engine.device import Device
-from ebmvk.engine.seeds import seed_torch, step_seed
+from ebmvk.engine.seeds import step_seed
 from ebmvk.errors import (
     ArgumentError,
     NonFinite,
 )
 from ebmvk.model.language import Context, LanguageModel
 from ebmvk.monitoring.advice import is_out_of_memory
-from ebmvk.objective.losses import Losses, objective, targets_of
+from ebmvk.objective.batch import prepare
+from ebmvk.objective.losses import Losses, objective
 from ebmvk.ranks import WHOLE, Share
 from ebmvk.training import finite
 
@@ -38,8 +39,7 @@ def batches_of(config: Config, train: TokenStream) -> Batches:
 class Passes:
     """The passes of a step, or of one rank's share of it.
 
-    Losses and gradients equal those of one large batch up to rounding. Random choices are the same
-    except for dropout's masks, whose distribution is the same.
+    Losses and gradients equal those of one large batch up to rounding. Random choices are the same.
 
     tokens: (B, T+1) of the whole step. step: counted from 0. batches: the number of batches. total:
     sums a tensor over the ranks.
@@ -57,7 +57,6 @@ class Passes:
     def run(self) -> Losses:
         """Returns the losses, and adds the gradients to those of the parameters."""
         over_step, found = self._over_step(), list[Losses]()
-        self._seed()
         for share in self._shares():
             with self._autocast():
                 losses = self._objective(share, over_step)
@@ -73,11 +72,6 @@ class Passes:
 
     def _shares(self) -> list[Share]:
         return [dataclasses.replace(self.share, batch=batch, batches=self.batches) for batch in range(self.batches)]
-
-    def _seed(self) -> None:
-        """Seed dropout; each rank has its own seed."""
-        config = self.config
-        seed_torch(step_seed(config.run.seed, self.step) + self.share.rank, self.device.torch)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.precision == "bfloat16"
@@ -96,15 +90,15 @@ class Passes:
         They take another pass through the trunk with the same dropout masks. It builds a graph, so
         that its bits are those of the pass that is differentiated.
         """
-        self._seed()
-        return torch.stack([self._sums_of(self.tokens[share.rows(len(self.tokens))]) for share in self._shares()]).sum(
-            0
-        )
+        return torch.stack([self._sums_of(share) for share in self._shares()]).sum(0)
 
-    def _sums_of(self, rows: Tensor) -> Tensor:
+    def _sums_of(self, share: Share) -> Tensor:
+        seed = self.config.run.seed
+        own = prepare(self.model, self.tokens, self.config, seed=seed, step=self.step, share=share, draws=False)
+        own = own.to(self.tokens.device)
         with self._autocast():
-            context: Context = self.model(rows[:, :-1].clamp_min(0))
-        return context.sums(targets_of(rows)).detach()
+            context: Context = self.model(own.tokens, masks=own.masks)
+        return context.sums(own.counted).detach()
 
 
 def attempted(model: LanguageModel, passes: Passes, non_finite: Callable[[str], NonFinite]) -> Losses | None:

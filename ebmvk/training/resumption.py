@@ -8,6 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from ebmvk.config.schema import Config
+from ebmvk.errors import CheckpointError
+from ebmvk.model import dropout
 from ebmvk.runs import steps
 from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.manifest import STEP
@@ -50,6 +53,31 @@ def _validation_changed(found: Checkpoint, folder: Path, streams: Streams) -> bo
     now = len(streams.validation) - 1
     sizes = read_history(folder).facts.get("text", {}).get("validation", {})
     return bool(sizes.get("tokens", now) != now)
+
+
+def compare_masks(found: Checkpoint, config: Config, say: Callable[[str], None]) -> None:
+    """Say so if a run goes on with dropout masks that its first steps didn't draw.
+
+    The rule: a resumed run always draws the masks of this version. The rate is the same, and so is
+    the law of the masks, but not their bits.
+
+    Raises:
+        CheckpointError: the checkpoint is of a version whose masks this one doesn't know.
+    """
+    kept = found.state.get("masks")
+    version = kept if type(kept) is int else 1
+    if version > dropout.VERSION:
+        raise CheckpointError(
+            f"{found.path}: it was trained with dropout masks of version {version}; this program draws version "
+            f"{dropout.VERSION}",
+            why="a newer version of ebmvk wrote it",
+            hint="resume with that version, or update this one",
+        )
+    if version < dropout.VERSION and config.model.dropout > 0:
+        say(
+            f"dropout     an earlier version drew the masks up to step {found.step}; from here on they are those of "
+            "this version: as many elements are dropped, but other ones"
+        )
 
 
 def take_over(found: Checkpoint, progress: Progress, folder: Path) -> tuple[Progress, list[Path]]:

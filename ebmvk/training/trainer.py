@@ -31,6 +31,7 @@ from ebmvk.errors import (
 )
 from ebmvk.evaluation.likelihood import Likelihood
 from ebmvk.memory.while_training import TrainingSoc, observed
+from ebmvk.model import dropout
 from ebmvk.model.language import LanguageModel
 from ebmvk.monitoring.advice import advice
 from ebmvk.monitoring.monitor import Monitor
@@ -116,6 +117,7 @@ class Trainer:
         checkpoint.restore(self.model, found)
         self.optimizer.load_state_dict(found.optimizer)
         self.progress = resumption.comparable(found, progress, self.folder, self.streams, self.monitor.say)
+        resumption.compare_masks(found, self.config, self.monitor.say)
         self._saved = progress.step
         self._revision = revision(found)
         if self.soc and not self.soc.restore(found, progress.seconds):
@@ -150,6 +152,7 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "model": model_record(self.config, self.tokenizer),
             "revision": self._revision,
+            "masks": dropout.VERSION,
             "train": self._text,
             "text": dict(self.streams.text),
             "threads": torch.get_num_threads(),

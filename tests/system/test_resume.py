@@ -21,6 +21,7 @@ from ebmvk.runs.metrics import read_metrics
 from ebmvk.training import passes, trainer
 
 from .conftest import Command, made_up_text, rows
+from .damage import edit
 
 EVALUATE_NEVER = ("--eval-every", 100000, "--sample-tokens", 0)
 STEADY = ("--deterministic", "--quiet", "--sample-tokens", 0)
@@ -250,6 +251,32 @@ def test_resume_skips_a_corrupt_newest_checkpoint_and_says_so(train: Command, tm
     assert "continuing from step-4" in said.out
     assert [row["step"] for row in rows(run, "resume")] == [4]
     assert (run / "checkpoints" / "step-9").is_dir()
+
+
+def _with_masks(run: Path, version: int | None) -> None:
+    """Let the checkpoints look as if a version with other dropout masks had written them."""
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))["state"]
+        state.pop("masks", None)
+        edit(folder, state=state if version is None else {**state, "masks": version})
+
+
+@pytest.mark.usefixtures("no_reports")
+@pytest.mark.parametrize("rate", [0.2, 0.0])
+def test_resuming_a_run_says_so_if_dropout_draws_other_masks(
+    rate: float, train: Command, ebmvk: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(run, *STEADY, "--dropout", rate, "--stop-after", 1)
+    said = train(run, "--resume", "--stop-after", 1)
+    assert "dropout     " not in said.out
+    _with_masks(run, None)
+    said = train(run, "--resume", "--stop-after", 1)
+    assert ("an earlier version drew the masks up to step 2" in said.out) == (rate > 0)
+    _with_masks(run, 99)
+    refused = ebmvk("train", "--resume", "--run-dir", run)
+    assert refused.status == 2
+    assert "masks of version 99" in refused.err
 
 
 def test_a_new_run_refuses_the_folder_of_an_old_one(trained: Path, ebmvk: Command) -> None:

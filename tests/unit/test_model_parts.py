@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ebmvk.model import grouped
 from ebmvk.model.decoder import Composition, midpoint_and_log
-from ebmvk.model.dropout import dropout
-from ebmvk.model.experts import MixtureOfExperts, Routing, _Groups
+from ebmvk.model.dropout import NONE, Masks, dropout
+from ebmvk.model.experts import MixtureOfExperts, Routing
+from ebmvk.model.grouped import _Groups
 from ebmvk.model.layers import _banded_attention, _fused_attention, rms_norm, squared_relu
 from ebmvk.sphere.geometry import dist, logmap, projx
 
@@ -45,7 +47,7 @@ def test_grouped_and_dense_experts_equal_a_plain_loop(
     n_experts: int, active: int, rows: int, training: bool, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With equal room for all groups, and with unequal room."""
-    monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
+    monkeypatch.setattr("ebmvk.model.grouped._ROUND", multiple)
     moe = experts(n_experts, active).train(training)
     x = torch.randn(rows, 10, dtype=torch.float64, requires_grad=True)
     y, _routing = moe(x)
@@ -64,7 +66,7 @@ def test_grouped_and_dense_experts_equal_a_plain_loop(
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare places have weight zero, so that no row gets a second gradient."""
-    monkeypatch.setattr("ebmvk.model.experts._ROUND", multiple)
+    monkeypatch.setattr("ebmvk.model.grouped._ROUND", multiple)
     torch.manual_seed(sum(sizes))
     chosen = torch.tensor([e for e, size in enumerate(sizes) for _ in range(size)])[torch.randperm(sum(sizes))]
     groups = _Groups.of(chosen[None], 3)
@@ -77,6 +79,44 @@ def test_groups_hold_each_row_once(sizes: list[int], multiple: int, monkeypatch:
     weighted = groups.weighted(found, weights)
     torch.testing.assert_close(groups.collected(weighted, 1)[0], x * weights[0][:, None], rtol=0, atol=0)
     assert int(weighted.any(-1).sum()) == len(x)
+
+
+@pytest.mark.parametrize("active", [1, 2])
+@pytest.mark.parametrize("rows", [1, 9, 500])
+def test_the_operation_of_experts_equals_its_reference(rows: int, active: int) -> None:
+    """Results and gradients; the order of places is each one's own. The last expert gets no row."""
+    torch.manual_seed(rows)
+    kinds, inner, hidden, outer = 4, 6, 5, 7
+    x, grad = (torch.randn(rows, n, dtype=torch.float64) for n in (inner, outer))
+    up, down = torch.randn(kinds, hidden, inner).double(), torch.randn(kinds, outer, hidden).double()
+    chosen = torch.stack([torch.randperm(kinds - 1)[:active] for _ in range(rows)], dim=1)
+    arguments = (x, torch.rand(active, rows, dtype=torch.float64), chosen, up, down)
+    found, wanted = grouped.experts(*arguments), grouped.reference(*arguments)
+    torch.testing.assert_close(found[0], wanted[0])
+    assert [part.shape for part in found] == [part.shape for part in wanted]
+    given = (grad, arguments[1], up, down)
+    gradients = grouped.experts_backward(*given, *found[1:])
+    for a, b in zip(gradients, grouped.reference_backward(*given, *wanted[1:]), strict=True):
+        torch.testing.assert_close(a, b)
+    for operation, own in ((grouped.experts, arguments), (grouped.experts_backward, (*given, *found[1:]))):
+        torch.library.opcheck(operation, own, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_static_bound_holds_any_groups() -> None:
+    for kinds in (1, 3, 8):
+        for pairs in (1, 7, 64, 4096):
+            for sizes in ([pairs], [pairs // 2, pairs - pairs // 2], [pairs // kinds] * kinds):
+                chosen = torch.cat([torch.full((n,), i % kinds) for i, n in enumerate(sizes)])[None]
+                if chosen.numel():
+                    assert len(_Groups.of(chosen, kinds).row) <= grouped.places(chosen.numel(), kinds)
+
+
+def test_equal_logits_choose_the_lower_numbers() -> None:
+    moe = MixtureOfExperts(6, 4, 6, 5, 2)
+    with torch.no_grad():
+        for training in (True, False):
+            _, routing = moe.train(training)(torch.randn(30, 6))
+            assert routing.experts.tolist() == [[0, 1]] * 30
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -192,18 +232,19 @@ def test_fused_attention_equals_banded_attention(length: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_drops_its_share(rate: float) -> None:
-    torch.manual_seed(0)
-    n = 400_003  # not a multiple of the eight bytes of a word
-    y = dropout(torch.ones(n), rate, True)
-    effective = round(256 * rate) / 256
-    # Five standard deviations of a binomial share, and of the mean that follows from it.
-    slack = 5 * math.sqrt(effective * (1 - effective) / n)
-    assert abs(float((y == 0).float().mean()) - effective) < slack
-    assert abs(float(y.double().mean()) - 1) < slack / (1 - effective)
-    lag = (y[:-1] == 0).double() * (y[1:] == 0).double()
-    assert abs(float(lag.mean()) - effective**2) < 5 * effective / math.sqrt(n)  # neighbouring bytes are independent
-    assert torch.equal(dropout(torch.ones(9), rate, False), torch.ones(9))
+def test_dropout_has_its_rate_and_needs_masks(rate: float) -> None:
+    x = torch.ones(3, 4001)
+    y = dropout(x, rate, Masks.of_step(1, 2))
+    share = round(256 * rate) / 256
+    assert abs(float((y == 0).float().mean()) - share) < 5 * math.sqrt(share * (1 - share) / x.numel())  # 5 sigma
+    assert dropout(x, rate, NONE) is x
+    assert dropout(x, 0.0, Masks.of_step(1, 2)) is x
+
+
+def test_parts_and_places_of_a_model_draw_different_masks() -> None:
+    x, own = torch.ones(2, 500), Masks.of_step(1, 2)
+    drawn = [dropout(x, 0.5, own.at(part), place) for part in range(4) for place in range(3)]
+    assert len({tuple(y.flatten().tolist()) for y in drawn}) == len(drawn)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 33), (2, 1)])

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from ebmvk.config.schema import Config, ModelConfig, TrainingConfig
 from ebmvk.engine.reference import Reference
-from ebmvk.engine.seeds import seed_torch
 from ebmvk.errors import CheckpointError
 from ebmvk.evaluation.score_matching import score_matching
 from ebmvk.memory.while_training import observed
@@ -22,9 +21,10 @@ from ebmvk.model.build import build_model
 from ebmvk.model.language import LanguageModel
 from ebmvk.model.layers import Attention
 from ebmvk.objective import cross_entropy, losses
+from ebmvk.objective.batch import Pairs, noised_at
 from ebmvk.objective.cross_entropy import linear_cross_entropy
 from ebmvk.ranks import WHOLE, Share
-from ebmvk.sphere.vmf import sample_vmf
+from ebmvk.sphere.vmf import placed
 from ebmvk.training import muon, optim
 
 MODEL = ModelConfig(
@@ -62,6 +62,35 @@ def test_linear_cross_entropy_equals_cross_entropy(rows: int, few: int, monkeypa
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 18])
+def test_rows_of_weight_0_take_no_part_in_cross_entropy(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "FEW_LOGITS", few)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 5 * 23)
+    torch.manual_seed(1)
+    query, points, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((17, 6), (23, 6), (23,)))
+    targets, there = torch.randint(23, (17,)), torch.arange(17) % 3 != 0
+    expected, each = cross_entropy.linear_cross_entropies(query[there], points, bias, targets[there])
+    found, all_ = cross_entropy.linear_cross_entropies(query, points, bias, targets, weights=there.double())
+    torch.testing.assert_close(found * 17, expected * int(there.sum()))
+    torch.testing.assert_close(all_[there], each)
+    wanted = torch.autograd.grad(expected * int(there.sum()), (query, points, bias))
+    for a, b in zip(torch.autograd.grad(found * 17, (query, points, bias)), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_operation_of_cross_entropy_equals_its_reference(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 5 * 23)
+    torch.manual_seed(1)
+    inputs = torch.randn(17, 6), torch.randn(23, 6), torch.randn(23), torch.randint(23, (17,))
+    weights = (torch.arange(17) % 3 != 0).float() if weighted else None
+    arguments = (*inputs, weights, torch.float32)
+    found = torch.ops.ebmvk.linear_cross_entropy(*arguments)
+    for a, b in zip(found, cross_entropy.reference(*arguments), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.library.opcheck(torch.ops.ebmvk.linear_cross_entropy.default, arguments)
+
+
 def test_a_second_backward_pass_of_cross_entropy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "FEW_LOGITS", 0)
     """It would scale twice what the first one scaled in place."""
@@ -70,13 +99,6 @@ def test_a_second_backward_pass_of_cross_entropy_is_refused(monkeypatch: pytest.
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
-
-
-def test_seed_torch_on_the_cpu_equals_torch_manual_seed() -> None:
-    torch.manual_seed(7)
-    expected = torch.rand(5)
-    seed_torch(7, torch.device("cpu"))
-    assert torch.equal(torch.rand(5), expected)
 
 
 @pytest.mark.parametrize("most", [0.1, 1e3])
@@ -169,8 +191,9 @@ def _denoising(kappa: float, k: int, rows: int = 30) -> tuple[torch.Tensor, torc
     query, bias = torch.randn(rows, 16, dtype=torch.float64) * 4, torch.randn(VOCABULARY, dtype=torch.float64)
     targets = torch.randint(VOCABULARY, (rows,))
     level = torch.full((rows,), kappa, dtype=torch.float64)
-    x = sample_vmf(mu.detach()[targets], level, generator=torch.Generator().manual_seed(1))
-    found = losses.denoising(Reference(), query, mu, bias, targets, k=k, generator=generator, kappa=level)
+    noised = noised_at(torch.arange(rows), targets, level, 16, generator)
+    x = placed(mu.detach()[targets], noised.deficit, noised.normals)
+    found = losses.denoising(Reference(), query, mu, bias, noised, k=k)
     exact = F.cross_entropy(query @ mu.T + bias + kappa * x @ mu.T, targets)
     return torch.stack([found, exact]), mu
 
@@ -231,7 +254,8 @@ def test_score_matching_compares_with_the_exact_denoiser_of_frequencies_whatever
 def test_spread_is_lower_for_points_apart() -> None:
     together = F.normalize(torch.ones(30, 8) + 0.01 * torch.randn(30, 8), dim=-1)
     apart = F.normalize(torch.randn(30, 8), dim=-1)
-    values = [float(losses.spread(mu, torch.Generator().manual_seed(0))) for mu in (apart, together)]
+    pairs = Pairs(torch.tensor([[0, 3, 7], [1, 8, 20]]), None, torch.ones(()))
+    values = [float(losses.spread(mu, pairs)) for mu in (apart, together)]
     assert values[0] < values[1]
 
 
@@ -294,7 +318,6 @@ def test_gradient_checkpointing_changes_no_gradient(changes: dict[str, Any], mon
     monkeypatch.setattr(Attention, "forward", lambda *args: (passes.append(args[0]), forward(*args))[1])
     for again in (False, True):
         net = model(**changes, dropout=0.3, gradient_checkpointing=again)
-        torch.manual_seed(1)
         batch = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
         losses.objective(net, batch, Reference(), CONFIG, seed=0, step=0).total.backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})

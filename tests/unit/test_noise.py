@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ebmvk.engine.reference import Reference
 from ebmvk.errors import ConfigError
 from ebmvk.evaluation.score_matching import levels
 from ebmvk.objective import losses, noise
+from ebmvk.objective.batch import noised_at
 from ebmvk.sphere.vmf import sample_vmf
 
 SKETCH = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -107,7 +109,7 @@ def test_noise_levels_are_an_array_in_toml(tmp_path: Path) -> None:
 VOCABULARY, D, ROWS = 12, 6, 5
 
 
-def _problem(kappa: float) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _problem(kappa: float) -> tuple[list[Tensor], dict[str, Any]]:
     """Parameters (query, raw points, bias) and the noise, float64; raw points are normalised in
     `_loss`."""
     g = torch.Generator().manual_seed(3)
@@ -116,17 +118,18 @@ def _problem(kappa: float) -> tuple[list[Tensor], dict[str, Tensor]]:
     targets = torch.randint(VOCABULARY, (ROWS,), generator=g)
     level = torch.full((ROWS,), kappa, dtype=torch.float64)
     clean = F.normalize(parameters[1], dim=-1)[targets]
-    data = {"targets": targets, "kappa": level, "clean": clean, "x": sample_vmf(clean, level, generator=g)}
+    noised = noised_at(torch.arange(ROWS), targets, level, D, torch.Generator().manual_seed(0))
+    data = {"noised": noised, "clean": clean, "x": sample_vmf(clean, level, generator=g)}
     return parameters, data
 
 
-def _loss(parameters: list[Tensor], data: dict[str, Tensor], k: int) -> Tensor:
+def _loss(parameters: list[Tensor], data: dict[str, Any], k: int) -> Tensor:
     backend = Reference(dtype=torch.float64)
     query, raw, bias = parameters
     mu = F.normalize(raw, dim=-1)
     points = backend.points(mu.detach())
-    ids = torch.stack([torch.arange(int(t), int(t) + k) % VOCABULARY for t in data["targets"]])
-    return losses.denoising_at(backend, query, mu, bias, ids=ids, points=points, form="score", **data)
+    ids = torch.stack([torch.arange(int(t), int(t) + k) % VOCABULARY for t in data["noised"].targets])
+    return losses.denoising_at(backend, query, mu, bias, ids=ids, points=points, form="score", **data).mean()
 
 
 @pytest.mark.parametrize("kappa", [0.3, 4.0, 30.0])
@@ -170,9 +173,10 @@ def test_the_score_form_is_least_for_the_posterior() -> None:
     targets = torch.multinomial(p, n, replacement=True, generator=g)
     means = []
     for law in (p, torch.full_like(p, 1 / VOCABULARY), p.flip(0)):
-        how = {"kappa": torch.full((n,), 3.0, dtype=torch.float64), "generator": torch.Generator().manual_seed(1)}
+        kappa, rng = torch.full((n,), 3.0, dtype=torch.float64), torch.Generator().manual_seed(1)
+        noised = noised_at(torch.arange(n), targets, kappa, D, rng)
         query = torch.zeros(n, D, dtype=torch.float64)
-        means.append(float(losses.denoising(backend, query, mu, law.log(), targets, k=VOCABULARY, form="score", **how)))
+        means.append(float(losses.denoising(backend, query, mu, law.log(), noised, k=VOCABULARY, form="score")))
     assert means[0] < min(means[1:])
     assert means[0] < 1
 

@@ -1,0 +1,31 @@
+"""Tensors that follow from settings and shapes alone: computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def constant(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Keep the results of a function whose arguments are hashable.
+
+    Nothing is kept while a step is traced: a trace would otherwise depend on what the process
+    computed before it, and the process on tensors that hold no numbers.
+    """
+    kept = lru_cache(maxsize=32)(function)
+
+    @wraps(function)
+    def found(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if _get_current_dispatch_mode() is not None:
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):  # a later caller may need a gradient
+            return kept(*args, **kwargs)  # type: ignore[arg-type]
+
+    return found
