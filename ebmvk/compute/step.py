@@ -207,9 +207,10 @@ def compile_step(
     """A training step of torch as planned programs for a device.
 
     The step is a pure function of trees of tensors: (parameters, state, batch, scalars) -> (new
-    parameters, new state, record). It computes its gradients itself (torch.autograd.grad, torch.func
-    or backward) and updates parameters with torch operations, in place or not. Learning rates and
-    step numbers are tensors in `scalars`. Programs are made at the first call with new shapes.
+    parameters, new state, record). It computes its gradients itself (torch.autograd.grad,
+    torch.func or backward) and updates parameters with torch operations, in place or not. Learning
+    rates and step numbers are tensors in `scalars`. Programs are made at the first call with new
+    shapes.
 
     Args:
         step: the function.
