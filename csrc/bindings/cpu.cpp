@@ -189,8 +189,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("chains"), py::arg("stream"), py::arg("d"));
   m.def("dropout", DropInto<float>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
         py::arg("first"), py::arg("threshold"));
-  m.def("dropout_bfloat16", DropInto<uint16_t>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"), py::arg("place"),
-        py::arg("first"), py::arg("threshold"));
+  m.def("dropout_bfloat16", DropInto<uint16_t>, arg("x"), arg("out"), py::arg("seed"), py::arg("step"),
+        py::arg("place"), py::arg("first"), py::arg("threshold"));
   m.def("threads", [] { return SharedPool().threads(); });
   m.def("set_threads", SetThreads, py::arg("threads"));
   m.def("targets", Targets);
