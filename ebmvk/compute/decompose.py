@@ -282,6 +282,16 @@ def _isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.logical_not(torch.logical_or(torch.isnan(x), torch.isinf(x)))
 
 
+_REGISTERED: Table = {}
+
+
+def register(operation: Any, function: Callable[..., Any]) -> None:
+    """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
+    primitive."""
+    _REGISTERED[operation] = function
+    table.cache_clear()
+
+
 @cache
 def table() -> Table:
     """What is taken apart: torch's decompositions into its core operations, those of core
@@ -291,6 +301,7 @@ def table() -> Table:
     for operation, function in decomposition_table.items():
         if isinstance(operation, torch._ops.OpOverload) and torch.Tag.core in operation.tags:
             found[operation] = function
+    found.update(_REGISTERED)
     for operation in list(found):
         if primitives.overload(operation) in known:
             del found[operation]
