@@ -278,19 +278,44 @@ def _square(x: torch.Tensor) -> torch.Tensor:
     return x * x
 
 
+def _hypot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Without overflow of the squares."""
+    large = torch.maximum(x.abs(), y.abs())
+    ratio = torch.minimum(x.abs(), y.abs()) / torch.where(large > 0, large, 1.0)
+    return large * torch.sqrt(1 + ratio * ratio)
+
+
 def _isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.logical_not(torch.logical_or(torch.isnan(x), torch.isinf(x)))
 
 
+def _composite(operation: torch._ops.OpOverload) -> bool:
+    """True if torch writes an operation in terms of others itself; its decomposition would go down
+    to `prims` instead."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"))
+
+
+_REGISTERED: Table = {}
+
+
+def register(operation: Any, function: Callable[..., Any]) -> None:
+    """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
+    primitive."""
+    _REGISTERED[operation] = function
+    table.cache_clear()
+
+
 @cache
 def table() -> Table:
-    """What is taken apart: torch's decompositions into its core operations, those of core
-    operations that are no primitives, and ours."""
+    """What is taken apart: all that torch can take apart and that is no primitive, and ours."""
     known = primitives.load()
-    found: Table = dict(core_aten_decompositions())
-    for operation, function in decomposition_table.items():
-        if isinstance(operation, torch._ops.OpOverload) and torch.Tag.core in operation.tags:
-            found[operation] = function
+    found: Table = {
+        operation: function
+        for operation, function in decomposition_table.items()
+        if isinstance(operation, torch._ops.OpOverload) and not _composite(operation)
+    }
+    found.update(core_aten_decompositions())
+    found.update(_REGISTERED)
     for operation in list(found):
         if primitives.overload(operation) in known:
             del found[operation]
@@ -305,4 +330,5 @@ def table() -> Table:
         found[getattr(aten.var, overload)] = _var
         found[getattr(aten.var_mean, overload)] = _var_mean
     found[aten.isfinite.default] = _isfinite
+    found[aten.hypot.default] = _hypot
     return found

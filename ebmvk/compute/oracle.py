@@ -29,9 +29,9 @@ def numpy_type(dtype: DType, floats: type[np.floating[Any]]) -> Any:
 
 def seen(values: Values, view: View) -> Array:
     """The elements of a view, as a numpy view of the tensor's elements."""
+    if 0 in view.shape:  # no node writes a tensor without elements
+        return np.zeros(view.shape, numpy_type(view.tensor.dtype, np.float64))
     flat = values[view.tensor.id]
-    if 0 in view.shape:
-        return np.zeros(view.shape, flat.dtype)
     strides = tuple(stride * flat.itemsize for stride in view.strides)
     return as_strided(flat[view.offset :], view.shape, strides)
 
