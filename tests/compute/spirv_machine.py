@@ -17,6 +17,7 @@ from ebmvk.compute.values import RAW
 Array = np.ndarray[Any, Any]
 CORE = {raw.number: raw for name, raw in RAW.items() if raw.kind == "core" and name != "UMulHigh"}
 EXTENDED = {raw.number: raw for raw in RAW.values() if raw.kind == "extended"}
+FLOAT_COMPARISONS = range(180, 192)  # in pairs: false for NaN, then true for it
 U_MUL_EXTENDED = RAW["UMulHigh"].number
 UNWRITTEN = 0xFFC0BEEF
 
@@ -176,6 +177,10 @@ class Machine:
             known[a[1]] = known[a[2]][a[3]]
         elif op == Op.BITCAST:
             known[a[1]] = np.asarray(known[a[2]]).view(self.types[a[0]])
+        elif op in FLOAT_COMPARISONS and op not in CORE:
+            first, second = (known[x] for x in a[2:])
+            nan = np.isnan(first) | np.isnan(second)
+            known[a[1]] = (first != second) & ~nan if op == 182 else CORE[op ^ 1].numpy(first, second) | nan
         else:
             known[a[1]] = CORE[op].numpy(*(known[x] for x in a[2:]))
 

@@ -112,7 +112,7 @@ def random_expression(rng: np.random.Generator, shape: tuple[int, ...], reduced:
     return pool
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 100))])
 def test_random_loops(seed: int, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     rng = np.random.default_rng(seed)
     shape = tuple(int(rng.choice([1, 2, 3, 5, 7, 8, 13, 32, 33])) for _ in range(int(rng.integers(1, 5))))
@@ -133,10 +133,10 @@ def test_random_loops(seed: int, device: Numpy, tmp_path: Path) -> None:  # noqa
 
 # ---------------------------------------------------------------------------------- reductions
 
-SHAPES = [
-    ((1, 1), 1), ((1, 7), 1), ((5, 1), 1), ((3, 5), 1), ((129, 17), 1), ((7, 64), 1), ((33, 100), 1), ((5, 127, 3), 2),
-    ((2, 3, 769), 1), ((4, 1025), 1), ((1, 5000), 1), ((9, 4100), 1), ((37,), 1), ((40_001,), 1), ((3, 0), 1),
-    ((600, 3), 1), ((1, 2, 3, 4, 5), 3),
+SHAPES = [((3, 5), 1), ((129, 17), 1), ((5, 127, 3), 2), ((9, 4100), 1), ((40_001,), 1), ((3, 0), 1)]
+MORE = [
+    ((1, 1), 1), ((1, 7), 1), ((5, 1), 1), ((7, 64), 1), ((33, 100), 1), ((2, 3, 769), 1), ((4, 1025), 1),
+    ((1, 5000), 1), ((37,), 1), ((600, 3), 1), ((1, 2, 3, 4, 5), 3), ((200, 1), 1), ((70, 4099), 1), ((3, 2, 2, 9), 2),
 ]  # fmt: skip
 LAYOUTS = ["rows", "columns"]
 
@@ -152,7 +152,9 @@ def laid_out(shape: tuple[int, ...], reduced: int, layout: str, dtype: DType = "
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "reduced"), SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "reduced"), [*SHAPES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
 def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     """All kinds in one kernel."""
     x = laid_out(shape, reduced, layout)
@@ -167,7 +169,7 @@ def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, de
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "reduced"), [((3, 5), 1), ((33, 100), 1), ((2, 70, 30), 2), ((1, 9000), 1)])
+@pytest.mark.parametrize(("shape", "reduced"), [((33, 100), 1), ((2, 70, 30), 2)])
 def test_counts_products_and_truths(shape: tuple[int, ...], reduced: int, layout: str, device: Numpy) -> None:  # noqa: F811
     parallel = shape[: len(shape) - reduced]
     flags, counts = laid_out(shape, reduced, layout, "bool"), laid_out(shape, reduced, layout, "int32")
@@ -239,13 +241,13 @@ def softmax(rows: int, length: int) -> tuple[Tensor, Loop]:
     return x, Loop((rows, length), 1, stores)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 5), (50, 65), (7, 768), (5, 4096), (2, 150_001), (300, 31)])
+@pytest.mark.parametrize(("rows", "length"), [(3, 5), (50, 65), (7, 768), (2, 150_001), (300, 31)])
 def test_softmax(rows: int, length: int, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     x, loop = softmax(rows, length)
     check(device, loop, values_of(x), tmp_path)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(3, 5), (50, 128), (7, 769), (5, 3000)])
+@pytest.mark.parametrize(("rows", "length"), [(3, 5), (70, 128), (7, 769), (5, 3000)])
 def test_layer_norm_in_place(rows: int, length: int, device: Numpy) -> None:  # noqa: F811
     """Three stages, weights along the row, and the result where the input was."""
     x, weight, bias, mean = tensor(rows, length), tensor(length), tensor(length), tensor(rows)
@@ -365,10 +367,10 @@ def test_deep_sharing_is_computed_once() -> None:
     assert len(kernel_of(pointwise(value, (4,))[1], LEAST).spirv) < 20_000
 
 
-@pytest.mark.parametrize("width", [128, 256, 512])
+@pytest.mark.parametrize("width", [512, *(pytest.param(width, marks=pytest.mark.slow) for width in (128, 256))])
 def test_vector_widths_of_lavapipe(width: int) -> None:
     """Subgroups of 4, 8 and 16: a few of these tests in a process of each."""
-    chosen = "softmax or layer_norm or first_of_equal or column_sums or (random and 1)"
+    chosen = "vulkan and (softmax or layer_norm or first_of_equal or column_sums)"
     environment = {**os.environ, "LP_NATIVE_VECTOR_WIDTH": str(width)}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", __file__, "-k", chosen],
