@@ -93,7 +93,8 @@ def _slope(grad: Tensor, covariance: Tensor, part: Tensor) -> Tensor:
     slope = -torch.linalg.inv(covariance)
     for side in (part.nonzero()[:, 0], (~part).nonzero()[:, 0]):
         slope[side[:, None], side] += torch.linalg.inv(covariance[side][:, side])
-    return slope.mT * (grad / 2)
+    scaled: Tensor = slope.mT * (grad / 2)
+    return scaled
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:

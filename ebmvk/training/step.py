@@ -74,6 +74,7 @@ class Step:
         state: Mapping[str, Tensor],
         batches: Sequence[Batch],
         scalars: Mapping[str, Tensor],
+        sample: Tensor | None = None,
     ) -> tuple[Tensors, Tensors, Tensors]:
         """(new parameters, new state, record).
 
@@ -83,10 +84,13 @@ class Step:
             batches: one `Batch` for each pass.
             scalars: lr, the learning rate; count, the number of updates including this one; both
                 float32 of no dimension.
+            sample: (m,) int64, the positions that consolidation sees: their numbers among the
+                targets of all batches, one after another, with padding where batches keep it.
 
         Returns:
             Parameters and state, unchanged if something isn't finite. The record has `total`, the
-            loss; `part.NAME`, its parts; `norm`, of the gradients before clipping; `finite`, bool.
+            loss; `part.NAME`, its parts; `norm`, of the gradients before clipping; `finite`, bool;
+            and `sample` (m, d + 1), states and energies as in `memory.while_training.observed`.
         """
         losses, gradients = self.gradients(parameters, batches)
         norm = update.norm_of(gradients)
@@ -104,6 +108,8 @@ class Step:
         )
         record = {"total": found.total, "norm": norm, "finite": finite}
         record |= {f"part.{name}": value for name, value in found.parts.items()}
+        if sample is not None:
+            record["sample"] = torch.cat((found.states, found.energies[:, None]), dim=1).index_select(0, sample)
         return update.where(finite, new, parameters), update.where(finite, kept, state), record
 
     def gradients(self, parameters: Mapping[str, Tensor], batches: Sequence[Batch]) -> tuple[list[Losses], Tensors]:

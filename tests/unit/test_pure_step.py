@@ -17,9 +17,10 @@ from ebmvk.config.schema import Config, DataConfig, TrainingConfig
 from ebmvk.engine.device import Device
 from ebmvk.engine.reference import Reference
 from ebmvk.engine.traceable import Traceable
+from ebmvk.memory.while_training import observed, sampled
 from ebmvk.objective import cross_entropy
 from ebmvk.objective.batch import Batch, prepare
-from ebmvk.ranks import Share
+from ebmvk.ranks import WHOLE, Share
 from ebmvk.training import optim, update
 from ebmvk.training.passes import Passes
 from ebmvk.training.step import Step
@@ -116,14 +117,14 @@ def test_a_traced_step_is_the_step_for_other_batches_and_weights(
 @pytest.mark.parametrize(("batches", "optimizer"), [(1, "adamw"), (2, "muon")])
 @pytest.mark.parametrize("name", MODELS)
 def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer: str) -> None:
-    """Four steps of both, from the same weights, with the same masks; gradients are clipped in
+    """Three steps of both, from the same weights, with the same masks; gradients are clipped in
     some."""
     net = net_of(name)
     config = config_of(net, batches, optimizer=optimizer, grad_clip=1.0)
     step, own = Step(net, config, Traceable()), optim.build(net, config.training)
     parameters = {key: p.detach().clone() for key, p in net.named_parameters()}
     state = update.empty_state(parameters, step.rules)
-    for number in range(4):
+    for number in range(3):
         tokens = rows(number)
         lr = optim.lr_at(number, config.training)
         shares = [Share(batch=i, batches=batches) for i in range(batches)]
@@ -205,6 +206,25 @@ def test_weights_of_0_equal_leaving_out_padding(name: str, batches: int) -> None
         torch.testing.assert_close(one.parts, other.parts, rtol=1e-5, atol=1e-7)
     for key, value in found[1][1].items():
         torch.testing.assert_close(found[0][1][key], value, rtol=2e-4, atol=2e-6 * float(value.abs().max()), msg=key)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_step_returns_what_consolidation_sees(fixed: bool) -> None:
+    """The sample that the trainer takes of the same step."""
+    net = net_of("ebm")
+    config = config_of(net, 2)
+    parameters = {key: p.detach().clone() for key, p in net.named_parameters()}
+    tokens, shares, number = rows(1), [Share(batch=i, batches=2) for i in range(2)], 5
+    device = Device(Reference(), torch.device("cpu"), "")
+    wanted = observed(config, Passes(net, device, config, tokens, number, 2).run(), tokens, WHOLE, number + 1)
+    given = [prepare(net, tokens, config, seed=config.run.seed, step=number, share=s, fixed=fixed) for s in shares]
+    there = (tokens[:, 1:] >= 0).flatten()
+    places = sampled(config, int(there.sum()), number + 1)
+    places = there.nonzero()[:, 0][places] if fixed else places
+    step, scalars = Step(net, config, Traceable()), {"lr": torch.tensor(0.1), "count": torch.tensor(1.0)}
+    state = update.empty_state(parameters, step.rules)
+    found = step(parameters, state, given, scalars, places)[2]["sample"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 
 
 def test_fixed_shapes_depend_on_the_shape_of_the_tokens_alone() -> None:
