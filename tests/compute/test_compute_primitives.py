@@ -152,7 +152,8 @@ def test_integers_and_logic():
                    c.sum(), c * a, c.float(), a.bool(), a == b, a.float() < b]  # fmt: skip
         return integers + logical
 
-    check(function, [a, b, c])
+    # torch divides integers in float32.
+    check(function, [a, b, c], tolerance=1e-6)
 
 
 def test_reductions_along_any_axes():
@@ -225,7 +226,7 @@ def test_reading_and_writing_at_indices():
     def unique(n, m):
         return torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(s)) for s in range(m)], 1)
 
-    inputs = [normal(5, 4), whole(4, 4), whole(4, 4, seed=1), unique(4, 4), normal(4, 4, 3)]
+    inputs = [normal(5, 4), whole(4, 4), whole(4, 4, seed=1), unique(4, 4), normal(4, 4, 4)]
     inputs[0] = inputs[0][:4].contiguous()
     check(function, inputs)
 
