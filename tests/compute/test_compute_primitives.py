@@ -117,7 +117,10 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("names", [sorted(ACTIVATIONS)[part::4] for part in range(4)])
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(sorted(ACTIVATIONS)[part::4], marks=[pytest.mark.slow] if part else []) for part in range(4)],
+)
 def test_functions_and_their_gradients(names):
     def all_of(*xs):
         return [ACTIVATIONS[name](x) for name in names for x in xs]
