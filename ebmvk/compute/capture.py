@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import inspect
+import linecache
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from torch import fx
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ebmvk.compute import decompose
 from ebmvk.errors import ArgumentError, UnsupportedOperation
@@ -102,19 +104,75 @@ def _without_caches() -> Iterator[None]:
         _clear_caches()
 
 
+_KEEPS = frozenset({"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"})
+"""Packages whose caches hold no tensors of a step."""
+
+
 def _clear_caches() -> None:
     for found in gc.get_objects():
         if type(found) is functools._lru_cache_wrapper:  # isinstance would ask proxies, and some warn
             module = getattr(found, "__module__", None) or ""
-            if module.split(".")[0] not in {"torch", "sympy", "mpmath", "re", "typing", "functools", "numpy", "scipy"}:
+            if module.split(".")[0] not in _KEEPS and not module.startswith("ebmvk.compute"):
                 found.cache_clear()
 
 
-def _make(function: Callable[..., Any], table: decompose.Table, *, traces: bool) -> Callable[..., fx.GraphModule]:
-    options: dict[str, Any] = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
-    if traces and "record_stack_traces" in inspect.signature(make_fx).parameters:
-        options["record_stack_traces"] = True
-    return make_fx(function, decomposition_table=table, **options)
+def _make(function: Callable[..., Any], table: decompose.Table) -> Callable[..., fx.GraphModule]:
+    return make_fx(function, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)
+
+
+class _Lines(TorchFunctionMode):
+    """Notes the line of the step that calls each operation, on the nodes that it makes."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        meta = fx_traceback.current_meta
+        before = meta.get("stack_trace")
+        meta["stack_trace"] = _here() or before
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            meta.pop("stack_trace", None)
+            if before:
+                meta["stack_trace"] = before
+
+
+def _here() -> str:
+    frame = sys._getframe(2)
+    while frame is not None and _inside(frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return ""
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f'File "{file}", line {line}, in {frame.f_code.co_name}\n    {linecache.getline(file, line).strip()}'
+
+
+def _inside(file: str) -> bool:
+    return file.startswith((_TORCH, _OWN, "<eval_with_key", "<frozen"))
+
+
+def _note_backward(graph: fx.GraphModule) -> None:
+    """Nodes of gradients get the line of the operation whose gradient they are: autograd gives both
+    the same number."""
+    lines: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        line, number = node.meta.get("stack_trace"), node.meta.get("seq_nr")
+        if number is None:
+            continue
+        if line:
+            lines.setdefault(number, line)
+        elif number in lines:
+            node.meta["stack_trace"] = lines[number]
+
+
+def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> Captured:
+    """The graph of a function without any check; it may keep constants that caches hold. For tests
+    of single operations."""
+    with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
+        first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
+    graph = _functional(first, examples)
+    return Captured(graph, list(names or map(str, range(len(examples)))), {}, graph_key(graph))
 
 
 def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
@@ -123,20 +181,21 @@ def _traced(step: Step, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
 
     inputs = [example.detach() for example in examples]
     try:
-        with _without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
-            graph = _make(called, decompose.lists(), traces=True)(*inputs)
+        with _without_caches(), sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta(), _Lines():
+            graph = _make(called, decompose.lists())(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         refused = _refused(error)
         if refused is None:
             raise
         raise refused from error
+    _note_backward(graph)
     graph.graph.eliminate_dead_code(lambda node: "copy_" in str(node.target) or node.is_impure())
     graph.recompile()
     return graph
 
 
-_LOOKS = ("_local_scalar_dense", "DataDependent", ".numpy() is not supported", "data-dependent", "data dependent",
-          "Could not guard", "nonzero", "dynamic shape", "DynamicOutputShape", "tolist", "is_nonzero")  # fmt: skip
+_LOOKS = ("_local_scalar_dense", "DataDependent", ".numpy() is not supported", "data-dependent", "Could not guard",
+          "DynamicOutputShape")  # fmt: skip
 
 
 def _refused(error: BaseException) -> UnsupportedOperation | None:
@@ -144,19 +203,33 @@ def _refused(error: BaseException) -> UnsupportedOperation | None:
     said = f"{type(error).__name__}: {error}"
     if not any(word in said for word in _LOOKS):
         return None
-    line = user_line(traceback.extract_tb(error.__traceback__))
+    return _look(user_line(traceback.extract_tb(error.__traceback__)))
+
+
+def _look(line: str) -> UnsupportedOperation:
     return UnsupportedOperation(
         f"the step looks at the values of a tensor: {line}",
-        why="Python's decisions can't depend on tensors' values: the step is compiled before it has any "
-        "(.item(), .tolist(), .numpy(), float(), int(), bool(), nonzero, a mask as an index).",
+        why="The step is compiled before its tensors have values, so nothing in Python may depend on them: .item(), "
+        ".tolist(), .numpy(), float(), int(), if, nonzero, a mask as an index.",
         hint="Compute it with tensors (torch.where), or on the host before the step, as part of the batch.",
     )
+
+
+def _depends_on_values(node: fx.Node) -> bool:
+    """True if a node's result is a number read from a tensor, or its shape depends on one."""
+    found = node.meta.get("val")
+    for value in found if isinstance(found, list | tuple) else [found]:
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return True
+        if isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            return True
+    return False
 
 
 def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
     """The last frame that is neither torch's nor the compiler's, as "file:line: code"."""
     for frame in reversed(frames):
-        if not frame.filename.startswith((_TORCH, _OWN, "<")):
+        if not _inside(frame.filename):
             return f"{frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
     return "an unknown line"
 
@@ -189,7 +262,7 @@ def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.G
     inputs = [example.detach() for example in examples]
     functional = torch.func.functionalize(called, remove="mutations")
     with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
-        made = _make(functional, decompose.table(), traces=False)(*inputs)
+        made = _make(functional, decompose.table())(*inputs)
     made.graph.eliminate_dead_code()
     made.recompile()
     return made
@@ -205,6 +278,8 @@ def _check_graph(graph: fx.GraphModule, names: Sequence[str]) -> None:
                 hint="Remove it, or use the tensor itself.",
             )
     for node in graph.graph.nodes:
+        if _depends_on_values(node):
+            raise _look(origin_of(node))
         if node.op == "get_attr":
             held = getattr(graph, str(node.target), None)
             if isinstance(held, torch.Tensor) and held.requires_grad:
@@ -235,7 +310,7 @@ def _varied(example: torch.Tensor, seed: int) -> torch.Tensor:
         factor = 1 + 0.1 * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1)
         noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
         scale = value.abs().mean() if value.numel() else 0
-        moved = value * factor + 0.05 * noise * (scale if scale else 0.1)
+        moved = value * factor + 0.05 * noise * (scale or 0.1)
         return torch.where(torch.isfinite(value), moved, value)
     if value.dim() == 0:
         return value if value.dtype == torch.bool else value + seed % 3 + 1
@@ -285,7 +360,7 @@ def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def graph_key(graph: fx.GraphModule) -> str:
-    """A hash of operations, arguments, shapes, types and constants; names and memory don't count."""
+    """A hash of operations, arguments, shapes, types and constants, but not of names."""
     digest = hashlib.sha256(torch.__version__.encode())
     numbers: dict[fx.Node, int] = {}
     for number, node in enumerate(graph.graph.nodes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ Table = dict[Any, Callable[..., Any]]
 # ------------------------------------------------------------------------------------------- lists
 
 _FOREACH = (
-    "abs acos add addcdiv addcmul asin atan ceil clamp_max clamp_min copy cos cosh div erf erfc exp expm1 floor frac "
-    "lerp lgamma log log10 log1p log2 max maximum minimum mul neg norm pow reciprocal round rsqrt sigmoid sign sin "
-    "sinh sqrt sub tan tanh trunc zero"
-).split()
+    "abs", "acos", "add", "addcdiv", "addcmul", "asin", "atan", "ceil", "clamp_max", "clamp_min", "copy", "cos", "cosh",
+    "div", "erf", "erfc", "exp", "expm1", "floor", "frac", "lerp", "lgamma", "log", "log10", "log1p", "log2", "max",
+    "maximum", "minimum", "mul", "neg", "norm", "pow", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh",
+    "sqrt", "sub", "tan", "tanh", "trunc", "zero",
+)  # fmt: skip
 
 
 def _clamp_min(x: torch.Tensor, y: Any) -> torch.Tensor:
@@ -43,6 +45,11 @@ def _norm(x: torch.Tensor, order: float = 2, dtype: torch.dtype | None = None) -
     return torch.linalg.vector_norm(x, order, dtype=dtype)
 
 
+def _copy(x: torch.Tensor, y: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    del non_blocking
+    return y.to(x.dtype).expand_as(x).clone()
+
+
 def _one(name: str) -> Callable[..., Any]:
     special: dict[str, Callable[..., Any]] = {
         "addcdiv": lambda x, a, b, value=1: x + value * (a / b) if isinstance(value, torch.Tensor)
@@ -53,7 +60,7 @@ def _one(name: str) -> Callable[..., Any]:
         "clamp_max": _clamp_max,
         "maximum": _extreme("maximum"),
         "minimum": _extreme("minimum"),
-        "copy": lambda x, y, non_blocking=False: y.to(x.dtype).expand_as(x).clone(),
+        "copy": _copy,
         "zero": torch.zeros_like,
         "norm": _norm,
     }  # fmt: skip
@@ -271,18 +278,44 @@ def _square(x: torch.Tensor) -> torch.Tensor:
     return x * x
 
 
+def _hypot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Without overflow of the squares."""
+    large = torch.maximum(x.abs(), y.abs())
+    ratio = torch.minimum(x.abs(), y.abs()) / torch.where(large > 0, large, 1.0)
+    return large * torch.sqrt(1 + ratio * ratio)
+
+
 def _isfinite(x: torch.Tensor) -> torch.Tensor:
     return torch.logical_not(torch.logical_or(torch.isnan(x), torch.isinf(x)))
 
 
+def _composite(operation: torch._ops.OpOverload) -> bool:
+    """True if torch writes an operation in terms of others itself; its decomposition would go down
+    to `prims` instead."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"))
+
+
+_REGISTERED: Table = {}
+
+
+def register(operation: Any, function: Callable[..., Any]) -> None:
+    """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
+    primitive."""
+    _REGISTERED[operation] = function
+    table.cache_clear()
+
+
+@cache
 def table() -> Table:
-    """What is taken apart: torch's decompositions into its core operations, those of core
-    operations that are no primitives, and ours."""
+    """What is taken apart: all that torch can take apart and that is no primitive, and ours."""
     known = primitives.load()
-    found: Table = dict(core_aten_decompositions())
-    for operation, function in decomposition_table.items():
-        if isinstance(operation, torch._ops.OpOverload) and torch.Tag.core in operation.tags:
-            found[operation] = function
+    found: Table = {
+        operation: function
+        for operation, function in decomposition_table.items()
+        if isinstance(operation, torch._ops.OpOverload) and not _composite(operation)
+    }
+    found.update(core_aten_decompositions())
+    found.update(_REGISTERED)
     for operation in list(found):
         if primitives.overload(operation) in known:
             del found[operation]
@@ -297,4 +330,5 @@ def table() -> Table:
         found[getattr(aten.var, overload)] = _var
         found[getattr(aten.var_mean, overload)] = _var_mean
     found[aten.isfinite.default] = _isfinite
+    found[aten.hypot.default] = _hypot
     return found

@@ -96,7 +96,7 @@ _FOLD: dict[str, Callable[..., float | int | bool]] = {
 
 def _simplified(name: str, args: Sequence[Expr], dtype: DType) -> Expr | None:
     if all(isinstance(part, Const) for part in args):
-        folded = _folded(name, [cast(Const, part).value for part in args], dtype)
+        folded = _folded(name, [cast("Const", part).value for part in args], dtype)
         if folded is not None:
             return folded
     if name == "cast" and args[0].dtype == dtype:

@@ -15,10 +15,10 @@ from ebmvk.compute.rewrite import Limits, Uses, seen_at, tensors_of, without_dea
 FREE = frozenset({"cast", "neg", "abs", "where", "logical_not", "logical_and", "logical_or"})
 CHEAP = 8
 """Work that may be done again for each reader, in simple operations."""
-SLOW = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh atan atan2 asin acos sinh cosh sigmoid erf erfc erfinv "
-    "lgamma digamma pow".split()
-)
+SLOW = frozenset({
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "atan", "atan2", "asin",
+    "acos", "sinh", "cosh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",
+})  # fmt: skip
 
 
 def work(*values: Expr) -> int:
@@ -44,7 +44,7 @@ def inline(program: Program, limits: Limits) -> Program:
         if len(uses.writers[number]) != 1:
             continue
         targets = sorted(readers.get(number, ()))
-        for target in _chosen(program, node, targets, nodes, number in uses.returned):
+        for target in _chosen(node, targets, nodes, number in uses.returned):
             moved = _moved(nodes[target], node, limits)
             if moved is None:
                 continue
@@ -55,7 +55,7 @@ def inline(program: Program, limits: Limits) -> Program:
     return without_dead(replace(program, nodes=nodes))
 
 
-def _chosen(program: Program, node: Loop, targets: list[int], nodes: list[object], returned: bool) -> list[int]:
+def _chosen(node: Loop, targets: list[int], nodes: list[object], returned: bool) -> list[int]:
     """The readers that a result may join."""
     value = node.stores[0].value
     loops = [target for target in targets if isinstance(nodes[target], Loop)]
@@ -84,10 +84,7 @@ def _moved(reader: object, node: Loop, limits: Limits) -> Loop | None:
     for part in expr.loads(*(other.value for other in reader.stores)):
         if part.view.tensor.id != store.view.tensor.id:
             continue
-        if isinstance(part, Load):
-            found = seen_at([store.value], store.view, part.view)
-        else:
-            found = _gathered(store, part)
+        found = seen_at([store.value], store.view, part.view) if isinstance(part, Load) else _gathered(store, part)
         if found is None:
             return None
         replaced[id(part)] = found[0]
@@ -95,7 +92,6 @@ def _moved(reader: object, node: Loop, limits: Limits) -> Loop | None:
     def change(value: Expr) -> Expr | None:
         return replaced.get(id(value))
 
-    # LoadAt is rebuilt from changed indices by `rewrite`, so a replaced one must not contain another.
     values = expr.rewrite([other.value for other in reader.stores], change)
     made = replace(reader, stores=tuple(Store(o.view, v) for o, v in zip(reader.stores, values, strict=True)))
     if len(tensors_of(made)) > max(limits.tensors, len(tensors_of(reader))):
@@ -106,7 +102,11 @@ def _moved(reader: object, node: Loop, limits: Limits) -> Loop | None:
 
 def _gathered(store: Store, part: LoadAt) -> list[Expr] | None:
     """A value at a computed index, if it is cheap and stored whole."""
-    if part.view != store.view or work(store.value) > CHEAP or any(isinstance(i, LoadAt) for i in expr.loads(*part.index)):
+    if (
+        part.view != store.view
+        or work(store.value) > CHEAP
+        or any(isinstance(i, LoadAt) for i in expr.loads(*part.index))
+    ):
         return None
     done: dict[int, Expr] = {}
     for value in expr.walk(store.value):
@@ -117,5 +117,3 @@ def _gathered(store: Store, part: LoadAt) -> list[Expr] | None:
         else:
             done[id(value)] = expr.rebuilt(value, lambda p: done[id(p)])
     return [done[id(store.value)]]
-
-

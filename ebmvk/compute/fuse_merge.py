@@ -13,9 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ebmvk.compute import expr
-from ebmvk.compute.ir import Axis, Const, Expr, Load, LoadAt, Loop, Node, Program, Store, View
+from ebmvk.compute.ir import Axis, Const, Expr, Load, Loop, Node, Program, Store, View
 from ebmvk.compute.rewrite import (
-    Limits, ancestors, full_rank, ordered, reads, reshaped_loop, same_points, tensors_of, without_dead, writes,
+    Limits,
+    ancestors,
+    full_rank,
+    ordered,
+    reads,
+    reshaped_loop,
+    same_points,
+    tensors_of,
+    without_dead,
+    writes,
 )  # fmt: skip
 
 FEW = 32

@@ -219,7 +219,7 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
         outputs.append(tensor)
     roles: list[View] = []
     form = _form(node, roles)
-    if form is None or any(not _movable(program, uses, view, node) for view in roles):
+    if form is None or any(not _movable(program, uses, view) for view in roles):
         return None
     if len({view.tensor.id for view in roles}) != len(roles):
         return None
@@ -248,7 +248,7 @@ def _form(loop: Loop, roles: list[View]) -> tuple[object, ...] | None:
     return tuple(lines)
 
 
-def _movable(program: Program, uses: Uses, view: View, loop: Loop) -> bool:
+def _movable(program: Program, uses: Uses, view: View) -> bool:
     """True if the tensor of a load may be put into a block: it is read whole, and it is an argument
     (in order) or a result of the program's own, whose order may change."""
     if views.overlaps(view) or math.prod(view.shape) * 4 != view.tensor.bytes or view.tensor in program.constants:

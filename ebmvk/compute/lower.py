@@ -17,7 +17,7 @@ from torch import fx
 
 from ebmvk.compute import expr, primitives, views
 from ebmvk.compute.capture import Captured, origin_of
-from ebmvk.compute.ir import Call, DType, Expr, Loop, Program, Store, Tensor, View
+from ebmvk.compute.ir import Call, DType, Expr, Load, Loop, Program, Reduce, Store, Tensor, View
 from ebmvk.errors import UnsupportedOperation
 
 Number = float | int | bool
@@ -53,7 +53,7 @@ class Lowering:
     node: fx.Node
     count: int = 0
 
-    # ------------------------------------------------------------------------- the current operation
+    # ----------------------------------------------------------------------- the current operation
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class Lowering:
             f"{what} can't run on the device: {origin_of(self.node)}", hint=hint or "Write this line in another way."
         )
 
-    # -------------------------------------------------------------------------------- making tensors
+    # ------------------------------------------------------------------------------ making tensors
 
     def tensor(self, shape: Sequence[int], dtype: DType) -> Tensor:
         made = Tensor(self.count, tuple(shape), dtype)
@@ -95,9 +95,29 @@ class Lowering:
         return made
 
     def store(self, target: View, value: Expr, shape: Sequence[int] | None = None, reduced: int = 0) -> None:
-        """Fills a view. Empty views need no loop."""
-        if 0 not in target.shape:
-            self.program.nodes.append(Loop(tuple(shape or target.shape), reduced, (Store(target, value),)))
+        """Fills a view. Empty views need no loop, and nothing is reduced over empty axes."""
+        shape = tuple(shape or target.shape)
+        if 0 in target.shape:
+            return
+        if 0 in shape:
+            shape, value, reduced = target.shape, self._of_nothing(value, len(target.shape)), 0
+        self.program.nodes.append(Loop(shape, reduced, (Store(target, value),)))
+
+    def _of_nothing(self, value: Expr, rank: int) -> Expr:
+        """The value with its reductions, which have no terms, replaced by what they are then."""
+        identities: dict[str, Number] = {"sum": 0, "prod": 1, "any": False, "all": True}
+
+        def change(part: Expr) -> Expr | None:
+            if isinstance(part, Load):
+                view = part.view
+                return expr.load(View(view.tensor, view.shape[:rank], view.strides[:rank], view.offset))
+            if isinstance(part, Reduce):
+                if part.kind not in identities:
+                    raise self.unsupported(f"the {part.kind} of no elements")
+                return expr.const(identities[part.kind], part.dtype)
+            return None
+
+        return expr.rewrite([value], change)[0]
 
     def loop(self, shape: Sequence[int], value: Expr, reduced: int = 0) -> View:
         """A new tensor that holds the value at each point of the parallel axes."""
@@ -123,7 +143,7 @@ class Lowering:
         self.program.nodes.append(Call(name, tuple(inputs), outputs, tuple(constants)))
         return list(outputs)
 
-    # ---------------------------------------------------------------------------- reading and viewing
+    # ------------------------------------------------------------------------- reading and viewing
 
     def promoted(self, *values: Value) -> DType:
         """The type in which values are combined."""
@@ -297,7 +317,7 @@ def _operation(
 
 def _missing(low: Lowering, name: str) -> UnsupportedOperation:
     hint = "Write this line with the operations of the table of supported operations."
-    if name.split(".")[0].removesuffix("_") in RANDOM:
+    if name.split(".", maxsplit=1)[0].removesuffix("_") in RANDOM:
         hint = "Draw random numbers on the host and pass them with the batch, or derive them from a seed with Philox."
     return UnsupportedOperation(f"the operation aten.{name} isn't supported: {origin_of(low.node)}", hint=hint)
 
@@ -326,7 +346,8 @@ def _outputs(
             donated[len(results)] = position
         results.append(view)
     taken: set[int] = set()
-    for position, view in enumerate(results):
+    for position, result in enumerate(results):
+        view = result
         leaf = donated.get(position)
         own = leaf is not None and view == program.leaves[leaf]
         lives = view.tensor in program.inputs or view.tensor in program.constants or view.tensor.id in taken

@@ -29,9 +29,9 @@ def numpy_type(dtype: DType, floats: type[np.floating[Any]]) -> Any:
 
 def seen(values: Values, view: View) -> Array:
     """The elements of a view, as a numpy view of the tensor's elements."""
+    if 0 in view.shape:  # no node writes a tensor without elements
+        return np.zeros(view.shape, numpy_type(view.tensor.dtype, np.float64))
     flat = values[view.tensor.id]
-    if 0 in view.shape:
-        return np.zeros(view.shape, flat.dtype)
     strides = tuple(stride * flat.itemsize for stride in view.strides)
     return as_strided(flat[view.offset :], view.shape, strides)
 
@@ -115,9 +115,7 @@ def _run_loop(loop: Loop, values: Values, floats: type[np.floating[Any]]) -> lis
         result = done[id(store.value)]
         if loop.reduced and len(store.view.shape) == len(loop.parallel):
             # The value doesn't change along the reduced axes: any of their points will do.
-            result = np.broadcast_to(result, loop.shape) if result.ndim else np.broadcast_to(result, loop.parallel)
-            if result.ndim == len(loop.shape):
-                result = result[(..., *(0,) * loop.reduced)] if 0 not in loop.shape else np.zeros(loop.parallel)
+            result = np.broadcast_to(result, loop.shape).reshape((*loop.parallel, -1))[..., 0]
         results.append(np.array(np.broadcast_to(result, store.view.shape)))
     return results
 
@@ -143,7 +141,10 @@ def _evaluate(value: Expr, loop: Loop, values: Values, done: dict[int, Array], f
 
 def _thin(array: Array, view: View, rank: int) -> Array:
     """The array with size 1 along repeated axes, and with as many axes as the loop."""
-    cut = tuple(slice(0, 1) if stride == 0 and size else slice(None) for stride, size in zip(view.strides, view.shape))
+    cut = tuple(
+        slice(0, 1) if stride == 0 and size else slice(None)
+        for stride, size in zip(view.strides, view.shape, strict=True)
+    )
     thin = array[cut]
     return thin.reshape((*thin.shape, *(1 for _ in range(rank - array.ndim))))
 
@@ -207,6 +208,7 @@ def _index_add(inputs: list[Array], node: Call) -> list[Array]:
 
 
 def _scan_sum(inputs: list[Array], node: Call) -> list[Array]:
+    del node
     return [np.cumsum(inputs[0], axis=-1, dtype=inputs[0].dtype)]
 
 

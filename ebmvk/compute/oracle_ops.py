@@ -129,4 +129,4 @@ def first_of(values: Array, axes: int, *, largest: bool) -> Array:
     """Position of the largest (or smallest) element over the last axes; ties go to the first
     position, and NaN counts as the extreme."""
     rows = values.reshape(*values.shape[: values.ndim - axes], -1)
-    return (np.argmax if largest else np.argmin)(rows, axis=-1)
+    return np.asarray((np.argmax if largest else np.argmin)(rows, axis=-1))

@@ -34,7 +34,7 @@ class Primitive:
 
 PRIMITIVES: dict[str, Primitive] = {}
 
-_MODULES = ("pointwise", "reduce", "view", "index", "make", "product", "order")
+_MODULES = ("pointwise", "reduce", "view", "index", "make", "product", "order", "noise")
 
 
 def primitive(

@@ -74,7 +74,9 @@ class Indexed:
         self.axes = [a for a, index in enumerate(indices) if index is not None]
         given = [index for index in indices if index is not None]
         if any(index.tensor.dtype == "bool" for index in given):
-            raise low.unsupported("indexing by a mask, whose result has no fixed shape", "Use torch.where with the mask.")
+            raise low.unsupported(
+                "indexing by a mask, whose result has no fixed shape", "Use torch.where with the mask."
+            )
         self.block = _broadcast_shapes([index.shape for index in given])
         neighbours = self.axes == list(range(self.axes[0], self.axes[-1] + 1))
         self.first = self.axes[0] if neighbours else 0
@@ -132,10 +134,8 @@ def embedding_backward(
 
 
 @primitive("index_put.default", "_unsafe_index_put.default", dtypes=NUMBERS,
-           limits="indices are integers; of several values for one place without accumulate, the last counts")  # fmt: skip
-def index_put(
-    low: Lowering, x: View, indices: Sequence[View | None], values: View, accumulate: bool = False
-) -> View:
+           limits="indices are integers; of several values for one place, the last counts")  # fmt: skip
+def index_put(low: Lowering, x: View, indices: Sequence[View | None], values: View, accumulate: bool = False) -> View:
     at = Indexed(low, x, indices)
     block, rest = math.prod(at.block), [x.shape[a] for a in at.whole]
     row = low.loop(at.block, _flat_row(at))
@@ -181,7 +181,7 @@ def _last(low: Lowering, rows: View, count: int) -> View:
 
 
 def _scattered(low: Lowering, source: View, rows: View, count: int, accumulate: bool) -> View:
-    """Row r of the result: the last row of `source` whose index is r (or the sum of all of them)."""
+    """Row r of the result: the last row of `source` whose index is r, or the sum of them."""
     size, width = source.shape
     if accumulate:
         shape = (count, width, size)
@@ -197,7 +197,7 @@ def _scattered(low: Lowering, source: View, rows: View, count: int, accumulate: 
 
 
 @primitive("scatter.src", "scatter.value", "scatter_add.default",
-           limits="of several values for one place, the last counts; the work is the product of both lengths")  # fmt: skip
+           limits="of several values for one place, the last counts; work: both lengths multiplied")  # fmt: skip
 def scatter(low: Lowering, x: View, dim: int, index: View, source: Value) -> View:
     if not x.shape:
         return low.pointwise(lambda a: a, source) if not low.name.startswith("scatter_add") else low.pointwise(
@@ -215,7 +215,7 @@ def _scatter(low: Lowering, x: View, dim: int, index: View, source: Value, *, ad
     covered = _Covered(x, index, dim)
     sent = index.shape[dim]
     shape = (*x.shape, sent)
-    named = expr.op("eq", covered.load(index, shape, sent), expr.axis(dim))
+    named = expr.op("eq", covered.load(index, shape), expr.axis(dim))
     if covered.partial is not None:
         named = expr.op("logical_and", named, covered.partial)
 
@@ -223,10 +223,10 @@ def _scatter(low: Lowering, x: View, dim: int, index: View, source: Value, *, ad
         if not isinstance(source, View):
             return expr.const(source, dtype)  # type: ignore[arg-type]
         part = View(source.tensor, index.shape, source.strides, source.offset)
-        return expr.cast_to(covered.load(part, shape if reduced else x.shape, sent), dtype)
+        return expr.cast_to(covered.load(part, shape if reduced else x.shape), dtype)
 
     if sent == 1:
-        named = expr.op("eq", covered.load(index, x.shape, 1), expr.axis(dim))
+        named = expr.op("eq", covered.load(index, x.shape), expr.axis(dim))
         if covered.partial is not None:
             named = expr.op("logical_and", named, covered.partial)
         old = expr.load(x)
@@ -259,9 +259,13 @@ class _Covered:
             self.partial = inside if self.partial is None else expr.op("logical_and", self.partial, inside)
 
     def clamped(self, a: int) -> Expr:
-        return expr.op("minimum", expr.axis(a), expr.const(self.sizes[a] - 1, "int32")) if a in self.short else expr.axis(a)
+        return (
+            expr.op("minimum", expr.axis(a), expr.const(self.sizes[a] - 1, "int32"))
+            if a in self.short
+            else expr.axis(a)
+        )
 
-    def load(self, view: View, shape: tuple[int, ...], sent: int) -> Expr:
+    def load(self, view: View, shape: tuple[int, ...]) -> Expr:
         """The element of `view` (of the index's shape) for a point of x and, along the last axis of
         `shape`, a position along `dim`."""
         rank = len(self.sizes)
@@ -337,5 +341,3 @@ def slice_scatter(low: Lowering, x: View, source: View, dim: int = 0, start: Any
         inside = expr.op("logical_and", inside, expr.op("eq", expr.op("mod", ahead, steps), expr.const(0, "int32")))
     value = expr.load_at(source, [place if a == dim else expr.axis(a) for a in range(len(x.shape))])
     return low.loop(x.shape, expr.where(inside, expr.cast_to(value, low.dtype), expr.load(x)))
-
-

@@ -181,10 +181,9 @@ class CompiledStep:
             new, new_state, record = self.step(parameters, state, batch, scalars)
             results, spec = pytree.tree_flatten(record)
             kept = _kept_leaves((parameters, state), (new, new_state), layout)
-            for number, result in enumerate(results):
+            for result in results:
                 if not isinstance(result, torch.Tensor):
                     raise ArgumentError(f"the record has {result!r}, not a tensor", hint="Return tensors only.")
-                del number
             seen["record"], seen["dtypes"] = spec, [result.dtype for result in results]
             return [*kept, *results]
 
@@ -207,10 +206,9 @@ def compile_step(
     """A training step of torch as planned programs for a device.
 
     The step is a pure function of trees of tensors: (parameters, state, batch, scalars) -> (new
-    parameters, new state, record). It computes its gradients itself (torch.autograd.grad,
-    torch.func or backward) and updates parameters with torch operations, in place or not. Learning
-    rates and step numbers are tensors in `scalars`. Programs are made at the first call with new
-    shapes.
+    parameters, new state, record). It computes its gradients itself, by torch.autograd.grad or
+    torch.func, and updates parameters with torch operations, in place or not. Learning rates and
+    step numbers are tensors in `scalars`. Programs are made at the first call with new shapes.
 
     Args:
         step: the function.

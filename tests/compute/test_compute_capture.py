@@ -1,0 +1,120 @@
+"""Capture: what it refuses, what it keeps, and that its graphs don't depend on the process."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import steps
+import torch
+
+from ebmvk.compute.capture import capture, variations
+from ebmvk.compute.step import compile_step
+from ebmvk.errors import ArgumentError, UnsupportedOperation
+
+LOOKS = {
+    "item": lambda x: x * x.sum().item(),
+    "tolist": lambda x: x * x.tolist()[0],
+    "numpy": lambda x: x * float(x.numpy()[0]),
+    "float": lambda x: x * float(x.sum()),
+    "int": lambda x: x * int(x.sum()),
+    "bool": lambda x: x * 2 if x.sum() > 0 else x,
+    "nonzero": lambda x: torch.nonzero(x).float(),
+    "mask": lambda x: x[x > 0],
+}
+
+
+@pytest.mark.parametrize("look", sorted(LOOKS))
+def test_looks_at_values_are_refused_with_the_line(look):
+    with pytest.raises(UnsupportedOperation, match="looks at the values") as error:
+        capture(lambda x: [LOOKS[look](x)], [torch.tensor([1.0, 2.0, 0.0])])
+    assert Path(__file__).name in error.value.what
+    assert f'"{look}": ' in error.value.what
+
+
+def test_an_argument_without_a_user_is_named():
+    with pytest.raises(ArgumentError, match="nothing in the step uses scalars lr"):
+        capture(lambda x, lr: [x * 2], [torch.ones(3), torch.tensor(0.1)], ["x", "scalars lr"])
+
+
+def test_numbers_in_place_of_tensors_are_refused():
+    with pytest.raises(ArgumentError, match=r"scalars\['lr'\] is 0.1, not a tensor"):
+        compile_step(lambda p, s, b, c: (p, s, {}), backend="reference")({}, {}, {}, {"lr": 0.1})
+
+
+def test_a_parameter_that_the_step_was_not_given_is_refused():
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ArgumentError, match="a parameter of shape"):
+        capture(lambda x: [model(x)], [torch.ones(4, 3)])
+
+
+def test_a_step_that_is_not_pure_disagrees_with_its_graph():
+    calls = []
+
+    def step(x):
+        calls.append(1)
+        return [x * len(calls)]
+
+    with pytest.raises(UnsupportedOperation, match="result 0 differs"):
+        capture(step, [torch.ones(3)])
+
+
+def test_cached_constants_neither_enter_a_graph_nor_stay_behind():
+    @functools.lru_cache
+    def table(n):
+        return torch.arange(float(n)) ** 2
+
+    real = table(5)
+    captured = capture(lambda x: [x + table(5)], [torch.ones(5)])
+    assert not [node for node in captured.graph.graph.nodes if node.op == "get_attr"]
+    again = table(5)
+    assert type(again) is torch.Tensor
+    assert torch.equal(again, real)
+
+
+def test_graphs_have_no_mutating_nodes_but_the_arguments_updates():
+    def step(w, g):
+        w.mul_(0.9)
+        w.add_(g, alpha=-0.1)
+        torch._foreach_mul_([w], 2.0)
+        return [w.sum()]
+
+    captured = capture(step, [torch.ones(3), torch.ones(3)], ["w", "g"])
+    changing = [node for node in captured.graph.graph.nodes if "_." in str(node.target)]
+    assert [str(node.target) for node in changing] == ["aten.copy_.default"]
+    assert changing[0].args[0].op == "placeholder"
+
+
+def test_variations_keep_integers_in_range_and_zeros_become_positive():
+    tokens, moments, rate = torch.arange(10).reshape(2, 5), torch.zeros(4), torch.tensor(0.1)
+    for other in variations([tokens, moments, rate]):
+        assert sorted(other[0].flatten().tolist()) == list(range(10))
+        assert (other[1] > 0).all()
+        assert 0 < other[2] < 0.2
+        assert other[2] != rate
+
+
+def test_the_key_is_the_same_in_two_fresh_processes_and_tells_steps_apart():
+    program = (
+        "import steps, torch; from ebmvk.compute.capture import capture\n"
+        "step, leaves = steps.flat(*steps.nanogpt(width=8, layers=1, time=4))\n"
+        "print(capture(step, leaves, others=[]).key)"
+    )
+    here = Path(__file__).parent
+    root = here.parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{here}"}
+    command = [sys.executable, "-c", program]
+    # The seed changes the order of sets.
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    first, second = (process.communicate()[0].strip() for process in running)
+    assert len(first) == 64
+    assert first == second
+    other, leaves = steps.flat(*steps.nanogpt(width=8, layers=1, time=5))
+    assert capture(other, leaves, others=[]).key != first
