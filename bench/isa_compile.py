@@ -133,15 +133,15 @@ def pipelines(extension: Any, d: int, k: int) -> list[dict[str, Any]]:
             if name not in found:
                 found[name] = {**entry, "k": setting.k, "chosen": False, **reported(engine.inspect(key))}
             found[name]["chosen"] |= automatic and setting.k == k
-    for key in compute_keys(extension, engines[False].capabilities.subgroup_size):
+    for key in compute_keys(extension, engines[False].capabilities):
         entry = described(engines[False], key)
         found[json.dumps(entry)] = {**entry, "k": k, "chosen": True, **reported(engines[False].inspect(key))}
     return list(found.values())
 
 
-def compute_keys(extension: Any, subgroup: int) -> Iterator[_vulkan.PipelineKey]:
-    """The kernels of training steps, each tile with the strides of all products of layers: 0 and 2
-    where rows or columns lie side by side, 1 for any strides."""
+def compute_keys(extension: Any, device: _vulkan.Capabilities) -> Iterator[_vulkan.PipelineKey]:
+    """The kernels of training steps, each tile with the strides of all products of layers: 0 where
+    terms lie side by side, 2 where rows or columns do, 1 for any strides."""
     from ebmvk.compute import matmul_tiles
 
     for tile in matmul_tiles.CARD:
@@ -151,7 +151,8 @@ def compute_keys(extension: Any, subgroup: int) -> Iterator[_vulkan.PipelineKey]
             yield extension.PipelineKey(tile.kernel, tile.group, constants)
     short = matmul_tiles.SHORT
     yield extension.PipelineKey(short.kernel, short.group, (short.down, short.rows, short.columns, short.depth, 1))
-    yield extension.PipelineKey("matmul_lanes", subgroup, (1, 1, 2, 0))  # for processors, so its smallest tile
+    if device.subgroup_arithmetic and device.subgroup_control:  # for processors, so its smallest tile
+        yield extension.PipelineKey("matmul_lanes", device.subgroup_size, (1, 1, 2, 0))
     yield extension.PipelineKey("matmul_join", 64, (1,))
     for pairs, final in ((0, 1), (0, 0), (1, 1)):
         yield extension.PipelineKey("sort_block", 256, (1024, 2, pairs, final))

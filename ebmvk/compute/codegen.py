@@ -62,6 +62,9 @@ class Writer:
 
 def function(module: Module, name: str, arity: int) -> int:
     """A function of math.py in a module."""
+    made = module.made(name)
+    if made is not None:
+        return made
     graph, result = graph_of(name, arity)
     numbers = graph.closure([result])
     for number in numbers:  # functions that it calls come first

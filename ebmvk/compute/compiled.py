@@ -159,8 +159,9 @@ class Compiled:
     def _allocate(self, arena: Memory | None) -> dict[Region, Memory]:
         step, plan = self.recorder.alignment, self.plan
         memories: dict[Region, Memory] = {}
-        for region, what in (("fed", "arguments"), ("constants", "constants"), ("results", "results")):
-            memories[region] = self.recorder.memory(max(plan.nbytes[region], step), f"a program's {what}")
+        regions: tuple[Region, ...] = ("fed", "constants", "results")
+        for region in regions:
+            memories[region] = self.recorder.memory(max(plan.nbytes[region], step), f"a program's region '{region}'")
         size = max(plan.nbytes["arena"], step)
         if arena is not None and arena.nbytes >= size:
             memories["arena"] = arena

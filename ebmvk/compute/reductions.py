@@ -51,7 +51,8 @@ def _one(dtype: DType, name: str, identity: float) -> Reduction:
     graph = Graph()
     ((a, b),) = _pairs(graph, (dtype,))
     # A function, as a module may have it a hundred times.
-    result = a.call(name, b) if name in FUNCTIONS else OPS[name].build(a, b)
+    called = dtype == "float32" and name in FUNCTIONS
+    result = a.call(name, b) if called else OPS[name].build(a, b)
     return Reduction((dtype,), (bits_of(identity, dtype),), lambda x, _: (cast(x, dtype),), (graph, (result.number,)))
 
 

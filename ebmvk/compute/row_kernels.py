@@ -29,7 +29,7 @@ PUSH = {
 """The push constants of each kernel, in the order of shaders/kernels.toml."""
 
 BLOCK = 1024  # most values of a block, 8 bytes of shared memory each
-KEEPS = 2  # blocks of the largest shrink if they keep at most one in so many
+KEEPS = 2  # blocks that keep more than a half of their values are not worth it
 
 
 def sort(call: Call, limits: Limits, fresh: Fresh) -> Planned:

@@ -16,7 +16,7 @@ from ebmvk.compute.tiling import Tile
 from ebmvk.compute.values import Node, Value
 from ebmvk.compute.workgroup import Ids, Workgroup, group_number
 
-KEPT = 8
+KEPT = 16
 """Up to this many elements for each invocation stay in registers between the stages."""
 KEPT_LOADS = 48
 UNROLL = 4

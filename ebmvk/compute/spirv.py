@@ -321,6 +321,10 @@ class Module:
 
     # ------------------------------------------------------------------------------ functions
 
+    def made(self, name: str) -> int | None:
+        """The function of that name, if it is made."""
+        return self._names.get(name)
+
     def function(self, name: str, arguments: int, body: Callable[[list[int]], int]) -> int:
         """A function of floats that returns a float, made once for each name."""
         if name not in self._names:

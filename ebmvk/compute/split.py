@@ -31,7 +31,7 @@ def part_of(rows: int, length: int, tile: Tile) -> Part | None:
     """How to share the rows, or None if a workgroup for each is as good."""
     groups = -(-rows // tile.across)
     rounds = -(-length // tile.along)
-    if groups >= ENOUGH or rounds < ROUNDS:
+    if groups >= ENOUGH or rounds < ROUNDS or tile.along == 1:
         return None
     chunks = min(-(-WANTED // groups), rounds // 8)
     unit = 4 * tile.along

@@ -11,6 +11,9 @@ GROUP = 256
 """The most invocations of a workgroup that a reduction uses, if there are many workgroups."""
 ENOUGH = 64
 """Workgroups that keep a device busy."""
+CPU_ROWS, CPU_LENGTH, CPU_GROUP = 64, 1024, 32
+"""On a CPU barriers cost more than reading side by side saves: with this many rows of at most this
+length, each row has one invocation."""
 
 
 class Limits(Protocol):
@@ -34,6 +37,10 @@ class Limits(Protocol):
     @property
     def bindings(self) -> int:
         """Storage buffers of a kernel."""
+
+    @property
+    def kind(self) -> str:
+        """cpu, integrated, discrete, virtual or other."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ def tile(rows: int, length: int, *, rows_first: bool, words: int, limits: Limits
     most = min(room, 1024 if few else GROUP)
     small = min(room, 128)
     wanted = above((length + 3) // 4)  # at least four elements for each invocation
+    if limits.kind == "cpu" and not rows_first and rows >= CPU_ROWS and length <= CPU_LENGTH:
+        return Tile(min(CPU_GROUP, room), 1, True)
     if rows_first:
         across = min(above(rows), 32)
         along = min(wanted, (most if length >= 256 else small) // across)

@@ -154,6 +154,7 @@ class Graph:
         self.varies: list[bool] = []
         self.stage: list[int] = []
         self._numbers: dict[Node, int] = {}
+        self._closures: dict[tuple[int, ...], list[int]] = {}
 
     def add(self, node: Node) -> int:
         number = self._numbers.get(node)
@@ -183,6 +184,9 @@ class Graph:
     def closure(self, roots: list[int]) -> list[int]:
         """The nodes that the roots need, and they, in order; what is below a reduction is not
         among them."""
+        key = tuple(roots)
+        if key in self._closures:
+            return self._closures[key]
         seen: set[int] = set()
         todo = list(roots)
         while todo:
@@ -191,7 +195,8 @@ class Graph:
                 seen.add(number)
                 if self.nodes[number].op != "reduce":
                     todo.extend(self.nodes[number].args)
-        return sorted(seen)
+        self._closures[key] = sorted(seen)
+        return self._closures[key]
 
 
 def bits_of(number: float, dtype: DType) -> int:

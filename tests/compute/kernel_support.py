@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spirv_machine import Machine
 
 from ebmvk.compute import oracle
 from ebmvk.compute.emit import Generated, kernels_of
@@ -78,36 +80,53 @@ class Outcome:
     kernels: tuple[Generated, ...]
 
 
-class Device:
-    """Runs a loop alone: all tensors up, its kernels, what it wrote down."""
+class Numpy:
+    """Runs loops in numpy, with the limits of a large device."""
+
+    limits = dataclasses.replace(LEAST, group=1024, shared_bytes=32768)
+
+    def run(self, loop: Loop, values: Mapping[Tensor, Array], limits: Limits | None = None) -> Outcome:
+        """Elements that nothing writes keep their value, or POISON if they had none."""
+        kernels = kernels_of(loop, limits or self.limits, fresh)
+        wanted = {store.view.tensor for store in loop.stores}
+        tensors = list(dict.fromkeys([t for kernel in kernels for t in kernel.tensors] + list(wanted)))
+        words = self.dispatch(kernels, {t: _words(t, values).copy() for t in tensors}, wanted)
+        return Outcome({t: words[t][: t.bytes // 4].view(WORDS[t.dtype]) for t in wanted}, kernels)
+
+    def dispatch(
+        self, kernels: Sequence[Generated], words: dict[Tensor, Array], wanted: set[Tensor]
+    ) -> dict[Tensor, Array]:
+        """The words of each tensor after the kernels."""
+        for kernel in kernels:
+            Machine(kernel.spirv, [words[t] for t in kernel.tensors], kernel.groups, kernel.group).run()
+        return words
+
+
+class Device(Numpy):
+    """Runs loops on the Vulkan device, each alone: all tensors up, its kernels, what it wrote
+    down."""
 
     def __init__(self) -> None:
         self.recorder = Recorder(open_vulkan())
         self.limits = self.recorder.limits
 
-    def run(self, loop: Loop, values: Mapping[Tensor, Array], limits: Limits | None = None) -> Outcome:
-        kernels = kernels_of(loop, limits or self.limits, fresh)
-        return Outcome(self.dispatch(kernels, {store.view.tensor for store in loop.stores}, values), kernels)
-
     def dispatch(
-        self, kernels: Sequence[Generated], wanted: set[Tensor], values: Mapping[Tensor, Array]
+        self, kernels: Sequence[Generated], words: dict[Tensor, Array], wanted: set[Tensor]
     ) -> dict[Tensor, Array]:
-        """Elements that nothing writes keep their value, or POISON if they had none."""
-        tensors = list(dict.fromkeys([t for kernel in kernels for t in kernel.tensors] + list(wanted)))
-        sizes = [max(t.bytes, 4) for t in tensors]
         step = self.limits.alignment
-        offsets = np.cumsum([0, *(-(-size // step) * step for size in sizes)])
+        offsets = np.cumsum([0, *(-(-array.nbytes // step) * step for array in words.values())])
         memory = self.recorder.memory(int(offsets[-1]))
-        place = {t: (memory, int(at), size) for t, at, size in zip(tensors, offsets, sizes, strict=False)}
+        place = {t: (memory, int(at), words[t].nbytes) for t, at in zip(words, offsets, strict=False)}
         record = self.recorder.recording()
-        given = {record.upload(place[t]): _words(t, values) for t in tensors}
+        given = {record.upload(place[t]): array for t, array in words.items()}
         for kernel in kernels:
             module = self.recorder.module(kernel.spirv, access=kernel.access, group=kernel.group)
             record.kernel(module, [place[t] for t in kernel.tensors], groups=kernel.groups)
-        taken = {record.download(place[t]): np.empty(place[t][2] // 4, np.uint32) for t in wanted}
+        results = {t: np.empty_like(words[t]) for t in wanted}
+        taken = {record.download(place[t]): results[t] for t in wanted}
         record.finish()
         record.run(given, taken)
-        return {t: words[: t.bytes // 4].view(WORDS[t.dtype]) for t, words in zip(wanted, taken.values(), strict=True)}
+        return results
 
 
 def _words(of: Tensor, values: Mapping[Tensor, Array]) -> Array:
@@ -132,5 +151,14 @@ def pointwise(value: Expr, shape: tuple[int, ...]) -> tuple[Tensor, Loop]:
 
 
 @pytest.fixture(scope="session")
-def device() -> Device:
+def vulkan() -> Device:
     return Device()
+
+
+@pytest.fixture(params=["numpy", "vulkan"])
+def device(request: pytest.FixtureRequest) -> Numpy:
+    """A test with it runs in numpy and, where there is one, on a Vulkan device."""
+    if request.param == "numpy":
+        return Numpy()
+    made: Numpy = request.getfixturevalue("vulkan")
+    return made

@@ -280,7 +280,7 @@ def test_programs_are_compiled_once_and_the_oldest_goes() -> None:
 def test_other_programs_make_room_for_one_that_does_not_fit() -> None:
     recorder = Recorder(open_vulkan(memory_limit=1 << 20))
     cache = Cache()
-    sizes = (25_000, 26_000)
+    sizes = (40_000, 41_000)
     for n in sizes:
         cache.get(n, lambda n=n: Compiled(recorder, momentum([(n,)])))  # type: ignore[misc]
     assert len(cache) == 1

@@ -14,7 +14,7 @@ import pytest
 from kernel_support import (  # noqa: F401
     LEAST,
     Array,
-    Device,
+    Numpy,
     device,
     expected,
     fresh,
@@ -23,6 +23,7 @@ from kernel_support import (  # noqa: F401
     tensor,
     validate,
     view,
+    vulkan,
 )
 
 from ebmvk.compute.emit import kernel_of, kernels_of
@@ -51,7 +52,7 @@ def values_of(*tensors: Tensor, seed: int = 0) -> dict[Tensor, Array]:
     return made
 
 
-def check(device: Device, loop: Loop, values: dict[Tensor, Array], folder: Path | None = None, **options: Any) -> Any:  # noqa: F811
+def check(device: Numpy, loop: Loop, values: dict[Tensor, Array], folder: Path | None = None, **options: Any) -> Any:  # noqa: F811
     """Runs a loop and compares each tensor: floats with an error of at most 8 times that of the
     same program in numpy float32, or 2e-6 of the tensor's largest number (16 roundings)."""
     outcome = device.run(loop, values, **options)
@@ -111,8 +112,8 @@ def random_expression(rng: np.random.Generator, shape: tuple[int, ...], reduced:
     return pool
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_random_loops(seed: int, device: Device, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 100))])
+def test_random_loops(seed: int, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     rng = np.random.default_rng(seed)
     shape = tuple(int(rng.choice([1, 2, 3, 5, 7, 8, 13, 32, 33])) for _ in range(int(rng.integers(1, 5))))
     while np.prod(shape) > 30_000:
@@ -132,10 +133,10 @@ def test_random_loops(seed: int, device: Device, tmp_path: Path) -> None:  # noq
 
 # ---------------------------------------------------------------------------------- reductions
 
-SHAPES = [
-    ((1, 1), 1), ((1, 7), 1), ((5, 1), 1), ((3, 5), 1), ((129, 17), 1), ((7, 64), 1), ((33, 100), 1), ((5, 127, 3), 2),
-    ((2, 3, 769), 1), ((4, 1025), 1), ((1, 5000), 1), ((9, 4100), 1), ((37,), 1), ((40_001,), 1), ((3, 0), 1),
-    ((600, 3), 1), ((1, 2, 3, 4, 5), 3),
+SHAPES = [((3, 5), 1), ((129, 17), 1), ((5, 127, 3), 2), ((9, 4100), 1), ((40_001,), 1), ((3, 0), 1)]
+MORE = [
+    ((1, 1), 1), ((1, 7), 1), ((5, 1), 1), ((7, 64), 1), ((33, 100), 1), ((2, 3, 769), 1), ((4, 1025), 1),
+    ((1, 5000), 1), ((37,), 1), ((600, 3), 1), ((1, 2, 3, 4, 5), 3), ((200, 1), 1), ((70, 4099), 1), ((3, 2, 2, 9), 2),
 ]  # fmt: skip
 LAYOUTS = ["rows", "columns"]
 
@@ -151,8 +152,10 @@ def laid_out(shape: tuple[int, ...], reduced: int, layout: str, dtype: DType = "
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "reduced"), SHAPES)
-def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, device: Device, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("shape", "reduced"), [*SHAPES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     """All kinds in one kernel."""
     x = laid_out(shape, reduced, layout)
     parallel = shape[: len(shape) - reduced]
@@ -166,8 +169,8 @@ def test_sums_and_extremes(shape: tuple[int, ...], reduced: int, layout: str, de
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "reduced"), [((3, 5), 1), ((33, 100), 1), ((2, 70, 30), 2), ((1, 9000), 1)])
-def test_counts_products_and_truths(shape: tuple[int, ...], reduced: int, layout: str, device: Device) -> None:  # noqa: F811
+@pytest.mark.parametrize(("shape", "reduced"), [((33, 100), 1), ((2, 70, 30), 2)])
+def test_counts_products_and_truths(shape: tuple[int, ...], reduced: int, layout: str, device: Numpy) -> None:  # noqa: F811
     parallel = shape[: len(shape) - reduced]
     flags, counts = laid_out(shape, reduced, layout, "bool"), laid_out(shape, reduced, layout, "int32")
     near_one = laid_out(shape, reduced, layout)
@@ -181,7 +184,7 @@ def test_counts_products_and_truths(shape: tuple[int, ...], reduced: int, layout
 
 
 @pytest.mark.parametrize("n", [5, 1000])
-def test_the_first_of_equal_extremes_wins_and_nan_counts_as_one(n: int, device: Device) -> None:  # noqa: F811
+def test_the_first_of_equal_extremes_wins_and_nan_counts_as_one(n: int, device: Numpy) -> None:  # noqa: F811
     rng = np.random.default_rng(n)
     x = tensor(6, n)
     data = rng.integers(-2, 3, (6, n)).astype(np.float32)
@@ -205,7 +208,7 @@ def test_the_first_of_equal_extremes_wins_and_nan_counts_as_one(n: int, device: 
 @pytest.mark.parametrize(
     ("rows", "length", "layout"), [(1, 1_000_003, "rows"), (3, 200_001, "rows"), (70, 20_011, "columns")]
 )
-def test_long_rows_are_shared_by_workgroups(rows: int, length: int, layout: str, device: Device) -> None:  # noqa: F811
+def test_long_rows_are_shared_by_workgroups(rows: int, length: int, layout: str, device: Numpy) -> None:  # noqa: F811
     """Error of a sum of n terms: 4·sqrt(n)·2^-24 of the sum of sizes."""
     x = laid_out((rows, length), 1, layout)
     out, norm = tensor(rows), tensor(rows)
@@ -238,14 +241,14 @@ def softmax(rows: int, length: int) -> tuple[Tensor, Loop]:
     return x, Loop((rows, length), 1, stores)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 5), (50, 65), (7, 768), (5, 4096), (2, 150_001), (300, 31)])
-def test_softmax(rows: int, length: int, device: Device, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(("rows", "length"), [(3, 5), (50, 65), (7, 768), (2, 150_001), (300, 31)])
+def test_softmax(rows: int, length: int, device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     x, loop = softmax(rows, length)
     check(device, loop, values_of(x), tmp_path)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(3, 5), (50, 128), (7, 769), (5, 3000)])
-def test_layer_norm_in_place(rows: int, length: int, device: Device) -> None:  # noqa: F811
+@pytest.mark.parametrize(("rows", "length"), [(3, 5), (70, 128), (7, 769), (5, 3000)])
+def test_layer_norm_in_place(rows: int, length: int, device: Numpy) -> None:  # noqa: F811
     """Three stages, weights along the row, and the result where the input was."""
     x, weight, bias, mean = tensor(rows, length), tensor(length), tensor(length), tensor(rows)
     load = Load(x.view())
@@ -260,7 +263,7 @@ def test_layer_norm_in_place(rows: int, length: int, device: Device) -> None:  #
     assert "u" in outcome.kernels[-1].access
 
 
-def test_column_sums_into_parts_of_one_block(device: Device) -> None:  # noqa: F811
+def test_column_sums_into_parts_of_one_block(device: Numpy) -> None:  # noqa: F811
     """Several stores into one tensor at offsets, and elements between them stay as they were."""
     x, y, block = tensor(20, 6, 48), tensor(20, 6, 48), tensor(200)
     turned = [view(t, (48, 20, 6), (1, 288, 48)) for t in (x, y)]
@@ -282,7 +285,7 @@ def test_column_sums_into_parts_of_one_block(device: Device) -> None:  # noqa: F
 
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 5000, 600_001])
 @pytest.mark.parametrize("limits", [None, FEW_GROUPS])
-def test_every_point_is_computed_once(n: int, limits: Any, device: Device) -> None:  # noqa: F811
+def test_every_point_is_computed_once(n: int, limits: Any, device: Numpy) -> None:  # noqa: F811
     """x += 1 in place, over any number of workgroups."""
     x = tensor(n)
     loop = Loop((n,), 0, (Store(x.view(), op("add", Load(x.view()), number(1.0))),))
@@ -290,7 +293,7 @@ def test_every_point_is_computed_once(n: int, limits: Any, device: Device) -> No
     np.testing.assert_array_equal(device.run(loop, values, limits=limits).values[x], values[x] + np.float32(1))
 
 
-def test_gathered_rows(device: Device) -> None:  # noqa: F811
+def test_gathered_rows(device: Numpy) -> None:  # noqa: F811
     """An embedding: rows by index, and an index that is computed."""
     table, index = tensor(11, 5), tensor(7, dtype="int32")
     row = Load(view(index, (7, 5), (1, 0)))
@@ -302,7 +305,7 @@ def test_gathered_rows(device: Device) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [(64, 33), (5, 7, 11), (3, 1, 4, 2)])
-def test_transposed_copies(shape: tuple[int, ...], device: Device, tmp_path: Path) -> None:  # noqa: F811
+def test_transposed_copies(shape: tuple[int, ...], device: Numpy, tmp_path: Path) -> None:  # noqa: F811
     x = tensor(*shape)
     turned = view(x, shape[::-1], x.view().strides[::-1])
     out, loop = pointwise(Load(turned), shape[::-1])
@@ -324,7 +327,7 @@ def test_nothing_is_dispatched_for_empty_loops() -> None:
 # ------------------------------------------------------------------------ bits, bytes and limits
 
 
-def test_runs_give_the_same_bits(device: Device) -> None:  # noqa: F811
+def test_runs_give_the_same_bits(device: Numpy) -> None:  # noqa: F811
     x, loop = softmax(9, 5000)
     long, total = tensor(400_000), tensor()
     whole = Loop((400_000,), 1, (Store(total.view(), Reduce("sum", Load(long.view()), "float32")),))
@@ -364,10 +367,10 @@ def test_deep_sharing_is_computed_once() -> None:
     assert len(kernel_of(pointwise(value, (4,))[1], LEAST).spirv) < 20_000
 
 
-@pytest.mark.parametrize("width", [128, 256, 512])
+@pytest.mark.parametrize("width", [512, *(pytest.param(width, marks=pytest.mark.slow) for width in (128, 256))])
 def test_vector_widths_of_lavapipe(width: int) -> None:
     """Subgroups of 4, 8 and 16: a few of these tests in a process of each."""
-    chosen = "softmax or layer_norm or first_of_equal or column_sums or (random and 1)"
+    chosen = "vulkan and (softmax or layer_norm or first_of_equal or column_sums)"
     environment = {**os.environ, "LP_NATIVE_VECTOR_WIDTH": str(width)}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", __file__, "-k", chosen],

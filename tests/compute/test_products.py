@@ -15,12 +15,12 @@ from call_support import Operand, planned_call, run_call
 from vulkan_open import open_pretended, open_vulkan
 
 from ebmvk.compute import index_add, matmul, row_kernels
-from ebmvk.compute.matmul_tiles import CARD, SHORT, chosen
+from ebmvk.compute.matmul_tiles import CARD, SHORT, Tile, chosen
 from ebmvk.engine.recording import Limits, Recorder
 
 Array = np.ndarray[Any, Any]
 UNIT = 2.0**-24  # half of a unit in the last place of 1
-CASES = 8
+CASES = 6
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,47 @@ def check_products(recorder: Recorder, name: str, cases: int) -> None:
         assert ran.untouched(), where
 
 
+LARGE = [tile for tile in CARD if tile.rows * tile.columns == 64]  # they take seconds to compile
+BOTH = [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("tile", [tile for tile in CARD if tile not in LARGE], ids=str)
+@pytest.mark.parametrize("turned", BOTH, ids=str)
+def test_small_tiles_give_products_of_both_layouts(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tile: Tile, turned: tuple[bool, bool]
+) -> None:
+    check_tile(recorder, monkeypatch, tile, turned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", CARD, ids=str)
+@pytest.mark.parametrize("turned", [*BOTH, (False, True), (True, False)], ids=str)
+def test_every_tile_gives_products_of_every_layout(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tile: Tile, turned: tuple[bool, bool]
+) -> None:
+    check_tile(recorder, monkeypatch, tile, turned)
+
+
+def check_tile(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tile: Tile, turned: tuple[bool, bool]) -> None:
+    """Rows and columns in fours and not, sums of whole and of short slices, in one part and two."""
+    if tile.group > recorder.limits.group or tile.shared_bytes > recorder.limits.shared_bytes:
+        pytest.skip("this device doesn't allow the tile")
+    rng = np.random.default_rng(7)
+    for rows, columns, inner, parts in ((132, 136, 40, 1), (67, 131, 37, 1), (68, 64, 101, 2)):
+        monkeypatch.setattr(matmul, "chosen", lambda *_, parts=parts: (tile, parts))
+        a, b = (
+            rng.standard_normal(shape[::-1] if back else shape).astype(np.float32)
+            for shape, back in zip(((rows, inner), (inner, columns)), turned, strict=True)
+        )
+        inputs = [
+            Operand(array.reshape(-1), array.T if back else array) for array, back in zip((a, b), turned, strict=True)
+        ]
+        out = Operand.of(np.zeros((rows, columns), np.float32))
+        run_call(recorder, "matmul", inputs, [out])
+        wanted, bound = exact(inputs, {})
+        assert (np.abs(out.view - wanted) <= bound).all(), (rows, columns, inner, parts)
+
+
 @pytest.mark.parametrize("name", ["card", "no subgroups"])
 def test_long_sums_are_cut_into_parts_and_repeat_their_bits(recorder: Recorder, name: str) -> None:
     """As a gradient of weights over many tokens. Torch's own error sets the bound."""
@@ -167,7 +208,7 @@ def least_limits() -> Limits:
 
 def test_every_tile_is_chosen_for_some_shape() -> None:
     card = replace(least_limits(), kind="discrete", group=1024, shared_bytes=32768)
-    shapes = ((4096, 4096, 512), (768, 384, 128), (96, 96, 128), (2, 4096, 512), (4096, 2, 512), (64, 64, 2))
+    shapes = ((4096, 4096, 512), (64, 16384, 512), (96, 96, 128), (2, 4096, 512), (4096, 2, 512), (64, 64, 2))
     assert {chosen(*shape, 1, card)[0] for shape in shapes} == {*CARD, SHORT}
 
 
