@@ -141,8 +141,9 @@ def convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-) -> torch.Tensor:
-    """A convolution as one product: the input's columns times the weights, group by group."""
+) -> Any:
+    """A convolution as one product: the input's columns times the weights, group by group. A
+    transposed one stays whole, and is then reported as missing."""
     if transposed:
         return NotImplemented
     del output_padding
@@ -170,14 +171,16 @@ def convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[torch.Tensor | None, ...]:
+) -> Any:
     """Gradients of `convolution` for x, weight and bias."""
     if transposed:
         return NotImplemented
     del output_padding, bias_sizes
     batch, kernel = x.shape[0], weight.shape[2:]
     flat = gradient.reshape(batch, groups, weight.shape[0] // groups, -1)
-    of_x = of_weight = of_bias = None
+    of_x: torch.Tensor | None = None
+    of_weight: torch.Tensor | None = None
+    of_bias: torch.Tensor | None = None
     if output_mask[0]:
         weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
         columns = torch.matmul(weights.transpose(-1, -2), flat)

@@ -84,12 +84,14 @@ def bitwise_not(low: Lowering, x: View) -> View:
     return low.pointwise(lambda a: expr.op(name, a), x)
 
 
-@primitive("bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", dtypes=("int32",))
+@primitive("bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", "__lshift__.Tensor", "__lshift__.Scalar",
+           dtypes=("int32",))  # fmt: skip
 def shift_left(low: Lowering, x: View, y: Value) -> View:
     return low.pointwise(lambda a, b: expr.op("shl", a, b), x, y)
 
 
-@primitive("bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar", dtypes=("int32",))
+@primitive("bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar", "__rshift__.Tensor", "__rshift__.Scalar",
+           dtypes=("int32",))  # fmt: skip
 def shift_right(low: Lowering, x: View, y: Value) -> View:
     return low.pointwise(lambda a, b: expr.op("shr", a, b), x, y)
 

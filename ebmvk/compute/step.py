@@ -188,7 +188,7 @@ class CompiledStep:
             return [*kept, *results]
 
         donated = {position: position for position in range(layout.kept)}
-        others = None if self.check else []
+        others: list[list[torch.Tensor]] | None = None if self.check else []
         captured = capture(called, leaves, layout.names, donated=donated, others=others)
         results = list(range(layout.kept, layout.kept + len(seen["dtypes"])))
         recorder, limits = _device(self)

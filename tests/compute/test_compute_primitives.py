@@ -117,7 +117,10 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("names", [sorted(ACTIVATIONS)[part::4] for part in range(4)])
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(sorted(ACTIVATIONS)[part::4], marks=[pytest.mark.slow] if part else []) for part in range(4)],
+)
 def test_functions_and_their_gradients(names):
     def all_of(*xs):
         return [ACTIVATIONS[name](x) for name in names for x in xs]
@@ -152,7 +155,8 @@ def test_integers_and_logic():
                    c.sum(), c * a, c.float(), a.bool(), a == b, a.float() < b]  # fmt: skip
         return integers + logical
 
-    check(function, [a, b, c])
+    # torch divides integers in float32.
+    check(function, [a, b, c], tolerance=1e-6)
 
 
 def test_reductions_along_any_axes():
@@ -225,7 +229,7 @@ def test_reading_and_writing_at_indices():
     def unique(n, m):
         return torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(s)) for s in range(m)], 1)
 
-    inputs = [normal(5, 4), whole(4, 4), whole(4, 4, seed=1), unique(4, 4), normal(4, 4, 3)]
+    inputs = [normal(5, 4), whole(4, 4), whole(4, 4, seed=1), unique(4, 4), normal(4, 4, 4)]
     inputs[0] = inputs[0][:4].contiguous()
     check(function, inputs)
 

@@ -3,6 +3,7 @@ and one wait, and typed errors."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import shutil
@@ -399,6 +400,44 @@ def test_an_allocation_that_fails_once_is_tried_again(function: str) -> None:
     want = result_of(chain(Recorder(backend), 3, dependent=True), words(1))[0]
     backend._extension.inject_fault(function, 1, DEVICE_MEMORY)
     assert result_of(chain(Recorder(backend), 3, dependent=True), words(1))[0] == want
+
+
+CALLS = [
+    "vkCreateBuffer", "vkAllocateMemory", "vkBindBufferMemory", "vkMapMemory", "vkCreateShaderModule",
+    "vkCreateDescriptorSetLayout", "vkCreatePipelineLayout", "vkCreateComputePipelines", "vkCreateDescriptorPool",
+    "vkAllocateDescriptorSets", "vkCreateQueryPool", "vkCreateCommandPool", "vkAllocateCommandBuffers",
+    "vkBeginCommandBuffer", "vkEndCommandBuffer", "vkQueueSubmit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_every_call_of_the_driver_may_fail(function: str) -> None:
+    """A typed error or, after another try, the right result; and the device can be used again."""
+    recorder = Recorder(open_vulkan())
+    value, calls = words(1), recorder.backend._extension.calls_of
+    want, started = 243 * int(value[0]) & 0xFFFFFFFF, calls(function)
+    for nth in range(1, 9):
+        with contextlib.suppress(OutOfMemory):
+            recorder.backend._extension.inject_fault(function, nth, DEVICE_MEMORY)
+            assert scaled(recorder, value, nth) == want
+        recorder.backend._extension.inject_fault(function, 0, 0)
+        assert scaled(recorder, value, nth + 100) == want
+    assert calls(function) > started
+
+
+def scaled(recorder: Recorder, value: Words, constant: int) -> int:
+    """243 times the value, by five kernels; `constant` makes new pipelines."""
+    step = recorder.alignment
+    memory, record = recorder.memory(6 * step), recorder.recording()
+    kernel = recorder.module(compiled(AFFINE), "rw", 2, 64, [3, constant])
+    source = record.upload((memory, 0, 4))
+    for i in range(5):
+        record.kernel(kernel, [(memory, step * i, 4), (memory, step * (i + 1), 4)], push(1, 0))
+    target = record.download((memory, 5 * step, 4))
+    record.finish()
+    found = np.empty(1, np.uint32)
+    record.run({source: value}, {target: found})
+    return int(found[0])
 
 
 def test_every_submission_may_be_refused() -> None:
