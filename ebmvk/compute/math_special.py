@@ -272,7 +272,7 @@ def _lgamma_positive(a: Value) -> Value:
 
 @function
 def lgamma(x: Value) -> Value:
-    """log |gamma(x)|. Below 0 by reflection, where the error is 4 ULP of the larger term."""
+    """log |gamma(x)|. Below 0 by reflection, where the error is 4 ULP of both terms' sizes."""
     a = magnitude(x)
     positive = _lgamma_positive(a)
     r = x - x.raw("Round")
@@ -297,7 +297,7 @@ def _digamma_positive(a: Value) -> Value:
 @function
 def digamma(x: Value) -> Value:
     """The derivative of lgamma; −infinity at 0, infinity at −0, NaN at negative integers. Below 0
-    by reflection, where the error is 4 ULP of the larger term."""
+    by reflection, where the error is 4 ULP of both terms' sizes."""
     negative = is_negative(x)
     positive = _digamma_positive(negative.where(1.0 - x, x))
     r = x - x.raw("Round")

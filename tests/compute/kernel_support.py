@@ -157,7 +157,7 @@ def vulkan() -> Device:
 
 @pytest.fixture(params=["numpy", "vulkan"])
 def device(request: pytest.FixtureRequest) -> Numpy:
-    """A test with it runs in numpy and, where there is one, on a Vulkan device."""
+    """A test with it runs in numpy and on a Vulkan device, if this machine has one."""
     if request.param == "numpy":
         return Numpy()
     made: Numpy = request.getfixturevalue("vulkan")
