@@ -17,8 +17,10 @@ const uint ACROSS = GROUP / DOWN;
 const uint TILE_ROWS = DOWN * ROWS;
 const uint TILE_COLUMNS = ACROSS * COLUMNS;
 const uint STEP = 4u * DEPTH;
-const uint A_LOADS = DEPTH * TILE_ROWS / GROUP;  // quads of a slice that an invocation reads
-const uint B_LOADS = DEPTH * TILE_COLUMNS / GROUP;
+const uint A_QUADS = DEPTH * TILE_ROWS;  // of a slice
+const uint B_QUADS = DEPTH * TILE_COLUMNS;
+const uint A_LOADS = (A_QUADS + GROUP - 1u) / GROUP;  // quads that an invocation reads
+const uint B_LOADS = (B_QUADS + GROUP - 1u) / GROUP;
 
 // 8 neighbours access shared memory at once. If they hold DEPTH quads of 8 / DEPTH rows, this
 // padding gives them 8 different groups of banks.
@@ -33,13 +35,16 @@ struct Load {
     uint slot;         // in the slice
 };
 
-// An invocation's load number i. `lines` are rows or columns of the tile.
+// An invocation's load number i. `lines` are rows or columns of the tile. If a slice has fewer quads
+// than there are invocations, some read what others read too, and don't store it.
 Load load_of(uint i, uint along, uint lines, uint pitch) {
-    uint n = gl_LocalInvocationIndex + GROUP * i;
+    uint n = (gl_LocalInvocationIndex + GROUP * i) % (DEPTH * lines);
     if (along == 2u) return Load(n % (lines / 4u) * 4u, n / (lines / 4u), n);
     if (along == 1u) return Load(n % lines, n / lines * 4u, n / lines * pitch + n % lines);
     return Load(n / DEPTH, n % DEPTH * 4u, n % DEPTH * pitch + n / DEPTH);
 }
+
+bool stores(uint i, uint quads) { return quads % GROUP == 0u || gl_LocalInvocationIndex + GROUP * i < quads; }
 
 uint row_of(uint i) {
     uint me = gl_LocalInvocationIndex / ACROSS;
@@ -99,8 +104,10 @@ void main() {
         for (uint j = 0u; j < COLUMNS; ++j) sums[i][j] = 0.0;
     uint a_base = gl_LocalInvocationIndex / ACROSS;
     uint b_base = gl_LocalInvocationIndex % ACROSS;
-    for (uint i = 0u; i < A_LOADS; ++i) a_slice[a_to[i]] = a_next[i];
-    for (uint i = 0u; i < B_LOADS; ++i) b_slice[b_to[i]] = b_next[i];
+    for (uint i = 0u; i < A_LOADS; ++i)
+        if (stores(i, A_QUADS)) a_slice[a_to[i]] = a_next[i];
+    for (uint i = 0u; i < B_LOADS; ++i)
+        if (stores(i, B_QUADS)) b_slice[b_to[i]] = b_next[i];
     barrier();
     for (uint at = end;; at += STEP) {  // `at`: where the next slice begins
         // After the last slice it is read and stored again: if there were a condition, drivers would
@@ -146,8 +153,10 @@ void main() {
             }
         }
         barrier();
-        for (uint i = 0u; i < A_LOADS; ++i) a_slice[a_to[i]] = a_next[i];
-        for (uint i = 0u; i < B_LOADS; ++i) b_slice[b_to[i]] = b_next[i];
+        for (uint i = 0u; i < A_LOADS; ++i)
+            if (stores(i, A_QUADS)) a_slice[a_to[i]] = a_next[i];
+        for (uint i = 0u; i < B_LOADS; ++i)
+            if (stores(i, B_QUADS)) b_slice[b_to[i]] = b_next[i];
         if (at >= to.end) break;
         barrier();
     }
