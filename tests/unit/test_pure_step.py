@@ -32,19 +32,23 @@ MODELS: dict[str, dict[str, Any]] = {
     "tinygpt": {"model": "tinygpt"},
     "minillm": {"model": "minillm", "gradient_checkpointing": True},
     "experts": {"model": "tinygpt", "use_moe": True},
-    "ebm": {"decoder": "moe"},
-    "ebm score": {"decoder": "transformer", "gradient_checkpointing": True},
+    "ebm": {"n_layers": 1},
+    "ebm score": {"decoder": "transformer", "n_layers": 1, "gradient_checkpointing": True},
     "infinito": {"model": "infinito", "memory_slots": 7},
     "one expert": {"model": "minillm", "use_moe": True, "moe_active": 1, "gradient_checkpointing": True},
 }
-# (model, passes, most logits of torch's own cross-entropy): in the default run, each model once.
-MANY = 1 << 18
-ONCE = [
-    *(("plain", 1, MANY), ("tinygpt", 2, 0), ("minillm", 2, MANY), ("experts", 2, 0), ("one expert", 1, MANY)),
-    *(("ebm", 1, MANY), ("ebm score", 1, 0), ("infinito", 1, MANY)),
-]
+BRIEF = (("minillm", 1), ("experts", 2), ("ebm score", 1), ("ebm", 2), ("infinito", 2))
+"""(model, passes) that the default run trains."""
+MANY = 1 << 18  # logits up to which cross-entropy is torch's own
+ONCE = [("tinygpt", 2, 0), ("one expert", 1, MANY), ("ebm", 1, MANY), ("infinito", 1, MANY)]
+"""(model, passes, most logits) of the default run."""
 REST = [(name, batches, few) for name in MODELS for batches, few in ((1, MANY), (2, 0))]
 TRACED = [*ONCE, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in ONCE)]
+TRAINED = [
+    pytest.param(name, *how, marks=() if (name, how[0]) in BRIEF else pytest.mark.slow)
+    for name in MODELS
+    for how in ((1, "adamw"), (2, "muon"))
+]
 
 
 def config_of(net: Any, batches: int = 1, **more: Any) -> Config:
@@ -114,8 +118,7 @@ def test_a_traced_step_is_the_step_for_other_batches_and_weights(
             torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(("batches", "optimizer"), [(1, "adamw"), (2, "muon")])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "batches", "optimizer"), TRAINED)
 def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer: str) -> None:
     """Three steps of both, from the same weights, with the same masks; gradients are clipped in
     some."""
