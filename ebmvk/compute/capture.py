@@ -71,7 +71,7 @@ def capture(
             from the examples. An empty list skips this.
 
     Raises:
-        ArgumentError: if an argument is no tensor, or nothing uses it.
+        ArgumentError: if an argument isn't a tensor, or nothing uses it.
         UnsupportedOperation: if the step looks at values, or its graph depends on the examples.
     """
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]

@@ -264,7 +264,7 @@ def _var_mean(
     count = math.prod(x.shape[axis] for axis in axes)
     mean = torch.mean(x, axes, keepdim=True) if axes else x
     centred = x - mean
-    # torch divides by zero, with a warning, where there are too few elements.
+    # torch divides by zero, with a warning, if there are too few elements.
     divisor = max(0, count - correction)
     squares = torch.sum(centred * centred, axes, keepdim=True) if axes else centred * centred
     variance = squares / divisor if divisor else squares / torch.zeros_like(squares)
@@ -310,7 +310,7 @@ def register(operation: Any, function: Callable[..., Any]) -> None:
 
 @cache
 def table() -> Table:
-    """What is taken apart: all that torch can take apart and that is no primitive, and ours."""
+    """The decompositions in use: torch's, but not those of primitives, and ours."""
     known = primitives.load()
     found: Table = {
         operation: function

@@ -40,7 +40,7 @@ class Merging:
         self.returned = {view.tensor.id for view in program.outputs}
         self.nodes = ordered(program.nodes)
         self.before = ancestors(self.nodes)
-        # The nodes are kept, so that their ids stay theirs.
+        # The nodes are kept, so that no other object gets their ids.
         self.failed: dict[tuple[int, int], tuple[Node, Node]] = {}
 
     def attempt(self, first: int, second: int) -> int | None:
@@ -128,7 +128,7 @@ def _between(before: list[int], first: int, second: int) -> bool:
 
 
 def joined(a: Loop, b: Loop, limits: Limits) -> Loop | None:
-    """One loop that does what `a` and then `b` do; None if there is none."""
+    """One loop that does what `a` and then `b` do; None if no loop can."""
     for parallel, reduced in _spaces(a, b):
         rows, terms = math.prod(parallel), math.prod(reduced)
         if reduced and rows < FEW and rows * terms > SMALL and not (a.reduced and b.reduced):

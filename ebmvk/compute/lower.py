@@ -137,11 +137,16 @@ class Lowering:
             return list(outputs)
         if name == "matmul" and inputs[0].shape[-1] == 0:
             for output in outputs:
-                empty = views.broadcast(inputs[2], output.shape) if len(inputs) == 3 else None
-                self.store(output, expr.load(empty) if empty else expr.const(0.0, "float32"))
+                self.store(output, self._no_product(inputs, output.shape, dict(constants).get("beta", 1.0)))
             return list(outputs)
         self.program.nodes.append(Call(name, tuple(inputs), outputs, tuple(constants)))
         return list(outputs)
+
+    def _no_product(self, inputs: Sequence[View], shape: Sequence[int], beta: Number) -> Expr:
+        """A product over an axis of size 0: what is added to it, or 0."""
+        if len(inputs) < 3:
+            return expr.const(0.0, "float32")
+        return expr.op("mul", expr.load(views.broadcast(inputs[2], shape)), expr.const(beta, "float32"))
 
     # ------------------------------------------------------------------------- reading and viewing
 

@@ -160,7 +160,7 @@ class CompiledStep:
         return parameters, state
 
     def compile(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> Compiled:
-        """The program for these shapes, made now if there is none yet."""
+        """The program for these shapes, made now if it doesn't exist yet."""
         return self._compiled((parameters, state, batch, scalars))[0]
 
     _fresh: bool = True
@@ -218,7 +218,7 @@ def compile_step(
         limits: of fused nodes; None for those of the device.
 
     Raises (when it is called):
-        ArgumentError: for arguments that are no tensors or that nothing uses, and for results whose
+        ArgumentError: for arguments that aren't tensors or that nothing uses, and for results whose
             shapes differ from what they replace.
         UnsupportedOperation: names the operation and the line of the step.
     """

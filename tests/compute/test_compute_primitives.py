@@ -280,6 +280,13 @@ def test_products_and_their_gradients():
     gradients(function, [normal(2, 5), normal(5, 3), normal(3, 2, 5), normal(3, 5, 4), normal(5)])
 
 
+def test_products_over_an_empty_axis():
+    def function(a, b, c):
+        return [a @ b, torch.addmm(c, a, b, beta=0.2), torch.addmm(c, a, b, beta=0), a.sum(1), b.prod(0), a.any(1)]
+
+    check(function, [normal(2, 0), normal(0, 3), normal(2, 3)])
+
+
 def test_convolutions_and_their_gradients():
     def function(x, w, each, image, kernel):
         return [
