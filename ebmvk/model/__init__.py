@@ -7,6 +7,7 @@
 | `ebm` | the energy model; its parts are `context`, `decoder` and `energy` |
 | `transformer`, `infinito` | the other models |
 | `layers`, `experts`, `dropout` | attention and blocks, mixtures of experts, dropout |
+| `grouped`, `constants` | experts on sorted rows; tensors that follow from settings alone |
 | `integration` | integrated information, for the loss of infinito |
 | `cache` | what a model keeps of the tokens it has read |
 | `roles` | how the optimiser moves each kind of parameter |

@@ -9,6 +9,7 @@
 | `trainer` | the loop: steps, evaluations, checkpoints |
 | `passes` | one step as a number of batches |
 | `optim`, `muon` | the optimisers and the learning rate schedule |
+| `step`, `update` | a step, and its update, as pure functions that torch can trace |
 | `evaluations` | measurements during a run and at its end |
 | `reduction`, `follower` | several processes: what they share, and the processes after the first |
 | `resumption`, `recovery`, `interruption` | continue a run; errors that end it; signals |
