@@ -30,6 +30,7 @@ The rooms of the package, from the top. A room imports only from those below it.
 | `splats` | How do many contexts become splats? |
 | `runs` | What is in a run folder, and how is it written and read safely? |
 | `model` | How does a context become energies of tokens? |
+| `compute` | How does a training step of torch become kernels of a Vulkan device? |
 | `sphere` | What are distances, moves and laws on the unit sphere? |
 | `engine` | How is an operation computed, and on which device? |
 | `data` | How does a text become batches of tokens? |
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ebmvk.cli.evaluate import evaluate
     from ebmvk.cli.export import export
     from ebmvk.cli.train import train
+    from ebmvk.compute.step import compile_step
 
 process.tune()  # before anything of ours imports torch
 sys.meta_path.append(OldNames())
@@ -60,7 +62,7 @@ sys.meta_path.append(OldNames())
 __version__ = "0.1.0"
 __all__ = [
     "Diagnosed", "EbmvkError", "Energy", "Evaluated", "Model", "NearSplat", "NearToken", "Strategy", "Trained",
-    "__version__", "diagnose", "evaluate", "export", "train",
+    "__version__", "compile_step", "diagnose", "evaluate", "export", "train",
 ]  # fmt: skip
 _CALLED = ("diagnose", "evaluate", "export", "train")
 
@@ -71,6 +73,10 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"ebmvk.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'ebmvk' has no attribute {name!r}")
+    if name == "compile_step":
+        from ebmvk.compute.step import compile_step
+
+        return compile_step
     from ebmvk import api
 
     return getattr(api, name)
