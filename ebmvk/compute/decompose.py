@@ -42,7 +42,8 @@ def _extreme(name: str) -> Callable[..., torch.Tensor]:
 
 
 def _norm(x: torch.Tensor, order: float = 2, dtype: torch.dtype | None = None) -> torch.Tensor:
-    return torch.linalg.vector_norm(x, order, dtype=dtype)
+    norm: torch.Tensor = torch.linalg.vector_norm(x, order, dtype=dtype)
+    return norm
 
 
 def _copy(x: torch.Tensor, y: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -295,7 +296,7 @@ def _isfinite(x: torch.Tensor) -> torch.Tensor:
 def _composite(operation: torch._ops.OpOverload) -> bool:
     """True if torch writes an operation in terms of others itself; its decomposition would go down
     to `prims` instead."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation._name, "CompositeImplicitAutograd"))
 
 
 _REGISTERED: Table = {}
