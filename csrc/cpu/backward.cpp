@@ -64,17 +64,12 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "cpu/groups.h"
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
 HWY_EXPORT(BackwardRow);
 HWY_EXPORT(AddRow);
-
-struct Space {
-  GatherSpace candidates;
-  AlignedFloats memory;
-};
 
 // Sums over each point's (row, candidate) pairs in ascending order, so the number of threads
 // doesn't change a bit.
@@ -82,14 +77,12 @@ void AddPoints(const CandidateLists& lists, size_t n, const float* x, const floa
                const float* of_w, float* points) {
   const Groups groups = GroupById(lists.ids, lists.rows * lists.k, n);
   const size_t d = lists.d;
-  SharedPool().Run((n + kGroupsPerTask - 1) / kGroupsPerTask, [&](size_t task, size_t) {
-    for (size_t g = task * kGroupsPerTask; g < std::min(n, (task + 1) * kGroupsPerTask); ++g) {
-      float* to = points + g * d;
-      std::fill_n(to, d, 0.0f);
-      for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
-        const size_t pair = groups.order[i], row = pair / lists.k;
-        HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], x + row * d, of_w[pair], w + row * d, d, to);
-      }
+  ForEach(n, kGroupsPerTask, [&](size_t g) {
+    float* to = points + g * d;
+    std::fill_n(to, d, 0.0f);
+    for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
+      const size_t pair = groups.order[i], row = pair / lists.k;
+      HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], x + row * d, of_w[pair], w + row * d, d, to);
     }
   });
 }
@@ -98,20 +91,15 @@ void AddPoints(const CandidateLists& lists, size_t n, const float* x, const floa
 
 void EnergyScoreBackward(const CandidateLists& lists, size_t n, const float* x, const float* grad_energy,
                          const float* grad_score, const EnergyGradientsOut& out) {
-  ThreadPool& pool = SharedPool();
   const size_t d = lists.d, wide = RoundUp(d, 32), list = RoundUp(lists.k, 16) + 16;
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, d), AllocateFloats(4 * wide + 3 * list)});
-  }
   std::vector<float> of_x(lists.rows * lists.k), of_w(of_x.size()), w(lists.rows * d);
-  pool.Run(lists.rows, [&](size_t row, size_t thread) {
-    float* at = spaces[thread].memory.get();
+  ForCandidateRows(lists, 4 * wide + 3 * list, [&](size_t row, RowSpace& own) {
+    float* at = own.floats.get();
     float* lists_at = at + 4 * wide;
     const BackwardSpace space{at,       at + wide,       at + 2 * wide,      at + 3 * wide,
                               lists_at, lists_at + list, lists_at + 2 * list};
     std::copy_n(x + row * d, d, space.x);
-    const Gathered& candidates = spaces[thread].candidates.Gather(lists, row);
+    const Gathered& candidates = own.candidates.Gather(lists, row);
     HWY_DYNAMIC_DISPATCH(BackwardRow)
     (candidates, space, grad_energy[row], grad_score + row * d, row, lists.k, d, of_x.data(), of_w.data(), out);
     std::copy_n(space.w, d, w.data() + row * d);

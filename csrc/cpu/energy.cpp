@@ -27,28 +27,17 @@ void EnergyScoreRow(const Gathered& c, const float* x, float* pull, size_t k, si
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <vector>
-
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 HWY_EXPORT(EnergyScoreRow);
 
 void EnergyScore(const CandidateLists& lists, const float* x, const EnergyScoreOut& out) {
-  struct Space {
-    GatherSpace candidates;
-    AlignedFloats state;
-  };
-  ThreadPool& pool = SharedPool();
   const size_t n = RoundUp(lists.d, 32);
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(2 * n)});
-  }
-  pool.Run(lists.rows, [&](size_t row, size_t thread) {
-    float* state = spaces[thread].state.get();
+  ForCandidateRows(lists, 2 * n, [&](size_t row, RowSpace& space) {
+    float* state = space.floats.get();
     std::copy_n(x + row * lists.d, lists.d, state);
-    const Gathered& candidates = spaces[thread].candidates.Gather(lists, row);
+    const Gathered& candidates = space.candidates.Gather(lists, row);
     HWY_DYNAMIC_DISPATCH(EnergyScoreRow)(candidates, state, state + n, lists.k, lists.d, row, out);
   });
 }

@@ -302,9 +302,7 @@ void FillNormalsRow(uint64_t seed, uint32_t step, uint32_t chain, uint32_t strea
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <vector>
-
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
@@ -312,17 +310,12 @@ HWY_EXPORT(RunLevel);
 HWY_EXPORT(SquaredNorm);
 HWY_EXPORT(FillNormalsRow);
 
-struct Space {
-  GatherSpace candidates;
-  AlignedFloats state;
-};
-
 void RunChain(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state, size_t row,
-              Space& space) {
+              RowSpace& space) {
   const size_t d = lists.d, n = RoundUp(d, 32);
   Gathered& candidates = space.candidates.Gather(lists, row);
   Chain chain;
-  chain.x = space.state.get();
+  chain.x = space.floats.get();
   chain.v = chain.x + n;
   chain.pull = chain.v + n;
   chain.start = chain.pull + n;
@@ -357,12 +350,8 @@ void RunChain(const CandidateLists& lists, const LangevinParams& params, const L
 }  // namespace
 
 void Langevin(const CandidateLists& lists, const LangevinParams& params, const LangevinState& state) {
-  ThreadPool& pool = SharedPool();
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(lists.k, lists.d), AllocateFloats(7 * RoundUp(lists.d, 32) + kNoisePad)});
-  }
-  pool.Run(lists.rows, [&](size_t row, size_t thread) { RunChain(lists, params, state, row, spaces[thread]); });
+  ForCandidateRows(lists, 7 * RoundUp(lists.d, 32) + kNoisePad,
+                   [&](size_t row, RowSpace& space) { RunChain(lists, params, state, row, space); });
 }
 
 void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,
