@@ -166,6 +166,8 @@ def header(kernels: list[Kernel]) -> str:
         out += ["", f"struct {camel} {{"]
         if not kernel.integrator:  # otherwise several kernels share these
             out.append(f'  static constexpr const char *name = "{kernel.name}";')
+        if kernel.group:
+            out.append(f"  static constexpr std::uint32_t group = {kernel.group};")
         out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
         out += [f"  std::uint32_t {name};" for name in kernel.push]
         arguments = {"flops": "double rows", "bytes": "double rows, [[maybe_unused]] double quad_bytes = 16"}

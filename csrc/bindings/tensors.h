@@ -52,6 +52,18 @@ inline py::tuple candidate_law(Engine& engine, const py::object& log_p, const py
   return py::make_tuple(logp.value, log_rest.value, entropy.value);
 }
 
+inline py::tuple chain_start(Engine& engine, std::uint32_t rows, std::uint32_t d, std::uint64_t seed,
+                             std::uint32_t first_chain, std::uint32_t x_stream, std::uint32_t v_stream, float scale) {
+  const StartArguments in{count(rows, "B"), count(d, "d"), seed, first_chain, x_stream, v_stream, scale};
+  const auto x = make_result<float>(engine, true, {rows, d}, true),
+             v = make_result<float>(engine, true, {rows, d}, true);
+  {
+    const ReleaseGil release;
+    engine.chain_start(in, x.to, v.to);
+  }
+  return py::make_tuple(x.value, v.value);
+}
+
 inline py::object decode(Engine& engine, const Points& points, const py::object& x, const py::object& ids,
                          const py::object& logp, const py::object& log_rest, const py::object& kappa,
                          const py::object& shift, const py::object& log_p, std::uint64_t seed,
@@ -145,6 +157,7 @@ inline void register_tensors(py::module_& module, py::class_<Engine, std::shared
       .def_property_readonly("idle", [](Engine& self) { return self.pool().idle(); })
       .def("energy", &energy)
       .def("candidate_law", &candidate_law)
+      .def("chain_start", &chain_start)
       .def("decode", &decode);
 }
 

@@ -52,6 +52,18 @@ class Chained(Backend, Protocol):
             ArgumentError: a shape, dtype or value doesn't fit.
         """
 
+    def chain_start(
+        self, rows: int, d: int, *, seed: int, first_chain: int, streams: tuple[int, int], temperature: float
+    ) -> tuple[DeviceTensor, DeviceTensor]:
+        """x (B, d) uniform on the sphere, and v ~ N(0, T P_x) (B, d): where B chains begin.
+
+        Args:
+            streams: of the normals of x and of v; those of step 0 and the chains' own numbers.
+
+        Raises:
+            ArgumentError: a size or number is out of range.
+        """
+
     def decode(
         self,
         x: Tensor | DeviceTensor,

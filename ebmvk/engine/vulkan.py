@@ -7,8 +7,9 @@ of shards; they may differ in the last bits between devices.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -151,10 +152,6 @@ class Vulkan(Backend):
             {name: OpCount(**{key: getattr(count, key) for key in COUNTED}) for name, count in counts.items()}
         )
 
-    def submissions(self) -> int:
-        """Submissions to Vulkan queues in this process until now, whichever device they went to."""
-        return int(self._extension.calls_of("vkQueueSubmit"))
-
     def kernels(self) -> list[str]:
         """The shaders that ran, as NAME.VARIANT.STORAGE; the storage is that of the points."""
         return [f"{name}.{variant.name}.{storage.name}" for name, variant, storage in self._engine.used_kernels()]
@@ -196,6 +193,16 @@ class Vulkan(Backend):
         with self._errors("candidate_law"):
             return CandidateLaw(*map(self._result, self._engine.candidate_law(_native(log_p), _native(ids))))
 
+    def chain_start(
+        self, rows: int, d: int, *, seed: int, first_chain: int, streams: tuple[int, int], temperature: float
+    ) -> tuple[DeviceTensor, DeviceTensor]:
+        checks.seed(seed)
+        checks.counter("first_chain", first_chain, rows)
+        checks.at_least("temperature", torch.tensor(float(temperature)), 0.0)
+        with self._errors("chain_start"):
+            x, v = self._engine.chain_start(rows, d, seed, first_chain, *streams, math.sqrt(temperature))
+        return DeviceTensor(self, x), DeviceTensor(self, v)
+
     def decode(
         self,
         x: Tensor | DeviceTensor,
@@ -226,10 +233,6 @@ class Vulkan(Backend):
                 hint="remove --langevin-dt, --langevin-gamma, --langevin-T and --kappa: rules set them then",
             )
         return tokens
-
-    def _like(self, arguments: tuple[Any, ...], results: Iterable[Tensor]) -> list[Any]:
-        """Results of an operation that works through the host: on the device if an argument was."""
-        return [self.tensor(result) for result in results] if on_device(*arguments) else list(results)
 
     def _tensor(self, value: Any) -> Tensor:
         return cast("Tensor", self._result(value))
@@ -401,13 +404,9 @@ class Vulkan(Backend):
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.operation("accumulate", self._rules, locals())
-        arguments = (x, ids, responsibilities, tokens)
         with self._errors("accumulate"):
-            rows, names, shares, said = map(_array, on_host(arguments))
-            found = self._engine.accumulate(rows, names, shares, said, n)
-        sums, splat_token, counts = map(torch.from_numpy, found)
-        parts = (sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
-        return Accumulated(*self._like(arguments, parts))
+            found = self._engine.accumulate(*map(_native, (x, ids, responsibilities, tokens)), n)
+        return Accumulated(*map(self._result, found))
 
 
 def _levels(schedule: Schedule, rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

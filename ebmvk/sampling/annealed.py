@@ -7,21 +7,18 @@ its concentration rises (`schedule`). The usual integrator is g-BAOAB (Leimkuhle
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
 from ebmvk.config.integrators import LEAPFROGS, METROPOLIS
-from ebmvk.engine import philox
 from ebmvk.engine.api import LangevinDiagnostics, Schedule, Scheme
 from ebmvk.engine.chained import keeper_of
 from ebmvk.sampling.interface import Drawn, Options, State, TokenPoints, by_decoding, decoding_seed
 from ebmvk.sampling.latent import LatentLaw, check_finite
 from ebmvk.sampling.on_device import DeviceLaw
 from ebmvk.sampling.schedule import annealed_schedule
-from ebmvk.sphere.geometry import proju
 
 USUAL: Scheme = "gbaoab"  # the integrator, unless a run's settings name another
 
@@ -68,8 +65,7 @@ def annealed_langevin(
         step_size=step_size,
         gamma=gamma,
     )
-    x = law.uniform_start(seed=seed, first_chain=first_chain)
-    v = proju(x, law.normals(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
+    x, v = law.start(seed=seed, temperature=temperature, first_chain=first_chain)
     result = law.backend.langevin(
         *cast("Any", (x, v, law.points, law.ids, law.logp, law.ones, law.log_rest, schedule)),
         seed=seed,

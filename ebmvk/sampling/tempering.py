@@ -24,7 +24,6 @@ from ebmvk.sampling import streams
 from ebmvk.sampling.interface import Options, State, by_decoding
 from ebmvk.sampling.latent import LatentLaw, check_finite
 from ebmvk.sampling.schedule import FIRST, LAST, STIFFNESS
-from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 ARC = 0.3  # radians that a leapfrog step moves: h sqrt((d-1) T)
@@ -88,8 +87,7 @@ def tempering(
         raise ArgumentError(f"scheme = {scheme!r} does not accept or reject", hint=f"use {' or '.join(able)}")
     ladder = _Ladder.of(law, rungs, kappa, temperature, step_size, gamma, scheme)
     first = first_chain * rungs
-    x = ladder.law.uniform_start(seed=seed, first_chain=first)
-    v = proju(x, ladder.law.normals(philox.STREAM_VELOCITY, seed, first)) * math.sqrt(temperature)
+    x, v = ladder.law.start(seed=seed, temperature=temperature, first_chain=first)
     parts, swaps, tried = [], torch.zeros(len(law.ids), rungs - 1, device=x.device), torch.zeros(rungs - 1)
     for turn in range(rounds):
         run = ladder.move(x, v, seed, turn, first)

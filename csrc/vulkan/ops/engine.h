@@ -89,6 +89,13 @@ struct DecodeArguments {
   std::uint32_t first_chain, choice_stream, rest_stream;
 };
 
+struct StartArguments {  // chains of dimension d
+  std::uint32_t rows, d;
+  std::uint64_t seed;
+  std::uint32_t first_chain, x_stream, v_stream;
+  float scale;  // of velocities: the root of the temperature
+};
+
 struct VmfArguments {
   std::uint32_t rows, d;
   Argument<float> mu, cosine_sine;  // (B, d), (B, 2)
@@ -98,10 +105,17 @@ struct VmfArguments {
 
 struct AccumulateArguments {
   std::uint32_t rows, k, d, n;
-  const float* x;
-  const std::int64_t* ids;
-  const float* responsibilities;
-  const std::int64_t* tokens;
+  Argument<float> x;
+  Argument<std::int64_t> ids;
+  Argument<float> responsibilities;
+  Argument<std::int64_t> tokens;
+  std::uint64_t tokens_below;  // above all tokens
+};
+
+// Statistics that stay on the device: (n,), (n, d), (E, 2) splat and token, (E,), with E = max(rows, 1)
+// k. The last two keep as many rows as there are pairs.
+struct AccumulatedTensors {
+  Tensor *mass, *resultant, *pairs, *counts;
 };
 
 struct Move {  // `count` words from `from` to `to`
@@ -139,6 +153,7 @@ struct SortAnswer {
   std::vector<std::uint32_t> order, starts, keys, tokens;
 };
 
+struct ScanResults;
 class Engine;
 
 // (N, d) rows in device memory, in shards. Each is an allocation of its own, and fits the
@@ -237,10 +252,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
   // The masses of candidates, of the rest, and the entropy of both.
   void candidate_law(const LawArguments& in, const LawResults& out);
+  // Uniform x and normal v of chains.
+  void chain_start(const StartArguments& in, const Result<float>& x, const Result<float>& v);
   // A token of each row, by the responsibilities at x; 2^32 - 1 if they aren't finite.
   void decode(const Points& points, const DecodeArguments& in, const Result<std::int64_t>& tokens);
   void vmf_sample(const VmfArguments& in, const Result<float>& result);
-  Accumulated accumulate(const AccumulateArguments& in);
+  // The statistics go to the tensors, or without `to` they are returned.
+  Accumulated accumulate(const AccumulateArguments& in, const AccumulatedTensors* to = nullptr);
   void topk(const Points& points, const TopkArguments& in, const Result<float>& scores,
             const Result<std::int64_t>& ids);
   // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
@@ -296,11 +314,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
-  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const Result<float>& scores,
-                  const Result<std::int64_t>& ids);
-  // Returns the rows that float16 did not prove; nothing is written for them.
-  std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
-                                         const TopkArguments& in, float* scores, std::int64_t* ids);
+  // For the rows from `begin` up to `end` - 1.
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const ScanResults& to, std::uint64_t begin,
+                  std::uint64_t end);
+  void coarse_topk(Call& call, const Points& points, const Coarse& coarse, const TopkArguments& in,
+                   const ScanResults& to);
   template <typename Push>
   void integrate(const Points& points, const Push& push, const LangevinArguments& in, const LangevinResults& out);
 
@@ -315,6 +333,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Pace pace_;
 };
 
+// Slices of one kernel that a plan may have. Each has a slot of its own for what it reads.
+constexpr std::uint32_t kSlots = 16;
+constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
+
 // One call of an operation. Holds the device's mutex, runs programs as plans, and counts the call if
 // it succeeds. If it fails, nothing that may be half done is used again.
 class Engine::Call {
@@ -325,6 +347,8 @@ class Engine::Call {
   // Adds a section of a program to the plan. `flops`: its work, mostly in the kernel, from which the
   // engine learns how much fits into a slice; 0: don't learn.
   void add(Program& program, std::uint32_t section, const std::string& kernel = {}, double flops = 0);
+  // The number of slices of a kernel that the next plan may have: one until its speed is known.
+  std::uint32_t slots(const std::string& kernel) const;
   // Runs the plan and empties it.
   void run();
   // The same for a program with one section.
