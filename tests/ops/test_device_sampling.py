@@ -249,7 +249,8 @@ def test_chained_sampling_moves_only_tokens_and_entropies_out() -> None:
     assert since(before, backend) == {"download": (0, 5 * 4 * rows)}
     other = SamplingHealth()
     other.add(through_host.diagnostics[0])
-    assert record == pytest.approx(other.record(), rel=0.02)  # both schedules are of one entropy
+    # Both schedules are of one entropy; tangency, about 2e-7, is rounding only.
+    assert record == pytest.approx(other.record(), rel=0.02, abs=1e-6)
 
 
 def test_a_samplers_call_is_six_submissions() -> None:
