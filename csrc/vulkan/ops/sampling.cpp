@@ -5,6 +5,7 @@
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ebmvk {
 namespace {
