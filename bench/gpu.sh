@@ -217,6 +217,13 @@ END
     export EBMVK_TEST_DEVICE
 }
 
+doctor() {
+    seconds=120
+    if [ -n "$quick" ]; then seconds=5; fi
+    step doctor doctor.log "$python" -m ebmvk doctor --device "$EBMVK_TEST_DEVICE" \
+        --report "$out/doctor.json" --seconds "$seconds"
+}
+
 tests() {
     if [ -n "$quick" ]; then
         set -- tests/ops/test_topk.py tests/ops/test_sphere_ops.py tests/ops/test_vulkan_ceilings.py -k vulkan
@@ -253,7 +260,7 @@ print(*(f"{d.name} ({d.type}), driver {d.driver}, {d.memory_bytes} bytes" for d 
 ' "${EBMVK_TEST_DEVICE#vulkan:}")"
     if have nvidia-smi; then echo "nvidia-smi: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader)"; fi
 } | tee -a "$out/run.txt"
-if chosen doctor; then step doctor doctor.json "$python" -m ebmvk.doctor --json; fi
+if chosen doctor; then doctor; fi
 if chosen tests; then tests; fi
 if chosen ops; then measure ops; fi
 if chosen peers; then measure peers; fi

@@ -172,8 +172,8 @@ def reader(operation: Any, target: Target) -> Iterator[str]:
     known = {"d": "points.d()", "N": "points.n()"} if target.vulkan and has_points(operation) else {}
     used = {size for argument in operation.arguments for size in (*argument.of, argument.below, argument.high)}
     local = [size for size in SIZES if size in used or size in sizes(operation, target)]
-    begins = ", ".join(f"{size_of(size)} = {known.get(size, 'kAny')}" for size in local)
-    yield f"  py::ssize_t {begins};"
+    if begins := ", ".join(f"{size_of(size)} = {known.get(size, 'kAny')}" for size in local):
+        yield f"  py::ssize_t {begins};"
     yield f"  {name}Arguments in{{}};"
     for argument in operation.arguments:
         yield from (f"  {line}" for line in read(argument, target, engine))
@@ -215,7 +215,8 @@ def binding(operation: Any, target: Target) -> Iterator[str]:
     yield f"  const auto in = read_{operation.name}({'engine, ' if target.vulkan else ''}{given});"
     if target.vulkan and not all(result.host for result in operation.results):
         tensors = ", ".join(argument.name for argument in operation.arguments if argument.kind in ELEMENTS)
-        yield f"  const bool on_device = any_tensor({{{tensors}}});"
+        known = f"any_tensor({{{tensors}}})" if tensors else "true"
+        yield f"  const bool on_device = {known};"
     for result in operation.results:
         yield f"  const auto to_{result.name} = {make(result, operation, target)};"
     to = ", ".join(f"to_{result.name}.to" for result in operation.results)

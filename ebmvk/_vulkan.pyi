@@ -335,9 +335,9 @@ class Engine:
         """cosine_sine (B, 2): of the angle between each sample and its mean."""
 
     def accumulate(
-        self, x: _Floats, ids: _Ids, responsibilities: _Floats, tokens: _Ids, n: int
-    ) -> tuple[_Floats, _Ids, _Floats]:
-        """(n, d + 1) resultants, each followed by its mass; (M, 2) splat and token; (M,) counts."""
+        self, x: _Rows, ids: _Rows, responsibilities: _Rows, tokens: _Rows, n: int
+    ) -> tuple[_Rows, _Rows, _Rows, _Rows]:
+        """mass (n,); resultants (n, d); splat and token of each pair (M, 2); counts (M,)."""
 
     def energy(
         self, x: _Rows, points: Points, ids: _Rows, logw: _Rows, kappa: _Rows, log_background: _Rows
@@ -382,6 +382,11 @@ class Engine:
 
     def candidate_law(self, log_p: _Rows, ids: _Rows) -> tuple[_Rows, _Rows, _Floats]:
         """logp (B, K), log_rest (B,), entropy (B,)."""
+
+    def chain_start(
+        self, rows: int, d: int, seed: int, first_chain: int, x_stream: int, v_stream: int, temperature: float
+    ) -> tuple[_Rows, _Rows]:
+        """x (rows, d), v (rows, d)."""
 
     def decode(
         self,

@@ -174,6 +174,8 @@ def header(kernels: list[Kernel]) -> str:
         out += ["", f"struct {camel} {{"]
         if not kernel.integrator:  # otherwise several kernels share these
             out.append(f'  static constexpr const char *name = "{kernel.name}";')
+        if kernel.group:
+            out.append(f"  static constexpr std::uint32_t group = {kernel.group};")
         if kernel.params:
             out += ["  struct Params {", *(f"    {PARAM_TYPES[kind]} {name};" for name, kind in kernel.params), "  };"]
         out += [f"  {PARAM_TYPES[kind]} {name};" for name, kind in kernel.push]

@@ -93,36 +93,51 @@ py::object vmf_sample(Engine& engine, const py::object& mu, const py::object& co
   return result.value;
 }
 
-py::tuple accumulate(Engine& engine, const Floats& x, const Ids& ids, const Floats& responsibilities, const Ids& tokens,
-                     std::uint32_t n) {
-  matrix(x, "x");
-  const auto rows = x.shape(0), d = x.shape(1);
-  if (ids.ndim() != 2 || ids.shape(1) < 1) throw std::invalid_argument("ids is not (B, K)");
-  const auto k = ids.shape(1);
-  require(ids, "ids", {rows, k});
-  require(responsibilities, "responsibilities", {rows, k});
-  require(tokens, "tokens", {rows});
-  require_below({ids.data(), nullptr}, ids.size(), "ids", n);
-  require_below({tokens.data(), nullptr}, tokens.size(), "tokens", std::int64_t{1} << 31);
-  count(rows * k, "B x K");
-  const AccumulateArguments in{count(rows, "B"), count(k, "K"), count(d, "d"),           n,
-                               x.data(),         ids.data(),    responsibilities.data(), tokens.data()};
-  Accumulated sums;
+py::tuple accumulate_on_device(Engine& engine, const AccumulateArguments& in) {
+  const auto tensor = [&](std::uint32_t rows, std::uint32_t width, std::uint32_t pitch, bool vector, Element element) {
+    const ReleaseGil release;
+    return engine.tensor({rows, width, pitch, vector, element});
+  };
+  const auto room = std::max(in.rows, 1u) * in.k;  // of the program, also without rows
+  const auto mass = tensor(in.n, 1, 1, true, Element::float32);
+  const auto resultant = tensor(in.n, in.d, 4 * quads_of(in.d), false, Element::float32);
+  const auto splat_token = tensor(room, 2, 2, false, Element::index);
+  const auto counts = tensor(room, 1, 1, true, Element::float32);
+  splat_token->set_below(std::max(std::uint64_t{in.n}, Engine::tokens_below(in)));
+  const AccumulatedTensors to{mass.get(), resultant.get(), splat_token.get(), counts.get()};
   {
     const ReleaseGil release;
-    sums = engine.accumulate(in);
+    engine.accumulate(in, &to);
   }
-  const auto pairs = static_cast<py::ssize_t>(sums.pairs.size());
-  Floats table({static_cast<py::ssize_t>(n), d + 1}), counts({pairs});
+  return py::make_tuple(mass, resultant, splat_token, counts);
+}
+
+// mass (n,), resultant (n, d), splat and token of each pair (P, 2), counts (P,).
+py::tuple accumulate(Engine& engine, const py::object& x, const py::object& ids, const py::object& responsibilities,
+                     const py::object& tokens, std::uint32_t n) {
+  const auto in = read_accumulate(engine, x, ids, responsibilities, tokens, n);
+  count(py::ssize_t{in.rows} * in.k, "B x K");
+  if (any_tensor({x, ids, responsibilities, tokens})) return accumulate_on_device(engine, in);
+  Accumulated found;
+  {
+    const ReleaseGil release;
+    found = engine.accumulate(in);
+  }
+  const py::ssize_t pairs = static_cast<py::ssize_t>(found.pairs.size()), splats = n, d = in.d;
+  Floats mass({splats}), resultant({splats, d}), counts({pairs});
   Ids splat_token({pairs, py::ssize_t{2}});
-  std::copy(sums.sums.begin(), sums.sums.end(), table.mutable_data());
-  std::copy(sums.counts.begin(), sums.counts.end(), counts.mutable_data());
+  for (py::ssize_t i = 0; i < splats; ++i) {
+    const auto* sums = found.sums.data() + i * (d + 1);
+    std::copy_n(sums, d, resultant.mutable_data() + i * d);
+    mass.mutable_data()[i] = sums[d];
+  }
+  std::copy(found.counts.begin(), found.counts.end(), counts.mutable_data());
   auto* to = splat_token.mutable_data();
-  for (const auto pair : sums.pairs) {
+  for (const auto pair : found.pairs) {
     *to++ = static_cast<std::int64_t>(pair >> 32);
     *to++ = static_cast<std::int64_t>(pair & 0xffffffffu);
   }
-  return py::make_tuple(table, splat_token, counts);
+  return py::make_tuple(mass, resultant, splat_token, counts);
 }
 
 Words probe(Engine& engine, std::uint32_t function, const Words& arguments, const Words& key) {

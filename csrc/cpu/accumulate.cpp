@@ -20,7 +20,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 
 #include "cpu/groups.h"
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
@@ -52,23 +52,21 @@ TokenCounts Accumulate(const AccumulateArguments& s, float* mass, float* resulta
   const Groups groups = GroupById(s.ids, s.rows * s.k, s.n);
   std::vector<TokenShare> tokens(s.rows * s.k);
   std::vector<size_t> kept(s.n);
-  SharedPool().Run((s.n + kGroupsPerTask - 1) / kGroupsPerTask, [&](size_t task, size_t) {
-    for (size_t g = task * kGroupsPerTask; g < std::min<size_t>(s.n, (task + 1) * kGroupsPerTask); ++g) {
-      float* to = resultant + g * s.d;
-      std::fill_n(to, s.d, 0.0f);
-      double total = 0;
-      TokenShare *const first = tokens.data() + groups.first[g], *end = first;
-      for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
-        const size_t pair = groups.order[i], row = pair / s.k;
-        const float share = s.responsibilities[pair];
-        if (!(share > 0)) continue;
-        total += share;
-        HWY_DYNAMIC_DISPATCH(AddShare)(share, s.x + row * s.d, s.d, to);
-        *end++ = {s.tokens[row], share};
-      }
-      mass[g] = static_cast<float>(total);
-      kept[g] = AddEqualTokens(first, end);
+  ForEach(s.n, kGroupsPerTask, [&](size_t g) {
+    float* to = resultant + g * s.d;
+    std::fill_n(to, s.d, 0.0f);
+    double total = 0;
+    TokenShare *const first = tokens.data() + groups.first[g], *end = first;
+    for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
+      const size_t pair = groups.order[i], row = pair / s.k;
+      const float share = s.responsibilities[pair];
+      if (!(share > 0)) continue;
+      total += share;
+      HWY_DYNAMIC_DISPATCH(AddShare)(share, s.x + row * s.d, s.d, to);
+      *end++ = {s.tokens[row], share};
     }
+    mass[g] = static_cast<float>(total);
+    kept[g] = AddEqualTokens(first, end);
   });
   TokenCounts out;
   for (size_t g = 0; g < s.n; ++g) {

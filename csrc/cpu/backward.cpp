@@ -64,32 +64,25 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "cpu/groups.h"
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
 HWY_EXPORT(BackwardRow);
 HWY_EXPORT(AddRow);
 
-struct Space {
-  GatherSpace candidates;
-  AlignedFloats memory;
-};
-
 // Sums over each point's (row, candidate) pairs in ascending order, so the number of threads
 // doesn't change a bit.
 void AddPoints(const EnergyScoreBackwardArguments& in, const float* w, const float* of_x, const float* of_w,
                float* points) {
   const Groups groups = GroupById(in.ids, in.rows * in.k, in.n);
-  const size_t n = in.n, d = in.d;
-  SharedPool().Run((n + kGroupsPerTask - 1) / kGroupsPerTask, [&](size_t task, size_t) {
-    for (size_t g = task * kGroupsPerTask; g < std::min(n, (task + 1) * kGroupsPerTask); ++g) {
-      float* to = points + g * d;
-      std::fill_n(to, d, 0.0f);
-      for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
-        const size_t pair = groups.order[i], row = pair / in.k;
-        HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], in.x + row * d, of_w[pair], w + row * d, d, to);
-      }
+  const size_t d = in.d;
+  ForEach(in.n, kGroupsPerTask, [&](size_t g) {
+    float* to = points + g * d;
+    std::fill_n(to, d, 0.0f);
+    for (size_t i = groups.first[g]; i < groups.first[g + 1]; ++i) {
+      const size_t pair = groups.order[i], row = pair / in.k;
+      HWY_DYNAMIC_DISPATCH(AddRow)(of_x[pair], in.x + row * d, of_w[pair], w + row * d, d, to);
     }
   });
 }
@@ -97,20 +90,15 @@ void AddPoints(const EnergyScoreBackwardArguments& in, const float* w, const flo
 }  // namespace
 
 void EnergyScoreBackward(const EnergyScoreBackwardArguments& in, const EnergyScoreBackwardResults& out) {
-  ThreadPool& pool = SharedPool();
   const size_t d = in.d, wide = RoundUp(d, 32), list = RoundUp(in.k, 16) + 16;
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(in.k, d), AllocateFloats(4 * wide + 3 * list)});
-  }
   std::vector<float> of_x(in.rows * in.k), of_w(of_x.size()), w(in.rows * d);
-  pool.Run(in.rows, [&](size_t row, size_t thread) {
-    float* at = spaces[thread].memory.get();
+  ForCandidateRows(in, 4 * wide + 3 * list, [&](size_t row, RowSpace& own) {
+    float* at = own.floats.get();
     float* lists_at = at + 4 * wide;
     const BackwardSpace space{at,       at + wide,       at + 2 * wide,      at + 3 * wide,
                               lists_at, lists_at + list, lists_at + 2 * list};
     std::copy_n(in.x + row * d, d, space.x);
-    const Gathered& candidates = spaces[thread].candidates.Gather(in, row);
+    const Gathered& candidates = own.candidates.Gather(in, row);
     HWY_DYNAMIC_DISPATCH(BackwardRow)
     (candidates, space, in.grad_energy[row], in.grad_score + row * d, row, in.k, d, of_x.data(), of_w.data(), out);
     std::copy_n(space.w, d, w.data() + row * d);

@@ -27,28 +27,17 @@ void EnergyScoreRow(const Gathered& c, const float* x, float* pull, size_t k, si
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <vector>
-
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 HWY_EXPORT(EnergyScoreRow);
 
 void EnergyScore(const EnergyScoreArguments& in, const EnergyScoreResults& out) {
-  struct Space {
-    GatherSpace candidates;
-    AlignedFloats state;
-  };
-  ThreadPool& pool = SharedPool();
   const size_t n = RoundUp(in.d, 32);
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(in.k, in.d), AllocateFloats(2 * n)});
-  }
-  pool.Run(in.rows, [&](size_t row, size_t thread) {
-    float* state = spaces[thread].state.get();
+  ForCandidateRows(in, 2 * n, [&](size_t row, RowSpace& space) {
+    float* state = space.floats.get();
     std::copy_n(in.x + row * in.d, in.d, state);
-    const Gathered& candidates = spaces[thread].candidates.Gather(in, row);
+    const Gathered& candidates = space.candidates.Gather(in, row);
     HWY_DYNAMIC_DISPATCH(EnergyScoreRow)(candidates, state, state + n, in.k, in.d, row, out);
   });
 }

@@ -302,9 +302,7 @@ void FillNormalsRow(uint64_t seed, uint32_t step, uint32_t chain, uint32_t strea
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <vector>
-
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
@@ -312,22 +310,17 @@ HWY_EXPORT(RunLevel);
 HWY_EXPORT(SquaredNorm);
 HWY_EXPORT(FillNormalsRow);
 
-struct Space {
-  GatherSpace candidates;
-  AlignedFloats state;
-};
-
 Level LevelOf(const Schedule& schedule, size_t row, size_t level) {
   const size_t i = (schedule.rows > 1 ? row * schedule.levels : 0) + level;
   return {schedule.kappa_scale[i], schedule.logw_shift[i], schedule.step_size[i], schedule.gamma[i],
           schedule.steps[level]};
 }
 
-void RunChain(const LangevinArguments& in, const LangevinResults& out, size_t row, Space& space) {
+void RunChain(const LangevinArguments& in, const LangevinResults& out, size_t row, RowSpace& space) {
   const size_t d = in.d, n = RoundUp(d, 32);
   Gathered& candidates = space.candidates.Gather(in, row);
   Chain chain;
-  chain.x = space.state.get();
+  chain.x = space.floats.get();
   chain.v = chain.x + n;
   chain.pull = chain.v + n;
   chain.start = chain.pull + n;
@@ -362,12 +355,8 @@ void RunChain(const LangevinArguments& in, const LangevinResults& out, size_t ro
 }  // namespace
 
 void Langevin(const LangevinArguments& in, const LangevinResults& out) {
-  ThreadPool& pool = SharedPool();
-  std::vector<Space> spaces;
-  for (size_t thread = 0; thread < pool.threads(); ++thread) {
-    spaces.push_back({GatherSpace(in.k, in.d), AllocateFloats(7 * RoundUp(in.d, 32) + kNoisePad)});
-  }
-  pool.Run(in.rows, [&](size_t row, size_t thread) { RunChain(in, out, row, spaces[thread]); });
+  ForCandidateRows(in, 7 * RoundUp(in.d, 32) + kNoisePad,
+                   [&](size_t row, RowSpace& space) { RunChain(in, out, row, space); });
 }
 
 void Normals(uint64_t seed, uint32_t first_step, size_t steps, uint32_t first_chain, size_t chains, uint32_t stream,

@@ -61,7 +61,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <vector>
 
-#include "cpu/thread_pool.h"
+#include "cpu/rows.h"
 
 namespace ebmvk {
 namespace {
@@ -72,15 +72,11 @@ HWY_EXPORT(LogmapRow);
 HWY_EXPORT(TranspRow);
 HWY_EXPORT(DistRow);
 
-// Floats per task; enough to be worth waking a thread.
-constexpr size_t kTask = 1 << 15;
+constexpr size_t kTask = 1 << 15;  // floats per task
 
 template <class Row>
 void ForRows(size_t rows, size_t d, const Row& row) {
-  const size_t at_once = std::max<size_t>(1, kTask / std::max<size_t>(1, d));
-  SharedPool().Run((rows + at_once - 1) / at_once, [&](size_t task, size_t) {
-    for (size_t r = task * at_once; r < std::min(rows, (task + 1) * at_once); ++r) row(r * d, r);
-  });
+  ForEach(rows, std::max<size_t>(1, kTask / std::max<size_t>(1, d)), [&](size_t r) { row(r * d, r); });
 }
 
 void Projx(size_t rows, size_t d, const float* const* in, float* out) {

@@ -255,10 +255,11 @@ def _say_health(generator: Generator, sampler: SamplerName, run: OpenRun) -> Non
     if rates:
         _say(f"{SAMPLERS[sampler].rates}: {', '.join(f'{rate:.2f}' for rate in rates)}")
     if health:
+        accepted = f", accepted {health['acceptance']:.0%}" if health["acceptance"] < 1 else ""
         _say(
             f"{health['chains']:.0f} chains: kinetic temperature {health['kinetic_temperature']:.3f} "
             f"(of {run.config.langevin.langevin_T:g}), energy error {health['energy_error']:.3f} per step, "
-            f"tangency {health['tangency']:.1e}"
+            f"tangency {health['tangency']:.1e}{accepted}"
         )
 
 

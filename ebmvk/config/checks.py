@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ebmvk.config.integrators import LEAPFROGS, METROPOLIS
 from ebmvk.config.models import ENERGY_TERMS, MODELS, WINDOWS, owners
 from ebmvk.config.schema import (
     OF_TEXT,
@@ -52,6 +53,13 @@ def check(config: Config) -> Config:
         langevin.langevin_levels <= langevin.langevin_steps,
         f"--langevin-levels {langevin.langevin_levels} exceeds --langevin-steps {langevin.langevin_steps}",
         f"use --langevin-levels {langevin.langevin_steps} or less: each level needs a step",
+    )
+    _require(
+        not METROPOLIS.get(langevin.langevin_scheme) or langevin.langevin_levels * LEAPFROGS <= langevin.langevin_steps,
+        f"--langevin-scheme {langevin.langevin_scheme} with --langevin-levels {langevin.langevin_levels} and "
+        f"--langevin-steps {langevin.langevin_steps}",
+        f"use --langevin-steps {langevin.langevin_levels * LEAPFROGS} or more: each level needs a trajectory of "
+        f"{LEAPFROGS} steps",
     )
     _check_splats(config.splats)
     return config

@@ -23,7 +23,8 @@ WINDOWS: Settings = ("context_local", "context_medium", "context_global")
 _EXPERTS: Settings = ("moe_experts", "moe_active", "moe_balance", "moe_z")
 _NOISE: Settings = ("lambda_denoise", "noise_levels", "noise_unit", "denoise_form")
 _CHAINS: Settings = (
-    "knn_k", "langevin_steps", "langevin_levels", "langevin_dt", "langevin_gamma", "langevin_T", "kappa",
+    "knn_k", "langevin_steps", "langevin_levels", "langevin_scheme", "langevin_dt", "langevin_gamma", "langevin_T",
+    "kappa",
 )  # fmt: skip
 
 

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import tyro
 
+from ebmvk.config import integrators
 from ebmvk.config.models import HELP, MODELS
 
 if TYPE_CHECKING:
     ModelName = str
+    SchemeName = str
 else:  # mypy can't follow a Literal that is computed
     ModelName = Literal[tuple(MODELS)]
+    SchemeName = Literal[(integrators.AUTO, *integrators.METROPOLIS)]
 Size = Literal["nano", "tiny", "small", "base"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
@@ -150,6 +153,7 @@ class LangevinConfig:
     langevin_steps: int = knob(200, low=1, resume=True)
     # Annealing levels: a chain starts among all tokens and ends close to one, in this many stages.
     langevin_levels: int = knob(10, low=1, resume=True)
+    langevin_scheme: Annotated[SchemeName, tyro.conf.arg(help=integrators.HELP)] = knob(integrators.AUTO, resume=True)
     # Length of a step of the chain. By default it is chosen at each level.
     langevin_dt: Number = knob(None, low=1e-9, high=1e15, resume=True)
     # Friction of the chain. By default it is the root of the level's concentration.

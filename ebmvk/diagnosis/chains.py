@@ -7,6 +7,7 @@ import torch
 from ebmvk.certification import statistics
 from ebmvk.certification.contexts import Contexts, of_text
 from ebmvk.certification.results import FAMILY_LEVEL
+from ebmvk.config.integrators import AUTO, METROPOLIS
 from ebmvk.diagnosis.subject import Row, Subject
 from ebmvk.evaluation.score_matching import score_matching, windows
 from ebmvk.objective import noise
@@ -59,12 +60,14 @@ def langevin(subject: Subject) -> Row | Absent:
         return absent
     sizes, run = subject.sizes, subject.run
     contexts = of_text(*(subject.model, run.tokenizer, subject.validation, subject.window[0]), count=sizes.contexts)
-    temperature = run.config.langevin.langevin_T
-    names = [name for name, one in SAMPLERS.items() if one.diagnosed and (one.any_temperature or temperature == 1)]
+    settings = run.config.langevin
+    temperature = settings.langevin_T
+    names = [name for name, one in SAMPLERS.items() if one.diagnosed and not one.conflict(settings)]
     return {
         "contexts": contexts.source,
         "chains": sizes.chains,
-        "steps": run.config.langevin.langevin_steps,
+        "steps": settings.langevin_steps,
+        "scheme": settings.langevin_scheme,
         "temperature": temperature,
         "level": FAMILY_LEVEL,
         "samplers": [_sampled(subject, contexts, name, temperature) for name in names],
@@ -143,9 +146,15 @@ def _sampling_note(found: Row) -> str:
     )
     return (
         f"Each sampler draws a token from every one of its chains, in {found['contexts']}; {found['steps']} steps, "
-        f"temperature {temperature:g}. {test} Annealed Langevin accepts every step, so it is right only approximately. "
+        f"temperature {temperature:g}. {test} {_integrator_note(found.get('scheme', AUTO))} "
         "Exchanged or moved: how often tempering swaps neighbouring temperatures, or Gibbs changes its component."
     )
+
+
+def _integrator_note(scheme: str) -> str:
+    if METROPOLIS.get(scheme):
+        return f"Annealed Langevin, here with {scheme}, accepts or rejects, so only the annealing is approximate."
+    return "Annealed Langevin accepts every step, so it is right only approximately."
 
 
 def _contexts(found: Row) -> Table:

@@ -26,6 +26,14 @@ class CandidateLaw:
     entropy: Tensor
 
 
+@dataclass(frozen=True)
+class ChainStart:
+    """x (rows, d), unit, and v (rows, d), tangent: states and velocities of chains."""
+
+    x: DeviceTensor
+    v: DeviceTensor
+
+
 def keeper_of(points: Points) -> Chained | None:
     """The backend that keeps the points on a device and takes `DeviceTensor`s; None if it takes
     none.
@@ -60,6 +68,22 @@ class Chained(Backend, Protocol):
             ArgumentError: a shape, dtype or value doesn't fit.
         """
         result: CandidateLaw = self._operation("candidate_law", locals())
+        return result
+
+    def chain_start(
+        self, rows: int, d: int, *, seed: int, first_chain: int, x_stream: int, v_stream: int, temperature: float
+    ) -> ChainStart:
+        """Where chains begin: x uniform on the sphere, and v ~ N(0, T P_x).
+
+        Args:
+            rows: the number of chains. d: their dimension.
+            x_stream, v_stream: of the normals of x and of v; those of step 0 and the chains' own
+                numbers.
+
+        Raises:
+            ArgumentError: a size or number is out of range.
+        """
+        result: ChainStart = self._operation("chain_start", locals())
         return result
 
     def decode(

@@ -43,7 +43,9 @@ def _value(argument: Argument, sizes: Mapping[str, int], g: torch.Generator) -> 
         return Schedule(halves, halves / 10, halves / 50, 5 * halves, (3, 2))
     if argument.kind == "int":
         largest = sizes[argument.high] if isinstance(argument.high, str) else argument.high
-        wanted = sizes.get(argument.name.upper(), int(argument.low))  # k as many as candidates, n as points
+        # k as many as candidates, n as points, rows as B.
+        size = {"rows": "B", "d": "d"}.get(argument.name, argument.name.upper())
+        wanted = sizes.get(size, int(argument.low))
         return max(int(argument.low), min(wanted, largest))
     return {"seed": 2**40 + g.initial_seed(), "counter": 0, "real": max(argument.low, 1.0), "scheme": "gbaoab"}[
         argument.kind

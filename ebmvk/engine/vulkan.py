@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -138,10 +138,6 @@ class Vulkan(Chained):
             {name: OpCount(**{key: getattr(count, key) for key in COUNTED}) for name, count in counts.items()}
         )
 
-    def submissions(self) -> int:
-        """Submissions to Vulkan queues in this process until now, whichever device they went to."""
-        return int(self._extension.calls_of("vkQueueSubmit"))
-
     def kernels(self) -> list[str]:
         """The shaders that ran, as NAME.VARIANT.STORAGE; the storage is that of the points."""
         return [f"{name}.{variant.name}.{storage.name}" for name, variant, storage in self._engine.used_kernels()]
@@ -173,10 +169,6 @@ class Vulkan(Chained):
     ) -> tuple[Tensor, Tensor, Tensor]:
         energy, responsibilities, background = map(self._result, self._call("energy_score", locals(), "energy"))
         return energy, responsibilities, background
-
-    def _like(self, arguments: tuple[Any, ...], results: Iterable[Tensor]) -> list[Any]:
-        """Results of an operation that works through the host: on the device if an argument was."""
-        return [self.tensor(result) for result in results] if on_device(*arguments) else list(results)
 
     def _tensor(self, value: Any) -> Tensor:
         return cast("Tensor", self._result(value))
@@ -273,13 +265,9 @@ class Vulkan(Chained):
 
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.operation("accumulate", self._rules, locals())
-        arguments = (x, ids, responsibilities, tokens)
         with self._errors("accumulate"):
-            rows, names, shares, said = map(array, on_host(arguments))
-            found = self._engine.accumulate(rows, names, shares, said, n)
-        sums, splat_token, counts = map(torch.from_numpy, found)
-        parts = (sums[:, -1].contiguous(), sums[:, :-1].contiguous(), splat_token, counts)
-        return Accumulated(*self._like(arguments, parts))
+            found = self._engine.accumulate(*map(_native, (x, ids, responsibilities, tokens)), n)
+        return Accumulated(*map(self._result, found))
 
 
 def _require_tokens(tokens: Tensor) -> None:

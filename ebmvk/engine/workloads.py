@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ebmvk.engine.api import Backend, Points, Schedule
 from ebmvk.engine.integrators import INTEGRATORS
-from ebmvk.engine.vulkan import Vulkan
 
 REPEATS = 3
 """Measured runs. One that isn't measured comes first."""
@@ -118,8 +117,6 @@ def _counts(backend: Backend) -> Counter[str]:
     found: Counter[str] = Counter()
     for count in backend.counts().values():
         found.update({key: value for key, value in asdict(count).items() if key not in ("calls", "seconds")})
-    if isinstance(backend, Vulkan):
-        found["submissions"] = backend.submissions()
     return found
 
 

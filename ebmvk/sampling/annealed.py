@@ -1,26 +1,26 @@
 """`--sampler langevin`: annealed Langevin chains (model section 7).
 
-Underdamped Langevin dynamics on the sphere, discretised by g-BAOAB (Leimkuhler and Matthews 2016),
-start from uniform states and follow the latent law as its concentration rises (`schedule`). Chains
-are not Metropolised: a bias of the order of the squared step size stays.
+Underdamped Langevin dynamics on the sphere start from uniform states and follow the latent law as
+its concentration rises (`schedule`). The usual integrator is g-BAOAB (Leimkuhler and Matthews
+2016), which isn't Metropolised: a bias of the order of the squared step size stays.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
-from ebmvk.engine import philox
-from ebmvk.engine.api import LangevinDiagnostics, Schedule
+from ebmvk.config.integrators import LEAPFROGS, METROPOLIS
+from ebmvk.engine.api import LangevinDiagnostics, Schedule, Scheme
 from ebmvk.engine.chained import keeper_of
 from ebmvk.sampling.interface import Drawn, Options, State, TokenPoints, by_decoding, decoding_seed
 from ebmvk.sampling.latent import LatentLaw, check_finite
 from ebmvk.sampling.on_device import DeviceLaw
 from ebmvk.sampling.schedule import annealed_schedule
-from ebmvk.sphere.geometry import proju
+
+USUAL: Scheme = "gbaoab"  # the integrator, unless a run's settings name another
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,13 @@ def annealed_langevin(
     step_size: float | None = None,
     gamma: float | None = None,
     first_chain: int = 0,
+    scheme: Scheme = USUAL,
 ) -> LatentSample:
-    """Chains from uniform x and v ~ N(0, T P_x). The options are those of `annealed_schedule`.
+    """Chains from uniform x and v ~ N(0, T P_x). Other options are those of `annealed_schedule`.
+
+    Args:
+        scheme: the integrator. If it is a Metropolis one, `LEAPFROGS` of the `steps` make a
+            trajectory, so there are steps // LEAPFROGS of them, at least one per level.
 
     Raises:
         ArgumentError: as `annealed_schedule`. NonFinite: a chain left the finite numbers.
@@ -54,19 +59,20 @@ def annealed_langevin(
         law.points.d,
         law.entropy,
         levels=levels,
-        steps=steps,
+        steps=steps // LEAPFROGS if METROPOLIS.get(scheme) else steps,
         kappa_max=kappa,
         temperature=temperature,
         step_size=step_size,
         gamma=gamma,
     )
-    x = law.uniform_start(seed=seed, first_chain=first_chain)
-    v = proju(x, law.normals(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
+    x, v = law.start(seed=seed, temperature=temperature, first_chain=first_chain)
     result = law.backend.langevin(
         *cast("Any", (x, v, law.points, law.ids, law.logp, law.ones, law.log_rest, schedule)),
         seed=seed,
         first_chain=first_chain,
         temperature=temperature,
+        scheme=scheme,
+        leapfrogs=LEAPFROGS,
     )
     if isinstance(result.x, Tensor):  # of states on a device, `decode` checks it
         check_finite(result.x, temperature)
@@ -77,7 +83,7 @@ def from_settings(options: Options) -> dict[str, Any]:
     """The keyword arguments of `annealed_langevin` that a run's settings give."""
     own = options.settings
     levels = {"levels": own.langevin_levels, "steps": own.langevin_steps, "kappa": own.kappa}
-    return levels | options.dynamics | options.where
+    return levels | {"scheme": options.scheme(USUAL)} | options.dynamics | options.where
 
 
 def _state(law: LatentLaw, _: Tensor, options: Options) -> State:

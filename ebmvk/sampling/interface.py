@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ebmvk.config.integrators import AUTO
 from ebmvk.config.schema import LangevinConfig
-from ebmvk.engine.api import Backend, LangevinDiagnostics, Points
+from ebmvk.engine.api import Backend, LangevinDiagnostics, Points, Scheme
 from ebmvk.engine.philox import fork
 from ebmvk.sampling.latent import LatentLaw
 
@@ -81,6 +82,11 @@ class Options:
         """What moves a chain, as keyword arguments: temperature, step size and friction."""
         own = self.settings
         return {"temperature": own.langevin_T, "step_size": own.langevin_dt, "gamma": own.langevin_gamma}
+
+    def scheme(self, usual: Scheme) -> Scheme:
+        """The integrator that the settings name, or else the sampler's usual one."""
+        own = self.settings.langevin_scheme
+        return usual if own == AUTO else own
 
 
 @dataclass(frozen=True)

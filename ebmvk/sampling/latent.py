@@ -22,7 +22,7 @@ from ebmvk.engine import philox
 from ebmvk.engine.api import Backend, EnergyScore, Points
 from ebmvk.errors import ArgumentError, NonFinite
 from ebmvk.sampling import streams
-from ebmvk.sphere.geometry import projx
+from ebmvk.sphere.geometry import proju, projx
 from ebmvk.sphere.vmf import log_c_ratio
 
 
@@ -157,6 +157,11 @@ class LatentLaw:
     def uniform_start(self, *, seed: int, first_chain: int = 0) -> Tensor:
         """x (B, d) uniform on the sphere: where chains begin."""
         return projx(self.normals(streams.START, seed, first_chain))
+
+    def start(self, *, seed: int, temperature: float, first_chain: int = 0) -> tuple[Tensor, Tensor]:
+        """Where chains begin: uniform x, (B, d), and v ~ N(0, T P_x), (B, d)."""
+        x = self.uniform_start(seed=seed, first_chain=first_chain)
+        return x, proju(x, self.normals(philox.STREAM_VELOCITY, seed, first_chain)) * math.sqrt(temperature)
 
     def concentration(self, kappa: Tensor | float) -> Tensor:
         """(B,) from one number for all contexts, or from one for each."""

@@ -1,7 +1,8 @@
 """The latent law of contexts in the memory of a device (model section 6).
 
 Candidates, their masses and the states of chains stay there. The host gets the entropy that a
-schedule is made of, and tokens; it sends queries, log probabilities, starts and schedules.
+schedule is made of, and tokens; it sends queries, log probabilities and schedules. Schedules are
+made on the host because they need float64, which few devices have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from ebmvk.engine.chained import CandidateLaw, Chained
 from ebmvk.engine.device_tensor import DeviceTensor
 from ebmvk.sampling import streams
 from ebmvk.sampling.interface import TokenPoints
-from ebmvk.sphere.geometry import projx
 from ebmvk.sphere.vmf import log_c_ratio
 
 
@@ -81,14 +81,18 @@ class DeviceLaw:
     def log_rest(self) -> DeviceTensor:
         return self.law.log_rest  # type: ignore[return-value]
 
-    def uniform_start(self, *, seed: int, first_chain: int = 0) -> Tensor:
-        """x (B, d) uniform on the sphere, on the CPU."""
-        return projx(self.normals(streams.START, seed, first_chain))
-
-    def normals(self, stream: int, seed: int, first_chain: int) -> Tensor:
-        """(B, d) standard normals, each chain's own, on the CPU."""
-        chain = torch.arange(first_chain, first_chain + len(self.ids))
-        return philox.normals(seed, torch.zeros((), dtype=torch.int64), chain, self.points.d, stream=stream)
+    def start(self, *, seed: int, temperature: float, first_chain: int = 0) -> tuple[DeviceTensor, DeviceTensor]:
+        """As `LatentLaw.start`, by the same random numbers."""
+        start = self.backend.chain_start(
+            len(self.ids),
+            self.points.d,
+            seed=seed,
+            first_chain=first_chain,
+            x_stream=streams.START,
+            v_stream=philox.STREAM_VELOCITY,
+            temperature=temperature,
+        )
+        return start.x, start.v
 
     def decode(self, x: Tensor | DeviceTensor, kappa: Tensor, *, seed: int, first_chain: int = 0) -> Tensor:
         """Tokens (B,) on the CPU, from p(v|x,c). x: (B, d) unit rows drawn at kappa (B,).

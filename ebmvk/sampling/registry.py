@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from ebmvk.config.schema import nearest
+from ebmvk.config.integrators import METROPOLIS
+from ebmvk.config.schema import LangevinConfig, nearest
 from ebmvk.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Sampler:
         comes from starting at uniform states, and it shrinks with more sweeps or rounds.
         "closely": the chain's finite steps add another bias, which `ebmvk certify` bounds.
     any_temperature: True if its chains may run at a temperature other than 1 (`--langevin-T`).
+    rejects: True if its chains must accept or reject, as not every `--langevin-scheme` does.
     rates: what `Drawn.rates` of this sampler are, as a label for users; "" if it has none.
     diagnosed: the n for which `ebmvk diagnose` gives it 1/n of annealed Langevin's chains; 0: none.
     certificate: the tests of `ebmvk certify` that cover it. If it names none, the suite compares
@@ -44,9 +46,18 @@ class Sampler:
     module: str | None
     follows: Literal["exactly", "in the limit", "closely"]
     any_temperature: bool = True
+    rejects: bool = False
     rates: str = ""
     diagnosed: int = 4
     certificate: tuple[str, ...] = ()
+
+    def conflict(self, settings: LangevinConfig) -> str:
+        """The name of a setting with a value that this sampler can't have; empty if all suit it."""
+        if settings.langevin_T != 1 and not self.any_temperature:
+            return "langevin_T"
+        if self.rejects and not METROPOLIS.get(settings.langevin_scheme, True):
+            return "langevin_scheme"
+        return ""
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
@@ -68,6 +79,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
             "chains at several concentrations that exchange their states",
             "tempering",
             "in the limit",
+            rejects=True,
             rates="accepted exchanges, by pair of rungs",
             certificate=("7 tempering",),
         ),

@@ -1,9 +1,9 @@
 """`--sampler tempering`: replica exchange between concentrations (model section 7).
 
 Each chain is a ladder of replicas at rising concentrations. Metropolised Langevin trajectories
-(GHMC: Horowitz 1991) move every replica, and neighbours exchange their states (Swendsen and Wang
-1986; Geyer 1991). What mixes on the lowest rung arrives on the highest, above kappa_c, where no
-single chain moves between modes. The latent law is kept exactly at any step size and any
+(usually GHMC: Horowitz 1991) move every replica, and neighbours exchange their states (Swendsen and
+Wang 1986; Geyer 1991). What mixes on the lowest rung arrives on the highest, above kappa_c, where
+no single chain moves between modes. The latent law is kept exactly at any step size and any
 concentration.
 """
 
@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmvk.config.integrators import LEAPFROGS, METROPOLIS
 from ebmvk.engine import philox
-from ebmvk.engine.api import LangevinDiagnostics, LangevinResult, Schedule
+from ebmvk.engine.api import LangevinDiagnostics, LangevinResult, Schedule, Scheme
 from ebmvk.errors import ArgumentError
 from ebmvk.sampling import streams
 from ebmvk.sampling.interface import Options, State, by_decoding
 from ebmvk.sampling.latent import LatentLaw, check_finite
 from ebmvk.sampling.schedule import FIRST, LAST, STIFFNESS
-from ebmvk.sphere.geometry import proju
 from ebmvk.sphere.vmf import kappa_critical, log_c_ratio
 
 ARC = 0.3  # radians that a leapfrog step moves: h sqrt((d-1) T)
-LEAPFROGS = 4
+USUAL: Scheme = "ghmc"  # the integrator, unless a run's settings name another
 TRAJECTORIES = 2  # of every replica between two exchanges
 
 
@@ -56,6 +56,7 @@ def tempering(
     step_size: float | None = None,
     gamma: float | None = None,
     first_chain: int = 0,
+    scheme: Scheme = USUAL,
 ) -> TemperedSample:
     """Rounds of trajectories on every rung and exchanges between neighbours.
 
@@ -73,16 +74,20 @@ def tempering(
         temperature: of velocities and law. Only at 1 do tokens have the model's law. step_size,
         gamma: those of all rungs, instead of the rules
             h sqrt((d-1)T) <= .3, h sqrt(kappa) <= .3 and gamma = sqrt(kappa).
+        scheme: the integrator, a Metropolis one.
 
     Raises:
-        ArgumentError: rungs < 2 or rounds < 1. NonFinite: a chain left the finite numbers.
+        ArgumentError: rungs < 2, rounds < 1, or `scheme` accepts every step. NonFinite: a chain
+            left the finite numbers.
     """
     if rungs < 2 or rounds < 1:
         raise ArgumentError(f"rungs = {rungs}, rounds = {rounds}", hint="use at least two rungs and one round")
-    ladder = _Ladder.of(law, rungs, kappa, temperature, step_size, gamma)
+    if not METROPOLIS.get(scheme):
+        able = [name for name, exact in METROPOLIS.items() if exact]
+        raise ArgumentError(f"scheme = {scheme!r} does not accept or reject", hint=f"use {' or '.join(able)}")
+    ladder = _Ladder.of(law, rungs, kappa, temperature, step_size, gamma, scheme)
     first = first_chain * rungs
-    x = ladder.law.uniform_start(seed=seed, first_chain=first)
-    v = proju(x, ladder.law.normals(philox.STREAM_VELOCITY, seed, first)) * math.sqrt(temperature)
+    x, v = ladder.law.start(seed=seed, temperature=temperature, first_chain=first)
     parts, swaps, tried = [], torch.zeros(len(law.ids), rungs - 1, device=x.device), torch.zeros(rungs - 1)
     for turn in range(rounds):
         run = ladder.move(x, v, seed, turn, first)
@@ -113,6 +118,7 @@ class _Ladder:
     temperature: float
     step_size: float | None
     gamma: float | None
+    scheme: Scheme
 
     @classmethod
     def of(cls, law: LatentLaw, rungs: int, kappa: float | None, *dynamics: Any) -> _Ladder:
@@ -125,7 +131,7 @@ class _Ladder:
         return cls(LatentLaw(law.backend, law.points, *each), rungs, levels.flatten().to(law.logp.dtype), *dynamics)
 
     def move(self, x: Tensor, v: Tensor, seed: int, turn: int, first: int) -> LangevinResult:
-        """Trajectories of GHMC on every rung, round `turn`."""
+        """Trajectories on every rung, round `turn`."""
         law, kappa = self.law, self.kappa.double()
         h = STIFFNESS / kappa.sqrt()
         h = h.clamp_max(ARC / math.sqrt((law.points.d - 1) * self.temperature))
@@ -140,7 +146,7 @@ class _Ladder:
             first_step=turn * TRAJECTORIES,
             first_chain=first,
             temperature=self.temperature,
-            scheme="ghmc",
+            scheme=self.scheme,
             leapfrogs=LEAPFROGS,
         )
 
@@ -188,7 +194,8 @@ def _mean(parts: list[LangevinDiagnostics]) -> LangevinDiagnostics:
 def _state(law: LatentLaw, _: Tensor, options: Options) -> State:
     own = options.settings
     rounds = max(1, own.langevin_steps // (LEAPFROGS * TRAJECTORIES))
-    found = tempering(law, rounds=rounds, kappa=own.kappa, **options.dynamics, **options.where)
+    how = options.dynamics | {"scheme": options.scheme(USUAL)}
+    found = tempering(law, rounds=rounds, kappa=own.kappa, **how, **options.where)
     return State(found.x, found.kappa, (found.diagnostics,), found.swaps)
 
 

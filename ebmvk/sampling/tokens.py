@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import Tensor
 
+from ebmvk.config.integrators import AUTO
 from ebmvk.config.schema import LangevinConfig
 from ebmvk.engine import LangevinDiagnostics
 from ebmvk.engine.device_tensor import DeviceTensor, read
@@ -16,6 +17,15 @@ from ebmvk.sampling.interface import Options, TokenPoints
 from ebmvk.sampling.registry import SAMPLERS, SamplerName
 
 _RUNS_READ = 32  # runs whose diagnostics are read from a device together
+
+_CONFLICTS = {
+    "langevin_T": ("this sampler draws from the model's own law, that of temperature 1", "langevin_T = 1"),
+    "langevin_scheme": (
+        "this integrator accepts every step, and the sampler's law needs one that accepts or rejects",
+        f'langevin_scheme = "{AUTO}"',
+    ),
+}
+"""Why a sampler can't have a value of a setting, and a value that suits all samplers."""
 
 
 @dataclass
@@ -79,8 +89,8 @@ class TokenSampler:
     """Draws tokens by the sampler `name` and adds its diagnostics to `health`.
 
     Raises:
-        ConfigError: the run's chains have a temperature other than 1, and this sampler has no
-        temperature. ArgumentError: no sampler has this name.
+        ConfigError: this sampler can't have the temperature of the run's chains, or their
+        integrator. ArgumentError: no sampler has this name.
     """
 
     name: SamplerName
@@ -89,12 +99,13 @@ class TokenSampler:
     health: SamplingHealth
 
     def __post_init__(self) -> None:
-        if self.settings.langevin_T != 1 and not registry.named(self.name).any_temperature:
-            able = [name for name, one in SAMPLERS.items() if one.module and one.any_temperature]
+        if setting := registry.named(self.name).conflict(self.settings):
+            able = [name for name, one in SAMPLERS.items() if one.module and not one.conflict(self.settings)]
+            why, remedy = _CONFLICTS[setting]
             raise ConfigError(
-                f"--sampler {self.name} with the run's langevin_T {self.settings.langevin_T:g}",
-                why="this sampler draws from the model's own law, that of temperature 1",
-                hint=f"use --sampler {' or '.join(able)}, or set langevin_T = 1 in the run's config.toml",
+                f"--sampler {self.name} with the run's {setting} {getattr(self.settings, setting)}",
+                why=why,
+                hint=f"use --sampler {' or '.join(able)}, or set {remedy} in the run's config.toml",
             )
 
     def tokens(self, query: Tensor, log_p: Tensor, *, seed: int, first_chain: int) -> Tensor:

@@ -7,27 +7,14 @@
 // and sorted by (score descending, id ascending).
 #version 450
 #include "interface.glsl"
-#include "bits.glsl"
+#include "ordered.glsl"
 
 shared uint histogram[256];
 shared uint found[2];  // digit, number wanted among the scores with this digit
 shared uint taken;
-shared uvec2 best[SORTED];  // ordered score, id
 
 uint row_of_scores;
 uint row_of_best;
-
-// A float as an unsigned number with the same order; -0 counts as 0, NaN as the lowest.
-uint ordered(float value) {
-    if (is_nan(value)) return 0u;
-    uint bits = floatBitsToUint(value);
-    if (bits == SIGN_BIT) bits = 0u;
-    return (bits & SIGN_BIT) != 0u ? ~bits : bits | SIGN_BIT;
-}
-
-float unordered(uint key) {
-    return uintBitsToFloat((key & SIGN_BIT) != 0u ? key & ~SIGN_BIT : ~key);
-}
 
 float score_at(uint candidate) {
     return candidate < params.kept ? best_scores[row_of_best + candidate]
@@ -90,26 +77,6 @@ uint search_candidate(uint count, uint key, uint wanted) {
     }
 }
 
-bool comes_before(uvec2 a, uvec2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
-
-void sort_best() {
-    for (uint size = 2u; size <= SORTED; size <<= 1)
-        for (uint reach = size >> 1; reach > 0u; reach >>= 1) {
-            barrier();
-            for (uint n = gl_LocalInvocationIndex; n < SORTED / 2u; n += GROUP) {
-                uint low = 2u * n - (n & (reach - 1u));
-                uint high = low + reach;
-                bool forward = (low & size) == 0u;
-                if (comes_before(best[high], best[low]) == forward) {
-                    uvec2 swap = best[low];
-                    best[low] = best[high];
-                    best[high] = swap;
-                }
-            }
-        }
-    barrier();
-}
-
 void main() {
     if (gl_WorkGroupID.x >= params.rows) return;
     row_of_scores = gl_WorkGroupID.x * stride;
@@ -123,7 +90,7 @@ void main() {
     uint last = 0xffffffffu;
     if (equal > wanted) last = search_candidate(count, threshold, wanted);
 
-    for (uint i = gl_LocalInvocationIndex; i < SORTED; i += GROUP) best[i] = uvec2(0u, 0xffffffffu);
+    for (uint i = gl_LocalInvocationIndex; i < SORTED; i += GROUP) best[i] = NOTHING;
     if (gl_LocalInvocationIndex == 0u) taken = 0u;
     barrier();
     for (uint c = gl_LocalInvocationIndex; c < count; c += GROUP) {

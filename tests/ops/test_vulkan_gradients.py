@@ -142,6 +142,25 @@ def test_work_does_not_depend_on_the_number_of_points() -> None:
 
 
 @pytest.mark.parametrize("on_device", [False, True])
+def test_a_sliced_call_waits_once(on_device: bool) -> None:
+    """8 rows and 128 entries: 8 slices of gradients and 8 of sums, submitted before the wait."""
+    backend = open_vulkan(slice_seconds=1e-9)
+    arguments = problem(8, 16, 24, 100)
+    points = backend.points(unit(100, 24, 4))
+    x, *rest = map(backend.tensor, arguments) if on_device else arguments
+    for _ in range(3):  # the first ones learn the speed of the kernels, each slice by itself
+        backend.energy_score_backward(x, points, *rest)
+    calls = [backend._extension.calls_of(name) for name in ("vkQueueSubmit", "vkWaitForFences")]
+    backend.energy_score_backward(x, points, *rest)
+    submitted, waited = (
+        backend._extension.calls_of(name) - before
+        for name, before in zip(("vkQueueSubmit", "vkWaitForFences"), calls, strict=True)
+    )
+    assert submitted >= 16
+    assert waited == 1
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 def test_a_call_takes_no_more_submissions_than_energy_score(on_device: bool) -> None:
     backend = open_vulkan()
     arguments = problem(8, 16, 24, 100)
@@ -156,6 +175,6 @@ def test_a_call_takes_no_more_submissions_than_energy_score(on_device: bool) -> 
 
     forward = submissions(lambda: backend.energy_score(x, points, *rest[:4]))
     assert submissions(lambda: backend.energy_score_backward(x, points, *rest)) == forward
-    if not on_device:
-        tokens = torch.arange(8)
-        assert submissions(lambda: backend.accumulate(x, rest[0], rest[1].exp(), tokens, 100)) == forward
+    tokens, shares = torch.arange(8), arguments[2].exp()
+    given = [backend.tensor(shares), backend.tensor(tokens)] if on_device else [shares, tokens]
+    assert submissions(lambda: backend.accumulate(x, rest[0], *given, 100)) == forward

@@ -15,11 +15,24 @@ import numpy as np
 import pytest
 import torch
 
-from bench import approximate, experiments, gradients, memory, models, monitor, ops, peers, scaling, torch_chains
+from bench import (
+    approximate,
+    experiments,
+    gradients,
+    memory,
+    models,
+    monitor,
+    ops,
+    peers,
+    scaling,
+    torch_chains,
+    traffic,
+)
 from bench.measure import chain_problem, unit
 from ebmvk.cli import train
 from ebmvk.data.windows import TokenStream
 from ebmvk.engine import select
+from ebmvk.engine.operations import OPERATIONS
 from ebmvk.errors import ConfigError, DeviceError
 from ebmvk.splats.store import SplatStore
 from ebmvk.sweeps import planned as runs
@@ -77,6 +90,28 @@ def test_gradients_refuses_a_backend_without_tensors(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         gradients.main(["--quick", "--device", "cpu"])
     assert "use --device vulkan" in capsys.readouterr().err
+
+
+def test_traffic_counts_each_operation_with_arrays_and_with_tensors(tmp_path: Path) -> None:
+    """With tensors, only numbers of results come down, and the sampler's tokens and entropies."""
+    try:
+        select("vulkan")
+    except DeviceError as error:
+        pytest.skip(f"no vulkan: {error.what}")
+    path = tmp_path / "traffic.json"
+    traffic.main(["--quick", "--json", str(path)])
+    calls = json.loads(path.read_text(encoding="utf-8"))["calls"]
+    on_host, on_device = (
+        {row["operation"]: row for row in calls if row["arguments"] == where} for where in ("host", "device")
+    )
+    assert set(on_host) == set(on_device) == {*OPERATIONS, "sampler"}
+    for name, row in on_device.items():
+        if name == "sampler":
+            assert row["bytes_down"] == 8 * traffic.QUICK.rows
+        else:
+            assert row["submissions"] == 1, name
+            assert row["bytes_down"] <= 32, name
+        assert row["bytes_down"] < on_host[name]["bytes_down"], name
 
 
 def test_peers_writes_its_ratios(

@@ -36,8 +36,8 @@ _FLAGS = {
         --context-local --context-medium --context-global --use-moe --no-use-moe --moe-experts --moe-active
         --hidden-dim --dropout --use-geometric --no-use-geometric --use-compositional --no-use-compositional
         --use-splat --no-use-splat --use-memory --no-use-memory --memory-slots --gradient-checkpointing
-        --no-gradient-checkpointing --decoder --knn-k --langevin-steps --langevin-levels --langevin-dt
-        --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --accumulation-steps
+        --no-gradient-checkpointing --decoder --knn-k --langevin-steps --langevin-levels --langevin-scheme
+        --langevin-dt --langevin-gamma --langevin-T --kappa --steps --epochs --batch-size --accumulation-steps
         --learning-rate --optimizer --weight-decay --grad-clip --patience --warmup-steps --precision --lambda-denoise
         --lambda-spread --moe-balance --moe-z --lambda-phi --noise-levels --noise-unit --denoise-form --init
         --enable-soc --no-enable-soc --n-splats-init --max-splats --enable-curriculum-learning

@@ -72,6 +72,12 @@ def _is_typed(said: Said, *words: str) -> None:
         ("train", ["--moe-active", "9"], ["--moe-active 9", "--moe-experts 4"]),
         ("train", ["--context-local", "99"], ["--context-local 99", "--context-medium"]),
         ("train", ["--langevin-levels", "300"], ["--langevin-levels 300", "--langevin-steps 200"]),
+        ("train", ["--langevin-scheme", "verlet"], ["--langevin-scheme", "'verlet'"]),
+        (
+            "train",
+            ["--langevin-scheme", "ghmc", "--langevin-steps", "20"],
+            ["--langevin-scheme ghmc", "--langevin-levels 10", "--langevin-steps 40 or more"],
+        ),
         ("train", ["--device", "gpu"], ["--device", "gpu"]),
         ("train", ["--dataset", "/no/such/file.txt"], ["--dataset /no/such/file.txt"]),
         ("train", ["--dataset", "wikitext-9"], ["--dataset wikitext-9", "wikitext-"]),

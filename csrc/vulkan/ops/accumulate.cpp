@@ -19,6 +19,7 @@ struct AccumulateShape {
   bool whole;  // all in one submission, from zero; otherwise in slices
 
   std::uint64_t entries() const { return std::uint64_t{capacity} * k; }
+  std::uint64_t splats() const { return std::min<std::uint64_t>(entries(), n); }  // at most, that occur
   std::uint32_t pitch() const { return 4 * quads_of(d); }
   std::string key() const {
     std::string key = kSpeed;
@@ -30,8 +31,7 @@ struct AccumulateShape {
 double flops_per_entry(std::uint32_t d) { return kernels::SegmentSum{quads_of(d), 1, 0}.flops(1); }
 
 Sums::Shape resultant_shape(Engine& engine, const AccumulateShape& of) {
-  return {of.entries(), std::min<std::uint64_t>(of.entries(), of.n), of.d, of.pitch(),
-          entries_per_window(engine, quads_of(of.d))};
+  return {of.entries(), of.splats(), of.d, of.pitch(), entries_per_window(engine, quads_of(of.d))};
 }
 
 // A number for each of up to `segments` segments.
@@ -43,63 +43,87 @@ std::uint64_t pair_of(std::uint32_t splat, std::uint32_t token) { return std::ui
 
 class AccumulateWork {
  public:
-  AccumulateWork(Engine& engine, const AccumulateShape& shape);
+  AccumulateWork(Engine& engine, const AccumulateShape& shape, const AccumulateArguments& in,
+                 const AccumulatedTensors* to);
 
   void write(const AccumulateArguments& in, std::uint64_t begin, std::uint32_t rows);
   // `slice`: the number of entries per submission. Continues the statistics in `out`.
   void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, Accumulated& out);
+  // The same for all rows, from zero, to tensors.
+  void run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, const AccumulatedTensors& to);
 
  private:
   void record_load();
+  void record_store(Program& program, const AccumulatedTensors& to);
+  void add_sums(Engine::Call& call, std::uint64_t entries, std::uint64_t slice);
   Sums::Record totals_of(const Segments& segments, const std::optional<View>& order);
   std::vector<std::uint32_t> merge_pairs(Accumulated& out) const;
 
   Engine& engine_;
   AccumulateShape shape_;
-  Buffer rows_;  // the number of entries
-  Table x_, ids_, shares_, tokens_;
+  Buffer rows_, entries_;  // numbers
+  Operand x_, ids_, shares_, tokens_;
   Buffer keys_, weights_;
+  Buffer resultants_, masses_;  // of segments, if the statistics stay on the device
   Sort by_splat_, by_pair_;
   Segments splats_, pairs_;
   std::optional<View> splat_order_, pair_order_;
   Sums resultant_, mass_, counts_;
   Buffer found_splats_, found_pairs_, splat_ids_, pair_ids_, pair_tokens_;  // on the host
   Program load_;                                                            // everything if shape_.whole
+  std::optional<Program> store_;
 };
 
-AccumulateWork::AccumulateWork(Engine& engine, const AccumulateShape& shape)
+AccumulateWork::AccumulateWork(Engine& engine, const AccumulateShape& shape, const AccumulateArguments& in,
+                               const AccumulatedTensors* to)
     : engine_(engine),
       shape_(shape),
       rows_(engine.device(), Buffer::Kind::upload, 16),
-      x_(engine.device(), shape.capacity, shape.d, shape.pitch(), Buffer::Kind::upload),
-      ids_(engine.device(), shape.capacity, shape.k, shape.k, Buffer::Kind::upload),
-      shares_(engine.device(), shape.capacity, shape.k, shape.k, Buffer::Kind::upload),
-      tokens_(engine.device(), shape.capacity, 1, 1, Buffer::Kind::upload),
+      entries_(engine.device(), Buffer::Kind::upload, 16),
+      x_(engine.device(), in.x.from(0), shape.capacity, shape.d, shape.pitch(), Buffer::Kind::upload),
+      ids_(engine.device(), in.ids.from(0), shape.capacity, shape.k, shape.k, Buffer::Kind::upload),
+      shares_(engine.device(), in.responsibilities.from(0), shape.capacity, shape.k, shape.k, Buffer::Kind::upload),
+      tokens_(engine.device(), in.tokens.from(0), shape.capacity, 1, 1, Buffer::Kind::upload),
       keys_(engine.device(), Buffer::Kind::device, 4 * shape.entries()),
       weights_(engine.device(), Buffer::Kind::device, 8 * shape.entries()),
+      resultants_(engine.device(), Buffer::Kind::device, to ? 4 * shape.pitch() * shape.splats() : 16),
+      masses_(engine.device(), Buffer::Kind::device, to ? 4 * shape.splats() : 16),
       by_splat_(engine, shape.entries()),
       by_pair_(engine, shape.entries()),
-      splats_(engine, shape.entries(), std::min<std::uint64_t>(shape.entries(), shape.n), false),
+      splats_(engine, shape.entries(), shape.splats(), false),
       pairs_(engine, shape.entries(), shape.entries(), true),
-      resultant_(engine, resultant_shape(engine, shape), nullptr,
+      resultant_(engine, resultant_shape(engine, shape), to ? &resultants_ : nullptr,
                  [this](Program& program, const View& window, const View& sums, std::uint64_t room) {
                    record_sums(engine_, program, splats_, *splat_order_, window,
                                {weights_, x_.on_device(), x_.on_device(), quads_of(shape_.d), shape_.k}, sums, room);
                  }),
-      mass_(engine, total_shape(engine, shape, splats_.room()), nullptr, totals_of(splats_, splat_order_)),
-      counts_(engine, total_shape(engine, shape, pairs_.room()), nullptr, totals_of(pairs_, pair_order_)),
+      mass_(engine, total_shape(engine, shape, splats_.room()), to ? &masses_ : nullptr,
+            totals_of(splats_, splat_order_)),
+      counts_(engine, total_shape(engine, shape, pairs_.room()), to ? &to->counts->memory() : nullptr,
+              totals_of(pairs_, pair_order_)),
       found_splats_(engine.device(), Buffer::Kind::readback, 16),
       found_pairs_(engine.device(), Buffer::Kind::readback, 16),
-      splat_ids_(engine.device(), Buffer::Kind::readback, 4 * splats_.room()),
-      pair_ids_(engine.device(), Buffer::Kind::readback, 4 * pairs_.room()),
-      pair_tokens_(engine.device(), Buffer::Kind::readback, 4 * pairs_.room()),
+      splat_ids_(engine.device(), Buffer::Kind::readback, to ? 16 : 4 * splats_.room()),
+      pair_ids_(engine.device(), Buffer::Kind::readback, to ? 16 : 4 * pairs_.room()),
+      pair_tokens_(engine.device(), Buffer::Kind::readback, to ? 16 : 4 * pairs_.room()),
       load_(engine.device()) {
   record_load();
+  if (!to) {
+    load_.copy(splats_.found(), found_splats_);
+    load_.copy(splats_.keys(), splat_ids_);
+    load_.copy(pairs_.keys(), pair_ids_);
+    load_.copy(pairs_.tokens(), pair_tokens_);
+  }
   for (auto* sums : {&resultant_, &mass_, &counts_}) {
     if (shape.whole)
       sums->record(load_);
     else
       sums->record_slices();
+  }
+  if (to) {
+    auto& program = shape.whole ? load_ : store_.emplace(engine.device());
+    record_store(program, *to);
+    if (!shape.whole) program.finish();
   }
   load_.finish();
 }
@@ -111,32 +135,58 @@ Sums::Record AccumulateWork::totals_of(const Segments& segments, const std::opti
 }
 
 void AccumulateWork::record_load() {
-  for (const auto* table : {&x_, &ids_, &shares_, &tokens_}) load_.copy(table->on_host(), table->on_device());
-  constexpr std::uint32_t group = 64;
+  for (const auto* operand : {&x_, &ids_, &shares_, &tokens_}) operand->load(engine_.kernels(), load_, rows_);
+  constexpr auto group = kernels::ShareKeys::group;
   const auto grid = grid_of(engine_.device().capabilities(), (shape_.entries() + group - 1) / group);
   load_.kernel(engine_.kernels().get(kernels::ShareKeys::name, group, {}),
-               {rows_, ids_.on_device(), shares_.on_device(), keys_, weights_}, kernels::ShareKeys{shape_.n}, grid.x,
+               {entries_, ids_.on_device(), shares_.on_device(), keys_, weights_}, kernels::ShareKeys{shape_.n}, grid.x,
                grid.y);
   const SortKey splat{keys_, 1, bits_of(shape_.n)}, token{tokens_.on_device(), shape_.k, shape_.token_bits};
-  splat_order_ = by_splat_.record(engine_, load_, rows_, {splat});
-  splats_.record(engine_, load_, rows_, {keys_, keys_, 0, shape_.n}, *splat_order_);
-  pair_order_ = by_pair_.record(engine_, load_, rows_, {token, splat});
-  pairs_.record(engine_, load_, rows_, {keys_, tokens_.on_device(), shape_.k, shape_.n}, *pair_order_);
-  load_.copy(splats_.found(), found_splats_);
+  splat_order_ = by_splat_.record(engine_, load_, entries_, {splat});
+  splats_.record(engine_, load_, entries_, {keys_, keys_, 0, shape_.n}, *splat_order_);
+  pair_order_ = by_pair_.record(engine_, load_, entries_, {token, splat});
+  pairs_.record(engine_, load_, entries_, {keys_, tokens_.on_device(), shape_.k, shape_.n}, *pair_order_);
   load_.copy(pairs_.found(), found_pairs_);
-  load_.copy(splats_.keys(), splat_ids_);
-  load_.copy(pairs_.keys(), pair_ids_);
-  load_.copy(pairs_.tokens(), pair_tokens_);
+}
+
+// Puts the sums of segments where their splats are, and the pairs into their tensor.
+void AccumulateWork::record_store(Program& program, const AccumulatedTensors& to) {
+  const auto& device = engine_.device().capabilities();
+  const auto& scatter = engine_.kernels().get(kernels::ScatterRows::name, kernels::ScatterRows::group, {});
+  const auto put = [&](const Buffer& sums, std::uint32_t words, const Tensor& tensor) {
+    const auto row = std::uint64_t{4} * words;
+    program.fill(View(tensor.memory(), 0, row * shape_.n), 0);
+    const auto from_part = rows_per_binding(engine_.device(), shape_.splats(), words);
+    const auto to_part = rows_per_binding(engine_.device(), shape_.n, words);
+    for (std::uint64_t from = 0; from < shape_.splats(); from += from_part) {
+      const auto room = std::min(from_part, shape_.splats() - from);
+      const auto grid = grid_of(device, room);
+      for (std::uint64_t first = 0; first < shape_.n; first += to_part) {
+        const auto end = std::min<std::uint64_t>(first + to_part, shape_.n);
+        program.kernel(scatter,
+                       {splats_.found(), splats_.keys(), View(sums, row * from, row * room),
+                        View(tensor.memory(), row * first, row * (end - first))},
+                       kernels::ScatterRows{words, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(end),
+                                            static_cast<std::uint32_t>(from), static_cast<std::uint32_t>(room)},
+                       grid.x, grid.y);
+      }
+    }
+  };
+  put(resultants_, shape_.pitch(), *to.resultant);
+  put(masses_, 1, *to.mass);
+  constexpr auto group = kernels::PairWords::group;
+  const auto grid = grid_of(device, (shape_.entries() + group - 1) / group);
+  program.kernel(engine_.kernels().get(kernels::PairWords::name, group, {}),
+                 {pairs_.found(), pairs_.keys(), pairs_.tokens(), to.pairs->memory()}, 0u, grid.x, grid.y);
 }
 
 void AccumulateWork::write(const AccumulateArguments& in, std::uint64_t begin, std::uint32_t rows) {
-  *rows_.as<std::uint32_t>() = rows * in.k;
-  x_.write(in.x + begin * in.d, rows);
-  shares_.write(in.responsibilities + begin * in.k, rows);
-  const auto narrow = [](std::int64_t value) { return static_cast<std::uint32_t>(value); };
-  const auto* ids = in.ids + begin * in.k;
-  std::transform(ids, ids + std::uint64_t{rows} * in.k, ids_.on_host().as<std::uint32_t>(), narrow);
-  std::transform(in.tokens + begin, in.tokens + begin + rows, tokens_.on_host().as<std::uint32_t>(), narrow);
+  *rows_.as<std::uint32_t>() = rows;
+  *entries_.as<std::uint32_t>() = rows * in.k;
+  x_.write(in.x, begin, rows);
+  ids_.write(in.ids, begin, rows);
+  shares_.write(in.responsibilities, begin, rows);
+  tokens_.write(in.tokens, begin, rows);
 }
 
 // Adds the pairs that were found to those of `out`, with counts of zero. Returns the place of each.
@@ -158,6 +208,23 @@ std::vector<std::uint32_t> AccumulateWork::merge_pairs(Accumulated& out) const {
   return places;
 }
 
+// Adds all sums to the plan, from zero.
+void AccumulateWork::add_sums(Engine::Call& call, std::uint64_t entries, std::uint64_t slice) {
+  resultant_.add(call, entries, slice, {kSpeed, flops_per_entry(shape_.d)});
+  for (auto* totals : {&mass_, &counts_}) totals->add(call, entries, slice, {"", 0});
+}
+
+void AccumulateWork::run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, const AccumulatedTensors& to) {
+  const auto entries = std::uint64_t{rows} * shape_.k;
+  call.add(load_, 0, kSpeed, shape_.whole ? flops_per_entry(shape_.d) * static_cast<double>(entries) : 0);
+  if (!shape_.whole) {
+    add_sums(call, entries, slice);
+    call.add(*store_, 0);
+  }
+  call.run();
+  for (auto* tensor : {to.pairs, to.counts}) tensor->keep(*found_pairs_.as<std::uint32_t>());
+}
+
 void AccumulateWork::run(Engine::Call& call, std::uint32_t rows, std::uint64_t slice, Accumulated& out) {
   const auto entries = std::uint64_t{rows} * shape_.k;
   const auto flops = flops_per_entry(shape_.d);
@@ -174,39 +241,58 @@ void AccumulateWork::run(Engine::Call& call, std::uint32_t rows, std::uint64_t s
     counts_.read(counts, places.size());
     return;
   }
-  resultant_.add(call, entries, slice, kSpeed, flops, resultants, found);
-  mass_.add(call, entries, slice, "", 0, masses, found);
-  counts_.add(call, entries, slice, "", 0, counts, places.size());
+  resultant_.add_in_turns(call, entries, slice, {kSpeed, flops}, resultants, found);
+  mass_.add_in_turns(call, entries, slice, {"", 0}, masses, found);
+  counts_.add_in_turns(call, entries, slice, {"", 0}, counts, places.size());
+}
+
+std::string places_of(const AccumulateArguments& in, const AccumulatedTensors* to) {
+  std::vector<Place> results;
+  if (to)
+    for (const auto* tensor : {to->mass, to->resultant, to->pairs, to->counts}) results.push_back({tensor});
+  return keys_of({in.x.from(0), in.ids.from(0), in.responsibilities.from(0), in.tokens.from(0)}, results);
 }
 
 }  // namespace
 
-Accumulated Engine::accumulate(const AccumulateArguments& in) {
+std::uint64_t Engine::tokens_below(const AccumulateArguments& in) {
+  if (in.tokens.tensor) return in.tokens.tensor->below();
+  return in.rows == 0 ? 1 : static_cast<std::uint64_t>(*std::max_element(in.tokens.host, in.tokens.host + in.rows)) + 1;
+}
+
+Accumulated Engine::accumulate(const AccumulateArguments& in, const AccumulatedTensors* to) {
   Call call(*this, kSpeed);
   Accumulated out;
-  out.sums.resize(checked_product(in.n, in.d + 1));
-  if (in.rows == 0) {
+  if (!to) out.sums.resize(checked_product(in.n, in.d + 1));
+  if (in.rows == 0 && !to) {
     call.count();
     return out;
   }
   const auto row_bytes = std::max(std::uint64_t{16} * quads_of(in.d), std::uint64_t{8} * in.k);
-  const auto fit = std::min(device_.storage_range(), kTableBytes) / row_bytes;
+  const auto fit = (to ? device_.storage_range() : std::min(device_.storage_range(), kTableBytes)) / row_bytes;
   if (fit == 0)
     throw Unsupported(std::to_string(in.k) + " candidates do not fit one binding of " +
                       std::to_string(device_.storage_range()) + " bytes");
-  auto capacity = power_of_two(std::min<std::uint64_t>(in.rows, fit));
+  if (to && in.rows > fit)
+    throw Unsupported(std::to_string(in.rows) + " rows of " + std::to_string(in.k) + " candidates and " +
+                      std::to_string(in.d) + " dimensions: at most " + std::to_string(fit) +
+                      " fit the device's bindings, unless rows are on the host");
+  auto capacity = to ? std::max(in.rows, 1u) : power_of_two(std::min<std::uint64_t>(in.rows, fit));
   if (capacity > fit) capacity /= 2;
   // In steps, so that few workspaces serve all batches.
-  const auto bits =
-      (bits_of(static_cast<std::uint64_t>(*std::max_element(in.tokens, in.tokens + in.rows))) + 3) / 4 * 4;
+  const auto bits = (bits_of(std::max<std::uint64_t>(tokens_below(in), 1) - 1) + 3) / 4 * 4;
   const auto slice = units_per_slice(kSpeed, flops_per_entry(in.d));
   AccumulateShape shape{capacity, in.k, in.d, in.n, bits, false};
   shape.whole = in.rows <= capacity && std::uint64_t{in.rows} * in.k <= slice &&
-                Sums::at_once(device_, resultant_shape(*this, shape), false) &&
-                Sums::at_once(device_, total_shape(*this, shape, shape.entries()), false);
-  auto& work =
-      workspaces_.get<AccumulateWork>(shape.key(), 0, [&] { return std::make_shared<AccumulateWork>(*this, shape); });
-  for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
+                Sums::at_once(device_, resultant_shape(*this, shape), to) &&
+                Sums::at_once(device_, total_shape(*this, shape, shape.entries()), to);
+  auto& work = workspaces_.get<AccumulateWork>(shape.key() + places_of(in, to), 0,
+                                               [&] { return std::make_shared<AccumulateWork>(*this, shape, in, to); });
+  if (to) {
+    work.write(in, 0, in.rows);
+    work.run(call, in.rows, slice, *to);
+  }
+  for (std::uint64_t begin = 0; begin < in.rows && !to; begin += capacity) {
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
     work.write(in, begin, rows);
     work.run(call, rows, slice, out);

@@ -63,14 +63,14 @@ std::vector<double> Engine::time_copy(std::uint64_t bytes, std::uint32_t times, 
 
 std::vector<double> Engine::time_fma(std::uint32_t rows, std::uint32_t rounds, std::uint32_t repeats) {
   Call call(*this, "ceilings");
-  constexpr std::uint32_t kGroup = 64;
-  const auto groups = (rows + kGroup - 1) / kGroup;
+  constexpr auto group = kernels::CeilingFma::group;
+  const auto groups = (rows + group - 1) / group;
   if (groups > device_.capabilities().max_groups) throw Unsupported("more workgroups than the device allows");
   const Buffer params(device_, Buffer::Kind::upload, 16);
   const Buffer result(device_, Buffer::Kind::device, std::uint64_t{16} * rows);
   *params.as<kernels::CeilingFma::Params>() = {rows, 0.5f, 0.5f};
   Program program(device_);
-  program.kernel(kernels_.get(kernels::CeilingFma::name, kGroup, {}), {params, result}, kernels::CeilingFma{rounds},
+  program.kernel(kernels_.get(kernels::CeilingFma::name, group, {}), {params, result}, kernels::CeilingFma{rounds},
                  groups);
   program.finish();
   auto seconds = repeated(program, repeats);

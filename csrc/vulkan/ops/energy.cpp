@@ -71,11 +71,6 @@ struct ChainRows {
   }
 };
 
-// Steps are done in dispatches, each with its own scalars. The plan of a call has up to this many;
-// longer calls take several plans.
-constexpr std::uint32_t kDispatches = 16;
-constexpr std::uint64_t kSlotBytes = 256;  // of a dispatch's params: a multiple of every alignment
-
 // What a dispatch reads; langevin and ghmc read the first part. chain_report reads that of slot 0.
 using ChainParams = kernels::ChainReport::Params;
 
@@ -93,7 +88,7 @@ struct LangevinWork {
   template <typename Push>
   LangevinWork(Engine& engine, const Points& points, std::uint32_t capacity, const Push& push, const ChainPlan& plan,
                const LangevinArguments& in, const LangevinResults& to, std::uint64_t begin)
-      : params(engine.device(), Buffer::Kind::upload, kSlotBytes * kDispatches),
+      : params(engine.device(), Buffer::Kind::upload, kSlotBytes * kSlots),
         x(engine, in.x.from(begin), to.x.from(begin), capacity, points),
         v(engine, in.v.from(begin), to.v.from(begin), capacity, points),
         level_table(engine.device(), push.level_rows == 1 ? 1 : capacity, 8 * push.levels, 8 * push.levels,
@@ -109,7 +104,7 @@ struct LangevinWork {
     candidates.record(engine, program, params);
     const auto& pipeline =
         engine.kernels().get(in.integrator.name, plan.group, plan.constants, points.storage(), plan.resident);
-    for (std::uint32_t i = 0; i < kDispatches; ++i, program.cut())
+    for (std::uint32_t i = 0; i < kSlots; ++i, program.cut())
       program.kernel(
           pipeline,
           {View(params, kSlotBytes * i, sizeof(ChainParams)), candidates.rows(), candidates.ids(),
@@ -134,7 +129,7 @@ struct LangevinWork {
     energy_error = vector(to.energy_error);
     acceptance = vector(to.acceptance);
     tangency = vector(to.tangency);
-    constexpr std::uint32_t group = 64;
+    constexpr auto group = kernels::ChainReport::group;
     program.kernel(engine.kernels().get(kernels::ChainReport::name, group, {}),
                    {params, records.on_device(), energy.on_device(), kinetic.on_device(), energy_error.on_device(),
                     acceptance.on_device(), tangency.on_device()},
@@ -314,8 +309,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
     const auto start = params_of(in, begin, rows, each, metropolis);
     std::uint32_t done = 0;
     for (bool first = true; first || done < total; first = false) {
-      // Until the speed is known, the first dispatch runs by itself.
-      const std::uint32_t end = measured(speed) ? kDispatches : 1;
+      const std::uint32_t end = call.slots(speed);
       const auto fit = std::min(units_per_slice(speed, push.flops(rows)), most);
       std::uint32_t slot = first ? 0 : 1;
       do {
@@ -327,7 +321,7 @@ void Engine::integrate(const Points& points, const Push& push, const LangevinArg
         done += steps;
         call.add(work.program, slot, speed, steps * push.flops(rows));
       } while (done < total && ++slot < end);
-      if (done == total) call.add(work.program, kDispatches);
+      if (done == total) call.add(work.program, kSlots);
       call.run();
     }
     work.read(out, begin, rows, each, metropolis);

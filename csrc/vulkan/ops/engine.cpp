@@ -80,6 +80,10 @@ void Engine::Call::add(Program& program, std::uint32_t section, const std::strin
   work_.push_back({kernel, flops});
 }
 
+std::uint32_t Engine::Call::slots(const std::string& kernel) const {
+  return kernel.empty() || engine_.measured(kernel) ? kSlots : 1;
+}
+
 void Engine::Call::run() {
   const auto ran = plan_.run();
   count_.submissions += ran.submissions;

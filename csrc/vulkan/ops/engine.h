@@ -45,12 +45,10 @@ struct VmfArguments {
   std::uint32_t first_row;
 };
 
-struct AccumulateArguments {
-  std::uint32_t rows, k, d, n;
-  const float* x;
-  const std::int64_t* ids;
-  const float* responsibilities;
-  const std::int64_t* tokens;
+// Statistics that stay on the device: (n,), (n, d), (E, 2) splat and token, (E,), with E = max(rows, 1)
+// k. The last two keep as many rows as there are pairs.
+struct AccumulatedTensors {
+  Tensor *mass, *resultant, *pairs, *counts;
 };
 
 struct Move {  // `count` words from `from` to `to`
@@ -178,7 +176,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // The largest number of points that can occur in (rows, k) candidates.
   static std::uint32_t touched_points(const Points& points, std::uint32_t rows, std::uint32_t k);
   void vmf_sample(const VmfArguments& in, const Result<float>& result);
-  Accumulated accumulate(const AccumulateArguments& in);
+  // The statistics go to the tensors, or without `to` they are returned.
+  Accumulated accumulate(const AccumulateArguments& in, const AccumulatedTensors* to = nullptr);
+  // A number above all tokens.
+  static std::uint64_t tokens_below(const AccumulateArguments& in);
   // Runs functions of math.glsl and philox.glsl on this device. `arguments`, `key` and `result`:
   // (rows, 4) words.
   void probe(std::uint32_t function, std::uint32_t rows, const std::uint32_t* arguments, const std::uint32_t* key,
@@ -244,10 +245,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   bool use_coarse(const Points& points, const TopkArguments& in) const;
-  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const TopkResults& out);
-  // Returns the rows that float16 did not prove; nothing is written for them.
-  std::vector<std::uint32_t> coarse_topk(Call& call, const Points& points, const Coarse& coarse,
-                                         const TopkArguments& in, float* scores, std::int64_t* ids);
+  // For the rows from `begin` up to `end` - 1.
+  void exact_topk(Call& call, const Points& points, const TopkArguments& in, const TopkResults& to, std::uint64_t begin,
+                  std::uint64_t end);
+  void coarse_topk(Call& call, const Points& points, const Coarse& coarse, const TopkArguments& in,
+                   const TopkResults& to);
   template <typename Push>
   void integrate(const Points& points, const Push& push, const LangevinArguments& in, const LangevinResults& out);
 
@@ -262,6 +264,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Pace pace_;
 };
 
+// Slices of one kernel that a plan may have. Each has a slot of its own for what it reads.
+constexpr std::uint32_t kSlots = 16;
+constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
+
 // One call of an operation. Holds the device's mutex, runs programs as plans, and counts the call if
 // it succeeds. If it fails, nothing that may be half done is used again.
 class Engine::Call {
@@ -272,6 +278,8 @@ class Engine::Call {
   // Adds a section of a program to the plan. `flops`: its work, mostly in the kernel, from which the
   // engine learns how much fits into a slice; 0: don't learn.
   void add(Program& program, std::uint32_t section, const std::string& kernel = {}, double flops = 0);
+  // The number of slices of a kernel that the next plan may have: one until its speed is known.
+  std::uint32_t slots(const std::string& kernel) const;
   // Runs the plan and empties it.
   void run();
   // The same for a program with one section.

@@ -49,6 +49,10 @@ Sums::Shape sums_shape(Engine& engine, const Points& points, std::uint32_t capac
 
 double flops_per_entry(const Points& points) { return kernels::SegmentSum{points.quads(), 1, 0}.flops(1); }
 
+double row_flops(const Points& points, std::uint32_t k) {
+  return kernels::EnergyGradients{points.quads(), k}.flops(1) + k * flops_per_entry(points);
+}
+
 class GradientWork {
  public:
   GradientWork(Engine& engine, const Points& points, const GradientShape& shape, const EnergyScoreBackwardArguments& in,
@@ -60,12 +64,16 @@ class GradientWork {
            const GradientResults& out);
 
  private:
+  kernels::EnergyGradients::Params& params_of(std::uint32_t slot) const {
+    return *reinterpret_cast<kernels::EnergyGradients::Params*>(now_.as<char>() + kSlotBytes * slot);
+  }
   std::uint64_t most() const { return std::uint64_t{shape_.capacity} * k_; }
   Operand rows_of(const Place& place, Buffer::Kind host) const;
   Operand lists_of(const Place& place, Buffer::Kind host) const;
   Operand numbers_of(const Place& place, Buffer::Kind host) const;
   void record_load(Program& program, const View& touched);
-  void record_gradients(Program& program);
+  void record_gradients(Program& program, std::uint32_t slot);
+  void add_gradients(Engine::Call& call, std::uint32_t rows, std::uint64_t slice);
   void record_store(Program& program);
   void read(std::uint64_t begin, std::uint32_t rows, const GradientResults& out) const;
 
@@ -73,7 +81,8 @@ class GradientWork {
   const Points& points_;
   GradientShape shape_;
   std::uint32_t k_, quads_;
-  Buffer rows_, entries_, now_;  // numbers: of rows; of entries; of rows to do now, and the first
+  Buffer rows_, entries_;  // numbers
+  Buffer now_;             // a slot for each slice: the number of its rows, and the first
   Operand x_, ids_, logw_, kappa_, background_, grad_energy_, grad_score_;
   Operand grad_x_, grad_logw_, grad_kappa_, grad_background_;
   Buffer tangent_, weights_;
@@ -97,7 +106,7 @@ GradientWork::GradientWork(Engine& engine, const Points& points, const GradientS
       quads_(points.quads()),
       rows_(engine.device(), Buffer::Kind::upload, 16),
       entries_(engine.device(), Buffer::Kind::upload, 16),
-      now_(engine.device(), Buffer::Kind::upload, 16),
+      now_(engine.device(), Buffer::Kind::upload, kSlotBytes * (shape.whole ? 1 : kSlots)),
       x_(rows_of(in.x.from(shape.begin), Buffer::Kind::upload)),
       ids_(lists_of(in.ids.from(shape.begin), Buffer::Kind::upload)),
       logw_(lists_of(in.logw.from(shape.begin), Buffer::Kind::upload)),
@@ -113,7 +122,8 @@ GradientWork::GradientWork(Engine& engine, const Points& points, const GradientS
       weights_(engine.device(), Buffer::Kind::device, 8 * most()),
       sort_(engine, most()),
       segments_(engine, most(), std::min<std::uint64_t>(most(), points.n()), false),
-      sums_(engine, sums_shape(engine, points, shape.capacity, k_), out.point_rows,
+      sums_(engine, sums_shape(engine, points, shape.capacity, k_),
+            out.point_rows ? &out.point_rows->memory() : nullptr,
             [this](Program& program, const View& window, const View& sums, std::uint64_t room) {
               record_sums(engine_, program, segments_, *order_, window,
                           {weights_, x_.on_device(), tangent_, quads_, k_}, sums, room);
@@ -130,11 +140,15 @@ GradientWork::GradientWork(Engine& engine, const Points& points, const GradientS
   }
   record_load(load_, out.point_ids ? View(out.point_ids->memory()) : View(touched_));
   if (shape.whole) {
-    record_gradients(load_);
+    record_gradients(load_, 0);
     sums_.record(load_);
     record_store(load_);
   } else {
-    record_gradients(gradients_.emplace(engine.device()));
+    gradients_.emplace(engine.device());
+    for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
+      if (slot > 0) gradients_->cut();
+      record_gradients(*gradients_, slot);
+    }
     gradients_->finish();
     sums_.record_slices();
     record_store(store_.emplace(engine.device()));
@@ -179,20 +193,21 @@ void GradientWork::record_load(Program& program, const View& touched) {
   program.copy(segments_.keys(), touched);
 }
 
-// The gradients of the rows that `now_` names, except those of the points.
-void GradientWork::record_gradients(Program& program) {
+// The gradients of the rows that a slot of `now_` names, except those of the points.
+void GradientWork::record_gradients(Program& program, std::uint32_t slot) {
+  const View now(now_, kSlotBytes * slot, sizeof(kernels::EnergyGradients::Params));
   if (gathered_) {
     const auto& gather = engine_.kernels().get(kernels::Gather::name, engine_.row_group(quads_), {}, points_.storage());
     const auto grid = grid_of(engine_.device().capabilities(), std::uint64_t{shape_.block} * k_);
     for (std::uint32_t shard = 0; shard < points_.shards(); ++shard)
-      program.kernel(gather, {now_, ids_.on_device(), points_.shard(shard), gathered_},
+      program.kernel(gather, {now, ids_.on_device(), points_.shard(shard), gathered_},
                      kernels::Gather{quads_, k_, points_.shard_begin(shard), points_.shard_end(shard), 1}, grid.x,
                      grid.y);
   }
   const auto& pipeline = engine_.kernels().get(kernels::EnergyGradients::name, engine_.row_group(quads_),
                                                energy_constants(engine_, quads_, k_, 8), points_.storage());
   program.kernel(pipeline,
-                 {now_, x_.on_device(), gathered_ ? View(gathered_) : points_.shard(0),
+                 {now, x_.on_device(), gathered_ ? View(gathered_) : points_.shard(0),
                   gathered_ ? View(gathered_ids_.on_device()) : ids_.on_device(), logw_.on_device(), kappa_.on_device(),
                   background_.on_device(), grad_energy_.on_device(), grad_score_.on_device(), grad_x_.on_device(),
                   tangent_, weights_, grad_logw_.on_device(), grad_kappa_.on_device(), grad_background_.on_device()},
@@ -204,27 +219,45 @@ void GradientWork::record_store(Program& program) {
     operand->store(engine_.kernels(), program, rows_);
 }
 
+// The gradients of all rows, `slice` of them per submission.
+void GradientWork::add_gradients(Engine::Call& call, std::uint32_t rows, std::uint64_t slice) {
+  const kernels::EnergyGradients cost{quads_, k_};
+  const auto most = static_cast<std::uint32_t>(gathered_ ? shape_.block : std::min<std::uint64_t>(slice, rows));
+  for (std::uint32_t first = 0, slot = 0; first < rows; first += most, ++slot) {
+    if (slot >= call.slots(kSpeed)) {
+      call.run();
+      slot = 0;
+    }
+    const auto now = std::min(most, rows - first);
+    params_of(slot) = {now, first};
+    call.add(*gradients_, slot, kSpeed, cost.flops(now));
+  }
+}
+
 void GradientWork::run(Engine::Call& call, std::uint64_t begin, std::uint32_t rows, std::uint64_t slice,
                        const GradientResults& out) {
-  const kernels::EnergyGradients cost{quads_, k_};
-  auto& now = *now_.as<kernels::EnergyGradients::Params>();
-  now = {rows, 0};
   const HostRows points{out.points, points_.d(), touched_.as<std::uint32_t>()};
+  const auto* found = found_.as<std::uint32_t>();
   if (shape_.whole) {
-    call.run(load_, kSpeed, cost.flops(rows) + k_ * flops_per_entry(points_) * rows);
-    sums_.read(points, *found_.as<std::uint32_t>());
+    params_of(0) = {rows, 0};
+    call.run(load_, kSpeed, row_flops(points_, k_) * rows);
+    sums_.read(points, *found);
     return read(begin, rows, out);
   }
-  call.run(load_);
-  const std::uint64_t most = gathered_ ? shape_.block : slice;
-  for (std::uint64_t first = 0; first < rows; first += most) {
-    now.rows = static_cast<std::uint32_t>(std::min(most, rows - first));
-    now.first_row = static_cast<std::uint32_t>(first);
-    call.run(*gradients_, kSpeed, cost.flops(now.rows));
+  const EntryCost cost{kSpeed, flops_per_entry(points_)};
+  const auto entries = std::uint64_t{rows} * k_;
+  call.add(load_, 0);
+  add_gradients(call, rows, slice);
+  call.add(*store_, 0);
+  if (begin == 0 &&
+      Sums::at_once(engine_.device(), sums_shape(engine_, points_, shape_.capacity, k_), out.point_rows != nullptr)) {
+    sums_.add(call, entries, slice * k_, cost);
+    call.run();
+    sums_.read(points, *found);
+  } else {
+    call.run();
+    sums_.add_in_turns(call, entries, slice * k_, cost, points, *found);
   }
-  sums_.add(call, std::uint64_t{rows} * k_, slice * k_, kSpeed, flops_per_entry(points_), points,
-            *found_.as<std::uint32_t>());
-  call.run(*store_);
   read(begin, rows, out);
 }
 
@@ -256,8 +289,6 @@ void Engine::energy_score_backward(const Points& points, const EnergyScoreBackwa
                                    const GradientResults& out) {
   Call call(*this, kSpeed, &points);
   const auto& shape = in;
-  const double row_flops =
-      kernels::EnergyGradients{points.quads(), shape.k}.flops(1) + shape.k * flops_per_entry(points);
   const bool tensors = out.point_rows != nullptr;
   if (tensors && shape.rows == 0) {
     out.point_ids->keep(0);
@@ -270,7 +301,7 @@ void Engine::energy_score_backward(const Points& points, const EnergyScoreBackwa
                         std::to_string(shape.d) + " dimensions: at most " + std::to_string(capacity) +
                         " fit the device's bindings, unless rows are on the host");
     const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, shape.rows - begin));
-    const auto slice = std::min<std::uint64_t>(units_per_slice(kSpeed, row_flops), rows);
+    const auto slice = std::min<std::uint64_t>(units_per_slice(kSpeed, row_flops(points, shape.k)), rows);
     const auto block = points.shards() == 1 ? capacity : energy_capacity(*this, points, slice, shape.k, 8 * shape.k);
     const bool whole = begin == 0 && rows == shape.rows && slice == rows && block >= rows &&
                        Sums::at_once(device_, sums_shape(*this, points, capacity, shape.k), tensors);

@@ -3,6 +3,8 @@
 // doesn't have one workgroup per row, of row_group(), adds it here.
 #include "vulkan/ops/candidates.h"
 #include "vulkan/ops/engine.h"
+#include "vulkan/ops/groups.h"
+#include "vulkan/ops/scan.h"
 #include "vulkan/ops/sort.h"
 
 #include <algorithm>
@@ -19,6 +21,11 @@ class List {
   void add(const char* name, std::uint32_t group, std::vector<std::uint32_t> constants = {},
            Storage storage = Storage::float32, bool resident = false) {
     keys_.push_back({name, group, std::move(constants), storage, resident});
+  }
+  // A kernel whose group the manifest states.
+  template <typename Kernel>
+  void add() {
+    add(Kernel::name, Kernel::group);
   }
   // One workgroup per row.
   void add_rows(const char* name, std::uint32_t quads, std::vector<std::uint32_t> constants = {},
@@ -40,7 +47,6 @@ class List {
   std::vector<PipelineKey> keys_;
 };
 
-constexpr std::uint32_t kTokenQuads = 256;  // as in sampling.cpp
 constexpr Storage kStorages[] = {Storage::float32, Storage::float16};
 
 void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
@@ -53,7 +59,7 @@ void add_energy(List& list, Engine& engine, std::uint32_t d, std::uint32_t k) {
     for (const auto& integrator : integrators::table)
       list.add(integrator.name, plan.group, plan.constants, storage, plan.resident);
   }
-  list.add(kernels::ChainReport::name, 64);
+  list.add<kernels::ChainReport>();
 }
 
 // The sums of gradients and of statistics, after a sort with digits of any size.
@@ -64,24 +70,28 @@ void add_sums(List& list, Engine& engine, std::uint32_t quads) {
     for (const auto* name : {kernels::SortCount::name, kernels::SortScatter::name}) list.add(name, group, {1u << bits});
   list.add(kernels::ScanCounts::name, scan_group(device));
   for (const auto* name : {kernels::SegmentCount::name, kernels::SegmentPlace::name}) list.add(name, group);
-  for (const auto* name : {kernels::SegmentTotal::name, kernels::ShareKeys::name}) list.add(name, 64);
+  list.add<kernels::SegmentTotal>();
+  list.add<kernels::ShareKeys>();
+  list.add<kernels::PairWords>();
   list.add_rows(kernels::SegmentSum::name, quads);
 }
 
-void add_tokens(List& list) {
-  list.add_rows(kernels::CandidateLaw::name, kTokenQuads);
-  list.add_rows(kernels::DrawToken::name, kTokenQuads);
-  list.add(kernels::LevelLaw::name, 64);
+void add_tokens(List& list, const Engine& engine, std::uint32_t quads) {
+  const auto group = engine.row_group(quads);
+  list.add(kernels::ChainStart::name, group, {(quads + group - 1) / group});
+  for (const auto* name : {kernels::CandidateLaw::name, kernels::DrawToken::name}) list.add(name, token_group(engine));
+  list.add<kernels::LevelLaw>();
 }
 
 void add_topk(List& list, Engine& engine, std::uint32_t queries, std::uint32_t quads, std::uint32_t k) {
   const auto& device = engine.device().capabilities();
   const auto tiling = choose_tiling(device, engine.scoring(), queries);
   for (const auto storage : kStorages) list.add(tiling.kernel, tiling.group, tiling.constants(), storage);
-  const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
-  for (const auto kept : {k, k + std::max(16u, k / 4)})  // and that of the scan in float16
-    list.add(kernels::SelectTopk::name, group, {power_of_two(kept)});
-  list.add(kernels::Rescore::name, 64);
+  for (const auto kept : {k, rescored(k)})  // and that of the scan in float16
+    list.add(kernels::SelectTopk::name, select_group(device), {power_of_two(kept)});
+  list.add<kernels::Rescore>();
+  list.add(kernels::ProveTopk::name, select_group(device), {power_of_two(rescored(k))});
+  list.add_rows(kernels::RowNorms::name, quads);
   list.add_rows(kernels::Halve::name, quads);
 }
 
@@ -93,12 +103,12 @@ std::vector<PipelineKey> Engine::pipelines(std::uint32_t queries, std::uint32_t 
   list.add_rows(kernels::VmfSample::name, quads, {(quads + row_group(quads) - 1) / row_group(quads)});
   add_energy(list, *this, d, k);
   add_sums(list, *this, quads);
-  add_tokens(list);
+  add_tokens(list, *this, quads);
   add_topk(list, *this, queries, quads, k);
-  list.add(kernels::ScatterRows::name, 64);
-  list.add(kernels::CopyRows::name, 64);
-  list.add(kernels::Probe::name, 64);
-  list.add(kernels::CeilingFma::name, 64);
+  list.add<kernels::ScatterRows>();
+  list.add<kernels::CopyRows>();
+  list.add<kernels::Probe>();
+  list.add<kernels::CeilingFma>();
   list.add_rest(quads);
   return list.take();
 }

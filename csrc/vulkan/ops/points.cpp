@@ -187,7 +187,7 @@ void Points::scatter(const float* rows, const std::int64_t* ids, std::uint32_t c
   const auto chunk = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(most / row_bytes(), 1, count));
   Buffer params(device, Buffer::Kind::upload, 16), staging(device, Buffer::Kind::upload, chunk * row_bytes()),
       wanted(device, Buffer::Kind::upload, std::uint64_t{4} * chunk);
-  const auto& pipeline = engine_->kernels().get(kernels::ScatterRows::name, 64, {});
+  const auto& pipeline = engine_->kernels().get(kernels::ScatterRows::name, kernels::ScatterRows::group, {});
   const auto across = device.capabilities().max_groups;
   for (std::uint32_t done = 0; done < count; done += chunk) {
     const auto now = std::min(chunk, count - done);
@@ -200,7 +200,7 @@ void Points::scatter(const float* rows, const std::int64_t* ids, std::uint32_t c
       const auto words = static_cast<std::uint32_t>(row_bytes() / 4);
       for (std::uint32_t i = 0; i < shards(); ++i)
         program.kernel(pipeline, {params, wanted, staging, shard(i)},
-                       kernels::ScatterRows{words, shard_begin(i), shard_end(i)}, std::min(now, across),
+                       kernels::ScatterRows{words, shard_begin(i), shard_end(i), 0, now}, std::min(now, across),
                        (now + across - 1) / across);
       program.finish();
     });

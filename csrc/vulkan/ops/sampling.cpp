@@ -1,8 +1,11 @@
-// The operations candidate_law and decode: what a chain of tokens needs beside topk and langevin.
+// The operations candidate_law, chain_start and decode: what a chain of tokens needs beside topk and
+// langevin.
 #include "vulkan/ops/candidates.h"
+#include "vulkan/ops/groups.h"
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ebmvk {
 namespace {
@@ -13,9 +16,6 @@ constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 20;  // largest table
 std::uint32_t pitch_of(const Argument<float>& log_p, std::uint32_t width) {
   return log_p.tensor ? log_p.tensor->pitch() : width;
 }
-
-// One workgroup per row of tokens.
-std::uint32_t token_group(const Engine& engine) { return engine.row_group(256); }
 
 std::string law_key(const char* name, std::uint32_t capacity, std::uint32_t k, std::uint32_t width) {
   return std::string(name) + "/" + std::to_string(capacity) + "/" + std::to_string(k) + "/" + std::to_string(width);
@@ -42,6 +42,25 @@ struct LawWork {
         {params, log_p.on_device(), ids.on_device(), logp.on_device(), log_rest.on_device(), entropy.on_device()},
         kernels::CandidateLaw{in.k, in.width, pitch_of(in.log_p, in.width)}, capacity);
     for (const auto* operand : {&logp, &log_rest, &entropy}) operand->store(engine.kernels(), program, params);
+    program.finish();
+  }
+};
+
+struct StartWork {
+  Buffer params;
+  Operand x, v;
+  Program program;
+
+  StartWork(Engine& engine, std::uint32_t capacity, const kernels::ChainStart& push, const Place& to_x,
+            const Place& to_v)
+      : params(engine.device(), Buffer::Kind::upload, 32),
+        x(engine.device(), to_x, capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        v(engine.device(), to_v, capacity, push.d, 4 * push.quads, Buffer::Kind::readback),
+        program(engine.device()) {
+    const auto group = engine.row_group(push.quads);
+    program.kernel(engine.kernels().get(push.name, group, {(push.quads + group - 1) / group}),
+                   {params, x.on_device(), v.on_device()}, push, capacity);
+    for (const auto* operand : {&x, &v}) operand->store(engine.kernels(), program, params);
     program.finish();
   }
 };
@@ -82,7 +101,7 @@ struct DecodeWork {
         program(engine.device()) {
     auto& kernels = engine.kernels();
     for (const auto* operand : {&x, &logp, &concentration, &shift, &log_p}) operand->load(kernels, program, params);
-    constexpr std::uint32_t group = 64;
+    constexpr auto group = kernels::LevelLaw::group;
     const auto groups = (std::uint64_t{capacity} * in.k + group - 1) / group;
     const auto across =
         static_cast<std::uint32_t>(std::min<std::uint64_t>(groups, engine.device().capabilities().max_groups));
@@ -140,6 +159,31 @@ void Engine::candidate_law(const CandidateLawArguments& in, const CandidateLawRe
     work.log_rest.read(out.log_rest, begin, rows);
     work.entropy.read(out.entropy, begin, rows);
     begin += rows;
+  }
+  call.count();
+}
+
+void Engine::chain_start(const ChainStartArguments& in, const ChainStartResults& out) {
+  Call call(*this, kernels::ChainStart::name);
+  const kernels::ChainStart push{quads_of(in.d), in.d};
+  const auto capacity = rows_at_once(device_, in.rows, in.d);
+  for (std::uint64_t begin = 0; begin < in.rows; begin += capacity) {
+    const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity, in.rows - begin));
+    const auto to_x = out.x.from(begin), to_v = out.v.from(begin);
+    auto& work =
+        workspaces_.get<StartWork>(std::string(push.name) + "/" + std::to_string(capacity) + "/" +
+                                       std::to_string(in.d) + keys_of({}, {to_x, to_v}),
+                                   0, [&] { return std::make_shared<StartWork>(*this, capacity, push, to_x, to_v); });
+    *work.params.as<kernels::ChainStart::Params>() = {rows,
+                                                      in.first_chain + static_cast<std::uint32_t>(begin),
+                                                      static_cast<std::uint32_t>(in.seed),
+                                                      static_cast<std::uint32_t>(in.seed >> 32),
+                                                      in.x_stream,
+                                                      in.v_stream,
+                                                      static_cast<float>(std::sqrt(in.temperature))};
+    call.run(work.program);
+    work.x.read(out.x, begin, rows);
+    work.v.read(out.v, begin, rows);
   }
   call.count();
 }

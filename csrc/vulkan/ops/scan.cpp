@@ -1,10 +1,9 @@
 #include "vulkan/ops/scan.h"
 
+#include "vulkan/ops/groups.h"
 #include "vulkan/runtime/errors.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 namespace ebmvk {
 namespace {
@@ -19,19 +18,9 @@ constexpr std::uint64_t kMostBlocks = 256;  // most blocks of a plan with more t
 // Small blocks share a section, whose cost doesn't depend on its size. A plan submits whole sections,
 // so they are smaller than a slice.
 constexpr std::uint64_t kSectionsPerSlice = 4;
-constexpr std::uint64_t kSlotBytes = 256;  // a multiple of every alignment that Vulkan allows
 constexpr std::uint64_t kParamBytes = 32;
 constexpr std::uint64_t kTileRows = 4;   // score_direct.comp takes as long for fewer
 constexpr std::uint64_t kManyRows = 64;  // from here on the number of rows doesn't change the speed
-
-// At least |q|, with room for products too small for a float. Infinite if sums might overflow, so
-// that nothing counts as proved (store_score.glsl).
-float norm_above(const float* query, std::uint32_t d) {
-  double sum = 0;
-  for (std::uint32_t i = 0; i < d; ++i) sum += static_cast<double>(query[i]) * query[i];
-  const double norm = std::sqrt(sum) * (1 + 1e-6) + 1e-30;
-  return norm < 1e30 ? static_cast<float>(norm) : std::numeric_limits<float>::infinity();
-}
 
 // The name of the kernels' speed. Work is counted as that of scoring; what selection adds depends on
 // d and k, and the speed of scoring on the number of rows.
@@ -79,16 +68,17 @@ Scan::Scan(Engine& engine, const Rows& points, const ScanShape& of, const Coarse
       bias(engine.device(), in.bias.from(0), of.scaled ? points.n() : 4, 1, 1, Buffer::Kind::upload),
       best_scores(engine.device(), to.scores.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
       best_ids(engine.device(), to.ids.from(begin), of.capacity, of.k, of.k, Buffer::Kind::readback),
-      norms(engine.device(), coarse ? of.capacity : 1, 1, 1, Buffer::Kind::upload),
       program(engine.device()),
       points_(coarse ? coarse->halves : points),
-      bounded_(coarse != nullptr),
+      norms_(engine.device(), Buffer::Kind::device, std::uint64_t{4} * (coarse ? of.capacity : 4)),
       scores_(engine.device(), Buffer::Kind::device, checked_product(std::uint64_t{4} * of.rows, of.columns)) {
   const kernels::ScoreTiled cost{points_.quads(), shape.columns, shape.scaled, 0};
   blocks_ = divide(engine.units_per_slice(shape.speed, cost.flops(1)) / kSectionsPerSlice);
   params_ = Buffer(engine.device(), Buffer::Kind::upload, kSlotBytes * (blocks_.size() + 1));
   for (const auto* operand : {&queries, &scale, &bias}) operand->load(engine.kernels(), program, params());
-  program.copy(norms.on_host(), norms.on_device());
+  if (coarse)
+    program.kernel(engine.kernels().get(kernels::RowNorms::name, engine.row_group(points.quads()), {}),
+                   {params(), queries.on_device(), norms_}, kernels::RowNorms{points.quads()}, shape.capacity);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (i > 0 && blocks_[i].section != blocks_[i - 1].section) program.cut();
     record(engine, blocks_[i], i, coarse ? &coarse->radius : nullptr);
@@ -122,20 +112,16 @@ void Scan::record(Engine& engine, const Block& block, std::size_t number, const 
   const auto tiling = choose_tiling(device, engine.scoring(), shape.rows);
   program.kernel(engine.kernels().get(tiling.kernel, tiling.group, tiling.constants(), points_.storage()),
                  {slot(number), queries.on_device(), points_.shard(block.shard), scale.on_device(), bias.on_device(),
-                  View(norms.on_device()), View(radius ? *radius : norms.on_device()), View(scores_)},
+                  norms_, radius ? *radius : norms_, scores_},
                  kernels::ScoreTiled{points_.quads(), shape.columns, shape.scaled, radius != nullptr},
                  (shape.columns + tiling.columns - 1) / tiling.columns, (shape.rows + tiling.rows - 1) / tiling.rows);
-  const auto group = device.type == "cpu" ? 8u : std::min(256u, device.max_group_size);
-  program.kernel(engine.kernels().get(kernels::SelectTopk::name, group, {power_of_two(shape.k)}),
+  program.kernel(engine.kernels().get(kernels::SelectTopk::name, select_group(device), {power_of_two(shape.k)}),
                  {slot(number), scores_, best_scores.on_device(), best_ids.on_device()},
                  kernels::SelectTopk{shape.k, shape.columns}, shape.rows);
 }
 
 void Scan::write(const TopkArguments& in, std::uint64_t begin, std::uint32_t rows) {
   queries.write(in.queries, begin, rows);
-  if (bounded_)
-    for (std::uint32_t row = 0; row < rows; ++row)
-      norms.on_host().as<float>()[row] = norm_above(in.queries.host + (begin + row) * in.d, in.d);
   if (!shape.scaled) return;
   const auto fill = [&](Operand& operand, const Argument<float>& weights, float otherwise) {
     if (weights.given())

@@ -1,5 +1,5 @@
 // The operations that work row by row, and the probe of math.glsl and philox.glsl.
-#include "vulkan/ops/engine.h"
+#include "vulkan/ops/groups.h"
 
 #include <algorithm>
 #include <cstring>
@@ -70,13 +70,15 @@ struct ProbeWork {
         program(engine.device()) {
     program.copy(arguments.on_host(), arguments.on_device());
     program.copy(key.on_host(), key.on_device());
-    program.kernel(engine.kernels().get(kernels::Probe::name, 64, {}),
+    program.kernel(engine.kernels().get(kernels::Probe::name, kernels::Probe::group, {}),
                    {params, arguments.on_device(), key.on_device(), result.on_device()}, kernels::Probe{function},
-                   (capacity + 63) / 64);
+                   (capacity + kernels::Probe::group - 1) / kernels::Probe::group);
     program.copy(result.on_device(), result.on_host());
     program.finish();
   }
 };
+
+}  // namespace
 
 std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32_t d) {
   const std::uint64_t row_bytes = std::uint64_t{16} * quads_of(d);
@@ -84,8 +86,6 @@ std::uint32_t rows_at_once(const Device& device, std::uint32_t rows, std::uint32
       {device.capabilities().max_groups, device.storage_range() / row_bytes, (std::uint64_t{64} << 20) / row_bytes});
   return power_of_two(std::min<std::uint64_t>(rows, std::max<std::uint64_t>(most / 2, 1)));
 }
-
-}  // namespace
 
 const KernelSource& row_kernel(const std::string& operation) {
   const auto name = "sphere_" + operation;

@@ -57,7 +57,18 @@ struct HostRows {
   const std::uint32_t* to;
 };
 
-// The sums of all segments, which end in a tensor or on the host.
+// The number of rows of `pitch` words, of `rows`, that one binding has. The parts of more rows begin
+// where every device can bind them.
+std::uint64_t rows_per_binding(const Device& device, std::uint64_t rows, std::uint32_t pitch);
+
+// What a kernel's work costs: the name of its speed for Engine::units_per_slice, and FLOPs. 0: its
+// speed isn't learned.
+struct EntryCost {
+  const char* speed;
+  double flops_per_entry;
+};
+
+// The sums of all segments, which stay in a buffer of the caller or go to the host.
 class Sums {
  public:
   // Records the addition of a window to the sums of up to `room` segments.
@@ -68,36 +79,42 @@ class Sums {
     std::uint64_t at_once;            // the number of entries that one dispatch may add
   };
 
-  // True if one submission can make all sums: none has to wait for its place in the table that goes
-  // to the host.
-  static bool at_once(const Device& device, const Shape& shape, bool in_tensor);
+  // True if no sum has to wait for its place in the table that goes to the host.
+  static bool at_once(const Device& device, const Shape& shape, bool stays);
 
-  // `tensor` has room for all segments, or is null. After the constructor it isn't used.
-  Sums(Engine& engine, const Shape& shape, const Tensor* tensor, Record record);
+  // `place` has room for all segments, or is null. It isn't used after programs are recorded.
+  Sums(Engine& engine, const Shape& shape, const Buffer* place, Record record);
 
-  // Record all sums in one program, from zero; or the programs of `add`.
+  // Record all sums in one program, from zero; or the programs of `add` and `add_in_turns`.
   void record(Program& program);
   void record_slices();
-  // Copies the sums of `segments` segments to the host.
+  // Adds to a plan the sums of `entries` entries, at most `slice` of them per submission, from zero.
+  // Only if all segments are summed at once. Runs the plan if it has too many slices.
+  void add(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const EntryCost& cost);
+  // Copies the sums of `segments` segments to the host; nothing if they stay on the device.
   void read(const HostRows& out, std::uint64_t segments) const;
-  // Adds `entries` entries, at most `slice` of them per submission, to `segments` segments. Sums on
-  // the host continue; those in the tensor start from zero.
-  void add(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const char* speed, double flops_per_entry,
-           const HostRows& out, std::uint64_t segments);
+  // The same as `add` and `read`, but sums on the host continue, and the segments may take turns. Runs
+  // the plan.
+  void add_in_turns(Engine::Call& call, std::uint64_t entries, std::uint64_t slice, const EntryCost& cost,
+                    const HostRows& out, std::uint64_t segments);
 
  private:
   View place(std::uint64_t segment) const;
   void fill(const HostRows& out, std::uint64_t segments);
+  std::uint32_t add_windows(Engine::Call& call, std::uint64_t segment, std::uint64_t entries, std::uint64_t slice,
+                            const EntryCost& cost, bool fresh, std::uint32_t slot);
 
   Engine& engine_;
   Shape shape_;
-  std::optional<View> tensor_;  // only valid while programs are recorded
+  std::optional<View> place_;  // only valid while programs are recorded
   Record record_;
   std::uint64_t part_;  // the number of segments that a dispatch sums
   std::uint64_t windows_each_;
-  Windows windows_;  // those of `record`, and behind them that of `add`
+  Windows windows_;  // those of `record`, and behind them those of slices
   Table table_;
-  std::vector<std::unique_ptr<Program>> slices_;  // one for each part of a tensor; one for the host
+  // One for each part of the place, with a section for each slot. For the host one, which has the
+  // upload of sums before these sections, and their read-back behind.
+  std::vector<std::unique_ptr<Program>> slices_;
 };
 
 }  // namespace ebmvk

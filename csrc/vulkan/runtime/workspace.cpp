@@ -97,7 +97,7 @@ void Operand::copy_rows(KernelRegistry& kernels, Program& program, const View& p
   const auto& tensor = *place_.tensor;
   const auto first = static_cast<std::uint32_t>(tensor.pitch() * place_.begin % (kAlignment / 4));
   const auto pitch = to_tensor ? tensor.pitch() : pitch_;
-  constexpr std::uint32_t group = 64;
+  constexpr auto group = kernels::CopyRows::group;
   const auto groups = (std::uint64_t{rows_} * pitch + group - 1) / group;
   const auto x = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(std::max<std::uint64_t>(groups, 1), device_->capabilities().max_groups));
