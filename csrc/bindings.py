@@ -167,7 +167,7 @@ def listed(operation: Any, target: Target) -> str:
 def reader(operation: Any, target: Target) -> Iterator[str]:
     """A function that makes what C++ takes of the arguments in Python, if their shapes fit."""
     name, engine = camel(operation.name), "engine, " if target.vulkan else ""
-    first = "const Engine& engine, " if target.vulkan else ""
+    first = "[[maybe_unused]] const Engine& engine, " if target.vulkan else ""
     yield f"inline {name}Arguments read_{operation.name}({first}{listed(operation, target)}) {{"
     known = {"d": "points.d()", "N": "points.n()"} if target.vulkan and has_points(operation) else {}
     used = {size for argument in operation.arguments for size in (*argument.of, argument.below, argument.high)}
