@@ -6,6 +6,8 @@
 | `select` | `select(device)` opens a backend, `explain(device)` says which one and why |
 | `reference` | every operation in plain torch: the oracle, and the path on CUDA |
 | `operations` | operations.toml: the arguments and results of every operation |
+| `native` | what the extensions' functions take and return, by that table |
+| `examples` | arguments for any operation, by that table, for tests |
 | `integrators` | the splittings of integrators.toml, which all backends follow |
 | `reference_chains`, `reference_math` | its Langevin chains, and its formulas |
 | `cpu` | SIMD kernels on a thread pool (extension `ebmvk._cpu`) |

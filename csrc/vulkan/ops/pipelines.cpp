@@ -32,9 +32,9 @@ class List {
                 Storage storage = Storage::float32) {
     add(name, engine_.row_group(quads), std::move(constants), storage);
   }
-  // Those of the manifest that aren't there yet.
+  // Those of the manifest that aren't there yet, except scoring kernels that this device doesn't choose.
   void add_rest(std::uint32_t quads) {
-    std::set<std::string> known;
+    std::set<std::string> known{kernels::ScoreDirect::name, kernels::ScoreMatvec::name, kernels::ScoreTiled::name};
     for (const auto& key : keys_) known.insert(key.name);
     for (const auto& kernel : kernel_table())
       if (!known.count(kernel.name) && kernel.variant == Variant::portable)
