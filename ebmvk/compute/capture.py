@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -365,7 +365,9 @@ def graph_key(graph: fx.GraphModule) -> str:
     numbers: dict[fx.Node, int] = {}
     for number, node in enumerate(graph.graph.nodes):
         numbers[node] = number
-        args = fx.node.map_arg((node.args, dict(sorted(node.kwargs.items()))), lambda n: _Numbered(numbers[n]))
+        args = fx.node.map_arg(
+            (node.args, dict(sorted(node.kwargs.items()))), lambda n: cast("Any", _Numbered(numbers[n]))
+        )
         value = node.meta.get("val")
         shapes = [
             (tuple(part.shape), str(part.dtype), tuple(part.stride()))

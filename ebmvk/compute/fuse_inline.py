@@ -6,6 +6,7 @@ A result joins its only reader; a cheap one, of at most one load, joins all of i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ebmvk.compute import expr
@@ -55,7 +56,7 @@ def inline(program: Program, limits: Limits) -> Program:
     return without_dead(replace(program, nodes=nodes))
 
 
-def _chosen(node: Loop, targets: list[int], nodes: list[object], returned: bool) -> list[int]:
+def _chosen(node: Loop, targets: list[int], nodes: Sequence[object], returned: bool) -> list[int]:
     """The readers that a result may join."""
     value = node.stores[0].value
     loops = [target for target in targets if isinstance(nodes[target], Loop)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ebmvk.compute import expr, views
@@ -105,7 +105,7 @@ class Indexed:
 def _broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     import torch
 
-    return tuple(torch.broadcast_shapes(*shapes))
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 @primitive("index.Tensor", limits="indices are integers, no masks")
@@ -282,6 +282,10 @@ class _Covered:
 # ----------------------------------------------------------------------------------------- joining
 
 
+def _narrow(dim: int, start: int, size: int) -> Callable[[Any], Any]:
+    return lambda meta: meta.narrow(dim, start, size)
+
+
 @primitive("cat.default")
 def cat(low: Lowering, parts: Sequence[View], dim: int = 0) -> View:
     parts = [part for part in parts if part.shape != (0,) or len(low.shape) == 1]
@@ -290,7 +294,7 @@ def cat(low: Lowering, parts: Sequence[View], dim: int = 0) -> View:
     start = 0
     for part in parts:
         size = part.shape[dim]
-        target = views.through(whole, lambda meta, s=start, n=size: meta.narrow(dim, s, n))[0]
+        target = views.through(whole, _narrow(dim, start, size))[0]
         low.store(target, expr.cast_to(expr.load(part), low.dtype))
         start += size
     return whole

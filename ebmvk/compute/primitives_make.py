@@ -63,15 +63,18 @@ def arange(low: Lowering, start: Number, end: Number, step: Number = 1, **keywor
 
 @primitive("arange.default", dtypes=NUMBERS)
 def arange_to(low: Lowering, end: Number, **keywords: Any) -> View:
-    return arange(low, 0, end, 1, **keywords)
+    made: View = arange(low, 0, end, 1, **keywords)
+    return made
 
 
 @primitive("arange.start", dtypes=NUMBERS)
 def arange_from(low: Lowering, start: Number, end: Number, **keywords: Any) -> View:
-    return arange(low, start, end, 1, **keywords)
+    made: View = arange(low, start, end, 1, **keywords)
+    return made
 
 
 @primitive("iota.default")
 def iota(low: Lowering, length: int, *, start: int = 0, step: int = 1, **keywords: Any) -> View:
     del keywords
-    return arange(low, start, start + length * step, step)
+    made: View = arange(low, start, start + length * step, step)
+    return made

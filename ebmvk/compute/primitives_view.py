@@ -3,7 +3,9 @@ data that have our strides; where it would need a copy, so do we."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from torch import fx
 
 from ebmvk.compute.ir import View
 from ebmvk.compute.lower import Lowering
@@ -32,7 +34,7 @@ def reshape(low: Lowering, x: View, *args: Any) -> View:
 
 @primitive("as_strided.default", limits="of a tensor whose strides here are torch's")
 def as_strided(low: Lowering, x: View, size: Any, stride: Any, storage_offset: int | None = None) -> View:
-    base = low.node.args[0].meta["val"]
+    base = cast("fx.Node", low.node.args[0]).meta["val"]
     start = base.storage_offset() if storage_offset is None else storage_offset
     if base.storage_offset() or tuple(base.stride()) != x.strides:
         x = low.copied(x)

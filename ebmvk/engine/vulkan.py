@@ -266,7 +266,7 @@ class Vulkan(Chained):
     def accumulate(self, x: Tensor, ids: Tensor, responsibilities: Tensor, tokens: Tensor, n: int) -> Accumulated:
         checks.operation("accumulate", self._rules, locals())
         with self._errors("accumulate"):
-            found = self._engine.accumulate(*map(_native, (x, ids, responsibilities, tokens)), n)
+            found = self._engine.accumulate(_native(x), _native(ids), _native(responsibilities), _native(tokens), n)
         return Accumulated(*map(self._result, found))
 
 
