@@ -81,7 +81,7 @@ def located(sizes: Sequence[int], strides: Sequence[int], offset: int, load: Vie
 
 def restrided(store: View, load: View, leaf: View) -> View | None:
     """What `leaf` (of the store's loop, so of its shape) is at the points of `load`, which reads
-    what was stored through `store`. None if that is no strided view."""
+    what was stored through `store`. None if that isn't a strided view."""
     sizes, into, of = _merged(store, leaf)
     steps = located(sizes, into, store.offset, load)
     if steps is None:
