@@ -217,10 +217,10 @@ def compile_step(
         check: whether each new graph is run on other batches and compared with the step.
         limits: of fused nodes; None for those of the device.
 
-    Raises (when it is called):
-        ArgumentError: for arguments that aren't tensors or that nothing uses, and for results whose
-            shapes differ from what they replace.
-        UnsupportedOperation: names the operation and the line of the step.
+    Raises:
+        ArgumentError: at the first call, for arguments that aren't tensors or that nothing uses,
+            and for results whose shapes differ from what they replace.
+        UnsupportedOperation: at the first call; names the operation and the line of the step.
     """
     return CompiledStep(step, backend, device, check, limits)
 

@@ -202,8 +202,8 @@ def denoising_at(
     points: Points,
     form: Form,
 ) -> Tensor:
-    """`denoising` of each position (B,), with given candidates. query: (B, d), of these positions. x and clean
-    (B, d) are data without gradients.
+    """`denoising` of each position (B,), with given candidates. query: (B, d), of these
+    positions. x and clean (B, d) are data without gradients.
 
     If `clean` had a gradient, training could minimise the score form by moving all tokens to one
     point.
