@@ -244,7 +244,7 @@ def embed(kernels: list[Kernel], out: Path) -> None:
             entries.append(
                 f'    {{"{kernel.name}", Variant::{shader.variant}, Storage::{shader.storage}, {symbol}, '
                 f"sizeof({symbol}), {{{access}}}, {4 * len(kernel.push)}, {len(kernel.specialise)}, {kernel.group}, "
-                f"{str(kernel.bindings[-1][1] == 'float').lower()}}},"
+                f"{str(kernel.bindings[-1][1] == 'float').lower()}, {str(bool(kernel.params)).lower()}}},"
             )
     text += [
         "",

@@ -202,7 +202,7 @@ def test_scores_that_are_nan_come_last_with_fast_math(fast: Vulkan) -> None:
     bias[:10] = torch.nan
     for backend in (open_vulkan(), fast):
         points = backend.points(mu)
-        scores, ids = backend._engine.topk(points.native, unit(1, 8, 2).numpy(), 30, None, bias.numpy())
+        scores, ids = backend._engine.topk(unit(1, 8, 2).numpy(), points.native, 30, None, bias.numpy())
         assert set(ids[0].tolist()) == set(range(10, 40))
         assert torch.from_numpy(scores).isfinite().all()
 

@@ -32,12 +32,13 @@ class List {
                 Storage storage = Storage::float32) {
     add(name, engine_.row_group(quads), std::move(constants), storage);
   }
-  // Those of the manifest that aren't there yet, except scoring kernels that this device doesn't choose.
+  // Those of the engine's operations that aren't there yet, except scoring kernels that this device
+  // doesn't choose.
   void add_rest(std::uint32_t quads) {
     std::set<std::string> known{kernels::ScoreDirect::name, kernels::ScoreMatvec::name, kernels::ScoreTiled::name};
     for (const auto& key : keys_) known.insert(key.name);
     for (const auto& kernel : kernel_table())
-      if (!known.count(kernel.name) && kernel.variant == Variant::portable)
+      if (kernel.params && !known.count(kernel.name) && kernel.variant == Variant::portable)
         add_rows(kernel.name, quads, {}, kernel.storage);
   }
   std::vector<PipelineKey> take() { return std::move(keys_); }

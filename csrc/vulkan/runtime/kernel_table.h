@@ -22,6 +22,7 @@ struct KernelSource {
   std::uint32_t specialise;  // number of specialisation constants, without the workgroup's size
   std::uint32_t group;       // workgroup size if the kernel fixes it, else 0
   bool scalar;               // the last binding has one float per row
+  bool params = false;       // the first binding is `params`, as in all kernels of the engine's operations
 
   // The number of bindings between `params` and the last one.
   std::size_t arguments() const { return access.size() - 2; }
