@@ -115,7 +115,10 @@ def _run_loop(loop: Loop, values: Values, floats: type[np.floating[Any]]) -> lis
         result = done[id(store.value)]
         if loop.reduced and len(store.view.shape) == len(loop.parallel):
             # The value doesn't change along the reduced axes: any of their points will do.
-            result = np.broadcast_to(result, loop.shape).reshape((*loop.parallel, -1))[..., 0]
+            # There may be none (a sum of nothing), so they aren't spread over these axes.
+            least = (*loop.parallel, *(1,) * loop.reduced)
+            spread = np.broadcast_to(result, np.broadcast_shapes(np.shape(result), least))
+            result = spread.reshape((*loop.parallel, -1))[..., 0]
         results.append(np.array(np.broadcast_to(result, store.view.shape)))
     return results
 

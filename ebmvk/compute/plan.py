@@ -248,9 +248,10 @@ def _in_a_row(region: Region, tensors: list[Tensor], alignment: int, places: dic
 
 def _check_ranges(plan: Plan, limits: Limits) -> None:
     bound = {t for step in plan.steps for part in step.lowered.steps if isinstance(part, Launch) for t in part.tensors}
-    for tensor in bound:
+    known = plan.program.origins
+    for tensor in sorted(bound, key=lambda t: (t.id not in known, t.id)):  # a place in the step says most
         if tensor.bytes > limits.range_bytes:
-            origin = plan.program.origins.get(tensor.id, f"tensor {tensor.id}")
+            origin = known.get(tensor.id, f"tensor {tensor.id}")
             raise ArgumentError(
                 f"{origin} {tensor.shape} has {tensor.bytes} bytes, and a kernel of this device can bind "
                 f"{limits.range_bytes}",

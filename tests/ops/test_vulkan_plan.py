@@ -187,7 +187,7 @@ def test_bytes_are_those_of_the_arguments_and_results() -> None:
     assert count.bytes_down == 4 * rows * (d + k + 2)
     backend.topk(x, points, k)
     count = backend.counts()["topk"]
-    assert count.bytes_up == 4 * rows * d + 3 * 16  # weights and norms, which aren't used here
+    assert count.bytes_up == 4 * rows * d + 2 * 16  # weights, which aren't used here
     assert count.bytes_down == 4 * rows * 2 * k
     backend.topk(x, points, k)
     assert backend.counts()["topk"].bytes_up == 2 * count.bytes_up

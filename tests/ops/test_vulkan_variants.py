@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +101,9 @@ def test_every_shader_of_the_manifest_is_run() -> None:
         for backend in checked(shard_bytes=SHARD, **options):
             run_everything(backend, tilings)
             used |= set(backend._engine.used_kernels())
-    assert used == set(backend._extension.kernels())
+    # tests/compute runs the kernels of training steps
+    training = {path.stem for path in (Path(__file__).parents[2] / "shaders/nn").glob("*.comp")}
+    assert used == {kernel for kernel in backend._extension.kernels() if kernel[0] not in training}
 
 
 def problem(rows: int, d: int, n: int, scaled: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -144,7 +144,7 @@ def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer
         assert bool(record["finite"])
     # Muon and AdamW turn small differences of small gradients into differences of whole steps.
     for key, value in net.named_parameters():
-        torch.testing.assert_close(parameters[key], value.detach(), rtol=0, atol=2e-5, msg=key)
+        torch.testing.assert_close(parameters[key], value.detach(), rtol=0, atol=4e-5, msg=key)
 
 
 def test_nothing_changes_if_a_gradient_is_not_finite() -> None:
