@@ -57,6 +57,24 @@ class Points(Protocol):
         """
 
 
+class HostRows:
+    """What backends that keep the rows (N, d) in a tensor of torch say of them."""
+
+    rows: Tensor
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.shape[0])
+
+    @property
+    def d(self) -> int:
+        return int(self.rows.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
 @dataclass(frozen=True)
 class TopK:
     """scores: (B, k) float, descending; equal scores in order of id. ids: (B, k) int64."""

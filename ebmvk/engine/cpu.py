@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine import checks, native, wood
-from ebmvk.engine.api import Backend, OpCount, Points, Storage, TopK
+from ebmvk.engine.api import Backend, HostRows, OpCount, Points, Storage, TopK
 from ebmvk.engine.counting import Counter, Measured
 from ebmvk.engine.missing import extension_error
 from ebmvk.engine.native import array
@@ -33,7 +33,7 @@ _CALL_ROWS = 32
 _COARSE_DIMENSIONS = 16384
 
 
-class CpuPoints:
+class CpuPoints(HostRows):
     """A copy of the rows (N, d) in float32; once it makes `topk` faster, also one in 8 bits.
 
     With storage float16 the rows are rounded but kept as float32. Results are those of other
@@ -62,16 +62,8 @@ class CpuPoints:
         return self._coarse
 
     @property
-    def n(self) -> int:
-        return int(self.rows.shape[0])
-
-    @property
-    def d(self) -> int:
-        return int(self.rows.shape[1])
-
-    @property
     def nbytes(self) -> int:
-        return self.rows.nbytes + (self._coarse.nbytes if self._coarse is not None else 0)
+        return super().nbytes + (self._coarse.nbytes if self._coarse is not None else 0)
 
     def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
         if first is None and ids is None:

@@ -18,6 +18,7 @@ from ebmvk.engine.api import (
     Backend,
     EnergyGradients,
     EnergyScore,
+    HostRows,
     LangevinResult,
     OpCount,
     Points,
@@ -34,7 +35,7 @@ from ebmvk.engine.reference_math import CHUNK, energy_score, normalise, split, t
 from ebmvk.errors import ArgumentError, DeviceError, OutOfMemory
 
 
-class ReferencePoints:
+class ReferencePoints(HostRows):
     """A copy of the rows (N, d) in the dtype and on the device of the backend.
 
     With storage float16 the rows are rounded but kept in that dtype. Results are those of other
@@ -47,18 +48,6 @@ class ReferencePoints:
         self.storage: Storage = storage
         self._backend = backend
         self.rows = backend._take(checks.stored(points.detach(), storage)).clone()
-
-    @property
-    def n(self) -> int:
-        return int(self.rows.shape[0])
-
-    @property
-    def d(self) -> int:
-        return int(self.rows.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
 
     def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:
         if first is None and ids is None:

@@ -12,29 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebmvk.engine import reference_math
-from ebmvk.engine.api import EnergyGradients, EnergyScore, Points, Storage, TopK
+from ebmvk.engine.api import EnergyGradients, EnergyScore, HostRows, Points, Storage, TopK
 from ebmvk.engine.reference import Reference
 from ebmvk.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(HostRows):
     """The rows (N, d) themselves, not a copy."""
 
     rows: Tensor
     storage: Storage = "float32"
-
-    @property
-    def n(self) -> int:
-        return int(self.rows.shape[0])
-
-    @property
-    def d(self) -> int:
-        return int(self.rows.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
 
     def update(self, points: Tensor, *, first: int | None = None, ids: Tensor | None = None) -> None:  # noqa: ARG002
         raise ArgumentError("rows of a traced step can't be replaced", hint="make new ones with points()")
