@@ -75,19 +75,24 @@ def capture(
         UnsupportedOperation: if the step looks at values, or its graph depends on the examples.
     """
     names = list(names) if names is not None else [f"argument {number}" for number in range(len(examples))]
-    for name, example in zip(names, examples, strict=True):
-        if not isinstance(example, torch.Tensor):
-            raise ArgumentError(
-                f"{name} is {example!r}, not a tensor",
-                hint="Pass numbers that change between steps as tensors: torch.tensor(1e-3).",
-                why="A number would become part of the compiled step and keep its first value.",
-            )
+    require_tensors(names, examples)
     first = _traced(step, examples)
     _check_graph(first, names)
     graph = _functional(first, examples)
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
     return Captured(graph, names, dict(donated or {}), graph_key(graph))
+
+
+def require_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
+    """Raises ArgumentError for the first argument of a step that isn't a tensor."""
+    for name, argument in zip(names, arguments, strict=True):
+        if not isinstance(argument, torch.Tensor):
+            raise ArgumentError(
+                f"{name} is {argument!r}, not a tensor",
+                hint="Pass numbers that change between steps as tensors: torch.tensor(1e-3).",
+                why="A number would become part of the compiled step and keep its first value.",
+            )
 
 
 # ----------------------------------------------------------------------------------------- tracing

@@ -54,9 +54,10 @@ def axis(number: int) -> Expr:
     return _once(("axis", number), lambda: Axis(number))
 
 
-def reduce(kind: ReduceKind, of: Expr) -> Expr:
-    dtype: DType = "int32" if kind in {"argmax", "argmin"} else of.dtype
-    return _once(("reduce", kind, id(of)), lambda: Reduce(kind, of, dtype))
+def reduce(kind: ReduceKind, of: Expr, dtype: DType | None = None) -> Expr:
+    """A reduction. The type is int32 for places, or else that of what is reduced."""
+    made: DType = dtype or ("int32" if kind in {"argmax", "argmin"} else of.dtype)
+    return _once(("reduce", kind, made, id(of)), lambda: Reduce(kind, of, made))
 
 
 def op(name: str, *args: Expr, dtype: DType | None = None) -> Expr:
@@ -210,7 +211,7 @@ def rebuilt(value: Expr, part: Callable[[Expr], Expr]) -> Expr:
         return value if same else op(value.name, *args, dtype=value.dtype)
     if isinstance(value, Reduce):
         inner = part(value.of)
-        return value if inner is value.of else reduce(value.kind, inner)
+        return value if inner is value.of else reduce(value.kind, inner, value.dtype)
     if isinstance(value, LoadAt):
         index = [part(arg) for arg in value.index]
         same = all(a is b for a, b in zip(index, value.index, strict=True))

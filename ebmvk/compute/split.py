@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ebmvk.compute.expr import children, walk
-from ebmvk.compute.ir import DType, Expr, Load, LoadAt, Loop, Op, Reduce, Store, Tensor, View
+from ebmvk.compute.expr import children, rewrite, walk
+from ebmvk.compute.ir import DType, Expr, Load, Loop, Reduce, Store, Tensor, View
 from ebmvk.compute.rows import Part
 from ebmvk.compute.tiling import ENOUGH, Tile
 
@@ -84,24 +84,7 @@ def split(loop: Loop, part: Part, fresh: Fresh) -> list[Piece]:
 
 def _exchanged(roots: list[Expr], by: Mapping[Reduce, Expr]) -> list[Expr]:
     """The expressions with reductions replaced by other expressions."""
-    known: dict[int, Expr] = {}
-    for expression in walk(*roots):
-        if isinstance(expression, Reduce) and expression in by:
-            known[id(expression)] = by[expression]
-        else:
-            known[id(expression)] = _rebuilt(expression, [known[id(child)] for child in children(expression)])
-    return [known[id(root)] for root in roots]
-
-
-def _rebuilt(expression: Expr, new: list[Expr]) -> Expr:
-    if all(a is b for a, b in zip(new, children(expression), strict=True)):
-        return expression
-    if isinstance(expression, Op):
-        return replace(expression, args=tuple(new))
-    if isinstance(expression, LoadAt):
-        return replace(expression, index=tuple(new))
-    assert isinstance(expression, Reduce)
-    return replace(expression, of=new[0])
+    return rewrite(roots, lambda part: by.get(part) if isinstance(part, Reduce) else None)
 
 
 def _kept(reduce: Reduce) -> DType:

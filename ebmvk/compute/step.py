@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from ebmvk.compute.capture import Captured, capture
+from ebmvk.compute.capture import Captured, capture, require_tensors
 from ebmvk.compute.compiled import Compiled as OnDevice
 from ebmvk.compute.fuse import fuse
 from ebmvk.compute.ir import WORD, Program
@@ -64,13 +64,7 @@ class Layout:
                 names.append(part + pytree.keystr(path))
                 leaves.append(leaf)
                 kept += part in {"parameters", "state"}
-        for name, leaf in zip(names, leaves, strict=True):
-            if not isinstance(leaf, torch.Tensor):
-                raise ArgumentError(
-                    f"{name} is {leaf!r}, not a tensor",
-                    hint="Pass numbers that change between steps as tensors: torch.tensor(1e-3).",
-                    why="A number would become part of the compiled step and keep its first value.",
-                )
+        require_tensors(names, leaves)
         spec = pytree.tree_flatten(tuple(arguments))[1]
         shapes = [tuple(leaf.shape) for leaf in leaves]
         return Layout(names, shapes, [leaf.dtype for leaf in leaves], kept, spec), leaves
