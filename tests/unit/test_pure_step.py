@@ -39,6 +39,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BRIEF = (("minillm", 1), ("experts", 2), ("ebm score", 1), ("ebm", 2), ("infinito", 2))
 """(model, passes) that the default run trains."""
+NOISE = 1e-6
+"""Smaller gradients, relative to the rest of their tensor, are rounding errors of float32; AdamW
+makes whole steps of them."""
 MANY = 1 << 18  # logits up to which cross-entropy is torch's own
 ONCE = [("tinygpt", 2, 0), ("one expert", 1, MANY), ("ebm", 1, MANY), ("infinito", 1, MANY)]
 """(model, passes, most logits) of the default run."""
@@ -127,6 +130,7 @@ def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer
     step, own = Step(net, config, Traceable()), optim.build(net, config.training)
     parameters = {key: p.detach().clone() for key, p in net.named_parameters()}
     state = update.empty_state(parameters, step.rules)
+    certain = {key: torch.ones_like(p, dtype=torch.bool) for key, p in parameters.items()}
     for number in range(3):
         tokens = rows(number)
         lr = optim.lr_at(number, config.training)
@@ -138,13 +142,18 @@ def test_pure_steps_train_as_the_trainer_does(name: str, batches: int, optimizer
         losses = Passes(net, Device(Reference(), torch.device("cpu"), ""), config, tokens, number, batches).run()
         norm = own.gradient_norm()
         own.step(lr, norm)
+        for key, p in net.named_parameters():
+            if p.grad is not None:
+                certain[key] &= p.grad.abs() > NOISE * p.grad.square().mean().sqrt()
         # Sums in another order: some hundred terms of float32 in each of a dozen layers.
         torch.testing.assert_close(record["total"], losses.total, rtol=2e-5, atol=0)
         torch.testing.assert_close(record["norm"], norm, rtol=2e-4, atol=0)
         assert bool(record["finite"])
     # Muon and AdamW turn small differences of small gradients into differences of whole steps.
     for key, value in net.named_parameters():
-        torch.testing.assert_close(parameters[key], value.detach(), rtol=0, atol=4e-5, msg=key)
+        error = (parameters[key] - value.detach()).abs()
+        assert float(error.max()) <= 4e-5, key
+        assert not bool((error[certain[key]] > 2e-5).any()), key
 
 
 def test_nothing_changes_if_a_gradient_is_not_finite() -> None:
