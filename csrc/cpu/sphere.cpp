@@ -96,8 +96,9 @@ void Logmap(size_t rows, size_t d, const float* const* in, float* out) {
 }
 
 void Transp(size_t rows, size_t d, const float* const* in, float* out) {
-  ForRows(rows, d,
-          [&](size_t at, size_t) { HWY_DYNAMIC_DISPATCH(TranspRow)(d, in[0] + at, in[1] + at, in[2] + at, out + at); });
+  ForRows(rows, d, [&](size_t at, size_t) {
+    HWY_DYNAMIC_DISPATCH(TranspRow)(d, in[0] + at, in[1] + at, in[2] + at, out + at);
+  });
 }
 
 void Dist(size_t rows, size_t d, const float* const* in, float* out) {
