@@ -4,44 +4,24 @@
 #include <map>
 #include <stdexcept>
 
+#include "vulkan/runtime/spirv.h"
+
 namespace ebmvk {
 namespace {
 
-// Numbers of the SPIR-V specification, 1.5.
-constexpr std::size_t kHeaderWords = 5;
-constexpr std::uint32_t kLocalSize = 17, kBinding = 33, kDescriptorSet = 34, kWorkgroup = 4;
-enum Op : std::uint32_t {
-  ExecutionMode = 16,
-  Capability = 17,
-  TypeInt = 21,
-  TypeFloat = 22,
-  TypeVector = 23,
-  TypeArray = 28,
-  TypeStruct = 30,
-  TypePointer = 32,
-  Constant = 43,
-  FunctionEnd = 56,
-  Variable = 59,
-  Decorate = 71,
-};
+using namespace spirv;
 
 class Reader {
  public:
   ModuleNeeds run(const std::vector<std::uint32_t>& code) {
-    std::uint32_t last = 0;
-    for (std::size_t at = kHeaderWords; at < code.size();) {
-      const std::uint32_t length = code[at] >> 16;
-      if (length == 0 || at + length > code.size()) throw std::invalid_argument("a SPIR-V module is cut off");
-      last = code[at] & 0xffffu;
-      take(last, code.data() + at, length);
-      at += length;
-    }
+    const auto last =
+        walk(code.data(), code.size(),
+             [this](std::uint32_t op, const std::uint32_t* word, std::uint32_t length) { take(op, word, length); });
     if (last != FunctionEnd) throw std::invalid_argument("a SPIR-V module is cut off");
     return needs_;
   }
 
  private:
-  // `word`: the instruction, with its length and number in the first word.
   void take(std::uint32_t op, const std::uint32_t* word, std::uint32_t length) {
     if (op == Capability && length == 2) needs_.capabilities.push_back(word[1]);
     if (op == ExecutionMode && length == 6 && word[2] == kLocalSize)

@@ -4,41 +4,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "vulkan/runtime/spirv.h"
+
 namespace ebmvk {
 namespace {
 
 using Words = std::vector<std::uint32_t>;
 
-// Numbers of the SPIR-V specification, 1.5.
-constexpr std::uint32_t kMagic = 0x07230203, kHeaderWords = 5;
-constexpr std::uint32_t kLocalSize = 17, kSpecId = 1, kBuiltIn = 11, kWorkgroupSize = 25;
-enum Op : std::uint32_t {
-  ExecutionMode = 16,
-  ConstantTrue = 41,
-  ConstantFalse = 42,
-  Constant = 43,
-  ConstantComposite = 44,
-  SpecConstantTrue = 48,
-  SpecConstantFalse = 49,
-  SpecConstant = 50,
-  SpecConstantComposite = 51,
-  SpecConstantOp = 52,
-  Decorate = 71,
-  IAdd = 128,
-  ISub = 130,
-  IMul = 132,
-  UDiv = 134,
-  UMod = 137,
-  Select = 169,
-  IEqual = 170,
-  INotEqual = 171,
-  UGreaterThan = 172,
-  UGreaterThanEqual = 174,
-  ULessThan = 176,
-  ULessThanEqual = 178,
-  ShiftRightLogical = 194,
-  ShiftLeftLogical = 196,
-};
+using namespace spirv;
 
 bool gives_bool(std::uint32_t operation) { return IEqual <= operation && operation <= ULessThanEqual; }
 
@@ -71,18 +44,13 @@ class Specialiser {
   Words run(const std::uint32_t* code, std::size_t words) {
     if (words < kHeaderWords || code[0] != kMagic) throw std::logic_error("a kernel is not SPIR-V");
     out_.assign(code, code + kHeaderWords);
-    for (std::size_t at = kHeaderWords; at < words;) {
-      const std::uint32_t length = code[at] >> 16;
-      if (length == 0 || at + length > words) throw std::logic_error("a kernel's SPIR-V is cut off");
-      take(code[at] & 0xffffu, code + at, length);
-      at += length;
-    }
+    walk(code, words,
+         [this](std::uint32_t op, const std::uint32_t* word, std::uint32_t length) { take(op, word, length); });
     set_local_size();
     return out_;
   }
 
  private:
-  // `word`: the instruction, with its length and number in the first word.
   void take(std::uint32_t op, const std::uint32_t* word, std::uint32_t length) {
     switch (op) {
       case ExecutionMode:
