@@ -182,9 +182,10 @@ def no_bias(bench: Bench) -> Findings:
 
     A trajectory is one leapfrog step of one radian. Several temperatures are tested because
     acceptance depends on the temperature. Friction is low, so what a rejection does to v makes a
-    difference. A sampler that keeps v instead of reversing it looks right for one step from the
-    right law: x keeps its law, and v depends on x only by a term odd in v. Over several steps x is
-    biased too: the mean cosine is .009 off, 5 % of its standard deviation.
+    difference. Suppose that a sampler keeps v after a rejection instead of reversing it. If it
+    starts from the right law, one step doesn't show the error: x still has its law. Only v becomes
+    dependent on x, by a term that changes sign with v. After several steps x is biased too: its
+    mean cosine is .009 off, 5 % of its standard deviation.
     """
     return Findings([_unbiased(bench, 1.0, bench.sizes.looks)] + [_unbiased(bench, t, 4) for t in (0.5, 2.0)])
 

@@ -78,7 +78,7 @@ def _chosen(node: Loop, targets: list[int], nodes: Sequence[object], returned: b
 
 
 def _moved(reader: object, node: Loop, limits: Limits) -> Loop | None:
-    """The reader computing the result itself; None if a view isn't strided there."""
+    """The reader computing the result itself. None if strides can't express a view in its shape."""
     assert isinstance(reader, Loop)
     store = node.stores[0]
     replaced: dict[int, Expr] = {}

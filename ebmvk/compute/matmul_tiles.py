@@ -67,7 +67,8 @@ class Tile:
 
     @property
     def rounds(self) -> float:
-        """Rounds of loops for each term of a sum."""
+        """Iterations of the kernel's loops for each term of a sum. It is below 1 if an iteration
+        adds several terms."""
         return 1 / self.depth if self.kernel != "matmul_tiled" else 0.1
 
     def constants(self, a: tuple[int, int, int], b: tuple[int, int, int], added: bool) -> tuple[int, ...]:

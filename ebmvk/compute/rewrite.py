@@ -257,9 +257,13 @@ def full_rank(loop: Loop) -> Loop:
 
 
 def reshaped_loop(loop: Loop, parallel: tuple[int, ...], reduced: tuple[int, ...]) -> Loop | None:
-    """The loop over points of another shape, in the same row-major order; None if a view isn't
-    strided there. A loop without reductions may get reduced axes: its last points; a loop over the
-    parallel axes alone stays one, its values then don't change along the reduced axes."""
+    """The loop over points of another shape, in the same row-major order. None if strides can't
+    express one of its views in that shape.
+
+    A loop without reductions may get reduced axes. If it has as many points as both groups of axes
+    together, its last axes become the reduced ones. If it has only as many as the parallel axes,
+    its values stay the same along the reduced axes.
+    """
     shape = (*parallel, *reduced)
     own_parallel, own_reduced = math.prod(loop.parallel), math.prod(loop.shape[len(loop.parallel) :])
     if loop.reduced:

@@ -112,7 +112,7 @@ def _merged(store: View, leaf: View) -> tuple[list[int], list[int], list[int]]:
 
 
 def overlaps(view: View) -> bool:
-    """True if two of its elements may be one."""
+    """True if two elements of the view may lie at the same place in memory."""
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(view.strides, view.shape, strict=True) if n != 1):
         if stride <= reach:

@@ -66,7 +66,8 @@ def check(config: Config) -> Config:
 
 
 def with_windows(config: Config) -> Config:
-    """The configuration with windows of `seq_length`, if its model sees the whole sequence."""
+    """The configuration, with its window settings set to `seq_length` if the model always sees the
+    whole sequence."""
     if not MODELS[config.model.model].whole_sequence:
         return config
     return replace(config, dict.fromkeys(WINDOWS, config.data.seq_length))

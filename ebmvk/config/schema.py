@@ -1,8 +1,8 @@
 """The settings of a run, as frozen dataclasses.
 
 The comment above a field is its help text on the command line; `knob` adds its range and other
-facts. Names are those of the original system where it had one. Which model has which setting is
-listed in `ebmvk.config.models`.
+facts. A setting that one of the four original systems had keeps its name from there. Which model
+has which setting is listed in `ebmvk.config.models`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ TRAINED, STATIC = "consolidated during training", "static memory"  # names of sp
 
 @dataclass(frozen=True)
 class Table:
-    """head: one cell per column. words: columns of text rather than of figures. prose: sentences,
-    in which the page explains terms and marks commands."""
+    """head: one cell per column. words: True if columns have text rather than figures. prose:
+    True if cells are sentences; the page then explains their terms and marks their commands."""
 
     head: Cells
     rows: Sequence[Cells]

@@ -85,7 +85,7 @@ class LatentLaw:
 
     @property
     def ones(self) -> Tensor:
-        """(B, K), the candidates' concentrations before those of a schedule."""
+        """(B, K): the concentration of each candidate until a schedule sets another."""
         return torch.ones_like(self.logp)
 
     @property

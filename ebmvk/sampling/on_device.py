@@ -45,7 +45,7 @@ def _kept(backend: Chained, weights: Tensor) -> DeviceTensor:
 class DeviceLaw:
     """p_kappa(x|c) of B contexts, as `ebmvk.sampling.latent.LatentLaw`, on the device of a backend.
 
-    ids: (B, K), the candidates; ones: (B, K), their concentrations before those of a schedule;
+    ids: (B, K), the candidates; ones: (B, K), their concentrations until a schedule sets others;
     log_p: (B, V), the law that the masses came from.
     """
 

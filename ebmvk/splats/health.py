@@ -79,7 +79,7 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
 
 
 def spaced(n: int, most: int) -> Tensor:
-    """At most `most` of the numbers 0 to n - 1, evenly spaced: (m,) int64."""
+    """Evenly spaced numbers from 0 to n - 1, no more than `most` of them: (m,) int64."""
     return torch.arange(0, n, max(1, -(-n // most)))
 
 
