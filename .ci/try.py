@@ -31,7 +31,7 @@ assert usable, "no Vulkan device, though a driver is installed"
 options = _vulkan.Options()
 options.validate = True
 engine = _vulkan.Engine(usable[0].index, options)
-scores, ids = engine.topk(engine.points(points, _vulkan.Storage.float32), queries, 5, scale, bias)
-check(f"_vulkan ({usable[0].name}, under validation)", scores, ids)
+found = engine.topk(queries, engine.points(points, _vulkan.Storage.float32), 5, scale, bias)
+check(f"_vulkan ({usable[0].name}, under validation)", *found)
 said = engine.take_messages()
 assert not said, "\n".join(said)
