@@ -288,7 +288,9 @@ void Device::drain(std::size_t submissions) {
 
 void Device::wait(std::size_t submissions) {
   try {
-    const auto seconds = options_.timeout_seconds * static_cast<double>(submissions);
+    const auto usual = capabilities_.type == "cpu" ? 600.0 : 60.0;
+    const auto each = options_.timeout_seconds > 0 ? options_.timeout_seconds : usual;
+    const auto seconds = each * static_cast<double>(submissions);
     const auto patience = static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9);
     const auto result = device_->waitForFences(fence_, VK_TRUE, patience);
     if (result == vk::Result::eTimeout) {

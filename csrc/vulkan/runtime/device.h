@@ -24,7 +24,9 @@ struct Options {
   std::uint64_t allocation_bytes = 0;
   std::uint64_t memory_limit = 0;  // most bytes to allocate through Vulkan; 0: no limit
   double slice_seconds = 0.2;      // target for the longest submission; drivers reset queues that hang for about 2 s
-  double timeout_seconds = 60.0;   // a submission that takes longer counts as hung
+  // A submission that takes longer counts as hung. 0: a minute, and ten on a CPU, whose drivers
+  // compile kernels while the first submission that uses them runs.
+  double timeout_seconds = 0.0;
   // Compile pipelines and report their machine code; nothing can be run. Makes no fence, because
   // RADV crashes if it is asked for one on behalf of a card that is not there.
   bool compile_only = false;
