@@ -15,6 +15,7 @@ import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 
 from ebmvk.compute import primitives
+from ebmvk.engine import library
 
 aten = torch.ops.aten
 Table = dict[Any, Callable[..., Any]]
@@ -306,12 +307,17 @@ def register(operation: Any, function: Callable[..., Any]) -> None:
     """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
     primitive."""
     _REGISTERED[operation] = function
-    table.cache_clear()
+    _table.cache_clear()
+
+
+def table() -> Table:
+    """The decompositions in use: torch's, but not those of primitives, and ours."""
+    return _table(len(library.APART))  # modules that are imported later add operations
 
 
 @cache
-def table() -> Table:
-    """The decompositions in use: torch's, but not those of primitives, and ours."""
+def _table(operations: int) -> Table:
+    del operations
     known = primitives.load()
     found: Table = {
         operation: function
@@ -319,6 +325,7 @@ def table() -> Table:
         if isinstance(operation, torch._ops.OpOverload) and not _composite(operation)
     }
     found.update(core_aten_decompositions())
+    found.update(library.APART)
     found.update(_REGISTERED)
     for operation in list(found):
         if primitives.overload(operation) in known:

@@ -14,6 +14,9 @@ import torch
 Function = Callable[..., Any]
 REFERENCES: dict[str, Function] = {}
 """{name: plain torch} of all operations, for tests and for backends that lack one."""
+APART: dict[Function, Function] = {}
+"""{operation: what a compiler of steps puts in its place, in operations of torch}. All operations
+are here from their definition on, so nobody has to register them with a compiler."""
 _LIBRARY = torch.library.Library("ebmvk", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -26,12 +29,14 @@ def operation(
     cpu: Function | None = None,
     backward: Function | None = None,
     keep: Function | None = None,
+    apart: Function | None = None,
 ) -> Function:
     """Register torch.ops.ebmvk.NAME and return it.
 
     schema: "NAME(Tensor x, ...) -> Tensor", in torch's notation. fast: runs in place of `reference`
     on all devices, and cpu on the CPU. keep, backward: `setup_context`
-    and `backward` of `torch.library.register_autograd`.
+    and `backward` of `torch.library.register_autograd`. apart: the operation as a compiled step
+    computes it, by default `reference`: plain torch with shapes that don't depend on values.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
@@ -43,4 +48,5 @@ def operation(
         torch.library.register_autograd(f"ebmvk::{name}", backward, setup_context=keep, lib=_LIBRARY)
     REFERENCES[name] = reference
     found: Function = getattr(torch.ops.ebmvk, name).default
+    APART[found] = apart or reference
     return found

@@ -42,7 +42,11 @@ def _node(cls: Node) -> Node:
         names, settings = context
         return cls(**dict(zip(names, children, strict=True)), **dict(settings))
 
-    pytree.register_pytree_node(cls, flatten, unflatten)
+    def with_names(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        children, context = flatten(value)
+        return [(pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)], context
+
+    pytree.register_pytree_node(cls, flatten, unflatten, flatten_with_keys_fn=with_names)
     return cls
 
 
