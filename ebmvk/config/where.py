@@ -15,17 +15,17 @@ MODELS_ON_DEVICE = ("plain", "tinygpt", "minillm")
 _WHY: tuple[tuple[Callable[[Config, int], bool], str], ...] = (
     (
         lambda config, _: config.run.device == "auto",
-        "nobody has measured yet which is faster; --device vulkan trains {model} on the device",
+        "nobody has measured yet which is faster; --device vulkan moves them",
     ),
     (
         lambda config, _: config.model.model not in MODELS_ON_DEVICE,
-        "--model {model} isn't compiled for Vulkan yet",
+        "the model {model} isn't compiled for Vulkan yet",
     ),
-    (lambda config, _: config.model.use_moe, "experts (--use-moe) aren't compiled for Vulkan yet"),
+    (lambda config, _: config.model.use_moe, "experts aren't compiled for Vulkan yet"),
     (lambda _, ranks: ranks > 1, "{ranks} processes can't share a step on Vulkan devices yet"),
     (
         lambda config, _: config.training.precision != "float32",
-        "--precision {precision} is for them; on the device, layers need --precision float32",
+        "there is no {precision} on the device yet; --precision float32 moves them there",
     ),
 )
 """(condition, reason): what keeps layers on the CPU. This is the only list of it."""

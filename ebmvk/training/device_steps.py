@@ -52,6 +52,7 @@ class DeviceSteps(Steps):
         self._pure = Step(model, config, Traceable())
         self._step: CompiledStep = compile_step(self._called, device=device.backend)
         self._ahead = False  # the device has taken steps that the host doesn't know
+        self._count = 0  # updates so far
         self._start()
 
     def resized(self, config: Config) -> DeviceSteps:
