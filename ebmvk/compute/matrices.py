@@ -1,4 +1,4 @@
-"""Kernels on small square matrices in pairs of float32; each matrix is the work of one workgroup."""
+"""Kernels on small square matrices in pairs of float32. One workgroup works on each matrix."""
 
 from __future__ import annotations
 

@@ -321,9 +321,9 @@ def _cat(parts: Sequence[Any], dim: int = 0) -> Pair:
 
 
 _MOVES = frozenset({
-    "view", "_unsafe_view", "reshape", "expand", "permute", "t", "transpose", "unsqueeze", "squeeze", "select", "slice",
-    "index", "index_select", "gather", "diagonal", "as_strided", "constant_pad_nd", "split_with_sizes", "split", "unbind",
-    "repeat", "flip", "roll", "embedding",
+    "view", "_unsafe_view", "reshape", "expand", "permute", "t", "transpose", "unsqueeze", "squeeze", "select",
+    "slice", "index", "index_select", "gather", "diagonal", "as_strided", "constant_pad_nd", "split_with_sizes",
+    "split", "unbind", "repeat", "flip", "roll", "embedding",
 })  # fmt: skip
 """Operations that only move elements: they act on both parts alike."""
 
@@ -333,6 +333,18 @@ def _moved(x: Pair, function: Callable[[Tensor], Any]) -> Any:
     low = None if x.low is None else function(x.low)
     if isinstance(high, list | tuple):
         return [Pair(part, None if low is None else low[number]) for number, part in enumerate(high)]
+    return Pair(high, low)
+
+
+_PUTS = frozenset({"select_scatter", "slice_scatter", "diagonal_scatter", "index_copy"})
+"""Operations that put a second tensor into the first: they act on both parts alike."""
+
+
+def _put(target: Any, args: Sequence[Any], keywords: dict[str, Any]) -> Pair:
+    """The tensors of other types, such as an index, are as they are."""
+    floats = [_pair(arg) if isinstance(arg, Pair) or number == 0 else arg for number, arg in enumerate(args)]
+    parts = [[own.high, own.lower] if isinstance(own, Pair) else [own, own] for own in floats]
+    high, low = (target(*each, **keywords) for each in zip(*parts, strict=True))
     return Pair(high, low)
 
 
@@ -366,8 +378,7 @@ _PLACES = frozenset({"device", "layout", "pin_memory", "memory_format"})
 
 
 def constants(graph: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that no argument of the step reaches. They stay in float64: the host computes them.
-    """
+    """The nodes that no argument of the step reaches. The host computes them, in float64."""
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         alone = node.op in {"call_function", "get_attr"} and all(parent in found for parent in node.all_input_nodes)
@@ -427,6 +438,8 @@ def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _made(target, args, kwargs)
     if base in _MOVES:
         return _moved(_pair(args[0]), lambda own: target(own, *args[1:], **kwargs))
+    if base in _PUTS:
+        return _put(target, args, kwargs)
     if name not in RULES:
         raise NotImplementedError
     return RULES[name](*args, **kwargs)
