@@ -91,7 +91,7 @@ class Batch:
     tokens: (b, T) int64, with 0 for padding. targets: (M,) int64. rows: (M,) int64, the positions
     among the b T that have targets; None: each has one. there: (M,), 1 or 0 for targets that are
     padding; None: none is. portion: M divided by the number n of targets of the whole step, which
-    `n` holds in float64 if the model has losses of its own. words: what dropout draws from, None if
+    `n` holds (int64) if the model has losses of its own. words: what dropout draws from, None if
     nothing is dropped. parts: the number of shares of the step.
     """
 
@@ -147,7 +147,7 @@ def prepare(
         targets = targets[rows]
     drops = round(256 * model.config.dropout) > 0
     words = Masks.of_step(seed, step, own.start).words if drops else None
-    n = torch.tensor(total, dtype=torch.float64) if model.own_losses else None
+    n = torch.tensor(total) if model.own_losses else None
     inputs = mine[:, :-1].clamp_min(0)
     batch = Batch(
         *(inputs, targets, rows, weight, torch.tensor(len(targets) / total, dtype=dtype), n, words),
