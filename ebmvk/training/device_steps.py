@@ -46,7 +46,7 @@ class DeviceSteps(Steps):
         self, config: Config, model: LanguageModel, device: Device, recovery: Recovery,
         doing: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        super().__init__(config, model, optim.build(model, config.training))
+        super().__init__("vulkan", config, model, optim.build(model, config.training))
         assert isinstance(device.backend, Vulkan)
         self.device, self._recovery, self._doing = device, recovery, doing
         self._pure = Step(model, config, Traceable())

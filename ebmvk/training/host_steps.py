@@ -33,7 +33,7 @@ class HostSteps(Steps):
         self, config: Config, model: LanguageModel, device: Device, recovery: Recovery, interruption: Interruption,
         ranks: Ranks = ALONE, optimizer: Optimizer | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(config, model, optimizer or optim.build(model, config.training))
+        super().__init__(str(device.torch), config, model, optimizer or optim.build(model, config.training))
         self.device, self.ranks = device, ranks
         self._recovery, self._interruption = recovery, interruption
 

@@ -256,6 +256,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
         "ranks": trainer.ranks.size,
         "device": device.reason,
         "torch_device": str(device.torch),
+        "trained_on": trainer.steps.where,
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason, "sha256": dict(trainer.streams.text)},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,

@@ -36,11 +36,13 @@ class Taken:
 class Steps(ABC):
     """Takes steps.
 
-    model, optimizer: the weights and what the optimiser keeps, on the host. After a step they may
-    be older than those in use, until `settle` is called.
+    where: what trains, for metrics: "vulkan" or a device of torch. model, optimizer: the weights
+    and what the optimiser keeps, on the host. After a step they may be older than those in use,
+    until `settle` is called.
     """
 
-    def __init__(self, config: Config, model: LanguageModel, optimizer: Optimizer) -> None:
+    def __init__(self, where: str, config: Config, model: LanguageModel, optimizer: Optimizer) -> None:
+        self.where = where
         self.config, self.model, self.optimizer = config, model, optimizer
 
     @abstractmethod
