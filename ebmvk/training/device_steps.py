@@ -83,13 +83,9 @@ class DeviceSteps(Steps):
         """See `Steps.take`."""
         given, lr = self._batch(tokens, step), optim.lr_at(step, self.config.training)
         scalars = self._scalars(lr, self._count + 1)
-        try:
-            self._compile(given, scalars)
-            record = self._step.run(given, scalars)
-        except (MemoryError, RuntimeError, OutOfMemory) as error:
-            if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
-                raise
-            raise self._out_of_memory(tokens, step) from error
+        record, why = self._attempted(lambda: (self._compile(given, scalars), self._step.run(given, scalars))[1])
+        if record is None:
+            raise self._out_of_memory(tokens, step, why)
         values = {name: float(value) for name, value in record.items() if name != "sample"}
         if not values.pop("finite"):
             raise self._non_finite(tokens, step, values)
@@ -100,13 +96,13 @@ class DeviceSteps(Steps):
 
     def plan(self, tokens: Tensor) -> Iterator[str]:
         """See `Steps.plan`."""
-        try:
-            runner: Any = self._compile(self._batch(tokens, 0), self._scalars(0.0, 1)).runner
-        except OutOfMemory as error:
-            raise self._out_of_memory(tokens, 0) from error
-        nbytes = runner.plan.nbytes
+        compiled, why = self._attempted(lambda: self._compile(self._batch(tokens, 0), self._scalars(0.0, 1)))
+        if compiled is None:
+            raise self._out_of_memory(tokens, 0, why)
+        plan = compiled.runner.plan
+        nbytes = plan.nbytes
         yield (
-            f"plan        {amount(runner.plan.peak_bytes)} on the device at the peak of a step: "
+            f"plan        {amount(plan.peak_bytes)} on the device at the peak of a step: "
             f"{amount(nbytes['kept'])} for weights and moments, {amount(nbytes['arena'])} for what is in between"
         )
 
@@ -160,24 +156,32 @@ class DeviceSteps(Steps):
 
     # ---- what can go wrong -----------------------------------------------------------------------
 
-    def _out_of_memory(self, tokens: Tensor, step: int) -> BatchTooLarge:
-        """The error to raise. Smaller batches are planned and their memory taken, not run."""
+    @staticmethod
+    def _attempted(work: Callable[[], Any]) -> tuple[Any, str]:
+        """The result of `work`, or None and the reason if memory runs out. The error, which would
+        keep memory, is dropped."""
+        try:
+            return work(), ""
+        except (MemoryError, RuntimeError, OutOfMemory) as error:
+            if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
+                raise
+            return None, error.what if isinstance(error, OutOfMemory) else str(error)
+
+    def _out_of_memory(self, tokens: Tensor, step: int, why: str) -> BatchTooLarge:
+        """The error to raise. Smaller batches are compiled and their memory is taken, but they
+        aren't run."""
+        self.settle()
 
         def fits(rows: int) -> bool:
             passes = min(2, len(tokens) // rows)  # two, so that sums of gradients are there
-            known = set(self._step.programs)
-            try:
-                self._step.ready(self._batch(tokens[: passes * rows], step, passes), self._scalars(0.0, 1))
-            except (MemoryError, RuntimeError, OutOfMemory) as error:
-                if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
-                    raise
-                return False
-            finally:
-                for key in set(self._step.programs) - known:
-                    del self._step.programs[key]
-            return True
+            self._step = compile_step(self._called, device=self.device.backend, check=False)  # frees what was there
+            self._start()
+            given = self._batch(tokens[: passes * rows], step, passes)
+            return self._attempted(lambda: self._compile(given, self._scalars(0.0, 1)))[0] is not None
 
-        return self._recovery.out_of_memory(step, self._recovery.flags_that_fit(1, fits))
+        error = self._recovery.out_of_memory(step, self._recovery.flags_that_fit(1, fits))
+        error.why = why
+        return error
 
     def _non_finite(self, tokens: Tensor, step: int, values: Mapping[str, float]) -> NonFinite:
         """The error to raise, with the first bad tensor of the same step on the host."""

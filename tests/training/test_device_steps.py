@@ -61,11 +61,11 @@ def vulkan() -> Device:
 def same_program(monkeypatch: pytest.MonkeyPatch, programs: dict[str, CompiledStep]) -> None:
     """Trainers of one model share a program: to compile it takes most of the time."""
 
-    def shared(step: Any, *, device: Any) -> CompiledStep:
+    def shared(step: Any, *, device: Any, check: bool = True) -> CompiledStep:
         steps = step.__self__
         name = steps.config.model.model
         if name not in programs:
-            programs[name] = compile_step(step, device=device)
+            programs[name] = compile_step(step, device=device, check=check)
         return programs[name]
 
     monkeypatch.setattr(device_steps, "compile_step", shared)
@@ -214,11 +214,12 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(
     assert isinstance(steps, DeviceSteps)
     tried = []
 
-    def none(given: Any, *_: Any) -> None:
+    def none(given: Any, *_: Any) -> str:
         windows = len(given["passes"][0].tokens)
         tried.append(windows)
         if windows > 1:
-            raise OutOfMemory("no room", hint="-")
+            raise OutOfMemory("no room for 7 bytes", hint="-")
+        return "compiled"
 
     monkeypatch.setattr(steps._step, "ready", none)
     with pytest.raises(BatchTooLarge) as error:
@@ -226,6 +227,7 @@ def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(
     assert tried == [2, 1]
     assert "--batch-size 1 --accumulation-steps 4: a batch of 1 has just fitted" in error.value.hint
     assert "what was learned before is saved" in error.value.what
+    assert error.value.why == "no room for 7 bytes"
     assert saved(trainer, 2).step == 2
 
 
