@@ -92,7 +92,7 @@ def test_integration_in_pairs_is_that_of_float64(units: int, rank: int) -> None:
 def recorder() -> Recorder:
     from vulkan_open import open_vulkan
 
-    return Recorder(open_vulkan(validate=True, guard=True))
+    return Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
 
 
 @pytest.mark.parametrize(("units", "rank"), UNITS)
