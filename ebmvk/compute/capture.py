@@ -78,7 +78,7 @@ def capture(
     require_tensors(names, examples)
     first = _traced(step, examples)
     _check_graph(first, names)
-    graph = _narrowed(_functional(first, examples), examples)
+    graph = _narrowed(_functional(first, examples))
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
     return Captured(graph, names, dict(donated or {}), graph_key(graph))
@@ -176,7 +176,7 @@ def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] 
     of single operations."""
     with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
         first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
-    graph = _narrowed(_functional(first, examples), examples)
+    graph = _narrowed(_functional(first, examples))
     return Captured(graph, list(names or map(str, range(len(examples)))), {}, graph_key(graph))
 
 
@@ -273,14 +273,12 @@ def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.G
     return made
 
 
-def _narrowed(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.GraphModule:
+def _narrowed(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with two values of float32 in place of each of float64, if it has any."""
     if not pairs.wide(graph):
         return graph
-    narrow = pairs.Narrow(graph, _no_float64)
-    inputs = [example.detach() for example in examples]
-    with torch.no_grad(), fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
-        made = _make(narrow.run, decompose.table())(*inputs)
+    with torch.no_grad():
+        made = pairs.narrowed(graph, lambda function: _make(function, decompose.table()), _no_float64)
     made.graph.eliminate_dead_code()
     made.recompile()
     return made

@@ -1,6 +1,6 @@
 """float64 in steps for devices that have none: pairs of float32 whose sum is the value.
 
-A graph with float64 results is traced again, with each of them in two parts of float32, high and
+In a graph, each operation on float64 is replaced by operations on two parts of float32, high and
 low. A pair has about 48 bits, so its relative error is near 1e-14. Sums and products follow Dekker
 (Numer. Math. 18, 1971) and Knuth (TAOCP 2, 4.2.2); nothing here needs a fused multiply-add.
 Functions such as expm1 have the relative error of float32: the sums before them are what needs
@@ -373,6 +373,7 @@ def _base(target: Any) -> str:
 
 # ------------------------------------------------------------------------------------------ graphs
 
+Make = Callable[[Callable[..., Any]], Callable[..., fx.GraphModule]]
 Unsupported = Callable[[fx.Node, str], UnsupportedOperation]
 _PLACES = frozenset({"device", "layout", "pin_memory", "memory_format"})
 
@@ -399,35 +400,109 @@ def _is_wide(node: fx.Node) -> bool:
     return any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in every)
 
 
-class Narrow(fx.Interpreter):
-    """Runs a functional graph with pairs in place of float64.
+def narrowed(graph: fx.GraphModule, make: Make, unsupported: Unsupported) -> fx.GraphModule:
+    """The graph with pairs in place of float64. Nodes that have nothing to do with it stay.
 
-    unsupported: makes the error for a node and what of it is missing.
+    make: traces a function of tensors. unsupported: the error for a node and what of it is missing.
     """
+    fixed, made, env = constants(graph), fx.Graph(), _Values()
+    for node in graph.graph.nodes:
+        if node in fixed or not (_is_wide(node) or any(env.has_pairs(parent) for parent in node.all_input_nodes)):
+            env[node] = made.node_copy(node, env.__getitem__)
+        elif node.op != "call_function":
+            raise unsupported(node, "an argument of float64" if node.op == "placeholder" else "a result of float64")
+        else:
+            args, keywords = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            try:
+                env[node] = _Inlined(graph, made, node).put(args, keywords, make)
+            except NotImplementedError as error:
+                raise unsupported(node, f"{node.target} of float64") from error
+    return fx.GraphModule(graph, made)
 
-    def __init__(self, graph: fx.GraphModule, unsupported: Unsupported) -> None:
-        super().__init__(graph)
-        self.unsupported, self.fixed = unsupported, constants(graph)
 
-    def run_node(self, n: fx.Node) -> Any:
-        self._node = n
-        if n.op == "placeholder" and _is_wide(n):
-            raise self.unsupported(n, "an argument of float64")
-        result = super().run_node(n)
-        if n.op == "output" and any(isinstance(part, Pair) for part in pytree.tree_leaves(result)):
-            raise self.unsupported(n, "a result of float64")
-        return result
+class _Values(dict[fx.Node, Any]):
+    """For each node of the old graph its value: a new node, a pair of them, or a list."""
 
-    def call_function(self, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        pairs = any(isinstance(part, Pair) for part in pytree.tree_leaves((args, kwargs)))
-        narrow = not pairs and not _is_wide(self._node)
-        if narrow or self._node in self.fixed or not isinstance(target, torch._ops.OpOverload):
-            return super().call_function(target, args, kwargs)
-        kwargs = {key: own for key, own in kwargs.items() if key not in _PLACES}
-        try:
-            return _ruled(target, args, kwargs)
-        except NotImplementedError as error:
-            raise self.unsupported(self._node, f"{target} of float64") from error
+    def has_pairs(self, node: fx.Node) -> bool:
+        return any(isinstance(part, Pair) for part in pytree.tree_leaves(self[node]))
+
+
+@dataclass
+class _Inlined:
+    """An operation with its rule's operations in its place. root: holds tensors of graphs."""
+
+    root: fx.GraphModule
+    graph: fx.Graph
+    node: fx.Node
+
+    def put(self, args: Any, keywords: dict[str, Any], make: Make) -> Any:
+        target = self.node.target
+        if not isinstance(target, torch._ops.OpOverload):  # operator.getitem
+            return args[0][args[1]]
+        inputs: list[fx.Node] = []
+        fx.node.map_arg(_opened((args, keywords)), inputs.append)
+        inputs = list(dict.fromkeys(inputs))
+        shape: list[Any] = []
+
+        def called(*tensors: Tensor) -> list[Tensor]:
+            of = dict(zip(inputs, tensors, strict=True))
+            given = _with((args, keywords), of)
+            own = {key: value for key, value in given[1].items() if key not in _PLACES}
+            result = _ruled(target, given[0], own)
+            shape[:] = [result]
+            return [value for value in pytree.tree_leaves(_opened(result)) if isinstance(value, Tensor)]
+
+        traced = make(called)(*(node.meta["val"] for node in inputs))
+        results = iter(self._copied(traced, inputs))
+        return _renewed(shape[0], results)
+
+    def _copied(self, traced: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
+        of: dict[fx.Node, fx.Node] = {}
+        places = iter(inputs)
+        for inner in traced.graph.nodes:
+            if inner.op == "placeholder":
+                of[inner] = next(places)
+            elif inner.op == "output":
+                return [of[part] for part in inner.args[0]]  # type: ignore[index, union-attr]
+            else:
+                copy = self.graph.node_copy(inner, of.__getitem__)
+                if inner.op == "get_attr":
+                    copy.target = f"_pair_{len(self.graph.nodes)}"
+                    setattr(self.root, copy.target, getattr(traced, str(inner.target)))
+                for key in ("stack_trace", "seq_nr"):
+                    if key in self.node.meta:
+                        copy.meta[key] = self.node.meta[key]
+                of[inner] = copy
+        raise AssertionError("a graph without an output")
+
+
+def _opened(tree: Any) -> Any:
+    """A tree with the parts of its pairs as lists."""
+    if isinstance(tree, Pair):
+        return [tree.high, tree.low]
+    if isinstance(tree, dict):
+        return {key: _opened(value) for key, value in tree.items()}
+    return [_opened(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _with(tree: Any, of: dict[fx.Node, Tensor]) -> Any:
+    """A tree with tensors in place of nodes."""
+    if isinstance(tree, fx.Node):
+        return of[tree]
+    if isinstance(tree, Pair):
+        return Pair(of[tree.high], None if tree.low is None else of[tree.low])  # type: ignore[index]
+    if isinstance(tree, dict):
+        return {key: _with(value, of) for key, value in tree.items()}
+    return [_with(value, of) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _renewed(tree: Any, nodes: Any) -> Any:
+    """The tree of a rule's result with nodes in place of its tensors, taken in order."""
+    if isinstance(tree, Tensor):
+        return next(nodes)
+    if isinstance(tree, Pair):
+        return Pair(next(nodes), None if tree.low is None else next(nodes))
+    return [_renewed(value, nodes) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -447,7 +522,8 @@ def _ruled(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _own(function: Callable[..., Any], args: Sequence[Any]) -> Any:
     """An operation of torch.library by its form for pairs, which takes and gives (high, low)."""
-    results = function(*((arg.high, arg.lower) if isinstance(arg, Pair) else arg for arg in args))
+    wide = [_pair(arg) if isinstance(arg, Tensor) and arg.dtype == torch.float64 else arg for arg in args]
+    results = function(*((arg.high, arg.lower) if isinstance(arg, Pair) else arg for arg in wide))
     if isinstance(results, tuple) and all(isinstance(part, Tensor) for part in results) and len(results) == 2:
         return Pair(*results)
     return [Pair(*part) if isinstance(part, tuple) else part for part in results]

@@ -30,8 +30,9 @@ _MADE: dict[Case, Made] = {}
 
 @pytest.fixture(scope="module")
 def recorder() -> Any:
-    """With guard bands and validation."""
-    made = Recorder(open_vulkan(validate=True, guard=True))
+    """With guard bands and validation. lavapipe compiles kernels when they first run, which may take
+    long on a busy machine."""
+    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
     yield made
     _MADE.clear()
     assert made.backend._engine.damaged_guards() == ""
