@@ -37,7 +37,7 @@ SHARED: dict[str, Any] = {
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     # Two passes, Muon, dropout, and consolidation's sample.
-    "plain": {"accumulation_steps": 2, "enable_soc": True, "soc_check_interval": 3, "dropout": 0.2},
+    "plain": {"accumulation_steps": 2, "enable_soc": True, "soc_check_interval": 4, "dropout": 0.2},
     "tinygpt": {"optimizer": "adamw", "enable_soc": False, "dropout": 0.2, "context_local": 10, "context_medium": 10},
 }
 STEPS = 4
