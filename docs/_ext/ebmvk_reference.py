@@ -25,6 +25,7 @@ from ebmvk.cli.help_page import Entry
 from ebmvk.config import schema
 from ebmvk.config.models import MODELS
 from ebmvk.config.sizes import derive
+from ebmvk.config.where import why_on_host
 from ebmvk.engine.operations import TABLES
 
 KINDS = {"INT": "a whole number", "TOKENS": "a whole number", "FLOAT": "a number", "TEXT": "a text", "PATH": "a path"}
@@ -172,4 +173,28 @@ def operations() -> Iterator[str]:
         yield f"| `{operation.name}` | {_prose(' '.join(does.split()))} | {listed} | {_prose(operation.exact)} |"
 
 
-PARTS = {"commands": commands, "settings": settings, "errors": error_classes, "rooms": rooms, "operations": operations}
+def layers() -> Iterator[str]:
+    """Where `--device vulkan` trains the layers of each model, and what keeps them on the CPU."""
+    asked = schema.replace(schema.Config(), {"device": "vulkan", "precision": "float32"})
+    rows: list[tuple[str, dict[str, Any], int]] = [(f"`--model {name}`", {"model": name}, 1) for name in MODELS]
+    first = next(name for name in MODELS if why_on_host(schema.replace(asked, {"model": name})) is None)
+    rows += [
+        ("`--use-moe` with `tinygpt` or `minillm`", {"model": "tinygpt", "use_moe": True}, 1),
+        ("`--precision bfloat16`", {"model": first, "precision": "bfloat16"}, 1),
+        ("several processes", {"model": first}, 2),
+        ("`--device auto`, if it takes Vulkan", {"model": first, "device": "auto"}, 1),
+    ]
+    yield "| | layers | why |\n|---|---|---|"
+    for said, values, ranks in rows:
+        why = why_on_host(schema.replace(asked, values), ranks)
+        yield f"| {said} | {'CPU' if why else 'Vulkan device'} | {_prose(why or '')} |"
+
+
+PARTS = {
+    "commands": commands,
+    "settings": settings,
+    "errors": error_classes,
+    "rooms": rooms,
+    "operations": operations,
+    "layers": layers,
+}

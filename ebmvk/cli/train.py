@@ -31,6 +31,7 @@ from ebmvk.config.resolve import (
 from ebmvk.config.schema import Config, RunConfig, Source, replace
 from ebmvk.config.sizes import derive, most_warmup, unsettled
 from ebmvk.config.toml import sources_in
+from ebmvk.config.where import needs_float32
 from ebmvk.errors import INTERRUPTED, ConfigError, EbmvkError
 from ebmvk.runs.layout import CONFIG_FILE, LOCK_FILE, NEWEST, RUNS, newest, refuse_existing
 
@@ -260,6 +261,8 @@ def _new(command: TrainCommand, levels: Sequence[Level], given: dict[str, Any]) 
         sources["ffn_dim"] = "derived"
     values = overridden(derived, over) | _found_again(command.settings, corpus)
     config = check(with_windows(replace(Config(), values)))
+    if sources["precision"] in ("size", "derived") and needs_float32(config):
+        config = replace(config, {"precision": "float32"})
     if MODELS[config.model.model].whole_sequence:
         sources.update(dict.fromkeys(WINDOWS, "derived"))
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")

@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ebmvk.compute import decompose
+from ebmvk.compute import decompose, pairs
 from ebmvk.errors import ArgumentError, UnsupportedOperation
 
 Step = Callable[..., Sequence[torch.Tensor]]
@@ -78,7 +78,7 @@ def capture(
     require_tensors(names, examples)
     first = _traced(step, examples)
     _check_graph(first, names)
-    graph = _functional(first, examples)
+    graph = _narrowed(_functional(first, examples))
     for arguments in variations(examples) if others is None else others:
         _agree(step, first, graph, arguments, names)
     return Captured(graph, names, dict(donated or {}), graph_key(graph))
@@ -176,7 +176,7 @@ def graph_of(step: Step, examples: Sequence[torch.Tensor], names: Sequence[str] 
     of single operations."""
     with sdpa_kernel(SDPBackend.MATH), fx_traceback.preserve_node_meta():
         first = _make(lambda *args: list(step(*args)), decompose.lists())(*examples)
-    graph = _functional(first, examples)
+    graph = _narrowed(_functional(first, examples))
     return Captured(graph, list(names or map(str, range(len(examples)))), {}, graph_key(graph))
 
 
@@ -271,6 +271,25 @@ def _functional(graph: fx.GraphModule, examples: Sequence[torch.Tensor]) -> fx.G
     made.graph.eliminate_dead_code()
     made.recompile()
     return made
+
+
+def _narrowed(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with two values of float32 in place of each of float64, if it has any."""
+    if not pairs.wide(graph):
+        return graph
+    with torch.no_grad():
+        made = pairs.narrowed(graph, lambda function: _make(function, decompose.table()), _no_float64)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made
+
+
+def _no_float64(node: fx.Node, what: str) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"{what} can't run on the device: {origin_of(node)}",
+        why="Devices needn't have float64. A step may compute with it, as pairs of float32, in sums and products only.",
+        hint="Use float32, or convert with .float() before this line.",
+    )
 
 
 def _check_graph(graph: fx.GraphModule, names: Sequence[str]) -> None:

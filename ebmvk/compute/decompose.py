@@ -15,6 +15,7 @@ import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 
 from ebmvk.compute import primitives
+from ebmvk.engine import library
 
 aten = torch.ops.aten
 Table = dict[Any, Callable[..., Any]]
@@ -278,6 +279,20 @@ def _var(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     return _var_mean(x, *args, **options)[0]
 
 
+def _diagonal_scatter(
+    x: torch.Tensor, source: torch.Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> torch.Tensor:
+    rows, columns = x.shape[dim1], x.shape[dim2]
+    moved = torch.movedim(x, (dim1, dim2), (-2, -1))
+    row, column = torch.arange(rows), torch.arange(columns)
+    if not source.numel():
+        return x.clone()
+    # The place along the diagonal of row i is i, or i + offset if the diagonal begins further down.
+    place = (row + min(offset, 0)).clamp(0, source.shape[-1] - 1)
+    along = source.index_select(-1, place)[..., None]
+    return torch.movedim(torch.where(row[:, None] + offset == column, along, moved), (-2, -1), (dim1, dim2))
+
+
 def _square(x: torch.Tensor) -> torch.Tensor:
     return x * x
 
@@ -306,12 +321,17 @@ def register(operation: Any, function: Callable[..., Any]) -> None:
     """Takes an operation of `torch.library` apart into `function`, written in torch, unless it is a
     primitive."""
     _REGISTERED[operation] = function
-    table.cache_clear()
+    _table.cache_clear()
+
+
+def table() -> Table:
+    """The decompositions in use: torch's, but not those of primitives, and ours."""
+    return _table(len(library.REFERENCES))  # modules that are imported later add operations
 
 
 @cache
-def table() -> Table:
-    """The decompositions in use: torch's, but not those of primitives, and ours."""
+def _table(operations: int) -> Table:
+    del operations
     known = primitives.load()
     found: Table = {
         operation: function
@@ -319,6 +339,7 @@ def table() -> Table:
         if isinstance(operation, torch._ops.OpOverload) and not _composite(operation)
     }
     found.update(core_aten_decompositions())
+    found.update(library.APART)
     found.update(_REGISTERED)
     for operation in list(found):
         if primitives.overload(operation) in known:
@@ -330,6 +351,7 @@ def table() -> Table:
     found[aten.index_fill.int_Tensor] = _index_fill
     found[aten.gather_backward.default] = _gather_backward
     found[aten.square.default] = _square
+    found[aten.diagonal_scatter.default] = _diagonal_scatter
     for overload in ("default", "dim", "correction"):
         found[getattr(aten.var, overload)] = _var
         found[getattr(aten.var_mean, overload)] = _var_mean

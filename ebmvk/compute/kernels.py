@@ -14,6 +14,7 @@ from ebmvk.compute.dispatches import Dispatch, Fill, Fresh, Planned
 from ebmvk.compute.index_add import index_add
 from ebmvk.compute.ir import Call
 from ebmvk.compute.matmul import matmul
+from ebmvk.compute.matrices import inverse, weakest_cut
 from ebmvk.compute.row_kernels import scan_sum, sort, topk
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ __all__ = ["KERNELS", "Dispatch", "Fill", "Fresh", "Planned"]
 KERNELS: dict[str, Callable[[Call, Limits, Fresh], Planned]] = {
     "matmul": matmul,
     "index_add": index_add,
+    "inverse": inverse,
     "scan_sum": scan_sum,
     "sort": sort,
     "topk": topk,
+    "weakest_cut": weakest_cut,
 }

@@ -18,6 +18,7 @@ from torch import fx
 from ebmvk.compute import expr, primitives, views
 from ebmvk.compute.capture import Captured, origin_of
 from ebmvk.compute.ir import Call, DType, Expr, Load, Loop, Program, Reduce, Store, Tensor, View
+from ebmvk.engine import library
 from ebmvk.errors import UnsupportedOperation
 
 Number = float | int | bool
@@ -312,12 +313,21 @@ def _operation(
         return
     if constants.note(node) and (_foreign(node) or any(parent not in values for parent in node.all_input_nodes)):
         return  # computed by torch when something needs it
-    entry = table.get(name)
-    if entry is None:
+    entry, kernel = table.get(name), library.KERNELS.get(node.target)  # type: ignore[call-overload]
+    if entry is None and not kernel:
         raise _missing(low, name)
     args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda part: _value(low, part, values, constants))
     keywords = {key: value for key, value in keywords.items() if key not in {"device", "layout", "pin_memory"}}
-    values[node] = entry.lowering(low, *args, **keywords)
+    values[node] = entry.lowering(low, *args, **keywords) if entry else _kernel(low, kernel, args)
+
+
+def _kernel(low: Lowering, name: str, args: Sequence[View]) -> Any:
+    """An operation that is a kernel of its own, which reads dense tensors."""
+    inputs = [view if view.dense else low.copied(view) for view in args]
+    several = isinstance(low.value, list | tuple)
+    results = list(low.value) if several else [low.value]
+    made = low.call(name, inputs, [(tuple(result.shape), low.device_type(result.dtype)) for result in results])
+    return tuple(made) if several else made[0]
 
 
 def _missing(low: Lowering, name: str) -> UnsupportedOperation:

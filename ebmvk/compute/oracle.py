@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import as_strided
 
 from ebmvk.compute import expr
 from ebmvk.compute.ir import Axis, Call, Const, DType, Expr, Load, LoadAt, Loop, Node, Op, Program, Reduce, Tensor, View
 from ebmvk.compute.oracle_ops import MEANING, first_of
+from ebmvk.engine import library
 from ebmvk.errors import ArgumentError
 
 Array = np.ndarray[Any, Any]
@@ -99,7 +101,8 @@ def run_node(node: Node, values: Values, floats: type[np.floating[Any]]) -> None
             values[view.tensor.id] = empty(view.tensor, floats)
     with np.errstate(all="ignore"):
         if isinstance(node, Call):
-            results = CALLS[node.name]([seen(values, view) for view in node.inputs], node)
+            inputs = [seen(values, view) for view in node.inputs]
+            results = CALLS[node.name](inputs, node) if node.name in CALLS else _own(inputs, node)
         else:
             results = _run_loop(node, values, floats)
     for view, result in zip(written(node), results, strict=True):
@@ -231,6 +234,13 @@ def _topk(inputs: list[Array], node: Call) -> list[Array]:
     values, order = _sort(inputs, Call("sort", node.inputs, node.outputs, (("descending", largest),)))
     count = node.outputs[0].shape[-1]
     return [values[..., :count], order[..., :count]]
+
+
+def _own(inputs: list[Array], node: Call) -> list[Array]:
+    """An operation of torch.library that is a kernel: its reference."""
+    found = next(operation for operation, kernel in library.KERNELS.items() if kernel == node.name)
+    results = library.reference_of(found)(*(torch.from_numpy(np.array(array)) for array in inputs))
+    return [part.numpy() for part in (results if isinstance(results, tuple | list) else [results])]
 
 
 CALLS: dict[str, Callable[[list[Array], Call], list[Array]]] = {

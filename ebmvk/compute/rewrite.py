@@ -49,6 +49,17 @@ def tensors_of(node: Node) -> set[Tensor]:
     return {view.tensor for view in (*reads(node), *writes(node))}
 
 
+def _ids(node: Node) -> tuple[frozenset[int], frozenset[int]]:
+    """The tensors that a node reads and writes, by their ids. Kept, since an order of the nodes is
+    made again after each change."""
+    known: tuple[frozenset[int], frozenset[int]] | None = node.__dict__.get("_ids")
+    if known is None:
+        known = tuple(frozenset(view.tensor.id for view in of(node)) for of in (reads, writes))  # type: ignore[assignment]
+        node.__dict__["_ids"] = known
+    assert known is not None
+    return known
+
+
 @dataclass
 class Uses:
     """For each tensor (by id) the positions of the nodes that read and write it, and whether the
@@ -174,11 +185,11 @@ def ordered(nodes: Sequence[Node]) -> list[Node]:
 def _edges(nodes: Sequence[Node]) -> Iterable[tuple[int, list[int]]]:
     writers: dict[int, list[int]] = defaultdict(list)
     for position, node in enumerate(nodes):
-        for number in {view.tensor.id for view in writes(node)}:
+        for number in _ids(node)[1]:
             writers[number].append(position)
     found: dict[int, set[int]] = defaultdict(set)
     for position, node in enumerate(nodes):
-        for number in {view.tensor.id for view in reads(node)}:
+        for number in _ids(node)[0]:
             for writer in writers.get(number, ()):
                 if writer != position:
                     found[writer].add(position)

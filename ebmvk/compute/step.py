@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmvk.compute.capture import Captured, capture, require_tensors
 from ebmvk.compute.compiled import Compiled as OnDevice
@@ -17,7 +18,7 @@ from ebmvk.compute.ir import WORD, Program
 from ebmvk.compute.lower import lower
 from ebmvk.compute.reference import Reference
 from ebmvk.compute.rewrite import Limits
-from ebmvk.engine.recording import Recorder
+from ebmvk.engine.recording import Ran, Recorder
 from ebmvk.engine.vulkan import Vulkan
 from ebmvk.errors import ArgumentError
 
@@ -91,12 +92,28 @@ class Compiled:
     runner: Runner
 
 
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts torch's operations on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass
 class CompiledStep:
     """A training step that runs as planned programs, one for each set of shapes.
 
     Call it as the step itself: (parameters, state, batch, scalars) -> (parameters, state, record).
     To keep parameters and state on the device between steps, use `start`, `run` and `read`.
+
+    ran: what the last run did on the device; None in numpy. cpu_ops: torch's operations on the host
+    between its submission and its end.
     """
 
     step: TrainingStep
@@ -106,6 +123,8 @@ class CompiledStep:
     limits: Limits | None = None
     programs: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     recorder: Recorder | None = None
+    ran: Ran | None = None
+    cpu_ops: int = 0
     _kept: tuple[Tree, Tree] | None = None
 
     def __call__(self, parameters: Tree, state: Tree, batch: Tree, scalars: Tree) -> tuple[Tree, Tree, Tree]:
@@ -118,17 +137,21 @@ class CompiledStep:
         self._kept = (parameters, state)
         self._fresh = True
 
+    def ready(self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None) -> Compiled:
+        """The program that `run` would run, with its parameters and state in place.
+
+        making: called first if the program doesn't exist yet, since making it takes a while.
+        """
+        return self._ready(batch, scalars, making)[0]
+
     def run(self, batch: Tree, scalars: Tree) -> Tree:
         """One step; returns its record. Parameters and state stay on the device."""
-        if self._kept is None:
-            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
-        compiled, leaves = self._compiled((*self._kept, batch, scalars))
-        if self._fresh:
-            kept = compiled.layout.kept
-            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
-            self._fresh = False
+        compiled, leaves = self._ready(batch, scalars)
         fed = {position: _array(leaves[position]) for position in range(compiled.layout.kept, len(leaves))}
-        outputs = compiled.runner.run(fed).outputs
+        with _Operations() as operations:
+            result = compiled.runner.run(fed)
+        outputs, self.cpu_ops = result.outputs, operations.count
+        self.ran = getattr(result, "ran", None)
         values = [
             torch.from_numpy(np.array(outputs[position])).to(dtype)
             for position, dtype in zip(compiled.results, compiled.dtypes, strict=True)
@@ -159,10 +182,25 @@ class CompiledStep:
 
     _fresh: bool = True
 
-    def _compiled(self, arguments: Sequence[Tree]) -> tuple[Compiled, list[torch.Tensor]]:
+    def _ready(
+        self, batch: Tree, scalars: Tree, making: Callable[[], None] = lambda: None
+    ) -> tuple[Compiled, list[torch.Tensor]]:
+        if self._kept is None:
+            raise ArgumentError("the step has no parameters yet", hint="Call start(parameters, state) before run.")
+        compiled, leaves = self._compiled((*self._kept, batch, scalars), making)
+        if self._fresh:
+            kept = compiled.layout.kept
+            compiled.runner.write(dict(zip(compiled.layout.names[:kept], map(_array, leaves[:kept]), strict=True)))
+            self._fresh = False
+        return compiled, leaves
+
+    def _compiled(
+        self, arguments: Sequence[Tree], making: Callable[[], None] = lambda: None
+    ) -> tuple[Compiled, list[torch.Tensor]]:
         layout, leaves = Layout.of(arguments)
         compiled = self.programs.get(layout.key)
         if compiled is None:
+            making()
             compiled = self._make(layout, leaves)
             self.programs[layout.key] = compiled
         return compiled, leaves

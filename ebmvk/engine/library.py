@@ -14,6 +14,15 @@ import torch
 Function = Callable[..., Any]
 REFERENCES: dict[str, Function] = {}
 """{name: plain torch} of all operations, for tests and for backends that lack one."""
+APART: dict[Function, Function] = {}
+"""{operation: what a compiler of steps puts in its place, in operations of torch}. All operations
+are here from their definition on, so nobody has to register them with a compiler."""
+PAIRS: dict[Function, Function] = {}
+"""{operation: the same for devices without float64}: for each float64 tensor it takes or gives two
+of float32, (high, low), whose sum is the value."""
+KERNELS: dict[Function, str] = {}
+"""{operation: the kernel of shaders/kernels.toml that is the operation}. Its bindings are the
+operation's arguments and then its results, tensors without strides of their own."""
 _LIBRARY = torch.library.Library("ebmvk", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -26,12 +35,19 @@ def operation(
     cpu: Function | None = None,
     backward: Function | None = None,
     keep: Function | None = None,
+    apart: Function | None = None,
+    pairs: Function | None = None,
+    kernel: str = "",
 ) -> Function:
     """Register torch.ops.ebmvk.NAME and return it.
 
     schema: "NAME(Tensor x, ...) -> Tensor", in torch's notation. fast: runs in place of `reference`
-    on all devices, and cpu on the CPU. keep, backward: `setup_context`
-    and `backward` of `torch.library.register_autograd`.
+    on all devices, and cpu on the CPU. keep, backward: `setup_context` and `backward` of
+    `torch.library.register_autograd`.
+
+    A compiled step computes the operation in one of three ways. apart: in operations of torch whose
+    shapes don't depend on values, by default `reference`. pairs: see `PAIRS`. kernel: see
+    `KERNELS`.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
@@ -43,4 +59,15 @@ def operation(
         torch.library.register_autograd(f"ebmvk::{name}", backward, setup_context=keep, lib=_LIBRARY)
     REFERENCES[name] = reference
     found: Function = getattr(torch.ops.ebmvk, name).default
+    if pairs is not None:
+        PAIRS[found] = pairs
+    elif kernel:
+        KERNELS[found] = kernel
+    else:
+        APART[found] = apart or reference
     return found
+
+
+def reference_of(operation: Any) -> Function:
+    """The plain torch of an operation that `operation` returned."""
+    return REFERENCES[operation._schema.name.removeprefix("ebmvk::")]

@@ -42,14 +42,18 @@ def _seed(config: Config, step: int) -> int:
     return step_seed(config.run.seed, -10 - step)
 
 
+def samples(config: Config) -> int:
+    """The largest number of tokens of a step that consolidation sees."""
+    # No more states than the history can hold between two checks, so that none is lost.
+    return min(MOST_STATES, config.splats.soc_history // config.splats.soc_check_interval)
+
+
 def sampled(config: Config, n: int, step: int) -> Tensor:
     """The positions of the tokens, among a step's n, that consolidation sees: (m,) int64.
 
     step: the number of steps done, including this one.
     """
-    # No more states than the history can hold between two checks, so that none is lost.
-    most = min(MOST_STATES, config.splats.soc_history // config.splats.soc_check_interval)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config, step)))[:most]
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_seed(config, step)))[: samples(config)]
 
 
 def observed(config: Config, losses: Losses, tokens: Tensor, share: Share, step: int) -> Tensor:
@@ -117,6 +121,10 @@ class TrainingSoc:
             self.consolidation.counters.step = found.step
         return bool(found.soc)
 
+    def due(self, step: int) -> bool:
+        """True if a consolidation follows `step` steps; it reads the model."""
+        return step % self.config.splats.soc_check_interval == 0
+
     def after(self, step: int, batch: int, sample: Tensor, tokens: Tensor) -> dict[str, Any] | None:
         """Collect a step's sample; if a check is due, consolidate and return its record.
 
@@ -135,7 +143,7 @@ class TrainingSoc:
             projx(sample[:, :-1]), following[rows], sample[:, -1], torch.from_numpy(held_out), step
         )
         record = None
-        if step % self.config.splats.soc_check_interval == 0:
+        if self.due(step):
             record = self.consolidation.check(step, self._judge(JUDGE_TOKENS))
         self._seconds += time.perf_counter() - began
         return record

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ebmvk.engine.library import operation
+from ebmvk.model import tiles
 
 _ROUND = 8
 """A group has room for a multiple of this many rows, and of a `_PARTS`-th of the mean group size.
@@ -240,6 +241,7 @@ experts = operation(
     reference=reference,
     fast=_grouped,
     fake=_fake,
+    apart=tiles.experts,
 )
 experts_backward = operation(
     "experts_backward(Tensor grad, Tensor weights, Tensor up, Tensor down, Tensor room, Tensor row, Tensor place, "
@@ -248,4 +250,5 @@ experts_backward = operation(
     reference=reference_backward,
     fast=_grouped_backward,
     fake=_fake_backward,
+    apart=tiles.experts_backward,
 )

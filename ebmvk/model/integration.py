@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmvk.compute import pairs
 from ebmvk.engine.library import operation
 
 SILENT = 1e-6  # a unit with a standard deviation below this counts as constant
@@ -106,6 +107,54 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> Tensor:
     return slope
 
 
+Halves = tuple[Tensor, Tensor]
+"""The high and the low part of a float64 tensor, both float32."""
+
+# What a compiled step makes of the two operations below: kernels on pairs of float32.
+_weakest_cut = operation(
+    "weakest_cut(Tensor high, Tensor low) -> (Tensor information, Tensor part)",
+    reference=lambda high, low: _narrow_search(_joined(high, low)),
+    fake=lambda high, low: (high.new_empty(()), low.new_empty(len(low), dtype=torch.bool)),
+    kernel="weakest_cut",
+)
+_inverse = operation(
+    "inverse(Tensor high, Tensor low) -> (Tensor, Tensor)",
+    reference=lambda high, low: _halves(torch.linalg.inv(_joined(high, low))),
+    fake=lambda high, low: (torch.empty_like(high), torch.empty_like(low)),
+    kernel="inverse",
+)
+
+
+def _joined(high: Tensor, low: Tensor) -> Tensor:
+    return high.double() + low.double()
+
+
+def _halves(x: Tensor) -> Halves:
+    return x.float(), (x - x.float().double()).float()
+
+
+def _narrow_search(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    found, part = _search(covariance)
+    return found.float(), part
+
+
+def _search_of_pairs(covariance: Halves) -> list[Any]:
+    """`_search`. Its information has the digits of float32, its part those of the covariance."""
+    found, part = _weakest_cut(*covariance)
+    return [(found, torch.zeros_like(found)), part]
+
+
+def _slope_of_pairs(grad: Halves, covariance: Halves, part: Tensor) -> Halves:
+    """`_slope`: without the covariances between its sides, the matrix has both sides' inverses."""
+    same = part[:, None] == part
+    both = (torch.stack([own, torch.where(same, own, 0.0)]) for own in covariance)
+    inverse = pairs.Pair(*_inverse(*both))
+    of_whole, of_sides = (inverse.each(lambda own, i=i: own[i]) for i in (0, 1))  # type: ignore[misc]
+    half = pairs.Pair(*grad).each(lambda own: own / 2)
+    found = pairs.multiply(pairs.add(of_sides, pairs.negative(of_whole)), half)
+    return found.high, found.lower
+
+
 # Operations of their own, because the search and the sizes of the two sides depend on values.
 least_information = operation(
     "least_information(Tensor covariance) -> (Tensor information, Tensor part)",
@@ -113,11 +162,13 @@ least_information = operation(
     fake=lambda covariance: (covariance.new_empty(()), covariance.new_empty(len(covariance), dtype=torch.bool)),
     backward=_backward,
     keep=_keep,
+    pairs=_search_of_pairs,
 )
 least_information_backward = operation(
     "least_information_backward(Tensor grad, Tensor covariance, Tensor part) -> Tensor",
     reference=_slope,
     fake=lambda grad, covariance, part: torch.empty_like(covariance),  # noqa: ARG005
+    pairs=_slope_of_pairs,
 )
 
 

@@ -42,7 +42,11 @@ def _node(cls: Node) -> Node:
         names, settings = context
         return cls(**dict(zip(names, children, strict=True)), **dict(settings))
 
-    pytree.register_pytree_node(cls, flatten, unflatten)
+    def with_names(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        children, context = flatten(value)
+        return [(pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)], context
+
+    pytree.register_pytree_node(cls, flatten, unflatten, flatten_with_keys_fn=with_names)
     return cls
 
 
@@ -87,7 +91,7 @@ class Batch:
     tokens: (b, T) int64, with 0 for padding. targets: (M,) int64. rows: (M,) int64, the positions
     among the b T that have targets; None: each has one. there: (M,), 1 or 0 for targets that are
     padding; None: none is. portion: M divided by the number n of targets of the whole step, which
-    `n` holds in float64 if the model has losses of its own. words: what dropout draws from, None if
+    `n` holds (int64) if the model has losses of its own. words: what dropout draws from, None if
     nothing is dropped. parts: the number of shares of the step.
     """
 
@@ -143,7 +147,7 @@ def prepare(
         targets = targets[rows]
     drops = round(256 * model.config.dropout) > 0
     words = Masks.of_step(seed, step, own.start).words if drops else None
-    n = torch.tensor(total, dtype=torch.float64) if model.own_losses else None
+    n = torch.tensor(total) if model.own_losses else None
     inputs = mine[:, :-1].clamp_min(0)
     batch = Batch(
         *(inputs, targets, rows, weight, torch.tensor(len(targets) / total, dtype=dtype), n, words),

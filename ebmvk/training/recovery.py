@@ -11,7 +11,9 @@ from ebmvk.config.schema import Config
 from ebmvk.errors import (
     ArgumentError,
     BatchTooLarge,
+    DeviceError,
     NonFinite,
+    OutOfMemory,
     RankLost,
     StorageError,
 )
@@ -27,6 +29,27 @@ class Recovery:
 
     config: Config
     folder: Path
+
+    def saved(self, error: RankLost | DeviceError, step: int, newest: int, save: Callable[[], object]) -> None:
+        """Save the run after another process or the device has failed in the step after `step`, and
+        let the error say so.
+
+        newest: the step of the newest checkpoint. save: writes a checkpoint.
+        """
+        try:
+            save()
+        except DeviceError:  # the weights went with it
+            kept = f"the newest checkpoint is of step {newest}" if newest else "the run has no checkpoint yet"
+            error.what += f"; the weights of step {step} were on the device and are lost: {kept}"
+            error.hint = self._resume() if newest else "start again in another --run-dir"
+            return
+        if isinstance(error, BatchTooLarge):
+            error.what += "; what was learned before is saved"
+        elif isinstance(error, RankLost):
+            self.rank_lost(error, step)
+        elif not isinstance(error, OutOfMemory):
+            error.what += f"; the run is saved as it was after step {step}"
+            error.hint = self._resume()
 
     def rank_lost(self, lost: RankLost, step: int) -> RankLost:
         """The error about a lost process; the run was saved after `step`."""
@@ -60,7 +83,7 @@ class Recovery:
         what = f"step {step + 1}: out of memory with --batch-size {self.config.training.batch_size}"
         if not step:
             return BatchTooLarge(what, hint=f"start again in another --run-dir with {flags}", flags=flags)
-        return BatchTooLarge(f"{what}; what was learned before is saved", hint=f"{self._resume()} {flags}", flags=flags)
+        return BatchTooLarge(what, hint=f"{self._resume()} {flags}", flags=flags)
 
     def flags_that_fit(self, ranks: int, fits: Callable[[int], bool]) -> str:
         """Flags for smaller batches with the same number of windows per step.

@@ -79,6 +79,8 @@ def rehearse(config: Config, folder: Path, trainer_in: MakeTrainer, found: Check
             trainer.restore(found)
         _refuse_too_many_weights(trainer)
         try:
+            for line in trainer.plan():
+                print(line, flush=True)  # noqa: T201
             estimate = _measured(trainer, near)
         except BatchTooLarge as error:
             batch = config.training.batch_size
@@ -161,7 +163,7 @@ def _peak_of_twice(trainer: Trainer) -> int | None:
     config = replace_values(own.config, {"batch_size": 2 * own.config.training.batch_size, "enable_soc": False})
     resources.reset_peak(device.torch)
     wide = Trainer(config, own.folder, own.model, own.tokenizer, own.streams, device, own.monitor, own.probe)
-    wide.optimizer = trainer.optimizer  # no second copy of its moments
+    wide.steps = own.steps.resized(config)  # no second copy of the moments
     try:
         wide.step()
     except OutOfMemory:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 import ebmvk
+from ebmvk.config.schema import Config
 from ebmvk.config.sizes import smaller
+from ebmvk.config.where import why_on_host
 from ebmvk.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ebmvk.data.windows import encode_split
 from ebmvk.decoding.probe import Probe
@@ -152,7 +154,7 @@ def _prepare(job: Job, ranks: Ranks, voice: Voice) -> _Prepared:
     for line in (f"text        {job.corpus.reason}", *levels):
         voice.say(line)
     device = open_device(config.run.device)
-    voice.say(f"device      {device.told}")
+    voice.say(f"device      {_where(device, config, ranks)}")
     if ranks.size > 1:
         rows = config.training.batch_size
         voice.say(f"ranks       {ranks.size} processes: each takes {rows // ranks.size} of {rows} windows")
@@ -194,6 +196,15 @@ def _of_start(job: Job, start: Start | None) -> Job:
     return job
 
 
+def _where(device: Device, config: Config, ranks: Ranks) -> str:
+    """Which device, why, and where the layers run."""
+    if device.backend.name != "vulkan":
+        return device.reason
+    if why := why_on_host(config, ranks.size):
+        return f"{device.reason}; the layers run on the CPU: {why}"
+    return f"{device.reason}; the layers train there, and evaluations and samples run on the CPU"
+
+
 def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None) -> Outcome:
     job, found = ready.job, ready.found
     ready.found = None  # it holds all weights and moments once more
@@ -210,7 +221,7 @@ def _train(ready: _Prepared, ranks: Ranks, voice: Voice, stop_after: int | None)
         trainer = ready.trainer(job.folder, monitor, ranks)
         if found:
             _resume(job, trainer, found, monitor)
-        enlist(ranks, config, ready.streams.train, trainer.model, trainer.optimizer)
+        enlist(ranks, config, ready.streams.train, trainer.model, trainer.steps.optimizer)
         facts = _facts(job, trainer, ready.device)
         for line in summary.opening(config, facts):
             monitor.say(line)
@@ -245,6 +256,7 @@ def _facts(job: Job, trainer: Trainer, device: Device) -> dict[str, Any]:
         "ranks": trainer.ranks.size,
         "device": device.reason,
         "torch_device": str(device.torch),
+        "trained_on": trainer.steps.where,
         "corpus": {"name": job.corpus.name, "reason": job.corpus.reason, "sha256": dict(trainer.streams.text)},
         "text": {split: vars(size) for split, size in sizes.items()},
         "vocabulary": trainer.tokenizer.vocab_size,

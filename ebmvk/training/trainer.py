@@ -16,26 +16,18 @@ import torch
 from torch import Tensor
 
 from ebmvk.config.schema import Config
+from ebmvk.config.where import why_on_host
 from ebmvk.data.tokenizer import Tokenizer
 from ebmvk.data.windows import Ahead
 from ebmvk.engine.device import Device
 from ebmvk.engine.sharded import sharded
-from ebmvk.errors import (
-    ArgumentError,
-    BatchTooLarge,
-    ConfigError,
-    EbmvkError,
-    OutOfMemory,
-    RankLost,
-    StorageError,
-)
+from ebmvk.errors import ArgumentError, ConfigError, DeviceError, EbmvkError, RankLost, StorageError
 from ebmvk.evaluation.likelihood import Likelihood
-from ebmvk.memory.while_training import TrainingSoc, observed
+from ebmvk.memory.while_training import TrainingSoc
 from ebmvk.model import dropout
 from ebmvk.model.language import LanguageModel
 from ebmvk.monitoring.advice import advice
 from ebmvk.monitoring.monitor import Monitor
-from ebmvk.objective.losses import Losses
 from ebmvk.ranks import ALONE, Ranks
 from ebmvk.report.trigram import against_trigram
 from ebmvk.runs import checkpoint, steps
@@ -43,12 +35,14 @@ from ebmvk.runs.checkpoint import Checkpoint
 from ebmvk.runs.folder import check_same_text, digest, model_record
 from ebmvk.runs.known_faults import REVISION, revision
 from ebmvk.runs.progress import Progress
-from ebmvk.training import finite, lines, optim, resumption
+from ebmvk.training import lines, resumption
 from ebmvk.training.evaluations import Evaluations, counts_record
+from ebmvk.training.host_steps import HostSteps
 from ebmvk.training.interruption import Interruption
-from ebmvk.training.passes import Passes, alone, attempted, batches_of
+from ebmvk.training.passes import batches_of
 from ebmvk.training.recovery import Recovery
-from ebmvk.training.reduction import add_up, check_same_weights
+from ebmvk.training.reduction import check_same_weights
+from ebmvk.training.stepping import Steps, Taken
 from ebmvk.training.streams import Streams
 
 LAST = 50  # steps whose mean is the loss on training text
@@ -81,7 +75,6 @@ class Trainer:
         self.config, self.folder, self.tokenizer, self.streams = config, folder, tokenizer, streams
         self.model = model.to(device.torch).train()
         self.device, self.monitor, self.probe, self.ranks = device, monitor, probe, ranks
-        self.optimizer = optim.build(self.model, config.training)
         self.batches = batches_of(config, streams.train)
         self._ahead = Ahead(self.batches, config.data.num_workers)
         spread = dataclasses.replace(device, backend=sharded(device.backend, ranks, config.run.device))
@@ -91,13 +84,22 @@ class Trainer:
             else None
         )
         self._interruption = Interruption()
+        self._recovery = Recovery(config, folder)
+        self.steps = self._steps_of(config)
         self.progress = Progress()
         self._text = digest(streams.train)
         self._first_batch, self._saved = 0, 0  # _saved: the step of the newest checkpoint
         self._revision = REVISION
         self._last_ce: deque[tuple[float, int]] = deque(maxlen=LAST)  # (loss, targets) of a step
         self.evaluations = Evaluations(config, self.model, tokenizer, streams, device)
-        self._recovery = Recovery(config, folder)
+
+    def _steps_of(self, config: Config) -> Steps:
+        """What takes the steps; `ebmvk.config.where` decides."""
+        if self.device.backend.name != "vulkan" or why_on_host(config, self.ranks.size):
+            return HostSteps(config, self.model, self.device, self._recovery, self._interruption, self.ranks)
+        from ebmvk.training.device_steps import DeviceSteps  # torch's tracer takes a while to import
+
+        return DeviceSteps(config, self.model, self.device, self._recovery, self.monitor.doing)
 
     # ---- resuming --------------------------------------------------------------------------------
 
@@ -114,8 +116,7 @@ class Trainer:
                 f"--steps {self.config.training.steps} is less than the {progress.step} steps of {found.path}",
                 hint="give more steps, or --resume an older checkpoint",
             )
-        checkpoint.restore(self.model, found)
-        self.optimizer.load_state_dict(found.optimizer)
+        self.steps.restore(found)
         self.progress = resumption.comparable(found, progress, self.folder, self.streams, self.monitor.say)
         resumption.compare_masks(found, self.config, self.monitor.say)
         self._saved = progress.step
@@ -140,9 +141,10 @@ class Trainer:
         ones.
 
         Raises:
-            DeviceError: the weights of the ranks differ; nothing is written. RankLost: a rank died;
-                the checkpoint is written.
+            DeviceError: the weights of the ranks differ, or the device has lost them; nothing is
+                written. RankLost: a rank died; the checkpoint is written.
         """
+        self.steps.settle()
         lost: RankLost | None = None
         try:
             self._compare()
@@ -161,7 +163,7 @@ class Trainer:
         every = self.config.logging.keep_epochs
         keep = every > 0 and self._ended(every)
         path = checkpoint.save(
-            self.folder, self.progress.step, self.model, self.optimizer.state_dict(), state, soc, keep=keep
+            self.folder, self.progress.step, self.model, self.steps.optimizer.state_dict(), state, soc, keep=keep
         )
         self._saved = self.progress.step
         if self.progress.best_step == self.progress.step:
@@ -259,27 +261,26 @@ class Trainer:
             return False
         return (progress.since_best or 0) >= training.patience
 
+    def plan(self) -> Iterator[str]:
+        """Lines about the memory that a step will take, as `Steps.plan`."""
+        return self.steps.plan(self._ahead.batch(self._first_batch + self.progress.step))
+
     def step(self) -> None:
         """Do one step of the optimiser and record it.
 
         Raises:
             NonFinite: raised before the weights are changed. BatchTooLarge: the batch doesn't fit
-                in memory; the message names a size that does.
+                in memory; the message names a size that does. RankLost, DeviceError: another
+                process or the device failed.
         """
         began = time.perf_counter()
         step, config = self.progress.step, self.config
         tokens = self._ahead.batch(self._first_batch + step).to(self.device.torch)
-        passes = self._passes(tokens, step)
-        losses, sample = self._of_all_ranks(passes)
-        parts = {name: float(value) for name, value in losses.parts.items()}
-        norm = self.optimizer.gradient_norm()
-        self._refuse_non_finite(losses.total, norm, parts, passes)
-        lr = optim.lr_at(step, config.training)
-        self.optimizer.step(lr, norm)
-        found = self.soc.after(step + 1, self._first_batch + step, sample, tokens) if self.soc else None
+        taken = self._taken(tokens, step)
+        found = self._consolidated(taken, tokens, step + 1)
         seconds = time.perf_counter() - began
         seen = int((tokens[:, 1:] >= 0).sum())
-        self._last_ce.append((parts["ce"], seen))
+        self._last_ce.append((taken.parts["ce"], seen))
         self.progress = dataclasses.replace(
             self.progress,
             step=step + 1,
@@ -288,69 +289,38 @@ class Trainer:
             seconds=self.progress.seconds + seconds,
         )
         rate = seen / seconds
-        values = {"loss": float(losses.total), "parts": parts, "lr": lr, "grad_norm": float(norm), "seconds": seconds}
+        values = {"loss": taken.total, "parts": taken.parts, "lr": taken.lr, "grad_norm": taken.norm}
+        values |= {"seconds": seconds, "tokens_per_second": rate, "tokens": self.progress.tokens}
         counts = {"counts": counts_record(self.device.backend)} if (step + 1) % config.logging.log_every == 0 else {}
-        self.monitor.step(step + 1, values | {"tokens_per_second": rate, "tokens": self.progress.tokens} | counts)
+        self.monitor.step(step + 1, values | counts | ({"device": taken.device} if taken.device else {}))
         if self.soc and found:
             self._tell(found | {"share": self.soc.share(self.progress.seconds)})
 
-    def _passes(self, tokens: Tensor, step: int) -> Passes:
-        return Passes(
-            *(self.model, self.device, self.config, tokens, step, self.config.training.accumulation_steps),
-            *(self.ranks.share, self.ranks.total),
-        )
-
-    def _of_all_ranks(self, passes: Passes) -> tuple[Losses, Tensor]:
-        """The losses of a step over all ranks, and the sample of states for consolidation.
-        Gradients are summed too.
+    def _taken(self, tokens: Tensor, step: int) -> Taken:
+        """Take a step. If another process or the device fails, everything learned before is saved.
 
         Raises:
-            RankLost: a rank died. OutOfMemory: in this process or another. Everything learned
-                before is saved.
+            RankLost, DeviceError: as `Steps.take`.
         """
-        tokens, step = passes.tokens, passes.step
         try:
-            self.ranks.tell("step", step=step, batch=self._first_batch + step)
-            losses = self._if_it_fits(passes)
-            if losses is None:
-                raise self._out_of_memory(tokens, step)
-            sample = observed(self.config, losses, tokens, self.ranks.share, step + 1)
-            came = self._interruption.came
-            losses, came = add_up(self.ranks, self.model, losses, sample, interrupted=came)
-            if came:  # to any rank; never reset here, as a signal may have come meanwhile
-                self._interruption.came = True
-        except (RankLost, OutOfMemory) as error:
+            return self.steps.take(tokens, step, self._first_batch + step)
+        except (RankLost, DeviceError) as error:
             if step:
                 self.ranks.fail(error)  # others may be amid the step: no saving with them
-                self.save()
-            if step and isinstance(error, RankLost):
-                raise self._recovery.rank_lost(error, self.progress.step) from None
+                self._recovery.saved(error, step, self._saved, self.save)
             raise
-        return losses, sample
 
-    def _out_of_memory(self, tokens: Tensor, step: int) -> BatchTooLarge:
-        """The error to raise. Everything learned before is saved."""
-
-        def fits(rows: int) -> bool:
-            return self._if_it_fits(dataclasses.replace(self._passes(tokens[:rows], step), batches=1)) is not None
-
-        flags = self._recovery.flags_that_fit(self.ranks.size, fits)
-        self.optimizer.zero_grad()
-        return self._recovery.out_of_memory(step, flags)
-
-    def _if_it_fits(self, passes: Passes) -> Losses | None:
-        self.optimizer.zero_grad()
-        return attempted(self.model, passes, lambda bad: self._recovery.non_finite(bad, self.progress.step))
+    def _consolidated(self, taken: Taken, tokens: Tensor, done: int) -> dict[str, Any] | None:
+        if self.soc is None:
+            return None
+        if self.soc.due(done):
+            self.steps.settle()
+        return self.soc.after(done, self._first_batch + done - 1, taken.sample, tokens)
 
     def _tell(self, found: Mapping[str, Any]) -> None:
         """Record one consolidation."""
         self.monitor.record("soc", self.progress.step, found)
         self.monitor.detail(f"step {self.progress.step}: {lines.consolidated(found)}")
-
-    def _refuse_non_finite(self, total: Tensor, norm: Tensor, parts: Mapping[str, float], passes: Passes) -> None:
-        """Raise NonFinite with the name of the first bad tensor, before the optimiser uses it."""
-        if bad := finite.first_bad(self.model, total, norm, parts, alone(passes).run):
-            raise self._recovery.non_finite(bad, self.progress.step)
 
     # ---- evaluating ------------------------------------------------------------------------------
 
@@ -359,6 +329,7 @@ class Trainer:
         the best so far.
         """
         self.monitor.doing("evaluating")
+        self.steps.settle()
         found, measured = self.evaluations.part()
         step, best = self.progress.step, self.progress.best_nats
         # Nats per token can only be compared over the same tokens; --eval-tokens may have changed.
@@ -380,6 +351,7 @@ class Trainer:
     def _finish(self) -> None:
         """Measure the whole validation split, and the trigram on the same tokens."""
         self.monitor.doing("evaluating all of the validation text")
+        self.steps.settle()
         found, base = self.evaluations.whole()
         counts = counts_record(self.device.backend)
         gain = self.soc.gain() if self.soc else None

@@ -9,7 +9,7 @@ from typing import Any
 from ebmvk.report.run.source import Config, Run
 from ebmvk.report.section import Part, Section, Shown
 from ebmvk.report.tables import Table, number
-from ebmvk.runs.metrics import METRICS_FILE
+from ebmvk.runs.metrics import METRICS_FILE, Row
 
 SAMPLES = 6
 
@@ -49,7 +49,7 @@ def _facts(run: Run) -> list[tuple[str, str]] | None:
         ("corpus", facts["corpus"]["reason"]),
         ("training text", f"{text['tokens']:,} tokens, {text['words']:,} words, {text['bytes']:,} bytes"),
         ("engine", facts["device"]),
-        ("trunk", f"torch {facts['torch']} on {facts['torch_device']}, {threads}"),
+        ("trunk", _trunk(facts, threads)),
         ("platform", facts["platform"]),
         ("ebmvk", facts["ebmvk"]),
         ("begun", facts["time"]),
@@ -61,6 +61,13 @@ def _facts(run: Run) -> list[tuple[str, str]] | None:
         (f"unreadable lines of {METRICS_FILE}", run.history.broken_lines),
     )
     return lines + [(what, str(count)) for what, count in trouble if count]
+
+
+def _trunk(facts: Row, threads: str) -> str:
+    """Where the layers were trained."""
+    torch = f"torch {facts['torch']} on {facts['torch_device']}, {threads}"
+    device = facts.get("trained_on") == "vulkan"
+    return f"trained on the engine's device; evaluated by {torch}" if device else torch
 
 
 def _where(lines: list[tuple[str, str]]) -> Shown:

