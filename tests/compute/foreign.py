@@ -151,9 +151,9 @@ class SelectedExperts(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.words(ids).flatten(0, 1)
-        chosen = self.router(x).argmax(-1)
+        share, chosen = torch.softmax(self.router(x), -1).max(-1)
         y = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             rows = (chosen == number).nonzero().flatten()
             y = y.index_add(0, rows, expert(x[rows]))
-        return self.head(x + y).unflatten(0, ids.shape)
+        return self.head(x + share[:, None] * y).unflatten(0, ids.shape)
