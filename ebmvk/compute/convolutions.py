@@ -13,15 +13,16 @@ aten = torch.ops.aten
 
 
 def _columns(
-    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    outputs: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> torch.Tensor:
     """What each place of the kernel sees: (batch, channels, places of the kernel, outputs)."""
     widths = [width for size in reversed(padding) for width in (size, size)]
     padded = torch.nn.functional.pad(x, widths) if any(widths) else x
-    outputs = [
-        (size - gap * (k - 1) - 1) // step + 1
-        for size, k, step, gap in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
-    ]
     seen = []
     for place in _places(kernel):
         part = padded
@@ -51,22 +52,28 @@ def convolution(
 ) -> torch.Tensor:
     """A convolution as one product: the input's columns times the weights, group by group. A
     transposed one is the gradient of a convolution for its input."""
+    stride, padding, dilation, output_padding = _spread_to(x.dim() - 2, stride, padding, dilation, output_padding)
     if transposed:
-        result = _to_input(x, weight, _spread_shape(x, weight, stride, padding, dilation, output_padding, groups),
+        result = _to_input(x, weight, _transposed_shape(x, weight, stride, padding, dilation, output_padding, groups),
                            stride, padding, dilation, groups)  # fmt: skip
     else:
-        columns = _columns(x, weight.shape[2:], stride, padding, dilation)
-        rows = columns.reshape(x.shape[0], groups, -1, columns.shape[-1])
-        weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
         outputs = [
             (size + 2 * pad - gap * (k - 1) - 1) // step + 1
             for size, k, step, pad, gap in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         ]
+        columns = _columns(x, weight.shape[2:], outputs, stride, padding, dilation)
+        rows = columns.reshape(x.shape[0], groups, -1, columns.shape[-1])
+        weights = weight.reshape(1, groups, weight.shape[0] // groups, -1)
         result = torch.matmul(weights, rows).reshape(x.shape[0], weight.shape[0], *outputs)
     return result if bias is None else result + bias.reshape(1, -1, *(1 for _ in x.shape[2:]))
 
 
-def _spread_shape(
+def _spread_to(rank: int, *values: Sequence[int]) -> list[list[int]]:
+    """One number for all axes, or one for each."""
+    return [list(part) * rank if len(part) == 1 else list(part) for part in values]
+
+
+def _transposed_shape(
     x: torch.Tensor,
     weight: torch.Tensor,
     stride: Sequence[int],
@@ -109,7 +116,7 @@ def _to_weight(
     groups: int,
 ) -> torch.Tensor:
     """The gradient of a convolution of x for its weight."""
-    seen = _columns(x, weight.shape[2:], stride, padding, dilation)
+    seen = _columns(x, weight.shape[2:], gradient.shape[2:], stride, padding, dilation)
     rows = seen.reshape(x.shape[0], groups, -1, seen.shape[-1])
     flat = gradient.reshape(x.shape[0], groups, weight.shape[0] // groups, -1)
     return torch.matmul(flat, rows.transpose(-1, -2)).sum(0).reshape(weight.shape)
@@ -130,6 +137,7 @@ def convolution_backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of `convolution` for x, weight and bias."""
     del bias_sizes
+    stride, padding, dilation, output_padding = _spread_to(x.dim() - 2, stride, padding, dilation, output_padding)
     of_x: torch.Tensor | None = None
     of_weight: torch.Tensor | None = None
     of_bias: torch.Tensor | None = None
@@ -202,7 +210,7 @@ def _windows(
 
 def _each(rank: int, *values: Sequence[int]) -> list[list[int]]:
     """One number for all axes, or one for each. A stride that isn't given is the window's size."""
-    kernel, *rest = (list(part) * rank if len(part) == 1 else list(part) for part in values)
+    kernel, *rest = _spread_to(rank, *values)
     return [kernel, *(part or kernel for part in rest)]
 
 

@@ -120,6 +120,8 @@ def lists() -> Table:
 
 
 def _index_fill(x: torch.Tensor, dim: int, index: torch.Tensor, value: Any) -> torch.Tensor:
+    if x.dim() == 0:
+        return value.to(x.dtype) if isinstance(value, torch.Tensor) else torch.full_like(x, value)
     shape = list(x.shape)
     shape[dim] = index.numel()
     filled = value.expand(shape) if isinstance(value, torch.Tensor) else torch.full(shape, value, dtype=x.dtype)

@@ -27,7 +27,7 @@ tensor), products and norms."""
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[Recorder]:
     """With guard bands, poison and validation."""
-    made = Recorder(open_vulkan(validate=True, guard=True))
+    made = Recorder(open_vulkan(validate=True, guard=True, timeout_seconds=600.0))
     yield made
     assert made.backend._engine.damaged_guards() == ""
     assert made.backend._engine.take_messages() == []
