@@ -249,7 +249,7 @@ def avg_pool(
         part = padded
         for axis, (at, step, count) in enumerate(zip(place, stride, counts, strict=True)):
             index = slice(at, at + step * (count - 1) + 1, step)
-            part = part[(..., index, *(slice(None) for _ in range(rank - axis - 1)))]
+            part = part[(slice(None),) * (x.dim() - rank + axis) + (index,)]
         total = total + part
     return total / _shares(size, kernel, stride, padding, counts, not count_include_pad, divisor_override)
 

@@ -36,8 +36,8 @@ def _atanh(x: torch.Tensor) -> torch.Tensor:
 
 
 def _addbmm(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: Any = 1, alpha: Any = 1) -> torch.Tensor:
-    product = alpha * torch.bmm(a, b).sum(0)
-    return product if beta == 0 else beta * x + product
+    product: torch.Tensor = alpha * torch.bmm(a, b).sum(0)
+    return product if beta == 0 else product + beta * x
 
 
 def _cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
