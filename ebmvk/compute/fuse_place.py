@@ -175,9 +175,19 @@ def pack(program: Program, limits: Limits) -> Program:
             groups[update.form].append(update)
     for members in groups.values():
         for part in _parts(program, members, limits):
-            if len(part) > 1:
-                program = _packed(program, part)
-    return without_dead(replace(program, nodes=ordered(program.nodes)))
+            program = _packed(program, _still(program, part))
+    return without_dead(replace(program, nodes=ordered([node for node in program.nodes if node is not _GONE])))
+
+
+_GONE = Loop((0,), 0, ())
+"""In place of a loop that became part of another one, so that the others keep their positions."""
+
+
+def _still(program: Program, members: Sequence[_Update]) -> list[_Update]:
+    """The members as they are now, after other updates were put into blocks."""
+    uses = Uses.of(program)
+    found = [(_update(program, uses, m.position, program.nodes[m.position]), m) for m in members]
+    return [now for now, before in found if now is not None and now.form == before.form]
 
 
 def _one_loop_each(program: Program, limits: Limits) -> Program:
@@ -219,7 +229,7 @@ def _update(program: Program, uses: Uses, position: int, node: Node) -> _Update 
         outputs.append(tensor)
     roles: list[View] = []
     form = _form(node, roles)
-    if form is None or any(not _movable(program, uses, view) for view in roles):
+    if form is None or not roles or any(not _movable(program, uses, view) for view in roles):
         return None
     if len({view.tensor.id for view in roles}) != len(roles):
         return None
@@ -295,6 +305,8 @@ def _padded(size: int) -> int:
 
 def _packed(program: Program, members: list[_Update]) -> Program:
     """One loop for all members; their tensors become parts of blocks, one for each role."""
+    if len(members) < 2:
+        return program
     offsets = [0]
     for member in members:
         offsets.append(offsets[-1] + _padded(math.prod(member.loop.shape)))
@@ -323,7 +335,9 @@ def _packed(program: Program, members: list[_Update]) -> Program:
     for position, node in enumerate(program.nodes):
         if position == last:
             nodes.append(loop)
-        if position not in gone:
+        elif position in gone or node is _GONE:
+            nodes.append(_GONE)
+        else:
             nodes.append(with_views(node, placed, placed))
     inputs = [tensor for tensor in program.inputs if tensor.id not in moved]
     of_inputs = {moved[t.id][1].tensor for t in program.inputs if t.id in moved}
